@@ -1,0 +1,114 @@
+"""Every setting of the pipeline, one environment variable each, prefixed ORDERS_.
+
+`orders settings` prints this page as a table. A field's description holds its unit and the reason for its default.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """All settings. Raises pydantic.ValidationError for a value that cannot be used. Never blocks."""
+
+    model_config = SettingsConfigDict(env_prefix="ORDERS_", extra="ignore", frozen=True)
+
+    # -- servers -----------------------------------------------------------------------------------------------
+    kafka: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,... Any one of them is enough to find the rest.")
+    postgres: str = Field(
+        "postgresql://postgres@127.0.0.1:5432/orders", description="The primary, postgresql://user:password@host:port/database."
+    )
+    postgres_replica: str | None = Field(None, description="A read replica for queries, postgresql://... Unset: the primary is read.")
+    redis: str = Field("redis://127.0.0.1:6379/0", description="The cache, redis://host:port/db. It may be down at any time.")
+    data: Path = Field(Path(".orders-data"), description="Folder of the workers' local state (RocksDB). Can be deleted: it is rebuilt.")
+
+    # -- topology ----------------------------------------------------------------------------------------------
+    group: str = Field("orders", description="Consumer group, and the prefix of the table's changelog topic.")
+    partitions: int = Field(
+        4, ge=1, le=1024, description="Partitions of every topic at `orders init`: the lanes, so the most workers that can share the work."
+    )
+    replication: int | None = Field(
+        None, ge=1, le=9, description="Replicas of every topic at `orders init`. Unset: min(3, brokers); min.insync.replicas is one less, at least 1."
+    )
+    postgres_partitions: int = Field(8, ge=1, le=1024, description="Hash partitions of each Postgres table at `orders init`.")
+
+    # -- batches -----------------------------------------------------------------------------------------------
+    batch_records: int = Field(
+        2000, ge=1, le=100_000, description="Records a lane takes at once. More is faster until a batch's transaction is slow to commit."
+    )
+    pending_records: int = Field(
+        8000, ge=1, description="Records a topic partition holds in memory before its fetching rests: the backpressure."
+    )
+    pending_bytes: int = Field(16 << 20, ge=1 << 20, description="The same in bytes.")
+    commit_interval: float = Field(
+        0.7, gt=0, le=60, description="Seconds between offset commits. A crash replays that much at most; each replayed record is a duplicate."
+    )
+    producer_linger_ms: int = Field(0, ge=0, le=1000, description="Milliseconds the producer waits for more. Batches are built by hand: 0.")
+
+    # -- failure -----------------------------------------------------------------------------------------------
+    session_timeout: float = Field(
+        6.0, ge=1, le=300, description="Seconds without a heartbeat after which Kafka gives a worker's partitions away (its outage after kill -9)."
+    )
+    heartbeat_interval: float = Field(1.0, gt=0, description="Seconds between heartbeats; at most a third of session_timeout.")
+    retry_first: float = Field(0.05, gt=0, description="Seconds before the first retry after a temporary failure; doubles each time.")
+    retry_longest: float = Field(2.0, gt=0, description="The longest pause between retries, in seconds.")
+    retry_limit: float = Field(
+        300.0, gt=0, description="Seconds after which a batch that keeps failing ends the worker, unacknowledged, for its supervisor to restart."
+    )
+    drain_timeout: float = Field(10.0, gt=0, description="Seconds that SIGTERM or a rebalance waits for batches in flight.")
+    stall_timeout: float = Field(120.0, gt=0, description="Seconds without progress after which a worker ends itself rather than hang.")
+    redis_timeout: float = Field(0.5, gt=0, description="Seconds until a cache write is given up. A cache delays nothing.")
+
+    # -- sinks -------------------------------------------------------------------------------------------------
+    postgres_pool: int = Field(4, ge=1, le=64, description="Connections of one worker to Postgres: lanes that can commit at the same time.")
+    cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds an order stays in Redis while a parcel moves.")
+    cache_ttl_settled: int = Field(1800, ge=600, le=1800, description="Seconds an order stays in Redis once nothing is expected to change.")
+
+    # -- seeing it ---------------------------------------------------------------------------------------------
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
+    log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics on 127.0.0.1. 0: none.")
+
+    @field_validator("kafka")
+    @classmethod
+    def _brokers(cls, value: str) -> str:
+        for broker in value.split(","):
+            host, _, port = broker.strip().rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"{broker!r} is not host:port; write ORDERS_KAFKA=host:port,host:port")
+        return value
+
+    @field_validator("postgres", "postgres_replica")
+    @classmethod
+    def _postgres(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must look like postgresql://user:password@host:port/database")
+        return value
+
+    @field_validator("redis")
+    @classmethod
+    def _redis(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must look like redis://host:port/db")
+        return value
+
+    @property
+    def brokers(self) -> list[str]:
+        """Brokers as a list of host:port."""
+        return [broker.strip() for broker in self.kafka.split(",")]
+
+    @property
+    def changelog_topic(self) -> str:
+        """Name of the changelog topic of the orders table."""
+        return f"{self.group}-state-changelog"
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read from the environment once. Raises pydantic.ValidationError."""
+    return Settings()
