@@ -1,0 +1,403 @@
+"""What leaves the pipeline: derived events and commands (contracts: section 1, "Out"), and their deterministic ids.
+
+Each builder is pure. An id is uuid5 in the namespace of the order's UUID, so whoever receives a command twice can tell; `ce_id` is uuid5 over
+the type and that id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from domain import ids, money, times
+from domain.events import Event, RefundDecided
+from domain.order import CAUSES, ORDER_STATUS, SUBORDER_STATUS, Created, Item, Origin, RefundDecision, ReturnStage
+from domain.survey import Suborder, fresh_lines
+from domain.topics import DECISIONS
+
+SOURCE: Final = b"/orders"
+"""ce_source of everything we publish."""
+
+
+class SuborderItem(Struct, gc=False):
+    item_id: str
+    product_id: str
+    sku: str
+    quantity: int
+    live_quantity: int
+    price: str
+    shipping_amount: str
+    warehouse_id: str | UnsetType = UNSET
+
+
+class SuborderUnits(Struct, gc=False):
+    """How many of a suborder's units there are, are live, and of the live ones reached a rank or more."""
+
+    ordered: int
+    live: int
+    in_transit: int
+    delivered: int
+    returned: int
+
+
+class SuborderCreated(Struct, gc=False):
+    """An order's part for one seller, as ordered. The same whatever else is known: status pending, full amounts, version 1."""
+
+    suborder_id: str
+    order_id: str
+    seller_id: str
+    status: Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
+    currency: str
+    items: list[SuborderItem]
+    items_amount: str
+    shipping_amount: str
+    discount_amount: str
+    total_amount: str
+    units: SuborderUnits
+    version: int
+
+
+class SuborderUpdated(SuborderCreated, gc=False):
+    """A suborder's status, amounts (over its live units) or unit counts changed."""
+
+
+class StockItem(Struct, gc=False):
+    item_id: str
+    product_id: str
+    sku: str
+    quantity: int
+    warehouse_id: str | UnsetType = UNSET
+
+
+class StockReserve(Struct, gc=False):
+    """Command to the inventory: reserve a seller's units."""
+
+    reservation_id: str
+    order_id: str
+    seller_id: str
+    items: list[StockItem]
+
+
+class StockRelease(StockReserve, gc=False):
+    """Command to the inventory: a cancellation; take back what has not left. Only its stock.released makes the units gone."""
+
+
+class StockCommit(Struct, gc=False):
+    """Command to the inventory: these units have left with a parcel."""
+
+    commit_id: str
+    shipment_id: str
+    reservation_id: str
+    order_id: str
+    seller_id: str
+    items: list[StockItem]
+
+
+class StockRestock(Struct, gc=False):
+    """Command to the inventory: sound goods came back."""
+
+    restock_id: str
+    order_id: str
+    seller_id: str
+    return_id: str
+    item_id: str
+    product_id: str
+    sku: str
+    quantity: int
+
+
+class PaymentInitiate(Struct, gc=False):
+    """Command to the payment service: collect the order's total."""
+
+    payment_request_id: str
+    order_id: str
+    user_id: str
+    amount: str
+    currency: str
+
+
+class LabelItem(Struct, gc=False):
+    item_id: str
+    product_id: str
+    sku: str
+    quantity: int
+    warehouse_id: str | UnsetType = UNSET
+
+
+class ShippingLabelCreate(Struct, gc=False):
+    """Command to the shipping service: the order is confirmed, a label for a seller's units that are not gone."""
+
+    label_request_id: str
+    order_id: str
+    suborder_id: str
+    seller_id: str
+    items: list[LabelItem]
+
+
+class RefundRequest(Struct, gc=False):
+    """Command to the payment service: pay back. Fixed by the decision that it follows."""
+
+    refund_id: str
+    order_id: str
+    amount: str
+    currency: str
+    cause: Literal["return", "stock", "closed"]
+    cause_id: str
+
+
+class StatusCause(Struct, gc=False):
+    type: str
+    id: str
+
+
+class OrderStatusChanged(Struct, gc=False):
+    """An order's status changed."""
+
+    order_id: str
+    user_id: str
+    from_: Literal["pending", "confirmed", "shipped", "delivered", "returned"] = msgspec.field(name="from")
+    to: Literal["pending", "confirmed", "shipped", "delivered", "returned"]
+    cause: StatusCause
+    version: int
+
+
+DATA: Final[dict[str, type[Struct]]] = {
+    "suborder.created": SuborderCreated,
+    "suborder.updated": SuborderUpdated,
+    "stock.reserve": StockReserve,
+    "payment.initiate": PaymentInitiate,
+    "shipping.label.create": ShippingLabelCreate,
+    "stock.release": StockRelease,
+    "stock.commit": StockCommit,
+    "stock.restock": StockRestock,
+    "refund.request": RefundRequest,
+    "order.status_changed": OrderStatusChanged,
+}
+"""Derived event type -> wire form of its data."""
+
+
+class Derived(NamedTuple):
+    """One event to publish. `ce_name`: what its ce_id is the uuid5 of."""
+
+    topic: str
+    type: str
+    ce_name: str
+    data: Struct
+
+
+class LateRefusal(NamedTuple):
+    """A waiting fact that turned out to be refused once its order was known."""
+
+    type: str
+    fact: Struct
+    code: str
+    detail: str
+    origin: Origin
+
+
+Effect = Derived | LateRefusal
+
+
+class Writer:
+    """Builds the effects of one order while it takes in one event."""
+
+    __slots__ = ("digits", "effects", "order_id", "order_text")
+
+    def __init__(self, order_id: bytes, currency: str) -> None:
+        self.order_id = order_id
+        self.order_text = ids.text(order_id)
+        self.digits = money.DIGITS[currency]
+        self.effects: list[Effect] = []
+
+    def id(self, name: str) -> str:
+        return ids.uuid5_text(self.order_id, name)
+
+    def _publish(self, type_: str, ce_id: str, data: Struct) -> None:
+        self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", data))
+
+    def _stock_items(self, items: Iterable[tuple[Item, int]]) -> list[StockItem]:
+        text = ids.text
+        return [
+            StockItem(
+                text(item.item_id),
+                text(item.product_id),
+                item.sku,
+                quantity,
+                UNSET if item.warehouse_id is None else text(item.warehouse_id),
+            )
+            for item, quantity in items
+        ]
+
+    def _suborder(self, kind: type[SuborderCreated], created: Created, suborder: Suborder, version: int) -> SuborderCreated:
+        text, digits = ids.text, self.digits
+        seller = text(suborder.seller_id)
+        live = {line.item_id: line.live for line in suborder.lines}
+        items = [
+            SuborderItem(
+                text(item.item_id),
+                text(item.product_id),
+                item.sku,
+                item.quantity,
+                live[item.item_id],
+                money.text(item.price, digits),
+                money.text(item.shipping or 0, digits),
+                UNSET if item.warehouse_id is None else text(item.warehouse_id),
+            )
+            for item in created.items
+            if item.item_id in live
+        ]
+        return kind(
+            self.id(f"suborder:{seller}"),
+            self.order_text,
+            seller,
+            SUBORDER_STATUS[suborder.status],  # type: ignore[arg-type]
+            created.currency,
+            items,
+            money.text(suborder.items_amount, digits),
+            money.text(suborder.shipping, digits),
+            money.text(suborder.discount, digits),
+            money.text(suborder.total, digits),
+            SuborderUnits(suborder.ordered, suborder.live, suborder.in_transit, suborder.delivered, suborder.returned),
+            version,
+        )
+
+    def suborder_created(self, created: Created, suborder: Suborder) -> None:
+        data = self._suborder(SuborderCreated, created, suborder, 1)
+        self._publish("suborder.created", data.suborder_id, data)
+
+    def suborder_updated(self, created: Created, suborder: Suborder, version: int) -> None:
+        data = self._suborder(SuborderUpdated, created, suborder, version)
+        self._publish("suborder.updated", f"{version}:{data.seller_id}", data)
+
+    def stock_reserve(self, seller_id: bytes, items: Iterable[tuple[Item, int]]) -> None:
+        seller = ids.text(seller_id)
+        data = StockReserve(self.id(f"reservation:{seller}"), self.order_text, seller, self._stock_items(items))
+        self._publish("stock.reserve", data.reservation_id, data)
+
+    def stock_release(self, seller_id: bytes, items: Iterable[tuple[Item, int]]) -> None:
+        seller = ids.text(seller_id)
+        data = StockRelease(self.id(f"reservation:{seller}"), self.order_text, seller, self._stock_items(items))
+        self._publish("stock.release", data.reservation_id, data)
+
+    def stock_commit(self, shipment_id: bytes, seller_id: bytes, items: Iterable[tuple[Item, int]]) -> None:
+        seller, shipment = ids.text(seller_id), ids.text(shipment_id)
+        commit = self.id(f"commit:{shipment}")
+        data = StockCommit(commit, shipment, self.id(f"reservation:{seller}"), self.order_text, seller, self._stock_items(items))
+        self._publish("stock.commit", commit, data)
+
+    def stock_restock(self, item: Item, stage: ReturnStage) -> None:
+        text = ids.text
+        return_id = text(stage.return_id)
+        restock = self.id(f"restock:{return_id}")
+        quantity = min(stage.quantity or item.quantity, item.quantity)
+        data = StockRestock(
+            restock, self.order_text, text(item.seller_id), return_id, text(item.item_id), text(item.product_id), item.sku, quantity
+        )
+        self._publish("stock.restock", restock, data)
+
+    def payment_initiate(self, created: Created) -> None:
+        data = PaymentInitiate(
+            self.id("payment"), self.order_text, ids.text(created.user_id), money.text(created.total, self.digits), created.currency
+        )
+        self._publish("payment.initiate", data.payment_request_id, data)
+
+    def label_create(self, seller_id: bytes, items: Iterable[tuple[Item, int]]) -> None:
+        text = ids.text
+        seller = text(seller_id)
+        lines = [
+            LabelItem(text(i.item_id), text(i.product_id), i.sku, quantity, UNSET if i.warehouse_id is None else text(i.warehouse_id))
+            for i, quantity in items
+        ]
+        data = ShippingLabelCreate(self.id(f"label:{seller}"), self.order_text, self.id(f"suborder:{seller}"), seller, lines)
+        self._publish("shipping.label.create", data.label_request_id, data)
+
+    def refund_request(self, decision: RefundDecision, currency: str) -> None:
+        data = RefundRequest(
+            self.id(f"refund:{decision.n}"),
+            self.order_text,
+            money.text(decision.amount, self.digits),
+            currency,
+            CAUSES[decision.cause],  # type: ignore[arg-type]
+            ids.text(decision.cause_id),
+        )
+        self._publish("refund.request", data.refund_id, data)
+
+    def refund_decided(self, decision: RefundDecision) -> None:
+        data = RefundDecided(
+            self.order_text,  # type: ignore[arg-type]
+            decision.n,
+            decision.amount,
+            CAUSES[decision.cause],  # type: ignore[arg-type]
+            ids.text(decision.cause_id),  # type: ignore[arg-type]
+            [(ids.text(item_id), number) for item_id, number in decision.units],  # type: ignore[misc]
+            [ids.text(item_id) for item_id in decision.shipping],  # type: ignore[misc]
+        )
+        self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
+
+    def status_changed(self, created: Created, before: int, after: int, event: Event, version: int) -> None:
+        data = OrderStatusChanged(
+            self.order_text,
+            ids.text(created.user_id),
+            ORDER_STATUS[before],  # type: ignore[arg-type]
+            ORDER_STATUS[after],  # type: ignore[arg-type]
+            StatusCause(event.type, event.id),
+            version,
+        )
+        self._publish("order.status_changed", str(version), data)
+
+    def late_refusal(self, type_: str, fact: Struct, code: str, detail: str, origin: Origin) -> None:
+        self.effects.append(LateRefusal(type_, fact, code, detail, origin))
+
+
+def fresh_suborders(created: Created) -> list[Suborder]:
+    """Suborders by seller id, as ordered: everything live and pending."""
+    by_seller: dict[bytes, Suborder] = {}
+    for line in fresh_lines(created):
+        known = by_seller.get(line.seller_id)
+        if known is None:
+            known = by_seller[line.seller_id] = Suborder(line.seller_id)
+        known.add(line)
+    return [by_seller[seller_id] for seller_id in sorted(by_seller)]
+
+
+_encode = msgspec.json.Encoder().encode
+_SPEC = ("ce_specversion", b"1.0")
+_SOURCE_HEADER = ("ce_source", SOURCE)
+_CONTENT = ("content-type", b"application/json")
+_TYPE_HEADER = {name: ("ce_type", name.encode()) for name in (*DATA, "refund.decided")}
+_SCHEMA_HEADER = {name: ("ce_dataschema", f"/orders/{name}/v1".encode()) for name in (*DATA, "refund.decided")}
+
+
+def headers_of(event: Event) -> list[tuple[str, bytes]]:
+    """The headers that all effects of one event share: when it happened, what caused them, its trace."""
+    shared = [("ce_time", times.text(event.time).encode()), ("ce_causeid", event.id.encode())]
+    if event.traceparent is not None:
+        trace = event.traceparent.encode()
+        shared += [("ce_traceparent", trace), ("traceparent", trace)]
+    return shared
+
+
+def encode(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """-> (value, headers) of a derived event, CloudEvents in the binary Kafka binding. `shared`: headers_of its event."""
+    type_ = effect.type
+    ce_id = ids.uuid5_text(order_id, effect.ce_name).encode()
+    return _encode(effect.data), [_SPEC, _TYPE_HEADER[type_], _SOURCE_HEADER, ("ce_id", ce_id), _SCHEMA_HEADER[type_], _CONTENT, *shared]
+
+
+def normalised(type_: str, fact: Struct) -> bytes:
+    """A fact as JSON, ids in canonical text form, absent fields left out: the value of a waiting fact's dead letter."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, bytes):
+            return ids.text(value)
+        if isinstance(value, (list, tuple)):
+            return [plain(element) for element in value]
+        return value
+
+    fields = {name: plain(getattr(fact, name)) for name in fact.__struct_fields__ if name != "refused"}
+    return _encode({"type": type_, "fact": {name: value for name, value in fields.items() if value is not None}})
+
+

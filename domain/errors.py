@@ -1,0 +1,51 @@
+"""Why a record is refused. The codes are stable: consumers of orders.dlq select by them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+NOT_JSON: Final = "not_json"
+NOT_CLOUDEVENT: Final = "not_cloudevent"
+TYPE_UNKNOWN: Final = "type_unknown"
+TYPE_WRONG_TOPIC: Final = "type_wrong_topic"
+VERSION_UNKNOWN: Final = "version_unknown"
+FIELD_MISSING: Final = "field_missing"
+FIELD_MALFORMED: Final = "field_malformed"
+TOTAL_MISMATCH: Final = "total_mismatch"
+DISCOUNT_TOO_LARGE: Final = "discount_too_large"
+CURRENCY_UNKNOWN: Final = "currency_unknown"
+TOMBSTONE: Final = "tombstone"
+ITEM_REPEATED: Final = "item_repeated"
+KEY_CONFLICT: Final = "key_conflict"
+ORDER_CURRENCY: Final = "order_currency"
+ORDER_ITEM: Final = "order_item"
+ORDER_SELLER: Final = "order_seller"
+
+REASONS: Final = {
+    NOT_JSON: "the value is not JSON (or nested deeper than any event is)",
+    NOT_CLOUDEVENT: "a required CloudEvents 1.0 attribute is missing or wrong",
+    TYPE_UNKNOWN: "no such event type",
+    TYPE_WRONG_TOPIC: "a known type on another type's topic",
+    VERSION_UNKNOWN: "dataschema names a version other than /v1",
+    FIELD_MISSING: "a required field is missing (the detail has its path)",
+    FIELD_MALFORMED: "a field has the wrong form or is out of bounds (the detail has its path)",
+    TOTAL_MISMATCH: "total_amount is not the sum of its parts",
+    DISCOUNT_TOO_LARGE: "discount_amount is above the sum of price * quantity",
+    CURRENCY_UNKNOWN: "not an ISO 4217 currency",
+    TOMBSTONE: "a record without a value",
+    ITEM_REPEATED: "an item_id stands twice in one list of items",
+    KEY_CONFLICT: "a known natural key with other content; the first in the log stays",
+    ORDER_CURRENCY: "the order has another currency",
+    ORDER_ITEM: "the order has no such item",
+    ORDER_SELLER: "the order has no such seller, or the item is another seller's",
+}
+"""Reason code -> what it means."""
+
+
+class Refused(Exception):
+    """This record can never be applied. `code` is one of REASONS, `detail` says where; it holds no value of a free-text field."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail

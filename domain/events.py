@@ -1,0 +1,473 @@
+"""Events of other services: their wire form (contracts: section 1) and the step from a Kafka record to a fact.
+
+`decode` is the only door: a record either becomes one Event or raises Refused with a stable code and the path of what is wrong.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final, Literal, NamedTuple
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from domain import errors, ids, money, times
+from domain.errors import Refused
+from domain.order import (
+    PROCESSED,
+    REJECTED,
+    REQUESTED,
+    SHIPMENT_STATUS,
+    STOCK_REJECTED,
+    STOCK_RELEASED,
+    STOCK_RESERVED,
+    Cancellation,
+    Created,
+    Fact,
+    Item,
+    Payment,
+    PaymentFailure,
+    Quantities,
+    RefundDecision,
+    RefundReply,
+    ReturnStage,
+    Scan,
+    StockReply,
+)
+from domain.topics import DECISIONS, INPUT, REKEYED
+
+Text = Annotated[str, Meta(max_length=1000)]
+Money = Annotated[
+    str,
+    Meta(
+        max_length=1000,
+        description="major units, ^(0|[1-9][0-9]*)(\\.[0-9]+)?$, at most the currency's minor digits and 10^15 minor units",
+    ),
+]
+Time = Annotated[str, Meta(max_length=1000, description="RFC 3339 with offset, cut to microseconds")]
+Day = Annotated[str, Meta(max_length=1000, description="RFC 3339 with offset, or YYYY-MM-DD")]
+Currency = Annotated[str, Meta(max_length=1000, description="ISO 4217")]
+Quantity = Annotated[int, Meta(ge=1, le=100_000)]
+
+
+class ItemData(Struct, gc=False):
+    item_id: UUID
+    product_id: UUID
+    seller_id: UUID
+    sku: Text
+    quantity: Quantity
+    price: Money
+    warehouse_id: UUID | UnsetType = UNSET
+    shipping_amount: Money | UnsetType = UNSET
+
+
+class ItemQuantity(Struct, gc=False):
+    item_id: UUID
+    quantity: Quantity
+
+
+Items = Annotated[list[ItemData], Meta(min_length=1, max_length=1000)]
+ItemQuantities = Annotated[list[ItemQuantity], Meta(max_length=1000)]
+
+
+class OrderCreated(Struct, gc=False):
+    """A customer placed an order. total_amount = sum(price * quantity + shipping_amount) - discount_amount, exactly."""
+
+    order_id: UUID
+    user_id: UUID
+    currency: Currency
+    total_amount: Money
+    items: Items
+    region: Text | UnsetType = UNSET
+    discount_amount: Money | UnsetType = UNSET
+
+
+class OrderPaid(Struct, gc=False):
+    """Money was captured. An order may have several payments."""
+
+    order_id: UUID
+    payment_id: UUID
+    amount: Money
+    currency: Currency
+    method: Text | UnsetType = UNSET
+
+
+class PaymentFailed(Struct, gc=False):
+    """A payment attempt failed."""
+
+    order_id: UUID
+    payment_id: UUID
+    reason: Text
+
+
+class StockReserved(Struct, gc=False):
+    """The inventory reserved a seller's units."""
+
+    order_id: UUID
+    seller_id: UUID
+    reservation_id: UUID
+
+
+class StockRejected(Struct, gc=False):
+    """These units are not to be had: never left and never will. Without items: all the seller's."""
+
+    order_id: UUID
+    seller_id: UUID
+    reservation_id: UUID
+    reason: Text | UnsetType = UNSET
+    items: ItemQuantities | UnsetType = UNSET
+
+
+class StockReleased(StockRejected, gc=False):
+    """These units went back to stock before they left. Without items: all the seller's."""
+
+
+class OrderCancelRequested(Struct, gc=False):
+    """Somebody asks to cancel the order, or one seller's part of it."""
+
+    order_id: UUID
+    reason: Text
+    seller_id: UUID | UnsetType = UNSET
+
+
+class ShipmentUpdated(Struct, gc=False):
+    """A parcel was scanned. Without items: it holds all the seller's units in this order."""
+
+    order_id: UUID
+    shipment_id: UUID
+    seller_id: UUID
+    status: Literal["pending", "in_transit", "delivered", "returned"]
+    warehouse_id: UUID | UnsetType = UNSET
+    carrier: Text | UnsetType = UNSET
+    tracking_number: Text | UnsetType = UNSET
+    estimated_delivery: Day | UnsetType = UNSET
+    location: Text | UnsetType = UNSET
+    items: ItemQuantities | UnsetType = UNSET
+
+
+class OrderReturned(Struct, gc=False):
+    """A return went through a stage. quantity absent: the whole line; processed_at absent: the event's time; restock absent: true."""
+
+    order_id: UUID
+    return_id: UUID
+    item_id: UUID
+    reason: Text
+    status: Literal["requested", "processed", "rejected"]
+    quantity: Quantity | UnsetType = UNSET
+    processed_at: Time | UnsetType = UNSET
+    restock: bool | UnsetType = UNSET
+
+
+class RefundCompleted(Struct, gc=False):
+    """The payment service paid a refund."""
+
+    order_id: UUID
+    refund_id: UUID
+    reason: Text | UnsetType = UNSET
+
+
+class RefundFailed(RefundCompleted, gc=False):
+    """The payment service couldn't pay a refund."""
+
+
+class RefundDecided(Struct, gc=False):
+    """Internal (orders.decisions): the n-th refund of an order, fixed for ever. amount in minor units; units are [item_id, unit number]."""
+
+    order_id: UUID
+    n: int
+    amount: int
+    cause: Literal["return", "stock", "closed"]
+    cause_id: UUID
+    units: list[tuple[UUID, int]]
+    shipping: list[UUID]
+
+
+class Event(NamedTuple):
+    """One accepted event: its order, the fact that it adds, and what derived events carry on of it."""
+
+    type: str
+    order_id: bytes
+    fact: Fact
+    id: str
+    time: int
+    traceparent: str | None
+
+
+_RETURN_STATUS = {"requested": REQUESTED, "processed": PROCESSED, "rejected": REJECTED}
+_RANK = {name: rank for rank, name in enumerate(SHIPMENT_STATUS)}
+_CAUSE = {"return": 0, "stock": 1, "closed": 2}
+
+
+def _digits(currency: str) -> int:
+    digits = money.DIGITS.get(currency)
+    if digits is None:
+        raise Refused(errors.CURRENCY_UNKNOWN, "$.currency: not an ISO 4217 currency")
+    return digits
+
+
+def _quantities(items: list[ItemQuantity] | UnsetType) -> Quantities | None:
+    if items is UNSET:
+        return None
+    pairs = [(item.item_id.bytes, item.quantity) for item in items]
+    if len(pairs) > 1 and len({item_id for item_id, _ in pairs}) < len(pairs):
+        raise Refused(errors.ITEM_REPEATED, "$.items: an item_id stands twice")
+    return pairs
+
+
+def _created(data: OrderCreated, time: int) -> Fact:
+    digits = _digits(data.currency)
+    parse = money.parse_field
+    items: list[Item] = []
+    goods = shipping = 0
+    for i, line in enumerate(data.items):
+        price = parse(line.price, digits, f"$.items[{i}].price")
+        postage = None
+        if line.shipping_amount is not UNSET:
+            postage = parse(line.shipping_amount, digits, f"$.items[{i}].shipping_amount")
+            shipping += postage
+        goods += price * line.quantity
+        items.append(
+            Item(
+                line.item_id.bytes,
+                line.product_id.bytes,
+                line.seller_id.bytes,
+                None if line.warehouse_id is UNSET else line.warehouse_id.bytes,
+                line.sku,
+                line.quantity,
+                price,
+                postage,
+            )
+        )
+    if len(items) > 1 and len({item.item_id for item in items}) < len(items):
+        raise Refused(errors.ITEM_REPEATED, "$.items: an item_id stands twice")
+    total = parse(data.total_amount, digits, "$.total_amount")
+    discount = None if data.discount_amount is UNSET else parse(data.discount_amount, digits, "$.discount_amount")
+    if discount is not None and discount > goods:
+        raise Refused(errors.DISCOUNT_TOO_LARGE, "$.discount_amount: above the sum of price * quantity")
+    if total != goods + shipping - (discount or 0):
+        raise Refused(errors.TOTAL_MISMATCH, "$.total_amount: not sum(price * quantity + shipping_amount) - discount_amount")
+    region = None if data.region is UNSET else data.region
+    return Created(time, data.user_id.bytes, region, data.currency, total, discount, items)
+
+
+def _paid(data: OrderPaid, time: int) -> Fact:
+    amount = money.parse_field(data.amount, _digits(data.currency), "$.amount")
+    if amount == 0:
+        raise Refused(errors.FIELD_MALFORMED, "$.amount: must be above 0")
+    return Payment(time, data.payment_id.bytes, amount, data.currency, None if data.method is UNSET else data.method)
+
+
+def _payment_failed(data: PaymentFailed, time: int) -> Fact:
+    return PaymentFailure(time, data.payment_id.bytes, data.reason)
+
+
+def _reserved(data: StockReserved, time: int) -> Fact:
+    return StockReply(time, STOCK_RESERVED, data.seller_id.bytes, data.reservation_id.bytes, None)
+
+
+def _stock(kind: int) -> Callable[[StockRejected, int], Fact]:
+    def build(data: StockRejected, time: int) -> Fact:
+        reason = None if data.reason is UNSET else data.reason
+        return StockReply(time, kind, data.seller_id.bytes, data.reservation_id.bytes, _quantities(data.items), reason)
+
+    return build
+
+
+def _cancelled(data: OrderCancelRequested, time: int) -> Fact:
+    return Cancellation(time, None if data.seller_id is UNSET else data.seller_id.bytes, data.reason)
+
+
+def _scan(data: ShipmentUpdated, time: int) -> Fact:
+    estimated = data.estimated_delivery
+    return Scan(
+        time,
+        data.shipment_id.bytes,
+        _RANK[data.status],
+        data.seller_id.bytes,
+        None if data.warehouse_id is UNSET else data.warehouse_id.bytes,
+        None if data.carrier is UNSET else data.carrier,
+        None if data.tracking_number is UNSET else data.tracking_number,
+        None if estimated is UNSET else times.parse_day(estimated, "$.estimated_delivery"),
+        None if data.location is UNSET else data.location,
+        _quantities(data.items),
+    )
+
+
+def _returned(data: OrderReturned, time: int) -> Fact:
+    return ReturnStage(
+        time,
+        data.return_id.bytes,
+        _RETURN_STATUS[data.status],
+        data.item_id.bytes,
+        None if data.quantity is UNSET else data.quantity,
+        data.reason,
+        None if data.processed_at is UNSET else times.parse(data.processed_at, "$.processed_at"),
+        None if data.restock is UNSET else data.restock,
+    )
+
+
+def _refund(failed: bool) -> Callable[[RefundCompleted, int], Fact]:
+    def build(data: RefundCompleted, time: int) -> Fact:
+        return RefundReply(time, data.refund_id.bytes, failed, None if data.reason is UNSET else data.reason)
+
+    return build
+
+
+def _decided(data: RefundDecided, time: int) -> Fact:
+    units = [(item.bytes, number) for item, number in data.units]
+    return RefundDecision(
+        time, data.n, data.amount, _CAUSE[data.cause], data.cause_id.bytes, units, [item.bytes for item in data.shipping]
+    )
+
+
+DATA: Final[dict[str, type[Struct]]] = {
+    "order.created": OrderCreated,
+    "order.paid": OrderPaid,
+    "payment.failed": PaymentFailed,
+    "stock.reserved": StockReserved,
+    "stock.rejected": StockRejected,
+    "stock.released": StockReleased,
+    "order.cancel_requested": OrderCancelRequested,
+    "shipment.updated": ShipmentUpdated,
+    "order.returned": OrderReturned,
+    "refund.completed": RefundCompleted,
+    "refund.failed": RefundFailed,
+    "refund.decided": RefundDecided,
+}
+"""Event type -> wire form of its data."""
+
+_BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
+    "order.created": _created,
+    "order.paid": _paid,
+    "payment.failed": _payment_failed,
+    "stock.reserved": _reserved,
+    "stock.rejected": _stock(STOCK_REJECTED),
+    "stock.released": _stock(STOCK_RELEASED),
+    "order.cancel_requested": _cancelled,
+    "shipment.updated": _scan,
+    "order.returned": _returned,
+    "refund.completed": _refund(False),
+    "refund.failed": _refund(True),
+    "refund.decided": _decided,
+}
+_DECODE: Final = {name: (msgspec.json.Decoder(data).decode, _BUILD[name]) for name, data in DATA.items()}
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+class _Structured(Struct, gc=False):
+    """A whole CloudEvent as one JSON value. Attributes are checked by hand: they are shared with the binary binding."""
+
+    specversion: Text | UnsetType = UNSET
+    id: Text | UnsetType = UNSET
+    source: Text | UnsetType = UNSET
+    type: Text | UnsetType = UNSET
+    time: Text | UnsetType = UNSET
+    dataschema: Text | UnsetType = UNSET
+    traceparent: Text | UnsetType = UNSET
+    data: Raw | UnsetType = UNSET
+    data_base64: str | UnsetType = UNSET
+
+
+_decode_structured = msgspec.json.Decoder(_Structured).decode
+
+
+def _expected_types(topic: str) -> Sequence[str]:
+    if topic == DECISIONS:
+        return ("refund.decided",)
+    if topic == REKEYED:
+        return INPUT
+    return ()
+
+
+def _parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> Any:
+    try:
+        return decode(value)
+    except msgspec.ValidationError as error:
+        what = str(error)
+        raise Refused(errors.FIELD_MISSING if "missing required field" in what else code, what) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused(errors.NOT_JSON, str(error)) from None
+    except RecursionError:
+        raise Refused(errors.NOT_JSON, "nested too deep") from None
+
+
+def _refuse_nul(data: object, path: str) -> None:
+    """PostgreSQL's text cannot hold U+0000. Called only for a record that holds its escape somewhere."""
+    if isinstance(data, str) and "\x00" in data:
+        raise Refused(errors.FIELD_MALFORMED, f"{path}: holds the character U+0000")
+    if isinstance(data, Struct):
+        for name in data.__struct_fields__:
+            _refuse_nul(getattr(data, name), f"{path}.{name}")
+    elif isinstance(data, list):
+        for i, element in enumerate(data):
+            _refuse_nul(element, f"{path}[{i}]")
+
+
+def _attribute(raw: bytes | None, name: str) -> str:
+    if not raw:
+        raise Refused(errors.NOT_CLOUDEVENT, f"{name}: missing or empty")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        raise Refused(errors.NOT_CLOUDEVENT, f"{name}: not UTF-8") from None
+
+
+def decode(topic: str, headers: Sequence[tuple[str, bytes]], value: bytes | None) -> Event:
+    """One record of one of topics.LANE -> Event. Raises Refused. Never blocks."""
+    if value is None:
+        raise Refused(errors.TOMBSTONE, "the record has no value")
+    found: dict[str, bytes] = dict(headers)
+    if (found.get("content-type") or b"")[:28].lower() == b"application/cloudevents+json":
+        whole: _Structured = _parse_json(_decode_structured, value, errors.NOT_CLOUDEVENT)
+        if whole.data is not UNSET:
+            payload: bytes | Raw = whole.data
+        elif whole.data_base64 is not UNSET:
+            try:
+                payload = base64.b64decode(whole.data_base64, validate=True)
+            except (binascii.Error, ValueError):
+                raise Refused(errors.NOT_CLOUDEVENT, "data_base64: not base64") from None
+        else:
+            raise Refused(errors.FIELD_MISSING, "$.data: missing")
+        found = {
+            f"ce_{name}": text.encode()
+            for name in ("specversion", "id", "source", "type", "time", "dataschema", "traceparent")
+            if (text := getattr(whole, name)) is not UNSET
+        }
+    else:
+        payload = value
+    get = found.get
+    if get("ce_specversion") != b"1.0":
+        raise Refused(errors.NOT_CLOUDEVENT, "ce_specversion: must be 1.0")
+    event_id = _attribute(get("ce_id"), "ce_id")
+    _attribute(get("ce_source"), "ce_source")
+    type_ = _attribute(get("ce_type"), "ce_type")
+    if (type_ != topic or type_ not in DATA) and type_ not in _expected_types(topic):
+        if type_ in DATA:
+            raise Refused(errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name")
+        raise Refused(errors.TYPE_UNKNOWN, "ce_type: no such event type")
+    schema = get("ce_dataschema")
+    if schema is not None and not schema.endswith(b"/v1"):
+        raise Refused(errors.VERSION_UNKNOWN, "ce_dataschema: must end in /v1")
+    if get("ce_time") is None:
+        raise Refused(errors.FIELD_MISSING, "ce_time: missing")
+    time = times.parse(_attribute(get("ce_time"), "ce_time"), "ce_time")
+    parse, build = _DECODE[type_]
+    data = _parse_json(parse, payload, errors.FIELD_MALFORMED)
+    if b"\\u0000" in value or (payload is not value and b"\\u0000" in bytes(payload)):
+        _refuse_nul(data, "$")
+    traceparent = get("ce_traceparent") or get("traceparent")
+    trace = None
+    if traceparent is not None and len(traceparent) == 55:
+        trace = traceparent.decode("ascii", "replace")
+        if _TRACEPARENT.fullmatch(trace) is None:
+            trace = None
+    return Event(type_, data.order_id.bytes, build(data, time), event_id, time, trace)
+
+
+def order_key(event: Event) -> bytes:
+    """The record key of the event's order: canonical text form of its id."""
+    return ids.text(event.order_id).encode()

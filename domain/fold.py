@@ -1,0 +1,275 @@
+"""fold: one event taken into one order. The only place where facts are added and effects arise.
+
+    fold(order, event, origin) -> Folded(changed, refused, effects)
+
+The order is taken over and changed in place: state' is the same object (it was decoded from bytes for this batch alone). Pure otherwise: no clock,
+no random, no I/O. Whatever the order of arrival, duplication or split of a history, the facts end up the same.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from msgspec import structs
+
+from domain import errors
+from domain.effects import Effect, Writer, fresh_suborders
+from domain.events import Event
+from domain.order import (
+    CONFIRMED,
+    IN_TRANSIT,
+    PROCESSED,
+    Cancellation,
+    Created,
+    Item,
+    Order,
+    Origin,
+    Payment,
+    RefundDecision,
+    ReturnStage,
+    Scan,
+    SimpleFact,
+    StockReply,
+    Waiting,
+)
+from domain.survey import Survey, owed, survey
+
+
+class Folded(NamedTuple):
+    """What one event did: `changed`: the state has to be written; `refused`: (code, detail) for orders.dlq; `effects`: to publish."""
+
+    changed: bool
+    refused: tuple[str, str] | None
+    effects: list[Effect]
+
+
+_DUPLICATE: Final = Folded(False, None, [])
+_FIELD: Final = {
+    "order.paid": "payments",
+    "payment.failed": "failures",
+    "stock.reserved": "stock",
+    "stock.rejected": "stock",
+    "stock.released": "stock",
+    "order.cancel_requested": "cancellations",
+    "shipment.updated": "scans",
+    "order.returned": "returns",
+    "refund.completed": "refunds",
+    "refund.failed": "refunds",
+}
+"""Event type -> field of Order that holds its facts."""
+_TYPE_OF: Final = {
+    "payments": lambda fact: "order.paid",
+    "failures": lambda fact: "payment.failed",
+    "stock": lambda fact: ("stock.reserved", "stock.rejected", "stock.released")[fact.type],
+    "cancellations": lambda fact: "order.cancel_requested",
+    "scans": lambda fact: "shipment.updated",
+    "returns": lambda fact: "order.returned",
+    "refunds": lambda fact: "refund.failed" if fact.failed else "refund.completed",
+}
+
+
+def fold(order: Order, event: Event, origin: Origin) -> Folded:
+    """Take `event` into `order`. `origin`: coordinates of its record, kept while the fact waits for its order. Never raises, never blocks."""
+    fact = event.fact
+    if type(fact) is Created:
+        return _fold_created(order, event, fact)
+    if type(fact) is RefundDecision:
+        return _fold_decision(order, event, fact)
+    facts: list[SimpleFact] = getattr(order, _FIELD[event.type])
+    if facts:
+        key = fact.key()  # type: ignore[union-attr]
+        for known in facts:
+            if known.key() == key:
+                return _repeated(order, event, known, fact)  # type: ignore[arg-type]
+    order.version += 1
+    created = order.created
+    if created is None:
+        order.waiting.append(Waiting(_FIELD[event.type], len(facts), origin))
+        facts.append(fact)  # type: ignore[arg-type]
+        return Folded(True, None, [])
+    refusal = _refusal(created, fact)  # type: ignore[arg-type]
+    if refusal is not None:
+        fact.refused = True  # type: ignore[union-attr]
+        facts.append(fact)  # type: ignore[arg-type]
+        return Folded(True, refusal, [])
+    first_move = type(fact) is Scan and _first_move(order, fact)
+    facts.append(fact)  # type: ignore[arg-type]
+    now = survey(order)
+    writer = Writer(event.order_id, created.currency)
+    _answer(order, created, now, writer, fact, first_move)  # type: ignore[arg-type]
+    _settle(order, created, now, writer, event)
+    return Folded(True, None, writer.effects)
+
+
+def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: SimpleFact | Created) -> Folded:
+    """A natural key that is known: the first content stays, and of equal ones the earliest time (with its reason)."""
+    if not _same_content(known, fact):
+        return Folded(False, (errors.KEY_CONFLICT, "this natural key is known with other content; the first in the log stays"), [])
+    reason, known_reason = getattr(fact, "reason", None) or "", getattr(known, "reason", None) or ""
+    if (fact.time, reason) >= (known.time, known_reason):
+        return _DUPLICATE
+    known.time = fact.time
+    if hasattr(known, "reason"):
+        known.reason = fact.reason  # type: ignore[union-attr]
+    created = order.created
+    if created is None or getattr(known, "refused", False):
+        return Folded(True, None, [])
+    # An earlier time can change which stage of a return wins.
+    writer = Writer(event.order_id, created.currency)
+    _settle(order, created, survey(order), writer, event)
+    return Folded(True, None, writer.effects)
+
+
+def _same_content(known: SimpleFact | Created, fact: SimpleFact | Created) -> bool:
+    """Time, reason and our own mark are not content (contracts: section 1)."""
+    for name, mine, theirs in zip(known.__struct_fields__, structs.astuple(known), structs.astuple(fact), strict=True):
+        if mine != theirs and name not in ("time", "reason", "refused"):
+            return False
+    return True
+
+
+def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
+    """Why a well-formed fact can't belong to this order: another currency, or an item or seller that it doesn't have."""
+    if type(fact) is Payment:
+        if fact.currency != created.currency:
+            return errors.ORDER_CURRENCY, "$.currency: not the order's"
+        return None
+    if type(fact) is ReturnStage:
+        if all(item.item_id != fact.item_id for item in created.items):
+            return errors.ORDER_ITEM, "$.item_id: not an item of the order"
+        return None
+    if isinstance(fact, (Scan, StockReply, Cancellation)):
+        seller_id = fact.seller_id
+        if seller_id is None:
+            return None
+        if all(item.seller_id != seller_id for item in created.items):
+            return errors.ORDER_SELLER, "$.seller_id: not a seller of the order"
+        if not isinstance(fact, Cancellation) and fact.items:
+            seller_of = {item.item_id: item.seller_id for item in created.items}
+            for i, (item_id, _) in enumerate(fact.items):
+                owner = seller_of.get(item_id)
+                if owner is None:
+                    return errors.ORDER_ITEM, f"$.items[{i}].item_id: not an item of the order"
+                if owner != seller_id:
+                    return errors.ORDER_SELLER, f"$.items[{i}].item_id: an item of another seller"
+    return None
+
+
+def _first_move(order: Order, scan: Scan) -> bool:
+    """Whether this scan is the first that says that its parcel is in transit or further."""
+    if scan.rank < IN_TRANSIT:
+        return False
+    return not any(s.rank >= IN_TRANSIT and s.shipment_id == scan.shipment_id and not s.refused for s in order.scans)
+
+
+def _fold_created(order: Order, event: Event, created: Created) -> Folded:
+    if order.created is not None:
+        return _repeated(order, event, order.created, created)
+    order.version += 1
+    order.created = created
+    writer = Writer(event.order_id, created.currency)
+    for waiting in order.waiting:
+        fact = getattr(order, waiting.field)[waiting.index]
+        refusal = _refusal(created, fact)
+        if refusal is not None:
+            fact.refused = True
+            writer.late_refusal(_TYPE_OF[waiting.field](fact), fact, *refusal, waiting.origin)
+    order.waiting = []
+    suborders = fresh_suborders(created)
+    order.suborders = [suborder.state() for suborder in suborders]
+    for suborder in suborders:
+        writer.suborder_created(created, suborder)
+        writer.stock_reserve(suborder.seller_id, [(i, i.quantity) for i in created.items if i.seller_id == suborder.seller_id])
+    if created.total:
+        writer.payment_initiate(created)
+    now = survey(order)
+    moved: set[bytes] = set()
+    for facts in (order.cancellations, order.scans, order.returns):
+        for fact in facts:
+            if not fact.refused:
+                first_move = type(fact) is Scan and fact.rank >= IN_TRANSIT and fact.shipment_id not in moved
+                if first_move:
+                    moved.add(fact.shipment_id)
+                _answer(order, created, now, writer, fact, first_move)
+    _settle(order, created, now, writer, event)
+    return Folded(True, None, writer.effects)
+
+
+def _fold_decision(order: Order, event: Event, decision: RefundDecision) -> Folded:
+    """The first record with each n counts. Counts neither in version nor in any row's time."""
+    created = order.created
+    if created is None or decision.n != len(order.decisions):
+        return _DUPLICATE
+    order.decisions.append(decision)
+    order.proposed = max(order.proposed, len(order.decisions))
+    writer = Writer(event.order_id, created.currency)
+    writer.refund_request(decision, created.currency)
+    _propose_refund(order, survey(order), writer, event)
+    return Folded(True, None, writer.effects)
+
+
+def _answer(order: Order, created: Created, now: Survey, writer: Writer, fact: SimpleFact, first_move: bool) -> None:
+    """The commands that one fact asks for by itself."""
+    if type(fact) is Cancellation:
+        by_id = {item.item_id: item for item in created.items}
+        for suborder in now.suborders:
+            if fact.seller_id is None or fact.seller_id == suborder.seller_id:
+                here = [(by_id[line.item_id], line.live - min(line.live, line.in_transit)) for line in suborder.lines]
+                here = [(item, quantity) for item, quantity in here if quantity]
+                if here:
+                    writer.stock_release(suborder.seller_id, here)
+    elif type(fact) is Scan:
+        if first_move:
+            writer.stock_commit(fact.shipment_id, fact.seller_id, _parcel(created, fact))
+    elif type(fact) is ReturnStage and fact.status == PROCESSED and fact.restock is not False:
+        # For every processed stage, though a rejection may win by its time: so the set of restocks is the same in any arrival order.
+        writer.stock_restock(next(item for item in created.items if item.item_id == fact.item_id), fact)
+
+
+def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
+    if scan.items is None:
+        return [(item, item.quantity) for item in created.items if item.seller_id == scan.seller_id]
+    by_id = {item.item_id: item for item in created.items}
+    return [(by_id[item_id], quantity) for item_id, quantity in scan.items]
+
+
+def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: Event) -> None:
+    """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
+    version = order.version
+    if now.status >= CONFIRMED and not order.labelled:
+        order.labelled = True
+        _ask_labels(created, now, writer, order)
+    published = order.suborders
+    for i, suborder in enumerate(now.suborders):
+        state = suborder.state()
+        if published[i] != state:
+            published[i] = state
+            writer.suborder_updated(created, suborder, version)
+    if now.status != order.status:
+        writer.status_changed(created, order.status, now.status, event, version)
+        order.status = now.status
+    if now.captured > now.decided:
+        _propose_refund(order, now, writer, event)
+
+
+def _ask_labels(created: Created, now: Survey, writer: Writer, order: Order) -> None:
+    moving = {scan.seller_id for scan in order.scans if scan.rank >= IN_TRANSIT and not scan.refused}
+    for suborder in now.suborders:
+        if suborder.seller_id in moving:
+            continue
+        left = {line.item_id: line.quantity - line.gone for line in suborder.lines}
+        items = [(item, left[item.item_id]) for item in created.items if left.get(item.item_id)]
+        if items:
+            writer.label_create(suborder.seller_id, items)
+
+
+def _propose_refund(order: Order, now: Survey, writer: Writer, event: Event) -> None:
+    """Write the next decision, unless it is on its way: a state that says `proposed` was written after its record was delivered."""
+    if order.proposed > len(order.decisions):
+        return
+    decision = owed(order, now, event.order_id, event.time)
+    if decision is not None:
+        order.proposed += 1
+        writer.refund_decided(decision)
+
+

@@ -1,0 +1,227 @@
+"""An order is a set of facts with natural keys. Everything else about it is computed from them (domain.survey).
+
+A fact is added once and never changed, but for two things: of repetitions the earliest time stays, and a fact may turn out to be refused
+once its order is known (it then keeps its key, so that a repetition is recognised). Ids are 16 raw bytes, times microseconds since 1970 UTC,
+money is in minor units. Structs are arrays on the wire (tables.codec): a field is only ever added at the end, with a default.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+PENDING: Final = 0
+CONFIRMED: Final = 1
+SHIPPED: Final = 2
+DELIVERED: Final = 3
+RETURNED: Final = 4
+CLOSED: Final = 5
+ORDER_STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned")
+SUBORDER_STATUS: Final = (*ORDER_STATUS, "closed")
+"""An order's status by number; a suborder may also be closed: none of its units is live."""
+
+SHIPMENT_STATUS: Final = ("pending", "in_transit", "delivered", "returned")
+"""A parcel's status by rank."""
+IN_TRANSIT: Final = 1
+
+REQUESTED: Final = 0
+PROCESSED: Final = 1
+REJECTED: Final = 2
+RETURN_STATUS: Final = ("requested", "processed", "rejected")
+
+STOCK_RESERVED: Final = 0
+STOCK_REJECTED: Final = 1
+STOCK_RELEASED: Final = 2
+
+CAUSES: Final = ("return", "stock", "closed")
+"""Why a refund is owed, by number."""
+
+Quantities = list[tuple[bytes, int]]
+"""[(item_id, quantity)], as sent."""
+
+
+class Item(Struct, array_like=True, gc=False):
+    """One line of an order. `shipping` is for the whole line; None: not sent."""
+
+    item_id: bytes
+    product_id: bytes
+    seller_id: bytes
+    warehouse_id: bytes | None
+    sku: str
+    quantity: int
+    price: int
+    shipping: int | None
+
+
+class Created(Struct, array_like=True, gc=False):
+    """order.created. Natural key: the order itself."""
+
+    time: int
+    user_id: bytes
+    region: str | None
+    currency: str
+    total: int
+    discount: int | None
+    items: list[Item]
+
+
+class Payment(Struct, array_like=True, gc=False):
+    """order.paid: money captured. Natural key: payment_id."""
+
+    time: int
+    payment_id: bytes
+    amount: int
+    currency: str
+    method: str | None = None
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.payment_id,)
+
+
+class PaymentFailure(Struct, array_like=True, gc=False):
+    """payment.failed. Natural key: payment_id."""
+
+    time: int
+    payment_id: bytes
+    reason: str
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.payment_id,)
+
+
+class StockReply(Struct, array_like=True, gc=False):
+    """stock.reserved, rejected, released. Natural key: type, seller, items as sent. `items` None: all the seller's."""
+
+    time: int
+    type: int
+    seller_id: bytes
+    reservation_id: bytes
+    items: Quantities | None
+    reason: str | None = None
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.type, self.seller_id, self.items)
+
+
+class Cancellation(Struct, array_like=True, gc=False):
+    """order.cancel_requested. Natural key: the seller, or None for the whole order."""
+
+    time: int
+    seller_id: bytes | None
+    reason: str
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.seller_id,)
+
+
+class Scan(Struct, array_like=True, gc=False):
+    """shipment.updated: one scan of a parcel. Natural key: shipment_id, status, time. `rank` numbers SHIPMENT_STATUS."""
+
+    time: int
+    shipment_id: bytes
+    rank: int
+    seller_id: bytes
+    warehouse_id: bytes | None = None
+    carrier: str | None = None
+    tracking_number: str | None = None
+    estimated_delivery: int | None = None
+    location: str | None = None
+    items: Quantities | None = None
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.shipment_id, self.rank, self.time)
+
+
+class ReturnStage(Struct, array_like=True, gc=False):
+    """order.returned: one stage of a return. Natural key: return_id, status."""
+
+    time: int
+    return_id: bytes
+    status: int
+    item_id: bytes
+    quantity: int | None
+    reason: str
+    processed_at: int | None = None
+    restock: bool | None = None
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.return_id, self.status)
+
+
+class RefundReply(Struct, array_like=True, gc=False):
+    """refund.completed, refund.failed. Natural key: refund_id and type."""
+
+    time: int
+    refund_id: bytes
+    failed: bool
+    reason: str | None = None
+    refused: bool = False
+
+    def key(self) -> tuple[object, ...]:
+        return (self.refund_id, self.failed)
+
+
+class RefundDecision(Struct, array_like=True, gc=False):
+    """refund.decided, our own fact: the n-th decision, what it pays for. n is its place in Order.decisions."""
+
+    time: int
+    n: int
+    amount: int
+    cause: int
+    cause_id: bytes
+    units: list[tuple[bytes, int]]
+    shipping: list[bytes]
+
+
+Fact = Created | Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | RefundDecision
+SimpleFact = Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply
+
+
+class Origin(Struct, array_like=True, gc=False):
+    """Coordinates of the record that brought a waiting fact: needed if it's refused once its order is known."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Waiting(Struct, array_like=True, gc=False):
+    """A fact whose order isn't known yet: which one (field of Order, place in it), and where it came from."""
+
+    field: str
+    index: int
+    origin: Origin
+
+
+class Order(Struct, array_like=True, gc=False):
+    """All that is kept of one order. The first element is the version: recovery compares it (tables.codec).
+
+    `status`, `suborders`, `labelled` and `proposed` are what was published already, so that only changes are published again.
+    """
+
+    version: int = 0
+    """Distinct natural keys taken in, refused ones included, decisions not. Never falls."""
+    created: Created | None = None
+    payments: list[Payment] = []
+    scans: list[Scan] = []
+    stock: list[StockReply] = []
+    returns: list[ReturnStage] = []
+    cancellations: list[Cancellation] = []
+    failures: list[PaymentFailure] = []
+    refunds: list[RefundReply] = []
+    decisions: list[RefundDecision] = []
+    waiting: list[Waiting] = []
+    status: int = PENDING
+    suborders: list[tuple[int, ...]] = []
+    """Last published state of each seller's suborder, in the order of seller ids (domain.survey.Suborder.state)."""
+    labelled: bool = False
+    """The order was once confirmed or further: labels have been asked for."""
+    proposed: int = 0
+    """Refund decisions written to orders.decisions so far, folded or on their way."""

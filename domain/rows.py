@@ -1,0 +1,275 @@
+"""An order as rows of the four tables, and as the summary that readers find in Redis. Pure; text as PostgreSQL takes it.
+
+Column orders are those of sinks.schema. created_at and updated_at are the earliest and the latest event time of the row's own facts, the version
+of a parcel's or a return's row counts that row's own natural keys, so rows are the same in any order of arrival.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from domain import ids, money, times
+from domain.order import (
+    CLOSED,
+    DELIVERED,
+    IN_TRANSIT,
+    ORDER_STATUS,
+    PROCESSED,
+    RETURN_STATUS,
+    SHIPMENT_STATUS,
+    SUBORDER_STATUS,
+    Order,
+)
+from domain.survey import winning_scans, winning_stages
+
+Row = tuple[str | int | None, ...]
+
+
+def _optional(raw: bytes | None) -> str | None:
+    return None if raw is None else ids.text(raw)
+
+
+def fact_times(order: Order) -> tuple[int, int]:
+    """Earliest and latest event time of the order's facts. Refused ones and decisions are not facts of the row."""
+    created = order.created
+    assert created is not None
+    first = last = created.time
+    for facts in (order.payments, order.scans, order.stock, order.returns, order.cancellations, order.failures, order.refunds):
+        for fact in facts:  # type: ignore[attr-defined]
+            if not fact.refused:
+                time = fact.time
+                if time < first:
+                    first = time
+                elif time > last:
+                    last = time
+    return first, last
+
+
+def order_row(order_id: str, order: Order) -> Row:
+    """Row of orders_order."""
+    created = order.created
+    assert created is not None
+    digits = money.DIGITS[created.currency]
+    first, last = fact_times(order)
+    return (
+        order_id,
+        ids.text(created.user_id),
+        created.region or "",
+        ORDER_STATUS[order.status],
+        created.currency,
+        money.text(created.total, digits),
+        money.text(created.discount or 0, digits),
+        times.text(first),
+        times.text(last),
+        order.version,
+    )
+
+
+def item_rows(order_id: str, order: Order) -> list[Row]:
+    """Rows of orders_order_item. Their only fact is order.created."""
+    created = order.created
+    assert created is not None
+    digits = money.DIGITS[created.currency]
+    user_id, region, time = ids.text(created.user_id), created.region or "", times.text(created.time)
+    return [
+        (
+            ids.text(item.item_id),
+            order_id,
+            user_id,
+            region,
+            ids.text(item.product_id),
+            ids.text(item.seller_id),
+            _optional(item.warehouse_id),
+            item.sku,
+            item.quantity,
+            money.text(item.price, digits),
+            money.text(item.shipping or 0, digits),
+            time,
+            time,
+            1,
+        )
+        for item in created.items
+    ]
+
+
+def shipment_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = None) -> list[Row]:
+    """Rows of orders_shipment for the `wanted` parcels (all without it)."""
+    created = order.created
+    assert created is not None
+    user_id, region = ids.text(created.user_id), created.region or ""
+    winners = winning_scans(order)
+    rows: list[Row] = []
+    for shipment_id in winners if wanted is None else wanted:
+        winner = winners.get(shipment_id)
+        if winner is None:
+            continue
+        scans = [scan for scan in order.scans if scan.shipment_id == shipment_id]
+        seen = [scan.time for scan in scans if not scan.refused]
+        estimated = winner.estimated_delivery
+        rows.append(
+            (
+                ids.text(shipment_id),
+                order_id,
+                user_id,
+                region,
+                ids.text(winner.seller_id),
+                _optional(winner.warehouse_id),
+                winner.carrier,
+                winner.tracking_number,
+                SHIPMENT_STATUS[winner.rank],
+                None if estimated is None else times.text(estimated),
+                times.text(min(seen)),
+                times.text(max(seen)),
+                len(scans),
+            )
+        )
+    return rows
+
+
+def return_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = None) -> list[Row]:
+    """Rows of orders_return for the `wanted` returns (all without it)."""
+    created = order.created
+    assert created is not None
+    user_id, region = ids.text(created.user_id), created.region or ""
+    quantity = {item.item_id: item.quantity for item in created.items}
+    winners = winning_stages(order)
+    rows: list[Row] = []
+    for return_id in winners if wanted is None else wanted:
+        winner = winners.get(return_id)
+        if winner is None:
+            continue
+        stages = [stage for stage in order.returns if stage.return_id == return_id]
+        seen = [stage.time for stage in stages if not stage.refused]
+        processed = None
+        if winner.status == PROCESSED:
+            processed = times.text(winner.time if winner.processed_at is None else winner.processed_at)
+        rows.append(
+            (
+                ids.text(return_id),
+                order_id,
+                user_id,
+                region,
+                ids.text(winner.item_id),
+                winner.quantity or quantity[winner.item_id],
+                winner.reason,
+                RETURN_STATUS[winner.status],
+                processed,
+                times.text(min(seen)),
+                times.text(max(seen)),
+                len(stages),
+            )
+        )
+    return rows
+
+
+class SuborderSummary(Struct, gc=False):
+    suborder_id: str
+    seller_id: str
+    status: str
+    total_amount: str
+
+
+class ShipmentSummary(Struct, gc=False):
+    shipment_id: str
+    seller_id: str
+    status: str
+    carrier: str | None
+    tracking_number: str | None
+    estimated_delivery: str | None
+
+
+class OrderSummary(Struct, gc=False):
+    """Value of `order:{order_id}` in Redis (contracts: section 4)."""
+
+    order_id: str
+    user_id: str
+    status: str
+    currency: str
+    total_amount: str
+    created_at: str
+    updated_at: str
+    version: int
+    suborders: list[SuborderSummary]
+    shipments: list[ShipmentSummary]
+
+
+class Tracking(Struct, gc=False):
+    """One entry of `tracking:{tracking_number}` in Redis."""
+
+    order_id: str
+    shipment_id: str
+    carrier: str | None
+    status: str
+    location: str | None
+    estimated_delivery: str | None
+
+
+class Summary(Struct, gc=False):
+    """What the cache needs of an order. `tracking`: (number, shipment_id, JSON); `untracked`: numbers that a parcel no longer has."""
+
+    user_id: str
+    created_ms: int
+    settled: bool
+    value: bytes
+    tracking: list[tuple[str, str, bytes]]
+    untracked: list[tuple[str, str]]
+
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def summary(order_id: str, raw_id: bytes, order: Order, row: Row) -> Summary:
+    """The order's summary. `row` is its order_row, whose texts are used again."""
+    created = order.created
+    assert created is not None
+    digits = money.DIGITS[created.currency]
+    sellers = sorted({item.seller_id for item in created.items}) if len(created.items) > 1 else [created.items[0].seller_id]
+    suborders = []
+    for seller_id, state in zip(sellers, order.suborders, strict=True):
+        seller = ids.text(seller_id)
+        total = money.text(state[1] + state[2] - state[3], digits)
+        suborders.append(SuborderSummary(ids.uuid5_text(raw_id, f"suborder:{seller}"), seller, SUBORDER_STATUS[state[0]], total))
+    shipments: list[ShipmentSummary] = []
+    tracking: list[tuple[str, str, bytes]] = []
+    untracked: list[tuple[str, str]] = []
+    moving = False
+    if order.scans:
+        winners = winning_scans(order)
+        for shipment_id, scan in winners.items():
+            shipment = ids.text(shipment_id)
+            status = SHIPMENT_STATUS[scan.rank]
+            estimated = None if scan.estimated_delivery is None else times.text(scan.estimated_delivery)
+            shipments.append(ShipmentSummary(shipment, ids.text(scan.seller_id), status, scan.carrier, scan.tracking_number, estimated))
+            moving = moving or scan.rank == IN_TRANSIT
+            if scan.tracking_number:
+                entry = Tracking(order_id, shipment, scan.carrier, status, scan.location, estimated)
+                tracking.append((scan.tracking_number, shipment, _encode(entry)))
+        if len(order.scans) > len(winners):
+            stale = {
+                (scan.tracking_number, scan.shipment_id)
+                for scan in order.scans
+                if scan.tracking_number and scan.shipment_id in winners and winners[scan.shipment_id].tracking_number != scan.tracking_number
+            }
+            untracked = [(number, ids.text(shipment_id)) for number, shipment_id in sorted(stale)]
+    _, user_id, _, status, currency, total_amount, _, created_at, updated_at, version = row
+    value = OrderSummary(
+        order_id,
+        user_id,  # type: ignore[arg-type]
+        status,  # type: ignore[arg-type]
+        currency,  # type: ignore[arg-type]
+        total_amount,  # type: ignore[arg-type]
+        created_at,  # type: ignore[arg-type]
+        updated_at,  # type: ignore[arg-type]
+        version,  # type: ignore[arg-type]
+        suborders,
+        shipments,
+    )
+    settled = not moving and (order.status >= DELIVERED or all(state[0] == CLOSED for state in order.suborders))
+    first, _ = fact_times(order)
+    return Summary(str(user_id), first // 1000, settled, _encode(value), tracking, untracked)
+
+

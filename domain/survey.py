@@ -1,0 +1,356 @@
+"""What the facts of an order amount to: units and their ranks, live units, statuses, money, refunds owed, anomalies (contracts: section 2).
+
+Pure functions of an Order whose order.created is known. A line's units are numbered from the highest rank down; the first `live` are live.
+"""
+
+from __future__ import annotations
+
+from domain import ids, money
+from domain.order import (
+    CLOSED,
+    CONFIRMED,
+    DELIVERED,
+    IN_TRANSIT,
+    PENDING,
+    PROCESSED,
+    REQUESTED,
+    RETURNED,
+    SHIPPED,
+    STOCK_RESERVED,
+    Created,
+    Order,
+    RefundDecision,
+    ReturnStage,
+    Scan,
+)
+
+
+class Line:
+    """One line: how many of its units reached which rank, by parcels and processed returns."""
+
+    __slots__ = ("delivered", "discount", "gone", "in_transit", "item_id", "live", "moving", "price", "quantity", "returned", "seller_id", "shipping")
+
+    def __init__(self, item_id: bytes, seller_id: bytes, quantity: int, price: int, shipping: int, discount: int) -> None:
+        self.item_id = item_id
+        self.seller_id = seller_id
+        self.quantity = quantity
+        self.price = price
+        self.shipping = shipping
+        self.discount = discount
+        """The whole line's share of the order's discount."""
+        self.gone = 0
+        self.moving = 0
+        """Units in transit or further by parcels alone."""
+        self.in_transit = self.delivered = self.returned = 0
+        """Units at this rank or above, processed returns included."""
+        self.live = quantity
+
+    def discount_of_first(self, units: int) -> int:
+        return money.share_of_first(self.discount, self.quantity, units) if self.discount else 0
+
+    def net_of(self, number: int) -> int:
+        """Price of unit `number` less its share of the discount."""
+        return self.price - self.discount_of_first(number + 1) + self.discount_of_first(number)
+
+
+class Suborder:
+    """One seller's part of an order, over its live units. Amounts in minor units."""
+
+    __slots__ = ("delivered", "discount", "in_transit", "items_amount", "lines", "live", "ordered", "returned", "seller_id", "shipping", "status")
+
+    def __init__(self, seller_id: bytes) -> None:
+        self.seller_id = seller_id
+        self.lines: list[Line] = []
+        self.ordered = self.live = self.in_transit = self.delivered = self.returned = 0
+        """Units: all, live, and live ones at this rank or above."""
+        self.items_amount = self.shipping = self.discount = 0
+        self.status = PENDING
+
+    @property
+    def total(self) -> int:
+        return self.items_amount + self.shipping - self.discount
+
+    def add(self, line: Line) -> None:
+        live = line.live
+        self.lines.append(line)
+        self.ordered += line.quantity
+        self.live += live
+        self.in_transit += min(live, line.in_transit)
+        self.delivered += min(live, line.delivered)
+        self.returned += min(live, line.returned)
+        if live:
+            self.items_amount += line.price * live
+            self.shipping += line.shipping
+            self.discount += line.discount_of_first(live)
+
+    def state(self) -> tuple[int, ...]:
+        """What a suborder.updated tells: published again when it changes."""
+        return (
+            self.status,
+            self.items_amount,
+            self.shipping,
+            self.discount,
+            self.live,
+            self.in_transit,
+            self.delivered,
+            self.returned,
+        )
+
+
+class Survey:
+    """An order, computed: lines (by item id), suborders (by seller id), captured and decided money, status."""
+
+    __slots__ = ("captured", "decided", "lines", "live", "status", "suborders", "total")
+
+    def __init__(self, lines: list[Line], suborders: list[Suborder], captured: int, decided: int, total: int) -> None:
+        self.lines = lines
+        self.suborders = suborders
+        self.captured = captured
+        self.decided = decided
+        self.total = total
+        self.live = sum(suborder.live for suborder in suborders)
+        self.status = self._status()
+
+    def _status(self) -> int:
+        live = in_transit = delivered = returned = amount = 0
+        for suborder in self.suborders:
+            live += suborder.live
+            in_transit += suborder.in_transit
+            delivered += suborder.delivered
+            returned += suborder.returned
+            amount += suborder.items_amount + suborder.shipping - suborder.discount
+        paid = CONFIRMED if self.captured >= (amount if live else self.total) else PENDING
+        for suborder in self.suborders:
+            suborder.status = _milestone(suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid) if suborder.live else CLOSED
+        return _milestone(live, in_transit, delivered, returned, paid)
+
+
+def _milestone(live: int, in_transit: int, delivered: int, returned: int, paid: int) -> int:
+    if live and in_transit:
+        if returned == live:
+            return RETURNED
+        if delivered == live:
+            return DELIVERED
+        return SHIPPED
+    return paid
+
+
+def fresh_lines(created: Created) -> list[Line]:
+    """Lines by item id, with their shares of the discount, before anything happened to them."""
+    items = created.items
+    if len(items) > 1:
+        items = sorted(items, key=_item_id)
+    if created.discount:
+        shares = money.allocate(created.discount, [item.price * item.quantity for item in items])
+        return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, share) for i, share in zip(items, shares, strict=True)]
+    return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, 0) for i in items]
+
+
+def _item_id(item: object) -> bytes:
+    return item.item_id  # type: ignore[attr-defined,no-any-return]
+
+
+def winning_scans(order: Order) -> dict[bytes, Scan]:
+    """Parcel -> the scan that counts: highest rank, then latest time. Refused scans don't count."""
+    best: dict[bytes, Scan] = {}
+    for scan in order.scans:
+        if scan.refused:
+            continue
+        known = best.get(scan.shipment_id)
+        if known is None or (scan.rank, scan.time) > (known.rank, known.time):
+            best[scan.shipment_id] = scan
+    return best
+
+
+def winning_stages(order: Order) -> dict[bytes, ReturnStage]:
+    """Return -> the stage that counts: processed or rejected, the earlier; at equal times processed. Refused stages don't count."""
+    best: dict[bytes, ReturnStage] = {}
+    for stage in order.returns:
+        if stage.refused:
+            continue
+        known = best.get(stage.return_id)
+        if known is None or _precedence(stage) < _precedence(known):
+            best[stage.return_id] = stage
+    return best
+
+
+def _precedence(stage: ReturnStage) -> tuple[bool, int, int]:
+    return (stage.status == REQUESTED, stage.time, stage.status)
+
+
+def _move_units(order: Order, lines: dict[bytes, Line], by_seller: dict[bytes, Suborder]) -> None:
+    for scan in winning_scans(order).values():
+        rank = scan.rank
+        if rank < IN_TRANSIT:
+            continue
+        held = scan.items
+        pairs = held if held is not None else [(line.item_id, line.quantity) for line in lines.values() if line.seller_id == scan.seller_id]
+        for item_id, quantity in pairs:
+            line = lines[item_id]
+            line.in_transit += quantity
+            if rank >= 2:
+                line.delivered += quantity
+                if rank == 3:
+                    line.returned += quantity
+    for line in lines.values():
+        if line.in_transit:
+            quantity = line.quantity
+            line.moving = line.in_transit = min(line.in_transit, quantity)
+            line.delivered = min(line.delivered, quantity)
+            line.returned = min(line.returned, quantity)
+    if order.returns:
+        for stage in winning_stages(order).values():
+            if stage.status == PROCESSED:
+                line = lines[stage.item_id]
+                line.returned = min(line.quantity, line.returned + (stage.quantity or line.quantity))
+                line.delivered = max(line.delivered, line.returned)
+                line.in_transit = max(line.in_transit, line.returned)
+
+
+def survey(order: Order) -> Survey:
+    """Everything that follows from the order's facts. `order.created` must be known."""
+    created = order.created
+    assert created is not None
+    lines = fresh_lines(created)
+    by_id = {line.item_id: line for line in lines}
+    by_seller: dict[bytes, Suborder] = {}
+    for line in lines:
+        if line.seller_id not in by_seller:
+            by_seller[line.seller_id] = Suborder(line.seller_id)
+    if order.scans or order.returns:
+        _move_units(order, by_id, by_seller)
+    for reply in order.stock:
+        if reply.type == STOCK_RESERVED or reply.refused:
+            continue
+        if reply.items is None:
+            for line in lines:
+                if line.seller_id == reply.seller_id:
+                    line.gone = line.quantity
+        else:
+            for item_id, quantity in reply.items:
+                line = by_id[item_id]
+                line.gone = min(line.quantity, line.gone + quantity)
+    for line in lines:
+        if line.gone:
+            line.live = max(line.quantity - line.gone, line.moving)
+        by_seller[line.seller_id].add(line)
+    suborders = list(by_seller.values())
+    if len(suborders) > 1:
+        suborders.sort(key=_seller_id)
+    captured = 0
+    for payment in order.payments:
+        if not payment.refused:
+            captured += payment.amount
+    decided = 0
+    for decision in order.decisions:
+        decided += decision.amount
+    return Survey(lines, suborders, captured, decided, created.total)
+
+
+def _seller_id(suborder: Suborder) -> bytes:
+    return suborder.seller_id
+
+
+def owed(order: Order, now: Survey, order_id: bytes, time: int) -> RefundDecision | None:
+    """The next refund that is due and covered by captured money, or None. `time` is that of the fact that made it due."""
+    free = now.captured - now.decided
+    if free <= 0:
+        return None
+    n = len(order.decisions)
+    if not now.live:
+        return RefundDecision(time, n, free, 2, order_id, [], [])
+    if not order.returns and not order.stock:
+        return None
+    paid_units: dict[bytes, set[int]] = {}
+    paid_shipping: set[bytes] = set()
+    paid_returns: set[bytes] = set()
+    for decision in order.decisions:
+        if decision.cause == 0:
+            paid_returns.add(decision.cause_id)
+        paid_shipping.update(decision.shipping)
+        for item_id, number in decision.units:
+            paid_units.setdefault(item_id, set()).add(number)
+    by_id = {line.item_id: line for line in now.lines}
+    for return_id, stage in sorted(winning_stages(order).items()):
+        if stage.status != PROCESSED or return_id in paid_returns:
+            continue
+        line = by_id[stage.item_id]
+        paid = paid_units.get(line.item_id, set())
+        wanted = min(stage.quantity or line.quantity, line.quantity)
+        numbers = [number for number in range(line.quantity) if number not in paid][:wanted]
+        amount = sum(line.net_of(number) for number in numbers)
+        if 0 < amount <= free:
+            return RefundDecision(time, n, amount, 0, return_id, [(line.item_id, number) for number in numbers], [])
+    for suborder in now.suborders:
+        units: list[tuple[bytes, int]] = []
+        shipping: list[bytes] = []
+        amount = 0
+        for line in suborder.lines:
+            if line.live == line.quantity:
+                continue
+            paid = paid_units.get(line.item_id, set())
+            for number in range(line.live, line.quantity):
+                if number not in paid:
+                    units.append((line.item_id, number))
+                    amount += line.net_of(number)
+            if line.live == 0 and line.shipping and line.item_id not in paid_shipping:
+                shipping.append(line.item_id)
+                amount += line.shipping
+        if 0 < amount <= free:
+            return RefundDecision(time, n, amount, 1, suborder.seller_id, units, shipping)
+    return None
+
+
+def anomalies(order: Order, order_id: bytes) -> list[str]:
+    """What can't be refused because it would depend on what came first, as stable texts "code: detail", sorted."""
+    created = order.created
+    if created is None:
+        return []
+    now = survey(order)
+    found: list[str] = []
+    if now.captured > now.total:
+        found.append("overpaid: captured above the order's total")
+    returned: dict[bytes, int] = {}
+    quantity = {line.item_id: line.quantity for line in now.lines}
+    for stage in winning_stages(order).values():
+        if stage.status == PROCESSED:
+            returned[stage.item_id] = returned.get(stage.item_id, 0) + (stage.quantity or quantity[stage.item_id])
+    for line in now.lines:
+        name = ids.text(line.item_id)
+        if returned.get(line.item_id, 0) > line.quantity:
+            found.append(f"over_returned: item {name}: more units returned than there are")
+        if line.moving > line.quantity - line.gone:
+            found.append(f"moved_though_gone: item {name}: more units in transit than are not gone")
+    for reply in order.stock:
+        if not reply.refused and reply.reservation_id != ids.uuid5(order_id, f"reservation:{ids.text(reply.seller_id)}"):
+            found.append(f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation {ids.text(reply.reservation_id)} is not ours")
+    ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
+    for refund in order.refunds:
+        if refund.failed:
+            found.append(f"refund_failed: refund {ids.text(refund.refund_id)}")
+        if refund.refund_id not in ours:
+            found.append(f"refund_unknown: refund {ids.text(refund.refund_id)} is not ours")
+    found += _refund_anomalies(order, now)
+    return sorted(set(found))
+
+
+def _refund_anomalies(order: Order, now: Survey) -> list[str]:
+    found: list[str] = []
+    if now.decided > now.captured:
+        found.append("refund_above_captured: decided above what was captured")
+    if not now.live:
+        return found
+    # What would be owed if money were no object, against what was decided: what's left isn't covered by captured money.
+    unlimited = Survey(now.lines, now.suborders, 1 << 62, now.decided, now.total)
+    if owed(order, unlimited, b"", 0) is not None and owed(order, now, b"", 0) is None:
+        found.append("refund_uncovered: captured money does not cover a refund")
+    live = {line.item_id: line.live for line in now.lines}
+    stages = winning_stages(order)
+    for decision in order.decisions:
+        if decision.cause == 0 and (decision.cause_id not in stages or stages[decision.cause_id].status != PROCESSED):
+            found.append(f"refund_contradicted: decision {decision.n}: its return is not processed after all")
+        if decision.cause == 1 and any(number < live[item_id] for item_id, number in decision.units):
+            found.append(f"refund_contradicted: decision {decision.n}: a unit that it paid for is live after all")
+        if decision.cause == 2:
+            found.append(f"refund_contradicted: decision {decision.n}: the order was closed, but a unit is live after all")
+    return found

@@ -1,0 +1,43 @@
+"""Times: microseconds since 1970-01-01T00:00:00Z inside, RFC 3339 outside."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+from domain.errors import FIELD_MALFORMED, Refused
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
+_DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_EARLIEST: Final = -62135596800_000_000  # 0001-01-01T00:00:00Z
+_LATEST: Final = 253402300799_999_999  # 9999-12-31T23:59:59.999999Z
+
+
+def parse(value: str, path: str) -> int:
+    """RFC 3339 with offset -> microseconds, further digits cut off. Raises Refused naming `path`."""
+    if _RFC3339.fullmatch(value) is None:
+        value = value.upper()  # RFC 3339 allows t and z
+        if _RFC3339.fullmatch(value) is None:
+            raise Refused(FIELD_MALFORMED, f"{path}: not an RFC 3339 time with offset")
+    try:
+        since = datetime.fromisoformat(value) - _EPOCH
+    except ValueError:
+        raise Refused(FIELD_MALFORMED, f"{path}: no such time") from None
+    micros = (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds
+    if not _EARLIEST <= micros <= _LATEST:
+        raise Refused(FIELD_MALFORMED, f"{path}: outside the years 1 to 9999 in UTC")
+    return micros
+
+
+def parse_day(value: str, path: str) -> int:
+    """As parse, and YYYY-MM-DD is midnight UTC of that day."""
+    return parse(f"{value}T00:00:00Z", path) if _DATE.fullmatch(value) else parse(value, path)
+
+
+@lru_cache(maxsize=4096)
+def text(micros: int) -> str:
+    """Microseconds -> RFC 3339 in UTC: 2026-01-02T03:04:05.000006+00:00."""
+    return (_EPOCH + timedelta(microseconds=micros)).isoformat()

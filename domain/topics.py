@@ -1,0 +1,48 @@
+"""Names of all topics. Each is named after the type of the events in it (contracts: section 1)."""
+
+from __future__ import annotations
+
+from typing import Final
+
+INPUT: Final = (
+    "order.created",
+    "order.paid",
+    "payment.failed",
+    "stock.reserved",
+    "stock.rejected",
+    "stock.released",
+    "order.cancel_requested",
+    "shipment.updated",
+    "order.returned",
+    "refund.completed",
+    "refund.failed",
+)
+"""Events of other services, in the order of an order's life."""
+
+DECISIONS: Final = "orders.decisions"
+"""What the fold decided (refund.decided): comes back as a fact."""
+
+REKEYED: Final = "orders.rekeyed"
+"""Events that arrived under another key than their order's, on their way to their order's lane."""
+
+INTERNAL: Final = (DECISIONS, REKEYED)
+
+LANE: Final = (*INPUT, *INTERNAL)
+"""Everything one lane reads: all topics of one partition number."""
+
+DERIVED: Final = (
+    "suborder.created",
+    "suborder.updated",
+    "stock.reserve",
+    "payment.initiate",
+    "shipping.label.create",
+    "stock.release",
+    "stock.commit",
+    "stock.restock",
+    "refund.request",
+    "order.status_changed",
+)
+"""Events and commands that we publish."""
+
+DLQ: Final = "orders.dlq"
+"""Refused records, as they came."""

@@ -1,0 +1,41 @@
+"""State <-> bytes: an Order as one msgpack array. Key in RocksDB and in the changelog: the 16 raw bytes of the order's id.
+
+The first element is the version, so that recovery can compare two states of a key without decoding either.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from domain.order import ORDER_STATUS, Order
+
+_encode: Final = msgspec.msgpack.Encoder().encode
+_decode: Final = msgspec.msgpack.Decoder(Order).decode
+
+
+def encode(order: Order) -> bytes:
+    """State -> bytes. A typical order (one line, paid, delivered) takes about 350 bytes."""
+    return _encode(order)
+
+
+def decode(raw: bytes) -> Order:
+    """Bytes -> state. Raises msgspec.DecodeError for anything that encode() didn't make."""
+    return _decode(raw)
+
+
+def version_of(raw: bytes) -> int:
+    """The version alone, read off the first element of the array."""
+    head = raw[0]
+    at = 1 if 0x90 <= head <= 0x9F else 3  # fixarray, array16
+    tag = raw[at]
+    if tag < 0x80:
+        return tag
+    width = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}[tag]
+    return int.from_bytes(raw[at + 1 : at + 1 + width], "big")
+
+
+def status_of(raw: bytes) -> str:
+    """The order's status by name."""
+    return ORDER_STATUS[decode(raw).status]
