@@ -1,0 +1,85 @@
+# make        tells what there is
+# make demo   shows the whole thing; needs python3 >= 3.11 with venv, make, and the network once
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Tests run against servers from packages. STACK=containers runs the same tests against images, through testcontainers.
+STACK  ?= local
+export STACK
+
+.DEFAULT_GOAL := help
+.SILENT:
+.PHONY: help install test lint format types layers demo up down bench docs requirements clean
+
+# A virtual environment holds absolute paths: one that was copied here from elsewhere is made anew.
+$(shell test ! -e $(STAMP) || test "$$(cat $(STAMP))" = "$(CURDIR)" || rm -rf $(VENV))
+
+help: ## Tell what there is (this)
+	printf '\nmake demo shows everything; make test proves it.\n\n'
+	sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf '%-24s %s\n' "  $$name" "$$what"; done
+	printf '\n'
+
+install: $(STAMP) ## Make .venv from the pinned requirements, with the orders command in it
+
+$(STAMP): requirements.txt pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || { \
+	  echo "This needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	echo "Installing the pinned packages into $(VENV) (once, a minute or two)"
+	if command -v uv >/dev/null 2>&1; then \
+	  { test -x $(BIN)/python || uv venv -q --python "$$(command -v $(PYTHON))" $(VENV); } && \
+	  uv pip install -q --python $(BIN)/python --require-hashes -r requirements.txt && \
+	  uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	else \
+	  { test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
+	    echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }; } && \
+	  $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.txt && \
+	  $(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	fi
+	$(BIN)/python -m stack || echo "Going on without: the first start of the stack fetches them."
+	printf '%s' "$(CURDIR)" > $@
+
+test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: against images)
+	$(BIN)/pytest
+
+lint: $(STAMP) ## Check style and format
+	$(BIN)/ruff check -q .
+	$(BIN)/ruff format -q --check .
+	$(BIN)/yamllint -s docker-compose.yml
+
+format: $(STAMP) ## Mend style and format where a machine can
+	$(BIN)/ruff check -q --fix .
+	$(BIN)/ruff format -q .
+
+types: $(STAMP) ## Check types, strictly
+	$(BIN)/mypy --no-error-summary
+
+layers: $(STAMP) ## Check who imports whom
+	$(BIN)/lint-imports --no-logo
+
+demo: $(STAMP) ## Start the servers, stream thousands of orders, show and audit the result, stop the servers
+	$(BIN)/orders demo
+
+up: $(STAMP) ## The same, and leave everything running
+	$(BIN)/orders demo --keep
+
+down: $(STAMP) ## Stop what `make up` left running; the data stays
+	$(BIN)/orders stack down
+
+bench: $(STAMP) ## Measure events/s, latency and where the time goes
+	$(BIN)/orders bench
+
+docs: $(STAMP) ## Write docs/events.md anew from the code
+	$(BIN)/python -m cli.docs
+
+requirements: ## Compile requirements*.txt anew from pyproject.toml (needs uv)
+	command -v uv >/dev/null || { echo "uv is needed to compile requirements: pip install uv" >&2; exit 1; }
+	uv pip compile -q $(COMPILE) --all-extras pyproject.toml -o requirements.txt
+	uv pip compile -q $(COMPILE) --constraint requirements.txt pyproject.toml -o requirements-worker.txt
+
+COMPILE := --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11
+
+clean: ## Remove caches and build output (the stack's data and .venv stay)
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

