@@ -66,6 +66,10 @@ class Settings(BaseSettings):
 
     # -- sinks -------------------------------------------------------------------------------------------------
     postgres_pool: int = Field(4, ge=1, le=64, description="Connections of one worker to Postgres: lanes that can commit at the same time.")
+    postgres_connect_timeout: float = Field(5.0, gt=0, description="Seconds until a connection to Postgres is given up and tried again.")
+    postgres_statement_timeout: float = Field(
+        30.0, gt=0, description="Seconds until a batch's transaction is given up and tried again. Far above the 0.1 s that a full batch takes."
+    )
     cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds an order stays in Redis while a parcel moves.")
     cache_ttl_settled: int = Field(1800, ge=600, le=1800, description="Seconds an order stays in Redis once nothing is expected to change.")
 

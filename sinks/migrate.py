@@ -1,0 +1,181 @@
+"""Makes the schema and checks it: Alembic over asyncpg."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import asyncpg
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from settings import Settings
+from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy
+
+MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
+
+#: Two `orders init` at a time: the second waits for the first. The number is arbitrary, only unlikely.
+_LOCK = 0x6F7264657273
+
+
+class SchemaMismatch(Exception):
+    """The database's schema is not the one that is wanted, and no migration leads there. The message says what there is and what to do."""
+
+
+_ELSE = "point ORDERS_POSTGRES at an empty database and replay the topics into it"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the four tables are partitioned."""
+
+    partition_by: PartitionBy
+    #: Of each table; for region, how many there are now.
+    partitions: int
+
+
+class Alembic:
+    """What Alembic must be told about our database."""
+
+    @staticmethod
+    def config(**attributes: object) -> Config:
+        """Alembic's configuration without alembic.ini. The attributes reach migrations/env.py and the revisions."""
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config.set_main_option("path_separator", "os")
+        config.attributes.update(attributes)
+        return config
+
+    @staticmethod
+    def for_connection(connection: sa.Connection) -> dict[str, Any]:
+        """Options of MigrationContext for a comparison that sees the tables as they are declared, without their partitions."""
+        parts = set(
+            connection.scalars(sa.text("SELECT relname FROM pg_class WHERE relispartition AND relnamespace = 'public'::regnamespace")).all()
+        )
+
+        def include_name(name: str | None, type_: str, _parents: object) -> bool:
+            return type_ != "table" or name not in parts
+
+        def include_object(thing: sa.schema.SchemaItem, _name: str | None, _type: str, _reflected: bool, _other: object) -> bool:
+            # Postgres keeps a copy of a foreign key for every partition that it may lead to.
+            return not (isinstance(thing, sa.ForeignKeyConstraint) and thing.elements[0].target_fullname.split(".")[-2] in parts)
+
+        return {"compare_type": True, "compare_server_default": True, "include_name": include_name, "include_object": include_object}
+
+    @staticmethod
+    def head() -> str:
+        """The newest revision."""
+        return cast(str, ScriptDirectory.from_config(Alembic.config()).get_current_head())
+
+
+@asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
+    """A connection to the primary in one transaction, committed at the end. Raises what asyncpg raises. Blocks until connected."""
+
+    async def dial() -> asyncpg.Connection[asyncpg.Record]:
+        # By asyncpg's own reading of the address, like the pipeline's: SQLAlchemy would take sslmode and others for something else.
+        return await asyncpg.connect(
+            settings.postgres,
+            timeout=settings.postgres_connect_timeout,
+            server_settings={"search_path": "public", "application_name": "orders-init"},
+        )
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=dial, poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+def _layout(connection: sa.Connection) -> Layout | None:
+    row = connection.execute(
+        sa.text("""
+            SELECT a.attname, (SELECT count(*) FROM pg_inherits i WHERE i.inhparent = p.partrelid)
+            FROM pg_partitioned_table p
+            JOIN pg_class c ON c.oid = p.partrelid
+            JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]
+            WHERE c.relname = 'orders_order' AND c.relnamespace = 'public'::regnamespace""")
+    ).one_or_none()
+    if row is not None:
+        return Layout(row[0], row[1])
+    taken = connection.scalars(
+        sa.text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = ANY(:names) ORDER BY relname"),
+        {"names": list(TABLES)},
+    ).all()
+    if taken:
+        raise SchemaMismatch(
+            f"{', '.join(taken)} exists in schema public but wasn't made by `orders init`:"
+            " rename or drop it, or point ORDERS_POSTGRES at another database"
+        )
+    return None
+
+
+def _require(found: Layout, wanted: Layout) -> None:
+    if found.partition_by != wanted.partition_by:
+        raise SchemaMismatch(
+            f"the tables are partitioned by {found.partition_by}, not by {wanted.partition_by}:"
+            f" run `orders init --partition-by {found.partition_by}`, or {_ELSE}"
+        )
+    if found.partition_by == "user_id" and found.partitions != wanted.partitions:
+        raise SchemaMismatch(
+            f"the tables have {found.partitions} hash partitions, not {wanted.partitions}:"
+            f" set ORDERS_POSTGRES_PARTITIONS={found.partitions}, or {_ELSE}"
+        )
+
+
+async def layout(settings: Settings) -> Layout | None:
+    """How the tables of the database are partitioned; None without tables. Raises SchemaMismatch for tables that aren't ours; blocks."""
+    async with connect(settings) as connection:
+        return await connection.run_sync(_layout)
+
+
+async def current(settings: Settings) -> str | None:
+    """The revision of the database, None for one that was never migrated. Raises what asyncpg raises. Blocks."""
+    async with connect(settings) as connection:
+        return await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
+
+
+async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
+    """Brings the schema to the newest revision in one transaction; again is harmless. Touches schema public only.
+
+    partition_by: user_id (settings.postgres_partitions hash partitions) or region (a list, all regions in one default partition at first).
+    Raises SchemaMismatch, before anything is changed, when the tables are there and partitioned otherwise; ValueError for another
+    partition_by;
+    OSError, TimeoutError or asyncpg.PostgresError when the server isn't there or refuses. Blocks until it is done.
+    """
+    if partition_by not in PARTITION_COLUMNS:
+        raise ValueError(f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}")
+    wanted = Layout(partition_by, settings.postgres_partitions)
+
+    def run(connection: sa.Connection) -> None:
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        found = _layout(connection)
+        if found is not None:
+            _require(found, wanted)
+        command.upgrade(Alembic.config(connection=connection, partition_by=wanted.partition_by, partitions=wanted.partitions), "head")
+
+    async with connect(settings) as connection:
+        await connection.run_sync(run)
+
+
+async def check(settings: Settings) -> None:
+    """Returns when the schema is at the newest revision. Raises SchemaMismatch, saying what to do, when it isn't; otherwise as upgrade().
+    Blocks.
+    """
+    head, found = await asyncio.to_thread(Alembic.head), await current(settings)
+    if found is None:
+        raise SchemaMismatch("the database has no tables yet: run `orders init`")
+    if found != head:
+        raise SchemaMismatch(f"the schema is at revision {found}, this version of the program needs {head}: run `orders init`")
+    if await layout(settings) is None:
+        raise SchemaMismatch("the database says it is migrated, but its tables are gone: drop public.alembic_version and run `orders init`")
