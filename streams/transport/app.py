@@ -1,0 +1,237 @@
+"""BatchApp: a Faust app whose handlers get batches, with its own offset ledger. See docs/architecture for why."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import faust
+import rocksdict
+from faust.app.base import BootStrategy
+from faust.transport.drivers import aiokafka as driver
+
+from settings import Settings
+from streams.delivery import Delivery, Outage
+from streams.transport.cluster import check_topics, inspect_cluster, prepare_data_folder
+from streams.transport.consumer import Consumer
+from streams.transport.lane import Handler, LaneSpec, Limits
+from streams.transport.producer import FaustProducer
+from streams.transport.recovery import ListRecovery, ListTableManager
+from streams.transport.table import MEMORY, StateTable, VersionOf
+
+log = logging.getLogger(__name__)
+
+FETCH_BYTES = 1 << 20
+"""Bytes a fetch takes of one partition; a larger record comes alone."""
+REQUEST_TIMEOUT = 40.0
+
+
+@dataclass(frozen=True, slots=True)
+class TransportStats:
+    """What the transport has done since the worker started, and where it stands. Offsets by (topic, partition)."""
+
+    batches: int
+    records: int
+    retries: int
+    rewinds: int
+    cancelled: int
+    recovered: int
+    lanes: tuple[str, ...]
+    pending_records: dict[str, int]
+    pending_bytes: dict[str, int]
+    done: dict[tuple[str, int], int]
+    committed: dict[tuple[str, int], int | None]
+    outages: tuple[Outage, ...]
+
+
+class BatchTransport(driver.Transport):
+    """Faust's Kafka transport with our consumer and producer."""
+
+    Consumer = Consumer
+    Producer = FaustProducer
+
+
+class NoWeb(BootStrategy):
+    """`faust worker` switches the web server on, with every table readable on all interfaces. Never here."""
+
+    enable_web = False
+
+
+class BatchApp(faust.App):
+    """See the module. Made from Settings; may be made at import: it connects to nothing until it is started.
+
+    app = BatchApp(settings, writes=DERIVED)
+    table = app.state_table("state", version_of)
+
+    @app.lane(INPUT, max_records=settings.batch_records)
+    async def handle(batch: LaneBatch) -> None: ...
+    """
+
+    BootStrategy = NoWeb
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        writes: Sequence[str] = (),
+        compression: str | None = None,
+        metadata_age: float = 30.0,
+        **options: Any,
+    ) -> None:
+        """`writes`: topics that handlers publish to, checked at the start to have as many partitions as the lanes' topics.
+        `compression`: of what lanes write: None, 'gzip', 'lz4'. `metadata_age`: seconds until a change of the topics is noticed.
+        `options`: further settings of faust.App (broker_credentials, ...)."""
+        self.settings = settings
+        self.specs: list[LaneSpec] = []
+        self.specs_by_topic: dict[str, LaneSpec] = {}
+        self.delivery = Delivery(settings)
+        self.limits = Limits(settings.pending_records, settings.pending_bytes)
+        self._writes = tuple(writes)
+        self._compression = compression
+        self._block_cache = rocksdict.Cache(MEMORY)
+        session = settings.session_timeout
+        defaults: dict[str, Any] = {
+            "broker": [f"kafka://{broker}" for broker in settings.brokers],
+            "datadir": settings.data / settings.group,
+            "store": "rocksdb://",
+            "value_serializer": "raw",
+            "topic_allow_declare": False,
+            "topic_disable_leader": True,
+            "topic_partitions": settings.partitions,
+            "table_standby_replicas": 0,
+            "stream_recovery_delay": 0.0,
+            "web_enabled": False,
+            "web_bind": "127.0.0.1",
+            "worker_redirect_stdouts": False,
+            "broker_session_timeout": session,
+            "broker_heartbeat_interval": min(settings.heartbeat_interval, session / 3),
+            "broker_commit_interval": settings.commit_interval,
+            "broker_request_timeout": max(REQUEST_TIMEOUT, session + 5),
+            "broker_rebalance_timeout": settings.drain_timeout + 20,
+            # A lane that waits for Postgres fetches nothing; that is not idleness to leave the group for.
+            "broker_max_poll_interval": settings.retry_limit + settings.stall_timeout + 600,
+            "consumer_auto_offset_reset": "earliest",
+            "consumer_max_fetch_size": FETCH_BYTES,
+            "consumer_metadata_max_age_ms": int(metadata_age * 1000),
+            # A request that is answered after the session has ended would be a stale write.
+            "producer_request_timeout": session * 2 / 3,
+            "producer_compression_type": compression,
+            "TableManager": ListTableManager,
+        }
+        super().__init__(settings.group, **{**defaults, **options})
+
+    # -- definition --------------------------------------------------------------------------------------------
+
+    def lane(self, topics: Sequence[str], *, max_records: int) -> Callable[[Handler], Handler]:
+        """Decorator: call the handler with batches of `topics`, all of one partition number, at most `max_records` together.
+
+        Partition numbers run side by side, each with one batch at a time.
+        """
+
+        def register(handler: Handler) -> Handler:
+            spec = LaneSpec(tuple(topics), handler, max_records)
+            taken = [topic for topic in topics if topic in self.specs_by_topic]
+            if taken:
+                raise ValueError(f"read by two lanes: {', '.join(taken)}")
+            self.specs.append(spec)
+            self.specs_by_topic.update(dict.fromkeys(spec.topics, spec))
+            return handler
+
+        return register
+
+    def state_table(self, name: str, version_of: VersionOf) -> StateTable:
+        """A table from bytes to bytes, its changelog in the topic '{group}-{name}-changelog'.
+
+        `version_of` reads a state's version: recovery keeps a key's highest.
+        """
+        table = StateTable(
+            self,
+            name=name,
+            beacon=self.tables.beacon,
+            partitions=self.settings.partitions,
+            version_of=version_of,
+            cache=self._block_cache,
+        )
+        self.tables.add(table)
+        return table
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    @property
+    def copartitioned(self) -> tuple[str, ...]:
+        """Topics that must have the same number of partitions: all that lanes read and write, and the changelogs."""
+        return (*self.specs_by_topic, *sorted(self.tables.changelog_topics), *self._writes)
+
+    @property
+    def recovery(self) -> ListRecovery:
+        """The tables' recovery."""
+        return cast(ListTableManager, self.tables).recovery
+
+    @property
+    def delivery_patience(self) -> float:
+        """Seconds after which an unacknowledged record counts as a failure to wait for."""
+        return float(self.conf.producer_request_timeout)
+
+    @property
+    def ready(self) -> bool:
+        """True while lanes are open: assigned, recovered, delivering."""
+        return self._consumer is not None and bool(cast(Consumer, self._consumer).lanes)
+
+    def stats(self) -> TransportStats:
+        """A snapshot for metrics. Never blocks; to be called in the main thread."""
+        consumer = cast("Consumer | None", self._consumer)
+        lanes = list(consumer.lanes.values()) if consumer is not None else []
+        ledgers = {(tp.topic, tp.partition): ledger for tp, (_, ledger) in consumer.ledgers.items()} if consumer is not None else {}
+        return TransportStats(
+            batches=sum(lane.batches for lane in lanes) + (consumer.finished_batches if consumer is not None else 0),
+            records=sum(lane.records for lane in lanes) + (consumer.finished_records if consumer is not None else 0),
+            retries=self.delivery.retries,
+            rewinds=consumer.rewinds if consumer is not None else 0,
+            cancelled=consumer.cancelled if consumer is not None else 0,
+            recovered=self.recovery.recovered if self.tables else 0,
+            lanes=tuple(lane.name for lane in lanes),
+            pending_records={lane.name: lane.pending_records for lane in lanes},
+            pending_bytes={lane.name: lane.pending_bytes for lane in lanes},
+            done={tp: ledger.done for tp, ledger in ledgers.items()},
+            committed={tp: ledger.committed for tp, ledger in ledgers.items()},
+            outages=tuple(self.delivery.outages.values()),
+        )
+
+    # -- what Faust calls --------------------------------------------------------------------------------------
+
+    def _new_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_consumer, self)
+
+    def _new_producer_transport(self) -> BatchTransport:
+        return BatchTransport(self.conf.broker_producer, self)
+
+    def new_event_loop(self) -> asyncio.AbstractEventLoop:
+        """A loop for the consumer's thread, of the kind that the app itself runs in."""
+        return type(self.loop)() if type(self.loop).__module__.startswith("uvloop") else asyncio.new_event_loop()
+
+    def producer_options(self, lane: str) -> Callable[[], Mapping[str, Any]]:
+        """How to make a lane's producer."""
+        producer = cast(FaustProducer, self.producer)
+        return lambda: producer.lane_options(f"{self.conf.id}-lane-{lane}", self.settings.producer_linger_ms, self._compression)
+
+    async def on_first_start(self) -> None:
+        """Check the topics and the data folder before anything is read. Raises FailStop, KafkaError, OSError."""
+        producer = cast(FaustProducer, self.producer)
+        found = await inspect_cluster(producer.connection_options(), self.copartitioned)
+        check_topics(self.copartitioned, found.partitions)
+        prepare_data_folder(self.conf.datadir, found.id)
+        await super().on_first_start()
+
+    async def on_start(self) -> None:
+        """Subscribe to the lanes' topics."""
+        await super().on_start()
+        for name in self.specs_by_topic:
+            self.topics.add(self.topic(name, key_type=bytes, value_type=bytes))
+
+    async def _stop_consumer(self) -> None:
+        if self._consumer is not None:
+            await cast(Consumer, self._consumer).close_lanes("worker stops")
+        await super()._stop_consumer()

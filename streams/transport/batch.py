@@ -1,0 +1,77 @@
+"""What a handler gets: a batch of one lane, and the only ways to write for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from streams.transport.ledger import Record
+
+if TYPE_CHECKING:
+    from streams.transport.lane import Lane
+    from streams.transport.table import StateTable
+
+
+class OutRecord(NamedTuple):
+    """A record to publish. `partition` None: the batch's own."""
+
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+    partition: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One topic's part of a batch: records in offset order, without a hole, and the position after them."""
+
+    topic: str
+    records: Sequence[Record]
+    to: int
+
+
+class LaneBatch:
+    """Records of several topics of one partition number. Acknowledged, all of it, when the handler returns.
+
+    The handler may be called again with the same batch: after a temporary failure, or by another worker after a crash.
+    """
+
+    __slots__ = ("_lane", "partition", "slices", "work")
+
+    def __init__(self, lane: Lane, slices: tuple[Slice, ...]) -> None:
+        self._lane = lane
+        self.partition = lane.partition
+        self.slices = slices
+        self.work: Any = None
+        """The handler's own: what it has done so far, should it be called again with this batch."""
+
+    def __len__(self) -> int:
+        return sum(len(part.records) for part in self.slices)
+
+    def __repr__(self) -> str:
+        parts = ", ".join(f"{part.topic} {len(part.records)} to {part.to}" for part in self.slices)
+        return f"<LaneBatch {self.partition}: {parts}>"
+
+    def check(self) -> None:
+        """To be called right before a write anywhere. Raises Stale or LeaseLost. Never blocks."""
+        self._lane.check()
+
+    async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
+        """Write records to topics, in order within a topic. Returns when all in-sync replicas have all of them.
+
+        Blocks while Kafka is away, up to retry_limit. Raises KafkaError, Stale, LeaseLost or GaveUp; some of the records may then
+        have been written, and a second call writes all of them again.
+        """
+        await self._lane.publish(records)
+
+    def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
+        """States of `keys`, in their order, None where there is none. Reads the local disk. Raises Stale."""
+        return self._lane.get_states(table, keys)
+
+    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None]) -> None:
+        """Write states (None deletes): to the changelog, and when that is delivered to the local store in one step.
+
+        Blocks and raises like publish.
+        """
+        await self._lane.write_table(table, puts)

@@ -1,0 +1,75 @@
+"""What has to be known of the cluster before a worker starts, and the folder that belongs to it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aiokafka.admin import AIOKafkaAdminClient
+
+from streams.transport.consumer import mismatch
+from streams.transport.errors import PartitionMismatch, TopicsMissing
+
+log = logging.getLogger(__name__)
+
+MARKER = "cluster"
+"""File in a data folder that names the Kafka cluster its state was built from."""
+
+
+class ClusterInfo(NamedTuple):
+    """The cluster's id, and the number of partitions of those topics that exist."""
+
+    id: str
+    partitions: dict[str, int]
+
+
+async def inspect_cluster(options: Mapping[str, Any], topics: Iterable[str]) -> ClusterInfo:
+    """Ask for the cluster's id and about `topics`. `options`: how to connect, as for any aiokafka client.
+
+    Blocks for a few round trips. Raises KafkaError if no broker answers.
+    """
+    admin = AIOKafkaAdminClient(**options)
+    try:
+        await admin.start()
+        cluster = await admin.describe_cluster()
+        described = await admin.describe_topics(list(topics))
+    finally:
+        await admin.close()
+    partitions = {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0 and topic["partitions"]}
+    return ClusterInfo(cluster["cluster_id"], partitions)
+
+
+def check_topics(needed: Iterable[str], partitions: Mapping[str, int]) -> int:
+    """The number of partitions that all `needed` topics have. Pure. Raises TopicsMissing or PartitionMismatch."""
+    needed = list(needed)
+    missing = sorted(topic for topic in needed if topic not in partitions)
+    if missing:
+        raise TopicsMissing(f"topics don't exist: {', '.join(missing)}. Run `orders init` first.")
+    counts = {topic: partitions[topic] for topic in needed}
+    if len(set(counts.values())) > 1:
+        raise PartitionMismatch(mismatch(counts))
+    return next(iter(counts.values()))
+
+
+def prepare_data_folder(path: Path, cluster_id: str) -> None:
+    """Make `path` ready for state of the cluster `cluster_id`: state of any other cluster is deleted.
+
+    Offsets in a local store mean nothing in another cluster. Reads and writes the disk. Raises OSError.
+    """
+    marker = path / MARKER
+    if path.exists() and any(path.iterdir()):
+        owner = marker.read_text().strip() if marker.exists() else "unknown"
+        if owner == cluster_id:
+            return
+        log.warning(
+            "local state in %s belongs to the Kafka cluster %s, not to %s: deleted, it is rebuilt from the changelog",
+            path,
+            owner,
+            cluster_id,
+        )
+        shutil.rmtree(path)
+    path.mkdir(parents=True, exist_ok=True)
+    marker.write_text(cluster_id + "\n")

@@ -1,0 +1,325 @@
+"""The consumer: brings lists from the reader to the ledgers, opens and closes lanes, commits what is finished."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from aiokafka.errors import ConsumerStoppedError
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+from mode import Service
+
+from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
+from streams.transport.errors import FailStop, OffsetBeyondEnd, PartitionMismatch, Stalled
+from streams.transport.lane import Claim, Lane
+from streams.transport.ledger import Ledger, Offer
+from streams.transport.producer import LaneProducer
+
+if TYPE_CHECKING:
+    from streams.transport.app import BatchApp
+
+log = logging.getLogger(__name__)
+
+FETCH_TIMEOUT = 1.0
+COMMIT_TIMEOUT = 5.0
+CANCEL_TIMEOUT = 5.0
+WATCH_INTERVAL = 1.0
+
+
+class Consumer(driver.Consumer):
+    """Faust's consumer with our way for the records. Lives in the main thread; see ConsumerThread for the other half.
+
+    An epoch is the time between two rebalances. All lanes of an epoch have the same claim (assignment and generation).
+    """
+
+    _thread: ConsumerThread
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.lanes: dict[tuple[int, int], Lane] = {}
+        self.ledgers: dict[TP, tuple[Lane, Ledger]] = {}
+        self.rewinds = 0
+        self.cancelled = 0
+        self.finished_batches = 0
+        self.finished_records = 0
+        self._cursors: dict[TP, int] = {}
+        self._epoch = 0
+        super().__init__(*args, **kwargs)
+        self._more = asyncio.Event()
+        self._committing = asyncio.Lock()
+        self._unserved_since: float | None = None
+
+    @property
+    def _app(self) -> BatchApp:
+        return cast("BatchApp", self.app)
+
+    def _new_consumer_thread(self) -> ConsumerThread:
+        return ConsumerThread(self, loop=self.loop, thread_loop=self._app.new_event_loop(), beacon=self.beacon)
+
+    def verify_event_path(self, now: float, tp: TP) -> None:
+        """Faust's livelock detector reads counters of streams; there are none. `_watch` does its work."""
+
+    # -- delivery ----------------------------------------------------------------------------------------------
+
+    def note_rewind(self, tp: TP, position: int, expected: int) -> None:
+        """A list was lost between reader and ledger, and is read again."""
+        self.rewinds += 1
+        log.warning("read again: %s/%d stands at %d, expected %d", tp.topic, tp.partition, position, expected)
+
+    def _wanted(self) -> dict[TP, int]:
+        wanted = {TP(ledger.topic, ledger.partition): ledger.next for lane in self.lanes.values() for ledger in lane.wanted()}
+        wanted.update(self._cursors)
+        return wanted
+
+    def _fetch_more(self) -> None:
+        """Something is wanted that the waiting fetch doesn't know of."""
+        self._more.set()
+        self._thread.kick()
+
+    def resume_flow(self) -> None:
+        """Call when records may be delivered again."""
+        super().resume_flow()
+        self._fetch_more()
+
+    async def _drain_messages(self, fetcher: Any) -> None:
+        limit = self._app.settings.batch_records
+        try:
+            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+                wanted = self._wanted() if self.flow_active else {}
+                if not wanted:
+                    self._more.clear()
+                    await self._more.wait()
+                    continue
+                for fetched in await self._thread.in_thread(self._thread.fetch(wanted, FETCH_TIMEOUT, limit)):
+                    if fetched.tp in self.ledgers:
+                        await self._offer(fetched)
+                    elif fetched.tp in self._cursors:
+                        await self._recover(fetched)
+        except (ConsumerStoppedError, asyncio.CancelledError):
+            if not self.app.should_stop:
+                raise
+
+    async def _offer(self, fetched: Fetched) -> None:
+        lane, ledger = self.ledgers[fetched.tp]
+        if lane.claim.assignment is not fetched.assignment:
+            return  # read before a rebalance
+        offer = ledger.offer(fetched.start, fetched.to, fetched.records)
+        if offer is Offer.GAP:
+            self.note_rewind(fetched.tp, fetched.start, ledger.next)
+            await self._read_again(fetched, lane, ledger)
+        elif offer is Offer.OVERLAP:
+            await self._verify_bounds(fetched, lane, ledger)
+        lane.wake()
+
+    async def _read_again(self, fetched: Fetched, lane: Lane, ledger: Ledger) -> None:
+        await self._verify_bounds(fetched, lane, ledger)
+        await self._thread.in_thread(self._thread.rewind(fetched.tp, ledger.next, fetched.assignment))
+
+    async def _verify_bounds(self, fetched: Fetched, lane: Lane, ledger: Ledger) -> None:
+        """The reader stands where it should not: has the log itself changed?"""
+        bounds = (await self._thread.in_thread(self._thread.bounds([fetched.tp])))[fetched.tp]
+        if not lane.claim.current():
+            return
+        name = f"{ledger.topic}/{ledger.partition}"
+        if bounds.high < ledger.done:
+            raise OffsetBeyondEnd(beyond_end(name, ledger.done, bounds.high))
+        if bounds.low > ledger.next:
+            log.error(
+                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.", name, ledger.next, bounds.low
+            )
+            ledger.skip(bounds.low)
+
+    async def _recover(self, fetched: Fetched) -> None:
+        expected = self._cursors[fetched.tp]
+        if fetched.assignment is not self._thread.assignment_now():
+            return
+        if fetched.start > expected:
+            self.note_rewind(fetched.tp, fetched.start, expected)
+            await self._thread.in_thread(self._thread.rewind(fetched.tp, expected, fetched.assignment))
+            return
+        if fetched.to > expected:
+            records = [record for record in fetched.records if record.offset >= expected]
+            self._cursors[fetched.tp] = fetched.to
+            self._app.recovery.apply(fetched.tp, records, fetched.to)
+            await asyncio.sleep(0)
+
+    async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
+        """Called by recovery: read changelogs from where their stores are. What was on its way from before is dropped."""
+        for tp in partitions:
+            self._cursors.pop(TP(*tp), None)
+        epoch = self._epoch
+        starts = {TP(*tp): self._app.recovery.position(TP(*tp)) for tp in partitions}
+        await super().seek_wait(starts)
+        if epoch == self._epoch:
+            self._cursors.update(starts)
+            self._fetch_more()
+
+    # -- lanes -------------------------------------------------------------------------------------------------
+
+    async def perform_seek(self) -> None:
+        """Called by Faust when the tables are recovered: open the ledgers. From here on records are delivered."""
+        epoch, thread = self._epoch, self._thread
+        self._cursors.clear()
+        assignment = thread.assignment_now()
+        if assignment is None or not assignment.active:
+            return
+        specs = self._app.specs_by_topic
+        tps = sorted(TP(*tp) for tp in assignment.tps if tp.topic in specs and TP(*tp) not in self.ledgers)
+        if not tps:
+            return
+        self._check_partitions()
+        opened = await thread.in_thread(thread.start_positions(tps, assignment))
+        if opened is None or epoch != self._epoch:
+            return
+        generation, starts = opened
+        claim = Claim(assignment, generation, thread.current, thread.leased)
+        if not claim.current():
+            return
+        self._open(claim, starts)
+        self._fetch_more()
+
+    def _open(self, claim: Claim, starts: Mapping[TP, Start]) -> None:
+        app = self._app
+        order = {topic: number for number, topic in enumerate(app.specs_by_topic)}
+        for tp in sorted(starts, key=lambda tp: (tp.partition, order[tp.topic])):
+            spec = app.specs_by_topic[tp.topic]
+            key = (app.specs.index(spec), tp.partition)
+            lane = self.lanes.get(key)
+            if lane is None:
+                name = str(tp.partition) if len(app.specs) == 1 else f"{spec.topics[0]}/{tp.partition}"
+                lane = self.lanes[key] = Lane(name, spec, tp.partition, claim, app.delivery, app.limits)
+            ledger = Ledger(tp.topic, tp.partition, *starts[tp])
+            lane.ledgers.append(ledger)
+            self.ledgers[tp] = (lane, ledger)
+        for lane in self.lanes.values():
+            waiting = partial(app.delivery.failed, lane.name)
+            producer = LaneProducer(app.producer_options(lane.name), lane.check, waiting, app.delivery_patience)
+            lane.start(producer, self._fetch_more).add_done_callback(partial(self._lane_ended, lane))
+        log.info(
+            "lanes %s open, generation %d, at offsets %s",
+            ", ".join(lane.name for lane in self.lanes.values()),
+            claim.generation,
+            ", ".join(f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset),
+        )
+
+    def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
+        if task.cancelled():
+            if not lane.closed:
+                self._crash(RuntimeError(f"lane {lane.name} was cancelled"))
+        elif (exc := task.exception()) is not None:
+            self._crash(exc)
+
+    def _crash(self, exc: BaseException) -> None:
+        self._app.add_future(self.app.crash(exc))
+
+    async def close_lanes(self, why: str) -> None:
+        """End the epoch: finish what is in the handlers' hands (bounded), commit, forget. Raises nothing."""
+        self._epoch += 1
+        self._cursors.clear()
+        lanes = list(self.lanes.values())
+        if not lanes:
+            return
+        begun = time.monotonic()
+        for lane in lanes:
+            lane.close()
+        tasks = [lane.task for lane in lanes if lane.task is not None]
+        _, unfinished = await asyncio.wait(tasks, timeout=self._app.settings.drain_timeout)
+        try:
+            await asyncio.wait_for(self.force_commit(), COMMIT_TIMEOUT)
+        except (Exception, asyncio.CancelledError) as exc:
+            log.warning("the last commit did not work, some records will be read again: %r", exc)
+        for task in unfinished:
+            task.cancel()
+        self.cancelled += len(unfinished)
+        await asyncio.gather(*(lane.end() for lane in lanes))
+        if unfinished:
+            _, deaf = await asyncio.wait(unfinished, timeout=CANCEL_TIMEOUT)
+            log.error("%d lanes did not finish in time and were cancelled (%d of them don't react)", len(unfinished), len(deaf))
+        self.finished_batches += sum(lane.batches for lane in lanes)
+        self.finished_records += sum(lane.records for lane in lanes)
+        self.lanes.clear()
+        self.ledgers.clear()
+        log.info("lanes closed (%s) in %.2f s", why, time.monotonic() - begun)
+
+    async def on_partitions_revoked(self, revoked: set[TP]) -> None:
+        """Close the lanes, and only then let Faust forget its offsets and close the stores."""
+        await self.close_lanes("partitions revoked")
+        await super().on_partitions_revoked(revoked)
+
+    async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
+        """A new epoch. Recovery follows, then perform_seek."""
+        self._epoch += 1
+        self._cursors.clear()
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    # -- commits -----------------------------------------------------------------------------------------------
+
+    async def wait_empty(self) -> None:
+        """Nothing to wait for: lanes are closed before. Commit what is finished."""
+        await self.force_commit()
+
+    async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
+        """Commit `done` of every ledger that has moved, and nothing else. False if there was nothing, or it did not work."""
+        async with self._committing:
+            moved = {tp: ledger for tp, (_, ledger) in self.ledgers.items() if ledger.uncommitted}
+            if not moved:
+                return False
+            claim = self.ledgers[next(iter(moved))][0].claim
+            offsets = {tp: ledger.done for tp, ledger in moved.items()}
+            committed = await self._thread.in_thread(self._thread.commit_finished(claim.assignment, claim.generation, offsets))
+            if committed:
+                for tp, ledger in moved.items():
+                    ledger.committed = offsets[tp]
+            return committed
+
+    # -- fail-stop ---------------------------------------------------------------------------------------------
+
+    def _check_partitions(self) -> None:
+        counts = self._thread.partition_counts(self._app.copartitioned)
+        if len(set(counts.values())) > 1:
+            raise PartitionMismatch(mismatch(counts))
+
+    @Service.task
+    async def _watch(self) -> None:
+        """End the worker rather than let it hang or leave records out."""
+        while not self.should_stop:
+            await self.sleep(WATCH_INTERVAL)
+            with contextlib.suppress(ConsumerStoppedError):
+                try:
+                    self._check_partitions()
+                    self._check_progress(time.monotonic())
+                except FailStop as exc:
+                    await self.app.crash(exc)
+                    return
+
+    def _check_progress(self, now: float) -> None:
+        limit = self._app.settings.stall_timeout
+        if not self._thread.leased():
+            self._unserved_since = None
+            return  # the broker is away: not this worker's fault
+        for lane in self.lanes.values():
+            busy = lane.busy_since
+            if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:
+                raise Stalled(f"lane {lane.name}: one batch has taken {now - busy:.0f} s (ORDERS_STALL_TIMEOUT is {limit:.0f} s)")
+        assignment = self._thread.assignment_now()
+        served = bool(self.lanes) or assignment is None or not any(tp.topic in self._app.specs_by_topic for tp in assignment.tps)
+        if served:
+            self._unserved_since = None
+            return
+        since = self._unserved_since = self._unserved_since or now
+        if self.app.in_recovery:
+            since = max(since, self._app.recovery.progress_at)
+        if now - since > limit:
+            raise Stalled(f"partitions are assigned, but no lane is open since {now - since:.0f} s")
+
+
+def mismatch(counts: Mapping[str, int]) -> str:
+    """The message for a person: which topics differ."""
+    usual = max(set(counts.values()), key=list(counts.values()).count)
+    odd = ", ".join(f"{topic} has {count}" for topic, count in sorted(counts.items()) if count != usual)
+    return f"all topics of a lane need the same number of partitions: {odd}, the others have {usual}. Stop all workers and make them equal."

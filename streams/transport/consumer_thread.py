@@ -1,0 +1,295 @@
+"""The part of the consumer that lives in its own thread and event loop: reads, seeks, commits, heartbeats.
+
+aiokafka's consumer is not safe to read from another thread in two steps. So everything that must belong together
+(a list of records, the assignment it was fetched for, the positions before and after it) is taken here in one step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.errors import ConsumerStoppedError, KafkaError
+from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
+
+from streams.transport.errors import OffsetBeyondEnd
+from streams.transport.lease import Lease, clock
+from streams.transport.ledger import Record
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+FETCH_WAIT_MS = 100
+"""How long the broker holds an empty fetch. A seek, or a partition that is wanted again, waits for the fetch under way.
+Faust's 1,500 ms are not a setting."""
+STOP_TIMEOUT = 10.0
+LOOK_INTERVAL = 0.5
+"""Seconds after which a waiting fetch looks for lost lists again."""
+ACCEPTED = (0, 27)
+"""Error codes of a heartbeat that prove membership: none, and 'a rebalance has begun'."""
+
+
+class Fetched(NamedTuple):
+    """Everything in [start, to) of one partition, and for which assignment it was read."""
+
+    tp: TP
+    assignment: object
+    start: int
+    to: int
+    records: Sequence[Record]
+
+
+class Start(NamedTuple):
+    """Where a ledger begins, and what the group has committed (None: nothing)."""
+
+    offset: int
+    committed: int | None
+
+
+class Bounds(NamedTuple):
+    """First offset of a log, and the one after its last."""
+
+    low: int
+    high: int
+
+
+def resolve_start(name: str, committed: int | None, bounds: Bounds) -> Start:
+    """Where to begin reading: at the committed offset, or at the log's start. Pure.
+
+    Raises OffsetBeyondEnd if the log ends before the committed offset.
+    """
+    if committed is None:
+        return Start(bounds.low, None)
+    if committed > bounds.high:
+        raise OffsetBeyondEnd(beyond_end(name, committed, bounds.high))
+    if committed < bounds.low:
+        log.error(
+            "records of %s are lost: the group had finished up to offset %d, the log now begins at %d. Going on there.",
+            name,
+            committed,
+            bounds.low,
+        )
+        return Start(bounds.low, committed)
+    return Start(committed, committed)
+
+
+def beyond_end(name: str, offset: int, end: int) -> str:
+    """The message for a person."""
+    return (
+        f"{name}: the group has finished up to offset {offset}, but the log ends at {end}: the topic was created anew or truncated. "
+        "Set the group's offsets to what should be read (kafka-consumer-groups --reset-offsets) and start again."
+    )
+
+
+class ConsumerThread(driver.AIOKafkaConsumerThread):
+    """See the module. Methods marked 'main' are called from the main thread; the coroutines run in this one."""
+
+    lease: Lease
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.lease = Lease(self.app.conf.broker_session_timeout)
+
+    async def on_start(self) -> None:
+        await super().on_start()
+        self._kicked = asyncio.Event()
+        consumer = self._ensure_consumer()
+        consumer._fetcher._fetch_max_wait_ms = FETCH_WAIT_MS
+        self._watch_heartbeats(consumer._coordinator)
+
+    def _watch_heartbeats(self, coordinator: Any) -> None:
+        """Renew the lease with the time at which an accepted request was sent (not answered: the answer may be old)."""
+        send = coordinator._send_req
+
+        async def watched(request: Any) -> Any:
+            sent = clock()
+            response = await send(request)
+            if type(request).__name__.startswith(("HeartbeatRequest", "SyncGroupRequest")) and response.error_code in ACCEPTED:
+                self.lease.renew(sent)
+            return response
+
+        coordinator._send_req = watched
+
+    async def on_thread_stop(self) -> None:
+        # With a broker down aiokafka's Fetcher.close() lets a CancelledError out. It would end this thread before it
+        # has said so, and whoever stops the worker would wait for ever.
+        try:
+            await asyncio.wait_for(super().on_thread_stop(), STOP_TIMEOUT)
+        except (asyncio.CancelledError, Exception) as exc:
+            log.warning("the consumer did not stop in order (the process is ending anyway): %r", exc)
+
+    # -- main --------------------------------------------------------------------------------------------------
+
+    def leased(self) -> bool:
+        """Main: True while writing is allowed."""
+        return self.lease.valid(clock())
+
+    def assignment_now(self) -> Any:
+        """Main: the assignment object of this moment, or None."""
+        subscription = self._consumer._subscription.subscription if self._consumer is not None else None
+        return subscription.assignment if subscription is not None else None
+
+    def current(self, assignment: Any, generation: int) -> bool:
+        """Main: True if `assignment` is the one of this moment, in the same generation."""
+        consumer = self._consumer
+        return (
+            consumer is not None
+            and assignment is self.assignment_now()
+            and assignment.active
+            and consumer._coordinator.generation == generation
+        )
+
+    def partition_counts(self, topics: Sequence[str]) -> dict[str, int]:
+        """Main: partitions of each topic as far as the metadata knows it."""
+        if self._consumer is None:
+            return {}
+        cluster = self._consumer._client.cluster
+        counts = {topic: len(cluster.partitions_for_topic(topic) or ()) for topic in topics}
+        return {topic: count for topic, count in counts.items() if count}
+
+    async def in_thread(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Main: run `coroutine` in this thread and wait. Raises ConsumerStoppedError if the thread has ended."""
+        try:
+            future = asyncio.run_coroutine_threadsafe(coroutine, self.thread_loop)
+        except RuntimeError:
+            coroutine.close()
+            raise ConsumerStoppedError from None
+        return await asyncio.wrap_future(future)
+
+    def kick(self) -> None:
+        """Main: end the fetch that is waiting, because something else is wanted now."""
+        if not self.thread_loop.is_closed():
+            self.thread_loop.call_soon_threadsafe(self._kicked.set)
+
+    # -- in this thread ----------------------------------------------------------------------------------------
+
+    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int) -> list[Fetched]:
+        """What has arrived for `wanted` (partition -> next expected offset), at most `limit` records a list.
+
+        Blocks up to `timeout` seconds while nothing has arrived. Raises ConsumerStoppedError, and KafkaError if the
+        broker refuses a partition.
+        """
+        consumer = self._ensure_consumer()
+        fetcher = consumer._fetcher
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
+        with fetcher._subscriptions.fetch_context():
+            while True:
+                if consumer._closed or fetcher._closed:
+                    raise ConsumerStoppedError
+                lists = self._arrived(consumer, fetcher, wanted, limit)
+                left = deadline - loop.time()
+                if lists or left <= 0:
+                    return lists
+                arrival = fetcher._create_fetch_waiter()
+                kicked = asyncio.ensure_future(self._kicked.wait())
+                try:
+                    await asyncio.wait({arrival, kicked}, timeout=min(left, LOOK_INTERVAL), return_when=asyncio.FIRST_COMPLETED)
+                    if arrival.done() and not arrival.cancelled():
+                        arrival.result()  # the coordinator reports a refused group here
+                finally:
+                    arrival.cancel()
+                    kicked.cancel()
+                if self._kicked.is_set():
+                    self._kicked.clear()
+                    return []
+
+    def _arrived(self, consumer: Any, fetcher: Any, wanted: Mapping[TP, int], limit: int) -> list[Fetched]:
+        subscriptions = fetcher._subscriptions
+        if subscriptions.reassignment_in_progress or subscriptions.subscription is None:
+            return []
+        assignment = subscriptions.subscription.assignment
+        if assignment is None:
+            return []
+        self._look_for_lost(consumer, assignment, wanted)
+        lists: list[Fetched] = []
+        for tp in list(fetcher._records):
+            if tp not in wanted:
+                continue
+            result = fetcher._records[tp]
+            if type(result) is not FetchResult:  # an error
+                if lists:
+                    return lists
+                del fetcher._records[tp]
+                fetcher._notify(fetcher._wait_consume_future)
+                result.check_raise()
+                continue
+            if result.has_more() and result._assignment is assignment and result.check_assignment(tp):
+                start = result._partition_records.next_fetch_offset
+                records = result.getall(limit)
+                to = assignment.state_value(tp).position
+                if to > start:
+                    lists.append(Fetched(TP(*tp), assignment, start, to, records))
+            if not result.has_more() or result._assignment is not assignment:
+                del fetcher._records[tp]
+                fetcher._notify(fetcher._wait_consume_future)
+        return lists
+
+    def _look_for_lost(self, consumer: Any, assignment: Any, wanted: Mapping[TP, int]) -> None:
+        """A reader that stands beyond what its ledger expects has lost a list on the way: read it again.
+
+        Waiting for the next list to show the gap would hang if the lost one was the log's last.
+        """
+        for tp, expected in wanted.items():
+            state = assignment.state_value(TopicPartition(*tp))
+            if state is not None and state.has_valid_position and state.position > expected:
+                self.consumer.note_rewind(tp, state.position, expected)  # type: ignore[attr-defined]
+                consumer.seek(TopicPartition(*tp), expected)
+
+    async def rewind(self, tp: TP, offset: int, assignment: Any) -> None:
+        """Read `tp` again from `offset`, if it is still assigned."""
+        if assignment is self.assignment_now() and assignment.active:
+            self._ensure_consumer().seek(TopicPartition(*tp), offset)
+
+    async def bounds(self, tps: Sequence[TP]) -> dict[TP, Bounds]:
+        """First and next offset of each log. Blocks for a round trip. Raises KafkaError."""
+        consumer = self._ensure_consumer()
+        partitions = [TopicPartition(*tp) for tp in tps]
+        low = await consumer.beginning_offsets(partitions)
+        high = await consumer.end_offsets(partitions)
+        return {TP(*tp): Bounds(low[tp], high[tp]) for tp in partitions}
+
+    async def start_positions(self, tps: Sequence[TP], assignment: Any) -> tuple[int, dict[TP, Start]] | None:
+        """Resolve where to begin and seek there, every partition explicitly: aiokafka's seek_to_committed leaves out
+        partitions without a committed offset, and those committed at 0.
+
+        Returns the generation and the starts, or None if the assignment has gone meanwhile. Raises OffsetBeyondEnd, KafkaError.
+        """
+        consumer = self._ensure_consumer()
+        coordinator = consumer._coordinator
+        generation = coordinator.generation
+        partitions = [TopicPartition(*tp) for tp in tps]
+        committed = await coordinator.fetch_committed_offsets(partitions)
+        bounds = await self.bounds(tps)
+        starts: dict[TP, Start] = {}
+        for tp in tps:
+            known = committed.get(TopicPartition(*tp))
+            offset = known.offset if known is not None and known.offset >= 0 else None
+            starts[tp] = resolve_start(f"{tp.topic}/{tp.partition}", offset, bounds[tp])
+        if not self.current(assignment, generation):
+            return None
+        for tp, start in starts.items():
+            consumer.seek(TopicPartition(*tp), start.offset)
+        return generation, starts
+
+    async def commit_finished(self, assignment: Any, generation: int, offsets: Mapping[TP, int]) -> bool:
+        """Commit exactly `offsets`. False if it did not work (they are committed another time) or may not be done."""
+        coordinator = self._ensure_consumer()._coordinator
+        await coordinator.ensure_coordinator_known()
+        async with coordinator._commit_lock:
+            if not self.current(assignment, generation):
+                return False
+            try:
+                await coordinator._do_commit_offsets(
+                    assignment, {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                )
+            except KafkaError as exc:
+                log.warning("offsets not committed, to be tried again: %r", exc)
+                return False
+        return True

@@ -1,0 +1,214 @@
+"""The lane: runs a handler for one partition number of a set of topics, one batch at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from streams.delivery import Delivery, Outcome
+from streams.transport.batch import LaneBatch, OutRecord, Slice
+from streams.transport.errors import LeaseLost, Stale
+from streams.transport.ledger import Ledger, shares
+from streams.transport.producer import LaneProducer
+
+if TYPE_CHECKING:
+    from streams.transport.table import StateTable
+
+Handler = Callable[[LaneBatch], Awaitable[None]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class LaneSpec:
+    """What BatchApp.lane registers: topics that are read together, by partition number."""
+
+    topics: tuple[str, ...]
+    handler: Handler
+    max_records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one lane may hold in memory before its fetching rests."""
+
+    records: int
+    bytes: int
+
+
+class Claim:
+    """The right to a partition number: an assignment object and its generation. Asked before every write."""
+
+    __slots__ = ("_current", "_leased", "assignment", "generation")
+
+    def __init__(self, assignment: object, generation: int, current: Callable[[object, int], bool], leased: Callable[[], bool]) -> None:
+        self.assignment = assignment
+        self.generation = generation
+        self._current = current
+        self._leased = leased
+
+    def current(self) -> bool:
+        """False for ever once the group has gone on without it."""
+        return self._current(self.assignment, self.generation)
+
+    def leased(self) -> bool:
+        """False while membership isn't proven."""
+        return self._leased()
+
+
+class _Taken(NamedTuple):
+    ledger: Ledger
+    part: Slice
+
+
+class Lane:
+    """One partition number. Made when its ledgers open, closed at the next rebalance; never reopened."""
+
+    def __init__(self, name: str, spec: LaneSpec, partition: int, claim: Claim, delivery: Delivery, limits: Limits) -> None:
+        self.spec = spec
+        self.partition = partition
+        self.name = name
+        self.claim = claim
+        self.ledgers: list[Ledger] = []
+        self.producer: LaneProducer | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.closing = asyncio.Event()
+        self.closed = False
+        self.busy_since: float | None = None
+        self.batches = 0
+        self.records = 0
+        self._delivery = delivery
+        self._limits = limits
+        self._wake = asyncio.Event()
+        self._served = 0
+        self._rested: Callable[[], None] = lambda: None
+
+    # -- what the reader sees ----------------------------------------------------------------------------------
+
+    def start(self, producer: LaneProducer, rested: Callable[[], None]) -> asyncio.Task[None]:
+        """Begin. `rested` is called when a full lane has room again."""
+        self.producer = producer
+        self._rested = rested
+        self.task = asyncio.ensure_future(self._run())
+        return self.task
+
+    def wake(self) -> None:
+        """There is something to take."""
+        self._wake.set()
+
+    @property
+    def pending_records(self) -> int:
+        """Records in memory that no handler has got yet."""
+        return sum(ledger.count for ledger in self.ledgers)
+
+    @property
+    def pending_bytes(self) -> int:
+        """The same in bytes."""
+        return sum(ledger.size for ledger in self.ledgers)
+
+    @property
+    def full(self) -> bool:
+        """True while only ledgers that have nothing pending are fetched."""
+        return self.pending_records >= self._limits.records or self.pending_bytes >= self._limits.bytes
+
+    def wanted(self) -> list[Ledger]:
+        """Ledgers to fetch for. A full lane still fetches for its empty ledgers: no topic starves behind another's backlog."""
+        if self.closing.is_set():
+            return []
+        if self.full:
+            return [ledger for ledger in self.ledgers if not ledger.pending]
+        return self.ledgers
+
+    def close(self) -> None:
+        """Take nothing more; finish what is in the handler's hands."""
+        self.closing.set()
+        self._wake.set()
+
+    async def end(self) -> None:
+        """The assignment is over: whatever the handler still does, it can't write. Blocks for seconds at most."""
+        self.closed = True
+        self._delivery.forget(self.name)
+        if self.producer is not None:
+            await self.producer.close()
+
+    # -- what the batch sees -----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raises Stale or LeaseLost."""
+        if self.closed or not self.claim.current():
+            raise Stale(f"lane {self.name} belongs to another assignment now")
+        if not self.claim.leased():
+            raise LeaseLost(f"lane {self.name}: no heartbeat was accepted recently")
+
+    async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
+        """See LaneBatch.publish."""
+        assert self.producer is not None
+        await self.producer.send(records, self.partition)
+
+    def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See LaneBatch.get_states."""
+        self._check_claim()
+        return table.store.states(self.partition, keys)
+
+    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None]) -> None:
+        """See LaneBatch.write_table."""
+        if not puts:
+            return
+        assert self.producer is not None
+        topic = table.changelog_topic_name
+        delivered = await self.producer.send({topic: [OutRecord(key, value, []) for key, value in puts.items()]}, self.partition)
+        self.check()
+        offsets = [batch.last for batch in delivered if batch.last is not None]
+        # Without the offset the next recovery reads these records again; that is all.
+        table.store.write(self.partition, puts, max(offsets) if len(offsets) == len(delivered) else None)
+
+    def _check_claim(self) -> None:
+        if self.closed or not self.claim.current():
+            raise Stale(f"lane {self.name} belongs to another assignment now")
+
+    # -- the loop ----------------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while not self.closing.is_set():
+            taken = self._take()
+            if not taken:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            parts = tuple(item.part for item in taken if item.part.records)
+            if parts:
+                batch = LaneBatch(self, parts)
+                self.busy_since = time.monotonic()
+                try:
+                    outcome = await self._delivery.run(self.name, partial(self.spec.handler, batch), self.closing)
+                except Exception as exc:
+                    exc.add_note(f"in {batch!r}")
+                    raise
+                finally:
+                    self.busy_since = None
+                if outcome is Outcome.STALE and not self.closed and self.claim.current():
+                    raise RuntimeError(f"{batch!r} was called stale, but its assignment is the current one")
+                if outcome is not Outcome.DONE:
+                    return
+                self.batches += 1
+                self.records += len(batch)
+            if self.closed:
+                return
+            for item in taken:
+                item.ledger.finish(item.part.to)
+            await asyncio.sleep(0)
+
+    def _take(self) -> list[_Taken]:
+        was_full = self.full
+        counts = [ledger.count for ledger in self.ledgers]
+        taken: list[_Taken] = []
+        for ledger, share in zip(self.ledgers, shares(counts, self.spec.max_records, self._served), strict=True):
+            chunk = ledger.take(share)
+            if chunk is not None:
+                taken.append(_Taken(ledger, Slice(ledger.topic, chunk.records, chunk.to)))
+        self._served += 1
+        if was_full and not self.full:
+            self._rested()
+        return taken

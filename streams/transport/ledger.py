@@ -1,0 +1,145 @@
+"""The offset ledger: which records a lane has, and which it has finished. Pure.
+
+One ledger keeps one topic's partition during one assignment:
+
+    committed <= done <= next
+                   |       the next offset that may be delivered
+                   end of the last batch whose handler has returned; nothing else is ever committed
+
+Positions come from the reader (where it stood before and after a list), never from the offsets of the records: a gap
+inside a list is real (compaction, transaction markers), a gap between lists means that a list was lost.
+"""
+
+from __future__ import annotations
+
+import bisect
+import enum
+from collections import deque
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+OVERHEAD = 100
+"""Bytes that a record costs in memory beside its value, roughly."""
+
+
+class Record(Protocol):
+    """aiokafka's ConsumerRecord. `timestamp` in milliseconds; `timestamp_type` 1: it is the broker's append time."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+class Offer(enum.Enum):
+    """A ledger's answer to a list."""
+
+    TAKEN = "taken"
+    OVERLAP = "overlap"  # taken as far as it was new, if at all: the reader stood behind the ledger, which it should not
+    GAP = "gap"  # refused: records between the ledger and the list are missing, read again from `next`
+
+
+class Chunk(NamedTuple):
+    """Records in offset order, and the position after them."""
+
+    records: Sequence[Record]
+    to: int
+    size: int
+
+
+class Ledger:
+    """See the module. Offsets are Kafka's; sizes are bytes."""
+
+    __slots__ = ("committed", "count", "done", "next", "partition", "pending", "size", "topic")
+
+    def __init__(self, topic: str, partition: int, start: int, committed: int | None) -> None:
+        self.topic = topic
+        self.partition = partition
+        self.next = start
+        self.done = start
+        self.committed = committed
+        self.pending: deque[Chunk] = deque()
+        self.count = 0
+        self.size = 0
+
+    def offer(self, start: int, to: int, records: Sequence[Record]) -> Offer:
+        """Deliver everything in [start, to): `records` is all of it."""
+        if start > self.next:
+            return Offer.GAP
+        if to <= self.next:
+            return Offer.OVERLAP
+        if records and records[0].offset < self.next:
+            records = records[bisect.bisect_left(records, self.next, key=attrgetter("offset")) :]
+        size = sum(len(record.value or b"") for record in records) + OVERHEAD * len(records)
+        self.pending.append(Chunk(records, to, size))
+        self.count += len(records)
+        self.size += size
+        overlap = start < self.next
+        self.next = to
+        return Offer.OVERLAP if overlap else Offer.TAKEN
+
+    def take(self, limit: int) -> Chunk | None:
+        """The oldest pending records, at most `limit`, and the position after them. None if there is nothing to finish.
+
+        With records, or with a position only (a stretch of the log that holds none).
+        """
+        taken: list[Record] = []
+        to: int | None = None
+        size = 0
+        while self.pending and len(taken) + len(self.pending[0].records) <= limit:
+            chunk = self.pending.popleft()
+            taken.extend(chunk.records)
+            to = chunk.to
+            size += chunk.size
+        room = limit - len(taken)
+        if room > 0 and self.pending:
+            chunk = self.pending[0]
+            part = chunk.records[:room]
+            part_size = chunk.size * room // len(chunk.records)
+            self.pending[0] = Chunk(chunk.records[room:], chunk.to, chunk.size - part_size)
+            taken.extend(part)
+            to = part[-1].offset + 1
+            size += part_size
+        if to is None:
+            return None
+        self.count -= len(taken)
+        self.size -= size
+        return Chunk(taken, to, size)
+
+    def finish(self, to: int) -> None:
+        """The handler has returned for everything below `to`."""
+        self.done = max(self.done, to)
+
+    def skip(self, to: int) -> None:
+        """The log begins at `to` now: what was below is lost, whoever deleted it."""
+        self.next = max(self.next, to)
+        if not self.pending:
+            self.done = max(self.done, self.next)
+
+    @property
+    def uncommitted(self) -> bool:
+        """True if there is something to commit."""
+        return self.done != self.committed
+
+
+def shares(counts: Sequence[int], limit: int, first: int = 0) -> list[int]:
+    """Divide `limit` records fairly: nobody gets more than it has, what one leaves is divided among the others.
+
+    `first` is who is served first when there is less than one record for each. Returns a list as long as `counts`.
+    """
+    given = [0] * len(counts)
+    order = [(first + i) % len(counts) for i in range(len(counts))] if counts else []
+    hungry = [i for i in order if counts[i]]
+    while limit > 0 and hungry:
+        each = max(1, limit // len(hungry))
+        for i in hungry:
+            portion = min(each, counts[i] - given[i], limit)
+            given[i] += portion
+            limit -= portion
+        hungry = [i for i in hungry if given[i] < counts[i]]
+    return given
