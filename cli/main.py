@@ -1,38 +1,259 @@
-"""The `orders` command: registers the subcommands and turns expected failures into one line and exit code 2."""
+"""The `orders` command: its subcommands, and how every failure that a person can mend becomes one line and exit code 2."""
 
 from __future__ import annotations
 
+import importlib
+import logging
+import os
+import socket
 import sys
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 import typer
 from pydantic import ValidationError
+from typer.core import TyperCommand, TyperGroup
+from typer.exceptions import TyperException
 
 from cli.errors import UserError
 
-app = typer.Typer(
-    name="orders",
-    help="An order service as a stream. Start with: orders stack up",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+
+class Subcommand(NamedTuple):
+    """Where a subcommand lives. `attribute` is a typer.Typer (a group) or a function (a command)."""
+
+    name: str
+    module: str
+    attribute: str
+    help: str
+
+
+SUBCOMMANDS: Final = (
+    Subcommand("stack", "cli.stack", "app", "Kafka, Postgres and Redis on this machine, without containers."),
+    Subcommand("init", "cli.init", "init_command", "Create the topics and the schema; again is harmless."),
+    Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
+    Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
+    Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),
+    Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
+    Subcommand("show", "cli.show", "show_command", "One order's story."),
+    Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
+    Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why."),
+    Subcommand("bench", "cli.bench", "bench_command", "Throughput, latency and a profile."),
+    Subcommand("demo", "cli.demo", "demo_command", "Everything once, from nothing, in two minutes."),
+    Subcommand("settings", "cli.settings", "settings_command", "Every setting, its value and its reason."),
 )
 
 
-def _register() -> None:
-    """Import the command modules here, not at the top: a broken import of one must not break --help of another's module."""
+class SubcommandGroup(TyperGroup):
+    """Imports a subcommand's module when it is called: `orders --help` answers at once, and one broken module leaves the rest usable."""
+
+    _listing = False
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [sub.name for sub in SUBCOMMANDS]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        found = next((sub for sub in SUBCOMMANDS if sub.name == cmd_name), None)
+        if found is None:
+            return None
+        return TyperCommand(name=found.name, help=found.help) if self._listing else load(found)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        # typer suggests near names out of this mapping, which is empty while nothing is imported.
+        self.commands = {sub.name: TyperCommand(name=sub.name) for sub in SUBCOMMANDS}
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        self._listing = True
+        try:
+            super().format_help(ctx, formatter)
+        finally:
+            self._listing = False
+
+
+def load(sub: Subcommand) -> Any:
+    """Import a subcommand and make it ready to be called. Raises ImportError or AttributeError if it isn't where SUBCOMMANDS says."""
+    target = getattr(importlib.import_module(sub.module), sub.attribute)
+    if not isinstance(target, typer.Typer):
+        single = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        single.command(name=sub.name, help=target.__doc__ or sub.help)(target)
+        command: Any = typer.main.get_command(single)
+    else:
+        command = typer.main.get_group(target)
+    command.name = sub.name
+    return command
+
+
+app = typer.Typer(
+    name="orders",
+    cls=SubcommandGroup,
+    help="A marketplace's orders as a stream. Start with: [bold]orders demo[/bold], or [bold]orders stack up[/bold].",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    invoke_without_command=True,
+)
+
+
+@app.callback()
+def _root(ctx: typer.Context) -> None:
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help(), end="")
 
 
 def main() -> None:
-    """Entry point. Exits 0 on success, 1 when a check fails, 2 when the user has to mend something."""
-    _register()
+    """Entry point. Exits 0 on success, 1 when a check fails, 2 when the user has to mend something, 130 on Ctrl-C."""
+    # The client reports every failed attempt to connect; the one line below says it once. A worker's own handlers still get them.
+    logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     try:
-        app()
-    except UserError as error:
-        print(f"orders: {error}", file=sys.stderr)
-        sys.exit(2)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = "_".join(str(part) for part in problem["loc"]).upper()
-            print(f"orders: ORDERS_{name}: {problem['msg']}", file=sys.stderr)
-        sys.exit(2)
+        code = run(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader (head, less) has what it wanted
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
+
+
+def run(args: list[str]) -> int:
+    """Run one command line, without the program's name; returns its exit code. Only a defect of ours leaves as an exception."""
+    try:
+        result = typer.main.get_command(app)(args=args, prog_name="orders", standalone_mode=False)
+    except TyperException as error:
+        _fail(_usage(error))
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        line = explain(error)
+        if line is None:
+            raise
+        for part in line.splitlines():
+            _fail(part)
+        return 2
+    return result if isinstance(result, int) else 0
+
+
+def explain(error: BaseException) -> str | None:
+    """What a person can do about this failure, one line a problem; None when it is a defect of ours. Never blocks."""
+    for cause in _causes(error):
+        line = _explain_one(cause)
+        if line is not None:
+            return line
+    return None
+
+
+def masked(url: str) -> str:
+    """A server's URL without its password."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
+
+
+def _fail(line: str) -> None:
+    if line:
+        print(f"orders: {line}", file=sys.stderr)
+
+
+def _usage(error: TyperException) -> str:
+    # Without arguments a group has shown its help already and has nothing to add.
+    message = " ".join(error.format_message().split())
+    if not message:
+        return ""
+    ctx = getattr(error, "ctx", None)
+    command = ctx.command_path if ctx is not None else "orders"
+    return f"{message.rstrip('.')}; see {command} --help"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, those it wraps or came from, and the members of groups; the nearest first."""
+    queue: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while queue:
+        cause = queue.pop(0)
+        if not isinstance(cause, BaseException) or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        if isinstance(cause, BaseExceptionGroup):
+            queue.extend(cause.exceptions)
+        queue += [getattr(cause, "orig", None), cause.__cause__, None if cause.__suppress_context__ else cause.__context__]
+
+
+def _explain_one(error: BaseException) -> str | None:
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ValidationError):
+        if error.title != "Settings":
+            return None
+        return "\n".join(_bad_setting(problem) for problem in error.errors())
+    family = type(error).__module__.partition(".")[0]
+    if family == "aiokafka":
+        return _explain_kafka(error)
+    if family == "asyncpg":
+        return _explain_postgres(error)
+    if family == "redis" and type(error).__name__ in ("ConnectionError", "TimeoutError", "AuthenticationError", "BusyLoadingError"):
+        return _unreachable("redis", error)
+    if isinstance(error, OSError):
+        server = _connecting(error.__traceback__)
+        if server is not None and isinstance(error, ConnectionError | TimeoutError | socket.gaierror | OSError):
+            return _unreachable(server, error)
+        if error.filename is not None and isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+            return f"{error.filename}: {error.strerror}; check the path"
+    return None
+
+
+def _bad_setting(problem: Any) -> str:
+    name = "_".join(str(part) for part in problem["loc"]).upper()
+    return f"ORDERS_{name}={problem['input']}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
+
+
+def _explain_kafka(error: BaseException) -> str | None:
+    name = type(error).__name__
+    if name in ("UnknownTopicOrPartitionError", "UnknownTopicOrPartition"):
+        return f"a topic is missing on Kafka at {_address('kafka')} ({error}); run orders init"
+    unreachable = ("KafkaConnectionError", "KafkaTimeoutError", "NodeNotReadyError", "RequestTimedOutError", "NoBrokersAvailable")
+    return _unreachable("kafka", error) if name in unreachable else None
+
+
+def _explain_postgres(error: BaseException) -> str | None:
+    state = getattr(error, "sqlstate", None) or ""
+    address = _address("postgres")
+    if state in ("42P01", "3F000", "42704"):
+        return f"the schema is missing or old in Postgres at {address} ({error}); run orders init"
+    if state[:2] in ("08", "28", "57") or state in ("3D000", "53300"):
+        return f"Postgres at {address} says: {error}; check ORDERS_POSTGRES"
+    if type(error).__name__ == "ClientConfigurationError":
+        return f"ORDERS_POSTGRES: {error}"
+    return None
+
+
+_SERVERS: Final = {"kafka": "Kafka", "postgres": "Postgres", "redis": "Redis"}
+
+
+def _unreachable(server: str, error: BaseException) -> str:
+    return (
+        f"cannot reach {_SERVERS[server]} at {_address(server)} ({type(error).__name__}): start it (orders stack up, "
+        f'then eval "$(orders stack env)") or set ORDERS_{server.upper()}'
+    )
+
+
+def _address(server: str) -> str:
+    from settings import get_settings
+
+    return masked(str(getattr(get_settings(), server)))
+
+
+def _connecting(traceback: TracebackType | None) -> str | None:
+    """Which server's client raised it: a refused connection itself names no more than an errno."""
+    clients = {"aiokafka": "kafka", "asyncpg": "postgres", "redis": "redis"}
+    found: str | None = None
+    while traceback is not None:
+        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        found = clients.get(package, found)
+        traceback = traceback.tb_next
+    return found

@@ -1,0 +1,58 @@
+"""`orders init`: the topics and the schema."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from cli.errors import UserError
+from settings import Settings, get_settings
+from sinks import migrate
+from streams import topics
+
+
+class PartitionColumn(StrEnum):
+    """By what the Postgres tables are partitioned."""
+
+    user_id = "user_id"
+    region = "region"
+
+
+def init_command(
+    partition_by: Annotated[
+        PartitionColumn, typer.Option(help="Column that the Postgres tables are partitioned by.")
+    ] = PartitionColumn.user_id,
+    partitions: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Partitions of every topic; else ORDERS_PARTITIONS.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Create the topics and the schema, whatever of them is missing.
+
+    Again is harmless. What exists and differs is an error that says what to do; then nothing is changed there.
+
+    Example: [bold]orders init --partitions 8[/bold]
+    """
+    settings = get_settings()
+    if partitions is not None:
+        settings = settings.model_copy(update={"partitions": partitions})
+    try:
+        created = asyncio.run(create(settings, partition_by.value))
+    except (topics.TopicMismatch, migrate.SchemaMismatch) as error:
+        raise UserError(str(error)) from error
+    if as_json:
+        print(json.dumps({"topics_created": created, "partitions": settings.partitions, "partition_by": partition_by.value}))
+        return
+    made = f"{len(created)} topics created" if created else "all topics were there"
+    print(f"{made}, {settings.partitions} partitions each; the schema is up to date, partitioned by {partition_by.value}")
+
+
+async def create(settings: Settings, partition_by: str = "user_id") -> list[str]:
+    """Topics, then schema; returns the names of the topics created. Raises TopicMismatch, SchemaMismatch, or what the clients raise."""
+    created = await topics.ensure(settings)
+    await migrate.upgrade(settings, partition_by)
+    return created

@@ -1,0 +1,107 @@
+"""`orders generate` and `orders replay olist`: events into the input topics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.errors import UserError
+from settings import Settings, get_settings
+from sources import generator, olist, producer
+from sources.event import SourceError, SourceEvent
+from streams import topics
+
+replay_app = typer.Typer(help="Real orders as events.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+
+Rate = Annotated[float | None, typer.Option(min=0.001, help="Events a second, evenly; without it as fast as possible.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+@replay_app.callback()
+def _replay() -> None:
+    """Real orders as events."""
+
+
+@replay_app.command("olist")
+def replay_olist(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the files of the Brazilian E-Commerce Public Dataset.")],
+    rate: Rate = None,
+    as_json: Json = False,
+) -> None:
+    """Send the orders of Olist's public dataset, in the order of their times. Sent again they change nothing.
+
+    Example: [bold]orders replay olist ./olist --rate 2000[/bold]
+    """
+    try:
+        events = olist.Events(folder)
+    except SourceError as error:
+        raise UserError(str(error)) from error
+    _report(_send(get_settings(), events, len(events), rate), as_json)
+
+
+def generate_command(
+    orders: Annotated[int, typer.Option(min=1, max=100_000_000, help="How many orders.")] = 1000,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    rate: Rate = None,
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that come twice.")] = generator.Shares().duplicates,
+    shuffle: Annotated[float, typer.Option(min=0, max=1, help="Share of events that come late.")] = generator.Shares().shuffle,
+    poison: Annotated[
+        float, typer.Option(min=0, max=1, help="Broken records an event, each of a kind that must be refused.")
+    ] = generator.Shares().poison,
+    as_json: Json = False,
+) -> None:
+    """Send synthetic orders: several sellers, partial shipments, cancellations, returns, rejected stock, odd payments.
+
+    Example: [bold]orders generate --orders 5000 --poison 0.01[/bold]
+    """
+    events = generator.events(orders, seed, generator.Shares(duplicates, shuffle, poison))
+    _report(_send(get_settings(), events, None, rate), as_json)
+
+
+def _send(settings: Settings, events: Iterable[SourceEvent], count: int | None, rate: float | None) -> producer.Sent:
+    """With progress on stderr where a person looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeElapsedColumn())
+
+    async def run() -> producer.Sent:
+        # Asked first: the producer would wait half a minute for a topic that isn't there.
+        absent = await topics.missing(settings)
+        if absent:
+            raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            task = progress.add_task("sent", total=count, speed="")
+
+            def show(sent: int) -> None:
+                elapsed = progress.tasks[task].elapsed or 0.0
+                progress.update(task, completed=sent, speed=f"{sent / elapsed:,.0f}/s" if elapsed > 0.2 else "")
+
+            return await producer.send(settings, events, rate=rate, progress=show)
+
+    return asyncio.run(run())
+
+
+def _report(sent: producer.Sent, as_json: bool) -> None:
+    if as_json:
+        document = {"events": sent.records, "by_topic": dict(sorted(sent.by_topic.items())), "bytes": sent.bytes}
+        print(json.dumps({**document, "seconds": round(sent.seconds, 3), "events_per_second": round(sent.events_per_second, 1)}))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for topic in sorted(sent.by_topic, key=lambda name: -sent.by_topic[name]):
+        table.add_row(topic, f"{sent.by_topic[topic]:,}")
+    table.add_row("sent", f"{sent.records:,}", style="bold")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"{sent.bytes / 1e6:,.1f} MB in {sent.seconds:.1f} s, {sent.events_per_second:,.0f} events/s")

@@ -1,0 +1,63 @@
+"""`orders settings`: every setting, what it is now, what it would be, and why."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Annotated, Any
+
+import typer
+
+from cli.main import masked
+from settings import Settings, get_settings
+
+
+def settings_command(as_json: Annotated[bool, typer.Option("--json", help="One JSON array on stdout.")] = False) -> None:
+    """Every setting: its environment variable, value, default and reason. Passwords in URLs are masked.
+
+    Example: [bold]ORDERS_PARTITIONS=8 orders settings[/bold]
+    """
+    rows = table(get_settings())
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    for row in rows:
+        value, default = _text(row["value"]), _text(row["default"])
+        line = Text.assemble((row["name"], "bold"), " = ", (value, "bold green" if row["set"] else "green"))
+        if value != default:
+            line.append(f"   default {default}", "dim")
+        console.print(line, soft_wrap=True)
+        console.print(Padding(Text(row["description"], "dim"), (0, 0, 0, 4)))
+
+
+def table(settings: Settings) -> list[dict[str, Any]]:
+    """One entry a setting: name (the variable), value, default, set (whether the environment says so), description. Never blocks."""
+    environment = {name.upper() for name in os.environ}
+    rows: list[dict[str, Any]] = []
+    for field, info in Settings.model_fields.items():
+        name = f"ORDERS_{field.upper()}"
+        rows.append(
+            {
+                "name": name,
+                "value": _plain(getattr(settings, field)),
+                "default": _plain(info.default),
+                "set": name in environment,
+                "description": info.description,
+            }
+        )
+    return rows
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, int | float):
+        return value
+    return masked(str(value))
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)

@@ -1,0 +1,128 @@
+"""How far a consumer group is behind on the topics of the lanes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import TracebackType
+from typing import Final, NamedTuple, cast
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError
+from aiokafka.structs import OffsetAndMetadata
+
+from domain.topics import LANE
+from settings import Settings
+
+COORDINATOR_SECONDS: Final = 30.0
+"""How long a group's coordinator may be away: a new cluster makes its offsets topic when first asked, a broker that failed is replaced."""
+
+
+class Position(NamedTuple):
+    """Of one partition: the next offset the group would read, and the one that the next record will get."""
+
+    committed: int
+    end: int
+
+    @property
+    def lag(self) -> int:
+        """Records still to be handled."""
+        return max(0, self.end - self.committed)
+
+
+Lag = dict[tuple[str, int], Position]
+
+
+class TopicsMissing(Exception):
+    """There is nothing to be behind on: a topic that the lanes read doesn't exist. The message names it."""
+
+
+class LagReader:
+    """Reads the group's lag, again and again over the same connections. An async context manager."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._group = settings.group
+        servers = settings.brokers
+        self._admin = AIOKafkaAdminClient(bootstrap_servers=servers, client_id="orders-lag", request_timeout_ms=30_000)
+        # No group: it only asks for offsets and must never take part in a rebalance.
+        self._offsets = AIOKafkaConsumer(bootstrap_servers=servers, client_id="orders-lag", group_id=None, request_timeout_ms=30_000)
+
+    async def __aenter__(self) -> LagReader:
+        """Raises aiokafka.errors.KafkaConnectionError when no broker answers."""
+        try:
+            await self._admin.start()
+            await self._offsets.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close both connections. May be called twice."""
+        await self._offsets.stop()
+        await self._admin.close()
+
+    async def lag(self) -> Lag:
+        """Committed and end offset of every partition that the lanes read, internal topics too. Raises TopicsMissing.
+
+        A partition without a commit counts from its log's start.
+
+        When every partition's lag is 0, nothing that was sent before this call is unfinished, nor anything that it caused. Why:
+        the ends are read after all the commits. Say some record is unfinished that was in its log when its end was read: its offset
+        is at or above its commit, which was read before, so that lag is above 0. So an unfinished record was appended after its end was
+        read, and so after every commit was read. If the pipeline appended it (orders.decisions, orders.rekeyed), then while it handled
+        a record that was not yet committed at that moment, because a cause is committed only after what it appends is acknowledged. That
+        cause was unfinished too when the commits were read: the same holds for it. Going back like this ends at a record that no pipeline
+        appended: one that was sent after this call began. Read the other way round, ends first, a decision could slip in between.
+        """
+        partitions = await self._partitions()
+        committed = await self._committed()
+        starts = await self._offsets.beginning_offsets(partitions)
+        ends = await self._offsets.end_offsets(partitions)
+        found: Lag = {}
+        for partition in partitions:
+            commit = committed.get(partition)
+            start = starts[partition]
+            position = start if commit is None or commit.offset < 0 else max(commit.offset, start)
+            found[partition.topic, partition.partition] = Position(position, ends[partition])
+        return found
+
+    async def members(self) -> int:
+        """How many consumers are in the group: 0 means that nobody works the lag off."""
+        responses = await self._admin.describe_consumer_groups([self._group])
+        return sum(len(group[5]) for response in responses for group in response.groups)
+
+    async def _committed(self) -> dict[TopicPartition, OffsetAndMetadata]:
+        deadline = time.monotonic() + COORDINATOR_SECONDS
+        while True:
+            try:
+                return cast(dict[TopicPartition, OffsetAndMetadata], await self._admin.list_consumer_group_offsets(self._group))
+            except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError):
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.1)
+
+    async def _partitions(self) -> list[TopicPartition]:
+        described = {topic["topic"]: topic["partitions"] for topic in await self._admin.describe_topics() if not topic["error_code"]}
+        missing = [name for name in LANE if name not in described]
+        if missing:
+            raise TopicsMissing(f"topic {missing[0]} doesn't exist" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""))
+        return [TopicPartition(name, number) for name in LANE for number in sorted(part["partition"] for part in described[name])]
+
+
+def total(lag: Lag) -> int:
+    """Records still to be handled, over all partitions."""
+    return sum(position.lag for position in lag.values())
+
+
+def by_topic(lag: Lag) -> dict[str, int]:
+    """Records still to be handled by topic, without those at 0."""
+    sums: dict[str, int] = {}
+    for (topic, _), position in lag.items():
+        if position.lag:
+            sums[topic] = sums.get(topic, 0) + position.lag
+    return sums

@@ -1,0 +1,329 @@
+"""Which topics there are and how they are kept; creating them, and saying what is wrong with those that exist.
+
+Everything here asks the brokers and may block for as long as they take, up to the deadlines named. Servers that aren't there
+raise aiokafka.errors.KafkaConnectionError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.protocol.metadata import MetadataRequest
+
+from domain import topics as names
+from settings import Settings
+
+INPUT_MAX_BYTES: Final = 6 << 20
+"""Largest batch on an input topic, bytes."""
+
+WRITTEN_MAX_BYTES: Final = 8 << 20
+"""Largest batch on a topic that we write, bytes: a dead letter holds its record and our headers, so it is larger than any input."""
+
+WEEK_MS: Final = 7 * 24 * 3600 * 1000
+MONTH_MS: Final = 30 * 24 * 3600 * 1000
+
+SETTLE_SECONDS: Final = 30.0
+"""How long a created topic may take to have leaders everywhere, or a deleted one to be gone from every broker."""
+
+Rule = Literal["exactly", "at least", "at most", "free"]
+
+
+class TopicMismatch(Exception):
+    """Topics exist that the pipeline must not run on. The message says which, what is, what should be and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopicConfig:
+    """One Kafka topic configuration: how it is set at creation, what an existing topic must fulfil, and why."""
+
+    name: str
+    value: str
+    rule: Rule
+    reason: str
+
+    def accepts(self, actual: str) -> bool:
+        """Whether an existing topic may have this value. `free` ones are the operator's to change."""
+        if self.rule == "free":
+            return True
+        if self.rule == "exactly":
+            return actual == self.value
+        return int(actual) >= int(self.value) if self.rule == "at least" else int(actual) <= int(self.value)
+
+    @property
+    def wanted(self) -> str:
+        """What is wanted, in words."""
+        return self.value if self.rule == "exactly" else f"{self.rule} {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class TopicSpec:
+    """A topic as `orders init` makes it."""
+
+    name: str
+    partitions: int
+    replication: int
+    configs: tuple[TopicConfig, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TopicState:
+    """A topic as the brokers have it. `configs` holds every configuration's effective value."""
+
+    name: str
+    partitions: int
+    replication: int
+    configs: Mapping[str, str]
+
+
+_KEPT_FOR_EVER: Final = (
+    TopicConfig("cleanup.policy", "delete", "exactly", "Every record counts: compaction would drop all but the last of an order."),
+    TopicConfig("retention.ms", "-1", "exactly", "The log is the truth: tables and rows are rebuilt from it, however old an order is."),
+    TopicConfig("retention.bytes", "-1", "exactly", "The same by size."),
+    TopicConfig(
+        "message.timestamp.type",
+        "LogAppendTime",
+        "free",
+        "Deadlines go by the broker's clock; an event itself says when it happened.",
+    ),
+)
+
+_WRITTEN_BYTES: Final = TopicConfig(
+    "max.message.bytes", str(WRITTEN_MAX_BYTES), "at least", "What we write may hold a whole input record and our headers beside it."
+)
+
+_INPUT: Final = (
+    *_KEPT_FOR_EVER,
+    TopicConfig(
+        "max.message.bytes", str(INPUT_MAX_BYTES), "at most", "1,000 items with long strings fit; any larger and its dead letter would not."
+    ),
+)
+
+_INTERNAL: Final = (*_KEPT_FOR_EVER, _WRITTEN_BYTES)
+
+_DERIVED: Final = (
+    TopicConfig("cleanup.policy", "delete", "exactly", "Each is an event or a command of its own, none replaces another."),
+    TopicConfig("retention.ms", str(WEEK_MS), "free", "Time for a consumer that was down; a replay of the input makes them again."),
+    _WRITTEN_BYTES,
+)
+
+_DEAD_LETTERS: Final = (
+    TopicConfig("cleanup.policy", "delete", "exactly", "Each dead letter stands for a record of its own."),
+    TopicConfig("retention.ms", str(MONTH_MS), "free", "Time for a person to look; the record itself stays in its input topic."),
+    _WRITTEN_BYTES,
+)
+
+_CHANGELOG: Final = (
+    TopicConfig("cleanup.policy", "compact", "exactly", "Each order's latest state, for ever; a recovering worker reads no older ones."),
+    TopicConfig("min.cleanable.dirty.ratio", "0.1", "free", "Compact early: what is not compacted is what a recovery reads for nothing."),
+    TopicConfig("segment.bytes", str(64 << 20), "free", "The active segment is never compacted, so keep it small beside the whole."),
+    _WRITTEN_BYTES,
+)
+
+
+def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
+    """Every topic of the pipeline for a cluster of so many brokers, input first. Pure."""
+    replication = settings.replication if settings.replication is not None else min(3, brokers)
+
+    def spec(name: str, configs: Sequence[TopicConfig]) -> TopicSpec:
+        return TopicSpec(name, settings.partitions, replication, (*configs, _in_sync(replication)))
+
+    return [
+        *(spec(name, _INPUT) for name in names.INPUT),
+        *(spec(name, _INTERNAL) for name in names.INTERNAL),
+        spec(settings.changelog_topic, _CHANGELOG),
+        *(spec(name, _DERIVED) for name in names.DERIVED),
+        spec(names.DLQ, _DEAD_LETTERS),
+    ]
+
+
+async def ensure(settings: Settings) -> list[str]:
+    """Create the topics that are missing; returns their names (none: all were there).
+
+    When it returns, every partition has a leader that every broker knows. Doing it again is harmless, also at the same time elsewhere.
+    Raises TopicMismatch, before anything is created, when a topic exists that the pipeline must not run on.
+    """
+    async with _admin(settings) as admin:
+        brokers = await _broker_ids(admin)
+        wanted = specs(settings, len(brokers))
+        if (settings.replication or 1) > len(brokers):
+            raise TopicMismatch(
+                f"ORDERS_REPLICATION is {settings.replication}, but {settings.kafka} has {len(brokers)} broker(s): "
+                "lower it, unset it, or start more brokers"
+            )
+        existing = await _states(admin, [spec.name for spec in wanted])
+        check(settings, wanted, existing)
+        missing = [spec for spec in wanted if spec.name not in existing]
+        if not missing:
+            return []
+        created = await _create(admin, missing)
+        await _settled(admin, {spec.name: spec.partitions for spec in missing})
+        if len(created) < len(missing):  # somebody else made some meanwhile, perhaps otherwise
+            check(settings, wanted, await _states(admin, [spec.name for spec in wanted]))
+        return created
+
+
+def check(settings: Settings, wanted: Sequence[TopicSpec], existing: Mapping[str, TopicState]) -> None:
+    """Raise TopicMismatch when an existing topic differs in what correctness rests on. Missing topics are no mismatch. Pure."""
+    problems: list[str] = []
+    uneven: dict[int, list[str]] = {}
+    for spec in wanted:
+        state = existing.get(spec.name)
+        if state is None:
+            continue
+        if state.partitions != spec.partitions:
+            uneven.setdefault(state.partitions, []).append(spec.name)
+        problems.extend(_differences(settings, spec, state))
+    # Usually all of them for one reason, a changed setting: said once.
+    for count, topics in uneven.items():
+        subject = f"topic {topics[0]} has" if len(topics) == 1 else f"{len(topics)} topics ({topics[0]}, ...) have"
+        remedy = f"set ORDERS_PARTITIONS={count} to keep them" if len(uneven) == 1 else "delete those that differ and run orders init again"
+        problems.append(
+            f"{subject} {count} partition(s), not {settings.partitions} as ORDERS_PARTITIONS says: "
+            f"an order's events would be split over lanes; {remedy}"
+        )
+    if problems:
+        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
+        raise TopicMismatch(shown)
+
+
+async def describe(settings: Settings) -> dict[str, TopicState]:
+    """The pipeline's topics as they are, by name; what doesn't exist is left out."""
+    async with _admin(settings) as admin:
+        return await _states(admin, [spec.name for spec in specs(settings, 1)])
+
+
+async def missing(settings: Settings) -> list[str]:
+    """The pipeline's topics that don't exist, in their order: what a worker would wait for in vain."""
+    async with _admin(settings) as admin:
+        existing = await _partition_counts(admin)
+        return [spec.name for spec in specs(settings, 1) if spec.name not in existing]
+
+
+async def delete_all(settings: Settings) -> list[str]:
+    """Delete the pipeline's topics with all they hold; returns the names of those that were there. For tests and demos.
+
+    When it returns no broker lists them any more, so they can be made again at once. Raises KafkaTimeoutError after SETTLE_SECONDS.
+    """
+    async with _admin(settings) as admin:
+        existing = await _partition_counts(admin)
+        doomed = [spec.name for spec in specs(settings, 1) if spec.name in existing]
+        if not doomed:
+            return []
+        response = await admin.delete_topics(doomed)
+        for name, code in response.topic_error_codes:
+            if code and code != UnknownTopicOrPartitionError.errno:
+                raise for_code(code)(f"cannot delete topic {name}")
+        await _settled(admin, dict.fromkeys(doomed, 0))
+        return doomed
+
+
+def _in_sync(replication: int) -> TopicConfig:
+    return TopicConfig(
+        "min.insync.replicas",
+        str(max(1, replication - 1)),
+        "at least",
+        "An acknowledged write survives the loss of any one broker, and one broker less still takes writes.",
+    )
+
+
+def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list[str]:
+    found: list[str] = []
+    if settings.replication is not None and state.replication < settings.replication:
+        found.append(
+            f"topic {spec.name} has {state.replication} replica(s), not {settings.replication}: "
+            "reassign its partitions with kafka-reassign-partitions, or lower ORDERS_REPLICATION"
+        )
+    # An existing topic is held to what its own number of replicas can promise: a cluster may have grown since.
+    configs = (*spec.configs[:-1], _in_sync(state.replication))
+    for config in configs:
+        actual = state.configs.get(config.name)
+        if actual is not None and not config.accepts(actual):
+            found.append(
+                f"topic {spec.name} has {config.name}={actual}, not {config.wanted} ({config.reason.rstrip('.')}); set it with "
+                f"kafka-configs --alter --entity-type topics --entity-name {spec.name} --add-config {config.name}={config.value}"
+            )
+    return found
+
+
+@asynccontextmanager
+async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers, client_id="orders-admin", request_timeout_ms=30_000)
+    try:
+        await admin.start()
+        yield admin
+    finally:
+        await admin.close()
+
+
+async def _broker_ids(admin: AIOKafkaAdminClient) -> list[int]:
+    cluster = await admin.describe_cluster()
+    return sorted(broker["node_id"] for broker in cluster["brokers"])
+
+
+async def _partition_counts(admin: AIOKafkaAdminClient, broker: int | None = None) -> dict[str, int]:
+    """Topic -> partitions with a leader, in one broker's eyes (any one's without a number)."""
+    # Asked for all topics: asking for one by name would create it where the brokers create topics on sight.
+    response = await admin._send_request(MetadataRequest(None, allow_auto_topic_creation=False), broker)
+    counts: dict[str, int] = {}
+    for topic in response.to_object()["topics"]:
+        if not topic["error_code"]:
+            counts[topic["topic"]] = sum(partition["leader"] >= 0 for partition in topic["partitions"])
+    return counts
+
+
+async def _states(admin: AIOKafkaAdminClient, wanted: Sequence[str]) -> dict[str, TopicState]:
+    described: dict[str, Any] = {topic["topic"]: topic for topic in await admin.describe_topics() if not topic["error_code"]}
+    present = [name for name in wanted if name in described]
+    if not present:
+        return {}
+    configs: dict[str, dict[str, str]] = {}
+    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in present]):
+        for resource in response.resources:
+            code, message, _, name, entries = resource[:5]
+            if code:
+                raise for_code(code)(f"cannot read the configuration of topic {name}: {message}")
+            configs[name] = {entry[0]: entry[1] for entry in entries if entry[1] is not None}
+    states: dict[str, TopicState] = {}
+    for name in present:
+        partitions = described[name]["partitions"]
+        replication = min((len(partition["replicas"]) for partition in partitions), default=0)
+        states[name] = TopicState(name, len(partitions), replication, configs[name])
+    return states
+
+
+async def _create(admin: AIOKafkaAdminClient, wanted: Sequence[TopicSpec]) -> list[str]:
+    request = [
+        NewTopic(spec.name, spec.partitions, spec.replication, topic_configs={config.name: config.value for config in spec.configs})
+        for spec in wanted
+    ]
+    response = await admin.create_topics(request)
+    created: list[str] = []
+    for name, code, *rest in response.topic_errors:
+        if not code:
+            created.append(name)
+        elif code != TopicAlreadyExistsError.errno:
+            raise for_code(code)(f"cannot create topic {name}: {rest[0] if rest else ''}")
+    return created
+
+
+async def _settled(admin: AIOKafkaAdminClient, wanted: Mapping[str, int]) -> None:
+    """Wait until every broker sees each topic with so many led partitions (0: not at all)."""
+    # A request goes to whichever broker: one that hasn't heard yet would answer as before.
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        counts = [await _partition_counts(admin, broker) for broker in await _broker_ids(admin)]
+        waiting = sorted(name for name, count in wanted.items() if any(seen.get(name, 0) != count for seen in counts))
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            others = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
+            raise KafkaTimeoutError(f"after {SETTLE_SECONDS:.0f} s the brokers don't agree about topic {waiting[0]}{others}")
+        await asyncio.sleep(0.05)
