@@ -191,17 +191,24 @@ def _fold_created(order: Order, event: Event, created: Created) -> Folded:
                 if first_move:
                     moved.add(fact.shipment_id)
                 _answer(order, created, now, writer, fact, first_move)
+    for decision in order.decisions:
+        writer.refund_request(decision, created.currency)
     _settle(order, created, now, writer, event)
     return Folded(True, None, writer.effects)
 
 
 def _fold_decision(order: Order, event: Event, decision: RefundDecision) -> Folded:
-    """The first record with each n counts. Counts neither in version nor in any row's time."""
-    created = order.created
-    if created is None or decision.n != len(order.decisions):
+    """The first record with each n counts. Counts neither in version nor in any row's time.
+
+    After a crash a decision can be read before the facts that made it due are read again: it then waits for its order like any fact.
+    """
+    if decision.n != len(order.decisions):
         return _DUPLICATE
     order.decisions.append(decision)
     order.proposed = max(order.proposed, len(order.decisions))
+    created = order.created
+    if created is None:
+        return Folded(True, None, [])
     writer = Writer(event.order_id, created.currency)
     writer.refund_request(decision, created.currency)
     _propose_refund(order, survey(order), writer, event)

@@ -1,0 +1,63 @@
+"""The whole topology on one page.
+
+    13 topics, same partition number = one lane ─► decode ─► fold ─► derived topics, orders.decisions, orders.dlq
+                                                             │   └─► Postgres ─► state (changelog, RocksDB) ─► Redis ─► ack
+                                                             └─ one order's facts: domain/
+
+An order's events share a key, so they share a partition number, and one lane per partition number reads all input topics: no order is ever folded by
+two at once. What a lane does with a batch: streams/pipeline.py. What happens when something dies: docs/delivery.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from domain.topics import DERIVED, DLQ, LANE
+from settings import Settings, get_settings
+from sinks.postgres import PostgresSink
+from sinks.redis import RedisSink
+from streams.pipeline import Pipeline
+from streams.transport import BatchApp, LaneBatch
+from tables.codec import version_of
+
+
+class OrdersApp(BatchApp):
+    """The Faust app with its sinks, which are opened before the first batch and closed after the last."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, writes=(*DERIVED, DLQ))
+        self.postgres = PostgresSink(settings)
+        self.cache = RedisSink(settings)
+
+    async def on_first_start(self) -> None:
+        """Open the sinks. Raises what asyncpg raises if Postgres isn't there; Redis may be away."""
+        await self.postgres.start()
+        await self.cache.start()
+        await super().on_first_start()
+
+    async def on_shutdown(self) -> None:
+        """Close the sinks: by now no lane is open."""
+        await super().on_shutdown()
+        await self.cache.close()
+        await self.postgres.close()
+
+
+def create_app(settings: Settings) -> OrdersApp:
+    """The pipeline, ready to be started by `orders worker` or `faust -A app worker`. Connects to nothing yet."""
+    app = OrdersApp(settings)
+    state = app.state_table("state", version_of)
+    pipeline = Pipeline(settings, state, app.postgres, app.cache)
+
+    @app.lane(LANE, max_records=settings.batch_records)
+    async def lane(batch: LaneBatch) -> None:
+        await pipeline.handle(batch)
+
+    return app
+
+
+def __getattr__(name: str) -> Any:
+    """`app`, for `faust -A app worker`: made when it is asked for, so that importing this module builds no client."""
+    if name == "app":
+        globals()["app"] = made = create_app(get_settings())
+        return made
+    raise AttributeError(name)

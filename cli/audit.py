@@ -1,0 +1,122 @@
+"""`orders audit`: the invariants, told to a person or a program."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from audit.auditor import Auditor, Target
+from audit.findings import CHECKS, Finding, Report
+from audit.log import LogUnavailable
+from audit.stores import StoreUnavailable
+from cli.errors import UserError
+from settings import Settings, get_settings
+
+
+def audit_command(
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    max_findings: Annotated[
+        int, typer.Option("--max-findings", min=1, max=100_000, help="Findings kept of each severity; all are counted.")
+    ] = 50,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Compare Redis too, where an entry is present.")] = True,
+) -> None:
+    """Check the invariants: the log is folded a second time, independently, and everything written is compared with it.
+
+    Exits 0 when all hold, 1 when one is broken (and names order, fact and store), 2 when a server isn't there.
+
+    Example:
+
+        orders wait && orders audit --max-findings 10
+    """
+    report = _audit(get_settings(), max_findings=max_findings, cache=cache, quiet=json or not sys.stderr.isatty())
+    if json:
+        print(jsonlib.dumps(report.document(), indent=2, sort_keys=True))
+    else:
+        show(report, Console())
+    if not report.clean:
+        raise typer.Exit(1)
+
+
+def _audit(settings: Settings, *, max_findings: int, cache: bool, quiet: bool) -> Report:
+    target = Target(
+        brokers=settings.brokers,
+        group=settings.group,
+        changelog=settings.changelog_topic,
+        postgres=settings.postgres,
+        redis=settings.redis if cache else None,
+    )
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        disable=quiet,
+    )
+    with bar:
+        task = bar.add_task("audit", total=None)
+        auditor = Auditor(
+            target,
+            most_findings=max_findings,
+            progress=lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole),
+        )
+        try:
+            return asyncio.run(auditor.run())
+        except (LogUnavailable, StoreUnavailable) as error:
+            raise UserError(f"{error}. Is the stack up? `orders stack env` prints what to export") from error
+
+
+def show(report: Report, console: Console) -> None:
+    """Print a report for a person: what was checked, what is broken, what is worth knowing."""
+    checks = Table(title=f"Audit of group {report.group}", title_justify="left")
+    for heading in ("check", "invariant", "verdict"):
+        checks.add_column(heading, overflow="fold")
+    for check, invariant in CHECKS.items():
+        broken = report.broken[check]
+        checks.add_row(check, invariant, f"[bold red]{broken:,} broken[/]" if broken else "[green]holds[/]")
+    console.print(checks)
+    counts = report.counts
+    console.print(
+        f"{counts['records']:,} records: {counts['facts']:,} facts, {counts['duplicates']:,} duplicates, {counts['conflicts']:,} conflicts, "
+        f"{counts['refused']:,} refused. {counts['orders']:,} orders"
+        + "".join(f", {report.checked[table]:,} rows of {table}" for table in report.checked if table.startswith("orders_"))
+    )
+    console.print(f"seen from {'the beginning' if not report.seen_from else _listed(report.seen_from)}; lag {report.lag:,}")
+    if report.dead_letters:
+        console.print(f"dead letters: {_listed(report.dead_letters)}")
+    if report.anomalies:
+        console.print(f"anomalies: {_listed(report.anomalies)}")
+    if counts["waiting_facts"]:
+        console.print(
+            f"waiting: {counts['waiting_facts']:,} facts of {counts['waiting_orders']:,} orders without order.created, "
+            f"{counts['waiting_facts_old']:,} of them for more than a day"
+        )
+    for notice in report.notices:
+        console.print(f"[yellow]{notice}[/]", highlight=False)
+    _show_findings("Broken", "bold red", [each for each in report.findings if each.severity == "broken"], report.broken.total(), console)
+    if report.clean:
+        console.print("[bold green]clean[/]")
+
+
+def _show_findings(title: str, style: str, findings: list[Finding], whole: int, console: Console) -> None:
+    if not findings:
+        return
+    table = Table(title=title, title_justify="left", title_style=style)
+    for heading in ("check", "order", "where", "expected", "found", "fact"):
+        table.add_column(heading, overflow="fold")
+    for finding in findings:
+        table.add_row(finding.check, finding.order_id, finding.where, finding.expected, finding.found, finding.fact)
+    console.print(table, markup=False)
+    if whole > len(findings):
+        console.print(f"and {whole - len(findings):,} more; --max-findings keeps more")
+
+
+def _listed(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))

@@ -1,0 +1,40 @@
+"""`orders worker`: the pipeline in the foreground, in one process."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import typer
+
+from cli.errors import UserError
+from settings import get_settings
+
+
+def worker_command(
+    name: Annotated[str, typer.Option(help="Tells several workers on one machine apart: the name of its folder in ORDERS_DATA.")] = "worker",
+) -> None:
+    """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight and exits 0.
+
+    Start several with different names to share the partitions. If it can't go on it exits 1 without acknowledging: start it again.
+
+    Example: orders worker --name w1
+    """
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name.startswith("."):
+        raise UserError(f"--name {name!r}: letters, digits, dots, dashes and underscores only, at most 64")
+    settings = get_settings()
+    settings = settings.model_copy(update={"data": settings.data / name})
+
+    from prometheus_client import start_http_server
+
+    from app import create_app
+    from cli.logs import configure
+    from streams.transport import run_worker
+
+    configure(settings, name)
+    if settings.metrics_port:
+        try:
+            start_http_server(settings.metrics_port, addr="127.0.0.1")
+        except OSError as error:
+            raise UserError(f"ORDERS_METRICS_PORT={settings.metrics_port}: {error.strerror}; choose another port or 0") from None
+    raise typer.Exit(run_worker(create_app(settings)))

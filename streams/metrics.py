@@ -1,0 +1,20 @@
+"""Names of all metrics, in one place. Served on 127.0.0.1 when ORDERS_METRICS_PORT is set."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import Counter, Histogram
+
+RECORDS: Final = Counter("orders_records_total", "Input records by what became of them.", ["topic", "outcome"])
+"""outcome: applied, duplicate, refused, rekeyed."""
+
+DERIVED: Final = Counter("orders_derived_total", "Derived events and commands published.", ["topic"])
+DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Dead letters by reason.", ["reason"])
+STEP_SECONDS: Final = Histogram(
+    "orders_step_seconds",
+    "Seconds a batch spends in each of the steps, waiting included.",
+    ["step"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
+)
+BATCH_RECORDS: Final = Histogram("orders_batch_records", "Records of a batch.", buckets=(1, 10, 50, 100, 250, 500, 1000, 2000, 5000))

@@ -1,0 +1,296 @@
+"""The seven steps of a batch, in their order: effects before state, state before offset.
+
+    1 decode   2 fold   3 publish   4 rows   5 state   6 cache   7 (returning) ack
+
+A crash anywhere replays the batch from the older state, and the same effects leave under the same ids. A temporary failure makes the lane call
+`handle` again with the same batch (streams.delivery): the work already done is kept on the batch, so a step that succeeded isn't repeated.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import Any, Final, Protocol
+
+from aiokafka.partitioner import murmur2
+
+from domain import effects, events, ids, rows
+from domain.errors import Refused
+from domain.events import Event
+from domain.fold import fold
+from domain.order import Created, Order, Origin, ReturnStage, Scan
+from domain.topics import DECISIONS, DLQ, REKEYED
+from settings import Settings
+from sinks.base import Sink
+from sinks.rows import CacheEntry, RowBatch
+from streams import metrics
+from streams.transport import LaneBatch, OutRecord
+from tables import codec
+
+_REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", "rekeyed_key")
+_REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "duplicate"
+
+
+class Record(Protocol):
+    """What is used of a consumed record (aiokafka.ConsumerRecord)."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Sequence[tuple[str, bytes]]
+
+
+class Touched:
+    """One order's state while a batch is folded, and which of its rows have to be written."""
+
+    __slots__ = ("changed", "created", "order", "returns", "shipments")
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.changed = False
+        self.created = False
+        self.shipments: set[bytes] = set()
+        self.returns: set[bytes] = set()
+
+    def mark(self, event: Event) -> None:
+        """`event` changed the order."""
+        self.changed = True
+        fact = event.fact
+        if type(fact) is Scan:
+            self.shipments.add(fact.shipment_id)
+        elif type(fact) is ReturnStage:
+            self.returns.add(fact.return_id)
+        elif type(fact) is Created:
+            self.created = True
+
+
+class Work:
+    """What a batch came to: everything that the steps 3 to 6 write. `done` counts the steps that succeeded."""
+
+    def __init__(self) -> None:
+        self.done = 0
+        self.out: dict[str, list[OutRecord]] = {}
+        self.rows = RowBatch()
+        self.states: dict[bytes, bytes] = {}
+        self.cache: list[CacheEntry] = []
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+
+    def publish(self, topic: str, record: OutRecord) -> None:
+        known = self.out.get(topic)
+        if known is None:
+            known = self.out[topic] = []
+        known.append(record)
+
+
+class Pipeline:
+    """Handles the batches of every lane of this worker.
+
+    `table` is the Faust table of the orders' states; `postgres` must be written for a batch to go on, `cache` never raises.
+    """
+
+    def __init__(self, settings: Settings, table: Any, postgres: Sink[RowBatch], cache: Sink[list[CacheEntry]]) -> None:
+        self._table = table
+        self._postgres = postgres
+        self._cache = cache
+        self._partitions = settings.partitions
+        self._ttl = (settings.cache_ttl_moving, settings.cache_ttl_settled)
+        self._steps: tuple[tuple[str, Callable[[LaneBatch, Work], Awaitable[None]]], ...] = (
+            ("publish", self._publish),
+            ("postgres", self._write_rows),
+            ("state", self._write_states),
+            ("redis", self._refresh_cache),
+        )
+
+    async def handle(self, batch: LaneBatch) -> None:
+        """Take in one batch. Returning acknowledges it. Raises what the brokers and Postgres raise: streams.delivery decides what then."""
+        work: Work | None = batch.work
+        if work is None:
+            work = batch.work = self._fold(batch)
+        for name, step in self._steps[work.done :]:
+            started = perf_counter()
+            await step(batch, work)
+            work.done += 1
+            _observe(name, started)
+        for (topic, outcome), count in work.outcomes.items():
+            metrics.RECORDS.labels(topic, outcome).inc(count)
+
+    # -- steps 1 and 2: pure but for reading the local store ------------------------------------------------------
+
+    def _fold(self, batch: LaneBatch) -> Work:
+        started = perf_counter()
+        work = Work()
+        accepted = self._decode(batch, work)
+        started = _observe("decode", started)
+        touched = self._load(batch, accepted)
+        started = _observe("load", started)
+        for record, event in accepted:
+            self._take(work, record, event, touched[event.order_id], batch.partition)
+        started = _observe("fold", started)
+        self._render(work, touched)
+        _observe("render", started)
+        metrics.BATCH_RECORDS.observe(len(batch))
+        return work
+
+    def _decode(self, batch: LaneBatch, work: Work) -> list[tuple[Record, Event]]:
+        accepted: list[tuple[Record, Event]] = []
+        for part in batch.slices:
+            topic = part.topic
+            internal = topic in (DECISIONS, REKEYED)
+            for record in part.records:
+                try:
+                    event = events.decode(topic, record.headers, record.value)
+                except Refused as refusal:
+                    self._refuse(work, record, refusal.code, refusal.detail)
+                    continue
+                if internal or record.key == events.order_key(event):
+                    accepted.append((record, event))
+                else:
+                    self._rekey(work, record, event)
+        return accepted
+
+    def _load(self, batch: LaneBatch, accepted: list[tuple[Record, Event]]) -> dict[bytes, Touched]:
+        wanted = list({event.order_id for _, event in accepted})
+        found = batch.get_states(self._table, wanted)
+        return {
+            order_id: Touched(Order() if raw is None else codec.decode(raw)) for order_id, raw in zip(wanted, found, strict=True)
+        }
+
+    def _take(self, work: Work, record: Record, event: Event, touched: Touched, lane: int) -> None:
+        order = touched.order
+        if order.version == 0 and murmur2(events.order_key(event)) % self._partitions != lane:
+            # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
+            self._rekey(work, record, event)
+            return
+        changed, refused, arose = fold(order, event, _origin(record))
+        if changed:
+            touched.mark(event)
+        if refused is not None:
+            self._refuse(work, record, *refused)
+        else:
+            work.outcomes[record.topic, _APPLIED if changed else _DUPLICATE] += 1
+        if arose:
+            key = events.order_key(event)
+            shared = effects.headers_of(event)
+            for effect in arose:
+                if type(effect) is effects.Derived:
+                    value, headers = effects.encode(effect, event.order_id, shared)
+                    work.publish(effect.topic, OutRecord(key, value, headers))
+                else:
+                    self._refuse_late(work, key, effect)  # type: ignore[arg-type]
+
+    def _render(self, work: Work, touched: dict[bytes, Touched]) -> None:
+        batch = work.rows
+        moving, settled = self._ttl
+        for raw_id, each in touched.items():
+            if not each.changed:
+                continue
+            order = each.order
+            work.states[raw_id] = codec.encode(order)
+            if order.created is None:
+                continue
+            order_id = ids.text(raw_id)
+            row = rows.order_row(order_id, order)
+            batch.orders.append(row)
+            if each.created:
+                batch.items += rows.item_rows(order_id, order)
+                batch.shipments += rows.shipment_rows(order_id, order)
+                batch.returns += rows.return_rows(order_id, order)
+            else:
+                if each.shipments:
+                    batch.shipments += rows.shipment_rows(order_id, order, each.shipments)
+                if each.returns:
+                    batch.returns += rows.return_rows(order_id, order, each.returns)
+            brief = rows.summary(order_id, raw_id, order, row)
+            work.cache.append(
+                CacheEntry(
+                    order_id,
+                    brief.user_id,
+                    brief.created_ms,
+                    order.version,
+                    settled if brief.settled else moving,
+                    brief.value,
+                    brief.tracking,
+                    brief.untracked,
+                )
+            )
+
+    # -- refused and re-keyed records --------------------------------------------------------------------------
+
+    def _rekey(self, work: Work, record: Record, event: Event) -> None:
+        headers = [
+            *record.headers,
+            ("rekeyed_topic", record.topic.encode()),
+            ("rekeyed_partition", b"%d" % record.partition),
+            ("rekeyed_offset", b"%d" % record.offset),
+        ]
+        if record.key is not None:
+            headers.append(("rekeyed_key", record.key))
+        key = events.order_key(event)
+        work.publish(REKEYED, OutRecord(key, record.value, headers, murmur2(key) % self._partitions))
+        work.outcomes[record.topic, _REKEY] += 1
+
+    def _refuse(self, work: Work, record: Record, code: str, detail: str) -> None:
+        origin, key, headers = _origin(record), record.key, list(record.headers)
+        if record.topic == REKEYED:
+            came = dict(headers)
+            key = came.get("rekeyed_key")
+            headers = [header for header in headers if header[0] not in _REKEYED_FROM]
+        work.publish(DLQ, OutRecord(key, record.value, headers + _dlq_headers(origin, code, detail)))
+        work.outcomes[record.topic, _REFUSED] += 1
+        metrics.DEAD_LETTERS.labels(code).inc()
+
+    def _refuse_late(self, work: Work, key: bytes, late: effects.LateRefusal) -> None:
+        detail = f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at the coordinates"
+        work.publish(DLQ, OutRecord(key, effects.normalised(late.type, late.fact), _dlq_headers(late.origin, late.code, detail)))
+        metrics.DEAD_LETTERS.labels(late.code).inc()
+
+    # -- steps 3 to 6 -------------------------------------------------------------------------------------------
+
+    async def _publish(self, batch: LaneBatch, work: Work) -> None:
+        if work.out:
+            await batch.publish(work.out)
+            for topic, records in work.out.items():
+                metrics.DERIVED.labels(topic).inc(len(records))
+
+    async def _write_rows(self, batch: LaneBatch, work: Work) -> None:
+        if work.rows.orders:
+            batch.check()
+            await self._postgres.write(work.rows)
+
+    async def _write_states(self, batch: LaneBatch, work: Work) -> None:
+        if work.states:
+            await batch.write_table(self._table, work.states)
+
+    async def _refresh_cache(self, batch: LaneBatch, work: Work) -> None:
+        if work.cache:
+            await self._cache.write(work.cache)
+
+
+def _observe(step: str, started: float) -> float:
+    now = perf_counter()
+    metrics.STEP_SECONDS.labels(step).observe(now - started)
+    return now
+
+
+def _origin(record: Record) -> Origin:
+    """Where the record first was: a re-keyed one tells by its headers."""
+    if record.topic == REKEYED:
+        came = dict(record.headers)
+        if "rekeyed_topic" in came:
+            return Origin(came["rekeyed_topic"].decode(), int(came["rekeyed_partition"]), int(came["rekeyed_offset"]))
+    return Origin(record.topic, record.partition, record.offset)
+
+
+def _dlq_headers(origin: Origin, code: str, detail: str) -> list[tuple[str, bytes]]:
+    return [
+        ("dlq_topic", origin.topic.encode()),
+        ("dlq_partition", b"%d" % origin.partition),
+        ("dlq_offset", b"%d" % origin.offset),
+        ("dlq_reason", code.encode()),
+        ("dlq_detail", detail.encode()),
+        ("dlq_time", datetime.now(UTC).isoformat().encode()),
+    ]
