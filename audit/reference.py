@@ -1,0 +1,1024 @@
+"""The contract a second time: what a log of events means, written to be obviously right and nothing else.
+
+The pipeline is checked against this module, so it shares no code with it: standard library only, one small function per rule, no state kept
+that could be computed. Money is an integer of minor units, a time is an aware datetime in UTC, an id is canonical UUID text.
+
+    parse(topic, key, value, headers) -> Fact | Refusal      what one record says
+    Order.add(fact)                                          facts of one order, by natural key
+    Order.readings() -> [Reading]                            what they amount to: status, rows, refunds, derived events
+
+Nothing here blocks or does I/O.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import itertools
+import json
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Any, Final, NamedTuple
+from uuid import UUID, uuid5
+
+from audit.currencies import MINOR_DIGITS
+from domain.topics import INPUT
+
+NaturalKey = tuple[Hashable, ...]
+Headers = Sequence[tuple[str, bytes | None]]
+
+MOST_MINOR_UNITS: Final = 10**15
+MOST_QUANTITY: Final = 100_000
+MOST_ITEMS: Final = 1_000
+MOST_CHARACTERS: Final = 1_000
+FIRST_UNIT: Final = 0
+"""Number of a line's first unit in refund.decided."""
+
+PENDING, IN_TRANSIT, DELIVERED, RETURNED = range(4)
+RANKS: Final = {"pending": PENDING, "in_transit": IN_TRANSIT, "delivered": DELIVERED, "returned": RETURNED}
+STAGES: Final = ("requested", "processed", "rejected")
+LATE: Final = timedelta(days=1)
+
+
+# -- records ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a record or a fact can't be taken in: a stable code, and where in the record."""
+
+    code: str
+    detail: str
+
+
+class Refused(Exception):
+    """Raised inside this module on the way to a Refusal."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(code, detail)
+        self.refusal = Refusal(code, detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """One event, normalised. `content` holds its known data fields as sent, without the reason; two facts of one key must agree in it."""
+
+    type: str
+    order_id: str
+    time: datetime
+    key: NaturalKey
+    content: Mapping[str, Any]
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A refund.decided record. `amount` is decimal text (major units) or an int (minor units), as written."""
+
+    order_id: str
+    n: int
+    amount: str | int
+    cause: str
+    cause_id: str
+    units: tuple[tuple[str, int], ...]
+    shipping: tuple[str, ...]
+
+
+class Event(NamedTuple):
+    """A CloudEvent out of its binding."""
+
+    id: str
+    type: str
+    time: Any
+    dataschema: Any
+    data: Any
+
+
+def parse(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Fact | Refusal:
+    """What a record of an input topic says. The key is not judged: a record under another key than its order's is re-keyed, not refused."""
+    del key
+    try:
+        event = unwrap(value, headers)
+        if event.type not in INPUT:
+            raise Refused("type_unknown", event.type[:100])
+        if event.type != topic:
+            raise Refused("type_wrong_topic", f"{event.type} on {topic}")
+        if event.dataschema is not None and not (isinstance(event.dataschema, str) and event.dataschema.endswith("/v1")):
+            raise Refused("version_unknown", "dataschema")
+        if event.time is None:
+            raise Refused("field_missing", "time")
+        time = _time(event.time, "time")
+        if not isinstance(event.data, dict):
+            raise Refused("field_malformed", "data")
+        return _fact(event.type, time, event.data)
+    except Refused as refused:
+        return refused.refusal
+
+
+def parse_decision(value: bytes | None, headers: Headers) -> Decision | Refusal:
+    """What a record of orders.decisions says; a type other than refund.decided is a Refusal with code type_unknown."""
+    try:
+        event = unwrap(value, headers)
+        if event.type != "refund.decided":
+            raise Refused("type_unknown", event.type[:100])
+        if not isinstance(event.data, dict):
+            raise Refused("field_malformed", "data")
+        data = event.data
+        n, amount = data.get("n"), data.get("amount")
+        if type(n) is not int or n < 0:
+            raise Refused("field_malformed", "n")
+        if type(amount) is not int and not isinstance(amount, str):
+            raise Refused("field_malformed", "amount")
+        return Decision(
+            order_id=_uuid(data.get("order_id"), "order_id"),
+            n=n,
+            amount=amount,
+            cause=_one_of("return", "stock", "closed")(data.get("cause"), "cause"),
+            cause_id=_uuid(data.get("cause_id"), "cause_id"),
+            units=tuple(_decided_unit(unit) for unit in data.get("units") or ()),
+            shipping=tuple(_uuid(item, "shipping") for item in data.get("shipping") or ()),
+        )
+    except Refused as refused:
+        return refused.refusal
+
+
+def _decided_unit(unit: Any) -> tuple[str, int]:
+    pair = list(unit.values()) if isinstance(unit, dict) else unit
+    if not isinstance(pair, list) or len(pair) != 2 or type(pair[1]) is not int:
+        raise Refused("field_malformed", "units")
+    return _uuid(pair[0], "units"), pair[1]
+
+
+def unwrap(value: bytes | None, headers: Headers) -> Event:
+    """Take a CloudEvents 1.0 event out of either Kafka binding. Raises Refused: tombstone, not_json, not_cloudevent."""
+    if value is None:
+        raise Refused("tombstone", "no value")
+    document = _json(value)
+    texts: dict[str, str] = {}
+    for name, raw in headers:
+        try:
+            texts[name] = (raw or b"").decode("utf-8")
+        except UnicodeDecodeError:
+            if name == "content-type" or name.startswith("ce_"):
+                raise Refused("not_cloudevent", f"header {name} is not UTF-8") from None
+    media_type = texts.get("content-type", "").split(";")[0].strip().lower()
+    if media_type == "application/cloudevents+json":
+        if not isinstance(document, dict):
+            raise Refused("not_cloudevent", "not an object")
+        attributes = {name: item for name, item in document.items() if item is not None}
+        data = document.get("data")
+        if "data" not in document and isinstance(document.get("data_base64"), str):
+            try:
+                data = _json(base64.b64decode(document["data_base64"], validate=True))
+            except (binascii.Error, ValueError):
+                raise Refused("field_malformed", "data_base64") from None
+    elif media_type.startswith("application/cloudevents"):
+        raise Refused("not_cloudevent", f"content-type {media_type}")
+    else:
+        attributes = {name[3:]: text for name, text in texts.items() if name.startswith("ce_")}
+        data = document
+    if attributes.get("specversion") != "1.0":
+        raise Refused("not_cloudevent", "specversion")
+    for name in ("id", "source", "type"):
+        if not isinstance(attributes.get(name), str) or not attributes[name]:
+            raise Refused("not_cloudevent", name)
+    return Event(attributes["id"], attributes["type"], attributes.get("time"), attributes.get("dataschema"), data)
+
+
+class _HugeInteger:
+    """A JSON integer too long to be worth converting: no field may hold it."""
+
+
+def _json(value: bytes) -> Any:
+    def refuse_constant(name: str) -> Any:
+        raise ValueError(name)
+
+    def integer(digits: str) -> Any:
+        return int(digits) if len(digits) < 100 else _HugeInteger()
+
+    try:
+        document = json.loads(value.decode("utf-8"), parse_constant=refuse_constant, parse_int=integer)
+        _refuse_surrogates(document)
+    except RecursionError:
+        raise Refused("not_json", "nested too deeply") from None
+    except ValueError as error:
+        raise Refused("not_json", str(error)[:200].encode("ascii", "backslashreplace").decode()) from None
+    return document
+
+
+def _refuse_surrogates(document: Any) -> None:
+    """Raises UnicodeEncodeError, a ValueError, for a lone surrogate anywhere in the document."""
+    if isinstance(document, str):
+        document.encode("utf-8")
+    elif isinstance(document, list):
+        for item in document:
+            _refuse_surrogates(item)
+    elif isinstance(document, dict):
+        for name, item in document.items():
+            name.encode("utf-8")
+            _refuse_surrogates(item)
+
+
+# -- fields -------------------------------------------------------------------------------------------------------
+
+Reader = Callable[[Any, str], Any]
+_UUID: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
+_MONEY: Final = re.compile(r"(0|[1-9][0-9]*)(?:\.([0-9]+))?")
+_DATE: Final = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+_TIME: Final = re.compile(
+    r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
+)
+
+
+def _string(value: Any, path: str) -> str:
+    if not isinstance(value, str) or len(value) > MOST_CHARACTERS or "\0" in value:
+        raise Refused("field_malformed", path)
+    return value
+
+
+def _uuid(value: Any, path: str) -> str:
+    if not isinstance(value, str) or not _UUID.fullmatch(value):
+        raise Refused("field_malformed", path)
+    return str(UUID(value))
+
+
+def _time(value: Any, path: str) -> datetime:
+    match = _TIME.fullmatch(value) if isinstance(value, str) and len(value) <= MOST_CHARACTERS else None
+    if match is None:
+        raise Refused("field_malformed", path)
+    year, month, day, hour, minute, second, fraction, sign, offset_hours, offset_minutes = match.groups()
+    microseconds = int(((fraction or "") + "000000")[:6])
+    offset = timedelta()
+    if sign is not None:
+        if int(offset_hours) > 23 or int(offset_minutes) > 59:
+            raise Refused("field_malformed", path)
+        offset = timedelta(hours=int(offset_hours), minutes=int(offset_minutes)) * (-1 if sign == "-" else 1)
+    try:
+        return datetime(int(year), int(month), int(day), int(hour), int(minute), int(second), microseconds, UTC) - offset
+    except (ValueError, OverflowError):
+        raise Refused("field_malformed", path) from None
+
+
+def _date_or_time(value: Any, path: str) -> datetime:
+    match = _DATE.fullmatch(value) if isinstance(value, str) else None
+    return _time(value if match is None else f"{value}T00:00:00Z", path)
+
+
+def _quantity(value: Any, path: str) -> int:
+    if type(value) is not int or not 1 <= value <= MOST_QUANTITY:
+        raise Refused("field_malformed", path)
+    return value
+
+
+def _boolean(value: Any, path: str) -> bool:
+    if not isinstance(value, bool):
+        raise Refused("field_malformed", path)
+    return value
+
+
+def _currency(value: Any, path: str) -> str:
+    if not isinstance(value, str):
+        raise Refused("field_malformed", path)
+    if value not in MINOR_DIGITS:
+        raise Refused("currency_unknown", path)
+    return value
+
+
+def _one_of(*words: str) -> Reader:
+    def read(value: Any, path: str) -> str:
+        if not isinstance(value, str) or value not in words:
+            raise Refused("field_malformed", path)
+        return value
+
+    return read
+
+
+def money(text: str, currency: str) -> int:
+    """Decimal text in major units as minor units. Raises ValueError when it is no money in this currency."""
+    match = _MONEY.fullmatch(text) if len(text) <= MOST_CHARACTERS else None
+    if match is None or len(match[2] or "") > MINOR_DIGITS[currency]:
+        raise ValueError(f"{text[:40]!r} is no amount in {currency}")
+    minor = Fraction(text) * 10 ** MINOR_DIGITS[currency]
+    if minor > MOST_MINOR_UNITS:
+        raise ValueError(f"{text[:40]!r} is too much")
+    return int(minor)
+
+
+def money_text(minor: int, currency: str) -> str:
+    """Minor units as decimal text in major units, with all of the currency's digits."""
+    digits = MINOR_DIGITS[currency]
+    whole, rest = divmod(minor, 10**digits)
+    return f"{whole}.{rest:0{digits}d}" if digits else str(whole)
+
+
+def _money_in(currency: str) -> Reader:
+    def read(value: Any, path: str) -> int:
+        if not isinstance(value, str):
+            raise Refused("field_malformed", path)
+        try:
+            return money(value, currency)
+        except ValueError:
+            raise Refused("field_malformed", path) from None
+
+    return read
+
+
+def _fields(data: Mapping[str, Any], required: Mapping[str, Reader], optional: Mapping[str, Reader], path: str = "") -> dict[str, Any]:
+    """The known fields of an object, normalised; an absent optional one stays absent, null is malformed, unknown ones are ignored."""
+    found = {}
+    for name, read in required.items():
+        if name not in data:
+            raise Refused("field_missing", path + name)
+        found[name] = read(data[name], path + name)
+    for name, read in optional.items():
+        if name in data:
+            found[name] = read(data[name], path + name)
+    return found
+
+
+def _items(required: Mapping[str, Reader], optional: Mapping[str, Reader], least: int = 0) -> Reader:
+    def read(value: Any, path: str) -> tuple[dict[str, Any], ...]:
+        if not isinstance(value, list) or not least <= len(value) <= MOST_ITEMS:
+            raise Refused("field_malformed", path)
+        items = []
+        for number, item in enumerate(value):
+            if not isinstance(item, dict):
+                raise Refused("field_malformed", f"{path}[{number}]")
+            items.append(_fields(item, required, optional, f"{path}[{number}]."))
+        if len({item["item_id"] for item in items}) < len(items):
+            raise Refused("item_repeated", path)
+        return tuple(items)
+
+    return read
+
+
+_SOME_ITEMS: Final = _items({"item_id": _uuid, "quantity": _quantity}, {})
+_FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
+    "payment.failed": ({"payment_id": _uuid, "reason": _string}, {}),
+    "stock.reserved": ({"seller_id": _uuid, "reservation_id": _uuid}, {}),
+    "stock.rejected": ({"seller_id": _uuid, "reservation_id": _uuid}, {"reason": _string, "items": _SOME_ITEMS}),
+    "stock.released": ({"seller_id": _uuid, "reservation_id": _uuid}, {"reason": _string, "items": _SOME_ITEMS}),
+    "order.cancel_requested": ({"reason": _string}, {"seller_id": _uuid}),
+    "shipment.updated": (
+        {"shipment_id": _uuid, "seller_id": _uuid, "status": _one_of(*RANKS)},
+        {
+            "warehouse_id": _uuid,
+            "carrier": _string,
+            "tracking_number": _string,
+            "estimated_delivery": _date_or_time,
+            "location": _string,
+            "items": _SOME_ITEMS,
+        },
+    ),
+    "order.returned": (
+        {"return_id": _uuid, "item_id": _uuid, "reason": _string, "status": _one_of(*STAGES)},
+        {"quantity": _quantity, "processed_at": _time, "restock": _boolean},
+    ),
+    "refund.completed": ({"refund_id": _uuid}, {"reason": _string}),
+    "refund.failed": ({"refund_id": _uuid}, {"reason": _string}),
+}
+
+
+def _fact(type_: str, time: datetime, data: Mapping[str, Any]) -> Fact:
+    if type_ == "order.created":
+        content = _created(data)
+    elif type_ == "order.paid":
+        content = _paid(data)
+    else:
+        required, optional = _FIELDS[type_]
+        content = _fields(data, {"order_id": _uuid, **required}, optional)
+    reason = content.pop("reason", None)
+    return Fact(type_, content["order_id"], time, natural_key(type_, time, content), content, reason)
+
+
+def _created(data: Mapping[str, Any]) -> dict[str, Any]:
+    currency = _fields(data, {"currency": _currency}, {})["currency"]
+    amount = _money_in(currency)
+    item = {"item_id": _uuid, "product_id": _uuid, "seller_id": _uuid, "sku": _string, "quantity": _quantity, "price": amount}
+    items = _items(item, {"warehouse_id": _uuid, "shipping_amount": amount}, least=1)
+    content = _fields(
+        data,
+        {"order_id": _uuid, "user_id": _uuid, "currency": _currency, "total_amount": amount, "items": items},
+        {"region": _string, "discount_amount": amount},
+    )
+    goods = sum(line["price"] * line["quantity"] for line in content["items"])
+    shipping = sum(line.get("shipping_amount", 0) for line in content["items"])
+    discount = content.get("discount_amount", 0)
+    if discount > goods:
+        raise Refused("discount_too_large", "discount_amount")
+    if content["total_amount"] != goods + shipping - discount:
+        raise Refused("total_mismatch", "total_amount")
+    return content
+
+
+def _paid(data: Mapping[str, Any]) -> dict[str, Any]:
+    currency = _fields(data, {"currency": _currency}, {})["currency"]
+    required = {"order_id": _uuid, "payment_id": _uuid, "amount": _money_in(currency), "currency": _currency}
+    content = _fields(data, required, {"method": _string})
+    if content["amount"] == 0:
+        raise Refused("field_malformed", "amount")
+    return content
+
+
+def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> NaturalKey:
+    """What makes two events the same fact, within one order."""
+    if type_ == "order.created":
+        return ("created",)
+    if type_ in ("order.paid", "payment.failed"):
+        return (type_, content["payment_id"])
+    if type_.startswith("stock."):
+        items = content.get("items")
+        return (type_, content["seller_id"], None if items is None else tuple((item["item_id"], item["quantity"]) for item in items))
+    if type_ == "order.cancel_requested":
+        return ("cancelled", content.get("seller_id"))
+    if type_ == "shipment.updated":
+        return ("scan", content["shipment_id"], content["status"], time)
+    if type_ == "order.returned":
+        return ("return", content["return_id"], content["status"])
+    return (type_, content["refund_id"])
+
+
+# -- one order ----------------------------------------------------------------------------------------------------
+
+
+class Place(NamedTuple):
+    """Where a record lies in the log."""
+
+    topic: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}/{self.partition}@{self.offset}"
+
+
+@dataclass(slots=True)
+class Candidate:
+    """One content of a natural key, with the earliest time (and that time's reason) of its repetitions and where they lie."""
+
+    fact: Fact
+    places: list[Place] = field(default_factory=list)
+
+
+class Order:
+    """The facts of one order by natural key. Facts must be added in the order of the log, topic by topic.
+
+    Of several contents of one key the first in the log stays. A re-keyed copy lies in another topic than its direct rivals: between the
+    first direct content and the first re-keyed one the log does not tell, so each is a reading of its own.
+    """
+
+    __slots__ = ("_first", "candidates", "decisions", "order_id")
+
+    def __init__(self, order_id: str) -> None:
+        self.order_id = order_id
+        self.candidates: dict[NaturalKey, list[Candidate]] = {}
+        self.decisions: dict[int, Decision] = {}
+        self._first: dict[tuple[NaturalKey, bool], Candidate] = {}
+
+    @property
+    def version(self) -> int:
+        """Distinct natural keys taken in, refused ones included."""
+        return len(self.candidates)
+
+    def add(self, fact: Fact, place: Place | None = None, *, rekeyed: bool = False) -> Candidate:
+        """Take in one fact; the same again only lowers its time. Returns the content it belongs to."""
+        rivals = self.candidates.setdefault(fact.key, [])
+        for candidate in rivals:
+            if candidate.fact.content == fact.content:
+                candidate.fact = min(candidate.fact, fact, key=lambda each: (each.time, each.reason or ""))
+                break
+        else:
+            candidate = Candidate(fact)
+            rivals.append(candidate)
+        if place is not None:
+            candidate.places.append(place)
+        self._first.setdefault((fact.key, rekeyed), candidate)
+        return candidate
+
+    def decide(self, decision: Decision) -> bool:
+        """Take in a decision: the first with each number counts, and a number counts when it is the next. True if it was taken."""
+        if decision.n != len(self.decisions):
+            return False
+        self.decisions[decision.n] = decision
+        return True
+
+    def winners(self, key: NaturalKey) -> list[Candidate]:
+        """The contents of a key that may have been the first: one, or two where the log doesn't tell."""
+        firsts = [self._first[key, rekeyed] for rekeyed in (False, True) if (key, rekeyed) in self._first]
+        return firsts if len(firsts) == 1 or firsts[0] is not firsts[1] else firsts[:1]
+
+    def readings(self, most: int = 16) -> list[Reading]:
+        """Every reading the log allows, nearly always one; no more than `most`."""
+        choices = [self.winners(key) for key in self.candidates]
+        picks = itertools.islice(itertools.product(*choices), most)
+        return [Reading(self.order_id, [candidate.fact for candidate in pick], self.decisions) for pick in picks]
+
+    def reading(self) -> Reading:
+        """The first reading (the only one of an order that nobody re-keyed)."""
+        return self.readings(1)[0]
+
+
+class Unit(NamedTuple):
+    """One piece of a line. `net` = price less its share of the discount, minor units."""
+
+    number: int
+    rank: int
+    live: bool
+    net: int
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the order.
+
+    Its units are numbered from the highest rank down and differ only by where they stand in that row, so a few counts tell them all:
+    `at_least[rank]` units at a rank or above (returns included), the first `live_count` ones live, the first `dearer_discounts` ones with
+    a discount of `discount` + 1, the others of `discount` minor units.
+    """
+
+    item: Mapping[str, Any]
+    at_least: tuple[int, int, int, int]
+    live_count: int
+    gone: int
+    in_parcels: int
+    discount: int
+    dearer_discounts: int
+
+    @property
+    def item_id(self) -> str:
+        return str(self.item["item_id"])
+
+    @property
+    def seller_id(self) -> str:
+        return str(self.item["seller_id"])
+
+    @property
+    def quantity(self) -> int:
+        return int(self.item["quantity"])
+
+    @property
+    def shipping(self) -> int:
+        """Minor units, of the whole line."""
+        return int(self.item.get("shipping_amount", 0))
+
+    def net(self, count: int) -> int:
+        """Price less discount of the first `count` units, minor units."""
+        return count * (int(self.item["price"]) - self.discount) - min(count, self.dearer_discounts)
+
+    def unit(self, number: int) -> Unit:
+        """The unit at a place of the row, 0 first."""
+        rank = max(rank for rank in range(4) if number < self.at_least[rank])
+        return Unit(FIRST_UNIT + number, rank, number < self.live_count, self.net(number + 1) - self.net(number))
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """All units; a line may have 100,000."""
+        return tuple(self.unit(number) for number in range(self.quantity))
+
+
+class Suborder(NamedTuple):
+    """A seller's part. Amounts in minor units, of all its lines whatever became of them."""
+
+    suborder_id: str
+    seller_id: str
+    status: str
+    lines: tuple[Line, ...]
+    items_amount: int
+    shipping_amount: int
+    discount_amount: int
+
+    @property
+    def total_amount(self) -> int:
+        return self.items_amount + self.shipping_amount - self.discount_amount
+
+
+class Owed(NamedTuple):
+    """A refund that is due. `covered`: the captured money, less what was decided, is enough."""
+
+    amount: int
+    cause: str
+    cause_id: str
+    units: tuple[tuple[str, int], ...]
+    shipping: tuple[str, ...]
+    covered: bool
+
+
+class Anomaly(NamedTuple):
+    code: str
+    detail: str
+
+
+def shares(amount: int, weights: Sequence[int]) -> list[int]:
+    """Split an amount by weights with the largest remainder; ties to the earlier. All weights 0 takes amount 0."""
+    whole = sum(weights)
+    if whole == 0:
+        if amount:
+            raise ValueError("nothing to split by")
+        return [0] * len(weights)
+    exact = [Fraction(amount * weight, whole) for weight in weights]
+    parts = [int(share) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: (parts[index] - exact[index], index))
+    for index in by_remainder[: amount - sum(parts)]:
+        parts[index] += 1
+    return parts
+
+
+class Reading:
+    """What one choice of facts amounts to, computed from the accepted ones. While order.created is unknown all facts wait."""
+
+    def __init__(self, order_id: str, facts: Iterable[Fact], decisions: Mapping[int, Decision]) -> None:
+        self.order_id = order_id
+        self.facts = list(facts)
+        self.decisions = [decisions[n] for n in sorted(decisions)]
+        self.version = len({fact.key for fact in self.facts})
+        self.created = next((fact for fact in self.facts if fact.type == "order.created"), None)
+        known = [] if self.created is None else self.created.content["items"]
+        self.items: dict[str, Mapping[str, Any]] = {item["item_id"]: item for item in known}
+        self.sellers = sorted({item["seller_id"] for item in known})
+        self.refused: dict[NaturalKey, Refusal] = {}
+        self.accepted: list[Fact] = []
+        for fact in self.facts:
+            refusal = self._judge(fact)
+            if refusal is None:
+                self.accepted.append(fact)
+            else:
+                self.refused[fact.key] = refusal
+        self.parcels = self._winning_scans()
+        self.returns = self._winning_stages()
+        self.lines: list[Line] = self._lines() if self.created else []
+
+    # .. facts ....................................................................................................
+
+    @property
+    def known(self) -> Mapping[str, Any]:
+        """The content of order.created. Raises LookupError while it is unknown."""
+        if self.created is None:
+            raise LookupError(f"order.created of {self.order_id} is unknown")
+        return self.created.content
+
+    @property
+    def currency(self) -> str:
+        return str(self.known["currency"])
+
+    def _of(self, type_: str) -> Iterator[Fact]:
+        return (fact for fact in self.accepted if fact.type == type_)
+
+    def _judge(self, fact: Fact) -> Refusal | None:
+        """Whether this order has what the fact names: currency, seller, items."""
+        if self.created is None:
+            return None
+        content = fact.content
+        if fact.type == "order.paid" and content["currency"] != self.currency:
+            return Refusal("order_currency", "currency")
+        if fact.type == "order.returned":
+            return None if content["item_id"] in self.items else Refusal("order_item", "item_id")
+        if fact.type == "order.created":
+            return None
+        seller = content.get("seller_id")
+        if seller is not None and seller not in self.sellers:
+            return Refusal("order_seller", "seller_id")
+        for number, item in enumerate(content.get("items", ())):
+            if item["item_id"] not in self.items:
+                return Refusal("order_item", f"items[{number}].item_id")
+            if self.items[item["item_id"]]["seller_id"] != seller:
+                return Refusal("order_seller", f"items[{number}].item_id")
+        return None
+
+    # .. units ....................................................................................................
+
+    def _winning_scans(self) -> dict[str, Fact]:
+        """shipment_id -> its winning scan: the highest rank, then the latest time."""
+        winning: dict[str, Fact] = {}
+        for scan in self._of("shipment.updated"):
+            best = winning.get(scan.content["shipment_id"])
+            if best is None or _weight(scan) > _weight(best):
+                winning[scan.content["shipment_id"]] = scan
+        return winning
+
+    def _winning_stages(self) -> dict[str, Fact]:
+        """return_id -> its winning stage: the earlier of processed and rejected, at equal times processed, else requested."""
+        winning: dict[str, Fact] = {}
+        for stage in self._of("order.returned"):
+            best = winning.get(stage.content["return_id"])
+            if best is None or _finality(stage) < _finality(best):
+                winning[stage.content["return_id"]] = stage
+        return winning
+
+    def _named(self, fact: Fact) -> dict[str, int]:
+        """item_id -> units that a parcel or a stock reply means: its items, or all the seller's."""
+        if "items" in fact.content:
+            return {item["item_id"]: item["quantity"] for item in fact.content["items"]}
+        return {item_id: item["quantity"] for item_id, item in self.items.items() if item["seller_id"] == fact.content["seller_id"]}
+
+    def _parcel_units(self, item_id: str, rank: int) -> int:
+        """Units of a line at a rank or above, over all parcels, not limited to the line."""
+        return sum(self._named(scan).get(item_id, 0) for scan in self.parcels.values() if RANKS[scan.content["status"]] >= rank)
+
+    def _processed(self, item_id: str) -> list[int]:
+        """Quantities, as sent or the whole line, of the line's processed returns."""
+        return [
+            stage.content.get("quantity", self.items[item_id]["quantity"])
+            for stage in self.returns.values()
+            if stage.content["status"] == "processed" and stage.content["item_id"] == item_id
+        ]
+
+    def _lines(self) -> list[Line]:
+        ids = sorted(self.items)
+        goods = [self.items[item_id]["price"] * self.items[item_id]["quantity"] for item_id in ids]
+        discounts = shares(self.known.get("discount_amount", 0), goods)
+        return [self._line(item_id, discount) for item_id, discount in zip(ids, discounts, strict=True)]
+
+    def _line(self, item_id: str, line_discount: int) -> Line:
+        item = self.items[item_id]
+        quantity = item["quantity"]
+        in_transit, delivered, returned = (min(quantity, self._parcel_units(item_id, rank)) for rank in (IN_TRANSIT, DELIVERED, RETURNED))
+        replies = [fact for fact in self.accepted if fact.type in ("stock.rejected", "stock.released")]
+        gone = min(quantity, sum(min(quantity, self._named(reply).get(item_id, 0)) for reply in replies))
+        live = max(quantity - gone, in_transit)
+        # A processed return turns the highest unit that isn't returned yet, so the returned ones stay the first in the row.
+        returned = min(quantity, returned + sum(min(quantity, count) for count in self._processed(item_id)))
+        at_least = (quantity, max(in_transit, returned), max(delivered, returned), returned)
+        # Units of one price have one weight: the largest remainder gives each the same, and one more to the first ones.
+        discount, dearer = divmod(line_discount, quantity)
+        return Line(item, at_least, live, gone, self._parcel_units(item_id, IN_TRANSIT), discount, dearer)
+
+    # .. status ...................................................................................................
+
+    @property
+    def captured(self) -> int:
+        return sum(fact.content["amount"] for fact in self._of("order.paid"))
+
+    @property
+    def live_total(self) -> int:
+        """Minor units: what the live units cost with the shipping of their lines; the whole order when none is live."""
+        if not any(line.live_count for line in self.lines):
+            return int(self.known["total_amount"])
+        return sum(line.net(line.live_count) + line.shipping for line in self.lines if line.live_count)
+
+    def status(self) -> str:
+        """Raises LookupError while order.created is unknown."""
+        return self._status(self.lines, self.captured >= self.live_total)
+
+    @staticmethod
+    def _status(lines: Iterable[Line], confirmed: bool) -> str:
+        living = [line for line in lines if line.live_count]
+        if living and all(line.at_least[RETURNED] >= line.live_count for line in living):
+            return "returned"
+        if living and all(line.at_least[DELIVERED] >= line.live_count for line in living):
+            return "delivered"
+        if any(line.at_least[IN_TRANSIT] for line in living):
+            return "shipped"
+        return "confirmed" if confirmed else "pending"
+
+    def suborders(self) -> list[Suborder]:
+        """One per seller, by seller_id; the status is the order's rule over the seller's own units."""
+        result = []
+        for seller in self.sellers:
+            lines = tuple(line for line in self.lines if line.seller_id == seller)
+            goods = sum(line.item["price"] * line.item["quantity"] for line in lines)
+            result.append(
+                Suborder(
+                    suborder_id=self.made_id(f"suborder:{seller}"),
+                    seller_id=seller,
+                    status=self._status(lines, self.captured >= self.live_total),
+                    lines=lines,
+                    items_amount=goods,
+                    shipping_amount=sum(line.shipping for line in lines),
+                    discount_amount=goods - sum(line.net(line.quantity) for line in lines),
+                )
+            )
+        return result
+
+    # .. rows .....................................................................................................
+
+    def rows(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Table -> rows in column order, ids, money and times as text; none while order.created is unknown."""
+        rows: dict[str, list[tuple[Any, ...]]] = {"orders_order": [], "orders_order_item": [], "orders_shipment": [], "orders_return": []}
+        if self.created is None:
+            return rows
+        known, currency = self.known, self.currency
+        whose = (self.order_id, known["user_id"], known.get("region", ""))
+        times = [fact.time for fact in self.accepted]
+        amounts = (money_text(known["total_amount"], currency), money_text(known.get("discount_amount", 0), currency))
+        rows["orders_order"].append((*whose, self.status(), currency, *amounts, *_span(times), self.version))
+        for line in self.lines:
+            item = line.item
+            goods = (item["product_id"], item["seller_id"], item.get("warehouse_id"), item["sku"], item["quantity"])
+            prices = (money_text(item["price"], currency), money_text(line.shipping, currency))
+            rows["orders_order_item"].append((line.item_id, *whose, *goods, *prices, *_span([self.created.time]), 1))
+        for shipment_id, scan in sorted(self.parcels.items()):
+            content, due = scan.content, scan.content.get("estimated_delivery")
+            rows["orders_shipment"].append(
+                (
+                    shipment_id,
+                    *whose,
+                    content["seller_id"],
+                    content.get("warehouse_id"),
+                    content.get("carrier"),
+                    content.get("tracking_number"),
+                    content["status"],
+                    None if due is None else due.isoformat(),
+                    *_span([fact.time for fact in self._of("shipment.updated") if fact.content["shipment_id"] == shipment_id]),
+                    sum(fact.type == "shipment.updated" and fact.content["shipment_id"] == shipment_id for fact in self.facts),
+                )
+            )
+        for return_id, stage in sorted(self.returns.items()):
+            content = stage.content
+            processed = content.get("processed_at", stage.time).isoformat() if content["status"] == "processed" else None
+            rows["orders_return"].append(
+                (
+                    return_id,
+                    *whose,
+                    content["item_id"],
+                    content.get("quantity", self.items[content["item_id"]]["quantity"]),
+                    stage.reason,
+                    content["status"],
+                    processed,
+                    *_span([fact.time for fact in self._of("order.returned") if fact.content["return_id"] == return_id]),
+                    sum(fact.type == "order.returned" and fact.content["return_id"] == return_id for fact in self.facts),
+                )
+            )
+        return rows
+
+    # .. refunds ..................................................................................................
+
+    def decided(self, decision: Decision) -> int:
+        """A decision's amount in minor units. Raises ValueError when it is no money."""
+        return decision.amount if isinstance(decision.amount, int) else money(decision.amount, self.currency)
+
+    @property
+    def refunded(self) -> int:
+        """Minor units of all decisions."""
+        return sum(self.decided(decision) for decision in self.decisions)
+
+    def owed(self) -> list[Owed]:
+        """Refunds due and not decided, each looked at by itself; one that captured money doesn't cover is not `covered`."""
+        left = self.captured - self.refunded
+        if not any(line.live_count for line in self.lines):
+            return [Owed(left, "closed", self.order_id, (), (), True)] if left > 0 else []
+        paid_units = {unit for decision in self.decisions for unit in decision.units}
+        paid_shipping = {item_id for decision in self.decisions for item_id in decision.shipping}
+        paid_returns = {decision.cause_id for decision in self.decisions if decision.cause == "return"}
+        lines = {line.item_id: line for line in self.lines}
+
+        def unpaid(line: Line, numbers: Iterable[int]) -> Iterator[tuple[str, Unit]]:
+            units = ((line.item_id, line.unit(number)) for number in numbers)
+            return ((item_id, unit) for item_id, unit in units if (item_id, unit.number) not in paid_units)
+
+        def due(cause: str, cause_id: str, units: Iterable[tuple[str, Unit]], shipping: Sequence[Line]) -> Owed:
+            units = list(units)
+            amount = sum(unit.net for _, unit in units) + sum(line.shipping for line in shipping)
+            numbers = tuple((item_id, unit.number) for item_id, unit in units)
+            return Owed(amount, cause, cause_id, numbers, tuple(line.item_id for line in shipping), left >= amount)
+
+        result = []
+        for return_id, stage in sorted(self.returns.items()):
+            if stage.content["status"] == "processed" and return_id not in paid_returns:
+                line = lines[stage.content["item_id"]]
+                count = stage.content.get("quantity", line.quantity)
+                result.append(due("return", return_id, itertools.islice(unpaid(line, range(line.quantity)), count), []))
+        for seller in self.sellers:
+            own = [line for line in self.lines if line.seller_id == seller]
+            dead = [pair for line in own for pair in unpaid(line, range(line.live_count, line.quantity))]
+            if dead:
+                result.append(
+                    due("stock", seller, dead, [line for line in own if not line.live_count and line.item_id not in paid_shipping])
+                )
+        return [owed for owed in result if owed.amount > 0]
+
+    # .. anomalies ................................................................................................
+
+    def anomalies(self) -> list[Anomaly]:
+        """What is odd but never refused. Waiting facts are told by `waiting`."""
+        if self.created is None:
+            return []
+        found = []
+        if self.captured > self.known["total_amount"]:
+            found.append(Anomaly("captured_above_total", money_text(self.captured - self.known["total_amount"], self.currency)))
+        for line in self.lines:
+            quantity = line.item["quantity"]
+            if sum(self._processed(line.item_id)) > quantity:
+                found.append(Anomaly("returned_above_quantity", line.item_id))
+            if line.in_parcels > quantity - line.gone:
+                found.append(Anomaly("in_transit_above_stock", line.item_id))
+        for fact in self.accepted:
+            if fact.type.startswith("stock.") and fact.content["reservation_id"] != self.made_id(
+                f"reservation:{fact.content['seller_id']}"
+            ):
+                found.append(Anomaly("reservation_unknown", fact.content["reservation_id"]))
+            if fact.type == "refund.failed":
+                found.append(Anomaly("refund_failed", fact.content["refund_id"]))
+        found += [Anomaly("refund_not_covered", f"{owed.cause} {owed.cause_id}") for owed in self.owed() if not owed.covered]
+        found += [Anomaly("decision_contradicted", f"refund {decision.n}") for decision in self.decisions if self._contradicted(decision)]
+        return found
+
+    def _contradicted(self, decision: Decision) -> bool:
+        if decision.cause == "return":
+            stage = self.returns.get(decision.cause_id)
+            return stage is None or stage.content["status"] != "processed"
+        if decision.cause == "closed":
+            return any(line.live_count for line in self.lines)
+        live = {line.item_id: line.live_count for line in self.lines}
+        return any(number - FIRST_UNIT < live.get(item_id, 0) for item_id, number in decision.units)
+
+    def waiting(self) -> list[Fact]:
+        """Facts whose order.created is unknown."""
+        return self.facts if self.created is None else []
+
+    # .. derived events ...........................................................................................
+
+    def made_id(self, name: str) -> str:
+        """An id that the pipeline makes: uuid5 in the namespace of the order."""
+        return str(uuid5(UUID(self.order_id), name))
+
+    def event_id(self, type_: str, made_id: str) -> str:
+        """ce_id of a derived event."""
+        return self.made_id(f"{type_}:{made_id}")
+
+    def derived(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """(type, id) -> data of every derived event that is the same in any order of arrival, and of refund.request for each decision."""
+        if self.created is None:
+            return {}
+        events: dict[tuple[str, str], dict[str, Any]] = {}
+        known, currency = self.known, self.currency
+        for suborder in self.suborders():
+            items = [item for item in known["items"] if item["seller_id"] == suborder.seller_id]
+            events["suborder.created", suborder.suborder_id] = {
+                "suborder_id": suborder.suborder_id,
+                "order_id": self.order_id,
+                "seller_id": suborder.seller_id,
+                "status": "pending",
+                "items": [{"item_id": item["item_id"], "quantity": item["quantity"]} for item in items],
+                "items_amount": money_text(suborder.items_amount, currency),
+                "shipping_amount": money_text(suborder.shipping_amount, currency),
+                "discount_amount": money_text(suborder.discount_amount, currency),
+                "total_amount": money_text(suborder.total_amount, currency),
+                "version": 1,
+            }
+            reservation_id = self.made_id(f"reservation:{suborder.seller_id}")
+            events["stock.reserve", reservation_id] = {
+                "reservation_id": reservation_id,
+                "order_id": self.order_id,
+                "seller_id": suborder.seller_id,
+                "items": [self._item_data(item) for item in items],
+            }
+        if known["total_amount"]:
+            payment_request_id = self.made_id("payment")
+            events["payment.initiate", payment_request_id] = {
+                "payment_request_id": payment_request_id,
+                "order_id": self.order_id,
+                "user_id": known["user_id"],
+                "amount": money_text(known["total_amount"], currency),
+                "currency": currency,
+            }
+        for stage in self._of("order.returned"):
+            content = stage.content
+            if content["status"] != "processed" or not content.get("restock", True):
+                continue
+            item = self.items[content["item_id"]]
+            restock_id = self.made_id(f"restock:{content['return_id']}")
+            events["stock.restock", restock_id] = {
+                "restock_id": restock_id,
+                "order_id": self.order_id,
+                "seller_id": item["seller_id"],
+                "return_id": content["return_id"],
+                "item_id": content["item_id"],
+                "product_id": item["product_id"],
+                "sku": item["sku"],
+                "quantity": min(item["quantity"], content.get("quantity", item["quantity"])),
+            }
+        for decision in self.decisions:
+            refund_id = self.made_id(f"refund:{decision.n}")
+            events["refund.request", refund_id] = {
+                "refund_id": refund_id,
+                "order_id": self.order_id,
+                "amount": money_text(self.decided(decision), currency),
+                "currency": currency,
+                "cause": decision.cause,
+                "cause_id": decision.cause_id,
+            }
+        return events
+
+    @staticmethod
+    def _item_data(item: Mapping[str, Any]) -> dict[str, Any]:
+        fields = {name: item[name] for name in ("item_id", "product_id", "sku", "quantity")}
+        if "warehouse_id" in item:
+            fields["warehouse_id"] = item["warehouse_id"]
+        return fields
+
+
+def _weight(scan: Fact) -> tuple[int, datetime]:
+    return RANKS[scan.content["status"]], scan.time
+
+
+def _finality(stage: Fact) -> tuple[bool, datetime, bool]:
+    """The lowest wins."""
+    status = stage.content["status"]
+    return status == "requested", stage.time, status == "rejected"
+
+
+def _span(times: Sequence[datetime]) -> tuple[str, str]:
+    return min(times).isoformat(), max(times).isoformat()
