@@ -1,0 +1,122 @@
+"""What all tests share: which of them can run here, the servers, and a clean place on them for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from settings import Settings, get_settings
+from tests import stackfixture
+from tests.stackfixture import Servers
+
+CONTAINERS = os.environ.get("STACK", "local") == "containers"
+
+_left_out = pytest.StashKey[list[str]]()
+_redis_databases = itertools.cycle(range(16))
+
+
+# -- which tests can run here --------------------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs servers, and leave out, audibly, what this machine has not got."""
+    for item in items:
+        if "stack" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.real)
+    missing = {
+        "containers": None if CONTAINERS else "they run with STACK=containers",
+        "olist": None if os.environ.get("ORDERS_OLIST") else "$ORDERS_OLIST does not name the folder of Olist's orders",
+    }
+    lines = []
+    for marker, reason in missing.items():
+        affected = [item for item in items if reason and item.get_closest_marker(marker)]
+        if affected:
+            lines.append(f"{len(affected)} test(s) marked {marker} left out: {reason}")
+            config.hook.pytest_deselected(items=affected)
+            items[:] = [item for item in items if item not in affected]
+    config.stash[_left_out] = lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out, and why."""
+    for line in config.stash.get(_left_out, []):
+        terminalreporter.write_line(line, yellow=True)
+
+
+# -- servers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Servers]:
+    """Kafka, Postgres and Redis, once per run."""
+    if not CONTAINERS:
+        with stackfixture.from_packages() as servers:
+            yield servers
+        return
+    problem = stackfixture.engine_problem()
+    if problem:
+        pytest.exit(f"STACK=containers was asked for, but {problem}; start one, or leave STACK away", returncode=2)
+    with stackfixture.from_images() as containers:
+        yield containers
+
+
+@pytest.fixture
+async def settings(stack: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
+    """Settings for a place of the test's own: an empty database, an empty Redis database, a new group, an empty data folder.
+
+    They are in the environment as well, for the processes that a test starts. Topics are shared: see `fresh`.
+    """
+    for name in os.environ:
+        if name.startswith("ORDERS_") and name != "ORDERS_OLIST":
+            monkeypatch.delenv(name)
+    unique = uuid.uuid4().hex[:12]
+    admin = stack.env["ORDERS_POSTGRES"]
+    values = {
+        "ORDERS_KAFKA": stack.env["ORDERS_KAFKA"],
+        "ORDERS_POSTGRES": _with_path(admin, f"test_{unique}"),
+        "ORDERS_REDIS": _with_path(stack.env["ORDERS_REDIS"], str(next(_redis_databases))),
+        "ORDERS_DATA": str(tmp_path / "data"),
+        "ORDERS_GROUP": f"orders-{unique}",
+    }
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    get_settings.cache_clear()
+    await _execute(admin, f"create database test_{unique}")
+    async with Redis.from_url(values["ORDERS_REDIS"]) as redis:
+        await redis.flushdb()
+    yield Settings()
+    await _execute(admin, f"drop database test_{unique} with (force)")
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+async def fresh(settings: Settings) -> AsyncIterator[Settings]:
+    """The same with empty topics and an empty schema. Topic names are the contract's, so two such tests never run at once."""
+    from sinks import migrate
+    from streams import topics
+
+    await topics.delete_all(settings)
+    await topics.ensure(settings)
+    await migrate.upgrade(settings)
+    yield settings
+    await topics.delete_all(settings)
+
+
+def _with_path(url: str, path: str) -> str:
+    return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))
+
+
+async def _execute(url: str, statement: str) -> None:
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()

@@ -1,0 +1,48 @@
+"""The sinks as fixtures, on the stack's servers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from settings import Settings
+from sinks.migrate import upgrade
+from stack import Stack
+from tests.contract.places import PLACES, Place, PostgresPlace, RedisPlace, drop_database, new_database
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def migrated(stack: Stack) -> AsyncIterator[Settings]:
+    settings = await new_database(stack)
+    await upgrade(settings)
+    yield settings
+    await drop_database(stack, settings)
+
+
+async def _opened(place: Place) -> AsyncIterator[Any]:
+    await place.empty()
+    await place.sink.start()
+    yield place
+    await place.sink.close()
+
+
+@pytest_asyncio.fixture(params=list(PLACES), loop_scope="module")
+async def place(request: pytest.FixtureRequest, migrated: Settings, stack: Stack) -> AsyncIterator[Place]:
+    """Each of the sinks, started, its place empty."""
+    async for opened in _opened(PLACES[request.param](migrated, stack)):
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def postgres(migrated: Settings, stack: Stack) -> AsyncIterator[PostgresPlace]:
+    async for opened in _opened(PostgresPlace(migrated, stack)):
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def cache(migrated: Settings, stack: Stack) -> AsyncIterator[RedisPlace]:
+    async for opened in _opened(RedisPlace(migrated, stack)):
+        yield opened

@@ -1,0 +1,210 @@
+"""The two sinks, each with a database of its own on the stack's real servers, behind one face: write orders, read what is there, end the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import redis.asyncio
+
+from settings import Settings
+from sinks.base import Sink
+from sinks.postgres import PostgresSink
+from sinks.redis import RedisSink
+from sinks.rows import CacheEntry, RowBatch
+from sinks.schema import TABLES
+from stack import Stack
+
+#: Nobody else's on the stack's Redis.
+REDIS_DATABASE = 7
+
+
+def ident(name: str) -> str:
+    """A UUID for a name, the same in every run."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, name))
+
+
+def at(second: int) -> str:
+    """A time in that second of some day."""
+    return f"2026-03-01T10:{second // 60:02d}:{second % 60:02d}.000000+00:00"
+
+
+@dataclass(frozen=True)
+class Order:
+    """What both sinks are told about an order, from which the rows and the entry are made."""
+
+    name: str
+    version: int
+    status: str = "pending"
+    created: int = 10
+    updated: int = 20
+    total: str = "12.50"
+    parcels: tuple[tuple[str, str], ...] = ()  # name, status
+
+    def rows(self, into: RowBatch) -> None:
+        order, user = ident(self.name), ident(f"user of {self.name}")
+        created, updated = at(self.created), at(self.updated)
+        into.orders.append((order, user, "SP", self.status, "BRL", self.total, "0", created, updated, self.version))
+        product, seller, item = ident("product"), ident("seller"), ident(f"item of {self.name}")
+        into.items.append((item, order, user, "SP", product, seller, None, "SKU-1", 2, "5.00", "2.50", created, created, 1))
+        for number, (parcel, status) in enumerate(self.parcels):
+            row = (ident(parcel), order, user, "SP", seller, None, "DHL", f"T-{parcel}", status, None, created, updated, self.version + number)
+            into.shipments.append(row)
+        if self.status == "returned":
+            row = (ident(f"return of {self.name}"), order, user, "SP", item, 1, "too small", "processed", updated, created, updated, self.version)
+            into.returns.append(row)
+
+    def entry(self) -> CacheEntry:
+        order, user = ident(self.name), ident(f"user of {self.name}")
+        summary = {"order_id": order, "user_id": user, "status": self.status, "version": self.version, "suborders": [{"version": 99}]}
+        tracking = [(f"T-{parcel}", ident(parcel), parcel_json(order, parcel, status)) for parcel, status in self.parcels]
+        return CacheEntry(order, user, 1_700_000_000_000 + self.created, self.version, 600, compact(summary), tracking, [])
+
+
+def compact(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def parcel_json(order_id: str, parcel: str, status: str, location: str | None = None) -> bytes:
+    return compact(
+        {
+            "order_id": order_id,
+            "shipment_id": ident(parcel),
+            "carrier": "DHL",
+            "status": status,
+            "location": location,
+            "estimated_delivery": None,
+        }
+    )
+
+
+async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Returns when the condition holds; fails when it doesn't within that time."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+class Place(ABC):
+    """A sink and the server behind it."""
+
+    kind: str
+
+    def __init__(self, settings: Settings, stack: Stack) -> None:
+        self.settings = settings
+        self.stack = stack
+        self.sink = self.another()
+
+    @abstractmethod
+    def another(self) -> Sink[Any]:
+        """One more sink on the same place, as another worker has it."""
+
+    @abstractmethod
+    def batch(self, orders: Iterable[Order]) -> Any: ...
+
+    @abstractmethod
+    async def content(self) -> Any:
+        """Everything there is, comparable."""
+
+    @abstractmethod
+    async def empty(self) -> None: ...
+
+    async def write(self, *orders: Order) -> int:
+        return await self.sink.write(self.batch(orders))
+
+    async def end_server(self) -> None:
+        """The server dies without warning."""
+        (pid,) = self.stack.pids[self.kind]
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: not self.stack.pids[self.kind])
+
+    async def start_server(self) -> None:
+        """The server comes back, on the same port."""
+        await asyncio.to_thread(Stack.start, self.stack.folder)
+
+
+class PostgresPlace(Place):
+    kind = "postgres"
+
+    def another(self) -> PostgresSink:
+        return PostgresSink(self.settings)
+
+    def batch(self, orders: Iterable[Order]) -> RowBatch:
+        batch = RowBatch()
+        for order in orders:
+            order.rows(batch)
+        return batch
+
+    async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        connection = await asyncpg.connect(self.settings.postgres)
+        try:
+            return await connection.fetch(query, *arguments)
+        finally:
+            await connection.close()
+
+    async def content(self) -> dict[str, list[str]]:
+        rows = await self.fetch(" UNION ALL ".join(f"SELECT '{table}', {table}::text FROM {table}" for table in TABLES) + " ORDER BY 1, 2")
+        return {table: [row[1] for row in rows if row[0] == table] for table in TABLES}
+
+    async def row_versions(self) -> list[tuple[Any, ...]]:
+        """Where each row's version lies and which transaction wrote it."""
+        return [tuple(row) for table in TABLES for row in await self.fetch(f"SELECT tableoid, ctid, xmin FROM {table} ORDER BY id")]
+
+    async def empty(self) -> None:
+        # Quicker than TRUNCATE for a few rows in many partitions.
+        await self.fetch(f"WITH {', '.join(f'{table}_ AS (DELETE FROM {table})' for table in TABLES)} SELECT")
+
+
+class RedisPlace(Place):
+    kind = "redis"
+
+    def another(self) -> RedisSink:
+        return RedisSink(self.settings, pause=0.02)
+
+    def batch(self, orders: Iterable[Order]) -> Sequence[CacheEntry]:
+        return [order.entry() for order in orders]
+
+    async def content(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        async with redis.asyncio.Redis.from_url(self.settings.redis, decode_responses=True) as client:
+            for key in sorted([key async for key in client.scan_iter()]):
+                found[key] = await client.zrange(key, 0, -1, withscores=True) if key.startswith("user:") else json.loads(await client.get(key))
+        return found
+
+    async def empty(self) -> None:
+        async with redis.asyncio.Redis.from_url(self.settings.redis) as client:
+            await client.flushdb()
+
+
+PLACES: dict[str, type[Place]] = {"postgres": PostgresPlace, "redis": RedisPlace}
+
+
+async def new_database(stack: Stack, **changes: Any) -> Settings:
+    """Settings of a new, empty database on the stack."""
+    base = stack.env["ORDERS_POSTGRES"]
+    name = f"contract_{uuid.uuid4().hex[:12]}"
+    connection = await asyncpg.connect(base)
+    try:
+        await connection.execute(f"CREATE DATABASE {name}")
+    finally:
+        await connection.close()
+    url = f"{base.rsplit('/', 1)[0]}/{name}"
+    cache = f"{stack.env['ORDERS_REDIS'].rsplit('/', 1)[0]}/{REDIS_DATABASE}"
+    return Settings(postgres=url, redis=cache, data=Path("unused"), postgres_partitions=2).model_copy(update=changes)
+
+
+async def drop_database(stack: Stack, settings: Settings) -> None:
+    connection = await asyncpg.connect(stack.env["ORDERS_POSTGRES"])
+    try:
+        await connection.execute(f"DROP DATABASE {settings.postgres.rsplit('/', 1)[1]} WITH (FORCE)")
+    finally:
+        await connection.close()

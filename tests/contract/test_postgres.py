@@ -1,0 +1,160 @@
+"""What only the sink of record promises: all or nothing, row versions, types, errors."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import asyncpg
+import pytest
+
+from settings import Settings
+from sinks.migrate import upgrade
+from sinks.postgres import PostgresSink
+from sinks.rows import RowBatch
+from stack import Stack
+from tests.contract.places import Order, PostgresPlace, at, drop_database, ident, new_database
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ORDER = Order("a", 4, "returned", created=10, updated=50, parcels=(("pa", "delivered"),))
+
+
+async def times(postgres: PostgresPlace) -> tuple[str, str, int]:
+    (row,) = await postgres.fetch("SELECT created_at, updated_at, version FROM orders_order")
+    return row["created_at"].isoformat(timespec="microseconds"), row["updated_at"].isoformat(timespec="microseconds"), row["version"]
+
+
+async def test_counts_rows_that_changed_and_touches_no_others(postgres: PostgresPlace) -> None:
+    assert await postgres.write(ORDER) == 4
+    rows = await postgres.row_versions()
+    assert await postgres.write(ORDER) == 0
+    assert await postgres.write(replace(ORDER, version=3)) == 0
+    assert await postgres.row_versions() == rows
+
+
+@pytest.mark.parametrize(("created", "updated"), [(5, 50), (10, 40), (5, 40)])
+async def test_at_the_same_version_the_earlier_times_stay(postgres: PostgresPlace, created: int, updated: int) -> None:
+    for history in itertools.permutations([ORDER, replace(ORDER, created=created, updated=updated)]):
+        await postgres.empty()
+        for each in history:
+            await postgres.write(each)
+        assert await times(postgres) == (at(created), at(updated), 4)
+
+
+async def test_a_newer_version_brings_its_own_times(postgres: PostgresPlace) -> None:
+    await postgres.write(ORDER)
+    await postgres.write(replace(ORDER, version=5, created=8, updated=90))
+    assert await times(postgres) == (at(8), at(90), 5)
+
+
+BAD = {
+    "an id": (0, "no uuid", asyncpg.DataError),
+    "a status": (3, "lost", asyncpg.DataError),
+    "an amount": (5, "much", asyncpg.DataError),
+    "an amount below zero": (5, "-1.00", asyncpg.IntegrityConstraintViolationError),
+    "a time": (7, "some day", asyncpg.DataError),
+    "a missing user": (1, None, asyncpg.IntegrityConstraintViolationError),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+async def test_a_bad_row_and_nothing_of_its_batch_is_written(postgres: PostgresPlace, what: str) -> None:
+    column, value, error = BAD[what]
+    batch = postgres.batch([ORDER, Order("b", 1)])
+    bad = list(batch.orders[1])
+    bad[column] = value
+    batch.orders[1] = tuple(bad)
+    with pytest.raises(error):
+        await postgres.sink.write(batch)
+    assert not any((await postgres.content()).values())
+    assert await postgres.write(ORDER) == 4
+
+
+async def test_every_set_of_tables_is_written(postgres: PostgresPlace) -> None:
+    whole = postgres.batch([ORDER])
+    names = ("orders", "items", "shipments", "returns")
+    for size in range(1, 5):
+        for chosen in itertools.combinations(names, size):
+            await postgres.empty()
+            assert await postgres.sink.write(RowBatch(**{name: getattr(whole, name) for name in chosen})) == size
+            written = {table: len(rows) for table, rows in (await postgres.content()).items() if rows}
+            assert list(written.values()) == [1] * size
+            assert len(written) == size
+
+
+@pytest.mark.parametrize("text", ["", "null", "NULL", "a,b", '"', "\\", "{}", "a\nb", "\x01\x1f", "São Paulo", "\U0001f4e6", "x" * 1000, "字" * 1000])
+async def test_text_arrives_as_it_is(postgres: PostgresPlace, text: str) -> None:
+    batch = postgres.batch([ORDER])
+    (shipment,) = batch.shipments
+    batch.shipments = [(*shipment[:3], text, shipment[4], shipment[5], text, text, *shipment[8:])]
+    await postgres.sink.write(batch)
+    (row,) = await postgres.fetch("SELECT region, carrier, tracking_number FROM orders_shipment WHERE tracking_number = $1", text)
+    assert tuple(row) == (text, text, text)
+
+
+async def test_null_stays_null_and_large_amounts_exact(postgres: PostgresPlace) -> None:
+    batch = postgres.batch([replace(ORDER, total="1000000000000000"), replace(ORDER, name="b", total="1000000000000.001")])
+    batch.shipments = [(*row[:6], None, None, *row[8:]) for row in batch.shipments]
+    await postgres.sink.write(batch)
+    rows = await postgres.fetch("SELECT DISTINCT warehouse_id, carrier, tracking_number, estimated_delivery FROM orders_shipment")
+    assert [tuple(row) for row in rows] == [(None, None, None, None)]
+    totals = await postgres.fetch("SELECT total_amount FROM orders_order ORDER BY total_amount")
+    assert [str(row[0]) for row in totals] == ["1000000000000.0010", "1000000000000000.0000"]
+
+
+async def test_by_region_the_same_rows(stack: Stack) -> None:
+    settings = await new_database(stack)
+    try:
+        await upgrade(settings, "region")
+        place = PostgresPlace(settings, stack)
+        await place.sink.start()
+        try:
+            assert await place.write(replace(ORDER, version=3), Order("b", 1)) == 6
+            assert await place.write(ORDER) == 3
+            assert await version_of(place, "a") == 4
+        finally:
+            await place.sink.close()
+    finally:
+        await drop_database(stack, settings)
+
+
+async def version_of(place: PostgresPlace, name: str) -> int:
+    (row,) = await place.fetch("SELECT version FROM orders_order WHERE id = $1", ident(name))
+    version: int = row["version"]
+    return version
+
+
+async def test_a_connection_ended_by_the_server_costs_one_attempt_at_most(postgres: PostgresPlace) -> None:
+    await postgres.write(Order("b", 1))
+    await postgres.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'orders-worker'")
+    try:
+        await postgres.write(ORDER)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        await postgres.write(ORDER)
+    assert await version_of(postgres, "a") == 4
+
+
+async def test_a_statement_that_takes_too_long_is_given_up_whole(postgres: PostgresPlace) -> None:
+    await postgres.write(replace(ORDER, version=1))
+    before = await postgres.content()
+    impatient = PostgresSink(postgres.settings.model_copy(update={"postgres_statement_timeout": 0.1}))
+    await impatient.start()
+    blocker = await asyncpg.connect(postgres.settings.postgres)
+    try:
+        async with blocker.transaction():
+            await blocker.execute("SELECT FROM orders_order FOR UPDATE")
+            with pytest.raises(asyncpg.QueryCanceledError):
+                await impatient.write(postgres.batch([ORDER, Order("b", 1)]))
+            assert await postgres.content() == before
+        assert await impatient.write(postgres.batch([ORDER, Order("b", 1)])) == 5
+    finally:
+        await blocker.close()
+        await impatient.close()
+
+
+async def test_a_server_that_is_not_there_is_an_error(postgres: PostgresPlace) -> None:
+    nowhere = PostgresSink(Settings(postgres="postgresql://postgres@127.0.0.1:1/orders", postgres_connect_timeout=1.0))
+    with pytest.raises(OSError):
+        await nowhere.start()
+    await nowhere.close()

@@ -1,0 +1,154 @@
+"""What only the cache promises: keys and lifetimes as readers expect them, and that its absence is nobody's trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import redis.asyncio
+from structlog.testing import capture_logs
+
+from settings import Settings
+from sinks.redis import RedisSink
+from tests.contract.places import Order, RedisPlace, eventually, ident, parcel_json
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def client(cache: RedisPlace) -> AsyncIterator[Any]:
+    async with redis.asyncio.Redis.from_url(cache.settings.redis, decode_responses=True) as client:
+        yield client
+
+
+async def tracked(client: Any, number: str) -> dict[str, str]:
+    """shipment id -> status of what a tracking number shows."""
+    return {entry["shipment_id"]: entry["status"] for entry in json.loads(await client.get(f"tracking:{number}") or "[]")}
+
+
+async def test_keys_and_lifetimes(cache: RedisPlace, client: Any) -> None:
+    entry = ORDER.entry()._replace(ttl=1234)
+    assert await cache.sink.write([entry]) == 1
+    assert await client.get(f"order:{ident('a')}") == entry.summary.decode()
+    assert await client.zrange(f"user:{ident('user of a')}:orders", 0, -1, withscores=True) == [(ident("a"), 1_700_000_000_010.0)]
+    assert await client.get("tracking:T-pa") == "[" + entry.tracking[0][2].decode() + "]"
+    lifetimes = [await client.ttl(key) for key in (f"order:{ident('a')}", "tracking:T-pa", f"user:{ident('user of a')}:orders")]
+    assert lifetimes == [pytest.approx(1234, abs=5), pytest.approx(1234, abs=5), pytest.approx(1800, abs=5)]
+
+
+async def test_the_newest_fifty_orders_of_a_user(cache: RedisPlace, client: Any) -> None:
+    entries = [Order(f"o{n}", 1, created=n).entry()._replace(user_id="someone") for n in range(60)]
+    await cache.sink.write(entries[30:])
+    await cache.sink.write(entries[:30])
+    assert await client.zrange("user:someone:orders", 0, -1) == [ident(f"o{n}") for n in range(10, 60)]
+
+
+async def test_the_same_version_again_prolongs(cache: RedisPlace, client: Any) -> None:
+    await cache.sink.write([ORDER.entry()])
+    await cache.sink.write([ORDER.entry()._replace(ttl=1800)])
+    assert await client.ttl(f"order:{ident('a')}") > 1700
+
+
+async def test_a_number_shared_by_parcels_shows_each(cache: RedisPlace, client: Any) -> None:
+    for name, parcel, version in (("a", "p1", 1), ("b", "p2", 1), ("c", "p3", 1), ("b", "p2", 2)):
+        json_ = parcel_json(ident(name), parcel, f"v{version}", 'says "shipment_id":"' + ident("p9") + '"')
+        await cache.sink.write([Order(name, version).entry()._replace(tracking=[("T", ident(parcel), json_)])])
+    assert await tracked(client, "T") == {ident("p1"): "v1", ident("p2"): "v2", ident("p3"): "v1"}
+    assert {entry["location"] for entry in json.loads(await client.get("tracking:T"))} == {'says "shipment_id":"' + ident("p9") + '"'}
+
+
+async def test_a_parcel_under_another_number_leaves_the_first(cache: RedisPlace, client: Any) -> None:
+    first, second = [("T1", ident("p1"), parcel_json(ident("a"), "p1", "pending"))], [("T1", ident("p2"), parcel_json(ident("b"), "p2", "pending"))]
+    await cache.sink.write([Order("a", 1).entry()._replace(tracking=first), Order("b", 1).entry()._replace(tracking=second)])
+    moved = [("T2", ident("p1"), parcel_json(ident("a"), "p1", "in_transit"))]
+    await cache.sink.write([Order("a", 2).entry()._replace(tracking=moved, untracked=[("T1", ident("p1"))])])
+    assert await tracked(client, "T1") == {ident("p2"): "pending"}
+    assert await tracked(client, "T2") == {ident("p1"): "in_transit"}
+    assert await client.ttl("tracking:T1") > 0
+    await cache.sink.write([Order("b", 2).entry()._replace(untracked=[("T1", ident("p2")), ("T9", ident("p2"))])])
+    assert not await client.exists("tracking:T1")
+
+
+async def test_an_older_order_leaves_its_tracking_alone(cache: RedisPlace, client: Any) -> None:
+    await cache.write(ORDER)
+    await cache.write(replace(ORDER, version=3, parcels=(("pa", "pending"),)))
+    assert await tracked(client, "T-pa") == {ident("pa"): "in_transit"}
+
+
+async def test_what_is_not_ours_under_our_keys_is_replaced(cache: RedisPlace, client: Any) -> None:
+    await client.lpush(f"order:{ident('a')}", "what")
+    await client.set(f"user:{ident('user of a')}:orders", "is")
+    await client.set("tracking:T-pa", "this")
+    assert await cache.write(ORDER, Order("b", 1)) == 2
+    assert await tracked(client, "T-pa") == {ident("pa"): "in_transit"}
+    assert await client.get(f"order:{ident('a')}") == ORDER.entry().summary.decode()
+
+
+async def test_a_flush_of_everything_is_survived(cache: RedisPlace, client: Any) -> None:
+    await cache.write(ORDER)
+    await client.script_flush()
+    await client.flushdb()
+    assert await cache.write(ORDER) == 1
+    assert await client.exists(f"order:{ident('a')}") == 1
+
+
+async def test_away_it_logs_once_and_catches_up_with_the_latest(cache: RedisPlace) -> None:
+    sink: Any = cache.sink
+    second = Order("b", 9, parcels=(("pb", "pending"),))
+    await cache.write(replace(ORDER, version=1))
+    await cache.end_server()
+    with capture_logs() as logs:
+        # The version between the two moved a parcel; the last one doesn't mention it again.
+        assert await cache.write(replace(ORDER, version=2, parcels=(("px", "pending"),))) == 0
+        assert await cache.write(second) == 0
+        assert await cache.write(ORDER) == 0
+        assert await cache.write(replace(ORDER, version=3)) == 0
+        await eventually(lambda: sink.failures >= 3)
+        assert sink.waiting == 2
+        await cache.start_server()
+        await eventually(lambda: sink.waiting == 0)
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["redis.away"]
+    found = await cache.content()
+    await cache.empty()
+    await cache.write(replace(ORDER, parcels=(("pa", "in_transit"), ("px", "pending"))), second)
+    assert {key for key in found if key.startswith("tracking:")} == {"tracking:T-pa", "tracking:T-px", "tracking:T-pb"}
+    assert found == await cache.content()
+
+
+async def test_a_server_that_never_answers_is_given_up() -> None:
+    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        held.append(writer)
+
+    held: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    sink = RedisSink(Settings(redis=f"redis://127.0.0.1:{port}/0", redis_timeout=0.05))
+    try:
+        async with asyncio.timeout(5):
+            assert await sink.write([ORDER.entry()]) == 0
+            assert await sink.write([Order("b", 1).entry()]) == 0
+        assert sink.waiting == 2
+        assert sink.failures == 1
+    finally:
+        await sink.close()
+        for writer in held:
+            writer.close()
+        server.close()
+        await server.wait_closed()
+
+
+async def test_a_server_that_is_not_there_costs_nothing_but_memory_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sinks.redis._WAITING", 10)
+    sink = RedisSink(Settings(redis="redis://127.0.0.1:1/0"), pause=60)
+    await sink.start()
+    for number in range(25):
+        assert await sink.write([Order(f"o{number}", 1).entry()]) == 0
+    assert (sink.waiting, sink.dropped, sink.failures) == (10, 15, 1)
+    await sink.close()

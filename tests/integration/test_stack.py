@@ -1,0 +1,286 @@
+"""`orders stack` with real servers: up, down, status, env; unclean ends; strangers; three brokers and a replica."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from redis.asyncio import Redis
+
+from stack import Stack, StackError, jars, processes
+from tests.stackfixture import ROOT, purge
+from tests.waiting import until
+
+Orders = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """A stack's folder; whatever runs in it at the end is stopped."""
+    yield tmp_path / "stack"
+    purge(tmp_path / "stack")
+
+
+def orders(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run `orders stack ...` as a user does."""
+    command = [sys.executable, "-c", "from cli.main import main; main()", "stack", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+async def write_something(env: dict[str, str]) -> None:
+    """A record, a row and a key on the servers that the values lead to."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=env["ORDERS_KAFKA"])
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic("kept", 1, -1)])
+    finally:
+        await admin.close()
+    producer = AIOKafkaProducer(bootstrap_servers=env["ORDERS_KAFKA"], acks="all")
+    await producer.start()
+    try:
+        await producer.send_and_wait("kept", b"a record")
+    finally:
+        await producer.stop()
+    await execute(env["ORDERS_POSTGRES"], "create table kept as select 'a row' as what")
+    async with Redis.from_url(env["ORDERS_REDIS"]) as redis:
+        assert await redis.set("key", "value")
+
+
+async def read_something(env: dict[str, str]) -> tuple[bytes | None, str]:
+    """The record and the row that write_something left."""
+    consumer = AIOKafkaConsumer("kept", bootstrap_servers=env["ORDERS_KAFKA"], auto_offset_reset="earliest")
+    await consumer.start()
+    try:
+        record = await consumer.getone()
+    finally:
+        await consumer.stop()
+    return record.value, str(await execute(env["ORDERS_POSTGRES"], "select what from kept"))
+
+
+async def execute(url: str, statement: str) -> object:
+    """The first value of a statement's result."""
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval(statement)
+    finally:
+        await connection.close()
+
+
+async def test_a_stack_is_started_asked_and_stopped_from_the_command_line(folder: Path) -> None:
+    where = ("--dir", str(folder))
+
+    up = orders("up", "--json", *where)
+    assert up.returncode == 0, up.stderr
+    values = json.loads(up.stdout)
+    assert values.keys() == {"ORDERS_KAFKA", "ORDERS_POSTGRES", "ORDERS_REDIS", "ORDERS_DATA"}
+    assert Path(values["ORDERS_DATA"]).is_relative_to(folder)
+    await write_something(values)
+
+    again = orders("up", *where)
+    assert again.returncode == 0
+    assert f"ORDERS_KAFKA={values['ORDERS_KAFKA']}" in again.stdout.splitlines()
+
+    exported = orders("env", *where)
+    shell = f'{exported.stdout}\nprintf %s "$ORDERS_POSTGRES"'
+    assert subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout == values["ORDERS_POSTGRES"]
+    assert all(line.startswith("export ORDERS_") for line in exported.stdout.splitlines())
+
+    status = orders("status", "--json", *where)
+    assert status.returncode == 0
+    servers = json.loads(status.stdout)["servers"]
+    assert [server["name"] for server in servers] == ["kafka-1", "postgres", "redis"]
+    for server in servers:
+        listening = {entry.laddr for entry in psutil.Process(server["pid"]).net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
+        assert server["port"] in {address.port for address in listening}
+        assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+    assert orders("down", *where).returncode == 0
+    assert not any(psutil.pid_exists(server["pid"]) for server in servers)
+    assert orders("status", *where).returncode == 1
+    assert orders("env", *where).returncode == 2
+
+    with Stack.start(folder) as stack:
+        assert stack.env == values, "free ports are kept"
+        assert await read_something(stack.env) == (b"a record", "a row")
+
+
+async def test_a_stack_comes_back_after_kill_9_of_everything_and_leaves_strangers_alone(folder: Path) -> None:
+    stack = Stack.start(folder)
+    await write_something(stack.env)
+    for pids in stack.pids.values():
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+    until(lambda: not stack.running, "the servers are dead")
+
+    # The dead servers' pids by now belong to somebody else, as after a reboot; Postgres has its own file with one, too.
+    with subprocess.Popen(["sleep", "600"]) as stranger:
+        path = folder / "stack.json"
+        state = json.loads(path.read_text())
+        for record in state["servers"].values():
+            record["pid"] = stranger.pid
+            record["born"] = processes.birth(stranger.pid)
+        path.write_text(json.dumps(state))
+        lines = (postgres_data(state) / "postmaster.pid").read_text().splitlines()
+        (postgres_data(state) / "postmaster.pid").write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
+
+        assert not Stack.open(folder).running
+        with Stack.start(folder) as again:
+            assert await read_something(again.env) == (b"a record", "a row")
+            assert stranger.pid not in {pid for pids in again.pids.values() for pid in pids}
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_a_stack_whose_pids_were_lost_is_found_by_its_processes(folder: Path) -> None:
+    started = Stack.start(folder)
+    before = started.pids
+    state = json.loads((folder / "stack.json").read_text())
+    for record in state["servers"].values():
+        record["pid"] = record["born"] = None
+    (folder / "stack.json").write_text(json.dumps(state))
+
+    found = Stack.start(folder)
+    assert found.pids == before
+    assert all(seconds > 0 for kind, seconds in found.cpu_seconds().items() if kind == "kafka")
+    found.stop()
+    assert not any(psutil.pid_exists(pid) for pids in before.values() for pid in pids)
+
+
+async def test_three_brokers_and_a_replica_beside_another_stack(folder: Path, tmp_path: Path) -> None:
+    with Stack.start(tmp_path / "one") as other, Stack.start(folder, brokers=3, replica=True) as stack:
+        assert len(stack.env["ORDERS_KAFKA"].split(",")) == 3
+        assert set(stack.env["ORDERS_KAFKA"].split(",")).isdisjoint(other.env["ORDERS_KAFKA"].split(","))
+        assert {kind: len(pids) for kind, pids in stack.pids.items()} == {"kafka": 3, "postgres": 2, "redis": 1}
+
+        admin = AIOKafkaAdminClient(bootstrap_servers=stack.env["ORDERS_KAFKA"])
+        await admin.start()
+        try:
+            await admin.create_topics([NewTopic("copied", 3, 3)])
+            described = await admin.describe_topics(["copied"])
+        finally:
+            await admin.close()
+        assert {len(partition["replicas"]) for partition in described[0]["partitions"]} == {3}
+
+        replica = stack.env["ORDERS_POSTGRES_REPLICA"]
+        assert await execute(replica, "select pg_is_in_recovery()") is True
+        assert await execute(replica, "show fsync") == "on"
+        with pytest.raises(StackError, match=r"3 broker\(s\), which cannot be changed"):
+            Stack.start(folder, brokers=1)
+        assert other.running
+    shutil.rmtree(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("config", "line"),
+    [
+        pytest.param("postgres", "unrecognized configuration parameter", id="postgres"),
+        pytest.param("kafka", "meta.properties", id="kafka"),
+    ],
+)
+def test_a_server_that_does_not_come_up_says_why_and_leaves_nothing_running(folder: Path, config: str, line: str) -> None:
+    with Stack.start(folder):
+        state = json.loads((folder / "stack.json").read_text())
+    if config == "postgres":
+        with (postgres_data(state) / "postgresql.conf").open("a") as file:
+            file.write("\nno_such_setting = 1\n")
+    else:
+        (folder / "kafka" / "1" / "data" / "meta.properties").write_text("version=1\nnode.id=7\n")
+
+    up = orders("up", "--dir", str(folder))
+    assert up.returncode == 2
+    assert "did not start" in up.stderr
+    assert line in up.stderr
+    assert "Traceback" not in up.stderr
+    assert not any(status.running for status in Stack.open(folder).status)
+
+
+def test_a_user_without_a_home_runs_a_stack(tmp_path: Path) -> None:
+    """As root: as the user nobody, from a folder of nobody's. As anybody else: as that user, which all tests above did; here without a home."""
+    account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
+    home = Path(tempfile.mkdtemp(prefix="orders-test-user-"))
+    cache = home / "cache" / "orders-stream"
+    jars.class_path()
+    shutil.copytree(jars.cache_folder() / f"kafka-{jars.VERSION}", cache / f"kafka-{jars.VERSION}")
+    if account:
+        for path in (home, *home.rglob("*")):
+            os.chown(path, account.pw_uid, account.pw_gid)
+    script = """
+import pathlib, sys
+from stack import Stack
+with Stack.start(pathlib.Path(sys.argv[1])) as stack:
+    print(sorted(stack.pids), stack.running)
+"""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script, str(home / "stack")],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": "/nonexistent", "XDG_CACHE_HOME": str(home / "cache")},
+            cwd=home,
+            capture_output=True,
+            text=True,
+            check=False,
+            **({"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}),
+        )
+        assert done.stdout == "['kafka', 'postgres', 'redis'] True\n", done.stderr
+    finally:
+        shutil.rmtree(home)
+
+
+def postgres_data(state: dict[str, str]) -> Path:
+    """Postgres's data folder, wherever it had to go."""
+    return Path(state["postgres_home"]) / "postgres"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param(("up", "--brokers", "2"), "1 or 3 brokers, not 2", id="brokers"),
+        pytest.param(("status",), "there is no stack in", id="status"),
+        pytest.param(("down",), "there is no stack in", id="down"),
+        pytest.param(("env",), "there is no stack in", id="env"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(folder: Path, arguments: tuple[str, ...], says: str) -> None:
+    done = orders(*arguments, "--dir", str(folder))
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert says in done.stderr
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = orders("up", "--dir", str(tmp_path / "file"))
+    assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1)
+    assert "is a file" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["up", "down", "status", "env"])
+def test_help_has_an_example(command: str) -> None:
+    done = orders(command, "--help")
+    assert done.returncode == 0
+    assert re.search(r"Example: .*orders stack", done.stdout)
+
+
+def test_a_jar_that_differs_from_the_lock_is_refused(tmp_path: Path) -> None:
+    locked = jars.read_lock()
+    assert len(locked) == 46
+    assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in locked.values())
+    first, *others = locked
+    (tmp_path / first).write_bytes(b"not the jar")
+    with pytest.raises(StackError, match=f"{re.escape(first)} is not the jar"):
+        jars.verify(tmp_path, locked)
+    assert others

@@ -1,0 +1,108 @@
+"""The app that the transport's tests run as processes of their own: counts records per key.
+
+State of a key, little endian: version (= records counted), then for each topic the highest offset counted. Every counted record is also
+published to the topic `out`, so that a test can compare input, output, changelog and store.
+
+Environment: ORDERS_*, COUNTER_TOPICS (comma separated), COUNTER_OUT, and faults: COUNTER_LOSE (probability that a fetched list
+is thrown away), COUNTER_FAIL (the first n batches of a process fail once with a connection error), COUNTER_BUG (a key whose
+record raises a KeyError), COUNTER_SLOW (seconds that each batch takes), COUNTER_MAX (records a batch).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import struct
+import sys
+from typing import Any
+
+from settings import Settings
+from streams.transport import BatchApp, LaneBatch, OutRecord, StateTable, run_worker
+from streams.transport.consumer import Consumer
+from streams.transport.consumer_thread import Fetched
+
+VERSION = struct.Struct("<q")
+
+
+def version_of(raw: bytes) -> int:
+    return int(VERSION.unpack_from(raw)[0])
+
+
+def pack(counted: int, seen: dict[int, int], topics: int) -> bytes:
+    return struct.pack(f"<{1 + topics}q", counted, *(seen.get(number, -1) for number in range(topics)))
+
+
+def unpack(raw: bytes | None, topics: int) -> tuple[int, dict[int, int]]:
+    if raw is None:
+        return 0, {}
+    counted, *seen = struct.unpack(f"<{1 + topics}q", raw)
+    return counted, dict(enumerate(seen))
+
+
+def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: Any) -> tuple[BatchApp, StateTable]:
+    app = BatchApp(settings, writes=(out,), **options)
+    table = app.state_table("state", version_of)
+    order = {topic: number for number, topic in enumerate(topics)}
+    failures = int(os.environ.get("COUNTER_FAIL", "0"))
+    bug = os.environ.get("COUNTER_BUG", "").encode()
+    slow = float(os.environ.get("COUNTER_SLOW", "0"))
+    failed: set[tuple[int, int]] = set()
+
+    @app.lane(topics, max_records=int(os.environ.get("COUNTER_MAX", "500")))
+    async def count(batch: LaneBatch) -> None:
+        first = (batch.partition, batch.slices[0].to)
+        if len(failed) < failures and first not in failed:
+            failed.add(first)
+            raise ConnectionError("injected")
+        keys = list(dict.fromkeys(record.key or b"" for part in batch.slices for record in part.records))
+        states = dict(zip(keys, (unpack(raw, len(topics)) for raw in batch.get_states(table, keys)), strict=True))
+        effects: list[OutRecord] = []
+        for part in batch.slices:
+            number = order[part.topic]
+            for record in part.records:
+                key = record.key or b""
+                if bug and key == bug:
+                    raise KeyError(bug)
+                counted, seen = states[key]
+                if record.offset > seen.get(number, -1):
+                    seen[number] = record.offset
+                    states[key] = (counted + 1, seen)
+                effects.append(OutRecord(key, f"{number} {batch.partition} {record.offset}".encode(), [("n", b"1")]))
+        if slow:
+            await asyncio.sleep(slow)
+        await batch.publish({out: effects})
+        await batch.write_table(table, {key: pack(*states[key], len(topics)) for key in keys})
+
+    return app, table
+
+
+def lose_lists(probability: float) -> None:
+    """A fetched list is thrown away, as a fetch cancelled by a rebalance does it."""
+
+    def losing(method: Any) -> Any:
+        async def wrapped(self: Consumer, fetched: Fetched) -> None:
+            if random.random() >= probability:
+                await method(self, fetched)
+
+        return wrapped
+
+    Consumer._offer = losing(Consumer._offer)  # type: ignore[method-assign]
+    Consumer._recover = losing(Consumer._recover)  # type: ignore[method-assign]
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    lose = float(os.environ.get("COUNTER_LOSE", "0"))
+    if lose:
+        lose_lists(lose)
+    app, _ = make_app(Settings(), tuple(os.environ["COUNTER_TOPICS"].split(",")), os.environ["COUNTER_OUT"], metadata_age=1.0)  # type: ignore[call-arg]
+    code = run_worker(app)
+    stats = app.stats()
+    print(f"rewinds={stats.rewinds} retries={stats.retries} records={stats.records} recovered={stats.recovered}", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Histories of one order for the property tests: facts with distinct natural keys (what conflicts depends on the log's order, by contract)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from hypothesis import strategies as st
+
+from domain import effects, events, ids
+from domain.effects import Derived, LateRefusal
+from domain.events import DATA, Event
+from domain.fold import fold
+from domain.order import (
+    Cancellation,
+    Created,
+    Item,
+    Order,
+    Origin,
+    Payment,
+    PaymentFailure,
+    RefundReply,
+    ReturnStage,
+    Scan,
+    StockReply,
+)
+from tables import codec
+
+ORDER_ID = bytes(range(16))
+SAME_IN_ANY_ORDER = ("suborder.created", "stock.reserve", "payment.initiate", "stock.restock")
+"""Derived events whose set is the same in any arrival order (contracts: section 1)."""
+
+
+def raw_id(kind: int, number: int) -> bytes:
+    return bytes([kind] * 15 + [number])
+
+
+SELLERS = [raw_id(0xA0, n) for n in range(3)]
+STRANGER = raw_id(0xA0, 99)
+TIMES = st.integers(0, 6).map(lambda hour: hour * 3_600_000_000)
+
+
+@st.composite
+def created_events(draw: st.DrawFn) -> Created:
+    lines = draw(st.integers(1, 4))
+    items = []
+    for n in range(lines):
+        shipping = draw(st.none() | st.integers(0, 300))
+        seller = draw(st.sampled_from(SELLERS[: draw(st.integers(1, 3))]))
+        quantity, price = draw(st.integers(1, 4)), draw(st.sampled_from([0, 1, 3, 100, 999, 1000]))
+        items.append(Item(raw_id(0xB0, n), raw_id(0xC0, n), seller, None, f"sku-{n}", quantity, price, shipping))
+    goods = sum(item.price * item.quantity for item in items)
+    discount = draw(st.none() | st.integers(0, goods))
+    total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
+    return Created(draw(TIMES), raw_id(0xD0, 0), draw(st.none() | st.just("SP")), "EUR", total, discount, items)
+
+
+@st.composite
+def _quantities(draw: st.DrawFn, created: Created, seller: bytes) -> list[tuple[bytes, int]] | None:
+    own = [item.item_id for item in created.items if item.seller_id == seller] or [created.items[0].item_id]
+    chosen = draw(st.none() | st.lists(st.sampled_from(own), unique=True, max_size=3))
+    return None if chosen is None else [(item_id, draw(st.integers(1, 3))) for item_id in chosen]
+
+
+@st.composite
+def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
+    time = draw(TIMES)
+    seller = draw(st.sampled_from([*(item.seller_id for item in created.items), STRANGER]))
+    kind = draw(st.sampled_from([name for name in DATA if name not in ("order.created", "refund.decided")]))
+    if kind == "order.paid":
+        amount = draw(st.sampled_from([1, max(1, created.total // 2), max(1, created.total), created.total + 7]))
+        return kind, Payment(time, raw_id(1, draw(st.integers(0, 3))), amount, draw(st.sampled_from(["EUR", "EUR", "EUR", "USD"])))
+    if kind == "payment.failed":
+        return kind, PaymentFailure(time, raw_id(1, draw(st.integers(0, 3))), "declined")
+    if kind.startswith("stock."):
+        number = ("stock.reserved", "stock.rejected", "stock.released").index(kind)
+        items = None if number == 0 else draw(_quantities(created, seller))
+        reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(seller)}")
+        return kind, StockReply(time, number, seller, reservation, items)
+    if kind == "order.cancel_requested":
+        return kind, Cancellation(time, draw(st.none() | st.just(seller)), "changed my mind")
+    if kind == "shipment.updated":
+        shipment, rank = raw_id(2, draw(st.integers(0, 3))), draw(st.integers(0, 3))
+        tracking = draw(st.none() | st.just("T1"))
+        return kind, Scan(time, shipment, rank, seller, None, None, tracking, None, None, draw(_quantities(created, seller)))
+    if kind == "order.returned":
+        item = draw(st.sampled_from([item.item_id for item in created.items]))
+        quantity = draw(st.none() | st.integers(1, 5))
+        restock = draw(st.none() | st.booleans())
+        return kind, ReturnStage(time, raw_id(3, draw(st.integers(0, 2))), draw(st.integers(0, 2)), item, quantity, "broken", None, restock)
+    refund = ids.uuid5(ORDER_ID, f"refund:{draw(st.integers(0, 1))}")
+    return kind, RefundReply(time, refund, kind == "refund.failed")
+
+
+@st.composite
+def histories(draw: st.DrawFn) -> list[Event]:
+    """One order.created and up to 14 more events, each natural key once, in the order of drawing."""
+    created = draw(created_events())
+    facts: list[tuple[str, Any]] = [("order.created", created)]
+    keys = set()
+    for kind, fact in draw(st.lists(_fact(created), max_size=14)):
+        key = (kind, repr(fact.key()))
+        if key not in keys:
+            keys.add(key)
+            facts.append((kind, fact))
+    return [Event(kind, ORDER_ID, fact, f"e{n}", fact.time, None) for n, (kind, fact) in enumerate(facts)]
+
+
+class Run:
+    """A history folded event by event, the state going through its bytes each time, decisions coming back like any record."""
+
+    def __init__(self) -> None:
+        self.raw: bytes | None = None
+        self.derived: list[Derived] = []
+        self.refusals: list[tuple[str, str]] = []
+        self.late: list[LateRefusal] = []
+        self.decisions: deque[Event] = deque()
+        self.offset = 0
+
+    @property
+    def order(self) -> Order:
+        return codec.decode(self.raw) if self.raw else Order()
+
+    def take(self, event: Event) -> None:
+        order = self.order
+        # fold takes the fact over: in the pipeline it was decoded for this record alone.
+        fact = msgspec.msgpack.decode(msgspec.msgpack.encode(event.fact), type=type(event.fact))
+        folded = fold(order, event._replace(fact=fact), Origin(event.type, 0, self.offset))
+        self.offset += 1
+        if folded.refused:
+            self.refusals.append(folded.refused)
+        for effect in folded.effects:
+            if isinstance(effect, LateRefusal):
+                self.late.append(effect)
+            elif effect.type == "refund.decided":
+                self.decisions.append(_comes_back(effect, event))
+            else:
+                self.derived.append(effect)
+        if folded.changed:
+            self.raw = codec.encode(order)
+
+    def take_all(self, history: Sequence[Event], decisions_after: int = 1) -> Run:
+        """Take `history`; a decision comes back after every `decisions_after` events, and all at the end."""
+        for n, event in enumerate(history):
+            self.take(event)
+            if n % decisions_after == 0 and self.decisions:
+                self.take(self.decisions.popleft())
+        while self.decisions:
+            self.take(self.decisions.popleft())
+        return self
+
+
+def _comes_back(effect: Derived, cause: Event) -> Event:
+    value, headers = effects.encode(effect, cause.order_id, effects.headers_of(cause))
+    return events.decode("orders.decisions", headers, value)

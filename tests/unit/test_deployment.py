@@ -1,0 +1,94 @@
+"""What of the container files can be checked without an engine: that they agree with the code and with each other."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+
+from settings import Settings
+from tests.stackfixture import COMPOSE, ROOT, images
+
+DOCUMENT: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
+SERVICES: dict[str, Any] = DOCUMENT["services"]
+
+
+@pytest.mark.parametrize("service", sorted(name for name, service in SERVICES.items() if "build" in service))
+def test_every_variable_is_a_setting(service: str) -> None:
+    values = {name: value for name, value in SERVICES[service]["environment"].items() if name.startswith("ORDERS_")}
+    fields = {f"ORDERS_{name.upper()}" for name in Settings.model_fields}
+    assert values.keys() <= fields
+    plain = {name.removeprefix("ORDERS_").lower(): re.sub(r"\$\{\w+:-(\w*)\}", r"\1", str(value)) for name, value in values.items()}
+    assert Settings.model_validate(plain).kafka == "kafka:9092"
+
+
+def test_the_topology_is_complete() -> None:
+    assert {"kafka", "postgres", "postgres-replica", "redis", "init", "worker"} <= SERVICES.keys()
+    assert SERVICES["worker"]["deploy"]["replicas"] == 2
+
+
+@pytest.mark.parametrize("service", sorted(SERVICES))
+def test_services_restart_and_tell_their_health_and_stay_on_this_machine(service: str) -> None:
+    definition = SERVICES[service]
+    if service == "init":
+        assert definition["restart"] == "no"
+    else:
+        assert definition["restart"] == "unless-stopped"
+        assert definition["healthcheck"]["test"][0] == "CMD"
+    assert all(port.startswith("127.0.0.1:") for port in definition.get("ports", []))
+
+
+def test_dependencies_exist_and_can_become_healthy() -> None:
+    for name, service in SERVICES.items():
+        for other, condition in service.get("depends_on", {}).items():
+            assert other in SERVICES, f"{name} depends on {other}"
+            if condition["condition"] == "service_healthy":
+                assert "healthcheck" in SERVICES[other]
+
+
+def test_images_are_pinned_to_the_versions_of_the_local_stack() -> None:
+    from stack import jars
+
+    named = images()
+    assert named["kafka"] == f"apache/kafka:{jars.VERSION}"
+    assert named["postgres"] == named["postgres-replica"] == "postgres:18"
+    assert all(":" in image and not image.endswith(":latest") for image in named.values())
+
+
+def test_the_worker_image_is_built_from_a_part_of_the_same_pinned_packages() -> None:
+    def pins(name: str) -> set[str]:
+        return set(re.findall(r"^[a-z0-9][\w.-]*(?:\[\w+\])?==\S+", (ROOT / name).read_text(), flags=re.MULTILINE))
+
+    assert pins("requirements-worker.txt") < pins("requirements.txt")
+    assert "requirements-worker.txt" in (ROOT / "Dockerfile").read_text()
+    assert "--require-hashes" in (ROOT / "Dockerfile").read_text()
+
+
+def test_the_build_context_holds_every_package() -> None:
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {pattern.rstrip("*") for pattern in project["packages"]["find"]["include"]}
+    assert packages | {f"{module}.py" for module in project["py-modules"]} <= allowed
+
+
+def test_requirements_name_no_host_and_pin_by_hash() -> None:
+    for name in ("requirements.txt", "requirements-worker.txt"):
+        text = (ROOT / name).read_text()
+        assert "://" not in text
+        for block in re.split(r"\n(?=[a-z0-9])", text):
+            assert "--hash=sha256:" in block
+
+
+def test_compose_accepts_the_file() -> None:
+    """With the compose plugin its own opinion counts, otherwise that of the linter which `make lint` runs."""
+    plugin = shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True, check=False).returncode == 0
+    command = ["docker", "compose", "-f", str(COMPOSE), "config", "--quiet"] if plugin else ["yamllint", "-s", str(COMPOSE)]
+    if not plugin:
+        command[0] = str(ROOT / ".venv" / "bin" / "yamllint") if (ROOT / ".venv" / "bin" / "yamllint").exists() else "yamllint"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
