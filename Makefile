@@ -65,7 +65,7 @@ up: $(STAMP) ## The same, and leave everything running
 	$(BIN)/orders demo --keep
 
 down: $(STAMP) ## Stop what `make up` left running; the data stays
-	$(BIN)/orders stack down
+	$(BIN)/orders demo --stop
 
 bench: $(STAMP) ## Measure events/s, latency and where the time goes
 	$(BIN)/orders bench

@@ -5,10 +5,10 @@ from __future__ import annotations
 from uuid import UUID
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.partitioner import murmur2
 
 from domain.order import Order
 from settings import Settings
+from streams.partitioner import partition_of
 from tables import codec
 
 
@@ -27,7 +27,7 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
         partitions = consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
         if not partitions:
             raise LookupError(f"topic {topic} does not exist on {settings.kafka}: run `orders init`")
-        partition = TopicPartition(topic, murmur2(str(order_id).encode()) % len(partitions))
+        partition = TopicPartition(topic, partition_of(str(order_id).encode(), len(partitions)))
         consumer.assign([partition])
         end = (await consumer.end_offsets([partition]))[partition]
         await consumer.seek_to_beginning(partition)

@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, Final, Protocol
 
-from aiokafka.partitioner import murmur2
-
 from domain import effects, events, ids, rows
 from domain.errors import Refused
 from domain.events import Event
@@ -26,6 +24,7 @@ from settings import Settings
 from sinks.base import Sink
 from sinks.rows import CacheEntry, RowBatch
 from streams import metrics
+from streams.partitioner import partition_of
 from streams.transport import LaneBatch, OutRecord
 from tables import codec
 
@@ -161,7 +160,7 @@ class Pipeline:
 
     def _take(self, work: Work, record: Record, event: Event, touched: Touched, lane: int) -> None:
         order = touched.order
-        if order.version == 0 and murmur2(events.order_key(event)) % self._partitions != lane:
+        if order.version == 0 and partition_of(events.order_key(event), self._partitions) != lane:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
             self._rekey(work, record, event)
             return
@@ -230,7 +229,7 @@ class Pipeline:
         if record.key is not None:
             headers.append(("rekeyed_key", record.key))
         key = events.order_key(event)
-        work.publish(REKEYED, OutRecord(key, record.value, headers, murmur2(key) % self._partitions))
+        work.publish(REKEYED, OutRecord(key, record.value, headers, partition_of(key, self._partitions)))
         work.outcomes[record.topic, _REKEY] += 1
 
     def _refuse(self, work: Work, record: Record, code: str, detail: str) -> None:

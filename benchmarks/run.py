@@ -1,0 +1,276 @@
+"""The benchmark behind `orders bench`: its own stack, the real worker process, pre-loaded events; then latency at a fixed rate.
+
+Throughput: events are in Kafka before the worker starts; the clock runs from the worker's first finished batch to its last.
+Latency: from the moment an event is handed to the producer to the commit of the transaction that wrote its row (PostgreSQL's own commit
+timestamp, same machine, same clock), for the last event of each order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from settings import Settings
+from sources.event import SourceEvent
+from sources.generator import workload
+from sources.producer import send
+from stack import Stack
+from stack import ports
+
+STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "redis")
+"""Steps as streams.pipeline names them; the first four never wait, so their time is CPU time."""
+EVENTS_PER_ORDER = 4.08
+
+
+@dataclass
+class Plan:
+    """What to measure. `orders` are drained, then `rate` events a second are sent for `seconds`."""
+
+    orders: int = 60_000
+    spread: int = 50_000
+    workers: int = 1
+    rate: int = 500
+    seconds: int = 30
+    seed: int = 1
+    say: Callable[[str], None] = field(default=lambda message: None)
+
+
+def run(plan: Plan) -> dict[str, Any]:
+    """Measure and return one JSON object. Blocks for minutes. Raises RuntimeError if a worker dies or stands still."""
+    with tempfile.TemporaryDirectory(prefix="orders-bench-") as folder:
+        stack = Stack.start(Path(folder) / "stack")
+        try:
+            asyncio.run(_track_commits(stack.env))
+            stack.stop()
+            stack = Stack.start(Path(folder) / "stack")
+            return _Bench(plan, stack, Path(folder)).run()
+        finally:
+            stack.purge()
+
+
+class _Worker:
+    """One `orders worker` process and its metrics."""
+
+    def __init__(self, name: str, env: dict[str, str], log: Path) -> None:
+        self.port = ports.choose(set())
+        self._log = log
+        environment = {**os.environ, **env, "ORDERS_METRICS_PORT": str(self.port), "ORDERS_LOG_LEVEL": "info"}
+        self._out = log.open("w")
+        command = [sys.executable, "-c", "from cli.main import main; main()", "worker", "--name", name]
+        self.process = psutil.Popen(command, env=environment, stdout=self._out, stderr=subprocess.STDOUT)
+
+    def cpu_seconds(self) -> float:
+        times = self.process.cpu_times()
+        return float(times.user + times.system)
+
+    def metrics(self) -> dict[str, float]:
+        """Handled records, seconds by step. Empty until the worker serves them."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"a worker ended with {self.process.returncode}:\n{self._log.read_text()[-2000:]}")
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
+                text = answer.read().decode()
+        except OSError:
+            return {}
+        found: dict[str, float] = {}
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                if sample.name == "orders_records_total":
+                    found["records"] = found.get("records", 0.0) + sample.value
+                elif sample.name in ("orders_step_seconds_sum", "orders_step_seconds_count"):
+                    found[f"{sample.labels['step']}{sample.name.removeprefix('orders_step_seconds')}"] = sample.value
+                elif sample.name == "orders_derived_total":
+                    found["derived"] = found.get("derived", 0.0) + sample.value
+        return found
+
+    def ready(self) -> bool:
+        """Whether it has read back its state and takes in records."""
+        self.metrics()
+        return "worker ready" in self._log.read_text()
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(60)
+            except psutil.TimeoutExpired:
+                self.process.kill()
+        self._out.close()
+
+
+class _Bench:
+    def __init__(self, plan: Plan, stack: Stack, folder: Path) -> None:
+        self.plan = plan
+        self.stack = stack
+        self.folder = folder
+        self.settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
+
+    def run(self) -> dict[str, Any]:
+        plan = self.plan
+        _orders(self.stack.env, "init")
+        plan.say(f"pre-loading the events of {plan.orders:,} orders")
+        sent = asyncio.run(send(self.settings, workload(plan.orders, plan.seed, plan.spread)))
+        with self._workers("w") as workers:
+            drained = self._drain(workers, sent.records)
+            plan.say(f"drained at {drained['events_per_second']:,.0f} events/s; now {plan.rate} events/s for {plan.seconds} s")
+            latency = asyncio.run(self._latency())
+        growth = asyncio.run(self._growth(sent.records))
+        plan.say("recovery: a new worker reads all state back from the changelog")
+        return {
+            **drained,
+            **latency,
+            "growth": growth,
+            "recovery": self._recovery(),
+            "conditions": self._conditions(sent.records),
+        }
+
+    @contextmanager
+    def _workers(self, prefix: str, count: int | None = None) -> Iterator[list[_Worker]]:
+        numbers = range(count or self.plan.workers)
+        workers = [_Worker(f"{prefix}{n}", self.stack.env, self.folder / f"{prefix}{n}.log") for n in numbers]
+        try:
+            yield workers
+        finally:
+            for worker in workers:
+                worker.stop()
+
+    def _drain(self, workers: list[_Worker], total: int) -> dict[str, Any]:
+        first: tuple[float, dict[str, float], dict[str, float]] | None = None
+        last_change = time.monotonic()
+        seen = 0.0
+        while True:
+            found = _sum(worker.metrics() for worker in workers)
+            now = time.monotonic()
+            records = found.get("records", 0.0)
+            if records != seen:
+                seen, last_change = records, now
+            if records and first is None:
+                first = (now, found, self._cpu(workers))
+            if first is not None and records >= total:
+                break
+            if now - last_change > 120:
+                raise RuntimeError(f"the workers stand still at {records:,.0f} of {total:,} records")
+            time.sleep(0.02)
+        started, before, cpu_before = first
+        cpu = self._cpu(workers)
+        handled = seen - before["records"]
+        elapsed = now - started
+        steps = {step: (found.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled for step in STEPS}
+        split = {name: (cpu[name] - cpu_before[name]) * 1e6 / handled for name in cpu}
+        return {
+            "events_per_second": round(handled / elapsed, 1),
+            "events": int(total),
+            "seconds": round(elapsed, 3),
+            "cpu_us_per_event": {name: round(value, 1) for name, value in split.items()},
+            "step_us_per_event": {name: round(value, 1) for name, value in steps.items()},
+            "records_per_batch": round(handled / max(1.0, found.get("fold_count", 0.0) - before.get("fold_count", 0.0)), 1),
+            "derived_per_event": round((found.get("derived", 0.0) - before.get("derived", 0.0)) / handled, 2),
+        }
+
+    def _cpu(self, workers: list[_Worker]) -> dict[str, float]:
+        return {"worker": sum(worker.cpu_seconds() for worker in workers), **self.stack.cpu_seconds()}
+
+    async def _latency(self) -> dict[str, Any]:
+        plan = self.plan
+        sent_at: dict[str, float] = {}
+
+        def stamped() -> Iterator[SourceEvent]:
+            # Orders lie one second apart from stage to stage, so that the last event of each is a batch of its own making.
+            events = plan.rate * plan.seconds
+            for event in workload(int(events / EVENTS_PER_ORDER) + 1, plan.seed + 1, max(1, int(plan.rate / EVENTS_PER_ORDER))):
+                assert event.key is not None
+                sent_at[event.key.decode()] = time.time()
+                yield event
+
+        await send(self.settings, stamped(), rate=plan.rate)
+        deadline = time.monotonic() + 60
+        connection = await asyncpg.connect(self.settings.postgres)
+        try:
+            query = "SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS at FROM orders_order WHERE id = ANY($1::uuid[])"
+            while True:
+                rows = await connection.fetch(query, list(sent_at))
+                waits = sorted((row["at"] - sent_at[row["id"]]) * 1000 for row in rows)
+                if len(rows) == len(sent_at) and waits[0] > 0:
+                    break
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"{len(rows)} of {len(sent_at)} orders arrived within a minute")
+                await asyncio.sleep(0.2)
+        finally:
+            await connection.close()
+        cuts = statistics.quantiles(waits, n=1000)
+        return {
+            "p50_ms": round(cuts[499], 1),
+            "p99_ms": round(cuts[989], 1),
+            "max_ms": round(waits[-1], 1),
+            "latency_samples": len(waits),
+            "latency_rate": plan.rate,
+        }
+
+    async def _growth(self, records: int) -> dict[str, Any]:
+        connection = await asyncpg.connect(self.settings.postgres)
+        try:
+            orders = await connection.fetchval("SELECT count(*) FROM orders_order")
+            database = await connection.fetchval("SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits")
+        finally:
+            await connection.close()
+        local = sum(path.stat().st_size for path in self.settings.data.rglob("*") if path.is_file())
+        return {"orders": orders, "postgres_bytes_per_order": round(int(database) / orders), "local_state_bytes_per_order": round(local / orders)}
+
+    def _recovery(self) -> dict[str, Any]:
+        started = time.monotonic()
+        with self._workers("fresh", 1) as (worker,):
+            while not worker.ready():
+                if time.monotonic() - started > 300:
+                    raise RuntimeError("a new worker was not ready within five minutes")
+                time.sleep(0.05)
+            return {"seconds_from_nothing": round(time.monotonic() - started, 2)}
+
+    def _conditions(self, records: int) -> dict[str, Any]:
+        cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown")
+        return {
+            "workload": {"orders": self.plan.orders, "events": records, "spread": self.plan.spread, "seed": self.plan.seed},
+            "workers": self.plan.workers,
+            "kafka_partitions": self.settings.partitions,
+            "cores": os.cpu_count(),
+            "cpu": cpu,
+            "python": platform.python_version(),
+            "everything_on_one_machine": True,
+        }
+
+
+def _sum(parts: Iterator[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for name, value in part.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def _orders(env: dict[str, str], *arguments: str) -> None:
+    command = [sys.executable, "-c", "from cli.main import main; main()", *arguments]
+    subprocess.run(command, env={**os.environ, **env}, check=True, stdout=subprocess.DEVNULL)
+
+
+async def _track_commits(env: dict[str, str]) -> None:
+    connection = await asyncpg.connect(env["ORDERS_POSTGRES"])
+    try:
+        await connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")
+    finally:
+        await connection.close()

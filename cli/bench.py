@@ -1,0 +1,66 @@
+"""`orders bench`: throughput, latency, and where the time goes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cli.errors import UserError
+
+
+def bench_command(
+    orders: Annotated[int, typer.Option(min=1_000, help="Orders to drain; each has about four events.")] = 60_000,
+    spread: Annotated[int, typer.Option(min=1, help="Orders that lie between two events of an order: how rarely a batch meets an order twice.")] = 50_000,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 1,
+    rate: Annotated[int, typer.Option(min=10, help="Events a second while latency is measured.")] = 500,
+    seconds: Annotated[int, typer.Option(min=5, help="Seconds for which latency is measured.")] = 30,
+    seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON document to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
+) -> None:
+    """Drain pre-loaded events through the whole path, then measure latency at a fixed rate, on servers of its own.
+
+    Example: orders bench --orders 60000 --workers 1 --json
+    """
+    from benchmarks.run import Plan, run
+    from stack import StackError
+
+    messages = Console(stderr=True)
+    try:
+        result = run(Plan(orders, spread, workers, rate, seconds, seed, say=lambda message: messages.print(f"[dim]{message}[/dim]")))
+    except (StackError, RuntimeError) as error:
+        raise UserError(f"bench: {error}") from None
+    text = json.dumps(result, indent=2)
+    if out is not None:
+        out.write_text(text + "\n")
+    if as_json:
+        sys.stdout.write(text + "\n")
+    else:
+        _print(result)
+
+
+def _print(result: dict[str, Any]) -> None:
+    console = Console()
+    console.print(f"\n[bold]{result['events_per_second']:,.0f} events/s[/bold]   {result['events']:,} events in {result['seconds']:.1f} s")
+    console.print(f"latency at {result['latency_rate']} events/s: p50 [bold]{result['p50_ms']} ms[/bold], p99 [bold]{result['p99_ms']} ms[/bold]")
+    table = Table(title="CPU microseconds an event", title_justify="left", show_edge=False)
+    for name in result["cpu_us_per_event"]:
+        table.add_column(name, justify="right")
+    table.add_row(*(str(value) for value in result["cpu_us_per_event"].values()))
+    console.print(table)
+    steps = Table(title="Microseconds an event in each step, waiting included (the first four never wait)", title_justify="left", show_edge=False)
+    for name in result["step_us_per_event"]:
+        steps.add_column(name, justify="right")
+    steps.add_row(*(str(value) for value in result["step_us_per_event"].values()))
+    console.print(steps)
+    growth = result["growth"]
+    console.print(
+        f"{growth['postgres_bytes_per_order']:,} bytes an order in Postgres, {growth['local_state_bytes_per_order']:,} in local state; "
+        f"a new worker was ready after {result['recovery']['seconds_from_nothing']} s"
+    )

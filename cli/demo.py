@@ -1,0 +1,249 @@
+"""`orders demo`: servers, schema, a worker, orders; then what became of them. Everything that a newcomer sees first."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+from uuid import UUID
+
+import asyncpg
+import psutil
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cli.errors import UserError
+from domain.errors import REASONS
+from settings import Settings
+
+WORKER_FILE = "demo-worker"
+READY_SECONDS = 60.0
+DRAIN_SECONDS = 300.0
+SHARES = (0.02, 0.1, 0.005)
+"""Duplicates, late events, poison: what a marketplace's topics look like on an ordinary day."""
+
+console = Console()
+
+
+def demo_command(
+    orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="Synthetic orders to send.")] = 3000,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers and the worker running, with their data in DIR.")] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left running. The data stays.")] = False,
+    dir: Annotated[Path, typer.Option("--dir", help="The stack's folder with --keep and --stop.")] = Path(".stack"),
+) -> None:
+    """Start the servers, stream thousands of orders through a worker, show what became of them, and stop everything again.
+
+    Example: orders demo --orders 3000
+    """
+    if stop:
+        _stop(dir)
+        return
+    if keep:
+        _run(dir, orders, keep=True)
+        return
+    with tempfile.TemporaryDirectory(prefix="orders-demo-") as folder:
+        _run(Path(folder) / "stack", orders, keep=False)
+
+
+def _run(folder: Path, orders: int, *, keep: bool) -> None:
+    from stack import Stack, StackError
+
+    try:
+        with console.status("starting Kafka, PostgreSQL and Valkey from packages") as status:
+            stack = Stack.start(folder, progress=lambda message: status.update(message))
+    except StackError as error:
+        raise UserError(str(error)) from None
+    worker: subprocess.Popen[bytes] | None = None
+    done = False
+    try:
+        settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
+        _step("servers", f"Kafka {settings.kafka}, PostgreSQL and Valkey on this machine's loopback")
+        with console.status("creating topics and tables"):
+            subprocess.run([*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL)
+        _step("topics", "25 Kafka topics, 4 tables in PostgreSQL")
+        worker = _worker(folder, stack.env)
+        _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
+        asyncio.run(_stream(settings, orders, worker))
+        asyncio.run(_summary(settings))
+        _verdict(settings)
+        done = True
+    finally:
+        if not (keep and done):
+            if worker is not None:
+                _terminate(psutil.Process(worker.pid) if worker.poll() is None else None)
+                worker.wait()
+            with console.status("stopping the servers"):
+                stack.purge() if not keep else stack.stop()
+    if keep:
+        flag = "" if folder == Path(".stack") else f" --dir {folder}"
+        console.print(f'\nIt all still runs. For this shell: [bold]eval "$(orders stack env{flag})"[/bold], then orders generate, show, audit, dlq list.')
+        console.print("Stop it with [bold]make down[/bold].")
+    else:
+        console.print("\nEverything is stopped again. [bold]make up[/bold] leaves it running, [bold]make test[/bold] proves it.")
+
+
+_ORDERS = (sys.executable, "-c", "from cli.main import main; main()")
+
+
+def _step(name: str, text: str) -> None:
+    console.print(f"[green]✓[/green] [bold]{name:<8}[/bold] {text}", highlight=False)
+
+
+def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a worker in the background (one that --keep left is ended first) and wait until it takes in records."""
+    _terminate(_left_worker(folder))
+    log = folder / "worker.log"
+    with log.open("wb") as out:
+        worker = subprocess.Popen([*_ORDERS, "worker", "--name", "demo"], env={**os.environ, **env}, stdout=out, stderr=out, start_new_session=True)
+    (folder / WORKER_FILE).write_text(f"{worker.pid} {psutil.Process(worker.pid).create_time()}")
+    deadline = time.monotonic() + READY_SECONDS
+    with console.status("starting a worker"):
+        while "worker ready" not in log.read_text(errors="replace"):
+            if worker.poll() is not None or time.monotonic() > deadline:
+                raise UserError(f"the worker did not start:\n{log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.1)
+    return worker
+
+
+def _left_worker(folder: Path) -> psutil.Process | None:
+    """The worker that an earlier --keep left, if it still runs; never another process that got its pid."""
+    try:
+        pid, born = (folder / WORKER_FILE).read_text().split()
+        process = psutil.Process(int(pid))
+    except (OSError, ValueError, psutil.NoSuchProcess):
+        return None
+    return process if abs(process.create_time() - float(born)) < 0.1 else None
+
+
+def _terminate(process: psutil.Process | None) -> None:
+    if process is None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(45)
+    except psutil.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+
+
+def _stop(folder: Path) -> None:
+    from stack import Stack, StackError
+
+    worker = _left_worker(folder)
+    _terminate(worker)
+    try:
+        Stack.open(folder).stop()
+    except StackError as error:
+        raise UserError(str(error)) from None
+    console.print("stopped; the data stays in " + str(folder))
+
+
+def _events(orders: int) -> tuple[Iterable[Any], str]:
+    """What to send, and in words."""
+    from sources import generator, olist
+
+    synthetic = list(generator.events(orders, 7, generator.Shares(*SHARES)))
+    words = f"{orders:,} synthetic orders ({len(synthetic):,} events, some twice, some late, some broken)"
+    folder = os.environ.get("ORDERS_OLIST")
+    if not folder:
+        return synthetic, words
+    real = olist.Events(Path(folder))
+    return [*synthetic, *real], f"{words} and Olist's real ones ({len(real):,} events)"
+
+
+async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[bytes]) -> None:
+    from cli.wait import wait
+    from sources.producer import send
+
+    with console.status("making up orders"):
+        events, words = _events(orders)
+    total = len(events)  # type: ignore[arg-type]
+    columns = (TextColumn("  {task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    started = time.monotonic()
+    with Progress(*columns, console=console, transient=True) as progress:
+        sent_bar = progress.add_task("sent", total=total)
+        done_bar = progress.add_task("processed", total=total)
+        sending = asyncio.ensure_future(send(settings, events, progress=lambda count: progress.update(sent_bar, completed=count)))
+        with _watched(worker):
+            while not sending.done():
+                await wait(settings, 0, lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left)))
+            await sending
+            outcome = await wait(settings, DRAIN_SECONDS, lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left)))
+    if outcome.left:
+        raise UserError(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left}")
+    seconds = time.monotonic() - started
+    _step("orders", words)
+    _step("speed", f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s")
+
+
+def _processed(progress: Progress, sent_bar: Any, left: int) -> int:
+    return max(0, int(progress.tasks[sent_bar].completed) - left)
+
+
+@contextmanager
+def _watched(worker: subprocess.Popen[bytes]) -> Iterator[None]:
+    yield
+    if worker.poll() is not None:
+        raise UserError(f"the worker ended with exit code {worker.returncode}; its log tells why")
+
+
+async def _summary(settings: Settings) -> None:
+    from cli.dlq import read
+    from cli.show import COLOURS, render
+    from domain import story
+    from queries.state import read_state
+
+    connection = await asyncpg.connect(settings.postgres)
+    try:
+        counts = await connection.fetch("SELECT status::text, count(*) AS orders FROM orders_order GROUP BY status ORDER BY status")
+        rows = await connection.fetchrow(
+            "SELECT (SELECT count(*) FROM orders_order_item) AS items, (SELECT count(*) FROM orders_shipment) AS shipments,"
+            " (SELECT count(*) FROM orders_return) AS returns"
+        )
+        chosen = await connection.fetchval(
+            "SELECT o.id FROM orders_order o JOIN orders_order_item i ON i.order_id = o.id AND i.user_id = o.user_id"
+            " WHERE o.status = 'delivered' AND EXISTS (SELECT FROM orders_return r WHERE r.order_id = o.id AND r.user_id = o.user_id)"
+            " GROUP BY o.id HAVING count(DISTINCT i.seller_id) > 1 ORDER BY count(DISTINCT i.seller_id) DESC, o.id LIMIT 1"
+        )
+    finally:
+        await connection.close()
+    console.print()
+    most = max((row["orders"] for row in counts), default=1)
+    table = Table(title="Orders by status", title_justify="left", title_style="bold", box=None, show_header=False)
+    for row in counts:
+        colour = COLOURS[row["status"]]
+        table.add_row(row["status"], f"{row['orders']:,}", f"[{colour}]{'█' * max(1, round(40 * row['orders'] / most))}[/{colour}]")
+    console.print(table)
+    assert rows is not None
+    console.print(f"with {rows['items']:,} items, {rows['shipments']:,} shipments, {rows['returns']:,} returns\n", highlight=False)
+    if chosen is not None:
+        console.print("[bold]One order of several sellers[/bold] (orders show)")
+        order = await read_state(settings, UUID(str(chosen)))
+        assert order is not None
+        console.print(render(story.tell(UUID(str(chosen)).bytes, order)))
+    console.print("\n[bold]Dead letters[/bold] (orders dlq list)")
+    reasons = Counter([letter.reason async for letter in read(settings)])
+    for reason, count in reasons.most_common():
+        console.print(f"  {count:>5,}  [yellow]{reason}[/yellow]  {REASONS[reason]}", highlight=False)
+
+
+def _verdict(settings: Settings) -> None:
+    from cli.audit import _audit
+
+    with console.status("auditing: the log is folded a second time"):
+        report = _audit(settings, max_findings=50, cache=True, quiet=True)
+    verdict = "[bold green]clean[/bold green]" if report.clean else f"[bold red]{report.broken.total():,} broken[/bold red]"
+    console.print(f"\n[bold]Audit[/bold] (orders audit): {verdict}: the log folded a second time by independent code equals every row, state and cache entry")
+    if not report.clean:
+        raise UserError("the audit found broken invariants: see `orders audit`")
