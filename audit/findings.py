@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 Severity = Literal["broken", "report"]
@@ -64,4 +64,6 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """The report as one JSON document."""
-        return {"clean": self.clean, **asdict(self)}
+        # Not asdict of the whole: it takes a Counter's items for elements to count.
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {"clean": self.clean, **plain, "findings": [asdict(finding) for finding in self.findings]}

@@ -52,13 +52,19 @@ def _upsert(table: sa.Table, first: int) -> str:
         for name in names
         if name not in key
     ]
+    # The earlier time of a repetition can make another stage of a return win, and so change the order's status but not its times.
+    other = (
+        " OR (excluded.status <> old.status AND excluded.created_at = old.created_at AND excluded.updated_at = old.updated_at)"
+        if "status" in names
+        else ""
+    )
     return (
         f"INSERT INTO {table.name} AS old ({', '.join(names)})"
         f" SELECT {', '.join(f'{name}::{type_}' for name, type_ in zip(names, types, strict=True))}"
         f" FROM ROWS FROM ({', '.join(given)}) new({', '.join(names)})"
         f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(changes)}"
         f" WHERE {later} OR (excluded.version = old.version"
-        " AND (excluded.created_at < old.created_at OR excluded.updated_at < old.updated_at))"
+        f" AND (excluded.created_at < old.created_at OR excluded.updated_at < old.updated_at{other}))"
         " RETURNING 1"
     )
 
@@ -136,8 +142,14 @@ class PostgresSink:
             arguments += _columns(rows)
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
         async with self._pool.acquire() as connection:
-            by = self._partition_by or await self._read_partition_by(cast("asyncpg.Connection[asyncpg.Record]", connection))
-            return cast(int, await connection.fetchval(statement(tuple(name for name, _ in given), by), *arguments))
+            try:
+                by = self._partition_by or await self._read_partition_by(cast("asyncpg.Connection[asyncpg.Record]", connection))
+                return cast(int, await connection.fetchval(statement(tuple(name for name, _ in given), by), *arguments))
+            except asyncpg.InternalClientError as error:
+                # The server's farewell (a shutdown, an idle timeout) came just before the statement: asyncpg is confused, the connection
+                # is dead.
+                connection.terminate()
+                raise ConnectionResetError(f"Postgres ended the connection: {error}") from error
 
     async def close(self) -> None:
         """Closes the connections, waiting for writes under way as long as a statement may take. Doesn't raise when the server is away."""

@@ -34,49 +34,55 @@ _RECENT_TTL = 1800
 
 # One argument for all entries (MessagePack): a client spends as long on an argument as Redis does on a command.
 _SCRIPT = """
+local call, find, sub = redis.call, string.find, string.sub
 local PARCEL = '"shipment_id":"'
+local VERSION = '"version":'
 
 -- Puts a parcel's entry among those of a tracking number. Nearly always it is the only one; then nothing is parsed.
 local function track(number, parcel, json, ttl)
   local key = 'tracking:' .. number
-  local found = redis.call('GET', key)
+  local found = call('GET', key)
   if found then
-    local first, last = string.find(found, PARCEL, 1, true)
-    local alone = first and not string.find(found, PARCEL, last, true) and string.sub(found, last + 1, last + #parcel) == parcel
+    local first, last = find(found, PARCEL, 1, true)
+    local alone = first and not find(found, PARCEL, last, true) and sub(found, last + 1, last + #parcel) == parcel
     if not alone then
       local rest = {cjson.decode(json)}
       for _, entry in ipairs(cjson.decode(found)) do
         if entry.shipment_id ~= parcel then rest[#rest + 1] = entry end
       end
       table.sort(rest, function(a, b) return a.shipment_id < b.shipment_id end)
-      redis.call('SET', key, cjson.encode(rest), 'EX', ttl)
+      call('SET', key, cjson.encode(rest), 'EX', ttl)
       return
     end
   end
-  redis.call('SET', key, '[' .. json .. ']', 'EX', ttl)
+  call('SET', key, '[' .. json .. ']', 'EX', ttl)
 end
 
 local function untrack(number, parcel)
   local key = 'tracking:' .. number
-  local found = redis.call('GET', key)
-  if not found or not string.find(found, PARCEL .. parcel .. '"', 1, true) then return end
+  local found = call('GET', key)
+  if not found or not find(found, PARCEL .. parcel .. '"', 1, true) then return end
   local rest = {}
   for _, entry in ipairs(cjson.decode(found)) do
     if entry.shipment_id ~= parcel then rest[#rest + 1] = entry end
   end
-  if #rest == 0 then redis.call('DEL', key) else redis.call('SET', key, cjson.encode(rest), 'KEEPTTL') end
+  if #rest == 0 then call('DEL', key) else call('SET', key, cjson.encode(rest), 'KEEPTTL') end
 end
 
 local function put(e)
   local order, user, created, version, ttl, summary, tracking, untracked = unpack(e, 1, 8)
   local key = 'order:' .. order
-  local found = redis.call('GET', key)
-  local known = found and tonumber(string.match(found, '"version":(%d+)'))
-  if known and known > version then return 0 end
-  redis.call('SET', key, summary, 'EX', ttl)
+  local found = call('GET', key)
+  if found then
+    -- Looked for as plain text first: a pattern would be tried at every byte.
+    local _, last = find(found, VERSION, 1, true)
+    local known = last and tonumber(string.match(found, '^%d+', last + 1))
+    if known and known > version then return 0 end
+  end
+  call('SET', key, summary, 'EX', ttl)
   local recent = 'user:' .. user .. ':orders'
-  if redis.call('ZADD', recent, created, order) == 1 then redis.call('ZREMRANGEBYRANK', recent, 0, -(RECENT + 1)) end
-  redis.call('EXPIRE', recent, RECENT_TTL)
+  if call('ZADD', recent, created, order) == 1 then call('ZREMRANGEBYRANK', recent, 0, -(RECENT + 1)) end
+  call('EXPIRE', recent, RECENT_TTL)
   for _, u in ipairs(untracked) do untrack(u[1], u[2]) end
   for _, t in ipairs(tracking) do track(t[1], t[2], t[3], ttl) end
   return 1
@@ -84,9 +90,9 @@ end
 
 -- Something under our keys that isn't ours: it is only a cache, away with it.
 local function clear(e)
-  redis.call('DEL', 'order:' .. e[1], 'user:' .. e[2] .. ':orders')
+  call('DEL', 'order:' .. e[1], 'user:' .. e[2] .. ':orders')
   for _, list in ipairs({e[7], e[8]}) do
-    for _, t in ipairs(list) do redis.call('DEL', 'tracking:' .. t[1]) end
+    for _, t in ipairs(list) do call('DEL', 'tracking:' .. t[1]) end
   end
 end
 
@@ -105,7 +111,17 @@ return written
 
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
-_pack = msgspec.msgpack.Encoder().encode
+_encode = msgspec.msgpack.Encoder().encode
+
+
+def _pack(entries: Sequence[CacheEntry]) -> bytes:
+    # As text throughout: the script's MessagePack knows no binary type.
+    return _encode(
+        [
+            (order, user, created, version, ttl, summary.decode(), [(a, b, json.decode()) for a, b, json in tracking], untracked)
+            for order, user, created, version, ttl, summary, tracking, untracked in entries
+        ]
+    )
 
 
 class RedisSink:
@@ -181,7 +197,7 @@ class RedisSink:
             self.failures += 1
             if self._catching_up is None:
                 # Once an outage: while it lasts, only the background task tries.
-                log.warning("redis.away", error=repr(error), entries=len(batch))
+                log.warning("redis.away", error=f"{type(error).__name__}: {error}", entries=len(batch))
             return None
 
     async def _call(self, packed: bytes) -> int:

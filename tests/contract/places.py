@@ -1,17 +1,16 @@
-"""The two sinks, each with a database of its own on the stack's real servers, behind one face: write orders, read what is there, end the server."""
+"""The two sinks, each with a database of its own on the stack's real servers, behind one face: write orders, read, cut the server off."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import redis.asyncio
@@ -22,7 +21,7 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
 from sinks.schema import TABLES
-from stack import Stack
+from tests.stackfixture import Servers
 
 #: Nobody else's on the stack's Redis.
 REDIS_DATABASE = 7
@@ -56,12 +55,11 @@ class Order:
         into.orders.append((order, user, "SP", self.status, "BRL", self.total, "0", created, updated, self.version))
         product, seller, item = ident("product"), ident("seller"), ident(f"item of {self.name}")
         into.items.append((item, order, user, "SP", product, seller, None, "SKU-1", 2, "5.00", "2.50", created, created, 1))
-        for number, (parcel, status) in enumerate(self.parcels):
-            row = (ident(parcel), order, user, "SP", seller, None, "DHL", f"T-{parcel}", status, None, created, updated, self.version + number)
-            into.shipments.append(row)
+        ends = (created, updated, self.version)
+        for parcel, status in self.parcels:
+            into.shipments.append((ident(parcel), order, user, "SP", seller, None, "DHL", f"T-{parcel}", status, None, *ends))
         if self.status == "returned":
-            row = (ident(f"return of {self.name}"), order, user, "SP", item, 1, "too small", "processed", updated, created, updated, self.version)
-            into.returns.append(row)
+            into.returns.append((ident(f"return of {self.name}"), order, user, "SP", item, 1, "too small", "processed", updated, *ends))
 
     def entry(self) -> CacheEntry:
         order, user = ident(self.name), ident(f"user of {self.name}")
@@ -94,15 +92,74 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None
             await asyncio.sleep(0.01)
 
 
+class Line:
+    """A connection between the sink and its server that can be cut: whatever runs the server, it is gone for the sink."""
+
+    def __init__(self, url: str) -> None:
+        self._parts = urlsplit(url)
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._open: set[asyncio.StreamWriter] = set()
+
+    @property
+    def url(self) -> str:
+        """The server's address by this line."""
+        login, at_, _ = self._parts.netloc.rpartition("@")
+        return urlunsplit(self._parts._replace(netloc=f"{login}{at_}127.0.0.1:{self._port}"))
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            for writer in self._open:
+                writer.transport.abort()
+            await self._server.wait_closed()
+            await eventually(lambda: not self._open)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(self._parts.hostname, self._parts.port)
+        self._open |= {writer, back}
+        try:
+            await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+        finally:
+            self._open -= {writer, back}
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(1 << 16):
+                sink.write(data)
+                await sink.drain()
+        except OSError:
+            sink.transport.abort()
+        else:
+            sink.close()
+
+
 class Place(ABC):
     """A sink and the server behind it."""
 
-    kind: str
-
-    def __init__(self, settings: Settings, stack: Stack) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.stack = stack
+        self.line = Line(self.url)
+        self.sink: Sink[Any]
+
+    async def open(self) -> None:
+        await self.empty()
+        await self.line.mend()
         self.sink = self.another()
+        await self.sink.start()
+
+    async def close(self) -> None:
+        await self.sink.close()
+        await self.line.cut()
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """The server's own address."""
 
     @abstractmethod
     def another(self) -> Sink[Any]:
@@ -121,22 +178,31 @@ class Place(ABC):
     async def write(self, *orders: Order) -> int:
         return await self.sink.write(self.batch(orders))
 
+    async def write_with_retries(self, *orders: Order, seconds: float = 10) -> int:
+        """As the pipeline does: again and again while the error is of the kind that passes."""
+        async with asyncio.timeout(seconds):
+            while True:
+                try:
+                    return await self.write(*orders)
+                except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+                    await asyncio.sleep(0.01)
+
     async def end_server(self) -> None:
-        """The server dies without warning."""
-        (pid,) = self.stack.pids[self.kind]
-        os.kill(pid, signal.SIGKILL)
-        await eventually(lambda: not self.stack.pids[self.kind])
+        """The server is gone without a word."""
+        await self.line.cut()
 
     async def start_server(self) -> None:
-        """The server comes back, on the same port."""
-        await asyncio.to_thread(Stack.start, self.stack.folder)
+        """The server is back, on the same port."""
+        await self.line.mend()
 
 
 class PostgresPlace(Place):
-    kind = "postgres"
+    @property
+    def url(self) -> str:
+        return self.settings.postgres
 
     def another(self) -> PostgresSink:
-        return PostgresSink(self.settings)
+        return PostgresSink(self.settings.model_copy(update={"postgres": self.line.url}))
 
     def batch(self, orders: Iterable[Order]) -> RowBatch:
         batch = RowBatch()
@@ -165,10 +231,18 @@ class PostgresPlace(Place):
 
 
 class RedisPlace(Place):
-    kind = "redis"
+    @property
+    def url(self) -> str:
+        return self.settings.redis
 
     def another(self) -> RedisSink:
-        return RedisSink(self.settings, pause=0.02)
+        return RedisSink(self.settings.model_copy(update={"redis": self.line.url}), pause=0.02)
+
+    async def start_server(self) -> None:
+        # As after a restart: it knows no script any more. What it held is kept, which is the harder case: it is out of date.
+        async with redis.asyncio.Redis.from_url(self.settings.redis) as client:
+            await client.script_flush()
+        await super().start_server()
 
     def batch(self, orders: Iterable[Order]) -> Sequence[CacheEntry]:
         return [order.entry() for order in orders]
@@ -176,8 +250,9 @@ class RedisPlace(Place):
     async def content(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         async with redis.asyncio.Redis.from_url(self.settings.redis, decode_responses=True) as client:
-            for key in sorted([key async for key in client.scan_iter()]):
-                found[key] = await client.zrange(key, 0, -1, withscores=True) if key.startswith("user:") else json.loads(await client.get(key))
+            for key in sorted([key async for key in client.scan_iter(count=1000)]):
+                recent = key.startswith("user:")
+                found[key] = await client.zrange(key, 0, -1, withscores=True) if recent else json.loads(str(await client.get(key)))
         return found
 
     async def empty(self) -> None:
@@ -188,7 +263,7 @@ class RedisPlace(Place):
 PLACES: dict[str, type[Place]] = {"postgres": PostgresPlace, "redis": RedisPlace}
 
 
-async def new_database(stack: Stack, **changes: Any) -> Settings:
+async def new_database(stack: Servers, **changes: Any) -> Settings:
     """Settings of a new, empty database on the stack."""
     base = stack.env["ORDERS_POSTGRES"]
     name = f"contract_{uuid.uuid4().hex[:12]}"
@@ -202,7 +277,7 @@ async def new_database(stack: Stack, **changes: Any) -> Settings:
     return Settings(postgres=url, redis=cache, data=Path("unused"), postgres_partitions=2).model_copy(update=changes)
 
 
-async def drop_database(stack: Stack, settings: Settings) -> None:
+async def drop_database(stack: Servers, settings: Settings) -> None:
     connection = await asyncpg.connect(stack.env["ORDERS_POSTGRES"])
     try:
         await connection.execute(f"DROP DATABASE {settings.postgres.rsplit('/', 1)[1]} WITH (FORCE)")

@@ -65,7 +65,8 @@ async def test_a_number_shared_by_parcels_shows_each(cache: RedisPlace, client: 
 
 
 async def test_a_parcel_under_another_number_leaves_the_first(cache: RedisPlace, client: Any) -> None:
-    first, second = [("T1", ident("p1"), parcel_json(ident("a"), "p1", "pending"))], [("T1", ident("p2"), parcel_json(ident("b"), "p2", "pending"))]
+    first = [("T1", ident("p1"), parcel_json(ident("a"), "p1", "pending"))]
+    second = [("T1", ident("p2"), parcel_json(ident("b"), "p2", "pending"))]
     await cache.sink.write([Order("a", 1).entry()._replace(tracking=first), Order("b", 1).entry()._replace(tracking=second)])
     moved = [("T2", ident("p1"), parcel_json(ident("a"), "p1", "in_transit"))]
     await cache.sink.write([Order("a", 2).entry()._replace(tracking=moved, untracked=[("T1", ident("p1"))])])
