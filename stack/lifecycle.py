@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Event
 from types import TracebackType
 from typing import Self
 
@@ -193,25 +194,32 @@ class Stack:
         if not down:
             return
         started: list[Server] = []
+        given_up = Event()
         # Kafka takes longest, so its nodes begin at once; the replica is made from its primary, so those two follow each other.
         groups = [[server] for server in down if server.kind != "postgres"]
         groups.append([server for server in down if server.kind == "postgres"])
         with ThreadPoolExecutor(max_workers=len(groups)) as pool:
-            futures = [pool.submit(self._start_each, group, started) for group in groups]
+            futures = [pool.submit(self._start_each, group, started, given_up) for group in groups]
             failures = [error for future in futures if (error := future.exception()) is not None]
         if failures:
             self._stop(started)
             raise failures[0]
 
-    def _start_each(self, group: list[Server], started: list[Server]) -> None:
-        for server in group:
-            self._progress(f"starting {server.name}")
-            server.prepare()
-            child = server.launch()
-            started.append(server)
-            self._note(server, child.pid)
-            processes.wait_ready(server.name, partial(processes.lives, child), server.ready, server.log)
-            self._progress(f"{server.name} serves on port {server.port}")
+    def _start_each(self, group: list[Server], started: list[Server], given_up: Event) -> None:
+        try:
+            for server in group:
+                self._progress(f"starting {server.name}")
+                processes.wait_dying(self._state.servers[server.name].pid, self._state.servers[server.name].born)
+                server.prepare()
+                child = server.launch()
+                started.append(server)
+                self._note(server, child.pid)
+                if not processes.wait_ready(server.name, partial(processes.lives, child), server.ready, server.log, given_up=given_up):
+                    return
+                self._progress(f"{server.name} serves on port {server.port}")
+        except BaseException:
+            given_up.set()  # without this one the others are of no use: nobody waits for them
+            raise
 
     def _adopted(self, server: Server) -> bool:
         """Whether a server runs already, be it from a start that was cut short; waits for it when it is still on its way up or down."""

@@ -33,7 +33,9 @@ def choose(taken: set[int]) -> int:
 def answers(port: int, question: bytes) -> bytes:
     """The first bytes that whoever listens on the port says to `question`; empty when nobody does. Blocks a second at most."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+        with socket.socket() as connection:
+            connection.settimeout(1)
+            connection.connect(("127.0.0.1", port))
             connection.sendall(question)
             return connection.recv(64)
     except OSError:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any
 
 import psutil
@@ -29,6 +30,7 @@ STOP_TIMEOUT = 20.0
 
 POLL = 0.03
 
+_children_guard = Lock()
 _children: list[subprocess.Popen[bytes]] = []
 """What this process started: kept so that an ended server is reaped instead of staying a zombie."""
 
@@ -104,7 +106,8 @@ def spawn(
             start_new_session=True,
             **_as(account),
         )
-    _children.append(child)
+    with _children_guard:
+        _children.append(child)
     return child
 
 
@@ -149,13 +152,17 @@ def lives(child: subprocess.Popen[bytes]) -> bool:
     return child.poll() is None
 
 
-def wait_ready(name: str, alive: Callable[[], bool], ready: Callable[[], bool], log: Path, *, must_live: bool = True) -> bool:
+def wait_ready(
+    name: str, alive: Callable[[], bool], ready: Callable[[], bool], log: Path, *, must_live: bool = True, given_up: Event | None = None
+) -> bool:
     """Block until `ready()`. Raises StackError with the log's last lines when it takes too long, or when the process ends.
 
-    With must_live=False the end of the process is no error but the answer False.
+    False when `given_up` is set before, and, with must_live=False, when the process ends.
     """
     deadline = time.monotonic() + START_TIMEOUT
     while not ready():
+        if given_up is not None and given_up.is_set():
+            return False
         if not alive():
             if not must_live:
                 return False
@@ -186,13 +193,28 @@ def _gone(process: psutil.Process, patience: float) -> bool:
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         _reap()
-        try:
-            if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
+        if not process.is_running() or _fully_dead(process):
             return True
         time.sleep(POLL)
     return False
+
+
+def _fully_dead(process: psutil.Process) -> bool:
+    """Whether only the entry for its parent is left. A JVM's first thread is a zombie while others still hold its files and ports."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1 and process.ppid() != os.getpid()
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_dying(pid: int | None, born: str | None) -> None:
+    """Block until a process that is being torn down has let go of everything."""
+    if pid is None or born is None or birth(pid) != born:
+        return
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            _gone(process, STOP_TIMEOUT)
 
 
 def wait_left(folder: Path, comm: str, patience: float = STOP_TIMEOUT) -> None:
@@ -237,7 +259,8 @@ def cpu_seconds(pid: int) -> float:
 
 
 def _reap() -> None:
-    _children[:] = [child for child in _children if child.poll() is None]
+    with _children_guard:
+        _children[:] = [child for child in _children if child.poll() is None]
 
 
 def _as(account: pwd.struct_passwd | None) -> dict[str, Any]:

@@ -119,9 +119,7 @@ def from_images() -> Iterator[Containers]:
         # Said twice: by the temporary server that initialises the folder, and by the one that stays.
         .waiting_for(LogMessageWaitStrategy("database system is ready to accept connections", times=2))
     )
-    redis = (
-        DockerContainer(named["redis"]).with_exposed_ports(6379).waiting_for(LogMessageWaitStrategy("Ready to accept connections"))
-    )
+    redis = DockerContainer(named["redis"]).with_exposed_ports(6379).waiting_for(LogMessageWaitStrategy("Ready to accept connections"))
     with ExitStack() as running, tempfile.TemporaryDirectory(prefix="orders-tests-") as data:
         for container in (kafka, postgres, redis):
             running.enter_context(container)
