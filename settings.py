@@ -52,7 +52,7 @@ class Settings(BaseSettings):
 
     # -- failure -----------------------------------------------------------------------------------------------
     session_timeout: float = Field(
-        6.0, ge=1, le=300, description="Seconds without a heartbeat after which Kafka gives a worker's partitions away (its outage after kill -9)."
+        6.0, ge=6, le=300, description="Seconds without a heartbeat after which Kafka gives a worker's partitions away (its outage after kill -9)."
     )
     heartbeat_interval: float = Field(1.0, gt=0, description="Seconds between heartbeats; at most a third of session_timeout.")
     retry_first: float = Field(0.05, gt=0, description="Seconds before the first retry after a temporary failure; doubles each time.")

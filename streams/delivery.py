@@ -149,7 +149,7 @@ class Delivery:
             since = time.strftime("%H:%M:%S", time.localtime(time.time() - lasted))
             log.warning("lane %s waits since %s (%.1f s, attempt %d): %s", lane, since, lasted, outage.failures, why)
         if lasted > self._limit:
-            raise GaveUp(f"lane {lane} failed for {lasted:.0f} s (ORDERS_RETRY_LIMIT is {self._limit:.0f} s), at last: {why}")
+            raise GaveUp(f"lane {lane} failed for {lasted:.0f} s (ORDERS_RETRY_LIMIT is {self._limit:g} s), at last: {why}")
         return outage.pause(self._first, self._longest)
 
     def recovered(self, lane: str) -> None:

@@ -10,13 +10,15 @@ from typing import Any, cast
 
 import faust
 import rocksdict
+from aiokafka.errors import KafkaError
 from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 
 from settings import Settings
-from streams.delivery import Delivery, Outage
+from streams.delivery import Delivery, Outage, describe
 from streams.transport.cluster import check_topics, inspect_cluster, prepare_data_folder
 from streams.transport.consumer import Consumer
+from streams.transport.errors import Unreachable
 from streams.transport.lane import Handler, LaneSpec, Limits
 from streams.transport.producer import FaustProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
@@ -218,9 +220,12 @@ class BatchApp(faust.App):
         return lambda: producer.lane_options(f"{self.conf.id}-lane-{lane}", self.settings.producer_linger_ms, self._compression)
 
     async def on_first_start(self) -> None:
-        """Check the topics and the data folder before anything is read. Raises FailStop, KafkaError, OSError."""
+        """Check the topics and the data folder before anything is read. Raises FailStop, OSError."""
         producer = cast(FaustProducer, self.producer)
-        found = await inspect_cluster(producer.connection_options(), self.copartitioned)
+        try:
+            found = await inspect_cluster(producer.connection_options(), self.copartitioned)
+        except (KafkaError, OSError) as exc:
+            raise Unreachable(f"no Kafka broker answers at {self.settings.kafka} (ORDERS_KAFKA): {describe(exc)}") from exc
         check_topics(self.copartitioned, found.partitions)
         prepare_data_folder(self.conf.datadir, found.id)
         await super().on_first_start()

@@ -52,6 +52,7 @@ class Consumer(driver.Consumer):
         super().__init__(*args, **kwargs)
         self._more = asyncio.Event()
         self._committing = asyncio.Lock()
+        self._closing = asyncio.Lock()
         self._unserved_since: float | None = None
 
     @property
@@ -166,7 +167,7 @@ class Consumer(driver.Consumer):
         epoch, thread = self._epoch, self._thread
         self._cursors.clear()
         assignment = thread.assignment_now()
-        if assignment is None or not assignment.active:
+        if assignment is None or not assignment.active or self.app.should_stop:
             return
         specs = self._app.specs_by_topic
         tps = sorted(TP(*tp) for tp in assignment.tps if tp.topic in specs and TP(*tp) not in self.ledgers)
@@ -221,6 +222,10 @@ class Consumer(driver.Consumer):
         """End the epoch: finish what is in the handlers' hands (bounded), commit, forget. Raises nothing."""
         self._epoch += 1
         self._cursors.clear()
+        async with self._closing:  # a rebalance and the worker's stop may come at once
+            await self._close_lanes(why)
+
+    async def _close_lanes(self, why: str) -> None:
         lanes = list(self.lanes.values())
         if not lanes:
             return
@@ -233,6 +238,8 @@ class Consumer(driver.Consumer):
             await asyncio.wait_for(self.force_commit(), COMMIT_TIMEOUT)
         except (Exception, asyncio.CancelledError) as exc:
             log.warning("the last commit did not work, some records will be read again: %r", exc)
+        for lane in lanes:
+            lane.closed = True
         for task in unfinished:
             task.cancel()
         self.cancelled += len(unfinished)

@@ -17,6 +17,7 @@ __all__ = [
     "Stale",
     "Stalled",
     "TopicsMissing",
+    "Unreachable",
 ]
 
 
@@ -32,6 +33,10 @@ class LaneClosed(KafkaError):  # type: ignore[misc]
 
 class FailStop(Exception):
     """The worker has to end, unacknowledged; the message says what and what to do. Not a bug in the program."""
+
+
+class Unreachable(FailStop):
+    """No Kafka broker answered at the start."""
 
 
 class PartitionMismatch(FailStop):

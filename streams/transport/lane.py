@@ -127,7 +127,7 @@ class Lane:
         self._wake.set()
 
     async def end(self) -> None:
-        """The assignment is over: whatever the handler still does, it can't write. Blocks for seconds at most."""
+        """The assignment is over: whatever the handler still does, it can't write (`closed`). Blocks for seconds at most."""
         self.closed = True
         self._delivery.forget(self.name)
         if self.producer is not None:

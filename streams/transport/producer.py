@@ -35,6 +35,8 @@ REQUEST_BYTES = 16 << 20
 """Largest request that aiokafka lets through; the broker's message.max.bytes decides."""
 GATE_INTERVAL = 0.05
 """Seconds between two looks at a lost lease, while a request is held back."""
+START_TIMEOUT = 10.0
+"""Seconds until a start counts as failed. aiokafka itself asks for a producer id for ever, silently."""
 CLOSE_TIMEOUT = 2.0
 
 
@@ -118,7 +120,9 @@ class LaneProducer:
                 producer = AIOKafkaProducer(**self._options())
                 self._gate(producer)
                 try:
-                    await producer.start()
+                    await asyncio.wait_for(producer.start(), START_TIMEOUT)
+                    if self._closed:
+                        raise Stale("the lane was closed")
                 except BaseException:
                     await _abandon(producer)
                     raise

@@ -4,8 +4,8 @@ State of a key, little endian: version (= records counted), then for each topic 
 published to the topic `out`, so that a test can compare input, output, changelog and store.
 
 Environment: ORDERS_*, COUNTER_TOPICS (comma separated), COUNTER_OUT, and faults: COUNTER_LOSE (probability that a fetched list
-is thrown away), COUNTER_FAIL (the first n batches of a process fail once with a connection error), COUNTER_BUG (a key whose
-record raises a KeyError), COUNTER_SLOW (seconds that each batch takes), COUNTER_MAX (records a batch).
+is thrown away), COUNTER_FAIL (the first n batches of a process fail once with a connection error), COUNTER_DOWN
+(all do), COUNTER_BUG (a key whose record raises a KeyError), COUNTER_SLOW (seconds that each batch takes), COUNTER_MAX (records a batch).
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: A
     app = BatchApp(settings, writes=(out,), **options)
     table = app.state_table("state", version_of)
     order = {topic: number for number, topic in enumerate(topics)}
+    down = "COUNTER_DOWN" in os.environ
     failures = int(os.environ.get("COUNTER_FAIL", "0"))
     bug = os.environ.get("COUNTER_BUG", "").encode()
     slow = float(os.environ.get("COUNTER_SLOW", "0"))
@@ -53,7 +54,7 @@ def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: A
     @app.lane(topics, max_records=int(os.environ.get("COUNTER_MAX", "500")))
     async def count(batch: LaneBatch) -> None:
         first = (batch.partition, batch.slices[0].to)
-        if len(failed) < failures and first not in failed:
+        if down or (len(failed) < failures and first not in failed):
             failed.add(first)
             raise ConnectionError("injected")
         keys = list(dict.fromkeys(record.key or b"" for part in batch.slices for record in part.records))
@@ -97,7 +98,7 @@ def main() -> int:
     lose = float(os.environ.get("COUNTER_LOSE", "0"))
     if lose:
         lose_lists(lose)
-    app, _ = make_app(Settings(), tuple(os.environ["COUNTER_TOPICS"].split(",")), os.environ["COUNTER_OUT"], metadata_age=1.0)  # type: ignore[call-arg]
+    app, _ = make_app(Settings(), tuple(os.environ["COUNTER_TOPICS"].split(",")), os.environ["COUNTER_OUT"], metadata_age=1.0)
     code = run_worker(app)
     stats = app.stats()
     print(f"rewinds={stats.rewinds} retries={stats.retries} records={stats.records} recovered={stats.recovered}", flush=True)
