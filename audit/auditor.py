@@ -1,7 +1,8 @@
 """The audit: reads the log lane by lane, folds it with the reference, and compares what the pipeline wrote.
 
 A lane is one partition number over all topics: all facts of its orders, their derived events, their states. Only one lane is in memory
-at a time; what must be known of all lanes (re-keyed records, dead letters in another lane's partition, the ids of rows) is kept small or on disk.
+at a time; what must be known of all lanes (re-keyed records, dead letters in another lane's partition, the ids of rows) is kept small or
+on disk.
 """
 
 from __future__ import annotations
@@ -128,6 +129,7 @@ class Auditor:
         self._spans: dict[TopicPartition, Span] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._commits: dict[TopicPartition, int] = {}
+        self._spans_written: dict[TopicPartition, Span] = {}
         self._truncated = False
         self._unsettled: list[Finding] = []
         self._unsettled_more: Counter[tuple[str, Severity]] = Counter()
@@ -151,6 +153,7 @@ class Auditor:
                     for number in range(self._lanes):
                         lane = Lane(number)
                         await self._fold(log, lane)
+                        await self._look_at_outputs(log, lane)
                         await self._judge_letters(log, lane)
                         await self._judge_derived(log, lane)
                         await self._judge_changelog(log, lane)
@@ -202,6 +205,11 @@ class Auditor:
         others = [TopicPartition(topic, n) for topic in [*SAME, DLQ, self._target.changelog] for n in range(self._counts.get(topic, 0))]
         self._whole = sum(span.end - span.start for span in [*self._spans.values(), *(await log.spans(others)).values()])
         report.settled = report.lag == 0
+
+    async def _look_at_outputs(self, log: Log, lane: Lane) -> None:
+        """What can be read of what the pipeline wrote: taken after the fold, so that it holds at least what was committed before."""
+        topics = [topic for topic in (*SAME, DLQ, self._target.changelog) if lane.number < self._counts.get(topic, 0)]
+        self._spans_written = await log.spans([TopicPartition(topic, lane.number) for topic in topics])
 
     def _partition_of(self, order_id: str) -> int:
         return int((murmur2(order_id.encode()) & 0x7FFFFFFF) % self._lanes)
@@ -398,10 +406,11 @@ class Auditor:
             self.report.counts["letters_out_of_sight"] += 1
         elif place in lane.wanted:
             self._match(letter, lane.wanted[place], lane.raws.get(place))
-        elif place.partition != lane.number or place in lane.origins:
+        elif place.partition != lane.number or place in lane.origins or place in self._to_be_rekeyed:
             self._stray_letters.append(letter)
         else:
-            self._broken("letters", "", where, f"{place} is a fact that counts", f"dead letter with reason {code}")
+            # Only at rest: what refuses it may not be committed yet.
+            self._when_settled("letters", "", where, f"{place} is a fact that counts", f"dead letter with reason {code}")
 
     def _match(self, letter: Letter, wanted: Wanted, raw: Raw | None) -> None:
         wanted.found = True
@@ -445,11 +454,10 @@ class Auditor:
             partition = TopicPartition(type_, lane.number)
             async for record in self._read_all(log, partition):
                 self._judge_event(lane, type_, record)
-            if lane.number < self._counts.get(type_, 0):
-                start = (await log.spans([partition]))[partition].start
-                if start > 0:
-                    self.report.notices.append(f"{_name(partition)} begins at {start}: events that left it are not looked for")
-                    continue
+            span = self._spans_written.get(partition)
+            if span is not None and span.start > 0:
+                self.report.notices.append(f"{_name(partition)} begins at {span.start}: events that left it are not looked for")
+                continue
             for held in lane.held.values():
                 certain = set.intersection(*(set(expected) for expected in held.expected))
                 for kind, made_id in sorted(certain - held.seen):
@@ -664,8 +672,8 @@ class Auditor:
             what = f"lag {report.lag}" if report.lag else "records came in during the audit"
             unjudged = len(self._unsettled) + self._unsettled_more.total()
             report.notices.append(
-                f"{what}: the pipeline is at work, so rows may be ahead of what is committed; {unjudged} differences that only count at rest "
-                "were not judged. Run `orders wait`, then audit again"
+                f"{what}: the pipeline is at work, so rows may be ahead of what is committed; {unjudged} differences that only count "
+                "at rest were not judged. Run `orders wait`, then audit again"
             )
 
     def _finding(
@@ -697,12 +705,9 @@ class Auditor:
 
         return log.read(partition, span, progress)
 
-    async def _read_all(self, log: Log, partition: TopicPartition) -> AsyncIterator[Record]:
-        """Up to the present end; nothing of a topic that doesn't exist."""
-        if partition.partition < self._counts.get(partition.topic, 0):
-            span = (await log.spans([partition]))[partition]
-            async for record in self._read(log, partition, span):
-                yield record
+    def _read_all(self, log: Log, partition: TopicPartition) -> AsyncIterator[Record]:
+        """What was written to a topic of the lane; nothing if the topic doesn't exist."""
+        return self._read(log, partition, self._spans_written.get(partition, Span(0, 0)))
 
 
 def _name(partition: TopicPartition) -> str:

@@ -66,7 +66,8 @@ class Log:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            fetch_max_wait_ms=100,
+            # A fetch waits at the end of a partition, and questions for offsets wait behind it on the same connection.
+            fetch_max_wait_ms=10,
             max_partition_fetch_bytes=_FETCH_BYTES,
         )
         self._admin = AIOKafkaAdminClient(bootstrap_servers=self._brokers)
@@ -95,14 +96,20 @@ class Log:
             raise LogUnavailable("the log is not open; use it as `async with Log(...)`")
         return self._consumer
 
+    @property
+    def _cluster(self) -> AIOKafkaAdminClient:
+        if self._admin is None:
+            raise LogUnavailable("the log is not open; use it as `async with Log(...)`")
+        return self._admin
+
     async def partitions(self, topics: Iterable[str]) -> dict[str, int]:
         """Topic -> number of partitions; a topic that doesn't exist is left out."""
         try:
-            known = await asyncio.wait_for(self._reader.topics(), self._patience)
+            known = set(await asyncio.wait_for(self._cluster.list_topics(), self._patience))
+            described = await asyncio.wait_for(self._cluster.describe_topics([topic for topic in topics if topic in known]), self._patience)
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka lists no topics: {told(error)}") from error
-        counts = {topic: self._reader.partitions_for_topic(topic) for topic in topics if topic in known}
-        return {topic: len(partitions) for topic, partitions in counts.items() if partitions}
+        return {each["topic"]: len(each["partitions"]) for each in described if each["partitions"]}
 
     async def spans(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Span]:
         """What can be read of each partition now."""
@@ -118,12 +125,10 @@ class Log:
 
     async def committed(self, group: str) -> dict[TopicPartition, int]:
         """What a consumer group has committed; a partition without a commit is left out."""
-        if self._admin is None:
-            raise LogUnavailable("the log is not open; use it as `async with Log(...)`")
         give_up = asyncio.get_running_loop().time() + self._patience
         while True:
             try:
-                offsets = await asyncio.wait_for(self._admin.list_consumer_group_offsets(group), self._patience)
+                offsets = await asyncio.wait_for(self._cluster.list_consumer_group_offsets(group), self._patience)
                 break
             except (CoordinatorNotAvailableError, NotCoordinatorError) as error:
                 # A cluster that never had a group makes its offsets topic at the first question.
@@ -160,3 +165,4 @@ class Log:
                 position, moved = after, loop.time()
             elif loop.time() - moved > _STALLED:
                 raise LogUnavailable(f"{partition.topic}/{partition.partition} stands still at {position}, its end is {span.end}")
+        reader.pause(partition)

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from audit.auditor import Auditor, Target
 from audit.findings import CHECKS, Finding, Report
@@ -84,8 +85,8 @@ def show(report: Report, console: Console) -> None:
     console.print(checks)
     counts = report.counts
     console.print(
-        f"{counts['records']:,} records: {counts['facts']:,} facts, {counts['duplicates']:,} duplicates, {counts['conflicts']:,} conflicts, "
-        f"{counts['refused']:,} refused. {counts['orders']:,} orders"
+        f"{counts['records']:,} records: {counts['facts']:,} facts, {counts['duplicates']:,} duplicates, "
+        f"{counts['conflicts']:,} conflicts, {counts['refused']:,} refused. {counts['orders']:,} orders"
         + "".join(f", {report.checked[table]:,} rows of {table}" for table in report.checked if table.startswith("orders_"))
     )
     console.print(f"seen from {'the beginning' if not report.seen_from else _listed(report.seen_from)}; lag {report.lag:,}")
@@ -100,20 +101,24 @@ def show(report: Report, console: Console) -> None:
         )
     for notice in report.notices:
         console.print(f"[yellow]{notice}[/]", highlight=False)
-    _show_findings("Broken", "bold red", [each for each in report.findings if each.severity == "broken"], report.broken.total(), console)
+    _show_findings([each for each in report.findings if each.severity == "broken"], report.broken.total(), console)
     if report.clean:
         console.print("[bold green]clean[/]")
 
 
-def _show_findings(title: str, style: str, findings: list[Finding], whole: int, console: Console) -> None:
+def _show_findings(findings: list[Finding], whole: int, console: Console) -> None:
+    """Lines, not a table: ids and places are long, and someone copies them."""
     if not findings:
         return
-    table = Table(title=title, title_justify="left", title_style=style)
-    for heading in ("check", "order", "where", "expected", "found", "fact"):
-        table.add_column(heading, overflow="fold")
+    console.print(f"[bold red]{whole:,} broken[/]")
     for finding in findings:
-        table.add_row(finding.check, finding.order_id, finding.where, finding.expected, finding.found, finding.fact)
-    console.print(table, markup=False)
+        line = Text.assemble(("  " + finding.check, "bold"), f"  {finding.where}")
+        if finding.order_id:
+            line.append(f"  order {finding.order_id}", "cyan")
+        if finding.fact:
+            line.append(f"  by {finding.fact}", "dim")
+        line.append(f"\n      expected {finding.expected}\n      found    {finding.found}")
+        console.print(line, soft_wrap=True, highlight=False)
     if whole > len(findings):
         console.print(f"and {whole - len(findings):,} more; --max-findings keeps more")
 
