@@ -37,6 +37,8 @@ from stack import ports
 STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "redis")
 """Steps as streams.pipeline names them; the first four never wait, so their time is CPU time."""
 EVENTS_PER_ORDER = 4.08
+POLL_SECONDS = 0.25
+"""Asking a worker costs it some milliseconds: more often, and the measurement would measure itself."""
 
 
 @dataclass
@@ -167,7 +169,7 @@ class _Bench:
                 break
             if now - last_change > 120:
                 raise RuntimeError(f"the workers stand still at {records:,.0f} of {total:,} records")
-            time.sleep(0.02)
+            time.sleep(POLL_SECONDS)
         started, before, cpu_before = first
         cpu = self._cpu(workers)
         handled = seen - before["records"]

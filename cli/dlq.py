@@ -6,7 +6,8 @@ import asyncio
 import base64
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Annotated, Any, Final, NamedTuple
 
 import typer
@@ -138,12 +139,13 @@ def show_command(
         console.print(f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim")
 
 
-async def read(settings: Settings) -> AsyncIterator[DeadLetter]:
+async def read(settings: Settings) -> AsyncGenerator[DeadLetter, None]:
     """Every dead letter there is at the call, each partition's in order. Raises UserError when the topic doesn't exist."""
     async with _Reader(settings) as reader:
         for partition in reader.partitions:
-            async for letter in reader.letters(partition):
-                yield letter
+            async with aclosing(reader.letters(partition)) as letters:
+                async for letter in letters:
+                    yield letter
 
 
 def printable(text: str) -> str:
@@ -165,14 +167,6 @@ class _Reader:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=settings.brokers,
-            client_id="orders-dlq",
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            fetch_max_wait_ms=100,
-        )
         self._begins: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
 
@@ -180,6 +174,14 @@ class _Reader:
         state = (await topics.describe(self._settings)).get(DLQ)
         if state is None:
             raise UserError(f"topic {DLQ} doesn't exist on Kafka at {self._settings.kafka}; run orders init")
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._settings.brokers,
+            client_id="orders-dlq",
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            fetch_max_wait_ms=100,
+        )
         await self._consumer.start()
         found = [TopicPartition(DLQ, number) for number in range(state.partitions)]
         self._begins = await self._consumer.beginning_offsets(found)
@@ -193,7 +195,7 @@ class _Reader:
     def partitions(self) -> list[int]:
         return [partition.partition for partition in self._ends]
 
-    async def letters(self, partition: int, start: int | None = None) -> AsyncIterator[DeadLetter]:
+    async def letters(self, partition: int, start: int | None = None) -> AsyncGenerator[DeadLetter, None]:
         """A partition's dead letters from offset `start` (None: all) to the end; none when start lies outside."""
         place = TopicPartition(DLQ, partition)
         if place not in self._ends:
@@ -230,12 +232,13 @@ def _newest(letters: list[DeadLetter], limit: int) -> list[DeadLetter]:
 
 async def _find(settings: Settings, topic: str | None, partition: int, offset: int) -> DeadLetter | None:
     if topic is not None:
-        async for letter in read(settings):
-            if (letter.origin_topic, letter.origin_partition, letter.origin_offset) == (topic, partition, offset):
-                return letter
+        async with aclosing(read(settings)) as letters:
+            async for letter in letters:
+                if (letter.origin_topic, letter.origin_partition, letter.origin_offset) == (topic, partition, offset):
+                    return letter
         return None
-    async with _Reader(settings) as reader:
-        async for letter in reader.letters(partition, offset):
+    async with _Reader(settings) as reader, aclosing(reader.letters(partition, offset)) as letters:
+        async for letter in letters:
             return letter if letter.offset == offset else None
     return None
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from types import TracebackType
@@ -200,7 +199,7 @@ def _explain_one(error: BaseException) -> str | None:
         return _unreachable("redis", error)
     if isinstance(error, OSError):
         server = _connecting(error.__traceback__)
-        if server is not None and isinstance(error, ConnectionError | TimeoutError | socket.gaierror | OSError):
+        if server is not None:
             return _unreachable(server, error)
         if error.filename is not None and isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
             return f"{error.filename}: {error.strerror}; check the path"
@@ -209,7 +208,7 @@ def _explain_one(error: BaseException) -> str | None:
 
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
-    return f"ORDERS_{name}={problem['input']}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
+    return f"ORDERS_{name}={masked(str(problem['input']))}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
 
 
 def _explain_kafka(error: BaseException) -> str | None:

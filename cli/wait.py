@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from collections.abc import Callable
 from typing import Annotated, NamedTuple
@@ -62,7 +63,7 @@ def wait_command(
     else:
         left = ", ".join(f"{topic} {count:,}" for topic, count in outcome.left.items())
         nobody = "" if outcome.members else "; no worker is running: start one with orders worker"
-        console.print(f"orders: {lag:,} records are left after {outcome.seconds:.1f} s ({left}){nobody}", style="red", highlight=False)
+        print(f"orders: {lag:,} records are left after {outcome.seconds:.1f} s ({left}){nobody}", file=sys.stderr)
     if lag:
         raise typer.Exit(1)
 

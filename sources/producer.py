@@ -70,8 +70,8 @@ async def send(
         max_batch_size=BATCH_BYTES,
         max_request_size=MAX_REQUEST_BYTES,
     )
-    await producer.start()
     try:
+        await producer.start()
         sender = _Sender(producer, progress)
         started = time.monotonic()
         for chunk in _chunks(events) if rate is None else ():

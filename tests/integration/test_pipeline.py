@@ -1,0 +1,187 @@
+"""The whole pipeline against real servers: everything in, every row, derived event and dead letter looked at."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections import Counter, defaultdict
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from typing import Any
+from uuid import UUID, uuid5
+
+import asyncpg
+import pytest
+from redis.asyncio import Redis
+
+from cli.dlq import read
+from settings import Settings
+from sources import generator, olist, poison
+from sources.event import SourceEvent
+from sources.producer import send
+from tests.workers import audit, orders, processed, rows, worker
+
+
+async def test_generated_orders_end_as_an_independent_fold_says(fresh: Settings, tmp_path: Path) -> None:
+    history = list(generator.events(400, 11, generator.Shares(duplicates=0.1, shuffle=0.3, poison=0.02)))
+    with worker(tmp_path):
+        await send(fresh, history)
+        processed()
+        report = audit()
+        assert report["counts"]["orders"] >= 400
+        assert report["counts"]["duplicates"] > 0
+        assert report["dead_letters"]
+        before = await rows(fresh, physical=True)
+        await send(fresh, history)
+        processed()
+        assert await rows(fresh, physical=True) == before, "a second time changes no row"
+        audit()
+        async with Redis.from_url(fresh.redis) as redis:
+            await redis.flushdb()
+        await send(fresh, generator.events(20, 12))
+        processed()
+        audit()
+
+
+async def test_every_refusal_is_a_dead_letter_and_harms_no_neighbour(fresh: Settings, tmp_path: Path) -> None:
+    random = Random(5)
+    good = list(generator.events(30, 3, generator.Shares(0, 0, 0)))
+    created = next(event for event in good[: len(good) // 2] if event.topic == "order.created" and event.key is not None and event.value and event.value.startswith(b'{"order_id'))
+    anchor = poison.Anchor(json.loads(created.value or b""), created.time_us)
+    bad = [(each, each.make(random, anchor if each.needs_order else None)) for each in poison.POISONS.values()]
+    half = len(good) // 2
+    mixed: list[SourceEvent] = good[half:]
+    for _, event in bad:
+        mixed.insert(random.randrange(len(mixed)), event)
+    with worker(tmp_path):
+        await send(fresh, good[:half])  # the anchor among them: what a refusal for the order's sake needs
+        processed()
+        await send(fresh, mixed)
+        processed()
+        audit()
+    letters: defaultdict[tuple[bytes | None, bytes | None], list[Any]] = defaultdict(list)
+    async for letter in read(fresh):
+        letters[letter.key, letter.value].append(letter)
+    for each, event in bad:
+        found = letters[event.key, event.value]
+        assert [letter.reason for letter in found][:1] == [each.reason], f"{each.name}: {found}"
+        assert found[0].origin_topic == event.topic
+        assert list(found[0].headers)[: len(event.headers)] == list(event.headers), each.name
+    connection = await asyncpg.connect(fresh.postgres)
+    try:
+        assert await connection.fetchval("SELECT count(*) FROM orders_order") == 30
+    finally:
+        await connection.close()
+
+
+async def test_faust_runs_the_same_app(fresh: Settings, tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = (sys.executable, "-m", "faust", "--workdir", str(root), "-A", "app", "worker", "-l", "info", "--without-web")
+    with worker(tmp_path, "faust", command) as faust:
+        await send(fresh, generator.events(50, 4))
+        processed()
+        audit()
+        assert faust.terminate() == 0
+
+
+async def test_show_tells_a_story(fresh: Settings, tmp_path: Path) -> None:
+    with worker(tmp_path):
+        await send(fresh, generator.events(20, 6, generator.Shares(0, 0, 0)))
+        processed()
+        connection = await asyncpg.connect(fresh.postgres)
+        try:
+            row = await connection.fetchrow("SELECT id::text, status::text, version FROM orders_order ORDER BY version DESC LIMIT 1")
+        finally:
+            await connection.close()
+        assert row is not None
+        told = json.loads(orders("show", row["id"], "--json").stdout)
+        assert (told["status"], told["version"]) == (row["status"], row["version"])
+        assert len(told["facts"]) == row["version"] + len(told["refunds"])
+        assert told["why"]
+        text = orders("show", row["id"].replace("-", "").upper())
+        assert text.returncode == 0
+        assert row["status"] in text.stdout
+        unknown = orders("show", "00000000-0000-0000-0000-000000000000")
+        assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
+
+
+@pytest.mark.olist
+async def test_olist_equals_a_fold_written_here(fresh: Settings, tmp_path: Path) -> None:
+    folder = Path(os.environ["ORDERS_OLIST"])
+    with worker(tmp_path, "w1"), worker(tmp_path, "w2"):
+        await send(fresh, olist.events(folder))
+        processed()
+    expected = _olist_rows(folder)
+    connection = await asyncpg.connect(fresh.postgres)
+    try:
+        found = {
+            row["id"]: (row["status"], row["total_amount"], row["region"], str(row["user_id"]), row["version"])
+            for row in await connection.fetch("SELECT id, status::text, total_amount, region, user_id, version FROM orders_order")
+        }
+        items = {
+            row["id"]: (row["price"], row["shipping_amount"], str(row["seller_id"]))
+            for row in await connection.fetch("SELECT id, price, shipping_amount, seller_id FROM orders_order_item")
+        }
+        shipments = {
+            row["id"]: row["status"] for row in await connection.fetch("SELECT id, status::text FROM orders_shipment")
+        }
+    finally:
+        await connection.close()
+    assert found == expected["orders"]
+    assert items == expected["items"]
+    assert shipments == expected["shipments"]
+    dead = Counter([letter.reason async for letter in read(fresh)])
+    assert dead == {"field_malformed": expected["empty"]}
+    audit()
+
+
+def _olist_rows(folder: Path) -> dict[str, Any]:
+    """The four tables after all of Olist's events, straight from the files: no code of the project is used."""
+
+    def table(name: str) -> list[dict[str, str]]:
+        with (folder / f"olist_{name}_dataset.csv").open(encoding="utf-8-sig", newline="") as file:
+            return list(csv.DictReader(file))
+
+    customers = {row["customer_id"]: row for row in table("customers")}
+    lines: defaultdict[str, list[dict[str, str]]] = defaultdict(list)
+    payments: defaultdict[str, list[Decimal]] = defaultdict(list)
+    for row in table("order_items"):
+        lines[row["order_id"]].append(row)
+    for row in table("order_payments"):
+        if Decimal(row["payment_value"]) > 0:
+            payments[row["order_id"]].append(Decimal(row["payment_value"]))
+    expected: dict[str, Any] = {"orders": {}, "items": {}, "shipments": {}, "empty": 0}
+    for row in table("orders"):
+        order_id = UUID(row["order_id"])
+        own = lines[row["order_id"]]
+        if not own:
+            expected["empty"] += 1
+            continue
+        total = sum((Decimal(line["price"]) + Decimal(line["freight_value"]) for line in own), Decimal(0))
+        captured = payments[row["order_id"]] if row["order_approved_at"] else []
+        sellers = {UUID(line["seller_id"]) for line in own}
+        carried, delivered = bool(row["order_delivered_carrier_date"]), bool(row["order_delivered_customer_date"])
+        status = "pending"
+        if sum(captured, Decimal(0)) >= total:
+            status = "confirmed"
+        if carried:
+            status = "shipped"
+        if delivered:
+            status = "delivered"
+        version = 1 + len(captured) + len(sellers) * (carried + delivered)
+        customer = customers[row["customer_id"]]
+        user_id = str(UUID(customer["customer_unique_id"]))
+        expected["orders"][order_id] = (status, total, customer["customer_state"], user_id, version)
+        for line in own:
+            expected["items"][uuid5(order_id, line["order_item_id"])] = (
+                Decimal(line["price"]),
+                Decimal(line["freight_value"]),
+                str(UUID(line["seller_id"])),
+            )
+        if carried or delivered:
+            for seller in sellers:
+                expected["shipments"][uuid5(order_id, str(seller))] = "delivered" if delivered else "in_transit"
+    return expected

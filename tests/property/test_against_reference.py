@@ -1,0 +1,344 @@
+"""The pipeline's domain (decode, fold, rows) against audit.reference, written from the contract alone: the same verdicts, rows, events.
+
+A history becomes wire records; both sides read those. Refund decisions are made by the fold and read by both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from random import Random
+from typing import Any, NamedTuple
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audit import reference
+from domain import effects, events, ids, money, rows, times
+from domain.effects import Derived, LateRefusal
+from domain.errors import Refused
+from domain.events import Event
+from domain.fold import fold
+from domain.order import (
+    RETURN_STATUS,
+    SHIPMENT_STATUS,
+    Cancellation,
+    Created,
+    Order,
+    Origin,
+    Payment,
+    PaymentFailure,
+    RefundReply,
+    ReturnStage,
+    Scan,
+    StockReply,
+)
+from domain.survey import anomalies
+from sources import generator
+from sources.poison import POISONS
+from tables import codec
+from tests.property.histories import SAME_IN_ANY_ORDER, histories
+
+ANOMALIES = {
+    "overpaid": "captured_above_total",
+    "over_returned": "returned_above_quantity",
+    "moved_though_gone": "in_transit_above_stock",
+    "reservation_unknown": "reservation_unknown",
+    "refund_failed": "refund_failed",
+    "refund_uncovered": "refund_not_covered",
+    "refund_contradicted": "decision_contradicted",
+}
+"""Our code -> the reference's, as far as both have them."""
+
+
+HOUR = 3_600_000_000
+
+
+class Record(NamedTuple):
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+# -- a history on the wire ----------------------------------------------------------------------------------------------
+
+
+def record(event: Event) -> Record:
+    """The record that an upstream service sends for this event."""
+    order_id = ids.text(event.order_id)
+    attributes = {"specversion": "1.0", "id": event.id, "source": "/tests", "type": event.type, "time": times.text(event.time)}
+    headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
+    data = {name: value for name, value in wire(event.fact).items() if value is not None}
+    return Record(event.type, order_id.encode(), json.dumps({"order_id": order_id, **data}).encode(), headers)
+
+
+def wire(fact: Any) -> dict[str, Any]:
+    match fact:
+        case Created():
+            return {
+                "user_id": ids.text(fact.user_id),
+                "region": fact.region,
+                "currency": fact.currency,
+                "total_amount": money.text(fact.total, 2),
+                "discount_amount": None if fact.discount is None else money.text(fact.discount, 2),
+                "items": [
+                    {
+                        "item_id": ids.text(item.item_id),
+                        "product_id": ids.text(item.product_id),
+                        "seller_id": ids.text(item.seller_id),
+                        "sku": item.sku,
+                        "quantity": item.quantity,
+                        "price": money.text(item.price, 2),
+                        **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, 2)}),
+                    }
+                    for item in fact.items
+                ],
+            }
+        case Payment():
+            return {"payment_id": ids.text(fact.payment_id), "amount": money.text(fact.amount, 2), "currency": fact.currency}
+        case PaymentFailure():
+            return {"payment_id": ids.text(fact.payment_id), "reason": fact.reason}
+        case StockReply():
+            return {"seller_id": ids.text(fact.seller_id), "reservation_id": ids.text(fact.reservation_id), "items": quantities(fact.items)}
+        case Cancellation():
+            return {"seller_id": None if fact.seller_id is None else ids.text(fact.seller_id), "reason": fact.reason}
+        case Scan():
+            return {
+                "shipment_id": ids.text(fact.shipment_id),
+                "seller_id": ids.text(fact.seller_id),
+                "status": SHIPMENT_STATUS[fact.rank],
+                "tracking_number": fact.tracking_number,
+                "items": quantities(fact.items),
+            }
+        case ReturnStage():
+            return {
+                "return_id": ids.text(fact.return_id),
+                "status": RETURN_STATUS[fact.status],
+                "item_id": ids.text(fact.item_id),
+                "quantity": fact.quantity,
+                "reason": fact.reason,
+                "restock": fact.restock,
+            }
+        case RefundReply():
+            return {"refund_id": ids.text(fact.refund_id)}
+    raise AssertionError(f"no wire form of {fact}")
+
+
+def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | None:
+    return None if items is None else [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in items]
+
+
+# -- both sides -----------------------------------------------------------------------------------------------------------
+
+
+class Told(NamedTuple):
+    """What one side says of one order."""
+
+    rows: dict[str, list[tuple[Any, ...]]]
+    refused: Counter[str]
+    commands: dict[tuple[str, str], Any]
+    refunds: dict[tuple[str, str], Any]
+    anomalies: set[str]
+    version: int
+
+
+class Ours:
+    """The pipeline's domain: every record decoded and folded, state going through bytes; decisions come back every `pace` records."""
+
+    def __init__(self, pace: int) -> None:
+        self.pace = pace
+        self.states: dict[bytes, bytes] = {}
+        self.decided: list[Record] = []
+        self.back: deque[Record] = deque()
+        self.derived: dict[bytes, list[Derived]] = defaultdict(list)
+        self.refused: dict[bytes, set[tuple[Any, ...]]] = defaultdict(set)
+        self.verdicts: list[str] = []
+
+    def take_all(self, records: Iterable[Record]) -> Ours:
+        for n, each in enumerate(records):
+            self.verdicts.append(self._take(each))
+            if n % self.pace == 0 and self.back:
+                self._take(self.back.popleft())
+        while self.back:
+            self._take(self.back.popleft())
+        return self
+
+    def _take(self, each: Record) -> str:
+        try:
+            event = events.decode(each.topic, each.headers, each.value)
+        except Refused as refused:
+            return refused.code
+        raw = self.states.get(event.order_id)
+        order = Order() if raw is None else codec.decode(raw)
+        folded = fold(order, event, Origin(each.topic, 0, 0))
+        if folded.changed:
+            self.states[event.order_id] = codec.encode(order)
+        for effect in folded.effects:
+            if isinstance(effect, LateRefusal):
+                self.refused[event.order_id].add((effect.code, effect.type, *map(hashable, effect.fact.key())))  # type: ignore[attr-defined]
+            else:
+                self._leave(event, effect)
+        if folded.refused is not None and folded.refused[0] != "key_conflict":
+            self.refused[event.order_id].add((folded.refused[0], event.type, *map(hashable, event.fact.key())))  # type: ignore[union-attr]
+        return "ok" if folded.refused is None else folded.refused[0]
+
+    def _leave(self, event: Event, effect: Derived) -> None:
+        if effect.type == "refund.decided":
+            value, headers = effects.encode(effect, event.order_id, effects.headers_of(event))
+            each = Record(effect.topic, None, value, headers)
+            self.decided.append(each)
+            self.back.append(each)
+        else:
+            self.derived[event.order_id].append(effect)
+
+    def told(self, order_id: bytes) -> Told:
+        order = codec.decode(self.states[order_id])
+        text = ids.text(order_id)
+        found: dict[str, list[tuple[Any, ...]]] = {
+            name: [] for name in ("orders_order", "orders_order_item", "orders_shipment", "orders_return")
+        }
+        if order.created is not None:
+            found = {
+                "orders_order": [rows.order_row(text, order)],
+                "orders_order_item": rows.item_rows(text, order),
+                "orders_shipment": rows.shipment_rows(text, order),
+                "orders_return": rows.return_rows(text, order),
+            }
+        kept = [(each.type, msgspec.json.decode(msgspec.json.encode(each.data))) for each in self.derived[order_id] if each.type in OUR_IDS]
+        published = [(type_, data[OUR_IDS[type_]], data) for type_, data in kept]
+        return Told(
+            {name: sorted(each, key=repr) for name, each in found.items()},
+            Counter(code for code, *_ in self.refused[order_id]),
+            {(type_, made): data for type_, made, data in published if type_ in SAME_IN_ANY_ORDER},
+            {(type_, made): data for type_, made, data in published if type_ == "refund.request"},
+            {ANOMALIES[code] for text in anomalies(order, order_id) if (code := text.partition(":")[0]) in ANOMALIES},
+            order.version,
+        )
+
+
+def hashable(value: Any) -> Any:
+    return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
+
+
+OUR_IDS = {
+    "suborder.created": "suborder_id",
+    "stock.reserve": "reservation_id",
+    "payment.initiate": "payment_request_id",
+    "stock.restock": "restock_id",
+    "refund.request": "refund_id",
+}
+"""Type -> the field of its data that tells one from another."""
+
+
+class Theirs:
+    """The reference: facts by order, and what they amount to."""
+
+    def __init__(self) -> None:
+        self.orders: dict[str, reference.Order] = {}
+        self.verdicts: list[str] = []
+
+    def take_all(self, records: Iterable[Record], decided: Iterable[Record]) -> Theirs:
+        for each in records:
+            parsed = reference.parse(each.topic, each.key, each.value, each.headers)
+            if isinstance(parsed, reference.Refusal):
+                self.verdicts.append(parsed.code)
+            else:
+                order = self.orders.setdefault(parsed.order_id, reference.Order(parsed.order_id))
+                first = next(iter(order.candidates.get(parsed.key, ())), None)
+                order.add(parsed)
+                self.verdicts.append("ok" if first is None or first.fact.content == parsed.content else "key_conflict")
+        for each in decided:
+            decision = reference.parse_decision(each.value, each.headers)
+            assert isinstance(decision, reference.Decision), decision
+            self.orders[decision.order_id].decide(decision)
+        return self
+
+    def told(self, order_id: str) -> Told:
+        reading = self.orders[order_id].reading()
+        derived = reading.derived()
+        return Told(
+            {name: sorted(each, key=repr) for name, each in reading.rows().items()},
+            Counter(refusal.code for refusal in reading.refused.values()),
+            {key: data for key, data in derived.items() if key[0] in SAME_IN_ANY_ORDER},
+            {key: data for key, data in derived.items() if key[0] == "refund.request"},
+            {each.code for each in reading.anomalies()} & set(ANOMALIES.values()),
+            reading.version,
+        )
+
+
+def without_extras(ours: Any, theirs: Any) -> Any:
+    """Ours with only the fields that the contract names (more may be added to them)."""
+    if isinstance(theirs, dict):
+        return {name: without_extras(ours[name], theirs[name]) for name in theirs if name in ours}
+    if isinstance(theirs, list):
+        return [without_extras(mine, other) for mine, other in zip(ours, theirs, strict=True)]
+    return ours
+
+
+def compare(records: list[Record], pace: int) -> None:
+    ours = Ours(pace).take_all(records)
+    theirs = Theirs().take_all(records, ours.decided)
+    refused = {"order_currency", "order_item", "order_seller"}
+    # A refusal for the order's sake is judged below, by key: when it is told depends on what came first.
+    assert ["ok" if code in refused else code for code in ours.verdicts] == theirs.verdicts
+    assert {ids.text(order_id) for order_id in ours.states} == set(theirs.orders)
+    for order_id in ours.states:
+        mine, other = ours.told(order_id), theirs.told(ids.text(order_id))
+        assert mine.rows == other.rows
+        assert mine.version == other.version
+        assert mine.refused == other.refused
+        assert mine.anomalies == other.anomalies
+        for here, there in ((mine.commands, other.commands), (mine.refunds, other.refunds)):
+            assert set(here) == set(there)
+            assert {key: without_extras(data, there[key]) for key, data in here.items()} == there
+
+
+@settings(max_examples=400, deadline=None)
+@given(histories(), st.randoms(use_true_random=False), st.integers(1, 5))
+def test_random_histories(history: list[Event], random: Any, pace: int) -> None:
+    records = [record(event) for event in history]
+    records += [each for each in records if random.random() < 0.2]
+    # A repetition with another time: only of a scan is that another fact.
+    records += [
+        record(event._replace(time=max(0, event.time + shift)))
+        for event in history
+        if (shift := random.randrange(-9, 9) * HOUR) and random.random() < 0.3
+    ]
+    random.shuffle(records)
+    compare(records, pace)
+
+
+@settings(max_examples=200, deadline=None)
+@given(histories(), histories(), st.randoms(use_true_random=False))
+def test_conflicting_histories(history: list[Event], rival: list[Event], random: Any) -> None:
+    """Two histories of one order: many known keys with other content, of which the first in the log stays."""
+    records = [record(event) for event in (*history, *rival)]
+    random.shuffle(records)
+    compare(records, 1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_generated_orders(seed: int) -> None:
+    shares = generator.Shares(duplicates=0.1, shuffle=0.2)
+    records = [Record(each.topic, each.key, each.value, each.headers) for each in generator.events(150, seed, shares)]
+    compare(list(shuffled(records, Random(seed))), 3)
+
+
+def shuffled(records: list[Record], rng: Random) -> Iterator[Record]:
+    """The generator displaces records; here those of a window change their places too."""
+    for start in range(0, len(records), 200):
+        window = records[start : start + 200]
+        rng.shuffle(window)
+        yield from window
+
+
+@pytest.mark.parametrize("poison", [each for each in POISONS.values() if not each.needs_order], ids=lambda each: each.name)
+def test_poison_is_refused_by_both(poison: Any) -> None:
+    made = poison.make(Random(1))
+    ours = Ours(1).take_all([Record(made.topic, made.key, made.value, made.headers)])
+    theirs = Theirs().take_all([Record(made.topic, made.key, made.value, made.headers)], [])
+    assert ours.verdicts == theirs.verdicts == [poison.reason]

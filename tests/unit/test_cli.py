@@ -1,0 +1,216 @@
+"""The command line towards a person: one line for what can be mended, the right exit code, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+import pytest
+from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from cli import dlq, main
+from cli.errors import UserError
+from settings import get_settings
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def orders(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run one command line in this process -> exit code, stdout, stderr."""
+
+    def run(*args: str, **environment: str) -> tuple[int, str, str]:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        get_settings.cache_clear()
+        try:
+            code = main.run(list(args))
+        finally:
+            get_settings.cache_clear()
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def closed_port() -> str:
+    """An address where nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def one_line(err: str) -> str:
+    assert err.startswith("orders: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (("frobnicate",), "No such command 'frobnicate'; see orders --help"),
+        (("setting",), "Did you mean 'settings'?"),
+        (("settings", "--wrong"), "No such option: --wrong"),
+        (("generate", "--orders", "many"), "'--orders'"),
+        (("generate", "--orders", "0"), "'--orders'"),
+        (("generate", "--poison", "2"), "'--poison'"),
+        (("generate", "--rate", "0"), "'--rate'"),
+        (("wait", "--timeout", "-1"), "'--timeout'"),
+        (("init", "--partition-by", "mood"), "'--partition-by'"),
+        (("replay", "olist"), "'DIR'"),
+        (("replay", "ebay"), "No such command 'ebay'; see orders replay --help"),
+        (("dlq", "list", "--reason", "boredom"), "no reason code 'boredom'; one of not_json, "),
+        (("dlq", "list", "--topic", "orders"), "no dead letter comes from a topic 'orders'"),
+        (("dlq", "show", "17"), "'17' is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET"),
+        (("dlq", "show", "0:x"), "'0:x' is neither"),
+        (("replay", "olist", "/nowhere/at/all"), "/nowhere/at/all: no such folder"),
+    ],
+)
+def test_wrong_usage(orders: Run, args: tuple[str, ...], says: str) -> None:
+    code, out, err = orders(*args)
+    assert (code, out) == (2, "")
+    assert says in one_line(err)
+
+
+def test_a_missing_file_is_named(orders: Run, tmp_path: Path) -> None:
+    code, _, err = orders("replay", "olist", str(tmp_path))
+    assert code == 2
+    assert f"{tmp_path / 'olist_customers_dataset.csv'}: no such file" in one_line(err)
+
+
+@pytest.mark.parametrize("args", [("init",), ("generate",), ("wait",), ("dlq", "list"), ("dlq", "show", "0:0")])
+def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
+    code, out, err = orders(*args, ORDERS_KAFKA=closed_port)
+    assert (code, out) == (2, "")
+    assert f"cannot reach Kafka at {closed_port}" in one_line(err)
+    assert "orders stack up" in err
+    assert "ORDERS_KAFKA" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("ORDERS_KAFKA", "localhost", "'localhost' is not host:port"),
+        ("ORDERS_PARTITIONS", "four", "ORDERS_PARTITIONS=four: "),
+        ("ORDERS_POSTGRES", "mysql://u:secret@h/d", "must look like postgresql://"),
+    ],
+)
+def test_a_setting_that_cannot_be_used(orders: Run, name: str, value: str, says: str) -> None:
+    code, out, err = orders("settings", **{name: value})
+    assert (code, out) == (2, "")
+    assert says in one_line(err)
+    assert "secret" not in err
+
+
+def test_settings_are_all_there_and_passwords_are_not(orders: Run) -> None:
+    environment = {"ORDERS_POSTGRES": "postgresql://u:secret@h:1/d", "ORDERS_PARTITIONS": "8"}
+    code, out, err = orders("settings", "--json", **environment)
+    assert (code, err) == (0, "")
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert list(rows) == [f"ORDERS_{name.upper()}" for name in type(get_settings()).model_fields]
+    assert rows["ORDERS_POSTGRES"]["value"] == "postgresql://u:***@h:1/d"
+    assert (rows["ORDERS_PARTITIONS"]["value"], rows["ORDERS_PARTITIONS"]["default"], rows["ORDERS_PARTITIONS"]["set"]) == (8, 4, True)
+    assert all(row["description"] for row in rows.values())
+    code, out, _ = orders("settings", **environment)
+    assert code == 0
+    assert "ORDERS_PARTITIONS = 8" in out
+    assert "secret" not in out
+
+
+@pytest.mark.parametrize("name", [sub.name for sub in main.SUBCOMMANDS])
+def test_every_subcommand_is_where_the_table_says(orders: Run, name: str) -> None:
+    code, out, err = orders(name, "--help")
+    assert (code, err) == (0, "")
+    assert f"Usage: orders {name}" in out
+
+
+def test_help_lists_every_subcommand_without_importing_it(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(main, "load", lambda sub: pytest.fail(f"imported {sub.module}"))
+    for args in ((), ("--help",)):
+        code, out, err = orders(*args)
+        assert (code, err) == (0, "")
+        assert all(f" {sub.name} " in out and sub.help[:20] in out for sub in main.SUBCOMMANDS)
+
+
+def test_ctrl_c_is_quiet(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cli.settings.table", interrupt)
+    assert orders("settings") == (130, "", "")
+
+
+def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("ours")
+
+    monkeypatch.setattr("cli.settings.table", broken)
+    with pytest.raises(KeyError, match="ours"):
+        orders("settings")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (UserError("mend it"), "mend it"),
+        (ExceptionGroup("tasks", [ValueError(), UserError("mend it")]), "mend it"),
+        (KafkaConnectionError("no"), "cannot reach Kafka at "),
+        (UnknownTopicOrPartitionError("x"), "run orders init"),
+        (RedisConnectionError("no"), "cannot reach Redis at "),
+        (asyncpg.UndefinedTableError("orders_order"), "run orders init"),
+        (asyncpg.InvalidPasswordError("no"), "check ORDERS_POSTGRES"),
+        (FileNotFoundError(2, "No such file", "here.csv"), "here.csv: No such file; check the path"),
+        (ValueError("ours"), None),
+        (OSError("ours"), None),
+    ],
+)
+def test_explanations(error: BaseException, says: str | None) -> None:
+    line = main.explain(error)
+    assert line is None if says is None else says in (line or "")
+
+
+async def test_a_refused_connection_names_the_server_whose_client_it_was(closed_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"postgresql://u:secret@{closed_port}/d"
+    monkeypatch.setenv("ORDERS_POSTGRES", url)
+    get_settings.cache_clear()
+    with pytest.raises(OSError, match="Connect") as caught:
+        await asyncpg.connect(url)
+    line = main.explain(caught.value) or ""
+    get_settings.cache_clear()
+    assert f"cannot reach Postgres at postgresql://u:***@{closed_port}/d" in line
+    assert "ORDERS_POSTGRES" in line
+
+
+def test_a_cause_is_found_behind_what_hides_it() -> None:
+    try:
+        try:
+            raise KafkaConnectionError("no")
+        except KafkaConnectionError as error:
+            raise RuntimeError("while starting") from error
+    except RuntimeError as error:
+        line = main.explain(error)
+    assert line is not None
+    assert "cannot reach Kafka" in line
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (b'{"a":[1,"x"]}', '{\n  "a": [\n    1,\n    "x"\n  ]\n}'),
+        (b'{"a":1.10}', '{"a":1.10}'),  # indenting would print 1.1
+        (b'{"a":1e400}', '{"a":1e400}'),
+        (b'{"a":NaN}', '{"a":NaN}'),
+        (b'{"a":1,"a":2}', '{"a":1,"a":2}'),
+        (b"\xff\x1b[31mred\x00", r"\xff\x1b[31mred\x00"),
+        ("a\u202eb".encode(), r"a\u202eb"),
+        (b"[" * 100_000, "[" * 100_000),
+    ],
+)
+def test_a_value_is_shown_without_loss_and_without_harm(value: bytes, shown: str) -> None:
+    assert dlq.pretty(value) == shown
