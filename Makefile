@@ -71,7 +71,7 @@ bench: $(STAMP) ## Measure events/s, latency and where the time goes
 	$(BIN)/orders bench
 
 docs: $(STAMP) ## Write docs/events.md anew from the code
-	$(BIN)/python -m cli.docs
+	$(BIN)/python -c "from cli.main import main; main()" events > docs/events.md
 
 requirements: ## Compile requirements*.txt anew from pyproject.toml (needs uv)
 	command -v uv >/dev/null || { echo "uv is needed to compile requirements: pip install uv" >&2; exit 1; }

@@ -4,8 +4,8 @@
                                                              │   └─► Postgres ─► state (changelog, RocksDB) ─► Redis ─► ack
                                                              └─ one order's facts: domain/
 
-An order's events share a key, so they share a partition number, and one lane per partition number reads all input topics: no order is ever folded by
-two at once. What a lane does with a batch: streams/pipeline.py. What happens when something dies: docs/delivery.md.
+An order's events share a key, so they share a partition number, and one lane per partition number reads all input topics: no order
+is ever folded by two at once. What a lane does with a batch: streams/pipeline.py. What happens when something dies: docs/delivery.md.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ class OrdersApp(BatchApp):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, writes=(*DERIVED, DLQ))
-        self.postgres = PostgresSink(settings)
-        self.cache = RedisSink(settings)
+        self.rows_sink = PostgresSink(settings)
+        self.cache_sink = RedisSink(settings)
 
     async def on_first_start(self) -> None:
         """Open the sinks. Raises what asyncpg raises if Postgres isn't there; Redis may be away."""
-        await self.postgres.start()
-        await self.cache.start()
+        await self.rows_sink.start()
+        await self.cache_sink.start()
         await super().on_first_start()
 
     async def on_shutdown(self) -> None:
         """Close the sinks: by now no lane is open."""
         await super().on_shutdown()
-        await self.cache.close()
-        await self.postgres.close()
+        await self.cache_sink.close()
+        await self.rows_sink.close()
 
 
 def create_app(settings: Settings) -> OrdersApp:
     """The pipeline, ready to be started by `orders worker` or `faust -A app worker`. Connects to nothing yet."""
     app = OrdersApp(settings)
     state = app.state_table("state", version_of)
-    pipeline = Pipeline(settings, state, app.postgres, app.cache)
+    pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 
     @app.lane(LANE, max_records=settings.batch_records)
     async def lane(batch: LaneBatch) -> None:

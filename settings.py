@@ -33,7 +33,10 @@ class Settings(BaseSettings):
         4, ge=1, le=1024, description="Partitions of every topic at `orders init`: the lanes, so the most workers that can share the work."
     )
     replication: int | None = Field(
-        None, ge=1, le=9, description="Replicas of every topic at `orders init`. Unset: min(3, brokers); min.insync.replicas is one less, at least 1."
+        None,
+        ge=1,
+        le=9,
+        description="Replicas of every topic at `orders init`. Unset: min(3, brokers); min.insync.replicas is one less, at least 1.",
     )
     postgres_partitions: int = Field(8, ge=1, le=1024, description="Hash partitions of each Postgres table at `orders init`.")
 
@@ -46,19 +49,27 @@ class Settings(BaseSettings):
     )
     pending_bytes: int = Field(16 << 20, ge=1 << 20, description="The same in bytes.")
     commit_interval: float = Field(
-        0.7, gt=0, le=60, description="Seconds between offset commits. A crash replays that much at most; each replayed record is a duplicate."
+        0.7,
+        gt=0,
+        le=60,
+        description="Seconds between offset commits. A crash replays that much at most; each replayed record is a duplicate.",
     )
     producer_linger_ms: int = Field(0, ge=0, le=1000, description="Milliseconds the producer waits for more. Batches are built by hand: 0.")
 
     # -- failure -----------------------------------------------------------------------------------------------
     session_timeout: float = Field(
-        6.0, ge=6, le=300, description="Seconds without a heartbeat after which Kafka gives a worker's partitions away (its outage after kill -9)."
+        6.0,
+        ge=6,
+        le=300,
+        description="Seconds without a heartbeat after which Kafka gives a worker's partitions away (its outage after kill -9).",
     )
     heartbeat_interval: float = Field(1.0, gt=0, description="Seconds between heartbeats; at most a third of session_timeout.")
     retry_first: float = Field(0.05, gt=0, description="Seconds before the first retry after a temporary failure; doubles each time.")
     retry_longest: float = Field(2.0, gt=0, description="The longest pause between retries, in seconds.")
     retry_limit: float = Field(
-        300.0, gt=0, description="Seconds after which a batch that keeps failing ends the worker, unacknowledged, for its supervisor to restart."
+        300.0,
+        gt=0,
+        description="Seconds after which a batch that keeps failing ends the worker, unacknowledged, for its supervisor to restart.",
     )
     drain_timeout: float = Field(10.0, gt=0, description="Seconds that SIGTERM or a rebalance waits for batches in flight.")
     stall_timeout: float = Field(120.0, gt=0, description="Seconds without progress after which a worker ends itself rather than hang.")
@@ -68,7 +79,9 @@ class Settings(BaseSettings):
     postgres_pool: int = Field(4, ge=1, le=64, description="Connections of one worker to Postgres: lanes that can commit at the same time.")
     postgres_connect_timeout: float = Field(5.0, gt=0, description="Seconds until a connection to Postgres is given up and tried again.")
     postgres_statement_timeout: float = Field(
-        30.0, gt=0, description="Seconds until a batch's transaction is given up and tried again. Far above the 0.1 s that a full batch takes."
+        30.0,
+        gt=0,
+        description="Seconds until a batch's transaction is given up and tried again. Far above the 0.1 s that a full batch takes.",
     )
     cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds an order stays in Redis while a parcel moves.")
     cache_ttl_settled: int = Field(1800, ge=600, le=1800, description="Seconds an order stays in Redis once nothing is expected to change.")

@@ -31,8 +31,7 @@ from settings import Settings
 from sources.event import SourceEvent
 from sources.generator import workload
 from sources.producer import send
-from stack import Stack
-from stack import ports
+from stack import Stack, ports
 
 STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "redis")
 """Steps as streams.pipeline names them; the first four never wait, so their time is CPU time."""
@@ -205,7 +204,10 @@ class _Bench:
         deadline = time.monotonic() + 60
         connection = await asyncpg.connect(self.settings.postgres)
         try:
-            query = "SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS at FROM orders_order WHERE id = ANY($1::uuid[])"
+            query = (
+                "SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS at"
+                " FROM orders_order WHERE id = ANY($1::uuid[])"
+            )
             while True:
                 rows = await connection.fetch(query, list(sent_at))
                 waits = sorted((row["at"] - sent_at[row["id"]]) * 1000 for row in rows)
@@ -233,7 +235,11 @@ class _Bench:
         finally:
             await connection.close()
         local = sum(path.stat().st_size for path in self.settings.data.rglob("*") if path.is_file())
-        return {"orders": orders, "postgres_bytes_per_order": round(int(database) / orders), "local_state_bytes_per_order": round(local / orders)}
+        return {
+            "orders": orders,
+            "postgres_bytes_per_order": round(int(database) / orders),
+            "local_state_bytes_per_order": round(local / orders),
+        }
 
     def _recovery(self) -> dict[str, Any]:
         started = time.monotonic()
@@ -245,7 +251,10 @@ class _Bench:
             return {"seconds_from_nothing": round(time.monotonic() - started, 2)}
 
     def _conditions(self, records: int) -> dict[str, Any]:
-        cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown")
+        cpu = next(
+            (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+            "unknown",
+        )
         return {
             "workload": {"orders": self.plan.orders, "events": records, "spread": self.plan.spread, "seed": self.plan.seed},
             "workers": self.plan.workers,

@@ -16,7 +16,9 @@ from cli.errors import UserError
 
 def bench_command(
     orders: Annotated[int, typer.Option(min=1_000, help="Orders to drain; each has about four events.")] = 60_000,
-    spread: Annotated[int, typer.Option(min=1, help="Orders that lie between two events of an order: how rarely a batch meets an order twice.")] = 50_000,
+    spread: Annotated[
+        int, typer.Option(min=1, help="Orders that lie between two events of an order: how rarely a batch meets an order twice.")
+    ] = 50_000,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 1,
     rate: Annotated[int, typer.Option(min=10, help="Events a second while latency is measured.")] = 500,
     seconds: Annotated[int, typer.Option(min=5, help="Seconds for which latency is measured.")] = 30,
@@ -48,13 +50,17 @@ def bench_command(
 def _print(result: dict[str, Any]) -> None:
     console = Console()
     console.print(f"\n[bold]{result['events_per_second']:,.0f} events/s[/bold]   {result['events']:,} events in {result['seconds']:.1f} s")
-    console.print(f"latency at {result['latency_rate']} events/s: p50 [bold]{result['p50_ms']} ms[/bold], p99 [bold]{result['p99_ms']} ms[/bold]")
+    console.print(
+        f"latency at {result['latency_rate']} events/s: p50 [bold]{result['p50_ms']} ms[/bold], p99 [bold]{result['p99_ms']} ms[/bold]"
+    )
     table = Table(title="CPU microseconds an event", title_justify="left", show_edge=False)
     for name in result["cpu_us_per_event"]:
         table.add_column(name, justify="right")
     table.add_row(*(str(value) for value in result["cpu_us_per_event"].values()))
     console.print(table)
-    steps = Table(title="Microseconds an event in each step, waiting included (the first four never wait)", title_justify="left", show_edge=False)
+    steps = Table(
+        title="Microseconds an event in each step, waiting included (the first four never wait)", title_justify="left", show_edge=False
+    )
     for name in result["step_us_per_event"]:
         steps.add_column(name, justify="right")
     steps.add_row(*(str(value) for value in result["step_us_per_event"].values()))

@@ -61,7 +61,7 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
 
     try:
         with console.status("starting Kafka, PostgreSQL and Valkey from packages") as status:
-            stack = Stack.start(folder, progress=lambda message: status.update(message))
+            stack = Stack.start(folder, progress=status.update)
     except StackError as error:
         raise UserError(str(error)) from None
     worker: subprocess.Popen[bytes] | None = None
@@ -87,7 +87,9 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
                 stack.purge() if not keep else stack.stop()
     if keep:
         flag = "" if folder == Path(".stack") else f" --dir {folder}"
-        console.print(f'\nIt all still runs. For this shell: [bold]eval "$(orders stack env{flag})"[/bold], then orders generate, show, audit, dlq list.')
+        console.print(
+            f'\nIt all still runs. For this shell: [bold]eval "$(orders stack env{flag})"[/bold], then orders generate, show, audit ...'
+        )
         console.print("Stop it with [bold]make down[/bold].")
     else:
         console.print("\nEverything is stopped again. [bold]make up[/bold] leaves it running, [bold]make test[/bold] proves it.")
@@ -105,7 +107,9 @@ def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     _terminate(_left_worker(folder))
     log = folder / "worker.log"
     with log.open("wb") as out:
-        worker = subprocess.Popen([*_ORDERS, "worker", "--name", "demo"], env={**os.environ, **env}, stdout=out, stderr=out, start_new_session=True)
+        worker = subprocess.Popen(
+            [*_ORDERS, "worker", "--name", "demo"], env={**os.environ, **env}, stdout=out, stderr=out, start_new_session=True
+        )
     (folder / WORKER_FILE).write_text(f"{worker.pid} {psutil.Process(worker.pid).create_time()}")
     deadline = time.monotonic() + READY_SECONDS
     with console.status("starting a worker"):
@@ -179,7 +183,9 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
             while not sending.done():
                 await wait(settings, 0, lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left)))
             await sending
-            outcome = await wait(settings, DRAIN_SECONDS, lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left)))
+            outcome = await wait(
+                settings, DRAIN_SECONDS, lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left))
+            )
     if outcome.left:
         raise UserError(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left}")
     seconds = time.monotonic() - started
@@ -244,6 +250,8 @@ def _verdict(settings: Settings) -> None:
     with console.status("auditing: the log is folded a second time"):
         report = _audit(settings, max_findings=50, cache=True, quiet=True)
     verdict = "[bold green]clean[/bold green]" if report.clean else f"[bold red]{report.broken.total():,} broken[/bold red]"
-    console.print(f"\n[bold]Audit[/bold] (orders audit): {verdict}: the log folded a second time by independent code equals every row, state and cache entry")
+    console.print(
+        f"\n[bold]Audit[/bold] (orders audit): {verdict}: a second, independent fold of the log equals every row, state and cache entry"
+    )
     if not report.clean:
         raise UserError("the audit found broken invariants: see `orders audit`")

@@ -22,7 +22,7 @@ def configure(settings: Settings, worker: str) -> None:
         structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     )
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*shared, lambda _, __, event: event | {"worker": worker}],
+        foreign_pre_chain=[*shared, lambda _, __, event: {**event, "worker": worker}],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, renderer],
     )
     handler = logging.StreamHandler(sys.stderr)

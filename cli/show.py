@@ -57,7 +57,13 @@ def show_command(
 def render(told: dict[str, Any]) -> Group:
     """A story as something that rich prints."""
     status = told.get("status", "waiting")
-    head = Text.assemble(("order ", "dim"), told["order_id"], "  ", (status, f"bold {COLOURS.get(status, 'yellow')}"), (f"  version {told['version']}", "dim"))
+    head = Text.assemble(
+        ("order ", "dim"),
+        told["order_id"],
+        "  ",
+        (status, f"bold {COLOURS.get(status, 'yellow')}"),
+        (f"  version {told['version']}", "dim"),
+    )
     why = Text("\n".join(f"because {line}" if n == 0 else f"    and {line}" for n, line in enumerate(told["why"])))
     parts: list[Any] = [Panel(Group(head, why), border_style=COLOURS.get(status, "yellow"))]
     parts.append(_table("Facts", told["facts"], {"time": "time", "type": "type", "what": "what", "note": ""}))
@@ -71,11 +77,28 @@ def render(told: dict[str, Any]) -> Group:
                 f"refunds decided {sums['refunds_decided']}",
             )
         )
-        units = {"item_id": "item", "quantity": "units", "live": "live", "gone": "gone", "in_transit": "in transit", "delivered": "delivered", "returned": "returned", "price": "price"}
+        units = {
+            "item_id": "item",
+            "quantity": "units",
+            "live": "live",
+            "gone": "gone",
+            "in_transit": "in transit",
+            "delivered": "delivered",
+            "returned": "returned",
+            "price": "price",
+        }
         parts.append(_table("Units (of each line: how many reached at least that)", told["lines"], units))
         parts.append(_table("Suborders", told["suborders"], {"seller_id": "seller", "status": "status", "total_amount": currency}))
-        parts.append(_table("Shipments", told["shipments"], {"shipment_id": "parcel", "status": "status", "carrier": "carrier", "tracking_number": "tracking"}))
-        parts.append(_table("Returns", told["returns"], {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"}))
+        parts.append(
+            _table(
+                "Shipments",
+                told["shipments"],
+                {"shipment_id": "parcel", "status": "status", "carrier": "carrier", "tracking_number": "tracking"},
+            )
+        )
+        parts.append(
+            _table("Returns", told["returns"], {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"})
+        )
         parts.append(_table("Refunds", told["refunds"], {"refund_id": "refund", "amount": currency, "cause": "cause"}))
         if told["anomalies"]:
             parts.append(Text("Anomalies\n  " + "\n  ".join(told["anomalies"]), style="yellow"))

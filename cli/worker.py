@@ -13,7 +13,9 @@ from settings import get_settings
 
 
 def worker_command(
-    name: Annotated[str, typer.Option(help="Tells several workers on one machine apart: the name of its folder in ORDERS_DATA.")] = "worker",
+    name: Annotated[
+        str, typer.Option(help="Tells several workers on one machine apart: the name of its folder in ORDERS_DATA.")
+    ] = "worker",
 ) -> None:
     """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight and exits 0.
 

@@ -1,7 +1,7 @@
 """What leaves the pipeline: derived events and commands (contracts: section 1, "Out"), and their deterministic ids.
 
-Each builder is pure. An id is uuid5 in the namespace of the order's UUID, so whoever receives a command twice can tell; `ce_id` is uuid5 over
-the type and that id.
+Each builder is pure. An id is uuid5 in the namespace of the order's UUID, so whoever receives a command twice can tell; `ce_id` is uuid5
+over the type and that id.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class Writer:
             self.id(f"suborder:{seller}"),
             self.order_text,
             seller,
-            SUBORDER_STATUS[suborder.status],  # type: ignore[arg-type]
+            SUBORDER_STATUS[suborder.status],
             created.currency,
             items,
             money.text(suborder.items_amount, digits),
@@ -320,7 +320,7 @@ class Writer:
             self.order_text,
             money.text(decision.amount, self.digits),
             currency,
-            CAUSES[decision.cause],  # type: ignore[arg-type]
+            CAUSES[decision.cause],
             ids.text(decision.cause_id),
         )
         self._publish("refund.request", data.refund_id, data)
@@ -330,7 +330,7 @@ class Writer:
             self.order_text,  # type: ignore[arg-type]
             decision.n,
             decision.amount,
-            CAUSES[decision.cause],  # type: ignore[arg-type]
+            CAUSES[decision.cause],
             ids.text(decision.cause_id),  # type: ignore[arg-type]
             [(ids.text(item_id), number) for item_id, number in decision.units],  # type: ignore[misc]
             [ids.text(item_id) for item_id in decision.shipping],  # type: ignore[misc]
@@ -341,8 +341,8 @@ class Writer:
         data = OrderStatusChanged(
             self.order_text,
             ids.text(created.user_id),
-            ORDER_STATUS[before],  # type: ignore[arg-type]
-            ORDER_STATUS[after],  # type: ignore[arg-type]
+            ORDER_STATUS[before],
+            ORDER_STATUS[after],
             StatusCause(event.type, event.id),
             version,
         )
@@ -399,5 +399,3 @@ def normalised(type_: str, fact: Struct) -> bytes:
 
     fields = {name: plain(getattr(fact, name)) for name in fact.__struct_fields__ if name != "refused"}
     return _encode({"type": type_, "fact": {name: value for name, value in fields.items() if value is not None}})
-
-

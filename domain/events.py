@@ -319,9 +319,7 @@ def _refund(failed: bool) -> Callable[[RefundCompleted, int], Fact]:
 
 def _decided(data: RefundDecided, time: int) -> Fact:
     units = [(item.bytes, number) for item, number in data.units]
-    return RefundDecision(
-        time, data.n, data.amount, _CAUSE[data.cause], data.cause_id.bytes, units, [item.bytes for item in data.shipping]
-    )
+    return RefundDecision(time, data.n, data.amount, _CAUSE[data.cause], data.cause_id.bytes, units, [item.bytes for item in data.shipping])
 
 
 DATA: Final[dict[str, type[Struct]]] = {

@@ -2,12 +2,13 @@
 
     fold(order, event, origin) -> Folded(changed, refused, effects)
 
-The order is taken over and changed in place: state' is the same object (it was decoded from bytes for this batch alone). Pure otherwise: no clock,
-no random, no I/O. Whatever the order of arrival, duplication or split of a history, the facts end up the same.
+The order is taken over and changed in place: state' is the same object (it was decoded from bytes for this batch alone). Pure otherwise:
+no clock, no random, no I/O. Whatever the order of arrival, duplication or split of a history, the facts end up the same.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from msgspec import structs
@@ -31,6 +32,7 @@ from domain.order import (
     SimpleFact,
     StockReply,
     Waiting,
+    type_of,
 )
 from domain.survey import Survey, owed, survey
 
@@ -57,19 +59,10 @@ _FIELD: Final = {
     "refund.failed": "refunds",
 }
 """Event type -> field of Order that holds its facts."""
-_TYPE_OF: Final = {
-    "payments": lambda fact: "order.paid",
-    "failures": lambda fact: "payment.failed",
-    "stock": lambda fact: ("stock.reserved", "stock.rejected", "stock.released")[fact.type],
-    "cancellations": lambda fact: "order.cancel_requested",
-    "scans": lambda fact: "shipment.updated",
-    "returns": lambda fact: "order.returned",
-    "refunds": lambda fact: "refund.failed" if fact.failed else "refund.completed",
-}
 
 
 def fold(order: Order, event: Event, origin: Origin) -> Folded:
-    """Take `event` into `order`. `origin`: coordinates of its record, kept while the fact waits for its order. Never raises, never blocks."""
+    """Take `event` into `order`. `origin`: coordinates of its record, kept while the fact waits for its order. Never raises or blocks."""
     fact = event.fact
     if type(fact) is Created:
         return _fold_created(order, event, fact)
@@ -173,7 +166,7 @@ def _fold_created(order: Order, event: Event, created: Created) -> Folded:
         refusal = _refusal(created, fact)
         if refusal is not None:
             fact.refused = True
-            writer.late_refusal(_TYPE_OF[waiting.field](fact), fact, *refusal, waiting.origin)
+            writer.late_refusal(type_of(fact), fact, *refusal, waiting.origin)
     order.waiting = []
     suborders = fresh_suborders(created)
     order.suborders = [suborder.state() for suborder in suborders]
@@ -184,11 +177,12 @@ def _fold_created(order: Order, event: Event, created: Created) -> Folded:
         writer.payment_initiate(created)
     now = survey(order)
     moved: set[bytes] = set()
-    for facts in (order.cancellations, order.scans, order.returns):
+    by_kind: tuple[Sequence[Cancellation | Scan | ReturnStage], ...] = (order.cancellations, order.scans, order.returns)
+    for facts in by_kind:
         for fact in facts:
             if not fact.refused:
-                first_move = type(fact) is Scan and fact.rank >= IN_TRANSIT and fact.shipment_id not in moved
-                if first_move:
+                first_move = isinstance(fact, Scan) and fact.rank >= IN_TRANSIT and fact.shipment_id not in moved
+                if isinstance(fact, Scan) and first_move:
                     moved.add(fact.shipment_id)
                 _answer(order, created, now, writer, fact, first_move)
     for decision in order.decisions:
@@ -278,5 +272,3 @@ def _propose_refund(order: Order, now: Survey, writer: Writer, event: Event) -> 
     if decision is not None:
         order.proposed += 1
         writer.refund_decided(decision)
-
-

@@ -1,8 +1,8 @@
 """An order is a set of facts with natural keys. Everything else about it is computed from them (domain.survey).
 
 A fact is added once and never changed, but for two things: of repetitions the earliest time stays, and a fact may turn out to be refused
-once its order is known (it then keeps its key, so that a repetition is recognised). Ids are 16 raw bytes, times microseconds since 1970 UTC,
-money is in minor units. Structs are arrays on the wire (tables.codec): a field is only ever added at the end, with a default.
+once its order is known (it then keeps its key, so that a repetition is recognised). Ids are 16 raw bytes, times microseconds since 1970
+UTC, money is in minor units. Structs are arrays on the wire (tables.codec): a field is only ever added at the end, with a default.
 """
 
 from __future__ import annotations
@@ -182,6 +182,25 @@ class RefundDecision(Struct, array_like=True, gc=False):
 
 Fact = Created | Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | RefundDecision
 SimpleFact = Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply
+
+
+def type_of(fact: SimpleFact) -> str:
+    """The type of the event that brings such a fact."""
+    match fact:
+        case Payment():
+            return "order.paid"
+        case PaymentFailure():
+            return "payment.failed"
+        case StockReply():
+            return ("stock.reserved", "stock.rejected", "stock.released")[fact.type]
+        case Cancellation():
+            return "order.cancel_requested"
+        case Scan():
+            return "shipment.updated"
+        case ReturnStage():
+            return "order.returned"
+        case RefundReply():
+            return "refund.failed" if fact.failed else "refund.completed"
 
 
 class Origin(Struct, array_like=True, gc=False):

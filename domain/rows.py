@@ -1,7 +1,7 @@
 """An order as rows of the four tables, and as the summary that readers find in Redis. Pure; text as PostgreSQL takes it.
 
-Column orders are those of sinks.schema. created_at and updated_at are the earliest and the latest event time of the row's own facts, the version
-of a parcel's or a return's row counts that row's own natural keys, so rows are the same in any order of arrival.
+Column orders are those of sinks.schema. created_at and updated_at are the earliest and the latest event time of the row's own facts, the
+version of a parcel's or a return's row counts that row's own natural keys, so rows are the same in any order of arrival.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from domain.order import (
 from domain.survey import winning_scans, winning_stages
 
 Row = tuple[str | int | None, ...]
+OrderRow = tuple[str, str, str, str, str, str, str, str, str, int]
 
 
 def _optional(raw: bytes | None) -> str | None:
@@ -39,7 +40,7 @@ def fact_times(order: Order) -> tuple[int, int]:
     assert created is not None
     first = last = created.time
     for facts in (order.payments, order.scans, order.stock, order.returns, order.cancellations, order.failures, order.refunds):
-        for fact in facts:  # type: ignore[attr-defined]
+        for fact in facts:
             if not fact.refused:
                 time = fact.time
                 if time < first:
@@ -49,7 +50,7 @@ def fact_times(order: Order) -> tuple[int, int]:
     return first, last
 
 
-def order_row(order_id: str, order: Order) -> Row:
+def order_row(order_id: str, order: Order) -> OrderRow:
     """Row of orders_order."""
     created = order.created
     assert created is not None
@@ -222,7 +223,7 @@ class Summary(Struct, gc=False):
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def summary(order_id: str, raw_id: bytes, order: Order, row: Row) -> Summary:
+def summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow) -> Summary:
     """The order's summary. `row` is its order_row, whose texts are used again."""
     created = order.created
     assert created is not None
@@ -252,24 +253,24 @@ def summary(order_id: str, raw_id: bytes, order: Order, row: Row) -> Summary:
             stale = {
                 (scan.tracking_number, scan.shipment_id)
                 for scan in order.scans
-                if scan.tracking_number and scan.shipment_id in winners and winners[scan.shipment_id].tracking_number != scan.tracking_number
+                if scan.tracking_number
+                and scan.shipment_id in winners
+                and winners[scan.shipment_id].tracking_number != scan.tracking_number
             }
             untracked = [(number, ids.text(shipment_id)) for number, shipment_id in sorted(stale)]
     _, user_id, _, status, currency, total_amount, _, created_at, updated_at, version = row
     value = OrderSummary(
         order_id,
-        user_id,  # type: ignore[arg-type]
-        status,  # type: ignore[arg-type]
-        currency,  # type: ignore[arg-type]
-        total_amount,  # type: ignore[arg-type]
-        created_at,  # type: ignore[arg-type]
-        updated_at,  # type: ignore[arg-type]
-        version,  # type: ignore[arg-type]
+        user_id,
+        status,
+        currency,
+        total_amount,
+        created_at,
+        updated_at,
+        version,
         suborders,
         shipments,
     )
     settled = not moving and (order.status >= DELIVERED or all(state[0] == CLOSED for state in order.suborders))
     first, _ = fact_times(order)
-    return Summary(str(user_id), first // 1000, settled, _encode(value), tracking, untracked)
-
-
+    return Summary(user_id, first // 1000, settled, _encode(value), tracking, untracked)

@@ -25,7 +25,9 @@ from domain.order import (
     RefundReply,
     ReturnStage,
     Scan,
+    SimpleFact,
     StockReply,
+    type_of,
 )
 from domain.survey import Suborder, Survey, anomalies, survey, winning_scans, winning_stages
 
@@ -158,7 +160,7 @@ def _facts(order: Order) -> list[Json]:
     for field in ("payments", "failures", "stock", "cancellations", "scans", "returns", "refunds"):
         for index, fact in enumerate(getattr(order, field)):
             note = "refused" if fact.refused else "waits for its order" if (field, index) in waiting else ""
-            add(fact.time, 1, *_describe(fact), note)
+            add(fact.time, 1, type_of(fact), _describe(fact), note)
     for decision in order.decisions:
         currency = created.currency if created else "minor units"
         what = f"number {decision.n}: {money.text(decision.amount, digits if created else 0)} {currency}, cause {CAUSES[decision.cause]}"
@@ -166,27 +168,24 @@ def _facts(order: Order) -> list[Json]:
     return [fact for _, _, fact in sorted(told, key=lambda each: each[:2])]
 
 
-def _describe(fact: object) -> tuple[str, str]:
-    """Type and content of a fact in words. Free text (reason, location) is left out: it may be personal."""
+def _describe(fact: SimpleFact) -> str:
+    """Content of a fact in words. Free text (reason, location) is left out: it may be personal."""
     match fact:
         case Payment():
-            return "order.paid", f"payment {ids.text(fact.payment_id)}: {money.text(fact.amount, money.DIGITS[fact.currency])} {fact.currency}"
+            return f"payment {ids.text(fact.payment_id)}: {money.text(fact.amount, money.DIGITS[fact.currency])} {fact.currency}"
         case PaymentFailure():
-            return "payment.failed", f"payment {ids.text(fact.payment_id)}"
+            return f"payment {ids.text(fact.payment_id)}"
         case StockReply():
-            type_ = ("stock.reserved", "stock.rejected", "stock.released")[fact.type]
-            return type_, f"seller {ids.text(fact.seller_id)}, {_count(fact.items)}"
+            return f"seller {ids.text(fact.seller_id)}, {_count(fact.items)}"
         case Cancellation():
-            return "order.cancel_requested", "the whole order" if fact.seller_id is None else f"seller {ids.text(fact.seller_id)}"
+            return "the whole order" if fact.seller_id is None else f"seller {ids.text(fact.seller_id)}"
         case Scan():
-            return "shipment.updated", f"parcel {ids.text(fact.shipment_id)} {SHIPMENT_STATUS[fact.rank]}, {_count(fact.items)}"
+            return f"parcel {ids.text(fact.shipment_id)} {SHIPMENT_STATUS[fact.rank]}, {_count(fact.items)}"
         case ReturnStage():
             units = "the whole line" if fact.quantity is None else f"{fact.quantity} units"
-            return "order.returned", f"return {ids.text(fact.return_id)} {RETURN_STATUS[fact.status]}, {units} of item {ids.text(fact.item_id)}"
+            return f"return {ids.text(fact.return_id)} {RETURN_STATUS[fact.status]}, {units} of item {ids.text(fact.item_id)}"
         case RefundReply():
-            return ("refund.failed" if fact.failed else "refund.completed"), f"refund {ids.text(fact.refund_id)}"
-        case _:
-            raise TypeError(type(fact))
+            return f"refund {ids.text(fact.refund_id)}"
 
 
 def _count(items: Quantities | None) -> str:
@@ -198,7 +197,8 @@ def _why(order: Order, now: Survey, amount: Any) -> list[str]:
     scans = winning_scans(order)
     live = sum(suborder.live for suborder in now.suborders)
     reached = {
-        rank: sum(getattr(suborder, name) for suborder in now.suborders) for rank, name in ((1, "in_transit"), (2, "delivered"), (3, "returned"))
+        rank: sum(getattr(suborder, name) for suborder in now.suborders)
+        for rank, name in ((1, "in_transit"), (2, "delivered"), (3, "returned"))
     }
     needed = sum(suborder.total for suborder in now.suborders) if live else now.total
     whose = "the live units'" if live else "the order's"

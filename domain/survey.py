@@ -28,7 +28,20 @@ from domain.order import (
 class Line:
     """One line: how many of its units reached which rank, by parcels and processed returns."""
 
-    __slots__ = ("delivered", "discount", "gone", "in_transit", "item_id", "live", "moving", "price", "quantity", "returned", "seller_id", "shipping")
+    __slots__ = (
+        "delivered",
+        "discount",
+        "gone",
+        "in_transit",
+        "item_id",
+        "live",
+        "moving",
+        "price",
+        "quantity",
+        "returned",
+        "seller_id",
+        "shipping",
+    )
 
     def __init__(self, item_id: bytes, seller_id: bytes, quantity: int, price: int, shipping: int, discount: int) -> None:
         self.item_id = item_id
@@ -56,7 +69,19 @@ class Line:
 class Suborder:
     """One seller's part of an order, over its live units. Amounts in minor units."""
 
-    __slots__ = ("delivered", "discount", "in_transit", "items_amount", "lines", "live", "ordered", "returned", "seller_id", "shipping", "status")
+    __slots__ = (
+        "delivered",
+        "discount",
+        "in_transit",
+        "items_amount",
+        "lines",
+        "live",
+        "ordered",
+        "returned",
+        "seller_id",
+        "shipping",
+        "status",
+    )
 
     def __init__(self, seller_id: bytes) -> None:
         self.seller_id = seller_id
@@ -121,7 +146,9 @@ class Survey:
             amount += suborder.items_amount + suborder.shipping - suborder.discount
         paid = CONFIRMED if self.captured >= (amount if live else self.total) else PENDING
         for suborder in self.suborders:
-            suborder.status = _milestone(suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid) if suborder.live else CLOSED
+            suborder.status = (
+                _milestone(suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid) if suborder.live else CLOSED
+            )
         return _milestone(live, in_transit, delivered, returned, paid)
 
 
@@ -323,7 +350,9 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
             found.append(f"moved_though_gone: item {name}: more units in transit than are not gone")
     for reply in order.stock:
         if not reply.refused and reply.reservation_id != ids.uuid5(order_id, f"reservation:{ids.text(reply.seller_id)}"):
-            found.append(f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation {ids.text(reply.reservation_id)} is not ours")
+            found.append(
+                f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation {ids.text(reply.reservation_id)} is not ours"
+            )
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
     for refund in order.refunds:
         if refund.failed:

@@ -15,13 +15,15 @@ from tables import codec
 async def read_state(settings: Settings, order_id: UUID) -> Order | None:
     """The order's newest state, or None if no fact of it is known.
 
-    Blocks while one partition of the changelog is read: about a second for a quarter of a million states. Raises LookupError if the topic is missing
-    and what aiokafka raises when no broker answers.
+    Blocks while one partition of the changelog is read: about a second for a quarter of a million states. Raises LookupError if the topic
+    is missing and what aiokafka raises when no broker answers.
     """
     topic = settings.changelog_topic
     key = order_id.bytes
     newest: bytes | None = None
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_bytes=64 << 20)
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.brokers, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_bytes=64 << 20
+    )
     await consumer.start()
     try:
         partitions = consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
@@ -34,7 +36,11 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
         while await consumer.position(partition) < end:
             for records in (await consumer.getmany(timeout_ms=1000, max_records=10_000)).values():
                 for record in records:
-                    if record.key == key and record.value and (newest is None or codec.version_of(record.value) >= codec.version_of(newest)):
+                    if (
+                        record.key == key
+                        and record.value
+                        and (newest is None or codec.version_of(record.value) >= codec.version_of(newest))
+                    ):
                         newest = record.value
     finally:
         await consumer.stop()

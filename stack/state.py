@@ -27,6 +27,13 @@ class Record:
     born: str | None = None
 
 
+def new_cluster_id() -> str:
+    """22 characters of URL-safe base64, never beginning with a dash: Kafka's tool would take it for an option."""
+    while (drawn := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return drawn
+
+
 @dataclass(slots=True)
 class State:
     """The written state of one stack. Not for two processes at once: lifecycle holds the folder's lock while it changes."""
@@ -34,7 +41,7 @@ class State:
     path: Path
     brokers: int
     replica: bool = False
-    cluster_id: str = field(default_factory=lambda: base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="))
+    cluster_id: str = field(default_factory=new_cluster_id)
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     postgres_home: str | None = None
     servers: dict[str, Record] = field(default_factory=dict)

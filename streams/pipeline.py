@@ -2,8 +2,9 @@
 
     1 decode   2 fold   3 publish   4 rows   5 state   6 cache   7 (returning) ack
 
-A crash anywhere replays the batch from the older state, and the same effects leave under the same ids. A temporary failure makes the lane call
-`handle` again with the same batch (streams.delivery): the work already done is kept on the batch, so a step that succeeded isn't repeated.
+A crash anywhere replays the batch from the older state, and the same effects leave under the same ids. A temporary failure makes the lane
+call `handle` again with the same batch (streams.delivery): the work already done is kept on the batch, so a step that succeeded isn't
+repeated.
 """
 
 from __future__ import annotations
@@ -154,9 +155,7 @@ class Pipeline:
     def _load(self, batch: LaneBatch, accepted: list[tuple[Record, Event]]) -> dict[bytes, Touched]:
         wanted = list({event.order_id for _, event in accepted})
         found = batch.get_states(self._table, wanted)
-        return {
-            order_id: Touched(Order() if raw is None else codec.decode(raw)) for order_id, raw in zip(wanted, found, strict=True)
-        }
+        return {order_id: Touched(Order() if raw is None else codec.decode(raw)) for order_id, raw in zip(wanted, found, strict=True)}
 
     def _take(self, work: Work, record: Record, event: Event, touched: Touched, lane: int) -> None:
         order = touched.order

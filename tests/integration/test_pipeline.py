@@ -49,7 +49,11 @@ async def test_generated_orders_end_as_an_independent_fold_says(fresh: Settings,
 async def test_every_refusal_is_a_dead_letter_and_harms_no_neighbour(fresh: Settings, tmp_path: Path) -> None:
     random = Random(5)
     good = list(generator.events(30, 3, generator.Shares(0, 0, 0)))
-    created = next(event for event in good[: len(good) // 2] if event.topic == "order.created" and event.key is not None and event.value and event.value.startswith(b'{"order_id'))
+    created = next(
+        event
+        for event in good[: len(good) // 2]
+        if event.topic == "order.created" and event.key is not None and event.value and event.value.startswith(b'{"order_id')
+    )
     anchor = poison.Anchor(json.loads(created.value or b""), created.time_us)
     bad = [(each, each.make(random, anchor if each.needs_order else None)) for each in poison.POISONS.values()]
     half = len(good) // 2
@@ -125,9 +129,7 @@ async def test_olist_equals_a_fold_written_here(fresh: Settings, tmp_path: Path)
             row["id"]: (row["price"], row["shipping_amount"], str(row["seller_id"]))
             for row in await connection.fetch("SELECT id, price, shipping_amount, seller_id FROM orders_order_item")
         }
-        shipments = {
-            row["id"]: row["status"] for row in await connection.fetch("SELECT id, status::text FROM orders_shipment")
-        }
+        shipments = {row["id"]: row["status"] for row in await connection.fetch("SELECT id, status::text FROM orders_shipment")}
     finally:
         await connection.close()
     assert found == expected["orders"]

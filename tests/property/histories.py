@@ -1,4 +1,4 @@
-"""Histories of one order for the property tests: facts with distinct natural keys (what conflicts depends on the log's order, by contract)."""
+"""Histories of one order for the property tests: facts with distinct natural keys (of conflicting ones the first in the log stays)."""
 
 from __future__ import annotations
 
