@@ -27,6 +27,7 @@ from domain.order import (
     SHIPMENT_STATUS,
     Cancellation,
     Created,
+    Item,
     Order,
     Origin,
     Payment,
@@ -40,7 +41,7 @@ from domain.survey import anomalies
 from sources import generator
 from sources.poison import POISONS
 from tables import codec
-from tests.property.histories import SAME_IN_ANY_ORDER, histories
+from tests.property.histories import SAME_IN_ANY_ORDER, histories, raw_id
 
 ANOMALIES = {
     "overpaid": "captured_above_total",
@@ -297,7 +298,7 @@ def compare(records: list[Record], pace: int) -> None:
             assert {key: without_extras(data, there[key]) for key, data in here.items()} == there
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(histories(), st.randoms(use_true_random=False), st.integers(1, 5))
 def test_random_histories(history: list[Event], random: Any, pace: int) -> None:
     records = [record(event) for event in history]
@@ -312,13 +313,76 @@ def test_random_histories(history: list[Event], random: Any, pace: int) -> None:
     compare(records, pace)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(histories(), histories(), st.randoms(use_true_random=False))
 def test_conflicting_histories(history: list[Event], rival: list[Event], random: Any) -> None:
     """Two histories of one order: many known keys with other content, of which the first in the log stays."""
     records = [record(event) for event in (*history, *rival)]
     random.shuffle(records)
     compare(records, 1)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_dense_orders(seed: int) -> None:
+    """Few parcels, returns and payments with many events each, so that facts meet: rivals, ties, corrections."""
+    rng = Random(seed)
+    records = [each for n in range(100) for each in dense(n, rng)]
+    rng.shuffle(records)
+    compare(records, rng.randint(1, 4))
+
+
+def dense(n: int, rng: Random) -> list[Record]:
+    order_id = bytes(15) + bytes([n])
+    sellers = [raw_id(0xA0, each) for each in range(rng.randint(1, 2))]
+    items = [
+        Item(
+            raw_id(0xB0, k),
+            raw_id(0xC0, k),
+            rng.choice(sellers),
+            None,
+            "sku",
+            rng.randint(1, 4),
+            rng.choice((0, 100, 100, 333)),
+            rng.choice((None, 50)),
+        )
+        for k in range(rng.randint(1, 3))
+    ]
+    goods = sum(item.price * item.quantity for item in items)
+    discount = rng.choice((None, min(goods, 1), rng.randint(0, goods)))
+    total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
+    facts: list[tuple[str, Any]] = [("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))]
+    for _ in range(rng.randint(0, 30)):
+        item = rng.choice(items)
+        seller, many = item.seller_id, rng.choice((None, [(item.item_id, rng.randint(1, 3))]))
+        kind = rng.randrange(20)
+        if kind < 7:
+            scan = Scan(
+                hour(rng), raw_id(2, rng.randrange(2)), rng.randrange(4), seller, tracking_number=rng.choice((None, "T1", "T2")), items=many
+            )
+            facts.append(("shipment.updated", scan))
+        elif kind < 11:
+            quantity = rng.choice((None, 1, 2, 5))
+            stage = ReturnStage(
+                hour(rng), raw_id(3, rng.randrange(2)), rng.randrange(3), item.item_id, quantity, "r", None, rng.choice((None, False))
+            )
+            facts.append(("order.returned", stage))
+        elif kind < 15:
+            facts.append(
+                ("order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), rng.choice((1, max(1, total // 2), max(1, total))), "EUR"))
+            )
+        elif kind < 18:
+            verb = rng.randrange(1, 3)
+            reservation = ids.uuid5(order_id, f"reservation:{ids.text(seller)}")
+            facts.append((("stock.rejected", "stock.released")[verb - 1], StockReply(hour(rng), verb, seller, reservation, many)))
+        elif kind < 19:
+            facts.append(("order.cancel_requested", Cancellation(hour(rng), rng.choice((None, seller)), "r")))
+        else:
+            facts.append(("order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), 5, "USD")))
+    return [record(Event(kind, order_id, fact, f"e{n}", fact.time, None)) for kind, fact in facts]
+
+
+def hour(rng: Random) -> int:
+    return rng.randrange(6) * HOUR
 
 
 @pytest.mark.parametrize("seed", range(3))
