@@ -174,7 +174,9 @@ def unwrap(value: bytes | None, headers: Headers) -> Event:
             try:
                 data = _json(base64.b64decode(document["data_base64"], validate=True))
             except (binascii.Error, ValueError):
-                raise Refused("field_malformed", "data_base64") from None
+                raise Refused("not_cloudevent", "data_base64") from None
+        elif "data" not in document:
+            raise Refused("field_missing", "data")
     elif media_type.startswith("application/cloudevents"):
         raise Refused("not_cloudevent", f"content-type {media_type}")
     else:
@@ -185,6 +187,8 @@ def unwrap(value: bytes | None, headers: Headers) -> Event:
     for name in ("id", "source", "type"):
         if not isinstance(attributes.get(name), str) or not attributes[name]:
             raise Refused("not_cloudevent", name)
+        if len(attributes[name]) > 1000:
+            raise Refused("field_malformed", name)
     return Event(attributes["id"], attributes["type"], attributes.get("time"), attributes.get("dataschema"), data)
 
 

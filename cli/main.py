@@ -40,6 +40,7 @@ SUBCOMMANDS: Final = (
     Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why."),
     Subcommand("bench", "cli.bench", "bench_command", "Throughput, latency and a profile."),
     Subcommand("demo", "cli.demo", "demo_command", "Everything once, from nothing, in two minutes."),
+    Subcommand("events", "cli.events", "events_command", "Every event in and out, generated from the code."),
     Subcommand("settings", "cli.settings", "settings_command", "Every setting, its value and its reason."),
 )
 

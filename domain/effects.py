@@ -7,14 +7,14 @@ over the type and that id.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from domain import ids, money, times
-from domain.events import Event, RefundDecided
-from domain.order import CAUSES, ORDER_STATUS, SUBORDER_STATUS, Created, Item, Origin, RefundDecision, ReturnStage
+from domain.events import Event, RefundDecided, wire
+from domain.order import CAUSES, ORDER_STATUS, SUBORDER_STATUS, Created, Item, Origin, RefundDecision, ReturnStage, SimpleFact
 from domain.survey import Suborder, fresh_lines
 from domain.topics import DECISIONS
 
@@ -192,7 +192,7 @@ class LateRefusal(NamedTuple):
     """A waiting fact that turned out to be refused once its order was known."""
 
     type: str
-    fact: Struct
+    fact: SimpleFact
     code: str
     detail: str
     origin: Origin
@@ -332,7 +332,7 @@ class Writer:
             decision.amount,
             CAUSES[decision.cause],
             ids.text(decision.cause_id),  # type: ignore[arg-type]
-            [(ids.text(item_id), number) for item_id, number in decision.units],  # type: ignore[misc]
+            [(ids.text(item_id), number) for item_id, first, count in decision.units for number in range(first, first + count)],  # type: ignore[misc]
             [ids.text(item_id) for item_id in decision.shipping],  # type: ignore[misc]
         )
         self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
@@ -348,7 +348,7 @@ class Writer:
         )
         self._publish("order.status_changed", str(version), data)
 
-    def late_refusal(self, type_: str, fact: Struct, code: str, detail: str, origin: Origin) -> None:
+    def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, origin: Origin) -> None:
         self.effects.append(LateRefusal(type_, fact, code, detail, origin))
 
 
@@ -368,7 +368,7 @@ _SPEC = ("ce_specversion", b"1.0")
 _SOURCE_HEADER = ("ce_source", SOURCE)
 _CONTENT = ("content-type", b"application/json")
 _TYPE_HEADER = {name: ("ce_type", name.encode()) for name in (*DATA, "refund.decided")}
-_SCHEMA_HEADER = {name: ("ce_dataschema", f"/orders/{name}/v1".encode()) for name in (*DATA, "refund.decided")}
+_SCHEMA_HEADER = {name: ("ce_dataschema", f"urn:orders:{name}/v1".encode()) for name in (*DATA, "refund.decided")}
 
 
 def headers_of(event: Event) -> list[tuple[str, bytes]]:
@@ -387,15 +387,6 @@ def encode(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) ->
     return _encode(effect.data), [_SPEC, _TYPE_HEADER[type_], _SOURCE_HEADER, ("ce_id", ce_id), _SCHEMA_HEADER[type_], _CONTENT, *shared]
 
 
-def normalised(type_: str, fact: Struct) -> bytes:
-    """A fact as JSON, ids in canonical text form, absent fields left out: the value of a waiting fact's dead letter."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, bytes):
-            return ids.text(value)
-        if isinstance(value, (list, tuple)):
-            return [plain(element) for element in value]
-        return value
-
-    fields = {name: plain(getattr(fact, name)) for name in fact.__struct_fields__ if name != "refused"}
-    return _encode({"type": type_, "fact": {name: value for name, value in fields.items() if value is not None}})
+def normalised(late: LateRefusal, order_id: bytes) -> bytes:
+    """A waiting fact as JSON, {"type", "time", "data"}: the value of its dead letter."""
+    return _encode({"type": late.type, "time": times.text(late.fact.time), "data": wire(late.fact, order_id)})

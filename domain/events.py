@@ -21,6 +21,7 @@ from domain.order import (
     PROCESSED,
     REJECTED,
     REQUESTED,
+    RETURN_STATUS,
     SHIPMENT_STATUS,
     STOCK_REJECTED,
     STOCK_RELEASED,
@@ -36,6 +37,7 @@ from domain.order import (
     RefundReply,
     ReturnStage,
     Scan,
+    SimpleFact,
     StockReply,
 )
 from domain.topics import DECISIONS, INPUT, REKEYED
@@ -318,7 +320,12 @@ def _refund(failed: bool) -> Callable[[RefundCompleted, int], Fact]:
 
 
 def _decided(data: RefundDecided, time: int) -> Fact:
-    units = [(item.bytes, number) for item, number in data.units]
+    units: list[tuple[bytes, int, int]] = []
+    for item, number in data.units:
+        if units and units[-1][0] == item.bytes and units[-1][1] + units[-1][2] == number:
+            units[-1] = (*units[-1][:2], units[-1][2] + 1)
+        else:
+            units.append((item.bytes, number, 1))
     return RefundDecision(time, data.n, data.amount, _CAUSE[data.cause], data.cause_id.bytes, units, [item.bytes for item in data.shipping])
 
 
@@ -357,20 +364,21 @@ _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f
 
 
 class _Structured(Struct, gc=False):
-    """A whole CloudEvent as one JSON value. Attributes are checked by hand: they are shared with the binary binding."""
+    """A whole CloudEvent as one JSON value; an attribute that is null is absent. Their content is checked as in the binary binding."""
 
-    specversion: Text | UnsetType = UNSET
-    id: Text | UnsetType = UNSET
-    source: Text | UnsetType = UNSET
-    type: Text | UnsetType = UNSET
-    time: Text | UnsetType = UNSET
-    dataschema: Text | UnsetType = UNSET
-    traceparent: Text | UnsetType = UNSET
+    specversion: Text | UnsetType | None = UNSET
+    id: Text | UnsetType | None = UNSET
+    source: Text | UnsetType | None = UNSET
+    type: Text | UnsetType | None = UNSET
+    time: Text | UnsetType | None = UNSET
+    dataschema: Text | UnsetType | None = UNSET
+    traceparent: Text | UnsetType | None = UNSET
     data: Raw | UnsetType = UNSET
-    data_base64: str | UnsetType = UNSET
+    data_base64: str | UnsetType | None = UNSET
 
 
 _decode_structured = msgspec.json.Decoder(_Structured).decode
+_ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema", "traceparent")
 
 
 def _expected_types(topic: str) -> Sequence[str]:
@@ -405,67 +413,113 @@ def _refuse_nul(data: object, path: str) -> None:
             _refuse_nul(element, f"{path}[{i}]")
 
 
-def _attribute(raw: bytes | None, name: str) -> str:
+def _attribute(found: dict[str, bytes], name: str) -> str:
+    raw = found.get(name)
     if not raw:
         raise Refused(errors.NOT_CLOUDEVENT, f"{name}: missing or empty")
+    if len(raw) > 1000:
+        raise Refused(errors.FIELD_MALFORMED, f"{name}: longer than 1,000 characters")
     try:
         return raw.decode()
     except UnicodeDecodeError:
         raise Refused(errors.NOT_CLOUDEVENT, f"{name}: not UTF-8") from None
 
 
+def _unwrap(value: bytes, found: dict[str, bytes]) -> bytes | Raw:
+    """Structured binding: put the attributes into `found` as the binary binding has them; returns the data."""
+    try:
+        whole: _Structured = _parse_json(_decode_structured, value, errors.NOT_CLOUDEVENT)
+    except Refused as refusal:
+        if refusal.detail.endswith("`$.time`"):
+            raise Refused(errors.FIELD_MALFORMED, refusal.detail) from None
+        raise
+    for name in _ATTRIBUTES:
+        text = getattr(whole, name)
+        if text is not UNSET and text is not None:
+            found[f"ce_{name}"] = text.encode()
+    if whole.data is not UNSET:
+        return whole.data
+    if whole.data_base64 is UNSET or whole.data_base64 is None:
+        raise Refused(errors.FIELD_MISSING, "$.data: missing")
+    try:
+        return base64.b64decode(whole.data_base64, validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused(errors.NOT_CLOUDEVENT, "data_base64: not base64") from None
+
+
+def _traceparent(found: dict[str, bytes]) -> str | None:
+    raw = found.get("ce_traceparent") or found.get("traceparent")
+    if raw is None:
+        return None
+    text = raw.decode("ascii", "replace")
+    return text if _TRACEPARENT.fullmatch(text) else None
+
+
 def decode(topic: str, headers: Sequence[tuple[str, bytes]], value: bytes | None) -> Event:
     """One record of one of topics.LANE -> Event. Raises Refused. Never blocks."""
     if value is None:
         raise Refused(errors.TOMBSTONE, "the record has no value")
-    found: dict[str, bytes] = dict(headers)
-    if (found.get("content-type") or b"")[:28].lower() == b"application/cloudevents+json":
-        whole: _Structured = _parse_json(_decode_structured, value, errors.NOT_CLOUDEVENT)
-        if whole.data is not UNSET:
-            payload: bytes | Raw = whole.data
-        elif whole.data_base64 is not UNSET:
-            try:
-                payload = base64.b64decode(whole.data_base64, validate=True)
-            except (binascii.Error, ValueError):
-                raise Refused(errors.NOT_CLOUDEVENT, "data_base64: not base64") from None
-        else:
-            raise Refused(errors.FIELD_MISSING, "$.data: missing")
-        found = {
-            f"ce_{name}": text.encode()
-            for name in ("specversion", "id", "source", "type", "time", "dataschema", "traceparent")
-            if (text := getattr(whole, name)) is not UNSET
-        }
-    else:
-        payload = value
-    get = found.get
-    if get("ce_specversion") != b"1.0":
+    if not value.isascii():
+        try:
+            value.decode()  # the decoder below looks only at the text of fields that it knows
+        except UnicodeDecodeError:
+            raise Refused(errors.NOT_JSON, "not UTF-8") from None
+    found = dict(headers)
+    payload: bytes | Raw = value
+    content_type = found.get("content-type")
+    if content_type is not None and content_type != b"application/json":
+        media_type = content_type.partition(b";")[0].strip().lower()
+        if media_type == b"application/cloudevents+json":
+            payload = _unwrap(value, found)
+        elif media_type.startswith(b"application/cloudevents"):
+            raise Refused(errors.NOT_CLOUDEVENT, "content-type: of CloudEvents formats only application/cloudevents+json is read")
+    if found.get("ce_specversion") != b"1.0":
         raise Refused(errors.NOT_CLOUDEVENT, "ce_specversion: must be 1.0")
-    event_id = _attribute(get("ce_id"), "ce_id")
-    _attribute(get("ce_source"), "ce_source")
-    type_ = _attribute(get("ce_type"), "ce_type")
+    event_id = _attribute(found, "ce_id")
+    _attribute(found, "ce_source")
+    type_ = _attribute(found, "ce_type")
     if (type_ != topic or type_ not in DATA) and type_ not in _expected_types(topic):
         if type_ in DATA:
             raise Refused(errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name")
         raise Refused(errors.TYPE_UNKNOWN, "ce_type: no such event type")
-    schema = get("ce_dataschema")
+    schema = found.get("ce_dataschema")
     if schema is not None and not schema.endswith(b"/v1"):
         raise Refused(errors.VERSION_UNKNOWN, "ce_dataschema: must end in /v1")
-    if get("ce_time") is None:
+    when = found.get("ce_time")
+    if when is None:
         raise Refused(errors.FIELD_MISSING, "ce_time: missing")
-    time = times.parse(_attribute(get("ce_time"), "ce_time"), "ce_time")
+    time = times.parse(when.decode("ascii", "replace"), "ce_time")
     parse, build = _DECODE[type_]
     data = _parse_json(parse, payload, errors.FIELD_MALFORMED)
     if b"\\u0000" in value or (payload is not value and b"\\u0000" in bytes(payload)):
         _refuse_nul(data, "$")
-    traceparent = get("ce_traceparent") or get("traceparent")
-    trace = None
-    if traceparent is not None and len(traceparent) == 55:
-        trace = traceparent.decode("ascii", "replace")
-        if _TRACEPARENT.fullmatch(trace) is None:
-            trace = None
-    return Event(type_, data.order_id.bytes, build(data, time), event_id, time, trace)
+    return Event(type_, data.order_id.bytes, build(data, time), event_id, time, _traceparent(found))
 
 
 def order_key(event: Event) -> bytes:
     """The record key of the event's order: canonical text form of its id."""
     return ids.text(event.order_id).encode()
+
+
+def wire(fact: SimpleFact, order_id: bytes) -> dict[str, Any]:
+    """A fact as the data of its event again, normalised: ids canonical, times in UTC, absent fields left out."""
+    fields: dict[str, Any] = {"order_id": ids.text(order_id)}
+    digits = money.DIGITS[fact.currency] if isinstance(fact, Payment) else 0
+    for name in fact.__struct_fields__:
+        value = getattr(fact, name)
+        if value is None or name in ("time", "refused", "type", "failed"):
+            continue
+        if name == "rank":
+            name, value = "status", SHIPMENT_STATUS[value]
+        elif name == "status":
+            value = RETURN_STATUS[value]
+        elif name == "amount":
+            value = money.text(value, digits)
+        elif name in ("estimated_delivery", "processed_at"):
+            value = times.text(value)
+        elif name == "items":
+            value = [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in value]
+        elif isinstance(value, bytes):
+            value = ids.text(value)
+        fields[name] = value
+    return fields

@@ -34,7 +34,8 @@ from domain.order import (
     Waiting,
     type_of,
 )
-from domain.survey import Survey, owed, survey
+from domain.refunds import owed
+from domain.survey import Survey, survey
 
 
 class Folded(NamedTuple):

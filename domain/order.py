@@ -176,7 +176,8 @@ class RefundDecision(Struct, array_like=True, gc=False):
     amount: int
     cause: int
     cause_id: bytes
-    units: list[tuple[bytes, int]]
+    units: list[tuple[bytes, int, int]]
+    """Spans of a line's units: (item_id, first unit number, how many)."""
     shipping: list[bytes]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from domain import ids, money, times
+from domain.anomalies import anomalies
 from domain.order import (
     CAUSES,
     CONFIRMED,
@@ -29,7 +30,7 @@ from domain.order import (
     StockReply,
     type_of,
 )
-from domain.survey import Suborder, Survey, anomalies, survey, winning_scans, winning_stages
+from domain.survey import Suborder, Survey, survey, winning_scans, winning_stages
 
 Json = dict[str, Any]
 
@@ -108,7 +109,7 @@ def tell(order_id: bytes, order: Order) -> Json:
                 "amount": amount(decision.amount),
                 "cause": CAUSES[decision.cause],
                 "cause_id": ids.text(decision.cause_id),
-                "units": [[ids.text(item_id), number] for item_id, number in decision.units],
+                "units": [[ids.text(item_id), first, count] for item_id, first, count in decision.units],
                 "shipping": [ids.text(item_id) for item_id in decision.shipping],
             }
             for decision in order.decisions

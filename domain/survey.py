@@ -1,11 +1,11 @@
-"""What the facts of an order amount to: units and their ranks, live units, statuses, money, refunds owed, anomalies (contracts: section 2).
+"""What the facts of an order amount to: units and their ranks, live units, statuses, money (contracts: section 2).
 
 Pure functions of an Order whose order.created is known. A line's units are numbered from the highest rank down; the first `live` are live.
 """
 
 from __future__ import annotations
 
-from domain import ids, money
+from domain import money
 from domain.order import (
     CLOSED,
     CONFIRMED,
@@ -19,7 +19,6 @@ from domain.order import (
     STOCK_RESERVED,
     Created,
     Order,
-    RefundDecision,
     ReturnStage,
     Scan,
 )
@@ -29,6 +28,7 @@ class Line:
     """One line: how many of its units reached which rank, by parcels and processed returns."""
 
     __slots__ = (
+        "claimed",
         "delivered",
         "discount",
         "gone",
@@ -52,8 +52,10 @@ class Line:
         self.discount = discount
         """The whole line's share of the order's discount."""
         self.gone = 0
+        self.claimed = 0
+        """Units in transit or further by what the parcels say, which may be more than there are."""
         self.moving = 0
-        """Units in transit or further by parcels alone."""
+        """The same, as far as there are any."""
         self.in_transit = self.delivered = self.returned = 0
         """Units at this rank or above, processed returns included."""
         self.live = quantity
@@ -222,6 +224,7 @@ def _move_units(order: Order, lines: dict[bytes, Line], by_seller: dict[bytes, S
     for line in lines.values():
         if line.in_transit:
             quantity = line.quantity
+            line.claimed = line.in_transit
             line.moving = line.in_transit = min(line.in_transit, quantity)
             line.delivered = min(line.delivered, quantity)
             line.returned = min(line.returned, quantity)
@@ -276,110 +279,3 @@ def survey(order: Order) -> Survey:
 
 def _seller_id(suborder: Suborder) -> bytes:
     return suborder.seller_id
-
-
-def owed(order: Order, now: Survey, order_id: bytes, time: int) -> RefundDecision | None:
-    """The next refund that is due and covered by captured money, or None. `time` is that of the fact that made it due."""
-    free = now.captured - now.decided
-    if free <= 0:
-        return None
-    n = len(order.decisions)
-    if not now.live:
-        return RefundDecision(time, n, free, 2, order_id, [], [])
-    if not order.returns and not order.stock:
-        return None
-    paid_units: dict[bytes, set[int]] = {}
-    paid_shipping: set[bytes] = set()
-    paid_returns: set[bytes] = set()
-    for decision in order.decisions:
-        if decision.cause == 0:
-            paid_returns.add(decision.cause_id)
-        paid_shipping.update(decision.shipping)
-        for item_id, number in decision.units:
-            paid_units.setdefault(item_id, set()).add(number)
-    by_id = {line.item_id: line for line in now.lines}
-    for return_id, stage in sorted(winning_stages(order).items()):
-        if stage.status != PROCESSED or return_id in paid_returns:
-            continue
-        line = by_id[stage.item_id]
-        paid = paid_units.get(line.item_id, set())
-        wanted = min(stage.quantity or line.quantity, line.quantity)
-        numbers = [number for number in range(line.quantity) if number not in paid][:wanted]
-        amount = sum(line.net_of(number) for number in numbers)
-        if 0 < amount <= free:
-            return RefundDecision(time, n, amount, 0, return_id, [(line.item_id, number) for number in numbers], [])
-    for suborder in now.suborders:
-        units: list[tuple[bytes, int]] = []
-        shipping: list[bytes] = []
-        amount = 0
-        for line in suborder.lines:
-            if line.live == line.quantity:
-                continue
-            paid = paid_units.get(line.item_id, set())
-            for number in range(line.live, line.quantity):
-                if number not in paid:
-                    units.append((line.item_id, number))
-                    amount += line.net_of(number)
-            if line.live == 0 and line.shipping and line.item_id not in paid_shipping:
-                shipping.append(line.item_id)
-                amount += line.shipping
-        if 0 < amount <= free:
-            return RefundDecision(time, n, amount, 1, suborder.seller_id, units, shipping)
-    return None
-
-
-def anomalies(order: Order, order_id: bytes) -> list[str]:
-    """What can't be refused because it would depend on what came first, as stable texts "code: detail", sorted."""
-    created = order.created
-    if created is None:
-        return []
-    now = survey(order)
-    found: list[str] = []
-    if now.captured > now.total:
-        found.append("overpaid: captured above the order's total")
-    returned: dict[bytes, int] = {}
-    quantity = {line.item_id: line.quantity for line in now.lines}
-    for stage in winning_stages(order).values():
-        if stage.status == PROCESSED:
-            returned[stage.item_id] = returned.get(stage.item_id, 0) + (stage.quantity or quantity[stage.item_id])
-    for line in now.lines:
-        name = ids.text(line.item_id)
-        if returned.get(line.item_id, 0) > line.quantity:
-            found.append(f"over_returned: item {name}: more units returned than there are")
-        if line.moving > line.quantity - line.gone:
-            found.append(f"moved_though_gone: item {name}: more units in transit than are not gone")
-    for reply in order.stock:
-        if not reply.refused and reply.reservation_id != ids.uuid5(order_id, f"reservation:{ids.text(reply.seller_id)}"):
-            found.append(
-                f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation {ids.text(reply.reservation_id)} is not ours"
-            )
-    ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
-    for refund in order.refunds:
-        if refund.failed:
-            found.append(f"refund_failed: refund {ids.text(refund.refund_id)}")
-        if refund.refund_id not in ours:
-            found.append(f"refund_unknown: refund {ids.text(refund.refund_id)} is not ours")
-    found += _refund_anomalies(order, now)
-    return sorted(set(found))
-
-
-def _refund_anomalies(order: Order, now: Survey) -> list[str]:
-    found: list[str] = []
-    if now.decided > now.captured:
-        found.append("refund_above_captured: decided above what was captured")
-    if not now.live:
-        return found
-    # What would be owed if money were no object, against what was decided: what's left isn't covered by captured money.
-    unlimited = Survey(now.lines, now.suborders, 1 << 62, now.decided, now.total)
-    if owed(order, unlimited, b"", 0) is not None and owed(order, now, b"", 0) is None:
-        found.append("refund_uncovered: captured money does not cover a refund")
-    live = {line.item_id: line.live for line in now.lines}
-    stages = winning_stages(order)
-    for decision in order.decisions:
-        if decision.cause == 0 and (decision.cause_id not in stages or stages[decision.cause_id].status != PROCESSED):
-            found.append(f"refund_contradicted: decision {decision.n}: its return is not processed after all")
-        if decision.cause == 1 and any(number < live[item_id] for item_id, number in decision.units):
-            found.append(f"refund_contradicted: decision {decision.n}: a unit that it paid for is live after all")
-        if decision.cause == 2:
-            found.append(f"refund_contradicted: decision {decision.n}: the order was closed, but a unit is live after all")
-    return found

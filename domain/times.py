@@ -10,7 +10,7 @@ from typing import Final
 from domain.errors import FIELD_MALFORMED, Refused
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
+_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:[0-5]\d)", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _EARLIEST: Final = -62135596800_000_000  # 0001-01-01T00:00:00Z
 _LATEST: Final = 253402300799_999_999  # 9999-12-31T23:59:59.999999Z

@@ -37,34 +37,23 @@ _DIALECT = cast(sa.Dialect, pg.dialect())  # type: ignore[no-untyped-call]
 def _upsert(table: sa.Table, first: int) -> str:
     """INSERT ... ON CONFLICT of the rows given by parameters $first, ..., one JSON array for each column.
 
-    A row is replaced by one of a higher version; at the same version by one with an earlier time, and the earlier times stay (a repetition
-    of a fact can only lower them). Otherwise the row isn't touched: no new row version, no WAL.
+    A row is replaced by one of a higher version; at the same version by another one whose times aren't later (the earlier time of a repeated
+    fact lowers them, and can make another stage of a return win). Otherwise the row isn't touched: no new row version, no WAL.
     """
     names = [column.name for column in table.columns]
     key = [column.name for column in table.primary_key.columns]
     types = [column.type.compile(_DIALECT) for column in table.columns]
-    later = "excluded.version > old.version"
     given = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
-    changes = [
-        f"{name} = CASE WHEN {later} THEN excluded.{name} ELSE LEAST(old.{name}, excluded.{name}) END"
-        if name in ("created_at", "updated_at")
-        else f"{name} = excluded.{name}"
-        for name in names
-        if name not in key
-    ]
-    # The earlier time of a repetition can make another stage of a return win, and so change the order's status but not its times.
-    other = (
-        " OR (excluded.status <> old.status AND excluded.created_at = old.created_at AND excluded.updated_at = old.updated_at)"
-        if "status" in names
-        else ""
-    )
+    values = [name for name in names if name not in key]
+    changes = ", ".join(f"{name} = excluded.{name}" for name in values)
+    differs = f"({', '.join(f'old.{name}' for name in values)}) IS DISTINCT FROM ({', '.join(f'excluded.{name}' for name in values)})"
     return (
         f"INSERT INTO {table.name} AS old ({', '.join(names)})"
         f" SELECT {', '.join(f'{name}::{type_}' for name, type_ in zip(names, types, strict=True))}"
         f" FROM ROWS FROM ({', '.join(given)}) new({', '.join(names)})"
-        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {', '.join(changes)}"
-        f" WHERE {later} OR (excluded.version = old.version"
-        f" AND (excluded.created_at < old.created_at OR excluded.updated_at < old.updated_at{other}))"
+        f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
+        " WHERE excluded.version > old.version OR (excluded.version = old.version"
+        f" AND excluded.created_at <= old.created_at AND excluded.updated_at <= old.updated_at AND {differs})"
         " RETURNING 1"
     )
 

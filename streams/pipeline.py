@@ -178,7 +178,7 @@ class Pipeline:
                     value, headers = effects.encode(effect, event.order_id, shared)
                     work.publish(effect.topic, OutRecord(key, value, headers))
                 else:
-                    self._refuse_late(work, key, effect)  # type: ignore[arg-type]
+                    self._refuse_late(work, event.order_id, effect)  # type: ignore[arg-type]
 
     def _render(self, work: Work, touched: dict[bytes, Touched]) -> None:
         batch = work.rows
@@ -241,9 +241,10 @@ class Pipeline:
         work.outcomes[record.topic, _REFUSED] += 1
         metrics.DEAD_LETTERS.labels(code).inc()
 
-    def _refuse_late(self, work: Work, key: bytes, late: effects.LateRefusal) -> None:
+    def _refuse_late(self, work: Work, order_id: bytes, late: effects.LateRefusal) -> None:
         detail = f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at the coordinates"
-        work.publish(DLQ, OutRecord(key, effects.normalised(late.type, late.fact), _dlq_headers(late.origin, late.code, detail)))
+        key = ids.text(order_id).encode()
+        work.publish(DLQ, OutRecord(key, effects.normalised(late, order_id), _dlq_headers(late.origin, late.code, detail)))
         metrics.DEAD_LETTERS.labels(late.code).inc()
 
     # -- steps 3 to 6 -------------------------------------------------------------------------------------------

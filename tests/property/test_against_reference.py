@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from audit import reference
 from domain import effects, events, ids, money, rows, times
+from domain.anomalies import anomalies
 from domain.effects import Derived, LateRefusal
 from domain.errors import Refused
 from domain.events import Event
@@ -37,7 +38,6 @@ from domain.order import (
     Scan,
     StockReply,
 )
-from domain.survey import anomalies
 from sources import generator
 from sources.poison import POISONS
 from tables import codec
@@ -180,7 +180,7 @@ class Ours:
             self.states[event.order_id] = codec.encode(order)
         for effect in folded.effects:
             if isinstance(effect, LateRefusal):
-                self.refused[event.order_id].add((effect.code, effect.type, *map(hashable, effect.fact.key())))  # type: ignore[attr-defined]
+                self.refused[event.order_id].add((effect.code, effect.type, *map(hashable, effect.fact.key())))
             else:
                 self._leave(event, effect)
         if folded.refused is not None and folded.refused[0] != "key_conflict":

@@ -8,10 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import effects, errors, events
+from domain import effects, errors, events, times
 from domain.events import Event
 from domain.order import Origin
-from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Story, created, event, item_id, line, parcel, payment, returned
+from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Story, created, event, item_id, line, parcel, payment, raw, returned
 
 LINES = [line(1, ANNA, 2), line(2, BORIS, 1)]
 HOUR = 3_600_000_000
@@ -324,10 +324,17 @@ def test_a_waiting_facts_dead_letter_holds_the_normalised_fact() -> None:
     )
     told.create(*LINES)
     (late,) = told.late
-    letter = msgspec.json.decode(effects.normalised(late.type, late.fact))
+    letter = msgspec.json.decode(effects.normalised(late, raw(ORDER)))
     assert letter == {
         "type": "shipment.updated",
-        "fact": {"time": T0 + 2 * HOUR, "shipment_id": parcel(1), "rank": 1, "seller_id": STRANGER, "items": [[item_id(1), 2]]},
+        "time": times.text(T0 + 2 * HOUR),
+        "data": {
+            "order_id": ORDER,
+            "shipment_id": parcel(1),
+            "status": "in_transit",
+            "seller_id": STRANGER,
+            "items": [{"item_id": item_id(1), "quantity": 2}],
+        },
     }
 
 

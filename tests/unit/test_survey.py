@@ -372,7 +372,13 @@ def refunds(story: Story) -> list[Refund]:
     """(amount, cause, cause_id, units, shipping) of all decisions, once all have come back."""
     story.settle()
     return [
-        (d.amount, CAUSES[d.cause], ids.text(d.cause_id), [(ids.text(i), n) for i, n in d.units], [ids.text(i) for i in d.shipping])
+        (
+            d.amount,
+            CAUSES[d.cause],
+            ids.text(d.cause_id),
+            [(ids.text(item), n) for item, first, count in d.units for n in range(first, first + count)],
+            [ids.text(item) for item in d.shipping],
+        )
         for d in story.order.decisions
     ]
 

@@ -1,0 +1,65 @@
+"""What isn't refused because it would depend on what came first: kept, counted as far as it goes, reported (contracts: section 1)."""
+
+from __future__ import annotations
+
+from domain import ids
+from domain.order import PROCESSED, Order
+from domain.refunds import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, owed
+from domain.survey import Survey, survey, winning_stages
+
+
+def anomalies(order: Order, order_id: bytes) -> list[str]:
+    """An order's anomalies, as stable texts "code: detail", sorted. None while its order.created hasn't come."""
+    created = order.created
+    if created is None:
+        return []
+    now = survey(order)
+    found: list[str] = []
+    if now.captured > now.total:
+        found.append("overpaid: captured above the order's total")
+    returned: dict[bytes, int] = {}
+    quantity = {line.item_id: line.quantity for line in now.lines}
+    for stage in winning_stages(order).values():
+        if stage.status == PROCESSED:
+            returned[stage.item_id] = returned.get(stage.item_id, 0) + (stage.quantity or quantity[stage.item_id])
+    for line in now.lines:
+        name = ids.text(line.item_id)
+        if returned.get(line.item_id, 0) > line.quantity:
+            found.append(f"over_returned: item {name}: more units returned than there are")
+        if line.claimed > line.quantity - line.gone:
+            found.append(f"moved_though_gone: item {name}: more units in transit than are not gone")
+    for reply in order.stock:
+        if not reply.refused and reply.reservation_id != ids.uuid5(order_id, f"reservation:{ids.text(reply.seller_id)}"):
+            found.append(
+                f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation {ids.text(reply.reservation_id)} is not ours"
+            )
+    ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
+    for refund in order.refunds:
+        if refund.failed:
+            found.append(f"refund_failed: refund {ids.text(refund.refund_id)}")
+        if refund.refund_id not in ours:
+            found.append(f"refund_unknown: refund {ids.text(refund.refund_id)} is not ours")
+    found += _refund_anomalies(order, now)
+    return sorted(set(found))
+
+
+def _refund_anomalies(order: Order, now: Survey) -> list[str]:
+    found: list[str] = []
+    if now.decided > now.captured:
+        found.append("refund_above_captured: decided above what was captured")
+    if not now.live:
+        return found
+    # What would be owed if money were no object, against what was decided: what's left isn't covered by captured money.
+    unlimited = Survey(now.lines, now.suborders, 1 << 62, now.decided, now.total)
+    if owed(order, unlimited, b"", 0) is not None and owed(order, now, b"", 0) is None:
+        found.append("refund_uncovered: captured money does not cover a refund")
+    live = {line.item_id: line.live for line in now.lines}
+    stages = winning_stages(order)
+    for decision in order.decisions:
+        if decision.cause == CAUSE_RETURN and (decision.cause_id not in stages or stages[decision.cause_id].status != PROCESSED):
+            found.append(f"refund_contradicted: decision {decision.n}: its return is not processed after all")
+        if decision.cause == CAUSE_STOCK and any(first < live[item_id] for item_id, first, _ in decision.units):
+            found.append(f"refund_contradicted: decision {decision.n}: a unit that it paid for is live after all")
+        if decision.cause == CAUSE_CLOSED:
+            found.append(f"refund_contradicted: decision {decision.n}: the order was closed, but a unit is live after all")
+    return found
