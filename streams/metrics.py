@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 RECORDS: Final = Counter("orders_records_total", "Input records by what became of them.", ["topic", "outcome"])
 """outcome: applied, duplicate, refused, rekeyed."""
@@ -17,4 +17,5 @@ STEP_SECONDS: Final = Histogram(
     ["step"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
+LAST_BATCH: Final = Gauge("orders_last_batch_timestamp_seconds", "When a batch was last finished, in seconds since 1970.")
 BATCH_RECORDS: Final = Histogram("orders_batch_records", "Records of a batch.", buckets=(1, 10, 50, 100, 250, 500, 1000, 2000, 5000))

@@ -117,6 +117,7 @@ class Pipeline:
             _observe(name, started)
         for (topic, outcome), count in work.outcomes.items():
             metrics.RECORDS.labels(topic, outcome).inc(count)
+        metrics.LAST_BATCH.set_to_current_time()
 
     # -- steps 1 and 2: pure but for reading the local store ------------------------------------------------------
 
