@@ -174,6 +174,8 @@ class _Bench:
         _, before, cpu_before = first
         cpu = self._cpu(workers)
         handled = seen - before["records"]
+        if handled <= 0:
+            raise RuntimeError("the workers were done before the first look at them: more --orders are needed to measure")
         # Both ends by the workers' own clock readings, so that the interval of the questions doesn't matter.
         elapsed = found["finished"] - before["finished"]
         steps = {step: (found.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled for step in STEPS}

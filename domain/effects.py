@@ -7,7 +7,7 @@ over the type and that id.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -179,7 +179,7 @@ DATA: Final[dict[str, type[Struct]]] = {
 """Derived event type -> wire form of its data."""
 
 
-class Derived(NamedTuple):
+class Derived(Struct, gc=False):
     """One event to publish. `ce_name`: what its ce_id is the uuid5 of."""
 
     topic: str
@@ -188,7 +188,7 @@ class Derived(NamedTuple):
     data: Struct
 
 
-class LateRefusal(NamedTuple):
+class LateRefusal(Struct, gc=False):
     """A waiting fact that turned out to be refused once its order was known."""
 
     type: str

@@ -9,9 +9,9 @@ no clock, no random, no I/O. Whatever the order of arrival, duplication or split
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-from msgspec import structs
+from msgspec import Struct, structs
 
 from domain import errors
 from domain.effects import Effect, Writer, fresh_suborders
@@ -38,7 +38,7 @@ from domain.refunds import owed
 from domain.survey import Survey, survey
 
 
-class Folded(NamedTuple):
+class Folded(Struct, gc=False):
     """What one event did: `changed`: the state has to be written; `refused`: (code, detail) for orders.dlq; `effects`: to publish."""
 
     changed: bool
@@ -129,14 +129,18 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
             return errors.ORDER_CURRENCY, "$.currency: not the order's"
         return None
     if type(fact) is ReturnStage:
-        if all(item.item_id != fact.item_id for item in created.items):
-            return errors.ORDER_ITEM, "$.item_id: not an item of the order"
-        return None
+        for item in created.items:
+            if item.item_id == fact.item_id:
+                return None
+        return errors.ORDER_ITEM, "$.item_id: not an item of the order"
     if isinstance(fact, (Scan, StockReply, Cancellation)):
         seller_id = fact.seller_id
         if seller_id is None:
             return None
-        if all(item.seller_id != seller_id for item in created.items):
+        for item in created.items:
+            if item.seller_id == seller_id:
+                break
+        else:
             return errors.ORDER_SELLER, "$.seller_id: not a seller of the order"
         if not isinstance(fact, Cancellation) and fact.items:
             seller_of = {item.item_id: item.seller_id for item in created.items}
@@ -153,7 +157,10 @@ def _first_move(order: Order, scan: Scan) -> bool:
     """Whether this scan is the first that says that its parcel is in transit or further."""
     if scan.rank < IN_TRANSIT:
         return False
-    return not any(s.rank >= IN_TRANSIT and s.shipment_id == scan.shipment_id and not s.refused for s in order.scans)
+    for known in order.scans:  # noqa: SIM110  (a generator costs more than the loop)
+        if known.rank >= IN_TRANSIT and known.shipment_id == scan.shipment_id and not known.refused:
+            return False
+    return True
 
 
 def _fold_created(order: Order, event: Event, created: Created) -> Folded:

@@ -52,10 +52,13 @@ def fact_times(order: Order) -> tuple[int, int]:
 
 def order_row(order_id: str, order: Order) -> OrderRow:
     """Row of orders_order."""
+    return _order_row(order_id, order, *fact_times(order))
+
+
+def _order_row(order_id: str, order: Order, first: int, last: int) -> OrderRow:
     created = order.created
     assert created is not None
     digits = money.DIGITS[created.currency]
-    first, last = fact_times(order)
     return (
         order_id,
         ids.text(created.user_id),
@@ -223,8 +226,14 @@ class Summary(Struct, gc=False):
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow) -> Summary:
-    """The order's summary. `row` is its order_row, whose texts are used again."""
+def order_row_and_summary(order_id: str, raw_id: bytes, order: Order) -> tuple[OrderRow, Summary]:
+    """Both at once: they share texts and times."""
+    first, last = fact_times(order)
+    row = _order_row(order_id, order, first, last)
+    return row, _summary(order_id, raw_id, order, row, first)
+
+
+def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: int) -> Summary:
     created = order.created
     assert created is not None
     digits = money.DIGITS[created.currency]
@@ -272,5 +281,4 @@ def summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow) -> Summar
         shipments,
     )
     settled = not moving and (order.status >= DELIVERED or all(state[0] == CLOSED for state in order.suborders))
-    first, _ = fact_times(order)
     return Summary(user_id, first // 1000, settled, _encode(value), tracking, untracked)

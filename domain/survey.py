@@ -102,13 +102,15 @@ class Suborder:
         self.lines.append(line)
         self.ordered += line.quantity
         self.live += live
-        self.in_transit += min(live, line.in_transit)
-        self.delivered += min(live, line.delivered)
-        self.returned += min(live, line.returned)
         if live:
+            if line.in_transit:
+                self.in_transit += min(live, line.in_transit)
+                self.delivered += min(live, line.delivered)
+                self.returned += min(live, line.returned)
             self.items_amount += line.price * live
             self.shipping += line.shipping
-            self.discount += line.discount_of_first(live)
+            if line.discount:
+                self.discount += line.discount_of_first(live)
 
     def state(self) -> tuple[int, ...]:
         """What a suborder.updated tells: published again when it changes."""
@@ -135,7 +137,7 @@ class Survey:
         self.captured = captured
         self.decided = decided
         self.total = total
-        self.live = sum(suborder.live for suborder in suborders)
+        self.live = 0
         self.status = self._status()
 
     def _status(self) -> int:
@@ -146,6 +148,7 @@ class Survey:
             delivered += suborder.delivered
             returned += suborder.returned
             amount += suborder.items_amount + suborder.shipping - suborder.discount
+        self.live = live
         paid = CONFIRMED if self.captured >= (amount if live else self.total) else PENDING
         for suborder in self.suborders:
             suborder.status = (

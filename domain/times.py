@@ -37,7 +37,15 @@ def parse_day(value: str, path: str) -> int:
     return parse(f"{value}T00:00:00Z", path) if _DATE.fullmatch(value) else parse(value, path)
 
 
-@lru_cache(maxsize=4096)
 def text(micros: int) -> str:
-    """Microseconds -> RFC 3339 in UTC: 2026-01-02T03:04:05.000006+00:00."""
-    return (_EPOCH + timedelta(microseconds=micros)).isoformat()
+    """Microseconds -> RFC 3339 in UTC: 2026-01-02T03:04:05.000006+00:00, without a fraction of 0."""
+    minute, rest = divmod(micros, 60_000_000)
+    second, fraction = divmod(rest, 1_000_000)
+    if fraction:
+        return f"{_minute_text(minute)}{second:02}.{fraction:06}+00:00"
+    return f"{_minute_text(minute)}{second:02}+00:00"
+
+
+@lru_cache(maxsize=4096)  # events of one time come together
+def _minute_text(minute: int) -> str:
+    return (_EPOCH + timedelta(minutes=minute)).isoformat()[:17]

@@ -164,17 +164,17 @@ class Pipeline:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
             self._rekey(work, record, event)
             return
-        changed, refused, arose = fold(order, event, _origin(record))
-        if changed:
+        folded = fold(order, event, _origin(record))
+        if folded.changed:
             touched.mark(event)
-        if refused is not None:
-            self._refuse(work, record, *refused)
+        if folded.refused is not None:
+            self._refuse(work, record, *folded.refused)
         else:
-            work.outcomes[record.topic, _APPLIED if changed else _DUPLICATE] += 1
-        if arose:
+            work.outcomes[record.topic, _APPLIED if folded.changed else _DUPLICATE] += 1
+        if folded.effects:
             key = events.order_key(event)
             shared = effects.headers_of(event)
-            for effect in arose:
+            for effect in folded.effects:
                 if type(effect) is effects.Derived:
                     value, headers = effects.encode(effect, event.order_id, shared)
                     work.publish(effect.topic, OutRecord(key, value, headers))
@@ -192,7 +192,7 @@ class Pipeline:
             if order.created is None:
                 continue
             order_id = ids.text(raw_id)
-            row = rows.order_row(order_id, order)
+            row, brief = rows.order_row_and_summary(order_id, raw_id, order)
             batch.orders.append(row)
             if each.created:
                 batch.items += rows.item_rows(order_id, order)
@@ -203,7 +203,6 @@ class Pipeline:
                     batch.shipments += rows.shipment_rows(order_id, order, each.shipments)
                 if each.returns:
                     batch.returns += rows.return_rows(order_id, order, each.returns)
-            brief = rows.summary(order_id, raw_id, order, row)
             work.cache.append(
                 CacheEntry(
                     order_id,

@@ -10,6 +10,7 @@ import pytest
 
 from domain import effects, errors, events, times
 from domain.events import Event
+from domain.fold import Folded
 from domain.order import Origin
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Story, created, event, item_id, line, parcel, payment, raw, returned
 
@@ -99,7 +100,7 @@ def test_a_repetition_changes_and_publishes_nothing() -> None:
     told = story()
     told.pay("30.00")
     for again in (told.pay("30.00"), told.create(*LINES, hour=3)):
-        assert again == (False, None, [])
+        assert again == Folded(False, None, [])
 
 
 # -- content ------------------------------------------------------------------------------------------------------------
@@ -259,7 +260,7 @@ def test_refused_once_the_order_is_known(type_: str, data: Any, code: str, path:
     told = Story()
     told.pay("1.00", 7)
     folded = told.take(event(type_, {"order_id": ORDER, **data}), offset=41)
-    assert folded == (True, None, [])
+    assert folded == Folded(True, None, [])
     told.pay("1.00", 8)
     told.create(*LINES)
     (late,) = told.late
@@ -383,7 +384,7 @@ def test_a_decision_does_not_count_in_the_version() -> None:
 def test_facts_wait_for_their_order_and_publish_nothing() -> None:
     told = Story()
     for folded in (told.pay("30.00"), told.scan("delivered"), told.stock("rejected", BORIS), told.give_back("processed"), told.cancel()):
-        assert folded == (True, None, [])
+        assert folded == Folded(True, None, [])
     assert len(told.order.waiting) == 5
     told.create(*LINES)
     assert told.order.waiting == []

@@ -20,7 +20,7 @@ def story(**more: Any) -> Story:
 
 
 def summary(told: Story) -> rows.Summary:
-    return rows.summary(ORDER, raw(ORDER), told.order, rows.order_row(ORDER, told.order))
+    return rows.order_row_and_summary(ORDER, raw(ORDER), told.order)[1]
 
 
 # -- orders_order -----------------------------------------------------------------------------------------------------------
