@@ -62,8 +62,11 @@ _FIELD: Final = {
 """Event type -> field of Order that holds its facts."""
 
 
-def fold(order: Order, event: Event, origin: Origin) -> Folded:
-    """Take `event` into `order`. `origin`: coordinates of its record, kept while the fact waits for its order. Never raises or blocks."""
+def fold(order: Order, event: Event, origin: Origin | None) -> Folded:
+    """Take `event` into `order`. Never blocks.
+
+    `origin`: coordinates of its record, kept while the fact waits for its order; None will do once order.created is known.
+    """
     fact = event.fact
     if type(fact) is Created:
         return _fold_created(order, event, fact)
@@ -78,6 +81,7 @@ def fold(order: Order, event: Event, origin: Origin) -> Folded:
     order.version += 1
     created = order.created
     if created is None:
+        assert origin is not None
         order.waiting.append(Waiting(_FIELD[event.type], len(facts), origin))
         facts.append(fact)  # type: ignore[arg-type]
         return Folded(True, None, [])

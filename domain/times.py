@@ -37,6 +37,7 @@ def parse_day(value: str, path: str) -> int:
     return parse(f"{value}T00:00:00Z", path) if _DATE.fullmatch(value) else parse(value, path)
 
 
+@lru_cache(maxsize=4096)
 def text(micros: int) -> str:
     """Microseconds -> RFC 3339 in UTC: 2026-01-02T03:04:05.000006+00:00, without a fraction of 0."""
     minute, rest = divmod(micros, 60_000_000)

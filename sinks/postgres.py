@@ -37,8 +37,8 @@ _DIALECT = cast(sa.Dialect, pg.dialect())  # type: ignore[no-untyped-call]
 def _upsert(table: sa.Table, first: int) -> str:
     """INSERT ... ON CONFLICT of the rows given by parameters $first, ..., one JSON array for each column.
 
-    A row is replaced by one of a higher version; at the same version by another one whose times aren't later (the earlier time of a repeated
-    fact lowers them, and can make another stage of a return win). Otherwise the row isn't touched: no new row version, no WAL.
+    A row is replaced by one of a higher version; at the same version by another one whose times aren't later (the earlier time of a
+    repeated fact lowers them, and can make another stage of a return win). Otherwise the row isn't touched: no new row version, no WAL.
     """
     names = [column.name for column in table.columns]
     key = [column.name for column in table.primary_key.columns]

@@ -128,16 +128,16 @@ class Pipeline:
         started = _observe("decode", started)
         touched = self._load(batch, accepted)
         started = _observe("load", started)
-        for record, event in accepted:
-            self._take(work, record, event, touched[event.order_id], batch.partition)
+        for record, event, key in accepted:
+            self._take(work, record, event, key, touched[event.order_id], batch.partition)
         started = _observe("fold", started)
         self._render(work, touched)
         _observe("render", started)
         metrics.BATCH_RECORDS.observe(len(batch))
         return work
 
-    def _decode(self, batch: LaneBatch, work: Work) -> list[tuple[Record, Event]]:
-        accepted: list[tuple[Record, Event]] = []
+    def _decode(self, batch: LaneBatch, work: Work) -> list[tuple[Record, Event, bytes]]:
+        accepted: list[tuple[Record, Event, bytes]] = []
         for part in batch.slices:
             topic = part.topic
             internal = topic in (DECISIONS, REKEYED)
@@ -147,24 +147,25 @@ class Pipeline:
                 except Refused as refusal:
                     self._refuse(work, record, refusal.code, refusal.detail)
                     continue
-                if internal or record.key == events.order_key(event):
-                    accepted.append((record, event))
+                key = events.order_key(event)
+                if internal or record.key == key:
+                    accepted.append((record, event, key))
                 else:
                     self._rekey(work, record, event)
         return accepted
 
-    def _load(self, batch: LaneBatch, accepted: list[tuple[Record, Event]]) -> dict[bytes, Touched]:
-        wanted = list({event.order_id for _, event in accepted})
+    def _load(self, batch: LaneBatch, accepted: list[tuple[Record, Event, bytes]]) -> dict[bytes, Touched]:
+        wanted = list({event.order_id for _, event, _ in accepted})
         found = batch.get_states(self._table, wanted)
         return {order_id: Touched(Order() if raw is None else codec.decode(raw)) for order_id, raw in zip(wanted, found, strict=True)}
 
-    def _take(self, work: Work, record: Record, event: Event, touched: Touched, lane: int) -> None:
+    def _take(self, work: Work, record: Record, event: Event, key: bytes, touched: Touched, lane: int) -> None:
         order = touched.order
-        if order.version == 0 and partition_of(events.order_key(event), self._partitions) != lane:
+        if order.version == 0 and partition_of(key, self._partitions) != lane:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
             self._rekey(work, record, event)
             return
-        folded = fold(order, event, _origin(record))
+        folded = fold(order, event, None if order.created is not None else _origin(record))
         if folded.changed:
             touched.mark(event)
         if folded.refused is not None:
@@ -172,7 +173,6 @@ class Pipeline:
         else:
             work.outcomes[record.topic, _APPLIED if folded.changed else _DUPLICATE] += 1
         if folded.effects:
-            key = events.order_key(event)
             shared = effects.headers_of(event)
             for effect in folded.effects:
                 if type(effect) is effects.Derived:

@@ -154,13 +154,12 @@ class LaneProducer:
         now = int(time.time() * 1000)
         for topic, items in records.items():
             by_partition: dict[int, list[Any]] = {}
-            for record in items:
-                number = partition if record.partition is None else record.partition
-                batches = by_partition.setdefault(number, [])
-                fields = {"timestamp": now, "key": record.key, "value": record.value, "headers": record.headers}
-                if not batches or batches[-1].append(**fields) is None:
+            for key, value, headers, wanted in items:
+                batches = by_partition.setdefault(partition if wanted is None else wanted, [])
+                if not batches or batches[-1].append(timestamp=now, key=key, value=value, headers=headers) is None:
                     batches.append(producer.create_batch())
-                    batches[-1].append(**fields)  # the first record of a batch is never refused, however large
+                    # The first record of a batch is never refused, however large.
+                    batches[-1].append(timestamp=now, key=key, value=value, headers=headers)
             for number, batches in by_partition.items():
                 yield topic, number, batches
 
