@@ -46,7 +46,7 @@ class Plan:
 
     orders: int = 60_000
     spread: int = 50_000
-    workers: int = 1
+    workers: int = 2
     rate: int = 500
     seconds: int = 30
     seed: int = 1

@@ -19,7 +19,7 @@ def bench_command(
     spread: Annotated[
         int, typer.Option(min=1, help="Orders that lie between two events of an order: how rarely a batch meets an order twice.")
     ] = 50_000,
-    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes; on two cores two are faster.")] = 2,
     rate: Annotated[int, typer.Option(min=10, help="Events a second while latency is measured.")] = 500,
     seconds: Annotated[int, typer.Option(min=5, help="Seconds for which latency is measured.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 1,
@@ -28,7 +28,7 @@ def bench_command(
 ) -> None:
     """Drain pre-loaded events through the whole path, then measure latency at a fixed rate, on servers of its own.
 
-    Example: orders bench --orders 60000 --workers 1 --json
+    Example: orders bench --orders 60000 --workers 2 --json
     """
     from benchmarks.run import Plan, run
     from stack import StackError

@@ -300,7 +300,11 @@ class Writer:
 
     def payment_initiate(self, created: Created) -> None:
         data = PaymentInitiate(
-            self.id("payment"), self.order_text, ids.text(created.user_id), money.text(created.total, self.digits), created.currency
+            self.id("payment"),
+            self.order_text,
+            ids.text(created.user_id),
+            money.text(created.total, self.digits),
+            created.currency,
         )
         self._publish("payment.initiate", data.payment_request_id, data)
 
@@ -311,7 +315,13 @@ class Writer:
             LabelItem(text(i.item_id), text(i.product_id), i.sku, quantity, UNSET if i.warehouse_id is None else text(i.warehouse_id))
             for i, quantity in items
         ]
-        data = ShippingLabelCreate(self.id(f"label:{seller}"), self.order_text, self.id(f"suborder:{seller}"), seller, lines)
+        data = ShippingLabelCreate(
+            self.id(f"label:{seller}"),
+            self.order_text,
+            self.id(f"suborder:{seller}"),
+            seller,
+            lines,
+        )
         self._publish("shipping.label.create", data.label_request_id, data)
 
     def refund_request(self, decision: RefundDecision, currency: str) -> None:

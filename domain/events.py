@@ -9,7 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -188,7 +188,7 @@ class RefundDecided(Struct, gc=False):
     shipping: list[UUID]
 
 
-class Event(NamedTuple):
+class Event(Struct, gc=False):
     """One accepted event: its order, the fact that it adds, and what derived events carry on of it."""
 
     type: str

@@ -79,7 +79,8 @@ class Broker(Server):
         return [
             str(_runtime()),
             *options,
-            "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=1",
             "-XX:-UsePerfData",
             *(f"-Dorg.slf4j.simpleLogger.{option}" for option in logging),
             "-cp",

@@ -53,16 +53,20 @@ class Touched:
         self.order = order
         self.changed = False
         self.created = False
-        self.shipments: set[bytes] = set()
-        self.returns: set[bytes] = set()
+        self.shipments: set[bytes] | None = None
+        self.returns: set[bytes] | None = None
 
     def mark(self, event: Event) -> None:
         """`event` changed the order."""
         self.changed = True
         fact = event.fact
         if type(fact) is Scan:
+            if self.shipments is None:
+                self.shipments = set()
             self.shipments.add(fact.shipment_id)
         elif type(fact) is ReturnStage:
+            if self.returns is None:
+                self.returns = set()
             self.returns.add(fact.return_id)
         elif type(fact) is Created:
             self.created = True

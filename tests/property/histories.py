@@ -127,7 +127,7 @@ class Run:
         order = self.order
         # fold takes the fact over: in the pipeline it was decoded for this record alone.
         fact = msgspec.msgpack.decode(msgspec.msgpack.encode(event.fact), type=type(event.fact))
-        folded = fold(order, event._replace(fact=fact), Origin(event.type, 0, self.offset))
+        folded = fold(order, msgspec.structs.replace(event, fact=fact), Origin(event.type, 0, self.offset))
         self.offset += 1
         if folded.refused:
             self.refusals.append(folded.refused)

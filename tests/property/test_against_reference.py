@@ -305,7 +305,7 @@ def test_random_histories(history: list[Event], random: Any, pace: int) -> None:
     records += [each for each in records if random.random() < 0.2]
     # A repetition with another time: only of a scan is that another fact.
     records += [
-        record(event._replace(time=max(0, event.time + shift)))
+        record(msgspec.structs.replace(event, time=max(0, event.time + shift)))
         for event in history
         if (shift := random.randrange(-9, 9) * HOUR) and random.random() < 0.3
     ]
