@@ -11,6 +11,7 @@ from typing import Final, Literal
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
+from uuid_utils import UUID, uuid5
 
 from domain import ids, money, times
 from domain.events import Event, RefundDecided, wire
@@ -204,16 +205,16 @@ Effect = Derived | LateRefusal
 class Writer:
     """Builds the effects of one order while it takes in one event."""
 
-    __slots__ = ("digits", "effects", "order_id", "order_text")
+    __slots__ = ("digits", "effects", "namespace", "order_text")
 
     def __init__(self, order_id: bytes, currency: str) -> None:
-        self.order_id = order_id
+        self.namespace = UUID(bytes=order_id)
         self.order_text = ids.text(order_id)
         self.digits = money.DIGITS[currency]
         self.effects: list[Effect] = []
 
     def id(self, name: str) -> str:
-        return ids.uuid5_text(self.order_id, name)
+        return str(uuid5(self.namespace, name))
 
     def _publish(self, type_: str, ce_id: str, data: Struct) -> None:
         self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", data))
