@@ -1,8 +1,8 @@
 """The benchmark behind `orders bench`: its own stack, the real worker process, pre-loaded events; then latency at a fixed rate.
 
 Throughput: events are in Kafka before the worker starts; the clock runs from the worker's first finished batch to its last.
-Latency, after a checkpoint: from the moment an event is handed to the producer to the commit of the transaction that wrote its row (PostgreSQL's own commit
-timestamp, same machine, same clock), for the last event of each order.
+Latency, after a checkpoint: from the moment an event is handed to the producer to the commit of the transaction that wrote its row
+(PostgreSQL's own commit timestamp, same machine, same clock), for the last event of each order.
 """
 
 from __future__ import annotations
