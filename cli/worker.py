@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import re
 from typing import Annotated
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.errors import UserError
-from settings import get_settings
+from settings import Settings, get_settings
 
 
 def worker_command(
@@ -27,6 +28,8 @@ def worker_command(
         raise UserError(f"--name {name!r}: letters, digits, dots, dashes and underscores only, at most 64")
     settings = get_settings()
     settings = settings.model_copy(update={"data": settings.data / name})
+
+    asyncio.run(_look_around(settings))
 
     from prometheus_client import start_http_server
 
@@ -46,3 +49,17 @@ def worker_command(
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     raise typer.Exit(run_worker(app))
+
+
+async def _look_around(settings: Settings) -> None:
+    """Raises what says in one line what a worker lacks to start: a server, the topics, the schema."""
+    from sinks import migrate
+    from streams import topics
+
+    absent = await topics.missing(settings)
+    if absent:
+        raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
+    try:
+        await migrate.check(settings)
+    except migrate.SchemaMismatch as error:
+        raise UserError(str(error)) from None

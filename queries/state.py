@@ -24,8 +24,8 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
     consumer = AIOKafkaConsumer(
         bootstrap_servers=settings.brokers, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_bytes=64 << 20
     )
-    await consumer.start()
     try:
+        await consumer.start()
         partitions = consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
         if not partitions:
             raise LookupError(f"topic {topic} does not exist on {settings.kafka}: run `orders init`")
