@@ -47,11 +47,13 @@ class Record(Protocol):
 class Touched:
     """One order's state while a batch is folded, and which of its rows have to be written."""
 
-    __slots__ = ("changed", "created", "order", "returns", "shipments")
+    __slots__ = ("changed", "created", "order", "repeated", "returns", "shipments")
 
     def __init__(self, order: Order) -> None:
         self.order = order
         self.changed = False
+        self.repeated = False
+        """An event came again: perhaps since a worker died between writing the state and refreshing the cache."""
         self.created = False
         self.shipments: set[bytes] | None = None
         self.returns: set[bytes] | None = None
@@ -172,6 +174,8 @@ class Pipeline:
         folded = fold(order, event, None if order.created is not None else _origin(record))
         if folded.changed:
             touched.mark(event)
+        else:
+            touched.repeated = True
         if folded.refused is not None:
             self._refuse(work, record, *folded.refused)
         else:
@@ -189,15 +193,17 @@ class Pipeline:
         batch = work.rows
         moving, settled = self._ttl
         for raw_id, each in touched.items():
-            if not each.changed:
+            if not each.changed and not each.repeated:
                 continue
             order = each.order
-            work.states[raw_id] = codec.encode(order)
+            if each.changed:
+                work.states[raw_id] = codec.encode(order)
             if order.created is None:
                 continue
             order_id = ids.text(raw_id)
             row, brief = rows.order_row_and_summary(order_id, raw_id, order)
-            batch.orders.append(row)
+            if each.changed:
+                batch.orders.append(row)
             if each.created:
                 batch.items += rows.item_rows(order_id, order)
                 batch.shipments += rows.shipment_rows(order_id, order)

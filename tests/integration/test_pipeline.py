@@ -187,3 +187,22 @@ def _olist_rows(folder: Path) -> dict[str, Any]:
             for seller in sellers:
                 expected["shipments"][uuid5(order_id, str(seller))] = "delivered" if delivered else "in_transit"
     return expected
+
+
+async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path: Path) -> None:
+    """A worker that dies after writing the state and before refreshing the cache leaves an old summary: the replay has to mend it."""
+    history = list(generator.events(30, 8, generator.Shares(0, 0, 0)))
+    with worker(tmp_path):
+        await send(fresh, history)
+        processed()
+        async with Redis.from_url(fresh.redis) as redis:
+            keys = [key async for key in redis.scan_iter("order:*")]
+            assert keys
+            for key in keys:
+                stale = json.loads(await redis.get(key)) | {"version": 0, "status": "stale"}
+                await redis.set(key, json.dumps(stale, separators=(",", ":")), ex=600)
+            await send(fresh, history)
+            processed()
+            found = [json.loads(await redis.get(key)) for key in keys]
+        assert all(summary["status"] != "stale" and summary["version"] > 0 for summary in found)
+        audit()
