@@ -199,10 +199,10 @@ async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path:
             keys = [key async for key in redis.scan_iter("order:*")]
             assert keys
             for key in keys:
-                stale = json.loads(await redis.get(key)) | {"version": 0, "status": "stale"}
+                stale = json.loads(await redis.get(key) or b"") | {"version": 0, "status": "stale"}
                 await redis.set(key, json.dumps(stale, separators=(",", ":")), ex=600)
             await send(fresh, history)
             processed()
-            found = [json.loads(await redis.get(key)) for key in keys]
+            found = [json.loads(await redis.get(key) or b"") for key in keys]
         assert all(summary["status"] != "stale" and summary["version"] > 0 for summary in found)
         audit()
