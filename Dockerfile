@@ -2,12 +2,13 @@
 FROM python:3.12-slim AS build
 
 WORKDIR /build
+ENV PIP_CACHE_DIR=/var/cache/pip
 RUN python -m venv /opt/orders
 COPY requirements-worker.txt .
-RUN --mount=type=cache,target=/root/.cache/pip /opt/orders/bin/pip install --require-hashes -r requirements-worker.txt
+RUN --mount=type=cache,target=/var/cache/pip /opt/orders/bin/pip install --require-hashes -r requirements-worker.txt
 
 COPY . .
-RUN --mount=type=cache,target=/root/.cache/pip pip wheel --no-deps --wheel-dir /wheels . && /opt/orders/bin/pip install --no-deps /wheels/*.whl
+RUN --mount=type=cache,target=/var/cache/pip pip wheel --no-deps --wheel-dir /wheels . && /opt/orders/bin/pip install --no-deps /wheels/*.whl
 
 FROM python:3.12-slim
 
