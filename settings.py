@@ -12,6 +12,8 @@ from typing import Literal
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from domain.deadlines import Patience
+
 
 class Settings(BaseSettings):
     """All settings. Raises pydantic.ValidationError for a value that cannot be used. Never blocks."""
@@ -75,6 +77,36 @@ class Settings(BaseSettings):
     stall_timeout: float = Field(120.0, gt=0, description="Seconds without progress after which a worker ends itself rather than hang.")
     redis_timeout: float = Field(0.5, gt=0, description="Seconds until a cache write is given up. A cache delays nothing.")
 
+    # -- deadlines (docs/decisions/0009) -----------------------------------------------------------------------
+    payment_deadline: float = Field(
+        3600.0, ge=0, description="Seconds after order.created until its total must be captured; then its stock is asked back. 0: for ever."
+    )
+    stock_deadline: float = Field(
+        600.0,
+        ge=0,
+        description="Seconds until stock.reserve must be answered, each time it is asked: minutes, as a person waits. 0: for ever.",
+    )
+    stock_asks: int = Field(3, ge=1, le=100, description="How often stock is asked for before no answer counts as a rejection.")
+    release_deadline: float = Field(600.0, ge=0, description="Seconds until stock.release must be answered, each time. 0: for ever.")
+    release_asks: int = Field(
+        10, ge=1, le=100, description="How often stock is asked back before an operator is told. Often: nobody else can end the order."
+    )
+    label_deadline: float = Field(
+        172_800.0,
+        ge=0,
+        description="Seconds from shipping.label.create to the first scan, each time: two days, as sellers pack. 0: for ever.",
+    )
+    label_asks: int = Field(5, ge=1, le=100, description="How often a label is asked for before an operator is told.")
+    refund_deadline: float = Field(
+        86_400.0, ge=0, description="Seconds until refund.request must be answered, each time: a bank's working day. 0: for ever."
+    )
+    refund_asks: int = Field(5, ge=1, le=100, description="How often a refund is asked for before an operator is told.")
+    history_age: float = Field(
+        3600.0,
+        ge=0,
+        description="An order.created that was older than this (seconds) when Kafka took it is history: nothing is waited for.",
+    )
+
     # -- sinks -------------------------------------------------------------------------------------------------
     postgres_pool: int = Field(4, ge=1, le=64, description="Connections of one worker to Postgres: lanes that can commit at the same time.")
     postgres_connect_timeout: float = Field(5.0, gt=0, description="Seconds until a connection to Postgres is given up and tried again.")
@@ -118,6 +150,26 @@ class Settings(BaseSettings):
     def brokers(self) -> list[str]:
         """Brokers as a list of host:port."""
         return [broker.strip() for broker in self.kafka.split(",")]
+
+    @property
+    def patience(self) -> Patience:
+        """How long answers may take."""
+
+        def ms(seconds: float) -> int:
+            return round(seconds * 1000)
+
+        return Patience(
+            payment=ms(self.payment_deadline),
+            stock=ms(self.stock_deadline),
+            stock_asks=self.stock_asks,
+            release=ms(self.release_deadline),
+            release_asks=self.release_asks,
+            label=ms(self.label_deadline),
+            label_asks=self.label_asks,
+            refund=ms(self.refund_deadline),
+            refund_asks=self.refund_asks,
+            history=ms(self.history_age),
+        )
 
     @property
     def changelog_topic(self) -> str:

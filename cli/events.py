@@ -11,11 +11,12 @@ import msgspec
 import typer
 
 from domain import effects, events, ids, topics
-from domain.effects import Derived
+from domain.deadlines import Due
+from domain.effects import Derived, Writer
 from domain.errors import REASONS
 from domain.events import Event
 from domain.fold import fold
-from domain.order import Order, Origin
+from domain.order import DUE_STOCK, Order, Origin
 
 Json = dict[str, Any]
 
@@ -37,6 +38,7 @@ class Outgoing(NamedTuple):
 
 
 INCOMING: Final = {
+    "checkout.completed": Incoming("checkout", "the order that it becomes"),
     "order.created": Incoming("checkout", "the order itself"),
     "order.paid": Incoming("payment service", "payment_id"),
     "payment.failed": Incoming("payment service", "payment_id"),
@@ -133,7 +135,7 @@ def reference() -> Json:
                 "topic": topic,
                 "sender": INCOMING[topic].sender,
                 "meaning": _meaning(events.DATA[topic]),
-                "key": "order_id in canonical text form",
+                "key": f"{'checkout_id' if topic == topics.CHECKOUT else 'order_id'} in canonical text form",
                 "natural_key": INCOMING[topic].natural_key,
                 "data": schema_of[topic],
                 "example": sent[topic],
@@ -145,9 +147,18 @@ def reference() -> Json:
                 "topic": topics.DECISIONS,
                 "type": "refund.decided",
                 "meaning": _meaning(events.RefundDecided),
+                "natural_key": "n",
                 "data": schema_of["refund.decided"],
                 "example": published["refund.decided"],
-            }
+            },
+            {
+                "topic": topics.DECISIONS,
+                "type": "deadline.passed",
+                "meaning": _meaning(events.DeadlinePassed),
+                "natural_key": "deadline, seller_id or refund_id, attempt",
+                "data": schema_of["deadline.passed"],
+                "example": published["deadline.passed"],
+            },
         ],
         "out": [
             {
@@ -266,12 +277,14 @@ def _page(found: Json) -> Iterator[str]:
         yield from _example(event["example"])
     yield ""
     yield "## Internal"
+    yield ""
+    yield f"### {topics.DECISIONS}"
+    yield ""
+    yield "What would depend on which of two came first is decided once. Written by the pipeline alone, each comes back to it as a fact;"
+    yield "the first record with each natural key counts."
     for event in found["internal"]:
         yield ""
-        yield f"### {event['topic']}"
-        yield ""
-        yield f"`{event['type']}`: {event['meaning']} It is written by the pipeline alone and comes back to it as a fact;"
-        yield "the first record with each `n` counts."
+        yield f"`{event['type']}`: {event['meaning']} Natural key: {event['natural_key']}."
         yield ""
         yield from _fields(event["data"], components)
         yield from _example(event["example"])
@@ -398,6 +411,7 @@ def _ce_name(topic: str) -> str:
 # -- examples: one order's story, and what the pipeline makes of it ---------------------------------------------------------
 
 _ORDER: Final = "6f1d7a52-0d0e-4a2b-9c3e-1f4b8a70c901"
+_CHECKOUT: Final = "b0c7d1f2-5a8e-4d3b-8f6a-2e9c41d07a55"
 _ANNA: Final = "0b7f4a8e-5a51-4c39-8f0d-3f6c2d9e1a01"
 _BORIS: Final = "d2c9e6b4-77a3-4f18-a1c5-92e0b84f6b02"
 _LAMP: Final = "31f0c5d8-6e2b-4d47-b9a1-7c05e3f2aa01"
@@ -482,8 +496,13 @@ def _examples() -> tuple[dict[str, Json], dict[str, Json]]:
     sent: dict[str, Json] = {}
     published: dict[str, Json] = {}
     order = Order()
+    writer = Writer(bytes.fromhex(_ORDER.replace("-", "")), "EUR")
+    writer.deadline_passed(Due(0, DUE_STOCK, bytes.fromhex(_ANNA.replace("-", "")), 1, False))
+    published["deadline.passed"] = msgspec.to_builtins(writer.effects[0].data)  # type: ignore[union-attr]
     for n, (time, type_, fields) in enumerate(_story()):
         data = {"order_id": _ORDER, **fields}
+        if type_ == topics.CREATED:
+            sent[topics.CHECKOUT] = {"checkout_id": _CHECKOUT, **fields}
         sent.setdefault(type_, data)
         attributes = {"specversion": "1.0", "id": f"event-{n}", "source": "/example", "type": type_, "time": time}
         headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]

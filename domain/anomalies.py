@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from domain import ids
-from domain.order import PROCESSED, Order
+from domain.order import DUE_LABEL, DUE_REFUND, DUE_RELEASE, PROCESSED, Order
 from domain.refunds import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, owed
 from domain.survey import Survey, survey, winning_stages
 
@@ -39,8 +39,29 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
             found.append(f"refund_failed: refund {ids.text(refund.refund_id)}")
         if refund.refund_id not in ours:
             found.append(f"refund_unknown: refund {ids.text(refund.refund_id)} is not ours")
+    found += _silences(order, now)
     found += _refund_anomalies(order, now)
     return sorted(set(found))
+
+
+def _silences(order: Order, now: Survey) -> list[str]:
+    """What was asked for until nobody asked any longer, and never answered."""
+    given_up = {(deadline.what, deadline.subject) for deadline in order.deadlines if deadline.final}
+    if not given_up:
+        return []
+    found: list[str] = []
+    scanned = {scan.seller_id for scan in order.scans if not scan.refused}
+    for suborder in now.suborders:
+        seller = ids.text(suborder.seller_id)
+        if (DUE_RELEASE, suborder.seller_id) in given_up and suborder.live > suborder.in_transit:
+            found.append(f"release_unanswered: seller {seller}: the stock was asked back in vain")
+        if (DUE_LABEL, suborder.seller_id) in given_up and suborder.live and suborder.seller_id not in scanned:
+            found.append(f"label_unscanned: seller {seller}: no scan since its label was asked for")
+    replied = {refund.refund_id for refund in order.refunds}
+    for what, subject in given_up:
+        if what == DUE_REFUND and subject is not None and subject not in replied:
+            found.append(f"refund_unconfirmed: refund {ids.text(subject)}")
+    return found
 
 
 def _refund_anomalies(order: Order, now: Survey) -> list[str]:

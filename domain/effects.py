@@ -14,10 +14,24 @@ from msgspec import UNSET, Struct, UnsetType
 from uuid_utils import UUID, uuid5
 
 from domain import ids, money, times
-from domain.events import Event, RefundDecided, wire
-from domain.order import CAUSES, ORDER_STATUS, SUBORDER_STATUS, Created, Item, Origin, RefundDecision, ReturnStage, SimpleFact
+from domain.deadlines import Due
+from domain.events import DeadlinePassed, Event, ItemData, OrderCreated, RefundDecided, wire
+from domain.order import (
+    CAUSES,
+    CLOSED_BECAUSE,
+    DEADLINES,
+    DUE_REFUND,
+    ORDER_STATUS,
+    SUBORDER_STATUS,
+    Created,
+    Item,
+    Origin,
+    RefundDecision,
+    ReturnStage,
+    SimpleFact,
+)
 from domain.survey import Suborder, fresh_lines
-from domain.topics import DECISIONS
+from domain.topics import CREATED, DECISIONS
 
 SOURCE: Final = b"/orders"
 """ce_source of everything we publish."""
@@ -59,6 +73,7 @@ class SuborderCreated(Struct, gc=False):
     total_amount: str
     units: SuborderUnits
     version: int
+    closed_because: Literal["cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered"] | UnsetType = UNSET
 
 
 class SuborderUpdated(SuborderCreated, gc=False):
@@ -263,6 +278,7 @@ class Writer:
             money.text(suborder.total, digits),
             SuborderUnits(suborder.ordered, suborder.live, suborder.in_transit, suborder.delivered, suborder.returned),
             version,
+            CLOSED_BECAUSE[suborder.because] if suborder.because else UNSET,  # type: ignore[arg-type]
         )
 
     def suborder_created(self, created: Created, suborder: Suborder) -> None:
@@ -325,6 +341,9 @@ class Writer:
         )
         self._publish("shipping.label.create", data.label_request_id, data)
 
+    def refund_id(self, decision: RefundDecision) -> bytes:
+        return uuid5(self.namespace, f"refund:{decision.n}").bytes
+
     def refund_request(self, decision: RefundDecision, currency: str) -> None:
         data = RefundRequest(
             self.id(f"refund:{decision.n}"),
@@ -348,6 +367,20 @@ class Writer:
         )
         self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
 
+    def deadline_passed(self, due: Due) -> None:
+        subject = None if due.subject is None else ids.text(due.subject)
+        refund = due.what == DUE_REFUND
+        data = DeadlinePassed(
+            self.order_text,  # type: ignore[arg-type]
+            DEADLINES[due.what],
+            due.attempt,
+            due.final,
+            UNSET if subject is None or refund else subject,  # type: ignore[arg-type]
+            subject if subject is not None and refund else UNSET,  # type: ignore[arg-type]
+        )
+        name = f"deadline.passed:{data.deadline}:{subject or ''}:{due.attempt}"
+        self.effects.append(Derived(DECISIONS, "deadline.passed", name, data))
+
     def status_changed(self, created: Created, before: int, after: int, event: Event, version: int) -> None:
         data = OrderStatusChanged(
             self.order_text,
@@ -361,6 +394,37 @@ class Writer:
 
     def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, origin: Origin) -> None:
         self.effects.append(LateRefusal(type_, fact, code, detail, origin))
+
+
+def order_placed(event: Event) -> Derived:
+    """The order.created that a checkout.completed becomes: the same fields as sent, normalised. Twice is once: one id, one content."""
+    created = event.fact
+    assert isinstance(created, Created)
+    text, digits = ids.text, money.DIGITS[created.currency]
+    order_id = text(event.order_id)
+    items = [
+        ItemData(
+            text(item.item_id),  # type: ignore[arg-type]
+            text(item.product_id),  # type: ignore[arg-type]
+            text(item.seller_id),  # type: ignore[arg-type]
+            item.sku,
+            item.quantity,
+            money.text(item.price, digits),
+            UNSET if item.warehouse_id is None else text(item.warehouse_id),  # type: ignore[arg-type]
+            UNSET if item.shipping is None else money.text(item.shipping, digits),
+        )
+        for item in created.items
+    ]
+    data = OrderCreated(
+        order_id,  # type: ignore[arg-type]
+        text(created.user_id),  # type: ignore[arg-type]
+        created.currency,
+        money.text(created.total, digits),
+        items,
+        UNSET if created.region is None else created.region,
+        UNSET if created.discount is None else money.text(created.discount, digits),
+    )
+    return Derived(CREATED, CREATED, f"{CREATED}:{order_id}", data)
 
 
 def fresh_suborders(created: Created) -> list[Suborder]:
@@ -378,8 +442,9 @@ _encode = msgspec.json.Encoder().encode
 _SPEC = ("ce_specversion", b"1.0")
 _SOURCE_HEADER = ("ce_source", SOURCE)
 _CONTENT = ("content-type", b"application/json")
-_TYPE_HEADER = {name: ("ce_type", name.encode()) for name in (*DATA, "refund.decided")}
-_SCHEMA_HEADER = {name: ("ce_dataschema", f"urn:orders:{name}/v1".encode()) for name in (*DATA, "refund.decided")}
+_PUBLISHED = (*DATA, CREATED, "refund.decided", "deadline.passed")
+_TYPE_HEADER = {name: ("ce_type", name.encode()) for name in _PUBLISHED}
+_SCHEMA_HEADER = {name: ("ce_dataschema", f"urn:orders:{name}/v1".encode()) for name in _PUBLISHED}
 
 
 def headers_of(event: Event) -> list[tuple[str, bytes]]:
@@ -389,6 +454,11 @@ def headers_of(event: Event) -> list[tuple[str, bytes]]:
         trace = event.traceparent.encode()
         shared += [("ce_traceparent", trace), ("traceparent", trace)]
     return shared
+
+
+def passed_at(at: int) -> list[tuple[str, bytes]]:
+    """The same for a deadline, which no event caused: it passed at `at`, ms."""
+    return [("ce_time", times.text(at * 1000).encode())]
 
 
 def encode(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) -> tuple[bytes, list[tuple[str, bytes]]]:

@@ -18,6 +18,7 @@ from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 from domain import errors, ids, money, times
 from domain.errors import Refused
 from domain.order import (
+    DEADLINES,
     PROCESSED,
     REJECTED,
     REQUESTED,
@@ -28,6 +29,7 @@ from domain.order import (
     STOCK_RESERVED,
     Cancellation,
     Created,
+    Deadline,
     Fact,
     Item,
     Payment,
@@ -86,6 +88,22 @@ class OrderCreated(Struct, gc=False):
     items: Items
     region: Text | UnsetType = UNSET
     discount_amount: Money | UnsetType = UNSET
+
+
+class CheckoutCompleted(Struct, gc=False):
+    """A customer completed a checkout. Becomes order.created with order_id = uuid5(checkout_id, "order"), with the same refusals."""
+
+    checkout_id: UUID
+    user_id: UUID
+    currency: Currency
+    total_amount: Money
+    items: Items
+    region: Text | UnsetType = UNSET
+    discount_amount: Money | UnsetType = UNSET
+
+    @property
+    def order_id(self) -> UUID:
+        return UUID(bytes=ids.uuid5(self.checkout_id.bytes, "order"))
 
 
 class OrderPaid(Struct, gc=False):
@@ -188,8 +206,22 @@ class RefundDecided(Struct, gc=False):
     shipping: list[UUID]
 
 
+class DeadlinePassed(Struct, gc=False):
+    """Internal (orders.decisions): an answer did not come in time, by the broker's clock. `final`: it isn't waited for any longer."""
+
+    order_id: UUID
+    deadline: Literal["payment", "stock", "release", "label", "refund"]
+    attempt: int
+    final: bool
+    seller_id: UUID | UnsetType = UNSET
+    refund_id: UUID | UnsetType = UNSET
+
+
 class Event(Struct, gc=False):
-    """One accepted event: its order, the fact that it adds, and what derived events carry on of it."""
+    """One accepted event: its order, the fact that it adds, and what derived events carry on of it.
+
+    `time` is when it happened, microseconds since 1970; `appended` when the broker took its record, milliseconds since 1970 (0: not known).
+    """
 
     type: str
     order_id: bytes
@@ -197,11 +229,13 @@ class Event(Struct, gc=False):
     id: str
     time: int
     traceparent: str | None
+    appended: int = 0
 
 
 _RETURN_STATUS = {"requested": REQUESTED, "processed": PROCESSED, "rejected": REJECTED}
 _RANK = {name: rank for rank, name in enumerate(SHIPMENT_STATUS)}
 _CAUSE = {"return": 0, "stock": 1, "closed": 2}
+_DEADLINE = {name: number for number, name in enumerate(DEADLINES)}
 
 
 def _digits(currency: str) -> int:
@@ -220,7 +254,7 @@ def _quantities(items: list[ItemQuantity] | UnsetType) -> Quantities | None:
     return pairs
 
 
-def _created(data: OrderCreated, time: int) -> Fact:
+def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
     digits = _digits(data.currency)
     parse = money.parse_field
     items: list[Item] = []
@@ -329,7 +363,13 @@ def _decided(data: RefundDecided, time: int) -> Fact:
     return RefundDecision(time, data.n, data.amount, _CAUSE[data.cause], data.cause_id.bytes, units, [item.bytes for item in data.shipping])
 
 
+def _passed(data: DeadlinePassed, time: int) -> Fact:
+    subject = data.refund_id if data.refund_id is not UNSET else data.seller_id
+    return Deadline(time, _DEADLINE[data.deadline], None if subject is UNSET else subject.bytes, data.attempt, data.final)
+
+
 DATA: Final[dict[str, type[Struct]]] = {
+    "checkout.completed": CheckoutCompleted,
     "order.created": OrderCreated,
     "order.paid": OrderPaid,
     "payment.failed": PaymentFailed,
@@ -342,10 +382,12 @@ DATA: Final[dict[str, type[Struct]]] = {
     "refund.completed": RefundCompleted,
     "refund.failed": RefundFailed,
     "refund.decided": RefundDecided,
+    "deadline.passed": DeadlinePassed,
 }
 """Event type -> wire form of its data."""
 
 _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
+    "checkout.completed": _created,
     "order.created": _created,
     "order.paid": _paid,
     "payment.failed": _payment_failed,
@@ -358,6 +400,7 @@ _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
     "refund.completed": _refund(False),
     "refund.failed": _refund(True),
     "refund.decided": _decided,
+    "deadline.passed": _passed,
 }
 _DECODE: Final = {name: (msgspec.json.Decoder(data).decode, _BUILD[name]) for name, data in DATA.items()}
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
@@ -383,7 +426,7 @@ _ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema
 
 def _expected_types(topic: str) -> Sequence[str]:
     if topic == DECISIONS:
-        return ("refund.decided",)
+        return ("refund.decided", "deadline.passed")
     if topic == REKEYED:
         return INPUT
     return ()
@@ -455,8 +498,8 @@ def _traceparent(found: dict[str, bytes]) -> str | None:
     return text if _TRACEPARENT.fullmatch(text) else None
 
 
-def decode(topic: str, headers: Sequence[tuple[str, bytes]], value: bytes | None) -> Event:
-    """One record of one of topics.LANE -> Event. Raises Refused. Never blocks."""
+def decode(topic: str, headers: Sequence[tuple[str, bytes]], value: bytes | None, appended: int = 0) -> Event:
+    """One record of one of topics.LANE -> Event. `appended`: the broker's time of the record, ms. Raises Refused. Never blocks."""
     if value is None:
         raise Refused(errors.TOMBSTONE, "the record has no value")
     if not value.isascii():
@@ -493,7 +536,7 @@ def decode(topic: str, headers: Sequence[tuple[str, bytes]], value: bytes | None
     data = _parse_json(parse, payload, errors.FIELD_MALFORMED)
     if b"\\u0000" in value or (payload is not value and b"\\u0000" in bytes(payload)):
         _refuse_nul(data, "$")
-    return Event(type_, data.order_id.bytes, build(data, time), event_id, time, _traceparent(found))
+    return Event(type_, data.order_id.bytes, build(data, time), event_id, time, _traceparent(found), appended)
 
 
 def order_key(event: Event) -> bytes:

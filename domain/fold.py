@@ -18,10 +18,17 @@ from domain.effects import Effect, Writer, fresh_suborders
 from domain.events import Event
 from domain.order import (
     CONFIRMED,
+    DUE_LABEL,
+    DUE_PAYMENT,
+    DUE_REFUND,
+    DUE_RELEASE,
+    DUE_STOCK,
     IN_TRANSIT,
     PROCESSED,
+    STOCK_RESERVED,
     Cancellation,
     Created,
+    Deadline,
     Item,
     Order,
     Origin,
@@ -58,6 +65,7 @@ _FIELD: Final = {
     "order.returned": "returns",
     "refund.completed": "refunds",
     "refund.failed": "refunds",
+    "deadline.passed": "deadlines",
 }
 """Event type -> field of Order that holds its facts."""
 
@@ -79,6 +87,8 @@ def fold(order: Order, event: Event, origin: Origin | None) -> Folded:
             if known.key() == key:
                 return _repeated(order, event, known, fact)  # type: ignore[arg-type]
     order.version += 1
+    if isinstance(fact, (Cancellation, Deadline)):
+        fact.appended = event.appended
     created = order.created
     if created is None:
         assert origin is not None
@@ -121,7 +131,7 @@ def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: Sim
 def _same_content(known: SimpleFact | Created, fact: SimpleFact | Created) -> bool:
     """Time, reason and our own mark are not content (contracts: section 1)."""
     for name, mine, theirs in zip(known.__struct_fields__, structs.astuple(known), structs.astuple(fact), strict=True):
-        if mine != theirs and name not in ("time", "reason", "refused"):
+        if mine != theirs and name not in ("time", "reason", "refused", "appended"):
             return False
     return True
 
@@ -172,6 +182,7 @@ def _fold_created(order: Order, event: Event, created: Created) -> Folded:
         return _repeated(order, event, order.created, created)
     order.version += 1
     order.created = created
+    order.appended = event.appended
     writer = Writer(event.order_id, created.currency)
     for waiting in order.waiting:
         fact = getattr(order, waiting.field)[waiting.index]
@@ -184,12 +195,12 @@ def _fold_created(order: Order, event: Event, created: Created) -> Folded:
     order.suborders = [suborder.state() for suborder in suborders]
     for suborder in suborders:
         writer.suborder_created(created, suborder)
-        writer.stock_reserve(suborder.seller_id, [(i, i.quantity) for i in created.items if i.seller_id == suborder.seller_id])
+        writer.stock_reserve(suborder.seller_id, _units_of(created, suborder.seller_id))
     if created.total:
         writer.payment_initiate(created)
     now = survey(order)
     moved: set[bytes] = set()
-    by_kind: tuple[Sequence[Cancellation | Scan | ReturnStage], ...] = (order.cancellations, order.scans, order.returns)
+    by_kind: tuple[Sequence[SimpleFact], ...] = (order.cancellations, order.scans, order.returns, order.stock, order.deadlines)
     for facts in by_kind:
         for fact in facts:
             if not fact.refused:
@@ -210,6 +221,7 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision) -> Fold
     """
     if decision.n != len(order.decisions):
         return _DUPLICATE
+    decision.appended = event.appended
     order.decisions.append(decision)
     order.proposed = max(order.proposed, len(order.decisions))
     created = order.created
@@ -224,24 +236,65 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision) -> Fold
 def _answer(order: Order, created: Created, now: Survey, writer: Writer, fact: SimpleFact, first_move: bool) -> None:
     """The commands that one fact asks for by itself."""
     if type(fact) is Cancellation:
-        by_id = {item.item_id: item for item in created.items}
-        for suborder in now.suborders:
-            if fact.seller_id is None or fact.seller_id == suborder.seller_id:
-                here = [(by_id[line.item_id], line.live - min(line.live, line.in_transit)) for line in suborder.lines]
-                here = [(item, quantity) for item, quantity in here if quantity]
-                if here:
-                    writer.stock_release(suborder.seller_id, here)
+        _ask_back(created, now, writer, fact.seller_id)
     elif type(fact) is Scan:
         if first_move:
             writer.stock_commit(fact.shipment_id, fact.seller_id, _parcel(created, fact))
     elif type(fact) is ReturnStage and fact.status == PROCESSED and fact.restock is not False:
         # For every processed stage, though a rejection may win by its time: so the set of restocks is the same in any arrival order.
         writer.stock_restock(next(item for item in created.items if item.item_id == fact.item_id), fact)
+    elif type(fact) is StockReply and fact.type == STOCK_RESERVED:
+        if _given_up(order, fact.seller_id):
+            writer.stock_release(fact.seller_id, _units_of(created, fact.seller_id))
+    elif type(fact) is Deadline:
+        _answer_deadline(order, created, now, writer, fact)
+
+
+def _answer_deadline(order: Order, created: Created, now: Survey, writer: Writer, deadline: Deadline) -> None:
+    """What was waited for in vain is asked for again, under the same id; or given up, which the survey then counts."""
+    subject = deadline.subject
+    if deadline.what == DUE_PAYMENT:
+        _ask_back(created, now, writer, None)
+    elif deadline.what == DUE_STOCK and subject is not None:
+        if not deadline.final:
+            writer.stock_reserve(subject, _units_of(created, subject))
+        elif any(r.type == STOCK_RESERVED and r.seller_id == subject and not r.refused for r in order.stock):
+            writer.stock_release(subject, _units_of(created, subject))
+    elif deadline.final:
+        return
+    elif deadline.what == DUE_RELEASE:
+        _ask_back(created, now, writer, subject)
+    elif deadline.what == DUE_LABEL:
+        _ask_labels(created, now, writer, order, subject)
+    elif deadline.what == DUE_REFUND:
+        for decision in order.decisions:
+            if writer.refund_id(decision) == subject:
+                writer.refund_request(decision, created.currency)
+
+
+def _given_up(order: Order, seller_id: bytes) -> bool:
+    """The seller's stock was never answered for, and counts as rejected."""
+    return any(d.what == DUE_STOCK and d.final and d.subject == seller_id for d in order.deadlines)
+
+
+def _units_of(created: Created, seller_id: bytes) -> list[tuple[Item, int]]:
+    return [(item, item.quantity) for item in created.items if item.seller_id == seller_id]
+
+
+def _ask_back(created: Created, now: Survey, writer: Writer, seller_id: bytes | None) -> None:
+    """Ask for the units that have not left: one seller's, or everybody's without one."""
+    by_id = {item.item_id: item for item in created.items}
+    for suborder in now.suborders:
+        if seller_id is None or seller_id == suborder.seller_id:
+            here = [(by_id[line.item_id], line.live - min(line.live, line.in_transit)) for line in suborder.lines]
+            here = [(item, quantity) for item, quantity in here if quantity]
+            if here:
+                writer.stock_release(suborder.seller_id, here)
 
 
 def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
     if scan.items is None:
-        return [(item, item.quantity) for item in created.items if item.seller_id == scan.seller_id]
+        return _units_of(created, scan.seller_id)
     by_id = {item.item_id: item for item in created.items}
     return [(by_id[item_id], quantity) for item_id, quantity in scan.items]
 
@@ -251,6 +304,7 @@ def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: 
     version = order.version
     if now.status >= CONFIRMED and not order.labelled:
         order.labelled = True
+        order.labelled_at = event.appended
         _ask_labels(created, now, writer, order)
     published = order.suborders
     for i, suborder in enumerate(now.suborders):
@@ -265,10 +319,10 @@ def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: 
         _propose_refund(order, now, writer, event)
 
 
-def _ask_labels(created: Created, now: Survey, writer: Writer, order: Order) -> None:
+def _ask_labels(created: Created, now: Survey, writer: Writer, order: Order, seller_id: bytes | None = None) -> None:
     moving = {scan.seller_id for scan in order.scans if scan.rank >= IN_TRANSIT and not scan.refused}
     for suborder in now.suborders:
-        if suborder.seller_id in moving:
+        if suborder.seller_id in moving or seller_id not in (None, suborder.seller_id):
             continue
         left = {line.item_id: line.quantity - line.gone for line in suborder.lines}
         items = [(item, left[item.item_id]) for item in created.items if left.get(item.item_id)]

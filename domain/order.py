@@ -37,6 +37,22 @@ STOCK_RELEASED: Final = 2
 CAUSES: Final = ("return", "stock", "closed")
 """Why a refund is owed, by number."""
 
+DEADLINES: Final = ("payment", "stock", "release", "label", "refund")
+"""What was waited for in vain, by number."""
+DUE_PAYMENT: Final = 0
+DUE_STOCK: Final = 1
+DUE_RELEASE: Final = 2
+DUE_LABEL: Final = 3
+DUE_REFUND: Final = 4
+
+CLOSED_BECAUSE: Final = ("", "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered")
+"""Why none of a seller's units is live, by number; 0: some is."""
+BY_CANCELLATION: Final = 1
+BY_PAYMENT: Final = 2
+BY_RELEASE: Final = 3
+BY_REJECTION: Final = 4
+BY_SILENCE: Final = 5
+
 Quantities = list[tuple[bytes, int]]
 """[(item_id, quantity)], as sent."""
 
@@ -114,6 +130,8 @@ class Cancellation(Struct, array_like=True, gc=False):
     seller_id: bytes | None
     reason: str
     refused: bool = False
+    appended: int = 0
+    """The broker's time of its record, ms: from here on the answer is waited for."""
 
     def key(self) -> tuple[object, ...]:
         return (self.seller_id,)
@@ -179,10 +197,31 @@ class RefundDecision(Struct, array_like=True, gc=False):
     units: list[tuple[bytes, int, int]]
     """Spans of a line's units: (item_id, first unit number, how many)."""
     shipping: list[bytes]
+    appended: int = 0
+    """The broker's time of its record, ms: from here on its confirmation is waited for."""
 
 
-Fact = Created | Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | RefundDecision
-SimpleFact = Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply
+class Deadline(Struct, array_like=True, gc=False):
+    """deadline.passed, our own fact: what was asked for did not come in time. Natural key: what, whose, the how manieth time.
+
+    `what` numbers DEADLINES; `subject` is the seller's id or the refund's, None for the payment. `final`: it isn't asked for again.
+    """
+
+    time: int
+    what: int
+    subject: bytes | None
+    attempt: int
+    final: bool
+    refused: bool = False
+    appended: int = 0
+    """The broker's time of its record, ms: from here on the next answer is waited for."""
+
+    def key(self) -> tuple[object, ...]:
+        return (self.what, self.subject, self.attempt)
+
+
+Fact = Created | Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | RefundDecision | Deadline
+SimpleFact = Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | Deadline
 
 
 def type_of(fact: SimpleFact) -> str:
@@ -202,6 +241,8 @@ def type_of(fact: SimpleFact) -> str:
             return "order.returned"
         case RefundReply():
             return "refund.failed" if fact.failed else "refund.completed"
+        case Deadline():
+            return "deadline.passed"
 
 
 class Origin(Struct, array_like=True, gc=False):
@@ -245,3 +286,10 @@ class Order(Struct, array_like=True, gc=False):
     """The order was once confirmed or further: labels have been asked for."""
     proposed: int = 0
     """Refund decisions written to orders.decisions so far, folded or on their way."""
+    deadlines: list[Deadline] = []
+    appended: int = 0
+    """The broker's time of order.created's record, ms; 0: not known, so nothing is waited for."""
+    labelled_at: int = 0
+    """The same of the event that had labels asked for."""
+    due: int = 0
+    """When the next deadline passes, by the broker's time, ms; 0: nothing is waited for (domain.deadlines)."""

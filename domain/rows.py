@@ -39,7 +39,8 @@ def fact_times(order: Order) -> tuple[int, int]:
     created = order.created
     assert created is not None
     first = last = created.time
-    for facts in (order.payments, order.scans, order.stock, order.returns, order.cancellations, order.failures, order.refunds):
+    everything = (order.payments, order.scans, order.stock, order.returns, order.cancellations, order.failures, order.refunds)
+    for facts in (*everything, order.deadlines):
         for fact in facts:
             if not fact.refused:
                 time = fact.time

@@ -9,6 +9,7 @@ from domain.anomalies import anomalies
 from domain.order import (
     CAUSES,
     CONFIRMED,
+    DEADLINES,
     DELIVERED,
     ORDER_STATUS,
     PENDING,
@@ -19,6 +20,7 @@ from domain.order import (
     SHIPPED,
     SUBORDER_STATUS,
     Cancellation,
+    Deadline,
     Order,
     Payment,
     PaymentFailure,
@@ -158,7 +160,7 @@ def _facts(order: Order) -> list[Json]:
         units = sum(item.quantity for item in created.items)
         what = f"{units} units in {len(created.items)} lines of {sellers} sellers, {money.text(created.total, digits)} {created.currency}"
         add(created.time, 0, "order.created", what, "")
-    for field in ("payments", "failures", "stock", "cancellations", "scans", "returns", "refunds"):
+    for field in ("payments", "failures", "stock", "cancellations", "scans", "returns", "refunds", "deadlines"):
         for index, fact in enumerate(getattr(order, field)):
             note = "refused" if fact.refused else "waits for its order" if (field, index) in waiting else ""
             add(fact.time, 1, type_of(fact), _describe(fact), note)
@@ -187,6 +189,9 @@ def _describe(fact: SimpleFact) -> str:
             return f"return {ids.text(fact.return_id)} {RETURN_STATUS[fact.status]}, {units} of item {ids.text(fact.item_id)}"
         case RefundReply():
             return f"refund {ids.text(fact.refund_id)}"
+        case Deadline():
+            whose = "" if fact.subject is None else f" of {ids.text(fact.subject)}"
+            return f"no {DEADLINES[fact.what]}{whose} in time, number {fact.attempt}{', given up' if fact.final else ''}"
 
 
 def _count(items: Quantities | None) -> str:

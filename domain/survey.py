@@ -7,15 +7,24 @@ from __future__ import annotations
 
 from domain import money
 from domain.order import (
+    BY_CANCELLATION,
+    BY_PAYMENT,
+    BY_REJECTION,
+    BY_RELEASE,
+    BY_SILENCE,
     CLOSED,
     CONFIRMED,
     DELIVERED,
+    DUE_PAYMENT,
+    DUE_STOCK,
     IN_TRANSIT,
     PENDING,
     PROCESSED,
     REQUESTED,
     RETURNED,
     SHIPPED,
+    STOCK_REJECTED,
+    STOCK_RELEASED,
     STOCK_RESERVED,
     Created,
     Order,
@@ -72,6 +81,7 @@ class Suborder:
     """One seller's part of an order, over its live units. Amounts in minor units."""
 
     __slots__ = (
+        "because",
         "delivered",
         "discount",
         "in_transit",
@@ -92,6 +102,8 @@ class Suborder:
         """Units: all, live, and live ones at this rank or above."""
         self.items_amount = self.shipping = self.discount = 0
         self.status = PENDING
+        self.because = 0
+        """Why none of its units is live: numbers order.CLOSED_BECAUSE."""
 
     @property
     def total(self) -> int:
@@ -123,6 +135,7 @@ class Suborder:
             self.in_transit,
             self.delivered,
             self.returned,
+            self.because,
         )
 
 
@@ -263,11 +276,19 @@ def survey(order: Order) -> Survey:
             for item_id, quantity in reply.items:
                 line = by_id[item_id]
                 line.gone = min(line.quantity, line.gone + quantity)
+    for deadline in order.deadlines:
+        if deadline.what == DUE_STOCK and deadline.final:
+            for line in lines:
+                if line.seller_id == deadline.subject:
+                    line.gone = line.quantity
     for line in lines:
         if line.gone:
             line.live = max(line.quantity - line.gone, line.moving)
         by_seller[line.seller_id].add(line)
     suborders = list(by_seller.values())
+    for suborder in suborders:
+        if not suborder.live:
+            suborder.because = _closed_because(order, suborder.seller_id)
     if len(suborders) > 1:
         suborders.sort(key=_seller_id)
     captured = 0
@@ -282,3 +303,13 @@ def survey(order: Order) -> Survey:
 
 def _seller_id(suborder: Suborder) -> bytes:
     return suborder.seller_id
+
+
+def _closed_because(order: Order, seller_id: bytes) -> int:
+    """Why a seller's units are all gone: by what the inventory said, and what it was asked for."""
+    said = {reply.type for reply in order.stock if not reply.refused and reply.seller_id == seller_id}
+    if STOCK_RELEASED in said:
+        if any(not each.refused and each.seller_id in (None, seller_id) for each in order.cancellations):
+            return BY_CANCELLATION
+        return BY_PAYMENT if any(deadline.what == DUE_PAYMENT for deadline in order.deadlines) else BY_RELEASE
+    return BY_REJECTION if STOCK_REJECTED in said else BY_SILENCE

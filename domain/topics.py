@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Final
 
+CHECKOUT: Final = "checkout.completed"
+"""Intake: each of these becomes an order.created. Keyed by checkout_id, so it lies in another partition than its order."""
+
+CREATED: Final = "order.created"
+
 INPUT: Final = (
-    "order.created",
+    CHECKOUT,
+    CREATED,
     "order.paid",
     "payment.failed",
     "stock.reserved",

@@ -20,7 +20,7 @@ from domain.errors import Refused
 from domain.events import Event
 from domain.fold import fold
 from domain.order import Created, Order, Origin, ReturnStage, Scan
-from domain.topics import DECISIONS, DLQ, REKEYED
+from domain.topics import CHECKOUT, DECISIONS, DLQ, REKEYED
 from settings import Settings
 from sinks.base import Sink
 from sinks.rows import CacheEntry, RowBatch
@@ -34,7 +34,7 @@ _REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "dupli
 
 
 class Record(Protocol):
-    """What is used of a consumed record (aiokafka.ConsumerRecord)."""
+    """What is used of a consumed record (aiokafka.ConsumerRecord). `timestamp_type` 1: `timestamp` is the broker's append time, ms."""
 
     topic: str
     partition: int
@@ -42,6 +42,8 @@ class Record(Protocol):
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes]]
+    timestamp: int
+    timestamp_type: int
 
 
 class Touched:
@@ -149,12 +151,14 @@ class Pipeline:
             internal = topic in (DECISIONS, REKEYED)
             for record in part.records:
                 try:
-                    event = events.decode(topic, record.headers, record.value)
+                    event = events.decode(topic, record.headers, record.value, record.timestamp if record.timestamp_type else 0)
                 except Refused as refusal:
                     self._refuse(work, record, refusal.code, refusal.detail)
                     continue
                 key = events.order_key(event)
-                if internal or record.key == key:
+                if topic == CHECKOUT:
+                    self._place(work, event, key)
+                elif internal or record.key == key:
                     accepted.append((record, event, key))
                 else:
                     self._rekey(work, record, event)
@@ -226,7 +230,14 @@ class Pipeline:
                 )
             )
 
-    # -- refused and re-keyed records --------------------------------------------------------------------------
+    # -- intake, refused and re-keyed records --------------------------------------------------------------------------
+
+    def _place(self, work: Work, event: Event, key: bytes) -> None:
+        """A checkout becomes its order's order.created, in that order's partition."""
+        placed = effects.order_placed(event)
+        value, headers = effects.encode(placed, event.order_id, effects.headers_of(event))
+        work.publish(placed.topic, OutRecord(key, value, headers, partition_of(key, self._partitions)))
+        work.outcomes[CHECKOUT, _APPLIED] += 1
 
     def _rekey(self, work: Work, record: Record, event: Event) -> None:
         headers = [

@@ -16,6 +16,7 @@ from domain.fold import fold
 from domain.order import (
     Cancellation,
     Created,
+    Deadline,
     Item,
     Order,
     Origin,
@@ -68,7 +69,7 @@ def _quantities(draw: st.DrawFn, created: Created, seller: bytes) -> list[tuple[
 def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
     time = draw(TIMES)
     seller = draw(st.sampled_from([*(item.seller_id for item in created.items), STRANGER]))
-    kind = draw(st.sampled_from([name for name in DATA if name not in ("order.created", "refund.decided")]))
+    kind = draw(st.sampled_from([name for name in DATA if name not in ("checkout.completed", "order.created", "refund.decided")]))
     if kind == "order.paid":
         amount = draw(st.sampled_from([1, max(1, created.total // 2), max(1, created.total), created.total + 7]))
         return kind, Payment(time, raw_id(1, draw(st.integers(0, 3))), amount, draw(st.sampled_from(["EUR", "EUR", "EUR", "USD"])))
@@ -91,6 +92,10 @@ def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
         restock = draw(st.none() | st.booleans())
         return kind, ReturnStage(time, raw_id(3, draw(st.integers(0, 2))), draw(st.integers(0, 2)), item, quantity, "broken", None, restock)
     refund = ids.uuid5(ORDER_ID, f"refund:{draw(st.integers(0, 1))}")
+    if kind == "deadline.passed":
+        what = draw(st.integers(0, 4))
+        subject = (None, seller, seller, seller, refund)[what]
+        return kind, Deadline(time, what, subject, draw(st.integers(1, 2)), draw(st.booleans()))
     return kind, RefundReply(time, refund, kind == "refund.failed")
 
 
@@ -105,7 +110,7 @@ def histories(draw: st.DrawFn) -> list[Event]:
         if key not in keys:
             keys.add(key)
             facts.append((kind, fact))
-    return [Event(kind, ORDER_ID, fact, f"e{n}", fact.time, None) for n, (kind, fact) in enumerate(facts)]
+    return [Event(kind, ORDER_ID, fact, f"e{n}", fact.time, None, 1_000 + n) for n, (kind, fact) in enumerate(facts)]
 
 
 class Run:

@@ -22,7 +22,7 @@ MANY = settings(max_examples=400, deadline=None)
 
 def facts(order: Order) -> dict[str, Any]:
     """The order's facts as sets; what only remembers what was published, and refunds, may differ with the order of arrival."""
-    names = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds")
+    names = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
     found: dict[str, Any] = {name: sorted(repr(fact) for fact in getattr(order, name)) for name in names}
     return found | {"version": order.version, "created": order.created, "status": order.status, "suborders": order.suborders}
 

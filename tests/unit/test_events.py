@@ -32,6 +32,7 @@ from tests.unit.wire import (
     ANNA,
     OPTIONAL,
     ORDER,
+    PLACED,
     STRANGER,
     STRUCTURED,
     USER,
@@ -56,6 +57,15 @@ BOTH = pytest.mark.parametrize("structured", [False, True], ids=["binary", "stru
 
 FACTS = {
     "order.created": Created(
+        T0,
+        raw(USER),
+        "SP",
+        "EUR",
+        2200,
+        100,
+        [Item(raw(item_id(1)), raw(line(1)["product_id"]), raw(ANNA), raw(STRANGER), "sku-1", 2, 1000, 300)],
+    ),
+    "checkout.completed": Created(
         T0,
         raw(USER),
         "SP",
@@ -114,12 +124,13 @@ def changed(type_: str, path: str, value: Any) -> Data:
 def test_every_type_becomes_its_fact(type_: str, structured: bool) -> None:
     event = events.decode(type_, *record(type_, VALID[type_], structured))
     assert event.fact == FACTS[type_]
-    assert (event.type, event.order_id, event.id, event.time, event.traceparent) == (type_, raw(ORDER), "event-1", T0, None)
-    assert events.order_key(event) == ORDER.encode()
+    order = PLACED if type_ == "checkout.completed" else ORDER
+    assert (event.type, event.order_id, event.id, event.time, event.traceparent) == (type_, raw(order), "event-1", T0, None)
+    assert events.order_key(event) == order.encode()
 
 
 def test_every_input_topic_has_its_event_type() -> None:
-    assert set(events.DATA) == {*INPUT, "refund.decided"}
+    assert set(events.DATA) == {*INPUT, "refund.decided", "deadline.passed"}
 
 
 @pytest.mark.parametrize("type_", INPUT)
@@ -129,19 +140,20 @@ def test_optional_fields_may_be_absent(type_: str) -> None:
         "payment.failed": {"reason"},
         "order.returned": {"reason"},
         "order.created": {"items"},
+        "checkout.completed": {"items"},
     }
     optional = OPTIONAL - required.get(type_, set())
     if type_ in ("shipment.updated", "stock.reserved", "stock.rejected", "stock.released"):
         optional = optional - {"seller_id"}
     data = {name: value for name, value in VALID[type_].items() if name not in optional}
-    if type_ == "order.created":
-        data = created(line(1))
+    if type_ in ("order.created", "checkout.completed"):
+        data |= {name: value for name, value in created(line(1)).items() if name in data}
     fact = events.decode(type_, *record(type_, data)).fact
     absent = {
         name: getattr(fact, name) for name in ("region", "discount", "method", "carrier", "restock", "processed_at") if hasattr(fact, name)
     }
     assert all(value is None for value in absent.values())
-    assert getattr(fact, "items", None) is None or type_ == "order.created"
+    assert getattr(fact, "items", None) is None or type_ in ("order.created", "checkout.completed")
 
 
 @pytest.mark.parametrize(
@@ -413,6 +425,7 @@ def test_a_malformed_time(time: str, structured: bool) -> None:
 
 def required_fields() -> list[tuple[str, str]]:
     optional = {
+        "checkout.completed": {"region", "discount_amount"},
         "order.created": {"region", "discount_amount"},
         "order.paid": {"method"},
         "payment.failed": set(),

@@ -23,6 +23,9 @@ from domain.survey import Survey, survey
 from tables import codec
 
 ORDER: Final = "0a0a0a0a-0000-4000-8000-000000000001"
+CHECKOUT: Final = "0c0c0c0c-0000-4000-8000-000000000001"
+PLACED: Final = str(uuid5(UUID(CHECKOUT), "order"))
+"""The order that this checkout becomes."""
 USER: Final = "0d0d0d0d-0000-4000-8000-000000000001"
 ANNA: Final = "aaaaaaaa-0000-4000-8000-000000000001"
 BORIS: Final = "bbbbbbbb-0000-4000-8000-000000000002"
@@ -80,6 +83,14 @@ def created(*lines: Data, discount: str | None = None, currency: str = "EUR", **
 
 VALID: Final[dict[str, Data]] = {
     "order.created": created(line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER), discount="1.00", region="SP"),
+    "checkout.completed": {
+        name: value
+        for name, value in (
+            created(line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER), discount="1.00", region="SP")
+            | {"checkout_id": CHECKOUT}
+        ).items()
+        if name != "order_id"
+    },
     "order.paid": {"order_id": ORDER, "payment_id": payment(1), "amount": "22.00", "currency": "EUR", "method": "card"},
     "payment.failed": {"order_id": ORDER, "payment_id": payment(1), "reason": "declined"},
     "stock.reserved": {"order_id": ORDER, "seller_id": ANNA, "reservation_id": STRANGER},

@@ -1,0 +1,104 @@
+"""Deadlines: what is waited for, until when, and what follows when it doesn't come (docs/decisions/0009).
+
+Pure: time is a number that the caller gives. All times are the broker's (append time, milliseconds since 1970), never an event's own. A
+deadline that passes becomes a record in orders.decisions, once, and counts when it is folded; a replay reads it and looks at no clock.
+
+    payment   captured below the order's total             -> the stock is asked back, as by a cancellation
+    stock     no answer to stock.reserve                   -> asked again under the same id; at last it counts as rejected
+    release   no answer to stock.release                   -> asked again under the same id; at last an anomaly
+    label     no scan since shipping.label.create          -> asked again under the same id; at last an anomaly
+    refund    no answer to refund.request                  -> asked again under the same id; at last an anomaly
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from domain import ids
+from domain.order import (
+    CLOSED,
+    CONFIRMED,
+    DUE_LABEL,
+    DUE_PAYMENT,
+    DUE_REFUND,
+    DUE_RELEASE,
+    DUE_STOCK,
+    Order,
+)
+
+
+class Patience(Struct, frozen=True, gc=False):
+    """How long an answer may take, in ms, and how often it is asked for (the first time included). 0 ms: it is not waited for."""
+
+    payment: int
+    stock: int
+    stock_asks: int
+    release: int
+    release_asks: int
+    label: int
+    label_asks: int
+    refund: int
+    refund_asks: int
+    history: int
+    """An order.created that was older than this when it was appended is history: nothing is waited for."""
+
+
+class Due(NamedTuple):
+    """One deadline: `at` by the broker's time, ms; the rest as in order.Deadline."""
+
+    at: int
+    what: int
+    subject: bytes | None
+    attempt: int
+    final: bool
+
+
+def pending(order: Order, order_id: bytes, patience: Patience) -> list[Due]:
+    """All deadlines that an order waits for, in no order. It reads what was published last, so it costs no survey."""
+    created, armed = order.created, order.appended
+    if created is None or not armed or armed * 1000 - created.time > patience.history * 1000:
+        return []
+    found: list[Due] = []
+    last = {(each.what, each.subject): each for each in sorted(order.deadlines, key=_attempt)}
+
+    def wait(what: int, subject: bytes | None, asked: int, limit: int, asks: int) -> None:
+        known = last.get((what, subject))
+        if limit and (known is None or not known.final):
+            attempt = 1 if known is None else known.attempt + 1
+            since = asked if known is None else max(asked, known.appended)
+            found.append(Due(since + limit, what, subject, attempt, attempt >= asks))
+
+    cancelled = {each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused}
+    overdue = last.get((DUE_PAYMENT, None))
+    if order.status < CONFIRMED and None not in cancelled and any(state[0] != CLOSED for state in order.suborders):
+        wait(DUE_PAYMENT, None, armed, patience.payment, 1)
+    answered = {reply.seller_id for reply in order.stock if not reply.refused}
+    scanned = {scan.seller_id for scan in order.scans if not scan.refused}
+    for seller_id, state in zip(sorted({item.seller_id for item in created.items}), order.suborders, strict=True):
+        live, in_transit = state[4], state[5]
+        if live <= in_transit:
+            continue
+        if seller_id not in answered and seller_id not in scanned:
+            wait(DUE_STOCK, seller_id, armed, patience.stock, patience.stock_asks)
+        asked_back = [at for at in (cancelled.get(None), cancelled.get(seller_id), overdue and max(armed, overdue.appended)) if at]
+        if asked_back:
+            wait(DUE_RELEASE, seller_id, min(asked_back), patience.release, patience.release_asks)
+        elif order.labelled_at and seller_id not in scanned:
+            wait(DUE_LABEL, seller_id, order.labelled_at, patience.label, patience.label_asks)
+    replied = {reply.refund_id for reply in order.refunds if not reply.refused}
+    for decision in order.decisions:
+        refund_id = ids.uuid5(order_id, f"refund:{decision.n}")
+        if refund_id not in replied:
+            wait(DUE_REFUND, refund_id, max(armed, decision.appended), patience.refund, patience.refund_asks)
+    return found
+
+
+def next_due(order: Order, order_id: bytes, patience: Patience) -> int:
+    """When the next deadline passes, ms by the broker's time; 0: none."""
+    return min((due.at for due in pending(order, order_id, patience)), default=0)
+
+
+def _attempt(deadline: object) -> int:
+    return deadline.attempt  # type: ignore[attr-defined,no-any-return]
