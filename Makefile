@@ -70,8 +70,9 @@ down: $(STAMP) ## Stop what `make up` left running; the data stays
 bench: $(STAMP) ## Measure events/s, latency and where the time goes
 	$(BIN)/orders bench
 
-docs: $(STAMP) ## Write docs/events.md anew from the code
-	$(BIN)/python -c "from cli.main import main; main()" events > docs/events.md
+docs: $(STAMP) ## Write docs/events.md and contracts/ anew from the code
+	$(BIN)/orders events > docs/events.md
+	$(BIN)/orders events --write contracts
 
 requirements: ## Compile requirements*.txt anew from pyproject.toml (needs uv)
 	command -v uv >/dev/null || { echo "uv is needed to compile requirements: pip install uv" >&2; exit 1; }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 import typer
 
+from cli.errors import UserError
 from domain import effects, events, ids, topics
 from domain.deadlines import Due
 from domain.effects import Derived, Writer
@@ -115,12 +117,36 @@ _DLQ_HEADERS: Final = (
 )
 
 
-def events_command(as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False) -> None:
-    """The reference of all events in and out: topics, fields, ids, reason codes. Markdown, or JSON Schema with --json.
+def events_command(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, with JSON Schemas.")] = False,
+    as_asyncapi: Annotated[bool, typer.Option("--asyncapi", help="The AsyncAPI 3 document on stdout.")] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write asyncapi.json and a JSON Schema of each event into this folder; refused where that breaks what lies there."
+        ),
+    ] = None,
+) -> None:
+    """The reference of all events in and out: topics, fields, ids, reason codes. Markdown, JSON Schema or AsyncAPI.
 
-    Example: [bold]orders events > docs/events.md[/bold]
+    Example: [bold]orders events > docs/events.md; orders events --write contracts[/bold]
     """
-    print(json.dumps(reference(), indent=2) if as_json else markdown(), end="\n" if as_json else "")
+    from cli import contracts
+
+    if sum((as_json, as_asyncapi, write is not None)) > 1:
+        raise UserError("one of --json, --asyncapi and --write at a time")
+    if write is not None:
+        try:
+            changed = contracts.write(write)
+        except contracts.Breaking as broken:
+            raise UserError(str(broken)) from None
+        except OSError as error:
+            raise UserError(f"--write {write}: {error.strerror}") from None
+        print("\n".join(str(path) for path in changed) or "nothing has changed")
+    elif as_asyncapi:
+        print(json.dumps(contracts.asyncapi(), indent=2))
+    else:
+        print(json.dumps(reference(), indent=2) if as_json else markdown(), end="\n" if as_json else "")
 
 
 def reference() -> Json:

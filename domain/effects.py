@@ -36,6 +36,9 @@ from domain.topics import CREATED, DECISIONS
 SOURCE: Final = b"/orders"
 """ce_source of everything we publish."""
 
+VERSION: Final = 1
+"""Version of the data of everything we publish. A field may be added under it, never removed or narrowed (contracts/)."""
+
 
 class SuborderItem(Struct, gc=False):
     item_id: str
@@ -444,7 +447,7 @@ _SOURCE_HEADER = ("ce_source", SOURCE)
 _CONTENT = ("content-type", b"application/json")
 _PUBLISHED = (*DATA, CREATED, "refund.decided", "deadline.passed")
 _TYPE_HEADER = {name: ("ce_type", name.encode()) for name in _PUBLISHED}
-_SCHEMA_HEADER = {name: ("ce_dataschema", f"urn:orders:{name}/v1".encode()) for name in _PUBLISHED}
+_SCHEMA_HEADER = {name: ("ce_dataschema", f"urn:orders:{name}/v{VERSION}".encode()) for name in _PUBLISHED}
 
 
 def headers_of(event: Event) -> list[tuple[str, bytes]]:

@@ -402,7 +402,14 @@ _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
     "refund.decided": _decided,
     "deadline.passed": _passed,
 }
-_DECODE: Final = {name: (msgspec.json.Decoder(data).decode, _BUILD[name]) for name, data in DATA.items()}
+READS: Final[dict[tuple[str, int], tuple[type[Struct], Callable[[Any, int], Fact]]]] = {
+    (name, 1): (data, _BUILD[name]) for name, data in DATA.items()
+}
+"""(type, version) -> wire form and what it becomes. Versions of a type are read side by side: a new one is one more entry here."""
+
+_DECODE: Final = {
+    (name, f"/v{version}".encode()): (msgspec.json.Decoder(data).decode, build) for (name, version), (data, build) in READS.items()
+}
 _TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
@@ -468,6 +475,10 @@ def _attribute(found: dict[str, bytes], name: str) -> str:
         raise Refused(errors.NOT_CLOUDEVENT, f"{name}: not UTF-8") from None
 
 
+def _versions(type_: str) -> str:
+    return " or ".join(f"/v{version}" for name, version in READS if name == type_)
+
+
 def _unwrap(value: bytes, found: dict[str, bytes]) -> bytes | Raw:
     """Structured binding: put the attributes into `found` as the binary binding has them; returns the data."""
     try:
@@ -526,13 +537,14 @@ def decode(topic: str, headers: Sequence[tuple[str, bytes]], value: bytes | None
             raise Refused(errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name")
         raise Refused(errors.TYPE_UNKNOWN, "ce_type: no such event type")
     schema = found.get("ce_dataschema")
-    if schema is not None and not schema.endswith(b"/v1"):
-        raise Refused(errors.VERSION_UNKNOWN, "ce_dataschema: must end in /v1")
+    reader = _DECODE.get((type_, b"/v1" if schema is None else schema[schema.rfind(b"/") :]))
+    if reader is None:
+        raise Refused(errors.VERSION_UNKNOWN, f"ce_dataschema: must end in {_versions(type_)}")
+    parse, build = reader
     when = found.get("ce_time")
     if when is None:
         raise Refused(errors.FIELD_MISSING, "ce_time: missing")
     time = times.parse(when.decode("ascii", "replace"), "ce_time")
-    parse, build = _DECODE[type_]
     data = _parse_json(parse, payload, errors.FIELD_MALFORMED)
     if b"\\u0000" in value or (payload is not value and b"\\u0000" in bytes(payload)):
         _refuse_nul(data, "$")
