@@ -62,7 +62,7 @@ def asyncapi() -> Json:
             "title": "Order pipeline",
             "version": installed("orders-stream"),
             "description": (
-                "Events of an order's life, in and out. Records are CloudEvents 1.0, read in both Kafka bindings, written in the binary one. "
+                "Events of an order's life, in and out. Records are CloudEvents 1.0, read in either Kafka binding, written in binary. "
                 "Delivery is at least once: a repetition has the same ce_id."
             ),
             "license": {"name": "Apache-2.0"},

@@ -34,6 +34,7 @@ SUBCOMMANDS: Final = (
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
     Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),
+    Subcommand("simulate", "cli.simulate", "simulate_command", "The services around it, simulated: the whole circle."),
     Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
     Subcommand("show", "cli.show", "show_command", "One order's story."),
     Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),

@@ -1,0 +1,90 @@
+"""`orders simulate`: the services around the pipeline, simulated, and customers who check out: the whole circle by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from cli.errors import UserError
+from examples.market import Bazaar, Outcome
+from examples.services import Behaviour
+from settings import Settings, get_settings
+from streams import topics
+
+
+def simulate_command(
+    checkouts: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many carts are checked out.")] = 1000,
+    rate: Annotated[float, typer.Option(min=0.1, help="Checkouts a second.")] = 100.0,
+    delay: Annotated[float, typer.Option(min=0.001, help="Mean seconds that a service takes to answer.")] = 0.2,
+    silence: Annotated[float, typer.Option(min=0, max=1, help="Share of commands that a service overlooks.")] = 0.0,
+    refusals: Annotated[float, typer.Option(min=0, max=1, help="Share of commands that a service answers with no.")] = 0.05,
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that come twice.")] = 0.0,
+    cancellations: Annotated[float, typer.Option(min=0, max=1, help="Share of orders that their customer cancels.")] = 0.03,
+    returns: Annotated[float, typer.Option(min=0, max=1, help="Share of delivered lines that come back.")] = 0.1,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same checkouts and the same answers.")] = 0,
+    timeout: Annotated[
+        float, typer.Option(min=1, help="Seconds after the last checkout until orders that go on count as hanging.")
+    ] = 300.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Check carts out and serve the pipeline's commands until every order has ended: delivered, returned or closed.
+
+    Needs a running worker. Overlooked commands are asked again when a deadline passes (ORDERS_STOCK_DEADLINE and others, of the worker).
+    Exits 1 when orders are left hanging.
+
+    Example: [bold]orders simulate --checkouts 2000 --silence 0.1 --duplicates 0.1[/bold]
+    """
+    behaviour = Behaviour(silence, refusals, duplicates, cancellations, returns, delay, seed)
+    outcome = asyncio.run(_run(get_settings(), behaviour, checkouts, rate, timeout))
+    _report(outcome, as_json)
+    if outcome.hanging:
+        raise typer.Exit(1)
+
+
+async def _run(settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float) -> Outcome:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    absent = await topics.missing(settings)
+    if absent:
+        raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        sent_bar, ended_bar = progress.add_task("checked out", total=checkouts), progress.add_task("ended", total=checkouts)
+
+        def show(sent: int, ended: int) -> None:
+            progress.update(sent_bar, completed=sent)
+            progress.update(ended_bar, completed=ended)
+
+        return await Bazaar(settings, behaviour, show).run(checkouts, rate, timeout)
+
+
+def _report(outcome: Outcome, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "checkouts": outcome.checkouts,
+            "ended": dict(sorted(outcome.orders.items())),
+            "hanging": outcome.hanging,
+            "commands": dict(sorted(outcome.commands.items())),
+            "ignored": outcome.ignored,
+            "sent": dict(sorted(outcome.sent.items())),
+            "duplicated": outcome.duplicated,
+            "seconds": round(outcome.seconds, 1),
+        }
+        print(json.dumps(document))
+        return
+    print(f"{outcome.checkouts:,} checkouts in {outcome.seconds:.1f} s")
+    for name, count in outcome.orders.most_common():
+        print(f"  {count:>8,}  {name}")
+    commands = sum(outcome.commands.values())
+    print(
+        f"{commands:,} commands, {outcome.ignored:,} of them overlooked; {outcome.sent.total():,} events, {outcome.duplicated:,} of them twice"
+    )
+    if outcome.hanging:
+        shown = ", ".join(outcome.hanging[:5]) + (" ..." if len(outcome.hanging) > 5 else "")
+        print(f"orders: {len(outcome.hanging):,} orders have not ended: {shown}; see orders show ORDER_ID", file=sys.stderr)

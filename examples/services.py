@@ -1,0 +1,317 @@
+"""The services around the pipeline, simulated: inventory, payment, shipping, and customers. Pure: command in, messages out, later.
+
+Each remembers what it answered, as a real one does: the same command again gets the same answer. What it answers depends on the seed and
+the command's id alone; whether it answers at all, also on how often it was asked.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from decimal import Decimal
+from random import Random
+from typing import Any, NamedTuple
+from uuid import UUID, uuid5
+
+Data = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Message:
+    """An event to send: its type is its topic; `key` is its order's id (of a checkout, the checkout's).
+
+    `time` and `id` are set when it is first sent: sent again, it is the same event.
+    """
+
+    type: str
+    key: str
+    data: Data
+    time: str | None = None
+    id: str = ""
+
+
+class Later(NamedTuple):
+    """What is to be done `seconds` from now."""
+
+    seconds: float
+    act: Callable[[], Iterable[Message | Later]]
+
+
+Steps = Iterable[Message | Later]
+
+
+@dataclass(frozen=True, slots=True)
+class Behaviour:
+    """Shares of 0 to 1. `silence`: commands that are overlooked; `refusals`: answered with no; `duplicates`: answers sent twice.
+    `cancellations` and `returns`: of orders and delivered lines. `delay`: the mean time of an answer, in seconds."""
+
+    silence: float = 0.0
+    refusals: float = 0.05
+    duplicates: float = 0.0
+    cancellations: float = 0.03
+    returns: float = 0.1
+    delay: float = 0.2
+    seed: int = 0
+
+    def luck(self, *what: object) -> Random:
+        """The same chances for the same thing, in every run of this seed."""
+        return Random(f"{self.seed}:{':'.join(map(str, what))}")
+
+
+@dataclass(slots=True)
+class Reservation:
+    """Units by item: held, picked for a parcel, given back. `answers` are repeated when the command is."""
+
+    held: dict[str, int] = field(default_factory=dict)
+    picked: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    answers: list[Message] = field(default_factory=list)
+
+    def free(self, item_id: str) -> int:
+        return self.held.get(item_id, 0) - self.picked[item_id]
+
+
+class Inventory:
+    """Reserves, gives back, and hands units out to parcels. Whether a cancellation beat the parcel is decided here and nowhere else."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+        self._reservations: dict[str, Reservation] = {}
+
+    def reserve(self, command: Data) -> Steps:
+        """stock.reserve: all of it, or a part, or nothing."""
+        reservation = self._reservations.get(command["reservation_id"])
+        if reservation is None:
+            reservation = self._reservations[command["reservation_id"]] = Reservation()
+            luck = self._behaviour.luck("stock", command["reservation_id"])
+            wanted = {item["item_id"]: item["quantity"] for item in command["items"]}
+            refused: dict[str, int] = {}
+            if luck.random() < self._behaviour.refusals:
+                refused = wanted if luck.random() < 0.5 else {item: luck.randint(1, count) for item, count in sorted(wanted.items())[:1]}
+            reservation.held = {item: count - refused.get(item, 0) for item, count in wanted.items()}
+            if refused:
+                reservation.answers.append(_stock("stock.rejected", command, refused, "out_of_stock"))
+            if refused != wanted:
+                reservation.answers.append(_stock("stock.reserved", command))
+        return reservation.answers
+
+    def release(self, command: Data) -> Steps:
+        """stock.release: what has not been picked comes back. A reservation never heard of is as good as given back."""
+        reservation = self._reservations.get(command["reservation_id"])
+        if reservation is None:
+            reservation = self._reservations[command["reservation_id"]] = Reservation()
+            given = {item["item_id"]: item["quantity"] for item in command["items"]}
+        else:
+            given = {item["item_id"]: min(item["quantity"], reservation.free(item["item_id"])) for item in command["items"]}
+            given = {item: count for item, count in given.items() if count > 0}
+        if given:
+            for item, count in given.items():
+                reservation.held[item] = reservation.held.get(item, count) - count
+            reservation.answers.append(_stock("stock.released", command, given, "cancelled"))
+        return [answer for answer in reservation.answers if answer.type == "stock.released"]
+
+    def pick(self, reservation_id: str, items: dict[str, int]) -> dict[str, int]:
+        """Take units for a parcel: at most those still held. Of a reservation never heard of, all."""
+        reservation = self._reservations.get(reservation_id)
+        if reservation is None:
+            reservation = self._reservations[reservation_id] = Reservation(dict(items))
+        taken = {item: min(count, reservation.free(item)) for item, count in items.items()}
+        taken = {item: count for item, count in taken.items() if count > 0}
+        for item, count in taken.items():
+            reservation.picked[item] += count
+        return taken
+
+
+class Payments:
+    """Collects and pays back."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+
+    def initiate(self, command: Data) -> Steps:
+        """payment.initiate: captured, or declined; a declined customer often has another card."""
+        order_id, request = command["order_id"], command["payment_request_id"]
+        luck = self._behaviour.luck("payment", request)
+        if luck.random() >= self._behaviour.refusals:
+            yield self._paid(command, f"{request}:1")
+            return
+        yield Message("payment.failed", order_id, {"order_id": order_id, "payment_id": _id(f"{request}:1"), "reason": "card_declined"})
+        if luck.random() < 0.5:
+            yield Later(self._behaviour.delay, lambda: [self._paid(command, f"{request}:2")])
+
+    def refund(self, command: Data) -> Steps:
+        """refund.request: paid back, or not."""
+        order_id, refund_id = command["order_id"], command["refund_id"]
+        refused = self._behaviour.luck("refund", refund_id).random() < self._behaviour.refusals
+        data = {"order_id": order_id, "refund_id": refund_id}
+        yield (
+            Message("refund.failed", order_id, data | {"reason": "account_closed"})
+            if refused
+            else Message("refund.completed", order_id, data)
+        )
+
+    @staticmethod
+    def _paid(command: Data, payment: str) -> Message:
+        data = {"payment_id": _id(payment), "amount": command["amount"], "currency": command["currency"], "method": "card"}
+        return Message("order.paid", command["order_id"], {"order_id": command["order_id"], **data})
+
+
+class Shipping:
+    """Packs one or two parcels a label, carries them, and rarely brings one back."""
+
+    def __init__(self, behaviour: Behaviour, inventory: Inventory, delivered: Callable[[str, str, dict[str, int]], Steps]) -> None:
+        """`delivered`: told (order_id, shipment_id, items) of every parcel that arrived."""
+        self._behaviour = behaviour
+        self._inventory = inventory
+        self._delivered = delivered
+        self._scans: dict[str, list[Message]] = {}
+
+    def label(self, command: Data) -> Steps:
+        """shipping.label.create"""
+        label = command["label_request_id"]
+        if label in self._scans:
+            return self._scans[label]
+        scans = self._scans[label] = []
+        luck = self._behaviour.luck("label", label)
+        items = {item["item_id"]: item["quantity"] for item in command["items"]}
+        parcels = [items]
+        if sum(items.values()) > 1 and luck.random() < 0.3:
+            first = {item: count - count // 2 for item, count in items.items() if count - count // 2}
+            rest = {item: count // 2 for item, count in items.items() if count // 2}
+            parcels = [first, rest] if rest else [items]
+        return [
+            Later(luck.expovariate(1 / self._behaviour.delay) * (1 + n), lambda n=n, items=items: self._depart(command, n, items, scans))  # type: ignore[misc]
+            for n, items in enumerate(parcels)
+        ]
+
+    def _depart(self, command: Data, n: int, items: dict[str, int], scans: list[Message]) -> Steps:
+        reservation = str(uuid5(UUID(command["order_id"]), f"reservation:{command['seller_id']}"))
+        taken = self._inventory.pick(reservation, items)
+        if not taken:
+            return
+        shipment_id = _id(f"{command['label_request_id']}:{n}")
+        luck = self._behaviour.luck("parcel", shipment_id)
+        scans.append(self._scan(command, shipment_id, taken, "in_transit"))
+        yield scans[-1]
+        back = luck.random() < self._behaviour.refusals / 5
+        yield Later(
+            luck.expovariate(1 / self._behaviour.delay),
+            lambda: self._arrive(command, shipment_id, taken, scans, "returned" if back else "delivered"),
+        )
+
+    def _arrive(self, command: Data, shipment_id: str, items: dict[str, int], scans: list[Message], status: str) -> Steps:
+        scans.append(self._scan(command, shipment_id, items, status))
+        yield scans[-1]
+        if status == "delivered":
+            yield from self._delivered(command["order_id"], shipment_id, items)
+
+    @staticmethod
+    def _scan(command: Data, shipment_id: str, items: dict[str, int], status: str) -> Message:
+        data = {"shipment_id": shipment_id, "seller_id": command["seller_id"], "status": status, "carrier": "Corvo"}
+        data |= {"tracking_number": f"S{shipment_id[:12].upper()}", "items": _items(items)}
+        return Message("shipment.updated", command["order_id"], {"order_id": command["order_id"], **data})
+
+
+class Customers:
+    """Check out, sometimes cancel, and send some of it back."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self._behaviour = behaviour
+
+    def checkouts(self, count: int) -> Iterator[tuple[Message, list[Later]]]:
+        """`count` checkouts of one to three sellers, and what their customers do later."""
+        for n in range(count):
+            luck = self._behaviour.luck("checkout", n)
+            checkout_id = _id(f"{self._behaviour.seed}:checkout:{n}")
+            order_id = str(uuid5(UUID(checkout_id), "order"))
+            lines = [self._line(checkout_id, line, luck) for line in range(luck.choice((1, 1, 2, 3)))]
+            goods = sum(Decimal(line["price"]) * line["quantity"] for line in lines)
+            discount = (goods * luck.choice((0, 0, 0, 10)) / 100).quantize(Decimal("0.01"))
+            total = goods + sum(Decimal(line["shipping_amount"]) for line in lines) - discount
+            data = {
+                "checkout_id": checkout_id,
+                "user_id": _id(f"user:{luck.randrange(count)}"),
+                "region": luck.choice(("BE", "BY", "HH")),
+                "currency": "EUR",
+                "total_amount": str(total),
+                "discount_amount": str(discount),
+                "items": lines,
+            }
+            later: list[Later] = []
+            if luck.random() < self._behaviour.cancellations:
+                cancel = Message("order.cancel_requested", order_id, {"order_id": order_id, "reason": "changed_my_mind"})
+                if luck.random() < 0.3:
+                    cancel.data["seller_id"] = lines[0]["seller_id"]
+                later.append(Later(luck.expovariate(1 / self._behaviour.delay) * 3, lambda cancel=cancel: [cancel]))  # type: ignore[misc]
+            yield Message("checkout.completed", checkout_id, data), later
+
+    def delivered(self, order_id: str, shipment_id: str, items: dict[str, int]) -> Steps:
+        """A parcel came; some of it goes back, and the returns desk says what becomes of it."""
+        for item_id, count in items.items():
+            luck = self._behaviour.luck("return", shipment_id, item_id)
+            if luck.random() >= self._behaviour.returns:
+                continue
+            data = {"order_id": order_id, "return_id": _id(f"{shipment_id}:{item_id}"), "item_id": item_id, "reason": "too_small"}
+            data |= {"quantity": luck.randint(1, count)}  # type: ignore[dict-item]
+            verdict = "processed" if luck.random() >= self._behaviour.refusals else "rejected"
+            yield Message("order.returned", order_id, data | {"status": "requested"})
+            answer = Message("order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8})
+            yield Later(luck.expovariate(1 / self._behaviour.delay), lambda answer=answer: [answer])  # type: ignore[misc]
+
+    @staticmethod
+    def _line(checkout_id: str, n: int, luck: Random) -> Data:
+        return {
+            "item_id": _id(f"{checkout_id}:{n}"),
+            "product_id": _id(f"product:{luck.randrange(500)}"),
+            "seller_id": _id(f"seller:{luck.randrange(40)}"),
+            "sku": f"SKU-{luck.randrange(500):03}",
+            "quantity": luck.choice((1, 1, 1, 2, 3)),
+            "price": f"{luck.randrange(100, 20_000) / 100:.2f}",
+            "shipping_amount": luck.choice(("0.00", "4.90")),
+        }
+
+
+class Market:
+    """All of them together: commands in, messages out."""
+
+    def __init__(self, behaviour: Behaviour) -> None:
+        self.behaviour = behaviour
+        self.customers = Customers(behaviour)
+        self.inventory = Inventory(behaviour)
+        payments = Payments(behaviour)
+        shipping = Shipping(behaviour, self.inventory, self.customers.delivered)
+        self.commands: dict[str, tuple[str, Callable[[Data], Steps]]] = {
+            "stock.reserve": ("reservation_id", self.inventory.reserve),
+            "stock.release": ("reservation_id", self.inventory.release),
+            "payment.initiate": ("payment_request_id", payments.initiate),
+            "refund.request": ("refund_id", payments.refund),
+            "shipping.label.create": ("label_request_id", shipping.label),
+        }
+        """Command -> (field of its id, who takes it)."""
+        self.ignored = 0
+        self._asked: dict[tuple[str, str], int] = defaultdict(int)
+
+    def take(self, type_: str, data: Data) -> Steps:
+        """What a command leads to: nothing, if it is overlooked this time."""
+        field_, service = self.commands[type_]
+        self._asked[type_, data[field_]] += 1
+        luck = self.behaviour.luck("silence", type_, data[field_], self._asked[type_, data[field_]])
+        if luck.random() < self.behaviour.silence:
+            self.ignored += 1
+            return
+        yield Later(luck.expovariate(1 / self.behaviour.delay), lambda: service(data))
+
+
+def _stock(type_: str, command: Data, items: dict[str, int] | None = None, reason: str | None = None) -> Message:
+    data = {name: command[name] for name in ("order_id", "seller_id", "reservation_id")}
+    if items is not None:
+        data |= {"items": _items(items), "reason": reason}
+    return Message(type_, command["order_id"], data)
+
+
+def _items(items: dict[str, int]) -> list[Data]:
+    return [{"item_id": item_id, "quantity": count} for item_id, count in sorted(items.items())]
+
+
+def _id(name: str) -> str:
+    return str(uuid5(UUID(int=0), name))
