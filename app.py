@@ -12,20 +12,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from domain.topics import DERIVED, DLQ, LANE
+from domain.topics import CLOCK, DERIVED, DLQ, LANE
 from settings import Settings, get_settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from streams.pipeline import Pipeline
 from streams.transport import BatchApp, LaneBatch
-from tables.codec import version_of
+from tables.codec import due_of, version_of
 
 
 class OrdersApp(BatchApp):
     """The Faust app with its sinks, which are opened before the first batch and closed after the last."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, writes=(*DERIVED, DLQ))
+        super().__init__(settings, writes=(*DERIVED, DLQ, CLOCK))
         self.rows_sink = PostgresSink(settings)
         self.cache_sink = RedisSink(settings)
 
@@ -45,10 +45,10 @@ class OrdersApp(BatchApp):
 def create_app(settings: Settings) -> OrdersApp:
     """The pipeline, ready to be started by `orders worker` or `faust -A app worker`. Connects to nothing yet."""
     app = OrdersApp(settings)
-    state = app.state_table("state", version_of)
+    state = app.state_table("state", version_of, due_of)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 
-    @app.lane(LANE, max_records=settings.batch_records)
+    @app.lane(LANE, max_records=settings.batch_records, due=state)
     async def lane(batch: LaneBatch) -> None:
         await pipeline.handle(batch)
 

@@ -14,7 +14,7 @@ import typer
 from cli.errors import UserError
 from domain import effects, events, ids, topics
 from domain.deadlines import Due
-from domain.effects import Derived, Writer
+from domain.effects import Derived
 from domain.errors import REASONS
 from domain.events import Event
 from domain.fold import fold
@@ -522,9 +522,8 @@ def _examples() -> tuple[dict[str, Json], dict[str, Json]]:
     sent: dict[str, Json] = {}
     published: dict[str, Json] = {}
     order = Order()
-    writer = Writer(bytes.fromhex(_ORDER.replace("-", "")), "EUR")
-    writer.deadline_passed(Due(0, DUE_STOCK, bytes.fromhex(_ANNA.replace("-", "")), 1, False))
-    published["deadline.passed"] = msgspec.to_builtins(writer.effects[0].data)  # type: ignore[union-attr]
+    due = Due(0, DUE_STOCK, bytes.fromhex(_ANNA.replace("-", "")), 1, False)
+    published["deadline.passed"] = json.loads(effects.deadline_passed(due, bytes.fromhex(_ORDER.replace("-", "")))[0])
     for n, (time, type_, fields) in enumerate(_story()):
         data = {"order_id": _ORDER, **fields}
         if type_ == topics.CREATED:

@@ -82,9 +82,8 @@ def _report(outcome: Outcome, as_json: bool) -> None:
     for name, count in outcome.orders.most_common():
         print(f"  {count:>8,}  {name}")
     commands = sum(outcome.commands.values())
-    print(
-        f"{commands:,} commands, {outcome.ignored:,} of them overlooked; {outcome.sent.total():,} events, {outcome.duplicated:,} of them twice"
-    )
+    print(f"{commands:,} commands, {outcome.ignored:,} of them overlooked")
+    print(f"{outcome.sent.total():,} events, {outcome.duplicated:,} of them twice")
     if outcome.hanging:
         shown = ", ".join(outcome.hanging[:5]) + (" ..." if len(outcome.hanging) > 5 else "")
         print(f"orders: {len(outcome.hanging):,} orders have not ended: {shown}; see orders show ORDER_ID", file=sys.stderr)

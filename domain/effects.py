@@ -370,20 +370,6 @@ class Writer:
         )
         self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
 
-    def deadline_passed(self, due: Due) -> None:
-        subject = None if due.subject is None else ids.text(due.subject)
-        refund = due.what == DUE_REFUND
-        data = DeadlinePassed(
-            self.order_text,  # type: ignore[arg-type]
-            DEADLINES[due.what],
-            due.attempt,
-            due.final,
-            UNSET if subject is None or refund else subject,  # type: ignore[arg-type]
-            subject if subject is not None and refund else UNSET,  # type: ignore[arg-type]
-        )
-        name = f"deadline.passed:{data.deadline}:{subject or ''}:{due.attempt}"
-        self.effects.append(Derived(DECISIONS, "deadline.passed", name, data))
-
     def status_changed(self, created: Created, before: int, after: int, event: Event, version: int) -> None:
         data = OrderStatusChanged(
             self.order_text,
@@ -459,16 +445,28 @@ def headers_of(event: Event) -> list[tuple[str, bytes]]:
     return shared
 
 
-def passed_at(at: int) -> list[tuple[str, bytes]]:
-    """The same for a deadline, which no event caused: it passed at `at`, ms."""
-    return [("ce_time", times.text(at * 1000).encode())]
-
-
 def encode(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) -> tuple[bytes, list[tuple[str, bytes]]]:
     """-> (value, headers) of a derived event, CloudEvents in the binary Kafka binding. `shared`: headers_of its event."""
     type_ = effect.type
     ce_id = ids.uuid5_text(order_id, effect.ce_name).encode()
     return _encode(effect.data), [_SPEC, _TYPE_HEADER[type_], _SOURCE_HEADER, ("ce_id", ce_id), _SCHEMA_HEADER[type_], _CONTENT, *shared]
+
+
+def deadline_passed(due: Due, order_id: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """-> (value, headers) of the record for orders.decisions that says so. No event caused it; it has the time at which it passed."""
+    subject = None if due.subject is None else ids.text(due.subject)
+    refund = due.what == DUE_REFUND
+    data = DeadlinePassed(
+        ids.text(order_id),  # type: ignore[arg-type]
+        DEADLINES[due.what],
+        due.attempt,
+        due.final,
+        UNSET if subject is None or refund else subject,  # type: ignore[arg-type]
+        subject if subject is not None and refund else UNSET,  # type: ignore[arg-type]
+    )
+    name = f"deadline.passed:{data.deadline}:{subject or ''}:{due.attempt}"
+    at = ("ce_time", times.text(due.at * 1000).encode())
+    return encode(Derived(DECISIONS, "deadline.passed", name, data), order_id, [at])
 
 
 def normalised(late: LateRefusal, order_id: bytes) -> bytes:

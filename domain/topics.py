@@ -33,6 +33,9 @@ REKEYED: Final = "orders.rekeyed"
 
 INTERNAL: Final = (DECISIONS, REKEYED)
 
+CLOCK: Final = "orders.clock"
+"""Empty records, written to learn the brokers' time from their acknowledgement. Nobody reads them."""
+
 LANE: Final = (*INPUT, *INTERNAL)
 """Everything one lane reads: all topics of one partition number."""
 

@@ -110,11 +110,13 @@ class Inventory:
             reservation.answers.append(_stock("stock.released", command, given, "cancelled"))
         return [answer for answer in reservation.answers if answer.type == "stock.released"]
 
+    def expect(self, reservation_id: str, items: dict[str, int]) -> None:
+        """A label asks for these units: a reservation never heard of is made now."""
+        self._reservations.setdefault(reservation_id, Reservation(dict(items)))
+
     def pick(self, reservation_id: str, items: dict[str, int]) -> dict[str, int]:
-        """Take units for a parcel: at most those still held. Of a reservation never heard of, all."""
-        reservation = self._reservations.get(reservation_id)
-        if reservation is None:
-            reservation = self._reservations[reservation_id] = Reservation(dict(items))
+        """Take units for a parcel: at most those still held."""
+        reservation = self._reservations[reservation_id]
         taken = {item: min(count, reservation.free(item)) for item, count in items.items()}
         taken = {item: count for item, count in taken.items() if count > 0}
         for item, count in taken.items():
@@ -174,6 +176,7 @@ class Shipping:
         scans = self._scans[label] = []
         luck = self._behaviour.luck("label", label)
         items = {item["item_id"]: item["quantity"] for item in command["items"]}
+        self._inventory.expect(_reservation(command), items)
         parcels = [items]
         if sum(items.values()) > 1 and luck.random() < 0.3:
             first = {item: count - count // 2 for item, count in items.items() if count - count // 2}
@@ -185,8 +188,7 @@ class Shipping:
         ]
 
     def _depart(self, command: Data, n: int, items: dict[str, int], scans: list[Message]) -> Steps:
-        reservation = str(uuid5(UUID(command["order_id"]), f"reservation:{command['seller_id']}"))
-        taken = self._inventory.pick(reservation, items)
+        taken = self._inventory.pick(_reservation(command), items)
         if not taken:
             return
         shipment_id = _id(f"{command['label_request_id']}:{n}")
@@ -307,6 +309,10 @@ def _stock(type_: str, command: Data, items: dict[str, int] | None = None, reaso
     if items is not None:
         data |= {"items": _items(items), "reason": reason}
     return Message(type_, command["order_id"], data)
+
+
+def _reservation(command: Data) -> str:
+    return str(uuid5(UUID(command["order_id"]), f"reservation:{command['seller_id']}"))
 
 
 def _items(items: dict[str, int]) -> list[Data]:

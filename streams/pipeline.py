@@ -16,17 +16,18 @@ from time import perf_counter
 from typing import Any, Final, Protocol
 
 from domain import effects, events, ids, rows
+from domain.deadlines import next_due, pending
 from domain.errors import Refused
 from domain.events import Event
 from domain.fold import fold
-from domain.order import Created, Order, Origin, ReturnStage, Scan
+from domain.order import DEADLINES, Created, Order, Origin, ReturnStage, Scan
 from domain.topics import CHECKOUT, DECISIONS, DLQ, REKEYED
 from settings import Settings
 from sinks.base import Sink
 from sinks.rows import CacheEntry, RowBatch
 from streams import metrics
 from streams.partitioner import partition_of
-from streams.transport import LaneBatch, OutRecord
+from streams.transport import LaneBatch, Moved, OutRecord
 from tables import codec
 
 _REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", "rekeyed_key")
@@ -84,6 +85,7 @@ class Work:
         self.out: dict[str, list[OutRecord]] = {}
         self.rows = RowBatch()
         self.states: dict[bytes, bytes] = {}
+        self.moved: list[Moved] = []
         self.cache: list[CacheEntry] = []
         self.outcomes: Counter[tuple[str, str]] = Counter()
 
@@ -106,6 +108,8 @@ class Pipeline:
         self._cache = cache
         self._partitions = settings.partitions
         self._ttl = (settings.cache_ttl_moving, settings.cache_ttl_settled)
+        self._patience = settings.patience
+        self._at_once = settings.batch_records
         self._steps: tuple[tuple[str, Callable[[LaneBatch, Work], Awaitable[None]]], ...] = (
             ("publish", self._publish),
             ("postgres", self._write_rows),
@@ -117,7 +121,7 @@ class Pipeline:
         """Take in one batch. Returning acknowledges it. Raises what the brokers and Postgres raise: streams.delivery decides what then."""
         work: Work | None = batch.work
         if work is None:
-            work = batch.work = self._fold(batch)
+            work = batch.work = self._fold(batch) if batch.moment is None else self._let_pass(batch, batch.moment)
         for name, step in self._steps[work.done :]:
             started = perf_counter()
             await step(batch, work)
@@ -201,6 +205,7 @@ class Pipeline:
                 continue
             order = each.order
             if each.changed:
+                self._await(work, raw_id, order, next_due(order, raw_id, self._patience))
                 work.states[raw_id] = codec.encode(order)
             if order.created is None:
                 continue
@@ -229,6 +234,37 @@ class Pipeline:
                     brief.untracked,
                 )
             )
+
+    # -- deadlines -------------------------------------------------------------------------------------------------
+
+    def _let_pass(self, batch: LaneBatch, moment: int) -> Work:
+        """No record, but time: the deadlines that passed at `moment` become records of orders.decisions, which count once they are folded.
+
+        Until then nothing more is waited for on their account: their orders' due times are those of the other deadlines. Dying in between
+        writes such a record again, and the second one changes nothing.
+        """
+        work = Work()
+        for at, order_id, raw in batch.due_states(self._table, moment, self._at_once):
+            order = None if raw is None else codec.decode(raw)
+            if order is None or order.due != at:  # never of what is written here, but an index may be older than its state
+                work.moved.append(Moved(order_id, at, 0))
+                continue
+            waits = pending(order, order_id, self._patience)
+            key = ids.text(order_id).encode()
+            for due in waits:
+                if due.at <= moment:
+                    value, headers = effects.deadline_passed(due, order_id)
+                    work.publish(DECISIONS, OutRecord(key, value, headers))
+                    metrics.DEADLINES.labels(DEADLINES[due.what]).inc()
+            self._await(work, order_id, order, min((due.at for due in waits if due.at > moment), default=0))
+            work.states[order_id] = codec.encode(order)
+        return work
+
+    @staticmethod
+    def _await(work: Work, order_id: bytes, order: Order, due: int) -> None:
+        if due != order.due:
+            work.moved.append(Moved(order_id, order.due, due))
+            order.due = due
 
     # -- intake, refused and re-keyed records --------------------------------------------------------------------------
 
@@ -282,8 +318,8 @@ class Pipeline:
             await self._postgres.write(work.rows)
 
     async def _write_states(self, batch: LaneBatch, work: Work) -> None:
-        if work.states:
-            await batch.write_table(self._table, work.states)
+        if work.states or work.moved:
+            await batch.write_table(self._table, work.states, work.moved)
 
     async def _refresh_cache(self, batch: LaneBatch, work: Work) -> None:
         if work.cache:

@@ -27,6 +27,7 @@ INPUT_MAX_BYTES: Final = 6 << 20
 WRITTEN_MAX_BYTES: Final = 8 << 20
 """Largest batch on a topic that we write, bytes: a dead letter holds its record and our headers, so it is larger than any input."""
 
+HOUR_MS: Final = 3600 * 1000
 WEEK_MS: Final = 7 * 24 * 3600 * 1000
 MONTH_MS: Final = 30 * 24 * 3600 * 1000
 
@@ -120,6 +121,12 @@ _DEAD_LETTERS: Final = (
     _WRITTEN_BYTES,
 )
 
+_CLOCK: Final = (
+    TopicConfig("cleanup.policy", "delete", "exactly", "Nobody reads these records."),
+    TopicConfig("retention.ms", str(HOUR_MS), "free", "Nobody reads these records."),
+    TopicConfig("message.timestamp.type", "LogAppendTime", "exactly", "Its acknowledgements tell the brokers' time."),
+)
+
 _CHANGELOG: Final = (
     TopicConfig("cleanup.policy", "compact", "exactly", "Each order's latest state, for ever; a recovering worker reads no older ones."),
     TopicConfig("min.cleanable.dirty.ratio", "0.1", "free", "Compact early: what is not compacted is what a recovery reads for nothing."),
@@ -141,6 +148,7 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
         spec(settings.changelog_topic, _CHANGELOG),
         *(spec(name, _DERIVED) for name in names.DERIVED),
         spec(names.DLQ, _DEAD_LETTERS),
+        spec(names.CLOCK, _CLOCK),
     ]
 
 

@@ -14,6 +14,15 @@ from domain.order import ORDER_STATUS, Order
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Order).decode
 
+# An Order of which only `due` is looked at: everything before it is skipped in C.
+_Peek: Final = msgspec.defstruct(
+    "_Peek",
+    [(name, int, 0) if name == "due" else (name, msgspec.Raw, msgspec.Raw()) for name in Order.__struct_fields__],
+    array_like=True,
+    gc=False,
+)
+_peek: Final = msgspec.msgpack.Decoder(_Peek).decode
+
 
 def encode(order: Order) -> bytes:
     """State -> bytes. A typical order (one line, paid, delivered) takes about 350 bytes."""
@@ -34,6 +43,11 @@ def version_of(raw: bytes) -> int:
         return tag
     width = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}[tag]
     return int.from_bytes(raw[at + 1 : at + 1 + width], "big")
+
+
+def due_of(raw: bytes) -> int:
+    """When the order's next deadline passes, ms by the broker's time; 0: none."""
+    return _peek(raw).due  # type: ignore[attr-defined,no-any-return]
 
 
 def status_of(raw: bytes) -> str:

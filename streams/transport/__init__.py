@@ -15,7 +15,7 @@ from streams.transport.app import BatchApp, TransportStats
 from streams.transport.batch import LaneBatch, OutRecord, Slice
 from streams.transport.cluster import prepare_data_folder
 from streams.transport.errors import FailStop, LeaseLost, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
-from streams.transport.table import StateTable
+from streams.transport.table import Moved, StateTable
 from streams.transport.worker import run_worker
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "FailStop",
     "LaneBatch",
     "LeaseLost",
+    "Moved",
     "OffsetBeyondEnd",
     "OutRecord",
     "PartitionMismatch",

@@ -23,7 +23,7 @@ from streams.transport.errors import Unreachable
 from streams.transport.lane import Handler, LaneSpec, Limits
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
-from streams.transport.table import MEMORY, StateTable, VersionOf
+from streams.transport.table import MEMORY, DueOf, StateTable, VersionOf
 
 log = logging.getLogger(__name__)
 
@@ -128,14 +128,17 @@ class BatchApp(faust.App):
 
     # -- definition --------------------------------------------------------------------------------------------
 
-    def lane(self, topics: Sequence[str], *, max_records: int) -> Callable[[Handler], Handler]:
+    def lane(self, topics: Sequence[str], *, max_records: int, due: StateTable | None = None) -> Callable[[Handler], Handler]:
         """Decorator: call the handler with batches of `topics`, all of one partition number, at most `max_records` together.
+
+        With `due` also when states of that table are due: with a batch that has a `moment` and no records, once everything that the brokers
+        appended before it has been handled.
 
         Partition numbers run side by side, each with one batch at a time.
         """
 
         def register(handler: Handler) -> Handler:
-            spec = LaneSpec(tuple(topics), handler, max_records)
+            spec = LaneSpec(tuple(topics), handler, max_records, due)
             taken = [topic for topic in topics if topic in self.specs_by_topic]
             if taken:
                 raise ValueError(f"read by two lanes: {', '.join(taken)}")
@@ -145,10 +148,10 @@ class BatchApp(faust.App):
 
         return register
 
-    def state_table(self, name: str, version_of: VersionOf) -> StateTable:
+    def state_table(self, name: str, version_of: VersionOf, due_of: DueOf | None = None) -> StateTable:
         """A table from bytes to bytes, its changelog in the topic '{group}-{name}-changelog'.
 
-        `version_of` reads a state's version: recovery keeps a key's highest.
+        `version_of` reads a state's version: recovery keeps a key's highest. `due_of` reads when a state is due: see lane().
         """
         table = StateTable(
             self,
@@ -156,6 +159,7 @@ class BatchApp(faust.App):
             beacon=self.tables.beacon,
             partitions=self.settings.partitions,
             version_of=version_of,
+            due_of=due_of,
             cache=self._block_cache,
         )
         self.tables.add(table)

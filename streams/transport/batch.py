@@ -10,7 +10,7 @@ from streams.transport.ledger import Record
 
 if TYPE_CHECKING:
     from streams.transport.lane import Lane
-    from streams.transport.table import StateTable
+    from streams.transport.table import DueState, Moved, StateTable
 
 
 class OutRecord(NamedTuple):
@@ -37,10 +37,12 @@ class LaneBatch:
     The handler may be called again with the same batch: after a temporary failure, or by another worker after a crash.
     """
 
-    __slots__ = ("_lane", "partition", "slices", "work")
+    __slots__ = ("_lane", "moment", "partition", "slices", "work")
 
-    def __init__(self, lane: Lane, slices: tuple[Slice, ...]) -> None:
+    def __init__(self, lane: Lane, slices: tuple[Slice, ...], moment: int | None = None) -> None:
         self._lane = lane
+        self.moment = moment
+        """No records, but time has passed: everything appended before this, ms by the brokers' clock, has been handled. See due_states."""
         self.partition = lane.partition
         self.slices = slices
         self.work: Any = None
@@ -69,9 +71,14 @@ class LaneBatch:
         """States of `keys`, in their order, None where there is none. Reads the local disk. Raises Stale."""
         return self._lane.get_states(table, keys)
 
-    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None]) -> None:
-        """Write states (None deletes): to the changelog, and when that is delivered to the local store in one step.
+    def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
+        """At most `limit` states due at `until` (ms) or before, the earliest first. Reads the local disk. Raises Stale."""
+        return self._lane.due_states(table, until, limit)
+
+    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved] = ()) -> None:
+        """Write states (None deletes): to the changelog, and when that is delivered to the local store in one step, with what changed of
+        their due times.
 
         Blocks and raises like publish.
         """
-        await self._lane.write_table(table, puts)
+        await self._lane.write_table(table, puts, moved)

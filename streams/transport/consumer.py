@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -198,13 +198,17 @@ class Consumer(driver.Consumer):
             self.ledgers[tp] = (lane, ledger)
         for lane in self.lanes.values():
             producer = app.lane_producer(lane.name, lane.check)
-            lane.start(producer, self._fetch_more).add_done_callback(partial(self._lane_ended, lane))
+            lane.start(producer, self._fetch_more, self._ends).add_done_callback(partial(self._lane_ended, lane))
         log.info(
             "lanes %s open, generation %d, at offsets %s",
             ", ".join(lane.name for lane in self.lanes.values()),
             claim.generation,
             ", ".join(f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset),
         )
+
+    async def _ends(self, tps: Sequence[TP]) -> dict[TP, int]:
+        """Where logs end now. Raises KafkaError."""
+        return {tp: bounds.high for tp, bounds in (await self._thread.in_thread(self._thread.bounds(tps))).items()}
 
     def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         if task.cancelled():

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from faust.types import TP
+
+from domain.topics import CLOCK
 from streams.delivery import Delivery, Outcome
 from streams.transport.batch import LaneBatch, OutRecord, Slice
+from streams.transport.clock import Clock
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.ledger import Ledger, shares
 from streams.transport.producer import LaneProducer
 
 if TYPE_CHECKING:
-    from streams.transport.table import StateTable
+    from streams.transport.table import DueState, Moved, StateTable
 
 Handler = Callable[[LaneBatch], Awaitable[None]]
+Ends = Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]]
+"""Where logs end now."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -28,6 +35,8 @@ class LaneSpec:
     topics: tuple[str, ...]
     handler: Handler
     max_records: int
+    due: StateTable | None = None
+    """Table whose states may be due: then the handler is called with a batch of time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +93,17 @@ class Lane:
         self._wake = asyncio.Event()
         self._served = 0
         self._rested: Callable[[], None] = lambda: None
+        self._clock = Clock()
+        self._ends: Ends | None = None
 
     # -- what the reader sees ----------------------------------------------------------------------------------
 
-    def start(self, producer: LaneProducer, rested: Callable[[], None]) -> asyncio.Task[None]:
-        """Begin. `rested` is called when a full lane has room again."""
+    def start(self, producer: LaneProducer, rested: Callable[[], None], ends: Ends) -> asyncio.Task[None]:
+        """Begin. `rested` is called when a full lane has room again. `ends` tells where logs end."""
         self.producer = producer
         self._rested = rested
+        self._ends = ends
+        self._see_due()
         self.task = asyncio.ensure_future(self._run())
         return self.task
 
@@ -152,9 +165,14 @@ class Lane:
         self._check_claim()
         return table.store.states(self.partition, keys)
 
-    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None]) -> None:
+    def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
+        """See LaneBatch.due_states."""
+        self._check_claim()
+        return table.store.due(self.partition, until, limit)
+
+    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved]) -> None:
         """See LaneBatch.write_table."""
-        if not puts:
+        if not puts and not moved:
             return
         assert self.producer is not None
         topic = table.changelog_topic_name
@@ -162,7 +180,7 @@ class Lane:
         self.check()
         offsets = [batch.last for batch in delivered if batch.last is not None]
         # Without the offset the next recovery reads these records again; that is all.
-        table.store.write(self.partition, puts, max(offsets) if len(offsets) == len(delivered) else None)
+        table.store.write(self.partition, puts, max(offsets, default=None) if len(offsets) == len(delivered) else None, moved)
 
     def _check_claim(self) -> None:
         if self.closed or not self.claim.current():
@@ -172,14 +190,22 @@ class Lane:
 
     async def _run(self) -> None:
         while not self.closing.is_set():
-            taken = self._take()
-            if not taken:
-                self._wake.clear()
-                await self._wake.wait()
+            moment: int | None = None
+            taken: list[_Taken] = []
+            if self._clock.ripe(self._done):
+                moment = self._clock.moment
+            elif self._clock.pause(_now()) == 0:
+                if await self._delivery.run(self.name, self._look, self.closing) is not Outcome.DONE:
+                    return
                 continue
+            else:
+                taken = self._take()
+                if not taken:
+                    await self._rest()
+                    continue
             parts = tuple(item.part for item in taken if item.part.records)
-            if parts:
-                batch = LaneBatch(self, parts)
+            if parts or moment is not None:
+                batch = LaneBatch(self, parts, moment)
                 self.busy_since = time.monotonic()
                 try:
                     outcome = await self._delivery.run(self.name, partial(self.spec.handler, batch), self.closing)
@@ -196,9 +222,33 @@ class Lane:
                 self.records += len(batch)
             if self.closed:
                 return
+            self._see_due(fired=moment is not None)
             for item in taken:
                 item.ledger.finish(item.part.to)
             await asyncio.sleep(0)
+
+    async def _rest(self) -> None:
+        """Wait until there may be something to take, or it is time to look for what is due."""
+        self._wake.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._wake.wait(), self._clock.pause(_now()))
+
+    # -- time --------------------------------------------------------------------------------------------------
+
+    def _see_due(self, *, fired: bool = False) -> None:
+        if self.spec.due is not None:
+            self._clock.see(self.spec.due.store.first_due(self.partition), fired=fired)
+
+    async def _look(self) -> None:
+        """Learn the brokers' time, and then where the logs end: everything appended before that time lies below."""
+        assert self.producer is not None
+        assert self._ends is not None
+        moment = await self.producer.tell_time(CLOCK, self.partition)
+        ends = await self._ends([TP(ledger.topic, ledger.partition) for ledger in self.ledgers])
+        self._clock.looked(_now(), moment, ends)
+
+    def _done(self, tp: TP) -> int:
+        return next(ledger.done for ledger in self.ledgers if ledger.topic == tp.topic)
 
     def _take(self) -> list[_Taken]:
         was_full = self.full
@@ -212,3 +262,8 @@ class Lane:
         if was_full and not self.full:
             self._rested()
         return taken
+
+
+def _now() -> int:
+    """Milliseconds since 1970 by the own clock."""
+    return time.time_ns() // 1_000_000

@@ -20,12 +20,12 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import ProducerClosed
+from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 
 from streams.transport.batch import OutRecord
-from streams.transport.errors import LaneClosed, LeaseLost, Stale
+from streams.transport.errors import FailStop, LaneClosed, LeaseLost, Stale
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class Delivered(NamedTuple):
     topic: str
     partition: int
     last: int | None
+    time: int
+    """When the broker took it, ms since 1970, by its own clock; -1 where the topic keeps its writers' times."""
 
 
 class _Sending(NamedTuple):
@@ -140,6 +142,18 @@ class LaneProducer:
             self._check()
             raise errors[0]
         return [_delivered(item) for item in sending]
+
+    async def tell_time(self, topic: str, partition: int) -> int:
+        """The broker's time, ms since 1970: what it gives to an empty record of `topic`. Blocks and raises like send.
+
+        Raises FailStop when the topic keeps its writers' times instead.
+        """
+        (delivered,) = await self.send({topic: [OutRecord(None, b"", [])]}, partition)
+        if delivered.last is None:
+            raise KafkaError("the broker has the record, but no longer knows when it took it")
+        if delivered.time < 0:
+            raise FailStop(f"topic {topic} must have message.timestamp.type=LogAppendTime: run orders init, which says how to set it")
+        return delivered.time
 
     async def close(self) -> None:
         """Send nothing more. What is still queued fails with ProducerClosed. Blocks for a few seconds at most."""
@@ -245,8 +259,9 @@ def _retrieve(future: asyncio.Future[Any]) -> None:
 
 def _delivered(item: _Sending) -> Delivered:
     # A duplicate that the broker recognized but no longer remembers in detail comes back as offset -1.
-    base = item.future.result().offset
-    return Delivered(item.topic, item.partition, base + item.records - 1 if base >= 0 else None)
+    result = item.future.result()
+    last = result.offset + item.records - 1 if result.offset >= 0 else None
+    return Delivered(item.topic, item.partition, last, result.timestamp if result.timestamp_type else -1)
 
 
 class FaustProducer(driver.Producer):

@@ -6,9 +6,9 @@ Keys and values are raw bytes. The changelog is the truth; the local RocksDB is 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import rocksdict
 from faust.stores import rocksdb
@@ -18,6 +18,29 @@ from faust.types import TP, CollectionT
 from streams.transport.ledger import Record
 
 VersionOf = Callable[[bytes], int]
+DueOf = Callable[[bytes], int]
+"""State -> when it is due, ms by the broker's time; 0: never."""
+
+_DUE: Final = b"due:"
+_DUE_KEY: Final = len(_DUE) + 8
+"""An entry of the index of due times: prefix, time in 8 bytes (the highest first, so that they sort), key. Its value is empty."""
+
+
+class Moved(NamedTuple):
+    """A state's due time has changed, ms; 0: none."""
+
+    key: bytes
+    before: int
+    now: int
+
+
+class DueState(NamedTuple):
+    """An entry of the index: when, whose, and the state as it is (None: deleted). Its own due time may have changed since."""
+
+    at: int
+    key: bytes
+    state: bytes | None
+
 
 MEMORY = 64 << 20
 """Bytes of block cache that all partitions of a worker share (Faust's default is 2 GiB for each)."""
@@ -46,9 +69,10 @@ def newest(records: Sequence[Record], version_of: VersionOf) -> dict[bytes, byte
 class StateStore(rocksdb.Store):
     """RocksDB files, one for each partition. Every call reads or writes the local disk, from the main thread."""
 
-    def __init__(self, *args: Any, version_of: VersionOf, cache: rocksdict.Cache, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, version_of: VersionOf, due_of: DueOf | None, cache: rocksdict.Cache, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._version_of = version_of
+        self._due_of = due_of
         self._cache = cache
 
     def states(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -58,14 +82,41 @@ class StateStore(rocksdb.Store):
         found: list[bytes | None] = self._db_for_partition(partition).get(list(keys))
         return found
 
-    def write(self, partition: int, puts: Mapping[bytes, bytes | None], offset: int | None) -> None:
-        """Write `puts` (None deletes) and the changelog offset that they go up to, in one step."""
+    def first_due(self, partition: int) -> int:
+        """The earliest due time of all states, ms; 0: none is due ever."""
+        entry = next(self._index(partition), None)
+        return 0 if entry is None else _due_time(entry)
+
+    def due(self, partition: int, until: int, limit: int) -> list[DueState]:
+        """At most `limit` entries that are due at `until` (ms) or before, the earliest first."""
+        entries: list[bytes] = []
+        for entry in self._index(partition):
+            if _due_time(entry) > until or len(entries) == limit:
+                break
+            entries.append(entry)
+        states = self.states(partition, [entry[_DUE_KEY:] for entry in entries])
+        return [DueState(_due_time(entry), entry[_DUE_KEY:], state) for entry, state in zip(entries, states, strict=True)]
+
+    def _index(self, partition: int) -> Iterator[bytes]:
+        cursor = self._db_for_partition(partition).iter()
+        cursor.seek(_DUE)
+        while cursor.valid() and (entry := cursor.key()).startswith(_DUE):
+            yield entry
+            cursor.next()
+
+    def write(self, partition: int, puts: Mapping[bytes, bytes | None], offset: int | None, moved: Iterable[Moved] = ()) -> None:
+        """Write `puts` (None deletes), the changelog offset that they go up to, and what changed of their due times, in one step."""
         batch = self._new_batch()
         for key, value in puts.items():
             if value is None:
                 batch.delete(key)
             else:
                 batch.put(key, value)
+        for key, before, now in moved:
+            if before:
+                batch.delete(_due_entry(before, key))
+            if now:
+                batch.put(_due_entry(now, key), b"")
         if offset is not None:
             batch.put(self.offset_key, str(offset).encode())
         self._db_for_partition(partition).write(batch)
@@ -73,13 +124,17 @@ class StateStore(rocksdb.Store):
     def recover(self, partition: int, records: Sequence[Record], to: int) -> None:
         """Take over a stretch of the changelog that ends before offset `to`, keeping each key's highest version."""
         kept = newest(records, self._version_of)
-        version_of = self._version_of
-        puts = {
-            key: value
-            for (key, value), old in zip(kept.items(), self.states(partition, list(kept)), strict=True)
-            if value is None or old is None or version_of(value) >= version_of(old)
-        }
-        self.write(partition, puts, to - 1)
+        version_of, due_of = self._version_of, self._due_of
+        puts: dict[bytes, bytes | None] = {}
+        moved: list[Moved] = []
+        for (key, value), old in zip(kept.items(), self.states(partition, list(kept)), strict=True):
+            if value is None or old is None or version_of(value) >= version_of(old):
+                puts[key] = value
+                if due_of is not None:
+                    before, now = 0 if old is None else due_of(old), 0 if value is None else due_of(value)
+                    if before != now:
+                        moved.append(Moved(key, before, now))
+        self.write(partition, puts, to - 1, moved)
 
     def _new_batch(self) -> rocksdict.WriteBatch:
         return rocksdict.WriteBatch(raw_mode=True)
@@ -123,11 +178,20 @@ class StateStore(rocksdb.Store):
             db.close()
 
 
+def _due_entry(at: int, key: bytes) -> bytes:
+    return _DUE + at.to_bytes(8, "big") + key
+
+
+def _due_time(entry: bytes) -> int:
+    return int.from_bytes(entry[len(_DUE) : _DUE_KEY], "big")
+
+
 class StateTable(Table):  # type: ignore[type-arg]
     """Bytes to bytes. Read and written through LaneBatch only."""
 
-    def __init__(self, *args: Any, version_of: VersionOf, cache: rocksdict.Cache, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, version_of: VersionOf, due_of: DueOf | None, cache: rocksdict.Cache, **kwargs: Any) -> None:
         self._version_of = version_of
+        self._due_of = due_of
         self._cache = cache
         super().__init__(*args, key_type=bytes, value_type=bytes, **kwargs)
 
@@ -150,6 +214,7 @@ class StateTable(Table):  # type: ignore[type-arg]
             value_type=self.value_type,
             loop=self.loop,
             version_of=self._version_of,
+            due_of=self._due_of,
             cache=self._cache,
         )
 

@@ -43,12 +43,8 @@ class Timed(Story):
 
 
 def comes_back(due: Due) -> Event:
-    writer = effects.Writer(raw(ORDER), "EUR")
-    writer.deadline_passed(due)
-    (derived,) = writer.effects
-    assert isinstance(derived, effects.Derived)
-    value, headers = effects.encode(derived, raw(ORDER), effects.passed_at(due.at))
-    return events.decode(derived.topic, headers, value)
+    value, headers = effects.deadline_passed(due, raw(ORDER))
+    return events.decode("orders.decisions", headers, value)
 
 
 def ordered(**more: Any) -> Timed:
