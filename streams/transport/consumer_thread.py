@@ -7,11 +7,12 @@ aiokafka's consumer is not safe to read from another thread in two steps. So eve
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.consumer.fetcher import READ_UNCOMMITTED, FetchResult
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
@@ -102,6 +103,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         consumer._fetcher._fetch_max_wait_ms = FETCH_WAIT_MS
         self._watch_heartbeats(consumer._coordinator)
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        # An aborted record was never written: not by an upstream service, and not by a worker that wrote in transactions.
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        return consumer
 
     def _watch_heartbeats(self, coordinator: Any) -> None:
         """Renew the lease with the time at which an accepted request was sent (not answered: the answer may be old)."""
@@ -252,8 +259,20 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         partitions = [TopicPartition(*tp) for tp in tps]
         low = await consumer.beginning_offsets(partitions)
-        high = await consumer.end_offsets(partitions)
+        high = await self._high_watermarks(partitions)
         return {TP(*tp): Bounds(low[tp], high[tp]) for tp in partitions}
+
+    async def _high_watermarks(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where the logs end. Asked as it is, the fetcher would tell where the oldest open transaction begins."""
+        fetcher = copy.copy(self._ensure_consumer()._fetcher)
+        fetcher._isolation_level = READ_UNCOMMITTED
+        ends: dict[TopicPartition, int] = await fetcher.end_offsets(list(partitions), int(self.app.conf.broker_request_timeout * 1000))
+        return ends
+
+    async def _highwaters(self, partitions: list[TP]) -> Mapping[TP, int]:
+        # Recovery reads up to the log's end: behind an open transaction lie records that count, once it has ended.
+        ends = await self._high_watermarks(TopicPartition(*tp) for tp in partitions)
+        return {TP(*tp): end for tp, end in ends.items()}
 
     async def start_positions(self, tps: Sequence[TP], assignment: Any) -> tuple[int, dict[TP, Start]] | None:
         """Resolve where to begin and seek there, every partition explicitly: aiokafka's seek_to_committed leaves out
