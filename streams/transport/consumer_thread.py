@@ -21,6 +21,7 @@ from faust.types import TP
 from streams.transport.errors import OffsetBeyondEnd
 from streams.transport.lease import Lease, clock
 from streams.transport.ledger import Record
+from streams.transport.offsets import stable_offsets
 
 log = logging.getLogger(__name__)
 
@@ -283,19 +284,18 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         coordinator = consumer._coordinator
         generation = coordinator.generation
-        partitions = [TopicPartition(*tp) for tp in tps]
-        committed = await coordinator.fetch_committed_offsets(partitions)
+        committed = await self.committed(tps)
         bounds = await self.bounds(tps)
-        starts: dict[TP, Start] = {}
-        for tp in tps:
-            known = committed.get(TopicPartition(*tp))
-            offset = known.offset if known is not None and known.offset >= 0 else None
-            starts[tp] = resolve_start(f"{tp.topic}/{tp.partition}", offset, bounds[tp])
+        starts = {tp: resolve_start(f"{tp.topic}/{tp.partition}", committed[tp], bounds[tp]) for tp in tps}
         if not self.current(assignment, generation):
             return None
         for tp, start in starts.items():
             consumer.seek(TopicPartition(*tp), start.offset)
         return generation, starts
+
+    async def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
+        """What the group has committed, None where nothing: see stable_offsets. Raises KafkaError."""
+        return await stable_offsets(self._ensure_consumer()._coordinator, tps)
 
     async def commit_finished(self, assignment: Any, generation: int, offsets: Mapping[TP, int]) -> bool:
         """Commit exactly `offsets`. False if it did not work (they are committed another time) or may not be done."""
