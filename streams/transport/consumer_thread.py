@@ -143,6 +143,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         subscription = self._consumer._subscription.subscription if self._consumer is not None else None
         return subscription.assignment if subscription is not None else None
 
+    def claimed(self) -> tuple[Any, int] | None:
+        """Main: assignment and generation of this moment; None while there is no assignment."""
+        assignment = self.assignment_now()
+        if self._consumer is None or assignment is None or not assignment.active:
+            return None
+        return assignment, self._consumer._coordinator.generation
+
     def current(self, assignment: Any, generation: int) -> bool:
         """Main: True if `assignment` is the one of this moment, in the same generation."""
         consumer = self._consumer
@@ -254,6 +261,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Read `tp` again from `offset`, if it is still assigned."""
         if assignment is self.assignment_now() and assignment.active:
             self._ensure_consumer().seek(TopicPartition(*tp), offset)
+
+    async def rejoin(self, assignment: Any, generation: int) -> None:
+        """Let the group say anew who has which partitions, unless it does so already."""
+        if self.current(assignment, generation):
+            self._ensure_consumer()._coordinator.request_rejoin()
 
     async def bounds(self, tps: Sequence[TP]) -> dict[TP, Bounds]:
         """First and next offset of each log. Blocks for a round trip. Raises KafkaError."""

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+from faust.types import TP
+
+from streams import metrics
 from streams.delivery import Delivery, Outcome
 from streams.transport.batch import LaneBatch, OutRecord, Slice
 from streams.transport.errors import LeaseLost, Stale
@@ -63,8 +65,33 @@ class _Taken(NamedTuple):
     part: Slice
 
 
+class _Attempt:
+    """What a lane does with what it has taken: the handler, once it works, then the acknowledgement. Called until both have returned."""
+
+    def __init__(self, lane: Lane, taken: Sequence[_Taken]) -> None:
+        self.batch = LaneBatch(lane, tuple(item.part for item in taken if item.part.records))
+        self._lane = lane
+        self._offsets = {_tp(item.ledger): item.part.to for item in taken}
+        self._handled = not self.batch
+
+    async def __call__(self) -> None:
+        lane = self._lane
+        if not self._handled:
+            await lane.spec.handler(self.batch)
+            self._handled = True
+        assert lane.producer is not None
+        started = time.perf_counter()
+        await lane.producer.acknowledge(self._offsets, {_tp(ledger): ledger.committed for ledger in lane.ledgers})
+        if lane.commits:
+            metrics.STEP_SECONDS.labels("commit").observe(time.perf_counter() - started)
+
+
+def _tp(ledger: Ledger) -> TP:
+    return TP(ledger.topic, ledger.partition)
+
+
 class Lane:
-    """One partition number. Made when its ledgers open, closed at the next rebalance; never reopened."""
+    """One partition number. Made when it is assigned, begun when its ledgers open, closed at the next rebalance; never reopened."""
 
     def __init__(self, name: str, spec: LaneSpec, partition: int, claim: Claim, delivery: Delivery, limits: Limits) -> None:
         self.spec = spec
@@ -77,6 +104,7 @@ class Lane:
         self.closing = asyncio.Event()
         self.closed = False
         self.busy_since: float | None = None
+        self.ended_since: float | None = None
         self.batches = 0
         self.records = 0
         self._delivery = delivery
@@ -84,6 +112,11 @@ class Lane:
         self._wake = asyncio.Event()
         self._served = 0
         self._rested: Callable[[], None] = lambda: None
+
+    async def prepare(self) -> None:
+        """Start the producer; may be called again. Blocks until it works or the lane closes. Raises what Delivery.run raises."""
+        assert self.producer is not None
+        await self._delivery.run(self.name, self.producer.start, self.closing)
 
     # -- what the reader sees ----------------------------------------------------------------------------------
 
@@ -97,6 +130,16 @@ class Lane:
     def wake(self) -> None:
         """There is something to take."""
         self._wake.set()
+
+    @property
+    def commits(self) -> bool:
+        """Whether the lane's offsets are committed with each batch, by its own producer."""
+        return self.producer is not None and self.producer.commits
+
+    @property
+    def fenced(self) -> bool:
+        """True if the broker has refused the lane's producer: the lane can't go on, whatever the group says."""
+        return self.producer is not None and self.producer.fenced
 
     @property
     def pending_records(self) -> int:
@@ -145,7 +188,7 @@ class Lane:
     async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
         """See LaneBatch.publish."""
         assert self.producer is not None
-        await self.producer.send(records, self.partition)
+        await self.producer.publish(records, self.partition)
 
     def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
         """See LaneBatch.get_states."""
@@ -157,12 +200,7 @@ class Lane:
         if not puts:
             return
         assert self.producer is not None
-        topic = table.changelog_topic_name
-        delivered = await self.producer.send({topic: [OutRecord(key, value, []) for key, value in puts.items()]}, self.partition)
-        self.check()
-        offsets = [batch.last for batch in delivered if batch.last is not None]
-        # Without the offset the next recovery reads these records again; that is all.
-        table.store.write(self.partition, puts, max(offsets) if len(offsets) == len(delivered) else None)
+        await self.producer.write_states(table, puts, self.partition)
 
     def _check_claim(self) -> None:
         if self.closed or not self.claim.current():
@@ -177,27 +215,28 @@ class Lane:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            parts = tuple(item.part for item in taken if item.part.records)
-            if parts:
-                batch = LaneBatch(self, parts)
-                self.busy_since = time.monotonic()
-                try:
-                    outcome = await self._delivery.run(self.name, partial(self.spec.handler, batch), self.closing)
-                except Exception as exc:
-                    exc.add_note(f"in {batch!r}")
-                    raise
-                finally:
-                    self.busy_since = None
-                if outcome is Outcome.STALE and not self.closed and self.claim.current():
-                    raise RuntimeError(f"{batch!r} was called stale, but its assignment is the current one")
-                if outcome is not Outcome.DONE:
-                    return
+            attempt = _Attempt(self, taken)
+            self.busy_since = time.monotonic()
+            try:
+                outcome = await self._delivery.run(self.name, attempt, self.closing)
+            except Exception as exc:
+                exc.add_note(f"in {attempt.batch!r}")
+                raise
+            finally:
+                self.busy_since = None
+            if outcome is Outcome.STALE and not self.fenced and not self.closed and self.claim.current():
+                raise RuntimeError(f"{attempt.batch!r} was called stale, but its assignment is the current one")
+            if outcome is not Outcome.DONE:
+                return
+            if attempt.batch:
                 self.batches += 1
-                self.records += len(batch)
+                self.records += len(attempt.batch)
             if self.closed:
                 return
             for item in taken:
                 item.ledger.finish(item.part.to)
+                if self.commits:
+                    item.ledger.committed = item.part.to
             await asyncio.sleep(0)
 
     def _take(self) -> list[_Taken]:
