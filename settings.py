@@ -42,6 +42,21 @@ class Settings(BaseSettings):
     )
     postgres_partitions: int = Field(8, ge=1, le=1024, description="Hash partitions of each Postgres table at `orders init`.")
 
+    # -- delivery ----------------------------------------------------------------------------------------------
+    delivery: Literal["at_least_once", "exactly_once"] = Field(
+        "at_least_once",
+        description="What readers of the derived topics get. at_least_once: after a crash some events again, under the same ce_id; costs "
+        "nothing. exactly_once: each event once, for readers of committed records (isolation.level=read_committed); a Kafka transaction a "
+        "batch. See docs/delivery.md.",
+    )
+    transaction_timeout: float = Field(
+        10.0,
+        ge=1,
+        le=900,
+        description="Seconds after which the brokers take back a transaction that nobody ended, so that its readers go on. A successor "
+        "does so at once, so it counts only for a worker that has none. Longer than a broker's failover, which is waited for inside one.",
+    )
+
     # -- batches -----------------------------------------------------------------------------------------------
     batch_records: int = Field(
         2000, ge=1, le=100_000, description="Records a lane takes at once. More is faster until a batch's transaction is slow to commit."
@@ -54,7 +69,8 @@ class Settings(BaseSettings):
         0.7,
         gt=0,
         le=60,
-        description="Seconds between offset commits. A crash replays that much at most; each replayed record is a duplicate.",
+        description="Seconds between offset commits. A crash replays that much at most; each replayed record is a duplicate. "
+        "With exactly_once each batch commits its own.",
     )
     producer_linger_ms: int = Field(0, ge=0, le=1000, description="Milliseconds the producer waits for more. Batches are built by hand: 0.")
 

@@ -24,6 +24,7 @@ from streams.transport.lane import Handler, LaneSpec, Limits
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, DueOf, StateTable, VersionOf
+from streams.transport.transaction import TransactionalLaneProducer
 
 log = logging.getLogger(__name__)
 
@@ -216,9 +217,16 @@ class BatchApp(faust.App):
 
     def lane_producer(self, lane: str, check: Callable[[], None]) -> LaneProducer:
         """What the lane of this name writes with. `check` raises Stale or LeaseLost. Connects to nothing yet."""
-        producer = cast(FaustProducer, self.producer)
-        options = partial(producer.lane_options, f"{self.conf.id}-lane-{lane}", self.settings.producer_linger_ms, self._compression)
-        return LaneProducer(options, check, partial(self.delivery.failed, lane), float(self.conf.producer_request_timeout))
+        producer, settings = cast(FaustProducer, self.producer), self.settings
+        options = producer.lane_options(f"{self.conf.id}-lane-{lane}", settings.producer_linger_ms, self._compression)
+        waiting, patience = partial(self.delivery.failed, lane), float(self.conf.producer_request_timeout)
+        if settings.delivery == "at_least_once":
+            return LaneProducer(lambda: options, check, waiting, patience)
+        # The same for whoever has the lane, so that the broker lets only the latest one write.
+        options |= {"transactional_id": f"{self.conf.id}-{lane}", "transaction_timeout_ms": int(settings.transaction_timeout * 1000)}
+        return TransactionalLaneProducer(
+            lambda: options, check, waiting, patience, group=self.conf.id, committed=cast(Consumer, self.consumer).committed
+        )
 
     async def on_first_start(self) -> None:
         """Check the topics and the data folder before anything is read. Raises FailStop, OSError."""

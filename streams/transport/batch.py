@@ -34,7 +34,11 @@ class Slice:
 class LaneBatch:
     """Records of several topics of one partition number. Acknowledged, all of it, when the handler returns.
 
-    The handler may be called again with the same batch: after a temporary failure, or by another worker after a crash.
+    The handler may be called again with the same batch: after a temporary failure, or by another worker after a crash. Called again it must
+    not repeat a step that has returned: `work` is there to remember that.
+
+    With exactly_once what it writes to Kafka and to tables is kept until it returns, and goes out in one transaction with the offsets; this
+    batch doesn't see its own states. With at_least_once each step is written when it is taken.
     """
 
     __slots__ = ("_lane", "moment", "partition", "slices", "work")
@@ -60,7 +64,8 @@ class LaneBatch:
         self._lane.check()
 
     async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
-        """Write records to topics, in order within a topic. Returns when all in-sync replicas have all of them.
+        """Write records to topics, in order within a topic. Returns when all in-sync replicas have all of them (with exactly_once: when
+        they are part of the batch's transaction, at once).
 
         Blocks while Kafka is away, up to retry_limit. Raises KafkaError, Stale, LeaseLost or GaveUp; some of the records may then
         have been written, and a second call writes all of them again.

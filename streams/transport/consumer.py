@@ -46,6 +46,8 @@ class Consumer(driver.Consumer):
         self.cancelled = 0
         self.finished_batches = 0
         self.finished_records = 0
+        self._opening: dict[tuple[int, int], Lane] = {}
+        """Lanes of this epoch whose state isn't recovered yet."""
         self._cursors: dict[TP, int] = {}
         self._epoch = 0
         super().__init__(*args, **kwargs)
@@ -161,6 +163,31 @@ class Consumer(driver.Consumer):
 
     # -- lanes -------------------------------------------------------------------------------------------------
 
+    async def prepare_lanes(self) -> None:
+        """Called before tables are recovered, once their partitions are known: make the lanes and start their producers.
+
+        With transactions this shuts out whoever had the lanes before; only then are changelog and committed offsets as they will stay.
+        Blocks until the brokers have done so. Raises FailStop, GaveUp.
+        """
+        thread, app = self._thread, self._app
+        claimed = thread.claimed()
+        if claimed is None or app.should_stop:
+            return
+        assignment, generation = claimed
+        if any(lane.claim.assignment is not assignment for lane in self._opening.values()):
+            return  # an epoch that ends
+        claim = Claim(assignment, generation, thread.current, thread.leased)
+        for topic, partition in sorted(assignment.tps):
+            spec = app.specs_by_topic.get(topic)
+            if spec is None:
+                continue
+            key = (app.specs.index(spec), partition)
+            if key not in self._opening and key not in self.lanes:
+                name = str(partition) if len(app.specs) == 1 else f"{spec.topics[0]}/{partition}"
+                lane = self._opening[key] = Lane(name, spec, partition, claim, app.delivery, app.limits)
+                lane.producer = app.lane_producer(lane.name, lane.check)
+        await asyncio.gather(*(lane.prepare() for lane in self._opening.values()))
+
     async def perform_seek(self) -> None:
         """Called by Faust when the tables are recovered: open the ledgers. From here on records are delivered."""
         epoch, thread = self._epoch, self._thread
@@ -173,36 +200,33 @@ class Consumer(driver.Consumer):
         if not tps:
             return
         self._check_partitions()
+        await self.prepare_lanes()  # done before, unless there are no tables
         opened = await thread.in_thread(thread.start_positions(tps, assignment))
         if opened is None or epoch != self._epoch:
             return
         generation, starts = opened
-        claim = Claim(assignment, generation, thread.current, thread.leased)
-        if not claim.current():
-            return
-        self._open(claim, starts)
-        self._fetch_more()
+        lanes = self._opening.values()
+        if lanes and all(lane.claim.current() and lane.claim.generation == generation for lane in lanes):
+            self._open(starts)
+            self._fetch_more()
 
-    def _open(self, claim: Claim, starts: Mapping[TP, Start]) -> None:
+    def _open(self, starts: Mapping[TP, Start]) -> None:
         app = self._app
         order = {topic: number for number, topic in enumerate(app.specs_by_topic)}
+        opening, self._opening = self._opening, {}
+        self.lanes.update(opening)
         for tp in sorted(starts, key=lambda tp: (tp.partition, order[tp.topic])):
-            spec = app.specs_by_topic[tp.topic]
-            key = (app.specs.index(spec), tp.partition)
-            lane = self.lanes.get(key)
-            if lane is None:
-                name = str(tp.partition) if len(app.specs) == 1 else f"{spec.topics[0]}/{tp.partition}"
-                lane = self.lanes[key] = Lane(name, spec, tp.partition, claim, app.delivery, app.limits)
+            lane = self.lanes[app.specs.index(app.specs_by_topic[tp.topic]), tp.partition]
             ledger = Ledger(tp.topic, tp.partition, *starts[tp])
             lane.ledgers.append(ledger)
             self.ledgers[tp] = (lane, ledger)
-        for lane in self.lanes.values():
-            producer = app.lane_producer(lane.name, lane.check)
-            lane.start(producer, self._fetch_more, self._ends).add_done_callback(partial(self._lane_ended, lane))
+        for lane in opening.values():
+            assert lane.producer is not None
+            lane.start(lane.producer, self._fetch_more, self._ends).add_done_callback(partial(self._lane_ended, lane))
         log.info(
             "lanes %s open, generation %d, at offsets %s",
-            ", ".join(lane.name for lane in self.lanes.values()),
-            claim.generation,
+            ", ".join(lane.name for lane in opening.values()),
+            next(iter(opening.values())).claim.generation,
             ", ".join(f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset),
         )
 
@@ -216,6 +240,10 @@ class Consumer(driver.Consumer):
                 self._crash(RuntimeError(f"lane {lane.name} was cancelled"))
         elif (exc := task.exception()) is not None:
             self._crash(exc)
+        elif lane.fenced and not lane.closed:
+            lane.ended_since = time.monotonic()
+            log.warning("lane %s: another worker has taken it over, or its transaction took too long; asking the group", lane.name)
+            self._app.add_future(self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation)))
 
     def _crash(self, exc: BaseException) -> None:
         self._app.add_future(self.app.crash(exc))
@@ -228,6 +256,11 @@ class Consumer(driver.Consumer):
             await self._close_lanes(why)
 
     async def _close_lanes(self, why: str) -> None:
+        opening = list(self._opening.values())
+        self._opening.clear()
+        for lane in opening:
+            lane.close()
+        await asyncio.gather(*(lane.end() for lane in opening))
         lanes = list(self.lanes.values())
         if not lanes:
             return
@@ -268,6 +301,10 @@ class Consumer(driver.Consumer):
 
     # -- commits -----------------------------------------------------------------------------------------------
 
+    async def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
+        """What the group has committed, once no transaction may still change it; None where nothing. Blocks. Raises KafkaError."""
+        return await self._thread.in_thread(self._thread.committed(tps))
+
     async def wait_empty(self) -> None:
         """Nothing to wait for: lanes are closed before. Commit what is finished."""
         await self.force_commit()
@@ -275,7 +312,7 @@ class Consumer(driver.Consumer):
     async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
         """Commit `done` of every ledger that has moved, and nothing else. False if there was nothing, or it did not work."""
         async with self._committing:
-            moved = {tp: ledger for tp, (_, ledger) in self.ledgers.items() if ledger.uncommitted}
+            moved = {tp: ledger for tp, (lane, ledger) in self.ledgers.items() if ledger.uncommitted and not lane.commits}
             if not moved:
                 return False
             claim = self.ledgers[next(iter(moved))][0].claim
@@ -313,6 +350,8 @@ class Consumer(driver.Consumer):
             return  # the broker is away: not this worker's fault
         for lane in self.lanes.values():
             busy = lane.busy_since
+            if lane.ended_since is not None and now - lane.ended_since > limit:
+                raise Stalled(f"lane {lane.name} was taken over {now - lane.ended_since:.0f} s ago, but the group has not said who has it")
             if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:
                 raise Stalled(f"lane {lane.name}: one batch has taken {now - busy:.0f} s (ORDERS_STALL_TIMEOUT is {limit:.0f} s)")
         assignment = self._thread.assignment_now()

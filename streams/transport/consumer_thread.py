@@ -7,11 +7,12 @@ aiokafka's consumer is not safe to read from another thread in two steps. So eve
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from aiokafka.consumer.fetcher import FetchResult
+from aiokafka.consumer.fetcher import READ_UNCOMMITTED, FetchResult
 from aiokafka.errors import ConsumerStoppedError, KafkaError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
@@ -20,6 +21,7 @@ from faust.types import TP
 from streams.transport.errors import OffsetBeyondEnd
 from streams.transport.lease import Lease, clock
 from streams.transport.ledger import Record
+from streams.transport.offsets import stable_offsets
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer._fetcher._fetch_max_wait_ms = FETCH_WAIT_MS
         self._watch_heartbeats(consumer._coordinator)
 
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        # An aborted record was never written: not by an upstream service, and not by a worker that wrote in transactions.
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"
+        return consumer
+
     def _watch_heartbeats(self, coordinator: Any) -> None:
         """Renew the lease with the time at which an accepted request was sent (not answered: the answer may be old)."""
         send = coordinator._send_req
@@ -134,6 +142,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Main: the assignment object of this moment, or None."""
         subscription = self._consumer._subscription.subscription if self._consumer is not None else None
         return subscription.assignment if subscription is not None else None
+
+    def claimed(self) -> tuple[Any, int] | None:
+        """Main: assignment and generation of this moment; None while there is no assignment."""
+        assignment = self.assignment_now()
+        if self._consumer is None or assignment is None or not assignment.active:
+            return None
+        return assignment, self._consumer._coordinator.generation
 
     def current(self, assignment: Any, generation: int) -> bool:
         """Main: True if `assignment` is the one of this moment, in the same generation."""
@@ -247,13 +262,30 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if assignment is self.assignment_now() and assignment.active:
             self._ensure_consumer().seek(TopicPartition(*tp), offset)
 
+    async def rejoin(self, assignment: Any, generation: int) -> None:
+        """Let the group say anew who has which partitions, unless it does so already."""
+        if self.current(assignment, generation):
+            self._ensure_consumer()._coordinator.request_rejoin()
+
     async def bounds(self, tps: Sequence[TP]) -> dict[TP, Bounds]:
         """First and next offset of each log. Blocks for a round trip. Raises KafkaError."""
         consumer = self._ensure_consumer()
         partitions = [TopicPartition(*tp) for tp in tps]
         low = await consumer.beginning_offsets(partitions)
-        high = await consumer.end_offsets(partitions)
+        high = await self._high_watermarks(partitions)
         return {TP(*tp): Bounds(low[tp], high[tp]) for tp in partitions}
+
+    async def _high_watermarks(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Where the logs end. Asked as it is, the fetcher would tell where the oldest open transaction begins."""
+        fetcher = copy.copy(self._ensure_consumer()._fetcher)
+        fetcher._isolation_level = READ_UNCOMMITTED
+        ends: dict[TopicPartition, int] = await fetcher.end_offsets(list(partitions), int(self.app.conf.broker_request_timeout * 1000))
+        return ends
+
+    async def _highwaters(self, partitions: list[TP]) -> Mapping[TP, int]:
+        # Recovery reads up to the log's end: behind an open transaction lie records that count, once it has ended.
+        ends = await self._high_watermarks(TopicPartition(*tp) for tp in partitions)
+        return {TP(*tp): end for tp, end in ends.items()}
 
     async def start_positions(self, tps: Sequence[TP], assignment: Any) -> tuple[int, dict[TP, Start]] | None:
         """Resolve where to begin and seek there, every partition explicitly: aiokafka's seek_to_committed leaves out
@@ -264,19 +296,18 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         consumer = self._ensure_consumer()
         coordinator = consumer._coordinator
         generation = coordinator.generation
-        partitions = [TopicPartition(*tp) for tp in tps]
-        committed = await coordinator.fetch_committed_offsets(partitions)
+        committed = await self.committed(tps)
         bounds = await self.bounds(tps)
-        starts: dict[TP, Start] = {}
-        for tp in tps:
-            known = committed.get(TopicPartition(*tp))
-            offset = known.offset if known is not None and known.offset >= 0 else None
-            starts[tp] = resolve_start(f"{tp.topic}/{tp.partition}", offset, bounds[tp])
+        starts = {tp: resolve_start(f"{tp.topic}/{tp.partition}", committed[tp], bounds[tp]) for tp in tps}
         if not self.current(assignment, generation):
             return None
         for tp, start in starts.items():
             consumer.seek(TopicPartition(*tp), start.offset)
         return generation, starts
+
+    async def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
+        """What the group has committed, None where nothing: see stable_offsets. Raises KafkaError."""
+        return await stable_offsets(self._ensure_consumer()._coordinator, tps)
 
     async def commit_finished(self, assignment: Any, generation: int, offsets: Mapping[TP, int]) -> bool:
         """Commit exactly `offsets`. False if it did not work (they are committed another time) or may not be done."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from aiokafka.errors import KafkaError
+from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
 from streams.delivery import GaveUp, Stale
 
 __all__ = [
     "FailStop",
+    "Fenced",
     "GaveUp",
     "LaneClosed",
     "LeaseLost",
@@ -17,7 +18,9 @@ __all__ = [
     "Stale",
     "Stalled",
     "TopicsMissing",
+    "TransactionsRefused",
     "Unreachable",
+    "is_fencing",
 ]
 
 
@@ -29,6 +32,21 @@ class LaneClosed(KafkaError):  # type: ignore[misc]
     """A produce request was held back because its lane is closed. Never retried: the batch is stale."""
 
     retriable = False
+
+
+class Fenced(Stale):
+    """The broker refused a transaction because a newer producer has its lane. Only the group can tell who has it."""
+
+
+def is_fencing(exc: BaseException) -> bool:
+    """Whether the broker says, perhaps underneath, that a newer producer has the same transactional id, or that it ended a transaction
+    that took too long: it doesn't tell which. Pure."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, (ProducerFenced, InvalidProducerEpoch)):
+            return True
+        seen = seen.__cause__
+    return False
 
 
 class FailStop(Exception):
@@ -49,6 +67,10 @@ class TopicsMissing(FailStop):
 
 class OffsetBeyondEnd(FailStop, ValueError):
     """The group has committed an offset that the log doesn't have."""
+
+
+class TransactionsRefused(FailStop):
+    """The broker doesn't let this worker use transactions."""
 
 
 class RecoveryStalled(FailStop):

@@ -7,12 +7,12 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from faust.types import TP
 
 from domain.topics import CLOCK
+from streams import metrics
 from streams.delivery import Delivery, Outcome
 from streams.transport.batch import LaneBatch, OutRecord, Slice
 from streams.transport.clock import Clock
@@ -72,8 +72,33 @@ class _Taken(NamedTuple):
     part: Slice
 
 
+class _Attempt:
+    """What a lane does with what it has taken: the handler, once it works, then the acknowledgement. Called until both have returned."""
+
+    def __init__(self, lane: Lane, taken: Sequence[_Taken], moment: int | None) -> None:
+        self.batch = LaneBatch(lane, tuple(item.part for item in taken if item.part.records), moment)
+        self._lane = lane
+        self._offsets = {_tp(item.ledger): item.part.to for item in taken}
+        self._handled = not self.batch and moment is None
+
+    async def __call__(self) -> None:
+        lane = self._lane
+        if not self._handled:
+            await lane.spec.handler(self.batch)
+            self._handled = True
+        assert lane.producer is not None
+        started = time.perf_counter()
+        await lane.producer.acknowledge(self._offsets, {_tp(ledger): ledger.committed for ledger in lane.ledgers})
+        if lane.commits:
+            metrics.STEP_SECONDS.labels("commit").observe(time.perf_counter() - started)
+
+
+def _tp(ledger: Ledger) -> TP:
+    return TP(ledger.topic, ledger.partition)
+
+
 class Lane:
-    """One partition number. Made when its ledgers open, closed at the next rebalance; never reopened."""
+    """One partition number. Made when it is assigned, begun when its ledgers open, closed at the next rebalance; never reopened."""
 
     def __init__(self, name: str, spec: LaneSpec, partition: int, claim: Claim, delivery: Delivery, limits: Limits) -> None:
         self.spec = spec
@@ -86,6 +111,7 @@ class Lane:
         self.closing = asyncio.Event()
         self.closed = False
         self.busy_since: float | None = None
+        self.ended_since: float | None = None
         self.batches = 0
         self.records = 0
         self._delivery = delivery
@@ -96,10 +122,15 @@ class Lane:
         self._clock = Clock()
         self._ends: Ends | None = None
 
+    async def prepare(self) -> None:
+        """Start the producer; may be called again. Blocks until it works or the lane closes. Raises what Delivery.run raises."""
+        assert self.producer is not None
+        await self._delivery.run(self.name, self.producer.start, self.closing)
+
     # -- what the reader sees ----------------------------------------------------------------------------------
 
-    def start(self, producer: LaneProducer, rested: Callable[[], None], ends: Ends) -> asyncio.Task[None]:
-        """Begin. `rested` is called when a full lane has room again. `ends` tells where logs end."""
+    def start(self, producer: LaneProducer, rested: Callable[[], None], ends: Ends | None = None) -> asyncio.Task[None]:
+        """Begin. `rested` is called when a full lane has room again. `ends` is needed if states may be due."""
         self.producer = producer
         self._rested = rested
         self._ends = ends
@@ -110,6 +141,16 @@ class Lane:
     def wake(self) -> None:
         """There is something to take."""
         self._wake.set()
+
+    @property
+    def commits(self) -> bool:
+        """Whether the lane's offsets are committed with each batch, by its own producer."""
+        return self.producer is not None and self.producer.commits
+
+    @property
+    def fenced(self) -> bool:
+        """True if the broker has refused the lane's producer: the lane can't go on, whatever the group says."""
+        return self.producer is not None and self.producer.fenced
 
     @property
     def pending_records(self) -> int:
@@ -158,7 +199,7 @@ class Lane:
     async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
         """See LaneBatch.publish."""
         assert self.producer is not None
-        await self.producer.send(records, self.partition)
+        await self.producer.publish(records, self.partition)
 
     def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
         """See LaneBatch.get_states."""
@@ -175,12 +216,7 @@ class Lane:
         if not puts and not moved:
             return
         assert self.producer is not None
-        topic = table.changelog_topic_name
-        delivered = await self.producer.send({topic: [OutRecord(key, value, []) for key, value in puts.items()]}, self.partition)
-        self.check()
-        offsets = [batch.last for batch in delivered if batch.last is not None]
-        # Without the offset the next recovery reads these records again; that is all.
-        table.store.write(self.partition, puts, max(offsets, default=None) if len(offsets) == len(delivered) else None, moved)
+        await self.producer.write_states(table, puts, self.partition, moved)
 
     def _check_claim(self) -> None:
         if self.closed or not self.claim.current():
@@ -203,28 +239,29 @@ class Lane:
                 if not taken:
                     await self._rest()
                     continue
-            parts = tuple(item.part for item in taken if item.part.records)
-            if parts or moment is not None:
-                batch = LaneBatch(self, parts, moment)
-                self.busy_since = time.monotonic()
-                try:
-                    outcome = await self._delivery.run(self.name, partial(self.spec.handler, batch), self.closing)
-                except Exception as exc:
-                    exc.add_note(f"in {batch!r}")
-                    raise
-                finally:
-                    self.busy_since = None
-                if outcome is Outcome.STALE and not self.closed and self.claim.current():
-                    raise RuntimeError(f"{batch!r} was called stale, but its assignment is the current one")
-                if outcome is not Outcome.DONE:
-                    return
+            attempt = _Attempt(self, taken, moment)
+            self.busy_since = time.monotonic()
+            try:
+                outcome = await self._delivery.run(self.name, attempt, self.closing)
+            except Exception as exc:
+                exc.add_note(f"in {attempt.batch!r}")
+                raise
+            finally:
+                self.busy_since = None
+            if outcome is Outcome.STALE and not self.fenced and not self.closed and self.claim.current():
+                raise RuntimeError(f"{attempt.batch!r} was called stale, but its assignment is the current one")
+            if outcome is not Outcome.DONE:
+                return
+            if attempt.batch:
                 self.batches += 1
-                self.records += len(batch)
+                self.records += len(attempt.batch)
             if self.closed:
                 return
             self._see_due(fired=moment is not None)
             for item in taken:
                 item.ledger.finish(item.part.to)
+                if self.commits:
+                    item.ledger.committed = item.part.to
             await asyncio.sleep(0)
 
     async def _rest(self) -> None:

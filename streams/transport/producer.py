@@ -17,15 +17,19 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from streams.transport.batch import OutRecord
-from streams.transport.errors import FailStop, LaneClosed, LeaseLost, Stale
+from streams.transport.errors import FailStop, LaneClosed, LeaseLost, Stale, is_fencing
+
+if TYPE_CHECKING:
+    from streams.transport.table import Moved, StateTable
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +42,9 @@ GATE_INTERVAL = 0.05
 START_TIMEOUT = 10.0
 """Seconds until a start counts as failed. aiokafka itself asks for a producer id for ever, silently."""
 CLOSE_TIMEOUT = 2.0
+
+
+NOTHING = OutRecord(None, b"", [])
 
 
 class Delivered(NamedTuple):
@@ -91,7 +98,13 @@ Connect = Callable[[Mapping[str, Any], Gate], Connection]
 
 
 class LaneProducer:
-    """Sends one lane's records. Bound to the main event loop."""
+    """Sends one lane's records, each when it is told to: at least once. Bound to the main event loop.
+
+    streams.transport.transaction is the other way.
+    """
+
+    commits: ClassVar[bool] = False
+    """Whether `acknowledge` commits the batch's offsets. False: the consumer commits what is finished, now and then."""
 
     def __init__(
         self,
@@ -111,6 +124,30 @@ class LaneProducer:
         self._producer: Connection | None = None
         self._starting = asyncio.Lock()
         self._closed = False
+        self.fenced = False
+        """The broker has refused this producer for good: another one has the lane, or had it."""
+
+    async def start(self) -> None:
+        """Called before the lane's state is recovered. Nothing to do: the first write connects."""
+
+    async def publish(self, records: Mapping[str, Sequence[OutRecord]], partition: int) -> None:
+        """See LaneBatch.publish."""
+        await self.send(records, partition)
+
+    async def write_states(
+        self, table: StateTable, puts: Mapping[bytes, bytes | None], partition: int, moved: Sequence[Moved] = ()
+    ) -> None:
+        """See LaneBatch.write_table."""
+        delivered = await self.send({table.changelog_topic_name: changes(puts)}, partition)
+        self._check()
+        table.store.write(partition, puts, last_offset(delivered), moved)
+
+    async def acknowledge(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> None:
+        """The handler has returned. `offsets`: what the group shall have committed; `before`: what it has committed until now, of all the
+        lane's partitions. Nothing to do: everything is written.
+
+        Blocks and raises like publish; after a temporary error to be called again, without the handler.
+        """
 
     async def send(self, records: Mapping[str, Sequence[OutRecord]], partition: int) -> list[Delivered]:
         """Write `records` (topic -> records; to `partition` where a record names no other) and wait for every delivery.
@@ -120,10 +157,18 @@ class LaneProducer:
         """
         self._check()
         producer = await self._ready()
+        self._check()
+        try:
+            return await self._deliver(producer, records, partition)
+        except Exception:
+            await self._discard(producer)
+            self._check()
+            raise
+
+    async def _deliver(self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int) -> list[Delivered]:
         queues = list(self._batches(producer, records, partition))
         sending: list[_Sending] = []
         errors: list[BaseException] = []
-        self._check()
         try:
             for turn in range(max((len(batches) for _, _, batches in queues), default=0)):
                 for topic, number, batches in queues:
@@ -131,16 +176,14 @@ class LaneProducer:
                         batch = batches[turn]
                         # Returns when the batch is queued; waits only behind an earlier one of the same partition.
                         future = await producer.send_batch(batch, topic, partition=number)
-                        future.add_done_callback(_retrieve)
+                        future.add_done_callback(retrieve)
                         sending.append(_Sending(topic, number, batch.record_count(), future))
         except Exception as exc:  # raised below, once what is under way has ended
             errors.append(exc)
         await self._outcome(sending)
         errors.extend(failure for item in sending if (failure := item.future.exception()) is not None)
         if errors:
-            await self._discard(producer)
-            self._check()
-            raise errors[0]
+            raise min(errors, key=lambda error: not is_fencing(error))
         return [_delivered(item) for item in sending]
 
     async def tell_time(self, topic: str, partition: int) -> int:
@@ -148,12 +191,8 @@ class LaneProducer:
 
         Raises FailStop when the topic keeps its writers' times instead.
         """
-        (delivered,) = await self.send({topic: [OutRecord(None, b"", [])]}, partition)
-        if delivered.last is None:
-            raise KafkaError("the broker has the record, but no longer knows when it took it")
-        if delivered.time < 0:
-            raise FailStop(f"topic {topic} must have message.timestamp.type=LogAppendTime: run orders init, which says how to set it")
-        return delivered.time
+        (delivered,) = await self.send({topic: [NOTHING]}, partition)
+        return time_of(delivered)
 
     async def close(self) -> None:
         """Send nothing more. What is still queued fails with ProducerClosed. Blocks for a few seconds at most."""
@@ -251,7 +290,30 @@ class AiokafkaConnection:
             sender.cancel()
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
+def changes(puts: Mapping[bytes, bytes | None]) -> list[OutRecord]:
+    """States as the records of their changelog. Pure."""
+    return [OutRecord(key, value, []) for key, value in puts.items()]
+
+
+def last_offset(delivered: Sequence[Delivered]) -> int | None:
+    """The last offset of batches that one partition has got; None if the broker no longer knew one of them. Pure.
+
+    Without it the next recovery reads these records again; that is all.
+    """
+    offsets = [batch.last for batch in delivered if batch.last is not None]
+    return max(offsets) if offsets and len(offsets) == len(delivered) else None
+
+
+def time_of(delivered: Delivered) -> int:
+    """When the broker took a record, ms. Raises KafkaError if it no longer knows, FailStop if its topic keeps its writers' times."""
+    if delivered.last is None:
+        raise KafkaError("the broker has the record, but no longer knows when it took it")
+    if delivered.time < 0:
+        raise FailStop(f"topic {delivered.topic} must have message.timestamp.type=LogAppendTime: orders init says how to set it")
+    return delivered.time
+
+
+def retrieve(future: asyncio.Future[Any]) -> None:
     """A delivery whose publisher was cancelled must not be reported as an exception nobody looked at."""
     if not future.cancelled():
         future.exception()

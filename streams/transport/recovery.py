@@ -46,6 +46,10 @@ class ListRecovery(Recovery):
         """The changelog offset to go on from."""
         return (self.active_offsets[tp] if self.active_offsets[tp] is not None else -1) + 1
 
+    async def _build_highwaters(self, consumer: Any, tps: set[TP], destination: Any, title: str) -> None:
+        await consumer.prepare_lanes()
+        await super()._build_highwaters(consumer, tps, destination, title)
+
     def _set_recovery_started(self) -> None:
         self.signal_recovery_end.clear()
         self.progress_at = time.monotonic()

@@ -16,6 +16,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.structs import OffsetAndMetadata
 
 from tests.integration.transport_app import version_of
@@ -124,7 +125,10 @@ class Counting:
             return dict(await consumer.end_offsets(self.parts(*topics)))
 
     async def committed(self) -> dict[Any, int]:
-        offsets = await self.admin.list_consumer_group_offsets(self.group)
+        try:
+            offsets = await self.admin.list_consumer_group_offsets(self.group)
+        except GroupCoordinatorNotAvailableError:  # a new cluster makes its offsets topic when it is first asked for a group
+            return {}
         return {tp: meta.offset for tp, meta in offsets.items()}
 
     async def commit(self, offsets: Mapping[Any, int]) -> None:
@@ -143,9 +147,9 @@ class Counting:
 
         await eventually(done, "everything committed", seconds)
 
-    async def read(self, *topics: str) -> list[Any]:
+    async def read(self, *topics: str, isolation: str = "read_committed") -> list[Any]:
         """All records of topics, in offset order within a partition."""
-        async with self.consumer() as consumer:
+        async with self.consumer(isolation_level=isolation) as consumer:
             parts = self.parts(*topics)
             consumer.assign(parts)
             ends = await consumer.end_offsets(parts)

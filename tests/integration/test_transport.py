@@ -179,6 +179,24 @@ async def test_offsets_without_a_record_are_no_gap(group: Counting) -> None:
     await group.verify()
 
 
+async def test_what_an_upstream_service_took_back_is_not_counted(group: Counting) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=group.group)
+    await producer.start()
+    await producer.begin_transaction()
+    for topic in group.topics:
+        for part in range(group.partitions):
+            await producer.send_and_wait(topic, b"x", key=b"aborted", partition=part)
+    await group.produce(100)  # behind the open transaction
+    worker = group.start()
+    await worker.ready()
+    await producer.abort_transaction()
+    await producer.stop()
+    await group.drained()
+    assert await worker.stop() == 0
+    assert worker.counter("records") == 100
+    await group.verify()
+
+
 @pytest.mark.parametrize("folder", ["1", "2"], ids=["over what the store has", "into an empty store"])
 async def test_recovery_keeps_the_highest_version_of_a_key(group: Counting, folder: str) -> None:
     await group.produce(100, keys=10)
@@ -195,6 +213,30 @@ async def test_recovery_keeps_the_highest_version_of_a_key(group: Counting, fold
     assert await recovered.stop() == 0
     last = {record.key: struct.unpack_from("<q", record.value)[0] for record in await group.read(group.changelog)}
     assert last == dict(group.sent)
+
+
+async def test_recovery_reads_what_lies_behind_an_open_transaction(group: Counting) -> None:
+    """A worker that wrote in transactions has died inside one; its successor, which doesn't, has written behind it and died as well."""
+    await group.produce(100, keys=10)
+    worker = group.start()
+    await group.drained()
+    assert await worker.stop() == 0
+    producer = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=group.group)
+    await producer.start()
+    await producer.begin_transaction()
+    for record in {record.key: record for record in await group.read(group.changelog)}.values():
+        unfinished, newest = (struct.pack("<3q", counted, 1000, 1000) for counted in (5000, 1000))
+        await producer.send_and_wait(group.changelog, unfinished, key=record.key, partition=record.partition)
+        await group.producer.send_and_wait(group.changelog, newest, key=record.key, partition=record.partition)
+    recovered = group.start("2")
+    await recovered.logged("offsets at start of reading")
+    await producer.abort_transaction()
+    await producer.stop()
+    await group.produce(10, keys=10)
+    await group.drained()
+    assert await recovered.stop() == 0
+    last = {record.key: struct.unpack_from("<q", record.value)[0] for record in await group.read(group.changelog)}
+    assert set(last.values()) == {1000}  # all offsets are below those that the newest state has seen
 
 
 async def test_state_survives_a_restart_without_reading_it_all_again(group: Counting) -> None:
