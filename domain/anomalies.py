@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from domain import ids
 from domain.order import DUE_LABEL, DUE_REFUND, DUE_RELEASE, PROCESSED, Order
-from domain.refunds import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, owed
-from domain.survey import Survey, survey, winning_stages
+from domain.refunds import owed
+from domain.sums import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, winning_stages
+from domain.survey import Survey, survey
 
 
 def anomalies(order: Order, order_id: bytes) -> list[str]:

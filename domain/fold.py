@@ -42,6 +42,7 @@ from domain.order import (
     type_of,
 )
 from domain.refunds import owed
+from domain.sums import Sums
 from domain.survey import Survey, survey
 
 
@@ -70,46 +71,53 @@ _FIELD: Final = {
 """Event type -> field of Order that holds its facts."""
 
 
-def fold(order: Order, event: Event, origin: Origin | None) -> Folded:
+def fold(order: Order, event: Event, origin: Origin | None, sums: Sums | None = None) -> Folded:
     """Take `event` into `order`. Never blocks.
 
-    `origin`: coordinates of its record, kept while the fact waits for its order; None will do once order.created is known.
+    `origin`: coordinates of its record, kept while the fact waits for its order; None will do once order.created is known. `sums`: those
+    of the order, kept up to date here: whoever folds several events into one order keeps them too.
     """
     fact = event.fact
+    if sums is None:
+        sums = Sums(order)
     if type(fact) is Created:
-        return _fold_created(order, event, fact)
+        return _fold_created(order, event, fact, sums)
     if type(fact) is RefundDecision:
-        return _fold_decision(order, event, fact)
-    facts: list[SimpleFact] = getattr(order, _FIELD[event.type])
+        return _fold_decision(order, event, fact, sums)
+    assert not isinstance(fact, (Created, RefundDecision))  # what type() has said: for the type checker
+    field = _FIELD[event.type]
+    facts: list[SimpleFact] = getattr(order, field)
     if facts:
-        key = fact.key()  # type: ignore[union-attr]
-        for known in facts:
-            if known.key() == key:
-                return _repeated(order, event, known, fact)  # type: ignore[arg-type]
+        known = sums.known(field, facts, fact)
+        if known is not None:
+            return _repeated(order, event, known, fact, sums)
     order.version += 1
     if isinstance(fact, (Cancellation, Deadline)):
         fact.appended = event.appended
     created = order.created
     if created is None:
         assert origin is not None
-        order.waiting.append(Waiting(_FIELD[event.type], len(facts), origin))
-        facts.append(fact)  # type: ignore[arg-type]
+        order.waiting.append(Waiting(field, len(facts), origin))
+        facts.append(fact)
+        sums.add(field, fact)
         return Folded(True, None, [])
-    refusal = _refusal(created, fact)  # type: ignore[arg-type]
+    refusal = _refusal(created, fact)
     if refusal is not None:
-        fact.refused = True  # type: ignore[union-attr]
-        facts.append(fact)  # type: ignore[arg-type]
+        fact.refused = True
+        facts.append(fact)
+        sums.add(field, fact)
         return Folded(True, refusal, [])
-    first_move = type(fact) is Scan and _first_move(order, fact)
-    facts.append(fact)  # type: ignore[arg-type]
-    now = survey(order)
+    first_move = type(fact) is Scan and _first_move(sums, fact)
+    facts.append(fact)
+    sums.add(field, fact)
+    now = survey(order, sums)
     writer = Writer(event.order_id, created.currency)
-    _answer(order, created, now, writer, fact, first_move)  # type: ignore[arg-type]
-    _settle(order, created, now, writer, event)
+    _answer(order, created, now, writer, fact, first_move)
+    _settle(order, created, now, writer, event, sums)
     return Folded(True, None, writer.effects)
 
 
-def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: SimpleFact | Created) -> Folded:
+def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: SimpleFact | Created, sums: Sums) -> Folded:
     """A natural key that is known: the first content stays, and of equal ones the earliest time (with its reason)."""
     if not _same_content(known, fact):
         return Folded(False, (errors.KEY_CONFLICT, "this natural key is known with other content; the first in the log stays"), [])
@@ -122,9 +130,10 @@ def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: Sim
     created = order.created
     if created is None or getattr(known, "refused", False):
         return Folded(True, None, [])
-    # An earlier time can change which stage of a return wins.
+    if not isinstance(known, Created):
+        sums.earlier(known)
     writer = Writer(event.order_id, created.currency)
-    _settle(order, created, survey(order), writer, event)
+    _settle(order, created, survey(order, sums), writer, event, sums)
     return Folded(True, None, writer.effects)
 
 
@@ -167,19 +176,17 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
     return None
 
 
-def _first_move(order: Order, scan: Scan) -> bool:
+def _first_move(sums: Sums, scan: Scan) -> bool:
     """Whether this scan is the first that says that its parcel is in transit or further."""
     if scan.rank < IN_TRANSIT:
         return False
-    for known in order.scans:  # noqa: SIM110  (a generator costs more than the loop)
-        if known.rank >= IN_TRANSIT and known.shipment_id == scan.shipment_id and not known.refused:
-            return False
-    return True
+    winning = sums.parcels.get(scan.shipment_id)
+    return winning is None or winning.rank < IN_TRANSIT
 
 
-def _fold_created(order: Order, event: Event, created: Created) -> Folded:
+def _fold_created(order: Order, event: Event, created: Created, sums: Sums) -> Folded:
     if order.created is not None:
-        return _repeated(order, event, order.created, created)
+        return _repeated(order, event, order.created, created, sums)
     order.version += 1
     order.created = created
     order.appended = event.appended
@@ -198,7 +205,8 @@ def _fold_created(order: Order, event: Event, created: Created) -> Folded:
         writer.stock_reserve(suborder.seller_id, _units_of(created, suborder.seller_id))
     if created.total:
         writer.payment_initiate(created)
-    now = survey(order)
+    sums.rebuild()
+    now = survey(order, sums)
     moved: set[bytes] = set()
     by_kind: tuple[Sequence[SimpleFact], ...] = (order.cancellations, order.scans, order.returns, order.stock, order.deadlines)
     for facts in by_kind:
@@ -210,11 +218,11 @@ def _fold_created(order: Order, event: Event, created: Created) -> Folded:
                 _answer(order, created, now, writer, fact, first_move)
     for decision in order.decisions:
         writer.refund_request(decision, created.currency)
-    _settle(order, created, now, writer, event)
+    _settle(order, created, now, writer, event, sums)
     return Folded(True, None, writer.effects)
 
 
-def _fold_decision(order: Order, event: Event, decision: RefundDecision) -> Folded:
+def _fold_decision(order: Order, event: Event, decision: RefundDecision, sums: Sums) -> Folded:
     """The first record with each n counts. Counts neither in version nor in any row's time.
 
     After a crash a decision can be read before the facts that made it due are read again: it then waits for its order like any fact.
@@ -223,13 +231,14 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision) -> Fold
         return _DUPLICATE
     decision.appended = event.appended
     order.decisions.append(decision)
+    sums.decide(decision)
     order.proposed = max(order.proposed, len(order.decisions))
     created = order.created
     if created is None:
         return Folded(True, None, [])
     writer = Writer(event.order_id, created.currency)
     writer.refund_request(decision, created.currency)
-    _propose_refund(order, survey(order), writer, event)
+    _propose_refund(order, survey(order, sums), writer, event, sums)
     return Folded(True, None, writer.effects)
 
 
@@ -299,7 +308,7 @@ def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
     return [(by_id[item_id], quantity) for item_id, quantity in scan.items]
 
 
-def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: Event) -> None:
+def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: Event, sums: Sums) -> None:
     """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
     version = order.version
     if now.status >= CONFIRMED and not order.labelled:
@@ -316,7 +325,7 @@ def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: 
         writer.status_changed(created, order.status, now.status, event, version)
         order.status = now.status
     if now.captured > now.decided:
-        _propose_refund(order, now, writer, event)
+        _propose_refund(order, now, writer, event, sums)
 
 
 def _ask_labels(created: Created, now: Survey, writer: Writer, order: Order, seller_id: bytes | None = None) -> None:
@@ -330,11 +339,11 @@ def _ask_labels(created: Created, now: Survey, writer: Writer, order: Order, sel
             writer.label_create(suborder.seller_id, items)
 
 
-def _propose_refund(order: Order, now: Survey, writer: Writer, event: Event) -> None:
+def _propose_refund(order: Order, now: Survey, writer: Writer, event: Event, sums: Sums) -> None:
     """Write the next decision, unless it is on its way: a state that says `proposed` was written after its record was delivered."""
     if order.proposed > len(order.decisions):
         return
-    decision = owed(order, now, event.order_id, event.time)
+    decision = owed(order, now, event.order_id, event.time, sums)
     if decision is not None:
         order.proposed += 1
         writer.refund_decided(decision)

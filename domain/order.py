@@ -120,7 +120,7 @@ class StockReply(Struct, array_like=True, gc=False):
     refused: bool = False
 
     def key(self) -> tuple[object, ...]:
-        return (self.type, self.seller_id, self.items)
+        return (self.type, self.seller_id, None if self.items is None else tuple(self.items))
 
 
 class Cancellation(Struct, array_like=True, gc=False):

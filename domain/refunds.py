@@ -2,49 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final
 
 from domain.order import PROCESSED, Order, RefundDecision
-from domain.survey import Line, Suborder, Survey, winning_stages
-
-CAUSE_RETURN: Final = 0
-CAUSE_STOCK: Final = 1
-CAUSE_CLOSED: Final = 2
+from domain.sums import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, Paid, Span, Sums
+from domain.survey import Line, Suborder, Survey
 
 MOST_UNITS: Final = 10_000
 """Units that one decision about units gone pays for at most: its record names each of them. What is left is owed again at once."""
 
-Span = tuple[int, int]
-"""Units first ... end - 1 of a line."""
 
+def owed(order: Order, now: Survey, order_id: bytes, time: int, sums: Sums | None = None) -> RefundDecision | None:
+    """The next refund that is due and covered by captured money, or None. `time` is that of the fact that made it due.
 
-class _Paid:
-    """What the decisions so far have paid for."""
-
-    def __init__(self, order: Order) -> None:
-        self.units: dict[bytes, list[Span]] = {}
-        self.shipping: set[bytes] = set()
-        self.returns: set[bytes] = set()
-        for decision in order.decisions:
-            if decision.cause == CAUSE_RETURN:
-                self.returns.add(decision.cause_id)
-            self.shipping.update(decision.shipping)
-            for item_id, first, count in decision.units:
-                self.units.setdefault(item_id, []).append((first, first + count))
-
-    def unpaid(self, line: Line, first: int) -> Iterator[Span]:
-        """Spans of the line's units from `first` on that nothing has paid for, in ascending order."""
-        for start, end in sorted(self.units.get(line.item_id, ())):
-            if start > first:
-                yield first, start
-            first = max(first, end)
-        if first < line.quantity:
-            yield first, line.quantity
-
-
-def owed(order: Order, now: Survey, order_id: bytes, time: int) -> RefundDecision | None:
-    """The next refund that is due and covered by captured money, or None. `time` is that of the fact that made it due."""
+    `sums`: those of the order, if they are at hand.
+    """
     free = now.captured - now.decided
     if free <= 0:
         return None
@@ -53,15 +25,18 @@ def owed(order: Order, now: Survey, order_id: bytes, time: int) -> RefundDecisio
         return RefundDecision(time, n, free, CAUSE_CLOSED, order_id, [], [])
     if not order.returns and not order.stock:
         return None
-    paid = _Paid(order)
+    if sums is None:
+        sums = Sums(order)
+    paid = sums.payments_made()
     by_id = {line.item_id: line for line in now.lines}
-    for return_id, stage in sorted(winning_stages(order).items()):
-        if stage.status == PROCESSED and return_id not in paid.returns:
-            line = by_id[stage.item_id]
-            units = _lowest(paid, line, 0, stage.quantity or line.quantity)
-            amount = _net(line, units)
-            if 0 < amount <= free:
-                return RefundDecision(time, n, amount, CAUSE_RETURN, return_id, _named(line, units), [])
+    unpaid = [return_id for return_id, stage in sums.returns.items() if stage.status == PROCESSED and return_id not in paid.returns]
+    for return_id in sorted(unpaid):
+        stage = sums.returns[return_id]
+        line = by_id[stage.item_id]
+        units = _lowest(paid, line, 0, stage.quantity or line.quantity)
+        amount = _net(line, units)
+        if 0 < amount <= free:
+            return RefundDecision(time, n, amount, CAUSE_RETURN, return_id, _named(line, units), [])
     for suborder in now.suborders:
         if suborder.live < suborder.ordered:
             amount, named, shipping = _gone(paid, suborder)
@@ -70,7 +45,7 @@ def owed(order: Order, now: Survey, order_id: bytes, time: int) -> RefundDecisio
     return None
 
 
-def _gone(paid: _Paid, suborder: Suborder) -> tuple[int, list[tuple[bytes, int, int]], list[bytes]]:
+def _gone(paid: Paid, suborder: Suborder) -> tuple[int, list[tuple[bytes, int, int]], list[bytes]]:
     """Amount, units and shipping owed for a seller's units that are not live."""
     amount, left = 0, MOST_UNITS
     named: list[tuple[bytes, int, int]] = []
@@ -87,10 +62,10 @@ def _gone(paid: _Paid, suborder: Suborder) -> tuple[int, list[tuple[bytes, int, 
     return amount, named, shipping
 
 
-def _lowest(paid: _Paid, line: Line, first: int, most: int) -> list[Span]:
+def _lowest(paid: Paid, line: Line, first: int, most: int) -> list[Span]:
     """The lowest `most` units from `first` on that are not paid for."""
     spans: list[Span] = []
-    for start, end in paid.unpaid(line, first):
+    for start, end in paid.unpaid(line.item_id, first, line.quantity):
         if most <= 0:
             break
         end = min(end, start + most)

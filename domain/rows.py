@@ -23,8 +23,10 @@ from domain.order import (
     SHIPMENT_STATUS,
     SUBORDER_STATUS,
     Order,
+    ReturnStage,
+    Scan,
 )
-from domain.survey import winning_scans, winning_stages
+from domain.sums import winning_scans, winning_stages
 
 Row = tuple[str | int | None, ...]
 OrderRow = tuple[str, str, str, str, str, str, str, str, str, int]
@@ -107,12 +109,15 @@ def shipment_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = 
     assert created is not None
     user_id, region = ids.text(created.user_id), created.region or ""
     winners = winning_scans(order)
+    by_parcel: dict[bytes, list[Scan]] = {shipment_id: [] for shipment_id in (winners if wanted is None else wanted)}
+    for scan in order.scans:
+        if scan.shipment_id in by_parcel:
+            by_parcel[scan.shipment_id].append(scan)
     rows: list[Row] = []
-    for shipment_id in winners if wanted is None else wanted:
+    for shipment_id, scans in by_parcel.items():
         winner = winners.get(shipment_id)
         if winner is None:
             continue
-        scans = [scan for scan in order.scans if scan.shipment_id == shipment_id]
         seen = [scan.time for scan in scans if not scan.refused]
         estimated = winner.estimated_delivery
         rows.append(
@@ -142,12 +147,15 @@ def return_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = No
     user_id, region = ids.text(created.user_id), created.region or ""
     quantity = {item.item_id: item.quantity for item in created.items}
     winners = winning_stages(order)
+    by_return: dict[bytes, list[ReturnStage]] = {return_id: [] for return_id in (winners if wanted is None else wanted)}
+    for stage in order.returns:
+        if stage.return_id in by_return:
+            by_return[stage.return_id].append(stage)
     rows: list[Row] = []
-    for return_id in winners if wanted is None else wanted:
+    for return_id, stages in by_return.items():
         winner = winners.get(return_id)
         if winner is None:
             continue
-        stages = [stage for stage in order.returns if stage.return_id == return_id]
         seen = [stage.time for stage in stages if not stage.refused]
         processed = None
         if winner.status == PROCESSED:

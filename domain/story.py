@@ -32,7 +32,8 @@ from domain.order import (
     StockReply,
     type_of,
 )
-from domain.survey import Suborder, Survey, survey, winning_scans, winning_stages
+from domain.sums import winning_scans, winning_stages
+from domain.survey import Suborder, Survey, survey
 
 Json = dict[str, Any]
 

@@ -5,6 +5,9 @@ Pure functions of an Order whose order.created is known. A line's units are numb
 
 from __future__ import annotations
 
+from operator import attrgetter
+from typing import Final
+
 from domain import money
 from domain.order import (
     BY_CANCELLATION,
@@ -16,21 +19,18 @@ from domain.order import (
     CONFIRMED,
     DELIVERED,
     DUE_PAYMENT,
-    DUE_STOCK,
-    IN_TRANSIT,
     PENDING,
-    PROCESSED,
-    REQUESTED,
     RETURNED,
     SHIPPED,
     STOCK_REJECTED,
     STOCK_RELEASED,
-    STOCK_RESERVED,
     Created,
     Order,
-    ReturnStage,
-    Scan,
 )
+from domain.sums import Sums
+
+_item_id: Final = attrgetter("item_id")
+_seller_id: Final = attrgetter("seller_id")
 
 
 class Line:
@@ -191,118 +191,42 @@ def fresh_lines(created: Created) -> list[Line]:
     return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, 0) for i in items]
 
 
-def _item_id(item: object) -> bytes:
-    return item.item_id  # type: ignore[attr-defined,no-any-return]
-
-
-def winning_scans(order: Order) -> dict[bytes, Scan]:
-    """Parcel -> the scan that counts: highest rank, then latest time. Refused scans don't count."""
-    best: dict[bytes, Scan] = {}
-    for scan in order.scans:
-        if scan.refused:
-            continue
-        known = best.get(scan.shipment_id)
-        if known is None or (scan.rank, scan.time) > (known.rank, known.time):
-            best[scan.shipment_id] = scan
-    return best
-
-
-def winning_stages(order: Order) -> dict[bytes, ReturnStage]:
-    """Return -> the stage that counts: processed or rejected, the earlier; at equal times processed. Refused stages don't count."""
-    best: dict[bytes, ReturnStage] = {}
-    for stage in order.returns:
-        if stage.refused:
-            continue
-        known = best.get(stage.return_id)
-        if known is None or _precedence(stage) < _precedence(known):
-            best[stage.return_id] = stage
-    return best
-
-
-def _precedence(stage: ReturnStage) -> tuple[bool, int, int]:
-    return (stage.status == REQUESTED, stage.time, stage.status)
-
-
-def _move_units(order: Order, lines: dict[bytes, Line], by_seller: dict[bytes, Suborder]) -> None:
-    for scan in winning_scans(order).values():
-        rank = scan.rank
-        if rank < IN_TRANSIT:
-            continue
-        held = scan.items
-        pairs = held if held is not None else [(line.item_id, line.quantity) for line in lines.values() if line.seller_id == scan.seller_id]
-        for item_id, quantity in pairs:
-            line = lines[item_id]
-            line.in_transit += quantity
-            if rank >= 2:
-                line.delivered += quantity
-                if rank == 3:
-                    line.returned += quantity
-    for line in lines.values():
-        if line.in_transit:
-            quantity = line.quantity
-            line.claimed = line.in_transit
-            line.moving = line.in_transit = min(line.in_transit, quantity)
-            line.delivered = min(line.delivered, quantity)
-            line.returned = min(line.returned, quantity)
-    if order.returns:
-        for stage in winning_stages(order).values():
-            if stage.status == PROCESSED:
-                line = lines[stage.item_id]
-                line.returned = min(line.quantity, line.returned + (stage.quantity or line.quantity))
-                line.delivered = max(line.delivered, line.returned)
-                line.in_transit = max(line.in_transit, line.returned)
-
-
-def survey(order: Order) -> Survey:
-    """Everything that follows from the order's facts. `order.created` must be known."""
+def survey(order: Order, sums: Sums | None = None) -> Survey:
+    """Everything that follows from the order's facts. `order.created` must be known. `sums`: those of the order, if they are at hand."""
     created = order.created
     assert created is not None
+    if sums is None:
+        sums = Sums(order)
     lines = fresh_lines(created)
-    by_id = {line.item_id: line for line in lines}
+    claimed, returned, gone = sums.claimed, sums.returned, sums.gone
     by_seller: dict[bytes, Suborder] = {}
     for line in lines:
-        if line.seller_id not in by_seller:
-            by_seller[line.seller_id] = Suborder(line.seller_id)
-    if order.scans or order.returns:
-        _move_units(order, by_id, by_seller)
-    for reply in order.stock:
-        if reply.type == STOCK_RESERVED or reply.refused:
-            continue
-        if reply.items is None:
-            for line in lines:
-                if line.seller_id == reply.seller_id:
-                    line.gone = line.quantity
-        else:
-            for item_id, quantity in reply.items:
-                line = by_id[item_id]
-                line.gone = min(line.quantity, line.gone + quantity)
-    for deadline in order.deadlines:
-        if deadline.what == DUE_STOCK and deadline.final:
-            for line in lines:
-                if line.seller_id == deadline.subject:
-                    line.gone = line.quantity
-    for line in lines:
-        if line.gone:
+        if claimed:
+            units = claimed.get(line.item_id)
+            if units is not None and units[0]:
+                quantity = line.quantity
+                line.claimed = units[0]
+                line.moving = line.in_transit = min(units[0], quantity)
+                line.delivered = min(units[1], quantity)
+                line.returned = min(units[2], quantity)
+        if returned and line.item_id in returned:
+            line.returned = min(line.quantity, line.returned + returned[line.item_id])
+            line.delivered = max(line.delivered, line.returned)
+            line.in_transit = max(line.in_transit, line.returned)
+        if gone and line.item_id in gone:
+            line.gone = min(line.quantity, gone[line.item_id])
             line.live = max(line.quantity - line.gone, line.moving)
-        by_seller[line.seller_id].add(line)
+        suborder = by_seller.get(line.seller_id)
+        if suborder is None:
+            suborder = by_seller[line.seller_id] = Suborder(line.seller_id)
+        suborder.add(line)
     suborders = list(by_seller.values())
     for suborder in suborders:
         if not suborder.live:
             suborder.because = _closed_because(order, suborder.seller_id)
     if len(suborders) > 1:
         suborders.sort(key=_seller_id)
-    captured = 0
-    for payment in order.payments:
-        if not payment.refused:
-            captured += payment.amount
-    decided = 0
-    for decision in order.decisions:
-        decided += decision.amount
-    return Survey(lines, suborders, captured, decided, created.total)
-
-
-def _seller_id(suborder: Suborder) -> bytes:
-    return suborder.seller_id
+    return Survey(lines, suborders, sums.captured, sums.decided, created.total)
 
 
 def _closed_because(order: Order, seller_id: bytes) -> int:

@@ -21,6 +21,7 @@ from domain.errors import Refused
 from domain.events import Event
 from domain.fold import fold
 from domain.order import DEADLINES, Created, Order, Origin, ReturnStage, Scan
+from domain.sums import Sums
 from domain.topics import CHECKOUT, DECISIONS, DLQ, REKEYED
 from settings import Settings
 from sinks.base import Sink
@@ -50,10 +51,11 @@ class Record(Protocol):
 class Touched:
     """One order's state while a batch is folded, and which of its rows have to be written."""
 
-    __slots__ = ("changed", "created", "order", "repeated", "returns", "shipments")
+    __slots__ = ("changed", "created", "order", "repeated", "returns", "shipments", "sums")
 
     def __init__(self, order: Order) -> None:
         self.order = order
+        self.sums = Sums(order)
         self.changed = False
         self.repeated = False
         """An event came again: perhaps since a worker died between writing the state and refreshing the cache."""
@@ -179,7 +181,7 @@ class Pipeline:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
             self._rekey(work, record, event)
             return
-        folded = fold(order, event, None if order.created is not None else _origin(record))
+        folded = fold(order, event, None if order.created is not None else _origin(record), touched.sums)
         if folded.changed:
             touched.mark(event)
         else:

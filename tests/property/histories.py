@@ -27,6 +27,7 @@ from domain.order import (
     Scan,
     StockReply,
 )
+from domain.sums import Sums
 from tables import codec
 
 ORDER_ID = bytes(range(16))
@@ -114,10 +115,15 @@ def histories(draw: st.DrawFn) -> list[Event]:
 
 
 class Run:
-    """A history folded event by event, the state going through its bytes each time, decisions coming back like any record."""
+    """A history folded event by event, decisions coming back like any record.
 
-    def __init__(self) -> None:
+    The state goes through its bytes after each event, or only after those that `cuts` says: the ends of batches.
+    """
+
+    def __init__(self, cuts: Sequence[bool] = ()) -> None:
         self.raw: bytes | None = None
+        self.cuts = cuts
+        self.held: tuple[Order, Sums] | None = None
         self.derived: list[Derived] = []
         self.refusals: list[tuple[str, str]] = []
         self.late: list[LateRefusal] = []
@@ -129,16 +135,19 @@ class Run:
         return codec.decode(self.raw) if self.raw else Order()
 
     def take(self, event: Event) -> None:
-        order = self.order
+        order, sums = self.held or (self.order, None)
+        sums = sums or Sums(order)
         # fold takes the fact over: in the pipeline it was decoded for this record alone.
         fact = msgspec.msgpack.decode(msgspec.msgpack.encode(event.fact), type=type(event.fact))
-        folded = fold(order, msgspec.structs.replace(event, fact=fact), Origin(event.type, 0, self.offset))
+        folded = fold(order, msgspec.structs.replace(event, fact=fact), Origin(event.type, 0, self.offset), sums)
+        self.held = (order, sums) if self.cuts and not self.cuts[self.offset % len(self.cuts)] else None
         self.offset += 1
         if folded.refused:
             self.refusals.append(folded.refused)
         for effect in folded.effects:
             if isinstance(effect, LateRefusal):
-                self.late.append(effect)
+                # As it is now: its fact stays in the order, and an earlier repetition moves its time.
+                self.late.append(msgspec.structs.replace(effect, fact=msgspec.structs.replace(effect.fact)))
             elif effect.type == "refund.decided":
                 self.decisions.append(_comes_back(effect, event))
             else:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from fractions import Fraction
 from typing import Any
+from unittest.mock import patch
 
 import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain import rows
+from domain import rows, sums
 from domain.anomalies import anomalies
 from domain.events import Event
 from domain.order import Order
@@ -140,6 +141,27 @@ def test_an_order_with_no_live_unit_keeps_no_money(history: list[Event]) -> None
     now = survey(order)
     if now.live == 0:
         assert now.decided == now.captured
+
+
+@MANY
+@given(histories(), st.lists(st.booleans(), min_size=40, max_size=40), st.randoms(use_true_random=False), st.integers(1, 5))
+def test_sums_kept_over_a_batch_tell_the_same_as_fresh_ones(history: list[Event], cuts: list[bool], random: Any, pace: int) -> None:
+    """However a history is split into batches: within one the order and its sums stay in hand, between two both are made anew."""
+    history = history + [
+        msgspec.structs.replace(event, fact=_earlier(event), time=event.time - 1) for event in history if random.random() < 0.3
+    ]
+    random.shuffle(history)
+    fresh, kept = Run(), Run(cuts)
+    fresh.take_all(history, pace)
+    with patch.object(sums, "INDEX_FROM", 2):
+        kept.take_all(history, pace)
+    assert kept.raw == fresh.raw
+    assert [(each.ce_name, each.data) for each in kept.derived] == [(each.ce_name, each.data) for each in fresh.derived]
+    assert (kept.refusals, kept.late) == (fresh.refusals, fresh.late)
+
+
+def _earlier(event: Event) -> Any:
+    return event.fact if event.type == "shipment.updated" else msgspec.structs.replace(event.fact, time=event.fact.time - 1)
 
 
 @MANY

@@ -8,7 +8,7 @@ import pytest
 
 from domain import ids
 from domain.order import CAUSES, SUBORDER_STATUS
-from domain.survey import winning_scans, winning_stages
+from domain.sums import winning_scans, winning_stages
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Data, Story, item_id, line, made, parcel, raw, returned
 
 Told = tuple[Any, ...]

@@ -1,0 +1,280 @@
+"""What an order's facts add up to, kept while the order is in hand: taking in a fact costs the same however many there are.
+
+    sums = Sums(order)      looks at every fact once
+    sums.add(fact)          for a fact that was appended to the order
+
+Everything here follows from the order alone, whichever way it came about. Parcels, returns, units and captured money are there once
+order.created is known.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import Final
+
+from domain.order import (
+    DUE_STOCK,
+    IN_TRANSIT,
+    PROCESSED,
+    REQUESTED,
+    STOCK_RESERVED,
+    Created,
+    Deadline,
+    Order,
+    Payment,
+    RefundDecision,
+    ReturnStage,
+    Scan,
+    SimpleFact,
+    StockReply,
+)
+
+CAUSE_RETURN: Final = 0
+CAUSE_STOCK: Final = 1
+CAUSE_CLOSED: Final = 2
+
+INDEX_FROM: Final = 24
+"""Facts of one kind from which on a dictionary finds a natural key faster than looking at each."""
+
+Span = tuple[int, int]
+"""Units first ... end - 1 of a line."""
+
+
+def winning_scans(order: Order) -> dict[bytes, Scan]:
+    """Parcel -> the scan that counts: highest rank, then latest time. Refused scans don't count."""
+    best: dict[bytes, Scan] = {}
+    for scan in order.scans:
+        if scan.refused:
+            continue
+        known = best.get(scan.shipment_id)
+        if known is None or _beats(scan, known):
+            best[scan.shipment_id] = scan
+    return best
+
+
+def winning_stages(order: Order) -> dict[bytes, ReturnStage]:
+    """Return -> the stage that counts: processed or rejected, the earlier; at equal times processed. Refused stages don't count."""
+    best: dict[bytes, ReturnStage] = {}
+    for stage in order.returns:
+        if stage.refused:
+            continue
+        known = best.get(stage.return_id)
+        if known is None or _precedence(stage) < _precedence(known):
+            best[stage.return_id] = stage
+    return best
+
+
+def _beats(scan: Scan, known: Scan) -> bool:
+    return (scan.rank, scan.time) > (known.rank, known.time)
+
+
+def _precedence(stage: ReturnStage) -> tuple[bool, int, int]:
+    return (stage.status == REQUESTED, stage.time, stage.status)
+
+
+class Paid:
+    """What the refund decisions so far have paid for."""
+
+    __slots__ = ("returns", "shipping", "units")
+
+    def __init__(self) -> None:
+        self.units: dict[bytes, list[Span]] = {}
+        """Item -> its units paid for: spans in ascending order that don't touch each other."""
+        self.shipping: set[bytes] = set()
+        self.returns: set[bytes] = set()
+
+    def add(self, decision: RefundDecision) -> None:
+        """Take in the next decision."""
+        if decision.cause == CAUSE_RETURN:
+            self.returns.add(decision.cause_id)
+        self.shipping.update(decision.shipping)
+        for item_id, first, count in decision.units:
+            spans = self.units.setdefault(item_id, [])
+            start, end = first, first + count
+            low = bisect_left(spans, start, key=_end)
+            high = low
+            while high < len(spans) and spans[high][0] <= end:
+                start, end = min(start, spans[high][0]), max(end, spans[high][1])
+                high += 1
+            spans[low:high] = [(start, end)]
+
+    def unpaid(self, item_id: bytes, first: int, quantity: int) -> Iterator[Span]:
+        """Spans of a line's units from `first` on that nothing has paid for, in ascending order."""
+        for start, end in self.units.get(item_id, ()):
+            if start > first:
+                yield first, start
+            first = max(first, end)
+        if first < quantity:
+            yield first, quantity
+
+
+def _end(span: Span) -> int:
+    return span[1]
+
+
+class Sums:
+    """See the module. Made of an order and kept beside it: every fact that is appended to the order must be added here."""
+
+    __slots__ = ("_index", "_lines", "captured", "claimed", "decided", "gone", "order", "paid", "parcels", "returned", "returns")
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self._index: dict[str, dict[object, SimpleFact]] | None = None
+        self.rebuild()
+
+    def rebuild(self) -> None:
+        """Look at every fact again: order.created has come."""
+        order = self.order
+        self.captured = 0
+        """Money, minor units, of the payments that count."""
+        self.decided = 0
+        """The same of the refund decisions."""
+        self.claimed: dict[bytes, list[int]] = {}
+        """Item -> units that parcels hold at rank in_transit, delivered, returned or above, as sent: perhaps more than there are."""
+        self.gone: dict[bytes, int] = {}
+        """Item -> units rejected or released, as sent, or given up."""
+        self.returned: dict[bytes, int] = {}
+        """Item -> units of processed returns, as sent."""
+        self.parcels: dict[bytes, Scan] = {}
+        """Parcel -> its winning scan."""
+        self.returns: dict[bytes, ReturnStage] = {}
+        """Return -> its winning stage."""
+        self.paid: Paid | None = None
+        self._lines: dict[bytes, list[tuple[bytes, int]]] = {}
+        created = order.created
+        for decision in order.decisions:
+            self.decided += decision.amount
+        if created is None:
+            return
+        for payment in order.payments:
+            if not payment.refused:
+                self.captured += payment.amount
+        if order.scans:
+            self.parcels = winning_scans(order)
+            for scan in self.parcels.values():
+                self._claim(created, scan, 1)
+        if order.returns:
+            self.returns = winning_stages(order)
+            for stage in self.returns.values():
+                self._send_back(created, stage, 1)
+        for reply in order.stock:
+            self._take_away(created, reply)
+        for deadline in order.deadlines:
+            self._give_up(created, deadline)
+
+    def add(self, field: str, fact: SimpleFact) -> None:
+        """Take in a fact that was appended to a field of the order."""
+        if self._index is not None and field in self._index:
+            self._index[field][fact.key()] = fact
+        created = self.order.created
+        if created is None or fact.refused:
+            return
+        if type(fact) is Scan:
+            known = self.parcels.get(fact.shipment_id)
+            if known is None or _beats(fact, known):
+                if known is not None:
+                    self._claim(created, known, -1)
+                self._claim(created, fact, 1)
+                self.parcels[fact.shipment_id] = fact
+        elif type(fact) is Payment:
+            self.captured += fact.amount
+        elif type(fact) is StockReply:
+            self._take_away(created, fact)
+        elif type(fact) is ReturnStage:
+            self._win(created, fact)
+        elif type(fact) is Deadline:
+            self._give_up(created, fact)
+
+    def decide(self, decision: RefundDecision) -> None:
+        """Take in a refund decision that was appended."""
+        self.decided += decision.amount
+        if self.paid is not None:
+            self.paid.add(decision)
+
+    def earlier(self, fact: SimpleFact) -> None:
+        """A fact's time has become an earlier one: another stage of its return may win."""
+        created = self.order.created
+        if type(fact) is ReturnStage and created is not None and not fact.refused:
+            self._win(created, fact)
+
+    def known(self, field: str, facts: list[SimpleFact], fact: SimpleFact) -> SimpleFact | None:
+        """The fact of the same natural key among `facts`, that field of the order."""
+        key = fact.key()
+        if len(facts) < INDEX_FROM:
+            for each in facts:
+                if each.key() == key:
+                    return each
+            return None
+        if self._index is None:
+            self._index = {}
+        if field not in self._index:
+            self._index[field] = {each.key(): each for each in facts}
+        return self._index[field].get(key)
+
+    def payments_made(self) -> Paid:
+        """What the decisions have paid for."""
+        paid = self.paid
+        if paid is None:
+            paid = self.paid = Paid()
+            for decision in self.order.decisions:
+                paid.add(decision)
+        return paid
+
+    # -- units ------------------------------------------------------------------------------------------------------
+
+    def _pairs(self, created: Created, seller_id: bytes, items: list[tuple[bytes, int]] | None) -> list[tuple[bytes, int]]:
+        """What a parcel or a stock reply names: its items, or all the seller's units."""
+        if items is not None:
+            return items
+        if len(created.items) == 1:
+            item = created.items[0]
+            return [(item.item_id, item.quantity)]
+        pairs = self._lines.get(seller_id)
+        if pairs is None:
+            pairs = self._lines[seller_id] = [(item.item_id, item.quantity) for item in created.items if item.seller_id == seller_id]
+        return pairs
+
+    def _claim(self, created: Created, scan: Scan, sign: int) -> None:
+        rank = scan.rank
+        if rank < IN_TRANSIT:
+            return
+        claimed = self.claimed
+        for item_id, quantity in self._pairs(created, scan.seller_id, scan.items):
+            units = claimed.get(item_id)
+            if units is None:
+                units = claimed[item_id] = [0, 0, 0]
+            quantity *= sign
+            units[0] += quantity
+            if rank >= 2:
+                units[1] += quantity
+                if rank == 3:
+                    units[2] += quantity
+
+    def _take_away(self, created: Created, reply: StockReply) -> None:
+        if reply.type == STOCK_RESERVED or reply.refused:
+            return
+        gone = self.gone
+        for item_id, quantity in self._pairs(created, reply.seller_id, reply.items):
+            gone[item_id] = gone.get(item_id, 0) + quantity
+
+    def _give_up(self, created: Created, deadline: Deadline) -> None:
+        """A seller's stock was never answered for: it counts as rejected."""
+        if deadline.what == DUE_STOCK and deadline.final:
+            for item in created.items:
+                if item.seller_id == deadline.subject:
+                    self.gone[item.item_id] = self.gone.get(item.item_id, 0) + item.quantity
+
+    def _win(self, created: Created, stage: ReturnStage) -> None:
+        known = self.returns.get(stage.return_id)
+        if known is stage or (known is not None and _precedence(stage) >= _precedence(known)):
+            return
+        if known is not None:
+            self._send_back(created, known, -1)
+        self._send_back(created, stage, 1)
+        self.returns[stage.return_id] = stage
+
+    def _send_back(self, created: Created, stage: ReturnStage, sign: int) -> None:
+        if stage.status == PROCESSED:
+            quantity = stage.quantity or next(item.quantity for item in created.items if item.item_id == stage.item_id)
+            self.returned[stage.item_id] = self.returned.get(stage.item_id, 0) + sign * quantity
