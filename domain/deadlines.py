@@ -97,7 +97,8 @@ def pending(order: Order, order_id: bytes, patience: Patience) -> list[Due]:
 
 def next_due(order: Order, order_id: bytes, patience: Patience) -> int:
     """When the next deadline passes, ms by the broker's time; 0: none."""
-    return min((due.at for due in pending(order, order_id, patience)), default=0)
+    waits = pending(order, order_id, patience)
+    return min(due.at for due in waits) if waits else 0
 
 
 def _attempt(deadline: object) -> int:

@@ -9,6 +9,7 @@ import base64
 import binascii
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
@@ -463,8 +464,7 @@ def _refuse_nul(data: object, path: str) -> None:
             _refuse_nul(element, f"{path}[{i}]")
 
 
-def _attribute(found: dict[str, bytes], name: str) -> str:
-    raw = found.get(name)
+def _text(raw: bytes | None, name: str) -> str:
     if not raw:
         raise Refused(errors.NOT_CLOUDEVENT, f"{name}: missing or empty")
     if len(raw) > 1000:
@@ -477,6 +477,9 @@ def _attribute(found: dict[str, bytes], name: str) -> str:
 
 def _versions(type_: str) -> str:
     return " or ".join(f"/v{version}" for name, version in READS if name == type_)
+
+
+_known_text: Final = lru_cache(maxsize=1024)(_text)  # few senders, few types
 
 
 def _unwrap(value: bytes, found: dict[str, bytes]) -> bytes | Raw:
@@ -529,9 +532,9 @@ def decode(topic: str, headers: Sequence[tuple[str, bytes]], value: bytes | None
             raise Refused(errors.NOT_CLOUDEVENT, "content-type: of CloudEvents formats only application/cloudevents+json is read")
     if found.get("ce_specversion") != b"1.0":
         raise Refused(errors.NOT_CLOUDEVENT, "ce_specversion: must be 1.0")
-    event_id = _attribute(found, "ce_id")
-    _attribute(found, "ce_source")
-    type_ = _attribute(found, "ce_type")
+    event_id = _text(found.get("ce_id"), "ce_id")
+    _known_text(found.get("ce_source"), "ce_source")
+    type_ = _known_text(found.get("ce_type"), "ce_type")
     if (type_ != topic or type_ not in DATA) and type_ not in _expected_types(topic):
         if type_ in DATA:
             raise Refused(errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name")
