@@ -15,6 +15,7 @@ __all__ = [
     "PartitionMismatch",
     "RecoveryStalled",
     "Stale",
+    "StateCorrupt",
     "Stalled",
     "TopicsMissing",
     "Unreachable",
@@ -53,6 +54,10 @@ class OffsetBeyondEnd(FailStop, ValueError):
 
 class RecoveryStalled(FailStop):
     """Kafka didn't answer in time while tables were recovered."""
+
+
+class StateCorrupt(FailStop):
+    """A partition's local files could not be read, and were deleted: the next start rebuilds them from the changelog."""
 
 
 class Stalled(FailStop):

@@ -5,8 +5,11 @@ Keys and values are raw bytes. The changelog is the truth; the local RocksDB is 
 
 from __future__ import annotations
 
+import contextlib
 import gc
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,10 @@ from faust.stores import rocksdb
 from faust.tables.table import Table
 from faust.types import TP, CollectionT
 
+from streams.transport.errors import StateCorrupt
 from streams.transport.ledger import Record
+
+log = logging.getLogger(__name__)
 
 VersionOf = Callable[[bytes], int]
 
@@ -25,6 +31,9 @@ WRITE_BUFFER = 16 << 20
 BLOOM_BITS = 10
 OPEN_FILES = 512
 LOG_BYTES = 1 << 20
+CORRUPT = ("Corruption", "No such file or directory")
+"""How RocksDB says that files are broken, or missing. (rocksdict raises Exception for everything.) A lock held by another process, or a
+full disk, is something else."""
 
 
 def newest(records: Sequence[Record], version_of: VersionOf) -> dict[bytes, bytes | None]:
@@ -44,7 +53,10 @@ def newest(records: Sequence[Record], version_of: VersionOf) -> dict[bytes, byte
 
 
 class StateStore(rocksdb.Store):
-    """RocksDB files, one for each partition. Every call reads or writes the local disk, from the main thread."""
+    """RocksDB files, one for each partition.
+
+    Every call reads or writes the local disk, from the main thread, and may raise StateCorrupt.
+    """
 
     def __init__(self, *args: Any, version_of: VersionOf, cache: rocksdict.Cache, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -55,7 +67,8 @@ class StateStore(rocksdb.Store):
         """Values in the order of `keys`, None where there is none."""
         if not keys:
             return []
-        found: list[bytes | None] = self._db_for_partition(partition).get(list(keys))
+        with self._sound(partition):
+            found: list[bytes | None] = self._db_for_partition(partition).get(list(keys))
         return found
 
     def write(self, partition: int, puts: Mapping[bytes, bytes | None], offset: int | None) -> None:
@@ -68,7 +81,14 @@ class StateStore(rocksdb.Store):
                 batch.put(key, value)
         if offset is not None:
             batch.put(self.offset_key, str(offset).encode())
-        self._db_for_partition(partition).write(batch)
+        with self._sound(partition):
+            self._db_for_partition(partition).write(batch)
+
+    def persisted_offset(self, tp: TP) -> int | None:
+        """The changelog offset that the partition's state goes up to."""
+        with self._sound(tp.partition):
+            offset: int | None = super().persisted_offset(tp)
+        return offset
 
     def recover(self, partition: int, records: Sequence[Record], to: int) -> None:
         """Take over a stretch of the changelog that ends before offset `to`, keeping each key's highest version."""
@@ -82,7 +102,31 @@ class StateStore(rocksdb.Store):
         self.write(partition, puts, to - 1)
 
     def _open_for_partition(self, partition: int) -> rocksdict.Rdict:
-        return rocksdict.Rdict(str(self.partition_path(partition)), self._options())
+        path = self.partition_path(partition)
+        try:
+            return rocksdict.Rdict(str(path), self._options())
+        except Exception as error:
+            if not _corrupt(error):
+                raise
+            log.error("local state of partition %d is corrupt and was deleted, it is rebuilt from the changelog: %s", partition, error)
+            shutil.rmtree(path)
+            return rocksdict.Rdict(str(path), self._options())
+
+    @contextlib.contextmanager
+    def _sound(self, partition: int) -> Iterator[None]:
+        """Raises StateCorrupt, the files deleted, when RocksDB finds them broken: a restart that found them would end alike."""
+        try:
+            yield
+        except Exception as error:
+            if not _corrupt(error):
+                raise
+            with contextlib.suppress(Exception):
+                self._close(partition)
+            shutil.rmtree(self.partition_path(partition), ignore_errors=True)
+            raise StateCorrupt(
+                f"local state of partition {partition} is corrupt and was deleted ({error}). Start the worker again: "
+                "it is rebuilt from the changelog."
+            ) from error
 
     def _options(self) -> rocksdict.Options:
         blocks = rocksdict.BlockBasedOptions()
@@ -118,6 +162,10 @@ class StateStore(rocksdb.Store):
         db = self._dbs.pop(partition, None)
         if db is not None:
             db.close()
+
+
+def _corrupt(error: Exception) -> bool:
+    return any(text in str(error) for text in CORRUPT)
 
 
 class StateTable(Table):  # type: ignore[type-arg]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -12,7 +13,7 @@ from settings import Settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import RowBatch
-from streams.delivery import Verdict, judge
+from streams.delivery import Delivery, Outcome
 from tests.chaos.proxy import Proxy
 from tests.contract.places import Order, eventually
 from tests.stackfixture import Servers
@@ -30,6 +31,10 @@ async def through(url: str, use: Callable[[str, Proxy], Awaitable[None]]) -> Non
         await use(urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{proxy.address}")), proxy)
     finally:
         await proxy.close()
+
+
+async def written(sink: PostgresSink, batch: RowBatch) -> None:
+    await sink.write(batch)
 
 
 def test_redis_is_away_for_a_moment(stack: Servers) -> None:
@@ -58,11 +63,8 @@ def test_postgres_is_away_for_a_moment(migrated: Settings) -> None:
             await sink.write(batch)
             await proxy.reset()
             await eventually(lambda: proxy.connections == 0)
-            try:
-                await sink.write(batch)
-            except Exception as error:
-                assert judge(error) is Verdict.TEMPORARY, repr(error)
-            await sink.write(batch)
+            delivery = Delivery(Settings())
+            assert await delivery.run("0", lambda: written(sink, batch), asyncio.Event()) is Outcome.DONE
         finally:
             await sink.close()
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError
 from aiokafka.structs import OffsetAndMetadata
 
 from tests.integration.transport_app import version_of
@@ -138,7 +139,10 @@ class Counting:
         ends = {tp: end for tp, end in (await self.ends(*self.topics)).items() if end}
 
         async def done() -> bool:
-            committed = await self.committed()
+            try:
+                committed = await self.committed()
+            except GroupCoordinatorNotAvailableError:  # the cluster's first group: its topic is being made
+                return False
             return all(committed.get(tp) == end for tp, end in ends.items())
 
         await eventually(done, "everything committed", seconds)
