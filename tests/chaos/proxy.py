@@ -46,6 +46,8 @@ class Proxy:
         self.name = name
         self.target = 0
         self.accepted = 0
+        self.held = 0
+        """Pieces of data, and connections, that a black hole has held back so far."""
         self._wire = wire
         self._links: set[_Link] = set()
         self._server: asyncio.Server | None = None
@@ -124,6 +126,7 @@ class Proxy:
         if self._latency or self._rate:
             await asyncio.sleep(self._latency + (size / self._rate if self._rate else 0.0))
         if not self._pass.is_set() and (self._only is None or self._only(client)):
+            self.held += 1
             await self._pass.wait()
 
     async def _listen(self) -> None:

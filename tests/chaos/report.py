@@ -69,7 +69,7 @@ def page(outcome: Outcome) -> str:
     """The HTML page. Pure."""
     verdict = '<span class="good">nothing lost, nothing done twice</span>' if outcome.good else '<span class="bad-text">FAILED</span>'
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(outcome.began))
-    shape = outcome.shape
+    size = "{brokers} brokers, {workers} workers, {rate:,.0f} events/s".format_map(outcome.shape)
     bars = _bars(outcome)
     worst = max((each.worst for each in summaries(outcome) if each.worst is not None), default=None)
     tiles = [
@@ -86,13 +86,13 @@ def page(outcome: Outcome) -> str:
     parts = [
         f"<h1>Chaos, seed {outcome.seed}</h1>",
         f'<p class="verdict">{verdict}</p>',
-        f'<p class="soft">{began}; {shape.get("brokers")} brokers, {shape.get("workers")} workers, {shape.get("rate", 0):,.0f} events/s</p>',
+        f'<p class="soft">{began}; {size}</p>',
         '<div class="tiles">'
         + "".join(f'<div><b>{escape(value)}</b><span class="soft">{escape(what)}</span></div>' for value, what in tiles),
         "</div>",
         _listed("What is wrong", outcome.problems),
         "<h2>Faults</h2>",
-        '<p class="soft">A bar is a fault from its injection to its heal; the pale tail is the time until what had been sent was handled.</p>',
+        '<p class="soft">A bar: from injection to heal. The pale tail: until all that had been sent by then was handled.</p>',
         chart.timeline(bars, outcome.seconds) if bars else "",
         "<h2>Lag, rate, memory</h2>",
         chart.lines({"lag": [(each.at, each.lag) for each in samples]}, outcome.seconds, "lag, records", shade=bars),

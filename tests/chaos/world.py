@@ -62,7 +62,7 @@ class World:
         """Environment of a process that goes straight to the servers."""
         self.through = self.direct | self._detoured()
         """Environment of the workers."""
-        self.settings = _settings(self.direct)
+        self.settings = settings_of(self.direct)
         self.load = Load(seed)
         self.feeder = Feeder(self.settings, self.load, shape.rate)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
@@ -249,7 +249,8 @@ def _answered(condition: Callable[[], object]) -> Callable[[], Awaitable[object]
     return asked
 
 
-def _settings(env: Mapping[str, str]) -> Settings:
+def settings_of(env: Mapping[str, str]) -> Settings:
+    """The settings that a process with this environment has."""
     values = {name.removeprefix("ORDERS_").lower(): value for name, value in env.items() if name.startswith("ORDERS_")}
     return Settings.model_validate({name: value for name, value in values.items() if name in Settings.model_fields})
 
