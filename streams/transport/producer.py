@@ -15,11 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.conn import CloseReason
 from aiokafka.errors import ProducerClosed
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
@@ -35,6 +38,8 @@ REQUEST_BYTES = 16 << 20
 """Largest request that aiokafka lets through; the broker's message.max.bytes decides."""
 GATE_INTERVAL = 0.05
 """Seconds between two looks at a lost lease, while a request is held back."""
+WATCH_INTERVAL = 0.25
+"""Seconds between two looks at the lease while a request is under way: a fraction of what a session has left when the lease ends."""
 START_TIMEOUT = 10.0
 """Seconds until a start counts as failed. aiokafka itself asks for a producer id for ever, silently."""
 CLOSE_TIMEOUT = 2.0
@@ -98,7 +103,7 @@ class LaneProducer:
                         sending.append(_Sending(topic, number, batch.record_count(), future))
         except Exception as exc:  # raised below, once what is under way has ended
             errors.append(exc)
-        await self._outcome(sending)
+        await self._outcome(producer, sending)
         errors.extend(failure for item in sending if (failure := item.future.exception()) is not None)
         if errors:
             await self._discard(producer)
@@ -131,11 +136,15 @@ class LaneProducer:
 
     def _gate(self, producer: AIOKafkaProducer) -> None:
         """The last check before the socket. A request waits here for the lease, keeping its sequence number."""
-        send = producer.client.send
+        client = producer.client
+        send = client.send
 
         async def gated(node_id: int, request: Any, **options: Any) -> Any:
             if isinstance(request, ProduceRequest):
                 while True:
+                    # Connected before the check: between it and the socket there must be nothing that takes its time.
+                    if await client.ready(node_id):
+                        _reset_when_closed(client)
                     try:
                         self._check()
                         break
@@ -145,7 +154,7 @@ class LaneProducer:
                         await asyncio.sleep(GATE_INTERVAL)
             return await send(node_id, request, **options)
 
-        producer.client.send = gated
+        client.send = gated
 
     @staticmethod
     def _batches(
@@ -163,13 +172,22 @@ class LaneProducer:
             for number, batches in by_partition.items():
                 yield topic, number, batches
 
-    async def _outcome(self, sending: Sequence[_Sending]) -> None:
+    async def _outcome(self, producer: AIOKafkaProducer, sending: Sequence[_Sending]) -> None:
         pending = {item.future for item in sending}
+        progress = time.monotonic()
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=self._patience)
-            if pending and not done:
+            done, pending = await asyncio.wait(pending, timeout=min(WATCH_INTERVAL, self._patience))
+            now = time.monotonic()
+            if done:
+                progress = now
+            elif now - progress >= self._patience:
+                progress = now
                 topics = sorted({item.topic for item in sending if item.future in pending})
                 self._waiting(f"Kafka has not acknowledged records for {', '.join(topics)}")
+            try:
+                self._check()
+            except (Stale, LeaseLost):
+                _take_back(producer)
 
     async def _discard(self, producer: AIOKafkaProducer) -> None:
         if self._producer is producer:
@@ -190,6 +208,25 @@ async def _abandon(producer: AIOKafkaProducer) -> None:
         # Cancelled once, it waits for its requests; cancelled again, it leaves them.
         await asyncio.wait([sender], timeout=CLOSE_TIMEOUT)
         sender.cancel()
+
+
+def _reset_when_closed(client: Any) -> None:
+    """Let connections end with an RST, so that the kernel forgets what it has not delivered.
+
+    Otherwise it goes on delivering for minutes after a close, and a request that the network held back would be written when a session
+    has long ended.
+    """
+    for connection in client._conns.values():
+        if connection.connected():
+            lower = connection._writer.get_extra_info("socket")
+            lower.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def _take_back(producer: AIOKafkaProducer) -> None:
+    """What is under way and not answered must not be written any more. The producer keeps it, and its sequence number."""
+    for connection in list(producer.client._conns.values()):
+        if connection.connected() and connection._requests:
+            connection.close(reason=CloseReason.CONNECTION_BROKEN)
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

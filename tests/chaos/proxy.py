@@ -42,7 +42,8 @@ class Proxy:
     that never says so. New connections work.
     """
 
-    def __init__(self, name: str, wire: Callable[[], Wire] | None = None) -> None:
+    def __init__(self, name: str, wire: Callable[[], Wire] | None = None, port: int | None = None) -> None:
+        """`port`: None takes a free one."""
         self.name = name
         self.target = 0
         self.accepted = 0
@@ -56,7 +57,7 @@ class Proxy:
         self._only: Callable[[int], bool] | None = None
         self._latency = 0.0
         self._rate = 0.0
-        self.port = ports.choose(set())
+        self.port = port or ports.choose(set())
         self._held: socket.socket | None = _bound(self.port)
 
     @property
@@ -231,10 +232,15 @@ class _Link:
     async def _to_server(self, upstream: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
             while data := await self._reader.read(CHUNK):
+                if self._wire is not None:
+                    data = self._wire.to_server(data)
                 await self._proxy.hold(self._client, len(data))
                 if self._server_lost:
                     return
-                upstream.write(self._wire.to_server(data) if self._wire is not None else data)
+                if _was_reset(self._writer):
+                    self.end(abort=True)  # as TCP does it: what the client has taken back is not delivered
+                    return
+                upstream.write(data)
                 await upstream.drain()
             if upstream.can_write_eof():
                 upstream.write_eof()
@@ -268,6 +274,12 @@ def _bound(port: int) -> socket.socket:
     holder.bind(("127.0.0.1", port))
     holder.setblocking(False)
     return holder
+
+
+def _was_reset(writer: asyncio.StreamWriter) -> bool:
+    """Whether the other end has reset the connection, whatever the event loop has noticed of it."""
+    connection = writer.get_extra_info("socket")
+    return writer.transport.is_closing() or connection is None or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
 
 
 def _reset_on_close(writer: asyncio.StreamWriter) -> None:
