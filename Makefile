@@ -11,7 +11,7 @@ export STACK
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help install test lint format types layers demo up down bench docs requirements clean
+.PHONY: help install test chaos lint format types layers demo up down bench docs requirements clean
 
 # A virtual environment holds absolute paths: one that was copied here from elsewhere is made anew.
 $(shell test ! -e $(STAMP) || test "$$(cat $(STAMP))" = "$(CURDIR)" || rm -rf $(VENV))
@@ -42,6 +42,9 @@ $(STAMP): requirements.txt pyproject.toml
 
 test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: against images)
 	$(BIN)/pytest
+
+chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)
+	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
 
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check -q .

@@ -100,6 +100,9 @@ local written = 0
 for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   local fine, done = pcall(put, e)
   if not fine then
+    -- No memory is no reason to take away what is there; and after a DEL the server would let a script write beyond its limit.
+    local reason = type(done) == 'table' and done.err or done
+    if find(reason, '^OOM') then return redis.error_reply(reason) end
     clear(e)
     done = put(e)
   end
@@ -217,6 +220,11 @@ class RedisSink:
         except NoScriptError:
             # The first call of a server's life.
             return int(await run("EVAL", _SCRIPT, 0, packed))
+        except RuntimeError as error:
+            # uvloop's way to say that a connection was reset while nobody used it.
+            if "is closed" not in str(error):
+                raise
+            raise ConnectionResetError(f"Redis ended the connection: {error}") from error
 
     def _wait(self, batch: Sequence[CacheEntry]) -> None:
         for entry in batch:

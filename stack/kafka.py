@@ -28,7 +28,6 @@ class Broker(Server):
     """One node of the cluster; nodes are numbered from 1."""
 
     kind: ClassVar[str] = "kafka"
-    purposes: ClassVar[frozenset[str]] = frozenset({"port", "controller"})
 
     def __init__(self, node: int, folder: Path, state: State, progress: Callable[[str], None]) -> None:
         super().__init__(node_name(node), folder, state)
@@ -36,6 +35,15 @@ class Broker(Server):
         self.home = folder / "kafka" / str(node)
         self._progress = progress
         self._class_path = ""
+
+    @property
+    def purposes(self) -> frozenset[str]:
+        return frozenset({"port", "controller", *(["detour"] if self.advertised else [])})
+
+    @property
+    def advertised(self) -> str | None:
+        """host:port that clients of the second listener are told; None: there is no second listener."""
+        return self.state.advertise[self.node - 1] if self.state.advertise else None
 
     @property
     def identity(self) -> Identity:
@@ -90,6 +98,11 @@ class Broker(Server):
     def _properties(self) -> str:
         nodes = range(1, self.state.brokers + 1)
         voters = ",".join(f"{node}@127.0.0.1:{self.state.port(node_name(node), 'controller')}" for node in nodes)
+        listeners = {"PLAINTEXT": self.port, "CONTROLLER": self.state.port(self.name, "controller")}
+        told = {"PLAINTEXT": f"127.0.0.1:{self.port}"}
+        if self.advertised:
+            listeners["DETOUR"] = self.state.port(self.name, "detour")
+            told["DETOUR"] = self.advertised
         replication = min(3, self.state.brokers)
         in_sync = max(1, replication - 1)
         settings = {
@@ -97,7 +110,10 @@ class Broker(Server):
             "node.id": self.node,
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
-            "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{self.state.port(self.name, 'controller')}",
+            "listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items()),
+            "advertised.listeners": ",".join(f"{name}://{address}" for name, address in told.items()),
+            "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listeners),
+            "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": "data",
             # A misspelt topic is an error, not a new topic with one partition and no replicas.
             "auto.create.topics.enable": "false",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,11 +62,22 @@ class Stack:
     # -- starting and stopping -----------------------------------------------------------------------------------
 
     @classmethod
-    def start(cls, dir: Path, brokers: int | None = None, replica: bool = False, *, progress: Progress = _silent) -> Stack:
+    def start(
+        cls,
+        dir: Path,
+        brokers: int | None = None,
+        replica: bool = False,
+        *,
+        advertise: Sequence[str] = (),
+        progress: Progress = _silent,
+    ) -> Stack:
         """Start what does not run yet of the folder's servers and return when all of them serve; 4 s, 10 s with three brokers.
 
         `brokers` is 1 or 3, None: as many as the folder's stack has, 1 for a new one. What an unclean end left behind is mended. When one
         server fails, those that this call started are stopped again.
+
+        `advertise`: a host:port for each broker. Each then has a second listener whose clients are told that address instead of the
+        broker's own: for clients that come through a proxy, a tunnel or a container's network. `detours` names the listeners' ports.
         """
         folder = dir.absolute()
         _make(folder)
@@ -81,8 +92,12 @@ class Stack:
                     f"use another --dir, or delete this one with: orders stack down --purge --dir {dir}"
                 )
             state.replica = state.replica or replica
+            if advertise:
+                if len(advertise) != state.brokers:
+                    raise StackError(f"{len(advertise)} addresses are to be advertised by {state.brokers} broker(s); name one for each")
+                state.advertise = list(advertise)
             stack = cls(folder, state, progress)
-            stack._start()
+            stack._start(stack._servers())
             return stack
 
     @classmethod
@@ -93,6 +108,15 @@ class Stack:
         if state is None:
             raise StackError(f"there is no stack in {dir}; start one with: orders stack up --dir {dir}")
         return cls(folder, state)
+
+    def revive(self, name: str) -> None:
+        """Start one server of the stack that is down, and leave the others as they are. Returns when it serves."""
+        with _locked(self.folder):
+            self._state = State.load(self._state.path) or self._state
+            server = next((each for each in self._servers() if each.name == name), None)
+            if server is None:
+                raise StackError(f"the stack in {self.folder} has no server {name}")
+            self._start([server])
 
     def stop(self) -> None:
         """Stop every server; the data stays. Harmless when nothing runs."""
@@ -129,6 +153,12 @@ class Stack:
         if self._state.replica:
             values["ORDERS_POSTGRES_REPLICA"] = Replica(self.folder, self._state, self._primary).url
         return values
+
+    @property
+    def detours(self) -> dict[str, int]:
+        """Advertised host:port -> the port on 127.0.0.1 of the listener that is told by it. Empty without `advertise`."""
+        names = [kafka.node_name(node) for node in range(1, self._state.brokers + 1)]
+        return {address: self._state.port(name, "detour") for address, name in zip(self._state.advertise, names, strict=False)}
 
     @property
     def status(self) -> list[ServerStatus]:
@@ -186,8 +216,8 @@ class Stack:
     def _runs(self, server: Server) -> bool:
         return self._pid(server) is not None
 
-    def _start(self) -> None:
-        down = [server for server in self._servers() if not self._adopted(server)]
+    def _start(self, servers: list[Server]) -> None:
+        down = [server for server in servers if not self._adopted(server)]
         for server in down:
             self._state.assign(server.name, server.purposes)
         self._state.save()

@@ -17,13 +17,17 @@ class Server(ABC):
 
     kind: ClassVar[str]
     polite: ClassVar[signal.Signals] = signal.SIGTERM
-    purposes: ClassVar[frozenset[str]] = frozenset({"port"})
 
     def __init__(self, name: str, folder: Path, state: State) -> None:
         self.name = name
         self.folder = folder
         self.state = state
         self.log = folder / "logs" / f"{name}.log"
+
+    @property
+    def purposes(self) -> frozenset[str]:
+        """What it needs ports for; "port" is where clients connect."""
+        return frozenset({"port"})
 
     @property
     def port(self) -> int:

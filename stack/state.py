@@ -44,6 +44,7 @@ class State:
     cluster_id: str = field(default_factory=new_cluster_id)
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     postgres_home: str | None = None
+    advertise: list[str] = field(default_factory=list)
     servers: dict[str, Record] = field(default_factory=dict)
     _guard: RLock = field(default_factory=RLock, repr=False, compare=False)
 
@@ -72,6 +73,7 @@ class State:
             "cluster_id": self.cluster_id,
             "password": self.password,
             "postgres_home": self.postgres_home,
+            "advertise": self.advertise,
             "servers": {name: asdict(record) for name, record in self.servers.items()},
         }
         with self._guard:

@@ -12,8 +12,9 @@ import logging
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from aiokafka.conn import CloseReason
 from aiokafka.consumer.fetcher import READ_UNCOMMITTED, FetchResult
-from aiokafka.errors import ConsumerStoppedError, KafkaError
+from aiokafka.errors import ConsumerStoppedError, KafkaError, RequestTimedOutError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -112,13 +113,26 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return consumer
 
     def _watch_heartbeats(self, coordinator: Any) -> None:
-        """Renew the lease with the time at which an accepted request was sent (not answered: the answer may be old)."""
+        """Renew the lease with the time at which an accepted request was sent (not answered: the answer may be old).
+
+        A heartbeat that isn't answered for a whole session ends all connections: their other ends may be gone without a word, and a
+        request's own timeout is that of the longest rebalance.
+        """
         send = coordinator._send_req
+        session = self.app.conf.broker_session_timeout
 
         async def watched(request: Any) -> Any:
             sent = clock()
-            response = await send(request)
-            if type(request).__name__.startswith(("HeartbeatRequest", "SyncGroupRequest")) and response.error_code in ACCEPTED:
+            beat = type(request).__name__.startswith("HeartbeatRequest")
+            try:
+                response = await asyncio.wait_for(send(request), session if beat else None)
+            except TimeoutError:
+                log.warning("no heartbeat was answered for %g s: connecting anew", session)
+                for connection in list(coordinator._client._conns.values()):
+                    connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
+                coordinator.coordinator_dead()
+                raise RequestTimedOutError from None
+            if (beat or type(request).__name__.startswith("SyncGroupRequest")) and response.error_code in ACCEPTED:
                 self.lease.renew(sent)
             return response
 

@@ -16,6 +16,7 @@ __all__ = [
     "PartitionMismatch",
     "RecoveryStalled",
     "Stale",
+    "StateCorrupt",
     "Stalled",
     "TopicsMissing",
     "TransactionsRefused",
@@ -75,6 +76,10 @@ class TransactionsRefused(FailStop):
 
 class RecoveryStalled(FailStop):
     """Kafka didn't answer in time while tables were recovered."""
+
+
+class StateCorrupt(FailStop):
+    """A partition's local files could not be read, and were deleted: the next start rebuilds them from the changelog."""
 
 
 class Stalled(FailStop):

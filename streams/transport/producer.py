@@ -15,11 +15,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
+import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
@@ -39,6 +43,8 @@ REQUEST_BYTES = 16 << 20
 """Largest request that aiokafka lets through; the broker's message.max.bytes decides."""
 GATE_INTERVAL = 0.05
 """Seconds between two looks at a lost lease, while a request is held back."""
+WATCH_INTERVAL = 0.25
+"""Seconds between two looks at the lease while a request is under way: a fraction of what a session has left when the lease ends."""
 START_TIMEOUT = 10.0
 """Seconds until a start counts as failed. aiokafka itself asks for a producer id for ever, silently."""
 CLOSE_TIMEOUT = 2.0
@@ -87,12 +93,20 @@ class Connection(Protocol):
     async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[Any]:
         """Queue `batch`. The future's result has the `offset` of its first record, -1 if the broker doesn't know it any more."""
 
+    def take_back(self) -> None:
+        """What is under way and not answered must not be written any more. It is kept, with its sequence number, and sent again."""
+
     async def abandon(self) -> None:
         """Close without sending what is queued: that fails with ProducerClosed. Blocks for seconds at most."""
 
 
-Gate = Callable[[], Awaitable[None]]
-"""Awaited right before each produce request goes out. Raises what forbids it."""
+class Gate(Protocol):
+    """Awaited right before each produce request goes out. Raises what forbids it."""
+
+    async def __call__(self, ready: Callable[[], Awaitable[object]] | None = None) -> None:
+        """`ready` connects to the broker: before the last check, so that nothing between it and the socket takes its time."""
+
+
 Connect = Callable[[Mapping[str, Any], Gate], Connection]
 """(keyword arguments of AIOKafkaProducer, gate) -> connection, not started."""
 
@@ -180,7 +194,7 @@ class LaneProducer:
                         sending.append(_Sending(topic, number, batch.record_count(), future))
         except Exception as exc:  # raised below, once what is under way has ended
             errors.append(exc)
-        await self._outcome(sending)
+        await self._outcome(producer, sending)
         errors.extend(failure for item in sending if (failure := item.future.exception()) is not None)
         if errors:
             raise min(errors, key=lambda error: not is_fencing(error))
@@ -216,9 +230,11 @@ class LaneProducer:
                 self._producer = producer
             return self._producer
 
-    async def _gate(self) -> None:
+    async def _gate(self, ready: Callable[[], Awaitable[object]] | None = None) -> None:
         """The last check before the socket. A request waits here for the lease, keeping its sequence number."""
         while True:
+            if ready is not None:
+                await ready()
             try:
                 self._check()
                 return
@@ -243,13 +259,22 @@ class LaneProducer:
             for number, batches in by_partition.items():
                 yield topic, number, batches
 
-    async def _outcome(self, sending: Sequence[_Sending]) -> None:
+    async def _outcome(self, producer: Connection, sending: Sequence[_Sending]) -> None:
         pending = {item.future for item in sending}
+        progress = time.monotonic()
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=self._patience)
-            if pending and not done:
+            done, pending = await asyncio.wait(pending, timeout=min(WATCH_INTERVAL, self._patience))
+            now = time.monotonic()
+            if done:
+                progress = now
+            elif now - progress >= self._patience:
+                progress = now
                 topics = sorted({item.topic for item in sending if item.future in pending})
                 self._waiting(f"Kafka has not acknowledged records for {', '.join(topics)}")
+            try:
+                self._check()
+            except (Stale, LeaseLost):
+                producer.take_back()
 
     async def _discard(self, producer: Connection) -> None:
         if self._producer is producer:
@@ -266,13 +291,24 @@ class AiokafkaConnection:
 
         async def gated(node_id: int, request: Any, **options: Any) -> Any:
             if isinstance(request, ProduceRequest):
-                await gate()
+                await gate(partial(self._ready, node_id))
             return await send(node_id, request, **options)
 
         producer.client.send = gated
         self.start = producer.start
         self.create_batch = producer.create_batch
         self.send_batch = producer.send_batch
+
+    async def _ready(self, node_id: int) -> None:
+        client = self._producer.client
+        if await client.ready(node_id):
+            _reset_when_closed(client)
+
+    def take_back(self) -> None:
+        """See Connection."""
+        for connection in list(self._producer.client._conns.values()):
+            if connection.connected() and connection._requests:
+                connection.close(reason=CloseReason.CONNECTION_BROKEN)
 
     async def abandon(self) -> None:
         """See Connection. AIOKafkaProducer.stop would wait until everything is sent."""
@@ -311,6 +347,18 @@ def time_of(delivered: Delivered) -> int:
     if delivered.time < 0:
         raise FailStop(f"topic {delivered.topic} must have message.timestamp.type=LogAppendTime: orders init says how to set it")
     return delivered.time
+
+
+def _reset_when_closed(client: Any) -> None:
+    """Let connections end with an RST, so that the kernel forgets what it has not delivered.
+
+    Otherwise it goes on delivering for minutes after a close, and a request that the network held back would be written when a session
+    has long ended.
+    """
+    for connection in client._conns.values():
+        if connection.connected():
+            lower = connection._writer.get_extra_info("socket")
+            lower.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def retrieve(future: asyncio.Future[Any]) -> None:

@@ -5,7 +5,10 @@ Keys and values are raw bytes. The changelog is the truth; the local RocksDB is 
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import logging
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,7 +18,10 @@ from faust.stores import rocksdb
 from faust.tables.table import Table
 from faust.types import TP, CollectionT
 
+from streams.transport.errors import StateCorrupt
 from streams.transport.ledger import Record
+
+log = logging.getLogger(__name__)
 
 VersionOf = Callable[[bytes], int]
 DueOf = Callable[[bytes], int]
@@ -48,6 +54,9 @@ WRITE_BUFFER = 16 << 20
 BLOOM_BITS = 10
 OPEN_FILES = 512
 LOG_BYTES = 1 << 20
+CORRUPT = ("Corruption", "No such file or directory")
+"""How RocksDB says that files are broken, or missing. (rocksdict raises Exception for everything.) A lock held by another process, or a
+full disk, is something else."""
 
 
 def newest(records: Sequence[Record], version_of: VersionOf) -> dict[bytes, bytes | None]:
@@ -67,7 +76,10 @@ def newest(records: Sequence[Record], version_of: VersionOf) -> dict[bytes, byte
 
 
 class StateStore(rocksdb.Store):
-    """RocksDB files, one for each partition. Every call reads or writes the local disk, from the main thread."""
+    """RocksDB files, one for each partition.
+
+    Every call reads or writes the local disk, from the main thread, and may raise StateCorrupt.
+    """
 
     def __init__(self, *args: Any, version_of: VersionOf, due_of: DueOf | None, cache: rocksdict.Cache, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -79,21 +91,24 @@ class StateStore(rocksdb.Store):
         """Values in the order of `keys`, None where there is none."""
         if not keys:
             return []
-        found: list[bytes | None] = self._db_for_partition(partition).get(list(keys))
+        with self._sound(partition):
+            found: list[bytes | None] = self._db_for_partition(partition).get(list(keys))
         return found
 
     def first_due(self, partition: int) -> int:
         """The earliest due time of all states, ms; 0: none is due ever."""
-        entry = next(self._index(partition), None)
+        with self._sound(partition):
+            entry = next(self._index(partition), None)
         return 0 if entry is None else _due_time(entry)
 
     def due(self, partition: int, until: int, limit: int) -> list[DueState]:
         """At most `limit` entries that are due at `until` (ms) or before, the earliest first."""
         entries: list[bytes] = []
-        for entry in self._index(partition):
-            if _due_time(entry) > until or len(entries) == limit:
-                break
-            entries.append(entry)
+        with self._sound(partition):
+            for entry in self._index(partition):
+                if _due_time(entry) > until or len(entries) == limit:
+                    break
+                entries.append(entry)
         states = self.states(partition, [entry[_DUE_KEY:] for entry in entries])
         return [DueState(_due_time(entry), entry[_DUE_KEY:], state) for entry, state in zip(entries, states, strict=True)]
 
@@ -119,7 +134,14 @@ class StateStore(rocksdb.Store):
                 batch.put(_due_entry(now, key), b"")
         if offset is not None:
             batch.put(self.offset_key, str(offset).encode())
-        self._db_for_partition(partition).write(batch)
+        with self._sound(partition):
+            self._db_for_partition(partition).write(batch)
+
+    def persisted_offset(self, tp: TP) -> int | None:
+        """The changelog offset that the partition's state goes up to."""
+        with self._sound(tp.partition):
+            offset: int | None = super().persisted_offset(tp)
+        return offset
 
     def recover(self, partition: int, records: Sequence[Record], to: int) -> None:
         """Take over a stretch of the changelog that ends before offset `to`, keeping each key's highest version."""
@@ -140,7 +162,31 @@ class StateStore(rocksdb.Store):
         return rocksdict.WriteBatch(raw_mode=True)
 
     def _open_for_partition(self, partition: int) -> rocksdict.Rdict:
-        return rocksdict.Rdict(str(self.partition_path(partition)), self._options())
+        path = self.partition_path(partition)
+        try:
+            return rocksdict.Rdict(str(path), self._options())
+        except Exception as error:
+            if not _corrupt(error):
+                raise
+            log.error("local state of partition %d is corrupt and was deleted, it is rebuilt from the changelog: %s", partition, error)
+            shutil.rmtree(path)
+            return rocksdict.Rdict(str(path), self._options())
+
+    @contextlib.contextmanager
+    def _sound(self, partition: int) -> Iterator[None]:
+        """Raises StateCorrupt, the files deleted, when RocksDB finds them broken: a restart that found them would end alike."""
+        try:
+            yield
+        except Exception as error:
+            if not _corrupt(error):
+                raise
+            with contextlib.suppress(Exception):
+                self._close(partition)
+            shutil.rmtree(self.partition_path(partition), ignore_errors=True)
+            raise StateCorrupt(
+                f"local state of partition {partition} is corrupt and was deleted ({error}). Start the worker again: "
+                "it is rebuilt from the changelog."
+            ) from error
 
     def _options(self) -> rocksdict.Options:
         blocks = rocksdict.BlockBasedOptions()
@@ -184,6 +230,10 @@ def _due_entry(at: int, key: bytes) -> bytes:
 
 def _due_time(entry: bytes) -> int:
     return int.from_bytes(entry[len(_DUE) : _DUE_KEY], "big")
+
+
+def _corrupt(error: Exception) -> bool:
+    return any(text in str(error) for text in CORRUPT)
 
 
 class StateTable(Table):  # type: ignore[type-arg]

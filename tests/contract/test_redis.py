@@ -92,6 +92,23 @@ async def test_what_is_not_ours_under_our_keys_is_replaced(cache: RedisPlace, cl
     assert await client.get(f"order:{ident('a')}") == ORDER.entry().summary.decode()
 
 
+async def test_a_full_server_keeps_what_it_has(cache: RedisPlace, client: Any) -> None:
+    first, second = (Order(name, 1).entry()._replace(user_id="someone") for name in ("a", "b"))
+    await cache.sink.write([first, second])
+    before = await client.config_get("maxmemory*")
+    try:
+        await client.config_set("maxmemory-policy", "noeviction")
+        await client.config_set("maxmemory", "1")
+        sink: Any = cache.sink
+        assert await sink.write([first._replace(version=2)]) == 0
+        assert sink.waiting == 1
+        assert set(await client.zrange("user:someone:orders", 0, -1)) == {ident("a"), ident("b")}
+    finally:
+        for name in ("maxmemory", "maxmemory-policy"):
+            await client.config_set(name, before[name])
+    await eventually(lambda: sink.waiting == 0)
+
+
 async def test_a_flush_of_everything_is_survived(cache: RedisPlace, client: Any) -> None:
     await cache.write(ORDER)
     await client.script_flush()

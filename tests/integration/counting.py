@@ -142,7 +142,10 @@ class Counting:
         ends = {tp: end for tp, end in (await self.ends(*self.topics)).items() if end}
 
         async def done() -> bool:
-            committed = await self.committed()
+            try:
+                committed = await self.committed()
+            except GroupCoordinatorNotAvailableError:  # the cluster's first group: its topic is being made
+                return False
             return all(committed.get(tp) == end for tp, end in ends.items())
 
         await eventually(done, "everything committed", seconds)

@@ -253,6 +253,29 @@ async def test_state_survives_a_restart_without_reading_it_all_again(group: Coun
     await group.verify()
 
 
+@pytest.mark.parametrize("files", ["MANIFEST-*", "CURRENT", "*.sst"])
+async def test_a_corrupt_local_state_is_rebuilt_from_the_changelog(group: Counting, files: str) -> None:
+    await group.produce(1000)
+    worker = group.start()
+    await group.drained()
+    assert await worker.stop() == 0
+    again = group.start()  # what the first one wrote is in tables now, not in a log of its own
+    await again.ready()
+    assert await again.stop() == 0
+    spoilt = [path for path in (group.folder / "data-1").rglob(files) if path.parent.suffix == ".db" and path.stat().st_size]
+    assert spoilt
+    for path in spoilt:
+        path.write_bytes(bytes(path.stat().st_size))
+    mended = group.start()
+    await mended.ready()
+    assert "is corrupt and was deleted" in mended.text()
+    await group.produce(100)
+    await group.drained()
+    assert await mended.stop() == 0
+    assert mended.counter("recovered") > 0
+    await group.verify()
+
+
 async def test_topics_with_different_partitions_are_refused_at_the_start(group: Counting) -> None:
     await group.admin.create_partitions({group.topics[1]: NewPartitions(group.partitions + 1)})
     worker = group.start()

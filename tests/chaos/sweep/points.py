@@ -1,0 +1,84 @@
+"""Where a worker can be interrupted: every await of the modules on a batch's path. Pure, but for reading the source."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+
+MODULES: Final = (
+    "streams.pipeline",
+    "streams.delivery",
+    "streams.transport.lane",
+    "streams.transport.batch",
+    "streams.transport.producer",
+    "streams.transport.consumer",
+    "streams.transport.consumer_thread",
+    "streams.transport.recovery",
+    "streams.transport.table",
+    "sinks.postgres",
+    "sinks.redis",
+)
+"""A batch's steps, commits, recovery, rebalances."""
+
+BEFORE, AFTER = "before", "after"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Point:
+    """One await. `kind`: await, enter or exit (of an async with), next (of an async for). `where` is the function, `text` the code."""
+
+    file: str
+    line: int
+    column: int
+    kind: str
+    where: str
+    text: str
+
+    @property
+    def key(self) -> str:
+        """Tells it from all others; the hook's name for it."""
+        return f"{self.file}:{self.line}:{self.column}:{self.kind}"
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line} {self.where} ({self.kind}): {self.text}"
+
+
+def points(modules: tuple[str, ...] = MODULES) -> list[Point]:
+    """All of them, in the order of the code. Reads the source."""
+    found: list[Point] = []
+    for module in modules:
+        file = module.replace(".", "/") + ".py"
+        found += find(file, (ROOT / file).read_text())
+    return found
+
+
+def find(file: str, source: str) -> list[Point]:
+    """The points of one file. Pure."""
+    found: list[Point] = []
+
+    def walk(node: ast.AST, where: str) -> None:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            where = f"{where}.{node.name}" if where else node.name
+        text = " ".join((ast.get_source_segment(source, node) or "").split())[:90]
+        for kind, place in places(node):
+            found.append(Point(file, place.lineno, place.col_offset, kind, where, text))
+        for child in ast.iter_child_nodes(node):
+            walk(child, where)
+
+    walk(ast.parse(source), "")
+    return sorted(found)
+
+
+def places(node: ast.AST) -> list[tuple[str, ast.expr]]:
+    """What a node waits for: kind, and the expression that names the place."""
+    if isinstance(node, ast.Await):
+        return [("await", node)]
+    if isinstance(node, ast.AsyncWith):
+        return [(kind, item.context_expr) for item in node.items for kind in ("enter", "exit")]
+    if isinstance(node, ast.AsyncFor | ast.comprehension) and (isinstance(node, ast.AsyncFor) or node.is_async):
+        return [("next", node.iter)]
+    return []

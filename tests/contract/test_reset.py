@@ -1,0 +1,71 @@
+"""Connections that are reset while nobody uses them, on the event loop that workers run on: uvloop tells it in its own way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import uvloop
+
+from settings import Settings
+from sinks.postgres import PostgresSink
+from sinks.redis import RedisSink
+from sinks.rows import RowBatch
+from streams.delivery import Delivery, Outcome
+from tests.chaos.proxy import Proxy
+from tests.contract.places import Order, eventually
+from tests.stackfixture import Servers
+
+ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
+
+
+async def through(url: str, use: Callable[[str, Proxy], Awaitable[None]]) -> None:
+    """Call `use` with the same URL through a proxy."""
+    parts = urlsplit(url)
+    assert parts.port is not None
+    proxy = Proxy("test")
+    await proxy.start(parts.port)
+    try:
+        await use(urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{proxy.address}")), proxy)
+    finally:
+        await proxy.close()
+
+
+async def written(sink: PostgresSink, batch: RowBatch) -> None:
+    await sink.write(batch)
+
+
+def test_redis_is_away_for_a_moment(stack: Servers) -> None:
+    async def use(url: str, proxy: Proxy) -> None:
+        sink: Any = RedisSink(Settings(redis=url), pause=0.01)
+        try:
+            assert await sink.write([ORDER.entry()]) == 1
+            await proxy.reset()
+            await eventually(lambda: proxy.connections == 0)
+            await sink.write([ORDER.entry()])
+            await eventually(lambda: sink.waiting == 0)
+            assert await sink.write([ORDER.entry()]) == 1
+        finally:
+            await sink.close()
+
+    uvloop.run(through(stack.env["ORDERS_REDIS"], use))
+
+
+def test_postgres_is_away_for_a_moment(migrated: Settings) -> None:
+    async def use(url: str, proxy: Proxy) -> None:
+        sink = PostgresSink(Settings(postgres=url))
+        await sink.start()
+        batch = RowBatch()
+        ORDER.rows(batch)
+        try:
+            await sink.write(batch)
+            await proxy.reset()
+            await eventually(lambda: proxy.connections == 0)
+            delivery = Delivery(Settings())
+            assert await delivery.run("0", lambda: written(sink, batch), asyncio.Event()) is Outcome.DONE
+        finally:
+            await sink.close()
+
+    uvloop.run(through(migrated.postgres, use))
