@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import itertools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Protocol
 
 import msgspec
 import redis.asyncio
@@ -124,17 +124,27 @@ def _pack(entries: Sequence[CacheEntry]) -> bytes:
     )
 
 
+class Client(Protocol):
+    """What is used of redis.asyncio.Redis."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Awaitable: the answer. Raises RedisError, OSError, TimeoutError."""
+
+    async def aclose(self) -> None:
+        """Give the connections back."""
+
+
 class RedisSink:
     """Writes cache entries. A sinks.base.Sink[Sequence[CacheEntry]] whose writes neither raise nor wait when Redis is away.
 
     The script names keys that it isn't told beforehand: a single Redis or Valkey (with replicas), not a sharded cluster.
     """
 
-    def __init__(self, settings: Settings, *, pause: float = 1.0) -> None:
-        """pause: seconds between attempts while Redis is away."""
+    def __init__(self, settings: Settings, *, pause: float = 1.0, client: Client | None = None) -> None:
+        """pause: seconds between attempts while Redis is away. client: by default one for settings.redis."""
         self._timeout = settings.redis_timeout
         self._pause = pause
-        self._client = redis.asyncio.Redis.from_url(
+        self._client: Client = client or redis.asyncio.Redis.from_url(
             settings.redis,
             socket_timeout=settings.redis_timeout,
             socket_connect_timeout=settings.redis_timeout,
@@ -201,7 +211,7 @@ class RedisSink:
             return None
 
     async def _call(self, packed: bytes) -> int:
-        run = cast(Any, self._client.execute_command)
+        run = self._client.execute_command
         try:
             return int(await run("EVALSHA", _SHA, 0, packed))
         except NoScriptError:

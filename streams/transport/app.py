@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import faust
@@ -20,7 +21,7 @@ from streams.transport.cluster import check_topics, inspect_cluster, prepare_dat
 from streams.transport.consumer import Consumer
 from streams.transport.errors import Unreachable
 from streams.transport.lane import Handler, LaneSpec, Limits
-from streams.transport.producer import FaustProducer
+from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, StateTable, VersionOf
 
@@ -173,11 +174,6 @@ class BatchApp(faust.App):
         return cast(ListTableManager, self.tables).recovery
 
     @property
-    def delivery_patience(self) -> float:
-        """Seconds after which an unacknowledged record counts as a failure to wait for."""
-        return float(self.conf.producer_request_timeout)
-
-    @property
     def ready(self) -> bool:
         """True while lanes are open: assigned, recovered, delivering."""
         return self._consumer is not None and bool(cast(Consumer, self._consumer).lanes)
@@ -214,10 +210,11 @@ class BatchApp(faust.App):
         """A loop for the consumer's thread, of the kind that the app itself runs in."""
         return type(self.loop)() if type(self.loop).__module__.startswith("uvloop") else asyncio.new_event_loop()
 
-    def producer_options(self, lane: str) -> Callable[[], Mapping[str, Any]]:
-        """How to make a lane's producer."""
+    def lane_producer(self, lane: str, check: Callable[[], None]) -> LaneProducer:
+        """What the lane of this name writes with. `check` raises Stale or LeaseLost. Connects to nothing yet."""
         producer = cast(FaustProducer, self.producer)
-        return lambda: producer.lane_options(f"{self.conf.id}-lane-{lane}", self.settings.producer_linger_ms, self._compression)
+        options = partial(producer.lane_options, f"{self.conf.id}-lane-{lane}", self.settings.producer_linger_ms, self._compression)
+        return LaneProducer(options, check, partial(self.delivery.failed, lane), float(self.conf.producer_request_timeout))
 
     async def on_first_start(self) -> None:
         """Check the topics and the data folder before anything is read. Raises FailStop, OSError."""

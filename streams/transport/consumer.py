@@ -19,7 +19,6 @@ from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, be
 from streams.transport.errors import FailStop, OffsetBeyondEnd, PartitionMismatch, Stalled
 from streams.transport.lane import Claim, Lane
 from streams.transport.ledger import Ledger, Offer
-from streams.transport.producer import LaneProducer
 
 if TYPE_CHECKING:
     from streams.transport.app import BatchApp
@@ -198,8 +197,7 @@ class Consumer(driver.Consumer):
             lane.ledgers.append(ledger)
             self.ledgers[tp] = (lane, ledger)
         for lane in self.lanes.values():
-            waiting = partial(app.delivery.failed, lane.name)
-            producer = LaneProducer(app.producer_options(lane.name), lane.check, waiting, app.delivery_patience)
+            producer = app.lane_producer(lane.name, lane.check)
             lane.start(producer, self._fetch_more).add_done_callback(partial(self._lane_ended, lane))
         log.info(
             "lanes %s open, generation %d, at offsets %s",

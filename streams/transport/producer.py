@@ -16,8 +16,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import ProducerClosed
@@ -55,6 +55,39 @@ class _Sending(NamedTuple):
     future: asyncio.Future[Any]
 
 
+class Batch(Protocol):
+    """Records of one partition that are written together (aiokafka's BatchBuilder)."""
+
+    def append(self, *, timestamp: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> object | None:
+        """Add a record. None: the batch is full and stays as it is."""
+
+    def record_count(self) -> int:
+        """Records in it."""
+
+
+class Connection(Protocol):
+    """An idempotent producer: the one way in which LaneProducer reaches Kafka. A batch that fails leaves a hole in the sequence numbers
+    of its partition, so after any failure the connection is abandoned."""
+
+    async def start(self) -> None:
+        """Get a producer id. Blocks until there is one. Raises KafkaError."""
+
+    def create_batch(self) -> Batch:
+        """An empty batch."""
+
+    async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[Any]:
+        """Queue `batch`. The future's result has the `offset` of its first record, -1 if the broker doesn't know it any more."""
+
+    async def abandon(self) -> None:
+        """Close without sending what is queued: that fails with ProducerClosed. Blocks for seconds at most."""
+
+
+Gate = Callable[[], Awaitable[None]]
+"""Awaited right before each produce request goes out. Raises what forbids it."""
+Connect = Callable[[Mapping[str, Any], Gate], Connection]
+"""(keyword arguments of AIOKafkaProducer, gate) -> connection, not started."""
+
+
 class LaneProducer:
     """Sends one lane's records. Bound to the main event loop."""
 
@@ -64,14 +97,16 @@ class LaneProducer:
         check: Callable[[], None],
         waiting: Callable[[str], object],
         patience: float,
+        connect: Connect | None = None,
     ) -> None:
         """`options`: keyword arguments of AIOKafkaProducer. `check` raises Stale or LeaseLost. `waiting` is told every
-        `patience` seconds that deliveries are outstanding, and may raise to give up."""
+        `patience` seconds that deliveries are outstanding, and may raise to give up. `connect`: AiokafkaConnection."""
         self._options = options
         self._check = check
         self._waiting = waiting
         self._patience = patience
-        self._producer: AIOKafkaProducer | None = None
+        self._connect: Connect = connect or AiokafkaConnection
+        self._producer: Connection | None = None
         self._starting = asyncio.Lock()
         self._closed = False
 
@@ -112,48 +147,40 @@ class LaneProducer:
         if self._producer is not None:
             await self._discard(self._producer)
 
-    async def _ready(self) -> AIOKafkaProducer:
+    async def _ready(self) -> Connection:
         async with self._starting:
             if self._closed:
                 raise Stale("the lane is closed")
             if self._producer is None:
-                producer = AIOKafkaProducer(**self._options())
-                self._gate(producer)
+                producer = self._connect(self._options(), self._gate)
                 try:
                     await asyncio.wait_for(producer.start(), START_TIMEOUT)
                     if self._closed:
                         raise Stale("the lane was closed")
                 except BaseException:
-                    await _abandon(producer)
+                    await producer.abandon()
                     raise
                 self._producer = producer
             return self._producer
 
-    def _gate(self, producer: AIOKafkaProducer) -> None:
+    async def _gate(self) -> None:
         """The last check before the socket. A request waits here for the lease, keeping its sequence number."""
-        send = producer.client.send
-
-        async def gated(node_id: int, request: Any, **options: Any) -> Any:
-            if isinstance(request, ProduceRequest):
-                while True:
-                    try:
-                        self._check()
-                        break
-                    except Stale as exc:
-                        raise LaneClosed(str(exc)) from exc
-                    except LeaseLost:
-                        await asyncio.sleep(GATE_INTERVAL)
-            return await send(node_id, request, **options)
-
-        producer.client.send = gated
+        while True:
+            try:
+                self._check()
+                return
+            except Stale as exc:
+                raise LaneClosed(str(exc)) from exc
+            except LeaseLost:
+                await asyncio.sleep(GATE_INTERVAL)
 
     @staticmethod
     def _batches(
-        producer: AIOKafkaProducer, records: Mapping[str, Sequence[OutRecord]], partition: int
-    ) -> Iterable[tuple[str, int, list[Any]]]:
+        producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int
+    ) -> Iterable[tuple[str, int, list[Batch]]]:
         now = int(time.time() * 1000)
         for topic, items in records.items():
-            by_partition: dict[int, list[Any]] = {}
+            by_partition: dict[int, list[Batch]] = {}
             for key, value, headers, wanted in items:
                 batches = by_partition.setdefault(partition if wanted is None else wanted, [])
                 if not batches or batches[-1].append(timestamp=now, key=key, value=value, headers=headers) is None:
@@ -171,25 +198,43 @@ class LaneProducer:
                 topics = sorted({item.topic for item in sending if item.future in pending})
                 self._waiting(f"Kafka has not acknowledged records for {', '.join(topics)}")
 
-    async def _discard(self, producer: AIOKafkaProducer) -> None:
+    async def _discard(self, producer: Connection) -> None:
         if self._producer is producer:
             self._producer = None
-        await _abandon(producer)
+        await producer.abandon()
 
 
-async def _abandon(producer: AIOKafkaProducer) -> None:
-    """Close without sending what is queued (AIOKafkaProducer.stop would wait until it is sent)."""
-    producer._closed = True
-    producer._message_accumulator.fail_all(ProducerClosed())
-    sender = producer._sender.sender_task
-    if sender is not None:
-        sender.cancel()
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(producer.client.close(), CLOSE_TIMEOUT)
-    if sender is not None and not sender.done():
-        # Cancelled once, it waits for its requests; cancelled again, it leaves them.
-        await asyncio.wait([sender], timeout=CLOSE_TIMEOUT)
-        sender.cancel()
+class AiokafkaConnection:
+    """A Connection by AIOKafkaProducer."""
+
+    def __init__(self, options: Mapping[str, Any], gate: Gate) -> None:
+        self._producer = producer = AIOKafkaProducer(**options)
+        send = producer.client.send
+
+        async def gated(node_id: int, request: Any, **options: Any) -> Any:
+            if isinstance(request, ProduceRequest):
+                await gate()
+            return await send(node_id, request, **options)
+
+        producer.client.send = gated
+        self.start = producer.start
+        self.create_batch = producer.create_batch
+        self.send_batch = producer.send_batch
+
+    async def abandon(self) -> None:
+        """See Connection. AIOKafkaProducer.stop would wait until everything is sent."""
+        producer = self._producer
+        producer._closed = True
+        producer._message_accumulator.fail_all(ProducerClosed())
+        sender = producer._sender.sender_task
+        if sender is not None:
+            sender.cancel()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(producer.client.close(), CLOSE_TIMEOUT)
+        if sender is not None and not sender.done():
+            # Cancelled once, it waits for its requests; cancelled again, it leaves them.
+            await asyncio.wait([sender], timeout=CLOSE_TIMEOUT)
+            sender.cancel()
 
 
 def _retrieve(future: asyncio.Future[Any]) -> None:

@@ -60,7 +60,7 @@ class StateStore(rocksdb.Store):
 
     def write(self, partition: int, puts: Mapping[bytes, bytes | None], offset: int | None) -> None:
         """Write `puts` (None deletes) and the changelog offset that they go up to, in one step."""
-        batch = rocksdict.WriteBatch(raw_mode=True)
+        batch = self._new_batch()
         for key, value in puts.items():
             if value is None:
                 batch.delete(key)
@@ -80,6 +80,9 @@ class StateStore(rocksdb.Store):
             if value is None or old is None or version_of(value) >= version_of(old)
         }
         self.write(partition, puts, to - 1)
+
+    def _new_batch(self) -> rocksdict.WriteBatch:
+        return rocksdict.WriteBatch(raw_mode=True)
 
     def _open_for_partition(self, partition: int) -> rocksdict.Rdict:
         return rocksdict.Rdict(str(self.partition_path(partition)), self._options())
