@@ -34,7 +34,8 @@ WATCH_INTERVAL = 1.0
 class Consumer(driver.Consumer):
     """Faust's consumer with our way for the records. Lives in the main thread; see ConsumerThread for the other half.
 
-    An epoch is the time between two rebalances. All lanes of an epoch have the same claim (assignment and generation).
+    An epoch is the time between an assignment and the next revocation. All lanes of an epoch have the same claim (assignment and
+    generation).
     """
 
     _thread: ConsumerThread
@@ -48,6 +49,8 @@ class Consumer(driver.Consumer):
         self.finished_records = 0
         self._cursors: dict[TP, int] = {}
         self._epoch = 0
+        self._assigned = False
+        """False from a revocation to the next assignment: what is opened then nobody would close."""
         super().__init__(*args, **kwargs)
         self._more = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -166,7 +169,7 @@ class Consumer(driver.Consumer):
         epoch, thread = self._epoch, self._thread
         self._cursors.clear()
         assignment = thread.assignment_now()
-        if assignment is None or not assignment.active or self.app.should_stop:
+        if not self._assigned or assignment is None or not assignment.active or self.app.should_stop:
             return
         specs = self._app.specs_by_topic
         tps = sorted(TP(*tp) for tp in assignment.tps if tp.topic in specs and TP(*tp) not in self.ledgers)
@@ -218,6 +221,7 @@ class Consumer(driver.Consumer):
 
     async def close_lanes(self, why: str) -> None:
         """End the epoch: finish what is in the handlers' hands (bounded), commit, forget. Raises nothing."""
+        self._assigned = False
         self._epoch += 1
         self._cursors.clear()
         async with self._closing:  # a rebalance and the worker's stop may come at once
@@ -258,6 +262,7 @@ class Consumer(driver.Consumer):
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """A new epoch. Recovery follows, then perform_seek."""
+        self._assigned = True
         self._epoch += 1
         self._cursors.clear()
         await super().on_partitions_assigned(assigned, generation_id)
