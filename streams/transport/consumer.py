@@ -34,7 +34,8 @@ WATCH_INTERVAL = 1.0
 class Consumer(driver.Consumer):
     """Faust's consumer with our way for the records. Lives in the main thread; see ConsumerThread for the other half.
 
-    An epoch is the time between two rebalances. All lanes of an epoch have the same claim (assignment and generation).
+    An epoch is the time between an assignment and the next revocation. All lanes of an epoch have the same claim (assignment and
+    generation).
     """
 
     _thread: ConsumerThread
@@ -50,6 +51,8 @@ class Consumer(driver.Consumer):
         """Lanes of this epoch whose state isn't recovered yet."""
         self._cursors: dict[TP, int] = {}
         self._epoch = 0
+        self._assigned = False
+        """False from a revocation to the next assignment: what is opened then nobody would close."""
         super().__init__(*args, **kwargs)
         self._more = asyncio.Event()
         self._committing = asyncio.Lock()
@@ -171,7 +174,7 @@ class Consumer(driver.Consumer):
         """
         thread, app = self._thread, self._app
         claimed = thread.claimed()
-        if claimed is None or app.should_stop:
+        if claimed is None or not self._assigned or app.should_stop:
             return
         assignment, generation = claimed
         if any(lane.claim.assignment is not assignment for lane in self._opening.values()):
@@ -193,7 +196,7 @@ class Consumer(driver.Consumer):
         epoch, thread = self._epoch, self._thread
         self._cursors.clear()
         assignment = thread.assignment_now()
-        if assignment is None or not assignment.active or self.app.should_stop:
+        if not self._assigned or assignment is None or not assignment.active or self.app.should_stop:
             return
         specs = self._app.specs_by_topic
         tps = sorted(TP(*tp) for tp in assignment.tps if tp.topic in specs and TP(*tp) not in self.ledgers)
@@ -250,6 +253,7 @@ class Consumer(driver.Consumer):
 
     async def close_lanes(self, why: str) -> None:
         """End the epoch: finish what is in the handlers' hands (bounded), commit, forget. Raises nothing."""
+        self._assigned = False
         self._epoch += 1
         self._cursors.clear()
         async with self._closing:  # a rebalance and the worker's stop may come at once
@@ -295,6 +299,7 @@ class Consumer(driver.Consumer):
 
     async def on_partitions_assigned(self, assigned: set[TP], generation_id: int = 0) -> None:
         """A new epoch. Recovery follows, then perform_seek."""
+        self._assigned = True
         self._epoch += 1
         self._cursors.clear()
         await super().on_partitions_assigned(assigned, generation_id)

@@ -1,0 +1,153 @@
+"""Histories as the records that upstream services send: from the facts of tests.property.histories, and dense ones."""
+
+from __future__ import annotations
+
+import json
+from random import Random
+from typing import Any, NamedTuple
+
+from domain import ids, money, times
+from domain.events import Event
+from domain.order import (
+    RETURN_STATUS,
+    SHIPMENT_STATUS,
+    Cancellation,
+    Created,
+    Item,
+    Payment,
+    PaymentFailure,
+    RefundReply,
+    ReturnStage,
+    Scan,
+    StockReply,
+)
+from tests.property.histories import raw_id
+
+HOUR = 3_600_000_000
+
+
+class Record(NamedTuple):
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: list[tuple[str, bytes]]
+
+
+def record(event: Event) -> Record:
+    """The record that an upstream service sends for this event."""
+    order_id = ids.text(event.order_id)
+    attributes = {"specversion": "1.0", "id": event.id, "source": "/tests", "type": event.type, "time": times.text(event.time)}
+    headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
+    data = {name: value for name, value in wire(event.fact).items() if value is not None}
+    return Record(event.type, order_id.encode(), json.dumps({"order_id": order_id, **data}).encode(), headers)
+
+
+def wire(fact: Any) -> dict[str, Any]:
+    match fact:
+        case Created():
+            return {
+                "user_id": ids.text(fact.user_id),
+                "region": fact.region,
+                "currency": fact.currency,
+                "total_amount": money.text(fact.total, 2),
+                "discount_amount": None if fact.discount is None else money.text(fact.discount, 2),
+                "items": [
+                    {
+                        "item_id": ids.text(item.item_id),
+                        "product_id": ids.text(item.product_id),
+                        "seller_id": ids.text(item.seller_id),
+                        "sku": item.sku,
+                        "quantity": item.quantity,
+                        "price": money.text(item.price, 2),
+                        **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, 2)}),
+                    }
+                    for item in fact.items
+                ],
+            }
+        case Payment():
+            return {"payment_id": ids.text(fact.payment_id), "amount": money.text(fact.amount, 2), "currency": fact.currency}
+        case PaymentFailure():
+            return {"payment_id": ids.text(fact.payment_id), "reason": fact.reason}
+        case StockReply():
+            return {"seller_id": ids.text(fact.seller_id), "reservation_id": ids.text(fact.reservation_id), "items": quantities(fact.items)}
+        case Cancellation():
+            return {"seller_id": None if fact.seller_id is None else ids.text(fact.seller_id), "reason": fact.reason}
+        case Scan():
+            return {
+                "shipment_id": ids.text(fact.shipment_id),
+                "seller_id": ids.text(fact.seller_id),
+                "status": SHIPMENT_STATUS[fact.rank],
+                "tracking_number": fact.tracking_number,
+                "items": quantities(fact.items),
+            }
+        case ReturnStage():
+            return {
+                "return_id": ids.text(fact.return_id),
+                "status": RETURN_STATUS[fact.status],
+                "item_id": ids.text(fact.item_id),
+                "quantity": fact.quantity,
+                "reason": fact.reason,
+                "restock": fact.restock,
+            }
+        case RefundReply():
+            return {"refund_id": ids.text(fact.refund_id)}
+    raise AssertionError(f"no wire form of {fact}")
+
+
+def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | None:
+    return None if items is None else [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in items]
+
+
+def dense(n: int, rng: Random) -> list[Record]:
+    """One order with few parcels, returns and payments and many events of each, so that facts meet: rivals, ties, corrections."""
+    order_id = bytes(14) + n.to_bytes(2, "big")
+    sellers = [raw_id(0xA0, each) for each in range(rng.randint(1, 2))]
+    items = [
+        Item(
+            raw_id(0xB0, k),
+            raw_id(0xC0, k),
+            rng.choice(sellers),
+            None,
+            "sku",
+            rng.randint(1, 4),
+            rng.choice((0, 100, 100, 333)),
+            rng.choice((None, 50)),
+        )
+        for k in range(rng.randint(1, 3))
+    ]
+    goods = sum(item.price * item.quantity for item in items)
+    discount = rng.choice((None, min(goods, 1), rng.randint(0, goods)))
+    total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
+    facts: list[tuple[str, Any]] = [("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))]
+    for _ in range(rng.randint(0, 30)):
+        item = rng.choice(items)
+        seller, many = item.seller_id, rng.choice((None, [(item.item_id, rng.randint(1, 3))]))
+        kind = rng.randrange(20)
+        if kind < 7:
+            scan = Scan(
+                hour(rng), raw_id(2, rng.randrange(2)), rng.randrange(4), seller, tracking_number=rng.choice((None, "T1", "T2")), items=many
+            )
+            facts.append(("shipment.updated", scan))
+        elif kind < 11:
+            quantity = rng.choice((None, 1, 2, 5))
+            stage = ReturnStage(
+                hour(rng), raw_id(3, rng.randrange(2)), rng.randrange(3), item.item_id, quantity, "r", None, rng.choice((None, False))
+            )
+            facts.append(("order.returned", stage))
+        elif kind < 15:
+            facts.append(
+                ("order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), rng.choice((1, max(1, total // 2), max(1, total))), "EUR"))
+            )
+        elif kind < 18:
+            verb = rng.randrange(1, 3)
+            reservation = ids.uuid5(order_id, f"reservation:{ids.text(seller)}")
+            facts.append((("stock.rejected", "stock.released")[verb - 1], StockReply(hour(rng), verb, seller, reservation, many)))
+        elif kind < 19:
+            facts.append(("order.cancel_requested", Cancellation(hour(rng), rng.choice((None, seller)), "r")))
+        else:
+            facts.append(("order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), 5, "USD")))
+    return [record(Event(kind, order_id, fact, f"e{n}", fact.time, None)) for kind, fact in facts]
+
+
+def hour(rng: Random) -> int:
+    return rng.randrange(6) * HOUR

@@ -1,0 +1,49 @@
+"""Single moments of the transport, staged: what a random history meets rarely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.simulation import run
+from tests.simulation.kafka import NO_MEMBER
+from tests.simulation.loop import VirtualLoop
+from tests.simulation.world import World
+
+
+@pytest.fixture
+def world() -> Iterator[World]:
+    """A world whose workers are started by the test: servers as always, no fault, nothing planned."""
+    with run.prepared():
+        made = World(0)
+        made.network.faults.left = 0
+        run.enter(made)
+        yield made
+        made.close()
+
+
+def until(loop: VirtualLoop, condition: object, seconds: float = 60.0) -> None:
+    assert callable(condition)
+    assert loop.run(lambda: bool(condition()), loop.now + seconds)
+
+
+def test_lanes_stay_closed_between_revocation_and_assignment(world: World) -> None:
+    """A recovery that ends while the group is between two generations must not open lanes: nobody would close them, and the partitions
+    that the worker keeps would never be read again."""
+    with world.loop.entered():
+        world.start(0)
+    until(world.loop, lambda: 0 in world.running and world.running[0].app is not None)
+    app = world.running[0].app
+    assert app is not None
+    until(world.loop, lambda: app.consumer.lanes)
+    # A second member joins: w0 gives its partitions up, and its next generation waits for the other one, which is slow.
+    world.group.join(NO_MEMBER, lambda joined: None)
+    other = list(world.group.members)[-1]
+    world.group.members[other].joining = None
+    until(world.loop, lambda: not app.consumer.lanes)
+    with world.loop.entered():
+        late = world.loop.create_task(app.consumer.perform_seek())
+    until(world.loop, late.done)
+    assert app.consumer.lanes == {}
+    assert app.consumer.ledgers == {}

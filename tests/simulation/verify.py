@@ -1,0 +1,352 @@
+"""What must hold when everything has come to rest, by the independent reference (audit.reference): the contract, not the fold."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+from aiokafka.structs import TopicPartition
+
+from audit.reference import Decision, Fact, Order, Place, Reading, Refusal
+from audit.stores import Row, comparable
+from domain.topics import DECISIONS, DERIVED, DLQ, INPUT, REKEYED
+from sinks.schema import TABLES
+from streams.partitioner import partition_of
+from tables import codec
+from tests.simulation.accounts import coordinates, natural_keys
+from tests.simulation.kafka import Record
+from tests.simulation.world import World
+
+SAME = {
+    "suborder.created": "suborder_id",
+    "stock.reserve": "reservation_id",
+    "payment.initiate": "payment_request_id",
+    "stock.restock": "restock_id",
+    "refund.request": "refund_id",
+}
+"""Derived events whose set and content don't depend on the order of arrival, and the field that is their id."""
+
+
+class Verifier:
+    """Looks at one world at rest."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.orders: dict[str, Order] = {}
+        self.readings: dict[str, list[Reading]] = {}
+        self.refused: dict[Place, set[str]] = {}
+        """Records that are refused whatever the order -> the codes that will do."""
+        self.seen: dict[Place, Place] = {}
+
+    def problems(self) -> Iterator[str]:
+        """Everything that is wrong, in words."""
+        self._fold()
+        yield from self._committed()
+        yield from self._states()
+        yield from self._rows()
+        yield from self._derived()
+        yield from self._refunds()
+        yield from self._letters()
+        yield from self._cache()
+        if not self.world.restarted:
+            yield from self._notices()
+
+    # -- the log -------------------------------------------------------------------------------------------------------
+
+    def _log(self, topic: str, partition: int) -> Sequence[Record]:
+        log = self.world.broker.logs.get(TopicPartition(topic, partition))
+        return () if log is None else log.records
+
+    def _partitions(self) -> range:
+        return range(self.world.plan.partitions)
+
+    def _fold(self) -> None:
+        parsed = self.world.accounts.parsed
+        origins: set[Place] = set()
+        for number in self._partitions():
+            for record in self._log(REKEYED, number):
+                origin = coordinates(record.headers, "rekeyed")
+                assert origin is not None
+                origins.add(origin)
+                place = Place(REKEYED, number, record.offset)
+                self._take(parsed[place], place, origin)
+        for topic in INPUT:
+            for number in self._partitions():
+                for record in self._log(topic, number):
+                    place = Place(topic, number, record.offset)
+                    if place not in origins:
+                        self._take(parsed[place], place, None)
+        for number in self._partitions():
+            for record in self._log(DECISIONS, number):
+                decision = self.world.accounts.decisions[Place(DECISIONS, number, record.offset)]
+                assert isinstance(decision, Decision), f"refund.decided: {decision}"
+                if decision.order_id in self.orders:
+                    self.orders[decision.order_id].decide(decision)
+        self.readings = {order_id: order.readings() for order_id, order in self.orders.items()}
+
+    def _take(self, fact: Fact | Refusal, place: Place, origin: Place | None) -> None:
+        if isinstance(fact, Refusal):
+            self.refused[origin or place] = {fact.code}
+            return
+        order = self.orders.setdefault(fact.order_id, Order(fact.order_id))
+        order.add(fact, origin or place, rekeyed=origin is not None)
+
+    # -- offsets -------------------------------------------------------------------------------------------------------
+
+    def _committed(self) -> Iterator[str]:
+        for topic in self.world.lane_topics:
+            for number in self._partitions():
+                tp = TopicPartition(topic, number)
+                end = self.world.broker.logs[tp].end
+                if self.world.group.offsets.get(tp, 0) != end:
+                    yield f"{topic}/{number}: committed {self.world.group.offsets.get(tp, 0)} of {end}"
+                yield from self.world.accounts.unaccounted(self.world.broker.logs[tp].records, 0, end)
+
+    # -- states --------------------------------------------------------------------------------------------------------
+
+    def _states(self) -> Iterator[str]:
+        world = self.world
+        by_order: dict[str, bytes] = {}
+        for number in self._partitions():
+            newest: dict[bytes, bytes] = {}
+            for record in self._log(world.settings.changelog_topic, number):
+                assert record.key is not None
+                assert record.value is not None
+                if record.key not in newest or codec.version_of(record.value) >= codec.version_of(newest[record.key]):
+                    newest[record.key] = record.value
+            for key, value in newest.items():
+                by_order[str(UUID(bytes=key))] = value
+            yield from self._local(number, newest)
+        for order_id, readings in self.readings.items():
+            raw = by_order.pop(order_id, None)
+            if raw is None:
+                yield f"order {order_id}: no state"
+                continue
+            order = codec.decode(raw)
+            keys = set(self.orders[order_id].candidates)
+            if natural_keys(order) != keys:
+                lost, extra = keys - natural_keys(order), natural_keys(order) - keys
+                yield f"order {order_id}: its state lacks {sorted(lost, key=repr)} and has {sorted(extra, key=repr)} too many"
+            if order.version != readings[0].version:
+                yield f"order {order_id}: state of version {order.version}, {readings[0].version} facts"
+            if len(order.decisions) != len(self.orders[order_id].decisions):
+                yield f"order {order_id}: {len(order.decisions)} decisions in its state, {len(self.orders[order_id].decisions)} in the log"
+            elif readings[0].created is not None and codec.status_of(raw) not in {each.status() for each in readings}:
+                yield f"order {order_id}: status {codec.status_of(raw)}, expected {readings[0].status()}"
+        for order_id in by_order:
+            yield f"order {order_id}: a state, but no facts"
+
+    def _local(self, number: int, newest: Mapping[bytes, bytes]) -> Iterator[str]:
+        """The owner's local store holds what the changelog holds."""
+        for worker in self.world.running.values():
+            if worker.app is not None and any(lane.partition == number for lane in worker.app.consumer.lanes.values()):
+                found = {key: value for key, value in worker.files.partitions.get(number, {}).items() if key != worker.app.store.offset_key}
+                for key in sorted(found.keys() | newest.keys()):
+                    if found.get(key) != newest.get(key):
+                        versions = f"{_version(found.get(key))} and {_version(newest.get(key))}"
+                        yield f"partition {number}: local store and changelog differ in {key.hex()}: {versions}"
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    def _rows(self) -> Iterator[str]:
+        found: dict[str, dict[str, set[Row]]] = defaultdict(lambda: {table: set() for table in TABLES})
+        for table in TABLES:
+            for row in self.world.tables.rows[table].values():
+                found[str(row[0] if table == "orders_order" else row[1])][table].add(comparable(table, row))
+        for order_id, readings in self.readings.items():
+            there = found.pop(order_id, None) or {table: set() for table in TABLES}
+            wanted = [{table: {comparable(table, row) for row in rows} for table, rows in reading.rows().items()} for reading in readings]
+            if there not in wanted:
+                for table in TABLES:
+                    if there[table] != wanted[0][table]:
+                        lacking, extra = wanted[0][table] - there[table], there[table] - wanted[0][table]
+                        yield f"order {order_id}: {table} lacks {_brief(lacking)} and has {_brief(extra)}"
+        for order_id in found:
+            yield f"order {order_id}: rows, but no facts"
+
+    # -- derived events ------------------------------------------------------------------------------------------------
+
+    def _derived(self) -> Iterator[str]:
+        seen: dict[tuple[str, str], dict[str, Any]] = {}
+        owners: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        for topic in DERIVED:
+            for number in self._partitions():
+                for record in self._log(topic, number):
+                    headers = dict(record.headers)
+                    data = _json(record.value)
+                    order_id = data["order_id"]
+                    if headers["ce_type"] != topic.encode() or partition_of(order_id.encode(), len(self._partitions())) != number:
+                        yield f"{topic}/{number}@{record.offset}: type {headers['ce_type']!r}, order {order_id}"
+                    if topic in SAME:
+                        name: tuple[str, str] = (topic, data[SAME[topic]])
+                        if seen.setdefault(name, data) != data:
+                            yield f"{topic} {name[1]}: two contents: {seen[name]} and {data}"
+                        owners[order_id].add(name)
+        for order_id, readings in self.readings.items():
+            expected = [reading.derived() for reading in readings]
+            names = owners.pop(order_id, set())
+            if not any(names == set(each) for each in expected):
+                certain, possible = set.intersection(*map(set, expected)), set.union(*map(set, expected))
+                lacking, extra = certain - names, names - possible
+                if lacking or extra:
+                    yield f"order {order_id}: derived events lacking {sorted(lacking)}, too many {sorted(extra)}"
+            for one in names:
+                contents = [each[one] for each in expected if one in each]
+                if contents and not any(_holds(content, seen[one]) for content in contents):
+                    yield f"{one[0]} {one[1]}: {seen[one]}, expected {contents[0]}"
+        for order_id, names in owners.items():
+            yield f"order {order_id}: {sorted(names)}, but no facts"
+
+    def _refunds(self) -> Iterator[str]:
+        for order_id, readings in self.readings.items():
+            reading = readings[0]
+            if reading.created is None:
+                if reading.decisions:
+                    yield f"order {order_id}: decisions before order.created"
+                continue
+            amounts = [reading.decided(decision) for decision in reading.decisions]
+            if any(amount <= 0 for amount in amounts) or sum(amounts) > max(each.captured for each in readings):
+                yield f"order {order_id}: refunds {amounts}, captured {reading.captured}"
+            units = [unit for decision in reading.decisions for unit in decision.units]
+            if len(units) != len(set(units)):
+                yield f"order {order_id}: a unit was paid for twice: {sorted(units)}"
+            for owed in reading.owed():
+                if owed.covered and all(owed in each.owed() for each in readings):
+                    yield f"order {order_id}: {owed.amount} is owed for {owed.cause} {owed.cause_id} and was not decided"
+
+    # -- dead letters --------------------------------------------------------------------------------------------------
+
+    def _letters(self) -> Iterator[str]:
+        letters: dict[Place, set[str]] = defaultdict(set)
+        for number in self._partitions():
+            for record in self._log(DLQ, number):
+                place = coordinates(record.headers, "dlq")
+                headers = dict(record.headers)
+                if place is None or not {"dlq_reason", "dlq_detail", "dlq_time"} <= headers.keys():
+                    yield f"{DLQ}/{number}@{record.offset}: headers {sorted(headers)}"
+                    continue
+                code = headers["dlq_reason"].decode()
+                letters[place].add(code)
+                if not code.startswith("order_") or b"it waited for its order" not in headers["dlq_detail"]:
+                    yield from self._raw(place, record)
+        allowed = dict(self.refused)
+        for place, codes in self.refused.items():
+            if not codes & letters.get(place, set()):
+                yield f"{place} ({', '.join(sorted(codes))}) is no dead letter"
+        for order_id, order in self.orders.items():
+            yield from self._refused_keys(order_id, order, letters, allowed)
+        for place in letters.keys() - allowed.keys():
+            yield f"{place} counts, but is a dead letter: {sorted(letters[place])}"
+
+    def _raw(self, place: Place, letter: Record) -> Iterator[str]:
+        arrival = self.world.accounts.arrivals.get(place)
+        if arrival is None:
+            yield f"dead letter of {place}: no such record"
+            return
+        headers = tuple(header for header in letter.headers if not header[0].startswith("dlq_"))
+        if (letter.key, letter.value, headers) != (arrival.key, arrival.value, tuple(arrival.headers)):
+            yield f"dead letter of {place}: not as it came"
+
+    def _refused_keys(
+        self, order_id: str, order: Order, letters: Mapping[Place, set[str]], allowed: dict[Place, set[str]]
+    ) -> Iterator[str]:
+        for key, candidates in order.candidates.items():
+            codes = {reading.refused[key].code for reading in self.readings[order_id] if key in reading.refused}
+            refused_by_all = all(key in reading.refused for reading in self.readings[order_id])
+            winners = order.winners(key)
+            losers = [each for each in candidates if len(winners) > 1 or each is not winners[0]]
+            if losers:
+                codes.add("key_conflict")
+            may = candidates if any(key in reading.refused for reading in self.readings[order_id]) else losers
+            for candidate in may:
+                allowed.update(dict.fromkeys(candidate.places, codes))
+            # Of each content that lost for certain, and of a key that is refused for the order's sake, one letter at least.
+            for candidate in losers if len(winners) == 1 else ():
+                if not any(letters.get(place, set()) & codes for place in candidate.places):
+                    yield f"order {order_id}: {key} with another content at {candidate.places[0]} is no dead letter"
+            if refused_by_all and not any(letters.get(place, set()) & codes for each in candidates for place in each.places):
+                yield f"order {order_id}: refused {key} ({', '.join(sorted(codes))}) is no dead letter"
+
+    # -- cache ---------------------------------------------------------------------------------------------------------
+
+    def _cache(self) -> Iterator[str]:
+        values = self.world.keys.values
+        for order_id, readings in self.readings.items():
+            summary = values.get(f"order:{order_id}".encode())
+            if summary is None:
+                continue
+            assert isinstance(summary, bytes)
+            if readings[0].created is None:
+                yield f"order {order_id}: a summary before order.created"
+                continue
+            found = _json(summary)
+            expected = []
+            for reading in readings:
+                row = reading.rows()["orders_order"][0]
+                names = ("order_id", "user_id", "status", "currency", "total_amount", "created_at", "updated_at", "version")
+                expected.append(dict(zip(names, (row[0], row[1], *row[3:6], *row[7:]), strict=True)))
+            if not any(_holds(each, found) for each in expected):
+                yield f"order {order_id}: cached {found}, expected {expected[0]}"
+            for shipment_id, scan in readings[0].parcels.items():
+                number = scan.content.get("tracking_number")
+                entry = values.get(f"tracking:{number}".encode()) if number else None
+                if isinstance(entry, bytes):
+                    own = [
+                        each["status"] for each in json.loads(entry) if (each["order_id"], each["shipment_id"]) == (order_id, shipment_id)
+                    ]
+                    if any(status != scan.content["status"] for status in own):
+                        yield f"tracking:{number}: {shipment_id} {own}, expected {scan.content['status']}"
+
+    # -- notices -------------------------------------------------------------------------------------------------------
+
+    def _notices(self) -> Iterator[str]:
+        """Where nobody died and nothing was folded twice, the last notice tells how it ended."""
+        last: dict[str, str] = {}
+        for number in self._partitions():
+            for record in self._log("order.status_changed", number):
+                data = _json(record.value)
+                last[data["order_id"]] = data["to"]
+        for order_id, readings in self.readings.items():
+            if readings[0].created is not None and last.get(order_id, "pending") not in {reading.status() for reading in readings}:
+                yield f"order {order_id}: last notice {last.get(order_id)}, status {readings[0].status()}"
+
+
+@lru_cache(maxsize=4096)
+def _loads(text: bytes) -> Any:
+    return json.loads(text)
+
+
+def _json(text: bytes | None) -> Any:
+    return _loads(text or b"null")
+
+
+def _version(raw: bytes | None) -> str:
+    return "nothing" if raw is None else f"version {codec.version_of(raw)}"
+
+
+def _brief(rows: set[Row]) -> str:
+    return "nothing" if not rows else "; ".join(str([str(value) for value in row]) for row in sorted(rows, key=repr))
+
+
+def _holds(expected: Any, found: Any) -> bool:
+    """Everything that is expected is there; more may be. Amounts compare as numbers, times as times, lists of items by their ids."""
+    if isinstance(expected, dict):
+        return isinstance(found, dict) and all(name in found and _same(name, value, found[name]) for name, value in expected.items())
+    return bool(expected == found)
+
+
+def _same(name: str, expected: Any, found: Any) -> bool:
+    if name == "items":
+        by_id = {item["item_id"]: item for item in found}
+        return len(found) == len(expected) and all(_holds(item, by_id.get(item["item_id"])) for item in expected)
+    if name == "amount" or name.endswith("_amount"):
+        return Decimal(expected) == Decimal(found)
+    if name.endswith("_at"):
+        return datetime.fromisoformat(expected) == datetime.fromisoformat(found)
+    return bool(expected == found)

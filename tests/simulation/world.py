@@ -1,0 +1,432 @@
+"""One simulated history: servers, workers, what upstream sends, and what goes wrong, all by a seed.
+
+A world lives through two parts. In the first, events arrive and the plan's disasters happen. Then everything heals (what is on its way
+still arrives, who was stopped still wakes), healthy workers drain the log, and tests.simulation.verify looks at what is left.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from aiokafka.structs import TopicPartition
+
+from domain.topics import DECISIONS, DERIVED, DLQ, REKEYED
+from settings import Settings
+from tests.simulation.accounts import Accounts
+from tests.simulation.clients import BROKER, Leaving
+from tests.simulation.histories import Arrival, history, topics_of
+from tests.simulation.kafka import Broker, Group, Sent
+from tests.simulation.loop import Deadlock, Process, VirtualLoop
+from tests.simulation.network import Faults, Network, quiet
+from tests.simulation.stores import POSTGRES, REDIS, Files, Keys, Tables
+from tests.simulation.worker import Worker
+
+SETTINGS = Settings.model_construct(
+    **{name: each.default for name, each in Settings.model_fields.items()} | {"data": Path("unused"), "redis_timeout": 0.5}
+)
+START = 1_767_225_600.0
+"""The machines' clocks at the beginning: seconds since 1970."""
+SESSION = SETTINGS.session_timeout
+DRAINED = 400.0
+"""Seconds after which a world that has healed must be at rest: far above every timeout in it."""
+LOOK = 0.5
+"""Seconds between two looks whether it is."""
+
+CHANCES: Mapping[str, Mapping[str, float]] = {
+    "calm": {},
+    "losses": {"before": 0.06, "after": 0.06, "slow": 0.06},
+    "deaths": {"crash_out": 0.03, "crash_wire": 0.03, "crash_done": 0.06},
+    "zombies": {"stop_wire": 0.05, "late": 0.05},
+    "all": {
+        "before": 0.03,
+        "after": 0.03,
+        "slow": 0.03,
+        "late": 0.03,
+        "crash_out": 0.02,
+        "crash_wire": 0.02,
+        "crash_done": 0.04,
+        "stop_wire": 0.03,
+    },
+}
+"""Moods of a history -> chance of each fault of a call."""
+
+
+ACTIONS: Mapping[str, tuple[str, ...]] = {
+    "calm": ("rejoin", "compact", "clock", "term"),
+    "losses": ("rejoin", "compact", "clock", "kafka down", "postgres down", "redis down", "redis flush"),
+    "deaths": ("kill", "kill", "term", "compact", "compact", "rejoin", "keep"),
+    "zombies": ("stop", "stop", "stop long", "kill", "compact", "rejoin"),
+    "all": (
+        *("kill", "kill", "stop", "stop long", "term", "rejoin", "compact", "keep", "clock"),
+        *("kafka down", "postgres down", "redis down", "redis flush"),
+    ),
+}
+"""Moods -> what may be done to the world at some moment."""
+
+
+@dataclass(slots=True)
+class Violation:
+    """Something that must never happen, seen while it happened."""
+
+    at: float
+    what: str
+
+
+@dataclass(slots=True)
+class Plan:
+    """What a seed means, before it begins."""
+
+    mood: str
+    partitions: int
+    workers: int
+    arrivals: list[Arrival]
+    actions: list[tuple[float, str]] = field(default_factory=list)
+
+
+class World:
+    """See the module. Made and run once."""
+
+    def __init__(self, seed: int, *, tracing: bool = False) -> None:
+        self.seed = seed
+        self.rng = rng = Random(seed)
+        self.loop = VirtualLoop()  # type: ignore[abstract]
+        self.lines: list[str] = []
+        self.trace: Callable[..., None] = self._trace if tracing else quiet
+        self.plan = self._make_plan()
+        plan = self.plan
+        faults = Faults(CHANCES[plan.mood], rng.randint(1, 6))
+        self.network = Network(rng, faults, self, usual=rng.choice((0.002, 0.01, 0.05)), late=rng.choice((1.0, 2 * SESSION)))
+        self.network.trace = self.trace
+        self.settings = SETTINGS.model_copy(
+            update={
+                "partitions": plan.partitions,
+                "batch_records": rng.choice((1, 2, 4, 8, 2000)),
+                "retry_limit": rng.choice((20.0, 300.0)),
+            }
+        )
+        self.batch_limit = rng.choice((1, 3, 1 << 30))
+        self.fetch_limit = rng.choice((1, 3, 500))
+        self.lane_topics = (*topics_of(plan.arrivals), DECISIONS, REKEYED)
+        self.broker = Broker()
+        self.broker.create((*self.lane_topics, *DERIVED, DLQ, self.settings.changelog_topic), plan.partitions)
+        self.group = Group(self._assign, SESSION, self.settings.drain_timeout + 20, self._later, self.loop.time)
+        self.group.on_commit = self._committing
+        self.group.on_generation = self._new_generation
+        self.tables = Tables()
+        self.keys = Keys()
+        self.disks = [Files() for _ in range(plan.workers)]
+        self.workers: list[Worker] = []
+        self.running: dict[int, Worker] = {}
+        self.accounts = Accounts(self.settings.changelog_topic, plan.partitions)
+        self.violations: list[Violation] = []
+        self.late: list[tuple[TopicPartition, Sequence[Sent]]] = []
+        """What a worker had sent before a successor opened, and landed after that."""
+        self.deaths = 0
+        self.generations: list[tuple[float, int]] = []
+        self.openings: dict[int, list[tuple[float, int]]] = {}
+        """Partition -> (when, generation) of the lanes that opened."""
+        self._clock_jump = 0.0
+        self._pending = 0
+        self._over = False
+        self._healed_at = 0.0
+
+    # -- the plan ------------------------------------------------------------------------------------------------------
+
+    def _make_plan(self) -> Plan:
+        rng = self.rng
+        mood = rng.choice(("calm", "losses", "deaths", "deaths", "zombies", "all", "all"))
+        partitions = rng.choice((1, 1, 2, 3))
+        workers = rng.choice((1, 2, 2, 3)) if partitions > 1 else rng.choice((1, 2))
+        plan = Plan(mood, partitions, workers, history(self.seed, rng, partitions))
+        span = plan.arrivals[-1].at + 1.0
+        choice = ACTIONS[mood]
+        for _ in range(rng.choice((0, 1, 2, 3))):
+            plan.actions.append((rng.random() * (span + 2.0), rng.choice(choice)))
+        plan.actions.sort()
+        return plan
+
+    def _assign(self, members: Sequence[str]) -> dict[str, Iterable[TopicPartition]]:
+        """All topics of a partition number to one member, as Faust's assignor does it; by turns in another order."""
+        turn = self.group.generation % max(1, len(members))
+        order = [*members[turn:], *members[:turn]]
+        topics = (*self.lane_topics, self.settings.changelog_topic)
+        return {
+            member: [TopicPartition(topic, number) for number in range(place, self.plan.partitions, len(order)) for topic in topics]
+            for place, member in enumerate(order)
+        }
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Live through it. Raises AssertionError if the world doesn't come to rest; `violations` tells what was seen on the way."""
+        plan = self.plan
+        self.trace(
+            None, f"seed {self.seed}: {plan.mood}, {plan.partitions} partitions, {plan.workers} workers, {len(plan.arrivals)} records"
+        )
+        early = self.rng.random() < 0.3  # the log is there before the workers
+        begin = 2.0 if early else 0.0
+        for number in range(plan.workers):
+            self._planned(begin + self.rng.random() * 0.5, self.start, number)
+        for arrival in plan.arrivals:
+            self._planned(arrival.at, self._arrive, arrival)
+        for at, action in plan.actions:
+            self._planned(begin + at, self._act, action)
+        healed = begin + max(plan.arrivals[-1].at, plan.actions[-1][0] if plan.actions else 0.0) + 1.5
+        self._planned(healed, self._heal)
+        deadline = healed + DRAINED
+        try:
+            if not self.loop.run(lambda: self._over, deadline):
+                raise AssertionError(f"not at rest {DRAINED:.0f} s after everything healed: {self._unrest()}")
+        except Deadlock as error:
+            raise AssertionError(f"{error}: {self._unrest()}") from error
+
+    def close(self) -> None:
+        """Give back what the event loop holds."""
+        self.loop.end()
+
+    def _later(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
+        self.loop.call_later(delay, callback, *args, context=self.network.world)
+
+    def _planned(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
+        """Something that must have happened before the world may rest."""
+        self._pending += 1
+        self._later(delay, self._do_planned, callback, args)
+
+    def _do_planned(self, callback: Callable[..., object], args: tuple[Any, ...]) -> None:
+        self._pending -= 1
+        callback(*args)
+
+    def _arrive(self, arrival: Arrival) -> None:
+        tp = TopicPartition(arrival.topic, arrival.partition)
+        offset = self.broker.logs[tp].append([Sent(arrival.key, arrival.value, arrival.headers)], self._milliseconds())
+        self.accounts.arrived(tp, offset, arrival)
+        if self.trace is not quiet:
+            self.trace(None, f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}: {self.accounts.told(arrival)}")
+
+    def _milliseconds(self) -> int:
+        return int(self.wall_clock() * 1000)
+
+    def wall_clock(self) -> float:
+        """See Servers."""
+        return START + self.loop.now + self._clock_jump
+
+    # -- disasters -----------------------------------------------------------------------------------------------------
+
+    def start(self, number: int) -> None:
+        """Start a worker on a disk, unless one runs there."""
+        if number in self.running:
+            return
+        worker = Worker(f"w{number}", len(self.workers), self, self.disks[number])
+        self.workers.append(worker)
+        self.running[number] = worker
+        self.trace(worker.process, "starts")
+        worker.start()
+
+    def _act(self, action: str) -> None:
+        rng = self.rng
+        alive = [worker for worker in self.running.values() if not worker.process.stopped]
+        self.trace(None, f"-- {action}")
+        match action:
+            case "compact":
+                for number in range(self.plan.partitions):
+                    self.broker.logs[TopicPartition(self.settings.changelog_topic, number)].compact()
+            case "clock":
+                self._clock_jump += rng.choice((-86_400.0, -3.0, 3.0, 86_400.0))
+            case "kafka down" | "postgres down" | "redis down":
+                server = {"kafka down": BROKER, "postgres down": POSTGRES, "redis down": REDIS}[action]
+                self.network.down.add(server)
+                self._planned(rng.choice((0.2, 2.0, 9.0)), self._up, server)
+            case "redis flush":
+                self.keys.flush()
+            case "keep":
+                rng.choice(self.disks).keep()
+            case _ if not alive:
+                return
+            case "kill":
+                self.kill(rng.choice(alive).process, "SIGKILL")
+            case "stop":
+                self.stop(rng.choice(alive).process, "SIGSTOP")
+            case "stop long":
+                self.stop(rng.choice(alive).process, "SIGSTOP", 2.5 * SESSION)
+            case "term":
+                rng.choice(alive).stop()
+            case "rejoin":
+                rng.choice(alive).rejoin()
+
+    def _up(self, server: str) -> None:
+        self.network.down.discard(server)
+        self.trace(None, f"-- {server} is back")
+
+    def _number(self, process: Process) -> int | None:
+        return next((number for number, worker in self.running.items() if worker.process is process), None)
+
+    def kill(self, process: Process, why: str) -> None:
+        """See Nemesis. Somebody starts it again, on the disk that it left, an older one or none."""
+        if not process.alive:
+            return
+        self.trace(process, f"dies: {why}")
+        process.alive = False
+        process.stopped = False
+        process.held = []
+        self.deaths += 1
+        self._gone(process)
+
+    def _gone(self, process: Process) -> None:
+        number = self._number(process)
+        if number is None:
+            return
+        worker = self.running.pop(number)
+        worker.forget()
+        disk = self.disks[number]
+        dice = self.rng.random()
+        if dice < 0.2:
+            self.trace(process, "its disk comes back empty")
+            disk.delete()
+        elif dice < 0.35:
+            self.trace(process, "its disk comes back as it was a while ago")
+            disk.lose()
+        self._planned(self.rng.choice((0.1, 1.0, SESSION + 2.0)), self.start, number)
+
+    def stop(self, process: Process, why: str, seconds: float | None = None) -> None:
+        """See Nemesis: SIGSTOP, and SIGCONT a while later."""
+        if process.stopped or not process.alive:
+            return
+        lasting = seconds or self.rng.choice((0.3, 0.9 * SESSION, 1.1 * SESSION, 1.5 * SESSION, 3 * SESSION))
+        self.trace(process, f"stands still for {lasting:.1f} s: {why}")
+        process.stopped = True
+        self._planned(lasting, self._wake, process)
+
+    def _wake(self, process: Process) -> None:
+        if process.alive and process.stopped:
+            self.trace(process, "wakes")
+            self.loop.wake(process)
+
+    # -- what the servers and workers tell -----------------------------------------------------------------------------
+
+    def opened(self, worker: Worker) -> None:
+        """See Servers."""
+        assert worker.app is not None
+        for lane in worker.app.consumer.lanes.values():
+            generation = lane.claim.generation
+            self.openings.setdefault(lane.partition, []).append((self.loop.now, generation))
+        self.trace(worker.process, f"opens lanes {', '.join(lane.name for lane in worker.app.consumer.lanes.values())}")
+
+    def landed(self, worker: Worker, leaving: Leaving, tp: TopicPartition, offset: int, records: Sequence[Sent]) -> None:
+        """See Servers."""
+        if self.trace is not quiet:
+            self.trace(worker.process, f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more", *self.accounts.read(tp, records))
+        self.accounts.written(tp, offset, records)
+        successor = min((at for at, generation in self.openings.get(tp.partition, ()) if generation > leaving.stamp), default=None)
+        if successor is None or (tp.topic == REKEYED):
+            return
+        if leaving.at > successor:
+            self.violate(
+                f"{worker.process.name} wrote to {tp.topic}/{tp.partition} at {leaving.at:.3f}, its successor opened at {successor:.3f}"
+            )
+        else:
+            self.trace(worker.process, "   (late: a successor has opened)")
+            self.late.append((tp, records))
+
+    def ended(self, worker: Worker, failure: BaseException | None) -> None:
+        """See Servers."""
+        self.trace(worker.process, "ends" if failure is None else f"ends: {failure!r}")
+        if not worker.expected():
+            self.violate(f"{worker.process.name} crashed: {_told(failure)}")
+        worker.process.alive = False
+        self._gone(worker.process)
+
+    @property
+    def restarted(self) -> bool:
+        """Whether any lane was opened twice: its second worker may have read records again."""
+        return any(len(opened) > 1 for opened in self.openings.values())
+
+    def violate(self, what: str) -> None:
+        """Something happened that must not."""
+        self.trace(None, f"!! {what}")
+        self.violations.append(Violation(self.loop.now, what))
+
+    def _committing(self, member: str, offsets: Mapping[TopicPartition, int]) -> None:
+        owned = self.group.assignment.get(member, frozenset())
+        for tp, offset in offsets.items():
+            before = self.group.offsets.get(tp, 0)
+            self.trace(None, f"{tp.topic}/{tp.partition}: {member} commits {offset}")
+            if offset < before:
+                self.violate(f"{tp.topic}/{tp.partition}: {offset} was committed after {before}")
+            if tp not in owned:
+                self.violate(f"{tp.topic}/{tp.partition}: committed by a member that doesn't own it")
+            for missing in self.accounts.unaccounted(self.broker.logs[tp].records, before, offset):
+                self.violate(f"{tp.topic}/{tp.partition}: {offset} was committed, but {missing}")
+
+    def _new_generation(self) -> None:
+        self.trace(None, f"-- generation {self.group.generation}")
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _heal(self) -> None:
+        self.trace(None, "-- everything heals")
+        self.network.faults.left = 0
+        self._healed_at = self.loop.now
+        if not self.running:
+            self.start(0)
+        self._later(LOOK, self._look)
+
+    def _look(self) -> None:
+        if self._at_rest():
+            self._over = True
+        else:
+            self._later(LOOK, self._look)
+
+    def _at_rest(self) -> bool:
+        if self._pending or self.network.under_way or self.network.down or self.group.preparing:
+            return False
+        if not self._drained():
+            return False
+        served: list[int] = []
+        for worker in self.running.values():
+            app = worker.app
+            if app is None or worker.process.stopped or app.cache.waiting:
+                return False
+            # Who was left out of the group must have noticed.
+            if app.client._coordinator.generation != self.group.generation:
+                return False
+            for lane in app.consumer.lanes.values():
+                served.append(lane.partition)
+                if lane.busy_since is not None or lane.pending_records:
+                    return False
+        return sorted(served) == list(range(self.plan.partitions))
+
+    def _drained(self) -> bool:
+        offsets = self.group.offsets
+        for topic in self.lane_topics:
+            for number in range(self.plan.partitions):
+                tp = TopicPartition(topic, number)
+                if self.broker.logs[tp].end != offsets.get(tp, 0):
+                    return False
+        return True
+
+    def _unrest(self) -> str:
+        lags = [
+            f"{topic}/{number} at {self.group.offsets.get(tp, 0)} of {self.broker.logs[tp].end}"
+            for topic in self.lane_topics
+            for number in range(self.plan.partitions)
+            if self.broker.logs[tp := TopicPartition(topic, number)].end != self.group.offsets.get(tp, 0)
+        ]
+        pending = f"{self._pending} planned, {self.network.under_way} under way, {sorted(self.network.down)} down"
+        return f"{', '.join(lags) or 'no lag'}; {pending}; {sorted(worker.process.name for worker in self.running.values())} run"
+
+    def _trace(self, process: Process | None, *what: object) -> None:
+        for each in what:
+            self.lines.append(f"{self.loop.now:9.3f}  {'' if process is None else process.name:6} {each}")
+
+
+def _told(failure: BaseException | None) -> str:
+    """An exception and where it was raised."""
+    if failure is None:
+        return "nothing"
+    frames = traceback.extract_tb(failure.__traceback__)[-4:]
+    return f"{failure!r} ({', '.join(f'{Path(frame.filename).name}:{frame.lineno} {frame.name}' for frame in frames)})"
