@@ -303,4 +303,4 @@ class Lane:
 
 def _now() -> int:
     """Milliseconds since 1970 by the own clock."""
-    return time.time_ns() // 1_000_000
+    return int(time.time() * 1000)

@@ -27,8 +27,8 @@ VersionOf = Callable[[bytes], int]
 DueOf = Callable[[bytes], int]
 """State -> when it is due, ms by the broker's time; 0: never."""
 
-_DUE: Final = b"due:"
-_DUE_KEY: Final = len(_DUE) + 8
+DUE: Final = b"due:"
+_DUE_KEY: Final = len(DUE) + 8
 """An entry of the index of due times: prefix, time in 8 bytes (the highest first, so that they sort), key. Its value is empty."""
 
 
@@ -114,8 +114,8 @@ class StateStore(rocksdb.Store):
 
     def _index(self, partition: int) -> Iterator[bytes]:
         cursor = self._db_for_partition(partition).iter()
-        cursor.seek(_DUE)
-        while cursor.valid() and (entry := cursor.key()).startswith(_DUE):
+        cursor.seek(DUE)
+        while cursor.valid() and (entry := cursor.key()).startswith(DUE):
             yield entry
             cursor.next()
 
@@ -129,9 +129,9 @@ class StateStore(rocksdb.Store):
                 batch.put(key, value)
         for key, before, now in moved:
             if before:
-                batch.delete(_due_entry(before, key))
+                batch.delete(due_entry(before, key))
             if now:
-                batch.put(_due_entry(now, key), b"")
+                batch.put(due_entry(now, key), b"")
         if offset is not None:
             batch.put(self.offset_key, str(offset).encode())
         with self._sound(partition):
@@ -224,12 +224,13 @@ class StateStore(rocksdb.Store):
             db.close()
 
 
-def _due_entry(at: int, key: bytes) -> bytes:
-    return _DUE + at.to_bytes(8, "big") + key
+def due_entry(at: int, key: bytes) -> bytes:
+    """Key of the index of due times."""
+    return DUE + at.to_bytes(8, "big") + key
 
 
 def _due_time(entry: bytes) -> int:
-    return int.from_bytes(entry[len(_DUE) : _DUE_KEY], "big")
+    return int.from_bytes(entry[len(DUE) : _DUE_KEY], "big")
 
 
 def _corrupt(error: Exception) -> bool:

@@ -18,7 +18,7 @@ from aiokafka.errors import ProducerClosed
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from streams.transport.producer import Gate
-from tests.simulation.kafka import NO_GENERATION, NO_MEMBER, Broker, Group, Joined, Record, Sent
+from tests.simulation.kafka import APPEND_TIME, NO_GENERATION, NO_MEMBER, Broker, Group, Joined, Record, Sent
 from tests.simulation.loop import OWNER
 from tests.simulation.network import Network
 
@@ -51,9 +51,11 @@ class SentBatch:
 
 
 class Metadata(NamedTuple):
-    """What a delivery tells."""
+    """What a delivery tells: the first record's offset (-1: the broker doesn't know any more), and when the broker took it, ms."""
 
     offset: int
+    timestamp: int = -1
+    timestamp_type: int = APPEND_TIME
 
 
 class Leaving(NamedTuple):
@@ -134,7 +136,7 @@ class FakeConnection:
                 sequence = self._sequences.get(tp, 0)
                 self._sequences[tp] = sequence + len(batch.records)
                 try:
-                    offset = await self._send(tp, batch, sequence)
+                    told = await self._send(tp, batch, sequence)
                 except errors.KafkaError as error:
                     outcome: Exception | None = error
                 else:
@@ -143,30 +145,32 @@ class FakeConnection:
                 if future.done():
                     continue
                 if outcome is None:
-                    future.set_result(Metadata(offset))
+                    future.set_result(told)
                 else:
                     future.set_exception(outcome)
         finally:
             self._senders.pop(tp, None)
 
-    async def _send(self, tp: TopicPartition, batch: SentBatch, sequence: int) -> int:
-        """The offset of the first record; -1 if the broker doesn't know any more. An idempotent batch is sent until it is there."""
+    async def _send(self, tp: TopicPartition, batch: SentBatch, sequence: int) -> Metadata:
+        """An idempotent batch is sent until it is there."""
         loop = asyncio.get_running_loop()
         while True:
             await self._gate()
             leaving = Leaving(loop.time(), self._stamp())
 
-            def apply(leaving: Leaving = leaving) -> int:
-                end = self._broker.log(tp).end
+            def apply(leaving: Leaving = leaving) -> Metadata:
+                log = self._broker.log(tp)
+                end = log.end
                 offset = self._broker.produce(tp, self._producer, sequence, batch.records, self._milliseconds())
                 if offset == end and self._landed is not None:
                     self._landed(leaving, tp, offset, batch.records)
-                return offset
+                times = [record.timestamp for record in log.read(offset, 1)[0] if record.offset == offset]
+                return Metadata(offset, times[0] if times else -1)
 
             try:
                 return await self._network.request(BROKER, "produce", apply, errors.RequestTimedOutError, self._timeout)
             except errors.DuplicateSequenceNumber:
-                return -1
+                return Metadata(-1)
             except TimeoutError:
                 pass
             except errors.KafkaError as error:

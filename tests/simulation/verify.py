@@ -18,6 +18,7 @@ from audit.stores import Row, comparable
 from domain.topics import DECISIONS, DERIVED, DLQ, INPUT, REKEYED
 from sinks.schema import TABLES
 from streams.partitioner import partition_of
+from streams.transport.table import DUE, due_entry
 from tables import codec
 from tests.simulation.accounts import coordinates, natural_keys
 from tests.simulation.kafka import Record
@@ -146,7 +147,11 @@ class Verifier:
         """The owner's local store holds what the changelog holds."""
         for worker in self.world.running.values():
             if worker.app is not None and any(lane.partition == number for lane in worker.app.consumer.lanes.values()):
-                found = {key: value for key, value in worker.files.partitions.get(number, {}).items() if key != worker.app.store.offset_key}
+                held = worker.files.partitions.get(number, {})
+                index = {key for key in held if key.startswith(DUE)}
+                if index != {due_entry(due, key) for key, raw in newest.items() if (due := codec.due_of(raw))}:
+                    yield f"partition {number}: the index of due times is not that of the states"
+                found = {key: value for key, value in held.items() if key != worker.app.store.offset_key and key not in index}
                 for key in sorted(found.keys() | newest.keys()):
                     if found.get(key) != newest.get(key):
                         versions = f"{_version(found.get(key))} and {_version(newest.get(key))}"

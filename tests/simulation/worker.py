@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, Protocol
 from unittest import mock
@@ -126,6 +126,17 @@ class SimulatedThread(ConsumerThread, _BareThread):
 
     def kick(self) -> None:
         self._kicked.set()
+
+    # Without aiokafka's own requests: there are no transactions here.
+
+    async def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
+        found = await self._ensure_consumer()._coordinator.fetch_committed_offsets([TopicPartition(*tp) for tp in tps])
+        known = {TP(*tp): offsets.offset for tp, offsets in found.items() if offsets.offset >= 0}
+        return {tp: known.get(tp) for tp in tps}
+
+    async def _high_watermarks(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        ends: dict[TopicPartition, int] = await self._ensure_consumer().end_offsets(list(partitions))
+        return ends
 
 
 class SimulatedConsumer(Consumer, _BareConsumer):
@@ -372,7 +383,7 @@ def _say_nothing(*args: object, **fields: object) -> None:
 @contextlib.contextmanager
 def simulated(clock: Callable[[], float], wall_clock: Callable[[], float]) -> Iterator[None]:
     """The real modules look at these clocks, and log nothing. Waits that only bound how long an idle fetch sleeps are longer."""
-    time = SimpleNamespace(monotonic=clock, time=wall_clock)
+    time = SimpleNamespace(monotonic=clock, time=wall_clock, perf_counter=clock)
     quiet = _Quiet()
     replaced: list[tuple[Any, str, Any]] = [
         (lane, "time", time),
