@@ -58,6 +58,7 @@ def demo_command(
 
 def _run(folder: Path, orders: int, *, keep: bool) -> None:
     from stack import Stack, StackError
+    from streams import topics
 
     try:
         with console.status("starting Kafka, PostgreSQL and Valkey from packages") as status:
@@ -71,7 +72,7 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
         _step("servers", f"Kafka {settings.kafka}, PostgreSQL and Valkey on this machine's loopback")
         with console.status("creating topics and tables"):
             subprocess.run([*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL)
-        _step("topics", "25 Kafka topics, 4 tables in PostgreSQL")
+        _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 4 tables in PostgreSQL")
         worker = _worker(folder, stack.env)
         _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
         asyncio.run(_stream(settings, orders, worker))

@@ -1,0 +1,119 @@
+"""The simulated services: what they remember, so that a repeated command gets the same answer and no unit is had twice."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid5
+
+import pytest
+
+from domain import events
+from examples.services import Behaviour, Customers, Inventory, Later, Market, Message, Payments, Shipping, Steps
+from sources.event import binary
+
+ORDER = "0a0a0a0a-0000-4000-8000-000000000001"
+SELLER = "aaaaaaaa-0000-4000-8000-000000000001"
+RESERVATION = str(uuid5(UUID(ORDER), f"reservation:{SELLER}"))
+COMMAND: dict[str, Any] = {
+    "reservation_id": RESERVATION,
+    "label_request_id": "1a1a1a1a-0000-4000-8000-000000000001",
+    "payment_request_id": "2a2a2a2a-0000-4000-8000-000000000001",
+    "refund_id": "3a3a3a3a-0000-4000-8000-000000000001",
+    "order_id": ORDER,
+    "seller_id": SELLER,
+    "amount": "12.00",
+    "currency": "EUR",
+    "items": [{"item_id": "10000000-0000-4000-8000-000000000001", "quantity": 3}],
+}
+ITEM = COMMAND["items"][0]["item_id"]
+NEVER, ALWAYS = Behaviour(refusals=0, returns=0), Behaviour(refusals=1, returns=1)
+
+
+def all_of(steps: Steps) -> list[Message]:
+    """Everything that follows, without the waiting."""
+    found: list[Message] = []
+    for step in steps:
+        found += all_of(step.act()) if isinstance(step, Later) else [step]
+    return found
+
+
+def told(steps: Steps) -> list[tuple[str, int]]:
+    """(type, units)"""
+    return [(each.type, sum(item["quantity"] for item in each.data.get("items", []))) for each in all_of(steps)]
+
+
+def test_a_reservation_asked_twice_is_answered_twice_alike() -> None:
+    inventory = Inventory(NEVER)
+    assert told(inventory.reserve(COMMAND)) == told(inventory.reserve(COMMAND)) == [("stock.reserved", 0)]
+
+
+def test_what_is_refused_is_never_handed_out() -> None:
+    for seed in range(20):
+        inventory = Inventory(Behaviour(refusals=1, seed=seed))
+        rejected = sum(units for type_, units in told(inventory.reserve(COMMAND)) if type_ == "stock.rejected")
+        assert rejected
+        assert inventory.pick(RESERVATION, {ITEM: 3}).get(ITEM, 0) == 3 - rejected
+
+
+def test_units_leave_or_come_back_but_not_both() -> None:
+    inventory = Inventory(NEVER)
+    inventory.reserve(COMMAND)
+    assert inventory.pick(RESERVATION, {ITEM: 2}) == {ITEM: 2}
+    assert told(inventory.release(COMMAND)) == [("stock.released", 1)]
+    assert inventory.pick(RESERVATION, {ITEM: 1}) == {}
+    assert told(inventory.release(COMMAND)) == [("stock.released", 1)]  # the same answer again, not one more unit
+
+
+def test_a_release_of_what_was_never_reserved_closes_it() -> None:
+    inventory = Inventory(NEVER)
+    assert told(inventory.release(COMMAND)) == [("stock.released", 3)]
+    assert told(inventory.reserve(COMMAND)) == [("stock.released", 3)]
+    assert inventory.pick(RESERVATION, {ITEM: 3}) == {}
+
+
+def test_a_label_leads_to_scans_up_to_the_door_and_asked_again_to_the_same_ones() -> None:
+    inventory = Inventory(NEVER)
+    shipping = Shipping(NEVER, inventory, lambda order, parcel, items: [])
+    scans = all_of(shipping.label(COMMAND))
+    assert {each.data["status"] for each in scans} == {"in_transit", "delivered"}
+    assert sum(item["quantity"] for each in scans if each.data["status"] == "delivered" for item in each.data["items"]) == 3
+    again = all_of(shipping.label(COMMAND))
+    assert all(any(each is scan for scan in scans) for each in again)
+    assert len(again) == len(scans)
+
+
+def test_payments() -> None:
+    assert [each.type for each in all_of(Payments(NEVER).initiate(COMMAND))] == ["order.paid"]
+    assert all_of(Payments(ALWAYS).initiate(COMMAND))[0].type == "payment.failed"
+    assert [each.type for each in all_of(Payments(NEVER).refund(COMMAND))] == ["refund.completed"]
+    assert [each.type for each in all_of(Payments(ALWAYS).refund(COMMAND))] == ["refund.failed"]
+
+
+def test_customers_send_back_no_more_than_they_got() -> None:
+    returned = all_of(Customers(Behaviour(returns=1, refusals=0)).delivered(ORDER, COMMAND["label_request_id"], {ITEM: 3}))
+    assert [each.data["status"] for each in returned] == ["requested", "processed"]
+    assert 1 <= returned[0].data["quantity"] <= 3
+
+
+def test_a_market_overlooks_as_many_commands_as_it_should() -> None:
+    market = Market(Behaviour(silence=0.3))
+    answered = sum(bool(all_of(market.take("payment.initiate", COMMAND | {"payment_request_id": str(UUID(int=n))}))) for n in range(500))
+    assert market.ignored == 500 - answered
+    assert 0.2 < market.ignored / 500 < 0.4
+    retried = [bool(all_of(market.take("payment.initiate", COMMAND))) for _ in range(30)]
+    assert True in retried
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_checkout_is_one_that_the_pipeline_takes(seed: int) -> None:
+    for checkout, _ in Customers(Behaviour(seed=seed)).checkouts(60):
+        attributes = {"specversion": "1.0", "id": "1", "source": "/tests", "type": checkout.type, "time": "2026-01-01T00:00:00Z"}
+        event = events.decode(checkout.type, *binary(attributes, checkout.data))
+        assert str(UUID(bytes=event.order_id)) == str(uuid5(UUID(checkout.key), "order"))
+        assert Decimal(checkout.data["total_amount"]) > 0
+
+
+def test_the_same_seed_gives_the_same_checkouts() -> None:
+    first, second = ([each.data for each, _ in Customers(Behaviour(seed=9)).checkouts(20)] for _ in range(2))
+    assert first == second
