@@ -56,11 +56,13 @@ def chaos(
     if seed is None:
         seed = random.SystemRandom().randrange(10_000)
     kinds = [CATALOGUE[name].kind for name in names or CATALOGUE]
-    planned = schedule.once(seed, kinds) if minutes is None else schedule.within(schedule.rounds(seed, kinds), minutes * 60)
+    endless = schedule.rounds(seed, kinds)
+    planned = list(schedule.once(seed, kinds) if minutes is None else schedule.within(endless, minutes * 60))
     place = out / f"seed-{seed}"
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    outcome = asyncio.run(_run(place, seed, list(planned), Shape(rate=rate), minutes))
+    console.print(f"seed {seed}: {len(planned)} rounds, some {sum(each.seconds for each in planned) / 60:.0f} minutes")
+    outcome = asyncio.run(_run(place, seed, planned, Shape(rate=rate), minutes))
     document = report.write(outcome, place)
     if as_json:
         print(json.dumps(document, indent=2))
