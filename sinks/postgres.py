@@ -139,6 +139,12 @@ class PostgresSink:
                 # is dead.
                 connection.terminate()
                 raise ConnectionResetError(f"Postgres ended the connection: {error}") from error
+            except TimeoutError as error:
+                # The server ends a statement a second earlier, so nobody is there. asyncpg would wait as long again for the statement to be
+                # canceled, and the other connections are no better: each would cost one more attempt.
+                connection.terminate()
+                await self._pool.expire_connections()
+                raise TimeoutError(f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s") from error
 
     async def close(self) -> None:
         """Closes the connections, waiting for writes under way as long as a statement may take. Doesn't raise when the server is away."""

@@ -16,6 +16,7 @@ from rich.table import Table
 
 from tests.chaos import chart
 from tests.chaos.run import LIMIT, Outcome
+from tests.chaos.sweep.sweep import Result, Swept
 
 _STYLE = Path(__file__).with_name("report.css").read_text()
 
@@ -141,7 +142,52 @@ def page(outcome: Outcome) -> str:
         + (f" MINUTES={outcome.minutes:g}" if outcome.minutes is not None else "")
         + "</code></p>",
     ]
-    head = f'<meta charset="utf-8"><title>Chaos, seed {outcome.seed}</title><style>{_STYLE}</style>'
+    return _whole(f"Chaos, seed {outcome.seed}", parts)
+
+
+def write_sweep(swept: Swept, folder: Path) -> dict[str, Any]:
+    """Write report.json and report.html of a kill sweep; returns the document."""
+    document = swept.document()
+    (folder / "report.json").write_text(json.dumps(document, indent=2))
+    verdict = '<span class="good">clean after every kill</span>' if swept.good else '<span class="bad-text">FAILED</span>'
+    rows = [(str(each.kill.point), each.kill.side, each.kill.scene, str(each.kill.n), _kill_outcome(each)) for each in swept.results]
+    parts = [
+        f"<h1>Kill sweep, seed {swept.seed}</h1>",
+        f'<p class="verdict">{verdict}</p>',
+        f"<p>{document['points']} await points; killed {document['killed']} times, before or after one.</p>",
+        _listed("What is wrong", [*swept.stuck, *(f"{each.kill}: {each.problem}" for each in swept.results if each.problem)]),
+        _listed("Never passed by any scene", swept.unreached),
+        _listed("Not passed this time", document["missed"]),
+        "<h2>Every kill</h2>",
+        _table(("point", "", "scene", "pass", "then"), rows, numbers=(3,), code=(0,)),
+    ]
+    (folder / "report.html").write_text(_whole(f"Kill sweep, seed {swept.seed}", parts))
+    return document
+
+
+def show_sweep(swept: Swept, console: Console) -> None:
+    """For the terminal."""
+    document = swept.document()
+    console.print(f"{document['points']} await points, {document['killed']} kills, {len(document['problems'])} with a problem afterwards")
+    for heading, lines in (("never passed by any scene", swept.unreached), ("not passed this time", document["missed"])):
+        if lines:
+            console.print(f"{heading}:")
+            for line in lines:
+                console.print(f"  {line}", markup=False)
+    for line in swept.stuck:
+        console.print(line, style="red", markup=False)
+    for each in document["problems"]:
+        console.print(f"{each['kill']}: {each['problem']}", style="red", markup=False)
+    if swept.good:
+        console.print("[bold green]clean[/] after every kill")
+
+
+def _kill_outcome(result: Result) -> str:
+    return result.problem or ("clean" if result.died else "not passed this time; clean")
+
+
+def _whole(title: str, parts: Iterable[str]) -> str:
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{_STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
@@ -161,9 +207,9 @@ def show(outcome: Outcome, console: Console) -> None:
         f"{_count(redelivered(outcome))} derived events redelivered, lag 0 after {_seconds(outcome.drained)}"
     )
     for note in outcome.notes:
-        console.print(f"  {note}", style="dim")
+        console.print(f"  {note}", style="dim", markup=False)
     for problem in outcome.problems:
-        console.print(f"[red]{escape(problem)}[/]")
+        console.print(problem, style="red", markup=False)
     if outcome.good:
         console.print("[bold green]clean[/]: nothing lost, nothing done twice")
 

@@ -1,4 +1,4 @@
-"""Connections that are reset while nobody uses them, on the event loop that workers run on: uvloop tells it in its own way."""
+"""Connections that are lost while nobody uses them, on the event loop that workers run on: uvloop tells it in its own way."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import pytest
 import uvloop
 
 from settings import Settings
@@ -65,6 +66,27 @@ def test_postgres_is_away_for_a_moment(migrated: Settings) -> None:
             await eventually(lambda: proxy.connections == 0)
             delivery = Delivery(Settings())
             assert await delivery.run("0", lambda: written(sink, batch), asyncio.Event()) is Outcome.DONE
+        finally:
+            await sink.close()
+
+    uvloop.run(through(migrated.postgres, use))
+
+
+def test_one_attempt_finds_out_that_all_connections_to_postgres_are_half_open(migrated: Settings) -> None:
+    async def use(url: str, proxy: Proxy) -> None:
+        sink = PostgresSink(Settings(postgres=url, postgres_statement_timeout=2.0))
+        await sink.start()
+        batch = RowBatch()
+        ORDER.rows(batch)
+        try:
+            await asyncio.gather(*(sink.write(batch) for _ in range(3)))
+            assert proxy.connections >= 2
+            proxy.half_open()
+            # The server's own timeout, a second more, and nothing beyond that.
+            async with asyncio.timeout(5.5):
+                with pytest.raises(TimeoutError, match="did not answer"):
+                    await sink.write(batch)
+            assert await sink.write(batch) == 0
         finally:
             await sink.close()
 

@@ -153,8 +153,8 @@ class Arena:
         self._children.append(child)
         return child
 
-    async def mended(self) -> dict[str, Any]:
-        """Heal everything, let a healthy worker handle the rest, and audit. Returns the auditor's report."""
+    async def drained(self) -> None:
+        """Heal everything, and let a healthy worker handle the rest. Raises TimeoutError if it doesn't come to that."""
         await self.heal()
         for child in self._children:
             child.send(signal.SIGKILL)
@@ -172,6 +172,10 @@ class Arena:
         if healthy.code != 0:
             raise TimeoutError(f"the healthy worker ended with {healthy.code} after SIGTERM; its log: {healthy.log}")
         self._children.clear()
+
+    async def mended(self) -> dict[str, Any]:
+        """The same, and the auditor's report."""
+        await self.drained()
         auditing = await self._zygote.fork(["audit", "--json"], self.env, name="audit")
         await asyncio.wait_for(auditing.ended.wait(), 120)
         text = auditing.text()

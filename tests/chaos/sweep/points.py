@@ -59,12 +59,13 @@ def points(modules: tuple[str, ...] = MODULES) -> list[Point]:
 def find(file: str, source: str) -> list[Point]:
     """The points of one file. Pure."""
     found: list[Point] = []
+    lines = source.splitlines()
 
     def walk(node: ast.AST, where: str) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             where = f"{where}.{node.name}" if where else node.name
-        text = " ".join((ast.get_source_segment(source, node) or "").split())[:90]
         for kind, place in places(node):
+            text = lines[node.lineno - 1].strip() if hasattr(node, "lineno") else ast.unparse(node)
             found.append(Point(file, place.lineno, place.col_offset, kind, where, text))
         for child in ast.iter_child_nodes(node):
             walk(child, where)

@@ -14,25 +14,26 @@ from tests.chaos.sweep.arena import Arena, Life
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`tweaks` and `env` are the worker's. `fresh`: without local state."""
+    """`tweaks` and `env` are the worker's. `fresh`: without local state. `code`: what an unharmed worker ends with."""
 
     name: str
     act: Callable[[Arena, Life], Awaitable[None]]
     tweaks: tuple[str, ...] = ("often",)
     env: tuple[tuple[str, str], ...] = ()
     fresh: bool = False
+    code: int = 0
 
 
 SCENES: dict[str, Scene] = {}
 
 
 def scene(
-    name: str, *, tweaks: tuple[str, ...] = ("often",), env: tuple[tuple[str, str], ...] = (), fresh: bool = False
+    name: str, *, tweaks: tuple[str, ...] = ("often",), env: tuple[tuple[str, str], ...] = (), fresh: bool = False, code: int = 0
 ) -> Callable[[Callable[[Arena, Life], Awaitable[None]]], Callable[[Arena, Life], Awaitable[None]]]:
     """Decorator: put it among the scenes, which are tried in the order in which they are written."""
 
     def register(act: Callable[[Arena, Life], Awaitable[None]]) -> Callable[[Arena, Life], Awaitable[None]]:
-        SCENES[name] = Scene(name, act, tweaks, env, fresh)
+        SCENES[name] = Scene(name, act, tweaks, env, fresh, code)
         return act
 
     return register
@@ -156,7 +157,7 @@ async def stop_slowly(arena: Arena, life: Life) -> None:
     await _stopped(arena, life)
 
 
-@scene("stalled", env=(("ORDERS_STALL_TIMEOUT", "0.5"), ("ORDERS_DRAIN_TIMEOUT", "0.3")))
+@scene("stalled", env=(("ORDERS_STALL_TIMEOUT", "0.5"), ("ORDERS_DRAIN_TIMEOUT", "0.3")), code=1)
 async def stalled(arena: Arena, life: Life) -> None:
     """A batch takes longer than a batch can take: the worker ends itself."""
     await arena.ready(life)
@@ -166,7 +167,7 @@ async def stalled(arena: Arena, life: Life) -> None:
     await arena.over(life)
 
 
-@scene("refused")
+@scene("refused", code=1)
 async def refused(arena: Arena, life: Life) -> None:
     """A topic takes nothing: the worker ends itself."""
     await arena.ready(life)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from random import Random
 from typing import Any
 
-from tests.chaos.sweep.arena import Arena, Dead
+from stack import Stack
+from tests.chaos.sweep.arena import Arena, Dead, arena
 from tests.chaos.sweep.points import AFTER, BEFORE, Point, points
 from tests.chaos.sweep.scenes import SCENES, Scene
+from tests.chaos.world import SERVERS
 
 RESET_EVERY = 12
 """Kills after which topics and tables are emptied: an audit reads all of them."""
@@ -52,10 +59,12 @@ class Swept:
     results: list[Result] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
     """Sides of points that no scene passed."""
+    stuck: list[str] = field(default_factory=list)
+    """Scenes that didn't come to their end, unharmed as they were."""
 
     @property
     def good(self) -> bool:
-        return not any(result.problem for result in self.results)
+        return not self.stuck and any(result.died for result in self.results) and not any(result.problem for result in self.results)
 
     def document(self) -> dict[str, Any]:
         return {
@@ -65,37 +74,37 @@ class Swept:
             "killed": sum(result.died for result in self.results),
             "missed": [str(result.kill) for result in self.results if not result.died],
             "unreached": self.unreached,
+            "stuck": self.stuck,
             "problems": [{"kill": str(result.kill), "problem": result.problem} for result in self.results if result.problem],
             "results": [asdict(result) for result in self.results],
         }
 
 
-async def reconnoitre(arena: Arena, scenes: Iterable[Scene]) -> dict[str, dict[tuple[str, str], int]]:
-    """Play each scene once unharmed: scene -> (point, side) -> passes. Raises TimeoutError if a scene doesn't come to its end."""
-    passed: dict[str, dict[tuple[str, str], int]] = {}
-    for scene in scenes:
-        await arena.send(BACKLOG)
-        life = await arena.live(tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh)
-        with contextlib.suppress(Dead):
-            await scene.act(arena, life)
-        await arena.over(life)
-        passed[scene.name] = life.counts()
-        await arena.mended()
-    return passed
+async def reconnoitre(arena: Arena, scene: Scene) -> dict[tuple[str, str], int]:
+    """Play a scene unharmed: (point, side) -> passes. Raises TimeoutError if it doesn't come to its end as it should."""
+    await arena.send(BACKLOG)
+    life = await arena.live(tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh)
+    with contextlib.suppress(Dead):
+        await scene.act(arena, life)
+    await arena.over(life)
+    if life.code != scene.code:
+        raise TimeoutError(f"scene {scene.name} ended with {life.code}, not {scene.code}; its log: {life.log}")
+    await arena.drained()
+    return life.counts()
 
 
-def plan(passed: dict[str, dict[tuple[str, str], int]], seed: int, known: Sequence[Point]) -> tuple[list[Kill], list[str]]:
+def plan(passed: Mapping[str, Mapping[tuple[str, str], int]], seed: int, known: Sequence[Point]) -> tuple[list[Kill], list[str]]:
     """For each side of each point a kill in the first scene that passes it, and the sides that none passes. Pure."""
     random = Random(f"{seed}:sweep")
     kills: list[Kill] = []
     unreached: list[str] = []
     for point in known:
         for side in (BEFORE, AFTER):
-            usable = [(name, counts[point.key, side]) for name, counts in passed.items() if counts.get((point.key, side))]
-            if not usable:
+            usable = [(name, passed[name].get((point.key, side), 0)) for name in SCENES if name in passed]
+            name, count = next(((name, count) for name, count in usable if count), ("", 0))
+            if not count:
                 unreached.append(f"{side} {point}")
                 continue
-            name, count = usable[0]
             # Passes differ a little between two lives: the second half of what was seen may not come.
             kills.append(Kill(point, side, name, random.randint(1, max(1, min(count // 2, DEEPEST)))))
     return kills, unreached
@@ -107,11 +116,12 @@ async def kill(arena: Arena, each: Kill) -> Result:
     await arena.send(BACKLOG)
     life = await arena.live(armed=(each.point.key, each.side, each.n), tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh)
     problem = ""
-    with contextlib.suppress(Dead):
-        try:
-            await scene.act(arena, life)
-        except TimeoutError as error:
-            problem = f"scene {scene.name}: {error}"
+    try:
+        await scene.act(arena, life)
+    except Dead:
+        pass
+    except TimeoutError as error:
+        problem = f"scene {scene.name}: {error}"
     died = life.code == -9
     try:
         report = await arena.mended()
@@ -123,7 +133,7 @@ async def kill(arena: Arena, each: Kill) -> Result:
     return Result(each, died, problem)
 
 
-async def sweep(arena: Arena, seed: int, kills: Sequence[Kill], told: Callable[[Result], None] = lambda _: None) -> list[Result]:
+async def sweep(arena: Arena, kills: Iterable[Kill], told: Callable[[Result], None] = lambda _: None) -> list[Result]:
     """All of them, one after the other."""
     results: list[Result] = []
     for number, each in enumerate(kills):
@@ -140,9 +150,55 @@ async def sweep(arena: Arena, seed: int, kills: Sequence[Kill], told: Callable[[
     return results
 
 
-async def whole(arena: Arena, seed: int, told: Callable[[Result], None] = lambda _: None) -> Swept:
-    """Every point."""
+Told = Callable[[int, int, str], None]
+"""How many kills are done, of how many, and a line about the last one where there is something to say."""
+
+
+async def sweep_stacks(folder: Path, seed: int, stacks: int, told: Told) -> Swept:
+    """Every point, on servers of its own, several side by side. Topic names are the contract's, so each sweeper has a broker to itself."""
     known = points()
-    passed = await reconnoitre(arena, SCENES.values())
-    kills, unreached = plan(passed, seed, known)
-    return Swept(seed, len(known), await sweep(arena, seed, kills, told), unreached)
+    async with AsyncExitStack() as opened:
+        arenas = [
+            await opened.enter_async_context(_served(folder / f"stack-{number}", folder / "logs" / str(number))) for number in range(stacks)
+        ]
+        passed: dict[str, dict[tuple[str, str], int]] = {}
+        stuck: list[str] = []
+        scenes = deque(SCENES.values())
+
+        async def look(arena: Arena) -> None:
+            while scenes:
+                scene = scenes.popleft()
+                try:
+                    passed[scene.name] = await reconnoitre(arena, scene)
+                except TimeoutError as error:
+                    stuck.append(str(error))
+                    await arena.reset()
+
+        await asyncio.gather(*(look(arena) for arena in arenas))
+        kills, unreached = plan(passed, seed, known)
+        left = deque(kills)
+        done = 0
+
+        def one(result: Result) -> None:
+            nonlocal done
+            done += 1
+            line = f"MISSED {result.kill}" if not result.died else ""
+            told(done, len(kills), f"FAILED {result.kill}: {result.problem}" if result.problem else line)
+
+        def taken() -> Iterator[Kill]:
+            while left:
+                yield left.popleft()
+
+        results = await asyncio.gather(*(sweep(arena, taken(), one) for arena in arenas))
+    return Swept(seed, len(known), [result for some in results for result in some], unreached, stuck)
+
+
+@asynccontextmanager
+async def _served(folder: Path, logs: Path) -> AsyncIterator[Arena]:
+    stack = await asyncio.to_thread(Stack.start, folder)
+    try:
+        env = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_") or name not in SERVERS}
+        async with arena(env | stack.env | {"ORDERS_GROUP": "orders"}, logs) as made:
+            yield made
+    finally:
+        await asyncio.to_thread(stack.purge)

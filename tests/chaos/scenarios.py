@@ -1,0 +1,179 @@
+"""What has to be told on its own: what can't be undone, what takes long, what is measured.
+
+Each is played on a topology under load (run.arena) and notes what it saw. What should not have been goes into the world's problems.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from aiokafka.admin import NewPartitions
+from aiokafka.errors import KafkaError
+
+from sources import generator
+from sources.producer import send
+from streams import topics
+from streams.lag import LagReader
+from tests.chaos.run import Injection, Outcome, Say
+from tests.chaos.workers import Supervised
+from tests.chaos.world import Shape, World, until
+
+METADATA_AGE = 30.0
+"""Seconds after which a running worker looks at the topics again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """`limit`: seconds that catching up may take at the end."""
+
+    act: Callable[[World, Outcome, Say], Awaitable[None]]
+    what: str
+    shape: Shape = field(default_factory=Shape)
+    limit: float = 60.0
+
+
+SCENARIOS: dict[str, Scenario] = {}
+
+
+def scenario(
+    name: str, what: str, shape: Shape | None = None, limit: float = 60.0
+) -> Callable[[Callable[[World, Outcome, Say], Awaitable[None]]], Callable[[World, Outcome, Say], Awaitable[None]]]:
+    """Decorator: put it among the scenarios."""
+
+    def register(act: Callable[[World, Outcome, Say], Awaitable[None]]) -> Callable[[World, Outcome, Say], Awaitable[None]]:
+        SCENARIOS[name] = Scenario(act, what, shape or Shape(), limit)
+        return act
+
+    return register
+
+
+@scenario(
+    "partitions-added",
+    "a partition is added to one input topic: workers end with 1 and say what to do; when all topics have it they go on",
+    Shape(brokers=1, replica=False, workers=2, rate=100.0),
+)
+async def partitions_added(here: World, outcome: Outcome, say: Say) -> None:
+    """Can't be undone, so it comes last on its servers."""
+    topic = "order.paid"
+    more = here.settings.partitions + 1
+    said = f"{topic} has {more}, the others have {here.settings.partitions}. Stop all workers and make them equal."
+    marks = {name: (worker.size(), len(worker.exits)) for name, worker in here.workers.items()}
+    injection = Injection(0, "partitions-added", 0, f"{topic}: {more} partitions", here.clock.now())
+    outcome.injections.append(injection)
+    async with here.kafka() as admin:
+        await admin.create_partitions({topic: NewPartitions(more)})
+        say(f"{topic} has {more} partitions")
+
+        def refused() -> bool:
+            """Each has ended, was started again, and has ended again."""
+            return all(len(worker.exits) >= marks[name][1] + 2 for name, worker in here.workers.items())
+
+        await until(refused, "every worker has refused to go on, twice", METADATA_AGE + 45)
+        for name, worker in here.workers.items():
+            codes = [gone.code for gone in worker.exits[marks[name][1] :]]
+            if any(code != 1 for code in codes):
+                here.problems.append(f"{name} ended with {codes}, not 1, for want of equal partitions")
+            text = worker.text(marks[name][0])
+            if said not in text:
+                here.problems.append(f"{name} doesn't say what is wrong and what to do: {said!r}")
+            injection.said = next((line for line in text.splitlines() if said in line), "")
+        say("every worker has refused to go on; now every topic gets the partition")
+        others = [spec.name for spec in topics.specs(here.settings, here.shape.brokers) if spec.name != topic]
+        await admin.create_partitions({name: NewPartitions(more) for name in others})
+    injection.healed = here.clock.now()
+    # A producer that knows of the new partition: some orders' events now come in another lane than before.
+    await send(here.settings, generator.events(300, here.seed + 1, generator.Shares(0.05, 0.2, 0.01)))
+    injection.recovery = await here.watch.caught_up(60.0)
+    if injection.recovery is None:
+        here.problems.append("partitions-added: not handled 60 s after all topics have the partition")
+
+
+@scenario(
+    "postgres-down-10m",
+    "Postgres is away for ten minutes under load: the workers' memory stays within bounds",
+    Shape(settings={"ORDERS_RETRY_LIMIT": "1200"}),
+    limit=600.0,
+)
+async def postgres_down_10m(here: World, outcome: Outcome, say: Say) -> None:
+    """The retry limit is above the outage, so that one life of each worker sees all of it."""
+    seconds = 600.0
+    injection = Injection(0, "postgres-stop", 0, f"for {seconds:.0f} s", here.clock.now())
+    outcome.injections.append(injection)
+    await here.kill("postgres", signal.SIGQUIT)
+    began = time.monotonic()
+    while (passed := time.monotonic() - began) < seconds:
+        await asyncio.sleep(min(30.0, seconds - passed))
+        latest = here.watch.samples[-1]
+        say(f"lag {latest.lag or 0:,}; " + ", ".join(f"{name} {rss / 2**20:.0f} MiB" for name, rss in sorted(latest.rss.items())))
+    await here.revive("postgres")
+    injection.healed = here.clock.now()
+    down = [sample for sample in here.watch.samples if injection.injected <= sample.at <= injection.healed]
+    for name in here.workers:
+        sizes = [sample.rss[name] / 2**20 for sample in down if name in sample.rss]
+        if not sizes:
+            here.problems.append(f"{name} never lived while Postgres was away")
+            continue
+        # Buffers fill in the first part of an outage; after that nothing may grow.
+        early, late = max(sizes[: len(sizes) // 4 + 1]), max(sizes[len(sizes) * 3 // 4 :])
+        here.notes.append(f"{name}: {sizes[0]:.0f} MiB at the start, {early:.0f} at most in the first quarter, {late:.0f} in the last")
+        if late > early * 1.15 + 16:
+            here.problems.append(f"{name} grew from {early:.0f} to {late:.0f} MiB while Postgres was away")
+    injection.recovery = await here.watch.caught_up(SCENARIOS["postgres-down-10m"].limit)
+    if injection.recovery is None:
+        here.problems.append("postgres-down: not caught up in time")
+
+
+@scenario("worker-failover", "kill -9 of one of three workers, three times: seconds until its partitions move on")
+async def worker_failover(here: World, outcome: Outcome, say: Say) -> None:
+    for number, name in enumerate(sorted(here.workers)):
+        worker = here.workers[name]
+        lanes = _lanes(worker)
+        if not lanes:
+            here.problems.append(f"{name} has no lane")
+            continue
+        injection = Injection(number, "worker-kill", 0, f"{name} with lanes {sorted(lanes)}", here.clock.now())
+        outcome.injections.append(injection)
+        began = time.monotonic()
+        ending = asyncio.ensure_future(worker.down(signal.SIGKILL))
+        times = await _moved_on(here, lanes, began)
+        await ending
+        if times is None:
+            here.problems.append(f"{name}: its partitions had not moved on after 60 s")
+        else:
+            here.notes.append(f"kill -9 of {name}: " + ", ".join(f"lane {lane} after {seconds:.1f} s" for lane, seconds in times.items()))
+            say(here.notes[-1])
+        worker.start()
+        injection.healed = here.clock.now()
+        injection.recovery = await here.watch.caught_up(60.0)
+        await asyncio.sleep(5)
+
+
+def _lanes(worker: Supervised) -> set[int]:
+    """Partition numbers that it has opened last."""
+    found = re.findall(r"lanes ([\d, ]+) open, generation", worker.text())
+    return {int(number) for number in found[-1].split(",")} if found else set()
+
+
+async def _moved_on(here: World, lanes: set[int], began: float) -> dict[int, float] | None:
+    """Lane -> seconds from `began` until something of it was committed again. None if that takes longer than 60 s."""
+    times: dict[int, float] = {}
+    async with LagReader(here.settings) as reader:
+        first = {partition: position.committed for partition, position in (await reader.lag()).items()}
+        while times.keys() != lanes:
+            now = time.monotonic()
+            if now - began > 60:
+                return None
+            try:
+                lag = await reader.lag()
+            except KafkaError:
+                continue
+            for (topic, partition), position in lag.items():
+                if partition in lanes and partition not in times and position.committed > first[topic, partition]:
+                    times[partition] = now - began
+            await asyncio.sleep(0.05)
+    return dict(sorted(times.items()))

@@ -1,0 +1,46 @@
+"""The whole harness once, short: the faults that matter most, one after the other, then the one that can't be undone.
+
+`make chaos` is the long way. A failure's logs are in pytest's folder of the test.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from tests.chaos.faults import CATALOGUE
+from tests.chaos.report import write
+from tests.chaos.run import arena, play
+from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.schedule import once
+from tests.chaos.world import Shape
+
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+FAULTS = (
+    "worker-kill",
+    "worker-zombie",
+    "broker-leader-kill",
+    "postgres-reply-lost",
+    "net-postgres-cut",
+    "net-redis-reset",
+    "state-corrupt",
+)
+
+
+async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
+    said: list[str] = []
+    planned = once(SEED, [CATALOGUE[name].kind for name in FAULTS])
+    async with arena(tmp_path, SEED, Shape(replica=False, workers=2, rate=120.0), say=said.append) as (here, outcome):
+        for each in planned:
+            await play(here, each, outcome, said.append)
+        await SCENARIOS["partitions-added"].act(here, outcome, said.append)
+    write(outcome, tmp_path)
+    assert outcome.problems == [], said
+    assert outcome.good, outcome.audit
+    assert {injection.kind for injection in outcome.injections} == {*FAULTS, "partitions-added"}
+    assert outcome.audit["counts"]["orders"] > 500
+
+
+def test_a_fault_is_told_in_a_line() -> None:
+    told = {name: fault.what for name, fault in CATALOGUE.items()} | {name: scenario.what for name, scenario in SCENARIOS.items()}
+    assert {name: what for name, what in told.items() if not 5 < len(what) <= 130 or what.endswith(".")} == {}
