@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
@@ -16,12 +17,19 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import EndTxnRequest
 from faust.types import TP
 
+from cli import dlq
+from domain.order import Order
+from domain.topics import DLQ
+from queries.state import read_state
+from settings import Settings
 from stack import Stack
+from streams.partitioner import partition_of
 from streams.transport import OutRecord
 from streams.transport.errors import Fenced
 from streams.transport.offsets import stable_offsets
 from streams.transport.producer import BATCH_BYTES
 from streams.transport.transaction import TransactionalAiokafkaConnection, TransactionalLaneProducer
+from tables import codec
 from tests.integration.counting import Counting, counting
 from tests.stackfixture import Servers, purge
 from tests.waiting import eventually
@@ -238,6 +246,20 @@ async def test_the_setting_may_change_with_workers_at_work(group: Counting) -> N
     await group.drained()
     assert await third.stop() == 0
     await group.verify()
+
+
+async def test_nobody_is_shown_what_was_taken_back(fresh: Settings) -> None:
+    order_id = UUID(int=7)
+    partition = partition_of(str(order_id).encode(), fresh.partitions)
+    producer = AIOKafkaProducer(bootstrap_servers=fresh.brokers, transactional_id=fresh.group)
+    await producer.start()
+    await producer.begin_transaction()
+    await producer.send_and_wait(DLQ, b"x", key=b"k", headers=[("dlq_reason", b"not_json")], partition=0)
+    await producer.send_and_wait(fresh.changelog_topic, codec.encode(Order()), key=order_id.bytes, partition=partition)
+    await producer.abort_transaction()
+    await producer.stop()
+    assert [letter async for letter in dlq.read(fresh)] == []
+    assert await read_state(fresh, order_id) is None
 
 
 async def test_a_broker_that_dies_while_a_transaction_is_open(tmp_path: Path) -> None:
