@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -18,6 +19,7 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from faust.types import TP
 
 from cli import dlq
+from cli.wait import wait
 from domain.order import Order
 from domain.topics import DLQ
 from queries.state import read_state
@@ -136,15 +138,22 @@ async def test_a_worker_that_is_shut_out_without_a_successor_begins_anew(group: 
 @pytest.mark.parametrize("lost", ["request", "answer"])
 async def test_a_transaction_in_doubt_is_settled_by_the_committed_offsets(group: Counting, lost: str) -> None:
     places = [TP(topic, 0) for topic in group.topics]
+    stored: list[tuple[int, dict[bytes, bytes], int | None]] = []
+    table: Any = SimpleNamespace(changelog_topic_name=group.changelog, store=SimpleNamespace(write=lambda *what: stored.append(what)))
     async with group.consumer(group_id=group.group) as consumer:
         producer = lane(group, lambda tps: stable_offsets(consumer._coordinator, tps))
         await producer.start()
         before = dict.fromkeys(places)
         losing(producer, lost)
         await producer.publish({group.out: [OutRecord(b"k", b"1", [])]}, 0)
+        await producer.write_states(table, {b"k": b"state"}, 0)
         with pytest.raises(KafkaError):
             await producer.acknowledge({places[0]: 5}, before)
+        assert stored == []
         await producer.acknowledge({places[0]: 5}, before)
+        # Of a transaction that was in already nobody has told where the changelog's records lie.
+        [changed] = await group.read(group.changelog)
+        assert stored == [(0, {b"k": b"state"}, None if lost == "answer" else changed.offset)]
         assert [record.value for record in await group.read(group.out)] == [b"1"]
         await producer.publish({group.out: [OutRecord(b"k", b"2", [])]}, 0)
         await producer.acknowledge({places[1]: 6}, before | {places[0]: 5})
@@ -260,6 +269,17 @@ async def test_nobody_is_shown_what_was_taken_back(fresh: Settings) -> None:
     await producer.stop()
     assert [letter async for letter in dlq.read(fresh)] == []
     assert await read_state(fresh, order_id) is None
+
+
+async def test_waiting_ends_when_readers_of_committed_records_see_everything(fresh: Settings) -> None:
+    producer = AIOKafkaProducer(bootstrap_servers=fresh.brokers, transactional_id=fresh.group)
+    await producer.start()
+    await producer.begin_transaction()
+    await producer.send_and_wait("stock.reserve", b"x", partition=1)
+    assert (await wait(fresh, 0.3)).left == {"stock.reserve": 1}
+    await producer.commit_transaction()
+    await producer.stop()
+    assert (await wait(fresh, 20)).left == {}
 
 
 async def test_a_broker_that_dies_while_a_transaction_is_open(tmp_path: Path) -> None:
