@@ -180,6 +180,7 @@ class _Reader:
             group_id=None,
             enable_auto_commit=False,
             auto_offset_reset="none",
+            isolation_level="read_committed",
             fetch_max_wait_ms=100,
         )
         await self._consumer.start()

@@ -33,7 +33,8 @@ def wait_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Wait until everything that was sent is processed: lag 0 on every topic that the workers read, internal ones too.
+    """Wait until everything that was sent is processed: lag 0 on every topic that the workers read, internal ones too, and what they have
+    written to be seen by readers of committed records.
 
     Exits 1 when the time is up, and says what is left.
 
@@ -79,12 +80,12 @@ async def wait(settings: Settings, timeout: float | None = None, progress: Calla
         first = sum(position.committed for position in lag.values())
         while True:
             handled = sum(position.committed for position in lag.values()) - first
-            left = total(lag)
             if progress is not None:
-                progress(handled, left)
+                progress(handled, total(lag))
+            left = by_topic(lag) or await reader.unseen()
             seconds = time.monotonic() - started
             if not left or (timeout is not None and seconds >= timeout):
-                return Outcome(by_topic(lag), handled, seconds, await reader.members())
+                return Outcome(left, handled, seconds, await reader.members())
             pause = POLL_SECONDS if timeout is None else min(POLL_SECONDS, max(0.0, timeout - seconds))
             await asyncio.sleep(pause)
             lag = await reader.lag()

@@ -22,7 +22,11 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
     key = order_id.bytes
     newest: bytes | None = None
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers, enable_auto_commit=False, auto_offset_reset="earliest", fetch_max_bytes=64 << 20
+        bootstrap_servers=settings.brokers,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        fetch_max_bytes=64 << 20,
     )
     try:
         await consumer.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, cast
 
@@ -12,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError
 from aiokafka.structs import OffsetAndMetadata
 
-from domain.topics import LANE
+from domain.topics import DERIVED, DLQ, LANE
 from settings import Settings
 
 COORDINATOR_SECONDS: Final = 30.0
@@ -43,16 +44,21 @@ class LagReader:
 
     def __init__(self, settings: Settings) -> None:
         self._group = settings.group
+        self._written = (*DERIVED, DLQ, settings.changelog_topic)
         servers = settings.brokers
         self._admin = AIOKafkaAdminClient(bootstrap_servers=servers, client_id="orders-lag", request_timeout_ms=30_000)
         # No group: it only asks for offsets and must never take part in a rebalance.
         self._offsets = AIOKafkaConsumer(bootstrap_servers=servers, client_id="orders-lag", group_id=None, request_timeout_ms=30_000)
+        self._stable = AIOKafkaConsumer(
+            bootstrap_servers=servers, client_id="orders-lag", group_id=None, request_timeout_ms=30_000, isolation_level="read_committed"
+        )
 
     async def __aenter__(self) -> LagReader:
         """Raises aiokafka.errors.KafkaConnectionError when no broker answers."""
         try:
             await self._admin.start()
             await self._offsets.start()
+            await self._stable.start()
         except BaseException:
             await self.close()
             raise
@@ -62,8 +68,9 @@ class LagReader:
         await self.close()
 
     async def close(self) -> None:
-        """Close both connections. May be called twice."""
+        """Close all connections. May be called twice."""
         await self._offsets.stop()
+        await self._stable.stop()
         await self._admin.close()
 
     async def lag(self) -> Lag:
@@ -78,8 +85,11 @@ class LagReader:
         a record that was not yet committed at that moment, because a cause is committed only after what it appends is acknowledged. That
         cause was unfinished too when the commits were read: the same holds for it. Going back like this ends at a record that no pipeline
         appended: one that was sent after this call began. Read the other way round, ends first, a decision could slip in between.
+
+        Transactions change nothing of that: an end counts records whose transaction is open, and a cause's offset is committed with what
+        it appends or not at all. Their markers take offsets as well; a lane commits the position behind them.
         """
-        partitions = await self._partitions()
+        partitions = await self._partitions(LANE)
         committed = await self._committed()
         starts = await self._offsets.beginning_offsets(partitions)
         ends = await self._offsets.end_offsets(partitions)
@@ -90,6 +100,16 @@ class LagReader:
             position = start if commit is None or commit.offset < 0 else max(commit.offset, start)
             found[partition.topic, partition.partition] = Position(position, ends[partition])
         return found
+
+    async def unseen(self) -> dict[str, int]:
+        """Of the topics that the pipeline writes: offsets that readers of committed records don't get to yet, by topic, without those at 0.
+
+        Empty: they see everything that was written before this call. A transaction is in its offsets first, on each topic a moment later.
+        """
+        partitions = await self._partitions(self._written)
+        ends = await self._offsets.end_offsets(partitions)
+        stable = await self._stable.end_offsets(partitions)
+        return by_topic({(tp.topic, tp.partition): Position(stable[tp], ends[tp]) for tp in partitions})
 
     async def members(self) -> int:
         """How many consumers are in the group: 0 means that nobody works the lag off."""
@@ -106,12 +126,12 @@ class LagReader:
                     raise
                 await asyncio.sleep(0.1)
 
-    async def _partitions(self) -> list[TopicPartition]:
+    async def _partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
         described = {topic["topic"]: topic["partitions"] for topic in await self._admin.describe_topics() if not topic["error_code"]}
-        missing = [name for name in LANE if name not in described]
+        missing = [name for name in topics if name not in described]
         if missing:
             raise TopicsMissing(f"topic {missing[0]} doesn't exist" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""))
-        return [TopicPartition(name, number) for name in LANE for number in sorted(part["partition"] for part in described[name])]
+        return [TopicPartition(name, number) for name in topics for number in sorted(part["partition"] for part in described[name])]
 
 
 def total(lag: Lag) -> int:

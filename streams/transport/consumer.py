@@ -365,10 +365,12 @@ class Consumer(driver.Consumer):
             self._unserved_since = None
             return
         since = self._unserved_since = self._unserved_since or now
+        where = ""
         if self.app.in_recovery:
             since = max(since, self._app.recovery.progress_at)
+            where = f"; {self._app.recovery.standstill()}"
         if now - since > limit:
-            raise Stalled(f"partitions are assigned, but no lane is open since {now - since:.0f} s")
+            raise Stalled(f"partitions are assigned, but no lane is open since {now - since:.0f} s{where}")
 
 
 def mismatch(counts: Mapping[str, int]) -> str:

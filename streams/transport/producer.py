@@ -315,6 +315,9 @@ class AiokafkaConnection:
         producer = self._producer
         producer._closed = True
         producer._message_accumulator.fail_all(ProducerClosed())
+        for batches in producer._message_accumulator._batches.values():
+            for batch in batches:
+                retrieve(batch._drain_waiter)  # failed as well, and nobody waits for it
         sender = producer._sender.sender_task
         if sender is not None:
             sender.cancel()

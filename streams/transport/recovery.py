@@ -42,6 +42,11 @@ class ListRecovery(Recovery):
         if self.in_recovery and not self.need_recovery():
             self.signal_recovery_end.set()
 
+    def standstill(self) -> str:
+        """Where recovery stands, for a person. Not moving, it most likely waits for the end of a transaction."""
+        places = ", ".join(f"{tp.topic}/{tp.partition} at {stats.offset + 1}" for tp, stats in sorted(self.active_stats().items()))
+        return f"recovery reads {places}; a transaction that nobody ends would hold it up there (docs/delivery.md, hanging transactions)"
+
     def position(self, tp: TP) -> int:
         """The changelog offset to go on from."""
         return (self.active_offsets[tp] if self.active_offsets[tp] is not None else -1) + 1
@@ -76,6 +81,8 @@ class ListRecovery(Recovery):
             await self.sleep(REPORT_INTERVAL)
             if self.in_recovery and (left := self.active_remaining_total()) > 0:
                 log.info("recovering: %d changelog records read, %d to go", self.recovered, left)
+                if time.monotonic() - self.progress_at > 2 * REPORT_INTERVAL:
+                    log.warning("no progress: %s", self.standstill())
 
 
 class ListTableManager(TableManager):

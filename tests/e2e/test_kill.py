@@ -1,11 +1,18 @@
-"""kill -9 of one of two workers in the middle, and a worker that is stopped past its session: rows exact afterwards."""
+"""kill -9 of one of two workers in the middle, and a worker that is stopped past its session: rows exact afterwards; with transactions
+events and dead letters as well."""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from domain.topics import DECISIONS, DERIVED, DLQ
 from settings import Settings
 from sources import generator
 from sources.producer import send
@@ -58,3 +65,51 @@ async def test_a_worker_stopped_past_its_session_harms_nothing(fresh: Settings, 
         await send(fresh, generator.events(100, 24))
         processed()
         audit()
+
+
+async def test_with_transactions_kill_9_doubles_no_event_and_no_dead_letter(
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
+    history = list(generator.events(1000, 25, generator.Shares(duplicates=0, shuffle=0.2, poison=0.01)))
+    with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
+        sending = asyncio.ensure_future(send(fresh, history))
+
+        async def under_way() -> bool:
+            return await _handled(fresh) > 500
+
+        await eventually(under_way, "500 records are handled")
+        first.kill()
+        await sending
+        processed()
+        with worker(tmp_path, "w1") as again:
+            await send(fresh, generator.events(100, 26, generator.Shares(duplicates=0, shuffle=0, poison=0.01)))
+            processed()
+            report = audit()
+            assert report["counts"]["orders"] >= 1100
+            assert again.terminate() == 0
+    events = Counter(dict(record.headers)["ce_id"] for record in await _committed(fresh, *DERIVED, DECISIONS))
+    assert len(events) > 1000
+    assert {event: count for event, count in events.items() if count > 1} == {}
+    letters = Counter(
+        tuple(dict(record.headers)[f"dlq_{part}"] for part in ("topic", "partition", "offset")) for record in await _committed(fresh, DLQ)
+    )
+    assert letters
+    assert {letter: count for letter, count in letters.items() if count > 1} == {}
+
+
+async def _committed(settings: Settings, *topics: str) -> list[Any]:
+    """All records of topics that no transaction has taken back."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, auto_offset_reset="earliest", isolation_level="read_committed")
+    await consumer.start()
+    try:
+        partitions = [TopicPartition(topic, number) for topic in topics for number in range(settings.partitions)]
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        records: list[Any] = []
+        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+            for batch in (await consumer.getmany(timeout_ms=200)).values():
+                records += batch
+        return records
+    finally:
+        await consumer.stop()

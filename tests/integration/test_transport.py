@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import re
 import signal
 import struct
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,17 +16,25 @@ from aiokafka.errors import MessageSizeTooLargeError
 from streams.transport import OutRecord
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
-from tests.integration.counting import Counting, Worker, counting
+from tests.integration.counting import Counting, counting
 from tests.stackfixture import Servers
 from tests.waiting import eventually
 
+BOTH = pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"], indirect=True)
+
 
 @pytest.fixture
-async def group(stack: Servers, tmp_path: Path) -> AsyncIterator[Counting]:
-    async with counting(stack.env["ORDERS_KAFKA"], tmp_path) as group:
+def delivery(request: pytest.FixtureRequest) -> str:
+    return str(getattr(request, "param", "at_least_once"))
+
+
+@pytest.fixture
+async def group(stack: Servers, tmp_path: Path, delivery: str) -> AsyncIterator[Counting]:
+    async with counting(stack.env["ORDERS_KAFKA"], tmp_path, delivery=delivery) as group:
         yield group
 
 
+@BOTH
 async def test_everything_is_counted_from_offset_zero_and_committed_at_the_end(group: Counting) -> None:
     await group.produce(3000)  # before the group has committed anything: it must begin at 0
     worker = group.start(ORDERS_COMMIT_INTERVAL="60")  # so that the last commit is the only one
@@ -46,6 +51,7 @@ async def test_everything_is_counted_from_offset_zero_and_committed_at_the_end(g
     assert worker.counter("rewinds") == 0
 
 
+@BOTH
 async def test_lists_thrown_away_are_read_again(group: Counting) -> None:
     await group.produce(4000)
     first = group.start(COUNTER_LOSE="0.3", COUNTER_MAX="100", ORDERS_BATCH_RECORDS="100")
@@ -62,13 +68,13 @@ async def test_lists_thrown_away_are_read_again(group: Counting) -> None:
 
 async def test_a_worker_that_was_paused_past_its_session_writes_nothing(group: Counting) -> None:
     paused, other = group.start("1", COUNTER_SLOW="0.05"), group.start("2", COUNTER_SLOW="0.05")
-    await shared(paused, other)
-    async with fed(group):
-        await written(group, 200)
+    await group.shared(paused, other)
+    async with group.fed():
+        await group.written(200)
         before = len(other.text())
         paused.send(signal.SIGSTOP)
         await other.logged("lanes 0, 1, 2, 3 open", after=before)
-        await written(group, 200)
+        await group.written(200)
         resumed = len(paused.text())
         paused.send(signal.SIGCONT)
         await paused.logged("lanes closed (partitions revoked)", after=resumed)
@@ -78,52 +84,17 @@ async def test_a_worker_that_was_paused_past_its_session_writes_nothing(group: C
 
 async def test_a_killed_worker_leaves_nothing_out(group: Counting) -> None:
     killed, other = group.start("1", COUNTER_SLOW="0.05"), group.start("2", COUNTER_SLOW="0.05")
-    await shared(killed, other)
-    async with fed(group):
-        await written(group, 200)
+    await group.shared(killed, other)
+    async with group.fed():
+        await group.written(200)
         killed.process.kill()
-        await written(group, 200)
+        await group.written(200)
     await group.drained()
     assert await other.stop() == 0
     await group.verify()
 
 
-async def shared(*workers: Worker) -> None:
-    """Wait until each of two workers has two of the four lanes."""
-
-    async def so() -> bool:
-        return all(re.search(r"lanes \d, \d open", worker.text()) for worker in workers)
-
-    await eventually(so, "two workers share the lanes")
-
-
-async def written(group: Counting, more: int) -> None:
-    """Wait until `more` effects have been written from now on."""
-    already = sum((await group.ends(group.out)).values())
-
-    async def so() -> bool:
-        return sum((await group.ends(group.out)).values()) >= already + more
-
-    await eventually(so, "effects are written")
-
-
-@asynccontextmanager
-async def fed(group: Counting) -> AsyncIterator[None]:
-    """Records go on arriving meanwhile."""
-    enough = asyncio.Event()
-
-    async def feed() -> None:
-        while not enough.is_set():
-            await group.produce(40)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(enough.wait(), 0.1)
-
-    feeding = asyncio.create_task(feed())
-    yield
-    enough.set()
-    await feeding
-
-
+@BOTH
 async def test_a_temporary_failure_is_waited_for(group: Counting) -> None:
     await group.produce(1000)
     worker = group.start(COUNTER_FAIL="3")
@@ -135,6 +106,7 @@ async def test_a_temporary_failure_is_waited_for(group: Counting) -> None:
     await group.verify()
 
 
+@BOTH
 async def test_a_bug_ends_the_worker_and_acknowledges_nothing(group: Counting) -> None:
     await group.produce(200)
     worker = group.start(COUNTER_BUG="k7", COUNTER_MAX="10")
@@ -159,6 +131,7 @@ async def test_an_outage_past_the_limit_ends_the_worker(group: Counting) -> None
     assert await group.committed() == {} or set((await group.committed()).values()) == {0}
 
 
+@BOTH
 async def test_offsets_without_a_record_are_no_gap(group: Counting) -> None:
     """The markers of a transaction take offsets that are never delivered, at the very end of the log as well."""
     producer = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=group.group)
@@ -197,6 +170,7 @@ async def test_what_an_upstream_service_took_back_is_not_counted(group: Counting
     await group.verify()
 
 
+@BOTH
 @pytest.mark.parametrize("folder", ["1", "2"], ids=["over what the store has", "into an empty store"])
 async def test_recovery_keeps_the_highest_version_of_a_key(group: Counting, folder: str) -> None:
     await group.produce(100, keys=10)
@@ -239,6 +213,7 @@ async def test_recovery_reads_what_lies_behind_an_open_transaction(group: Counti
     assert set(last.values()) == {1000}  # all offsets are below those that the newest state has seen
 
 
+@BOTH
 async def test_state_survives_a_restart_without_reading_it_all_again(group: Counting) -> None:
     await group.produce(1000)
     first = group.start()

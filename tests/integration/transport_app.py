@@ -5,7 +5,8 @@ published to the topic `out`, so that a test can compare input, output, changelo
 
 Environment: ORDERS_*, COUNTER_TOPICS (comma separated), COUNTER_OUT, and faults: COUNTER_LOSE (probability that a fetched list
 is thrown away), COUNTER_FAIL (the first n batches of a process fail once with a connection error), COUNTER_DOWN
-(all do), COUNTER_BUG (a key whose record raises a KeyError), COUNTER_SLOW (seconds that each batch takes), COUNTER_MAX (records a batch).
+(all do), COUNTER_BUG (a key whose record raises a KeyError), COUNTER_SLOW (seconds that each batch takes), COUNTER_MAX (records a batch),
+COUNTER_BREAK ("stop before EndTxn", "kill after EndTxn": on SIGUSR1 the process stops or kills itself at the next such request of a lane).
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import asyncio
 import logging
 import os
 import random
+import signal
 import struct
 import sys
 from typing import Any
+
+from aiokafka.client import AIOKafkaClient
 
 from settings import Settings
 from streams.transport import BatchApp, LaneBatch, OutRecord, StateTable, run_worker
@@ -73,7 +77,9 @@ def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: A
                 effects.append(OutRecord(key, f"{number} {batch.partition} {record.offset}".encode(), [("n", b"1")]))
         if slow:
             await asyncio.sleep(slow)
-        await batch.publish({out: effects})
+        if not batch.work:  # called again, it must not publish again
+            await batch.publish({out: effects})
+            batch.work = True
         await batch.write_table(table, {key: pack(*states[key], len(topics)) for key in keys})
 
     return app, table
@@ -93,11 +99,40 @@ def lose_lists(probability: float) -> None:
     Consumer._recover = losing(Consumer._recover)  # type: ignore[method-assign]
 
 
+def break_at(fault: str) -> None:
+    """See COUNTER_BREAK. A request that the process was stopped before goes out once it is resumed; the answer is logged."""
+    what, when, name = fault.split()
+    number = {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}[what]
+    armed: list[bool] = []
+    signal.signal(signal.SIGUSR1, lambda *_: armed.append(True))
+    send = AIOKafkaClient.send
+
+    async def breaking(self: Any, node_id: int, request: Any, **options: Any) -> Any:
+        here = bool(armed) and type(request).__name__ == f"{name}Request" and "-lane-" in self._client_id
+        if here:
+            armed.clear()
+        if here and when == "before":
+            logging.info("%s before %s", what, name)
+            os.kill(os.getpid(), number)
+        response = await send(self, node_id, request, **options)
+        if here:
+            logging.info("the answer to %s: %r", name, response)
+        if here and when == "after":
+            logging.info("%s after %s", what, name)
+            os.kill(os.getpid(), number)
+        return response
+
+    AIOKafkaClient.send = breaking
+
+
 def main() -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     lose = float(os.environ.get("COUNTER_LOSE", "0"))
     if lose:
         lose_lists(lose)
+    fault = os.environ.get("COUNTER_BREAK")
+    if fault:
+        break_at(fault)
     app, _ = make_app(Settings(), tuple(os.environ["COUNTER_TOPICS"].split(",")), os.environ["COUNTER_OUT"], metadata_age=1.0)
     code = run_worker(app)
     stats = app.stats()

@@ -1,0 +1,110 @@
+"""What became of a transaction, and what a lane does when its acknowledgement fails. The rest needs a broker: tests/integration."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import ClassVar
+
+import pytest
+from aiokafka import errors as kafka
+from faust.types import TP
+
+from streams.transport.batch import LaneBatch
+from streams.transport.errors import Fenced, is_fencing
+from streams.transport.lane import Lane
+from streams.transport.producer import Delivered, LaneProducer, last_offset
+from streams.transport.transaction import Settled, settle
+from tests.unit.test_ledger import recs
+from tests.unit.test_ledger_lane import Group, end, lane_of, until
+
+A, B, C = (TP(topic, 0) for topic in "abc")
+
+
+@pytest.mark.parametrize(
+    ("found", "settled"),
+    [
+        ({A: 5, B: None, C: 7}, Settled.DID_NOT),
+        ({A: 6, B: 3, C: 7}, Settled.WENT_IN),
+        ({A: 6, B: None, C: 7}, Settled.TAKEN_OVER),  # half of it can't be ours
+        ({A: 5, B: 3, C: 7}, Settled.TAKEN_OVER),
+        ({A: 8, B: 3, C: 7}, Settled.TAKEN_OVER),
+        ({A: 5, B: None, C: 8}, Settled.TAKEN_OVER),  # somebody else took a topic that this batch hasn't got
+        ({A: 6, B: 3, C: 8}, Settled.TAKEN_OVER),
+        ({A: 4, B: None, C: 7}, Settled.TAKEN_OVER),  # reset by hand
+        ({A: None, B: None, C: None}, Settled.TAKEN_OVER),
+    ],
+)
+def test_a_transaction_is_settled_by_all_of_the_lanes_offsets(found: Mapping[TP, int | None], settled: Settled) -> None:
+    assert settle({A: 5, B: None, C: 7}, {A: 6, B: 3}, found) is settled
+
+
+def test_the_broker_may_refuse_a_producer_underneath_another_error() -> None:
+    outer = kafka.KafkaError("unexpected")
+    outer.__cause__ = kafka.InvalidProducerEpoch()
+    assert is_fencing(outer)
+    assert is_fencing(kafka.ProducerFenced())
+    assert not is_fencing(kafka.InvalidTxnState())
+    assert not is_fencing(kafka.KafkaConnectionError())
+
+
+def test_the_last_offset_of_several_batches_is_known_only_if_all_are() -> None:
+    assert last_offset([Delivered("t", 0, 4), Delivered("t", 0, 9)]) == 9
+    assert last_offset([Delivered("t", 0, 4), Delivered("t", 0, None)]) is None
+    assert last_offset([]) is None
+
+
+class Acknowledging(LaneProducer):
+    """Commits as often as the broker lets it: `failures` come first."""
+
+    commits: ClassVar[bool] = True
+
+    def __init__(self, lane: Lane, *failures: Exception) -> None:
+        super().__init__(dict, lane.check, lambda why: None, 1.0)
+        self.failures = list(failures)
+        self.calls: list[tuple[dict[TP, int], dict[TP, int | None]]] = []
+
+    async def acknowledge(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> None:
+        self.calls.append((dict(offsets), dict(before)))
+        if self.failures:
+            failure = self.failures.pop(0)
+            self.fenced = isinstance(failure, Fenced)
+            raise failure
+
+
+async def test_an_acknowledgement_that_fails_is_tried_again_without_the_handler() -> None:
+    handled: list[LaneBatch] = []
+
+    async def handler(batch: LaneBatch) -> None:
+        handled.append(batch)
+
+    lane = lane_of(handler, Group())
+    a, b = lane.ledgers
+    producer = Acknowledging(lane, kafka.RequestTimedOutError(), kafka.RequestTimedOutError())
+    task = lane.start(producer, lambda: None)
+    a.offer(0, 3, recs(0, 1, 2))
+    b.offer(0, 9, recs(4))
+    lane.wake()
+    await until(lambda: a.done == 3)
+    assert len(handled) == 1
+    first = ({A: 3, B: 9}, {A: None, B: None})
+    assert producer.calls == [first, first, first]
+    assert (a.committed, b.committed) == (3, 9)
+    b.offer(9, 12, [])  # offsets without a record are acknowledged as well
+    lane.wake()
+    await until(lambda: b.done == 12)
+    assert producer.calls[-1] == ({B: 12}, {A: 3, B: 9})
+    assert len(handled) == 1
+    await end(lane, task)
+
+
+async def test_a_lane_that_is_shut_out_ends_and_leaves_its_batch_unfinished() -> None:
+    async def handler(batch: LaneBatch) -> None:
+        return
+
+    lane = lane_of(handler, Group())
+    lane.ledgers[0].offer(0, 3, recs(0, 1, 2))
+    producer = Acknowledging(lane, Fenced("by another"))
+    await asyncio.wait_for(lane.start(producer, lambda: None), 5)
+    assert len(producer.calls) == 1
+    assert (lane.fenced, lane.ledgers[0].done, lane.ledgers[0].committed) == (True, 0, None)
