@@ -215,6 +215,7 @@ class FakeFetcher:
         self._waiters: list[asyncio.Future[None]] = []
         self._wait_consume_future = None
         self._closed = False
+        self._ordered: tuple[Assignment | None, list[TopicPartition]] = (None, [])
         self._fetch_max_wait_ms = 0
         self._loop = asyncio.get_running_loop()
         self._process = OWNER.get()
@@ -232,11 +233,13 @@ class FakeFetcher:
         """Fetch every assigned partition that has something new and nothing ready."""
         assignment = self._assignment()
         if assignment is not None:
-            for tp in sorted(assignment.tps):
+            if assignment is not self._ordered[0]:
+                self._ordered = assignment, sorted(assignment.tps)
+            for tp in self._ordered[1]:
                 self._fetch(assignment, tp)
 
     def appended(self, tp: TopicPartition) -> None:
-        """A watcher of Log."""
+        """There may be something new in this partition (a watcher of Log), or it is read from elsewhere."""
         assignment = self._assignment()
         if assignment is not None and tp in assignment.tps:
             self._fetch(assignment, tp)
@@ -318,7 +321,9 @@ class FakeCoordinator:
     # -- what ConsumerThread uses ---------------------------------------------------------------------------------------
 
     async def ensure_coordinator_known(self) -> None:
-        """It is."""
+        """Nearly always it is; now and then it has to be looked for, which takes as long as a failover."""
+        if self._network.faults.left and self._network.rng.random() < 0.1:
+            await self.until_answered("find", lambda: None)
 
     async def _send_req(self, request: Any) -> Response:
         group = self._group
@@ -520,7 +525,7 @@ class FakeConsumer:
         """Read on from `offset`. Raises IllegalStateError if the partition isn't assigned."""
         self._subscription.seek(tp, offset)
         self._fetcher._records.pop(tp, None)
-        self._fetcher.look()
+        self._fetcher.appended(tp)
 
     async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """First offsets."""

@@ -16,9 +16,9 @@ from sources.poison import POISONS, Anchor
 from streams.partitioner import partition_of
 from tests.property.wire import dense
 
-BLOCK = 512
+BLOCK = 2048
 """Seeds that share a corpus of orders to choose from."""
-GENERATED, DENSE = 160, 100
+GENERATED, DENSE = 160, 80
 MOST_EVENTS = 40
 
 
@@ -81,8 +81,8 @@ def history(seed: int, rng: Random, partitions: int) -> list[Arrival]:
         order = rng.choice(found.dense if rng.random() < 0.4 else found.lively)
         records += order[: rng.randint(5, 20)] if len(order) > 5 else order
     records = records[:MOST_EVENTS]
-    if rng.random() < 0.3:
-        records += [_poisoned(rng, records, found) for _ in range(rng.randint(1, 3))]
+    if rng.random() < 0.4:
+        records += [_poisoned(rng, records, found) for _ in range(rng.randint(1, 6))]
     duplicates, displaced, miskeyed, misplaced = (rng.choice((0.0, 0.0, share)) for share in (0.3, 0.5, 0.3, 0.2))
     if rng.random() < 0.2:
         rng.shuffle(records)

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+MOST_STEPS = 400_000
+"""Callbacks after which a run counts as endless: a hundred times what a history takes."""
 CLOSINGS = 10
 """How often a coroutine that waits while it is closed is closed again."""
 
@@ -45,6 +47,10 @@ OWNER: ContextVar[Process | None] = ContextVar("owner", default=None)
 
 class Deadlock(AssertionError):
     """Nothing is scheduled, and what was waited for has not come."""
+
+
+class Endless(AssertionError):
+    """Something goes round in circles."""
 
 
 class VirtualHandle:
@@ -90,6 +96,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self._ready: deque[VirtualHandle] = deque()
         self._timers: list[tuple[float, int, VirtualHandle]] = []
         self._serial = 0
+        self.steps = 0
         self._tasks: list[asyncio.Task[Any]] = []
         self._running = False
         self._closed = False
@@ -150,7 +157,11 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Run until `over`, asked after every callback, or until the virtual time `deadline`: False then. Raises Deadlock."""
         with self.entered():
             ready, timers = self._ready, self._timers
+            last = self.steps + MOST_STEPS
             while not over():
+                self.steps += 1
+                if self.steps > last:
+                    raise Endless(f"{MOST_STEPS:,} callbacks, the last at {self.now:.3f} s, and no end")
                 while not ready:
                     if not timers:
                         raise Deadlock(f"at {self.now:.3f} s nothing is scheduled any more")

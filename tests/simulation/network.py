@@ -5,6 +5,7 @@ A request takes its way in world time: once sent it arrives, whatever becomes of
     before      an error, and nothing was done
     after       it was done, and the sender is told an error (a lost acknowledgement)
     slow        it takes longer than usual
+    refused     the brokers know the producer no more: an error that no repetition cures (of a produce request; otherwise as `before`)
     late        it takes so long that its sender may have given up, died, or lost its right to it
     crash_out   the sender dies right before it sends
     crash_wire  the sender dies right after it sent: the request is on its way
@@ -21,11 +22,17 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Protocol, TypeVar
 
+from aiokafka.errors import OutOfOrderSequenceNumber
+
 from tests.simulation.loop import OWNER, Process
 
 T = TypeVar("T")
 
 Trace = Callable[..., None]
+
+WRITES = frozenset(("produce", "rows", "cache", "commit"))
+RARER = 0.3
+"""How much rarer a fault is for a call that writes nothing."""
 
 
 class Nemesis(Protocol):
@@ -65,6 +72,7 @@ class Network:
         self.under_way = 0
         self.trace: Trace = quiet
         self.counts: dict[str, int] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self.world: Context = Context()
         """What happens in nobody's name runs in this."""
 
@@ -74,7 +82,13 @@ class Network:
 
     def after(self, delay: float, callback: Callable[..., object], *args: Any) -> None:
         """Call `callback` in the world's name: it happens whatever becomes of whoever asked."""
-        asyncio.get_running_loop().call_later(delay, callback, *args, context=self.world)
+        self._event_loop().call_later(delay, callback, *args, context=self.world)
+
+    def _event_loop(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        return loop
 
     async def request(
         self,
@@ -85,18 +99,17 @@ class Network:
         timeout: float | None = None,
     ) -> T:
         """Have `apply` called at the server; its result or what it raised. Raises `error` for a fault, TimeoutError after `timeout`."""
-        fault = self._fault()
+        fault = self._fault(1.0 if kind in WRITES else RARER)
         process = OWNER.get()
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
+        answer: asyncio.Future[T] = self._event_loop().create_future()
         if fault:
             self.trace(process, f"{kind} meets {fault}")
         if fault == "crash_out":
             self._kill(process, f"before {kind}")
             return await answer
-        if fault == "before" or server in self.down:
+        if fault in ("before", "refused") or server in self.down:
             await asyncio.sleep(self.way())
-            raise error()
+            raise OutOfOrderSequenceNumber() if fault == "refused" and kind == "produce" else error()
         there = self.way()
         if fault == "slow":
             there += self.rng.random()
@@ -140,13 +153,13 @@ class Network:
             outcome = error()
         self.after(self.way(), _tell, answer, result, outcome)
 
-    def _fault(self) -> str | None:
+    def _fault(self, share: float) -> str | None:
         faults = self.faults
         if faults.left <= 0:
             return None
         dice = self.rng.random()
         for name, chance in faults.chances.items():
-            dice -= chance
+            dice -= chance * share
             if dice < 0:
                 faults.left -= 1
                 self.counts[name] = self.counts.get(name, 0) + 1
@@ -155,7 +168,7 @@ class Network:
 
     def local(self) -> str | None:
         """A fault of a call that doesn't wait: crash_out (before it) or crash_done (after it)."""
-        fault = self._fault()
+        fault = self._fault(1.0)
         return fault if fault in ("crash_out", "crash_done") else None
 
     def die(self, kind: str) -> None:

@@ -124,6 +124,17 @@ class Summary:
         if outcome.problems:
             self.failed.append(outcome)
 
+    def merge(self, other: Summary) -> None:
+        """Add what another process has counted."""
+        self.histories += other.histories
+        self.events += other.events
+        self.deaths += other.deaths
+        self.generations += other.generations
+        self.late += other.late
+        self.moods.update(other.moods)
+        self.faults.update(other.faults)
+        self.failed += other.failed
+
 
 def run_many(first: int, count: int, *, most_failures: int = 1, until: float = float("inf")) -> Summary:
     """Histories of `count` seeds from `first` on, until so many have failed or time.monotonic() has come to `until`."""

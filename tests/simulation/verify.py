@@ -178,8 +178,9 @@ class Verifier:
     # -- derived events ------------------------------------------------------------------------------------------------
 
     def _derived(self) -> Iterator[str]:
-        seen: dict[tuple[str, str], dict[str, Any]] = {}
+        seen: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
         owners: dict[str, set[tuple[str, str]]] = defaultdict(set)
+        names: set[tuple[str, str]]
         for topic in DERIVED:
             for number in self._partitions():
                 for record in self._log(topic, number):
@@ -190,9 +191,13 @@ class Verifier:
                         yield f"{topic}/{number}@{record.offset}: type {headers['ce_type']!r}, order {order_id}"
                     if topic in SAME:
                         name: tuple[str, str] = (topic, data[SAME[topic]])
-                        if seen.setdefault(name, data) != data:
-                            yield f"{topic} {name[1]}: two contents: {seen[name]} and {data}"
+                        if data not in seen[name]:
+                            seen[name].append(data)
                         owners[order_id].add(name)
+                        if order_id in self.readings:
+                            event_id = self.readings[order_id][0].event_id(topic, name[1])
+                            if headers["ce_id"].decode() != event_id:
+                                yield f"{topic} {name[1]}: ce_id {headers['ce_id']!r}, expected {event_id}"
         for order_id, readings in self.readings.items():
             expected = [reading.derived() for reading in readings]
             names = owners.pop(order_id, set())
@@ -201,10 +206,14 @@ class Verifier:
                 lacking, extra = certain - names, names - possible
                 if lacking or extra:
                     yield f"order {order_id}: derived events lacking {sorted(lacking)}, too many {sorted(extra)}"
-            for one in names:
+            for one in sorted(names):
                 contents = [each[one] for each in expected if one in each]
-                if contents and not any(_holds(content, seen[one]) for content in contents):
-                    yield f"{one[0]} {one[1]}: {seen[one]}, expected {contents[0]}"
+                # Where the log doesn't tell which of two contents came first, a replay may have taken the other.
+                if len(seen[one]) > len(readings):
+                    yield f"{one[0]} {one[1]}: several contents: {seen[one]}"
+                for data in seen[one]:
+                    if contents and not any(_holds(content, data) for content in contents):
+                        yield f"{one[0]} {one[1]}: {data}, expected {contents[0]}"
         for order_id, names in owners.items():
             yield f"order {order_id}: {sorted(names)}, but no facts"
 
@@ -284,7 +293,7 @@ class Verifier:
         values = self.world.keys.values
         for order_id, readings in self.readings.items():
             summary = values.get(f"order:{order_id}".encode())
-            if summary is None:
+            if summary is None or order_id in self.world.uncached:
                 continue
             assert isinstance(summary, bytes)
             if readings[0].created is None:

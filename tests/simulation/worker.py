@@ -27,7 +27,7 @@ from streams.transport import consumer as consumer_module
 from streams.transport import consumer_thread, lane, producer
 from streams.transport.batch import LaneBatch
 from streams.transport.consumer import Consumer
-from streams.transport.consumer_thread import ConsumerThread
+from streams.transport.consumer_thread import ConsumerThread, Fetched
 from streams.transport.errors import FailStop
 from streams.transport.lane import LaneSpec, Limits
 from streams.transport.lease import Lease
@@ -55,6 +55,8 @@ class Servers(Protocol):
     lane_topics: tuple[str, ...]
     batch_limit: int
     fetch_limit: int
+    lost_lists: float
+    """How likely it is that a fetched list is lost."""
 
     def opened(self, worker: Worker) -> None:
         """The worker's lanes are open."""
@@ -120,6 +122,15 @@ class SimulatedThread(ConsumerThread, _BareThread):
 
     def _ensure_consumer(self) -> Any:
         return self._consumer
+
+    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int) -> list[Fetched]:
+        """As it is, but a list may be lost on its way, as a fetch that a rebalance cancels loses it."""
+        lists = await super().fetch(wanted, timeout, limit)
+        lost = self.consumer.simulated.servers.lost_lists  # type: ignore[attr-defined]
+        if not lost:
+            return lists
+        rng = self.consumer.simulated.servers.network.rng  # type: ignore[attr-defined]
+        return [each for each in lists if rng.random() >= lost]
 
     async def in_thread(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return await coroutine
