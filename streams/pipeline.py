@@ -48,7 +48,7 @@ class Record(Protocol):
 class Touched:
     """One order's state while a batch is folded, and which of its rows have to be written."""
 
-    __slots__ = ("changed", "created", "order", "repeated", "returns", "shipments", "sums")
+    __slots__ = ("changed", "created", "order", "repeated", "returns", "seen", "shipments", "sums")
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -59,6 +59,14 @@ class Touched:
         self.created = False
         self.shipments: set[bytes] | None = None
         self.returns: set[bytes] | None = None
+        self.seen: set[bytes] = set()
+        """Parcels of the scans that came again."""
+
+    def repeat(self, event: Event) -> None:
+        """`event` changed nothing."""
+        self.repeated = True
+        if type(event.fact) is Scan:
+            self.seen.add(event.fact.shipment_id)
 
     def mark(self, event: Event) -> None:
         """`event` changed the order."""
@@ -177,7 +185,7 @@ class Pipeline:
         if folded.changed:
             touched.mark(event)
         else:
-            touched.repeated = True
+            touched.repeat(event)
         if folded.refused is not None:
             self._refuse(work, record, *folded.refused)
         else:
@@ -203,7 +211,8 @@ class Pipeline:
             if order.created is None:
                 continue
             order_id = ids.text(raw_id)
-            row, brief = rows.order_row_and_summary(order_id, raw_id, order)
+            parcels = None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
+            row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
             if each.changed:
                 batch.orders.append(row)
             if each.created:
