@@ -813,6 +813,8 @@ class Reading:
             goods = (item["product_id"], item["seller_id"], item.get("warehouse_id"), item["sku"], item["quantity"])
             prices = (money_text(item["price"], currency), money_text(line.shipping, currency))
             rows["orders_order_item"].append((line.item_id, *whose, *goods, *prices, *_span([self.created.time]), 1))
+        scans = _by_id(self.facts, "shipment.updated", "shipment_id")
+        accepted_scans = _by_id(self.accepted, "shipment.updated", "shipment_id")
         for shipment_id, scan in sorted(self.parcels.items()):
             content, due = scan.content, scan.content.get("estimated_delivery")
             rows["orders_shipment"].append(
@@ -825,10 +827,12 @@ class Reading:
                     content.get("tracking_number"),
                     content["status"],
                     None if due is None else due.isoformat(),
-                    *_span([fact.time for fact in self._of("shipment.updated") if fact.content["shipment_id"] == shipment_id]),
-                    sum(fact.type == "shipment.updated" and fact.content["shipment_id"] == shipment_id for fact in self.facts),
+                    *_span([fact.time for fact in accepted_scans[shipment_id]]),
+                    len(scans[shipment_id]),
                 )
             )
+        stages = _by_id(self.facts, "order.returned", "return_id")
+        accepted_stages = _by_id(self.accepted, "order.returned", "return_id")
         for return_id, stage in sorted(self.returns.items()):
             content = stage.content
             processed = content.get("processed_at", stage.time).isoformat() if content["status"] == "processed" else None
@@ -841,8 +845,8 @@ class Reading:
                     stage.reason,
                     content["status"],
                     processed,
-                    *_span([fact.time for fact in self._of("order.returned") if fact.content["return_id"] == return_id]),
-                    sum(fact.type == "order.returned" and fact.content["return_id"] == return_id for fact in self.facts),
+                    *_span([fact.time for fact in accepted_stages[return_id]]),
+                    len(stages[return_id]),
                 )
             )
         return rows
@@ -1012,6 +1016,15 @@ class Reading:
         if "warehouse_id" in item:
             fields["warehouse_id"] = item["warehouse_id"]
         return fields
+
+
+def _by_id(facts: Iterable[Fact], type_: str, name: str) -> dict[str, list[Fact]]:
+    """The facts of one type by one of their ids."""
+    found: dict[str, list[Fact]] = {}
+    for fact in facts:
+        if fact.type == type_:
+            found.setdefault(fact.content[name], []).append(fact)
+    return found
 
 
 def _weight(scan: Fact) -> tuple[int, datetime]:
