@@ -6,7 +6,7 @@ version of a parcel's or a return's row counts that row's own natural keys, so r
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Final
 
 import msgspec
@@ -235,14 +235,19 @@ class Summary(Struct, gc=False):
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def order_row_and_summary(order_id: str, raw_id: bytes, order: Order) -> tuple[OrderRow, Summary]:
-    """Both at once: they share texts and times."""
+MANY_PARCELS: Final = 200
+"""Parcels of an order up to which each of its entries in Redis is refreshed with it; beyond, those that have changed.
+Nor does one number show more of an order's parcels than that."""
+
+
+def order_row_and_summary(order_id: str, raw_id: bytes, order: Order, changed: Container[bytes] | None = None) -> tuple[OrderRow, Summary]:
+    """Both at once: they share texts and times. `changed`: parcels of the events at hand; None: all."""
     first, last = fact_times(order)
     row = _order_row(order_id, order, first, last)
-    return row, _summary(order_id, raw_id, order, row, first)
+    return row, _summary(order_id, raw_id, order, row, first, changed)
 
 
-def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: int) -> Summary:
+def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: int, changed: Container[bytes] | None) -> Summary:
     created = order.created
     assert created is not None
     digits = money.DIGITS[created.currency]
@@ -258,21 +263,27 @@ def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: i
     moving = False
     if order.scans:
         winners = winning_scans(order)
+        shown: dict[str, int] = {}
+        if len(winners) <= MANY_PARCELS:
+            changed = None
         for shipment_id, scan in winners.items():
             shipment = ids.text(shipment_id)
             status = SHIPMENT_STATUS[scan.rank]
             estimated = None if scan.estimated_delivery is None else times.text(scan.estimated_delivery)
             shipments.append(ShipmentSummary(shipment, ids.text(scan.seller_id), status, scan.carrier, scan.tracking_number, estimated))
             moving = moving or scan.rank == IN_TRANSIT
-            if scan.tracking_number:
+            if scan.tracking_number and (changed is None or shipment_id in changed):
                 entry = Tracking(order_id, shipment, scan.carrier, status, scan.location, estimated)
-                tracking.append((scan.tracking_number, shipment, _encode(entry)))
+                shown[scan.tracking_number] = count = shown.get(scan.tracking_number, 0) + 1
+                if count <= MANY_PARCELS:
+                    tracking.append((scan.tracking_number, shipment, _encode(entry)))
         if len(order.scans) > len(winners):
             stale = {
                 (scan.tracking_number, scan.shipment_id)
                 for scan in order.scans
                 if scan.tracking_number
                 and scan.shipment_id in winners
+                and (changed is None or scan.shipment_id in changed)
                 and winners[scan.shipment_id].tracking_number != scan.tracking_number
             }
             untracked = [(number, ids.text(shipment_id)) for number, shipment_id in sorted(stale)]

@@ -30,15 +30,19 @@ _ENTRIES_A_CALL = 200
 #: Orders whose latest entry waits for Redis; beyond it the longest waiting are dropped and stay stale until they expire.
 _WAITING = 20_000
 _RECENT = 50
+#: Parcels that one tracking number shows. Nearly always it is one; but an upstream may write "n/a" there, and Redis would spend its time on
+#: a list of all of them.
+_PARCELS = 100
 _RECENT_TTL = 1800
 
 # One argument for all entries (MessagePack): a client spends as long on an argument as Redis does on a command.
-_SCRIPT = """
+_SCRIPT = (
+    """
 local call, find, sub = redis.call, string.find, string.sub
 local PARCEL = '"shipment_id":"'
 local VERSION = '"version":'
 
--- Puts a parcel's entry among those of a tracking number. Nearly always it is the only one; then nothing is parsed.
+-- Puts a parcel's entry among those of a tracking number, MOST_PARCELS at most. Nearly always it is the only one; then nothing is parsed.
 local function track(number, parcel, json, ttl)
   local key = 'tracking:' .. number
   local found = call('GET', key)
@@ -48,7 +52,7 @@ local function track(number, parcel, json, ttl)
     if not alone then
       local rest = {cjson.decode(json)}
       for _, entry in ipairs(cjson.decode(found)) do
-        if entry.shipment_id ~= parcel then rest[#rest + 1] = entry end
+        if entry.shipment_id ~= parcel and #rest < MOST_PARCELS then rest[#rest + 1] = entry end
       end
       table.sort(rest, function(a, b) return a.shipment_id < b.shipment_id end)
       call('SET', key, cjson.encode(rest), 'EX', ttl)
@@ -109,7 +113,10 @@ for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   written = written + done
 end
 return written
-""".replace("RECENT_TTL", str(_RECENT_TTL)).replace("RECENT", str(_RECENT))
+""".replace("RECENT_TTL", str(_RECENT_TTL))
+    .replace("RECENT", str(_RECENT))
+    .replace("MOST_PARCELS", str(_PARCELS))
+)
 
 
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()

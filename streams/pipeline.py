@@ -17,9 +17,10 @@ from typing import Any, Final, Protocol
 
 from domain import effects, events, ids, rows
 from domain.deadlines import next_due, pending
-from domain.errors import Refused
+from domain.errors import RECORD_TOO_LARGE, Refused
 from domain.events import Event
 from domain.fold import fold
+from domain.limits import RECORD_BYTES, record_size
 from domain.order import DEADLINES, Created, Order, Origin, ReturnStage, Scan
 from domain.sums import Sums
 from domain.topics import CHECKOUT, DECISIONS, DLQ, REKEYED
@@ -51,7 +52,7 @@ class Record(Protocol):
 class Touched:
     """One order's state while a batch is folded, and which of its rows have to be written."""
 
-    __slots__ = ("changed", "created", "order", "repeated", "returns", "shipments", "sums")
+    __slots__ = ("changed", "created", "order", "repeated", "returns", "seen", "shipments", "sums")
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -62,6 +63,14 @@ class Touched:
         self.created = False
         self.shipments: set[bytes] | None = None
         self.returns: set[bytes] | None = None
+        self.seen: set[bytes] = set()
+        """Parcels of the scans that came again."""
+
+    def repeat(self, event: Event) -> None:
+        """`event` changed nothing."""
+        self.repeated = True
+        if type(event.fact) is Scan:
+            self.seen.add(event.fact.shipment_id)
 
     def mark(self, event: Event) -> None:
         """`event` changed the order."""
@@ -185,7 +194,7 @@ class Pipeline:
         if folded.changed:
             touched.mark(event)
         else:
-            touched.repeated = True
+            touched.repeat(event)
         if folded.refused is not None:
             self._refuse(work, record, *folded.refused)
         else:
@@ -212,7 +221,8 @@ class Pipeline:
             if order.created is None:
                 continue
             order_id = ids.text(raw_id)
-            row, brief = rows.order_row_and_summary(order_id, raw_id, order)
+            parcels = None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
+            row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
             if each.changed:
                 batch.orders.append(row)
             if each.created:
@@ -278,6 +288,9 @@ class Pipeline:
         work.outcomes[CHECKOUT, _APPLIED] += 1
 
     def _rekey(self, work: Work, record: Record, event: Event) -> None:
+        if record_size(record.key, record.value, record.headers) > RECORD_BYTES:
+            self._refuse(work, record, RECORD_TOO_LARGE, f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key")
+            return
         headers = [
             *record.headers,
             ("rekeyed_topic", record.topic.encode()),
@@ -296,7 +309,11 @@ class Pipeline:
             came = dict(headers)
             key = came.get("rekeyed_key")
             headers = [header for header in headers if header[0] not in _REKEYED_FROM]
-        work.publish(DLQ, OutRecord(key, record.value, headers + _dlq_headers(origin, code, detail)))
+        value = record.value
+        if record_size(key, value, headers) > RECORD_BYTES:
+            key, value, headers = None, None, []
+            detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
+        work.publish(DLQ, OutRecord(key, value, headers + _dlq_headers(origin, code, detail)))
         work.outcomes[record.topic, _REFUSED] += 1
         metrics.DEAD_LETTERS.labels(code).inc()
 

@@ -59,7 +59,7 @@ class Delivered(NamedTuple):
     topic: str
     partition: int
     last: int | None
-    time: int
+    time: int = -1
     """When the broker took it, ms since 1970, by its own clock; -1 where the topic keeps its writers' times."""
 
 

@@ -64,6 +64,16 @@ async def test_a_number_shared_by_parcels_shows_each(cache: RedisPlace, client: 
     assert {entry["location"] for entry in json.loads(await client.get("tracking:T"))} == {'says "shipment_id":"' + ident("p9") + '"'}
 
 
+async def test_a_number_that_everybody_has_shows_some(cache: RedisPlace, client: Any) -> None:
+    parcels = [f"p{n}" for n in range(250)]
+    for at in range(0, len(parcels), 50):
+        number = [("n/a", ident(parcel), parcel_json(ident(parcel), parcel, "pending")) for parcel in parcels[at : at + 50]]
+        await cache.sink.write([Order(f"o{at}", 1).entry()._replace(tracking=number)])
+        found = await tracked(client, "n/a")
+        assert len(found) == min(at + 50, 100)
+        assert ident(parcels[at + 49]) in found, "the one written last is there"
+
+
 async def test_a_parcel_under_another_number_leaves_the_first(cache: RedisPlace, client: Any) -> None:
     first = [("T1", ident("p1"), parcel_json(ident("a"), "p1", "pending"))]
     second = [("T1", ident("p2"), parcel_json(ident("b"), "p2", "pending"))]

@@ -10,7 +10,6 @@ import pytest
 from stack import Stack, ports
 from tests.chaos.proxy import Proxy
 from tests.integration.counting import Counting, counting
-from tests.integration.test_transport import fed, written
 from tests.stackfixture import purge
 
 
@@ -63,16 +62,16 @@ async def test_a_write_that_the_network_held_back_does_not_arrive_after_the_sess
         cut_off, other = group.start("1", ORDERS_KAFKA=proxy.address), group.start("2")
         await cut_off.logged(", generation")
         await other.logged("open, generation")
-        async with fed(group):
-            await written(group, 200)
+        async with group.fed():
+            await group.written(200)
             before = len(other.text())
             trap.armed = True
             await other.logged("lanes 0, 1, 2, 3 open", after=before)
-            await written(group, 500)
+            await group.written(500)
             again = len(cut_off.text())
             await proxy.heal()
             await cut_off.logged("open, generation", after=again)
-            await written(group, 200)
+            await group.written(200)
         await group.drained()
         await group.verify()
     finally:

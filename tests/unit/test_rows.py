@@ -297,3 +297,26 @@ def test_whether_anything_is_still_expected(events: list[tuple[Any, ...]], settl
     for name, *arguments in events:
         getattr(told, name)(*arguments)
     assert summary(told).settled is settled
+
+
+def test_an_order_of_many_parcels_refreshes_those_that_changed() -> None:
+    told = story()
+    for n in range(rows.MANY_PARCELS):
+        told.scan("in_transit", n, tracking_number=f"T{n}")
+    told.scan("delivered", 7, tracking_number="new")
+    assert len(summary(told).tracking) == rows.MANY_PARCELS
+    assert rows.order_row_and_summary(ORDER, raw(ORDER), told.order, {raw(parcel(7))})[1] == summary(told)
+    told.scan("in_transit", 5_000, tracking_number="T")
+    told.scan("delivered", 8, tracking_number="newer")
+    changed = {raw(parcel(n)) for n in (7, 5_000)}
+    found = rows.order_row_and_summary(ORDER, raw(ORDER), told.order, changed)[1]
+    assert {number for number, _, _ in found.tracking} == {"new", "T"}
+    assert found.untracked == [("T7", parcel(7))]
+    assert len(msgspec.json.decode(found.value)["shipments"]) == rows.MANY_PARCELS + 1
+
+
+def test_a_number_shows_so_many_parcels_of_an_order() -> None:
+    told = story()
+    for n in range(rows.MANY_PARCELS + 5):
+        told.scan("in_transit", n, tracking_number="n/a")
+    assert len(summary(told).tracking) == rows.MANY_PARCELS
