@@ -93,7 +93,7 @@ def fold(order: Order, event: Event, origin: Origin | None, sums: Sums | None = 
         known = sums.known(field, facts, fact)
         if known is not None:
             return _repeated(order, event, known, fact, sums)
-        if len(facts) >= UNCOUNTED and sums.size(event.type, facts) + size_of(fact) > TYPE_BYTES[event.type]:
+        if len(facts) >= UNCOUNTED and event.type in TYPE_BYTES and sums.size(event.type, facts) + size_of(fact) > TYPE_BYTES[event.type]:
             return _TOO_LARGE
     order.version += 1
     if isinstance(fact, (Cancellation, Deadline)):
@@ -147,7 +147,7 @@ def _reason_fits(order: Order, type_: str, known: SimpleFact, fact: SimpleFact, 
     """Whether the order may take a repetition's reason for the one it has. If so, counts it."""
     more = size_of(fact) - size_of(known)
     facts: list[SimpleFact] = getattr(order, _FIELD[type_])
-    if more > 0 and len(facts) >= UNCOUNTED and sums.size(type_, facts) + more > TYPE_BYTES[type_]:
+    if more > 0 and len(facts) >= UNCOUNTED and type_ in TYPE_BYTES and sums.size(type_, facts) + more > TYPE_BYTES[type_]:
         return False
     sums.grow(known, more)
     return True

@@ -35,10 +35,10 @@ TYPE_BYTES: Final[dict[str, int]] = {
     "order.returned": _MOST,
     "refund.completed": _MOST,
     "refund.failed": _MOST,
-    # Our own: so many askings that nobody sets as many.
-    "deadline.passed": 4 * _MOST_SCANS,
 }
-"""Event type -> most bytes, as size_of counts them, of the facts of that type that one order takes in: some 8,000 to 13,000."""
+"""Event type -> most bytes, as size_of counts them, of the facts of that type that one order takes in: some 8,000 to 13,000.
+
+Ours, deadlines and decisions, have no limit but their number: an order has so many sellers, and each is asked so often."""
 
 UNCOUNTED: Final = 24
 """So many facts of a type are within its limit, however large each is: 80 + 3 * 4,000 + 1,000 * 24 bytes at most."""
