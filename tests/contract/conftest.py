@@ -1,4 +1,4 @@
-"""The sinks as fixtures, on the stack's servers."""
+"""The sinks as fixtures, on the stack's servers and on fake ones."""
 
 from __future__ import annotations
 

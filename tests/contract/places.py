@@ -1,4 +1,7 @@
-"""The two sinks, each with a database of its own on the stack's real servers, behind one face: write orders, read, cut the server off."""
+"""The sinks behind one face: write orders, read, cut the server off.
+
+Each twice: on a database of its own on the stack's real servers, and on the simulation's fake ones, which have to keep the same promises.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,8 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
 from sinks.schema import TABLES
+from tests.simulation.network import Network, calm
+from tests.simulation.stores import POSTGRES, REDIS, FakePostgres, FakeRedis, Keys, Tables
 from tests.stackfixture import Servers
 
 #: Nobody else's on the stack's Redis.
@@ -141,25 +146,20 @@ class Line:
 class Place(ABC):
     """A sink and the server behind it."""
 
+    sink: Sink[Any]
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.line = Line(self.url)
-        self.sink: Sink[Any]
 
     async def open(self) -> None:
         await self.empty()
-        await self.line.mend()
+        await self.start_server()
         self.sink = self.another()
         await self.sink.start()
 
     async def close(self) -> None:
         await self.sink.close()
-        await self.line.cut()
-
-    @property
-    @abstractmethod
-    def url(self) -> str:
-        """The server's own address."""
+        await self.end_server()
 
     @abstractmethod
     def another(self) -> Sink[Any]:
@@ -187,16 +187,62 @@ class Place(ABC):
                 except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
                     await asyncio.sleep(0.01)
 
+    async def settled(self) -> None:
+        """Returns when nothing waits any more to be written."""
+        await eventually(lambda: not getattr(self.sink, "waiting", 0))
+
+    @abstractmethod
     async def end_server(self) -> None:
         """The server is gone without a word."""
+
+    @abstractmethod
+    async def start_server(self) -> None:
+        """The server is back, on the same port."""
+
+
+class RealPlace(Place):
+    """On a real server, by a line that can be cut."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.line = Line(self.url)
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """The server's own address."""
+
+    async def end_server(self) -> None:
         await self.line.cut()
 
     async def start_server(self) -> None:
-        """The server is back, on the same port."""
         await self.line.mend()
 
 
-class PostgresPlace(Place):
+class FakePlace(Place):
+    """On a fake server, in this process."""
+
+    server: str
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.network: Network = calm()
+
+    async def end_server(self) -> None:
+        self.network.down.add(self.server)
+
+    async def start_server(self) -> None:
+        self.network.down.discard(self.server)
+
+
+def rows_of(orders: Iterable[Order]) -> RowBatch:
+    batch = RowBatch()
+    for order in orders:
+        order.rows(batch)
+    return batch
+
+
+class PostgresPlace(RealPlace):
     @property
     def url(self) -> str:
         return self.settings.postgres
@@ -205,10 +251,7 @@ class PostgresPlace(Place):
         return PostgresSink(self.settings.model_copy(update={"postgres": self.line.url}))
 
     def batch(self, orders: Iterable[Order]) -> RowBatch:
-        batch = RowBatch()
-        for order in orders:
-            order.rows(batch)
-        return batch
+        return rows_of(orders)
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         connection = await asyncpg.connect(self.settings.postgres)
@@ -230,7 +273,28 @@ class PostgresPlace(Place):
         await self.fetch(f"WITH {', '.join(f'{table}_ AS (DELETE FROM {table})' for table in TABLES)} SELECT")
 
 
-class RedisPlace(Place):
+class FakePostgresPlace(FakePlace):
+    server = POSTGRES
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.tables = Tables()
+
+    def another(self) -> FakePostgres:
+        return FakePostgres(self.network, self.tables)
+
+    def batch(self, orders: Iterable[Order]) -> RowBatch:
+        return rows_of(orders)
+
+    async def content(self) -> dict[str, list[Any]]:
+        return {table: sorted(rows.values(), key=repr) for table, rows in self.tables.rows.items()}
+
+    async def empty(self) -> None:
+        for rows in self.tables.rows.values():
+            rows.clear()
+
+
+class RedisPlace(RealPlace):
     @property
     def url(self) -> str:
         return self.settings.redis
@@ -260,7 +324,36 @@ class RedisPlace(Place):
             await client.flushdb()
 
 
-PLACES: dict[str, type[Place]] = {"postgres": PostgresPlace, "redis": RedisPlace}
+class FakeRedisPlace(FakePlace):
+    server = REDIS
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.keys = Keys()
+
+    def another(self) -> RedisSink:
+        return RedisSink(self.settings, pause=0.02, client=FakeRedis(self.network, self.keys))
+
+    async def start_server(self) -> None:
+        self.keys.known = False
+        await super().start_server()
+
+    def batch(self, orders: Iterable[Order]) -> Sequence[CacheEntry]:
+        return [order.entry() for order in orders]
+
+    async def content(self) -> dict[str, Any]:
+        return self.keys.readable()
+
+    async def empty(self) -> None:
+        self.keys.flush()
+
+
+PLACES: dict[str, type[Place]] = {
+    "postgres": PostgresPlace,
+    "redis": RedisPlace,
+    "fake postgres": FakePostgresPlace,
+    "fake redis": FakeRedisPlace,
+}
 
 
 async def new_database(stack: Servers, **changes: Any) -> Settings:

@@ -1,4 +1,4 @@
-"""What sinks.base.Sink promises, kept by every sink against its real server."""
+"""What sinks.base.Sink promises, kept by every sink against its real server, and by the fakes of the simulation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from tests.contract.places import Order, Place, RedisPlace, eventually
+from tests.contract.places import Order, Place
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -88,13 +88,8 @@ async def test_writes_go_on_after_the_server_died_and_came_back(place: Place) ->
     await place.start_server()
     # Connections that the dead server left behind may cost attempts: the pipeline repeats them, the cache does so by itself.
     await place.write_with_retries(HISTORY[1])
-    await _settled(place)
+    await place.settled()
     survived = await place.content()
     await place.empty()
     await place.write(HISTORY[1])
     assert survived == await place.content()
-
-
-async def _settled(place: Place) -> None:
-    if isinstance(place, RedisPlace):
-        await eventually(lambda: place.sink.waiting == 0)  # type: ignore[attr-defined]

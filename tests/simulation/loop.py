@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-MOST_STEPS = 400_000
-"""Callbacks after which a run counts as endless: a hundred times what a history takes."""
+MOST_STEPS = 60_000
+"""Callbacks after which a run counts as endless: twenty times what the longest history takes."""
 CLOSINGS = 10
 """How often a coroutine that waits while it is closed is closed again."""
 

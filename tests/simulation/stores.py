@@ -108,6 +108,17 @@ class Keys:
         self.ttl.clear()
         self.known = False
 
+    def readable(self) -> dict[str, Any]:
+        """Key -> what it holds: JSON, or (member, score) pairs in the order of a sorted set."""
+        found: dict[str, Any] = {}
+        for key in sorted(self.values):
+            value = self.values[key]
+            if isinstance(value, dict):
+                found[key.decode()] = [(member.decode(), value[member]) for member in _ranked(value)]
+            else:
+                found[key.decode()] = json.loads(value)
+        return found
+
     def evaluate(self, packed: bytes) -> int:
         """Run the script."""
         token = _serving.set(self)
@@ -164,9 +175,13 @@ def _zadd(keys: Keys, key: bytes, score: bytes, member: bytes) -> int:
     return int(new)
 
 
+def _ranked(members: Mapping[bytes, float]) -> list[bytes]:
+    return sorted(members, key=lambda member: (members[member], member))
+
+
 def _zremrangebyrank(keys: Keys, key: bytes, first: bytes, last: bytes) -> int:
     members = keys.sorted_set(key)
-    ranked = sorted(members, key=lambda member: (members[member], member))
+    ranked = _ranked(members)
     end = int(last) + 1
     gone = ranked[int(first) : end or None]
     for member in gone:
@@ -193,7 +208,7 @@ def _script() -> Callable[[bytes], Any]:
     """The script as a function of its one argument, in a Lua with the modules that Redis gives it. Texts are bytes throughout."""
     lua = lua51.LuaRuntime(encoding=None)
 
-    null = lua.table_from({})  # cjson.null
+    null = object()  # cjson.null
 
     def to_lua(value: Any) -> Any:
         if isinstance(value, str):
@@ -207,7 +222,7 @@ def _script() -> Callable[[bytes], Any]:
     def from_lua(value: Any) -> Any:
         if isinstance(value, bytes):
             return value.decode()
-        if value == null:
+        if value is null:
             return None
         if lua51.lua_type(value) == "table":
             keys = list(value.keys())

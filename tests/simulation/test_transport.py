@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -47,3 +48,27 @@ def test_lanes_stay_closed_between_revocation_and_assignment(world: World) -> No
     until(world.loop, late.done)
     assert app.consumer.lanes == {}
     assert app.consumer.ledgers == {}
+
+
+def test_a_commit_that_was_held_up_is_not_sent_in_a_later_generation(world: World) -> None:
+    """It would be sent as the new generation's, and Kafka doesn't ask whose partitions they are."""
+    with world.loop.entered():
+        world.start(0)
+    until(world.loop, lambda: 0 in world.running and world.running[0].app is not None)
+    app = world.running[0].app
+    assert app is not None
+    until(world.loop, lambda: len(app.consumer.lanes) == 3)
+    found = asyncio.Event()
+    app.client._coordinator.ensure_coordinator_known = found.wait  # type: ignore[method-assign, assignment]
+    with world.loop.entered():
+        world.arrive(world.plan.arrivals[0]._replace(partition=1))
+    until(world.loop, lambda: any(ledger.done for _, ledger in app.consumer.ledgers.values()))
+    with world.loop.entered():
+        commit = world.loop.create_task(app.consumer.force_commit())
+        world.start(1)
+    until(world.loop, lambda: world.group.generation == 2 and len(app.consumer.lanes) == 2)
+    with world.loop.entered():
+        found.set()
+    until(world.loop, commit.done)
+    assert commit.result() is False
+    assert world.violations == []

@@ -17,6 +17,7 @@ from aiokafka.structs import TopicPartition
 
 from domain.topics import DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
+from streams.delivery import GaveUp
 from tests.simulation.accounts import Accounts
 from tests.simulation.clients import BROKER, Leaving
 from tests.simulation.histories import Arrival, history, topics_of
@@ -34,6 +35,8 @@ START = 1_767_225_600.0
 SESSION = SETTINGS.session_timeout
 DRAINED = 400.0
 """Seconds after which a world that has healed must be at rest: far above every timeout in it."""
+PATIENT = 60.0
+"""Seconds of retries that nothing in a plan calls for: a worker that gives up after more has hung by itself."""
 LOOK = 0.5
 """Seconds between two looks whether it is."""
 
@@ -177,7 +180,7 @@ class World:
         for number in range(plan.workers):
             self._planned(begin + self.rng.random() * 0.5, self.start, number)
         for arrival in plan.arrivals:
-            self._planned(arrival.at, self._arrive, arrival)
+            self._planned(arrival.at, self.arrive, arrival)
         for at, action in plan.actions:
             self._planned(begin + at, self._act, action)
         healed = begin + max(plan.arrivals[-1].at, plan.actions[-1][0] if plan.actions else 0.0) + 1.5
@@ -205,7 +208,8 @@ class World:
         self._pending -= 1
         callback(*args)
 
-    def _arrive(self, arrival: Arrival) -> None:
+    def arrive(self, arrival: Arrival) -> None:
+        """Upstream appends a record."""
         tp = TopicPartition(arrival.topic, arrival.partition)
         offset = self.broker.logs[tp].append([Sent(arrival.key, arrival.value, arrival.headers)], self._milliseconds())
         self.accounts.arrived(tp, offset, arrival)
@@ -341,7 +345,8 @@ class World:
     def ended(self, worker: Worker, failure: BaseException | None) -> None:
         """See Servers."""
         self.trace(worker.process, "ends" if failure is None else f"ends: {failure!r}")
-        if not worker.expected():
+        gave_up = isinstance(failure, GaveUp) and self.settings.retry_limit > PATIENT
+        if gave_up or not worker.expected():
             self.violate(f"{worker.process.name} crashed: {_told(failure)}")
         worker.process.alive = False
         self._gone(worker.process)

@@ -1,0 +1,115 @@
+"""The simulation's fake Postgres and Redis against the real ones: the same batches, the same answers, the same content."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from random import Random
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from audit.stores import TABLES, comparable
+from settings import Settings
+from sinks.rows import CacheEntry, RowBatch
+from tests.contract.places import (
+    FakePostgresPlace,
+    FakeRedisPlace,
+    Order,
+    PostgresPlace,
+    RedisPlace,
+    compact,
+    ident,
+    parcel_json,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+STATUS = ("pending", "confirmed", "shipped", "delivered", "returned")
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fake_postgres(migrated: Settings) -> AsyncIterator[FakePostgresPlace]:
+    place = FakePostgresPlace(migrated)
+    await place.open()
+    yield place
+    await place.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fake_cache(migrated: Settings) -> AsyncIterator[FakeRedisPlace]:
+    place = FakeRedisPlace(migrated)
+    await place.open()
+    yield place
+    await place.close()
+
+
+def row_batches(rng: Random) -> Iterator[RowBatch]:
+    """Few orders and parcels in many versions and times, so that rows meet."""
+    for _ in range(60):
+        batch = RowBatch()
+        for name in rng.sample("abc", rng.randint(1, 2)):
+            created = rng.randint(1, 3)
+            parcels = tuple((f"{name}{n}", rng.choice(("pending", "in_transit", "delivered"))) for n in range(rng.randint(0, 2)))
+            status = rng.choice(STATUS)
+            Order(name, rng.randint(1, 4), status, created, rng.randint(4, 6), rng.choice(("1.50", "2")), parcels).rows(batch)
+        yield batch
+
+
+async def rows(place: PostgresPlace) -> dict[str, set[Any]]:
+    found = {}
+    for table in TABLES:
+        found[table] = {comparable(table, tuple(row)) for row in await place.fetch(f"SELECT * FROM {table}")}
+    return found
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_rows(postgres: PostgresPlace, fake_postgres: FakePostgresPlace, seed: int) -> None:
+    for batch in row_batches(Random(seed)):
+        assert await postgres.sink.write(batch) == await fake_postgres.sink.write(batch)
+        fake = {table: {comparable(table, row) for row in there.values()} for table, there in fake_postgres.tables.rows.items()}
+        assert await rows(postgres) == fake
+
+
+def entries(rng: Random) -> Iterator[list[CacheEntry]]:
+    """Few orders, users and tracking numbers in many versions: numbers are shared, and parcels change theirs."""
+    for _ in range(150):
+        batch = []
+        for name in rng.sample("abc", rng.randint(1, 3)):
+            version = rng.randint(1, 5)
+            order = ident(name)
+            summary = {
+                "order_id": order,
+                "version": version,
+                "note": rng.choice((None, "é", '"shipment_id":"')),
+                "suborders": [{"version": 9}],
+            }
+            tracking, untracked = [], []
+            for parcel in rng.sample("pqr", rng.randint(0, 2)):
+                number = f"T{rng.randint(1, 2)}"
+                location = rng.choice((None, "hub", '"shipment_id":"x"'))
+                tracking.append((number, ident(parcel), parcel_json(order, parcel, rng.choice(STATUS), location)))
+            for parcel in rng.sample("pqr", rng.randint(0, 1)):
+                untracked.append((f"T{rng.randint(1, 2)}", ident(parcel)))
+            user = rng.choice(("u", "v"))
+            batch.append(
+                CacheEntry(order, user, rng.randint(1, 9), version, rng.choice((600, 1800)), compact(summary), tracking, untracked)
+            )
+        yield batch
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_entries(cache: RedisPlace, fake_cache: FakeRedisPlace, seed: int) -> None:
+    for batch in entries(Random(seed)):
+        assert await cache.sink.write(batch) == await fake_cache.sink.write(batch)
+        real, fake = await cache.content(), await fake_cache.content()
+        assert {key: (value, fake.get(key)) for key, value in real.items() if fake.get(key) != value} == {}
+        assert real.keys() == fake.keys()
+
+
+async def test_the_newest_orders_of_a_user(cache: RedisPlace, fake_cache: FakeRedisPlace) -> None:
+    many = [Order(f"o{n}", 1, created=n % 40).entry()._replace(user_id="someone") for n in range(70)]
+    for some in (many[n : n + 9] for n in range(0, 70, 9)):
+        await cache.sink.write(some)
+        await fake_cache.sink.write(some)
+        assert await cache.content() == await fake_cache.content()
