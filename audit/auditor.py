@@ -61,13 +61,16 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is audited. `redis` None: the cache is not looked at."""
+    """What is audited. `redis` None: the cache is not looked at. `partitions`: by how many an order's lane is found (ORDERS_PARTITIONS);
+    None: as many as the topics have, which is not the same once partitions were added.
+    """
 
     brokers: Sequence[str]
     group: str
     changelog: str
     postgres: str
     redis: str | None
+    partitions: int | None = None
 
 
 class Raw(NamedTuple):
@@ -213,7 +216,7 @@ class Auditor:
         self._spans_written = await log.spans([TopicPartition(topic, lane.number) for topic in topics])
 
     def _partition_of(self, order_id: str) -> int:
-        return int((murmur2(order_id.encode()) & 0x7FFFFFFF) % self._lanes)
+        return int((murmur2(order_id.encode()) & 0x7FFFFFFF) % (self._target.partitions or self._lanes))
 
     # -- the fold ---------------------------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ def _audit(settings: Settings, *, max_findings: int, cache: bool, quiet: bool) -
         changelog=settings.changelog_topic,
         postgres=settings.postgres,
         redis=settings.redis if cache else None,
+        partitions=settings.partitions,
     )
     bar = Progress(
         TextColumn("{task.description}"),

@@ -361,7 +361,8 @@ def _reset_when_closed(client: Any) -> None:
     for connection in client._conns.values():
         if connection.connected():
             lower = connection._writer.get_extra_info("socket")
-            lower.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            with contextlib.suppress(OSError, ValueError):  # closed already (ValueError: by uvloop)
+                lower.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def retrieve(future: asyncio.Future[Any]) -> None:

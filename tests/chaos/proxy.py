@@ -279,11 +279,14 @@ def _bound(port: int) -> socket.socket:
 def _was_reset(writer: asyncio.StreamWriter) -> bool:
     """Whether the other end has reset the connection, whatever the event loop has noticed of it."""
     connection = writer.get_extra_info("socket")
-    return writer.transport.is_closing() or connection is None or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+    try:
+        return writer.transport.is_closing() or connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) != 0
+    except (OSError, ValueError):  # closed already
+        return True
 
 
 def _reset_on_close(writer: asyncio.StreamWriter) -> None:
     connection = writer.get_extra_info("socket")
     if connection is not None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, ValueError):  # closed already
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
