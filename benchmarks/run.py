@@ -2,7 +2,8 @@
 
 Throughput: events are in Kafka before the worker starts; the clock runs from the worker's first finished batch to its last.
 Latency, after a checkpoint: from the moment an event is handed to the producer to the commit of the transaction that wrote its row
-(PostgreSQL's own commit timestamp, same machine, same clock), for the last event of each order.
+(PostgreSQL's own commit timestamp, same machine, same clock), for the last event of each order. `visible`: until a reader of committed
+records has got the order.status_changed that the event caused.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import psutil
+from aiokafka import AIOKafkaConsumer
 from prometheus_client.parser import text_string_to_metric_families
 
 from settings import Settings
@@ -33,8 +35,9 @@ from sources.generator import workload
 from sources.producer import send
 from stack import Stack, ports
 
-STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "redis")
-"""Steps as streams.pipeline names them; the first four never wait, so their time is CPU time."""
+STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "redis", "commit")
+"""Steps as streams.pipeline names them, and the transaction; the first four never wait, so their time is CPU time."""
+VISIBLE = "order.status_changed"
 EVENTS_PER_ORDER = 4.08
 POLL_SECONDS = 0.5
 """Asking a worker costs it some milliseconds: more often, and the measurement would measure itself."""
@@ -50,6 +53,7 @@ class Plan:
     rate: int = 500
     seconds: int = 30
     seed: int = 1
+    delivery: str = "at_least_once"
     say: Callable[[str], None] = field(default=lambda message: None)
 
 
@@ -123,6 +127,7 @@ class _Bench:
         self.plan = plan
         self.stack = stack
         self.folder = folder
+        self.env = {**stack.env, "ORDERS_DELIVERY": plan.delivery}
         self.settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
 
     def run(self) -> dict[str, Any]:
@@ -133,7 +138,10 @@ class _Bench:
         with self._workers("w") as workers:
             drained = self._drain(workers, sent.records)
             plan.say(f"drained at {drained['events_per_second']:,.0f} events/s; now {plan.rate} events/s for {plan.seconds} s")
+            before = self._cpu(workers)
             latency = asyncio.run(self._latency())
+            cpu = {name: used - before[name] for name, used in self._cpu(workers).items()}
+            latency["latency_cpu_us_per_event"] = {name: round(used * 1e6 / (plan.rate * plan.seconds), 1) for name, used in cpu.items()}
         growth = asyncio.run(self._growth(sent.records))
         plan.say("recovery: a new worker reads all state back from the changelog")
         return {
@@ -147,7 +155,7 @@ class _Bench:
     @contextmanager
     def _workers(self, prefix: str, count: int | None = None) -> Iterator[list[_Worker]]:
         numbers = range(count or self.plan.workers)
-        workers = [_Worker(f"{prefix}{n}", self.stack.env, self.folder / f"{prefix}{n}.log") for n in numbers]
+        workers = [_Worker(f"{prefix}{n}", self.env, self.folder / f"{prefix}{n}.log") for n in numbers]
         try:
             yield workers
         finally:
@@ -206,16 +214,18 @@ class _Bench:
         plan = self.plan
         await self._settle()
         sent_at: dict[str, float] = {}
+        caused_at: dict[bytes, float] = {}
 
         def stamped() -> Iterator[SourceEvent]:
             # Orders lie one second apart from stage to stage, so that the last event of each is a batch of its own making.
             events = plan.rate * plan.seconds
             for event in workload(int(events / EVENTS_PER_ORDER) + 1, plan.seed + 1, max(1, int(plan.rate / EVENTS_PER_ORDER))):
                 assert event.key is not None
-                sent_at[event.key.decode()] = time.time()
+                sent_at[event.key.decode()] = caused_at[dict(event.headers)["ce_id"]] = time.time()
                 yield event
 
-        await send(self.settings, stamped(), rate=plan.rate)
+        async with _reading(self.settings, caused_at) as visible:
+            await send(self.settings, stamped(), rate=plan.rate)
         deadline = time.monotonic() + 60
         connection = await asyncpg.connect(self.settings.postgres)
         try:
@@ -238,6 +248,7 @@ class _Bench:
             "p50_ms": round(cuts[499], 1),
             "p99_ms": round(cuts[989], 1),
             "max_ms": round(waits[-1], 1),
+            **visible,
             "latency_samples": len(waits),
             "latency_rate": plan.rate,
         }
@@ -273,6 +284,7 @@ class _Bench:
         return {
             "workload": {"orders": self.plan.orders, "events": records, "spread": self.plan.spread, "seed": self.plan.seed},
             "workers": self.plan.workers,
+            "delivery": self.plan.delivery,
             "kafka_partitions": self.settings.partitions,
             "cores": os.cpu_count(),
             "cpu": cpu,
@@ -288,6 +300,35 @@ def _merged(parts: Iterator[dict[str, float]]) -> dict[str, float]:
         for name, value in part.items():
             total[name] = max(total.get(name, 0.0), value) if name == "finished" else total.get(name, 0.0) + value
     return total
+
+
+@asynccontextmanager
+async def _reading(settings: Settings, caused_at: dict[bytes, float]) -> AsyncIterator[dict[str, float]]:
+    """Read VISIBLE meanwhile; afterwards the dictionary holds how long events took to be seen there, in milliseconds."""
+    waits: list[float] = []
+    found: dict[str, float] = {}
+    async with AIOKafkaConsumer(
+        VISIBLE, bootstrap_servers=settings.brokers, isolation_level="read_committed", auto_offset_reset="latest", fetch_max_wait_ms=50
+    ) as consumer:
+        await consumer.seek_to_end()
+
+        async def read() -> None:
+            async for record in consumer:
+                sent = caused_at.get(dict(record.headers)["ce_causeid"])
+                if sent is not None:
+                    waits.append((time.time() - sent) * 1000)
+
+        reading = asyncio.ensure_future(read())
+        yield found
+        deadline, seen = time.monotonic() + 60, -1
+        while len(waits) != seen and time.monotonic() < deadline:  # until nothing comes any more
+            seen = len(waits)
+            await asyncio.sleep(2)
+        reading.cancel()
+    if len(waits) < 2:
+        raise RuntimeError(f"no {VISIBLE} came")
+    cuts = statistics.quantiles(waits, n=1000)
+    found.update({"visible_p50_ms": round(cuts[499], 1), "visible_p99_ms": round(cuts[989], 1)})
 
 
 def _orders(env: dict[str, str], *arguments: str) -> None:

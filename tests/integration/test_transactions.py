@@ -27,7 +27,7 @@ from settings import Settings
 from stack import Stack
 from streams.partitioner import partition_of
 from streams.transport import OutRecord
-from streams.transport.errors import Fenced
+from streams.transport.errors import Fenced, TransactionsRefused
 from streams.transport.offsets import stable_offsets
 from streams.transport.producer import BATCH_BYTES
 from streams.transport.transaction import TransactionalAiokafkaConnection, TransactionalLaneProducer
@@ -202,13 +202,23 @@ async def test_closing_takes_back_what_is_open_so_that_readers_go_on(group: Coun
         assert await group.read(group.out) == []
 
 
-def lane(group: Counting, committed: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int | None]]]) -> TransactionalLaneProducer:
+async def test_a_timeout_that_the_brokers_do_not_allow_is_said_in_one_line(group: Counting) -> None:
+    async def committed(tps: Sequence[TP]) -> dict[TP, int | None]:
+        return dict.fromkeys(tps)
+
+    with pytest.raises(TransactionsRefused, match=r"ORDERS_TRANSACTION_TIMEOUT .* \(transaction\.max\.timeout\.ms\)"):
+        await lane(group, committed, seconds=100_000).start()
+
+
+def lane(
+    group: Counting, committed: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int | None]]], *, seconds: int = 60
+) -> TransactionalLaneProducer:
     """Lane 0's producer, apart from any worker."""
     options = {
         "bootstrap_servers": group.brokers,
         "acks": "all",
         "transactional_id": f"{group.group}-0",
-        "transaction_timeout_ms": 60_000,
+        "transaction_timeout_ms": seconds * 1000,
     }
     return TransactionalLaneProducer(lambda: options, lambda: None, lambda why: None, 1.0, group=group.group, committed=committed)
 
