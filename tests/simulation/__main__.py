@@ -77,7 +77,10 @@ def fuzz(first: int, count: int, jobs: int, failures: int, seconds: float | None
                 break
             done, running = wait(running, timeout=REPORT_SECONDS, return_when=FIRST_COMPLETED)
             for future in done:
-                summary.merge(future.result())
+                part = future.result()
+                for outcome in part.failed:
+                    print(f"seed {outcome.seed} failed: {outcome.problems[0][:160]}", file=sys.stderr, flush=True)
+                summary.merge(part)
             now = time.monotonic()
             if now - shown >= REPORT_SECONDS:
                 shown = now
@@ -103,7 +106,8 @@ def report(first: int, summary: Summary) -> None:
     faults = ", ".join(f"{count:,} {name}" for name, count in summary.faults.most_common())
     typer.echo(
         f"{summary.histories:,} histories from seed {first} in {summary.seconds:.1f} s ({rate:,.0f} a minute): {summary.events:,} events, "
-        f"{summary.deaths:,} deaths, {summary.generations:,} generations, {summary.late:,} writes that landed late; faults: {faults}"
+        f"{summary.deaths:,} deaths, {summary.generations:,} generations, {summary.late:,} writes that landed late, "
+        f"{summary.hidden:,} orders left out for that; faults: {faults}"
     )
     typer.echo(f"{len(summary.failed)} failed")
     for outcome in summary.failed:

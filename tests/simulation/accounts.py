@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 
 from aiokafka.structs import TopicPartition
@@ -93,19 +93,23 @@ class Accounts:
             for at, record in enumerate(records, offset):
                 self.decisions[Place(tp.topic, tp.partition, at)] = parse_decision(record.value, record.headers)
 
-    def unaccounted(self, records: Iterable[Record], start: int, end: int) -> Iterator[str]:
-        """What is wrong with the records of [start, end) of one log, were they finished now."""
+    def unaccounted(self, records: Iterable[Record], start: int, end: int, hidden: Container[str]) -> Iterator[str]:
+        """What is wrong with the records of [start, end) of one log, were they finished now. `hidden`: orders that are left out."""
         for record in records:
             if start <= record.offset < end:
-                problem = self._unaccounted(record)
+                problem = self._unaccounted(record, hidden)
                 if problem:
                     yield problem
 
-    def _unaccounted(self, record: Record) -> str:
+    def _unaccounted(self, record: Record, hidden: Container[str]) -> str:
         place = Place(record.topic, record.partition, record.offset)
         if record.topic == DECISIONS:
             decision = self.decisions[place]
-            if isinstance(decision, Decision) and decision.n >= len(self._order(decision.order_id).decisions):
+            if (
+                isinstance(decision, Decision)
+                and decision.order_id not in hidden
+                and decision.n >= len(self._order(decision.order_id).decisions)
+            ):
                 return f"no state holds decision {decision.n} of {decision.order_id} ({place})"
             return ""
         fact = self.parsed[place]
@@ -116,7 +120,7 @@ class Accounts:
         home = partition_of(key, self._partitions)
         if record.topic in INPUT and (record.key != key or home != record.partition):
             return "" if place in self.sent_on else f"{place} was not sent on to its lane"
-        if fact.key in self._state_keys(fact.order_id):
+        if fact.order_id in hidden or fact.key in self._state_keys(fact.order_id):
             return ""
         return f"no state holds {fact.type} of {fact.order_id} ({place})"
 

@@ -53,6 +53,7 @@ class Outcome:
     deaths: int = 0
     generations: int = 0
     late: int = 0
+    hidden: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -90,6 +91,7 @@ def run_seed(seed: int, *, tracing: bool = False) -> Outcome:
         world.deaths,
         world.group.generation,
         len(world.late),
+        len(world.hidden),
         Counter(world.network.counts),
     )
 
@@ -108,6 +110,7 @@ class Summary:
     deaths: int = 0
     generations: int = 0
     late: int = 0
+    hidden: int = 0
     moods: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     failed: list[Outcome] = field(default_factory=list)
@@ -119,6 +122,7 @@ class Summary:
         self.deaths += outcome.deaths
         self.generations += outcome.generations
         self.late += outcome.late
+        self.hidden += outcome.hidden
         self.moods[outcome.mood] += 1
         self.faults.update(outcome.faults)
         if outcome.problems:
@@ -131,6 +135,7 @@ class Summary:
         self.deaths += other.deaths
         self.generations += other.generations
         self.late += other.late
+        self.hidden += other.hidden
         self.moods.update(other.moods)
         self.faults.update(other.faults)
         self.failed += other.failed

@@ -89,6 +89,8 @@ class Verifier:
                 assert isinstance(decision, Decision), f"refund.decided: {decision}"
                 if decision.order_id in self.orders:
                     self.orders[decision.order_id].decide(decision)
+        for order_id in self.world.hidden:
+            self.orders.pop(order_id, None)
         self.readings = {order_id: order.readings() for order_id, order in self.orders.items()}
 
     def _take(self, fact: Fact | Refusal, place: Place, origin: Place | None) -> None:
@@ -107,7 +109,7 @@ class Verifier:
                 end = self.world.broker.logs[tp].end
                 if self.world.group.offsets.get(tp, 0) != end:
                     yield f"{topic}/{number}: committed {self.world.group.offsets.get(tp, 0)} of {end}"
-                yield from self.world.accounts.unaccounted(self.world.broker.logs[tp].records, 0, end)
+                yield from self.world.accounts.unaccounted(self.world.broker.logs[tp].records, 0, end, self.world.hidden)
 
     # -- states --------------------------------------------------------------------------------------------------------
 
@@ -121,6 +123,7 @@ class Verifier:
                 assert record.value is not None
                 if record.key not in newest or codec.version_of(record.value) >= codec.version_of(newest[record.key]):
                     newest[record.key] = record.value
+            newest = {key: value for key, value in newest.items() if str(UUID(bytes=key)) not in self.world.hidden}
             for key, value in newest.items():
                 by_order[str(UUID(bytes=key))] = value
             yield from self._local(number, newest)
@@ -147,11 +150,13 @@ class Verifier:
         """The owner's local store holds what the changelog holds."""
         for worker in self.world.running.values():
             if worker.app is not None and any(lane.partition == number for lane in worker.app.consumer.lanes.values()):
-                held = worker.files.partitions.get(number, {})
-                index = {key for key in held if key.startswith(DUE)}
-                if index != {due_entry(due, key) for key, raw in newest.items() if (due := codec.due_of(raw))}:
+                content = worker.files.partitions.get(number, {})
+                index = {key for key in content if key.startswith(DUE)}
+                own = {key: value for key, value in content.items() if key != worker.app.store.offset_key and key not in index}
+                found = {key: value for key, value in own.items() if str(UUID(bytes=key)) not in self.world.hidden}
+                wanted = {due_entry(due, key) for key, raw in newest.items() if (due := codec.due_of(raw))}
+                if {entry for entry in index if str(UUID(bytes=entry[-16:])) not in self.world.hidden} != wanted:
                     yield f"partition {number}: the index of due times is not that of the states"
-                found = {key: value for key, value in held.items() if key != worker.app.store.offset_key and key not in index}
                 for key in sorted(found.keys() | newest.keys()):
                     if found.get(key) != newest.get(key):
                         versions = f"{_version(found.get(key))} and {_version(newest.get(key))}"
@@ -172,7 +177,7 @@ class Verifier:
                     if there[table] != wanted[0][table]:
                         lacking, extra = wanted[0][table] - there[table], there[table] - wanted[0][table]
                         yield f"order {order_id}: {table} lacks {_brief(lacking)} and has {_brief(extra)}"
-        for order_id in found:
+        for order_id in found.keys() - self.world.hidden:
             yield f"order {order_id}: rows, but no facts"
 
     # -- derived events ------------------------------------------------------------------------------------------------
@@ -214,7 +219,8 @@ class Verifier:
                 for data in seen[one]:
                     if contents and not any(_holds(content, data) for content in contents):
                         yield f"{one[0]} {one[1]}: {data}, expected {contents[0]}"
-        for order_id, names in owners.items():
+        for order_id in owners.keys() - self.world.hidden:
+            names = owners[order_id]
             yield f"order {order_id}: {sorted(names)}, but no facts"
 
     def _refunds(self) -> Iterator[str]:
@@ -256,6 +262,9 @@ class Verifier:
         for order_id, order in self.orders.items():
             yield from self._refused_keys(order_id, order, letters, allowed)
         for place in letters.keys() - allowed.keys():
+            fact = self.world.accounts.parsed.get(place)
+            if isinstance(fact, Fact) and fact.order_id in self.world.hidden:
+                continue
             yield f"{place} counts, but is a dead letter: {sorted(letters[place])}"
 
     def _raw(self, place: Place, letter: Record) -> Iterator[str]:
