@@ -16,6 +16,7 @@ from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError
 from aiokafka.structs import OffsetAndMetadata
 
 from tests.integration.transport_app import version_of
@@ -124,7 +125,10 @@ class Counting:
             return dict(await consumer.end_offsets(self.parts(*topics)))
 
     async def committed(self) -> dict[Any, int]:
-        offsets = await self.admin.list_consumer_group_offsets(self.group)
+        try:
+            offsets = await self.admin.list_consumer_group_offsets(self.group)
+        except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError):
+            return {}  # a new cluster makes its offsets topic when it is first asked
         return {tp: meta.offset for tp, meta in offsets.items()}
 
     async def commit(self, offsets: Mapping[Any, int]) -> None:
