@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import rocksdict
 from faust.stores import rocksdb
@@ -27,20 +27,30 @@ OPEN_FILES = 512
 LOG_BYTES = 1 << 20
 
 
-def newest(records: Sequence[Record], version_of: VersionOf) -> dict[bytes, bytes | None]:
+class Newest(NamedTuple):
+    """What a stretch of the changelog leaves: `kept`, and the keys that were `deleted` somewhere in it, whatever came after."""
+
+    kept: dict[bytes, bytes | None]
+    deleted: set[bytes]
+
+
+def newest(records: Sequence[Record], version_of: VersionOf) -> Newest:
     """The highest version of each key, the later one of equals; a deletion counts as later than all before it. Pure.
 
     Not simply the last: a worker that had lost its partition may have written an older state after its successor's.
     """
     kept: dict[bytes, bytes | None] = {}
+    deleted: set[bytes] = set()
     for record in records:
         key, value = record.key, record.value
         if key is None:
             continue
         old = kept.get(key)
+        if value is None:
+            deleted.add(key)
         if value is None or old is None or version_of(value) >= version_of(old):
             kept[key] = value
-    return kept
+    return Newest(kept, deleted)
 
 
 class StateStore(rocksdb.Store):
@@ -72,12 +82,12 @@ class StateStore(rocksdb.Store):
 
     def recover(self, partition: int, records: Sequence[Record], to: int) -> None:
         """Take over a stretch of the changelog that ends before offset `to`, keeping each key's highest version."""
-        kept = newest(records, self._version_of)
+        kept, deleted = newest(records, self._version_of)
         version_of = self._version_of
         puts = {
             key: value
             for (key, value), old in zip(kept.items(), self.states(partition, list(kept)), strict=True)
-            if value is None or old is None or version_of(value) >= version_of(old)
+            if value is None or old is None or key in deleted or version_of(value) >= version_of(old)
         }
         self.write(partition, puts, to - 1)
 
