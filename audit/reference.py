@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
+import hashlib
 import itertools
 import json
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
 from typing import Any, Final, NamedTuple
-from uuid import UUID, uuid5
 
 from audit.currencies import MINOR_DIGITS
 from domain.topics import INPUT
@@ -67,8 +67,7 @@ class Refused(Exception):
         self.refusal = Refusal(code, detail)
 
 
-@dataclass(frozen=True, slots=True)
-class Fact:
+class Fact(NamedTuple):
     """One event, normalised. `content` holds its known data fields as sent, without the reason; two facts of one key must agree in it."""
 
     type: str
@@ -81,7 +80,7 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A refund.decided record. `amount` is decimal text (major units) or an int (minor units), as written."""
+    """A refund.decided record. `amount` is decimal text (major units) or an int (minor units), as written; `time` its event's."""
 
     order_id: str
     n: int
@@ -90,21 +89,36 @@ class Decision:
     cause_id: str
     units: tuple[tuple[str, int], ...]
     shipping: tuple[str, ...]
+    time: datetime | None = field(default=None, compare=False)
 
 
 class Event(NamedTuple):
-    """A CloudEvent out of its binding."""
+    """A CloudEvent out of its binding. `traceparent` None: it has none of the W3C's form."""
 
     id: str
     type: str
     time: Any
     dataschema: Any
     data: Any
+    traceparent: str | None
+
+
+class Parsed(NamedTuple):
+    """What a record says, and how derived events refer to it: by the event's id, carrying on its trace."""
+
+    outcome: Fact | Refusal
+    event_id: str
+    traceparent: str | None
 
 
 def parse(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Fact | Refusal:
     """What a record of an input topic says. The key is not judged: a record under another key than its order's is re-keyed, not refused."""
     del key
+    return read(topic, value, headers).outcome
+
+
+def read(topic: str, value: bytes | None, headers: Headers) -> Parsed:
+    """The same, with what derived events carry on of it (empty where it is refused)."""
     try:
         event = unwrap(value, headers)
         if event.type not in INPUT:
@@ -118,7 +132,18 @@ def parse(topic: str, key: bytes | None, value: bytes | None, headers: Headers) 
         time = _time(event.time, "time")
         if not isinstance(event.data, dict):
             raise Refused("field_malformed", "data")
-        return _fact(event.type, time, event.data)
+        return Parsed(_fact(event.type, time, event.data), event.id, event.traceparent)
+    except Refused as refused:
+        return Parsed(refused.refusal, "", None)
+
+
+def normalised(type_: str, value: bytes | None) -> Fact | Refusal:
+    """The fact in a dead letter that holds a normalised one: {"type", "time", "data"} as JSON."""
+    try:
+        document = _json(value or b"")
+        if not isinstance(document, dict) or document.get("type") != type_ or not isinstance(document.get("data"), dict):
+            raise Refused("field_malformed", "type, time, data")
+        return _fact(type_, _time(document.get("time"), "time"), document["data"])
     except Refused as refused:
         return refused.refusal
 
@@ -145,6 +170,7 @@ def parse_decision(value: bytes | None, headers: Headers) -> Decision | Refusal:
             cause_id=_uuid(data.get("cause_id"), "cause_id"),
             units=tuple(_decided_unit(unit) for unit in data.get("units") or ()),
             shipping=tuple(_uuid(item, "shipping") for item in data.get("shipping") or ()),
+            time=None if event.time is None else _time(event.time, "time"),
         )
     except Refused as refused:
         return refused.refusal
@@ -162,19 +188,21 @@ def unwrap(value: bytes | None, headers: Headers) -> Event:
     if value is None:
         raise Refused("tombstone", "no value")
     document = _json(value)
-    texts: dict[str, str] = {}
+    texts: dict[str, Any] = {}
     for name, raw in headers:
         try:
             texts[name] = (raw or b"").decode("utf-8")
         except UnicodeDecodeError:
             if name == "content-type" or name.startswith("ce_"):
                 raise Refused("not_cloudevent", f"header {name} is not UTF-8") from None
-    media_type = texts.get("content-type", "").split(";")[0].strip().lower()
+    attribute = texts.get
+    prefix, data = "ce_", document
+    content_type = texts.get("content-type", "")
+    media_type = content_type if content_type == "application/json" else content_type.split(";")[0].strip().lower()
     if media_type == "application/cloudevents+json":
         if not isinstance(document, dict):
             raise Refused("not_cloudevent", "not an object")
-        attributes = {name: item for name, item in document.items() if item is not None}
-        data = document.get("data")
+        attribute, prefix, data = document.get, "", document.get("data")
         if "data" not in document and isinstance(document.get("data_base64"), str):
             try:
                 data = _json(base64.b64decode(document["data_base64"], validate=True))
@@ -184,33 +212,49 @@ def unwrap(value: bytes | None, headers: Headers) -> Event:
             raise Refused("field_missing", "data")
     elif media_type.startswith("application/cloudevents"):
         raise Refused("not_cloudevent", f"content-type {media_type}")
-    else:
-        attributes = {name[3:]: text for name, text in texts.items() if name.startswith("ce_")}
-        data = document
-    if attributes.get("specversion") != "1.0":
+    if attribute(prefix + "specversion") != "1.0":
         raise Refused("not_cloudevent", "specversion")
+    found = []
     for name in ("id", "source", "type"):
-        if not isinstance(attributes.get(name), str) or not attributes[name]:
+        text = attribute(prefix + name)
+        if not isinstance(text, str) or not text:
             raise Refused("not_cloudevent", name)
-        if len(attributes[name]) > 1000:
+        if len(text) > 1000:
             raise Refused("field_malformed", name)
-    return Event(attributes["id"], attributes["type"], attributes.get("time"), attributes.get("dataschema"), data)
+        found.append(text)
+    trace = attribute(prefix + "traceparent") or texts.get("traceparent")
+    if trace is not None and not (isinstance(trace, str) and _TRACEPARENT.fullmatch(trace)):
+        trace = None
+    # An attribute that is null is absent, so None serves for both.
+    return Event(found[0], found[2], attribute(prefix + "time"), attribute(prefix + "dataschema"), data, trace)
 
 
 class _HugeInteger:
     """A JSON integer too long to be worth converting: no field may hold it."""
 
 
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _integer(digits: str) -> Any:
+    return int(digits) if len(digits) < 100 else _HugeInteger()
+
+
+_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_plain: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_patient: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_integer).decode
+
+
 def _json(value: bytes) -> Any:
-    def refuse_constant(name: str) -> Any:
-        raise ValueError(name)
-
-    def integer(digits: str) -> Any:
-        return int(digits) if len(digits) < 100 else _HugeInteger()
-
     try:
-        document = json.loads(value.decode("utf-8"), parse_constant=refuse_constant, parse_int=integer)
-        _refuse_surrogates(document)
+        text = value.decode("utf-8")
+        try:
+            document = _plain(text)
+        except ValueError:
+            document = _patient(text)  # Python refuses to convert an integer of thousands of digits; whatever else is wrong fails again
+        if "\\u" in text:  # only an escape can write a lone surrogate
+            _refuse_surrogates(document)
     except RecursionError:
         raise Refused("not_json", "nested too deeply") from None
     except ValueError as error:
@@ -234,6 +278,7 @@ def _refuse_surrogates(document: Any) -> None:
 # -- fields -------------------------------------------------------------------------------------------------------
 
 Reader = Callable[[Any, str], Any]
+_CANONICAL: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
 _UUID: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _MONEY: Final = re.compile(r"(0|[1-9][0-9]*)(?:\.([0-9]+))?")
 _DATE: Final = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
@@ -249,9 +294,39 @@ def _string(value: Any, path: str) -> str:
 
 
 def _uuid(value: Any, path: str) -> str:
-    if not isinstance(value, str) or not _UUID.fullmatch(value):
+    if not isinstance(value, str):
         raise Refused("field_malformed", path)
-    return str(UUID(value))
+    if _CANONICAL.fullmatch(value):
+        return value
+    if not _UUID.fullmatch(value):
+        raise Refused("field_malformed", path)
+    return uuid_text(value.replace("-", "").lower())
+
+
+def uuid_text(digits: str) -> str:
+    """32 hexadecimal digits -> canonical UUID text."""
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def uuid_bytes(text: str) -> bytes:
+    """Canonical UUID text -> 16 bytes."""
+    return bytes.fromhex(text.replace("-", ""))
+
+
+def is_canonical(key: bytes | None) -> bool:
+    """Whether a record's key is a UUID in canonical text form."""
+    return key is not None and len(key) == 36 and _CANONICAL_KEY.fullmatch(key) is not None
+
+
+_CANONICAL_KEY: Final = re.compile(_CANONICAL.pattern.encode())
+
+
+def uuid5(namespace: bytes, name: str) -> str:
+    """RFC 9562, version 5: `name` in the namespace of a UUID's 16 bytes, as canonical text."""
+    digest = bytearray(hashlib.sha1(namespace + name.encode(), usedforsecurity=False).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x50
+    digest[8] = digest[8] & 0x3F | 0x80
+    return uuid_text(digest.hex())
 
 
 def _time(value: Any, path: str) -> datetime:
@@ -307,13 +382,22 @@ def _one_of(*words: str) -> Reader:
 
 def money(text: str, currency: str) -> int:
     """Decimal text in major units as minor units. Raises ValueError when it is no money in this currency."""
+    digits = MINOR_DIGITS[currency]
     match = _MONEY.fullmatch(text) if len(text) <= MOST_CHARACTERS else None
-    if match is None or len(match[2] or "") > MINOR_DIGITS[currency]:
+    if match is None or len(match[2] or "") > digits:
         raise ValueError(f"{text[:40]!r} is no amount in {currency}")
-    minor = Fraction(text) * 10 ** MINOR_DIGITS[currency]
+    minor = int(match[1] + (match[2] or "").ljust(digits, "0"))
     if minor > MOST_MINOR_UNITS:
         raise ValueError(f"{text[:40]!r} is too much")
-    return int(minor)
+    return minor
+
+
+def is_money(amount: str | int, currency: str) -> bool:
+    """Whether a decision's amount, written either way, is money in a currency."""
+    try:
+        return isinstance(amount, int) or money(amount, currency) >= 0
+    except ValueError:
+        return False
 
 
 def money_text(minor: int, currency: str) -> str:
@@ -366,13 +450,13 @@ def _items(required: Mapping[str, Reader], optional: Mapping[str, Reader], least
 
 _SOME_ITEMS: Final = _items({"item_id": _uuid, "quantity": _quantity}, {})
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
-    "payment.failed": ({"payment_id": _uuid, "reason": _string}, {}),
-    "stock.reserved": ({"seller_id": _uuid, "reservation_id": _uuid}, {}),
-    "stock.rejected": ({"seller_id": _uuid, "reservation_id": _uuid}, {"reason": _string, "items": _SOME_ITEMS}),
-    "stock.released": ({"seller_id": _uuid, "reservation_id": _uuid}, {"reason": _string, "items": _SOME_ITEMS}),
-    "order.cancel_requested": ({"reason": _string}, {"seller_id": _uuid}),
+    "payment.failed": ({"order_id": _uuid, "payment_id": _uuid, "reason": _string}, {}),
+    "stock.reserved": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {}),
+    "stock.rejected": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {"reason": _string, "items": _SOME_ITEMS}),
+    "stock.released": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {"reason": _string, "items": _SOME_ITEMS}),
+    "order.cancel_requested": ({"order_id": _uuid, "reason": _string}, {"seller_id": _uuid}),
     "shipment.updated": (
-        {"shipment_id": _uuid, "seller_id": _uuid, "status": _one_of(*RANKS)},
+        {"order_id": _uuid, "shipment_id": _uuid, "seller_id": _uuid, "status": _one_of(*RANKS)},
         {
             "warehouse_id": _uuid,
             "carrier": _string,
@@ -383,11 +467,11 @@ _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
         },
     ),
     "order.returned": (
-        {"return_id": _uuid, "item_id": _uuid, "reason": _string, "status": _one_of(*STAGES)},
+        {"order_id": _uuid, "return_id": _uuid, "item_id": _uuid, "reason": _string, "status": _one_of(*STAGES)},
         {"quantity": _quantity, "processed_at": _time, "restock": _boolean},
     ),
-    "refund.completed": ({"refund_id": _uuid}, {"reason": _string}),
-    "refund.failed": ({"refund_id": _uuid}, {"reason": _string}),
+    "refund.completed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _string}),
+    "refund.failed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _string}),
 }
 
 
@@ -397,22 +481,24 @@ def _fact(type_: str, time: datetime, data: Mapping[str, Any]) -> Fact:
     elif type_ == "order.paid":
         content = _paid(data)
     else:
-        required, optional = _FIELDS[type_]
-        content = _fields(data, {"order_id": _uuid, **required}, optional)
+        content = _fields(data, *_FIELDS[type_])
     reason = content.pop("reason", None)
     return Fact(type_, content["order_id"], time, natural_key(type_, time, content), content, reason)
 
 
-def _created(data: Mapping[str, Any]) -> dict[str, Any]:
-    currency = _fields(data, {"currency": _currency}, {})["currency"]
+@functools.cache
+def _created_fields(currency: str) -> tuple[dict[str, Reader], dict[str, Reader]]:
+    """Required and optional fields of order.created in a currency."""
     amount = _money_in(currency)
     item = {"item_id": _uuid, "product_id": _uuid, "seller_id": _uuid, "sku": _string, "quantity": _quantity, "price": amount}
     items = _items(item, {"warehouse_id": _uuid, "shipping_amount": amount}, least=1)
-    content = _fields(
-        data,
-        {"order_id": _uuid, "user_id": _uuid, "currency": _currency, "total_amount": amount, "items": items},
-        {"region": _string, "discount_amount": amount},
-    )
+    required = {"order_id": _uuid, "user_id": _uuid, "currency": _currency, "total_amount": amount, "items": items}
+    return required, {"region": _string, "discount_amount": amount}
+
+
+def _created(data: Mapping[str, Any]) -> dict[str, Any]:
+    currency = _fields(data, {"currency": _currency}, {})["currency"]
+    content = _fields(data, *_created_fields(currency))
     goods = sum(line["price"] * line["quantity"] for line in content["items"])
     shipping = sum(line.get("shipping_amount", 0) for line in content["items"])
     discount = content.get("discount_amount", 0)
@@ -423,10 +509,15 @@ def _created(data: Mapping[str, Any]) -> dict[str, Any]:
     return content
 
 
+@functools.cache
+def _paid_fields(currency: str) -> tuple[dict[str, Reader], dict[str, Reader]]:
+    """Required and optional fields of order.paid in a currency."""
+    return {"order_id": _uuid, "payment_id": _uuid, "amount": _money_in(currency), "currency": _currency}, {"method": _string}
+
+
 def _paid(data: Mapping[str, Any]) -> dict[str, Any]:
     currency = _fields(data, {"currency": _currency}, {})["currency"]
-    required = {"order_id": _uuid, "payment_id": _uuid, "amount": _money_in(currency), "currency": _currency}
-    content = _fields(data, required, {"method": _string})
+    content = _fields(data, *_paid_fields(currency))
     if content["amount"] == 0:
         raise Refused("field_malformed", "amount")
     return content
@@ -551,8 +642,7 @@ class Unit(NamedTuple):
     net: int
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
+class Line(NamedTuple):
     """A line of the order.
 
     Its units are numbered from the highest rank down and differ only by where they stand in that row, so a few counts tell them all:
@@ -561,33 +651,28 @@ class Line:
     """
 
     item: Mapping[str, Any]
+    item_id: str
+    seller_id: str
+    quantity: int
+    price: int
+    shipping: int
+    """Minor units, of the whole line."""
     at_least: tuple[int, int, int, int]
     live_count: int
     gone: int
     in_parcels: int
+    processed: int
+    """Units that processed returns name, perhaps more than there are; in_parcels likewise."""
     discount: int
     dearer_discounts: int
 
-    @property
-    def item_id(self) -> str:
-        return str(self.item["item_id"])
-
-    @property
-    def seller_id(self) -> str:
-        return str(self.item["seller_id"])
-
-    @property
-    def quantity(self) -> int:
-        return int(self.item["quantity"])
-
-    @property
-    def shipping(self) -> int:
-        """Minor units, of the whole line."""
-        return int(self.item.get("shipping_amount", 0))
+    def discount_of(self, count: int) -> int:
+        """Discount of the first `count` units, minor units."""
+        return count * self.discount + min(count, self.dearer_discounts)
 
     def net(self, count: int) -> int:
         """Price less discount of the first `count` units, minor units."""
-        return count * (int(self.item["price"]) - self.discount) - min(count, self.dearer_discounts)
+        return count * self.price - self.discount_of(count)
 
     def unit(self, number: int) -> Unit:
         """The unit at a place of the row, 0 first."""
@@ -600,20 +685,31 @@ class Line:
         return tuple(self.unit(number) for number in range(self.quantity))
 
 
+class Amounts(NamedTuple):
+    """Minor units."""
+
+    items: int
+    shipping: int
+    discount: int
+
+    @property
+    def total(self) -> int:
+        return self.items + self.shipping - self.discount
+
+
 class Suborder(NamedTuple):
-    """A seller's part. Amounts in minor units, of all its lines whatever became of them."""
+    """A seller's part: amounts as ordered, and over its live units (with the shipping of lines that have one).
+
+    `status` is the order's rule over the seller's units, or closed when none is live. `units`: live ones, and live ones at a rank or above.
+    """
 
     suborder_id: str
     seller_id: str
     status: str
     lines: tuple[Line, ...]
-    items_amount: int
-    shipping_amount: int
-    discount_amount: int
-
-    @property
-    def total_amount(self) -> int:
-        return self.items_amount + self.shipping_amount - self.discount_amount
+    ordered: Amounts
+    live: Amounts
+    units: tuple[int, int, int, int]
 
 
 class Owed(NamedTuple):
@@ -639,32 +735,37 @@ def shares(amount: int, weights: Sequence[int]) -> list[int]:
         if amount:
             raise ValueError("nothing to split by")
         return [0] * len(weights)
-    exact = [Fraction(amount * weight, whole) for weight in weights]
-    parts = [int(share) for share in exact]
-    by_remainder = sorted(range(len(weights)), key=lambda index: (parts[index] - exact[index], index))
+    parts = [amount * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda index: (-(amount * weights[index] % whole), index))
     for index in by_remainder[: amount - sum(parts)]:
         parts[index] += 1
     return parts
 
 
 class Reading:
-    """What one choice of facts amounts to, computed from the accepted ones. While order.created is unknown all facts wait."""
+    """What one choice of facts (one of each natural key) amounts to, computed from the accepted ones.
+
+    While order.created is unknown all facts wait.
+    """
 
     def __init__(self, order_id: str, facts: Iterable[Fact], decisions: Mapping[int, Decision]) -> None:
         self.order_id = order_id
+        self.namespace = uuid_bytes(order_id)
         self.facts = list(facts)
         self.decisions = [decisions[n] for n in sorted(decisions)]
-        self.version = len({fact.key for fact in self.facts})
+        self.version = len(self.facts)
         self.created = next((fact for fact in self.facts if fact.type == "order.created"), None)
         known = [] if self.created is None else self.created.content["items"]
         self.items: dict[str, Mapping[str, Any]] = {item["item_id"]: item for item in known}
         self.sellers = sorted({item["seller_id"] for item in known})
         self.refused: dict[NaturalKey, Refusal] = {}
         self.accepted: list[Fact] = []
+        self._by_type: dict[str, list[Fact]] = {}
         for fact in self.facts:
             refusal = self._judge(fact)
             if refusal is None:
                 self.accepted.append(fact)
+                self._by_type.setdefault(fact.type, []).append(fact)
             else:
                 self.refused[fact.key] = refusal
         self.parcels = self._winning_scans()
@@ -684,8 +785,8 @@ class Reading:
     def currency(self) -> str:
         return str(self.known["currency"])
 
-    def _of(self, type_: str) -> Iterator[Fact]:
-        return (fact for fact in self.accepted if fact.type == type_)
+    def _of(self, type_: str) -> Sequence[Fact]:
+        return self._by_type.get(type_, ())
 
     def _judge(self, fact: Fact) -> Refusal | None:
         """Whether this order has what the fact names: currency, seller, items."""
@@ -734,37 +835,60 @@ class Reading:
             return {item["item_id"]: item["quantity"] for item in fact.content["items"]}
         return {item_id: item["quantity"] for item_id, item in self.items.items() if item["seller_id"] == fact.content["seller_id"]}
 
-    def _parcel_units(self, item_id: str, rank: int) -> int:
-        """Units of a line at a rank or above, over all parcels, not limited to the line."""
-        return sum(self._named(scan).get(item_id, 0) for scan in self.parcels.values() if RANKS[scan.content["status"]] >= rank)
-
-    def _processed(self, item_id: str) -> list[int]:
-        """Quantities, as sent or the whole line, of the line's processed returns."""
-        return [
-            stage.content.get("quantity", self.items[item_id]["quantity"])
-            for stage in self.returns.values()
-            if stage.content["status"] == "processed" and stage.content["item_id"] == item_id
-        ]
-
     def _lines(self) -> list[Line]:
         ids = sorted(self.items)
-        goods = [self.items[item_id]["price"] * self.items[item_id]["quantity"] for item_id in ids]
-        discounts = shares(self.known.get("discount_amount", 0), goods)
-        return [self._line(item_id, discount) for item_id, discount in zip(ids, discounts, strict=True)]
+        discount = self.known.get("discount_amount", 0)
+        discounts = [0] * len(ids)
+        if discount:
+            discounts = shares(discount, [self.items[item_id]["price"] * self.items[item_id]["quantity"] for item_id in ids])
+        # Units of each line at a rank or above by what parcels say, and those that are gone: not limited to the line yet.
+        parcels = {item_id: [0, 0, 0, 0] for item_id in ids}
+        for scan in self.parcels.values():
+            rank = RANKS[scan.content["status"]]
+            if rank > PENDING:
+                for item_id, count in self._named(scan).items():
+                    for reached in range(IN_TRANSIT, rank + 1):
+                        parcels[item_id][reached] += count
+        gone = dict.fromkeys(ids, 0)
+        for reply in (*self._of("stock.rejected"), *self._of("stock.released")):
+            for item_id, count in self._named(reply).items():
+                gone[item_id] += min(count, self.items[item_id]["quantity"])
+        processed = dict.fromkeys(ids, 0)
+        for stage in self.returns.values():
+            if stage.content["status"] == "processed":
+                quantity = self.items[stage.content["item_id"]]["quantity"]
+                processed[stage.content["item_id"]] += stage.content.get("quantity", quantity)
+        return [
+            self._line(self.items[item_id], share, parcels[item_id], gone[item_id], processed[item_id])
+            for item_id, share in zip(ids, discounts, strict=True)
+        ]
 
-    def _line(self, item_id: str, line_discount: int) -> Line:
-        item = self.items[item_id]
+    @staticmethod
+    def _line(item: Mapping[str, Any], line_discount: int, parcels: Sequence[int], gone: int, processed: int) -> Line:
         quantity = item["quantity"]
-        in_transit, delivered, returned = (min(quantity, self._parcel_units(item_id, rank)) for rank in (IN_TRANSIT, DELIVERED, RETURNED))
-        replies = [fact for fact in self.accepted if fact.type in ("stock.rejected", "stock.released")]
-        gone = min(quantity, sum(min(quantity, self._named(reply).get(item_id, 0)) for reply in replies))
+        in_transit, delivered, returned = (min(quantity, parcels[rank]) for rank in (IN_TRANSIT, DELIVERED, RETURNED))
+        gone = min(quantity, gone)
         live = max(quantity - gone, in_transit)
         # A processed return turns the highest unit that isn't returned yet, so the returned ones stay the first in the row.
-        returned = min(quantity, returned + sum(min(quantity, count) for count in self._processed(item_id)))
+        returned = min(quantity, returned + processed)
         at_least = (quantity, max(in_transit, returned), max(delivered, returned), returned)
         # Units of one price have one weight: the largest remainder gives each the same, and one more to the first ones.
         discount, dearer = divmod(line_discount, quantity)
-        return Line(item, at_least, live, gone, self._parcel_units(item_id, IN_TRANSIT), discount, dearer)
+        return Line(
+            item,
+            item["item_id"],
+            item["seller_id"],
+            quantity,
+            item["price"],
+            item.get("shipping_amount", 0),
+            at_least,
+            live,
+            gone,
+            parcels[IN_TRANSIT],
+            processed,
+            discount,
+            dearer,
+        )
 
     # .. status ...................................................................................................
 
@@ -785,6 +909,7 @@ class Reading:
 
     @staticmethod
     def _status(lines: Iterable[Line], confirmed: bool) -> str:
+        """The highest milestone that holds; the last three need a live unit."""
         living = [line for line in lines if line.live_count]
         if living and all(line.at_least[RETURNED] >= line.live_count for line in living):
             return "returned"
@@ -794,21 +919,36 @@ class Reading:
             return "shipped"
         return "confirmed" if confirmed else "pending"
 
+    @functools.cached_property
     def suborders(self) -> list[Suborder]:
-        """One per seller, by seller_id; the status is the order's rule over the seller's own units."""
+        """One per seller, by seller_id."""
+        confirmed = self.captured >= self.live_total
         result = []
         for seller in self.sellers:
             lines = tuple(line for line in self.lines if line.seller_id == seller)
-            goods = sum(line.item["price"] * line.item["quantity"] for line in lines)
+            living = [line for line in lines if line.live_count]
             result.append(
                 Suborder(
                     suborder_id=self.made_id(f"suborder:{seller}"),
                     seller_id=seller,
-                    status=self._status(lines, self.captured >= self.live_total),
+                    status=self._status(lines, confirmed) if living else "closed",
                     lines=lines,
-                    items_amount=goods,
-                    shipping_amount=sum(line.shipping for line in lines),
-                    discount_amount=goods - sum(line.net(line.quantity) for line in lines),
+                    ordered=Amounts(
+                        sum(line.price * line.quantity for line in lines),
+                        sum(line.shipping for line in lines),
+                        sum(line.discount_of(line.quantity) for line in lines),
+                    ),
+                    live=Amounts(
+                        sum(line.price * line.live_count for line in living),
+                        sum(line.shipping for line in living),
+                        sum(line.discount_of(line.live_count) for line in living),
+                    ),
+                    units=(
+                        sum(line.live_count for line in living),
+                        sum(min(line.live_count, line.at_least[IN_TRANSIT]) for line in living),
+                        sum(min(line.live_count, line.at_least[DELIVERED]) for line in living),
+                        sum(min(line.live_count, line.at_least[RETURNED]) for line in living),
+                    ),
                 )
             )
         return result
@@ -817,6 +957,10 @@ class Reading:
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
         """Table -> rows in column order, ids, money and times as text; none while order.created is unknown."""
+        return self._rows
+
+    @functools.cached_property
+    def _rows(self) -> dict[str, list[tuple[Any, ...]]]:
         rows: dict[str, list[tuple[Any, ...]]] = {"orders_order": [], "orders_order_item": [], "orders_shipment": [], "orders_return": []}
         if self.created is None:
             return rows
@@ -830,8 +974,7 @@ class Reading:
             goods = (item["product_id"], item["seller_id"], item.get("warehouse_id"), item["sku"], item["quantity"])
             prices = (money_text(item["price"], currency), money_text(line.shipping, currency))
             rows["orders_order_item"].append((line.item_id, *whose, *goods, *prices, *_span([self.created.time]), 1))
-        scans = _by_id(self.facts, "shipment.updated", "shipment_id")
-        accepted_scans = _by_id(self.accepted, "shipment.updated", "shipment_id")
+        scans, stages = self._keys_of("shipment.updated", "shipment_id"), self._keys_of("order.returned", "return_id")
         for shipment_id, scan in sorted(self.parcels.items()):
             content, due = scan.content, scan.content.get("estimated_delivery")
             rows["orders_shipment"].append(
@@ -844,12 +987,10 @@ class Reading:
                     content.get("tracking_number"),
                     content["status"],
                     None if due is None else due.isoformat(),
-                    *_span([fact.time for fact in accepted_scans[shipment_id]]),
+                    *_span([fact.time for fact in scans[shipment_id] if fact.key not in self.refused]),
                     len(scans[shipment_id]),
                 )
             )
-        stages = _by_id(self.facts, "order.returned", "return_id")
-        accepted_stages = _by_id(self.accepted, "order.returned", "return_id")
         for return_id, stage in sorted(self.returns.items()):
             content = stage.content
             processed = content.get("processed_at", stage.time).isoformat() if content["status"] == "processed" else None
@@ -862,11 +1003,19 @@ class Reading:
                     stage.reason,
                     content["status"],
                     processed,
-                    *_span([fact.time for fact in accepted_stages[return_id]]),
+                    *_span([fact.time for fact in stages[return_id] if fact.key not in self.refused]),
                     len(stages[return_id]),
                 )
             )
         return rows
+
+    def _keys_of(self, type_: str, field_: str) -> dict[str, list[Fact]]:
+        """Facts of a type, refused ones too, by one of their fields."""
+        found: dict[str, list[Fact]] = {}
+        for fact in self.facts:
+            if fact.type == type_:
+                found.setdefault(fact.content[field_], []).append(fact)
+        return found
 
     # .. refunds ..................................................................................................
 
@@ -925,7 +1074,7 @@ class Reading:
             found.append(Anomaly("captured_above_total", money_text(self.captured - self.known["total_amount"], self.currency)))
         for line in self.lines:
             quantity = line.item["quantity"]
-            if sum(self._processed(line.item_id)) > quantity:
+            if line.processed > quantity:
                 found.append(Anomaly("returned_above_quantity", line.item_id))
             if line.in_parcels > quantity - line.gone:
                 found.append(Anomaly("in_transit_above_stock", line.item_id))
@@ -957,7 +1106,7 @@ class Reading:
 
     def made_id(self, name: str) -> str:
         """An id that the pipeline makes: uuid5 in the namespace of the order."""
-        return str(uuid5(UUID(self.order_id), name))
+        return uuid5(self.namespace, name)
 
     def event_id(self, type_: str, made_id: str) -> str:
         """ce_id of a derived event."""
@@ -969,7 +1118,7 @@ class Reading:
             return {}
         events: dict[tuple[str, str], dict[str, Any]] = {}
         known, currency = self.known, self.currency
-        for suborder in self.suborders():
+        for suborder in self.suborders:
             items = [item for item in known["items"] if item["seller_id"] == suborder.seller_id]
             events["suborder.created", suborder.suborder_id] = {
                 "suborder_id": suborder.suborder_id,
@@ -977,10 +1126,7 @@ class Reading:
                 "seller_id": suborder.seller_id,
                 "status": "pending",
                 "items": [{"item_id": item["item_id"], "quantity": item["quantity"]} for item in items],
-                "items_amount": money_text(suborder.items_amount, currency),
-                "shipping_amount": money_text(suborder.shipping_amount, currency),
-                "discount_amount": money_text(suborder.discount_amount, currency),
-                "total_amount": money_text(suborder.total_amount, currency),
+                **self._amounts(suborder.ordered),
                 "version": 1,
             }
             reservation_id = self.made_id(f"reservation:{suborder.seller_id}")
@@ -988,7 +1134,7 @@ class Reading:
                 "reservation_id": reservation_id,
                 "order_id": self.order_id,
                 "seller_id": suborder.seller_id,
-                "items": [self._item_data(item) for item in items],
+                "items": [self._item_data(item, item["quantity"]) for item in items],
             }
         if known["total_amount"]:
             payment_request_id = self.made_id("payment")
@@ -1027,21 +1173,95 @@ class Reading:
             }
         return events
 
+    def _amounts(self, amounts: Amounts) -> dict[str, str]:
+        currency = self.currency
+        return {
+            "items_amount": money_text(amounts.items, currency),
+            "shipping_amount": money_text(amounts.shipping, currency),
+            "discount_amount": money_text(amounts.discount, currency),
+            "total_amount": money_text(amounts.total, currency),
+        }
+
+    def last_suborder(self, suborder: Suborder) -> dict[str, Any]:
+        """Data that the last event about a suborder tells, but for its version and items."""
+        return {
+            "suborder_id": suborder.suborder_id,
+            "order_id": self.order_id,
+            "seller_id": suborder.seller_id,
+            "status": suborder.status,
+            **self._amounts(suborder.live),
+        }
+
+    @functools.cached_property
+    def commits(self) -> dict[str, list[dict[str, Any]]]:
+        """shipment_id -> the data that its stock.commit may have, for every parcel ever scanned in transit or further.
+
+        Which scan came first depends on the order of arrival, and the parcel's items are those of that scan.
+        """
+        if self.created is None:
+            return {}
+        found: dict[str, list[dict[str, Any]]] = {}
+        for scan in self._of("shipment.updated"):
+            if RANKS[scan.content["status"]] >= IN_TRANSIT:
+                shipment_id, seller_id = scan.content["shipment_id"], scan.content["seller_id"]
+                found.setdefault(shipment_id, []).append(
+                    {
+                        "commit_id": self.made_id(f"commit:{shipment_id}"),
+                        "shipment_id": shipment_id,
+                        "reservation_id": self.made_id(f"reservation:{seller_id}"),
+                        "order_id": self.order_id,
+                        "seller_id": seller_id,
+                        "items": [self._item_data(self.items[item_id], count) for item_id, count in self._named(scan).items()],
+                    }
+                )
+        return found
+
+    @functools.cached_property
+    def cancelled(self) -> set[str]:
+        """Sellers whose units a cancellation asks back."""
+        asked = [fact.content.get("seller_id") for fact in self._of("order.cancel_requested")]
+        return set(self.sellers) if None in asked else {seller for seller in asked if seller is not None}
+
+    def surely_released(self) -> set[str]:
+        """Sellers of `cancelled` for whom a stock.release is due in any order of arrival: some unit never moved, came back or was gone."""
+        if not self.cancelled:
+            return set()
+        moved = {item_id for scan in self._moving() for item_id in self._named(scan)}
+        moved |= {stage.content["item_id"] for stage in self._of("order.returned")}
+        return {line.seller_id for line in self.lines if line.item_id not in moved and line.gone < line.quantity} & self.cancelled
+
+    def surely_labelled(self) -> set[str]:
+        """Sellers for whom a label is due in any order of arrival: the order is confirmed or further, units not gone, no parcel moved."""
+        if self.created is None or self.status() == "pending":
+            return set()
+        moved = {scan.content["seller_id"] for scan in self._moving()}
+        return {line.seller_id for line in self.lines if line.gone < line.quantity} - moved
+
+    def _moving(self) -> list[Fact]:
+        return [scan for scan in self._of("shipment.updated") if RANKS[scan.content["status"]] >= IN_TRANSIT]
+
+    def pays_for(self, decision: Decision) -> int | None:
+        """Minor units that the units and shipping named by a decision cost; None for cause closed, which names none.
+
+        Raises LookupError for an item that the order doesn't have or a unit that its line doesn't have.
+        """
+        if decision.cause == "closed":
+            return None
+        lines = {line.item_id: line for line in self.lines}
+        amount = sum(lines[item_id].shipping for item_id in decision.shipping)
+        for item_id, number in decision.units:
+            place = number - FIRST_UNIT
+            if not 0 <= place < lines[item_id].quantity:
+                raise LookupError(f"unit {number} of {item_id}")
+            amount += lines[item_id].net(place + 1) - lines[item_id].net(place)
+        return amount
+
     @staticmethod
-    def _item_data(item: Mapping[str, Any]) -> dict[str, Any]:
-        fields = {name: item[name] for name in ("item_id", "product_id", "sku", "quantity")}
+    def _item_data(item: Mapping[str, Any], quantity: int) -> dict[str, Any]:
+        fields = {"item_id": item["item_id"], "product_id": item["product_id"], "sku": item["sku"], "quantity": quantity}
         if "warehouse_id" in item:
             fields["warehouse_id"] = item["warehouse_id"]
         return fields
-
-
-def _by_id(facts: Iterable[Fact], type_: str, name: str) -> dict[str, list[Fact]]:
-    """The facts of one type by one of their ids."""
-    found: dict[str, list[Fact]] = {}
-    for fact in facts:
-        if fact.type == type_:
-            found.setdefault(fact.content[name], []).append(fact)
-    return found
 
 
 def _weight(scan: Fact) -> tuple[int, datetime]:

@@ -59,20 +59,30 @@ CORRUPT = ("Corruption", "No such file or directory")
 full disk, is something else."""
 
 
-def newest(records: Sequence[Record], version_of: VersionOf) -> dict[bytes, bytes | None]:
+class Newest(NamedTuple):
+    """What a stretch of the changelog leaves: `kept`, and the keys that were `deleted` somewhere in it, whatever came after."""
+
+    kept: dict[bytes, bytes | None]
+    deleted: set[bytes]
+
+
+def newest(records: Sequence[Record], version_of: VersionOf) -> Newest:
     """The highest version of each key, the later one of equals; a deletion counts as later than all before it. Pure.
 
     Not simply the last: a worker that had lost its partition may have written an older state after its successor's.
     """
     kept: dict[bytes, bytes | None] = {}
+    deleted: set[bytes] = set()
     for record in records:
         key, value = record.key, record.value
         if key is None:
             continue
         old = kept.get(key)
+        if value is None:
+            deleted.add(key)
         if value is None or old is None or version_of(value) >= version_of(old):
             kept[key] = value
-    return kept
+    return Newest(kept, deleted)
 
 
 class StateStore(rocksdb.Store):
@@ -145,12 +155,12 @@ class StateStore(rocksdb.Store):
 
     def recover(self, partition: int, records: Sequence[Record], to: int) -> None:
         """Take over a stretch of the changelog that ends before offset `to`, keeping each key's highest version."""
-        kept = newest(records, self._version_of)
+        kept, deleted = newest(records, self._version_of)
         version_of, due_of = self._version_of, self._due_of
         puts: dict[bytes, bytes | None] = {}
         moved: list[Moved] = []
         for (key, value), old in zip(kept.items(), self.states(partition, list(kept)), strict=True):
-            if value is None or old is None or version_of(value) >= version_of(old):
+            if value is None or old is None or key in deleted or version_of(value) >= version_of(old):
                 puts[key] = value
                 if due_of is not None:
                     before, now = 0 if old is None else due_of(old), 0 if value is None else due_of(value)

@@ -25,7 +25,7 @@ from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from streams.transport.errors import LaneClosed
-from streams.transport.producer import AiokafkaConnection, Connection
+from streams.transport.producer import AiokafkaConnection, Connection, Gate
 from tests.simulation import clients
 from tests.simulation.clients import FakeConnection, FakeConsumer
 from tests.simulation.kafka import Broker, Group, Sent
@@ -36,6 +36,9 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 REFUSED = (UnknownMemberIdError, IllegalGenerationError)
+
+
+Ready = Callable[[], Awaitable[object]] | None
 
 
 class Listener(ConsumerRebalanceListener):  # type: ignore[misc]
@@ -53,7 +56,7 @@ class Kafka(ABC):
     compacted: str
 
     @abstractmethod
-    async def connect(self, gate: Callable[[], Awaitable[None]]) -> Connection:
+    async def connect(self, gate: Gate) -> Connection:
         """A started connection of LaneProducer's."""
 
     @abstractmethod
@@ -116,7 +119,7 @@ class Fake(Kafka):
         tps = [TopicPartition(self.topic, number) for number in range(2)]
         return {member: tps[place :: len(members)] for place, member in enumerate(members)}
 
-    async def connect(self, gate: Callable[[], Awaitable[None]]) -> FakeConnection:
+    async def connect(self, gate: Gate) -> FakeConnection:
         connection = FakeConnection(self.network, self.broker, gate, timeout=5.0)
         await connection.start()
         return connection
@@ -196,7 +199,7 @@ class Real(Kafka):
         await self.admin.delete_topics([self.topic, self.compacted])
         await self.admin.close()
 
-    async def connect(self, gate: Callable[[], Awaitable[None]]) -> AiokafkaConnection:
+    async def connect(self, gate: Gate) -> AiokafkaConnection:
         connection = AiokafkaConnection({"bootstrap_servers": self.brokers, "acks": "all", "enable_idempotence": True}, gate)
         await connection.start()
         self.connections.append(connection)
@@ -279,7 +282,7 @@ async def kafka(request: pytest.FixtureRequest, stack: Servers) -> AsyncIterator
     await real.close()
 
 
-async def freely() -> None:
+async def freely(ready: Ready = None) -> None:
     """A gate that is open."""
 
 
@@ -321,7 +324,7 @@ async def test_a_lost_acknowledgement_doubles_nothing(kafka: Kafka) -> None:
 async def test_a_batch_that_the_gate_holds_back_leaves_a_hole(kafka: Kafka) -> None:
     closed = False
 
-    async def gate() -> None:
+    async def gate(ready: Ready = None) -> None:
         if closed:
             raise LaneClosed
 

@@ -213,6 +213,24 @@ async def test_recovery_reads_what_lies_behind_an_open_transaction(group: Counti
     assert set(last.values()) == {1000}  # all offsets are below those that the newest state has seen
 
 
+@pytest.mark.parametrize("folder", ["1", "2"], ids=["over what the store has", "into an empty store"])
+async def test_after_a_deletion_a_lower_version_counts(group: Counting, folder: str) -> None:
+    await group.produce(100, keys=10)
+    worker = group.start()
+    await group.drained()
+    assert await worker.stop() == 0
+    for record in {record.key: record for record in await group.read(group.changelog)}.values():
+        for value in (None, struct.pack("<3q", 1, -1, -1)):  # both in one list that recovery takes over
+            await group.producer.send_and_wait(group.changelog, value, key=record.key, partition=record.partition)
+    recovered = group.start(folder)
+    await recovered.ready()
+    await group.produce(10, keys=10)
+    await group.drained()
+    assert await recovered.stop() == 0
+    last = {record.key: struct.unpack_from("<q", record.value)[0] for record in await group.read(group.changelog) if record.value}
+    assert set(last.values()) == {2}
+
+
 @BOTH
 async def test_state_survives_a_restart_without_reading_it_all_again(group: Counting) -> None:
     await group.produce(1000)
