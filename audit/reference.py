@@ -148,10 +148,14 @@ def normalised(type_: str, value: bytes | None) -> Fact | Refusal:
         return refused.refusal
 
 
-def parse_decision(value: bytes | None, headers: Headers) -> Decision | Refusal:
-    """What a record of orders.decisions says; a type other than refund.decided is a Refusal with code type_unknown."""
+def parse_decision(value: bytes | None, headers: Headers) -> Decision | Fact | Refusal:
+    """What a record of orders.decisions says: a refund, or a deadline that has passed, which is a fact. Another type is a Refusal."""
     try:
         event = unwrap(value, headers)
+        if event.type == "deadline.passed" and isinstance(event.data, dict):
+            content = _fields(event.data, *_DEADLINE_FIELDS)
+            passed = _time(event.time, "time")
+            return Fact(event.type, content["order_id"], passed, natural_key(event.type, passed, content), content)
         if event.type != "refund.decided":
             raise Refused("type_unknown", event.type[:100])
         if not isinstance(event.data, dict):
@@ -449,6 +453,11 @@ def _items(required: Mapping[str, Reader], optional: Mapping[str, Reader], least
 
 
 _SOME_ITEMS: Final = _items({"item_id": _uuid, "quantity": _quantity}, {})
+DEADLINES: Final = ("payment", "stock", "release", "label", "refund")
+_DEADLINE_FIELDS: Final[tuple[dict[str, Reader], dict[str, Reader]]] = (
+    {"order_id": _uuid, "deadline": _one_of(*DEADLINES), "attempt": _quantity, "final": _boolean},
+    {"seller_id": _uuid, "refund_id": _uuid},
+)
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
     "payment.failed": ({"order_id": _uuid, "payment_id": _uuid, "reason": _string}, {}),
     "stock.reserved": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {}),
@@ -476,7 +485,11 @@ _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
 
 
 def _fact(type_: str, time: datetime, data: Mapping[str, Any]) -> Fact:
-    if type_ == "order.created":
+    if type_ == "checkout.completed":
+        # What it becomes, but for its type: a fact of the order that follows from the checkout's id.
+        checkout_id = _fields(data, {"checkout_id": _uuid}, {})["checkout_id"]
+        content = _created({**data, "order_id": uuid5(uuid_bytes(checkout_id), "order")})
+    elif type_ == "order.created":
         content = _created(data)
     elif type_ == "order.paid":
         content = _paid(data)
@@ -525,8 +538,10 @@ def _paid(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> NaturalKey:
     """What makes two events the same fact, within one order."""
-    if type_ == "order.created":
+    if type_ in ("order.created", "checkout.completed"):
         return ("created",)
+    if type_ == "deadline.passed":
+        return (type_, content["deadline"], content.get("seller_id") or content.get("refund_id"), content["attempt"])
     if type_ in ("order.paid", "payment.failed"):
         return (type_, content["payment_id"])
     if type_.startswith("stock."):
@@ -596,7 +611,7 @@ class Order:
         candidate = next((each for each in rivals if each.fact.content == fact.content), None)
         earlier = fact if candidate is None else min(candidate.fact, fact, key=lambda each: (each.time, each.reason or ""))
         # Of conflicting contents only the first is kept, so only it counts.
-        if fact.type != "order.created" and (not rivals or candidate is rivals[0]):
+        if fact.type not in ("order.created", "deadline.passed") and (not rivals or candidate is rivals[0]):
             whole = self._sizes.get(fact.type, 0) + size(earlier) - (0 if candidate is None else size(candidate.fact))
             if whole > max(self._sizes.get(fact.type, 0), MOST_SCANS if fact.type == "shipment.updated" else MOST_FACTS):
                 return Refusal("order_too_large", fact.type)
@@ -797,7 +812,7 @@ class Reading:
             return Refusal("order_currency", "currency")
         if fact.type == "order.returned":
             return None if content["item_id"] in self.items else Refusal("order_item", "item_id")
-        if fact.type == "order.created":
+        if fact.type in ("order.created", "deadline.passed"):
             return None
         seller = content.get("seller_id")
         if seller is not None and seller not in self.sellers:
@@ -853,6 +868,9 @@ class Reading:
         for reply in (*self._of("stock.rejected"), *self._of("stock.released")):
             for item_id, count in self._named(reply).items():
                 gone[item_id] += min(count, self.items[item_id]["quantity"])
+        for item_id, item in self.items.items():
+            if item["seller_id"] in self.given_up:
+                gone[item_id] += item["quantity"]
         processed = dict.fromkeys(ids, 0)
         for stage in self.returns.values():
             if stage.content["status"] == "processed":
@@ -1085,9 +1103,28 @@ class Reading:
                 found.append(Anomaly("reservation_unknown", fact.content["reservation_id"]))
             if fact.type == "refund.failed":
                 found.append(Anomaly("refund_failed", fact.content["refund_id"]))
+        found += self._silences()
         found += [Anomaly("refund_not_covered", f"{owed.cause} {owed.cause_id}") for owed in self.owed() if not owed.covered]
         found += [Anomaly("decision_contradicted", f"refund {decision.n}") for decision in self.decisions if self._contradicted(decision)]
         return found
+
+    def _silences(self) -> list[Anomaly]:
+        """What was asked for in vain until nobody asked any longer."""
+        given_up = [fact.content for fact in self._of("deadline.passed") if fact.content["final"]]
+        scanned = {scan.content["seller_id"] for scan in self._of("shipment.updated")}
+        replied = {fact.content["refund_id"] for kind in ("refund.completed", "refund.failed") for fact in self._of(kind)}
+        left = {line.seller_id for line in self.lines if line.live_count > min(line.at_least[IN_TRANSIT], line.live_count)}
+        alive = {line.seller_id for line in self.lines if line.live_count}
+        found = set()
+        for content in given_up:
+            seller, refund = content.get("seller_id"), content.get("refund_id")
+            if content["deadline"] == "release" and seller in left:
+                found.add(Anomaly("release_unanswered", str(seller)))
+            if content["deadline"] == "label" and seller in alive and seller not in scanned:
+                found.add(Anomaly("label_unscanned", str(seller)))
+            if content["deadline"] == "refund" and refund not in replied:
+                found.add(Anomaly("refund_unconfirmed", str(refund)))
+        return sorted(found)
 
     def _contradicted(self, decision: Decision) -> bool:
         if decision.cause == "return":
@@ -1189,8 +1226,21 @@ class Reading:
             "order_id": self.order_id,
             "seller_id": suborder.seller_id,
             "status": suborder.status,
+            **({"closed_because": self._why_closed(suborder.seller_id)} if suborder.status == "closed" else {}),
             **self._amounts(suborder.live),
         }
+
+    def _why_closed(self, seller: str) -> str:
+        """By what the inventory said, and what it had been asked for."""
+        said = {
+            fact.type for kind in ("stock.released", "stock.rejected") for fact in self._of(kind) if fact.content["seller_id"] == seller
+        }
+        if "stock.released" in said:
+            if seller in self.cancelled:
+                return "cancelled"
+            overdue = any(fact.content["deadline"] == "payment" for fact in self._of("deadline.passed"))
+            return "payment_overdue" if overdue else "stock_released"
+        return "stock_rejected" if "stock.rejected" in said else "stock_unanswered"
 
     @functools.cached_property
     def commits(self) -> dict[str, list[dict[str, Any]]]:
@@ -1221,6 +1271,19 @@ class Reading:
         """Sellers whose units a cancellation asks back."""
         asked = [fact.content.get("seller_id") for fact in self._of("order.cancel_requested")]
         return set(self.sellers) if None in asked else {seller for seller in asked if seller is not None}
+
+    @functools.cached_property
+    def given_up(self) -> set[str]:
+        """Sellers whose stock was asked for until nobody asked any longer: it counts as rejected."""
+        passed = [fact.content for fact in self._of("deadline.passed")]
+        return {content["seller_id"] for content in passed if content["deadline"] == "stock" and content["final"]}
+
+    @functools.cached_property
+    def asked_back(self) -> set[str]:
+        """Sellers whose stock may have been asked back: by a cancellation, for want of money, or because it came too late."""
+        overdue = any(fact.content["deadline"] == "payment" for fact in self._of("deadline.passed"))
+        reserved = {fact.content["seller_id"] for fact in self._of("stock.reserved")}
+        return set(self.sellers) if overdue else self.cancelled | (self.given_up & reserved)
 
     def surely_released(self) -> set[str]:
         """Sellers of `cancelled` for whom a stock.release is due in any order of arrival: some unit never moved, came back or was gone."""

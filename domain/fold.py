@@ -281,10 +281,11 @@ def _answer_deadline(order: Order, created: Created, now: Survey, writer: Writer
     if deadline.what == DUE_PAYMENT:
         _ask_back(created, now, writer, None)
     elif deadline.what == DUE_STOCK and subject is not None:
-        if not deadline.final:
-            writer.stock_reserve(subject, _units_of(created, subject))
+        units = _units_of(created, subject)
+        if units and not deadline.final:
+            writer.stock_reserve(subject, units)
         elif any(r.type == STOCK_RESERVED and r.seller_id == subject and not r.refused for r in order.stock):
-            writer.stock_release(subject, _units_of(created, subject))
+            writer.stock_release(subject, units)
     elif deadline.final:
         return
     elif deadline.what == DUE_RELEASE:

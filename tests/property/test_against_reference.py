@@ -26,6 +26,7 @@ from domain.order import (
     Order,
     Origin,
 )
+from domain.topics import DECISIONS
 from sources import generator
 from sources.poison import POISONS
 from tables import codec
@@ -40,6 +41,9 @@ ANOMALIES = {
     "refund_failed": "refund_failed",
     "refund_uncovered": "refund_not_covered",
     "refund_contradicted": "decision_contradicted",
+    "release_unanswered": "release_unanswered",
+    "label_unscanned": "label_unscanned",
+    "refund_unconfirmed": "refund_unconfirmed",
 }
 """Our code -> the reference's, as far as both have them."""
 
@@ -155,7 +159,11 @@ class Theirs:
 
     def take_all(self, records: Iterable[Record], decided: Iterable[Record]) -> Theirs:
         for each in records:
-            parsed = reference.parse(each.topic, each.key, each.value, each.headers)
+            if each.topic == DECISIONS:
+                parsed = reference.parse_decision(each.value, each.headers)
+            else:
+                parsed = reference.parse(each.topic, each.key, each.value, each.headers)
+            assert not isinstance(parsed, reference.Decision)
             if isinstance(parsed, reference.Refusal):
                 self.verdicts.append(parsed.code)
             else:

@@ -9,10 +9,13 @@ from typing import Any, NamedTuple
 from domain import ids, money, times
 from domain.events import Event
 from domain.order import (
+    DEADLINES,
+    DUE_REFUND,
     RETURN_STATUS,
     SHIPMENT_STATUS,
     Cancellation,
     Created,
+    Deadline,
     Item,
     Payment,
     PaymentFailure,
@@ -21,6 +24,7 @@ from domain.order import (
     Scan,
     StockReply,
 )
+from domain.topics import DECISIONS
 from tests.property.histories import raw_id
 
 HOUR = 3_600_000_000
@@ -39,7 +43,8 @@ def record(event: Event) -> Record:
     attributes = {"specversion": "1.0", "id": event.id, "source": "/tests", "type": event.type, "time": times.text(event.time)}
     headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
     data = {name: value for name, value in wire(event.fact).items() if value is not None}
-    return Record(event.type, order_id.encode(), json.dumps({"order_id": order_id, **data}).encode(), headers)
+    topic = DECISIONS if isinstance(event.fact, Deadline) else event.type
+    return Record(topic, order_id.encode(), json.dumps({"order_id": order_id, **data}).encode(), headers)
 
 
 def wire(fact: Any) -> dict[str, Any]:
@@ -89,6 +94,10 @@ def wire(fact: Any) -> dict[str, Any]:
                 "reason": fact.reason,
                 "restock": fact.restock,
             }
+        case Deadline():
+            whose = "refund_id" if fact.what == DUE_REFUND else "seller_id"
+            known = {"deadline": DEADLINES[fact.what], "attempt": fact.attempt, "final": fact.final}
+            return known | ({} if fact.subject is None else {whose: ids.text(fact.subject)})
         case RefundReply():
             return {"refund_id": ids.text(fact.refund_id)}
     raise AssertionError(f"no wire form of {fact}")
