@@ -91,7 +91,11 @@ class Accounts:
                     self.parsed[Place(tp.topic, tp.partition, at)] = parse(origin.topic, record.key, record.value, headers)
         elif topic == DECISIONS:
             for at, record in enumerate(records, offset):
-                self.decisions[Place(tp.topic, tp.partition, at)] = parse_decision(record.value, record.headers)
+                decision = parse_decision(record.value, record.headers)
+                if isinstance(decision, Fact):
+                    self.parsed[Place(tp.topic, tp.partition, at)] = decision
+                else:
+                    self.decisions[Place(tp.topic, tp.partition, at)] = decision
 
     def unaccounted(self, records: Iterable[Record], start: int, end: int, hidden: Container[str]) -> Iterator[str]:
         """What is wrong with the records of [start, end) of one log, were they finished now. `hidden`: orders that are left out."""
