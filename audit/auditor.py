@@ -28,6 +28,7 @@ from audit.findings import Finding, Report, Severity
 from audit.log import Log, Record, Span
 from audit.reference import (
     LATE,
+    MOST_PASSED_ON,
     Fact,
     NaturalKey,
     Order,
@@ -246,7 +247,10 @@ class Auditor:
             self._refuse(lane, record, place, fact, any_key=False)
             return
         home = self._partition_of(fact.order_id)
-        if home != lane.number:
+        passed_on = home != lane.number or record.key != fact.order_id.encode()
+        if passed_on and _size(record) > MOST_PASSED_ON:
+            self._refuse(lane, record, place, Refusal("record_too_large", "under another key"), any_key=False)
+        elif home != lane.number:
             self._to_be_rekeyed[place] = fact.order_id
         elif place not in lane.origins:
             self._add(lane, record, fact, [place], rekeyed=record.key != fact.order_id.encode())
@@ -276,13 +280,16 @@ class Auditor:
             held = lane.held[fact.order_id] = Held(Order(fact.order_id), record.timestamp)
         before = held.order.candidates.get(fact.key)
         candidate = held.order.add(fact, places[0], rekeyed=rekeyed)
+        if isinstance(candidate, Refusal):
+            self._refuse(lane, record, places[0], candidate, any_key=rekeyed, also=places[1] if rekeyed and places[1:] else None)
+            return
         candidate.places.extend(places[1:])
         if before is None or candidate.places == places:
             self.report.counts["facts" if len(held.order.candidates[fact.key]) == 1 else "conflicts"] += 1
         else:
             self.report.counts["duplicates"] += 1
         if len(held.order.candidates[fact.key]) > 1:
-            for place in places:
+            for place in places if _size(record) <= MOST_PASSED_ON else ():
                 lane.raws[place] = _raw(record, any_key=rekeyed)
         held.appended = min(held.appended, record.timestamp)
 
@@ -303,7 +310,8 @@ class Auditor:
         for each in (place, also):
             if each is not None:
                 lane.wanted[each] = wanted
-                lane.raws[each] = _raw(record, any_key=any_key)
+                if _size(record) <= MOST_PASSED_ON:
+                    lane.raws[each] = _raw(record, any_key=any_key)
         self.report.counts["refused"] += 1
 
     def _want_letters(self, lane: Lane, held: Held) -> None:
@@ -726,6 +734,14 @@ def _coordinates(headers: Iterable[tuple[str, bytes | None]], prefix: str) -> Pl
 def _own_headers(headers: Iterable[tuple[str, bytes | None]]) -> list[tuple[str, bytes | None]]:
     """Headers as they came, without those that the pipeline adds."""
     return [(name, value) for name, value in headers if not name.startswith(("dlq_", "rekeyed_"))]
+
+
+def _size(record: Record) -> int:
+    """Bytes of a record as it came, with 10 more for each header."""
+    parts = [
+        part for name, value in _own_headers(record.headers) for part in (name.encode("utf-8", "surrogateescape"), value or b"", bytes(10))
+    ]
+    return len(record.key or b"") + len(record.value or b"") + sum(map(len, parts))
 
 
 def _raw(record: Record, *, any_key: bool) -> Raw:

@@ -34,6 +34,11 @@ MOST_MINOR_UNITS: Final = 10**15
 MOST_QUANTITY: Final = 100_000
 MOST_ITEMS: Final = 1_000
 MOST_CHARACTERS: Final = 1_000
+MOST_PASSED_ON: Final = 7 << 20
+"""Bytes of a record, uncompressed, with 10 more for each header: a larger one is neither re-keyed nor held by its dead letter."""
+MOST_FACTS: Final = 1 << 20
+MOST_SCANS: Final = 2 << 20
+"""Bytes of the facts of one event type (of shipment.updated) that one order takes in, as `size` counts them."""
 FIRST_UNIT: Final = 0
 """Number of a line's first unit in refund.decided."""
 
@@ -445,6 +450,12 @@ def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> Natur
     return (type_, content["refund_id"])
 
 
+def size(fact: Fact) -> int:
+    """What a fact counts in its order: 80 bytes, its free texts in UTF-8, 24 bytes for each entry of its items."""
+    texts = [fact.reason or "", *(fact.content.get(name, "") for name in ("method", "carrier", "tracking_number", "location"))]
+    return 80 + sum(len(text.encode()) for text in texts) + 24 * len(fact.content.get("items", ()))
+
+
 # -- one order ----------------------------------------------------------------------------------------------------
 
 
@@ -474,29 +485,35 @@ class Order:
     first direct content and the first re-keyed one the log does not tell, so each is a reading of its own.
     """
 
-    __slots__ = ("_first", "candidates", "decisions", "order_id")
+    __slots__ = ("_first", "_sizes", "candidates", "decisions", "order_id")
 
     def __init__(self, order_id: str) -> None:
         self.order_id = order_id
         self.candidates: dict[NaturalKey, list[Candidate]] = {}
         self.decisions: dict[int, Decision] = {}
         self._first: dict[tuple[NaturalKey, bool], Candidate] = {}
+        self._sizes: dict[str, int] = {}
 
     @property
     def version(self) -> int:
         """Distinct natural keys taken in, refused ones included."""
         return len(self.candidates)
 
-    def add(self, fact: Fact, place: Place | None = None, *, rekeyed: bool = False) -> Candidate:
-        """Take in one fact; the same again only lowers its time. Returns the content it belongs to."""
-        rivals = self.candidates.setdefault(fact.key, [])
-        for candidate in rivals:
-            if candidate.fact.content == fact.content:
-                candidate.fact = min(candidate.fact, fact, key=lambda each: (each.time, each.reason or ""))
-                break
-        else:
+    def add(self, fact: Fact, place: Place | None = None, *, rekeyed: bool = False) -> Candidate | Refusal:
+        """Take in one fact; the same again only lowers its time. Returns the content it belongs to, or why it isn't taken in."""
+        rivals = self.candidates.get(fact.key, [])
+        candidate = next((each for each in rivals if each.fact.content == fact.content), None)
+        earlier = fact if candidate is None else min(candidate.fact, fact, key=lambda each: (each.time, each.reason or ""))
+        # Of conflicting contents only the first is kept, so only it counts.
+        if fact.type != "order.created" and (not rivals or candidate is rivals[0]):
+            whole = self._sizes.get(fact.type, 0) + size(earlier) - (0 if candidate is None else size(candidate.fact))
+            if whole > max(self._sizes.get(fact.type, 0), MOST_SCANS if fact.type == "shipment.updated" else MOST_FACTS):
+                return Refusal("order_too_large", fact.type)
+            self._sizes[fact.type] = whole
+        if candidate is None:
             candidate = Candidate(fact)
-            rivals.append(candidate)
+            self.candidates.setdefault(fact.key, []).append(candidate)
+        candidate.fact = earlier
         if place is not None:
             candidate.places.append(place)
         self._first.setdefault((fact.key, rekeyed), candidate)

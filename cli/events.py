@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, NamedTuple
 import msgspec
 import typer
 
-from domain import effects, events, ids, topics
+from domain import effects, events, ids, limits, topics
 from domain.effects import Derived
 from domain.errors import REASONS
 from domain.events import Event
@@ -293,12 +293,24 @@ def _page(found: Json) -> Iterator[str]:
         "waited for its order and is refused"
     )
     yield "once the order is known is there in normalised form (`dlq_detail` says so); its record is found at the coordinates."
+    yield f"So is that of a record above {limits.RECORD_BYTES >> 20} MiB uncompressed: its dead letter holds no value."
     yield ""
     yield from _table(("header", "what"), ((f"`{name}`", what) for name, what in _DLQ_HEADERS))
     yield ""
     yield "Reason codes are stable:"
     yield ""
     yield from _table(("dlq_reason", "why"), ((f"`{code}`", why) for code, why in REASONS.items()))
+    most, scans = min(limits.TYPE_BYTES.values()) >> 20, limits.TYPE_BYTES["shipment.updated"] >> 20
+    yield ""
+    yield (
+        f"One order takes in at most {most} MiB of facts of each type, {scans} MiB of `shipment.updated` (more than 10,000 scans of the "
+        f"usual size). A fact counts {limits.FACT_BYTES} bytes,"
+    )
+    yield (
+        "its texts (`reason`, `method`, `carrier`, `tracking_number`, `location`) in UTF-8, "
+        f"and {limits.ITEM_BYTES} bytes for each entry of its `items`. What goes beyond is"
+    )
+    yield "refused with `order_too_large`, in the order of that type's log, and keeps no natural key."
 
 
 def _fields(schema: Json, components: dict[str, Json]) -> Iterator[str]:

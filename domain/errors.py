@@ -20,6 +20,8 @@ KEY_CONFLICT: Final = "key_conflict"
 ORDER_CURRENCY: Final = "order_currency"
 ORDER_ITEM: Final = "order_item"
 ORDER_SELLER: Final = "order_seller"
+ORDER_TOO_LARGE: Final = "order_too_large"
+RECORD_TOO_LARGE: Final = "record_too_large"
 
 REASONS: Final = {
     NOT_JSON: "the value is not JSON (or nested deeper than any event is)",
@@ -38,6 +40,8 @@ REASONS: Final = {
     ORDER_CURRENCY: "the order has another currency",
     ORDER_ITEM: "the order has no such item",
     ORDER_SELLER: "the order has no such seller, or the item is another seller's",
+    ORDER_TOO_LARGE: "the order has taken in as many facts of this type as one order may; this one was not taken in",
+    RECORD_TOO_LARGE: "the record came under another key than its order's and is too large to be passed on",
 }
 """Reason code -> what it means."""
 

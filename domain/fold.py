@@ -16,6 +16,7 @@ from msgspec import Struct, structs
 from domain import errors
 from domain.effects import Effect, Writer, fresh_suborders
 from domain.events import Event
+from domain.limits import TYPE_BYTES, UNCOUNTED, size_of
 from domain.order import (
     CONFIRMED,
     IN_TRANSIT,
@@ -48,6 +49,7 @@ class Folded(Struct, gc=False):
 
 
 _DUPLICATE: Final = Folded(False, None, [])
+_TOO_LARGE: Final = Folded(False, (errors.ORDER_TOO_LARGE, "the order has as many facts of this type as one order takes in"), [])
 _FIELD: Final = {
     "order.paid": "payments",
     "payment.failed": "failures",
@@ -83,6 +85,8 @@ def fold(order: Order, event: Event, origin: Origin | None, sums: Sums | None = 
         known = sums.known(field, facts, fact)
         if known is not None:
             return _repeated(order, event, known, fact, sums)
+        if len(facts) >= UNCOUNTED and sums.size(event.type, facts) + size_of(fact) > TYPE_BYTES[event.type]:
+            return _TOO_LARGE
     order.version += 1
     created = order.created
     if created is None:
@@ -114,6 +118,8 @@ def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: Sim
     reason, known_reason = getattr(fact, "reason", None) or "", getattr(known, "reason", None) or ""
     if (fact.time, reason) >= (known.time, known_reason):
         return _DUPLICATE
+    if reason != known_reason and not _reason_fits(order, event.type, known, fact, sums):  # type: ignore[arg-type]
+        return _TOO_LARGE
     known.time = fact.time
     if hasattr(known, "reason"):
         known.reason = fact.reason  # type: ignore[union-attr]
@@ -125,6 +131,16 @@ def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: Sim
     writer = Writer(event.order_id, created.currency)
     _settle(order, created, survey(order, sums), writer, event, sums)
     return Folded(True, None, writer.effects)
+
+
+def _reason_fits(order: Order, type_: str, known: SimpleFact, fact: SimpleFact, sums: Sums) -> bool:
+    """Whether the order may take a repetition's reason for the one it has. If so, counts it."""
+    more = size_of(fact) - size_of(known)
+    facts: list[SimpleFact] = getattr(order, _FIELD[type_])
+    if more > 0 and len(facts) >= UNCOUNTED and sums.size(type_, facts) + more > TYPE_BYTES[type_]:
+        return False
+    sums.grow(known, more)
+    return True
 
 
 def _same_content(known: SimpleFact | Created, fact: SimpleFact | Created) -> bool:

@@ -13,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final
 
+from domain.limits import size_of
 from domain.order import (
     IN_TRANSIT,
     PROCESSED,
@@ -26,6 +27,7 @@ from domain.order import (
     Scan,
     SimpleFact,
     StockReply,
+    type_of,
 )
 
 CAUSE_RETURN: Final = 0
@@ -114,11 +116,12 @@ def _end(span: Span) -> int:
 class Sums:
     """See the module. Made of an order and kept beside it: every fact that is appended to the order must be added here."""
 
-    __slots__ = ("_index", "_lines", "captured", "claimed", "decided", "gone", "order", "paid", "parcels", "returned", "returns")
+    __slots__ = ("_index", "_lines", "_sizes", "captured", "claimed", "decided", "gone", "order", "paid", "parcels", "returned", "returns")
 
     def __init__(self, order: Order) -> None:
         self.order = order
         self._index: dict[str, dict[object, SimpleFact]] | None = None
+        self._sizes: dict[str, int] | None = None
         self.rebuild()
 
     def rebuild(self) -> None:
@@ -163,6 +166,8 @@ class Sums:
         """Take in a fact that was appended to a field of the order."""
         if self._index is not None and field in self._index:
             self._index[field][fact.key()] = fact
+        if self._sizes is not None:
+            self.grow(fact, size_of(fact))
         created = self.order.created
         if created is None or fact.refused:
             return
@@ -205,6 +210,20 @@ class Sums:
         if field not in self._index:
             self._index[field] = {each.key(): each for each in facts}
         return self._index[field].get(key)
+
+    def size(self, type_: str, facts: list[SimpleFact]) -> int:
+        """Size of the facts of one event type among `facts`, that type's field of the order (domain.limits)."""
+        if self._sizes is None:
+            self._sizes = {}
+        if type_ not in self._sizes:
+            self._sizes[type_] = sum(size_of(each) for each in facts if type_of(each) == type_)
+        return self._sizes[type_]
+
+    def grow(self, fact: SimpleFact, by: int) -> None:
+        """A fact takes so many bytes more."""
+        type_ = type_of(fact)
+        if self._sizes is not None and type_ in self._sizes:
+            self._sizes[type_] += by
 
     def payments_made(self) -> Paid:
         """What the decisions have paid for."""

@@ -16,9 +16,10 @@ from time import perf_counter
 from typing import Any, Final, Protocol
 
 from domain import effects, events, ids, rows
-from domain.errors import Refused
+from domain.errors import RECORD_TOO_LARGE, Refused
 from domain.events import Event
 from domain.fold import fold
+from domain.limits import RECORD_BYTES, record_size
 from domain.order import Created, Order, Origin, ReturnStage, Scan
 from domain.sums import Sums
 from domain.topics import DECISIONS, DLQ, REKEYED
@@ -240,6 +241,9 @@ class Pipeline:
     # -- refused and re-keyed records --------------------------------------------------------------------------
 
     def _rekey(self, work: Work, record: Record, event: Event) -> None:
+        if record_size(record.key, record.value, record.headers) > RECORD_BYTES:
+            self._refuse(work, record, RECORD_TOO_LARGE, f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key")
+            return
         headers = [
             *record.headers,
             ("rekeyed_topic", record.topic.encode()),
@@ -258,7 +262,13 @@ class Pipeline:
             came = dict(headers)
             key = came.get("rekeyed_key")
             headers = [header for header in headers if header[0] not in _REKEYED_FROM]
-        work.publish(DLQ, OutRecord(key, record.value, headers + _dlq_headers(origin, code, detail)))
+        value = record.value
+        if record_size(key, value, headers) > RECORD_BYTES:
+            value = None
+            if record_size(key, None, headers) > RECORD_BYTES:
+                key, headers = None, []
+            detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
+        work.publish(DLQ, OutRecord(key, value, headers + _dlq_headers(origin, code, detail)))
         work.outcomes[record.topic, _REFUSED] += 1
         metrics.DEAD_LETTERS.labels(code).inc()
 

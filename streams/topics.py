@@ -27,6 +27,9 @@ INPUT_MAX_BYTES: Final = 6 << 20
 WRITTEN_MAX_BYTES: Final = 8 << 20
 """Largest batch on a topic that we write, bytes: a dead letter holds its record and our headers, so it is larger than any input."""
 
+STATE_MAX_BYTES: Final = 24 << 20
+"""Largest batch on the changelog, bytes: an order that takes in all it may (domain.limits). One of 10,000 scans has some 1.2 MB."""
+
 WEEK_MS: Final = 7 * 24 * 3600 * 1000
 MONTH_MS: Final = 30 * 24 * 3600 * 1000
 
@@ -124,7 +127,12 @@ _CHANGELOG: Final = (
     TopicConfig("cleanup.policy", "compact", "exactly", "Each order's latest state, for ever; a recovering worker reads no older ones."),
     TopicConfig("min.cleanable.dirty.ratio", "0.1", "free", "Compact early: what is not compacted is what a recovery reads for nothing."),
     TopicConfig("segment.bytes", str(64 << 20), "free", "The active segment is never compacted, so keep it small beside the whole."),
-    _WRITTEN_BYTES,
+    TopicConfig(
+        "max.message.bytes",
+        str(STATE_MAX_BYTES),
+        "at least",
+        "An order's state is one record, and so large it may be that takes in all it may.",
+    ),
 )
 
 

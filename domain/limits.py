@@ -1,0 +1,63 @@
+"""How much one order, and one record, may hold: beyond it a record is refused, so that no order can stop its lane.
+
+An order's state is written whole with every batch that touches it, and Kafka takes no record of any size. The facts of one event type come
+from one topic, so counting by type makes what is refused follow from that topic's log alone, whatever arrives in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from domain.order import Payment, Scan, SimpleFact
+
+RECORD_BYTES: Final = 7 << 20
+"""Most bytes, uncompressed, of a record that is passed on to orders.dlq or orders.rekeyed, which take 8 MiB: our headers come beside it."""
+HEADER_BYTES: Final = 10
+"""What a header counts beside its name and its value."""
+
+FACT_BYTES: Final = 80
+"""What a fact counts beside its texts and lists: about what its ids and times take."""
+ITEM_BYTES: Final = 24
+"""What one entry of a fact's `items` counts."""
+
+_MOST: Final = 1 << 20
+_MOST_SCANS: Final = 2 << 20
+
+TYPE_BYTES: Final[dict[str, int]] = {
+    "order.paid": _MOST,
+    "payment.failed": _MOST,
+    "stock.reserved": _MOST,
+    "stock.rejected": _MOST,
+    "stock.released": _MOST,
+    "order.cancel_requested": _MOST,
+    "shipment.updated": _MOST_SCANS,
+    "order.returned": _MOST,
+    "refund.completed": _MOST,
+    "refund.failed": _MOST,
+}
+"""Event type -> most bytes, as size_of counts them, of the facts of that type that one order takes in: some 8,000 to 13,000."""
+
+UNCOUNTED: Final = 24
+"""So many facts of a type are within its limit, however large each is: 80 + 3 * 4,000 + 1,000 * 24 bytes at most."""
+
+
+def record_size(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> int:
+    """Bytes of a record, uncompressed."""
+    size = len(key or b"") + len(value or b"")
+    return size + sum(len(name.encode()) + len(text or b"") + HEADER_BYTES for name, text in headers)
+
+
+def size_of(fact: SimpleFact) -> int:
+    """What a fact counts: FACT_BYTES, its free texts in UTF-8, ITEM_BYTES for each entry of its items."""
+    if type(fact) is Scan:
+        size = FACT_BYTES + _length(fact.carrier) + _length(fact.tracking_number) + _length(fact.location)
+        return size + ITEM_BYTES * len(fact.items) if fact.items else size
+    if type(fact) is Payment:
+        return FACT_BYTES + _length(fact.method)
+    items = getattr(fact, "items", None)
+    return FACT_BYTES + _length(fact.reason) + (ITEM_BYTES * len(items) if items else 0)  # type: ignore[union-attr]
+
+
+def _length(text: str | None) -> int:
+    return len(text.encode()) if text else 0
