@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import IO, Any, NoReturn, cast
 
 import faust
 import rocksdict
@@ -16,9 +17,9 @@ from faust.transport.drivers import aiokafka as driver
 
 from settings import Settings
 from streams.delivery import Delivery, Outage, describe
-from streams.transport.cluster import check_topics, inspect_cluster, prepare_data_folder
+from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
 from streams.transport.consumer import Consumer
-from streams.transport.errors import Unreachable
+from streams.transport.errors import FolderInUse, Unreachable
 from streams.transport.lane import Handler, LaneSpec, Limits
 from streams.transport.producer import FaustProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
@@ -62,6 +63,19 @@ class NoWeb(BootStrategy):
     enable_web = False
 
 
+class FaustWorker(faust.Worker):
+    """What `faust -A app worker` runs."""
+
+    def execute_from_commandline(self) -> NoReturn:
+        """Run the app; doesn't return. Refuses a folder that another worker has, in one line."""
+        try:
+            cast(BatchApp, self.app).claim_folder()
+        except FolderInUse as exc:
+            print(f"faust: {exc}", file=sys.stderr)
+            raise SystemExit(2) from None
+        super().execute_from_commandline()
+
+
 class BatchApp(faust.App):
     """See the module. Made from Settings; may be made at import: it connects to nothing until it is started.
 
@@ -94,6 +108,7 @@ class BatchApp(faust.App):
         self._writes = tuple(writes)
         self._compression = compression
         self._block_cache = rocksdict.Cache(MEMORY)
+        self._folder: IO[str] | None = None
         session = settings.session_timeout
         defaults: dict[str, Any] = {
             "broker": [f"kafka://{broker}" for broker in settings.brokers],
@@ -122,6 +137,7 @@ class BatchApp(faust.App):
             "producer_request_timeout": session * 2 / 3,
             "producer_compression_type": compression,
             "TableManager": ListTableManager,
+            "Worker": FaustWorker,
         }
         super().__init__(settings.group, **{**defaults, **options})
 
@@ -219,8 +235,14 @@ class BatchApp(faust.App):
         producer = cast(FaustProducer, self.producer)
         return lambda: producer.lane_options(f"{self.conf.id}-lane-{lane}", self.settings.producer_linger_ms, self._compression)
 
+    def claim_folder(self) -> None:
+        """Take the data folder for as long as this process lives. Again is harmless. Raises FolderInUse, OSError."""
+        if self._folder is None:
+            self._folder = hold_data_folder(self.conf.datadir)
+
     async def on_first_start(self) -> None:
         """Check the topics and the data folder before anything is read. Raises FailStop, OSError."""
+        self.claim_folder()
         producer = cast(FaustProducer, self.producer)
         try:
             found = await inspect_cluster(producer.connection_options(), self.copartitioned)

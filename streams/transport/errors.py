@@ -8,6 +8,7 @@ from streams.delivery import GaveUp, Stale
 
 __all__ = [
     "FailStop",
+    "FolderInUse",
     "GaveUp",
     "LaneClosed",
     "LeaseLost",
@@ -37,6 +38,10 @@ class FailStop(Exception):
 
 class Unreachable(FailStop):
     """No Kafka broker answered at the start."""
+
+
+class FolderInUse(FailStop):
+    """Another process works on the data folder."""
 
 
 class PartitionMismatch(FailStop):
