@@ -332,7 +332,7 @@ def _page(found: Json) -> Iterator[str]:
         "waited for its order and is refused"
     )
     yield "once the order is known is there in normalised form (`dlq_detail` says so); its record is found at the coordinates."
-    yield f"So is that of a record above {limits.RECORD_BYTES >> 20} MiB uncompressed: its dead letter holds the headers below alone."
+    yield f"So is that of a record above {limits.RECORD_BYTES >> 20} MiB uncompressed: its dead letter holds no value."
     yield ""
     yield from _table(("header", "what"), ((f"`{name}`", what) for name, what in _DLQ_HEADERS))
     yield ""

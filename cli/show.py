@@ -66,7 +66,10 @@ def render(told: dict[str, Any]) -> Group:
     )
     why = Text("\n".join(f"because {line}" if n == 0 else f"    and {line}" for n, line in enumerate(told["why"])))
     parts: list[Any] = [Panel(Group(head, why), border_style=COLOURS.get(status, "yellow"))]
-    parts.append(_table("Facts", told["facts"], {"time": "time", "type": "type", "what": "what", "note": ""}))
+    columns = {"time": "time", "type": "type", "what": "what"}
+    if any(fact["note"] for fact in told["facts"]):
+        columns["note"] = "note"
+    parts.append(_table("Facts", told["facts"], columns))
     if told["known"]:
         currency = told["currency"]
         sums = told["money"]

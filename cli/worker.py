@@ -35,15 +35,19 @@ def worker_command(
 
     from app import create_app
     from cli.logs import configure
-    from streams.transport import run_worker
+    from streams.transport import FolderInUse, run_worker
 
     configure(settings, name)
+    app = create_app(settings)
+    try:
+        app.claim_folder()
+    except FolderInUse as error:
+        raise UserError(str(error)) from None
     if settings.metrics_port:
         try:
             start_http_server(settings.metrics_port, addr="127.0.0.1")
         except OSError as error:
             raise UserError(f"ORDERS_METRICS_PORT={settings.metrics_port}: {error.strerror}; choose another port or 0") from None
-    app = create_app(settings)
     # A batch makes some hundred thousand objects that all go by reference count; looking through them for cycles every 700 is a waste.
     gc.collect()
     gc.freeze()

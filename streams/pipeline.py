@@ -311,7 +311,9 @@ class Pipeline:
             headers = [header for header in headers if header[0] not in _REKEYED_FROM]
         value = record.value
         if record_size(key, value, headers) > RECORD_BYTES:
-            key, value, headers = None, None, []
+            value = None
+            if record_size(key, None, headers) > RECORD_BYTES:
+                key, headers = None, []
             detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
         work.publish(DLQ, OutRecord(key, value, headers + _dlq_headers(origin, code, detail)))
         work.outcomes[record.topic, _REFUSED] += 1

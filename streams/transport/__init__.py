@@ -14,13 +14,14 @@ from streams.delivery import Stale
 from streams.transport.app import BatchApp, TransportStats
 from streams.transport.batch import LaneBatch, OutRecord, Slice
 from streams.transport.cluster import prepare_data_folder
-from streams.transport.errors import FailStop, LeaseLost, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
+from streams.transport.errors import FailStop, FolderInUse, LeaseLost, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
 from streams.transport.table import Moved, StateTable
 from streams.transport.worker import run_worker
 
 __all__ = [
     "BatchApp",
     "FailStop",
+    "FolderInUse",
     "LaneBatch",
     "LeaseLost",
     "Moved",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import IO, Any, NoReturn, cast
 
 import faust
 import rocksdict
@@ -17,9 +18,9 @@ from faust.transport.drivers import aiokafka as driver
 
 from settings import Settings
 from streams.delivery import Delivery, Outage, describe
-from streams.transport.cluster import check_topics, inspect_cluster, prepare_data_folder
+from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
 from streams.transport.consumer import Consumer
-from streams.transport.errors import Unreachable
+from streams.transport.errors import FolderInUse, Unreachable
 from streams.transport.lane import Handler, LaneSpec, Limits
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
@@ -64,6 +65,19 @@ class NoWeb(BootStrategy):
     enable_web = False
 
 
+class FaustWorker(faust.Worker):
+    """What `faust -A app worker` runs."""
+
+    def execute_from_commandline(self) -> NoReturn:
+        """Run the app; doesn't return. Refuses a folder that another worker has, in one line."""
+        try:
+            cast(BatchApp, self.app).claim_folder()
+        except FolderInUse as exc:
+            print(f"faust: {exc}", file=sys.stderr)
+            raise SystemExit(2) from None
+        super().execute_from_commandline()
+
+
 class BatchApp(faust.App):
     """See the module. Made from Settings; may be made at import: it connects to nothing until it is started.
 
@@ -96,6 +110,7 @@ class BatchApp(faust.App):
         self._writes = tuple(writes)
         self._compression = compression
         self._block_cache = rocksdict.Cache(MEMORY)
+        self._folder: IO[str] | None = None
         session = settings.session_timeout
         defaults: dict[str, Any] = {
             "broker": [f"kafka://{broker}" for broker in settings.brokers],
@@ -124,6 +139,7 @@ class BatchApp(faust.App):
             "producer_request_timeout": session * 2 / 3,
             "producer_compression_type": compression,
             "TableManager": ListTableManager,
+            "Worker": FaustWorker,
         }
         super().__init__(settings.group, **{**defaults, **options})
 
@@ -228,8 +244,14 @@ class BatchApp(faust.App):
             lambda: options, check, waiting, patience, group=self.conf.id, committed=cast(Consumer, self.consumer).committed
         )
 
+    def claim_folder(self) -> None:
+        """Take the data folder for as long as this process lives. Again is harmless. Raises FolderInUse, OSError."""
+        if self._folder is None:
+            self._folder = hold_data_folder(self.conf.datadir)
+
     async def on_first_start(self) -> None:
         """Check the topics and the data folder before anything is read. Raises FailStop, OSError."""
+        self.claim_folder()
         producer = cast(FaustProducer, self.producer)
         try:
             found = await inspect_cluster(producer.connection_options(), self.copartitioned)

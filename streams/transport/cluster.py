@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
 
 from streams.transport.consumer import mismatch
-from streams.transport.errors import PartitionMismatch, TopicsMissing
+from streams.transport.errors import FolderInUse, PartitionMismatch, TopicsMissing
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,30 @@ def check_topics(needed: Iterable[str], partitions: Mapping[str, int]) -> int:
     if len(set(counts.values())) > 1:
         raise PartitionMismatch(mismatch(counts))
     return next(iter(counts.values()))
+
+
+def hold_data_folder(path: Path) -> IO[str]:
+    """Take the folder for this process, until the file returned is closed or the process ends, however it ends.
+
+    Two workers on one folder would take each other's files for their own. Raises FolderInUse if another process has it, OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the folder, which may be deleted. The file stays: to remove it would let two processes lock two files of one name.
+    file = path.with_name(f"{path.name}.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip()
+        file.close()
+        raise FolderInUse(
+            f"{path} is in use by another worker{f' (process {owner})' if owner else ''}: "
+            "give this one a --name of its own, or an ORDERS_DATA of its own"
+        ) from None
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
 
 
 def prepare_data_folder(path: Path, cluster_id: str) -> None:

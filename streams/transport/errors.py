@@ -9,6 +9,7 @@ from streams.delivery import GaveUp, Stale
 __all__ = [
     "FailStop",
     "Fenced",
+    "FolderInUse",
     "GaveUp",
     "LaneClosed",
     "LeaseLost",
@@ -56,6 +57,10 @@ class FailStop(Exception):
 
 class Unreachable(FailStop):
     """No Kafka broker answered at the start."""
+
+
+class FolderInUse(FailStop):
+    """Another process works on the data folder."""
 
 
 class PartitionMismatch(FailStop):

@@ -76,8 +76,8 @@ async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: 
     assert report["dead_letters"] == {"field_malformed": 1, "record_too_large": 1}
     assert report["counts"]["waiting_facts"] == 1
     letters = {letter.reason: letter async for letter in read(fresh)}
-    for letter in letters.values():
-        assert (letter.key, letter.value, letter.headers) == (None, None, ())
+    for letter, key, headers in ((letters["field_malformed"], ORDER, refused[0]), (letters["record_too_large"], "another", astray[0])):
+        assert (letter.key, letter.value, list(letter.headers)) == (key.encode(), None, headers)
         assert letter.detail.endswith("the raw record is at the coordinates")
     assert Counter(letter.origin_topic for letter in letters.values()) == {"payment.failed": 2}
     assert json.loads(refused[1])["reason"] == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from decimal import Decimal
@@ -22,7 +23,7 @@ from settings import Settings
 from sources import generator, olist, poison
 from sources.event import SourceEvent
 from sources.producer import send
-from tests.workers import audit, orders, processed, rows, worker
+from tests.workers import ORDERS, audit, orders, processed, rows, worker
 
 
 async def test_generated_orders_end_as_an_independent_fold_says(fresh: Settings, tmp_path: Path) -> None:
@@ -81,14 +82,31 @@ async def test_every_refusal_is_a_dead_letter_and_harms_no_neighbour(fresh: Sett
         await connection.close()
 
 
+FAUST = (sys.executable, "-m", "faust", "--workdir", str(Path(__file__).parents[2]), "-A", "app", "worker", "-l", "info", "--without-web")
+
+
 async def test_faust_runs_the_same_app(fresh: Settings, tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    command = (sys.executable, "-m", "faust", "--workdir", str(root), "-A", "app", "worker", "-l", "info", "--without-web")
-    with worker(tmp_path, "faust", command) as faust:
+    with worker(tmp_path, "faust", FAUST) as faust:
         await send(fresh, generator.events(50, 4))
         processed()
         audit()
+        second = subprocess.run(FAUST, capture_output=True, text=True, timeout=60)
+        assert second.returncode == 2, second.stderr
+        assert f"is in use by another worker (process {faust.process.pid})" in second.stderr
+        assert "Traceback" not in second.stderr
         assert faust.terminate() == 0
+
+
+def test_a_second_worker_of_the_same_name_is_refused_until_the_first_has_ended(fresh: Settings, tmp_path: Path) -> None:
+    with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
+        second = orders("worker", "--name", "w1")
+        assert (second.returncode, second.stdout, second.stderr.count("\n")) == (2, "", 1), second.stderr
+        assert second.stderr.startswith(
+            f"orders: {fresh.data / 'w1' / fresh.group} is in use by another worker (process {first.process.pid})"
+        )
+        first.kill()
+        with worker(tmp_path, "third", (*ORDERS, "worker", "--name", "w1")) as third:
+            assert third.terminate() == 0
 
 
 async def test_show_tells_a_story(fresh: Settings, tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from faust.transport.drivers import aiokafka as driver
 
-from streams.transport.cluster import MARKER, check_topics, prepare_data_folder
+from streams.transport.cluster import MARKER, check_topics, hold_data_folder, prepare_data_folder
 from streams.transport.consumer_thread import Bounds, ConsumerThread, Start, resolve_start
-from streams.transport.errors import OffsetBeyondEnd, PartitionMismatch, TopicsMissing
+from streams.transport.errors import FolderInUse, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
 from streams.transport.table import newest
 from tests.unit.test_ledger import Rec
 
@@ -55,6 +58,28 @@ def test_topics_are_checked_before_the_start() -> None:
         check_topics(["a", "b"], {"a": 4})
     with pytest.raises(PartitionMismatch, match="b has 3, the others have 4"):
         check_topics(["a", "b", "c"], {"a": 4, "b": 3, "c": 4})
+
+
+HOLD = (
+    "import sys; from pathlib import Path; from streams.transport.cluster import hold_data_folder as hold; held = hold(Path(sys.argv[1]))"
+)
+
+
+def test_a_data_folder_is_one_process_own_until_it_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "down"
+    holder = subprocess.Popen(
+        [sys.executable, "-c", f"{HOLD}; print('held', flush=True); sys.stdin.read()", str(folder)], stdin=-1, stdout=-1
+    )
+    with holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(FolderInUse, match=rf"{folder} is in use by another worker \(process {holder.pid}\): give this one a --name"):
+            hold_data_folder(folder)
+        hold_data_folder(folder.with_name("other")).close()
+        holder.kill()
+    with hold_data_folder(folder) as file:
+        file.seek(0)
+        assert file.read() == f"{os.getpid()}\n"
 
 
 def test_a_data_folder_belongs_to_one_cluster(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
