@@ -18,7 +18,7 @@ ALL = {mutant.name: mutant for mutant in [CONTROL, *mutants()]}
 def judged(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Verdict]]]:
     """Those that this run asks for, planted side by side: one per processor."""
     mine = [item for item in request.session.items if isinstance(item, pytest.Function) and item.originalname == "test_a_planted_bug"]
-    asked = [item.callspec.params["name"] for item in mine]
+    asked: list[str] = [str(item.callspec.params["name"]) for item in mine]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield {name: pool.submit(judge, ALL[name]) for name in asked}
 
