@@ -11,7 +11,7 @@ export STACK
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help install test chaos lint format types layers demo up down bench docs requirements clean
+.PHONY: help install test chaos fuzz mutants lint format types layers demo up down bench docs requirements clean
 
 # A virtual environment holds absolute paths: one that was copied here from elsewhere is made anew.
 $(shell test ! -e $(STAMP) || test "$$(cat $(STAMP))" = "$(CURDIR)" || rm -rf $(VENV))
@@ -60,6 +60,12 @@ types: $(STAMP) ## Check types, strictly
 
 layers: $(STAMP) ## Check who imports whom
 	$(BIN)/lint-imports --no-logo
+
+fuzz: $(STAMP) ## Simulate histories of failures until one fails (HISTORIES=N, SEED=S, MINUTES=M)
+	$(BIN)/python -m tests.simulation $(if $(HISTORIES),--histories $(HISTORIES)) $(if $(SEED),--seed $(SEED)) $(if $(MINUTES),--minutes $(MINUTES))
+
+mutants: $(STAMP) ## Plant bugs, and show what notices each (also tests/mutants/results.json)
+	$(BIN)/python -m tests.mutants --write tests/mutants/results.json
 
 demo: $(STAMP) ## Start the servers, stream thousands of orders, show and audit the result, stop the servers
 	$(BIN)/orders demo

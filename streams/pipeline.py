@@ -180,7 +180,8 @@ class Pipeline:
         return accepted
 
     def _load(self, batch: LaneBatch, accepted: list[tuple[Record, Event, bytes]]) -> dict[bytes, Touched]:
-        wanted = list({event.order_id for _, event, _ in accepted})
+        # In the order of their records, so that a batch is the same whatever the process's hash seed.
+        wanted = list({event.order_id: None for _, event, _ in accepted})
         found = batch.get_states(self._table, wanted)
         return {order_id: Touched(Order() if raw is None else codec.decode(raw)) for order_id, raw in zip(wanted, found, strict=True)}
 
