@@ -77,12 +77,14 @@ async def test_committed_offsets_are_read_when_their_transaction_has_ended(
 @pytest.mark.parametrize("group", [7], indirect=True)
 async def test_whoever_sleeps_or_dies_inside_a_transaction_writes_nothing_twice(group: Counting) -> None:
     """A lane for each of seven workers. Three stop themselves in a transaction, three are killed in or right after one; the seventh takes
-    over; then the three wake up, and the killed ones come back with the local state that they left."""
+    over; then the three wake up, and the killed ones come back with the local state that they left. The brokers themselves would end none
+    of these transactions in time: who takes over has to, before it recovers."""
+    env = {"ORDERS_TRANSACTION_TIMEOUT": "900", "COUNTER_SLOW": "0.02"}
     faults = [f"stop before {request}" for request in ("AddPartitionsToTxn", "Produce", "EndTxn")]
     faults += ["kill before Produce", "kill before EndTxn", "kill after EndTxn"]
     async with group.fed():
-        faulty = [group.start(str(number), COUNTER_BREAK=fault, COUNTER_SLOW="0.02") for number, fault in enumerate(faults)]
-        sound = group.start("sound", COUNTER_SLOW="0.02")
+        faulty = [group.start(str(number), COUNTER_BREAK=fault, **env) for number, fault in enumerate(faults)]
+        sound = group.start("sound", **env)
         await group.shared(*faulty, sound)
         before = len(sound.text())
         for worker in faulty:
@@ -95,7 +97,7 @@ async def test_whoever_sleeps_or_dies_inside_a_transaction_writes_nothing_twice(
             zombie.send(signal.SIGCONT)
             await zombie.logged(f"the answer to {fault.split()[-1]}")
             await zombie.logged("another worker has taken it over")
-        again = [group.start(str(number)) for number in (3, 4, 5)]
+        again = [group.start(str(number), **env) for number in (3, 4, 5)]
         await group.shared(*faulty[:3], *again, sound)
         await group.written(100)
     await group.drained()
