@@ -41,7 +41,7 @@ from audit.reference import (
     unwrap,
 )
 from audit.stores import TABLES, Cache, Row, Rows, StoreUnavailable, chunks, columns, comparable, state_readers
-from domain.topics import DECISIONS, DLQ, INPUT, LANE, REKEYED
+from domain.topics import CHECKOUT, DECISIONS, DLQ, INPUT, LANE, REKEYED
 
 SAME: Final = {
     "suborder.created": "suborder_id",
@@ -249,6 +249,8 @@ class Auditor:
         if isinstance(fact, Refusal):
             self._refuse(lane, record, place, fact, any_key=False)
             return
+        if record.topic == CHECKOUT:
+            return
         home = self._partition_of(fact.order_id)
         passed_on = home != lane.number or record.key != fact.order_id.encode()
         if passed_on and _size(record) > MOST_PASSED_ON:
@@ -301,6 +303,9 @@ class Auditor:
         decision = parse_decision(record.value, record.headers)
         if isinstance(decision, Refusal):
             self._report("accounting", "", str(place), "refund.decided", f"{decision.code} {decision.detail}")
+            return
+        if isinstance(decision, Fact):
+            self._add(lane, record, decision, [place], rekeyed=False)
             return
         held = lane.held.get(decision.order_id)
         if held is None:

@@ -1,0 +1,165 @@
+"""Deadlines and the whole circle on real servers: what isn't answered is asked for again, and every order ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid5
+
+import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from domain.topics import DECISIONS
+from settings import Settings
+from sources.event import SourceEvent, binary, rfc3339
+from sources.producer import send
+from tests.waiting import eventually
+from tests.workers import audit, orders, processed, worker
+
+ORDER = "0a0a0a0a-0000-4000-8000-000000000001"
+SELLER = "aaaaaaaa-0000-4000-8000-000000000001"
+ITEM = {
+    "item_id": "10000000-0000-4000-8000-000000000001",
+    "product_id": SELLER,
+    "seller_id": SELLER,
+    "sku": "A",
+    "quantity": 1,
+    "price": "9.00",
+}
+CREATED = {"order_id": ORDER, "user_id": SELLER, "currency": "EUR", "total_amount": "9.00", "items": [ITEM]}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that wait for seconds, not for days."""
+    for name, seconds in (("payment", 3), ("stock", 1), ("release", 1), ("label", 1), ("refund", 1)):
+        monkeypatch.setenv(f"ORDERS_{name.upper()}_DEADLINE", str(seconds))
+
+
+def event(type_: str, data: dict[str, Any], time_us: int) -> SourceEvent:
+    attributes = {"specversion": "1.0", "id": f"{type_}-1", "source": "/tests", "type": type_, "time": rfc3339(time_us)}
+    headers, value = binary(attributes, data)
+    return SourceEvent(type_, ORDER.encode(), value, headers, time_us)
+
+
+async def records(settings: Settings, topic: str) -> list[Any]:
+    """Everything on a topic, by partition and offset."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, group_id=None, isolation_level="read_committed")
+    await consumer.start()
+    try:
+        found: list[Any] = []
+        partitions = [TopicPartition(topic, number) for number in range(settings.partitions)]
+        ends = await consumer.end_offsets(partitions)
+        for tp in (tp for tp in partitions if ends[tp]):
+            consumer.assign([tp])
+            await consumer.seek_to_beginning(tp)
+            while await consumer.position(tp) < ends[tp]:
+                found += (await consumer.getmany(tp, timeout_ms=500)).get(tp, [])
+        return found
+    finally:
+        await consumer.stop()
+
+
+def kinds(found: list[Any]) -> list[tuple[str, int, bool]]:
+    """(deadline, attempt, final) of each record that says that one passed."""
+    data = [json.loads(record.value) for record in found if dict(record.headers)["ce_type"] == b"deadline.passed"]
+    return [(each["deadline"], each["attempt"], each["final"]) for each in data]
+
+
+def now() -> int:
+    """Microseconds since 1970 by this machine's clock, which is the broker's too."""
+    return time.time_ns() // 1000
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+async def test_an_order_that_nobody_answers_closes(
+    fresh: Settings, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch, delivery: str
+) -> None:
+    monkeypatch.setenv("ORDERS_DELIVERY", delivery)
+    with worker(tmp_path, "w1"):
+        await send(fresh, [event("order.created", CREATED, now())])
+
+        async def closed() -> bool:
+            updates = [json.loads(record.value) for record in await records(fresh, "suborder.updated")]
+            return any((each["status"], each.get("closed_because")) == ("closed", "stock_unanswered") for each in updates)
+
+        await eventually(closed, "the order is closed", 30)
+        processed()
+    decisions = await records(fresh, DECISIONS)
+    passed = kinds(decisions)
+    assert [each for each in passed if each[0] == "stock"] == [("stock", 1, False), ("stock", 2, False), ("stock", 3, True)]
+    for record in decisions:
+        moment = dict(record.headers)["ce_time"].decode()
+        assert record.timestamp >= 1000 * _seconds(moment), "by the broker's clock it had passed when it was written"
+    assert len(await records(fresh, "stock.reserve")) == 3
+    assert len({dict(record.headers)["ce_id"] for record in await records(fresh, "stock.reserve")}) == 1
+    audit()
+
+
+async def test_a_deadline_survives_the_worker_and_its_disk(fresh: Settings, tmp_path: Path, impatient: None) -> None:
+    with worker(tmp_path, "w1") as first:
+        await send(fresh, [event("order.created", CREATED, now())])
+        processed()
+        first.kill()
+    with worker(tmp_path, "another"):  # with an empty folder: its index comes from the changelog
+
+        async def asked_again() -> bool:
+            return ("stock", 1, False) in kinds(await records(fresh, DECISIONS))
+
+        await eventually(asked_again, "the stock is asked for again", 30)
+        processed()
+    audit()
+
+
+async def test_history_waits_for_nothing(fresh: Settings, tmp_path: Path, impatient: None) -> None:
+    other = str(uuid5(UUID(ORDER), "recent"))
+    with worker(tmp_path, "w1"):
+        at = now()
+        old = event("order.created", CREATED, at - 2 * 3600 * 1_000_000)
+        new = event("order.created", {**CREATED, "order_id": other}, at)._replace(key=other.encode())
+        await send(fresh, [old, new])
+
+        async def fired() -> bool:
+            return bool(kinds(await records(fresh, DECISIONS)))
+
+        await eventually(fired, "a deadline of the recent order passes", 30)
+        processed()
+    whose = {json.loads(record.value)["order_id"] for record in await records(fresh, DECISIONS)}
+    assert whose == {other}
+    audit()
+
+
+async def test_the_circle_closes_though_services_overlook_and_workers_die(fresh: Settings, tmp_path: Path, impatient: None) -> None:
+    """Carts in; delivered, partly returned or closed out; nothing hangs. One of two workers is killed in the middle."""
+    with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
+        simulating = asyncio.create_task(
+            asyncio.to_thread(
+                orders,
+                *("simulate", "--checkouts", "200", "--rate", "40", "--delay", "0.1", "--timeout", "120"),
+                *("--silence", "0.1", "--refusals", "0.1", "--duplicates", "0.1", "--seed", "3", "--json"),
+            )
+        )
+
+        async def under_way() -> bool:
+            return len(await records(fresh, "shipping.label.create")) > 20
+
+        await eventually(under_way, "labels are asked for", 60)
+        first.kill()
+        done = await simulating
+        assert done.returncode == 0, done.stdout + done.stderr
+        processed()
+    told = json.loads(done.stdout)
+    assert told["hanging"] == []
+    assert told["checkouts"] == 200 == sum(told["ended"].values())
+    assert told["ignored"] > 0
+    assert told["ended"]["delivered"] > 0
+    report = audit()
+    assert report["counts"]["orders"] == 200
+
+
+def _seconds(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()
