@@ -195,7 +195,11 @@ class LaneProducer:
         except Exception as exc:  # raised below, once what is under way has ended
             errors.append(exc)
         await self._outcome(producer, sending)
-        errors.extend(failure for item in sending if (failure := item.future.exception()) is not None)
+        for item in sending:
+            failure = item.future.exception()
+            if failure is not None:
+                failure.add_note(f"writing {item.records} records to {item.topic}/{item.partition}")
+                errors.append(failure)
         if errors:
             raise min(errors, key=lambda error: not is_fencing(error))
         return [_delivered(item) for item in sending]

@@ -85,6 +85,7 @@ async def arena(
     outcome = Outcome(seed, minutes, shape=asdict(shape))
     async with world(folder, seed, shape, say) as here:
         await here.begin()
+        outcome.began = time.time() - here.clock.now()
         say(f"{shape.brokers} brokers, {shape.workers} workers, {shape.rate:,.0f} events/s")
         try:
             yield here, outcome

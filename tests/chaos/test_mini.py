@@ -15,6 +15,7 @@ from tests.chaos.scenarios import SCENARIOS
 from tests.chaos.schedule import once
 from tests.chaos.world import Shape
 
+MANUAL = Path(__file__).parents[2] / "docs" / "chaos.md"
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 FAULTS = (
     "worker-kill",
@@ -39,6 +40,16 @@ async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     assert outcome.good, outcome.audit
     assert {injection.kind for injection in outcome.injections} == {*FAULTS, "partitions-added"}
     assert outcome.audit["counts"]["orders"] > 500
+
+
+def test_the_manual_has_every_fault_once() -> None:
+    told: list[str] = []
+    for line in MANUAL.read_text().splitlines():
+        first = line.split("|")[1] if line.startswith("| ") else ""
+        for name in first.split(","):
+            # "net-redis-cut, -reset" is short for two of a family.
+            told.append("-".join([*told[-1].split("-")[:2], name.strip(" -")]) if name.strip().startswith("-") else name.strip())
+    assert sorted(name for name in told if name not in ("", "fault")) == sorted([*CATALOGUE, *SCENARIOS])
 
 
 def test_a_fault_is_told_in_a_line() -> None:

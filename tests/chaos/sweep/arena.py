@@ -19,7 +19,6 @@ from aiokafka.protocol.group import LeaveGroupRequest
 from redis.asyncio import Redis
 
 from settings import Settings
-from sinks import migrate
 from sources import generator
 from sources.producer import send
 from streams import topics
@@ -176,13 +175,11 @@ class Arena:
     async def mended(self) -> dict[str, Any]:
         """The same, and the auditor's report."""
         await self.drained()
-        auditing = await self._zygote.fork(["audit", "--json"], self.env, name="audit")
-        await asyncio.wait_for(auditing.ended.wait(), 120)
-        text = auditing.text()
+        text = await self._told(["audit", "--json"])
         try:
             report: dict[str, Any] = json.loads(text[text.index("{") :])
         except ValueError:
-            raise TimeoutError(f"the audit says nothing; its log: {auditing.log}") from None
+            raise TimeoutError(f"the audit says: {text[-500:]}") from None
         return report
 
     async def reset(self) -> None:
@@ -197,8 +194,17 @@ class Arena:
             await redis.flushdb()
             await redis.script_flush()
         shutil.rmtree(self.data, ignore_errors=True)
-        await topics.ensure(self.settings)
-        await migrate.upgrade(self.settings)
+        # In a process of its own: Alembic keeps its state in a module, and several arenas share this process.
+        await self._told(["init"])
+
+    async def _told(self, arguments: list[str], seconds: float = 120.0) -> str:
+        """What a command says. Raises TimeoutError if it says nothing."""
+        child = await self._zygote.fork(arguments, self.env, name=arguments[0])
+        await asyncio.wait_for(child.ended.wait(), seconds)
+        text = child.text()
+        if not text:
+            raise TimeoutError(f"orders {' '.join(arguments)} ended with {child.code} and said nothing")
+        return text
 
     async def _bury(self) -> None:
         """Tell the group that dead members have left: it would wait for their session's end."""

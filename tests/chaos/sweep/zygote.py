@@ -136,7 +136,7 @@ def serve() -> None:
     from tests.chaos.sweep import hook
 
     hook.install()
-    for name in ("app", "cli.audit", "cli.logs", "cli.worker", "prometheus_client", "streams.transport", "uvloop"):
+    for name in ("app", "cli.audit", "cli.init", "cli.logs", "cli.worker", "prometheus_client", "streams.transport", "uvloop"):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
