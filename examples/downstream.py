@@ -1,0 +1,41 @@
+"""A downstream service in a few lines: read a derived topic, each event once.
+
+    python -m examples.downstream TOPIC [COUNT]
+
+Delivery is at least once: a repetition has the same ce_id, so whoever keeps the ids that it has handled (with its own effects, in one
+transaction) handles each event once. With ORDERS_DELIVERY=exactly_once on the workers read_committed alone does it. Brokers: ORDERS_KAFKA.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+
+from aiokafka import AIOKafkaConsumer
+
+
+async def read(topic: str, count: int) -> list[str]:
+    """Print the first `count` different events of a topic as `ce_id data`, and return their ids. Blocks until there are so many."""
+    handled: list[str] = []
+    async with AIOKafkaConsumer(
+        topic,
+        bootstrap_servers=os.environ["ORDERS_KAFKA"],
+        group_id=f"example-{topic}",
+        auto_offset_reset="earliest",
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+    ) as consumer:
+        async for record in consumer:
+            event_id = dict(record.headers)["ce_id"].decode()
+            if event_id not in handled:
+                handled.append(event_id)
+                print(event_id, record.value.decode(), flush=True)
+            await consumer.commit()
+            if len(handled) == count:
+                break
+    return handled
+
+
+if __name__ == "__main__":
+    asyncio.run(read(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1))
