@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
+from aiokafka.structs import TopicPartition
 
+from audit.reference import Fact
 from tests.simulation import run
-from tests.simulation.kafka import NO_MEMBER
+from tests.simulation.kafka import NO_MEMBER, Sent
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.world import World
 
@@ -72,3 +74,30 @@ def test_a_commit_that_was_held_up_is_not_sent_in_a_later_generation(world: Worl
     until(world.loop, commit.done)
     assert commit.result() is False
     assert world.violations == []
+
+
+def test_recovery_keeps_the_highest_version_of_a_key(world: World) -> None:
+    """What a worker that had lost the partition has written last must not win."""
+    with world.loop.entered():
+        world.start(0)
+    until(world.loop, lambda: 0 in world.running and world.running[0].app is not None)
+    log = world.broker.logs[TopicPartition(world.settings.changelog_topic, 1)]
+    created = next(arrival for arrival in world.plan.arrivals if arrival.topic == "order.created" and isinstance(arrival.parsed, Fact))
+    paid = next(arrival for arrival in world.plan.arrivals if arrival.topic == "order.paid" and arrival.key == created.key)
+    assert created.partition == paid.partition == 1
+    for arrival in (created, paid):
+        before = log.end
+        with world.loop.entered():
+            world.arrive(arrival)
+        until(world.loop, lambda before=before: log.end > before)
+    oldest, newest = log.records[0], log.records[-1]
+    with world.loop.entered():
+        log.append([Sent(oldest.key, oldest.value, ())], 0)
+        world.kill(world.running[0].process, "its folder is lost with it")
+        world.disks[0].delete()
+    until(world.loop, lambda: 0 in world.running and world.running[0].app is not None)
+    app = world.running[0].app
+    assert app is not None
+    until(world.loop, lambda: app.consumer.lanes)
+    assert newest.key is not None
+    assert world.disks[0].partitions[1][newest.key] == newest.value

@@ -19,10 +19,11 @@ from aiokafka.structs import TopicPartition
 from domain.topics import DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
 from streams.delivery import GaveUp
+from tables.codec import version_of
 from tests.simulation.accounts import Accounts
 from tests.simulation.clients import BROKER, Leaving
 from tests.simulation.histories import Arrival, history, topics_of
-from tests.simulation.kafka import Broker, Group, Sent
+from tests.simulation.kafka import Broker, Group, Record, Sent
 from tests.simulation.loop import Deadlock, Endless, Process, VirtualLoop
 from tests.simulation.network import Faults, Network, quiet
 from tests.simulation.stores import POSTGRES, REDIS, Files, Keys, Tables
@@ -133,7 +134,7 @@ class World:
         self.late: list[tuple[TopicPartition, Sequence[Sent]]] = []
         """What a worker had sent before a successor opened, and landed after that."""
         self.hidden: set[str] = set()
-        """Orders of which a state landed late: it may hide what the successor wrote (docs/delivery.md, "Not promised")."""
+        """Orders of which a state landed late that may hide what the successor wrote (docs/delivery.md, "Not promised")."""
         self.uncached: set[str] = set()
         """Orders whose latest entry waited for Redis in a worker that ended: what Redis has of them may be out of date until it expires."""
         self.deaths = 0
@@ -245,7 +246,10 @@ class World:
         match action:
             case "compact":
                 for number in range(self.plan.partitions):
-                    self.broker.logs[TopicPartition(self.settings.changelog_topic, number)].compact()
+                    log = self.broker.logs[TopicPartition(self.settings.changelog_topic, number)]
+                    log.compact()
+                    # Of an order whose older state landed last, the newer one is gone now.
+                    self._hide(record for record in log.records if not _not_older(record, self.accounts.states))
             case "clock":
                 self._clock_jump += rng.choice((-86_400.0, -3.0, 3.0, 86_400.0))
             case "kafka down" | "postgres down" | "redis down":
@@ -333,6 +337,7 @@ class World:
         """See Servers."""
         if self.trace is not quiet:
             self.trace(worker.process, f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more", *self.accounts.read(tp, records))
+        known = {record.key: self.accounts.states.get(record.key) for record in records if record.key is not None}
         self.accounts.written(tp, offset, records)
         successor = min((at for at, generation in self.openings.get(tp.partition, ()) if generation > leaving.stamp), default=None)
         if successor is None or (tp.topic == REKEYED):
@@ -345,7 +350,7 @@ class World:
             self.trace(worker.process, "   (late: a successor has opened)")
             self.late.append((tp, records))
             if tp.topic == self.settings.changelog_topic:
-                self.hidden.update(str(UUID(bytes=record.key)) for record in records if record.key is not None)
+                self._hide(record for record in records if _not_older(record, known))
 
     def ended(self, worker: Worker, failure: BaseException | None) -> None:
         """See Servers."""
@@ -360,6 +365,9 @@ class World:
     def restarted(self) -> bool:
         """Whether any lane was opened twice: its second worker may have read records again."""
         return any(len(opened) > 1 for opened in self.openings.values())
+
+    def _hide(self, records: Iterable[Sent | Record]) -> None:
+        self.hidden.update(str(UUID(bytes=record.key)) for record in records if record.key is not None)
 
     def violate(self, what: str) -> None:
         """Something happened that must not."""
@@ -439,6 +447,12 @@ class World:
     def _trace(self, process: Process | None, *what: object) -> None:
         for each in what:
             self.lines.append(f"{self.loop.now:9.3f}  {'' if process is None else process.name:6} {each}")
+
+
+def _not_older(record: Sent | Record, known: Mapping[bytes, bytes | None] | Mapping[bytes | None, bytes | None]) -> bool:
+    """Whether a state is of no lower version than the known one of its order."""
+    old = known.get(record.key)  # type: ignore[arg-type]
+    return old is None or record.value is None or version_of(record.value) >= version_of(old)
 
 
 def _told(failure: BaseException | None) -> str:
