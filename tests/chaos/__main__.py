@@ -143,8 +143,8 @@ async def _sweep(place: Path, seed: int, stacks: int) -> dict[str, Any]:
 
         def told(done: int, whole: int, line: str) -> None:
             progress.update(task, description="kills", completed=done, total=whole)
-            if line:
-                progress.console.print(line, markup=False)
+            if line or (done % 20 == 0 and not console.is_terminal):
+                progress.console.print(line or f"{done} of {whole} kills", markup=False)
 
         async def play(folder: Path, say: Say) -> Swept:
             return await sweep_stacks(folder, seed, stacks, told)

@@ -145,7 +145,9 @@ class Arena:
         env: dict[str, str] | None = None,
         fresh: bool = False,
     ) -> Life:
-        """Start the worker that may die."""
+        """Start the worker that may die. Redis has forgotten the script: whoever comes first has to bring it."""
+        async with Redis.from_url(self.settings.redis) as redis:
+            await redis.script_flush()
         if fresh:
             shutil.rmtree(self.data / NAME, ignore_errors=True)
         child = await self._zygote.fork(["worker", "--name", NAME], self._through | (env or {}), armed=armed, tweaks=tweaks, name=NAME)
@@ -192,7 +194,6 @@ class Arena:
             await connection.close()
         async with Redis.from_url(self.settings.redis) as redis:
             await redis.flushdb()
-            await redis.script_flush()
         shutil.rmtree(self.data, ignore_errors=True)
         # In a process of its own: Alembic keeps its state in a module, and several arenas share this process.
         await self._told(["init"])

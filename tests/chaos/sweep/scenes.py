@@ -149,6 +149,17 @@ async def stop_in_silence(arena: Arena, life: Life) -> None:
     await _stopped(arena, life)
 
 
+@scene("half-open", env=(("ORDERS_POSTGRES_STATEMENT_TIMEOUT", "0.5"),))
+async def half_open(arena: Arena, life: Life) -> None:
+    """Postgres's end of every connection is gone and never says so."""
+    await arena.ready(life)
+    await arena.handled(life)
+    arena.postgres.half_open()
+    await arena.send(20)
+    await arena.handled(life)
+    await _stopped(arena, life)
+
+
 @scene("stop-slowly", tweaks=("often", "slow-produce"), env=(("ORDERS_DRAIN_TIMEOUT", "0.2"),))
 async def stop_slowly(arena: Arena, life: Life) -> None:
     """SIGTERM while the brokers take their time."""
