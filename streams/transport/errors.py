@@ -9,6 +9,7 @@ from streams.delivery import GaveUp, Stale
 __all__ = [
     "FailStop",
     "GaveUp",
+    "GroupRefused",
     "LaneClosed",
     "LeaseLost",
     "OffsetBeyondEnd",
@@ -49,6 +50,10 @@ class TopicsMissing(FailStop):
 
 class OffsetBeyondEnd(FailStop, ValueError):
     """The group has committed an offset that the log doesn't have."""
+
+
+class GroupRefused(FailStop):
+    """The group's coordinator doesn't let this worker in, and never will."""
 
 
 class RecoveryStalled(FailStop):
