@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -10,24 +11,67 @@ from typing import Any, Final, Protocol, Self
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import CoordinatorNotAvailableError, KafkaError, NotCoordinatorError
+from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
+from aiokafka.errors import (
+    CoordinatorNotAvailableError,
+    KafkaConnectionError,
+    KafkaError,
+    LeaderNotAvailableError,
+    NodeNotReadyError,
+    NotCoordinatorError,
+    NotLeaderForPartitionError,
+    ReplicaNotAvailableError,
+    RequestTimedOutError,
+    for_code,
+)
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.memory_records import MemoryRecords
 
 Progress = Callable[[int], None]
 
 _STALLED: Final = 60.0
 _FETCH_BYTES: Final = 4 << 20
+_FETCH_WAIT_MS: Final = 100
+_PASSING: Final = (
+    KafkaConnectionError,
+    LeaderNotAvailableError,
+    NodeNotReadyError,
+    NotLeaderForPartitionError,
+    ReplicaNotAvailableError,
+    RequestTimedOutError,
+)
+"""A broker is being replaced: asked again, by fresh metadata."""
 
 
 class Record(Protocol):
     """What the audit reads of a Kafka record. `timestamp` is in milliseconds."""
 
-    topic: str
-    partition: int
     offset: int
     timestamp: int
     key: bytes | None
     value: bytes | None
     headers: Sequence[tuple[str, bytes | None]]
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Where Kafka's default partitioner puts a key: murmur2 of it, as the JVM's clients have it (a test compares with aiokafka's)."""
+    length = len(key)
+    words = length // 4
+    hashed = 0x9747B28C ^ length
+    for word in struct.unpack_from(f"<{words}I", key):
+        word = word * 0x5BD1E995 & 0xFFFFFFFF
+        hashed = (hashed * 0x5BD1E995 ^ (word ^ word >> 24) * 0x5BD1E995) & 0xFFFFFFFF
+    if tail := key[4 * words :]:
+        hashed = (hashed ^ int.from_bytes(tail, "little")) * 0x5BD1E995 & 0xFFFFFFFF
+    hashed = (hashed ^ hashed >> 13) * 0x5BD1E995 & 0xFFFFFFFF
+    return ((hashed ^ hashed >> 15) & 0x7FFFFFFF) % partitions
+
+
+class _Records(PartitionRecords):  # type: ignore[misc]
+    """Records as aiokafka's parser (in C) makes them: a ConsumerRecord of each costs more than all the rest of reading it."""
+
+    def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
+        return record
 
 
 class LogUnavailable(Exception):
@@ -58,6 +102,7 @@ class Log:
         self._patience = patience
         self._consumer: Any | None = None
         self._admin: AIOKafkaAdminClient | None = None
+        self._fetching: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
         consumer = AIOKafkaConsumer(
@@ -66,9 +111,6 @@ class Log:
             enable_auto_commit=False,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            # A fetch waits at the end of a partition, and questions for offsets wait behind it on the same connection.
-            fetch_max_wait_ms=10,
-            max_partition_fetch_bytes=_FETCH_BYTES,
         )
         self._admin = AIOKafkaAdminClient(bootstrap_servers=self._brokers)
         self._consumer = consumer
@@ -85,6 +127,9 @@ class Log:
 
     async def _close(self) -> None:
         consumer, admin, self._consumer, self._admin = self._consumer, self._admin, None, None
+        if self._fetching is not None:
+            self._fetching.cancel()
+            await asyncio.gather(self._fetching, return_exceptions=True)
         if admin is not None:
             await admin.close()
         if consumer is not None:
@@ -110,6 +155,14 @@ class Log:
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka lists no topics: {told(error)}") from error
         return {each["topic"]: len(each["partitions"]) for each in described if each["partitions"]}
+
+    async def cluster(self) -> str:
+        """The cluster's id."""
+        try:
+            described: dict[str, Any] = await asyncio.wait_for(self._cluster.describe_cluster(), self._patience)
+        except (KafkaError, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka doesn't describe itself: {told(error)}") from error
+        return str(described["cluster_id"])
 
     async def spans(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, Span]:
         """What can be read of each partition now."""
@@ -139,30 +192,64 @@ class Log:
                 raise LogUnavailable(f"Kafka tells no offsets of group {group}: {told(error)}") from error
         return {partition: commit.offset for partition, commit in offsets.items() if commit.offset >= 0}
 
-    async def read(self, partition: TopicPartition, span: Span, progress: Progress | None = None) -> AsyncIterator[Record]:
-        """The records of [span.start, span.end) in order. `progress` is called with the number of records of each fetch."""
+    async def read(self, partition: TopicPartition, span: Span, progress: Progress | None = None) -> AsyncIterator[Sequence[Record]]:
+        """The records of [span.start, span.end) in order, a list for each fetch. `progress` is called with the number in each.
+
+        Raises LogUnavailable when nothing comes for a minute, and when records were deleted meanwhile.
+        """
         if span.start >= span.end:
             return
-        reader = self._reader
-        reader.assign([partition])
-        reader.seek(partition, span.start)
         loop = asyncio.get_running_loop()
         position, moved = span.start, loop.time()
+        fetching = self._fetch(partition, position)
         while position < span.end:
-            try:
-                fetched = await reader.getmany(partition, timeout_ms=500)
-                records = fetched.get(partition, [])
-                # Behind the last record lie offsets without records: compacted ones, markers of transactions.
-                after = await asyncio.wait_for(reader.position(partition), self._patience)
-            except (KafkaError, TimeoutError) as error:
-                raise LogUnavailable(f"reading {partition.topic}/{partition.partition} at {position}: {told(error)}") from error
-            for record in records:
-                if record.offset < span.end:
-                    yield record
-            if progress is not None and records:
-                progress(len(records))
+            records, after = await fetching
             if after > position:
                 position, moved = after, loop.time()
             elif loop.time() - moved > _STALLED:
                 raise LogUnavailable(f"{partition.topic}/{partition.partition} stands still at {position}, its end is {span.end}")
-        reader.pause(partition)
+            if position < span.end:
+                fetching = self._fetch(partition, position)
+                await asyncio.sleep(0)  # the broker reads the next ones while these are looked at
+            elif records and records[-1].offset >= span.end:
+                records = [record for record in records if record.offset < span.end]
+            if records:
+                if progress is not None:
+                    progress(len(records))
+                yield records
+
+    def _fetch(self, partition: TopicPartition, position: int) -> asyncio.Task[tuple[list[Record], int]]:
+        task = asyncio.ensure_future(self._fetched(partition, position))
+        self._fetching = task
+        return task
+
+    async def _fetched(self, partition: TopicPartition, position: int) -> tuple[list[Record], int]:
+        """Records from `position` on, and the position after them. None yet: ([], position)."""
+        client = self._reader._client
+        where = f"{partition.topic}/{partition.partition} at {position}"
+        request = FetchRequest(
+            _FETCH_WAIT_MS, 1, _FETCH_BYTES, READ_COMMITTED, [(partition.topic, [(partition.partition, position, _FETCH_BYTES)])]
+        )
+        try:
+            leader = client.cluster.leader_for_partition(partition)
+            if leader is None or leader == -1:
+                raise LeaderNotAvailableError
+            response = await client.send(leader, request)
+            ((_, ((_, code, _, *part),)),) = response.topics
+            if code:
+                raise for_code(code)
+        except _PASSING:
+            client.add_topic(partition.topic)
+            await client.force_metadata_update()
+            await asyncio.sleep(0.2)
+            return [], position
+        except KafkaError as error:
+            raise LogUnavailable(f"reading {where}: {told(error)}") from error
+        aborted = part[2] if response.API_VERSION >= 11 else part[-2]
+        found = _Records(partition, MemoryRecords(part[-1]), aborted, position, None, None, True, READ_COMMITTED)
+        try:
+            records = list(found)
+        except KafkaError as error:
+            raise LogUnavailable(f"reading {where}: {told(error)}") from error
+        # Behind the last record lie offsets without records: compacted ones, markers of transactions.
+        return records, found.next_fetch_offset

@@ -1226,12 +1226,15 @@ class Reading:
             "order_id": self.order_id,
             "seller_id": suborder.seller_id,
             "status": suborder.status,
-            **({"closed_because": self._why_closed(suborder.seller_id)} if suborder.status == "closed" else {}),
+            **({"closed_because": self.why_closed(suborder)} if suborder.status == "closed" else {}),
             **self._amounts(suborder.live),
         }
 
-    def _why_closed(self, seller: str) -> str:
-        """By what the inventory said, and what it had been asked for."""
+    def why_closed(self, suborder: Suborder) -> str:
+        """Why none of a seller's units is live, by what the inventory said and what it had been asked for; empty if some is."""
+        if suborder.status != "closed":
+            return ""
+        seller = suborder.seller_id
         said = {
             fact.type for kind in ("stock.released", "stock.rejected") for fact in self._of(kind) if fact.content["seller_id"] == seller
         }

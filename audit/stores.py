@@ -1,21 +1,24 @@
-"""Reading what the pipeline wrote outside Kafka: rows in Postgres, entries in Redis, versions in state bytes."""
+"""Reading what the pipeline wrote outside Kafka: rows in Postgres, entries in Redis, workers' local tables. Nothing here writes to them."""
 
 from __future__ import annotations
 
-import importlib
-import struct
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import functools
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final
-from uuid import UUID
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 import asyncpg
+import msgspec
 import redis.asyncio
+import rocksdict
 from redis.exceptions import RedisError
 
 from audit.log import told
+from audit.reference import uuid_text
 
 COLUMNS: Final = {
     "orders_order": "id user_id region status currency total_amount discount_amount created_at updated_at version",
@@ -30,12 +33,13 @@ COLUMNS: Final = {
 TABLES: Final = tuple(COLUMNS)
 _TIMES: Final = ("created_at", "updated_at", "processed_at", "estimated_delivery")
 _MONEY: Final = ("total_amount", "discount_amount", "price", "shipping_amount")
+_NUMBERS: Final = ("quantity", "version")
 
 Row = tuple[Any, ...]
 
 
 class StoreUnavailable(Exception):
-    """Postgres can't be read. The message says what happened."""
+    """Postgres or Redis can't be read. The message says which and what happened."""
 
 
 def columns(table: str) -> list[str]:
@@ -46,22 +50,85 @@ def order_column(table: str) -> str:
     return "id" if table == "orders_order" else "order_id"
 
 
+# -- Postgres -------------------------------------------------------------------------------------------------------
+#
+# Rows travel and are compared as Postgres' COPY writes them, one line of text each. Only where two lines differ are they taken apart.
+
+_TO_ESCAPE: Final = re.compile(r"[\\\b\f\n\r\t\v]")
+_ESCAPES: Final = {"\\": r"\\", "\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v"}
+_ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
+_UNESCAPES: Final = {written[1]: char for char, written in _ESCAPES.items()}
+
+
+def _escape(match: re.Match[str]) -> str:
+    return _ESCAPES[match[0]]
+
+
+@functools.lru_cache(maxsize=4096)  # an order's rows share their times
+def _time_line(text: str) -> str:
+    """2026-01-02T03:04:05.120000+00:00 -> 2026-01-02 03:04:05.12+00"""
+    day, _, clock = text.removesuffix("+00:00").partition("T")
+    return f"{day} {clock.rstrip('0').rstrip('.') if '.' in clock else clock}+00"
+
+
+def _money_line(text: str) -> str:
+    """12.34 -> 12.3400"""
+    whole, _, fraction = text.partition(".")
+    return f"{whole}.{fraction:0<4}"
+
+
+def _as_line(name: str) -> Callable[[Any], str]:
+    if name in _TIMES:
+        return _time_line
+    if name in _MONEY:
+        return _money_line
+    if name in _NUMBERS:
+        return str
+    return lambda text: text if _TO_ESCAPE.search(text) is None else _TO_ESCAPE.sub(_escape, text)
+
+
+_WRITERS: Final = {table: tuple(_as_line(name) for name in columns(table)) for table in TABLES}
+
+
+def line_of(table: str, row: Sequence[Any]) -> bytes:
+    """A row of the reference (text, None for NULL) as a line of COPY in text format: what `Rows.lines` gives for the same row."""
+    return "\t".join(["\\N" if value is None else write(value) for write, value in zip(_WRITERS[table], row, strict=True)]).encode()
+
+
 def comparable(table: str, row: Sequence[Any]) -> Row:
-    """A row as the reference writes it, or as asyncpg reads it, with values that compare: times, decimals, ids as text."""
+    """A row of the reference with values that compare: times, decimals."""
+    return tuple(
+        datetime.fromisoformat(value)
+        if value is not None and name in _TIMES
+        else Decimal(value)
+        if value is not None and name in _MONEY
+        else value
+        for name, value in zip(columns(table), row, strict=True)
+    )
+
+
+def row_of(table: str, line: bytes) -> Row:
+    """A line of COPY as `comparable` has it."""
     values: list[Any] = []
-    for name, value in zip(columns(table), row, strict=True):
-        if name in _TIMES and isinstance(value, str):
-            value = datetime.fromisoformat(value)
+    for name, text in zip(columns(table), line.decode().split("\t"), strict=True):
+        if text == "\\N":
+            values.append(None)
+        elif name in _TIMES:
+            values.append(datetime.fromisoformat(text))
         elif name in _MONEY:
-            value = Decimal(value)
-        elif isinstance(value, UUID):
-            value = str(value)
-        values.append(value)
+            values.append(Decimal(text))
+        elif name in _NUMBERS:
+            values.append(int(text))
+        else:
+            values.append(_ESCAPED.sub(lambda match: _UNESCAPES.get(match[1], match[1]), text))
     return tuple(values)
 
 
 class Rows:
-    """The four tables, read in one repeatable snapshot per question. Methods block on the network and raise StoreUnavailable."""
+    """The four tables, read once, in one snapshot, in a transaction that can't write. Methods block on the network.
+
+    They raise StoreUnavailable.
+    """
 
     def __init__(self, connection: Any) -> None:
         self._connection = connection
@@ -69,106 +136,48 @@ class Rows:
     @classmethod
     @asynccontextmanager
     async def open(cls, dsn: str, *, patience: float = 10.0) -> AsyncIterator[Rows]:
+        settings = {"timezone": "UTC", "datestyle": "ISO", "default_transaction_read_only": "on", "application_name": "orders-audit"}
         try:
-            connection = await asyncpg.connect(dsn, timeout=patience)
-        except (OSError, TimeoutError, asyncpg.PostgresError, ValueError) as error:
+            connection = await asyncpg.connect(dsn, timeout=patience, server_settings=settings)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
             raise StoreUnavailable(f"no Postgres at {_without_password(dsn)}: {told(error)}") from error
         try:
-            yield cls(connection)
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                yield cls(connection)
         finally:
             await connection.close()
 
-    async def of_orders(self, order_ids: Sequence[str]) -> dict[str, dict[str, list[Row]]]:
-        """order_id -> table -> its rows, comparable."""
-        found: dict[str, dict[str, list[Row]]] = {}
+    async def estimate(self) -> int:
+        """About how many rows there are, by Postgres' statistics. Raises StoreUnavailable also when the tables don't exist."""
+        names = ", ".join(f"'{table}'::regclass" for table in TABLES)
+        query = (
+            "SELECT coalesce(sum(reltuples) FILTER (WHERE reltuples > 0), 0)::bigint"
+            f" FROM pg_class JOIN pg_inherits ON oid = inhrelid WHERE inhparent IN ({names})"
+        )
+        return int(await self._run(self._connection.fetchval(query)))
+
+    async def lines(self, table: str, take: Callable[[bytes, bytes], None]) -> None:
+        """Calls `take(order id as text, line)` for every row of a table."""
+        rest = b""
+
+        async def output(chunk: bytes) -> None:
+            nonlocal rest
+            found = (rest + chunk).split(b"\n")
+            rest = found.pop()
+            for line in found:
+                take(line[:36], line[37:])
+
+        query = f"SELECT {order_column(table)}, {', '.join(columns(table))} FROM {table}"
+        await self._run(self._connection.copy_from_query(query, output=output))
+
+    @staticmethod
+    async def _run(question: Awaitable[Any]) -> Any:
         try:
-            async with self._connection.transaction(isolation="repeatable_read", readonly=True):
-                for table in TABLES:
-                    names = columns(table)
-                    owner = names.index(order_column(table))
-                    query = f"SELECT {', '.join(names)} FROM {table} WHERE {order_column(table)} = ANY($1::uuid[])"
-                    for record in await self._connection.fetch(query, order_ids):
-                        row = comparable(table, tuple(record))
-                        found.setdefault(row[owner], {}).setdefault(table, []).append(row)
+            return await question
+        except asyncpg.UndefinedTableError as error:
+            raise StoreUnavailable(f"Postgres: {error}; run `orders init`") from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise StoreUnavailable(f"Postgres: {error}") from error
-        return found
-
-    async def count(self, table: str) -> int:
-        try:
-            return int(await self._connection.fetchval(f"SELECT count(*) FROM {table}"))
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise StoreUnavailable(f"Postgres: {error}") from error
-
-    async def identities(self, table: str) -> AsyncIterator[tuple[bytes, bytes]]:
-        """(order id, row id) as raw bytes of every row, ascending, through a server-side cursor."""
-        order = order_column(table)
-        try:
-            async with self._connection.transaction(readonly=True):
-                async for record in self._connection.cursor(f"SELECT {order}, id FROM {table} ORDER BY {order}, id", prefetch=5000):
-                    yield record[0].bytes, record[1].bytes
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise StoreUnavailable(f"Postgres: {error}") from error
-
-
-class Cache:
-    """Redis, read in chunks. It may be down at any time: `failure` then says why, and everything looks absent."""
-
-    def __init__(self, url: str) -> None:
-        self._client = redis.asyncio.Redis.from_url(url, socket_timeout=5, socket_connect_timeout=2)
-        self.failure = ""
-
-    async def close(self) -> None:
-        await self._client.aclose()
-
-    async def values(self, keys: Sequence[str]) -> list[bytes | None]:
-        """The string at each key, None where there is none."""
-        if self.failure or not keys:
-            return [None] * len(keys)
-        try:
-            found: list[Any] = await self._client.mget(keys)
-        except (RedisError, OSError) as error:
-            self.failure = told(error)
-            return [None] * len(keys)
-        return found
-
-    async def scores(self, members: Sequence[tuple[str, str]]) -> list[float | None]:
-        """The score of each (sorted set, member), None where there is none."""
-        if self.failure or not members:
-            return [None] * len(members)
-        try:
-            pipeline = self._client.pipeline(transaction=False)
-            for key, member in members:
-                pipeline.zscore(key, member)
-            found: list[float | None] = await pipeline.execute()
-        except (RedisError, OSError) as error:
-            self.failure = told(error)
-            return [None] * len(members)
-        return found
-
-
-def state_readers() -> tuple[Callable[[bytes], int], Callable[[bytes], str] | None]:
-    """(version of state bytes, status of state bytes or None). Both raise ValueError or a subclass for bytes that are no state."""
-    try:
-        codec = importlib.import_module("tables.codec")
-    except ModuleNotFoundError:
-        return first_integer, None
-    return getattr(codec, "version_of", first_integer), getattr(codec, "status_of", None)
-
-
-def first_integer(raw: bytes) -> int:
-    """The first element of a msgpack array, an unsigned integer. Raises ValueError."""
-    try:
-        head = raw[0]
-        at = 1 if 0x90 <= head <= 0x9F else {0xDC: 3, 0xDD: 5}[head]
-        kind = raw[at]
-        if kind < 0x80:
-            return kind
-        width = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}[kind]
-        value: int = struct.unpack_from(width, raw, at + 1)[0]
-    except (IndexError, KeyError, struct.error) as error:
-        raise ValueError("no msgpack array that begins with an integer") from error
-    return value
+            raise StoreUnavailable(f"Postgres: {told(error)}") from error
 
 
 def _without_password(dsn: str) -> str:
@@ -179,5 +188,143 @@ def _without_password(dsn: str) -> str:
     return f"{scheme}://{user.split(':')[0]}@{tail}"
 
 
-def chunks(things: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    return (things[start : start + size] for start in range(0, len(things), size))
+# -- Redis ----------------------------------------------------------------------------------------------------------
+
+# One answer for many keys, in MessagePack: a client spends as long on one small answer as Redis does on a key. MessagePack in Lua writes
+# all strings as text, so what isn't ASCII goes as hexadecimal digits.
+_SCAN: Final = """
+local function packed(text)
+  if not string.find(text, '[\\128-\\255]') then return text end
+  return {(string.gsub(text, '.', function(char) return string.format('%02x', string.byte(char)) end))}
+end
+local scanned = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
+local found = {}
+for _, key in ipairs(scanned[2]) do
+  local family = string.match(key, '^order:') or string.match(key, '^tracking:') or string.match(key, '^user:.*:orders$')
+  if family then
+    local kind = redis.call('TYPE', key).ok
+    local value = false
+    if family == 'order:' or family == 'tracking:' then
+      if kind == 'string' then value = packed(redis.call('GET', key)) end
+    elseif kind == 'zset' then
+      value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
+      for n, text in ipairs(value) do value[n] = packed(text) end
+    end
+    found[#found + 1] = {packed(key), kind, redis.call('PTTL', key), value}
+  end
+end
+return cmsgpack.pack({scanned[1], found})
+"""
+_SCAN_COUNT: Final = 1000
+
+
+class Entry(NamedTuple):
+    """What lies under a key. `value`: the string, the sorted set as (member, score), None for another type; `ttl` in ms, -1: for ever."""
+
+    key: bytes
+    kind: str
+    ttl: int
+    value: bytes | list[tuple[bytes, float]] | None
+
+
+class Cache:
+    """Redis, read once. Methods block on the network and raise StoreUnavailable."""
+
+    def __init__(self, url: str, *, patience: float = 10.0) -> None:
+        self._url = url
+        self._client = redis.asyncio.Redis.from_url(url, socket_timeout=patience, socket_connect_timeout=patience)
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def size(self) -> int:
+        """Keys in the database, ours and others'."""
+        try:
+            return int(await self._client.dbsize())
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+
+    async def entries(self) -> AsyncIterator[list[Entry]]:
+        """Everything under the pipeline's keys, some at a time; a key may come twice."""
+        cursor = "0"
+        while True:
+            try:
+                run: Any = self._client.execute_command
+                raw = await run("EVAL_RO", _SCAN, 0, cursor, _SCAN_COUNT)
+            except (RedisError, OSError) as error:
+                raise self._unavailable(error) from error
+            cursor, found = msgspec.msgpack.decode(raw)
+            yield [entry for entry in map(_entry, found) if entry is not None]
+            if cursor == "0":
+                return
+
+    def _unavailable(self, error: Exception) -> StoreUnavailable:
+        return StoreUnavailable(f"no Redis at {_without_password(self._url)}: {told(error)} (--no-cache audits without it)")
+
+
+def _entry(found: list[Any]) -> Entry | None:
+    key, kind, ttl, value = found
+    if kind == "none":  # expired in between
+        return None
+    if isinstance(value, list) and kind == "zset":
+        texts = [_bytes(text) for text in value]
+        value = [(member, float(score)) for member, score in zip(texts[::2], texts[1::2], strict=True)]
+    elif value is False:
+        value = None
+    else:
+        value = _bytes(value)
+    return Entry(_bytes(key), kind, ttl, value)
+
+
+def _bytes(packed: str | list[str]) -> bytes:
+    return packed.encode() if isinstance(packed, str) else bytes.fromhex(packed[0])
+
+
+# -- workers' local tables ------------------------------------------------------------------------------------------
+
+_OFFSET_KEY: Final = b"__faust\0offset__"
+_PARTITION: Final = re.compile(r"state-([0-9]+)\.db")
+
+
+_DUE_KEY: Final = 28
+"""Bytes of a key of the index of due times, which lies beside the states."""
+
+
+class LocalTable:
+    """One partition of a worker's local copy of the state table, opened for reading only, as it is at that moment.
+
+    Raises StoreUnavailable when it can't be opened. Reads the local disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._db = rocksdict.Rdict(str(path), rocksdict.Options(raw_mode=True), access_type=rocksdict.AccessType.read_only())
+        except Exception as error:  # rocksdict raises plain Exception
+            raise StoreUnavailable(f"{path}: {error}") from error
+        offset = self._db.get(_OFFSET_KEY)
+        self.offset = int(offset) if offset is not None else -1
+        """The last changelog record that it holds."""
+
+    def close(self) -> None:
+        self._db.close()
+
+    def states(self) -> Iterator[tuple[bytes, bytes]]:
+        """(order id as text, state) of every order."""
+        items: Any = self._db.items()
+        for key, value in items:
+            if key != _OFFSET_KEY and not (len(key) == _DUE_KEY and key.startswith(b"due:")):
+                yield (uuid_text(key.hex()).encode() if len(key) == 16 else key), value
+
+
+def local_tables(data: Path, group: str, cluster: str) -> dict[Path, int]:
+    """Path -> partition of the local tables under ORDERS_DATA that were built from this cluster, whatever worker they belong to."""
+    found: dict[Path, int] = {}
+    for folder in (data / group, *sorted(data.glob(f"*/{group}"))):
+        marker = folder / "cluster"
+        if marker.is_file() and marker.read_text().strip() == cluster:
+            for path in sorted(folder.glob("v*/tables/state-*.db")):
+                match = _PARTITION.fullmatch(path.name)
+                if match is not None:
+                    found[path] = int(match[1])
+    return found

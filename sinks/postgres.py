@@ -126,14 +126,10 @@ class PostgresSink:
         given = [(name, rows) for name, rows in tables if rows]
         if not given:
             return 0
-        arguments: list[str] = []
-        for _, rows in given:
-            arguments += _columns(rows)
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
         async with self._pool.acquire() as connection:
             try:
-                by = self._partition_by or await self._read_partition_by(cast("asyncpg.Connection[asyncpg.Record]", connection))
-                return cast(int, await connection.fetchval(statement(tuple(name for name, _ in given), by), *arguments))
+                return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
             except asyncpg.InternalClientError as error:
                 # The server's farewell (a shutdown, an idle timeout) came just before the statement: asyncpg is confused, the connection
                 # is dead.
@@ -145,6 +141,29 @@ class PostgresSink:
                 connection.terminate()
                 await self._pool.expire_connections()
                 raise TimeoutError(f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s") from error
+
+    async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
+        """Makes `batch` all that there is of these orders, whatever is there and whatever its version, in one transaction.
+
+        For repair: only while nobody else writes them. Blocks and raises as write() does.
+        """
+        if self._pool is None:
+            raise RuntimeError("PostgresSink.replace() before start()")
+        tables = zip(TABLES, (batch.orders, batch.items, batch.shipments, batch.returns), strict=True)
+        given = [(name, rows) for name, rows in tables if rows]
+        async with self._pool.acquire() as connection, connection.transaction():
+            for name in TABLES:
+                column = "id" if name == "orders_order" else "order_id"
+                await connection.execute(f"DELETE FROM {name} WHERE {column} = ANY($1::uuid[])", order_ids)
+            if given:
+                await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
+
+    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], given: Sequence[tuple[str, Sequence[Row]]]) -> int:
+        arguments: list[str] = []
+        for _, rows in given:
+            arguments += _columns(rows)
+        by = self._partition_by or await self._read_partition_by(connection)
+        return cast(int, await connection.fetchval(statement(tuple(name for name, _ in given), by), *arguments))
 
     async def close(self) -> None:
         """Closes the connections, waiting for writes under way as long as a statement may take. Doesn't raise when the server is away."""

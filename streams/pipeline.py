@@ -10,7 +10,7 @@ repeated.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any, Final, Protocol
@@ -132,7 +132,7 @@ class Pipeline:
         """Take in one batch. Returning acknowledges it. Raises what the brokers and Postgres raise: streams.delivery decides what then."""
         work: Work | None = batch.work
         if work is None:
-            work = batch.work = self._fold(batch) if batch.moment is None else self._let_pass(batch, batch.moment)
+            work = batch.work = self.fold(batch) if batch.moment is None else self._let_pass(batch, batch.moment)
         for name, step in self._steps[work.done :]:
             started = perf_counter()
             await step(batch, work)
@@ -144,7 +144,8 @@ class Pipeline:
 
     # -- steps 1 and 2: pure but for reading the local store ------------------------------------------------------
 
-    def _fold(self, batch: LaneBatch) -> Work:
+    def fold(self, batch: LaneBatch) -> Work:
+        """Steps 1 and 2: what the batch comes to. Writes nothing. Blocks for the local disk at most. Raises Stale."""
         started = perf_counter()
         work = Work()
         accepted = self._decode(batch, work)
@@ -154,7 +155,7 @@ class Pipeline:
         for record, event, key in accepted:
             self._take(work, record, event, key, touched[event.order_id], batch.partition)
         started = _observe("fold", started)
-        self._render(work, touched)
+        self.render(work, touched)
         _observe("render", started)
         metrics.BATCH_RECORDS.observe(len(batch))
         return work
@@ -209,7 +210,8 @@ class Pipeline:
                 else:
                     self._refuse_late(work, event.order_id, effect)  # type: ignore[arg-type]
 
-    def _render(self, work: Work, touched: dict[bytes, Touched]) -> None:
+    def render(self, work: Work, touched: Mapping[bytes, Touched]) -> None:
+        """Adds what is to be written of these orders, by raw id: states, rows, cache entries. Pure."""
         batch = work.rows
         moving, settled = self._ttl
         for raw_id, each in touched.items():

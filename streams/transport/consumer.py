@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-from aiokafka.errors import ConsumerStoppedError
+from aiokafka.errors import ConsumerStoppedError, InconsistentGroupProtocolError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
-from streams.transport.errors import FailStop, OffsetBeyondEnd, PartitionMismatch, Stalled
+from streams.transport.errors import FailStop, GroupRefused, OffsetBeyondEnd, PartitionMismatch, Stalled
 from streams.transport.lane import Claim, Lane
 from streams.transport.ledger import Ledger, Offer
 
@@ -342,11 +342,23 @@ class Consumer(driver.Consumer):
             await self.sleep(WATCH_INTERVAL)
             with contextlib.suppress(ConsumerStoppedError):
                 try:
+                    self._check_membership()
                     self._check_partitions()
                     self._check_progress(time.monotonic())
                 except FailStop as exc:
                     await self.app.crash(exc)
                     return
+
+    def _check_membership(self) -> None:
+        # A worker that never got in reads nothing, so it would never be told.
+        refusal = self._thread.refusal()
+        if isinstance(refusal, InconsistentGroupProtocolError):
+            raise GroupRefused(
+                f"group {self._app.settings.group} keeps workers out: `orders repair` is at work in it, or members that are no workers "
+                "are in it. Start this worker again when they are gone"
+            ) from refusal
+        if refusal is not None:
+            raise GroupRefused(f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}") from refusal
 
     def _check_progress(self, now: float) -> None:
         limit = self._app.settings.stall_timeout

@@ -174,6 +174,12 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             and consumer._coordinator.generation == generation
         )
 
+    def refusal(self) -> BaseException | None:
+        """Main: why the group's coordinator doesn't let this consumer in, or None. aiokafka rests until somebody asks for it by reading."""
+        coordinator = self._consumer._coordinator if self._consumer is not None else None
+        refusal: BaseException | None = getattr(coordinator, "_pending_exception", None)
+        return refusal
+
     def partition_counts(self, topics: Sequence[str]) -> dict[str, int]:
         """Main: partitions of each topic as far as the metadata knows it."""
         if self._consumer is None:

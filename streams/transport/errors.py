@@ -11,6 +11,7 @@ __all__ = [
     "Fenced",
     "FolderInUse",
     "GaveUp",
+    "GroupRefused",
     "LaneClosed",
     "LeaseLost",
     "OffsetBeyondEnd",
@@ -77,6 +78,10 @@ class OffsetBeyondEnd(FailStop, ValueError):
 
 class TransactionsRefused(FailStop):
     """The broker doesn't let this worker use transactions."""
+
+
+class GroupRefused(FailStop):
+    """The group's coordinator doesn't let this worker in, and never will."""
 
 
 class RecoveryStalled(FailStop):

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import msgspec
@@ -15,7 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit import reference
+from audit import reference, states
+from audit.derived import DERIVED, DerivedEvents
+from audit.derived import Event as DerivedEvent
+from audit.findings import Finding, Findings, Report
+from audit.index import Index
 from domain import effects, events, ids, rows
 from domain.anomalies import anomalies
 from domain.effects import Derived, LateRefusal
@@ -215,6 +221,34 @@ def compare(records: list[Record], pace: int) -> None:
         for here, there in ((mine.commands, other.commands), (mine.refunds, other.refunds)):
             assert set(here) == set(there)
             assert {key: without_extras(data, there[key]) for key, data in here.items()} == there
+        reading = theirs.orders[ids.text(order_id)].reading()
+        state = states.read_state(ours.states[order_id])
+        assert states.differences(reading, state, lambda fact: None, [reference.Place(each.topic, 0, 0) for each in records]) == []
+        assert unexpected(reading, ours.derived[order_id], order_id) == []
+
+
+def unexpected(reading: reference.Reading, derived: Iterable[Derived], order_id: bytes) -> list[Finding]:
+    """What the auditor has to say of an order's derived events, in the order in which they left."""
+    with TemporaryDirectory() as folder:
+        index = Index(Path(folder))
+        findings = Findings(Report("test"), index, 100)
+        judged = DerivedEvents([reading], AnyCause(), lambda fact: None, 0, findings)
+        for each in derived:
+            if each.type in DERIVED:
+                value = msgspec.json.encode(each.data)
+                cause = getattr(getattr(each.data, "cause", None), "id", "")
+                judged.take(DerivedEvent(each.type, 0, ids.uuid5_text(order_id, each.ce_name), cause, None, value))
+        judged.finish(set(DERIVED))
+        findings.judge()
+        index.close()
+    return findings.report.findings
+
+
+class AnyCause(dict[str, set[str | None]]):
+    """Every id is one of an event without a trace."""
+
+    def get(self, key: object, default: object = None) -> Any:
+        return {None}
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,0 +1,286 @@
+"""Derived events of one order against what its facts call for.
+
+Commands and suborder.created: one id has one content, and the set is complete. Labels, releases and commits: they may differ with the order
+of arrival, so only what holds in any is asked. Notices: the last one tells what is so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from typing import Any, Final
+
+import msgspec
+
+from audit.findings import Findings, plain
+from audit.reference import Fact, Place, Reading
+
+SAME: Final = {
+    "suborder.created": "suborder_id",
+    "stock.reserve": "reservation_id",
+    "payment.initiate": "payment_request_id",
+    "stock.restock": "restock_id",
+    "refund.request": "refund_id",
+}
+"""Derived events whose set and content don't depend on the order of arrival, and the field that is their id."""
+VARYING: Final = {"shipping.label.create": "label_request_id", "stock.release": "reservation_id", "stock.commit": "commit_id"}
+"""Those that may."""
+NOTICES: Final = ("suborder.updated", "order.status_changed")
+DERIVED: Final = (*SAME, *VARYING, *NOTICES)
+
+_decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+Places = Callable[[Fact], Place | None]
+
+
+class Event:
+    """A derived event. `event_id`, `cause`, `trace`: its CloudEvents attributes id, causeid, traceparent."""
+
+    __slots__ = ("cause", "data", "event_id", "offset", "trace", "type")
+
+    def __init__(self, type_: str, offset: int, event_id: str, cause: str, trace: str | None, value: bytes) -> None:
+        """Raises ValueError when `value` is no JSON object."""
+        self.type = type_
+        self.offset = offset
+        self.event_id = event_id
+        self.cause = cause
+        self.trace = trace
+        try:
+            self.data = _decode(value)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise ValueError(str(error)) from None
+
+
+class DerivedEvents:
+    """All derived events of one order. `complete`: topics of which no record has been deleted."""
+
+    def __init__(
+        self, readings: Sequence[Reading], causes: Mapping[str, set[str | None]], place: Places, lane: int, findings: Findings
+    ) -> None:
+        """`causes`: id of each of the order's events -> the traces that events of this id carry."""
+        self._readings = readings
+        self._first = readings[0]
+        self._causes = causes
+        self._place = place
+        self._lane = lane
+        self._findings = findings
+        self._order_id = self._first.order_id
+        self._expected = [reading.derived() for reading in readings]
+        self._seen: set[tuple[str, str]] = set()
+        self._last: dict[tuple[str, str], Event] = {}
+        self.repetitions = 0
+
+    # -- one after the other, in the order of their topics -----------------------------------------------------------
+
+    def take(self, event: Event) -> None:
+        data, where = event.data, self._where(event)
+        if data.get("order_id") != self._order_id:
+            self._findings.broken("derived", self._order_id, where, f"order_id {self._order_id}", data.get("order_id"))
+            return
+        self._look_at_cause(event, where)
+        if event.type in SAME:
+            self._take_same(event, where)
+        elif event.type == "suborder.updated":
+            self._take_notice(event, where, str(data.get("seller_id")))
+        elif event.type == "order.status_changed":
+            self._take_notice(event, where, "")
+        else:
+            self._take_varying(event, where)
+
+    def _look_at_cause(self, event: Event, where: str) -> None:
+        traces = self._causes.get(event.cause)
+        if traces is None:
+            self._findings.at_rest("derived", self._order_id, where, "causeid of one of the order's events", event.cause or "none")
+        elif event.trace not in traces:
+            self._findings.broken("derived", self._order_id, where, f"traceparent {next(iter(traces)) or 'none'}", event.trace or "none")
+
+    def _look_at_id(self, event: Event, where: str, name: str) -> None:
+        event_id = self._first.made_id(f"{event.type}:{name}")
+        if event.event_id != event_id:
+            self._findings.broken("derived", self._order_id, where, f"id {event_id}", event.event_id)
+
+    def _take_same(self, event: Event, where: str) -> None:
+        made_id = event.data.get(SAME[event.type])
+        key = (event.type, str(made_id))
+        contents = [expected[key] for expected in self._expected if key in expected]
+        if not contents:
+            self._findings.at_rest("derived", self._order_id, where, "no such event", f"{SAME[event.type]} {made_id}")
+            return
+        if key in self._seen:
+            self.repetitions += 1
+        self._seen.add(key)
+        apart = [difference(content, event.data) for content in contents]
+        if all(apart):
+            self._findings.broken("derived", self._order_id, where, *first_pair(apart), self._fact_of(event.type))
+        self._look_at_id(event, where, key[1])
+
+    def _take_varying(self, event: Event, where: str) -> None:
+        field = VARYING[event.type]
+        contents = [content for reading in self._readings for content in self._allowed(reading, event)]
+        made_id = event.data.get(field)
+        if not contents:
+            self._findings.at_rest("derived", self._order_id, where, "no such event", f"{field} {made_id}")
+            return
+        if (event.type, str(made_id)) in self._seen:
+            self.repetitions += 1
+        self._seen.add((event.type, str(made_id)))
+        apart = [difference(content, event.data) or _beyond(content, event.data) for content in contents]
+        if all(apart):
+            self._findings.at_rest("derived", self._order_id, where, *first_pair(apart))
+        self._look_at_id(event, where, str(made_id))
+
+    @staticmethod
+    def _allowed(reading: Reading, event: Event) -> list[dict[str, Any]]:
+        """What such an event may say, its items apart where they may be fewer."""
+        seller = event.data.get("seller_id")
+        if reading.created is None:
+            return []
+        if event.type == "stock.commit":
+            return reading.commits.get(str(event.data.get("shipment_id")), [])
+        whose = {"order_id": reading.order_id, "seller_id": seller, "at_most": _lines_of(reading, seller)}
+        if event.type == "stock.release":
+            return [{"reservation_id": reading.made_id(f"reservation:{seller}"), **whose}] if seller in reading.asked_back else []
+        if seller not in reading.sellers:
+            return []
+        ids = {"label_request_id": reading.made_id(f"label:{seller}"), "suborder_id": reading.made_id(f"suborder:{seller}")}
+        return [{**ids, **whose}]
+
+    def _take_notice(self, event: Event, where: str, seller: str) -> None:
+        version = event.data.get("version")
+        if self._first.created is None or (seller and not any(seller in reading.sellers for reading in self._readings)):
+            self._findings.at_rest("derived", self._order_id, where, "no such event", f"version {version}")
+            return
+        if type(version) is not int or version < 1:
+            self._findings.broken("derived", self._order_id, where, "a version", version)
+        elif version > self._first.version:
+            self._findings.at_rest("derived", self._order_id, where, f"at most version {self._first.version}", version)
+        self._look_at_id(event, where, f"{version}:{seller}" if seller else str(version))
+        if event.type == "order.status_changed":
+            cause = event.data.get("cause")
+            if not isinstance(cause, dict) or cause.get("id") != event.cause:
+                self._findings.broken("derived", self._order_id, where, f"cause.id {event.cause}, as its causeid", cause)
+        self._last[event.type, seller] = event
+
+    # -- all of them -------------------------------------------------------------------------------------------------
+
+    def finish(self, complete: set[str]) -> None:
+        """Whether all that had to come has come, and what the last notices say. `complete`: topics of which nothing was deleted."""
+        if any(reading.created is None for reading in self._readings):
+            return
+        both = zip(self._readings, self._expected, strict=True)
+        certain = set.intersection(*(self._certain(reading, expected) for reading, expected in both))
+        for type_, made_id in sorted(certain - self._seen):
+            if type_ in complete:
+                field = SAME.get(type_) or VARYING[type_]
+                self._findings.broken("derived", self._order_id, type_, f"{field} {made_id}", "none", self._fact_of(type_))
+        self._judge_status(complete)
+        for seller in self._first.sellers:
+            self._judge_suborder(seller, complete)
+
+    @staticmethod
+    def _certain(reading: Reading, expected: Mapping[tuple[str, str], Any]) -> set[tuple[str, str]]:
+        found = set(expected)
+        found |= {("shipping.label.create", reading.made_id(f"label:{seller}")) for seller in reading.surely_labelled()}
+        found |= {("stock.release", reading.made_id(f"reservation:{seller}")) for seller in reading.surely_released()}
+        found |= {("stock.commit", reading.made_id(f"commit:{shipment_id}")) for shipment_id in reading.commits}
+        return found
+
+    def _judge_status(self, complete: set[str]) -> None:
+        allowed = {reading.status() for reading in self._readings}
+        last = self._last.get(("order.status_changed", ""))
+        if last is None:
+            if "pending" not in allowed and "order.status_changed" in complete:
+                self._findings.broken("notices", self._order_id, "order.status_changed", f"to {' or '.join(sorted(allowed))}", "none")
+            return
+        to = last.data.get("to")
+        if to not in allowed:
+            self._findings.at_rest("notices", self._order_id, self._where(last), f"to {' or '.join(sorted(allowed))}", f"to {to}")
+            return
+        users = {str(reading.known["user_id"]) for reading in self._readings}
+        if last.data.get("user_id") not in users:
+            expected = f"user_id {' or '.join(sorted(users))}"
+            self._findings.broken("notices", self._order_id, self._where(last), expected, last.data.get("user_id"))
+
+    def _judge_suborder(self, seller: str, complete: set[str]) -> None:
+        last = self._last.get(("suborder.updated", seller))
+        apart = []
+        for reading in self._readings:
+            for suborder in reading.suborders:
+                if suborder.seller_id == seller:
+                    expected = reading.last_suborder(suborder)
+                    if last is not None:
+                        apart.append(difference(expected, last.data))
+                    elif suborder.status == "pending" and suborder.live == suborder.ordered:
+                        apart.append(())
+                    else:
+                        apart.append((f"status {suborder.status}, total_amount {expected['total_amount']}", "none"))
+        if apart and all(apart):
+            if last is None:
+                if "suborder.updated" in complete:
+                    self._findings.broken("notices", self._order_id, f"suborder.updated of seller {seller}", *first_pair(apart))
+            else:
+                self._findings.at_rest("notices", self._order_id, self._where(last), *first_pair(apart))
+
+    # -- words -------------------------------------------------------------------------------------------------------
+
+    def _where(self, event: Event) -> str:
+        return f"{event.type}/{self._lane}@{event.offset}"
+
+    def _fact_of(self, type_: str) -> Place | None:
+        wanted = "order.returned" if type_ == "stock.restock" else "order.created"
+        return next((self._place(fact) for fact in self._first.facts if fact.type == wanted), None)
+
+
+def _lines_of(reading: Reading, seller: Any) -> dict[str, int]:
+    return {line.item_id: line.quantity for line in reading.lines if line.seller_id == seller}
+
+
+def _beyond(content: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, str] | tuple[()]:
+    """An item that isn't the seller's, or more of it than there is."""
+    if "at_most" not in content:
+        return ()
+    items = found.get("items")
+    if not isinstance(items, list) or not items:
+        return "items", str(items)
+    for item in items:
+        most = content["at_most"].get(item.get("item_id")) if isinstance(item, dict) else None
+        if most is None or type(item.get("quantity")) is not int or not 0 < item["quantity"] <= most:
+            return f"items of the seller, of {item.get('item_id') if isinstance(item, dict) else item} at most {most or 0}", str(item)
+    return ()
+
+
+def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, str] | tuple[()]:
+    """The first field that differs, as (expected, found); nothing if all expected fields are there. More fields may be."""
+    for name, value in expected.items():
+        given = found.get(name)
+        if (type(given) is type(value) and given == value) or name == "at_most":
+            continue
+        if name not in found:
+            return f"{name} {plain(value)}", f"no {name}"
+        if not _same(name, value, given):
+            return f"{name} {plain(value)}", f"{name} {plain(given)}"
+    return ()
+
+
+def first_pair(differences: Sequence[tuple[str, str] | tuple[()]]) -> tuple[str, str]:
+    """The first of several differences, none of them empty."""
+    expected, found = next(each for each in differences if each)
+    return expected, found
+
+
+def _same(name: str, expected: Any, found: Any) -> bool:
+    if name in ("items", "suborders", "shipments"):
+        id_ = {"items": "item_id", "suborders": "suborder_id", "shipments": "shipment_id"}[name]
+        if not isinstance(found, list) or len(found) != len(expected):
+            return False
+        by_id = {item.get(id_): item for item in found if isinstance(item, dict)}
+        return all(item[id_] in by_id and not difference(item, by_id[item[id_]]) for item in expected)
+    if not isinstance(found, str):
+        return False
+    try:
+        if name == "amount" or name.endswith("_amount"):
+            return Decimal(expected) == Decimal(found)
+        return (name.endswith("_at") or name == "estimated_delivery") and datetime.fromisoformat(expected) == datetime.fromisoformat(found)
+    except (InvalidOperation, ValueError, TypeError):
+        return False

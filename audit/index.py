@@ -1,0 +1,141 @@
+"""What has to be found again by its place in the log: dead letters, re-keyed copies, and findings that wait for their judgement.
+
+In SQLite, in a file of the audit's own: memory stays the same however many there are.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from audit.reference import Place
+
+_SCHEMA: Final = """
+CREATE TABLE letter (topic, partition, offset, code, detail, key, digest, value, lane, at, matched DEFAULT 0);
+CREATE INDEX letter_place ON letter (topic, partition, offset);
+CREATE TABLE copy (topic, partition, offset, PRIMARY KEY (topic, partition, offset)) WITHOUT ROWID;
+CREATE TABLE checkout (order_id, topic, partition, offset);
+CREATE TABLE placed (order_id PRIMARY KEY) WITHOUT ROWID;
+CREATE TABLE pending (order_id, check_, severity, place, expected, found, fact);
+CREATE INDEX pending_order ON pending (order_id);
+"""
+
+
+class Letter(NamedTuple):
+    """A dead letter. `place`: of the refused record; `lane`, `at`: its own in orders.dlq; `value` only if it may be a normalised fact."""
+
+    place: Place
+    code: str
+    detail: str
+    key: bytes | None
+    digest: bytes
+    value: bytes | None
+    lane: int
+    at: int
+
+
+class Pending(NamedTuple):
+    """A finding that only counts if nothing about its order is on its way."""
+
+    order_id: str
+    check: str
+    severity: str
+    where: str
+    expected: str
+    found: str
+    fact: str
+
+
+class Index:
+    """See the module. Reads and writes the local disk; raises sqlite3.Error when it is full."""
+
+    def __init__(self, folder: Path) -> None:
+        self._db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
+        self._db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;" + _SCHEMA)
+        self._db.execute("BEGIN")
+        self.letters = self.copies = self.waiting = 0
+
+    def close(self) -> None:
+        self._db.close()
+
+    # -- dead letters and re-keyed copies -------------------------------------------------------------------------
+
+    def add_letters(self, letters: Iterable[Letter]) -> None:
+        rows = [(*letter.place, *letter[1:]) for letter in letters]
+        self.letters += len(rows)
+        self._db.executemany(
+            "INSERT INTO letter (topic, partition, offset, code, detail, key, digest, value, lane, at) VALUES (?,?,?,?,?,?,?,?,?,?)", rows
+        )
+
+    def letters_of(self, places: Iterable[Place]) -> list[Letter]:
+        """The dead letters of some records; they count as matched from now on."""
+        if not self.letters:
+            return []
+        found: list[Letter] = []
+        for place in places:
+            rows = self._db.execute(
+                "SELECT code, detail, key, digest, value, lane, at FROM letter WHERE topic = ? AND partition = ? AND offset = ?", place
+            ).fetchall()
+            if rows:
+                self._db.execute("UPDATE letter SET matched = 1 WHERE topic = ? AND partition = ? AND offset = ?", place)
+                found += [Letter(place, *row) for row in rows]
+        return found
+
+    def unmatched_letters(self) -> Iterator[Letter]:
+        """Dead letters that no refused record has asked for, in the order of their own places."""
+        rows = self._db.execute(
+            "SELECT topic, partition, offset, code, detail, key, digest, value, lane, at FROM letter WHERE matched = 0 ORDER BY lane, at"
+        )
+        for topic, partition, offset, *rest in rows:
+            yield Letter(Place(topic, partition, offset), *rest)
+
+    def add_copies(self, origins: Iterable[Place]) -> None:
+        """Places of records of which a re-keyed copy exists."""
+        rows = list(origins)
+        self.copies += len(rows)
+        self._db.executemany("INSERT OR IGNORE INTO copy VALUES (?,?,?)", rows)
+
+    def has_copy(self, place: Place) -> bool:
+        if not self.copies:
+            return False
+        return self._db.execute("SELECT 1 FROM copy WHERE topic = ? AND partition = ? AND offset = ?", place).fetchone() is not None
+
+    # -- checkouts and the orders that were made of them ------------------------------------------------------------
+
+    def add_checkout(self, order_id: str, place: Place) -> None:
+        """An accepted checkout, and the order that it has to become."""
+        self._db.execute("INSERT INTO checkout VALUES (?,?,?,?)", (order_id, *place))
+
+    def add_placed(self, order_id: str) -> None:
+        """An order.created that was made of a checkout."""
+        self._db.execute("INSERT OR IGNORE INTO placed VALUES (?)", (order_id,))
+
+    def unplaced_checkouts(self) -> Iterator[tuple[str, Place]]:
+        """Checkouts of which no order was made."""
+        rows = self._db.execute("SELECT * FROM checkout WHERE order_id NOT IN (SELECT order_id FROM placed)")
+        for order_id, *place in rows:
+            yield order_id, Place._make(place)
+
+    # -- findings that wait -----------------------------------------------------------------------------------------
+
+    def wait(self, pending: Pending) -> None:
+        self.waiting += 1
+        self._db.execute("INSERT INTO pending VALUES (?,?,?,?,?,?,?)", pending)
+
+    def forget(self, order_ids: Iterable[str]) -> int:
+        """Drop the findings of these orders; returns how many there were."""
+        before = self._db.total_changes
+        self._db.executemany("DELETE FROM pending WHERE order_id = ?", [(order_id,) for order_id in order_ids])
+        dropped = self._db.total_changes - before
+        self.waiting -= dropped
+        return dropped
+
+    def waiting_by_check(self) -> Counter[str]:
+        return Counter(dict(self._db.execute("SELECT check_, count(*) FROM pending GROUP BY check_")))
+
+    def pending(self) -> Iterator[Pending]:
+        """Those that are left, in the order in which they were found."""
+        return map(Pending._make, self._db.execute("SELECT * FROM pending ORDER BY rowid"))

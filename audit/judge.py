@@ -1,0 +1,653 @@
+"""One order judged: everything that the log says about it against everything that was written of it.
+
+The auditor hands over what it has read, order by order, as items (key, kind, ...); see the kinds below. Nothing here blocks but for the
+index on the local disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from audit.derived import DERIVED, SAME, DerivedEvents, Event, difference, first_pair
+from audit.findings import Findings
+from audit.index import Index, Letter
+from audit.reference import (
+    LATE,
+    MOST_PASSED_ON,
+    Candidate,
+    Fact,
+    NaturalKey,
+    Order,
+    Place,
+    Reading,
+    Refusal,
+    is_canonical,
+    is_money,
+    normalised,
+    parse_decision,
+    read,
+    unwrap,
+)
+from audit.states import State, differences, read_state, version_of
+from audit.stores import TABLES, Row, columns, comparable, line_of, row_of
+from domain.topics import CHECKOUT, CREATED, DECISIONS, DLQ, LANE, REKEYED
+
+FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL = range(7)
+"""Kinds of items. After (key, kind) come
+
+    FACT           number of the topic in LANE, offset, timestamp in ms, value, headers
+    DERIVED_EVENT  number of the topic in derived.DERIVED, offset, id, causeid, traceparent or None, value
+    STATE          offset in the changelog, value or None
+    ROW            number of the table, line of COPY
+    ENTRY          Redis key, TTL in ms, string or None
+    MEMBER         Redis key of a sorted set, TTL in ms, score
+    LOCAL          number of the local table, state
+"""
+
+OURS: Final = b"/orders"
+"""ce_source of an order.created that was made of a checkout."""
+_ORDER_CODES: Final = ("order_currency", "order_item", "order_seller")
+_LONGEST_TTL: Final = 1_800_000
+
+Item = Sequence[Any]
+
+
+@dataclass(slots=True)
+class Lane:
+    """What holds for all orders of a lane.
+
+    `complete`: derived topics of which no record was deleted. `local`: path and changelog offset of each local table of this partition.
+    """
+
+    number: int
+    changelog: str | None
+    complete: set[str]
+    local: list[tuple[str, int]]
+    cached: bool
+
+
+@dataclass(slots=True)
+class Held:
+    """An order that the log knows. `raws`: its records as they came, by place; `causes`: their ids, and the traces that go on from them."""
+
+    order: Order
+    appended: int
+    raws: dict[Place, Item] = field(default_factory=dict)
+    causes: dict[str, set[str | None]] = field(default_factory=dict)
+    readings: list[Reading] = field(default_factory=list)
+
+    @property
+    def order_id(self) -> str:
+        return self.order.order_id
+
+    @property
+    def reading(self) -> Reading:
+        """The first reading."""
+        return self.readings[0]
+
+    def place(self, fact: Fact) -> Place | None:
+        """Where the log says this."""
+        for candidate in self.order.candidates.get(fact.key, ()):
+            if candidate.fact is fact and candidate.places:
+                return candidate.places[0]
+        return None
+
+
+class Judge:
+    """Judges the orders of one lane. `home` tells the partition of a key."""
+
+    def __init__(self, lane: Lane, index: Index, findings: Findings, home: Any) -> None:
+        self._lane = lane
+        self._index = index
+        self._findings = findings
+        self._home = home
+        self._counts = findings.report.counts
+        self._checked = findings.report.checked
+
+    def order(self, key: bytes, items: Iterable[Item]) -> None:
+        """Everything that was read under one key."""
+        kinds: list[list[Item]] = [[], [], [], [], [], [], []]
+        for item in items:
+            kinds[item[1]].append(item)
+        facts, derived, states, rows, entries, members, local = kinds
+        order_id = key.decode("utf-8", "backslashreplace")
+        at_home = is_canonical(key) and self._home(key) == self._lane.number
+        held = self._fold(key, order_id, at_home, facts) if facts else None
+        if held is not None:
+            self._count_order(held)
+            self._judge_refunds(held)
+            self._want_letters(held)
+        self._judge_derived(order_id, held, derived)
+        if self._lane.changelog is not None:
+            kept = self._judge_changelog(order_id, held, states)
+            self._judge_local(order_id, held, kept, states, local)
+        self._judge_rows(order_id, held, rows)
+        if self._lane.cached:
+            self._judge_cache(order_id, held, entries, members)
+
+    # -- facts -------------------------------------------------------------------------------------------------------
+
+    def _fold(self, key: bytes, order_id: str, at_home: bool, items: Iterable[Item]) -> Held | None:
+        held: Held | None = None
+        decisions = []
+        for item in items:
+            _, _, number, offset, timestamp, value, headers = item
+            topic = LANE[number]
+            place = Place(topic, self._lane.number, offset)
+            if topic == DECISIONS:
+                decisions.append((place, value, headers, item))
+                continue
+            if topic == CHECKOUT:
+                self._take_checkout(place, value, headers, item)
+                continue
+            places = [place]
+            if topic == REKEYED:
+                self._counts["rekeyed"] += 1
+                origin = coordinates(headers, "rekeyed")
+                if origin is None:
+                    continue  # told where copies are counted
+                places.append(origin)
+                parsed = read(origin.topic, value, own_headers(headers))
+            else:
+                self._counts["records"] += 1
+                parsed = read(topic, value, headers)
+            fact = parsed.outcome
+            if isinstance(fact, Refusal):
+                self._counts["refused"] += 1
+                self._want("", {fact.code}, places, dict.fromkeys(places, item))
+            elif topic != REKEYED and (fact.order_id != order_id or not at_home) and _size(item) > MOST_PASSED_ON:
+                self._counts["refused"] += 1
+                self._want("", {"record_too_large"}, places, {})
+            elif fact.order_id != order_id or not at_home:
+                if topic == REKEYED:
+                    found = f"key {order_id} in partition {self._lane.number}"
+                    home = self._home(fact.order_id.encode())
+                    self._findings.broken("accounting", fact.order_id, str(place), f"key {fact.order_id} in partition {home}", found)
+                elif not self._index.has_copy(place):
+                    home = self._home(fact.order_id.encode())
+                    self._findings.broken("accounting", fact.order_id, REKEYED, f"a copy in partition {home}", "none", place)
+            else:
+                if held is None:
+                    held = Held(Order(order_id), timestamp)
+                held.appended = min(held.appended, timestamp)
+                self._add(held, fact, places, item)
+                held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
+                if topic == CREATED and dict(headers).get("ce_source") == OURS:
+                    self._index.add_placed(order_id)
+        held = self._decide(held, order_id, decisions)
+        if held is not None:
+            held.readings = held.order.readings()
+        return held
+
+    def _take_checkout(self, place: Place, value: bytes | None, headers: Any, item: Item) -> None:
+        self._counts["records"] += 1
+        fact = read(CHECKOUT, value, headers).outcome
+        if isinstance(fact, Refusal):
+            self._counts["refused"] += 1
+            self._want("", {fact.code}, [place], {place: item})
+        else:
+            self._counts["checkouts"] += 1
+            self._index.add_checkout(fact.order_id, place)
+
+    def _add(self, held: Held, fact: Fact, places: list[Place], item: Item) -> None:
+        order = held.order
+        before = len(order.candidates.get(fact.key, ()))
+        candidate = order.add(fact, places[0], rekeyed=len(places) > 1)
+        if isinstance(candidate, Refusal):
+            self._counts["refused"] += 1
+            self._want("", {candidate.code}, places, dict.fromkeys(places, item))
+            return
+        repeated = len(candidate.places) > 1
+        candidate.places.extend(places[1:])
+        self._counts["duplicates" if repeated else "facts" if before == 0 else "conflicts"] += 1
+        held.raws.update(dict.fromkeys(places, item))
+
+    def _decide(self, held: Held | None, order_id: str, decisions: Iterable[tuple[Place, bytes | None, Any, Item]]) -> Held | None:
+        for place, value, headers, item in decisions:
+            decision = parse_decision(value, headers)
+            if isinstance(decision, Refusal):
+                if decision.code != "type_unknown":
+                    self._findings.broken("refunds", order_id, str(place), "refund.decided", f"{decision.code} {decision.detail}")
+                continue
+            if held is None or decision.order_id != order_id:
+                found = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"
+                self._findings.at_rest("refunds", decision.order_id, str(place), "a decision about a known order", found)
+                continue
+            if isinstance(decision, Fact):
+                self._add(held, decision, [place], item)
+                event = unwrap(value, headers)
+                held.causes.setdefault(event.id, set()).add(event.traceparent)
+                continue
+            created = held.order.candidates.get(("created",), ())
+            if not all(is_money(decision.amount, candidate.fact.content["currency"]) for candidate in created):
+                self._findings.broken("refunds", order_id, str(place), "an amount in the order's currency", decision.amount)
+                continue
+            event = unwrap(value, headers)
+            held.causes.setdefault(event.id, set()).add(event.traceparent)
+            expected = len(held.order.decisions)
+            if not held.order.decide(decision) and decision.n > expected:
+                self._findings.at_rest("refunds", order_id, str(place), f"decision {expected} next", decision.n)
+        return held
+
+    def _count_order(self, held: Held) -> None:
+        reading, counts = held.reading, self._counts
+        if reading.created is None:
+            counts["waiting_orders"] += 1
+            counts["waiting_facts"] += len(reading.facts)
+            since = time.time() - held.appended / 1000
+            old = since > LATE.total_seconds()
+            counts["waiting_facts_old"] += len(reading.facts) if old else 0
+            age = f"{len(reading.facts)} facts wait for it, the first since {since / 3600:.1f} h" + (" (more than a day)" if old else "")
+            self._findings.note("waiting", reading.order_id, "log", "order.created", age)
+            return
+        counts["orders"] += 1
+        self._checked[reading.status()] += 1
+        for anomaly in reading.anomalies():
+            self._findings.report.anomalies[anomaly.code] += 1
+            self._findings.note("anomaly", reading.order_id, anomaly.code, "", anomaly.detail)
+
+    # -- refunds -----------------------------------------------------------------------------------------------------
+
+    def _judge_refunds(self, held: Held) -> None:
+        reading, order_id = held.reading, held.order_id
+        if reading.created is None:
+            if reading.decisions:
+                found = f"{len(reading.decisions)} decisions"
+                self._findings.at_rest("refunds", order_id, DECISIONS, "order.created before a decision", found)
+            return
+        if not reading.decisions and reading.captured == 0:
+            return
+        amounts = [reading.decided(decision) for decision in reading.decisions]
+        captured = max(each.captured for each in held.readings)
+        if any(amount <= 0 for amount in amounts) or sum(amounts) > captured:
+            self._findings.at_rest("refunds", order_id, DECISIONS, f"0 <= refunds <= captured {captured}", amounts)
+        for what in ("units", "shipping"):
+            paid = [each for decision in reading.decisions for each in getattr(decision, what)]
+            if len(set(paid)) < len(paid):
+                twice = sorted({each for each in paid if paid.count(each) > 1})[:5]
+                self._findings.broken("refunds", order_id, DECISIONS, f"{what} of each unit and line paid for once", f"twice {twice}")
+        for decision, amount in zip(reading.decisions, amounts, strict=True):
+            self._judge_decision(held, decision.n, amount)
+        for owed in reading.owed():
+            if owed.covered and all(owed in each.owed() for each in held.readings):
+                expected = f"{owed.cause} {owed.cause_id}: {owed.amount} decided"
+                self._findings.at_rest("refunds", order_id, DECISIONS, expected, "undecided")
+
+    def _judge_decision(self, held: Held, n: int, amount: int) -> None:
+        """What a decision names costs what it says: that depends on the order alone, whatever is known of it since."""
+        where = f"{DECISIONS} n {n}"
+        costs = set()
+        for reading in held.readings:
+            try:
+                costs.add(reading.pays_for(reading.decisions[n]))
+            except LookupError as error:
+                self._findings.broken("refunds", held.order_id, where, "units and lines of the order", f"{error}")
+                return
+        if None not in costs and amount not in costs:
+            self._findings.broken(
+                "refunds", held.order_id, where, f"amount {min(filter(None, costs), default=0)}, for what it names", amount
+            )
+
+    # -- dead letters ------------------------------------------------------------------------------------------------
+
+    def _want_letters(self, held: Held) -> None:
+        """The refused keys of an order: of a conflict every content that isn't surely the first, and what the order's sake refuses."""
+        order = held.order
+        refused: dict[NaturalKey, set[str]] = {}
+        for reading in held.readings:
+            for key, refusal in reading.refused.items():
+                refused.setdefault(key, set()).add(refusal.code)
+        for key, candidates in order.candidates.items():
+            if len(candidates) == 1 and key not in refused:
+                continue
+            codes = set(refused.get(key, ()))
+            if len(candidates) > 1:
+                codes.add("key_conflict")
+            winners = order.winners(key)
+            losers = [each for each in candidates if key in refused or len(winners) > 1 or each is not winners[0]]
+            self._counts["refused_keys"] += 1
+            self._want(order.order_id, codes, [place for each in losers for place in each.places], held.raws, losers)
+
+    def _want(
+        self, order_id: str, codes: set[str], places: list[Place], raws: Mapping[Place, Item], refused: Sequence[Candidate] = ()
+    ) -> None:
+        """At least one dead letter of one of these places is due."""
+        letters = self._index.letters_of(places)
+        if not letters:
+            expected = f"a dead letter ({' or '.join(sorted(codes))})"
+            self._findings.broken("accounting", order_id, DLQ, expected, "none", places[0], proven=True)
+        for letter in letters:
+            where = f"{DLQ}/{letter.lane}@{letter.at}"
+            if letter.code not in codes:
+                self._findings.note("letters", order_id, where, " or ".join(sorted(codes)), letter.code, letter.place)
+            item = raws.get(letter.place)
+            if item is None or _size(item) > MOST_PASSED_ON or is_raw(letter, item):
+                continue
+            if letter.code in _ORDER_CODES and self._is_fact(letter, refused):
+                continue
+            expected = f"key, value and headers of {letter.place}" + (", or its fact normalised" if letter.code in _ORDER_CODES else "")
+            self._findings.broken("letters", order_id, where, expected, "something else", letter.place, proven=True)
+
+    @staticmethod
+    def _is_fact(letter: Letter, refused: Sequence[Candidate]) -> bool:
+        """Whether the letter of a fact that waited holds it in normalised form, and says so."""
+        candidate = next((each for each in refused if letter.place in each.places), None)
+        if candidate is None or "normalised" not in letter.detail or letter.key != candidate.fact.order_id.encode():
+            return False
+        fact = normalised(candidate.fact.type, letter.value)
+        return isinstance(fact, Fact) and (fact.order_id, fact.content) == (candidate.fact.order_id, candidate.fact.content)
+
+    # -- derived events ----------------------------------------------------------------------------------------------
+
+    def _judge_derived(self, order_id: str, held: Held | None, items: Iterable[Item]) -> None:
+        lane = self._lane.number
+        events = None if held is None else DerivedEvents(held.readings, held.causes, held.place, lane, self._findings)
+        for _, _, number, offset, event_id, cause, trace, value in items:
+            self._counts["derived_events"] += 1
+            where = f"{DERIVED[number]}/{lane}@{offset}"
+            try:
+                event = Event(DERIVED[number], offset, event_id, cause, trace, value)
+            except ValueError as error:
+                self._findings.broken("derived", order_id, where, "a JSON object", error)
+                continue
+            if events is None:
+                made = event.data.get(SAME.get(event.type, "")) or event.event_id
+                self._findings.at_rest("derived", order_id, where, "no such event: the log has no such order in this lane", made)
+            else:
+                events.take(event)
+        if events is not None:
+            events.finish(self._lane.complete)
+            self._counts["derived_repetitions"] += events.repetitions
+
+    # -- states ------------------------------------------------------------------------------------------------------
+
+    def _judge_changelog(self, order_id: str, held: Held | None, items: Sequence[Item]) -> bytes | None:
+        """Returns the state that recovery would keep: the highest version, the last of equals; a deletion is later than all before it."""
+        if held is None and not items:
+            return None
+        topic, lane = self._lane.changelog, self._lane.number
+        kept: tuple[int, int, bytes] | None = None
+        stale: tuple[int, int] | None = None
+        deleted = None
+        for _, _, offset, value in items:
+            if value is None:
+                kept, stale, deleted = None, None, offset
+                continue
+            try:
+                version = version_of(value)
+            except ValueError as error:
+                self._findings.broken("changelog", order_id, f"{topic}/{lane}@{offset}", "a state", error)
+                continue
+            if kept is not None and version < kept[0]:
+                stale = version, offset
+                self._counts["stale_states"] += 1
+            else:
+                kept, stale = (version, offset, value), None
+        if kept is None:
+            if held is not None:
+                found = "none" if deleted is None else f"deleted at {deleted}"
+                self._findings.broken("changelog", order_id, f"{topic}/{lane}", f"a state of version {held.order.version}", found)
+            return None
+        self._counts["states"] += 1
+        version, offset, value = kept
+        where = f"{topic}/{lane}@{offset}"
+        if stale is not None:
+            # Compaction would keep this one alone.
+            expected = f"version {version} or above last, as at {offset}"
+            self._findings.broken("versions", order_id, f"{topic}/{lane}@{stale[1]}", expected, f"version {stale[0]}")
+        if held is None:
+            self._findings.at_rest("changelog", order_id, where, "no state: the log has no facts of this order", f"version {version}")
+        elif version < held.order.version:
+            self._findings.broken("changelog", order_id, where, f"version {held.order.version}", f"version {version}")
+        elif version > held.order.version:
+            self._findings.at_rest("changelog", order_id, where, f"version {held.order.version}", f"version {version}")
+        else:
+            self._compare_state(held, where, value)
+        return value
+
+    def _compare_state(self, held: Held, where: str, value: bytes) -> None:
+        try:
+            state: State = read_state(value)
+            apart = [differences(reading, state, held.place, held.raws) for reading in held.readings]
+        except (ValueError, TypeError, AttributeError) as error:
+            self._findings.broken("changelog", held.order_id, where, "a state", f"{type(error).__name__}: {error}")
+            return
+        if all(apart):
+            for each in min(apart, key=len):
+                self._findings.at_rest("changelog", held.order_id, f"{where} {each.field}", each.expected, each.found, each.fact)
+
+    def _judge_local(self, order_id: str, held: Held | None, kept: bytes | None, states: Sequence[Item], items: Iterable[Item]) -> None:
+        """A worker that starts with a local table, and reads the changelog on from where the table ends, has the state that is kept."""
+        found = {item[2]: item[3] for item in items}
+        for number, (path, read_to) in enumerate(self._lane.local):
+            local: bytes | None = found.get(number)
+            if local is not None:
+                self._counts["local_states"] += 1
+            state, changelog = local, f"{self._lane.changelog}/{self._lane.number}"
+            for _, _, offset, value in states:
+                if offset > read_to and (value is None or state is None or _version(value) >= _version(state)):
+                    state = value
+            if state == kept:
+                continue
+            if kept is None:
+                if held is None:  # a lost state is told of the changelog
+                    self._findings.at_rest("tables", order_id, path, "no state: the log has no facts of this order", "a state")
+            elif state is None or _version(state) <= _version(kept):
+                what = "none" if state is None else f"version {_version(state)}, not the same"
+                expected = f"version {_version(kept)} as in {changelog}, by its own states up to {read_to} and the changelog's after it"
+                self._findings.broken("tables", order_id, path, expected, what)
+            # Else it keeps a newer one than the changelog, which is told of the changelog.
+
+    # -- rows --------------------------------------------------------------------------------------------------------
+
+    def _judge_rows(self, order_id: str, held: Held | None, items: Sequence[Item]) -> None:
+        found: list[list[bytes]] = [[] for _ in TABLES]
+        for item in items:
+            found[item[2]].append(item[3])
+        if held is None:
+            for table, lines in zip(TABLES, found, strict=True):
+                for line in lines:
+                    row_id = line[:36].decode()
+                    self._findings.at_rest("rows", order_id, f"{table} {row_id}", "no row: the log has no such order", "a row")
+            return
+        expected: list[list[list[Row]]] = [[reading.rows()[table] for table in TABLES] for reading in held.readings]
+        written = [[[line_of(table, row) for row in rows] for table, rows in zip(TABLES, each, strict=True)] for each in expected]
+        for table, rows in zip(TABLES, expected[0], strict=True):
+            self._checked[table] += len(rows)
+        # Of each reading the rows that only one side has, a second row of one id counted.
+        apart = [sum(_apart(wanted, got) for wanted, got in zip(each, found, strict=True)) for each in written]
+        if 0 in apart:
+            return
+        # Where the log allows several readings, the nearest is compared.
+        nearest = expected[apart.index(min(apart))]
+        for table, rows, got in zip(TABLES, nearest, found, strict=True):
+            self._judge_table(held, table, rows, [row_of(table, line) for line in got])
+
+    def _judge_table(self, held: Held, table: str, expected: Iterable[Row], found: Iterable[Row]) -> None:
+        order_id, names = held.order_id, columns(table)
+        there: dict[str, list[Row]] = {}
+        for row in found:
+            there.setdefault(row[0], []).append(row)
+        for wanted in (comparable(table, row) for row in expected):
+            twins = there.pop(wanted[0], [])
+            where, fact = f"{table} {wanted[0]}", _fact_behind(held, table, wanted[0])
+            if not twins:
+                self._findings.broken("rows", order_id, where, f"a row of version {wanted[-1]}", "none", fact)
+                continue
+            if len(twins) > 1:
+                owners = ", ".join(str(row[1:4]) for row in twins)
+                self._findings.broken("rows", order_id, where, "one row", f"{len(twins)} rows: {owners}", fact)
+            row = min(twins, key=lambda each: sum(one != other for one, other in zip(wanted, each, strict=True)))
+            add = self._findings.broken if row[-1] < wanted[-1] else self._findings.at_rest
+            for name, value, given in zip(names, wanted, row, strict=True):
+                if value != given:
+                    add("rows", order_id, f"{where} {name}", value, given, fact)
+        for row_id, extra in there.items():
+            self._findings.at_rest("rows", order_id, f"{table} {row_id}", "no row", f"a row of version {extra[0][-1]}")
+
+    # -- cache -------------------------------------------------------------------------------------------------------
+
+    def _judge_cache(self, order_id: str, held: Held | None, entries: Iterable[Item], members: Iterable[Item]) -> None:
+        known = held if held is not None and held.reading.created is not None else None
+        tracked: set[str] = set()
+        for _, _, key, ttl, value in entries:
+            if key in tracked:  # SCAN may tell a key twice
+                continue
+            tracked.add(key)
+            if value is None:
+                self._findings.broken("cache", order_id, key, "a string", "another type")
+            elif known is None:
+                self._findings.at_rest("cache", order_id, key, "nothing: the log has no such order", "an entry")
+            elif key.startswith("order:"):
+                self._counts["cached_orders"] += 1
+                self._judge_summary(known, key, value)
+                self._judge_ttl(order_id, key, ttl)
+            else:
+                self._counts["cached_parcels"] += 1
+                self._judge_tracking(known, key, value)
+                self._judge_ttl(order_id, key, ttl)
+        for _, _, key, ttl, score in members:
+            self._counts["cached_places"] += 1
+            readings = [] if known is None else known.readings
+            wanted = {f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings}
+            if key not in wanted:
+                self._findings.at_rest("cache", order_id, key, "no such member", "the order")
+            elif all(abs(score - ms) >= 1 for ms in wanted.values()):
+                self._findings.at_rest("cache", order_id, key, f"score {min(wanted.values()):.0f}", f"{score:.0f}")
+            self._judge_ttl(order_id, key, ttl)
+
+    def _judge_ttl(self, order_id: str, key: str, ttl: int) -> None:
+        if not 0 <= ttl <= _LONGEST_TTL:
+            self._findings.broken("cache", order_id, key, "TTL of at most 1800 s", "none" if ttl < 0 else f"{ttl / 1000:.0f} s")
+
+    def _judge_summary(self, held: Held, key: str, value: bytes) -> None:
+        try:
+            found = json.loads(value)
+            apart = [difference(summary_of(reading), found) for reading in held.readings]
+        except (ValueError, TypeError, AttributeError) as error:
+            self._findings.broken("cache", held.order_id, key, "a JSON object", error)
+            return
+        if all(apart):
+            self._findings.at_rest("cache", held.order_id, key, *first_pair(apart))
+
+    def _judge_tracking(self, held: Held, key: str, value: bytes) -> None:
+        number = key.removeprefix("tracking:")
+        try:
+            own = {each["shipment_id"]: each for each in json.loads(value) if each["order_id"] == held.order_id}
+        except (ValueError, TypeError, KeyError) as error:
+            self._findings.broken("cache", held.order_id, key, "a JSON array of parcels", f"{type(error).__name__}: {error}")
+            return
+        for shipment_id, entry in own.items():
+            apart = []
+            for reading in held.readings:
+                scan = reading.parcels.get(shipment_id)
+                if scan is None or scan.content.get("tracking_number") != number:
+                    apart.append((f"no parcel {shipment_id}", "its entry"))
+                    continue
+                due = scan.content.get("estimated_delivery")
+                expected = {name: scan.content.get(name) for name in ("carrier", "status", "location")}
+                apart.append(difference({**expected, "estimated_delivery": None if due is None else due.isoformat()}, entry))  # type: ignore[arg-type]
+            if all(apart):
+                self._findings.at_rest("cache", held.order_id, key, *first_pair(apart))
+
+
+def _apart(wanted: Sequence[bytes], got: Sequence[bytes]) -> int:
+    """How many rows only one side has, or has once more."""
+    if len(wanted) == len(got) == 1:
+        return wanted[0] != got[0]
+    return len(set(wanted) ^ set(got)) + abs(len(got) - len(set(got)))
+
+
+def summary_of(reading: Reading) -> dict[str, Any]:
+    """What `order:{order_id}` must hold."""
+    row = dict(zip(columns("orders_order"), reading.rows()["orders_order"][0], strict=True))
+    names = ("user_id", "status", "currency", "total_amount", "created_at", "updated_at", "version")
+    suborders = []
+    for suborder in reading.suborders:
+        told = reading.last_suborder(suborder)
+        suborders.append({name: told[name] for name in ("suborder_id", "seller_id", "status", "total_amount")})
+    shipments = []
+    for shipment_id, scan in reading.parcels.items():
+        content, due = scan.content, scan.content.get("estimated_delivery")
+        optional = {name: content.get(name) for name in ("carrier", "tracking_number")}
+        shipments.append(
+            {
+                "shipment_id": shipment_id,
+                "seller_id": content["seller_id"],
+                "status": content["status"],
+                **optional,
+                "estimated_delivery": None if due is None else due.isoformat(),
+            }
+        )
+    return {"order_id": reading.order_id, **{name: row[name] for name in names}, "suborders": suborders, "shipments": shipments}
+
+
+def _milliseconds(reading: Reading) -> float:
+    return min(fact.time for fact in reading.accepted).timestamp() * 1000
+
+
+def _version(value: bytes) -> int:
+    try:
+        return version_of(value)
+    except ValueError:
+        return -1
+
+
+def _fact_behind(held: Held, table: str, row_id: str) -> Place | None:
+    """The record whose fact makes this row what it is."""
+    reading = held.reading
+    fact = {"orders_shipment": reading.parcels, "orders_return": reading.returns}.get(table, {}).get(row_id, reading.created)
+    return None if fact is None else held.place(fact)
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def coordinates(headers: Iterable[Sequence[Any]], prefix: str) -> Place | None:
+    """The place that headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
+    texts = {name: (value or b"").decode("utf-8", "replace") for name, value in headers if name.startswith(prefix)}
+    try:
+        return Place(texts[f"{prefix}_topic"], int(texts[f"{prefix}_partition"]), int(texts[f"{prefix}_offset"]))
+    except (KeyError, ValueError):
+        return None
+
+
+def own_headers(headers: Iterable[Sequence[Any]]) -> list[tuple[str, bytes | None]]:
+    """Headers as they came, without those that the pipeline adds."""
+    return [(name, value) for name, value in headers if not name.startswith(("dlq_", "rekeyed_"))]
+
+
+def digest_of(value: bytes | None, headers: Iterable[Sequence[Any]]) -> bytes:
+    """16 bytes that tell a value and headers (the record's own) from any others."""
+    digest = hashlib.blake2b(digest_size=16)
+    own = own_headers(headers)
+    for part in (value, *(part for name, text in own for part in (name.encode("utf-8", "surrogateescape"), text))):
+        digest.update(b"-" if part is None else b"%d:" % len(part))
+        digest.update(part or b"")
+    return digest.digest()
+
+
+def _size(item: Item) -> int:
+    """Bytes of a record as it came, with 10 more for each header."""
+    key, _, _, _, _, value, headers = item
+    return (
+        len(key)
+        + len(value or b"")
+        + sum(len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + 10 for name, text in own_headers(headers))
+    )
+
+
+def is_raw(letter: Letter, item: Item) -> bool:
+    """Whether a dead letter holds a record as it came. Of a re-keyed copy the key is what its header says, if it has one."""
+    key, _, number, _, _, value, headers = item
+    if letter.digest != digest_of(value, headers):
+        return False
+    if LANE[number] == REKEYED:
+        came = [text for name, text in headers if name == "rekeyed_key"]
+        return not came or letter.key == came[0]
+    return bool((letter.key or b"") == key)

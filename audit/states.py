@@ -1,0 +1,252 @@
+"""An order's state as it lies in the changelog: a second reading of its bytes, and what they must be.
+
+A state is one MessagePack array (docs/audit.md lists its elements); ids are 16 bytes, times microseconds since 1970 UTC, money is in minor
+units. More elements may follow those that are known here. Nothing here blocks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Place, Reading, uuid_bytes, uuid_text
+
+FIELDS: Final = (
+    "version",
+    "created",
+    "payments",
+    "scans",
+    "stock",
+    "returns",
+    "cancellations",
+    "failures",
+    "refunds",
+    "decisions",
+    "waiting",
+    "status",
+    "suborders",
+    "labelled",
+    "proposed",
+    "deadlines",
+)
+_FACTS: Final = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
+_TIMED: Final = {"cancellations": 4, "deadlines": 6, "decisions": 7}
+"""Fields whose facts end with the broker's time of their record, and what is before it: that time is whichever came first."""
+_CLOSED: Final = ("", "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered")
+_STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned", "closed")
+_REPLIES: Final = ("stock.reserved", "stock.rejected", "stock.released")
+_CAUSES: Final = ("return", "stock", "closed")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+Values = tuple[Any, ...]
+State = dict[str, Any]
+"""Field -> value; lists of facts as sets of tuples, since their order tells nothing."""
+
+
+class Difference(NamedTuple):
+    field: str
+    expected: str
+    found: str
+    fact: Place | None
+
+
+def version_of(raw: bytes) -> int:
+    """The first element of a MessagePack array, an unsigned integer. Raises ValueError."""
+    try:
+        head = raw[0]
+        at = 1 if 0x90 <= head <= 0x9F else {0xDC: 3, 0xDD: 5}[head]
+        kind = raw[at]
+        if kind < 0x80:
+            return kind
+        width = {0xCC: ">B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q"}[kind]
+        value: int = struct.unpack_from(width, raw, at + 1)[0]
+    except (IndexError, KeyError, struct.error) as error:
+        raise ValueError("no MessagePack array that begins with an integer") from error
+    return value
+
+
+def read_state(raw: bytes) -> State:
+    """Raises ValueError for bytes that are no state."""
+    try:
+        decoded = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ValueError(str(error)) from None
+    if not isinstance(decoded, list) or len(decoded) < len(FIELDS) - 1:
+        raise ValueError(f"no array of {len(FIELDS)} elements")
+    decoded = [*decoded, []] if len(decoded) < len(FIELDS) else decoded  # from before there were deadlines
+    state = {name: _tuples(value) for name, value in zip(FIELDS, decoded, strict=False)}
+    for name, size in _TIMED.items():
+        if isinstance(state[name], tuple) and all(isinstance(each, tuple) for each in state[name]):
+            state[name] = tuple(each[:size] for each in state[name])
+    for name in _FACTS:
+        if not isinstance(state[name], tuple):
+            raise ValueError(f"{name} is no list")
+        try:
+            state[name] = set(state[name])
+        except TypeError:  # a map, which no state has
+            raise ValueError(f"{name} holds something else than facts") from None
+    return state
+
+
+def state_of(reading: Reading) -> State:
+    """What a state must be, but for `waiting`, `labelled` and `proposed`, which depend on the order of arrival."""
+    state: State = {"version": reading.version, "created": None, **{name: set() for name in _FACTS}}
+    for fact in reading.facts:
+        if fact is reading.created:
+            state["created"] = _created(fact)
+        else:
+            field, values = _simple(fact, fact.key in reading.refused)
+            state[field].add(values)
+    state["decisions"] = tuple(_decision(reading, decision) for decision in reading.decisions)
+    state["status"] = 0
+    state["suborders"] = ()
+    if reading.created is not None:
+        state["status"] = _STATUS.index(reading.status())
+        state["suborders"] = tuple(
+            (_STATUS.index(each.status), *each.live, *each.units, _CLOSED.index(reading.why_closed(each))) for each in reading.suborders
+        )
+    return state
+
+
+def differences(reading: Reading, found: State, places: Callable[[Fact], Place | None], origins: Iterable[Place]) -> list[Difference]:
+    """Where a state isn't what it must be. `origins`: where the order's records lie."""
+    expected = state_of(reading)
+    differing = [name for name in expected if expected[name] != found[name]]
+    result = []
+    for name in differing:
+        if name in _FACTS:
+            missing, extra = expected[name] - found[name], found[name] - expected[name]
+            facts = [
+                fact for fact in reading.facts if fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in missing
+            ]
+            place = places(facts[0]) if facts else None
+            result.append(Difference(name, _readable(sorted(missing, key=repr)), _readable(sorted(extra, key=repr)), place))
+        else:
+            result.append(Difference(name, _readable(expected[name]), _readable(found[name]), None))
+    waiting = len(reading.facts) if reading.created is None else 0
+    if len(found["waiting"]) != waiting:
+        result.append(Difference("waiting", f"{waiting} facts", f"{len(found['waiting'])}", None))
+    elif waiting:
+        known = {tuple(place) for place in origins}
+        strange = [origin for _, _, origin in found["waiting"] if tuple(origin) not in known]
+        if strange:
+            result.append(Difference("waiting", "coordinates of the order's records", _readable(strange[0]), None))
+    if found["proposed"] < len(reading.decisions):
+        result.append(Difference("proposed", f"at least {len(reading.decisions)}", str(found["proposed"]), None))
+    if not found["labelled"] and expected["status"] > 0:
+        result.append(Difference("labelled", "true: the order is confirmed or further", "false", None))
+    return result
+
+
+def _is_among(fact: Fact, values: set[Values], reading: Reading) -> bool:
+    return fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in values
+
+
+def _created(fact: Fact) -> Values:
+    content = fact.content
+    items = tuple(
+        (
+            uuid_bytes(item["item_id"]),
+            uuid_bytes(item["product_id"]),
+            uuid_bytes(item["seller_id"]),
+            _id(item.get("warehouse_id")),
+            item["sku"],
+            item["quantity"],
+            item["price"],
+            item.get("shipping_amount"),
+        )
+        for item in content["items"]
+    )
+    user, amounts = uuid_bytes(content["user_id"]), (content["total_amount"], content.get("discount_amount"))
+    return (_us(fact.time), user, content.get("region"), content["currency"], *amounts, items)
+
+
+def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
+    """(field, values) of a fact other than order.created."""
+    content, time = fact.content, _us(fact.time)
+    match fact.type:
+        case "order.paid":
+            payment = (uuid_bytes(content["payment_id"]), content["amount"], content["currency"], content.get("method"))
+            return "payments", (time, *payment, refused)
+        case "payment.failed":
+            return "failures", (time, uuid_bytes(content["payment_id"]), fact.reason, refused)
+        case "shipment.updated":
+            return "scans", (
+                time,
+                uuid_bytes(content["shipment_id"]),
+                RANKS[content["status"]],
+                uuid_bytes(content["seller_id"]),
+                _id(content.get("warehouse_id")),
+                content.get("carrier"),
+                content.get("tracking_number"),
+                _us(content.get("estimated_delivery")),
+                content.get("location"),
+                _quantities(content.get("items")),
+                refused,
+            )
+        case "order.returned":
+            stage = (uuid_bytes(content["return_id"]), STAGES.index(content["status"]), uuid_bytes(content["item_id"]))
+            return "returns", (
+                time,
+                *stage,
+                content.get("quantity"),
+                fact.reason,
+                _us(content.get("processed_at")),
+                content.get("restock"),
+                refused,
+            )
+        case "order.cancel_requested":
+            return "cancellations", (time, _id(content.get("seller_id")), fact.reason, refused)
+        case "refund.completed" | "refund.failed":
+            return "refunds", (time, uuid_bytes(content["refund_id"]), fact.type == "refund.failed", fact.reason, refused)
+        case "deadline.passed":
+            subject = content.get("seller_id") or content.get("refund_id")
+            return "deadlines", (time, DEADLINES.index(content["deadline"]), _id(subject), content["attempt"], content["final"], refused)
+    reply = (_REPLIES.index(fact.type), uuid_bytes(content["seller_id"]), uuid_bytes(content["reservation_id"]))
+    return "stock", (time, *reply, _quantities(content.get("items")), fact.reason, refused)
+
+
+def _decision(reading: Reading, decision: Decision) -> Values:
+    spans: list[list[Any]] = []
+    for item_id, number in decision.units:
+        if spans and spans[-1][0] == item_id and spans[-1][1] + spans[-1][2] == number:
+            spans[-1][2] += 1
+        else:
+            spans.append([item_id, number, 1])
+    try:
+        amount = reading.decided(decision)
+    except LookupError:  # the order isn't known
+        amount = -1
+    units = tuple((uuid_bytes(item_id), first, count) for item_id, first, count in spans)
+    cause = (_CAUSES.index(decision.cause), uuid_bytes(decision.cause_id))
+    return (_us(decision.time), decision.n, amount, *cause, units, tuple(map(uuid_bytes, decision.shipping)))
+
+
+def _id(text: str | None) -> bytes | None:
+    return None if text is None else uuid_bytes(text)
+
+
+def _us(time: datetime | None) -> int | None:
+    return None if time is None else (time - _EPOCH) // _MICROSECOND
+
+
+def _quantities(items: Iterable[Mapping[str, Any]] | None) -> Values | None:
+    return None if items is None else tuple((uuid_bytes(item["item_id"]), item["quantity"]) for item in items)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def _readable(value: Any) -> str:
+    """Ids as text."""
+    if isinstance(value, bytes):
+        return uuid_text(value.hex()) if len(value) == 16 else repr(value)
+    if isinstance(value, (tuple, list, set)):
+        return "(" + ", ".join(map(_readable, value)) + ")" if value else "none"
+    return str(value)

@@ -1,0 +1,197 @@
+"""`orders repair`: what the audit finds wrong of states, rows and cache, written anew from the log."""
+
+from __future__ import annotations
+
+import asyncio
+import json as jsonlib
+import sys
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import typer
+from rich.console import Console
+
+from audit.findings import Finding, Report
+from cli.audit import audit, show_findings, target_of
+from cli.errors import UserError
+from settings import Settings, get_settings
+from streams.grouplock import GroupBusy, GroupLock
+from streams.lag import LagReader, TopicsMissing
+from streams.repair import Damage, LogIncomplete, Repairer
+from streams.transport.errors import LeaseLost, Stale
+
+STATE_CHECKS: Final = ("changelog", "versions", "tables")
+"""Checks whose findings a new record in the changelog mends; a worker's local table takes it over at its next start."""
+MENDED: Final = (*STATE_CHECKS, "rows", "cache")
+
+
+@dataclass
+class Outcome:
+    """What was repaired, by order: its stores and the version that it has now. `left`: broken still, by check."""
+
+    dry_run: bool
+    repaired: dict[str, tuple[list[str], int | None]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    left: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    unjudged: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As one JSON document."""
+        return {
+            "dry_run": self.dry_run,
+            "clean": not self.left,
+            "repaired": [
+                {"order_id": order_id, "stores": stores, "version": version}
+                for order_id, (stores, version) in sorted(self.repaired.items())
+            ],
+            "deleted_keys": self.keys,
+            "left": self.left,
+            "findings": [asdict(finding) for finding in self.findings],
+            "unjudged": self.unjudged,
+        }
+
+
+def repair_command(
+    ids: Annotated[
+        str | None, typer.Option(metavar="ID,...", help="Only these orders; @FILE: one id a line. Without it: whatever is broken.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")] = False,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Repair Redis too. Without --no-cache it must be there.")] = True,
+    max_findings: Annotated[
+        int, typer.Option("--max-findings", min=1, max=100_000, help="Findings kept of what is left; all are counted.")
+    ] = 50,
+    json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Fold orders again from the log, and make their state in the changelog, their rows and their cache entries right.
+
+    Which ones, the audit says; it is run before and after. Stop all workers first: while it is at work the group lets none in. Derived
+    events, decisions and dead letters are not written: what is wrong of them is named and stays.
+
+    Exits 0 when nothing is broken any more, 1 when something is left (or, with --dry-run, would be repaired), 2 when it couldn't work.
+
+    Example:
+
+        orders repair --dry-run; orders repair && orders audit
+    """
+    wanted = None if ids is None else _parse(ids)
+    quiet = json or not sys.stderr.isatty()
+    try:
+        outcome = asyncio.run(_repair(get_settings(), wanted, dry_run=dry_run, cache=cache, max_findings=max_findings, quiet=quiet))
+    except GroupBusy as error:
+        raise UserError(f"{error}: stop all workers (SIGTERM lets them finish), and run orders repair again") from None
+    except LogIncomplete as error:
+        raise UserError(str(error)) from None
+    except TopicsMissing as error:
+        raise UserError(f"{error}; run orders init") from None
+    except (LeaseLost, Stale) as error:
+        raise UserError(f"{error}; what was written is right: run orders repair again for the rest") from None
+    if json:
+        print(jsonlib.dumps(outcome.document(), indent=2, sort_keys=True))
+    else:
+        _show(outcome)
+    if outcome.left or (dry_run and (outcome.repaired or outcome.keys)):
+        raise typer.Exit(1)
+
+
+async def _repair(settings: Settings, ids: frozenset[str] | None, *, dry_run: bool, cache: bool, max_findings: int, quiet: bool) -> Outcome:
+    outcome, target = Outcome(dry_run), target_of(settings, cache=cache, tables=True)
+    if dry_run:
+        damaged, keys, first = await _look(target, ids, max_findings, quiet)
+        outcome.repaired = {order_id: (damage.stores, None) for order_id, damage in damaged.items()}
+        outcome.keys = sorted(keys)
+        _take(outcome, first, max_findings, mended=False)
+        return outcome
+    async with LagReader(settings) as reader:  # says at once which server or topic is missing
+        await reader.lag()
+    async with GroupLock(settings) as lock:
+        damaged, keys, first = await _look(target, ids, max_findings, quiet)
+        _take(outcome, first, max_findings, mended=False)
+        if damaged or keys:
+            async with Repairer(settings, lock, cache=cache) as repairer:
+                versions = await repairer.repair(damaged)
+                await repairer.drop_keys(keys)
+            outcome.repaired = {order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()}
+            outcome.keys = sorted(keys)
+        if damaged:
+            again = await audit(target, max_findings=max_findings, quiet=quiet, only=frozenset(damaged))
+            _take(outcome, again, max_findings, mended=True)
+    return outcome
+
+
+async def _look(target: Any, ids: frozenset[str] | None, max_findings: int, quiet: bool) -> tuple[dict[str, Damage], set[str], Report]:
+    """What the audit finds that can be repaired: by order, and Redis keys that belong to none."""
+    damaged: dict[str, Damage] = {}
+    keys: set[str] = set()
+
+    def hear(finding: Finding) -> None:
+        if finding.check not in MENDED:
+            return
+        if not finding.order_id or not _is_id(finding.order_id):
+            if finding.check == "cache":
+                keys.add(finding.where)
+            return
+        damage = damaged.setdefault(finding.order_id, Damage())
+        damage.state |= finding.check in STATE_CHECKS
+        damage.rows |= finding.check == "rows"
+        if finding.check == "cache":
+            damage.keys.add(finding.where)
+
+    report = await audit(target, max_findings=max_findings, quiet=quiet, only=ids, hear=hear)
+    return damaged, keys, report
+
+
+def _take(outcome: Outcome, report: Report, most: int, *, mended: bool) -> None:
+    """Count what a report says is broken, of checks that repair mends or of the others."""
+    for check, count in report.broken.items():
+        if (check in MENDED) == mended:
+            outcome.left[check] += count
+    found = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
+    outcome.findings += found[: most - len(outcome.findings)]
+    outcome.unjudged = report.unjudged.total()
+
+
+def _parse(text: str) -> frozenset[str]:
+    """Order ids in any form -> canonical. Raises UserError."""
+    words = text.split(",")
+    if text.startswith("@"):
+        try:
+            words = Path(text[1:]).read_text().split()
+        except OSError as error:
+            raise UserError(f"--ids {text}: {error.strerror}") from None
+    try:
+        found = frozenset(str(UUID(word.strip())) for word in words if word.strip())
+    except ValueError as error:
+        raise UserError(f"--ids: {error}; order ids such as 3fa85f64-5717-4562-b3fc-2c963f66afa6, separated by commas") from None
+    if not found:
+        raise UserError("--ids names no order")
+    return found
+
+
+def _is_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False
+
+
+def _show(outcome: Outcome) -> None:
+    console = Console(highlight=False)
+    verb = "would repair" if outcome.dry_run else "repaired"
+    for order_id, (stores, version) in sorted(outcome.repaired.items()):
+        now = "" if version is None else f"  version {version}" if version else "  the log has no such order: taken away"
+        console.print(f"{verb} order [cyan]{order_id}[/]  {', '.join(stores)}{now}", soft_wrap=True)
+    for key in outcome.keys:
+        console.print(f"{'would delete' if outcome.dry_run else 'deleted'} {key!r} in Redis", soft_wrap=True, markup=False)
+    if not outcome.repaired and not outcome.keys:
+        console.print("nothing to repair")
+    if outcome.unjudged:
+        console.print(
+            f"[yellow]{outcome.unjudged:,} differences of orders that records wait for were not judged: let workers finish first[/]"
+        )
+    show_findings(outcome.findings, outcome.left.total(), console)
+    if outcome.left:
+        console.print("[yellow]That is left: repair writes states, rows and cache, nothing else.[/]")

@@ -1,0 +1,263 @@
+"""orders repair on what a real worker wrote and somebody damaged: the audit names it, repair mends it, the audit is clean again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import msgspec
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from redis.asyncio import Redis
+
+from settings import Settings
+from sources import generator
+from sources.producer import send
+from streams.partitioner import partition_of
+from tables.codec import version_of
+from tests.workers import audit, orders, processed, rows, worker
+
+States = dict[str, list[bytes]]
+"""Order id -> its states in the changelog, the oldest first."""
+
+
+async def states_of(settings: Settings) -> States:
+    async with AIOKafkaConsumer(bootstrap_servers=settings.brokers, auto_offset_reset="earliest") as consumer:
+        partitions = [TopicPartition(settings.changelog_topic, lane) for lane in range(settings.partitions)]
+        consumer.assign(partitions)
+        ends = await consumer.end_offsets(partitions)
+        found: States = {}
+        while any([await consumer.position(partition) < end for partition, end in ends.items()]):
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                for record in records:
+                    found.setdefault(str(UUID(bytes=record.key)), []).append(record.value)
+    return found
+
+
+def grown_in(states: States) -> list[str]:
+    """Orders whose first state has a lower version than their last."""
+    return [order_id for order_id, written in sorted(states.items()) if version_of(written[0]) < version_of(written[-1])]
+
+
+async def append(settings: Settings, written: Mapping[str, list[bytes | None]]) -> None:
+    """States into the changelog, as a worker that should not would."""
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+        for order_id, values in written.items():
+            lane = partition_of(order_id.encode(), settings.partitions)
+            for value in values:
+                await producer.send_and_wait(settings.changelog_topic, value, UUID(order_id).bytes, partition=lane)
+
+
+def told(*arguments: str, code: int) -> dict[str, Any]:
+    done = orders(*arguments, "--json")
+    assert done.returncode == code, done.stdout[-3000:] + done.stderr[-2000:]
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
+
+
+def named(report: Mapping[str, Any]) -> dict[str, set[str]]:
+    """Order id -> the checks that it breaks."""
+    found: dict[str, set[str]] = {}
+    for finding in report["findings"]:
+        if finding["severity"] == "broken":
+            found.setdefault(finding["order_id"], set()).add(finding["check"])
+    return found
+
+
+@pytest.fixture
+async def redis(fresh: Settings) -> AsyncIterator[Any]:
+    async with Redis.from_url(fresh.redis) as client:
+        yield client
+
+
+@pytest.fixture
+async def database(fresh: Settings) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(fresh.postgres)
+    yield connection
+    await connection.close()
+
+
+async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings, redis: Any, database: Any, tmp_path: Path) -> None:
+    history = list(generator.events(300, 31, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)))
+    half = len(history) // 2
+    with worker(tmp_path, "w") as first:
+        await send(fresh, history[:half])
+        processed()
+        assert first.terminate() == 0
+    shutil.copytree(fresh.data / "w", fresh.data / "old")  # what a worker that was away since would have
+    with worker(tmp_path, "w") as second:
+        await send(fresh, history[half:])
+        processed()
+        assert second.terminate() == 0
+    audit()
+    truth = await rows(fresh)
+    states = await states_of(fresh)
+    known = {str(order_id) for order_id, _ in truth["orders_order"]}
+    grown = [order_id for order_id in grown_in(states) if order_id in known]
+    behind, compacted, deleted, ahead, row_gone, row_altered, row_twice, summary, parcel, place = grown[:10]
+    ghost, guest, shade = str(uuid4()), str(uuid4()), str(uuid4())
+
+    # The changelog: an older state last; an older state alone, as compaction would leave it; none; one that never was; one of nobody.
+    future = msgspec.msgpack.encode([99, *msgspec.msgpack.decode(states[ahead][-1])[1:]])
+    await append(
+        fresh,
+        {
+            behind: [states[behind][0]],
+            compacted: [None, states[compacted][0]],
+            deleted: [None],
+            ahead: [future],
+            ghost: [states[behind][-1]],
+        },
+    )
+    # Rows: one gone, one altered (and made to look newer), a second one of an order, one of nobody.
+    await database.execute("DELETE FROM orders_order_item WHERE order_id = $1", row_gone)
+    await database.execute("UPDATE orders_order SET status = 'pending', version = version + 5 WHERE id = $1", row_altered)
+    for order_id, was in ((row_twice, row_twice), (guest, row_twice)):
+        await database.execute(
+            "INSERT INTO orders_order SELECT $1::uuid, $2::uuid, region, status, currency, total_amount, discount_amount, created_at,"
+            " updated_at, version FROM orders_order WHERE id = $3::uuid LIMIT 1",
+            *(order_id, str(uuid4()), was),
+        )
+    # Redis.
+    await redis.set(f"order:{summary}", json.dumps({"order_id": summary, "version": 99}), ex=600)
+    await redis.set(f"order:{shade}", "{}", ex=600)
+    entry = {"order_id": parcel, "shipment_id": str(uuid4()), "carrier": None, "status": "delivered"}
+    await redis.set("tracking:nobody's", json.dumps([entry]), ex=600)
+    user = str(await database.fetchval("SELECT user_id FROM orders_order WHERE id = $1", place))
+    await redis.zadd(f"user:{user}:orders", {place: 5})
+    await redis.expire(f"user:{user}:orders", 600)
+    await redis.set("user:x:orders", "no list", ex=600)
+
+    wrong = {
+        behind: {"versions"},
+        compacted: {"changelog", "tables"},
+        deleted: {"changelog"},
+        ahead: {"changelog"},
+        ghost: {"changelog"},
+        row_gone: {"rows"},
+        row_altered: {"rows"},
+        row_twice: {"rows"},
+        guest: {"rows"},
+        summary: {"cache"},
+        shade: {"cache"},
+        parcel: {"cache"},
+        place: {"cache"},
+        "": {"cache"},
+    }
+    found = named(told("audit", "--max-findings", "1000", code=1))
+    assert {order_id: checks - {"tables"} for order_id, checks in found.items()} == {
+        order_id: checks - {"tables"} for order_id, checks in wrong.items()
+    }
+
+    # What it would do, and that it does nothing.
+    before = await states_of(fresh)
+    plan = told("repair", "--dry-run", code=1)
+    assert {each["order_id"] for each in plan["repaired"]} == set(wrong) - {""}
+    assert plan["deleted_keys"] == ["user:x:orders"]
+    assert await states_of(fresh) == before
+    assert named(told("audit", "--max-findings", "1000", code=1)) == found
+
+    # Some orders only.
+    some = told("repair", "--ids", f"{row_gone.upper()},{row_altered}", code=0)
+    assert [(each["order_id"], each["stores"]) for each in some["repaired"]] == [
+        (each, ["rows"]) for each in sorted((row_gone, row_altered))
+    ]
+
+    done = told("repair", code=0)
+    assert {each["order_id"] for each in done["repaired"]} == set(wrong) - {"", row_gone, row_altered}
+    assert {each["order_id"]: each["version"] for each in done["repaired"]}[ghost] == 0
+    assert (done["clean"], done["left"]) == (True, {})
+    audit()
+    assert await rows(fresh) == truth
+    assert told("repair", code=0)["repaired"] == []
+
+    # Workers take the repaired states over: one with its own table, one with an old table, one with none.
+    for name in ("w", "old", "new"):
+        with worker(tmp_path, name) as again:
+            await send(fresh, history[:50])
+            processed()
+            audit()
+            assert again.terminate() == 0
+    assert await rows(fresh) == truth
+    with worker(tmp_path, "new"):
+        await send(fresh, generator.events(30, 32))
+        processed()
+        audit()
+
+
+async def test_only_while_no_worker_is_there(fresh: Settings, tmp_path: Path) -> None:
+    with worker(tmp_path):
+        await send(fresh, generator.events(5, 33))
+        processed()
+        refused = orders("repair")
+        assert refused.returncode == 2
+        said = f"orders: group {fresh.group} has members: stop all workers (SIGTERM lets them finish), and run orders repair again\n"
+        assert refused.stderr == said
+        assert told("repair", "--dry-run", code=0)["repaired"] == []
+
+
+async def test_what_it_does_not_mend_is_named_and_left(fresh: Settings, database: Any, tmp_path: Path) -> None:
+    with worker(tmp_path) as running:
+        await send(fresh, generator.events(20, 34, generator.Shares(0, 0, 0)))
+        processed()
+        assert running.terminate() == 0
+    order_id = str(await database.fetchval("SELECT id FROM orders_order LIMIT 1"))
+    await database.execute("UPDATE orders_order SET status = 'returned' WHERE id = $1", order_id)
+    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
+        await producer.send_and_wait("stock.restock", b"{}", order_id.encode(), partition=partition_of(order_id.encode(), fresh.partitions))
+    outcome = told("repair", code=1)
+    assert outcome["left"] == {"derived": 1}
+    assert [finding["check"] for finding in outcome["findings"]] == ["derived"]
+    assert named(told("audit", code=1)) == {order_id: {"derived"}}
+    text = orders("repair")
+    assert "nothing to repair" in text.stdout
+    assert "That is left" in text.stdout
+
+
+async def test_without_the_log_there_is_no_repair(fresh: Settings, database: Any, tmp_path: Path) -> None:
+    with worker(tmp_path) as running:
+        await send(fresh, generator.events(20, 35))
+        processed()
+        assert running.terminate() == 0
+    states = await states_of(fresh)
+    order_id = grown_in(states)[0]
+    await append(fresh, {order_id: [states[order_id][0]]})
+    admin = AIOKafkaAdminClient(bootstrap_servers=fresh.brokers)
+    await admin.start()
+    lane = partition_of(order_id.encode(), fresh.partitions)
+    await admin.delete_records({TopicPartition("order.created", lane): RecordsToDelete(1)})
+    await admin.close()
+    refused = orders("repair")
+    assert refused.returncode == 2
+    assert refused.stderr == f"orders: order.created/{lane} begins at 1: its orders can't be folded again\n"
+    assert await states_of(fresh) != states
+    report = told("audit", code=1)
+    assert report["seen_from"] == {f"order.created/{lane}": 1}
+    assert named(report) == {order_id: {"versions"}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--ids", "nonsense"), "orders: --ids: badly formed hexadecimal UUID string"),
+        (("--ids", ","), "orders: --ids names no order"),
+        (("--ids", "@/nowhere"), "orders: --ids @/nowhere: No such file or directory"),
+    ],
+)
+def test_ids_that_are_none(arguments: tuple[str, ...], said: str) -> None:
+    refused = orders("repair", *arguments)
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith(said)
+
+
+def test_servers_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERS_KAFKA", "127.0.0.1:1")
+    refused = orders("repair")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "cannot reach Kafka at 127.0.0.1:1" in refused.stderr

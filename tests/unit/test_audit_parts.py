@@ -1,0 +1,193 @@
+"""The auditor's parts: it shares no code with what it checks; spill, index, lines of COPY, states, words."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid5
+
+import msgspec
+import pytest
+from aiokafka.partitioner import murmur2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audit import reference, spill, states
+from audit.findings import Finding, Findings, Report
+from audit.index import Index, Letter
+from audit.log import partition_of
+from audit.reference import Place
+from audit.spill import Spill
+from audit.stores import comparable, line_of, row_of
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> Iterator[Index]:
+    made = Index(tmp_path)
+    yield made
+    made.close()
+
+
+def test_it_shares_no_code_with_the_pipeline() -> None:
+    """import-linter sees import statements; this sees what is really loaded."""
+    code = (
+        "import pkgutil, importlib, sys, audit\n"
+        "for each in pkgutil.iter_modules(audit.__path__): importlib.import_module('audit.' + each.name)\n"
+        "ours = ('app', 'domain', 'faust', 'queries', 'settings', 'sinks', 'sources', 'streams', 'tables', 'uuid_utils')\n"
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in ours))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    assert loaded.stdout.strip() == "['domain', 'domain.topics']"
+    folder = Path(reference.__file__).parent
+    assert [path.name for path in folder.glob("*.py") if "import_module" in path.read_text() or "__import__" in path.read_text()] == []
+
+
+@given(st.binary(max_size=60), st.integers(1, 1024))
+def test_a_key_lies_where_kafka_puts_it(key: bytes, partitions: int) -> None:
+    assert partition_of(key, partitions) == (murmur2(key) & 0x7FFFFFFF) % partitions
+
+
+@given(st.uuids(), st.text())
+def test_made_ids_are_those_of_the_rfc(namespace: UUID, name: str) -> None:
+    if name.isascii() or not any(0xD800 <= ord(char) < 0xE000 for char in name):
+        assert reference.uuid5(namespace.bytes, name) == str(uuid5(namespace, name))
+
+
+# -- spill ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("buckets", "bucket_bytes", "buffer_bytes"), [(1, 1 << 30, 1 << 30), (3, 4000, 2000), (1, 500, 100)])
+def test_every_key_comes_once_with_all_its_items_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buckets: int, bucket_bytes: int, buffer_bytes: int
+) -> None:
+    monkeypatch.setattr(spill, "BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr(spill, "BUFFER_BYTES", buffer_bytes)
+    rng = random.Random(1)
+    keys = [os.urandom(rng.randrange(40)) for _ in range(60)]
+    put: dict[bytes, list[Any]] = {}
+    whole = Spill(tmp_path, buckets)
+    for number in range(600):
+        key = rng.choice(keys)
+        item = (key, number, None, "text", [("a", b"\xff"), ("b", None)])
+        put.setdefault(key, []).append([key, number, None, "text", [["a", b"\xff"], ["b", None]]])
+        whole.add(hash(key) % buckets, item, 60)
+    got: dict[bytes, list[Any]] = {}
+    groups = 0
+    for bucket in range(buckets):
+        for group in whole.groups(bucket):
+            groups += 1
+            assert not got.keys() & group.keys()
+            got |= {key: [_plain(item) for item in items] for key, items in group.items()}
+    whole.close()
+    assert got == put
+    if bucket_bytes < 5000:
+        assert groups > 2 * buckets, "large buckets come in parts"
+    assert list(tmp_path.iterdir()) == []
+
+
+def _plain(item: Any) -> Any:
+    return [_plain(each) for each in item] if isinstance(item, (list, tuple)) else item
+
+
+def test_one_key_larger_than_a_bucket_still_comes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spill, "BUCKET_BYTES", 100)
+    whole = Spill(tmp_path, 1)
+    for number in range(50):
+        whole.add(0, (b"key", number), 50)
+    (only,) = [group for group in whole.groups(0) if group]
+    assert [item[1] for item in only[b"key"]] == list(range(50))
+    whole.close()
+
+
+# -- index and findings -----------------------------------------------------------------------------------------------
+
+
+def test_letters_are_found_by_place_and_matched_once(index: Index) -> None:
+    there, elsewhere = Place("order.paid", 1, 7), Place("order.paid", 1, 8)
+    letters = [Letter(there, "not_json", "d", None, b"1", None, 0, at) for at in (3, 4)]
+    letters.append(Letter(elsewhere, "tombstone", "d", b"k", b"2", None, 0, 5))
+    index.add_letters(letters)
+    assert index.letters_of([there, Place("order.paid", 2, 7)]) == letters[:2]
+    assert list(index.unmatched_letters()) == letters[2:]
+    index.add_copies([there, there])
+    assert (index.has_copy(there), index.has_copy(elsewhere)) == (True, False)
+
+
+def test_what_waits_is_judged_unless_its_order_moves(index: Index) -> None:
+    heard: list[Finding] = []
+    findings = Findings(Report("g"), index, 2, heard.append)
+    for order_id in ("a", "b", "b", "c"):
+        findings.at_rest("rows", order_id, "where", 1, 2)
+    findings.note("letters", "x", "where", "e", "f")
+    assert index.forget(["b", "nobody"]) == 2
+    assert index.waiting_by_check() == {"rows": 2}
+    findings.judge()
+    findings.broken("cache", "d", "where", "e", "f", Place("t", 0, 1))
+    assert [finding.order_id for finding in heard] == ["a", "c", "d"]
+    assert findings.report.broken == {"rows": 2, "cache": 1}
+    assert [finding.order_id for finding in findings.report.findings] == ["x", "a", "c"]
+    assert heard[2].fact == "t/0@1"
+
+
+def test_without_its_beginning_the_log_proves_less(index: Index) -> None:
+    findings = Findings(Report("g"), index, 10)
+    findings.truncated = True
+    findings.broken("rows", "a", "where", 1, 2)
+    findings.at_rest("changelog", "a", "where", 1, 2)
+    findings.broken("letters", "a", "where", 1, 2, proven=True)
+    findings.broken("versions", "a", "where", 1, 2)
+    findings.judge()
+    assert findings.report.broken == {"letters": 1, "versions": 1}
+    assert findings.report.reported == {"rows": 1, "changelog": 1}
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+_ids = st.uuids().map(str)
+_moments = st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.isoformat())
+_texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
+
+
+@given(_ids, _ids, _texts, st.none() | _texts, _moments, st.none() | _moments, st.integers(0, 10**15))
+def test_a_line_says_what_its_row_says(one: str, two: str, text: str, maybe: str | None, moment: str, due: str | None, minor: int) -> None:
+    money = f"{minor // 100}.{minor % 100:02d}"
+    shipment = (one, two, one, text, two, None, maybe, maybe, "pending", due, moment, moment, 3)
+    assert row_of("orders_shipment", line_of("orders_shipment", shipment)) == comparable("orders_shipment", shipment)
+    order = (one, two, text, "pending", "EUR", money, "0.00", moment, moment, 1)
+    found = row_of("orders_order", line_of("orders_order", order))
+    assert found == comparable("orders_order", order)
+    assert found[5] == Decimal(money)
+    assert found[7] == datetime.fromisoformat(moment)
+
+
+# -- states -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32])
+@pytest.mark.parametrize("length", [1, 15, 16, 70_000])
+def test_a_version_is_the_first_element(version: int, length: int) -> None:
+    assert states.version_of(msgspec.msgpack.encode([version, *[None] * (length - 1)])) == version
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x91", b"\xc0", b"\x91\xcf\x00", b'{"a":1}', b"\x91\xa1a"])
+def test_bytes_that_are_no_state(raw: bytes) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        states.version_of(raw)
+    with pytest.raises(ValueError, match=r".+"):
+        states.read_state(raw)
+
+
+def test_more_elements_may_follow() -> None:
+    known: list[Any] = [0, None, [], [], [], [], [], [], [], [], [], 0, [], False, 0, []]
+    assert states.read_state(msgspec.msgpack.encode([*known, "later"])) == states.read_state(msgspec.msgpack.encode(known))
+    with pytest.raises(ValueError, match="payments"):
+        states.read_state(msgspec.msgpack.encode([*known[:2], [{}], *known[3:]]))
+    with pytest.raises(ValueError, match="scans is no list"):
+        states.read_state(msgspec.msgpack.encode([*known[:3], 7, *known[4:]]))
