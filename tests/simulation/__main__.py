@@ -106,8 +106,8 @@ def report(first: int, summary: Summary) -> None:
     faults = ", ".join(f"{count:,} {name}" for name, count in summary.faults.most_common())
     typer.echo(
         f"{summary.histories:,} histories from seed {first} in {summary.seconds:.1f} s ({rate:,.0f} a minute): {summary.events:,} events, "
-        f"{summary.deaths:,} deaths, {summary.generations:,} generations, {summary.late:,} writes that landed late, "
-        f"{summary.hidden:,} orders left out for that; faults: {faults}"
+        f"{summary.deaths:,} deaths, {summary.generations:,} generations, {summary.passed:,} deadlines passed, "
+        f"{summary.late:,} writes that landed late, {summary.hidden:,} orders left out for that; faults: {faults}"
     )
     typer.echo(f"{len(summary.failed)} failed")
     for outcome in summary.failed:

@@ -9,7 +9,7 @@ from aiokafka.structs import TopicPartition
 
 from audit.reference import Decision, Fact, NaturalKey, Place, Refusal, parse, parse_decision
 from domain import ids
-from domain.order import RETURN_STATUS, SHIPMENT_STATUS, Order, type_of
+from domain.order import DEADLINES, RETURN_STATUS, SHIPMENT_STATUS, Order, type_of
 from domain.topics import DECISIONS, DLQ, INPUT, REKEYED
 from streams.partitioner import partition_of
 from tables import codec
@@ -46,6 +46,8 @@ def natural_keys(order: Order) -> set[NaturalKey]:
         keys.add(("scan", text(scan.shipment_id), SHIPMENT_STATUS[scan.rank], _EPOCH + timedelta(microseconds=scan.time)))
     keys.update(("return", text(fact.return_id), RETURN_STATUS[fact.status]) for fact in order.returns)
     keys.update((type_of(fact), text(fact.refund_id)) for fact in order.refunds)
+    for fact in order.deadlines:
+        keys.add((type_of(fact), DEADLINES[fact.what], None if fact.subject is None else text(fact.subject), fact.attempt))
     return keys
 
 
@@ -61,6 +63,8 @@ class Accounts:
         self.decisions: dict[Place, Decision | Refusal] = {}
         self.letters: set[Place] = set()
         self.sent_on: set[Place] = set()
+        self.passed = 0
+        """Records that say that a deadline has passed."""
         self.states: dict[bytes, bytes] = {}
         self._keys: dict[bytes, set[NaturalKey]] = {}
 
@@ -93,6 +97,7 @@ class Accounts:
             for at, record in enumerate(records, offset):
                 decision = parse_decision(record.value, record.headers)
                 if isinstance(decision, Fact):
+                    self.passed += 1
                     self.parsed[Place(tp.topic, tp.partition, at)] = decision
                 else:
                     self.decisions[Place(tp.topic, tp.partition, at)] = decision
@@ -107,7 +112,7 @@ class Accounts:
 
     def _unaccounted(self, record: Record, hidden: Container[str]) -> str:
         place = Place(record.topic, record.partition, record.offset)
-        if record.topic == DECISIONS:
+        if place in self.decisions:
             decision = self.decisions[place]
             if (
                 isinstance(decision, Decision)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from aiokafka import errors
@@ -313,6 +314,7 @@ class FakeCoordinator:
         self.generation = NO_GENERATION
         self.member_id = NO_MEMBER
         self._commit_lock = asyncio.Lock()
+        self._client = SimpleNamespace(_conns={})
         self._rejoin = asyncio.Event()
         self._rejoin.set()
         self._beating: asyncio.Task[None] | None = None
@@ -324,6 +326,9 @@ class FakeCoordinator:
         """Nearly always it is; now and then it has to be looked for, which takes as long as a failover."""
         if self._network.faults.left and self._network.rng.random() < 0.1:
             await self.until_answered("find", lambda: None)
+
+    def coordinator_dead(self) -> None:
+        """It is asked anew where the coordinator is: here it stays where it is."""
 
     async def _send_req(self, request: Any) -> Response:
         group = self._group
@@ -410,6 +415,8 @@ class FakeCoordinator:
             await listener.on_partitions_assigned(assigned)
             prepared = False
             self._beating = asyncio.ensure_future(self._beat())
+            # If it ends by an error, the event loop tells: nobody awaits it.
+            self._beating.add_done_callback(lambda task: task.cancelled() or task.result())
 
     async def _join(self) -> frozenset[TopicPartition] | None:
         member = self.member_id

@@ -54,6 +54,7 @@ class Outcome:
     generations: int = 0
     late: int = 0
     hidden: int = 0
+    passed: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -92,6 +93,7 @@ def run_seed(seed: int, *, tracing: bool = False) -> Outcome:
         world.group.generation,
         len(world.late),
         len(world.hidden),
+        world.accounts.passed,
         Counter(world.network.counts),
     )
 
@@ -111,6 +113,7 @@ class Summary:
     generations: int = 0
     late: int = 0
     hidden: int = 0
+    passed: int = 0
     moods: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     failed: list[Outcome] = field(default_factory=list)
@@ -123,6 +126,7 @@ class Summary:
         self.generations += outcome.generations
         self.late += outcome.late
         self.hidden += outcome.hidden
+        self.passed += outcome.passed
         self.moods[outcome.mood] += 1
         self.faults.update(outcome.faults)
         if outcome.problems:
@@ -136,6 +140,7 @@ class Summary:
         self.generations += other.generations
         self.late += other.late
         self.hidden += other.hidden
+        self.passed += other.passed
         self.moods.update(other.moods)
         self.faults.update(other.faults)
         self.failed += other.failed

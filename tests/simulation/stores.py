@@ -7,6 +7,7 @@ tests/contract holds both against the real servers.
 from __future__ import annotations
 
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, Final, TypeVar
@@ -19,7 +20,7 @@ from lupa import lua51
 from sinks.redis import _SCRIPT
 from sinks.rows import Row, RowBatch
 from sinks.schema import TABLES, build_metadata
-from streams.transport.table import StateStore
+from streams.transport.table import DUE, StateStore
 from tests.simulation.loop import Killed
 from tests.simulation.network import Network
 
@@ -310,6 +311,26 @@ class _Batch:
         self.puts[key] = None
 
 
+class _Cursor:
+    """rocksdict's iterator over sorted keys."""
+
+    def __init__(self, keys: list[bytes]) -> None:
+        self._keys = keys
+        self._at = 0
+
+    def seek(self, key: bytes) -> None:
+        self._at = bisect_left(self._keys, key)
+
+    def valid(self) -> bool:
+        return self._at < len(self._keys)
+
+    def key(self) -> bytes:
+        return self._keys[self._at]
+
+    def next(self) -> None:
+        self._at += 1
+
+
 class _Db:
     """rocksdict's Rdict of one partition."""
 
@@ -319,6 +340,9 @@ class _Db:
 
     def get(self, keys: list[bytes]) -> list[bytes | None]:
         return [self._content.get(key) for key in keys]
+
+    def iter(self) -> _Cursor:
+        return _Cursor(sorted(key for key in self._content if key.startswith(DUE)))
 
     def write(self, batch: _Batch) -> None:
         fault = self._network.local()

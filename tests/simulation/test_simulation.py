@@ -36,6 +36,7 @@ def test_histories() -> None:
     assert summary.deaths > HISTORIES / 4
     assert summary.generations > HISTORIES
     assert summary.late > 0
+    assert summary.passed > HISTORIES / 4
 
 
 @pytest.mark.parametrize("seeds", ["1 40"])

@@ -15,6 +15,7 @@ from aiokafka.structs import TopicPartition
 
 from audit.reference import Decision, Fact, Order, Place, Reading, Refusal
 from audit.stores import Row, comparable
+from domain.deadlines import next_due
 from domain.topics import DECISIONS, DERIVED, DLQ, INPUT, REKEYED
 from sinks.schema import TABLES
 from streams.partitioner import partition_of
@@ -53,6 +54,7 @@ class Verifier:
         yield from self._rows()
         yield from self._derived()
         yield from self._refunds()
+        yield from self._deadlines()
         yield from self._letters()
         yield from self._cache()
         if not self.world.restarted:
@@ -85,7 +87,11 @@ class Verifier:
                         self._take(parsed[place], place, None)
         for number in self._partitions():
             for record in self._log(DECISIONS, number):
-                decision = self.world.accounts.decisions[Place(DECISIONS, number, record.offset)]
+                place = Place(DECISIONS, number, record.offset)
+                if place in parsed:  # a deadline that passed
+                    self._take(parsed[place], place, None)
+                    continue
+                decision = self.world.accounts.decisions[place]
                 assert isinstance(decision, Decision), f"refund.decided: {decision}"
                 if decision.order_id in self.orders:
                     self.orders[decision.order_id].decide(decision)
@@ -246,6 +252,52 @@ class Verifier:
                 if owed.covered and all(owed in each.owed() for each in readings):
                     yield f"order {order_id}: {owed.amount} is owed for {owed.cause} {owed.cause_id} and was not decided"
 
+    # -- deadlines -----------------------------------------------------------------------------------------------------
+
+    def _deadlines(self) -> Iterator[str]:
+        """None is due and left, none is lost, none has passed too early, and none although its answer lay in its lane before."""
+        now = self.world.milliseconds()
+        for key, raw in self.world.accounts.states.items():
+            if str(UUID(bytes=key)) in self.world.hidden:
+                continue
+            due, wanted = codec.due_of(raw), next_due(codec.decode(raw), key, self.world.settings.patience)
+            if 0 < due <= now:
+                yield f"order {UUID(bytes=key)}: due {now - due} ms ago"
+            if due != wanted:
+                yield f"order {UUID(bytes=key)}: due at {due}, but what it waits for is due at {wanted}"
+        if self.world.clock_went_back:
+            return  # the brokers' times don't tell any more what came first
+        arrived = self._arrived()
+        for number in self._partitions():
+            for record in self._log(DECISIONS, number):
+                fact = self.world.accounts.parsed.get(Place(DECISIONS, number, record.offset))
+                if not isinstance(fact, Fact) or fact.order_id not in self.readings:
+                    continue
+                at = round(fact.time.timestamp() * 1000)
+                if record.timestamp < at:
+                    yield f"order {fact.order_id}: {fact.key} was written {at - record.timestamp} ms before its time"
+                readings = self.readings[fact.order_id]
+                if len(readings) > 1:
+                    continue  # the log doesn't tell which content counts
+                before = [each for each, when in arrived[fact.order_id] if when < at and each.key not in readings[0].refused]
+                for each in before:
+                    if _answers(each, fact) and len(self.orders[fact.order_id].candidates[each.key]) == 1:
+                        yield f"order {fact.order_id}: {fact.key}, but {each.key} came before {fact.time}"
+
+    def _arrived(self) -> Mapping[str, list[tuple[Fact, int]]]:
+        """Order -> facts, and when they came to its own lane, ms by the brokers' clock."""
+        arrived: dict[str, list[tuple[Fact, int]]] = defaultdict(list)
+        for topic in (*INPUT, REKEYED):
+            for number in self._partitions():
+                for record in self._log(topic, number):
+                    fact = self.world.accounts.parsed[Place(topic, number, record.offset)]
+                    if not isinstance(fact, Fact):
+                        continue
+                    key = fact.order_id.encode()
+                    if record.key == key and partition_of(key, len(self._partitions())) == number:
+                        arrived[fact.order_id].append((fact, record.timestamp))
+        return arrived
+
     # -- dead letters --------------------------------------------------------------------------------------------------
 
     def _letters(self) -> Iterator[str]:
@@ -344,6 +396,20 @@ class Verifier:
         for order_id, readings in self.readings.items():
             if readings[0].created is not None and last.get(order_id, "pending") not in {reading.status() for reading in readings}:
                 yield f"order {order_id}: last notice {last.get(order_id)}, status {readings[0].status()}"
+
+
+def _answers(fact: Fact, deadline: Fact) -> bool:
+    """Whether it is what the deadline waited for, by itself. (A payment may be one of several, and is left out.)"""
+    what, content = deadline.content["deadline"], fact.content
+    if what == "refund":
+        return fact.type in ("refund.completed", "refund.failed") and content["refund_id"] == deadline.content["refund_id"]
+    if content.get("seller_id") != deadline.content.get("seller_id"):
+        return False
+    if what == "stock":
+        return fact.type in ("stock.reserved", "stock.rejected", "stock.released", "shipment.updated")
+    if what == "label":
+        return fact.type == "shipment.updated"
+    return what == "release" and fact.type in ("stock.rejected", "stock.released") and content.get("items") is None
 
 
 @lru_cache(maxsize=4096)

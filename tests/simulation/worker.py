@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from domain.topics import DERIVED, DLQ
+from domain.topics import CLOCK, DERIVED, DLQ
 from settings import Settings
 from sinks.redis import RedisSink
 from streams.delivery import Delivery, GaveUp
@@ -236,9 +236,9 @@ class App:
         self.rows = FakePostgres(servers.network, servers.tables)
         self.cache = RedisSink(settings, pause=0.5, client=FakeRedis(servers.network, servers.keys))
         self.pipeline = Pipeline(settings, self.table, self.rows, self.cache)
-        self.specs = [LaneSpec(servers.lane_topics, self._handle, settings.batch_records)]
+        self.specs = [LaneSpec(servers.lane_topics, self._handle, settings.batch_records, due=self.table)]  # type: ignore[arg-type]
         self.specs_by_topic = dict.fromkeys(servers.lane_topics, self.specs[0])
-        self.copartitioned = (*servers.lane_topics, settings.changelog_topic, *DERIVED, DLQ)
+        self.copartitioned = (*servers.lane_topics, settings.changelog_topic, *DERIVED, DLQ, CLOCK)
         self.recovery = Recovery(self)
         self.client = FakeConsumer(servers.network, servers.broker, servers.group, settings.heartbeat_interval, servers.fetch_limit)
         self.consumer = SimulatedConsumer(self)

@@ -16,9 +16,10 @@ from uuid import UUID
 
 from aiokafka.structs import TopicPartition
 
-from domain.topics import DECISIONS, DERIVED, DLQ, REKEYED
+from domain.topics import CLOCK, DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
 from streams.delivery import GaveUp
+from tables import codec
 from tables.codec import version_of
 from tests.simulation.accounts import Accounts
 from tests.simulation.clients import BROKER, Leaving
@@ -39,8 +40,13 @@ DRAINED = 400.0
 """Seconds after which a world that has healed must be at rest: far above every timeout in it."""
 PATIENT = 60.0
 """Seconds of retries that nothing in a plan calls for: a worker that gives up after more has hung by itself."""
+SOON = 60_000
+"""Milliseconds: a world rests when nothing is due within them. Far above every deadline, so all have passed."""
 LOOK = 0.5
 """Seconds between two looks whether it is."""
+
+ANSWERS = ("payment", "stock", "release", "label", "refund")
+"""What is waited for: all but the first are asked for again."""
 
 CHANCES: Mapping[str, Mapping[str, float]] = {
     "calm": {},
@@ -73,6 +79,14 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """Moods -> what may be done to the world at some moment."""
+
+
+def _patience(rng: Random) -> dict[str, Any]:
+    """Deadlines of seconds, some of them off; in some histories all are: then a world rests sooner."""
+    off = rng.random() < 0.3
+    patience: dict[str, Any] = {f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS}
+    patience |= {f"{name}_asks": rng.choice((1, 2, 3)) for name in ANSWERS[1:]}
+    return patience
 
 
 @dataclass(slots=True)
@@ -113,14 +127,17 @@ class World:
                 "partitions": plan.partitions,
                 "batch_records": rng.choice((1, 2, 4, 8, 2000)),
                 "retry_limit": rng.choice((20.0, 300.0)),
+                **_patience(Random(f"deadlines {seed}")),
             }
         )
+        self.patient = any(getattr(self.settings, f"{name}_deadline") for name in ANSWERS)
+        """Something is waited for."""
         self.batch_limit = rng.choice((1, 3, 1 << 30))
         self.fetch_limit = rng.choice((1, 3, 500))
         self.lost_lists = 0.0 if plan.mood == "calm" else rng.choice((0.0, 0.0, 0.3))
         self.lane_topics = (*topics_of(plan.arrivals), DECISIONS, REKEYED)
         self.broker = Broker()
-        self.broker.create((*self.lane_topics, *DERIVED, DLQ, self.settings.changelog_topic), plan.partitions)
+        self.broker.create((*self.lane_topics, *DERIVED, DLQ, CLOCK, self.settings.changelog_topic), plan.partitions)
         self.group = Group(self._assign, SESSION, self.settings.drain_timeout + 20, self._later, self.loop.time)
         self.group.on_commit = self._committing
         self.group.on_generation = self._new_generation
@@ -142,6 +159,7 @@ class World:
         self.openings: dict[int, list[tuple[float, int]]] = {}
         """Partition -> (when, generation) of the lanes that opened."""
         self._clock_jump = 0.0
+        self.clock_went_back = False
         self._pending = 0
         self._over = False
         self._healed_at = 0.0
@@ -188,6 +206,10 @@ class World:
         for at, action in plan.actions:
             self._planned(begin + at, self._act, action)
         healed = begin + max(plan.arrivals[-1].at, plan.actions[-1][0] if plan.actions else 0.0) + 1.5
+        if self.patient:
+            # Most deadlines pass when everything has arrived: then things go wrong as well.
+            self._planned(begin + plan.arrivals[-1].at, self._more_faults)
+            healed += 6.0
         self._planned(healed, self._heal)
         deadline = healed + DRAINED
         try:
@@ -215,12 +237,13 @@ class World:
     def arrive(self, arrival: Arrival) -> None:
         """Upstream appends a record."""
         tp = TopicPartition(arrival.topic, arrival.partition)
-        offset = self.broker.logs[tp].append([Sent(arrival.key, arrival.value, arrival.headers)], self._milliseconds())
+        offset = self.broker.logs[tp].append([Sent(arrival.key, arrival.value, arrival.headers)], self.milliseconds())
         self.accounts.arrived(tp, offset, arrival)
         if self.trace is not quiet:
             self.trace(None, f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}: {self.accounts.told(arrival)}")
 
-    def _milliseconds(self) -> int:
+    def milliseconds(self) -> int:
+        """The brokers' time."""
         return int(self.wall_clock() * 1000)
 
     def wall_clock(self) -> float:
@@ -251,7 +274,9 @@ class World:
                     # Of an order whose older state landed last, the newer one is gone now.
                     self._hide(record for record in log.records if not _not_older(record, self.accounts.states))
             case "clock":
-                self._clock_jump += rng.choice((-86_400.0, -3.0, 3.0, 86_400.0))
+                jump = rng.choice((-86_400.0, -3.0, 3.0, 86_400.0))
+                self._clock_jump += jump
+                self.clock_went_back |= jump < 0
             case "kafka down" | "postgres down" | "redis down":
                 server = {"kafka down": BROKER, "postgres down": POSTGRES, "redis down": REDIS}[action]
                 self.network.down.add(server)
@@ -272,6 +297,10 @@ class World:
                 rng.choice(alive).stop()
             case "rejoin":
                 rng.choice(alive).rejoin()
+
+    def _more_faults(self) -> None:
+        faults = self.network.faults
+        faults.left = max(faults.left, self.rng.randint(1, 4))
 
     def _up(self, server: str) -> None:
         self.network.down.discard(server)
@@ -409,7 +438,7 @@ class World:
     def _at_rest(self) -> bool:
         if self._pending or self.network.under_way or self.network.down or self.group.preparing:
             return False
-        if not self._drained():
+        if not self._drained() or self._due():
             return False
         served: list[int] = []
         for worker in self.running.values():
@@ -434,6 +463,12 @@ class World:
                     return False
         return True
 
+    def _due(self) -> list[str]:
+        """Orders of which something is due, or will be soon."""
+        soon = self.milliseconds() + SOON
+        states = self.accounts.states.items()
+        return [name for key, raw in states if 0 < codec.due_of(raw) <= soon and (name := str(UUID(bytes=key))) not in self.hidden]
+
     def _unrest(self) -> str:
         lags = [
             f"{topic}/{number} at {self.group.offsets.get(tp, 0)} of {self.broker.logs[tp].end}"
@@ -442,6 +477,7 @@ class World:
             if self.broker.logs[tp := TopicPartition(topic, number)].end != self.group.offsets.get(tp, 0)
         ]
         pending = f"{self._pending} planned, {self.network.under_way} under way, {sorted(self.network.down)} down"
+        lags += [f"order {order_id} due" for order_id in self._due()]
         return f"{', '.join(lags) or 'no lag'}; {pending}; {sorted(worker.process.name for worker in self.running.values())} run"
 
     def _trace(self, process: Process | None, *what: object) -> None:

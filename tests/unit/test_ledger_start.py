@@ -42,8 +42,8 @@ def test_beyond_the_end_nothing_is_read() -> None:
 
 
 def test_recovery_keeps_the_highest_version_not_the_last() -> None:
-    records = [Rec(0, b"\x02a", b"k"), Rec(1, b"\x01b", b"k"), Rec(2, b"\x02c", b"k"), Rec(3, b"\x01", b"other")]
-    assert newest(records, lambda raw: raw[0]) == ({b"k": b"\x02c", b"other": b"\x01"}, set())
+    records = [Rec(0, b"\x02a", b"k"), Rec(1, b"\x02b", b"k"), Rec(2, b"\x01c", b"k"), Rec(3, b"\x01", b"other")]
+    assert newest(records, lambda raw: raw[0]) == ({b"k": b"\x02b", b"other": b"\x01"}, set())
 
 
 def test_a_deletion_is_kept_until_something_is_written_again() -> None:
