@@ -134,7 +134,7 @@ class Counting:
         async def so() -> bool:
             return all(re.search(rf"lanes {lanes} open", worker.text()) for worker in workers)
 
-        await eventually(so, f"{len(workers)} workers share the lanes")
+        await eventually(so, f"{len(workers)} workers share the lanes", 90)
 
     async def written(self, more: int) -> None:
         """Wait until `more` effects have been written from now on."""

@@ -21,6 +21,7 @@ import sys
 from typing import Any
 
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
 
 from settings import Settings
 from streams.transport import BatchApp, LaneBatch, OutRecord, StateTable, run_worker
@@ -114,7 +115,12 @@ def break_at(fault: str) -> None:
         if here and when == "before":
             logging.info("%s before %s", what, name)
             os.kill(os.getpid(), number)
-        response = await send(self, node_id, request, **options)
+        try:
+            response = await send(self, node_id, request, **options)
+        except KafkaError as exc:
+            if here:
+                logging.info("the answer to %s: none, %r", name, exc)
+            raise
         if here:
             logging.info("the answer to %s: %r", name, response)
         if here and when == "after":
