@@ -40,7 +40,7 @@ async def test_workers_and_the_lock_keep_each_other_out(fresh: Settings, tmp_pat
     async with LagReader(fresh) as reader:
         assert await reader.lag() == before, "the group's offsets stay as they are"
         assert await reader.members() == 0, "it has left"
-    with worker(tmp_path) as again:
+    with worker(tmp_path, "again") as again:
         assert again.terminate() == 0
 
 
