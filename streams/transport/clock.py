@@ -9,7 +9,7 @@ was appended before it lies below the ends that are read afterwards.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from faust.types import TP
 
@@ -17,8 +17,15 @@ LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at least: what is due comes in bunches, and each look costs a record and a round trip."""
 
 
+class Now(NamedTuple):
+    """The own clocks, ms: the one that tells the time since 1970 and may be set, and the one that only ever goes on (since whenever)."""
+
+    wall: int
+    steady: int
+
+
 class Clock:
-    """One lane's. Times are ms since 1970: `now` by the own clock, all others by the brokers'."""
+    """One lane's. Times are ms since 1970 by the brokers' clock; `now` is by the own ones."""
 
     __slots__ = ("_ahead", "_ends", "_looked", "due", "moment")
 
@@ -28,18 +35,24 @@ class Clock:
         self.moment = 0
         """The time of the last look, until everything due then is fired; 0: no look is under way."""
         self._ends: Mapping[TP, int] = {}
-        self._ahead = 0
-        self._looked = 0
+        self._ahead = Now(0, 0)
+        """What the brokers' clock is ahead of each of the own ones, as of the last look."""
+        self._looked: int | None = None
 
-    def pause(self, now: int) -> float | None:
+    def pause(self, now: Now) -> float | None:
         """Seconds until a look is worth while; None: nothing is waited for, or a look is under way."""
         if not self.due or self.moment:
             return None
-        return max(self.due - self._ahead - now, self._looked + LOOK_INTERVAL * 1000 - now, 0) / 1000
+        ahead, looked = self._ahead, self._looked
+        if looked is None:
+            return max(self.due - now.wall, 0) / 1000
+        # Whichever is set, the other one still tells; a look too many does no harm.
+        latest = max(now.wall + ahead.wall, now.steady + ahead.steady)
+        return max(self.due - latest, looked + LOOK_INTERVAL * 1000 - now.steady, 0) / 1000
 
-    def looked(self, now: int, moment: int, ends: Mapping[TP, int]) -> None:
+    def looked(self, now: Now, moment: int, ends: Mapping[TP, int]) -> None:
         """A broker said `moment`; then the logs ended at `ends`. To be called at `now`."""
-        self._ahead, self._looked = moment - now, now
+        self._ahead, self._looked = Now(moment - now.wall, moment - now.steady), now.steady
         if moment >= self.due:
             self.moment, self._ends = moment, ends
 

@@ -15,7 +15,7 @@ from domain.topics import CLOCK
 from streams import metrics
 from streams.delivery import Delivery, Outcome
 from streams.transport.batch import LaneBatch, OutRecord, Slice
-from streams.transport.clock import Clock
+from streams.transport.clock import Clock, Now
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.ledger import Ledger, shares
 from streams.transport.producer import LaneProducer
@@ -301,6 +301,5 @@ class Lane:
         return taken
 
 
-def _now() -> int:
-    """Milliseconds since 1970 by the own clock."""
-    return int(time.time() * 1000)
+def _now() -> Now:
+    return Now(int(time.time() * 1000), int(time.monotonic() * 1000))

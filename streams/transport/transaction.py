@@ -187,6 +187,7 @@ class TransactionalLaneProducer(LaneProducer):
         self._check()
         async with self._settling():
             if self._in_doubt and await self._went_in(offsets, before):
+                self._in_doubt = False
                 return {}
             producer = self._connection(await self._ready())
             self._in_doubt = True
