@@ -155,7 +155,7 @@ async def test_without_topics_the_way_out_is_named(fresh: Settings, capsys: pyte
         assert (out, err.count("\n")) == ("", 1)
         assert "run orders init" in err
     async with LagReader(fresh) as reader:
-        with pytest.raises(TopicsMissing, match=r"order\.created"):
+        with pytest.raises(TopicsMissing, match=r"checkout\.completed"):
             await reader.lag()
 
 
