@@ -64,7 +64,7 @@ class PostgresWire:
             failed = failed or kind == b"E"
             complete = complete or kind == b"Z"
         if not self._answering or not self._losses.wanted or failed:
-            if complete:
+            if complete or failed:  # what ends a refusal may come by itself
                 self._answering = False
             return self._release(data)
         self._held += data

@@ -19,8 +19,8 @@ from tests.chaos.sweep.sweep import Kill, plan, reconnoitre, sweep
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SAMPLE = 6
 ALWAYS = (
-    ("PostgresSink.write", "connection.fetchval", AFTER),  # the rows are there, the state is not
-    ("Lane.write_table", "producer.send", AFTER),  # the changelog is ahead of the local store
+    ("PostgresSink._write", "connection.fetchval", AFTER),  # the rows are there, the state is not
+    ("LaneProducer.write_states", "self.send", AFTER),  # the changelog is ahead of the local store
     ("ConsumerThread.commit_finished", "_do_commit_offsets", AFTER),
 )
 """Where most depends on the order of the steps: function, code, side."""
