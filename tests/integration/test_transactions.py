@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
+import psutil
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaError
@@ -144,7 +144,7 @@ async def test_a_worker_that_is_shut_out_without_a_successor_begins_anew(group: 
 @pytest.mark.parametrize("lost", ["request", "answer"])
 async def test_a_transaction_in_doubt_is_settled_by_the_committed_offsets(group: Counting, lost: str) -> None:
     places = [TP(topic, 0) for topic in group.topics]
-    stored: list[tuple[int, dict[bytes, bytes], int | None]] = []
+    stored: list[tuple[int, dict[bytes, bytes], int | None, tuple[bytes, ...]]] = []
     table: Any = SimpleNamespace(changelog_topic_name=group.changelog, store=SimpleNamespace(write=lambda *what: stored.append(what)))
     async with group.consumer(group_id=group.group) as consumer:
         producer = lane(group, lambda tps: stable_offsets(consumer._coordinator, tps))
@@ -159,7 +159,7 @@ async def test_a_transaction_in_doubt_is_settled_by_the_committed_offsets(group:
         await producer.acknowledge({places[0]: 5}, before)
         # Of a transaction that was in already nobody has told where the changelog's records lie.
         [changed] = await group.read(group.changelog)
-        assert stored == [(0, {b"k": b"state"}, None if lost == "answer" else changed.offset)]
+        assert stored == [(0, {b"k": b"state"}, None if lost == "answer" else changed.offset, ())]
         assert [record.value for record in await group.read(group.out)] == [b"1"]
         await producer.publish({group.out: [OutRecord(b"k", b"2", [])]}, 0)
         await producer.acknowledge({places[1]: 6}, before | {places[0]: 5})
@@ -309,7 +309,9 @@ async def test_a_broker_that_dies_while_a_transaction_is_open(tmp_path: Path) ->
             await group.produce(100)
             await worker.logged("stop before EndTxn")
             for pid in stack.pids["kafka"]:
-                os.kill(pid, signal.SIGKILL)
+                broker = psutil.Process(pid)
+                broker.kill()
+                broker.wait(10)
             Stack.start(tmp_path / "stack")
             worker.send(signal.SIGCONT)
             await group.produce(100)
