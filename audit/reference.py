@@ -1283,10 +1283,13 @@ class Reading:
 
     @functools.cached_property
     def asked_back(self) -> set[str]:
-        """Sellers whose stock may have been asked back: by a cancellation, for want of money, or because it came too late."""
-        overdue = any(fact.content["deadline"] == "payment" for fact in self._of("deadline.passed"))
+        """Sellers whose stock may have been asked back: by a cancellation, for want of money, because it came too late, or once more."""
+        passed = [fact.content for fact in self._of("deadline.passed")]
+        if any(content["deadline"] == "payment" for content in passed):
+            return set(self.sellers)
         reserved = {fact.content["seller_id"] for fact in self._of("stock.reserved")}
-        return set(self.sellers) if overdue else self.cancelled | (self.given_up & reserved)
+        again = {content["seller_id"] for content in passed if content["deadline"] == "release" and not content["final"]}
+        return self.cancelled | (self.given_up & reserved) | again
 
     def surely_released(self) -> set[str]:
         """Sellers of `cancelled` for whom a stock.release is due in any order of arrival: some unit never moved, came back or was gone."""

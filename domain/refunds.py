@@ -23,7 +23,7 @@ def owed(order: Order, now: Survey, order_id: bytes, time: int, sums: Sums | Non
     n = len(order.decisions)
     if not now.live:
         return RefundDecision(time, n, free, CAUSE_CLOSED, order_id, [], [])
-    if not order.returns and not order.stock:
+    if not order.returns and not order.stock and not order.deadlines:
         return None
     if sums is None:
         sums = Sums(order)

@@ -117,6 +117,15 @@ def test_stock_is_asked_for_again_under_the_same_id_and_at_last_counts_as_reject
     assert told.order.version == 5  # created, stock.reserved, three deadlines
 
 
+def test_money_for_stock_that_nobody_answered_goes_back() -> None:
+    told = ordered()
+    told.pay("20.00")
+    told.take(comes_back(Due(T0, DUE_STOCK, raw(ANNA), 3, True)))
+    told.decide()
+    (asked,) = told.published("refund.request")
+    assert (asked["cause"], asked["cause_id"], asked["amount"]) == ("stock", ANNA, "10.00")
+
+
 def test_a_late_reservation_is_released() -> None:
     told = ordered()
     for attempt in (1, 2, 3):
