@@ -50,12 +50,13 @@ def record(event: Event) -> Record:
 def wire(fact: Any) -> dict[str, Any]:
     match fact:
         case Created():
+            digits = money.DIGITS[fact.currency]
             return {
                 "user_id": ids.text(fact.user_id),
                 "region": fact.region,
                 "currency": fact.currency,
-                "total_amount": money.text(fact.total, 2),
-                "discount_amount": None if fact.discount is None else money.text(fact.discount, 2),
+                "total_amount": money.text(fact.total, digits),
+                "discount_amount": None if fact.discount is None else money.text(fact.discount, digits),
                 "items": [
                     {
                         "item_id": ids.text(item.item_id),
@@ -63,14 +64,18 @@ def wire(fact: Any) -> dict[str, Any]:
                         "seller_id": ids.text(item.seller_id),
                         "sku": item.sku,
                         "quantity": item.quantity,
-                        "price": money.text(item.price, 2),
-                        **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, 2)}),
+                        "price": money.text(item.price, digits),
+                        **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, digits)}),
                     }
                     for item in fact.items
                 ],
             }
         case Payment():
-            return {"payment_id": ids.text(fact.payment_id), "amount": money.text(fact.amount, 2), "currency": fact.currency}
+            return {
+                "payment_id": ids.text(fact.payment_id),
+                "amount": money.text(fact.amount, money.DIGITS[fact.currency]),
+                "currency": fact.currency,
+            }
         case PaymentFailure():
             return {"payment_id": ids.text(fact.payment_id), "reason": fact.reason}
         case StockReply():

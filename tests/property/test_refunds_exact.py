@@ -1,0 +1,162 @@
+"""Refunds over long histories, by rational arithmetic from the amounts that upstream sent: exact to the last minor unit, any currency."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from fractions import Fraction
+from math import floor
+from random import Random
+from typing import Any
+
+import pytest
+
+from domain import events, ids
+from domain.events import Event
+from domain.order import Cancellation, Created, Item, Payment, ReturnStage, Scan, StockReply
+from domain.survey import survey
+from tests.property.histories import ORDER_ID, Run, raw_id
+from tests.property.wire import hour, record
+
+CURRENCIES = {"JPY": 0, "EUR": 2, "KWD": 3}
+FACTS = 240
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("currency", CURRENCIES)
+def test_every_refund_is_the_sum_of_what_its_units_cost(currency: str, seed: int) -> None:
+    rng = Random(f"{currency}{seed}")
+    causes: Counter[str] = Counter()
+    for _ in range(30):
+        created = order_placed(currency, rng)
+        run = Run()
+        for event in wired(history(created, rng)):
+            run.take(event)
+            while run.decisions and rng.random() < 0.7:
+                run.take(run.decisions.popleft())
+        run.take_all([])
+        causes.update(check(created, run))
+    assert causes["return"] > 30
+    assert causes["stock"] > 30
+    assert causes["closed"] > 0
+
+
+def check(created: Created, run: Run) -> list[str]:
+    """The causes of the refunds, all of which are right."""
+    sent = record(Event("order.created", ORDER_ID, created, "e", created.time, None)).value
+    assert sent is not None
+    prices, shares, postage = as_sent(sent)
+    scale = 10 ** CURRENCIES[created.currency]
+    requests: list[Any] = [derived.data for derived in run.derived if derived.type == "refund.request"]
+    decisions = run.order.decisions
+    assert len(requests) == len(decisions)
+    captured = sum(Fraction(payment.amount, scale) for payment in run.order.payments if not payment.refused)
+    refunded = Fraction(0)
+    paid_for: set[tuple[bytes, int]] = set()
+    for request, decision in zip(requests, decisions, strict=True):
+        assert len(request.amount.partition(".")[2]) == CURRENCIES[created.currency]
+        units = [(item, n) for item, first, count in decision.units for n in range(first, first + count)]
+        assert paid_for.isdisjoint(units)
+        paid_for.update(units)
+        if request.cause != "closed":
+            assert Fraction(request.amount) == sum(prices[item] - shares[item][n] for item, n in units) + sum(
+                postage[item] for item in decision.shipping
+            )
+        refunded += Fraction(request.amount)
+    assert refunded <= captured
+    if survey(run.order).live == 0:
+        assert refunded == captured
+    return [request.cause for request in requests]
+
+
+def as_sent(value: bytes) -> tuple[dict[bytes, Fraction], dict[bytes, list[Fraction]], dict[bytes, Fraction]]:
+    """By item: the price of a unit, the share of the discount of each of its units, and the shipping: rational, from the wire's texts."""
+    data = json.loads(value)
+    digits = CURRENCIES[data["currency"]]
+    quantum = Fraction(1, 10**digits)
+    items = {bytes.fromhex(item["item_id"].replace("-", "")): item for item in data["items"]}
+    prices = {item_id: Fraction(item["price"]) for item_id, item in items.items()}
+    worth = {item_id: prices[item_id] * item["quantity"] for item_id, item in items.items()}
+    lines = apportion(Fraction(data.get("discount_amount", "0")), worth, quantum)
+    shares = {
+        item_id: list(apportion(lines[item_id], dict.fromkeys(range(item["quantity"]), prices[item_id]), quantum).values())
+        for item_id, item in items.items()
+    }
+    return prices, shares, {item_id: Fraction(item.get("shipping_amount", "0")) for item_id, item in items.items()}
+
+
+def apportion(amount: Fraction, weights: dict[Any, Fraction], quantum: Fraction) -> dict[Any, Fraction]:
+    """By the largest remainder in whole quanta, ties by key (contracts: section 2)."""
+    whole = sum(weights.values())
+    if not whole:
+        return dict.fromkeys(weights, Fraction(0))
+    ideal = {key: amount * weight / whole for key, weight in weights.items()}
+    found = {key: floor(share / quantum) * quantum for key, share in ideal.items()}
+    left = (amount - sum(found.values())) / quantum
+    assert left.denominator == 1
+    for key in sorted(ideal, key=lambda key: (found[key] - ideal[key], key))[: left.numerator]:
+        found[key] += quantum
+    return found
+
+
+def order_placed(currency: str, rng: Random) -> Created:
+    """Prices that a discount doesn't divide, in minor units."""
+    sellers = [raw_id(0xA0, n) for n in range(3)]
+    items = [
+        Item(
+            raw_id(0xB0, n),
+            raw_id(0xC0, n),
+            rng.choice(sellers),
+            None,
+            "sku",
+            rng.randint(1, 9),
+            rng.choice((1, 7, 333, 999, 10_007)),
+            rng.choice((None, 0, 490)),
+        )
+        for n in range(rng.randint(2, 6))
+    ]
+    goods = sum(item.price * item.quantity for item in items)
+    discount = rng.randint(1, goods)
+    total = goods + sum(item.shipping or 0 for item in items) - discount
+    return Created(0, raw_id(0xD0, 0), None, currency, total, discount, items)
+
+
+def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
+    """The order is paid, then up to FACTS things happen to its parts, in any order; where nothing leaves, all is given back at last."""
+    leaves = rng.random() < 0.6
+    facts: list[tuple[str, Any]] = [("order.created", created)]
+    parts = sorted({max(1, created.total // 3), max(1, created.total - created.total // 3)})
+    facts += [("order.paid", Payment(hour(rng), raw_id(1, n), amount, created.currency)) for n, amount in enumerate(parts)]
+    rng.shuffle(facts)
+    for n in range(rng.randint(10, FACTS)):
+        item = rng.choice(created.items)
+        seller, some = item.seller_id, [(item.item_id, rng.randint(1, 3))]
+        reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(seller)}")
+        kind = rng.random()
+        if kind < 0.4:
+            stage = ReturnStage(hour(rng), raw_id(3, n % 60), rng.randrange(3), item.item_id, rng.randint(1, 2), "worn", None, None)
+            facts.append(("order.returned", stage))
+        elif kind < 0.8 and leaves:
+            facts.append(("shipment.updated", Scan(hour(rng), raw_id(2, n % 9), rng.randrange(4), seller, items=some)))
+        elif 0.8 <= kind < 0.86:
+            verb = rng.randrange(1, 3)
+            facts.append((("stock.rejected", "stock.released")[verb - 1], StockReply(hour(rng), verb, seller, reservation, some)))
+        elif 0.86 <= kind < 0.89:
+            facts.append(("order.cancel_requested", Cancellation(hour(rng), seller, "late")))
+        elif 0.89 <= kind < 0.9:
+            facts.append(("stock.released", StockReply(hour(rng), 2, seller, reservation, None)))
+        elif 0.9 <= kind < 0.93:
+            facts.append(("order.paid", Payment(hour(rng), raw_id(1, 10 + n), rng.randint(1, 99), created.currency)))
+    if not leaves:
+        for seller in sorted({item.seller_id for item in created.items}):
+            reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(seller)}")
+            facts.append(("stock.released", StockReply(hour(rng), 2, seller, reservation, None)))
+    yield from facts
+
+
+def wired(facts: Iterator[tuple[str, Any]]) -> Iterator[Event]:
+    """The same facts as an upstream service writes them, decoded: amounts have been texts in the currency's own digits."""
+    for n, (kind, fact) in enumerate(facts):
+        each = record(Event(kind, ORDER_ID, fact, f"e{n}", fact.time, None))
+        yield events.decode(each.topic, each.headers, each.value)
