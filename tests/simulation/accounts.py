@@ -10,7 +10,7 @@ from aiokafka.structs import TopicPartition
 from audit.reference import Decision, Fact, NaturalKey, Place, Refusal, parse, parse_decision
 from domain import ids
 from domain.order import DEADLINES, RETURN_STATUS, SHIPMENT_STATUS, Order, type_of
-from domain.topics import DECISIONS, DLQ, INPUT, REKEYED
+from domain.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, REKEYED
 from streams.partitioner import partition_of
 from tables import codec
 from tests.simulation.histories import Arrival
@@ -63,6 +63,8 @@ class Accounts:
         self.decisions: dict[Place, Decision | Refusal] = {}
         self.letters: set[Place] = set()
         self.sent_on: set[Place] = set()
+        self.placed: set[str] = set()
+        """Orders whose order.created was made of a checkout."""
         self.passed = 0
         """Records that say that a deadline has passed."""
         self.states: dict[bytes, bytes] = {}
@@ -93,6 +95,11 @@ class Accounts:
                     self.sent_on.add(origin)
                     headers = [header for header in record.headers if not header[0].startswith("rekeyed_")]
                     self.parsed[Place(tp.topic, tp.partition, at)] = parse(origin.topic, record.key, record.value, headers)
+        elif topic == CREATED:
+            for at, record in enumerate(records, offset):
+                made = self.parsed[Place(tp.topic, tp.partition, at)] = parse(topic, record.key, record.value, record.headers)
+                assert isinstance(made, Fact), f"an order.created of our own is refused: {made}"
+                self.placed.add(made.order_id)
         elif topic == DECISIONS:
             for at, record in enumerate(records, offset):
                 decision = parse_decision(record.value, record.headers)
@@ -125,6 +132,8 @@ class Accounts:
         if isinstance(fact, Refusal):
             origin = coordinates(record.headers, "rekeyed") or place
             return "" if origin in self.letters else f"{place} ({fact.code}) is no dead letter"
+        if record.topic == CHECKOUT:
+            return "" if fact.order_id in self.placed else f"no order.created was made of {place}"
         key = fact.order_id.encode()
         home = partition_of(key, self._partitions)
         if record.topic in INPUT and (record.key != key or home != record.partition):

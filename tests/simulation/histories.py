@@ -6,19 +6,22 @@ from collections import defaultdict
 from functools import lru_cache
 from random import Random
 from typing import NamedTuple
+from uuid import UUID, uuid5
 
 import msgspec
 
 from audit.reference import Fact, Refusal, parse
-from domain.topics import INPUT
+from domain.topics import CHECKOUT, CREATED, INPUT
+from examples.services import Behaviour, Customers, Later, Message, order_of
 from sources import generator
+from sources.event import binary, rfc3339
 from sources.poison import POISONS, Anchor
 from streams.partitioner import partition_of
 from tests.property.wire import dense
 
 BLOCK = 2048
 """Seeds that share a corpus of orders to choose from."""
-GENERATED, DENSE = 160, 80
+GENERATED, DENSE, PLACED = 160, 80, 40
 MOST_EVENTS = 40
 
 
@@ -49,6 +52,8 @@ class Corpus(NamedTuple):
 
     lively: list[list[Sent]]
     dense: list[list[Sent]]
+    placed: list[list[Sent]]
+    """Of these the order begins as a checkout."""
     poison: list[Sent]
 
 
@@ -70,7 +75,31 @@ def corpus(block: int) -> Corpus:
             poison.append(sent)
     rng = Random(f"dense {block}")
     crowded = [[_sent(*each) for each in dense(n, rng)] for n in range(DENSE)]
-    return Corpus(list(orders.values()), crowded, poison)
+    return Corpus(list(orders.values()), crowded, [_placed(*each) for each in Customers(Behaviour(seed=block)).checkouts(PLACED)], poison)
+
+
+def _placed(checkout: Message, cancellations: list[Later]) -> list[Sent]:
+    """A checkout, and what the services tell of its order."""
+    order_id = order_of(checkout.key)
+    order = {"order_id": order_id}
+    lines = checkout.data["items"]
+    messages = [checkout]
+    for seller in sorted({line["seller_id"] for line in lines}):
+        reservation = {"seller_id": seller, "reservation_id": str(uuid5(UUID(order_id), f"reservation:{seller}"))}
+        messages.append(Message("stock.reserved", order_id, order | reservation))
+    amount = {"amount": checkout.data["total_amount"], "currency": checkout.data["currency"]}
+    messages.append(Message("order.paid", order_id, order | amount | {"payment_id": checkout.key}))
+    items = [{"item_id": line["item_id"], "quantity": line["quantity"]} for line in lines if line["seller_id"] == lines[0]["seller_id"]]
+    parcel = {"shipment_id": checkout.key, "seller_id": lines[0]["seller_id"], "items": items}
+    messages += [Message("shipment.updated", order_id, order | parcel | {"status": status}) for status in ("in_transit", "delivered")]
+    messages += [message for later in cancellations for message in later.act() if isinstance(message, Message)]
+    sent = []
+    for n, message in enumerate(messages):
+        time = rfc3339(generator.EPOCH_US + n * 3_600_000_000)
+        attributes = {"specversion": "1.0", "id": f"{checkout.key}{n}", "source": "/simulated", "type": message.type, "time": time}
+        headers, value = binary(attributes, message.data)
+        sent.append(_sent(message.type, message.key.encode(), value, headers))
+    return sent
 
 
 def history(seed: int, rng: Random, partitions: int) -> list[Arrival]:
@@ -78,7 +107,7 @@ def history(seed: int, rng: Random, partitions: int) -> list[Arrival]:
     found = corpus(seed // BLOCK)
     records: list[Sent] = []
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
-        order = rng.choice(found.dense if rng.random() < 0.4 else found.lively)
+        order = rng.choice(rng.choices((found.dense, found.lively, found.placed), (4, 5, 1))[0])
         records += order[: rng.randint(5, 20)] if len(order) > 5 else order
     records = records[:MOST_EVENTS]
     if rng.random() < 0.4:
@@ -134,4 +163,6 @@ def _poisoned(rng: Random, records: list[Sent], found: Corpus) -> Sent:
 def topics_of(arrivals: list[Arrival]) -> tuple[str, ...]:
     """The input topics that a history uses, in the order of an order's life."""
     used = {arrival.topic for arrival in arrivals}
+    if CHECKOUT in used:
+        used.add(CREATED)
     return tuple(topic for topic in INPUT if topic in used)

@@ -16,7 +16,7 @@ from aiokafka.structs import TopicPartition
 from audit.reference import Decision, Fact, Order, Place, Reading, Refusal
 from audit.stores import Row, comparable
 from domain.deadlines import next_due
-from domain.topics import DECISIONS, DERIVED, DLQ, INPUT, REKEYED
+from domain.topics import CHECKOUT, CREATED, DECISIONS, DERIVED, DLQ, INPUT, REKEYED
 from sinks.schema import TABLES
 from streams.partitioner import partition_of
 from streams.transport.table import DUE, due_entry
@@ -50,6 +50,7 @@ class Verifier:
         """Everything that is wrong, in words."""
         self._fold()
         yield from self._committed()
+        yield from self._checkouts()
         yield from self._states()
         yield from self._rows()
         yield from self._derived()
@@ -83,6 +84,8 @@ class Verifier:
             for number in self._partitions():
                 for record in self._log(topic, number):
                     place = Place(topic, number, record.offset)
+                    if topic == CHECKOUT and isinstance(parsed[place], Fact):
+                        continue  # it counts by the order.created that was made of it
                     if place not in origins:
                         self._take(parsed[place], place, None)
         for number in self._partitions():
@@ -116,6 +119,19 @@ class Verifier:
                 if self.world.group.offsets.get(tp, 0) != end:
                     yield f"{topic}/{number}: committed {self.world.group.offsets.get(tp, 0)} of {end}"
                 yield from self.world.accounts.unaccounted(self.world.broker.logs[tp].records, 0, end, self.world.hidden)
+
+    def _checkouts(self) -> Iterator[str]:
+        """What was made of a checkout says what the checkout said, but for its type."""
+        accounts = self.world.accounts
+        checkouts = [arrival.parsed for arrival in accounts.arrivals.values() if arrival.topic == CHECKOUT]
+        sent = {fact.order_id: fact for fact in checkouts if isinstance(fact, Fact)}
+        for order_id in accounts.placed - sent.keys():
+            yield f"order {order_id}: made of no checkout"
+        for place, fact in accounts.parsed.items():
+            if place.topic == CREATED and place not in accounts.arrivals and isinstance(fact, Fact):
+                checkout = sent.get(fact.order_id)
+                if checkout is not None and fact.content != checkout.content:
+                    yield f"order {fact.order_id}: its order.created at {place} differs from its checkout"
 
     # -- states --------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from uuid import UUID
 
 from aiokafka.structs import TopicPartition
 
-from domain.topics import CLOCK, DECISIONS, DERIVED, DLQ, REKEYED
+from domain.topics import CLOCK, CREATED, DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
 from streams.delivery import GaveUp
 from tables import codec
@@ -369,7 +369,7 @@ class World:
         known = {record.key: self.accounts.states.get(record.key) for record in records if record.key is not None}
         self.accounts.written(tp, offset, records)
         successor = min((at for at, generation in self.openings.get(tp.partition, ()) if generation > leaving.stamp), default=None)
-        if successor is None or (tp.topic == REKEYED):
+        if successor is None or tp.topic in (REKEYED, CREATED):
             return
         if leaving.at > successor:
             self.violate(
