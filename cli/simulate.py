@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import secrets
 import sys
+from collections import Counter
 from typing import Annotated
+from uuid import UUID
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.errors import UserError
 from examples.market import Bazaar, Outcome
-from examples.services import Behaviour
+from examples.services import Behaviour, Customers, order_of
+from queries.state import read_state
 from settings import Settings, get_settings
 from streams import topics
 
@@ -25,7 +31,9 @@ def simulate_command(
     duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that come twice.")] = 0.0,
     cancellations: Annotated[float, typer.Option(min=0, max=1, help="Share of orders that their customer cancels.")] = 0.03,
     returns: Annotated[float, typer.Option(min=0, max=1, help="Share of delivered lines that come back.")] = 0.1,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same checkouts and the same answers.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="The same seed gives the same checkouts and the same answers; without it they are new ones.")
+    ] = None,
     timeout: Annotated[
         float, typer.Option(min=1, help="Seconds after the last checkout until orders that go on count as hanging.")
     ] = 300.0,
@@ -38,22 +46,25 @@ def simulate_command(
 
     Example: [bold]orders simulate --checkouts 2000 --silence 0.1 --duplicates 0.1[/bold]
     """
+    if seed is None:
+        seed = secrets.randbelow(1_000_000_000)
     behaviour = Behaviour(silence, refusals, duplicates, cancellations, returns, delay, seed)
-    outcome = asyncio.run(_run(get_settings(), behaviour, checkouts, rate, timeout))
-    _report(outcome, as_json)
+    outcome = asyncio.run(run(get_settings(), behaviour, checkouts, rate, timeout, Console(stderr=True)))
+    _report(outcome, seed, as_json)
     if outcome.hanging:
         raise typer.Exit(1)
 
 
-async def _run(settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float) -> Outcome:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
+async def run(settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, console: Console) -> Outcome:
+    """Bazaar.run with progress on `console`. Raises UserError when topics are missing, or the checkouts of this seed are there already."""
     absent = await topics.missing(settings)
     if absent:
         raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    [(checkout, _)] = Customers(behaviour).checkouts(1)
+    first = order_of(checkout.key)
+    if await read_state(settings, UUID(first)) is not None:
+        raise UserError(f"order {first}, the first one of seed {behaviour.seed}, is there already; leave --seed out or take another one")
+    columns = (TextColumn("  {task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         sent_bar, ended_bar = progress.add_task("checked out", total=checkouts), progress.add_task("ended", total=checkouts)
 
@@ -61,14 +72,16 @@ async def _run(settings: Settings, behaviour: Behaviour, checkouts: int, rate: f
             progress.update(sent_bar, completed=sent)
             progress.update(ended_bar, completed=ended)
 
-        return await Bazaar(settings, behaviour, show).run(checkouts, rate, timeout)
+        return await Bazaar(settings, behaviour).run(checkouts, rate, timeout, show)
 
 
-def _report(outcome: Outcome, as_json: bool) -> None:
+def _report(outcome: Outcome, seed: int, as_json: bool) -> None:
+    ended = Counter(outcome.ended.values())
     if as_json:
         document = {
+            "seed": seed,
             "checkouts": outcome.checkouts,
-            "ended": dict(sorted(outcome.orders.items())),
+            "ended": dict(sorted(ended.items())),
             "hanging": outcome.hanging,
             "commands": dict(sorted(outcome.commands.items())),
             "ignored": outcome.ignored,
@@ -78,8 +91,8 @@ def _report(outcome: Outcome, as_json: bool) -> None:
         }
         print(json.dumps(document))
         return
-    print(f"{outcome.checkouts:,} checkouts in {outcome.seconds:.1f} s")
-    for name, count in outcome.orders.most_common():
+    print(f"{outcome.checkouts:,} checkouts in {outcome.seconds:.1f} s (seed {seed})")
+    for name, count in ended.most_common():
         print(f"  {count:>8,}  {name}")
     commands = sum(outcome.commands.values())
     print(f"{commands:,} commands, {outcome.ignored:,} of them overlooked")

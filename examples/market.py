@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from uuid import UUID, uuid4, uuid5
+from uuid import uuid4
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
-from examples.services import Behaviour, Later, Market, Message, Steps
+from examples.services import Behaviour, Later, Market, Message, Steps, order_of
 from settings import Settings
 from sources.event import binary
 
@@ -27,10 +27,10 @@ POLL_SECONDS = 0.2
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the checkouts. `orders` by how they ended; `hanging`: ids of those that did not."""
+    """What became of the checkouts. `ended`: order's id -> how; `hanging`: ids of those that did not."""
 
     checkouts: int = 0
-    orders: Counter[str] = field(default_factory=Counter)
+    ended: dict[str, str] = field(default_factory=dict)
     hanging: list[str] = field(default_factory=list)
     commands: Counter[str] = field(default_factory=Counter)
     sent: Counter[str] = field(default_factory=Counter)
@@ -40,13 +40,13 @@ class Outcome:
 
 
 class Bazaar:
-    """One run. `progress` is told (checked out, ended) now and then."""
+    """One run."""
 
-    def __init__(self, settings: Settings, behaviour: Behaviour, progress: Callable[[int, int], None] | None = None) -> None:
+    def __init__(self, settings: Settings, behaviour: Behaviour) -> None:
         self._settings = settings
         self._behaviour = behaviour
         self._market = Market(behaviour)
-        self._progress = progress or (lambda sent, ended: None)
+        self._progress: Callable[[int, int], None] = lambda sent, ended: None
         self._outbox: asyncio.Queue[Message] = asyncio.Queue()
         self._scheduled = 0
         self._suborders: dict[str, dict[str, tuple[int, str]]] = {}
@@ -54,12 +54,14 @@ class Bazaar:
         self._duplicates = behaviour.luck("duplicates")
         self.outcome = Outcome()
 
-    async def run(self, checkouts: int, rate: float, timeout: float) -> Outcome:
+    async def run(self, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]) -> Outcome:
         """Check out `checkouts` carts, `rate` a second, and serve until all orders have ended, or `timeout` seconds after the last one.
 
+        `progress` is told (checked out, ended) now and then.
         Raises aiokafka's errors when the brokers aren't there. Blocks meanwhile.
         """
         started = time.monotonic()
+        self._progress = progress
         producer = AIOKafkaProducer(bootstrap_servers=self._settings.brokers, acks="all", enable_idempotence=True, linger_ms=5)
         consumer = AIOKafkaConsumer(
             bootstrap_servers=self._settings.brokers, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
@@ -86,7 +88,7 @@ class Bazaar:
         outcome = self.outcome
         outcome.ignored = self._market.ignored
         outcome.hanging = sorted(self._open)
-        outcome.orders = Counter(self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open)
+        outcome.ended = {order_id: self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open}
         outcome.seconds = time.monotonic() - started
         return outcome
 
@@ -97,7 +99,7 @@ class Bazaar:
             if pause > 0:
                 self._tell()
                 await asyncio.sleep(pause)
-            order_id = str(uuid5(UUID(checkout.key), "order"))
+            order_id = order_of(checkout.key)
             self._open.add(order_id)
             self._suborders[order_id] = {line["seller_id"]: (0, "pending") for line in checkout.data["items"]}
             self.outcome.checkouts += 1

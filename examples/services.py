@@ -225,7 +225,7 @@ class Customers:
         for n in range(count):
             luck = self._behaviour.luck("checkout", n)
             checkout_id = _id(f"{self._behaviour.seed}:checkout:{n}")
-            order_id = str(uuid5(UUID(checkout_id), "order"))
+            order_id = order_of(checkout_id)
             lines = [self._line(checkout_id, line, luck) for line in range(luck.choice((1, 1, 2, 3)))]
             goods = sum(Decimal(line["price"]) * line["quantity"] for line in lines)
             discount = (goods * luck.choice((0, 0, 0, 10)) / 100).quantize(Decimal("0.01"))
@@ -302,6 +302,11 @@ class Market:
             self.ignored += 1
             return
         yield Later(luck.expovariate(1 / self.behaviour.delay), lambda: service(data))
+
+
+def order_of(checkout_id: str) -> str:
+    """The id of the order that a checkout becomes (docs/events.md)."""
+    return str(uuid5(UUID(checkout_id), "order"))
 
 
 def _stock(type_: str, command: Data, items: dict[str, int] | None = None, reason: str | None = None) -> Message:
