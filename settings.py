@@ -137,7 +137,10 @@ class Settings(BaseSettings):
     # -- seeing it ---------------------------------------------------------------------------------------------
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
-    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics on 127.0.0.1. 0: none.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics. 0: none.")
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address on which the metrics are served: this machine's own, as they have no password. In a container 0.0.0.0."
+    )
 
     @field_validator("kafka")
     @classmethod

@@ -45,9 +45,10 @@ def worker_command(
         raise UserError(str(error)) from None
     if settings.metrics_port:
         try:
-            start_http_server(settings.metrics_port, addr="127.0.0.1")
+            start_http_server(settings.metrics_port, addr=settings.metrics_host)
         except OSError as error:
-            raise UserError(f"ORDERS_METRICS_PORT={settings.metrics_port}: {error.strerror}; choose another port or 0") from None
+            where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
+            raise UserError(f"{where}: {error.strerror}; choose another port or address, or port 0") from None
     # A batch makes some hundred thousand objects that all go by reference count; looking through them for cycles every 700 is a waste.
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""Names of all metrics, in one place. Served on 127.0.0.1 when ORDERS_METRICS_PORT is set."""
+"""Names of all metrics, in one place. Served when ORDERS_METRICS_PORT is set."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ ROOT: Final = Path(__file__).parents[2]
 PATCHES: Final = Path(__file__).parent
 SIMULATION: Final = "simulation"
 FIRST_SEED: Final = 1
-COPIED: Final = ("audit", "cli", "domain", "migrations", "queries", "sinks", "sources", "stack", "streams", "tables", "tests")
+COPIED: Final = ("audit", "cli", "domain", "examples", "migrations", "queries", "sinks", "sources", "stack", "streams", "tables", "tests")
 LONGEST: Final = 1800.0
 """Seconds after which a run counts as hung."""
 
