@@ -39,6 +39,10 @@ STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "re
 """Steps as streams.pipeline names them, and the transaction; the first four never wait, so their time is CPU time."""
 VISIBLE = "order.status_changed"
 EVENTS_PER_ORDER = 4.08
+WAITING = {f"ORDERS_{name}_DEADLINE": "86400" for name in ("PAYMENT", "STOCK", "RELEASE", "LABEL", "REFUND")} | {
+    "ORDERS_HISTORY_AGE": "1e9"
+}
+"""Every order of the workload arms its deadlines, though its times are years old; none of them passes meanwhile."""
 POLL_SECONDS = 0.5
 """Asking a worker costs it some milliseconds: more often, and the measurement would measure itself."""
 
@@ -54,6 +58,8 @@ class Plan:
     seconds: int = 30
     seed: int = 1
     delivery: str = "at_least_once"
+    open_orders: int = 0
+    """So many orders wait for answers meanwhile, with their deadlines a day away."""
     say: Callable[[str], None] = field(default=lambda message: None)
 
 
@@ -128,11 +134,14 @@ class _Bench:
         self.stack = stack
         self.folder = folder
         self.env = {**stack.env, "ORDERS_DELIVERY": plan.delivery}
+        if plan.open_orders:
+            self.env |= WAITING
         self.settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
 
     def run(self) -> dict[str, Any]:
         plan = self.plan
         _orders(self.stack.env, "init")
+        idle = self._leave_open() if plan.open_orders else {}
         plan.say(f"pre-loading the events of {plan.orders:,} orders")
         sent = asyncio.run(send(self.settings, workload(plan.orders, plan.seed, plan.spread)))
         with self._workers("w") as workers:
@@ -147,10 +156,26 @@ class _Bench:
         return {
             **drained,
             **latency,
+            **idle,
             "growth": growth,
             "recovery": self._recovery(),
             "conditions": self._conditions(sent.records),
         }
+
+    def _leave_open(self) -> dict[str, Any]:
+        """Take in orders that nobody answers, and look at workers that have nothing else to do."""
+        plan = self.plan
+        plan.say(f"{plan.open_orders:,} orders that wait for answers")
+        created = (event for event in workload(plan.open_orders, plan.seed + 2, 1) if event.topic == "order.created")
+        sent = asyncio.run(send(self.settings, created))
+        with self._workers("o") as workers:
+            self._drain(workers, sent.records)
+            asyncio.run(self._settle())
+            before, started = self._cpu(workers)["worker"], time.monotonic()
+            time.sleep(plan.seconds)
+            cores = (self._cpu(workers)["worker"] - before) / (time.monotonic() - started) / len(workers)
+            memory = max(worker.process.memory_info().rss for worker in workers)
+        return {"idle_cores_per_worker": round(cores, 4), "idle_resident_bytes_per_worker": memory}
 
     @contextmanager
     def _workers(self, prefix: str, count: int | None = None) -> Iterator[list[_Worker]]:
@@ -285,6 +310,7 @@ class _Bench:
             "workload": {"orders": self.plan.orders, "events": records, "spread": self.plan.spread, "seed": self.plan.seed},
             "workers": self.plan.workers,
             "delivery": self.plan.delivery,
+            "open_orders": self.plan.open_orders,
             "kafka_partitions": self.settings.partitions,
             "cores": os.cpu_count(),
             "cpu": cpu,

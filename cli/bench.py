@@ -35,6 +35,9 @@ def bench_command(
     delivery: Annotated[
         Delivery | None, typer.Option(help="What readers of derived topics get; without it what ORDERS_DELIVERY says.", show_default=False)
     ] = None,
+    open_orders: Annotated[
+        int, typer.Option(min=0, help="Orders that wait for answers meanwhile; then the measured ones have deadlines, too.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON document to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
 ) -> None:
@@ -48,7 +51,9 @@ def bench_command(
     messages = Console(stderr=True)
     try:
         guarantee = get_settings().delivery if delivery is None else delivery.value
-        plan = Plan(orders, spread, workers, rate, seconds, seed, guarantee, lambda message: messages.print(f"[dim]{message}[/dim]"))
+        plan = Plan(
+            orders, spread, workers, rate, seconds, seed, guarantee, open_orders, lambda message: messages.print(f"[dim]{message}[/dim]")
+        )
         result = run(plan)
     except (StackError, RuntimeError) as error:
         raise UserError(f"bench: {error}") from None
@@ -68,6 +73,11 @@ def _print(result: dict[str, Any]) -> None:
         f"latency at {result['latency_rate']} events/s: p50 [bold]{result['p50_ms']} ms[/bold], p99 [bold]{result['p99_ms']} ms[/bold]; "
         f"until a reader sees what came of it: p50 {result['visible_p50_ms']} ms, p99 {result['visible_p99_ms']} ms"
     )
+    if "idle_cores_per_worker" in result:
+        console.print(
+            f"with {result['conditions']['open_orders']:,} open orders and nothing to do a worker took"
+            f" {result['idle_cores_per_worker']:.2%} of a core and {result['idle_resident_bytes_per_worker'] / 1e6:,.0f} MB"
+        )
     table = Table(title="CPU microseconds an event", title_justify="left", show_edge=False)
     for name in result["cpu_us_per_event"]:
         table.add_column(name, justify="right")
