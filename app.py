@@ -48,7 +48,7 @@ def create_app(settings: Settings) -> OrdersApp:
     state = app.state_table("state", version_of, due_of)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 
-    @app.lane(LANE, max_records=settings.batch_records, due=state)
+    @app.lane(LANE, max_records=settings.batch_records, due=state, opened=pipeline.opened)
     async def lane(batch: LaneBatch) -> None:
         await pipeline.handle(batch)
 

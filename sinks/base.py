@@ -26,8 +26,8 @@ class Sink(Protocol[Batch]):
         A sink of record (Postgres) writes all of the batch or nothing, returns after the commit, and raises when it couldn't: the caller
         repeats the
         same batch when the error is temporary. A cache (Redis) never raises because the server is away, and never takes longer than its
-        timeout: it
-        catches up by itself later. Several writes may be under way at once.
+        timeout: what it
+        couldn't write is found out later (streams/cache.py). Several writes may be under way at once.
         """
 
     async def close(self) -> None:

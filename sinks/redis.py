@@ -1,17 +1,15 @@
 """The cache: summaries of orders, a user's recent orders, tracking numbers.
 
-It may be empty, down or flushed at any time: readers fall back to Postgres. So a failure here is never the caller's. What it must not do
-is keep showing what was true before an outage: entries that couldn't be written wait here, the latest of each order, until Redis answers
-again.
+It may be empty, down or flushed at any time: readers fall back to Postgres. So a failure here delays nobody. What it must not do is keep
+showing what was true before an outage: so each lane has a mark in it, which says how far it goes (streams/cache.py).
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import redis.asyncio
@@ -27,13 +25,13 @@ log = structlog.get_logger(__name__)
 
 #: Entries a script call; Redis serves nobody else meanwhile (200 take about 2 ms).
 _ENTRIES_A_CALL = 200
-#: Orders whose latest entry waits for Redis; beyond it the longest waiting are dropped and stay stale until they expire.
-_WAITING = 20_000
 _RECENT = 50
 #: Parcels that one tracking number shows. Nearly always it is one; but an upstream may write "n/a" there, and Redis would spend its time on
 #: a list of all of them.
 _PARCELS = 100
 _RECENT_TTL = 1800
+#: Longer than any entry lives: where a mark has expired, so has all that it vouched for.
+_MARK_TTL = 3600
 
 # One argument for all entries (MessagePack): a client spends as long on an argument as Redis does on a command.
 _SCRIPT = (
@@ -100,6 +98,17 @@ local function clear(e)
   end
 end
 
+-- The lane's mark: "GENERATION NUMBER POSITION". What a former owner sent comes too late, and so does what was sent before the latest.
+local key, generation, number, position, to, claim = unpack(ARGV, 2, 7)
+local at = 0
+if key then
+  generation, number, position, to = tonumber(generation), tonumber(number), tonumber(position), tonumber(to)
+  local by, last, found = string.match(call('GET', key) or '', '^(%d+) (%d+) (%d+)$')
+  if claim == 'anew' then found = position end
+  by, last, at = tonumber(by or 0), tonumber(last or 0), tonumber(found or position)
+  if claim == '' and (by > generation or by == generation and last > number) then return {0, at} end
+end
+
 local written = 0
 for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   local fine, done = pcall(put, e)
@@ -112,8 +121,14 @@ for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   end
   written = written + done
 end
-return written
+if key then
+  -- It goes on from where its owner believes it to be; not if the server has gone back behind that.
+  if at >= position then at = math.max(at, to) end
+  call('SET', key, string.format('%d %d %d', generation, number, at), 'EX', MARK_TTL)
+end
+return {written, at}
 """.replace("RECENT_TTL", str(_RECENT_TTL))
+    .replace("MARK_TTL", str(_MARK_TTL))
     .replace("RECENT", str(_RECENT))
     .replace("MOST_PARCELS", str(_PARCELS))
 )
@@ -144,135 +159,111 @@ class Client(Protocol):
         """Give the connections back."""
 
 
+class Mark(NamedTuple):
+    """To be moved by the lane's owner: everything up to `to` is in the cache with this write, as up to `position` it was before."""
+
+    key: str
+    #: Of the group, as the owner knows it. What a former owner writes is refused.
+    generation: int
+    #: Of the owner's writes, each higher than the one before. One that comes too late, after another one, is refused.
+    number: int
+    #: In the changelog, as `to` is.
+    position: int
+    to: int
+    #: "yes", the owner's first: nothing is refused, whoever was there (the group may have been deleted and begun anew). "anew": nor does
+    #: the old position count (the changelog is another one).
+    claim: str = ""
+
+
+class Written(NamedTuple):
+    """What came of a write."""
+
+    #: Entries that weren't older than what was there.
+    entries: int
+    #: Where the lane's mark is now. Below Mark.position: the server has forgotten some of what was written.
+    mark: int
+
+
 class RedisSink:
     """Writes cache entries. A sinks.base.Sink[Sequence[CacheEntry]] whose writes neither raise nor wait when Redis is away.
 
     The script names keys that it isn't told beforehand: a single Redis or Valkey (with replicas), not a sharded cluster.
     """
 
-    def __init__(self, settings: Settings, *, pause: float = 1.0, client: Client | None = None) -> None:
-        """pause: seconds between attempts while Redis is away. client: by default one for settings.redis."""
+    def __init__(self, settings: Settings, *, client: Client | None = None) -> None:
+        """client: by default one for settings.redis."""
         self._timeout = settings.redis_timeout
-        self._pause = pause
         self._client: Client = client or redis.asyncio.Redis.from_url(
             settings.redis,
             socket_timeout=settings.redis_timeout,
             socket_connect_timeout=settings.redis_timeout,
-            # Retrying is done here, by entry and in the background; the client's own would hold the batch up.
+            # Nothing is tried again here; the client's own retries would hold the batch up.
             retry=Retry(NoBackoff(), 0),
         )
-        self._waiting: dict[str, CacheEntry] = {}
-        self._catching_up: asyncio.Task[None] | None = None
-        #: Attempts that failed, entries dropped because too many waited.
+        self._away_since: float | None = None
+        #: Attempts that failed.
         self.failures = 0
-        self.dropped = 0
 
     @property
-    def waiting(self) -> int:
-        """Entries that wait for Redis to answer again. 0 when it does."""
-        return len(self._waiting)
+    def away(self) -> bool:
+        """Whether the last attempt failed. While it is so, only probes are sent."""
+        return self._away_since is not None
 
     async def start(self) -> None:
         """Nothing: the first write connects. A Redis that is away must not hold up a start."""
 
     async def write(self, batch: Sequence[CacheEntry], /) -> int:
-        """Writes what isn't older than what is there and returns how many entries that were; 0 while Redis is away (they are written
-        later).
+        """As `put`, but returns how many entries were written: 0 if Redis is away."""
+        written = await self.put(batch)
+        return 0 if written is None else written.entries
+
+    async def put(self, batch: Sequence[CacheEntry], mark: Mark | None = None, *, probe: bool = False) -> Written | None:
+        """Writes what isn't older than what is there, and then moves the mark. None: Redis took only some of it, or nothing; nobody tries
+        again.
 
         Several entries of an order in a batch are allowed, the highest version wins. Never raises for Redis' sake. Blocks at most
-        settings.redis_timeout, and while Redis is known to be away not at all.
+        settings.redis_timeout, and while Redis is known to be away not at all, unless this is the `probe` whether it is back.
         """
-        if not batch:
-            return 0
-        if self._catching_up is not None:
-            self._wait(batch)
-            return 0
-        written = await self._attempt(batch)
-        if written is None:
-            self._wait(batch)
-            if self._catching_up is None:
-                self._catching_up = asyncio.create_task(self._catch_up(), name="redis-catch-up")
-            return 0
-        return written
-
-    async def close(self) -> None:
-        """Closes the connections. What still waits for Redis is dropped: the cache is stale there until it expires."""
-        task, self._catching_up = self._catching_up, None
-        if task is not None:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-        if self._waiting:
-            log.warning("redis.closed_behind", entries=len(self._waiting))
-        await self._client.aclose()
-
-    async def _attempt(self, batch: Sequence[CacheEntry]) -> int | None:
-        """Entries written, or None when Redis couldn't be reached or refused."""
+        if not batch and mark is None:
+            return Written(0, 0)
+        if self.away and not probe:
+            return None
+        entries, at = 0, 0
+        clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(self._timeout):
-                written = 0
-                for at in range(0, len(batch), _ENTRIES_A_CALL):
-                    written += await self._call(_pack(batch[at : at + _ENTRIES_A_CALL]))
-                return written
+                for first in range(0, len(batch) or 1, _ENTRIES_A_CALL):
+                    if mark is not None and first + _ENTRIES_A_CALL < len(batch):
+                        moved: Sequence[str | int] = mark._replace(to=mark.position)
+                    else:
+                        moved = mark or ()
+                    some, at = await self._call(_pack(batch[first : first + _ENTRIES_A_CALL]), *moved)
+                    entries += some
         except (RedisError, OSError, TimeoutError) as error:
             self.failures += 1
-            if self._catching_up is None:
-                # Once an outage: while it lasts, only the background task tries.
+            if self._away_since is None:
+                self._away_since = clock()
                 log.warning("redis.away", error=f"{type(error).__name__}: {error}", entries=len(batch))
             return None
+        if self._away_since is not None:
+            log.info("redis.back", seconds=round(clock() - self._away_since, 1), failures=self.failures)
+            self._away_since = None
+        return Written(entries, at)
 
-    async def _call(self, packed: bytes) -> int:
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def _call(self, packed: bytes, *mark: str | int) -> tuple[int, int]:
         run = self._client.execute_command
         try:
-            return int(await run("EVALSHA", _SHA, 0, packed))
+            entries, at = await run("EVALSHA", _SHA, 0, packed, *mark)
         except NoScriptError:
             # The first call of a server's life.
-            return int(await run("EVAL", _SCRIPT, 0, packed))
+            entries, at = await run("EVAL", _SCRIPT, 0, packed, *mark)
         except RuntimeError as error:
             # uvloop's way to say that a connection was reset while nobody used it.
             if "is closed" not in str(error):
                 raise
             raise ConnectionResetError(f"Redis ended the connection: {error}") from error
-
-    def _wait(self, batch: Sequence[CacheEntry]) -> None:
-        for entry in batch:
-            known = self._waiting.pop(entry.order_id, None)
-            if known is None:
-                self._waiting[entry.order_id] = entry
-            elif known.version <= entry.version:
-                self._waiting[entry.order_id] = _both(known, entry)
-            else:
-                self._waiting[entry.order_id] = known
-        excess = len(self._waiting) - _WAITING
-        if excess > 0:
-            for order_id in list(itertools.islice(self._waiting, excess)):
-                del self._waiting[order_id]
-            self.dropped += excess
-
-    async def _catch_up(self) -> None:
-        away = asyncio.get_running_loop().time()
-        while self._waiting:
-            await asyncio.sleep(self._pause)
-            while self._waiting:
-                some = list(itertools.islice(self._waiting.values(), _ENTRIES_A_CALL))
-                if await self._attempt(some) is None:
-                    break
-                for entry in some:
-                    if self._waiting.get(entry.order_id) is entry:
-                        del self._waiting[entry.order_id]
-        self._catching_up = None
-        log.info("redis.back", seconds=round(asyncio.get_running_loop().time() - away, 1), failures=self.failures, dropped=self.dropped)
-
-
-def _both(older: CacheEntry, newer: CacheEntry) -> CacheEntry:
-    """What remains to be written of two versions of an order: the newer one, and of the older one the parcels that the newer one leaves
-    as they are.
-    """
-    if not older.tracking and not older.untracked:
-        return newer
-    put = {(number, parcel): (number, parcel, json) for number, parcel, json in (*older.tracking, *newer.tracking)}
-    kept = {(number, parcel) for number, parcel, _ in newer.tracking}
-    for pair in newer.untracked:
-        if pair not in kept:
-            put.pop(pair, None)
-    away = [pair for pair in dict.fromkeys((*older.untracked, *newer.untracked)) if pair not in put]
-    return newer._replace(tracking=list(put.values()), untracked=away)
+        return int(entries), int(at)

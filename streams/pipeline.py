@@ -26,8 +26,10 @@ from domain.sums import Sums
 from domain.topics import CHECKOUT, DECISIONS, DLQ, REKEYED
 from settings import Settings
 from sinks.base import Sink
+from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
 from streams import metrics
+from streams.cache import CacheKeeper
 from streams.partitioner import partition_of
 from streams.transport import LaneBatch, Moved, OutRecord
 from tables import codec
@@ -111,12 +113,14 @@ class Pipeline:
     """Handles the batches of every lane of this worker.
 
     `table` is the Faust table of the orders' states; `postgres` must be written for a batch to go on, `cache` never raises.
+    `opened` is to be called when a lane opens.
     """
 
-    def __init__(self, settings: Settings, table: Any, postgres: Sink[RowBatch], cache: Sink[list[CacheEntry]]) -> None:
+    def __init__(self, settings: Settings, table: Any, postgres: Sink[RowBatch], cache: RedisSink) -> None:
         self._table = table
         self._postgres = postgres
-        self._cache = cache
+        self.cache = CacheKeeper(settings, table, cache, self._entry_of)
+        self.opened = self.cache.opened
         self._partitions = settings.partitions
         self._ttl = (settings.cache_ttl_moving, settings.cache_ttl_settled)
         self._patience = settings.patience
@@ -213,7 +217,6 @@ class Pipeline:
     def render(self, work: Work, touched: Mapping[bytes, Touched]) -> None:
         """Adds what is to be written of these orders, by raw id: states, rows, cache entries. Pure."""
         batch = work.rows
-        moving, settled = self._ttl
         for raw_id, each in touched.items():
             if not each.changed and not each.repeated:
                 continue
@@ -237,18 +240,28 @@ class Pipeline:
                     batch.shipments += rows.shipment_rows(order_id, order, each.shipments)
                 if each.returns:
                     batch.returns += rows.return_rows(order_id, order, each.returns)
-            work.cache.append(
-                CacheEntry(
-                    order_id,
-                    brief.user_id,
-                    brief.created_ms,
-                    order.version,
-                    settled if brief.settled else moving,
-                    brief.value,
-                    brief.tracking,
-                    brief.untracked,
-                )
-            )
+            work.cache.append(self._entry(order_id, order, brief))
+
+    def _entry(self, order_id: str, order: Order, brief: rows.Summary) -> CacheEntry:
+        moving, settled = self._ttl
+        return CacheEntry(
+            order_id,
+            brief.user_id,
+            brief.created_ms,
+            order.version,
+            settled if brief.settled else moving,
+            brief.value,
+            brief.tracking,
+            brief.untracked,
+        )
+
+    def _entry_of(self, raw_id: bytes, state: bytes) -> CacheEntry | None:
+        """All that the cache shows of an order; None if its order.created isn't known yet."""
+        order = codec.decode(state)
+        if order.created is None:
+            return None
+        order_id = ids.text(raw_id)
+        return self._entry(order_id, order, rows.order_row_and_summary(order_id, raw_id, order, None)[1])
 
     # -- deadlines -------------------------------------------------------------------------------------------------
 
@@ -347,7 +360,7 @@ class Pipeline:
 
     async def _refresh_cache(self, batch: LaneBatch, work: Work) -> None:
         if work.cache:
-            await self._cache.write(work.cache)
+            await self.cache.write(batch, work.cache)
 
 
 def _observe(step: str, started: float) -> float:

@@ -104,7 +104,7 @@ class Repairer:
             self._partitions = 1 + max(number for _, number in self._positions)
             # Its sinks are never written to: it only folds and renders.
             settings = self._settings.model_copy(update={"partitions": self._partitions})
-            self._pipeline = Pipeline(settings, None, cast("Sink[RowBatch]", None), cast("Sink[list[CacheEntry]]", None))
+            self._pipeline = Pipeline(settings, None, cast("Sink[RowBatch]", None), cast(RedisSink, None))
             self._stack = stack.pop_all()
         return self
 
@@ -245,8 +245,7 @@ class Repairer:
                     await self._redis.zrem(key, order_id)
                 else:
                     await self._redis.delete(key)
-        await self._cache.write([entry for entry in entries if entry.order_id in wrong])
-        if self._cache.waiting:
+        if await self._cache.put([entry for entry in entries if entry.order_id in wrong]) is None:
             raise ConnectionError("Redis took no entries; run orders repair again when it answers")
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from streams.delivery import Stale
 from streams.transport.app import BatchApp, TransportStats
-from streams.transport.batch import LaneBatch, OutRecord, Slice
+from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
 from streams.transport.cluster import prepare_data_folder
 from streams.transport.errors import FailStop, FolderInUse, LeaseLost, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
 from streams.transport.table import Moved, StateTable
@@ -26,6 +26,7 @@ __all__ = [
     "LeaseLost",
     "Moved",
     "OffsetBeyondEnd",
+    "OpenLane",
     "OutRecord",
     "PartitionMismatch",
     "Slice",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, NoReturn, cast
@@ -15,13 +15,15 @@ import rocksdict
 from aiokafka.errors import KafkaError
 from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
+from faust.types import TP
 
 from settings import Settings
 from streams.delivery import Delivery, Outage, describe
+from streams.transport.changelog import Changes, changes
 from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
 from streams.transport.consumer import Consumer
 from streams.transport.errors import FolderInUse, Unreachable
-from streams.transport.lane import Handler, LaneSpec, Limits
+from streams.transport.lane import Handler, LaneSpec, Limits, Opened
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, DueOf, StateTable, VersionOf
@@ -145,17 +147,19 @@ class BatchApp(faust.App):
 
     # -- definition --------------------------------------------------------------------------------------------
 
-    def lane(self, topics: Sequence[str], *, max_records: int, due: StateTable | None = None) -> Callable[[Handler], Handler]:
+    def lane(
+        self, topics: Sequence[str], *, max_records: int, due: StateTable | None = None, opened: Opened | None = None
+    ) -> Callable[[Handler], Handler]:
         """Decorator: call the handler with batches of `topics`, all of one partition number, at most `max_records` together.
 
         With `due` also when states of that table are due: with a batch that has a `moment` and no records, once everything that the brokers
         appended before it has been handled.
 
-        Partition numbers run side by side, each with one batch at a time.
+        Partition numbers run side by side, each with one batch at a time. `opened` is called when a lane opens and runs beside it.
         """
 
         def register(handler: Handler) -> Handler:
-            spec = LaneSpec(tuple(topics), handler, max_records, due)
+            spec = LaneSpec(tuple(topics), handler, max_records, due, opened)
             taken = [topic for topic in topics if topic in self.specs_by_topic]
             if taken:
                 raise ValueError(f"read by two lanes: {', '.join(taken)}")
@@ -243,6 +247,10 @@ class BatchApp(faust.App):
         return TransactionalLaneProducer(
             lambda: options, check, waiting, patience, group=self.conf.id, committed=cast(Consumer, self.consumer).committed
         )
+
+    def changes(self, tp: TP, since: int, end: int) -> AsyncGenerator[Changes, None]:
+        """A stretch of a changelog: see changelog.changes."""
+        return changes(cast(FaustProducer, self.producer).connection_options(), tp, since, end)
 
     def claim_folder(self) -> None:
         """Take the data folder for as long as this process lives. Again is harmless. Raises FolderInUse, OSError."""

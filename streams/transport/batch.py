@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from faust.types import TP
+
+from streams.transport.changelog import Changes
 from streams.transport.ledger import Record
 
 if TYPE_CHECKING:
@@ -76,6 +79,11 @@ class LaneBatch:
         """States of `keys`, in their order, None where there is none. Reads the local disk. Raises Stale."""
         return self._lane.get_states(table, keys)
 
+    def position(self, table: StateTable) -> int:
+        """A position of the table's changelog below which everything comes from batches that are done; with at_least_once also from this
+        one, if its states are written. Reads the local disk. Raises Stale."""
+        return self._lane.position(table)
+
     def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
         """At most `limit` states due at `until` (ms) or before, the earliest first. Reads the local disk. Raises Stale."""
         return self._lane.due_states(table, until, limit)
@@ -87,3 +95,44 @@ class LaneBatch:
         Blocks and raises like publish.
         """
         await self._lane.write_table(table, puts, moved)
+
+
+class OpenLane:
+    """What a lane's `opened` gets: reading only. It runs beside the batches and is cancelled when the lane is over."""
+
+    __slots__ = ("_changes", "_ends", "_lane", "generation", "partition")
+
+    def __init__(
+        self,
+        lane: Lane,
+        ends: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]],
+        changes: Callable[[TP, int, int], AsyncGenerator[Changes, None]],
+    ) -> None:
+        """`ends` tells where logs end now, `changes` reads a stretch of one: see changelog."""
+        self._lane = lane
+        self._ends = ends
+        self._changes = changes
+        self.partition = lane.partition
+        self.generation = lane.claim.generation
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is being handled or acknowledged."""
+        return self._lane.busy_since is not None
+
+    def position(self, table: StateTable) -> int:
+        """As LaneBatch.position."""
+        return self._lane.position(table)
+
+    def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
+        """As LaneBatch.get_states."""
+        return self._lane.get_states(table, keys)
+
+    async def end(self, table: StateTable) -> int:
+        """Where the table's changelog ends now. Blocks for a round trip. Raises KafkaError."""
+        tp = TP(table.changelog_topic_name, self.partition)
+        return (await self._ends([tp]))[tp]
+
+    def changes(self, table: StateTable, since: int, end: int) -> AsyncGenerator[Changes, None]:
+        """The states that the table's changelog got from the position `since` on and below `end`. See changelog.changes."""
+        return self._changes(TP(table.changelog_topic_name, self.partition), since, end)

@@ -15,6 +15,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
+from streams.transport.batch import OpenLane
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
 from streams.transport.errors import FailStop, GroupRefused, OffsetBeyondEnd, PartitionMismatch, Stalled
 from streams.transport.lane import Claim, Lane
@@ -225,6 +226,10 @@ class Consumer(driver.Consumer):
             self.ledgers[tp] = (lane, ledger)
         for lane in opening.values():
             assert lane.producer is not None
+            if lane.spec.opened is not None:
+                # Tasks begin in the order in which they are made: this one before the lane's first batch.
+                lane.beside = asyncio.ensure_future(lane.spec.opened(OpenLane(lane, self._ends, app.changes)))
+                lane.beside.add_done_callback(self._beside_ended)
             lane.start(lane.producer, self._fetch_more, self._ends).add_done_callback(partial(self._lane_ended, lane))
         log.info(
             "lanes %s open, generation %d, at offsets %s",
@@ -247,6 +252,10 @@ class Consumer(driver.Consumer):
             lane.ended_since = time.monotonic()
             log.warning("lane %s: another worker has taken it over, or its transaction took too long; asking the group", lane.name)
             self._app.add_future(self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation)))
+
+    def _beside_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            self._crash(exc)
 
     def _crash(self, exc: BaseException) -> None:
         self._app.add_future(self.app.crash(exc))

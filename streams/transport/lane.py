@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from faust.types import TP
 
 from domain.topics import CLOCK
 from streams import metrics
 from streams.delivery import Delivery, Outcome
-from streams.transport.batch import LaneBatch, OutRecord, Slice
+from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
 from streams.transport.clock import Clock, Now
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.ledger import Ledger, shares
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from streams.transport.table import DueState, Moved, StateTable
 
 Handler = Callable[[LaneBatch], Awaitable[None]]
+Opened = Callable[[OpenLane], Coroutine[Any, Any, None]]
+CANCEL_TIMEOUT = 5.0
 Ends = Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]]
 """Where logs end now."""
 
@@ -37,6 +39,8 @@ class LaneSpec:
     max_records: int
     due: StateTable | None = None
     """Table whose states may be due: then the handler is called with a batch of time."""
+    opened: Opened | None = None
+    """Runs beside the batches, from before the first one until the lane is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +112,8 @@ class Lane:
         self.ledgers: list[Ledger] = []
         self.producer: LaneProducer | None = None
         self.task: asyncio.Task[None] | None = None
+        self.beside: asyncio.Task[None] | None = None
+        """What LaneSpec.opened does."""
         self.closing = asyncio.Event()
         self.closed = False
         self.busy_since: float | None = None
@@ -184,6 +190,9 @@ class Lane:
         """The assignment is over: whatever the handler still does, it can't write (`closed`). Blocks for seconds at most."""
         self.closed = True
         self._delivery.forget(self.name)
+        if self.beside is not None:
+            self.beside.cancel()
+            await asyncio.wait([self.beside], timeout=CANCEL_TIMEOUT)
         if self.producer is not None:
             await self.producer.close()
 
@@ -205,6 +214,11 @@ class Lane:
         """See LaneBatch.get_states."""
         self._check_claim()
         return table.store.states(self.partition, keys)
+
+    def position(self, table: StateTable) -> int:
+        """See LaneBatch.position."""
+        self._check_claim()
+        return table.store.position(self.partition)
 
     def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
         """See LaneBatch.due_states."""

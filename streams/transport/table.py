@@ -147,6 +147,11 @@ class StateStore(rocksdb.Store):
         with self._sound(partition):
             self._db_for_partition(partition).write(batch)
 
+    def position(self, partition: int) -> int:
+        """The changelog's position that the partition's state goes up to, at least."""
+        (raw,) = self.states(partition, [self.offset_key])
+        return 0 if raw is None else int(raw) + 1
+
     def persisted_offset(self, tp: TP) -> int | None:
         """The changelog offset that the partition's state goes up to."""
         with self._sound(tp.partition):

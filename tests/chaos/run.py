@@ -81,14 +81,20 @@ async def run(folder: Path, seed: int, planned: Iterable[Round], shape: Shape, *
 async def arena(
     folder: Path, seed: int, shape: Shape, *, minutes: float | None = None, limit: float = LIMIT, say: Say
 ) -> AsyncIterator[tuple[World, Outcome]]:
-    """A topology under load; at the end of the block everything is drained, audited and stopped, and the outcome complete."""
+    """A topology under load; at the end of the block everything is healed, drained, audited and stopped, and the outcome complete.
+
+    What the block raises is among the outcome's problems.
+    """
     outcome = Outcome(seed, minutes, shape=asdict(shape))
     async with world(folder, seed, shape, say) as here:
         await here.begin()
         outcome.began = time.time() - here.clock.now()
         say(f"{shape.brokers} brokers, {shape.workers} workers, {shape.rate:,.0f} events/s")
         try:
-            yield here, outcome
+            try:
+                yield here, outcome
+            except Exception as error:
+                here.problems.append(f"the harness failed: {type(error).__name__}: {error}")
             await settle(here, outcome, say, limit)
         finally:
             outcome.seconds = here.clock.now()
@@ -99,7 +105,7 @@ async def arena(
             outcome.exits = sorted(
                 [*(gone for worker in here.workers.values() for gone in worker.exits), *here.visitors], key=lambda gone: gone.at
             )
-            outcome.problems += judged(outcome.exits)
+            outcome.problems += judged(outcome.exits, here.settings.drain_timeout + STOP_MARGIN)
 
 
 async def play(here: World, planned: Round, outcome: Outcome, say: Say) -> None:
@@ -156,7 +162,8 @@ def _first(text: str, pattern: str) -> str | None:
 
 
 async def settle(here: World, outcome: Outcome, say: Say, limit: float = LIMIT) -> None:
-    """No more load; lag 0 within the limit; then the audit."""
+    """Nothing is broken any more, and there is no more load; lag 0 within the limit; then the audit."""
+    await here.heal()
     await here.feeder.stop()
     outcome.drained = await here.watch.caught_up(limit, everything=True)
     if outcome.drained is None:
@@ -168,13 +175,12 @@ async def settle(here: World, outcome: Outcome, say: Say, limit: float = LIMIT) 
         here.problems.append(f"the audit is not clean: {outcome.audit.get('broken') or outcome.audit.get('error')}")
 
 
-def judged(exits: Iterable[Exit]) -> list[str]:
-    """What is wrong with how workers ended: 0 without having been asked, or late after SIGTERM."""
+def judged(exits: Iterable[Exit], grace: float) -> list[str]:
+    """What is wrong with how workers ended: 0 without having been asked, or more than `grace` seconds after SIGTERM."""
     problems = []
     for each in exits:
         if each.code == 0 and each.asked != "SIGTERM":
             problems.append(f"{each.worker} (pid {each.pid}) ended with 0 at {each.at:.0f} s though nobody asked it to")
-        grace = 10.0 + STOP_MARGIN
         if each.asked == "SIGTERM" and each.seconds is not None and each.seconds > grace:
             problems.append(f"{each.worker} (pid {each.pid}) took {each.seconds:.0f} s to end after SIGTERM, more than {grace:.0f} s")
     return problems

@@ -138,4 +138,4 @@ def test_axes_end_on_round_numbers(highest: float, end: float) -> None:
     ],
 )
 def test_how_a_worker_may_end(gone: Exit, wrong: bool) -> None:
-    assert bool(judged([gone])) is wrong
+    assert bool(judged([gone], 30.0)) is wrong

@@ -103,6 +103,12 @@ class World:
         """Start a server that is down and wait until it serves."""
         await asyncio.to_thread(self.stack.revive, server)
 
+    async def heal(self) -> None:
+        """Let every proxy forward and every server run, whatever was left undone."""
+        for proxy in self.proxies.values():
+            await proxy.heal()
+        await asyncio.to_thread(Stack.start, self.stack.folder)
+
     @asynccontextmanager
     async def sql(self, url: str | None = None) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """A session straight to the primary."""

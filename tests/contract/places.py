@@ -183,13 +183,14 @@ class Place(ABC):
         async with asyncio.timeout(seconds):
             while True:
                 try:
-                    return await self.write(*orders)
+                    if not isinstance(self.sink, RedisSink):
+                        return await self.write(*orders)
+                    written = await self.sink.put(self.batch(orders), probe=True)
+                    if written is not None:
+                        return written.entries
                 except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-                    await asyncio.sleep(0.01)
-
-    async def settled(self) -> None:
-        """Returns when nothing waits any more to be written."""
-        await eventually(lambda: not getattr(self.sink, "waiting", 0))
+                    pass
+                await asyncio.sleep(0.01)
 
     @abstractmethod
     async def end_server(self) -> None:
@@ -295,12 +296,14 @@ class FakePostgresPlace(FakePlace):
 
 
 class RedisPlace(RealPlace):
+    sink: RedisSink
+
     @property
     def url(self) -> str:
         return self.settings.redis
 
     def another(self) -> RedisSink:
-        return RedisSink(self.settings.model_copy(update={"redis": self.line.url}), pause=0.02)
+        return RedisSink(self.settings.model_copy(update={"redis": self.line.url}))
 
     async def start_server(self) -> None:
         # As after a restart: it knows no script any more. What it held is kept, which is the harder case: it is out of date.
@@ -315,8 +318,11 @@ class RedisPlace(RealPlace):
         found: dict[str, Any] = {}
         async with redis.asyncio.Redis.from_url(self.settings.redis, decode_responses=True) as client:
             for key in sorted([key async for key in client.scan_iter(count=1000)]):
-                recent = key.startswith("user:")
-                found[key] = await client.zrange(key, 0, -1, withscores=True) if recent else json.loads(str(await client.get(key)))
+                if key.startswith("user:"):
+                    found[key] = await client.zrange(key, 0, -1, withscores=True)
+                else:
+                    text = str(await client.get(key))
+                    found[key] = text if key.startswith("cache:") else json.loads(text)
         return found
 
     async def empty(self) -> None:
@@ -326,13 +332,14 @@ class RedisPlace(RealPlace):
 
 class FakeRedisPlace(FakePlace):
     server = REDIS
+    sink: RedisSink
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.keys = Keys()
 
     def another(self) -> RedisSink:
-        return RedisSink(self.settings, pause=0.02, client=FakeRedis(self.network, self.keys))
+        return RedisSink(self.settings, client=FakeRedis(self.network, self.keys))
 
     async def start_server(self) -> None:
         self.keys.known = False

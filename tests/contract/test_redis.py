@@ -14,11 +14,12 @@ import redis.asyncio
 from structlog.testing import capture_logs
 
 from settings import Settings
-from sinks.redis import RedisSink
-from tests.contract.places import Order, RedisPlace, eventually, ident, parcel_json
+from sinks.redis import Mark, RedisSink, Written
+from tests.contract.places import Order, RedisPlace, ident, parcel_json
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
+MARK = Mark("cache:test:1", 3, 1, 10, 15)
 ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
 
 
@@ -109,14 +110,14 @@ async def test_a_full_server_keeps_what_it_has(cache: RedisPlace, client: Any) -
     try:
         await client.config_set("maxmemory-policy", "noeviction")
         await client.config_set("maxmemory", "1")
-        sink: Any = cache.sink
-        assert await sink.write([first._replace(version=2)]) == 0
-        assert sink.waiting == 1
+        assert await cache.sink.put([first._replace(version=2)], MARK) is None
+        assert cache.sink.away
+        assert not await client.exists(MARK.key)
         assert set(await client.zrange("user:someone:orders", 0, -1)) == {ident("a"), ident("b")}
     finally:
         for name in ("maxmemory", "maxmemory-policy"):
             await client.config_set(name, before[name])
-    await eventually(lambda: sink.waiting == 0)
+    assert await cache.sink.put([], MARK, probe=True) == Written(0, MARK.to)
 
 
 async def test_a_flush_of_everything_is_survived(cache: RedisPlace, client: Any) -> None:
@@ -127,27 +128,62 @@ async def test_a_flush_of_everything_is_survived(cache: RedisPlace, client: Any)
     assert await client.exists(f"order:{ident('a')}") == 1
 
 
-async def test_away_it_logs_once_and_catches_up_with_the_latest(cache: RedisPlace) -> None:
-    sink: Any = cache.sink
-    second = Order("b", 9, parcels=(("pb", "pending"),))
+async def test_away_it_logs_once_and_takes_nothing_until_a_probe(cache: RedisPlace, client: Any) -> None:
+    sink = cache.sink
     await cache.write(replace(ORDER, version=1))
     await cache.end_server()
     with capture_logs() as logs:
-        # The version between the two moved a parcel; the last one doesn't mention it again.
-        assert await cache.write(replace(ORDER, version=2, parcels=(("px", "pending"),))) == 0
-        assert await cache.write(second) == 0
-        assert await cache.write(ORDER) == 0
-        assert await cache.write(replace(ORDER, version=3)) == 0
-        await eventually(lambda: sink.failures >= 3)
-        assert sink.waiting == 2
+        assert await sink.put([ORDER.entry()], MARK) is None
+        assert (sink.away, sink.failures) == (True, 1)
+        assert await sink.put([ORDER.entry()], MARK, probe=True) is None
         await cache.start_server()
-        await eventually(lambda: sink.waiting == 0)
-    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["redis.away"]
-    found = await cache.content()
-    await cache.empty()
-    await cache.write(replace(ORDER, parcels=(("pa", "in_transit"), ("px", "pending"))), second)
-    assert {key for key in found if key.startswith("tracking:")} == {"tracking:T-pa", "tracking:T-px", "tracking:T-pb"}
-    assert found == await cache.content()
+        assert await sink.put([ORDER.entry()], MARK) is None, "not asked again: a batch would wait for the answer"
+        assert sink.failures == 2
+        assert await sink.put([], MARK, probe=True) == Written(0, MARK.to)
+        assert not sink.away
+        assert await sink.put([ORDER.entry()], MARK) == Written(1, MARK.to)
+    assert [entry["event"] for entry in logs] == ["redis.away", "redis.back"]
+
+
+async def test_a_mark_comes_with_the_last_entries(cache: RedisPlace, client: Any) -> None:
+    many = [Order(f"o{n}", 1).entry() for n in range(450)]
+    assert await cache.sink.put(many, MARK) == Written(450, 15)
+    assert await client.get(MARK.key) == "3 1 15"
+    assert 3500 < await client.ttl(MARK.key) <= 3600, "it outlives every entry that it vouches for"
+    many[300] = many[300]._replace(tracking=[("T", "p")])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="unpack"):
+        await cache.sink.put(many, MARK._replace(position=15, to=20))
+    assert await client.get(MARK.key) == "3 1 15"
+
+
+async def test_a_mark_moves_from_where_its_owner_believes_it_to_be(cache: RedisPlace, client: Any) -> None:
+    sink = cache.sink
+    assert await sink.put([], MARK) == Written(0, 15), "there was none: nothing old is there"
+    assert await sink.put([], MARK._replace(position=15, to=20)) == Written(0, 20)
+    assert await sink.put([], MARK) == Written(0, 20), "never backwards"
+    await client.set(MARK.key, "3 1 12")  # an older replica has taken over
+    assert await sink.put([], MARK._replace(position=20, to=30)) == Written(0, 12)
+    assert await client.get(MARK.key) == "3 1 12"
+    assert await sink.put([], MARK._replace(position=12, to=30)) == Written(0, 30)
+
+
+async def test_only_the_latest_generation_moves_a_mark(cache: RedisPlace, client: Any) -> None:
+    sink = cache.sink
+    await sink.put([], MARK)
+    assert await sink.put([], MARK._replace(generation=4, position=99, to=99)) == Written(0, 15), "a successor learns where it is"
+    assert await client.get(MARK.key) == "4 1 15"
+    assert await sink.put([ORDER.entry()], MARK._replace(position=15, to=50)) == Written(0, 15), "a zombie writes nothing"
+    assert await client.get(MARK.key) == "4 1 15"
+    assert await sink.put([ORDER.entry()], MARK._replace(claim="yes", position=99, to=99)) == Written(1, 15), "of a group that began anew"
+    assert await client.get(MARK.key) == "3 1 15"
+    assert await sink.put([], MARK._replace(claim="anew", position=0, to=0)) == Written(0, 0), "of another changelog"
+    assert await client.get(MARK.key) == "3 1 0"
+
+
+async def test_a_write_that_comes_too_late_is_refused(cache: RedisPlace) -> None:
+    assert await cache.sink.put([ORDER.entry()], MARK._replace(number=8)) == Written(1, 15)
+    assert await cache.sink.put([ORDER.entry()], MARK._replace(number=7, to=90)) == Written(0, 15)
+    assert await cache.sink.put([ORDER.entry()], MARK._replace(number=9, position=15, to=20)) == Written(1, 20)
 
 
 async def test_a_server_that_never_answers_is_given_up() -> None:
@@ -162,7 +198,6 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
         async with asyncio.timeout(5):
             assert await sink.write([ORDER.entry()]) == 0
             assert await sink.write([Order("b", 1).entry()]) == 0
-        assert sink.waiting == 2
         assert sink.failures == 1
     finally:
         await sink.close()
@@ -172,11 +207,10 @@ async def test_a_server_that_never_answers_is_given_up() -> None:
         await server.wait_closed()
 
 
-async def test_a_server_that_is_not_there_costs_nothing_but_memory_within_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sinks.redis._WAITING", 10)
-    sink = RedisSink(Settings(redis="redis://127.0.0.1:1/0"), pause=60)
+async def test_a_server_that_is_not_there_costs_one_attempt() -> None:
+    sink = RedisSink(Settings(redis="redis://127.0.0.1:1/0"))
     await sink.start()
     for number in range(25):
         assert await sink.write([Order(f"o{number}", 1).entry()]) == 0
-    assert (sink.waiting, sink.dropped, sink.failures) == (10, 15, 1)
+    assert (sink.away, sink.failures) == (True, 1)
     await sink.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import json
 import os
@@ -12,6 +13,7 @@ from decimal import Decimal
 from pathlib import Path
 from random import Random
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 from uuid import UUID, uuid5
 
 import asyncpg
@@ -23,7 +25,9 @@ from settings import Settings
 from sources import generator, olist, poison
 from sources.event import SourceEvent
 from sources.producer import send
-from tests.workers import ORDERS, audit, orders, processed, rows, worker
+from tests.chaos.proxy import Proxy
+from tests.waiting import until
+from tests.workers import ORDERS, Worker, audit, orders, processed, rows, worker
 
 
 async def test_generated_orders_end_as_an_independent_fold_says(fresh: Settings, tmp_path: Path) -> None:
@@ -224,3 +228,63 @@ async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path:
             found = [json.loads(await redis.get(key) or b"") for key in keys]
         assert all(summary["status"] != "stale" and summary["version"] > 0 for summary in found)
         audit()
+
+
+async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once found by the successor of a worker that was killed, in the other mode of delivery; once by the one that was there."""
+    history = list(generator.events(120, 9, generator.Shares(0, 0, 0)))
+    half = len(history) // 2
+    url = urlsplit(fresh.redis)
+    assert url.port is not None
+    proxy = Proxy("redis")
+    await proxy.start(url.port)
+    try:
+        with monkeypatch.context() as detoured:
+            detoured.setenv("ORDERS_REDIS", urlunsplit(url._replace(netloc=f"{url.netloc.rpartition('@')[0]}@{proxy.address}")))
+            detoured.setenv("ORDERS_DELIVERY", "exactly_once")
+            with worker(tmp_path, "first") as first:
+                await send(fresh, history[:half])
+                await asyncio.to_thread(processed)
+                await asyncio.to_thread(until, lambda: _complete(first, fresh), "every lane's cache is complete")
+                older = await _copy(fresh)
+                await proxy.cut()
+                await send(fresh, history[half:])
+                await asyncio.to_thread(processed)  # a cache delays nothing
+                assert first.text().count("redis.away") == 1
+                first.kill()
+            await proxy.heal()
+            assert (await asyncio.to_thread(orders, "audit", "--json")).returncode == 1, "the cache is behind"
+            detoured.setenv("ORDERS_DELIVERY", "at_least_once")
+            with worker(tmp_path, "second") as second:
+                await asyncio.to_thread(until, lambda: _complete(second, fresh), "every lane's cache is complete")
+                await asyncio.to_thread(audit)
+                # The way is cut and mended in one worker's life, and Redis comes back as it was at half time.
+                await proxy.cut()
+                await send(fresh, generator.events(40, 10, generator.Shares(0, 0, 0)))
+                await asyncio.to_thread(processed)
+                await _put_back(fresh, older)
+                await proxy.heal()
+                await asyncio.to_thread(until, lambda: _complete(second, fresh, 2), "every lane's cache is complete again")
+                await asyncio.to_thread(audit)
+                assert second.terminate() == 0
+    finally:
+        await proxy.close()
+
+
+def _complete(process: Worker, settings: Settings, times: int = 1) -> bool:
+    text = process.text()
+    return all(text.count(f"lane {number}: its cache is complete") >= times for number in range(settings.partitions))
+
+
+async def _copy(settings: Settings) -> dict[bytes, bytes]:
+    async with Redis.from_url(settings.redis) as redis:
+        return {key: await redis.dump(key) or b"" async for key in redis.scan_iter(count=1000)}
+
+
+async def _put_back(settings: Settings, copy: dict[bytes, bytes]) -> None:
+    async with Redis.from_url(settings.redis) as redis:
+        await redis.flushdb()
+        for key, value in copy.items():
+            await redis.restore(key, 600_000, value)

@@ -21,7 +21,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis.asyncio import Redis
 
-from stack import Stack, StackError, jars, processes
+from stack import Stack, StackError, jars, ports, processes
 from tests.stackfixture import ROOT, Servers, purge
 from tests.waiting import eventually, until
 
@@ -184,6 +184,33 @@ async def test_three_brokers_and_a_replica_beside_another_stack(folder: Path, st
         with pytest.raises(StackError, match=r"3 broker\(s\), which cannot be changed"):
             Stack.start(folder, brokers=1)
     assert await execute(stack.env["ORDERS_POSTGRES"], "select 1") == 1, "the other stack was not touched"
+
+
+async def test_a_second_listener_tells_its_clients_another_address_and_one_server_is_started_alone(folder: Path) -> None:
+    with pytest.raises(StackError, match=r"2 addresses are to be advertised by 1 broker\(s\)"):
+        Stack.start(folder, advertise=["127.0.0.1:1", "127.0.0.1:2"])
+    told = f"127.0.0.1:{ports.choose(set())}"
+    with Stack.start(folder, advertise=[told]) as stack:
+        assert stack.detours.keys() == {told}
+        for bootstrap, address in ((f"127.0.0.1:{stack.detours[told]}", told), (stack.env["ORDERS_KAFKA"], stack.env["ORDERS_KAFKA"])):
+            admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+            await admin.start()
+            try:
+                assert {f"{broker.host}:{broker.port}" for broker in admin._client.cluster.brokers()} == {address}
+            finally:
+                await admin.close()
+
+        before = stack.pids
+        [pid] = before["redis"]
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not stack.pids["redis"], "Redis is dead")
+        stack.revive("redis")
+        assert stack.pids["redis"] not in ([], [pid])
+        assert {kind: pids for kind, pids in stack.pids.items() if kind != "redis"} == {
+            kind: pids for kind, pids in before.items() if kind != "redis"
+        }
+        with pytest.raises(StackError, match="no server mysql"):
+            stack.revive("mysql")
 
 
 def test_a_server_that_does_not_come_up_says_why_and_leaves_nothing_running(folder: Path) -> None:

@@ -102,12 +102,21 @@ class Keys:
         self.ttl: dict[bytes, int] = {}
         self.known = False
         """The script was sent before."""
+        self._older: dict[bytes, bytes | dict[bytes, float]] = {}
 
     def flush(self) -> None:
         """Everything is gone, the script too: a restart without persistence."""
         self.values.clear()
         self.ttl.clear()
         self.known = False
+
+    def keep(self) -> None:
+        """What is there now is the older copy from here on."""
+        self._older = _copy(self.values)
+
+    def lose(self) -> None:
+        """A replica that is behind has taken over, or a snapshot was loaded."""
+        self.values = _copy(self._older)
 
     def readable(self) -> dict[str, Any]:
         """Key -> what it holds: JSON, or (member, score) pairs in the order of a sorted set."""
@@ -117,14 +126,15 @@ class Keys:
             if isinstance(value, dict):
                 found[key.decode()] = [(member.decode(), value[member]) for member in _ranked(value)]
             else:
-                found[key.decode()] = json.loads(value)
+                found[key.decode()] = value.decode() if key.startswith(b"cache:") else json.loads(value)
         return found
 
-    def evaluate(self, packed: bytes) -> int:
+    def evaluate(self, arguments: Sequence[bytes | str | int]) -> list[int]:
         """Run the script."""
         token = _serving.set(self)
         try:
-            return int(_RUN(packed))
+            texts = [each if isinstance(each, bytes) else str(each).encode() for each in arguments]
+            return [int(each) for each in _RUN(*texts).values()]
         finally:
             _serving.reset(token)
 
@@ -143,6 +153,10 @@ class Keys:
         if not isinstance(value, dict):
             raise TypeError("WRONGTYPE")
         return value
+
+
+def _copy(values: Mapping[bytes, bytes | dict[bytes, float]]) -> dict[bytes, bytes | dict[bytes, float]]:
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in values.items()}
 
 
 def _bytes(value: Any) -> bytes:
@@ -205,8 +219,8 @@ _COMMANDS: Final[dict[bytes, Callable[..., Any]]] = {
 }
 
 
-def _script() -> Callable[[bytes], Any]:
-    """The script as a function of its one argument, in a Lua with the modules that Redis gives it. Texts are bytes throughout."""
+def _script() -> Callable[..., Any]:
+    """The script as a function of its arguments, in a Lua with the modules that Redis gives it. Texts are bytes throughout."""
     lua = lua51.LuaRuntime(encoding=None)
 
     null = object()  # cjson.null
@@ -242,7 +256,7 @@ def _script() -> Callable[[bytes], Any]:
         }
     )
     # Redis's unpack takes a range; so does Lua 5.1's own.
-    run: Callable[[bytes], Any] = lua.eval(b"function(ARGV) ARGV = {ARGV}\n" + _SCRIPT.encode() + b"\nend")
+    run: Callable[..., Any] = lua.eval(b"function(...) local ARGV = {...}\n" + _SCRIPT.encode() + b"\nend")
     return run
 
 
@@ -258,13 +272,13 @@ class FakeRedis:
 
     async def execute_command(self, *arguments: Any, **options: Any) -> Any:
         """EVALSHA or EVAL. Raises redis.exceptions.ConnectionError and NoScriptError."""
-        command, _, _, packed = arguments
+        command, _, _, *given = arguments
 
-        def apply() -> int:
+        def apply() -> list[int]:
             if command == "EVALSHA" and not self._keys.known:
                 raise redis.exceptions.NoScriptError("NOSCRIPT")
             self._keys.known = True
-            return self._keys.evaluate(packed)
+            return self._keys.evaluate(given)
 
         return await self._network.request(REDIS, "cache", apply, redis.exceptions.ConnectionError)
 

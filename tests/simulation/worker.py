@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
 from unittest import mock
 
 from aiokafka.abc import ConsumerRebalanceListener
+from aiokafka.errors import RequestTimedOutError
 from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -21,11 +23,13 @@ from faust.types import TP
 from domain.topics import CLOCK, DERIVED, DLQ
 from settings import Settings
 from sinks.redis import RedisSink
+from streams import cache as cache_module
 from streams.delivery import Delivery, GaveUp
 from streams.pipeline import Pipeline
 from streams.transport import consumer as consumer_module
 from streams.transport import consumer_thread, lane, producer
 from streams.transport.batch import LaneBatch
+from streams.transport.changelog import Changes
 from streams.transport.consumer import Consumer
 from streams.transport.consumer_thread import ConsumerThread, Fetched
 from streams.transport.errors import FailStop
@@ -34,7 +38,7 @@ from streams.transport.lease import Lease
 from streams.transport.ledger import Record
 from streams.transport.producer import Gate, LaneProducer
 from tables.codec import due_of, version_of
-from tests.simulation.clients import FakeConnection, FakeConsumer, Leaving
+from tests.simulation.clients import BROKER, FakeConnection, FakeConsumer, Leaving
 from tests.simulation.kafka import Broker, Group, Sent
 from tests.simulation.loop import OWNER, Process, VirtualLoop
 from tests.simulation.network import Network, Trace
@@ -234,15 +238,24 @@ class App:
         self.store = FakeStore(files, servers.network, version_of, due_of)
         self.table = SimpleNamespace(store=self.store, changelog_topic_name=settings.changelog_topic)
         self.rows = FakePostgres(servers.network, servers.tables)
-        self.cache = RedisSink(settings, pause=0.5, client=FakeRedis(servers.network, servers.keys))
+        self.cache = RedisSink(settings, client=FakeRedis(servers.network, servers.keys))
         self.pipeline = Pipeline(settings, self.table, self.rows, self.cache)
-        self.specs = [LaneSpec(servers.lane_topics, self._handle, settings.batch_records, due=self.table)]  # type: ignore[arg-type]
+        self.specs = [LaneSpec(servers.lane_topics, self._handle, settings.batch_records, self.table, self.pipeline.opened)]  # type: ignore[arg-type]
         self.specs_by_topic = dict.fromkeys(servers.lane_topics, self.specs[0])
         self.copartitioned = (*servers.lane_topics, settings.changelog_topic, *DERIVED, DLQ, CLOCK)
         self.recovery = Recovery(self)
         self.client = FakeConsumer(servers.network, servers.broker, servers.group, settings.heartbeat_interval, servers.fetch_limit)
         self.consumer = SimulatedConsumer(self)
         self._recovering: asyncio.Task[None] | None = None
+
+    async def changes(self, tp: TP, since: int, end: int) -> AsyncGenerator[Changes, None]:
+        """As BatchApp's."""
+        network, log = self.servers.network, self.servers.broker.logs[TopicPartition(*tp)]
+        position = since
+        while position < end:
+            read = partial(log.read, position, 2)
+            records, position = await network.request(BROKER, "read", read, RequestTimedOutError)
+            yield Changes({record.key: record.value for record in records if record.key is not None and record.value is not None}, position)
 
     async def _handle(self, batch: LaneBatch) -> None:
         self.servers.trace(self.worker.process, f"takes {batch!r}")
@@ -397,6 +410,7 @@ def simulated(clock: Callable[[], float], wall_clock: Callable[[], float]) -> It
     time = SimpleNamespace(monotonic=clock, time=wall_clock, perf_counter=clock)
     quiet = _Quiet()
     replaced: list[tuple[Any, str, Any]] = [
+        (cache_module, "time", time),
         (lane, "time", time),
         (producer, "time", time),
         (consumer_module, "time", time),
@@ -407,6 +421,7 @@ def simulated(clock: Callable[[], float], wall_clock: Callable[[], float]) -> It
     with contextlib.ExitStack() as stack:
         for module, name, value in replaced:
             stack.enter_context(mock.patch.object(module, name, value))
-        for module in ("streams.delivery", "streams.transport.consumer", "streams.transport.consumer_thread", "sinks.redis"):
-            stack.enter_context(mock.patch(f"{module}.log", quiet))
+        for module in ("delivery", "cache", "transport.consumer", "transport.consumer_thread"):
+            stack.enter_context(mock.patch(f"streams.{module}.log", quiet))
+        stack.enter_context(mock.patch("sinks.redis.log", quiet))
         yield

@@ -18,6 +18,7 @@ from aiokafka.structs import TopicPartition
 
 from domain.topics import CLOCK, CREATED, DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
+from streams.cache import LOOK_INTERVAL
 from streams.delivery import GaveUp
 from tables import codec
 from tables.codec import version_of
@@ -70,12 +71,12 @@ CHANCES: Mapping[str, Mapping[str, float]] = {
 
 ACTIONS: Mapping[str, tuple[str, ...]] = {
     "calm": ("rejoin", "compact", "clock", "term"),
-    "losses": ("rejoin", "compact", "clock", "kafka down", "postgres down", "redis down", "redis flush"),
+    "losses": ("rejoin", "compact", "clock", "kafka down", "postgres down", "redis down", "redis flush", "redis keep", "redis older"),
     "deaths": ("kill", "kill", "term", "compact", "compact", "rejoin", "keep"),
     "zombies": ("stop", "stop", "stop long", "kill", "compact", "rejoin"),
     "all": (
         *("kill", "kill", "stop", "stop long", "term", "rejoin", "compact", "keep", "clock"),
-        *("kafka down", "postgres down", "redis down", "redis flush"),
+        *("kafka down", "postgres down", "redis down", "redis flush", "redis keep", "redis older"),
     ),
 }
 """Moods -> what may be done to the world at some moment."""
@@ -152,8 +153,6 @@ class World:
         """What a worker had sent before a successor opened, and landed after that."""
         self.hidden: set[str] = set()
         """Orders of which a state landed late that may hide what the successor wrote (docs/delivery.md, "Not promised")."""
-        self.uncached: set[str] = set()
-        """Orders whose latest entry waited for Redis in a worker that ended: what Redis has of them may be out of date until it expires."""
         self.deaths = 0
         self.generations: list[tuple[float, int]] = []
         self.openings: dict[int, list[tuple[float, int]]] = {}
@@ -163,6 +162,7 @@ class World:
         self._pending = 0
         self._over = False
         self._healed_at = 0.0
+        self._redis_older_at = -1e9
 
     # -- the plan ------------------------------------------------------------------------------------------------------
 
@@ -283,6 +283,11 @@ class World:
                 self._planned(rng.choice((0.2, 2.0, 9.0)), self._up, server)
             case "redis flush":
                 self.keys.flush()
+            case "redis keep":
+                self.keys.keep()
+            case "redis older":
+                self.keys.lose()
+                self._redis_older_at = self.loop.now
             case "keep":
                 rng.choice(self.disks).keep()
             case _ if not alive:
@@ -325,8 +330,6 @@ class World:
         if number is None:
             return
         worker = self.running.pop(number)
-        if worker.app is not None:
-            self.uncached.update(worker.app.cache._waiting)
         worker.forget()
         disk = self.disks[number]
         dice = self.rng.random()
@@ -436,6 +439,8 @@ class World:
             self._later(LOOK, self._look)
 
     def _at_rest(self) -> bool:
+        if self.loop.now < self._redis_older_at + 2 * LOOK_INTERVAL:
+            return False  # a lane without work looks only now and then
         if self._pending or self.network.under_way or self.network.down or self.group.preparing:
             return False
         if not self._drained() or self._due():
@@ -443,7 +448,7 @@ class World:
         served: list[int] = []
         for worker in self.running.values():
             app = worker.app
-            if app is None or worker.process.stopped or app.cache.waiting:
+            if app is None or worker.process.stopped or app.pipeline.cache.behind:
                 return False
             # Who was left out of the group must have noticed.
             if app.client._coordinator.generation != self.group.generation:

@@ -164,7 +164,7 @@ class Arena:
         await self._bury()
         healthy = await self.live()
         try:
-            await self.ready(healthy)
+            await self.until(healthy, lambda: healthy.text().count("its cache is complete") >= self.settings.partitions)
             await self.handled(healthy)
         except Dead:
             raise TimeoutError(f"the healthy worker ended with {healthy.code}; its log: {healthy.log}") from None

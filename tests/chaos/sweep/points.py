@@ -11,9 +11,11 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 
 MODULES: Final = (
     "streams.pipeline",
+    "streams.cache",
     "streams.delivery",
     "streams.transport.lane",
     "streams.transport.batch",
+    "streams.transport.changelog",
     "streams.transport.producer",
     "streams.transport.consumer",
     "streams.transport.consumer_thread",
