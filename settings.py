@@ -139,7 +139,7 @@ class Settings(BaseSettings):
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics. 0: none.")
     metrics_host: str = Field(
-        "127.0.0.1", description="Address on which the metrics are served: this machine's own, as they have no password. In a container 0.0.0.0."
+        "127.0.0.1", description="Address that serves the metrics, which have no password: loopback. In a container 0.0.0.0."
     )
 
     @field_validator("kafka")
