@@ -62,6 +62,9 @@ class Servers(Protocol):
     lost_lists: float
     """How likely it is that a fetched list is lost."""
 
+    def recovering(self, partition: int, generation: int) -> None:
+        """A worker knows up to where it reads the changelog before it opens its lane: what lands from now on is none of its state."""
+
     def opened(self, worker: Worker) -> None:
         """The worker's lanes are open."""
 
@@ -191,7 +194,10 @@ class Recovery:
         changelog = app.settings.changelog_topic
         tps = sorted(TP(*tp) for tp in assignment.tps if tp.topic == changelog)
         client = app.client
+        generation = client._coordinator.generation
         ends = await client.end_offsets(tps)
+        for tp in tps:
+            app.servers.recovering(tp.partition, generation)
         starts = await client.beginning_offsets(tps)
         self._done.clear()
         self._highwater = {tp: ends[tp] for tp in tps}

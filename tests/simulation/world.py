@@ -157,6 +157,8 @@ class World:
         self.generations: list[tuple[float, int]] = []
         self.openings: dict[int, list[tuple[float, int]]] = {}
         """Partition -> (when, generation) of the lanes that opened."""
+        self.recoveries: dict[int, list[tuple[float, int]]] = {}
+        """The same of the changelog's ends that were read before."""
         self._clock_jump = 0.0
         self.clock_went_back = False
         self._pending = 0
@@ -357,6 +359,10 @@ class World:
 
     # -- what the servers and workers tell -----------------------------------------------------------------------------
 
+    def recovering(self, partition: int, generation: int) -> None:
+        """See Servers."""
+        self.recoveries.setdefault(partition, []).append((self.loop.now, generation))
+
     def opened(self, worker: Worker) -> None:
         """See Servers."""
         assert worker.app is not None
@@ -371,15 +377,18 @@ class World:
             self.trace(worker.process, f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more", *self.accounts.read(tp, records))
         known = {record.key: self.accounts.states.get(record.key) for record in records if record.key is not None}
         self.accounts.written(tp, offset, records)
-        successor = min((at for at, generation in self.openings.get(tp.partition, ()) if generation > leaving.stamp), default=None)
-        if successor is None or tp.topic in (REKEYED, CREATED):
+        began, opened = (
+            min((at for at, generation in of.get(tp.partition, ()) if generation > leaving.stamp), default=None)
+            for of in (self.recoveries, self.openings)
+        )
+        if began is None or tp.topic in (REKEYED, CREATED):
             return
-        if leaving.at > successor:
+        if opened is not None and leaving.at > opened:
             self.violate(
-                f"{worker.process.name} wrote to {tp.topic}/{tp.partition} at {leaving.at:.3f}, its successor opened at {successor:.3f}"
+                f"{worker.process.name} wrote to {tp.topic}/{tp.partition} at {leaving.at:.3f}, its successor opened at {opened:.3f}"
             )
         else:
-            self.trace(worker.process, "   (late: a successor has opened)")
+            self.trace(worker.process, "   (late: a successor has opened, or knows up to where it reads)")
             self.late.append((tp, records))
             if tp.topic == self.settings.changelog_topic:
                 self._hide(record for record in records if _not_older(record, known))
