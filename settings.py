@@ -89,6 +89,12 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds after which a batch that keeps failing ends the worker, unacknowledged, for its supervisor to restart.",
     )
+    redrive_limit: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="Times that a record is redriven (`orders dlq redrive`). Refused each time, it is parked.",
+    )
     drain_timeout: float = Field(10.0, gt=0, description="Seconds that SIGTERM or a rebalance waits for batches in flight.")
     stall_timeout: float = Field(120.0, gt=0, description="Seconds without progress after which a worker ends itself rather than hang.")
     redis_timeout: float = Field(0.5, gt=0, description="Seconds until a cache write is given up. A cache delays nothing.")

@@ -24,7 +24,7 @@ from aiokafka import TopicPartition
 
 from audit.derived import DERIVED, NOTICES
 from audit.findings import Finding, Findings, Report
-from audit.index import Index, Letter
+from audit.index import Index, Letter, Note
 from audit.judge import (
     DERIVED_EVENT,
     ENTRY,
@@ -39,10 +39,10 @@ from audit.judge import (
     digest_of,
 )
 from audit.log import Log, Record, Span, partition_of
-from audit.reference import Fact, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
+from audit.reference import Fact, Place, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
-from domain.topics import CREATED, DECISIONS, DLQ, INPUT, LANE, REKEYED
+from domain.topics import CREATED, DECISIONS, DLQ, INPUT, LANE, REDRIVEN, REKEYED
 
 _RECORDS_A_BUCKET: Final = 20_000
 _MOST_BUCKETS: Final = 1_024
@@ -121,6 +121,7 @@ class Auditor:
             self._home = functools.partial(partition_of, partitions=self._target.partitions or self._lanes)
             await self._read_letters(log)
             await self._read_copies(log)
+            await self._read_notes(log)
             stores = Spill(folder, self._lanes)
             stack.callback(stores.close)
             await self._read_rows(rows, stores)
@@ -130,6 +131,7 @@ class Auditor:
                 if self._only is None or any(self._home(key) == number for key in self._only):
                     await self._audit_lane(log, number, stores, folder)
             await self._judge_rest_of_letters(log)
+            self._judge_redrives()
             self._judge_checkouts()
             await self._settle(log)
         self.report.seconds = round(time.monotonic() - started, 3)
@@ -139,7 +141,7 @@ class Auditor:
 
     async def _look(self, log: Log, rows: Rows, cache: Cache | None) -> None:
         report = self.report
-        topics = [*LANE, *DERIVED, DLQ, self._target.changelog]
+        topics = [*LANE, *DERIVED, DLQ, REDRIVEN, self._target.changelog]
         self._counts = await log.partitions(topics)
         report.missing_topics = [topic for topic in topics if topic not in self._counts]
         present = [topic for topic in LANE if topic in self._counts]
@@ -222,6 +224,24 @@ class Auditor:
                         else:
                             origins.append(origin)
                     self._index.add_copies(origins)
+
+    async def _read_notes(self, log: Log) -> None:
+        for number in range(self._counts.get(REDRIVEN, 0)):
+            for partition, span in (await self._written(log, [REDRIVEN], number)).items():
+                async for records in log.read(partition, span):
+                    self._index.add_notes(note for record in records if (note := self._note(number, record)) is not None)
+        self.report.counts["redriven"] = self._index.notes
+
+    def _note(self, lane: int, record: Record) -> Note | None:
+        try:
+            told = json.loads(record.value or b"")
+            (topic, partition, offset), (to_topic, to_partition, to_offset) = told["origin"], told["to"]
+            origin, to = Place(str(topic), int(partition), int(offset)), Place(str(to_topic), int(to_partition), int(to_offset))
+            return Note(_text(record.key or b""), str(told["reason"]), origin, to)
+        except (ValueError, TypeError, KeyError) as error:
+            expected = "reason, origin and place of a redriven record"
+            self._findings.broken("letters", "", f"{REDRIVEN}/{lane}@{record.offset}", expected, f"{type(error).__name__}: {error}")
+            return None
 
     async def _read_rows(self, rows: Rows, stores: Spill) -> None:
         for number, table in enumerate(TABLES):
@@ -430,6 +450,20 @@ class Auditor:
             found = f"a dead letter with reason {letter.code}"
             self._findings.truncated = False
             self._findings.at_rest("letters", order_id, f"{DLQ}/{letter.lane}@{letter.at}", f"{letter.place} is a fact that counts", found)
+
+    def _judge_redrives(self) -> None:
+        """Each record that went back is in the log once, and in the ledger."""
+        if self._only is not None:
+            return
+        for letter, place in self._index.sent_without_note():
+            self._findings.at_rest("letters", "", REDRIVEN, f"a note that dead letter {letter} is at {place}", "none", place)
+        for place, count in self._index.redriven_twice():
+            self._findings.broken("letters", "", REDRIVEN, "one redrive of this record", count, place, proven=True)
+        for note in self._index.notes_without_sent():
+            span = self._spans.get(TopicPartition(note.to.topic, note.to.partition))
+            if span is not None and span.start <= note.to.offset < span.end:
+                expected = f"the record of dead letter {note.letter}"
+                self._findings.broken("letters", "", str(note.to), expected, "another one", note.origin, proven=True)
 
     def _judge_checkouts(self) -> None:
         """Each accepted checkout has become an order.created, in whichever lane."""

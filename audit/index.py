@@ -17,6 +17,10 @@ _SCHEMA: Final = """
 CREATE TABLE letter (topic, partition, offset, code, detail, key, digest, value, lane, at, matched DEFAULT 0);
 CREATE INDEX letter_place ON letter (topic, partition, offset);
 CREATE TABLE copy (topic, partition, offset, PRIMARY KEY (topic, partition, offset)) WITHOUT ROWID;
+CREATE TABLE note (letter, reason, topic, partition, offset, to_topic, to_partition, to_offset);
+CREATE INDEX note_place ON note (topic, partition, offset);
+CREATE TABLE sent (letter, topic, partition, offset);
+CREATE INDEX sent_letter ON sent (letter);
 CREATE TABLE checkout (order_id, topic, partition, offset);
 CREATE TABLE placed (order_id PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE pending (order_id, check_, severity, place, expected, found, fact);
@@ -35,6 +39,15 @@ class Letter(NamedTuple):
     value: bytes | None
     lane: int
     at: int
+
+
+class Note(NamedTuple):
+    """What the ledger says of a dead letter (PARTITION:OFFSET in orders.dlq): its record, of `origin`, was sent back and is at `to`."""
+
+    letter: str
+    reason: str
+    origin: Place
+    to: Place
 
 
 class Pending(NamedTuple):
@@ -56,7 +69,7 @@ class Index:
         self._db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
         self._db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;" + _SCHEMA)
         self._db.execute("BEGIN")
-        self.letters = self.copies = self.waiting = 0
+        self.letters = self.copies = self.notes = self.waiting = 0
 
     def close(self) -> None:
         self._db.close()
@@ -102,6 +115,44 @@ class Index:
         if not self.copies:
             return False
         return self._db.execute("SELECT 1 FROM copy WHERE topic = ? AND partition = ? AND offset = ?", place).fetchone() is not None
+
+    # -- records that went back ------------------------------------------------------------------------------------
+
+    def add_notes(self, notes: Iterable[Note]) -> None:
+        rows = [(note.letter, note.reason, *note.origin, *note.to) for note in notes]
+        self.notes += len(rows)
+        self._db.executemany("INSERT INTO note VALUES (?,?,?,?,?,?,?,?)", rows)
+
+    def reason_of_redriven(self, place: Place) -> str | None:
+        """Why a record was refused that went back since; None if it didn't."""
+        if not self.notes:
+            return None
+        row = self._db.execute("SELECT reason FROM note WHERE topic = ? AND partition = ? AND offset = ?", place).fetchone()
+        return None if row is None else str(row[0])
+
+    def add_sent(self, letter: str, place: Place) -> None:
+        """A record in the log that says that it was made of this dead letter."""
+        self._db.execute("INSERT INTO sent VALUES (?,?,?,?)", (letter, *place))
+
+    def sent_without_note(self) -> Iterator[tuple[str, Place]]:
+        """Redriven records, with their letters, of which the ledger doesn't know or says that they are elsewhere."""
+        rows = self._db.execute(
+            "SELECT * FROM sent WHERE NOT EXISTS (SELECT 1 FROM note WHERE note.letter = sent.letter AND to_topic = sent.topic"
+            " AND to_partition = sent.partition AND to_offset IN (sent.offset, -1))"
+        )
+        for letter, *place in rows:
+            yield letter, Place._make(place)
+
+    def notes_without_sent(self) -> Iterator[Note]:
+        """Notes whose record hasn't been seen."""
+        for letter, reason, *places in self._db.execute("SELECT * FROM note WHERE letter NOT IN (SELECT letter FROM sent)"):
+            yield Note(letter, reason, Place._make(places[:3]), Place._make(places[3:]))
+
+    def redriven_twice(self) -> Iterator[tuple[Place, int]]:
+        """Refused records that went back more than once, and how often."""
+        rows = self._db.execute("SELECT topic, partition, offset, count(*) FROM note GROUP BY topic, partition, offset HAVING count(*) > 1")
+        for *place, count in rows:
+            yield Place._make(place), count
 
     # -- checkouts and the orders that were made of them ------------------------------------------------------------
 

@@ -139,6 +139,10 @@ class Judge:
             _, _, number, offset, timestamp, value, headers = item
             topic = LANE[number]
             place = Place(topic, self._lane.number, offset)
+            if topic != REKEYED:
+                for name, text in headers:
+                    if name == "redrive_of":
+                        self._index.add_sent((text or b"").decode("utf-8", "replace"), place)
             if topic == DECISIONS:
                 decisions.append((place, value, headers, item))
                 continue
@@ -156,7 +160,7 @@ class Judge:
             else:
                 self._counts["records"] += 1
                 parsed = read(topic, value, headers)
-            fact = parsed.outcome
+            fact = self._of_then(parsed.outcome, places[-1])
             if isinstance(fact, Refusal):
                 self._counts["refused"] += 1
                 self._want("", {fact.code}, places, dict.fromkeys(places, item))
@@ -186,13 +190,23 @@ class Judge:
 
     def _take_checkout(self, place: Place, value: bytes | None, headers: Any, item: Item) -> None:
         self._counts["records"] += 1
-        fact = read(CHECKOUT, value, headers).outcome
+        fact = self._of_then(read(CHECKOUT, value, headers).outcome, place)
         if isinstance(fact, Refusal):
             self._counts["refused"] += 1
             self._want("", {fact.code}, [place], {place: item})
         else:
             self._counts["checkouts"] += 1
             self._index.add_checkout(fact.order_id, place)
+
+    def _of_then(self, outcome: Fact | Refusal, place: Place) -> Fact | Refusal:
+        """What a record was when it came: one that was refused by other rules and went back since is none, its copy counts.
+
+        But for a conflict: there a record is refused because of another one, and goes on counting as the other content.
+        """
+        if isinstance(outcome, Refusal):
+            return outcome
+        reason = self._index.reason_of_redriven(place)
+        return outcome if reason in (None, "key_conflict") else Refusal(reason, "redriven")
 
     def _add(self, held: Held, fact: Fact, places: list[Place], item: Item) -> None:
         order = held.order

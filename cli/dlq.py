@@ -1,78 +1,70 @@
-"""`orders dlq`: the records that were refused, why, and their bytes as they came."""
+"""`orders dlq`: the records that were refused, why, their bytes as they came; and their way back after a fix."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import getpass
 import json
+import socket
 from collections import Counter
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
-from typing import Annotated, Any, Final, NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from typing import Annotated, Any, Final, get_args
 
 import typer
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import InvalidTransactionTimeout, KafkaError, TransactionalIdAuthorizationFailed
 
 from cli.errors import UserError
 from domain.errors import REASONS
-from domain.topics import DLQ, INPUT, INTERNAL
+from domain.topics import LANE
 from settings import Settings, get_settings
-from streams import topics
+from sources.redrive import Outcome, Selection, TakenOver, redrive
+from streams.dead_letters import REDRIVE_COUNT, DeadLetter, Letters, NoSuchLetter, Redriven, State, state_of
+from streams.lag import TopicsMissing
 
-app = typer.Typer(help="Dead letters: what was refused and why.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+app = typer.Typer(
+    help="Dead letters: what was refused and why, and its way back.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+)
 
 SHOWN_CHARACTERS: Final = 4000
-_OURS: Final = ("dlq_topic", "dlq_partition", "dlq_offset", "dlq_reason", "dlq_detail", "dlq_time")
+STATES: Final[tuple[State, ...]] = get_args(State)
+SHOWN_IDS: Final = 20
 
-
-class DeadLetter(NamedTuple):
-    """One refused record. `partition` and `offset` are its own in orders.dlq, `origin_...` those of the record; headers as it had them."""
-
-    partition: int
-    offset: int
-    reason: str
-    detail: str
-    time: str
-    origin_topic: str
-    origin_partition: int
-    origin_offset: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
-
-    @property
-    def coordinates(self) -> str:
-        return f"{self.partition}:{self.offset}"
-
-    @property
-    def origin(self) -> str:
-        return f"{self.origin_topic}:{self.origin_partition}:{self.origin_offset}"
+_Found = tuple[DeadLetter, Redriven | None]
+"""A letter, and the ledger's note of it."""
 
 
 @app.callback()
 def _dlq() -> None:
-    """Dead letters: what was refused and why."""
+    """Dead letters: what was refused and why, and its way back."""
 
 
 @app.command("list")
 def list_command(
     reason: Annotated[str | None, typer.Option(help="Only this reason code.", show_default=False)] = None,
     topic: Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)] = None,
+    state: Annotated[str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many; the summary counts all.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """The refused records, the newest last, and a summary by reason.
+    """The refused records, the newest last, what became of each, and a summary by reason.
+
+    new: not redriven since it was refused. redriven: its record went back to its topic. parked: redriven ORDERS_REDRIVE_LIMIT times,
+    refused each time. final: no fix can help it.
 
     Example: [bold]orders dlq list --reason total_mismatch --limit 10[/bold]
     """
-    if reason is not None and reason not in REASONS:
-        raise UserError(f"no reason code {reason!r}; one of {', '.join(REASONS)}")
-    if topic is not None and topic not in (*INPUT, *INTERNAL):
-        raise UserError(f"no dead letter comes from a topic {topic!r}; one of {', '.join((*INPUT, *INTERNAL))}")
-    newest, reasons = asyncio.run(_collect(get_settings(), reason, topic, limit))
+    _check_reasons([] if reason is None else [reason])
+    _check_topics([] if topic is None else [topic])
+    if state is not None and state not in STATES:
+        raise UserError(f"no state {state!r}; one of {', '.join(STATES)}")
+    settings = get_settings()
+    newest, reasons, states = asyncio.run(_collect(settings, reason, topic, state, limit))
     if as_json:
-        rows = [_summary(letter) for letter in newest]
-        print(json.dumps({"total": reasons.total(), "by_reason": dict(reasons.most_common()), "dead_letters": rows}))
+        rows = [_summary(settings, letter, note) for letter, note in newest]
+        counts = {"total": reasons.total(), "by_reason": dict(reasons.most_common()), "by_state": {name: states[name] for name in STATES}}
+        print(json.dumps({**counts, "dead_letters": rows}))
         return
     from rich.console import Console
     from rich.table import Table
@@ -82,15 +74,16 @@ def list_command(
     if not reasons:
         console.print("no dead letters")
         return
-    table = Table("at", "reason", "detail", "record", "time", box=None, header_style="bold", pad_edge=False)
-    for letter in newest:
-        cells = (letter.coordinates, letter.reason, letter.detail, letter.origin, letter.time)
+    table = Table("at", "reason", "detail", "record", "time", "state", box=None, header_style="bold", pad_edge=False)
+    for letter, note in newest:
+        cells = (letter.coordinates, letter.reason, letter.detail, letter.origin, letter.time, state_of(settings, letter, note))
         table.add_row(*(Text(printable(cell)) for cell in cells))
     console.print(table)
     console.print()
     for code, count in reasons.most_common():
         console.print(Text(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}"))
-    console.print(f"{reasons.total():>8,}  in all; one whole with: orders dlq show {newest[-1].coordinates}", style="bold")
+    told = ", ".join(f"{states[name]:,} {name}" for name in STATES)
+    console.print(f"{reasons.total():>8,}  in all: {told}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
 
 
 @app.command("show")
@@ -106,12 +99,16 @@ def show_command(
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() for part in parts[-2:]):
         raise UserError(f"{coordinates!r} is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET; orders dlq list has them")
     partition, offset = int(parts[-2]), int(parts[-1])
-    letter = asyncio.run(_find(get_settings(), parts[0] if len(parts) == 3 else None, partition, offset))
-    if letter is None:
+    settings = get_settings()
+    found = asyncio.run(_find(settings, parts[0] if len(parts) == 3 else None, partition, offset))
+    if found is None:
         raise UserError(f"no dead letter at {coordinates}; orders dlq list has them")
+    letter, note = found
     if as_json:
         headers = [[name, _base64(value)] for name, value in letter.headers]
-        print(json.dumps({**_summary(letter), "key": _base64(letter.key), "value": _base64(letter.value), "headers": headers}))
+        print(
+            json.dumps({**_summary(settings, letter, note), "key": _base64(letter.key), "value": _base64(letter.value), "headers": headers})
+        )
         return
     from rich.console import Console
     from rich.text import Text
@@ -126,6 +123,9 @@ def show_command(
     line("record", letter.origin)
     line("refused at", letter.time)
     line("dead letter", letter.coordinates)
+    line("redrive", _became(settings, letter, note))
+    if note is not None:
+        line("redriven as", f"{':'.join(map(str, note.to))} by {note.by}")
     line("key", "none" if letter.key is None else _decoded(letter.key))
     for name, value in letter.headers:
         line("header", f"{name}: {_decoded(value)}")
@@ -139,13 +139,134 @@ def show_command(
         console.print(f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim")
 
 
+@app.command("redrive")
+def redrive_command(
+    reason: Annotated[list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)] = None,
+    topic: Annotated[list[str] | None, typer.Option(help="Only records of this topic; may be given again.", show_default=False)] = None,
+    ids: Annotated[str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell how many would go, and change nothing.")] = False,
+    most: Annotated[int | None, typer.Option("--max", min=1, help="Send so many at most.", show_default=False)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Send dead letters' records back to the topics that they came from, after a fix: of the rules, or of what was wrong upstream.
+
+    What went back already doesn't go again, so it can be run again after anything, also after a kill -9. What was refused after
+    ORDERS_REDRIVE_LIMIT redrives is parked. docs/dlq.md says for each reason when a redrive helps. Exits 1 when a letter that was named
+    by --ids stays, or one is too large for its topic.
+
+    Example: [bold]orders dlq redrive --reason version_unknown --dry-run[/bold]
+    """
+    _check_reasons(reason or [])
+    _check_topics(topic or [])
+    selection = Selection(frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most)
+    outcome = _redrive(get_settings(), selection, dry_run=dry_run, quiet=as_json)
+    states = {state: outcome.states[state] for state in STATES if state != "new"}
+    if as_json:
+        counts = {"sent": 0 if dry_run else outcome.sent, "would_send": outcome.sent if dry_run else 0}
+        by_reason = dict(outcome.by_reason.most_common())
+        print(json.dumps({"dry_run": dry_run, **counts, "by_reason": by_reason, **states, "too_large": outcome.too_large}))
+    else:
+        verb = "would go back" if dry_run else "sent back"
+        listed = ", ".join(f"{code} {count:,}" for code, count in outcome.by_reason.most_common())
+        print(f"{outcome.sent:,} {verb}{f' ({listed})' if listed else ''}")
+        stay = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
+        if stay:
+            print(f"the others: {stay}; orders dlq list --state STATE has them")
+        if outcome.too_large:
+            more = f" and {len(outcome.too_large) - SHOWN_IDS:,} more" if len(outcome.too_large) > SHOWN_IDS else ""
+            print(f"too large for their topics (max.message.bytes), so they stay: {', '.join(outcome.too_large[:SHOWN_IDS])}{more}")
+    if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
+        raise typer.Exit(1)
+
+
 async def read(settings: Settings) -> AsyncGenerator[DeadLetter, None]:
-    """Every dead letter there is at the call, each partition's in order. Raises UserError when the topic doesn't exist."""
-    async with _Reader(settings) as reader:
-        for partition in reader.partitions:
-            async with aclosing(reader.letters(partition)) as letters:
-                async for letter in letters:
-                    yield letter
+    """Every dead letter there is at the call, each partition's in order. Raises UserError when a topic doesn't exist."""
+    async with _letters(settings) as letters, aclosing(letters.all()) as found:
+        async for letter, _ in found:
+            yield letter
+
+
+@asynccontextmanager
+async def _letters(settings: Settings) -> AsyncIterator[Letters]:
+    try:
+        async with Letters(settings) as letters:
+            yield letters
+    except TopicsMissing as error:
+        raise UserError(f"{error}; run orders init") from None
+
+
+def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> Outcome:
+    """With progress on stderr where a person looks."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    by = f"{getpass.getuser()}@{socket.gethostname()}"
+    try:
+        with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+            task = bar.add_task("dead letters", total=None)
+
+            def show(seen: int, count: int) -> None:
+                bar.update(task, completed=seen, total=count)
+
+            async def run() -> Outcome:
+                asyncio.get_running_loop().set_exception_handler(_told_once)
+                return await redrive(settings, selection, by=by, dry_run=dry_run, progress=show)
+
+            return asyncio.run(run())
+    except TopicsMissing as error:
+        raise UserError(f"{error}; run orders init") from None
+    except NoSuchLetter as error:
+        raise UserError(f"no dead letter at {error}; orders dlq list has them") from None
+    except TakenOver:
+        raise UserError(
+            "another redrive was begun meanwhile and has taken over (or Kafka was away for longer than ORDERS_TRANSACTION_TIMEOUT): "
+            "this one ends; run it again when the other one has ended"
+        ) from None
+    except (TransactionalIdAuthorizationFailed, InvalidTransactionTimeout) as error:
+        raise UserError(f"Kafka at {settings.kafka} refuses the transaction ({error}); docs/delivery.md says what it needs") from None
+
+
+def _told_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """A transaction's failure reaches whoever waits for it; aiokafka has futures beside that nobody waits for."""
+    if not isinstance(context.get("exception"), KafkaError):
+        loop.default_exception_handler(context)
+
+
+def _became(settings: Settings, letter: DeadLetter, note: Redriven | None) -> str:
+    """What became of a letter, in words."""
+    state: str = state_of(settings, letter, note)
+    if note is not None:
+        return f"redriven {note.at[:19]}"
+    if state == "final":
+        state = f"final: {letter.stays}"
+    times = "once" if letter.redrives == 1 else f"{letter.redrives:,} times"
+    return f"{state}, redriven {times} before" if letter.redrives else state
+
+
+def _check_reasons(reasons: Sequence[str]) -> None:
+    for code in reasons:
+        if code not in REASONS:
+            raise UserError(f"no reason code {code!r}; one of {', '.join(REASONS)}")
+
+
+def _check_topics(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in LANE:
+            raise UserError(f"no dead letter comes from a topic {name!r}; one of {', '.join(LANE)}")
+
+
+def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
+    if text is None:
+        return None
+    found: set[tuple[int, int]] = set()
+    for each in text.split(","):
+        partition, _, offset = each.strip().partition(":")
+        if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in (partition, offset)):
+            raise UserError(f"--ids {each.strip()!r} is not PARTITION:OFFSET; orders dlq list has them")
+        found.add((int(partition), int(offset)))
+    return frozenset(found)
 
 
 def printable(text: str) -> str:
@@ -162,111 +283,48 @@ def pretty(value: bytes) -> str:
         return printable(_decoded(value))
 
 
-class _Reader:
-    """Reads orders.dlq outside any group. An async context manager."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._begins: dict[TopicPartition, int] = {}
-        self._ends: dict[TopicPartition, int] = {}
-
-    async def __aenter__(self) -> _Reader:
-        state = (await topics.describe(self._settings)).get(DLQ)
-        if state is None:
-            raise UserError(f"topic {DLQ} doesn't exist on Kafka at {self._settings.kafka}; run orders init")
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.brokers,
-            client_id="orders-dlq",
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=100,
-        )
-        await self._consumer.start()
-        found = [TopicPartition(DLQ, number) for number in range(state.partitions)]
-        self._begins = await self._consumer.beginning_offsets(found)
-        self._ends = await self._consumer.end_offsets(found)
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._consumer.stop()
-
-    @property
-    def partitions(self) -> list[int]:
-        return [partition.partition for partition in self._ends]
-
-    async def letters(self, partition: int, start: int | None = None) -> AsyncGenerator[DeadLetter, None]:
-        """A partition's dead letters from offset `start` (None: all) to the end; none when start lies outside."""
-        place = TopicPartition(DLQ, partition)
-        if place not in self._ends:
-            return
-        begin, end = self._begins[place], self._ends[place]
-        position = begin if start is None else start
-        if not begin <= position < end:
-            return
-        self._consumer.assign([place])
-        self._consumer.seek(place, position)
-        while position < end:
-            for records in (await self._consumer.getmany(place, timeout_ms=1000)).values():
-                for record in records:
-                    if record.offset < end:
-                        yield _letter(record)
-            position = await self._consumer.position(place)
-
-
-async def _collect(settings: Settings, reason: str | None, topic: str | None, limit: int) -> tuple[list[DeadLetter], Counter[str]]:
-    newest: list[DeadLetter] = []
+async def _collect(
+    settings: Settings, reason: str | None, topic: str | None, state: str | None, limit: int
+) -> tuple[list[_Found], Counter[str], Counter[str]]:
+    newest: list[_Found] = []
     reasons: Counter[str] = Counter()
-    async for letter in read(settings):
-        if (reason is None or letter.reason == reason) and (topic is None or letter.origin_topic == topic):
-            reasons[letter.reason] += 1
-            newest.append(letter._replace(key=None, value=None, headers=()))
-            if len(newest) >= 2 * limit + 1000:
-                newest = _newest(newest, limit)
-    return _newest(newest, limit), reasons
+    states: Counter[str] = Counter()
+    async with _letters(settings) as letters, aclosing(letters.all()) as found:
+        async for letter, note in found:
+            its = state_of(settings, letter, note)
+            if (reason in (None, letter.reason)) and (topic in (None, letter.origin_topic)) and (state in (None, its)):
+                reasons[letter.reason] += 1
+                states[its] += 1
+                newest.append((_slim(letter), note))
+                if len(newest) >= 2 * limit + 1000:
+                    newest = _newest(newest, limit)
+    return _newest(newest, limit), reasons, states
 
 
-def _newest(letters: list[DeadLetter], limit: int) -> list[DeadLetter]:
-    return sorted(letters, key=lambda letter: (letter.time, letter.partition, letter.offset))[-limit:]
+def _slim(letter: DeadLetter) -> DeadLetter:
+    """Without what takes memory; its state stays."""
+    marks = tuple(header for header in letter.headers if header[0] == REDRIVE_COUNT)
+    return letter._replace(key=None, value=None if letter.value is None else b"", headers=marks)
 
 
-async def _find(settings: Settings, topic: str | None, partition: int, offset: int) -> DeadLetter | None:
-    if topic is not None:
-        async with aclosing(read(settings)) as letters:
-            async for letter in letters:
-                if (letter.origin_topic, letter.origin_partition, letter.origin_offset) == (topic, partition, offset):
-                    return letter
-        return None
-    async with _Reader(settings) as reader, aclosing(reader.letters(partition, offset)) as letters:
-        async for letter in letters:
-            return letter if letter.offset == offset else None
+def _newest(letters: list[_Found], limit: int) -> list[_Found]:
+    return sorted(letters, key=lambda pair: (pair[0].time, pair[0].partition, pair[0].offset))[-limit:]
+
+
+async def _find(settings: Settings, topic: str | None, partition: int, offset: int) -> _Found | None:
+    async with _letters(settings) as letters:
+        source = letters.some([(partition, offset)]) if topic is None else letters.all()
+        try:
+            async with aclosing(source) as found:
+                async for letter, note in found:
+                    if topic is None or letter.place == (topic, partition, offset):
+                        return letter, note
+        except NoSuchLetter:
+            pass
     return None
 
 
-def _letter(record: Any) -> DeadLetter:
-    ours = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in _OURS}
-    theirs = tuple((name, value or b"") for name, value in record.headers if name not in _OURS)
-    return DeadLetter(
-        record.partition,
-        record.offset,
-        ours.get("dlq_reason", ""),
-        ours.get("dlq_detail", ""),
-        ours.get("dlq_time", ""),
-        ours.get("dlq_topic", ""),
-        _number(ours.get("dlq_partition", "")),
-        _number(ours.get("dlq_offset", "")),
-        record.key,
-        record.value,
-        theirs,
-    )
-
-
-def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else -1
-
-
-def _summary(letter: DeadLetter) -> dict[str, Any]:
+def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> dict[str, Any]:
     return {
         "partition": letter.partition,
         "offset": letter.offset,
@@ -274,7 +332,15 @@ def _summary(letter: DeadLetter) -> dict[str, Any]:
         "detail": letter.detail,
         "time": letter.time,
         "origin": {"topic": letter.origin_topic, "partition": letter.origin_partition, "offset": letter.origin_offset},
+        "state": state_of(settings, letter, note),
+        "redrives_before": letter.redrives,
+        "redriven": None if note is None else _redriven(note),
     }
+
+
+def _redriven(note: Redriven) -> dict[str, Any]:
+    topic, partition, offset = note.to
+    return {"at": note.at, "by": note.by, "count": note.count, "to": {"topic": topic, "partition": partition, "offset": offset}}
 
 
 def _base64(value: bytes | None) -> str | None:

@@ -19,6 +19,7 @@ from domain.errors import REASONS
 from domain.events import Event
 from domain.fold import fold
 from domain.order import DUE_STOCK, Order, Origin
+from streams.dead_letters import REDRIVE_COUNT, REDRIVE_OF
 
 Json = dict[str, Any]
 
@@ -114,6 +115,11 @@ _DLQ_HEADERS: Final = (
     ("dlq_reason", "a reason code (below)"),
     ("dlq_detail", "where and what, without any free text of the record"),
     ("dlq_time", "when it was refused"),
+)
+
+_REDRIVE_HEADERS: Final = (
+    (REDRIVE_OF, "PARTITION:OFFSET of the dead letter in orders.dlq that it was made of"),
+    (REDRIVE_COUNT, "how often it has been redriven: 1, 2, ..."),
 )
 
 
@@ -227,7 +233,8 @@ def _page(found: Json) -> Iterator[str]:
     yield "|---|---|"
     yield f"| {_links(topics.INPUT)} | {_links(topics.DERIVED)} |"
     yield ""
-    yield f"Internal: {_links((topics.DECISIONS, topics.REKEYED))}. Refused records: [{topics.DLQ}](#{_anchor(topics.DLQ)})."
+    internal = _links((topics.DECISIONS, topics.REKEYED, topics.REDRIVEN))
+    yield f"Internal: {internal}. Refused records: [{topics.DLQ}](#{_anchor(topics.DLQ)})."
     yield ""
     yield "## Records"
     yield ""
@@ -323,6 +330,14 @@ def _page(found: Json) -> Iterator[str]:
     )
     yield "`rekeyed_partition`, `rekeyed_offset` and `rekeyed_key` (absent if there was none) say where they came from."
     yield ""
+    yield f"### {topics.REDRIVEN}"
+    yield ""
+    yield (
+        "What `orders dlq redrive` has sent back: compacted, kept for ever. Key `PARTITION:OFFSET` of a dead letter, value JSON: "
+        "`at`, `by`, `count`,"
+    )
+    yield "`reason`, `origin` and `to` ([topic, partition, offset] of the refused record and of the one that was sent)."
+    yield ""
     yield "## Refused records"
     yield ""
     yield f"### {topics.DLQ}"
@@ -336,7 +351,11 @@ def _page(found: Json) -> Iterator[str]:
     yield ""
     yield from _table(("header", "what"), ((f"`{name}`", what) for name, what in _DLQ_HEADERS))
     yield ""
-    yield "Reason codes are stable:"
+    yield "A record that `orders dlq redrive` sends back is as it came, with these headers beside. It keeps them if it is refused again:"
+    yield ""
+    yield from _table(("header", "what"), ((f"`{name}`", what) for name, what in _REDRIVE_HEADERS))
+    yield ""
+    yield "Reason codes are stable ([dlq.md](dlq.md) says what to do about each):"
     yield ""
     yield from _table(("dlq_reason", "why"), ((f"`{code}`", why) for code, why in REASONS.items()))
     most, scans = min(limits.TYPE_BYTES.values()) >> 20, limits.TYPE_BYTES["shipment.updated"] >> 20

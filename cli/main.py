@@ -39,7 +39,7 @@ SUBCOMMANDS: Final = (
     Subcommand("show", "cli.show", "show_command", "One order's story."),
     Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
     Subcommand("repair", "cli.repair", "repair_command", "Make states, rows and cache right again from the log."),
-    Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why."),
+    Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why, and its way back."),
     Subcommand("bench", "cli.bench", "bench_command", "Throughput, latency and a profile."),
     Subcommand("demo", "cli.demo", "demo_command", "Everything once, from nothing, in two minutes."),
     Subcommand("events", "cli.events", "events_command", "Every event in and out, generated from the code."),

@@ -55,3 +55,6 @@ DERIVED: Final = (
 
 DLQ: Final = "orders.dlq"
 """Refused records, as they came."""
+
+REDRIVEN: Final = "orders.redriven"
+"""Which dead letters went back to their topics, when and by whom: the ledger of `orders dlq redrive`."""

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError
 from aiokafka.structs import OffsetAndMetadata
 
-from domain.topics import DERIVED, DLQ, LANE
+from domain.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
 
 COORDINATOR_SECONDS: Final = 30.0
@@ -44,7 +44,7 @@ class LagReader:
 
     def __init__(self, settings: Settings) -> None:
         self._group = settings.group
-        self._written = (*DERIVED, DLQ, settings.changelog_topic)
+        self._written = (*DERIVED, DLQ, REDRIVEN, settings.changelog_topic)
         servers = settings.brokers
         self._admin = AIOKafkaAdminClient(bootstrap_servers=servers, client_id="orders-lag", request_timeout_ms=30_000)
         # No group: it only asks for offsets and must never take part in a rebalance.

@@ -130,6 +130,12 @@ _CLOCK: Final = (
     TopicConfig("message.timestamp.type", "LogAppendTime", "exactly", "Its acknowledgements tell the brokers' time."),
 )
 
+_REDRIVEN: Final = (
+    TopicConfig(
+        "cleanup.policy", "compact", "exactly", "The latest note of each dead letter, for ever: what went back doesn't go back again."
+    ),
+)
+
 _CHANGELOG: Final = (
     TopicConfig("cleanup.policy", "compact", "exactly", "Each order's latest state, for ever; a recovering worker reads no older ones."),
     TopicConfig("min.cleanable.dirty.ratio", "0.1", "free", "Compact early: what is not compacted is what a recovery reads for nothing."),
@@ -157,6 +163,7 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
         *(spec(name, _DERIVED) for name in names.DERIVED),
         spec(names.DLQ, _DEAD_LETTERS),
         spec(names.CLOCK, _CLOCK),
+        spec(names.REDRIVEN, _REDRIVEN),
     ]
 
 

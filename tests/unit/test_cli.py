@@ -71,6 +71,12 @@ def one_line(err: str) -> str:
         (("replay", "ebay"), "No such command 'ebay'; see orders replay --help"),
         (("dlq", "list", "--reason", "boredom"), "no reason code 'boredom'; one of not_json, "),
         (("dlq", "list", "--topic", "orders"), "no dead letter comes from a topic 'orders'"),
+        (("dlq", "list", "--state", "lost"), "no state 'lost'; one of new, redriven, parked, final"),
+        (("dlq", "redrive", "--reason", "boredom"), "no reason code 'boredom'"),
+        (("dlq", "redrive", "--topic", "orders"), "no dead letter comes from a topic 'orders'"),
+        (("dlq", "redrive", "--ids", "0:1,2"), "--ids '2' is not PARTITION:OFFSET"),
+        (("dlq", "redrive", "--max", "0"), "'--max'"),
+        (("dlq", "redrive", "--yes"), "No such option: --yes"),
         (("dlq", "show", "17"), "'17' is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET"),
         (("dlq", "show", "0:x"), "'0:x' is neither"),
         (("replay", "olist", "/nowhere/at/all"), "/nowhere/at/all: no such folder"),
@@ -88,7 +94,7 @@ def test_a_missing_file_is_named(orders: Run, tmp_path: Path) -> None:
     assert f"{tmp_path / 'olist_customers_dataset.csv'}: no such file" in one_line(err)
 
 
-@pytest.mark.parametrize("args", [("init",), ("generate",), ("wait",), ("dlq", "list"), ("dlq", "show", "0:0")])
+@pytest.mark.parametrize("args", [("init",), ("generate",), ("wait",), ("dlq", "list"), ("dlq", "show", "0:0"), ("dlq", "redrive")])
 def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     code, out, err = orders(*args, ORDERS_KAFKA=closed_port)
     assert (code, out) == (2, "")

@@ -29,13 +29,14 @@ def test_replication(brokers: int, replication: int | None, expected: tuple[int,
 
 def test_every_topic_is_kept_as_the_contract_says() -> None:
     specs = {spec.name: {config.name: config.value for config in spec.configs} for spec in topics.specs(SETTINGS, 1)}
-    assert set(specs) == {*names.INPUT, *names.INTERNAL, *names.DERIVED, names.DLQ, names.CLOCK, SETTINGS.changelog_topic}
+    assert set(specs) == {*names.INPUT, *names.INTERNAL, *names.DERIVED, names.DLQ, names.CLOCK, names.REDRIVEN, SETTINGS.changelog_topic}
     for name in (*names.INPUT, *names.INTERNAL):
         assert (specs[name]["retention.ms"], specs[name]["cleanup.policy"]) == ("-1", "delete")
     for name in (*names.DERIVED, names.DLQ, *names.INTERNAL):
         assert specs[name]["max.message.bytes"] == str(8 << 20)
     assert specs[SETTINGS.changelog_topic]["max.message.bytes"] == str(24 << 20)
-    assert specs[SETTINGS.changelog_topic]["cleanup.policy"] == "compact"
+    for name in (SETTINGS.changelog_topic, names.REDRIVEN):
+        assert specs[name]["cleanup.policy"] == "compact"
     assert {spec.partitions for spec in topics.specs(SETTINGS, 1)} == {3}
     assert all(config.reason for spec in topics.specs(SETTINGS, 1) for config in spec.configs)
 

@@ -28,7 +28,7 @@ def test_every_topic_is_told() -> None:
     assert [event["topic"] for event in FOUND["in"]] == list(topics.INPUT) == list(INCOMING)
     assert [event["topic"] for event in FOUND["out"]] == list(topics.DERIVED) == list(OUTGOING)
     page = markdown()
-    for name in (*topics.INPUT, *topics.DERIVED, topics.DECISIONS, topics.REKEYED, topics.DLQ):
+    for name in (*topics.INPUT, *topics.DERIVED, topics.DECISIONS, topics.REKEYED, topics.REDRIVEN, topics.DLQ):
         assert f"\n### {name}\n" in page
 
 
