@@ -245,7 +245,7 @@ class Lane:
             if self._clock.ripe(self._done):
                 moment = self._clock.moment
             elif self._clock.pause(_now()) == 0:
-                if await self._delivery.run(self.name, self._look, self.closing) is not Outcome.DONE:
+                if self._ended(await self._delivery.run(self.name, self._look, self.closing), "a look at the brokers' time"):
                     return
                 continue
             else:
@@ -262,9 +262,7 @@ class Lane:
                 raise
             finally:
                 self.busy_since = None
-            if outcome is Outcome.STALE and not self.fenced and not self.closed and self.claim.current():
-                raise RuntimeError(f"{attempt.batch!r} was called stale, but its assignment is the current one")
-            if outcome is not Outcome.DONE:
+            if self._ended(outcome, attempt.batch):
                 return
             if attempt.batch:
                 self.batches += 1
@@ -277,6 +275,12 @@ class Lane:
                 if self.commits:
                     item.ledger.committed = item.part.to
             await asyncio.sleep(0)
+
+    def _ended(self, outcome: Outcome, what: object) -> bool:
+        """Whether the lane ends with this. Raises RuntimeError if nobody else can have its partition: it would stand still for ever."""
+        if outcome is Outcome.STALE and not self.fenced and not self.closed and self.claim.current():
+            raise RuntimeError(f"{what!r} was called stale, but its assignment is the current one")
+        return outcome is not Outcome.DONE
 
     async def _rest(self) -> None:
         """Wait until there may be something to take, or it is time to look for what is due."""
