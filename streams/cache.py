@@ -195,12 +195,12 @@ class CacheKeeper:
             log.info("lane %d: its cache is complete, %d orders refreshed", open_lane.partition, refreshed)
 
     def _entries(self, open_lane: OpenLane, lane: _Lane, states: dict[bytes, bytes], position: int) -> list[CacheEntry]:
-        """Of `states`, from below `position` of the changelog, those that no later ones replace: these have been written, or will be."""
+        """Of `states`, from below `position` of the changelog, those not deleted, nor replaced: later ones were written, or will be."""
         stored = open_lane.position(self._table) >= position
         latest = {entry.order_id for entry in lane.latest}
         entries: list[CacheEntry] = []
         for (key, state), now in zip(states.items(), open_lane.get_states(self._table, list(states)), strict=True):
-            if now is not None and now != state and (stored or codec.version_of(now) > codec.version_of(state)):
+            if now != state and (stored or (now is not None and codec.version_of(now) > codec.version_of(state))):
                 continue
             entry = self._entry_of(key, state)
             if entry is not None and entry.order_id not in latest:

@@ -50,7 +50,7 @@ class Lane:
         self.network = calm()
         self.sink = RedisSink(Settings(), client=FakeRedis(self.network, keys))
         self.keeper = CacheKeeper(Settings(), None, self.sink, entry)
-        self.log: list[tuple[bytes, bytes]] = []
+        self.log: list[tuple[bytes, bytes | None]] = []
         self.busy = False
         self.reading = asyncio.Event()
         self.reading.set()
@@ -74,7 +74,8 @@ class Lane:
     async def changes(self, table: object, since: int, end: int) -> AsyncGenerator[Changes, None]:
         for at in range(since, end):
             await self.reading.wait()
-            yield Changes(dict([self.log[at]]), at + 1)
+            key, raw = self.log[at]
+            yield Changes({} if raw is None else {key: raw}, at + 1)
 
     async def batch(self, key: bytes, raw: bytes) -> None:
         """One, with at_least_once."""
@@ -179,6 +180,13 @@ async def test_a_pass_leaves_what_a_batch_has_written_meanwhile(lane: Lane) -> N
     lane.reading.set()
     await lane.complete()
     assert lane.shown(A) == {"version": 5, "note": 2}
+
+
+async def test_a_pass_leaves_out_what_was_deleted_since(lane: Lane) -> None:
+    await lane.away(A, state(1))
+    lane.log.append((A, None))
+    await lane.complete()
+    assert b"order:" + A not in lane.keys.values
 
 
 async def test_a_pass_leaves_what_a_batch_has_written_whose_transaction_is_open(lane: Lane) -> None:
