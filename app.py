@@ -10,12 +10,13 @@ is ever folded by two at once. What a lane does with a batch: streams/pipeline.p
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from domain.topics import CLOCK, DERIVED, DLQ, LANE
 from settings import Settings, get_settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
+from streams.bulk import BulkService
 from streams.pipeline import Pipeline
 from streams.transport import BatchApp, LaneBatch
 from tables.codec import due_of, version_of
@@ -42,9 +43,14 @@ class OrdersApp(BatchApp):
         await self.rows_sink.close()
 
 
-def create_app(settings: Settings) -> OrdersApp:
-    """The pipeline, ready to be started by `orders worker` or `faust -A app worker`. Connects to nothing yet."""
+def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
+    """The pipeline, ready to be started by `orders worker` or `faust -A app worker`. Connects to nothing yet.
+
+    `bulk`: with the unpacker of bulk jobs beside it.
+    """
     app = OrdersApp(settings)
+    if bulk:
+        app.service(cast(Any, BulkService(settings)))  # an instance will do
     state = app.state_table("state", version_of, due_of)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 

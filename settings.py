@@ -74,6 +74,17 @@ class Settings(BaseSettings):
     )
     producer_linger_ms: int = Field(0, ge=0, le=1000, description="Milliseconds the producer waits for more. Batches are built by hand: 0.")
 
+    # -- bulk (docs/bulk.md) -----------------------------------------------------------------------------------
+    bulk_rate: float = Field(
+        1000.0, gt=0, le=1_000_000, description="Events a second that one bulk worker unpacks at most. What is interactive keeps the rest."
+    )
+    bulk_backlog: int = Field(
+        5000,
+        ge=0,
+        description="Records that the pipeline may have before it while bulk goes on; above, unpacking rests. It sees commits, so what "
+        "arrives in a commit_interval counts.",
+    )
+
     # -- failure -----------------------------------------------------------------------------------------------
     session_timeout: float = Field(
         6.0,
@@ -195,6 +206,11 @@ class Settings(BaseSettings):
             refund_asks=self.refund_asks,
             history=ms(self.history_age),
         )
+
+    @property
+    def bulk_group(self) -> str:
+        """The consumer group of the bulk workers."""
+        return f"{self.group}-bulk"
 
     @property
     def changelog_topic(self) -> str:

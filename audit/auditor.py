@@ -42,7 +42,7 @@ from audit.log import Log, Record, Span, partition_of
 from audit.reference import Fact, Place, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
-from domain.topics import CREATED, DECISIONS, DLQ, INPUT, LANE, REDRIVEN, REKEYED
+from domain.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, REDRIVEN, REKEYED
 
 _RECORDS_A_BUCKET: Final = 20_000
 _MOST_BUCKETS: Final = 1_024
@@ -199,6 +199,8 @@ class Auditor:
         missing = [name for name in ("dlq_reason", "dlq_detail") if not headers.get(name)]
         if not _is_time(headers.get("dlq_time", "")):
             missing.append("dlq_time")
+        if place is not None and place.topic in BULK and not missing:
+            return None  # a part of a bulk job: it was to become records of the log, and became none
         known = place is not None and TopicPartition(place.topic, place.partition) in self._spans
         if missing or not known or place is None:
             where = f"{DLQ}/{lane}@{record.offset}"

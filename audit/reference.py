@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from audit.currencies import MINOR_DIGITS
-from domain.topics import INPUT
+from domain.topics import BULK, INPUT
 
 NaturalKey = tuple[Hashable, ...]
 Headers = Sequence[tuple[str, bytes | None]]
@@ -121,7 +121,7 @@ def read(topic: str, value: bytes | None, headers: Headers) -> Parsed:
     """The same, with what derived events carry on of it (empty where it is refused)."""
     try:
         event = unwrap(value, headers)
-        if event.type not in INPUT:
+        if event.type not in (*INPUT, *BULK):
             raise Refused("type_unknown", event.type[:100])
         if event.type != topic:
             raise Refused("type_wrong_topic", f"{event.type} on {topic}")

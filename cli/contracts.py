@@ -15,6 +15,7 @@ import msgspec
 
 from cli.events import INCOMING, OUTGOING, reference
 from domain import effects, events, topics
+from domain.bulk import BulkCompleted
 
 Json = dict[str, Any]
 Way = Literal["in", "out"]
@@ -25,25 +26,31 @@ LARGER_IS_WIDER: Final = ("maxLength", "maximum", "maxItems")
 SMALLER_IS_WIDER: Final = ("minLength", "minimum", "minItems")
 
 
+OUT: Final = (*topics.DERIVED, topics.BULK_COMPLETED)
+"""What we write for others to read."""
+
+
 class Breaking(Exception):
     """A schema no longer keeps what its version promised. The message says which fields, and what to do."""
 
 
 def version_of(type_: str) -> int:
     """Version of an event type's data as it is written or, at most, read now."""
-    return effects.VERSION if type_ in topics.DERIVED else max(number for name, number in events.READS if name == type_)
+    return effects.VERSION if type_ in OUT else max(number for name, number in events.READS if name == type_)
 
 
 def way_of(type_: str) -> Way:
     """Whether we read or write it."""
-    return "out" if type_ in topics.DERIVED else "in"
+    return "out" if type_ in OUT else "in"
 
 
 def schemas() -> dict[str, Json]:
     """File name -> JSON Schema (2020-12, self-contained) of the data of every public event, each version that is read or written."""
     found: dict[str, Json] = {}
     read = {(name, number): data for (name, number), (data, _) in events.READS.items() if name in topics.INPUT}
-    written = {(name, effects.VERSION): effects.DATA[name] for name in topics.DERIVED}
+    read |= {(name, 1): events.DATA[name] for name in topics.BULK}
+    written: dict[tuple[str, int], Any] = {(name, effects.VERSION): effects.DATA[name] for name in topics.DERIVED}
+    written[topics.BULK_COMPLETED, effects.VERSION] = BulkCompleted
     for (name, number), data in {**read, **written}.items():
         (_,), components = msgspec.json.schema_components([data], ref_template="#/$defs/{name}")
         own = components.pop(data.__name__)
@@ -55,7 +62,7 @@ def schemas() -> dict[str, Json]:
 def asyncapi() -> Json:
     """The AsyncAPI 3.0 document: a channel for every topic, what we receive and what we send, CloudEvents as message headers."""
     told = reference()
-    everything = {event["topic"]: event for event in (*told["in"], *told["out"])}
+    everything = {event["topic"]: event for event in (*told["in"], *told["out"], *told["bulk"])}
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -77,11 +84,11 @@ def asyncapi() -> Json:
             for topic, event in everything.items()
         },
         "operations": {
-            f"{'send' if topic in topics.DERIVED else 'receive'}.{topic}": {
-                "action": "send" if topic in topics.DERIVED else "receive",
+            f"{'send' if topic in OUT else 'receive'}.{topic}": {
+                "action": "send" if topic in OUT else "receive",
                 "channel": {"$ref": f"#/channels/{topic}"},
                 "messages": [{"$ref": f"#/channels/{topic}/messages/{topic}"}],
-                "summary": OUTGOING[topic].when if topic in topics.DERIVED else f"Sent by: {INCOMING[topic].sender}.",
+                "summary": _summary(topic),
             }
             for topic in everything
         },
@@ -90,7 +97,7 @@ def asyncapi() -> Json:
                 topic: {
                     "name": topic,
                     "contentType": "application/json",
-                    "headers": {"$ref": f"#/components/schemas/{'CloudEventOut' if topic in topics.DERIVED else 'CloudEventIn'}"},
+                    "headers": {"$ref": f"#/components/schemas/{'CloudEventOut' if topic in OUT else 'CloudEventIn'}"},
                     "payload": {"schemaFormat": "application/schema+json;version=draft-2020-12", "schema": _absolute(event["data"])},
                     "bindings": {"kafka": {"key": {"type": "string", "format": "uuid", "description": event["key"]}}},
                     "examples": [{"payload": event["example"]}],
@@ -104,6 +111,14 @@ def asyncapi() -> Json:
             },
         },
     }
+
+
+def _summary(topic: str) -> str:
+    if topic in topics.BULK:
+        return "Sent by: orders bulk submit, or any service that has many events at once."
+    if topic == topics.BULK_COMPLETED:
+        return "Every part of a job has been unpacked."
+    return OUTGOING[topic].when if topic in OUT else f"Sent by: {INCOMING[topic].sender}."
 
 
 def breaking(old: Json, new: Json, way: Way) -> list[str]:

@@ -77,7 +77,7 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
         _step("servers", f"Kafka {settings.kafka}, PostgreSQL and Valkey on this machine's loopback")
         with console.status("creating topics and tables"):
             subprocess.run([*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL)
-        _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 4 tables in PostgreSQL")
+        _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 5 tables in PostgreSQL")
         worker = _worker(folder, stack.env)
         _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
         circle = asyncio.run(_circle(settings, worker))

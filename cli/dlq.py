@@ -17,7 +17,7 @@ from aiokafka.errors import InvalidTransactionTimeout, KafkaError, Transactional
 
 from cli.errors import UserError
 from domain.errors import REASONS
-from domain.topics import LANE
+from domain.topics import BULK, LANE
 from settings import Settings, get_settings
 from sources.redrive import Outcome, Selection, TakenOver, redrive
 from streams.dead_letters import REDRIVE_COUNT, DeadLetter, Letters, NoSuchLetter, Redriven, State, state_of
@@ -253,8 +253,8 @@ def _check_reasons(reasons: Sequence[str]) -> None:
 
 def _check_topics(names: Sequence[str]) -> None:
     for name in names:
-        if name not in LANE:
-            raise UserError(f"no dead letter comes from a topic {name!r}; one of {', '.join(LANE)}")
+        if name not in (*LANE, *BULK):
+            raise UserError(f"no dead letter comes from a topic {name!r}; one of {', '.join((*LANE, *BULK))}")
 
 
 def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:

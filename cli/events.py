@@ -13,6 +13,7 @@ import typer
 
 from cli.errors import UserError
 from domain import effects, events, ids, limits, topics
+from domain.bulk import EVENT, TOPIC, BulkCompleted, completed, event_id
 from domain.deadlines import Due
 from domain.effects import Derived
 from domain.errors import REASONS
@@ -157,7 +158,7 @@ def events_command(
 
 def reference() -> Json:
     """Everything that the Markdown says, with a JSON Schema of each event's data; `$ref`s point into `components`. Never blocks."""
-    known = {**events.DATA, **effects.DATA}
+    known: dict[str, type[msgspec.Struct]] = {**events.DATA, **effects.DATA, topics.BULK_COMPLETED: BulkCompleted}
     schemas, components = msgspec.json.schema_components(known.values(), ref_template="#/components/{name}")
     schema_of = dict(zip(known, schemas, strict=True))
     sent, published = _examples()
@@ -206,6 +207,16 @@ def reference() -> Json:
             }
             for topic in topics.DERIVED
         ],
+        "bulk": [
+            {
+                "topic": topic,
+                "meaning": _meaning(known[topic]),
+                "key": "job_id in canonical text form",
+                "data": schema_of[topic],
+                "example": example,
+            }
+            for topic, example in _bulk_examples(sent).items()
+        ],
         "dead_letters": {"topic": topics.DLQ, "headers": dict(_DLQ_HEADERS), "reasons": dict(REASONS)},
         "components": components,
     }
@@ -231,7 +242,7 @@ def _page(found: Json) -> Iterator[str]:
     yield ""
     yield "| in | out |"
     yield "|---|---|"
-    yield f"| {_links(topics.INPUT)} | {_links(topics.DERIVED)} |"
+    yield f"| {_links((*topics.INPUT, *topics.BULK))} | {_links((*topics.DERIVED, topics.BULK_COMPLETED))} |"
     yield ""
     internal = _links((topics.DECISIONS, topics.REKEYED, topics.REDRIVEN))
     yield f"Internal: {internal}. Refused records: [{topics.DLQ}](#{_anchor(topics.DLQ)})."
@@ -305,6 +316,26 @@ def _page(found: Json) -> Iterator[str]:
         yield ""
         made = "" if event["id"] is None else f"`{event['id']['field']}`: uuid5 of `{event['id']['name']}`. "
         yield f"{made}Event id: uuid5 of `{event['ce_id']}`."
+        yield ""
+        yield from _fields(event["data"], components)
+        yield from _example(event["example"])
+    yield ""
+    yield "## Bulk"
+    yield ""
+    yield (
+        "Many events at once, of one job ([bulk.md](bulk.md)). Key: the job's id in canonical text form. Each event in a part has an "
+        "id and a time"
+    )
+    yield (
+        "of its own and becomes a record of its type, as if it had been sent by itself; unpacked twice it changes nothing. "
+        "`bulk.completed` follows when"
+    )
+    yield "every part from 1 to `parts` has been unpacked; its id is uuid5 of `bulk.completed` in the namespace of the job's UUID."
+    for event in found["bulk"]:
+        yield ""
+        yield f"### {event['topic']}"
+        yield ""
+        yield event["meaning"]
         yield ""
         yield from _fields(event["data"], components)
         yield from _example(event["example"])
@@ -469,6 +500,7 @@ def _ce_name(topic: str) -> str:
 
 _ORDER: Final = "6f1d7a52-0d0e-4a2b-9c3e-1f4b8a70c901"
 _CHECKOUT: Final = "b0c7d1f2-5a8e-4d3b-8f6a-2e9c41d07a55"
+_JOB: Final = "5b8e2c17-9f3d-4e60-a1c4-7d2f60b9e835"
 _ANNA: Final = "0b7f4a8e-5a51-4c39-8f0d-3f6c2d9e1a01"
 _BORIS: Final = "d2c9e6b4-77a3-4f18-a1c5-92e0b84f6b02"
 _LAMP: Final = "31f0c5d8-6e2b-4d47-b9a1-7c05e3f2aa01"
@@ -566,6 +598,17 @@ def _examples() -> tuple[dict[str, Json], dict[str, Json]]:
         while waiting:
             waiting.extend(_publish(order, waiting.popleft(), published))
     return sent, published
+
+
+def _bulk_examples(sent: dict[str, Json]) -> dict[str, Json]:
+    """Topic -> data: of each kind a part with one event, and the end of the job."""
+    job = {"job_id": _JOB, "part": 1, "parts": 1}
+    parts = {
+        topic: {**job, "events": [{**sent[EVENT[kind]], "id": event_id(_JOB, 1), "time": "2026-03-01T10:00:00Z"}]}
+        for kind, topic in TOPIC.items()
+    }
+    value, _ = completed(_JOB, "orders", 1, 1, "2026-03-01T10:00:00Z")
+    return {**parts, topics.BULK_COMPLETED: json.loads(value)}
 
 
 def _publish(order: Order, event: Event, published: dict[str, Json]) -> Iterator[Event]:

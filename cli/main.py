@@ -34,6 +34,7 @@ SUBCOMMANDS: Final = (
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
     Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),
+    Subcommand("bulk", "cli.bulk", "app", "Files of orders, shipping updates or returns as background jobs."),
     Subcommand("simulate", "cli.simulate", "simulate_command", "The services around it, simulated: the whole circle."),
     Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
     Subcommand("show", "cli.show", "show_command", "One order's story."),

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import re
-from typing import Annotated
+import signal
+from collections.abc import Callable
+from enum import Enum
+from typing import Annotated, Any
 
 import typer
 
@@ -13,16 +17,27 @@ from cli.errors import UserError
 from settings import Settings, get_settings
 
 
+class Role(Enum):
+    """What a worker does."""
+
+    all = "all"
+    realtime = "realtime"
+    bulk = "bulk"
+
+
 def worker_command(
     name: Annotated[
         str, typer.Option(help="Tells several workers on one machine apart: the name of its folder in ORDERS_DATA.")
     ] = "worker",
+    role: Annotated[
+        Role, typer.Option(help="realtime: the pipeline. bulk: unpacks bulk jobs into its topics, paced. all: both in this process.")
+    ] = Role.all,
 ) -> None:
     """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight and exits 0.
 
     Start several with different names to share the partitions. If it can't go on it exits 1 without acknowledging: start it again.
 
-    Example: orders worker --name w1
+    Example: orders worker --name w1; orders worker --name b1 --role bulk
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name.startswith("."):
         raise UserError(f"--name {name!r}: letters, digits, dots, dashes and underscores only, at most 64")
@@ -38,22 +53,48 @@ def worker_command(
     from streams.transport import FolderInUse, run_worker
 
     configure(settings, name)
-    app = create_app(settings)
+    if role is Role.bulk:
+        _metrics(settings, start_http_server)
+        raise typer.Exit(asyncio.run(_bulk(settings)))
+    app = create_app(settings, bulk=role is Role.all)
     try:
         app.claim_folder()
     except FolderInUse as error:
         raise UserError(str(error)) from None
-    if settings.metrics_port:
-        try:
-            start_http_server(settings.metrics_port, addr=settings.metrics_host)
-        except OSError as error:
-            where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
-            raise UserError(f"{where}: {error.strerror}; choose another port or address, or port 0") from None
+    _metrics(settings, start_http_server)
     # A batch makes some hundred thousand objects that all go by reference count; looking through them for cycles every 700 is a waste.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     raise typer.Exit(run_worker(app))
+
+
+def _metrics(settings: Settings, start: Callable[..., Any]) -> None:
+    if settings.metrics_port:
+        try:
+            start(settings.metrics_port, addr=settings.metrics_host)
+        except OSError as error:
+            where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
+            raise UserError(f"{where}: {error.strerror}; choose another port or address, or port 0") from None
+
+
+async def _bulk(settings: Settings) -> int:
+    """Unpack until a signal comes; returns the exit code."""
+    from streams.bulk import serve
+    from streams.delivery import GaveUp
+
+    log, stop = logging.getLogger("streams.bulk"), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await serve(settings, stop, lambda: log.info("worker ready"))
+    except GaveUp as failure:
+        log.critical("the worker ends, nothing unfinished is acknowledged: %s", failure)
+        return 1
+    except Exception:
+        log.critical("the worker crashed, nothing unfinished is acknowledged", exc_info=True)
+        return 1
+    return 0
 
 
 async def _look_around(settings: Settings) -> None:

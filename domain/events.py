@@ -43,7 +43,7 @@ from domain.order import (
     SimpleFact,
     StockReply,
 )
-from domain.topics import DECISIONS, INPUT, REKEYED
+from domain.topics import BULK, DECISIONS, INPUT, REKEYED
 
 Text = Annotated[str, Meta(max_length=1000)]
 Money = Annotated[
@@ -57,6 +57,7 @@ Time = Annotated[str, Meta(max_length=1000, description="RFC 3339 with offset, c
 Day = Annotated[str, Meta(max_length=1000, description="RFC 3339 with offset, or YYYY-MM-DD")]
 Currency = Annotated[str, Meta(max_length=1000, description="ISO 4217")]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
+BulkNumber = Annotated[int, Meta(ge=1, le=1_000_000, description="1, 2, ... up to parts")]
 
 
 class ItemData(Struct, gc=False):
@@ -218,6 +219,68 @@ class DeadlinePassed(Struct, gc=False):
     refund_id: UUID | UnsetType = UNSET
 
 
+class BulkPart(Struct, gc=False):
+    """One part of a bulk job, whatever its events are: see domain.bulk."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[Raw], Meta(max_length=10_000)]
+
+    @property
+    def order_id(self) -> UUID:
+        """What its record is keyed by."""
+        return self.job_id
+
+
+class BulkOrder(OrderCreated, gc=False, kw_only=True):
+    """The data of order.created, with the id and the time of the event."""
+
+    id: Text
+    time: Time
+
+
+class BulkShipment(ShipmentUpdated, gc=False, kw_only=True):
+    """The data of shipment.updated, with the id and the time of the event."""
+
+    id: Text
+    time: Time
+
+
+class BulkReturn(OrderReturned, gc=False, kw_only=True):
+    """The data of order.returned, with the id and the time of the event."""
+
+    id: Text
+    time: Time
+
+
+class OrderBulk(Struct, gc=False):
+    """A part of a job: many orders at once. Each becomes an order.created, at a pace that leaves what is interactive its latency."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[BulkOrder], Meta(max_length=10_000)]
+
+
+class ShipmentBulk(Struct, gc=False):
+    """A part of a job: many scans at once. Each becomes a shipment.updated."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[BulkShipment], Meta(max_length=10_000)]
+
+
+class ReturnBulk(Struct, gc=False):
+    """A part of a job: many returns at once. Each becomes an order.returned."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[BulkReturn], Meta(max_length=10_000)]
+
+
 class Event(Struct, gc=False):
     """One accepted event: its order, the fact that it adds, and what derived events carry on of it.
 
@@ -369,6 +432,13 @@ def _passed(data: DeadlinePassed, time: int) -> Fact:
     return Deadline(time, _DEADLINE[data.deadline], None if subject is UNSET else subject.bytes, data.attempt, data.final)
 
 
+def _bulk(data: BulkPart, time: int) -> Any:
+    """The part itself: it adds no fact, it is taken apart (domain.bulk)."""
+    if data.part > data.parts:
+        raise Refused(errors.FIELD_MALFORMED, "$.part: above parts")
+    return data
+
+
 DATA: Final[dict[str, type[Struct]]] = {
     "checkout.completed": CheckoutCompleted,
     "order.created": OrderCreated,
@@ -384,6 +454,9 @@ DATA: Final[dict[str, type[Struct]]] = {
     "refund.failed": RefundFailed,
     "refund.decided": RefundDecided,
     "deadline.passed": DeadlinePassed,
+    "order.bulk": OrderBulk,
+    "shipment.bulk": ShipmentBulk,
+    "return.bulk": ReturnBulk,
 }
 """Event type -> wire form of its data."""
 
@@ -404,7 +477,7 @@ _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
     "deadline.passed": _passed,
 }
 READS: Final[dict[tuple[str, int], tuple[type[Struct], Callable[[Any, int], Fact]]]] = {
-    (name, 1): (data, _BUILD[name]) for name, data in DATA.items()
+    (name, 1): (BulkPart, _bulk) if name in BULK else (data, _BUILD[name]) for name, data in DATA.items()
 }
 """(type, version) -> wire form and what it becomes. Versions of a type are read side by side: a new one is one more entry here."""
 

@@ -58,3 +58,9 @@ DLQ: Final = "orders.dlq"
 
 REDRIVEN: Final = "orders.redriven"
 """Which dead letters went back to their topics, when and by whom: the ledger of `orders dlq redrive`."""
+
+BULK: Final = ("order.bulk", "shipment.bulk", "return.bulk")
+"""Parts of bulk jobs. Read by the bulk workers' own group, which puts what is in them on the ordinary topics."""
+
+BULK_COMPLETED: Final = "bulk.completed"
+"""Every part of a job has been unpacked."""

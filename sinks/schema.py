@@ -140,4 +140,28 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         sa.CheckConstraint("quantity > 0", name="orders_return_quantity"),
         sa.Index("orders_return_order_id", "order_id"),
     )
+    # Not partitioned: a row a job.
+    sa.Table(
+        "orders_bulk_job",
+        metadata,
+        sa.Column("job_id", sa.Uuid, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
+        sa.Column("parts", sa.Integer, nullable=False),
+        sa.Column("parts_sent", sa.Integer, nullable=False, server_default=sa.text("0")),
+        sa.Column("parts_done", sa.Integer, nullable=False, server_default=sa.text("0")),
+        sa.Column("events", sa.BigInteger, nullable=False, server_default=sa.text("0")),
+        sa.Column("lines", sa.BigInteger),
+        sa.Column("refused", sa.BigInteger),
+        sa.Column("digest", sa.Text),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.text("now()")),
+        sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.text("now()")),
+        sa.Column("submitted_at", sa.DateTime(timezone=True)),
+        sa.Column("completed_at", sa.DateTime(timezone=True)),
+        sa.Column("announced", sa.Boolean, nullable=False, server_default=sa.text("false")),
+        sa.Column("done", pg.INT4MULTIRANGE, nullable=False, server_default=sa.text("'{}'::int4multirange")),
+        sa.Column("version", sa.Integer, nullable=False, server_default=sa.text("1")),
+        sa.PrimaryKeyConstraint("job_id", name="orders_bulk_job_pkey"),
+        sa.CheckConstraint("kind IN ('orders', 'shipments', 'returns')", name="orders_bulk_job_kind"),
+        sa.Index("orders_bulk_job_created", "created_at"),
+    )
     return metadata

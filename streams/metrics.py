@@ -11,6 +11,7 @@ RECORDS: Final = Counter("orders_records_total", "Input records by what became o
 
 DERIVED: Final = Counter("orders_derived_total", "Derived events and commands published.", ["topic"])
 DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Dead letters by reason.", ["reason"])
+BULK_EVENTS: Final = Counter("orders_bulk_events_total", "Events of bulk jobs that were unpacked.", ["kind"])
 DEADLINES: Final = Counter("orders_deadlines_total", "Deadlines that passed.", ["deadline"])
 STEP_SECONDS: Final = Histogram(
     "orders_step_seconds",

@@ -331,14 +331,14 @@ class Pipeline:
             if record_size(key, None, headers) > RECORD_BYTES:
                 key, headers = None, []
             detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
-        work.publish(DLQ, OutRecord(key, value, headers + _dlq_headers(origin, code, detail)))
+        work.publish(DLQ, OutRecord(key, value, headers + dlq_headers(origin, code, detail)))
         work.outcomes[record.topic, _REFUSED] += 1
         metrics.DEAD_LETTERS.labels(code).inc()
 
     def _refuse_late(self, work: Work, order_id: bytes, late: effects.LateRefusal) -> None:
         detail = f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at the coordinates"
         key = ids.text(order_id).encode()
-        work.publish(DLQ, OutRecord(key, effects.normalised(late, order_id), _dlq_headers(late.origin, late.code, detail)))
+        work.publish(DLQ, OutRecord(key, effects.normalised(late, order_id), dlq_headers(late.origin, late.code, detail)))
         metrics.DEAD_LETTERS.labels(late.code).inc()
 
     # -- steps 3 to 6 -------------------------------------------------------------------------------------------
@@ -378,7 +378,8 @@ def _origin(record: Record) -> Origin:
     return Origin(record.topic, record.partition, record.offset)
 
 
-def _dlq_headers(origin: Origin, code: str, detail: str) -> list[tuple[str, bytes]]:
+def dlq_headers(origin: Origin, code: str, detail: str) -> list[tuple[str, bytes]]:
+    """What a dead letter says beside its record: where that was, why it was refused, and when."""
     return [
         ("dlq_topic", origin.topic.encode()),
         ("dlq_partition", b"%d" % origin.partition),

@@ -164,6 +164,8 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
         spec(names.DLQ, _DEAD_LETTERS),
         spec(names.CLOCK, _CLOCK),
         spec(names.REDRIVEN, _REDRIVEN),
+        *(spec(name, _INPUT) for name in names.BULK),
+        spec(names.BULK_COMPLETED, _DERIVED),
     ]
 
 

@@ -74,7 +74,8 @@ async def test_keys_checks_and_foreign_keys_equal_the_declaration(migrated: tupl
         " ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY k(number, place)"
         "       JOIN pg_attribute ON attrelid = conrelid AND attnum = number ORDER BY place)"
         " FROM pg_constraint WHERE conparentid = 0 AND contype IN ('p', 'c', 'f')"
-        " AND conrelid = ANY(ARRAY['orders_order', 'orders_order_item', 'orders_shipment', 'orders_return']::regclass[])",
+        " AND conrelid = ANY(ARRAY['orders_order', 'orders_order_item', 'orders_shipment', 'orders_return',"
+        "                          'orders_bulk_job']::regclass[])",
     )
     declared = [
         (table.name, constraint.name, kind, constraint.info.get("enforced", True), [column.name for column in constraint.columns])

@@ -29,8 +29,9 @@ def test_replication(brokers: int, replication: int | None, expected: tuple[int,
 
 def test_every_topic_is_kept_as_the_contract_says() -> None:
     specs = {spec.name: {config.name: config.value for config in spec.configs} for spec in topics.specs(SETTINGS, 1)}
-    assert set(specs) == {*names.INPUT, *names.INTERNAL, *names.DERIVED, names.DLQ, names.CLOCK, names.REDRIVEN, SETTINGS.changelog_topic}
-    for name in (*names.INPUT, *names.INTERNAL):
+    ours = {names.DLQ, names.CLOCK, names.REDRIVEN, names.BULK_COMPLETED, SETTINGS.changelog_topic}
+    assert set(specs) == {*names.INPUT, *names.INTERNAL, *names.DERIVED, *names.BULK, *ours}
+    for name in (*names.INPUT, *names.INTERNAL, *names.BULK):
         assert (specs[name]["retention.ms"], specs[name]["cleanup.policy"]) == ("-1", "delete")
     for name in (*names.DERIVED, names.DLQ, *names.INTERNAL):
         assert specs[name]["max.message.bytes"] == str(8 << 20)

@@ -36,7 +36,7 @@ def test_nothing_published_breaks(path: Path) -> None:
 
 
 def test_every_public_event_has_a_schema_and_a_channel() -> None:
-    public = {*topics.INPUT, *topics.DERIVED}
+    public = {*topics.INPUT, *topics.DERIVED, *topics.BULK, topics.BULK_COMPLETED}
     assert {name.rsplit(".v", 1)[0] for name in schemas()} == public == set(asyncapi()["channels"])
 
 
@@ -158,6 +158,6 @@ def test_the_command_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_p
 
 
 def test_examples_have_the_fields_of_their_schema() -> None:
-    for event in (*reference()["in"], *reference()["out"]):
+    for event in (*reference()["in"], *reference()["out"], *reference()["bulk"]):
         schema = schemas()[f"{event['topic']}.v1.json"]
         assert set(schema["required"]) <= set(event["example"]) <= set(schema["properties"])

@@ -27,7 +27,7 @@ from domain.order import (
     Scan,
     StockReply,
 )
-from domain.topics import INPUT
+from domain.topics import BULK, INPUT
 from tests.unit.wire import (
     ANNA,
     OPTIONAL,
@@ -130,7 +130,7 @@ def test_every_type_becomes_its_fact(type_: str, structured: bool) -> None:
 
 
 def test_every_input_topic_has_its_event_type() -> None:
-    assert set(events.DATA) == {*INPUT, "refund.decided", "deadline.passed"}
+    assert set(events.DATA) == {*INPUT, *BULK, "refund.decided", "deadline.passed"}
 
 
 @pytest.mark.parametrize("type_", INPUT)

@@ -28,7 +28,8 @@ def test_every_topic_is_told() -> None:
     assert [event["topic"] for event in FOUND["in"]] == list(topics.INPUT) == list(INCOMING)
     assert [event["topic"] for event in FOUND["out"]] == list(topics.DERIVED) == list(OUTGOING)
     page = markdown()
-    for name in (*topics.INPUT, *topics.DERIVED, topics.DECISIONS, topics.REKEYED, topics.REDRIVEN, topics.DLQ):
+    assert [event["topic"] for event in FOUND["bulk"]] == [*topics.BULK, topics.BULK_COMPLETED]
+    for name in (*topics.INPUT, *topics.DERIVED, *topics.BULK, topics.BULK_COMPLETED, *topics.INTERNAL, topics.REDRIVEN, topics.DLQ):
         assert f"\n### {name}\n" in page
 
 
@@ -44,14 +45,14 @@ def test_every_field_is_told() -> None:
             assert f"| `{name}` |" in page
 
 
-@pytest.mark.parametrize("event", FOUND["in"], ids=lambda event: event["topic"])
+@pytest.mark.parametrize("event", [*FOUND["in"], *FOUND["bulk"][:-1]], ids=lambda event: event["topic"])
 def test_examples_in_are_accepted(event: dict[str, Any]) -> None:
     attributes = {"specversion": "1.0", "id": "1", "source": "/tests", "type": event["topic"], "time": "2026-01-01T00:00:00Z"}
     headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
     assert events.decode(event["topic"], headers, json.dumps(event["example"]).encode()).type == event["topic"]
 
 
-@pytest.mark.parametrize("event", [*FOUND["in"], *FOUND["internal"], *FOUND["out"]], ids=lambda event: event["topic"])
+@pytest.mark.parametrize("event", [*FOUND["in"], *FOUND["internal"], *FOUND["out"], *FOUND["bulk"]], ids=lambda event: event["topic"])
 def test_examples_have_the_fields_of_their_schema(event: dict[str, Any]) -> None:
     schema = resolved(event["data"])
     assert set(schema["required"]) <= set(event["example"]) <= set(schema["properties"])

@@ -1,0 +1,212 @@
+"""The bulk worker: takes parts of jobs off the bulk topics and puts their events on the ordinary ones, paced.
+
+    part ─► decode ─► publish, paced ─► orders_bulk_job ─► bulk.completed after the last ─► commit
+
+Every step is acknowledged before the next, so a crash anywhere repeats the part, and nothing of it is lost. Repeated events have the same
+ids and the same natural keys, and change nothing. It is no lane: it has a group of its own, so that a part is never in front of an
+interactive event, and its failures are judged by the same policy (streams.delivery).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC
+from functools import partial
+from types import TracebackType
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import CommitFailedError, IllegalStateError, RebalanceInProgressError
+from mode import Service
+
+from domain import bulk, events
+from domain.errors import RECORD_TOO_LARGE, Refused
+from domain.limits import RECORD_BYTES, record_size
+from domain.order import Origin
+from domain.topics import BULK, BULK_COMPLETED, DLQ
+from settings import Settings
+from sinks.bulk import BulkJobs
+from streams import metrics
+from streams.delivery import Delivery
+from streams.lag import LagReader, total
+from streams.pipeline import dlq_headers
+
+log = logging.getLogger(__name__)
+
+TICK: Final = 0.02
+"""Seconds of events that leave at once. Short: what leaves together is in front of what comes next in its lane."""
+LOOK: Final = 0.25
+"""Seconds between two looks at the pipeline's lag."""
+DAY_MS: Final = 24 * 3600 * 1000
+
+
+class Unpacker:
+    """Unpacks until it is cancelled. An async context manager: opened, it is in the group."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._delivery = Delivery(settings)
+        self._jobs = BulkJobs(settings, "orders-bulk")
+        self._lag = LagReader(settings)
+        self._due = 0.0
+        self._looked = 0.0
+        self._closing = asyncio.Event()
+        self._consumer = AIOKafkaConsumer(
+            *BULK,
+            bootstrap_servers=settings.brokers,
+            client_id="orders-bulk",
+            group_id=settings.bulk_group,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="earliest",
+            session_timeout_ms=int(settings.session_timeout * 1000),
+            heartbeat_interval_ms=int(min(settings.heartbeat_interval, settings.session_timeout / 3) * 1000),
+            rebalance_timeout_ms=int((settings.drain_timeout + 20) * 1000),
+            # A part waits for as long as the pipeline is behind; that is not idleness to leave the group for.
+            max_poll_interval_ms=DAY_MS,
+        )
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=settings.brokers,
+            client_id="orders-bulk",
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=5,
+            max_batch_size=512 << 10,
+            max_request_size=16 << 20,
+        )
+
+    async def __aenter__(self) -> Unpacker:
+        """Raises what aiokafka raises when no broker answers."""
+        try:
+            await self._lag.__aenter__()
+            await self._producer.start()
+            await self._consumer.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Leave the group and close all connections."""
+        await self._consumer.stop()
+        await self._producer.stop()
+        await self._lag.close()
+        self._jobs.drop()
+
+    async def run(self) -> None:
+        """Part after part. Raises GaveUp once something has failed for longer than retry_limit, and what is a bug."""
+        while True:
+            record = await self._consumer.getone()
+            await self._delivery.run("bulk", partial(self._take, record), self._closing)
+            try:
+                await self._consumer.commit({TopicPartition(record.topic, record.partition): record.offset + 1})
+            except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
+                # Another has the partition by now and unpacks the part again, under the same ids; or we have it still, and a later
+                # commit counts for this one too.
+                log.info("the offset of a bulk part stays uncommitted: %s", error)
+
+    async def _take(self, record: Any) -> None:
+        """One record, until everything that it comes to is acknowledged."""
+        try:
+            event = events.decode(record.topic, record.headers, record.value)
+        except Refused as refusal:
+            await self._refuse(record, record.key, record.value, list(record.headers), refusal)
+            return
+        part: Any = event.fact
+        job, kind = str(part.job_id), bulk.KIND_OF[record.topic]
+        try:
+            unpacked = list(bulk.unpack(event))
+            for n, each in enumerate(unpacked):
+                if len(each.value) > bulk.EVENT_BYTES:
+                    detail = f"$.events[{n}]: above {bulk.EVENT_BYTES:,} bytes"
+                    await self._refuse(record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail))
+            await self._publish(bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= bulk.EVENT_BYTES])
+            progress = await self._jobs.done(job, kind, part.part, part.parts, len(part.events))
+            if progress.completed_at is not None and not progress.announced:
+                when = progress.completed_at.astimezone(UTC).isoformat()
+                value, headers = bulk.completed(job, kind, progress.parts, progress.events, when)
+                await self._producer.send_and_wait(BULK_COMPLETED, value, key=job.encode(), headers=headers)
+                await self._jobs.announced(job)
+                log.info("bulk job %s is unpacked: %d %s", job, progress.events, kind)
+        except BaseException:
+            self._jobs.drop()  # its connection may have an answer under way
+            raise
+        metrics.BULK_EVENTS.labels(kind).inc(len(part.events))
+
+    async def _publish(self, topic: str, unpacked: list[bulk.Unpacked]) -> None:
+        """Returns once every event is acknowledged; they leave a tick's worth at a time, and only while the pipeline keeps up."""
+        at_once = max(1, int(self._settings.bulk_rate * TICK))
+        sending: list[asyncio.Future[Any]] = []
+        try:
+            for start in range(0, len(unpacked), at_once):
+                leaving = unpacked[start : start + at_once]
+                await self._pace(len(leaving))
+                for key, value, headers in leaving:
+                    # Without a key any partition will do: it is refused there.
+                    place = None if key is not None else 0
+                    sending.append(await self._producer.send(topic, value, key=key, headers=headers, partition=place))
+        finally:
+            results = await asyncio.gather(*sending, return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _pace(self, count: int) -> None:
+        """Wait until `count` events may leave: by the rate, and by the records that the pipeline has before it."""
+        await asyncio.sleep(max(0.0, self._due - time.monotonic()))
+        # From now, not from when it was due: time lost to waiting isn't made up for by a burst.
+        self._due = time.monotonic() + count / self._settings.bulk_rate
+        while time.monotonic() - self._looked >= LOOK:
+            behind = total(await self._lag.lag())
+            if behind <= self._settings.bulk_backlog:
+                self._looked = time.monotonic()
+                return
+            log.debug("the pipeline is %d records behind: bulk waits", behind)
+            await asyncio.sleep(LOOK)
+
+    async def _refuse(
+        self, record: Any, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], refusal: Refused
+    ) -> None:
+        detail = refusal.detail
+        if record_size(key, value, headers) > RECORD_BYTES:
+            key, value, headers = None, None, []
+            detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
+        headers += dlq_headers(Origin(record.topic, record.partition, record.offset), refusal.code, detail)
+        await self._producer.send_and_wait(DLQ, value, key=key, headers=headers, partition=record.partition)
+        metrics.DEAD_LETTERS.labels(refusal.code).inc()
+
+
+class BulkService(Service):
+    """The unpacker beside the pipeline, in the worker's own loop: if it ends, the worker ends."""
+
+    abstract = False
+
+    def __init__(self, settings: Settings, **options: Any) -> None:
+        super().__init__(**options)
+        self._settings = settings
+
+    @Service.task
+    async def _unpack(self) -> None:
+        async with Unpacker(self._settings) as unpacker:
+            await unpacker.run()
+
+
+async def serve(settings: Settings, stop: asyncio.Event, ready: Callable[[], None]) -> None:
+    """Unpack until `stop` is set. `ready` is called once the worker is in the group. What is in hand then is unpacked again by the next."""
+    async with Unpacker(settings) as unpacker:
+        ready()
+        running, asked = asyncio.ensure_future(unpacker.run()), asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            asked.cancel()
+            running.cancel()
+            results = await asyncio.gather(running, return_exceptions=True)
+        if isinstance(results[0], Exception):
+            raise results[0]

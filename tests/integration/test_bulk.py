@@ -1,0 +1,236 @@
+"""Bulk jobs on real servers: every form of a file, refused lines, twice is once, and a kill of whoever submits or unpacks."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pyarrow as pa
+import pyarrow.parquet as pq
+from aiokafka import AIOKafkaProducer
+
+from domain.topics import BULK, BULK_COMPLETED, DLQ
+from settings import Settings
+from streams.dead_letters import Reader
+from tests.unit.wire import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
+from tests.waiting import until
+from tests.workers import ORDERS, audit, orders, processed, worker
+
+KILLED = """
+import os, signal
+from aiokafka.client import AIOKafkaClient
+send, left = AIOKafkaClient.send, 3
+async def faulty(self, node, request, **options):
+    global left
+    left -= type(request).__name__ == "ProduceRequest"
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return await send(self, node, request, **options)
+AIOKafkaClient.send = faulty
+from cli.main import main
+main()
+"""
+"""A command that dies before its third part leaves."""
+
+COLUMNS = "order_id,time,user_id,currency,total_amount,item_id,product_id,seller_id,sku,quantity,price,note"
+
+
+def order_id(n: int) -> str:
+    return f"0e0e0e0e-0000-4000-8000-{n:012d}"
+
+
+def an_order(n: int, **more: Any) -> dict[str, Any]:
+    """A line of NDJSON: an order of two items."""
+    return created(line(1), line(2, BORIS), order_id=order_id(n), time=at(1), **more)
+
+
+def ndjson(*values: Any) -> bytes:
+    return "".join(f"{json.dumps(value)}\n" for value in values).encode()
+
+
+def in_csv(n: int, total: str = "30.00", quantity: str = "1") -> list[str]:
+    """The same order as two lines of CSV; the second leaves out what the first has said."""
+    product = "50000000-0000-4000-8000-000000000001"
+    return [
+        f"{order_id(n)},{at(1)},{USER},EUR,{total},{item_id(1)},{product},{ANNA},sku-1,{quantity},10.00,x",
+        f"{order_id(n)},,,,,{item_id(2)},{product},{BORIS},sku-2,2,10.00,",
+    ]
+
+
+def submit(kind: str, file: Path | str, *more: str, code: int = 0, stdin: bytes | None = None) -> dict[str, Any]:
+    command = (*ORDERS, "bulk", "submit", kind, str(file), "--json", *more)
+    done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=dict(os.environ))
+    assert done.returncode == code, done.stdout.decode()[-2000:] + done.stderr.decode()[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def job(job_id: str) -> dict[str, Any]:
+    done = orders("bulk", "status", job_id, "--json")
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads(done.stdout)["jobs"]
+    return dict(found)
+
+
+def completed(*jobs: str) -> None:
+    def are() -> bool:
+        states = {each["job_id"]: each["state"] for each in json.loads(orders("bulk", "status", "--json").stdout)["jobs"]}
+        return all(states.get(each) == "completed" for each in jobs)
+
+    until(are, f"jobs {jobs} are completed", 60)
+
+
+async def read(settings: Settings, *topics: str) -> list[Any]:
+    """Every record of these topics."""
+    found: list[Any] = []
+    async with Reader(settings, topics) as reader:
+        for topic in topics:
+            for partition in reader.partitions(topic):
+                found += [each async for each in reader.records(topic, partition)]
+    return found
+
+
+async def values(settings: Settings, query: str) -> list[Any]:
+    connection = await asyncpg.connect(settings.postgres)
+    try:
+        return [row[0] for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+
+
+async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None:
+    """Six files of orders, three of what happens to them; refused lines beside them; submitted twice; the audit is clean."""
+    plain = tmp_path / "orders.ndjson"
+    plain.write_bytes(ndjson(an_order(1), an_order(2, id="mine")))
+    zipped = tmp_path / "orders.csv.gz"
+    zipped.write_bytes(gzip.compress("\n".join([COLUMNS, *in_csv(3), *in_csv(4)]).encode()))
+    table = tmp_path / "orders.parquet"
+    nested = [{**an_order(n), "time": datetime.fromisoformat(at(1))} for n in (5, 6)]
+    pq.write_table(pa.Table.from_pylist(nested), table)
+    jobs = [submit("orders", file) for file in (plain, zipped, table)]
+    assert [(each["format"], each["lines"], each["refused"], each["parts_sent_now"]) for each in jobs] == [
+        ("ndjson", 2, 0, 1), ("csv", 2, 0, 1), ("parquet", 2, 0, 1),
+    ]  # fmt: skip
+    assert jobs[1]["ignored_columns"] == ["note"]
+    # The same content is the same job, from wherever it comes, and is sent once.
+    assert (again := submit("orders", "-", stdin=gzip.compress(plain.read_bytes())))["job_id"] == jobs[0]["job_id"]
+    assert again["parts_sent_now"] == 0
+
+    # From stdin, with lines that can't be taken in between those that can.
+    bad = in_csv(8, total="99.00") + in_csv(9, quantity="none") + ['"open,', "a,b", in_csv(10)[0] + ",more"]
+    text = "\n".join([COLUMNS, *in_csv(7), *bad, *in_csv(11)]).encode() + b"\n\xff,\n"
+    report = tmp_path / "refused.ndjson"
+    mixed = submit("orders", "-", "--report", str(report), stdin=text, code=1)
+    refused = [(each["line"], each["reason"]) for each in map(json.loads, report.read_text().splitlines())]
+    assert refused == [(4, "total_mismatch"), (6, "field_malformed"), (8, "field_malformed"), (9, "field_malformed"),
+                       (10, "field_malformed"), (13, "field_malformed")]  # fmt: skip
+    assert (mixed["accepted"], mixed["refused"], mixed["refusals"][0]["reason"]) == (2, 6, "total_mismatch")
+
+    scans = [{"order_id": order_id(n), "shipment_id": parcel(n), "seller_id": ANNA, "status": "in_transit", "time": at(3)} for n in (1, 3)]
+    more = submit("shipments", "-", stdin=ndjson(*scans, {"order_id": 1}, [], {**scans[0], "time": None}), code=1)
+    assert [each["reason"] for each in more["refusals"]] == ["field_missing", "field_malformed", "field_missing"]
+    flat = f"order_id,shipment_id,seller_id,status,time,items\n{order_id(5)},{parcel(5)},{ANNA},in_transit,{at(3)}," + '"[{""item_id"":""'
+    flat += f'{item_id(1)}"",""quantity"":1}}]"\n'
+    shipped = submit("shipments", "-", stdin=flat.encode())
+    buffer = io.BytesIO()
+    back = {"order_id": order_id(5), "return_id": returned(1), "item_id": item_id(1), "reason": "broken", "status": "processed"}
+    pq.write_table(pa.Table.from_pylist([{**back, "time": datetime.fromisoformat(at(5)), "restock": False, "quantity": 1}]), buffer)
+    came = submit("returns", "-", stdin=buffer.getvalue())
+
+    # What is no part, and what is in a part and no event, is a dead letter and harms nothing.
+    headers, _ = record("order.bulk", {})
+    part = {"job_id": ORDER, "part": 1, "parts": 1, "events": [an_order(12, id="12"), {"order_id": 7}, an_order(13, id="13")]}
+    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
+        for value in (b"{", json.dumps(part | {"part": 2}).encode(), json.dumps(part).encode()):
+            await producer.send_and_wait("order.bulk", value, headers=headers)
+    with worker(tmp_path) as both:
+        completed(ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came)))
+        processed()
+        assert both.terminate() == 0, both.text()[-3000:]
+    assert sorted(map(str, await values(fresh, "SELECT id FROM orders_order"))) == [order_id(n) for n in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)]
+    assert await values(fresh, "SELECT count(*) FROM orders_shipment WHERE status = 'in_transit'") == [3]
+    assert await values(fresh, "SELECT status FROM orders_return") == ["processed"]
+    letters = Counter(dict(each.headers)["dlq_topic"] for each in await read(fresh, DLQ))
+    assert letters == {b"order.bulk": 2, b"order.created": 1}
+    ids = {dict(each.headers)["ce_id"] for each in await read(fresh, "order.created")}
+    assert b"mine" in ids
+    done = {each.key.decode(): json.loads(each.value) for each in await read(fresh, BULK_COMPLETED)}
+    assert set(done) == {ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came))}
+    assert done[mixed["job_id"]] == {"job_id": mixed["job_id"], "kind": "orders", "parts": 1, "events": 2}
+    found = job(mixed["job_id"])
+    assert (found["lines"], found["refused"], found["parts_done"], found["events"]) == (8, 6, 1, 2)
+    audit()
+
+
+async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Path, monkeypatch: Any) -> None:
+    """The submitter dies before its third part, the worker in the middle of a part: the same parts, and each order once."""
+    file = tmp_path / "orders.ndjson"
+    file.write_bytes(ndjson(*(an_order(n) for n in range(1600))))
+    command = (sys.executable, "-c", KILLED, "bulk", "submit", "orders", str(file))
+    assert subprocess.run(command, capture_output=True, timeout=60).returncode == -signal.SIGKILL
+    [job_id] = [each["job_id"] for each in json.loads(orders("bulk", "status", "--json").stdout)["jobs"]]
+    assert job(job_id)["state"] == "submitting"
+
+    other = tmp_path / "other.ndjson"
+    other.write_bytes(ndjson(an_order(1)))
+    done = orders("bulk", "submit", "orders", str(other), "--job", job_id)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "is that of another file or kind" in done.stderr
+
+    monkeypatch.setenv("ORDERS_BULK_RATE", "500")
+    with worker(tmp_path, "one", (*ORDERS, "worker", "--role", "bulk", "--name", "one")) as first:
+        assert submit("orders", file)["job_id"] == job_id
+        until(lambda: job(job_id)["parts_done"], "a part is unpacked", 60)
+        first.kill()
+    assert job(job_id)["parts_done"] < job(job_id)["parts"]
+    monkeypatch.setenv("ORDERS_BULK_RATE", "100000")
+    with worker(tmp_path, "two"):
+        completed(job_id)
+        processed()
+    parts: dict[tuple[int, int], set[str]] = {}
+    for each in await read(fresh, BULK[0]):
+        part = json.loads(each.value)
+        parts.setdefault((part["part"], part["parts"]), set()).add(json.dumps(part["events"]))
+    assert {len(same) for same in parts.values()} == {1}
+    assert set(parts) == {(n, 4) for n in (1, 2, 3, 4)}
+    ids = [dict(each.headers)["ce_id"] for each in await read(fresh, "order.created")]
+    assert len(set(ids)) == 1600
+    assert await values(fresh, "SELECT count(*) FROM orders_order WHERE version = 1") == [1600]
+    assert job(job_id)["events"] == 1600
+    audit()
+
+
+async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(fresh: Settings, tmp_path: Path, monkeypatch: Any) -> None:
+    """Without a pipeline that works it off, no more is unpacked than it may have before it."""
+    monkeypatch.setenv("ORDERS_BULK_BACKLOG", "40")
+    monkeypatch.setenv("ORDERS_BULK_RATE", "400")
+    file = tmp_path / "orders.ndjson"
+    file.write_bytes(ndjson(*(an_order(n) for n in range(600))))
+    job_id = submit("orders", file)["job_id"]
+    with worker(tmp_path, "b", (*ORDERS, "worker", "--role", "bulk", "--name", "b")) as alone:
+        until(partial(_behind, fresh, 40), "the bound is reached")
+        assert alone.terminate() == 0
+    assert len(await read(fresh, "order.created")) < 600
+    with (
+        worker(tmp_path, "r", (*ORDERS, "worker", "--role", "realtime", "--name", "r")),
+        worker(tmp_path, "b", (*ORDERS, "worker", "--role", "bulk", "--name", "b")),
+    ):
+        completed(job_id)
+        processed()
+    assert await values(fresh, "SELECT count(*) FROM orders_order") == [600]
+
+
+def _behind(settings: Settings, most: int) -> bool:
+    done = orders("wait", "--timeout", "0", "--json")
+    return bool(json.loads(done.stdout)["lag"] > most)
