@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from aiokafka import AIOKafkaProducer
 
+from cli.bulk import _status as status
 from domain.topics import BULK, BULK_COMPLETED, DLQ
 from settings import Settings
 from streams.dead_letters import Reader
+from streams.lag import LagReader, total
 from tests.unit.wire import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
-from tests.waiting import until
+from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, worker
 
 KILLED = """
@@ -76,19 +77,17 @@ def submit(kind: str, file: Path | str, *more: str, code: int = 0, stdin: bytes 
     return found
 
 
-def job(job_id: str) -> dict[str, Any]:
-    done = orders("bulk", "status", job_id, "--json")
-    assert done.returncode == 0, done.stderr
-    [found] = json.loads(done.stdout)["jobs"]
-    return dict(found)
+async def job(settings: Settings, job_id: str) -> dict[str, Any]:
+    """The job's row; nothing if it isn't known."""
+    found = await status(settings, job_id, 1)
+    return found[0] if found else {}
 
 
-def completed(*jobs: str) -> None:
-    def are() -> bool:
-        states = {each["job_id"]: each["state"] for each in json.loads(orders("bulk", "status", "--json").stdout)["jobs"]}
-        return all(states.get(each) == "completed" for each in jobs)
+async def completed(settings: Settings, *jobs: str) -> None:
+    async def are() -> bool:
+        return all([(await job(settings, each)).get("state") == "completed" for each in jobs])
 
-    until(are, f"jobs {jobs} are completed", 60)
+    await eventually(are, f"jobs {jobs} are completed", 60)
 
 
 async def read(settings: Settings, *topics: str) -> list[Any]:
@@ -155,7 +154,7 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
         for value in (b"{", json.dumps(part | {"part": 2}).encode(), json.dumps(part).encode()):
             await producer.send_and_wait("order.bulk", value, headers=headers)
     with worker(tmp_path) as both:
-        completed(ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came)))
+        await completed(fresh, ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came)))
         processed()
         assert both.terminate() == 0, both.text()[-3000:]
     assert sorted(map(str, await values(fresh, "SELECT id FROM orders_order"))) == [order_id(n) for n in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)]
@@ -168,7 +167,9 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     done = {each.key.decode(): json.loads(each.value) for each in await read(fresh, BULK_COMPLETED)}
     assert set(done) == {ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came))}
     assert done[mixed["job_id"]] == {"job_id": mixed["job_id"], "kind": "orders", "parts": 1, "events": 2}
-    found = job(mixed["job_id"])
+    told = orders("bulk", "status", mixed["job_id"], "--json")
+    [found] = json.loads(told.stdout)["jobs"]
+    assert (found["state"], found["job_id"]) == ("completed", mixed["job_id"])
     assert (found["lines"], found["refused"], found["parts_done"], found["events"]) == (8, 6, 1, 2)
     audit()
 
@@ -179,8 +180,9 @@ async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Pat
     file.write_bytes(ndjson(*(an_order(n) for n in range(1600))))
     command = (sys.executable, "-c", KILLED, "bulk", "submit", "orders", str(file))
     assert subprocess.run(command, capture_output=True, timeout=60).returncode == -signal.SIGKILL
-    [job_id] = [each["job_id"] for each in json.loads(orders("bulk", "status", "--json").stdout)["jobs"]]
-    assert job(job_id)["state"] == "submitting"
+    [begun] = await status(fresh, None, 9)
+    job_id = str(begun["job_id"])
+    assert begun["state"] == "submitting"
 
     other = tmp_path / "other.ndjson"
     other.write_bytes(ndjson(an_order(1)))
@@ -191,12 +193,16 @@ async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Pat
     monkeypatch.setenv("ORDERS_BULK_RATE", "500")
     with worker(tmp_path, "one", (*ORDERS, "worker", "--role", "bulk", "--name", "one")) as first:
         assert submit("orders", file)["job_id"] == job_id
-        until(lambda: job(job_id)["parts_done"], "a part is unpacked", 60)
+
+        async def begins() -> bool:
+            return bool((await job(fresh, job_id))["parts_done"])
+
+        await eventually(begins, "a part is unpacked", 60)
         first.kill()
-    assert job(job_id)["parts_done"] < job(job_id)["parts"]
+    assert (stopped := await job(fresh, job_id))["parts_done"] < stopped["parts"]
     monkeypatch.setenv("ORDERS_BULK_RATE", "100000")
     with worker(tmp_path, "two"):
-        completed(job_id)
+        await completed(fresh, job_id)
         processed()
     parts: dict[tuple[int, int], set[str]] = {}
     for each in await read(fresh, BULK[0]):
@@ -207,7 +213,7 @@ async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Pat
     ids = [dict(each.headers)["ce_id"] for each in await read(fresh, "order.created")]
     assert len(set(ids)) == 1600
     assert await values(fresh, "SELECT count(*) FROM orders_order WHERE version = 1") == [1600]
-    assert job(job_id)["events"] == 1600
+    assert (await job(fresh, job_id))["events"] == 1600
     audit()
 
 
@@ -216,21 +222,40 @@ async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(fresh: Set
     monkeypatch.setenv("ORDERS_BULK_BACKLOG", "40")
     monkeypatch.setenv("ORDERS_BULK_RATE", "400")
     file = tmp_path / "orders.ndjson"
-    file.write_bytes(ndjson(*(an_order(n) for n in range(600))))
+    file.write_bytes(ndjson(*(an_order(n) for n in range(200))))
     job_id = submit("orders", file)["job_id"]
     with worker(tmp_path, "b", (*ORDERS, "worker", "--role", "bulk", "--name", "b")) as alone:
-        until(partial(_behind, fresh, 40), "the bound is reached")
+        async with LagReader(fresh) as reader:
+
+            async def behind() -> bool:
+                return total(await reader.lag()) > 40
+
+            await eventually(behind, "the bound is reached")
         assert alone.terminate() == 0
-    assert len(await read(fresh, "order.created")) < 600
+    assert len(await read(fresh, "order.created")) < 200
     with (
         worker(tmp_path, "r", (*ORDERS, "worker", "--role", "realtime", "--name", "r")),
         worker(tmp_path, "b", (*ORDERS, "worker", "--role", "bulk", "--name", "b")),
     ):
-        completed(job_id)
+        await completed(fresh, job_id)
         processed()
-    assert await values(fresh, "SELECT count(*) FROM orders_order") == [600]
+    assert await values(fresh, "SELECT count(*) FROM orders_order") == [200]
 
 
-def _behind(settings: Settings, most: int) -> bool:
-    done = orders("wait", "--timeout", "0", "--json")
-    return bool(json.loads(done.stdout)["lag"] > most)
+async def test_an_unpacker_that_cannot_go_on_ends_its_worker(fresh: Settings, tmp_path: Path) -> None:
+    """A bug, or what looks like one, is nothing to be lived with: the worker ends unacknowledged, and its successor takes the part."""
+    connection = await asyncpg.connect(fresh.postgres)
+    try:
+        await connection.execute("ALTER TABLE orders_bulk_job RENAME COLUMN done TO gone")
+        with worker(tmp_path, "first") as first:
+            headers, _ = record("return.bulk", {})
+            part = {"job_id": ORDER, "part": 1, "parts": 1, "events": []}
+            async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
+                await producer.send_and_wait("return.bulk", json.dumps(part).encode(), headers=headers)
+            until(lambda: first.process.poll() is not None, "the worker ends")
+            assert first.process.returncode == 1, first.text()[-2000:]
+        await connection.execute("ALTER TABLE orders_bulk_job RENAME COLUMN gone TO done")
+    finally:
+        await connection.close()
+    with worker(tmp_path, "second", (*ORDERS, "worker", "--role", "bulk", "--name", "second")):
+        await completed(fresh, ORDER)

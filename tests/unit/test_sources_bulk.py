@@ -1,0 +1,192 @@
+"""Files of bulk jobs, line by line: what is taken, what is refused and where, and the ids and parts that they become."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+from contextlib import ExitStack
+from decimal import Decimal
+from typing import Any
+from uuid import UUID, uuid5
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from domain import bulk, errors, events
+from domain.errors import Refused
+from sources import bulk as files
+from sources.bulk import Job, Refusal, prepare
+from sources.event import SourceError
+from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, USER, VALID, at, created, item_id, line, parcel, record
+
+JOB = "0b0b0b0b-0000-4000-8000-000000000001"
+PRODUCT = "50000000-0000-4000-8000-000000000001"
+HEADER = "order_id,time,user_id,currency,total_amount,item_id,product_id,seller_id,sku,quantity,price\n"
+FIRST = f"{ORDER},{at(1)},{USER},EUR,30.00,{item_id(1)},{PRODUCT},{ANNA},sku-1,1,10.00\n"
+SECOND = f"{ORDER},,,,,{item_id(2)},{PRODUCT},{BORIS},sku-2,2,10.00\n"
+OTHER = FIRST.replace(ORDER, STRANGER).replace("30.00", "10.00")
+SCAN = VALID["shipment.updated"]
+
+
+def taken(content: bytes, kind: bulk.Kind = "orders", **options: Any) -> tuple[Job, list[list[dict[str, Any]]], list[Refusal]]:
+    """The job of a file, the events of each of its parts, and its refused lines."""
+    refused: list[Refusal] = []
+    with ExitStack() as stack:
+        job = prepare("-", kind, stack, stdin=io.BytesIO(content), refuse=refused.append, **options)
+        parts = []
+        for offset, length in job.parts:
+            job.spool.seek(offset)
+            parts.append(json.loads(b"[" + job.spool.read(length) + b"]"))
+    return job, parts, refused
+
+
+def reasons(content: str | bytes, kind: bulk.Kind = "orders") -> list[tuple[int, str]]:
+    found = content if isinstance(content, bytes) else content.encode()
+    return [(each.line, each.reason) for each in taken(found, kind)[2]]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (HEADER + FIRST + SECOND, []),
+        ("\ufeff" + HEADER + FIRST + SECOND + "\n\n" + OTHER, []),
+        (HEADER.replace("\n", "\r\n") + (FIRST + SECOND).replace("\n", "\r\n"), []),
+        (HEADER + FIRST + OTHER, [(2, errors.TOTAL_MISMATCH)]),
+        (HEADER + FIRST + OTHER + SECOND, [(2, errors.TOTAL_MISMATCH), (4, errors.FIELD_MISSING)]),
+        (HEADER + FIRST + SECOND.replace(",,,,,", ",,,,31.00,") + OTHER, [(2, errors.FIELD_MALFORMED)]),
+        (HEADER + FIRST + SECOND.replace(",2,", ",two,") + OTHER, [(2, errors.FIELD_MALFORMED)]),
+        (HEADER + FIRST + SECOND.replace("\n", ",\n") + OTHER, [(2, errors.FIELD_MALFORMED)]),
+        (HEADER + f'{ORDER},"open,\n' + OTHER, [(2, errors.FIELD_MALFORMED)]),
+        (HEADER + FIRST.replace(at(1), "") + OTHER, [(2, errors.FIELD_MISSING)]),
+        (HEADER + FIRST.replace(at(1), "2026-01-01 10:00") + OTHER, [(2, errors.FIELD_MALFORMED)]),
+        (HEADER + FIRST.replace("EUR", "EURO") + OTHER, [(2, errors.CURRENCY_UNKNOWN)]),
+        (HEADER.encode() + b"\xff,\n" + OTHER.encode(), [(2, errors.FIELD_MALFORMED)]),
+    ],
+)
+def test_lines_of_csv(text: str | bytes, expected: list[tuple[int, str]]) -> None:
+    assert reasons(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (b"{", errors.NOT_JSON),
+        (b'{"a": "\xff"}', errors.NOT_JSON),
+        (b"[1]", errors.FIELD_MALFORMED),
+        (b'"text"', errors.FIELD_MALFORMED),
+        (b"[" * 100_000, errors.NOT_JSON),
+        (b'{"time": 1}', errors.FIELD_MALFORMED),
+        (b'{"time": "2026-01-01T00:00:00Z", "id": 7}', errors.FIELD_MALFORMED),
+        (b'{"time": "2026-01-01T00:00:00Z", "id": ""}', errors.NOT_CLOUDEVENT),
+        (b'{"time": "2026-01-01T00:00:00Z"}', errors.FIELD_MISSING),
+        (b'{"x": "' + b"y" * (6 << 20) + b'"}', errors.RECORD_TOO_LARGE),
+        (json.dumps({**SCAN, "time": at(1), "status": "lost"}).encode(), errors.FIELD_MALFORMED),
+        (json.dumps({**SCAN, "time": at(1), "carrier": "\x00"}).encode(), errors.FIELD_MALFORMED),
+    ],
+)
+def test_a_refused_line_of_ndjson_leaves_its_neighbours_alone(bad: bytes, reason: str) -> None:
+    good = json.dumps({**SCAN, "time": at(1)}).encode()
+    job, parts, refused = taken(b"\n".join([good, bad, b"", good]), "shipments", format="ndjson")
+    assert [(each.line, each.reason) for each in refused] == [(2, reason)]
+    assert (job.lines, job.accepted, job.refused) == (3, 2, 1)
+    assert [each["id"] for each in parts[0]] == [str(uuid5(UUID(job.id), number)) for number in ("1", "4")]
+
+
+def test_a_line_is_refused_as_the_pipeline_refuses_its_event() -> None:
+    for data in ({**VALID["order.created"], "total_amount": "1.00"}, {**VALID["order.created"], "items": []}, {"order_id": ORDER}):
+        [refused] = taken(json.dumps({**data, "time": at(1)}).encode())[2]
+        with pytest.raises(Refused) as caught:
+            events.decode("order.created", *record("order.created", data))
+        assert (refused.reason, refused.detail) == (caught.value.code, caught.value.detail)
+
+
+def test_one_content_is_one_job_in_whatever_wrapping() -> None:
+    text = (HEADER + FIRST + SECOND).encode()
+    plain, zipped = taken(text)[0], taken(gzip.compress(text))[0]
+    assert plain.id == zipped.id
+    assert taken(json.dumps({**SCAN, "time": at(1)}).encode(), "shipments")[0].id != plain.id
+    assert taken(text + OTHER.encode())[0].id != plain.id
+    assert taken(text, job=JOB)[1][0][0]["id"] == bulk.event_id(JOB, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "no column order_id"),
+        (b"\n", "no column order_id"),
+        (HEADER.encode(), "holds no orders"),
+        (HEADER.replace("price", "prize").encode(), "no column price"),
+        (gzip.compress(HEADER.encode())[:-9], "cut short or broken"),
+        (b"PAR1 and no more", "cannot be read as Parquet"),
+    ],
+)
+def test_a_file_that_cannot_be_read_as_a_whole(content: bytes, says: str) -> None:
+    with pytest.raises(SourceError, match=says):
+        taken(content)
+
+
+def test_parts_hold_so_many_events_and_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = b"\n".join(json.dumps({**SCAN, "shipment_id": parcel(n), "time": at(1)}).encode() for n in range(25))
+    monkeypatch.setattr(files, "PART_EVENTS", 10)
+    assert [len(part) for part in taken(lines, "shipments")[1]] == [10, 10, 5]
+    monkeypatch.setattr(files, "PART_BYTES", 1000)
+    parts = taken(lines, "shipments")[1]
+    assert sum(map(len, parts)) == 25
+    assert all(1 <= len(part) <= 3 for part in parts)
+
+
+def parquet(*rows: dict[str, Any], **types: Any) -> bytes:
+    buffer = io.BytesIO()
+    table = pa.Table.from_pylist(list(rows))
+    for name, type_ in types.items():
+        table = table.set_column(table.column_names.index(name), name, table[name].cast(type_))
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def test_parquet_nested_and_a_row_an_item() -> None:
+    order = {**created(line(1), line(2)), "time": "2026-01-01T01:00:00Z", "region": None}
+    item = {
+        "item_id": UUID(item_id(1)).bytes,
+        "product_id": PRODUCT,
+        "seller_id": ANNA,
+        "sku": "s",
+        "quantity": 1,
+        "price": Decimal("10.00"),
+    }
+    flat = {"order_id": ORDER, "time": None, "user_id": USER, "currency": "EUR", "total_amount": "20.00", **item}
+    for content in (
+        parquet(order),
+        parquet({**order, "time": 1_700_000_000_000_000_123}, time=pa.timestamp("ns", "UTC")),
+        parquet({**flat, "time": at(1)}, {**flat, "item_id": UUID(item_id(2)).bytes}),
+    ):
+        _, [[event]], refused = taken(content)
+        assert refused == []
+        assert len(event["items"]) == 2
+        assert "region" not in event
+    assert [(each.line, each.reason) for each in taken(parquet({**flat, "time": at(1), "price": 10.0}))[2]] == [(1, "field_malformed")]
+
+
+def test_a_part_is_taken_apart_into_events_as_they_came() -> None:
+    good = json.dumps({**VALID["order.created"], "id": "é", "time": at(1)}, ensure_ascii=False).encode()
+    value = bulk.encode_part(JOB, 1, 2, [good, b'{"order_id":"x"}', b"7"])
+    headers, _ = record("order.bulk", {})
+    event = events.decode("order.bulk", headers, value)
+    first, *others = bulk.unpack(event)
+    assert (first.key, first.value, events.order_key(event)) == (ORDER.encode(), good, JOB.encode())
+    assert events.decode("order.created", first.headers, first.value).id == "é"
+    for each in others:
+        assert each.key is None
+        with pytest.raises(Refused):
+            events.decode("order.created", each.headers, each.value)
+
+
+@pytest.mark.parametrize("change", [{"part": 3}, {"part": 0}, {"parts": 0}, {"job_id": "x"}, {"events": None}, {"part": None}])
+def test_what_is_no_part_is_refused(change: dict[str, Any]) -> None:
+    headers, _ = record("order.bulk", {})
+    good = {"job_id": JOB, "part": 1, "parts": 2, "events": []}
+    assert events.decode("order.bulk", headers, json.dumps(good).encode()).type == "order.bulk"
+    with pytest.raises(Refused):
+        events.decode("order.bulk", headers, json.dumps({**good, **change}).encode())
