@@ -12,11 +12,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC
-from functools import partial
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, RebalanceInProgressError
@@ -36,6 +35,10 @@ from streams.pipeline import dlq_headers
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
+LANE: Final = "bulk"
+"""What its failures are logged and counted under."""
 TICK: Final = 0.02
 """Seconds of events that leave at once. Short: what leaves together is in front of what comes next in its lane."""
 LOOK: Final = 0.25
@@ -44,16 +47,16 @@ DAY_MS: Final = 24 * 3600 * 1000
 
 
 class Unpacker:
-    """Unpacks until it is cancelled. An async context manager: opened, it is in the group."""
+    """Unpacks until it is cancelled. An async context manager: opened, it is in the group. Used once; see unpack()."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, delivery: Delivery) -> None:
         self._settings = settings
-        self._delivery = Delivery(settings)
+        self._delivery = delivery
         self._jobs = BulkJobs(settings, "orders-bulk")
         self._lag = LagReader(settings)
         self._due = 0.0
         self._looked = 0.0
-        self._closing = asyncio.Event()
+        self._never = asyncio.Event()
         self._consumer = AIOKafkaConsumer(
             *BULK,
             bootstrap_servers=settings.brokers,
@@ -100,16 +103,17 @@ class Unpacker:
         self._jobs.drop()
 
     async def run(self) -> None:
-        """Part after part. Raises GaveUp once something has failed for longer than retry_limit, and what is a bug."""
+        """Part after part. Raises what aiokafka raises when Kafka fails, GaveUp once Postgres has for longer than retry_limit."""
         while True:
             record = await self._consumer.getone()
-            await self._delivery.run("bulk", partial(self._take, record), self._closing)
+            await self._take(record)
             try:
                 await self._consumer.commit({TopicPartition(record.topic, record.partition): record.offset + 1})
             except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
                 # Another has the partition by now and unpacks the part again, under the same ids; or we have it still, and a later
                 # commit counts for this one too.
                 log.info("the offset of a bulk part stays uncommitted: %s", error)
+            self._delivery.recovered(LANE)
 
     async def _take(self, record: Any) -> None:
         """One record, until everything that it comes to is acknowledged."""
@@ -120,24 +124,34 @@ class Unpacker:
             return
         part: Any = event.fact
         job, kind = str(part.job_id), bulk.KIND_OF[record.topic]
-        try:
-            unpacked = list(bulk.unpack(event))
-            for n, each in enumerate(unpacked):
-                if len(each.value) > bulk.EVENT_BYTES:
-                    detail = f"$.events[{n}]: above {bulk.EVENT_BYTES:,} bytes"
-                    await self._refuse(record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail))
-            await self._publish(bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= bulk.EVENT_BYTES])
-            progress = await self._jobs.done(job, kind, part.part, part.parts, len(part.events))
-            if progress.completed_at is not None and not progress.announced:
-                when = progress.completed_at.astimezone(UTC).isoformat()
-                value, headers = bulk.completed(job, kind, progress.parts, progress.events, when)
-                await self._producer.send_and_wait(BULK_COMPLETED, value, key=job.encode(), headers=headers)
-                await self._jobs.announced(job)
-                log.info("bulk job %s is unpacked: %d %s", job, progress.events, kind)
-        except BaseException:
-            self._jobs.drop()  # its connection may have an answer under way
-            raise
+        unpacked = list(bulk.unpack(event))
+        for n, each in enumerate(unpacked):
+            if len(each.value) > bulk.EVENT_BYTES:
+                detail = f"$.events[{n}]: above {bulk.EVENT_BYTES:,} bytes"
+                await self._refuse(record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail))
+        await self._publish(bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= bulk.EVENT_BYTES])
+        progress = await self._note(lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events)))
+        if progress.completed_at is not None and not progress.announced:
+            when = progress.completed_at.astimezone(UTC).isoformat()
+            value, headers = bulk.completed(job, kind, progress.parts, progress.events, when)
+            await self._producer.send_and_wait(BULK_COMPLETED, value, key=job.encode(), headers=headers)
+            await self._note(lambda: self._jobs.announced(job))
+            log.info("bulk job %s is unpacked: %d %s", job, progress.events, kind)
         metrics.BULK_EVENTS.labels(kind).inc(len(part.events))
+
+    async def _note(self, write: Callable[[], Awaitable[T]]) -> T:
+        """Write to Postgres until it works: what was published isn't published again for its sake. Raises GaveUp."""
+        found: list[T] = []
+
+        async def attempt() -> None:
+            try:
+                found.append(await write())
+            except BaseException:
+                self._jobs.drop()  # its connection may have an answer under way
+                raise
+
+        await self._delivery.run(LANE, attempt, self._never)
+        return found[0]
 
     async def _publish(self, topic: str, unpacked: list[bulk.Unpacked]) -> None:
         """Returns once every event is acknowledged; they leave a tick's worth at a time, and only while the pipeline keeps up."""
@@ -193,20 +207,32 @@ class BulkService(Service):
 
     @Service.task
     async def _unpack(self) -> None:
-        async with Unpacker(self._settings) as unpacker:
+        await unpack(self._settings)
+
+
+async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
+    """Unpack until cancelled. `ready` is called whenever it is in the group. Raises GaveUp past retry_limit, and what is a bug.
+
+    When Kafka fails everything is made anew, from the committed offset on: a producer that has lost a batch isn't used any more.
+    """
+    delivery = Delivery(settings)
+
+    async def attempt() -> None:
+        async with Unpacker(settings, delivery) as unpacker:
+            ready()
             await unpacker.run()
+
+    await delivery.run(LANE, attempt, asyncio.Event())
 
 
 async def serve(settings: Settings, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-    """Unpack until `stop` is set. `ready` is called once the worker is in the group. What is in hand then is unpacked again by the next."""
-    async with Unpacker(settings) as unpacker:
-        ready()
-        running, asked = asyncio.ensure_future(unpacker.run()), asyncio.ensure_future(stop.wait())
-        try:
-            await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            asked.cancel()
-            running.cancel()
-            results = await asyncio.gather(running, return_exceptions=True)
-        if isinstance(results[0], Exception):
-            raise results[0]
+    """The same until `stop` is set. What is in hand then is unpacked again by the next."""
+    running, asked = asyncio.ensure_future(unpack(settings, ready)), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        asked.cancel()
+        running.cancel()
+        results = await asyncio.gather(running, return_exceptions=True)
+    if isinstance(results[0], Exception):
+        raise results[0]

@@ -81,7 +81,7 @@ class DeadLetter(NamedTuple):
         if self.value is None:
             return "it holds no value: a tombstone, or a record that is too large to be passed on"
         if self.origin_topic not in LANE:
-            return f"it came from {self.origin_topic or 'nowhere'}, which is no topic of the pipeline"
+            return f"it came from {self.origin_topic or 'nowhere'}, which no lane reads"
         return ""
 
 
