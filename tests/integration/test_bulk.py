@@ -29,17 +29,15 @@ from tests.workers import ORDERS, audit, orders, processed, worker
 
 KILLED = """
 import os, signal
-from aiokafka.client import AIOKafkaClient
-send, left = AIOKafkaClient.send, 3
-async def faulty(self, node, request, **options):
-    global left
-    left -= type(request).__name__ == "ProduceRequest"
-    if left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return await send(self, node, request, **options)
-AIOKafkaClient.send = faulty
+from sinks.bulk import BulkJobs
 from sources import bulk
 bulk.IN_FLIGHT = bulk.NOTED_EVERY = 1
+sent = BulkJobs.sent
+async def dying(self, job, part):
+    await sent(self, job, part)
+    if part == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+BulkJobs.sent = dying
 from cli.main import main
 main()
 """
