@@ -176,7 +176,7 @@ def status_command(
     Example: [bold]orders bulk status[/bold]
     """
     wanted = None if job is None else _uuid(job)
-    rows = asyncio.run(_status(get_settings(), wanted, limit))
+    rows = asyncio.run(status(get_settings(), wanted, limit))
     if as_json:
         print(json.dumps({"jobs": rows}, default=_text))
     else:
@@ -194,7 +194,8 @@ def status_command(
         raise typer.Exit(1)
 
 
-async def _status(settings: Settings, job: str | None, most: int) -> list[dict[str, Any]]:
+async def status(settings: Settings, job: str | None, most: int) -> list[dict[str, Any]]:
+    """Rows of orders_bulk_job, the newest job first, each with its state in words. Raises what asyncpg raises."""
     async with BulkJobs(settings, "orders-bulk-status") as jobs:
         return [{**row, "state": _state(row)} for row in await jobs.jobs(job, most)]
 

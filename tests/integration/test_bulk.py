@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from aiokafka import AIOKafkaProducer
 
-from cli.bulk import _status as status
+from cli.bulk import status
 from domain.topics import BULK, BULK_COMPLETED, DLQ
 from settings import Settings
 from streams.dead_letters import Reader
