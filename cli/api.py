@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import signal
 import socket
 from typing import Annotated
 
@@ -34,6 +35,8 @@ def api_command(
     from cli.logs import configure
 
     configure(settings, "api")
+    # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it: nobody, so the exit code is 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False, server_header=False, lifespan="on"))
     server.run(sockets=[listening])
     if not server.started:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import asyncpg
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, InvalidRequestError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queries import statements
@@ -84,12 +84,13 @@ class Database:
                 task.add_done_callback(self._forget)
                 raise TimeoutError(f"no answer for {self._timeout + _MARGIN:g} s")
             found = task.result()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError, InvalidRequestError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
             state = getattr(getattr(error, "orig", error), "sqlstate", None) or ""
             if state == "57014":
                 # It lives, and the statement is a slow one. Another server would only be slowed down by it as well.
                 raise Unavailable(f"{self.name} took longer than {self._timeout:g} s") from error
-            self._circuit.failed(error)
+            if not state.startswith("40"):  # that is one statement's trouble (a replica ends those that are in the way of what it takes in)
+                self._circuit.failed(error)
             raise Away(f"{self.name}: {error}") from error
         finally:
             self._places.release()
