@@ -285,10 +285,16 @@ async def test_a_refill_never_replaces_a_newer_one(service: Open) -> None:
 # -- servers that are away -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["cut", "black_hole"])
 @pytest.mark.parametrize(
-    ("away", "source"),
-    [(("cache",), "replica"), (("replica",), "primary"), (("cache", "replica"), "primary"), (("primary",), "replica")],
+    ("how", "away", "source"),
+    [
+        ("cut", ("cache",), "replica"),
+        ("cut", ("replica",), "primary"),
+        ("cut", ("cache", "replica"), "primary"),
+        ("cut", ("primary",), "replica"),
+        ("black_hole", ("cache", "replica"), "primary"),
+        ("black_hole", ("primary",), "replica"),
+    ],
 )
 async def test_it_answers_while_servers_are_away(service: Open, how: str, away: tuple[str, ...], source: str) -> None:
     async with service(redis_timeout=0.2, read_timeout=0.2) as s:
