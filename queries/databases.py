@@ -15,6 +15,7 @@ from queries import statements
 from queries.circuit import Circuit
 from queries.errors import Unavailable
 from queries.flight import SingleFlight
+from queries.statements import Query
 from settings import Settings
 
 LOOK_INTERVAL: Final = 0.5
@@ -66,7 +67,7 @@ class Database:
         """Whether the last attempt failed."""
         return self._circuit.open
 
-    async def rows(self, statement: sa.Executable) -> Sequence[sa.Row[Any]]:
+    async def rows(self, query: Query) -> Sequence[sa.Row[Any]]:
         """All rows. Blocks up to twice settings.read_timeout. Raises Away; Unavailable when the server is there but too busy."""
         try:
             async with asyncio.timeout(self._timeout):
@@ -77,7 +78,7 @@ class Database:
             if not self._circuit.admits():
                 raise Away(f"{self.name} was away a moment ago")
             self.reads += 1
-            task = asyncio.ensure_future(self._run(statement))
+            task = asyncio.ensure_future(self._run(query))
             # Never longer than this, whatever the driver still does to end a connection that is half open.
             done, _ = await asyncio.wait({task}, timeout=self._timeout + _MARGIN)
             if not done:
@@ -107,9 +108,9 @@ class Database:
         """Closes the connections."""
         await self._engine.dispose()
 
-    async def _run(self, statement: sa.Executable) -> Sequence[sa.Row[Any]]:
+    async def _run(self, query: Query) -> Sequence[sa.Row[Any]]:
         async with self._engine.connect() as connection:
-            return (await connection.execute(statement)).all()
+            return (await connection.execute(query.statement, query.values)).all()
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._left.discard(task)

@@ -14,7 +14,6 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 from uuid import UUID
 
 import msgspec
-import sqlalchemy as sa
 
 from queries import statements
 from queries.cache import RECENT, CacheReader, Recent, version_of
@@ -243,12 +242,9 @@ class Reader:
         return Health("down" if not rows else "ok" if all(each.used for each in sources.values()) else "degraded", sources)
 
 
-_ONE: Final = sa.text("SELECT 1")
-
-
 async def _asked(database: Database) -> SourceHealth:
     try:
-        await database.rows(_ONE)
+        await database.rows(statements.ONE)
         lag = await database.lag()
     except (Away, Unavailable):
         return SourceHealth(False)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from typing import Any, Final
+from functools import cache, lru_cache
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -32,8 +32,17 @@ _return: Final = _tables["orders_return"]
 #: Parcels that a tracking number shows, as in the cache.
 TRACKED: Final = 100
 
-LAG: Final = sa.text(
-    """
+
+class Query(NamedTuple):
+    """A statement, built once for all of its values (building takes as long as executing), and the values."""
+
+    statement: sa.Executable
+    values: dict[str, Any]
+
+
+LAG: Final = Query(
+    sa.text(
+        """
     SELECT CASE
         WHEN NOT pg_is_in_recovery() THEN 0.0
         -- Connected, and all that it knows of is replayed. (What the primary has beyond that is told to members of pg_read_all_stats.)
@@ -41,13 +50,19 @@ LAG: Final = sa.text(
         ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
     END
     FROM (VALUES (1)) one LEFT JOIN pg_stat_wal_receiver r ON true"""
+    ),
+    {},
 )
 """Seconds that a replica is behind; NULL: it doesn't know."""
 
+ONE: Final = Query(sa.text("SELECT 1"), {})
+"""Answers if anybody is there."""
 
-def story(order_id: UUID, user_id: UUID | None = None) -> sa.Select[Any]:
+
+def story(order_id: UUID, user_id: UUID | None = None) -> Query:
     """One order with its parts. With its user one partition is read, without all of them, by their primary keys."""
-    return _story(user_id is not None).params(order_id=order_id, **({} if user_id is None else {"user_id": user_id}))
+    values = {"order_id": order_id, "user_id": user_id}
+    return Query(_story(user_id is not None), {name: value for name, value in values.items() if value is not None})
 
 
 @cache
@@ -93,51 +108,68 @@ def _story(by_user: bool) -> sa.Select[Any]:
         version=_return.c.version,
     )
     columns = (*_head(), _order.c.region, sa.cast(_order.c.discount_amount, sa.Text), items, shipments, returns)
-    found = sa.select(*columns).where(_order.c.id == sa.bindparam("order_id", type_=sa.Uuid))
-    return found.where(_order.c.user_id == sa.bindparam("user_id", type_=sa.Uuid)) if by_user else found
+    found = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
+    return found.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else found
 
 
-def history(
-    user_id: UUID, status: str | None, since: datetime | None, until: datetime | None, after: Position | None, limit: int
-) -> sa.Select[Any]:
+def history(user_id: UUID, status: str | None, since: datetime | None, until: datetime | None, after: Position | None, limit: int) -> Query:
     """A user's orders, newest first: placed at `since` or later and before `until`, behind the position `after`.
 
     Served by the index orders_order_user.
     """
-    found = sa.select(*_head()).where(_order.c.user_id == user_id)
-    if status is not None:
-        found = found.where(_order.c.status == status)
-    if since is not None:
-        found = found.where(_order.c.created_at >= since)
-    if until is not None:
-        found = found.where(_order.c.created_at < until)
-    if after is not None:
-        found = found.where(*_behind(_order.c.created_at, _order.c.id, after))
-    return found.order_by(_order.c.created_at.desc(), _order.c.id.desc()).limit(_rows(limit))
+    values = {"user_id": user_id, "status": status, "since": since, "until": until, **_after(after)}
+    given = {name: value for name, value in values.items() if value is not None}
+    return Query(_history(frozenset(given), limit), given)
 
 
-def version(order_id: UUID, user_id: UUID | None) -> sa.Select[Any]:
+@lru_cache(maxsize=256)
+def _history(given: frozenset[str], limit: int) -> sa.Select[Any]:
+    time, id_ = _order.c.created_at, _order.c.id
+    found = sa.select(*_head()).where(_order.c.user_id == _value("user_id", _order.c.user_id))
+    if "status" in given:
+        found = found.where(_order.c.status == _value("status", _order.c.status))
+    if "since" in given:
+        found = found.where(time >= _value("since", time))
+    if "until" in given:
+        found = found.where(time < _value("until", time))
+    if "after_time" in given:
+        found = found.where(*_behind(time, id_))
+    return found.order_by(time.desc(), id_.desc()).limit(_rows(limit))
+
+
+def version(order_id: UUID, user_id: UUID | None) -> Query:
     """An order's version."""
-    found = sa.select(_order.c.version).where(_order.c.id == order_id)
-    return found if user_id is None else found.where(_order.c.user_id == user_id)
+    return Query(_version(user_id is not None), {"order_id": order_id} | ({} if user_id is None else {"user_id": user_id}))
 
 
-def tracking(number: str) -> sa.Select[Any]:
+@cache
+def _version(by_user: bool) -> sa.Select[Any]:
+    found = sa.select(_order.c.version).where(_order.c.id == _value("order_id", _order.c.id))
+    return found.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else found
+
+
+def tracking(number: str) -> Query:
     """The parcels of a tracking number. Every partition is looked into, by the hash index orders_shipment_tracking."""
-    columns = (
-        _shipment.c.order_id,
-        _shipment.c.id,
-        _shipment.c.carrier,
-        _shipment.c.status,
-        _shipment.c.estimated_delivery,
-    )
-    return sa.select(*columns).where(_shipment.c.tracking_number == number).order_by(_shipment.c.id).limit(TRACKED)
+    return Query(_tracking(), {"number": number})
 
 
-def suborders(seller_id: UUID, after: Position | None, limit: int) -> sa.Select[Any]:
+@cache
+def _tracking() -> sa.Select[Any]:
+    c = _shipment.c
+    columns = (c.order_id, c.id, c.carrier, c.status, c.estimated_delivery)
+    return sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number)).order_by(c.id).limit(_rows(TRACKED))
+
+
+def suborders(seller_id: UUID, after: Position | None, limit: int) -> Query:
     """A seller's parts of orders, newest first. Every partition is looked into, by the index orders_order_item_seller, which has the page's
     order; the orders and parcels of a page are then found in their own partitions.
     """
+    return Query(_suborders(after is not None, limit), {"seller_id": seller_id, **_after(after)})
+
+
+@lru_cache(maxsize=256)
+def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
+    seller_id = _value("seller_id", _item.c.seller_id)
     group = (_item.c.order_id, _item.c.user_id, _item.c.region, _item.c.created_at)
     page = sa.select(
         *group,
@@ -145,8 +177,8 @@ def suborders(seller_id: UUID, after: Position | None, limit: int) -> sa.Select[
         sa.func.sum(_item.c.price * _item.c.quantity).label("items_amount"),
         sa.func.sum(_item.c.shipping_amount).label("shipping_amount"),
     ).where(_item.c.seller_id == seller_id)
-    if after is not None:
-        page = page.where(*_behind(_item.c.created_at, _item.c.order_id, after))
+    if paged:
+        page = page.where(*_behind(_item.c.created_at, _item.c.order_id))
     page_ = page.group_by(*group).order_by(_item.c.created_at.desc(), _item.c.order_id.desc()).limit(_rows(limit)).subquery("page")
     parcel = _object(
         shipment_id=_shipment.c.id,
@@ -205,9 +237,18 @@ def _object(**columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     return sa.func.json_build_object(*pairs)
 
 
-def _behind(time: sa.ColumnElement[Any], id_: sa.ColumnElement[Any], after: Position) -> tuple[sa.ColumnElement[bool], ...]:
+def _value(name: str, like: sa.ColumnElement[Any]) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=like.type)
+
+
+def _after(after: Position | None) -> dict[str, Any]:
+    return {} if after is None else {"after_time": after.time, "after_id": after.id}
+
+
+def _behind(time: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]) -> tuple[sa.ColumnElement[bool], ...]:
+    last, last_id = _value("after_time", time), _value("after_id", id_)
     # The first one says nothing new, but it is what an index on the time alone can be asked.
-    return time <= after.time, sa.tuple_(time, id_) < sa.tuple_(sa.literal(after.time), sa.literal(after.id))
+    return time <= last, sa.tuple_(time, id_) < sa.tuple_(last, last_id)
 
 
 # -- rows as documents -----------------------------------------------------------------------------------------
