@@ -107,7 +107,8 @@ class _Bench:
         with (self.folder / "api.log").open("w") as log:
             process = psutil.Popen((*COMMAND, "api", "--port", str(self.port)), env=environment, stdout=log, stderr=log)
         try:
-            _until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5).status == 200)
+            # Not /health, which would look at the primary.
+            _until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{self.port}/openapi.json", timeout=5).status == 200)
             return asyncio.run(self._measure(process))
         finally:
             process.send_signal(signal.SIGTERM)

@@ -282,6 +282,27 @@ async def test_a_refill_never_replaces_a_newer_one(service: Open) -> None:
         assert (await s.reader.cache.order(order_id))[1] == newer
 
 
+async def test_partitioned_by_region_the_same_answers(filled: Settings, service: Open) -> None:
+    by_region = urlunsplit(urlsplit(filled.postgres)._replace(path="/by_region"))
+    await ask(filled.postgres, "CREATE DATABASE by_region")
+    settings = filled.model_copy(update={"postgres": by_region})
+    await migrate.upgrade(settings, "region")
+    async with World(settings, ORDERS_THERE()) as world:
+        await world.put_rows()
+    paths = []
+    for order_id, order in list(ORDERS_THERE().items())[:12]:
+        assert order.created is not None
+        paths += [f"/orders/{order_id}/story", f"/users/{world.user_of(order_id)}/orders?limit=100"]
+        paths += [f"/tracking/{scan.tracking_number}" for scan in order.scans if scan.tracking_number]
+        paths.append(f"/sellers/{UUID(bytes=order.created.items[0].seller_id)}/suborders?limit=50")
+    async with service(postgres_replica=None, cache_ttl_refill=1) as s, service(postgres_replica=None, postgres=by_region) as other:
+        answers = [(await s.get(path)).json() for path in paths]
+        async with Redis.from_url(filled.redis) as redis:
+            await redis.flushdb()
+        assert [(await other.get(path)).json() for path in paths] == answers
+        assert other.reads[1] >= len(set(paths)) // 2
+
+
 # -- servers that are away -----------------------------------------------------------------------------------------
 
 
