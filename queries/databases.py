@@ -70,7 +70,8 @@ class Database:
     async def rows(self, query: Query) -> Sequence[sa.Row[Any]]:
         """All rows. Blocks up to twice settings.read_timeout. Raises Away; Unavailable when the server is there but too busy."""
         try:
-            async with asyncio.timeout(self._timeout):
+            # Longer than the reads before it may take: if these find nobody there, this one has to hear of it, and ask elsewhere.
+            async with asyncio.timeout(self._timeout + 2 * _MARGIN):
                 await self._places.acquire()
         except TimeoutError:
             raise Unavailable(f"{self.name} has too much to do") from None

@@ -343,6 +343,15 @@ async def test_it_answers_while_servers_are_away(service: Open, how: str, away: 
         await eventually(well, "all is well again")
 
 
+async def test_who_waits_for_a_connection_to_a_silent_replica_is_answered_too(service: Open) -> None:
+    async with service(read_pool=1, read_timeout=0.2) as s:
+        first, *others = s.world.orders
+        await s.get(f"/orders/{first}")
+        s.replica.black_hole()
+        answers = await asyncio.gather(*(s.get(f"/orders/{order_id}") for order_id in others))
+        assert {answer.headers["x-source"] for answer in answers} == {"primary"}
+
+
 async def test_what_is_down_is_not_asked_by_each_request(service: Open) -> None:
     async with service() as s:
         s.reader.databases.replica._circuit._pause = 3600
