@@ -23,8 +23,8 @@ from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
-#: Two `orders init` at a time: the second waits for the first. The number is arbitrary, only unlikely.
-_LOCK = 0x6F7264657273
+#: Two changes of the schema at a time: the second waits for the first. The number is arbitrary, only unlikely.
+LOCK = 0x6F7264657273
 
 
 class SchemaMismatch(Exception):
@@ -158,7 +158,7 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
     wanted = Layout(partition_by, settings.postgres_partitions)
 
     def run(connection: sa.Connection) -> None:
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
         found = _layout(connection)
         if found is not None:
             _require(found, wanted)
