@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Coroutine
 from dataclasses import asdict
+from itertools import groupby
 from typing import Annotated, Any, TypeVar
 
 import asyncpg
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from cli.errors import UserError
 from settings import get_settings
-from sinks import ddl, regions
+from sinks import ddl, partitions, regions
 from sinks.migrate import SchemaMismatch
 
 T = TypeVar("T")
 
 app = typer.Typer(
-    help="The Postgres tables: partitions, regions.",
     invoke_without_command=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -29,6 +32,93 @@ app.add_typer(regions_app, name="regions")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Patience = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to keep asking for locks that others hold.")]
+
+
+@app.callback()
+def db_command(ctx: typer.Context, as_json: Json = False) -> None:
+    """Without a command: how large the Postgres tables are, partition by partition.
+
+    Rows, dead rows and bloat are estimates from Postgres's statistics; nothing is scanned.
+
+    Example: [bold]orders db --json[/bold]
+    """
+    if ctx.invoked_subcommand is not None:
+        if as_json:
+            raise UserError(f"--json belongs after {ctx.invoked_subcommand}; see orders db {ctx.invoked_subcommand} --help")
+        return
+    found = _run(partitions.overview(get_settings()))
+    if as_json:
+        tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(found)]
+        document = {
+            "partition_by": found.layout.partition_by,
+            "revision": found.revision,
+            "database_bytes": found.database_bytes,
+            "tables": tables,
+        }
+        print(json.dumps(document))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.print(
+        f"partitioned by {'hash of user_id' if found.layout.partition_by == 'user_id' else 'region'}; revision {found.revision}; the database takes {_size(found.database_bytes)}"
+    )
+    console.print(_table(found))
+    console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
+
+
+def _by_table(found: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:
+    return [(name, list(parts)) for name, parts in groupby(found.partitions, key=lambda part: part.table)]
+
+
+def _sums(parts: list[partitions.Partition]) -> dict[str, int]:
+    return {
+        "rows": sum(part.rows for part in parts),
+        "dead_rows": sum(part.dead_rows for part in parts),
+        "table_bytes": sum(part.table_bytes for part in parts),
+        "index_bytes": sum(part.index_bytes for part in parts),
+        "bloat_bytes": sum(part.bloat_bytes or 0 for part in parts),
+    }
+
+
+def _plain(part: partitions.Partition) -> dict[str, Any]:
+    at = part.vacuumed_at
+    return {**asdict(part), "vacuumed_at": None if at is None else at.isoformat()}
+
+
+def _table(found: partitions.Overview) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("partition", no_wrap=True)
+    table.add_column("holds", overflow="fold")
+    for heading in ("rows", "table", "indexes", "dead", "bloat", "vacuumed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, parts in _by_table(found):
+        sums = _sums(parts)
+        cells = (name, "", f"{sums['rows']:,}", _size(sums["table_bytes"]), _size(sums["index_bytes"]), f"{sums['dead_rows']:,}")
+        table.add_row(*cells, _size(sums["bloat_bytes"]), "", style="bold")
+        for part in parts:
+            bloat = "-" if part.bloat_bytes is None else _size(part.bloat_bytes)
+            at = "-" if part.vacuumed_at is None else f"{part.vacuumed_at:%m-%d %H:%M}"
+            shown = Text(f"  {part.name.removeprefix(f'{name}_')}"), Text(_named(_holds(part.bound)))
+            table.add_row(*shown, f"{part.rows:,}", _size(part.table_bytes), _size(part.index_bytes), f"{part.dead_rows:,}", bloat, at)
+    return table
+
+
+def _holds(bound: str) -> str:
+    """A partition's bound, as short as it goes."""
+    if bound == "DEFAULT":
+        return "others"
+    by_hash = re.fullmatch(r"FOR VALUES WITH \(modulus (\d+), remainder (\d+)\)", bound)
+    return f"{by_hash[2]}/{by_hash[1]}" if by_hash else bound.removeprefix("FOR VALUES IN (").removesuffix(")")
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
 
 
 @regions_app.callback()

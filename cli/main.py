@@ -31,7 +31,7 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS: Final = (
     Subcommand("stack", "cli.stack", "app", "Kafka, Postgres and Redis on this machine, without containers."),
     Subcommand("init", "cli.init", "init_command", "Create the topics and the schema; again is harmless."),
-    Subcommand("db", "cli.db", "app", "The Postgres tables: partitions, regions."),
+    Subcommand("db", "cli.db", "app", "The Postgres tables: partitions, sizes, regions."),
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
     Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),

@@ -31,6 +31,7 @@ class SchemaMismatch(Exception):
     """The database's schema is not the one that is wanted, and no migration leads there. The message says what there is and what to do."""
 
 
+NO_TABLES = "the database has no tables yet: run `orders init`"
 _ELSE = "point ORDERS_POSTGRES at an empty database and replay the topics into it"
 
 
@@ -174,7 +175,7 @@ async def check(settings: Settings) -> None:
     """
     head, found = await asyncio.to_thread(Alembic.head), await current(settings)
     if found is None:
-        raise SchemaMismatch("the database has no tables yet: run `orders init`")
+        raise SchemaMismatch(NO_TABLES)
     if found != head:
         raise SchemaMismatch(f"the schema is at revision {found}, this version of the program needs {head}: run `orders init`")
     if await layout(settings) is None:

@@ -44,9 +44,8 @@ class Region:
 def partition_name(table: str, region: str) -> str:
     """The partition of `table` for one region: readable where the region is (orders_order_r_sp), else with a part of its hash."""
     slug = re.sub(r"[^a-z0-9]+", "_", region.lower())[:_SLUG].strip("_")
-    if slug.upper() == region and slug:
-        return f"{table}_r_{slug}"
-    return f"{table}_r_{slug}_{hashlib.sha256(region.encode()).hexdigest()[:8]}"
+    plain = slug and slug.upper() == region
+    return "_".join(filter(None, (table, "r", slug, "" if plain else hashlib.sha256(region.encode()).hexdigest()[:8])))
 
 
 async def _require_regions(settings: Settings) -> None:

@@ -71,6 +71,8 @@ def one_line(err: str) -> str:
         (("replay", "ebay"), "No such command 'ebay'; see orders replay --help"),
         (("dlq", "list", "--reason", "boredom"), "no reason code 'boredom'; one of not_json, "),
         (("dlq", "list", "--topic", "orders"), "no dead letter comes from a topic 'orders'"),
+        (("db", "--json", "regions", "list"), "--json belongs after regions"),
+        (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
         (("db", "regions", "add"), "Missing argument 'REGION...'"),
         (("db", "regions", "add", "SP", "--timeout", "-1"), "'--timeout'"),
         (("dlq", "show", "17"), "'17' is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET"),
@@ -99,7 +101,7 @@ def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     assert "ORDERS_KAFKA" in err
 
 
-@pytest.mark.parametrize("args", [("db", "regions", "add", "SP"), ("db", "regions", "list")])
+@pytest.mark.parametrize("args", [("db",), ("db", "--json"), ("db", "regions", "add", "SP"), ("db", "regions", "list")])
 def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     code, out, err = orders(*args, ORDERS_POSTGRES=f"postgresql://postgres:secret@{closed_port}/orders")
     assert (code, out) == (2, "")
