@@ -60,9 +60,8 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    console.print(
-        f"partitioned by {'hash of user_id' if found.layout.partition_by == 'user_id' else 'region'}; revision {found.revision}; the database takes {_size(found.database_bytes)}"
-    )
+    how = "hash of user_id" if found.layout.partition_by == "user_id" else "region"
+    console.print(f"partitioned by {how}; revision {found.revision}; the database takes {_size(found.database_bytes)}")
     console.print(_table(found))
     console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
 
