@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Coroutine
 from dataclasses import asdict
+from enum import StrEnum
 from itertools import groupby
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +18,7 @@ from rich.text import Text
 
 from cli.errors import UserError
 from settings import get_settings
-from sinks import ddl, partitions, regions
+from sinks import ddl, partitions, references, regions
 from sinks.migrate import SchemaMismatch
 
 T = TypeVar("T")
@@ -29,6 +30,16 @@ app = typer.Typer(
 )
 regions_app = typer.Typer(help="Partitions for single regions.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 app.add_typer(regions_app, name="regions")
+
+
+class LinkKind(StrEnum):
+    """What is referred to."""
+
+    users = "users"
+    products = "products"
+    warehouses = "warehouses"
+    sellers = "sellers"
+
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 Patience = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to keep asking for locks that others hold.")]
@@ -47,6 +58,7 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
             raise UserError(f"--json belongs after {ctx.invoked_subcommand}; see orders db {ctx.invoked_subcommand} --help")
         return
     found = _run(partitions.overview(get_settings()))
+    links = _run(references.listed(get_settings()))
     if as_json:
         tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(found)]
         document = {
@@ -54,6 +66,7 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
             "revision": found.revision,
             "database_bytes": found.database_bytes,
             "tables": tables,
+            "references": [asdict(each) for each in links],
         }
         print(json.dumps(document))
         return
@@ -63,7 +76,78 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
     how = "hash of user_id" if found.layout.partition_by == "user_id" else "region"
     console.print(f"partitioned by {how}; revision {found.revision}; the database takes {_size(found.database_bytes)}")
     console.print(_table(found))
+    for each in links:
+        console.print(Text(_link(each)))
     console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
+
+
+@app.command("link")
+def link_command(
+    users: Annotated[str | None, typer.Option(metavar="TABLE", help="What orders_order.user_id refers to.", show_default=False)] = None,
+    products: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="What orders_order_item.product_id refers to.", show_default=False)
+    ] = None,
+    warehouses: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="What warehouse_id of items and shipments refers to.", show_default=False)
+    ] = None,
+    sellers: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False)
+    ] = None,
+    enforced: Annotated[bool, typer.Option("--enforced", help="Check all rows, and hold new ones to it.")] = False,
+    timeout: Patience = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Make foreign keys to column id of other services' tables in this database: declared, or enforced. Again is harmless.
+
+    Declared, they cost nothing and promise nothing. Enforced, every new row's references are looked up, and a lane waits for a missing one.
+    Exits 1 when rows break what is to be enforced, and says which; then it isn't enforced.
+
+    Example: [bold]orders db link --users accounts_user --products products_product --warehouses warehouse[/bold]
+    """
+    given = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
+    targets = {kind: given[kind] or "" for kind in references.KINDS if given[kind] is not None}
+    if not targets:
+        raise UserError("nothing to link: give at least one of --users, --products, --warehouses, --sellers; see orders db link --help")
+    try:
+        done = _run(references.link(get_settings(), targets, enforced, timeout, _say))
+    except references.BrokenReferences as error:
+        if as_json:
+            print(json.dumps({"references": [], "broken": [asdict(each) for each in error.broken]}))
+        else:
+            for each in error.broken:
+                print(f"{each.partition}: {each.rows:,} rows whose {each.column} isn't in {each.to}, such as {', '.join(each.missing)}")
+            print("nothing is enforced that wasn't before")
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps({"references": [asdict(each) for each in done], "broken": []}))
+        return
+    for one in done:
+        print(f"{_link(one)}{'' if one.changed else ', as before'}")
+
+
+@app.command("unlink")
+def unlink_command(
+    kinds: Annotated[list[LinkKind] | None, typer.Argument(help="Which ones; all without it.", show_default=False)] = None,
+    timeout: Patience = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Take foreign keys to other services' tables away again.
+
+    Example: [bold]orders db unlink users[/bold]
+    """
+    gone = _run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
+    if as_json:
+        print(json.dumps({"unlinked": [asdict(each) for each in gone]}))
+        return
+    for each in gone:
+        print(f"{each.table}.{each.column} no longer refers to {each.to}")
+    if not gone:
+        print("there was none")
+
+
+def _link(found: references.Link) -> str:
+    how = "not enforced" if not found.enforced else "enforced" if found.valid else "enforced for new rows only: link it once more"
+    return f"{found.table}.{found.column} refers to {found.to}: {how}"
 
 
 def _by_table(found: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:
@@ -182,7 +266,7 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run it; what a person can mend becomes a UserError."""
     try:
         return asyncio.run(work)
-    except (SchemaMismatch, ddl.Busy) as error:
+    except (SchemaMismatch, ddl.Busy, references.LinkError) as error:
         raise UserError(str(error)) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise UserError(f"Postgres says: {error}; run it as the owner of the tables") from error

@@ -44,10 +44,12 @@ async def connect(settings: Settings) -> AsyncIterator[Connection]:
         await connection.close()
 
 
-async def in_short_waits(connection: Connection, work: Callable[[], Awaitable[T]], patience: float, say: Say) -> T:
+async def in_short_waits(
+    connection: Connection, work: Callable[[], Awaitable[T]], patience: float, say: Say, tables: Sequence[str] = TABLES
+) -> T:
     """Runs `work` in a transaction whose waits for locks are short; all over again when one was in vain, for `patience` seconds.
 
-    Raises Busy past that, and whatever `work` raises; then nothing of it is done. Blocks.
+    `tables` are those that it locks. Raises Busy past that, and whatever `work` raises; then nothing of it is done. Blocks.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -56,24 +58,24 @@ async def in_short_waits(connection: Connection, work: Callable[[], Awaitable[T]
                 await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT:g}s'")
                 return await work()
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-            holders = await _holders(connection)
+            holders = await _holders(connection, tables)
             if time.monotonic() >= deadline:
                 raise Busy(f"no lock on the tables within {patience:g} s, nothing was changed; they are used by {holders}") from error
             say(f"the tables are in use ({holders}); trying again")
             await asyncio.sleep(PAUSE)
 
 
-async def _holders(connection: Connection) -> str:
-    """Who uses the four tables at this moment, the oldest transactions first."""
+async def _holders(connection: Connection, tables: Sequence[str]) -> str:
+    """Who uses the tables or their partitions at this moment, the oldest transactions first."""
     found = await connection.fetch(
         """
         SELECT a.pid, a.application_name, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
         FROM pg_stat_activity a
         WHERE a.pid <> pg_backend_pid() AND a.pid IN (
             SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
-            WHERE l.granted AND coalesce(i.inhparent, c.oid) IN (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) name))
+            WHERE l.granted AND coalesce(i.inhparent, c.oid) IN (SELECT to_regclass(name) FROM unnest($1::text[]) name))
         ORDER BY a.xact_start LIMIT 5""",
-        list(TABLES),
+        list(tables),
     )
     told = [f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)" for row in found]
     return ", ".join(told) or "nobody any more"

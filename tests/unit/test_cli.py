@@ -73,6 +73,8 @@ def one_line(err: str) -> str:
         (("dlq", "list", "--topic", "orders"), "no dead letter comes from a topic 'orders'"),
         (("db", "--json", "regions", "list"), "--json belongs after regions"),
         (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
+        (("db", "link"), "nothing to link: give at least one of --users"),
+        (("db", "unlink", "friends"), "'friends' is not one of 'users', 'products', 'warehouses', 'sellers'"),
         (("db", "regions", "add"), "Missing argument 'REGION...'"),
         (("db", "regions", "add", "SP", "--timeout", "-1"), "'--timeout'"),
         (("dlq", "show", "17"), "'17' is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET"),
@@ -101,7 +103,17 @@ def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     assert "ORDERS_KAFKA" in err
 
 
-@pytest.mark.parametrize("args", [("db",), ("db", "--json"), ("db", "regions", "add", "SP"), ("db", "regions", "list")])
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("db",),
+        ("db", "--json"),
+        ("db", "link", "--users", "u"),
+        ("db", "unlink"),
+        ("db", "regions", "add", "SP"),
+        ("db", "regions", "list"),
+    ],
+)
 def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     code, out, err = orders(*args, ORDERS_POSTGRES=f"postgresql://postgres:secret@{closed_port}/orders")
     assert (code, out) == (2, "")
@@ -198,6 +210,7 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
         (RedisConnectionError("no"), "cannot reach Redis at "),
         (asyncpg.UndefinedTableError("orders_order"), "run orders init"),
         (asyncpg.InvalidPasswordError("no"), "check ORDERS_POSTGRES"),
+        (asyncpg.ForeignKeyViolationError("no user"), "(no user): add what is missing, or run orders db unlink"),
         (FileNotFoundError(2, "No such file", "here.csv"), "here.csv: No such file; check the path"),
         (ValueError("ours"), None),
         (OSError("ours"), None),
