@@ -106,6 +106,7 @@ async def _add(connection: ddl.Connection, region: str, patience: float, say: dd
         # In the order in which workers lock them, or both would wait for each other. This mode shuts writers out, so that none puts a row
         # into the default partition that has just been moved out of it; readers go on.
         await connection.execute(f"LOCK TABLE {', '.join(TABLES)} IN SHARE ROW EXCLUSIVE MODE")
+        say(f"region {region!r}: moving its rows; workers wait meanwhile")
         begun, moved = time.monotonic(), {}
         for table in missing:
             columns = ", ".join(column.name for column in metadata.tables[table].columns)
