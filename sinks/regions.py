@@ -7,7 +7,7 @@ online, so adding a region moves its rows in one transaction. What blocks whom:
   that waits longer than its statement timeout is tried again; nothing is lost.
 - readers go on meanwhile. They wait only at the end, while Postgres looks through what is left in the default partitions (ATTACH).
 
-A region that has no rows yet costs both a few milliseconds: add it before its first order.
+A region that has no rows yet costs only the looking through: add it before its first order, and while the default partitions are small.
 """
 
 from __future__ import annotations
