@@ -21,6 +21,8 @@ from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
 from tests.contract.places import at, drop_database, ident, new_database
 from tests.stackfixture import Servers
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
 ANNA, BORIS = ident("anna"), ident("boris")
 USER = ident("user 1")
 
@@ -49,7 +51,7 @@ def order(number: int, region: str = "SP") -> RowBatch:
     )
 
 
-@pytest_asyncio.fixture(params=PARTITION_COLUMNS)
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=PARTITION_COLUMNS)
 async def read(request: pytest.FixtureRequest, stack: Servers) -> AsyncIterator[tuple[Settings, PartitionBy]]:
     """A database with orders of four users in three regions, two of which have partitions."""
     settings = await new_database(stack, postgres_partitions=4)

@@ -127,6 +127,7 @@ async def test_enforced_only_once_all_rows_keep_it(shared: Settings, capsys: pyt
     assert await constraints(shared) == [(*column, False, False) for column in COLUMNS]
 
 
+@pytest.mark.parametrize("shared", ["user_id"], indirect=True)
 async def test_a_batch_waits_for_what_it_refers_to(shared: Settings) -> None:
     await references.link(shared, TARGETS, enforced=True)
     with pytest.raises(asyncpg.ForeignKeyViolationError) as caught:
@@ -138,6 +139,7 @@ async def test_a_batch_waits_for_what_it_refers_to(shared: Settings) -> None:
     assert await execute(shared, "SELECT count(*) FROM orders_shipment") == [(1,)]
 
 
+@pytest.mark.parametrize("shared", ["user_id"], indirect=True)
 async def test_rows_that_break_it_meanwhile_leave_it_not_enforced(shared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     await write(shared, order("a"))
     look, looks = references._require_kept, []
