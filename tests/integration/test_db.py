@@ -14,6 +14,7 @@ from cli import main
 from settings import Settings, get_settings
 from sinks import ddl, migrate, partitions
 from sinks.schema import TABLES
+from streams import topics
 from tests.contract.places import drop_database, new_database
 from tests.stackfixture import Servers
 
@@ -104,6 +105,19 @@ async def test_holds_what_the_partition_holds(database: Settings, orders: Orders
     assert "'SP'" in out
     found = await partitions.overview(database)
     assert [part.bound for part in found.partitions if part.table == "orders_return"] == ["FOR VALUES IN ('SP')", "DEFAULT"]
+
+
+async def test_init_chooses_once(database: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    async def no_topics(_: Settings) -> list[str]:
+        return []
+
+    monkeypatch.setattr(topics, "ensure", no_topics)  # they are all tests' own
+    for _ in range(2):
+        assert await asyncio.to_thread(main.run, ["init", "--partition-by", "region"]) == 0
+        assert "partitioned by region" in capsys.readouterr().out
+    assert (await partitions.overview(database)).layout.partition_by == "region"
+    assert await asyncio.to_thread(main.run, ["init"]) == 2
+    assert "by region, not by user_id: run `orders init --partition-by region`" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("database")
