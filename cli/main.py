@@ -31,6 +31,7 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS: Final = (
     Subcommand("stack", "cli.stack", "app", "Kafka, Postgres and Redis on this machine, without containers."),
     Subcommand("init", "cli.init", "init_command", "Create the topics and the schema; again is harmless."),
+    Subcommand("db", "cli.db", "app", "The Postgres tables: partitions, sizes, regions, references."),
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
     Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),
@@ -239,6 +240,8 @@ def _explain_postgres(error: BaseException) -> str | None:
     address = _address("postgres")
     if state in ("42P01", "3F000", "42704"):
         return f"the schema is missing or old in Postgres at {address} ({error}); run orders init"
+    if state == "23503":
+        return f"a row refers to what isn't there, and that is enforced ({error}): add what is missing, or run orders db unlink"
     if state[:2] in ("08", "28", "57") or state in ("3D000", "53300"):
         return f"Postgres at {address} says: {error}; check ORDERS_POSTGRES"
     if type(error).__name__ == "ClientConfigurationError":

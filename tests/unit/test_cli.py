@@ -77,6 +77,12 @@ def one_line(err: str) -> str:
         (("dlq", "redrive", "--ids", "0:1,2"), "--ids '2' is not PARTITION:OFFSET"),
         (("dlq", "redrive", "--max", "0"), "'--max'"),
         (("dlq", "redrive", "--yes"), "No such option: --yes"),
+        (("db", "--json", "regions", "list"), "--json belongs after regions"),
+        (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
+        (("db", "link"), "nothing to link: give at least one of --users"),
+        (("db", "unlink", "friends"), "'friends' is not one of 'users', 'products', 'warehouses', 'sellers'"),
+        (("db", "regions", "add"), "Missing argument 'REGION...'"),
+        (("db", "regions", "add", "SP", "--timeout", "-1"), "'--timeout'"),
         (("dlq", "show", "17"), "'17' is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET"),
         (("dlq", "show", "0:x"), "'0:x' is neither"),
         (("replay", "olist", "/nowhere/at/all"), "/nowhere/at/all: no such folder"),
@@ -101,6 +107,23 @@ def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     assert f"cannot reach Kafka at {closed_port}" in one_line(err)
     assert "orders stack up" in err
     assert "ORDERS_KAFKA" in err
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("db",),
+        ("db", "--json"),
+        ("db", "link", "--users", "u"),
+        ("db", "unlink"),
+        ("db", "regions", "add", "SP"),
+        ("db", "regions", "list"),
+    ],
+)
+def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
+    code, out, err = orders(*args, ORDERS_POSTGRES=f"postgresql://postgres:secret@{closed_port}/orders")
+    assert (code, out) == (2, "")
+    assert f"cannot reach Postgres at postgresql://postgres:***@{closed_port}/orders" in one_line(err)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +217,7 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
         (RedisConnectionError("no"), "cannot reach Redis at "),
         (asyncpg.UndefinedTableError("orders_order"), "run orders init"),
         (asyncpg.InvalidPasswordError("no"), "check ORDERS_POSTGRES"),
+        (asyncpg.ForeignKeyViolationError("no user"), "(no user): add what is missing, or run orders db unlink"),
         (FileNotFoundError(2, "No such file", "here.csv"), "here.csv: No such file; check the path"),
         (ValueError("ours"), None),
         (OSError("ours"), None),
