@@ -113,6 +113,7 @@ class _Bench:
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
+            print((self.folder / "api.log").read_text(), end="", file=sys.stderr)
 
     def _fill(self) -> None:
         def orders(*arguments: str) -> None:
