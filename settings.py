@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from domain.deadlines import Patience
@@ -151,6 +152,28 @@ class Settings(BaseSettings):
     cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds an order stays in Redis while a parcel moves.")
     cache_ttl_settled: int = Field(1800, ge=600, le=1800, description="Seconds an order stays in Redis once nothing is expected to change.")
 
+    # -- reading (docs/api.md) ---------------------------------------------------------------------------------
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="Bearer keys that `orders api` accepts, separated by commas. None: everybody may read, and only loopback is served.",
+    )
+    read_pool: int = Field(8, ge=1, le=64, description="Connections of one `orders api` to the replica, and as many to the primary.")
+    read_timeout: float = Field(
+        2.0, gt=0, le=60, description="Seconds that a read may take in a database; then the next place is asked. Reads take milliseconds."
+    )
+    replica_max_lag: float = Field(
+        5.0,
+        ge=0,
+        le=300,
+        description="Seconds a replica may be behind before it is passed over. Less than entries live in Redis, which show what it lacks.",
+    )
+    cache_ttl_refill: int = Field(
+        60,
+        ge=1,
+        le=300,
+        description="Seconds that what a reader puts beside the cache stays there: how long it may be old if Redis lost the newer entry.",
+    )
+
     # -- seeing it ---------------------------------------------------------------------------------------------
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
@@ -181,6 +204,19 @@ class Settings(BaseSettings):
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must look like redis://host:port/db")
         return value
+
+    @field_validator("api_keys")
+    @classmethod
+    def _api_keys(cls, value: SecretStr) -> SecretStr:
+        # What a header can carry (RFC 6750), and nobody guesses.
+        if any(not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,}=*", key.strip()) for key in value.get_secret_value().split(",") if key.strip()):
+            raise ValueError("each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32")
+        return value
+
+    @property
+    def bearer_keys(self) -> list[str]:
+        """The keys of api_keys."""
+        return [key.strip() for key in self.api_keys.get_secret_value().split(",") if key.strip()]
 
     @property
     def brokers(self) -> list[str]:

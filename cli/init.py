@@ -24,7 +24,7 @@ class PartitionColumn(StrEnum):
 
 def init_command(
     partition_by: Annotated[
-        PartitionColumn, typer.Option(help="Column that the Postgres tables are partitioned by.")
+        PartitionColumn, typer.Option(help="Column that the Postgres tables are partitioned by; by region, see also orders db regions.")
     ] = PartitionColumn.user_id,
     partitions: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Partitions of every topic; else ORDERS_PARTITIONS.", show_default=False)

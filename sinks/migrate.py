@@ -23,14 +23,15 @@ from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
-#: Two `orders init` at a time: the second waits for the first. The number is arbitrary, only unlikely.
-_LOCK = 0x6F7264657273
+#: Two changes of the schema at a time: the second waits for the first. The number is arbitrary, only unlikely.
+LOCK = 0x6F7264657273
 
 
 class SchemaMismatch(Exception):
     """The database's schema is not the one that is wanted, and no migration leads there. The message says what there is and what to do."""
 
 
+NO_TABLES = "the database has no tables yet: run `orders init`"
 _ELSE = "point ORDERS_POSTGRES at an empty database and replay the topics into it"
 
 
@@ -158,7 +159,7 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
     wanted = Layout(partition_by, settings.postgres_partitions)
 
     def run(connection: sa.Connection) -> None:
-        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": _LOCK})
+        connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
         found = _layout(connection)
         if found is not None:
             _require(found, wanted)
@@ -174,7 +175,7 @@ async def check(settings: Settings) -> None:
     """
     head, found = await asyncio.to_thread(Alembic.head), await current(settings)
     if found is None:
-        raise SchemaMismatch("the database has no tables yet: run `orders init`")
+        raise SchemaMismatch(NO_TABLES)
     if found != head:
         raise SchemaMismatch(f"the schema is at revision {found}, this version of the program needs {head}: run `orders init`")
     if await layout(settings) is None:

@@ -115,10 +115,9 @@ class PostgresSink:
         """Writes the batch in one transaction and returns how many rows were new or changed. An empty batch does nothing.
 
         Raises asyncpg.PostgresError, asyncpg.InterfaceError, OSError or TimeoutError; then nothing of the batch is written, or (a
-        connection lost
-        while it committed) all of it: repeat it. A class 22 or 23 error (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
-        will come again with
-        the same rows, every other may pass. Blocks while the pool's connections are all in use.
+        connection lost while it committed) all of it: repeat it. A class 22 or 23 error (asyncpg.DataError,
+        asyncpg.IntegrityConstraintViolationError) will come again with the same rows, every other may pass; so may
+        asyncpg.ForeignKeyViolationError, once what is referred to is there. Blocks while the pool's connections are all in use.
         """
         if self._pool is None:
             raise RuntimeError("PostgresSink.write() before start()")

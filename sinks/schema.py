@@ -1,8 +1,8 @@
-"""The four tables, declared for readers (SQLAlchemy Core). Migrations make them; a test proves that both say the same."""
+"""The four tables and two views, declared for readers (SQLAlchemy Core). Migrations make them; a test proves that both say the same."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
@@ -165,3 +165,103 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         sa.Index("orders_bulk_job_created", "created_at"),
     )
     return metadata
+
+
+#: In the order in which they are made.
+VIEWS = ("orders_suborder", "orders_summary")
+
+
+def build_views(metadata: sa.MetaData) -> dict[str, sa.Select[Any]]:
+    """What the views select from the tables of build_metadata(): a seller's part of each order, and one row an order.
+
+    Every join names user_id and region, so that only one partition of each table is read for an order, whichever it is partitioned by.
+    LATERAL, so that a page of orders costs a few index look-ups each instead of a pass over all parcels and returns. Never blocks.
+    """
+    order, line = metadata.tables["orders_order"].alias("o"), metadata.tables["orders_order_item"].alias("line")
+    parcel, back = metadata.tables["orders_shipment"].alias("s"), metadata.tables["orders_return"].alias("back")
+
+    def whole(value: sa.ColumnElement[Any], name: str) -> sa.Label[Any]:
+        return sa.cast(value, sa.Integer).label(name)
+
+    def count(name: str) -> sa.Label[Any]:
+        return whole(sa.func.count(), name)
+
+    def of(part: sa.FromClause, whose: sa.FromClause, order_id: str) -> list[sa.ColumnElement[bool]]:
+        return [part.c.order_id == whose.c[order_id], part.c.user_id == whose.c.user_id, part.c.region == whose.c.region]
+
+    parcels = [
+        count("parcels"),
+        *(
+            whole(sa.func.count().filter(parcel.c.status == status), f"parcels_{status}")
+            for status in SHIPMENT_STATUS
+            if status != "pending"
+        ),
+    ]
+    returns = [
+        count("returns"),
+        whole(sa.func.coalesce(sa.func.sum(back.c.quantity).filter(back.c.status == "processed"), sa.literal(0)), "units_returned"),
+    ]
+    counted = [f"parcels_{status}" for status in SHIPMENT_STATUS[1:]]
+
+    lines = metadata.tables["orders_order_item"].c
+    key = (lines.order_id, lines.seller_id, lines.user_id, lines.region, lines.created_at)
+    i = (
+        sa.select(
+            *key,
+            sa.func.max(lines.updated_at).label("updated_at"),
+            count("items"),
+            whole(sa.func.sum(lines.quantity), "units"),
+            sa.func.sum(lines.price * lines.quantity).label("items_amount"),
+            sa.func.sum(lines.shipping_amount).label("shipping_amount"),
+        )
+        .group_by(*key)
+        .subquery("i")
+    )
+    p = (
+        sa.select(*parcels, sa.func.max(parcel.c.updated_at).label("updated_at"))
+        .where(*of(parcel, i, "order_id"), parcel.c.seller_id == i.c.seller_id)
+        .lateral("p")
+    )
+    r = (
+        sa.select(*returns, sa.func.max(back.c.updated_at).label("updated_at"))
+        .select_from(back.join(line, sa.and_(line.c.id == back.c.order_item_id, *of(line, back, "order_id"))))
+        .where(*of(back, i, "order_id"), line.c.seller_id == i.c.seller_id)
+        .lateral("r")
+    )
+    suborder = sa.select(
+        *(i.c[name] for name in ("order_id", "seller_id", "user_id", "region")),
+        order.c.status.label("order_status"),
+        order.c.currency,
+        *(i.c[name] for name in ("items", "units", "items_amount", "shipping_amount")),
+        *(p.c[name] for name in ("parcels", *counted)),
+        r.c.returns,
+        r.c.units_returned,
+        i.c.created_at,
+        sa.func.greatest(i.c.updated_at, p.c.updated_at, r.c.updated_at).label("updated_at"),
+    ).select_from(
+        i.join(order, sa.and_(order.c.id == i.c.order_id, order.c.user_id == i.c.user_id, order.c.region == i.c.region))
+        .join(p, sa.true())
+        .join(r, sa.true())
+    )
+
+    sums = (
+        sa.select(
+            whole(sa.func.count(line.c.seller_id.distinct()), "sellers"),
+            count("items"),
+            whole(sa.func.coalesce(sa.func.sum(line.c.quantity), sa.literal(0)), "units"),
+        )
+        .where(*of(line, order, "id"))
+        .lateral("i")
+    )
+    moves = sa.select(*parcels).where(*of(parcel, order, "id")).lateral("p")
+    given_back = sa.select(*returns).where(*of(back, order, "id")).lateral("r")
+    summary = sa.select(
+        order.c.id.label("order_id"),
+        *(order.c[name] for name in ("user_id", "region", "status", "currency", "total_amount", "discount_amount")),
+        *(sums.c[name] for name in ("sellers", "items", "units")),
+        *(moves.c[name] for name in ("parcels", *counted)),
+        given_back.c.returns,
+        given_back.c.units_returned,
+        *(order.c[name] for name in ("created_at", "updated_at", "version")),
+    ).select_from(order.join(sums, sa.true()).join(moves, sa.true()).join(given_back, sa.true()))
+    return {"orders_suborder": suborder, "orders_summary": summary}

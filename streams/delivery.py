@@ -71,6 +71,7 @@ POSTGRES_TEMPORARY: tuple[type[BaseException], ...] = (
     asyncpg.InsufficientResourcesError,  # class 53: too many connections, disk full, out of memory
     asyncpg.OperatorInterventionError,  # class 57: shutdown, crash of a neighbour, starting up, query canceled
     asyncpg.LockNotAvailableError,
+    asyncpg.ForeignKeyViolationError,  # of an enforced reference to another service's table (sinks/references.py): its row is on its way
     asyncpg.ReadOnlySQLTransactionError,  # a failover is under way: this was the primary
     asyncpg.IdleInTransactionSessionTimeoutError,
 )

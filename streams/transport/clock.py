@@ -2,7 +2,8 @@
 
     due known ─► it may be due (own clock, corrected) ─► look: the brokers' time, then each log's end ─► lane done up to there ─► fire
 
-The own clock is only a hint when to look. What counts is the time that a broker gave to a record written for that purpose: everything that
+The own clock is only a hint when to look, and none at all before it was compared with the brokers' once: the first look is made as soon as
+anything is waited for. What counts is the time that a broker gave to a record written for that purpose: everything that
 was appended before it lies below the ends that are read afterwards.
 """
 
@@ -15,6 +16,8 @@ from faust.types import TP
 
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at least: what is due comes in bunches, and each look costs a record and a round trip."""
+LONGEST_PAUSE: Final = 30.0
+"""Seconds after which to ask again at the latest: a clock may be set while a lane rests, its own or the brokers'."""
 
 
 class Now(NamedTuple):
@@ -40,15 +43,15 @@ class Clock:
         self._looked: int | None = None
 
     def pause(self, now: Now) -> float | None:
-        """Seconds until a look is worth while; None: nothing is waited for, or a look is under way."""
+        """Seconds until a look is worth while, or until to ask again; None: nothing is waited for, or a look is under way."""
         if not self.due or self.moment:
             return None
         ahead, looked = self._ahead, self._looked
         if looked is None:
-            return max(self.due - now.wall, 0) / 1000
+            return 0.0
         # Whichever is set, the other one still tells; a look too many does no harm.
         latest = max(now.wall + ahead.wall, now.steady + ahead.steady)
-        return max(self.due - latest, looked + LOOK_INTERVAL * 1000 - now.steady, 0) / 1000
+        return min(max(self.due - latest, looked + LOOK_INTERVAL * 1000 - now.steady, 0) / 1000, LONGEST_PAUSE)
 
     def looked(self, now: Now, moment: int, ends: Mapping[TP, int]) -> None:
         """A broker said `moment`; then the logs ended at `ends`. To be called at `now`."""

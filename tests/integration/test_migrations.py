@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -13,11 +14,12 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy.dialects import postgresql
 
 from settings import Settings
 from sinks import migrate
 from sinks.migrate import Alembic, Layout, SchemaMismatch
-from sinks.schema import ENUMS, FILLFACTOR, PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
+from sinks.schema import ENUMS, FILLFACTOR, PARTITION_COLUMNS, TABLES, VIEWS, PartitionBy, build_metadata, build_views
 from tests.contract.places import drop_database, new_database
 from tests.stackfixture import Servers
 
@@ -87,6 +89,37 @@ async def test_keys_checks_and_foreign_keys_equal_the_declaration(migrated: tupl
     assert sorted(row for row in found if row[2] != "c") == sorted(declared)
     checks = {c.name for table in build_metadata(by).tables.values() for c in table.constraints if isinstance(c, sa.CheckConstraint)}
     assert {row[1] for row in found if row[2] == "c"} == checks
+
+
+async def test_views_equal_the_declaration(migrated: tuple[Settings, PartitionBy]) -> None:
+    settings, by = migrated
+    assert await rows(settings, "SELECT viewname FROM pg_views WHERE schemaname = 'public' ORDER BY 1") == [(name,) for name in VIEWS]
+    for name, select in build_views(build_metadata(by)).items():
+        declared = select.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})  # type: ignore[no-untyped-call]
+        await rows(settings, f"CREATE VIEW declared AS {declared}")
+        ((found, wanted),) = await rows(settings, f"SELECT pg_get_viewdef('{name}'), pg_get_viewdef('declared')")
+        assert found == wanted
+        await rows(settings, "DROP VIEW declared")
+
+
+async def test_views_are_added_to_a_database_with_orders_and_taken_away_again(migrated: tuple[Settings, PartitionBy]) -> None:
+    settings, by = migrated
+    config = partial(Alembic.config, partition_by=by, partitions=3)
+    views = "SELECT count(*) FROM pg_views WHERE schemaname = 'public'"
+    async with migrate.connect(settings) as connection:
+        await connection.run_sync(lambda sync: command.downgrade(config(connection=sync), "0001"))
+    assert await rows(settings, views) == [(0,)]
+    with pytest.raises(SchemaMismatch, match="at revision 0001, this version of the program needs"):
+        await migrate.check(settings)
+    await rows(
+        settings,
+        "INSERT INTO orders_order SELECT gen_random_uuid(), gen_random_uuid(), 'SP', 'pending', 'BRL', 1, 0, now(), now(), 1"
+        " FROM generate_series(1, 5)",
+    )
+    await migrate.upgrade(settings, by)
+    await migrate.check(settings)
+    assert await rows(settings, views) == [(len(VIEWS),)]
+    assert await rows(settings, "SELECT count(*), sum(items) FROM orders_summary") == [(5, 0)]
 
 
 async def test_primary_keys_as_promised(migrated: tuple[Settings, PartitionBy]) -> None:

@@ -77,6 +77,12 @@ def one_line(err: str) -> str:
         (("dlq", "redrive", "--ids", "0:1,2"), "--ids '2' is not PARTITION:OFFSET"),
         (("dlq", "redrive", "--max", "0"), "'--max'"),
         (("dlq", "redrive", "--yes"), "No such option: --yes"),
+        (("db", "--json", "regions", "list"), "--json belongs after regions"),
+        (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
+        (("db", "link"), "nothing to link: give at least one of --users"),
+        (("db", "unlink", "friends"), "'friends' is not one of 'users', 'products', 'warehouses', 'sellers'"),
+        (("db", "regions", "add"), "Missing argument 'REGION...'"),
+        (("db", "regions", "add", "SP", "--timeout", "-1"), "'--timeout'"),
         (("dlq", "show", "17"), "'17' is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET"),
         (("dlq", "show", "0:x"), "'0:x' is neither"),
         (("replay", "olist", "/nowhere/at/all"), "/nowhere/at/all: no such folder"),
@@ -104,11 +110,29 @@ def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
+    "args",
+    [
+        ("db",),
+        ("db", "--json"),
+        ("db", "link", "--users", "u"),
+        ("db", "unlink"),
+        ("db", "regions", "add", "SP"),
+        ("db", "regions", "list"),
+    ],
+)
+def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
+    code, out, err = orders(*args, ORDERS_POSTGRES=f"postgresql://postgres:secret@{closed_port}/orders")
+    assert (code, out) == (2, "")
+    assert f"cannot reach Postgres at postgresql://postgres:***@{closed_port}/orders" in one_line(err)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "says"),
     [
         ("ORDERS_KAFKA", "localhost", "'localhost' is not host:port"),
         ("ORDERS_PARTITIONS", "four", "ORDERS_PARTITIONS=four: "),
         ("ORDERS_POSTGRES", "mysql://u:secret@h/d", "must look like postgresql://"),
+        ("ORDERS_API_KEYS", "secret", "ORDERS_API_KEYS=***: each key is at least 16"),
     ],
 )
 def test_a_setting_that_cannot_be_used(orders: Run, name: str, value: str, says: str) -> None:
@@ -119,7 +143,7 @@ def test_a_setting_that_cannot_be_used(orders: Run, name: str, value: str, says:
 
 
 def test_settings_are_all_there_and_passwords_are_not(orders: Run) -> None:
-    environment = {"ORDERS_POSTGRES": "postgresql://u:secret@h:1/d", "ORDERS_PARTITIONS": "8"}
+    environment = {"ORDERS_POSTGRES": "postgresql://u:secret@h:1/d", "ORDERS_PARTITIONS": "8", "ORDERS_API_KEYS": "a-secret-that-is-long"}
     code, out, err = orders("settings", "--json", **environment)
     assert (code, err) == (0, "")
     rows = {row["name"]: row for row in json.loads(out)}
@@ -193,6 +217,7 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
         (RedisConnectionError("no"), "cannot reach Redis at "),
         (asyncpg.UndefinedTableError("orders_order"), "run orders init"),
         (asyncpg.InvalidPasswordError("no"), "check ORDERS_POSTGRES"),
+        (asyncpg.ForeignKeyViolationError("no user"), "(no user): add what is missing, or run orders db unlink"),
         (FileNotFoundError(2, "No such file", "here.csv"), "here.csv: No such file; check the path"),
         (ValueError("ours"), None),
         (OSError("ours"), None),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from faust.types import TP
 
-from streams.transport.clock import Clock, Now
+from streams.transport.clock import LONGEST_PAUSE, Clock, Now
 
 LOG, OTHER = TP("order.paid", 3), TP("orders.decisions", 3)
 
@@ -21,9 +21,25 @@ def test_nothing_due_is_nothing_to_wait_for() -> None:
 def test_it_looks_when_something_may_be_due() -> None:
     clock = Clock()
     clock.see(10_000, fired=False)
+    clock.looked(at(5_000), 5_000, {})
     assert clock.pause(at(7_500)) == 2.5
     assert clock.pause(at(10_000)) == 0
     assert clock.pause(at(12_000)) == 0
+
+
+def test_it_looks_at_once_while_it_does_not_know_how_far_off_its_own_clock_is() -> None:
+    clock = Clock()
+    clock.see(86_410_000, fired=False)
+    assert clock.pause(at(10_000)) == 0
+    clock.looked(at(10_000), 86_400_000, {})
+    assert clock.pause(at(12_000)) == 8.0
+
+
+def test_it_asks_again_before_long() -> None:
+    clock = Clock()
+    clock.see(86_410_000, fired=False)
+    clock.looked(at(10_000), 10_000, {})
+    assert clock.pause(at(12_000)) == LONGEST_PAUSE
 
 
 def test_it_fires_only_when_everything_before_is_taken_in() -> None:

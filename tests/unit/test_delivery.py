@@ -29,6 +29,7 @@ TEMPORARY = [
     asyncpg.CannotConnectNowError(),
     asyncpg.ReadOnlySQLTransactionError(),
     asyncpg.QueryCanceledError(),
+    asyncpg.ForeignKeyViolationError(),
     asyncpg.InterfaceError("connection is closed"),
     ConnectionRefusedError(),
     OSError(28, "No space left on device"),

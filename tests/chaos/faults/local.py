@@ -87,6 +87,10 @@ def spoil(file: Path, random: Random) -> bool:
 
 def _foreign(folder: Path) -> None:
     options = rocksdict.Options(raw_mode=True)
-    database = rocksdict.Rdict(str(folder), options)
+    try:
+        database = rocksdict.Rdict(str(folder), options)
+    except Exception:  # all that rocksdict raises; another fault has spoiled it: then it is a foreign one without states
+        shutil.rmtree(folder)
+        database = rocksdict.Rdict(str(folder), options)
     database[b"__faust\0offset__"] = b"999999999"
     database.close()

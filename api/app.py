@@ -1,0 +1,286 @@
+"""The HTTP service: what may be asked, and how the answers of queries.reader leave."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from typing import Annotated, Any, Final
+from uuid import UUID
+
+import msgspec
+from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from api.problems import Problem, install
+from queries.cache import RECENT
+from queries.documents import Health, Orders, OrderStatus, Story, Suborders, Summary, Tracked
+from queries.keyset import Position
+from queries.reader import Found, Reader, Seen
+from settings import Settings
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+MOST: Final = 200
+"""Rows of a page."""
+
+_ABOUT = """Reads of orders. Nothing is written here.
+
+**Where answers come from.** The cache, else the replica, else the primary; `X-Source` says which. What is down is passed over, and so is a
+replica that is too far behind. `stale replica`: nothing else answered.
+
+**Reading one's own writes.** An order's version grows with each fact; it is in `ETag`, in `X-Order-Version`, in each summary and in the
+events. Give it back as `X-Order-Version` (or `min_version`; for lists `seen=ORDER_ID:VERSION`), and no older answer comes. Where no
+place has it yet, the answer is 503 `urn:orders:version-not-there-yet` with `Retry-After`: whoever knows of a version knows that it
+will come, and events are published before their rows are written.
+
+**What only the cache knows.** A suborder's status and live amount, and a parcel's location, are in no row: null when the cache has
+forgotten the order (10 to 30 minutes after its last event).
+
+Errors are `application/problem+json` (RFC 9457)."""
+
+_PROBLEM: Final = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_VERSIONED: Final = {
+    "ETag": {"description": 'The order\'s version, weak: W/"7".', "schema": {"type": "string"}},
+    "X-Order-Version": {"description": "The order's version.", "schema": {"type": "integer"}},
+}
+_SOURCE: Final = {
+    "X-Source": {
+        "description": "Where the answer comes from.",
+        "schema": {"type": "string", "enum": ["cache", "replica", "primary", "stale replica"]},
+    }
+}
+
+_bearer = HTTPBearer(auto_error=False, description="One of ORDERS_API_KEYS; none is needed where none is set.")
+_encode = msgspec.json.Encoder().encode
+
+
+def _responses(model: Any, description: str, *, versioned: bool = False, missing: bool = False) -> dict[int | str, dict[str, Any]]:
+    found: dict[int | str, dict[str, Any]] = {
+        200: {"model": model, "description": description, "headers": {**_SOURCE, **(_VERSIONED if versioned else {})}},
+        401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
+        422: {"description": "A request that can't be understood.", "content": _PROBLEM},
+        503: {"description": "Not now; try again after `Retry-After` seconds.", "content": _PROBLEM},
+    }
+    if versioned:
+        found[304] = {"description": "The caller's version is the newest.", "headers": _VERSIONED}
+    if missing:
+        found[404] = {"description": "There is none.", "content": _PROBLEM}
+    return found
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application. Connects when it is asked for something; its lifespan closes the connections. Never blocks."""
+    reader = Reader(settings)
+    digests = [sha256(key.encode()).digest() for key in settings.bearer_keys]
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await reader.close()
+
+    async def allowed(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+        if not digests:
+            # A page in a browser on this machine could come here under a name of its own that leads to loopback.
+            if request.url.hostname not in LOOPBACK:
+                raise HTTPException(403, "without ORDERS_API_KEYS only requests to localhost are answered")
+            return
+        digest = sha256(given.credentials.encode()).digest() if given is not None else b""
+        # Of digests: the time it takes says nothing about a key.
+        if not any(hmac.compare_digest(digest, each) for each in digests):
+            raise HTTPException(401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+
+    app = FastAPI(
+        title="orders-stream",
+        version="1",
+        description=_ABOUT,
+        lifespan=lifespan,
+        # They would load scripts from elsewhere.
+        docs_url=None,
+        redoc_url=None,
+        strict_content_type=False,
+    )
+    app.state.reader = reader
+    install(app)
+    get = partial(app.get, dependencies=[Depends(allowed)], response_class=Response)
+
+    @get(
+        "/orders/{order_id}",
+        summary="An order's summary",
+        responses=_responses(Summary, "The order.", versioned=True, missing=True),
+        tags=["orders"],
+    )
+    async def order(
+        order_id: OrderId, min_version: MinVersion = 0, x_order_version: OrderVersion = 0, if_none_match: IfNoneMatch = None
+    ) -> Response:
+        """Status, amount, suborders and parcels, as the lanes keep them in the cache; from the rows if they aren't there."""
+        return _one(await reader.order(order_id, max(min_version, x_order_version)), if_none_match)
+
+    @get(
+        "/orders/{order_id}/story",
+        summary="An order's story",
+        responses=_responses(Story, "The order with all that its rows tell.", versioned=True, missing=True),
+        tags=["orders"],
+    )
+    async def story(
+        order_id: OrderId, min_version: MinVersion = 0, x_order_version: OrderVersion = 0, if_none_match: IfNoneMatch = None
+    ) -> Response:
+        """Items, parcels, returns and what happened when, as far as the rows tell: the latest state of each part, its first and its latest
+        time. Every single fact (payments, stock replies, each scan) is in the changelog alone: `orders show`. It may be as far behind the
+        summary as the replica is.
+
+        An order's partition follows from its user; where the cache doesn't know that, each partition's primary key is looked into.
+        """
+        return _one(await reader.story(order_id, max(min_version, x_order_version)), if_none_match)
+
+    @get("/users/{user_id}/orders", summary="A user's orders", responses=_responses(Orders, "A page, newest first."), tags=["orders"])
+    async def orders(
+        user_id: Annotated[UUID, Path()],
+        status: Annotated[OrderStatus | None, Query(description="Only those of this status now.")] = None,
+        since: Annotated[datetime | None, Query(alias="from", description="Placed then or later (RFC 3339).")] = None,
+        until: Annotated[datetime | None, Query(alias="to", description="Placed before (RFC 3339).")] = None,
+        cursor: Cursor = None,
+        limit: Limit = 20,
+        seen: SeenToken = None,
+    ) -> Response:
+        """Without a filter and up to 50: the recent ones, from the cache. Else from the rows. An order that is placed while somebody turns
+        the pages shows on none or one of them; only one whose time of creation moves (an earlier fact has come late) may show twice.
+        """
+        if status is None and since is None and until is None and cursor is None and limit <= RECENT:
+            return _answer(await reader.recent(user_id, limit, _seen(seen)))
+        found = await reader.history(
+            user_id,
+            limit,
+            status=status,
+            since=_utc("from", since),
+            until=_utc("to", until),
+            after=_position(cursor),
+            seen=_seen(seen),
+        )
+        return _answer(found)
+
+    @get(
+        "/tracking/{number:path}",
+        summary="Parcels by tracking number",
+        responses=_responses(list[Tracked], "The parcels, 100 at most; nearly always one.", missing=True),
+        tags=["parcels"],
+    )
+    async def tracking(
+        number: Annotated[str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")],
+    ) -> Response:
+        """Where the cache knows parcels under this number, these are the answer: those that had an event within the last 10 to 30
+        minutes.
+        """
+        if "\0" in number:
+            raise _invalid("path.number", "no carrier's number holds a NUL")
+        return _answer(await reader.tracking(number))
+
+    @get(
+        "/sellers/{seller_id}/suborders",
+        summary="A seller's suborders",
+        responses=_responses(Suborders, "A page, newest first."),
+        tags=["sellers"],
+    )
+    async def suborders(seller_id: Annotated[UUID, Path()], cursor: Cursor = None, limit: Limit = 20, seen: SeenToken = None) -> Response:
+        """The seller's part of each order and its parcels. Partitions are by user or region, so each is looked into, by the index on seller
+        and time; a page costs about the same wherever it lies.
+        """
+        return _answer(await reader.suborders(seller_id, limit, after=_position(cursor), seen=_seen(seen)))
+
+    @app.get(
+        "/health",
+        summary="Whether it answers",
+        response_class=Response,
+        responses={
+            200: {"model": Health, "description": "It answers, perhaps with less speed (degraded)."},
+            503: {"model": Health, "description": "No database answers."},
+        },
+        tags=["service"],
+    )
+    async def health() -> Response:
+        """Needs no key."""
+        found = await reader.health()
+        return Response(_encode(found), 503 if found.status == "down" else 200, media_type="application/json")
+
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = plain()
+        schemas = document["components"]["schemas"]
+        if "Problem" not in schemas:
+            made = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= made.pop("$defs", {})
+            schemas["Problem"] = made
+            # FastAPI's own, in whose place a problem comes.
+            schemas.pop("HTTPValidationError", None)
+            schemas.pop("ValidationError", None)
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    return app
+
+
+OrderId = Annotated[UUID, Path(description="With or without dashes.")]
+MinVersion = Annotated[int, Query(ge=0, le=2**31 - 1, description="No older version is wanted. The same as X-Order-Version.")]
+OrderVersion = Annotated[int, Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is wanted.")]
+IfNoneMatch = Annotated[str | None, Header(description="ETags that the caller has: 304 if the newest is among them.")]
+Cursor = Annotated[str | None, Query(description="`next` of the page before; with the same filters.", max_length=64)]
+Limit = Annotated[int, Query(ge=1, le=MOST, description="Most rows of a page.")]
+SeenToken = Annotated[
+    str | None,
+    Query(
+        pattern=r"^[0-9A-Fa-f-]{32,36}:[0-9]{1,9}$",
+        description="ORDER_ID:VERSION of an order of this list that the caller has seen: no older list is wanted.",
+    ),
+]
+
+
+def _one(found: Found, if_none_match: str | None) -> Response:
+    etag = f'W/"{found.version}"'
+    headers = {"ETag": etag, "X-Order-Version": str(found.version), "X-Source": found.source, "Cache-Control": "private, no-cache"}
+    if if_none_match is not None:
+        given = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
+        if given & {"*", etag.removeprefix("W/")}:
+            return Response(status_code=304, headers=headers)
+    return Response(found.body, headers=headers, media_type="application/json")
+
+
+def _answer(found: Found) -> Response:
+    return Response(found.body, headers={"X-Source": found.source, "Cache-Control": "private, no-cache"}, media_type="application/json")
+
+
+def _invalid(where: str, what: str) -> RequestValidationError:
+    return RequestValidationError([{"loc": where.split("."), "msg": what, "type": "value_error"}])
+
+
+def _position(cursor: str | None) -> Position | None:
+    if cursor is None:
+        return None
+    try:
+        return Position.parse(cursor)
+    except ValueError as error:
+        raise _invalid("query.cursor", str(error)) from None
+
+
+def _seen(token: str | None) -> Seen | None:
+    if token is None:
+        return None
+    order_id, _, version = token.rpartition(":")
+    try:
+        return Seen(UUID(order_id), int(version))
+    except ValueError:
+        raise _invalid("query.seen", "not ORDER_ID:VERSION") from None
+
+
+def _utc(name: str, time: datetime | None) -> datetime | None:
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        raise _invalid(f"query.{name}", "a time with its offset, such as 2026-01-31T00:00:00Z")
+    try:
+        return time.astimezone(UTC)
+    except OverflowError:
+        raise _invalid(f"query.{name}", "outside the years 1 to 9999 in UTC") from None

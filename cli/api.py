@@ -1,0 +1,62 @@
+"""`orders api`: orders over HTTP, for readers."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import signal
+import socket
+from typing import Annotated
+
+import typer
+
+from cli.errors import UserError
+from settings import get_settings
+
+
+def api_command(
+    host: Annotated[str, typer.Option(help="Address to serve. Others than loopback only with ORDERS_API_KEYS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0: any free one.")] = 8080,
+) -> None:
+    """Serve orders over HTTP until SIGTERM or Ctrl-C: from Redis, else from the replica, else from the primary. /openapi.json says what.
+
+    The databases may be away when it starts.
+
+    Example: [bold]ORDERS_API_KEYS=$(openssl rand -hex 32) orders api --port 8080[/bold]
+    """
+    settings = get_settings()
+    if not settings.bearer_keys and not _loopback(host):
+        raise UserError(f"--host {host} is not loopback: set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)")
+    listening = _bound(host, port)
+
+    import uvicorn
+
+    from api import create_app
+    from cli.logs import configure
+
+    configure(settings, "api")
+    # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it: nobody, so the exit code is 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False, server_header=False, lifespan="on"))
+    server.run(sockets=[listening])
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        what = "is in use: choose another --port" if error.errno == errno.EADDRINUSE else f"can't be served: {error.strerror}"
+        raise UserError(f"{host}:{port} {what}") from None
+    return listening

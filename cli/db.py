@@ -1,0 +1,273 @@
+"""`orders db`: the Postgres side for operators."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Coroutine
+from dataclasses import asdict
+from enum import StrEnum
+from itertools import groupby
+from typing import Annotated, Any, TypeVar
+
+import asyncpg
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from cli.errors import UserError
+from settings import get_settings
+from sinks import ddl, partitions, references, regions
+from sinks.migrate import SchemaMismatch
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+regions_app = typer.Typer(help="Partitions for single regions.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+app.add_typer(regions_app, name="regions")
+
+
+class LinkKind(StrEnum):
+    """What is referred to."""
+
+    users = "users"
+    products = "products"
+    warehouses = "warehouses"
+    sellers = "sellers"
+
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Patience = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to keep asking for locks that others hold.")]
+
+
+@app.callback()
+def db_command(ctx: typer.Context, as_json: Json = False) -> None:
+    """Without a command: how large the Postgres tables are, partition by partition.
+
+    Rows, dead rows and bloat are estimates from Postgres's statistics; nothing is scanned.
+
+    Example: [bold]orders db --json[/bold]
+    """
+    if ctx.invoked_subcommand is not None:
+        if as_json:
+            raise UserError(f"--json belongs after {ctx.invoked_subcommand}; see orders db {ctx.invoked_subcommand} --help")
+        return
+    found = _run(partitions.overview(get_settings()))
+    links = _run(references.listed(get_settings()))
+    if as_json:
+        tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(found)]
+        document = {
+            "partition_by": found.layout.partition_by,
+            "revision": found.revision,
+            "database_bytes": found.database_bytes,
+            "tables": tables,
+            "references": [asdict(each) for each in links],
+        }
+        print(json.dumps(document))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    how = "hash of user_id" if found.layout.partition_by == "user_id" else "region"
+    console.print(f"partitioned by {how}; revision {found.revision}; the database takes {_size(found.database_bytes)}")
+    console.print(_table(found))
+    for each in links:
+        console.print(Text(_link(each)))
+    console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
+
+
+@app.command("link")
+def link_command(
+    users: Annotated[str | None, typer.Option(metavar="TABLE", help="What orders_order.user_id refers to.", show_default=False)] = None,
+    products: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="What orders_order_item.product_id refers to.", show_default=False)
+    ] = None,
+    warehouses: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="What warehouse_id of items and shipments refers to.", show_default=False)
+    ] = None,
+    sellers: Annotated[
+        str | None, typer.Option(metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False)
+    ] = None,
+    enforced: Annotated[bool, typer.Option("--enforced", help="Check all rows, and hold new ones to it.")] = False,
+    timeout: Patience = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Make foreign keys to column id of other services' tables in this database: declared, or enforced. Again is harmless.
+
+    Declared, they cost nothing and promise nothing. Enforced, every new row's references are looked up (some 4 us each, docs/database.md),
+    and a lane waits for a missing one.
+    Exits 1 when rows break what is to be enforced, and says which; then it isn't enforced.
+
+    Example: [bold]orders db link --users accounts_user --products products_product --warehouses warehouse[/bold]
+    """
+    given = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
+    targets = {kind: given[kind] or "" for kind in references.KINDS if given[kind] is not None}
+    if not targets:
+        raise UserError("nothing to link: give at least one of --users, --products, --warehouses, --sellers; see orders db link --help")
+    try:
+        done = _run(references.link(get_settings(), targets, enforced, timeout, _say))
+    except references.BrokenReferences as error:
+        if as_json:
+            print(json.dumps({"references": [], "broken": [asdict(each) for each in error.broken]}))
+        else:
+            for each in error.broken:
+                print(f"{each.partition}: {each.rows:,} rows whose {each.column} isn't in {each.to}, such as {', '.join(each.missing)}")
+            print("nothing is enforced that wasn't before")
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps({"references": [asdict(each) for each in done], "broken": []}))
+        return
+    for one in done:
+        print(f"{_link(one)}{'' if one.changed else ', as before'}")
+
+
+@app.command("unlink")
+def unlink_command(
+    kinds: Annotated[list[LinkKind] | None, typer.Argument(help="Which ones; all without it.", show_default=False)] = None,
+    timeout: Patience = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Take foreign keys to other services' tables away again.
+
+    Example: [bold]orders db unlink users[/bold]
+    """
+    gone = _run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
+    if as_json:
+        print(json.dumps({"unlinked": [asdict(each) for each in gone]}))
+        return
+    for each in gone:
+        print(f"{each.table}.{each.column} no longer refers to {each.to}")
+    if not gone:
+        print("there was none")
+
+
+def _link(found: references.Link) -> str:
+    how = "not enforced" if not found.enforced else "enforced" if found.valid else "enforced for new rows only: link it once more"
+    return f"{found.table}.{found.column} refers to {found.to}: {how}"
+
+
+def _by_table(found: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:
+    return [(name, list(parts)) for name, parts in groupby(found.partitions, key=lambda part: part.table)]
+
+
+def _sums(parts: list[partitions.Partition]) -> dict[str, int]:
+    return {
+        "rows": sum(part.rows for part in parts),
+        "dead_rows": sum(part.dead_rows for part in parts),
+        "table_bytes": sum(part.table_bytes for part in parts),
+        "index_bytes": sum(part.index_bytes for part in parts),
+        "bloat_bytes": sum(part.bloat_bytes or 0 for part in parts),
+    }
+
+
+def _plain(part: partitions.Partition) -> dict[str, Any]:
+    at = part.vacuumed_at
+    return {**asdict(part), "vacuumed_at": None if at is None else at.isoformat()}
+
+
+def _table(found: partitions.Overview) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("partition", no_wrap=True)
+    table.add_column("holds", overflow="fold")
+    for heading in ("rows", "table", "indexes", "dead", "bloat", "vacuumed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, parts in _by_table(found):
+        sums = _sums(parts)
+        cells = (name, "", f"{sums['rows']:,}", _size(sums["table_bytes"]), _size(sums["index_bytes"]), f"{sums['dead_rows']:,}")
+        table.add_row(*cells, _size(sums["bloat_bytes"]), "", style="bold")
+        for part in parts:
+            bloat = "-" if part.bloat_bytes is None else _size(part.bloat_bytes)
+            at = "-" if part.vacuumed_at is None else f"{part.vacuumed_at:%m-%d %H:%M}"
+            shown = Text(f"  {part.name.removeprefix(f'{name}_')}"), Text(_named(_holds(part.bound)))
+            table.add_row(*shown, f"{part.rows:,}", _size(part.table_bytes), _size(part.index_bytes), f"{part.dead_rows:,}", bloat, at)
+    return table
+
+
+def _holds(bound: str) -> str:
+    """A partition's bound, as short as it goes."""
+    if bound == "DEFAULT":
+        return "others"
+    by_hash = re.fullmatch(r"FOR VALUES WITH \(modulus (\d+), remainder (\d+)\)", bound)
+    return f"{by_hash[2]}/{by_hash[1]}" if by_hash else bound.removeprefix("FOR VALUES IN (").removesuffix(")")
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TB"
+
+
+@regions_app.callback()
+def _regions() -> None:
+    """Partitions for single regions, in a database that is partitioned by region."""
+
+
+@regions_app.command("add")
+def add_command(
+    names: Annotated[list[str], typer.Argument(metavar="REGION...", help="Regions as the orders have them.", show_default=False)],
+    timeout: Patience = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Give regions partitions of their own, and move their rows there, while workers write.
+
+    Workers wait while a region's rows move and then go on; readers wait for a moment at the end. Again is harmless.
+
+    Example: [bold]orders db regions add SP RJ[/bold]
+    """
+    made = _run(regions.add(get_settings(), names, timeout, _say))
+    if as_json:
+        print(json.dumps({"regions": [asdict(each) for each in made]}))
+        return
+    for each in made:
+        if not each.created:
+            print(f"{_named(each.region)}: has its partitions already")
+            continue
+        rows = sum(each.moved.values())
+        print(
+            f"{_named(each.region)}: {rows:,} rows moved; writers waited {each.writers_waited:.2f} s, readers of the default partition"
+            f" {each.readers_waited:.2f} s"
+        )
+
+
+@regions_app.command("list")
+def list_command(as_json: Json = False) -> None:
+    """Which regions have partitions of their own, and which lie in the default one, with their orders.
+
+    Reads all of the default partition of orders_order.
+
+    Example: [bold]orders db regions list[/bold]
+    """
+    found = _run(regions.listed(get_settings()))
+    own = sorted(name for name, count in found.items() if count is None)
+    default = {name: count for name, count in sorted(found.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
+    if as_json:
+        print(json.dumps({"own_partitions": own, "in_default": default}))
+        return
+    print(f"partitions of their own: {', '.join(map(_named, own)) or 'none'}")
+    print(f"in the default partition: {', '.join(f'{_named(name)} ({count:,} orders)' for name, count in default.items()) or 'none'}")
+
+
+def _named(region: str) -> str:
+    return region if region.isprintable() and region else repr(region)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run it; what a person can mend becomes a UserError."""
+    try:
+        return asyncio.run(work)
+    except (SchemaMismatch, ddl.Busy, references.LinkError) as error:
+        raise UserError(str(error)) from error
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise UserError(f"Postgres says: {error}; run it as the owner of the tables") from error

@@ -1,0 +1,141 @@
+"""Reading the cache, and what readers put beside it.
+
+The keys that sinks.redis writes belong to the lanes, and no reader writes them. A reader doesn't know what they hold (a suborder's status,
+a parcel's location are in no row), and what it has read may be older than what the lane has written, or would have written had the entry
+not been evicted meanwhile: the promise of decision 14 would be gone. What readers refill are keys of their own, `rows:...`, made of rows,
+for settings.cache_ttl_refill seconds, and they are shown only where the lanes' keys know of nothing newer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
+from uuid import UUID
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from queries.circuit import Circuit
+from settings import Settings
+
+T = TypeVar("T")
+
+RECENT: Final = 50
+"""Orders of a user that the cache knows, as in sinks.redis."""
+
+# Two processes may refill at the same time, one of them from a replica that is behind.
+_REFILL: Final = """
+local found = redis.call('GET', KEYS[1])
+local known = found and tonumber(string.match(found, '"version":(%d+)'))
+if known and known > tonumber(ARGV[1]) then return 0 end
+redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
+return 1
+"""
+
+_VERSION: Final = re.compile(rb'"version":(\d+)')
+
+
+def version_of(value: bytes | None) -> int:
+    """Version of the order whose summary or story this is; 0 for None."""
+    found = None if value is None else _VERSION.search(value)
+    return 0 if found is None else int(found[1])
+
+
+class Recent(NamedTuple):
+    """A user's order as the lanes' keys have it. `created_ms` since 1970; `summary`: JSON, None if it has expired."""
+
+    order_id: UUID
+    created_ms: float
+    summary: bytes | None
+
+
+class CacheReader:
+    """Never raises for Redis' sake and blocks at most settings.redis_timeout; while Redis is away, not at all. Then nothing is there."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._timeout = settings.redis_timeout
+        self._ttl = settings.cache_ttl_refill
+        self._client: Any = redis.asyncio.Redis.from_url(
+            settings.redis,
+            socket_timeout=settings.redis_timeout,
+            socket_connect_timeout=settings.redis_timeout,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._circuit = Circuit("cache")
+        self._refill = self._client.register_script(_REFILL)
+
+    @property
+    def away(self) -> bool:
+        """Whether the last attempt failed."""
+        return self._circuit.open
+
+    async def order(self, order_id: UUID) -> tuple[bytes | None, bytes | None]:
+        """-> (the lane's summary, the story that readers have refilled), as JSON."""
+        found = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
+        return (None, None) if found is None else (found[0], found[1])
+
+    async def recent(self, user_id: UUID) -> tuple[bytes | None, list[Recent]]:
+        """-> (the refilled page of a user's newest orders, the orders that the lanes have written of late, newest first)."""
+        pipe = self._client.pipeline(transaction=False)
+        pipe.get(f"rows:user:{user_id}")
+        pipe.zrevrange(f"user:{user_id}:orders", 0, RECENT - 1, withscores=True)
+        found = await self._ask(pipe.execute)
+        if found is None:
+            return None, []
+        page, members = found
+        summaries = await self.summaries([member.decode() for member, _ in members])
+        return page, [Recent(UUID(member.decode()), score, each) for (member, score), each in zip(members, summaries, strict=True)]
+
+    async def summaries(self, order_ids: Sequence[str]) -> list[bytes | None]:
+        """The lanes' summaries of these orders."""
+        if not order_ids:
+            return []
+        found = await self._ask(self._client.mget, *(f"order:{each}" for each in order_ids))
+        return [None] * len(order_ids) if found is None else found
+
+    async def tracking(self, number: str) -> tuple[bytes | None, bytes | None]:
+        """-> (the lanes' entry, what readers have refilled), as JSON."""
+        found = await self._ask(self._client.mget, f"tracking:{number}", f"rows:tracking:{number}")
+        return (None, None) if found is None else (found[0], found[1])
+
+    async def refill_order(self, order_id: UUID, version: int, story: bytes) -> None:
+        """Put a story beside the cache, unless a newer one is there."""
+        await self._ask(self._refill, keys=[f"rows:{order_id}"], args=[version, story, self._ttl])
+
+    async def refill(self, what: str, value: bytes) -> None:
+        """Put a page beside the cache; `what`: user:ID or tracking:NUMBER."""
+        await self._ask(self._client.set, f"rows:{what}", value, ex=self._ttl)
+
+    async def ping(self) -> bool:
+        """Whether it answers."""
+        return await self._ask(self._client.ping) is not None
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._client.aclose()
+
+    async def _ask(self, call: Any, *args: Any, **options: Any) -> Any:
+        if not self._circuit.admits():
+            return None
+        try:
+            answer = await _within(self._timeout, call(*args, **options))
+        except (RedisError, OSError, TimeoutError) as error:
+            self._circuit.failed(error)
+            return None
+        except RuntimeError as error:
+            # uvloop's way to say that a connection was reset while nobody used it.
+            if "is closed" not in str(error):
+                raise
+            self._circuit.failed(error)
+            return None
+        self._circuit.worked()
+        return answer
+
+
+async def _within(seconds: float, call: Awaitable[T]) -> T:
+    async with asyncio.timeout(seconds):
+        return await call

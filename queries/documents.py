@@ -1,0 +1,188 @@
+"""What readers get: the shapes of the answers. `api/` describes them to its clients by these very declarations.
+
+Amounts are decimal text in major units with the currency's digits, times RFC 3339 in UTC, as in the events and in Redis.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import Field
+
+OrderStatus = Literal["pending", "confirmed", "shipped", "delivered", "returned"]
+ParcelStatus = Literal["pending", "in_transit", "delivered", "returned"]
+ReturnStatus = Literal["requested", "processed", "rejected"]
+SuborderStatus = Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
+
+Amount = Annotated[str, Field(description="Decimal text in major units.", examples=["129.90"])]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Version = Annotated[int, Field(description="Grows with each fact taken in; the ETag, and the token for reading one's own writes.")]
+
+
+@dataclass(slots=True)
+class Suborder:
+    """One seller's part of an order."""
+
+    suborder_id: UUID
+    seller_id: UUID
+    status: Annotated[SuborderStatus | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
+    total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
+
+
+@dataclass(slots=True)
+class Parcel:
+    """A parcel as its winning scan has it."""
+
+    shipment_id: UUID
+    seller_id: UUID
+    status: ParcelStatus
+    carrier: str | None
+    tracking_number: str | None
+    estimated_delivery: Time | None
+
+
+@dataclass(slots=True)
+class Head:
+    """An order without its parts."""
+
+    order_id: UUID
+    user_id: UUID
+    status: OrderStatus
+    currency: str
+    total_amount: Amount
+    created_at: Time
+    updated_at: Time
+    version: Version
+
+
+@dataclass(slots=True)
+class Summary(Head):
+    """An order as the cache has it."""
+
+    suborders: list[Suborder]
+    shipments: list[Parcel]
+
+
+@dataclass(slots=True)
+class Item:
+    """One line of an order."""
+
+    item_id: UUID
+    product_id: UUID
+    seller_id: UUID
+    warehouse_id: UUID | None
+    sku: str
+    quantity: int
+    price: Amount
+    shipping_amount: Amount
+
+
+@dataclass(slots=True)
+class StoryParcel(Parcel):
+    """A parcel with the times of its first and latest scan."""
+
+    created_at: Time
+    updated_at: Time
+    version: int
+
+
+@dataclass(slots=True)
+class Return:
+    """A return as its winning stage has it. Its reason is free text of a customer, and stays in the rows."""
+
+    return_id: UUID
+    item_id: UUID
+    quantity: int
+    status: ReturnStatus
+    processed_at: Time | None
+    created_at: Time
+    updated_at: Time
+    version: int
+
+
+@dataclass(slots=True)
+class Moment:
+    """Something that happened, as far as the rows tell."""
+
+    time: Time
+    what: Literal["created", "parcel first scanned", "parcel status", "return requested", "return status", "last fact"]
+    id: Annotated[UUID, Field(description="Of the order, parcel or return.")]
+    status: Annotated[str | None, Field(description="Since then.")] = None
+
+
+@dataclass(slots=True)
+class Story(Head):
+    """An order with all that the rows tell of it."""
+
+    region: str
+    discount_amount: Amount
+    items: list[Item]
+    shipments: list[StoryParcel]
+    returns: list[Return]
+    moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(default_factory=list)
+    suborders: list[Suborder] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Orders:
+    """A page of a user's orders, newest first."""
+
+    orders: list[Head]
+    next: Annotated[str | None, Field(description="Give it as `cursor` for the page after this one; null: this was the last one.")]
+
+
+@dataclass(slots=True)
+class Tracked:
+    """A parcel under a tracking number."""
+
+    order_id: UUID
+    shipment_id: UUID
+    carrier: str | None
+    status: ParcelStatus
+    location: Annotated[str | None, Field(description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten.")]
+    estimated_delivery: Time | None
+
+
+@dataclass(slots=True)
+class Sold:
+    """A seller's part of an order, as its seller sees it. Amounts are as ordered."""
+
+    suborder_id: UUID
+    order_id: UUID
+    created_at: Time
+    order_status: OrderStatus
+    currency: str
+    quantity: Annotated[int, Field(description="Units in all lines.")]
+    items_amount: Amount
+    shipping_amount: Amount
+    order_version: int
+    shipments: list[Parcel]
+    status: Annotated[SuborderStatus | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
+    total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
+
+
+@dataclass(slots=True)
+class Suborders:
+    """A page of a seller's suborders, newest first."""
+
+    suborders: list[Sold]
+    next: Annotated[str | None, Field(description="Give it as `cursor` for the page after this one; null: this was the last one.")]
+
+
+@dataclass(slots=True)
+class SourceHealth:
+    """Whether a place to read from answers."""
+
+    up: bool
+    lag: Annotated[float | None, Field(description="Seconds that a replica is behind; null: unknown, or not a replica.")] = None
+    used: Annotated[bool, Field(description="False: passed over, because it is down or too far behind.")] = True
+
+
+@dataclass(slots=True)
+class Health:
+    """ok: every place answers; degraded: some do, and so does the service; down: no database does."""
+
+    status: Literal["ok", "degraded", "down"]
+    sources: dict[str, SourceHealth]

@@ -1,0 +1,294 @@
+"""Orders for readers: from the cache, else from the replica, else from the primary.
+
+A place that is down is passed over, and so is a replica that is too far behind, or that lacks the version that the caller has seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from queries import statements
+from queries.cache import RECENT, CacheReader, Recent, version_of
+from queries.databases import Away, Database, Databases
+from queries.documents import Head, Health, Orders, SourceHealth, Story, Suborder, Suborders, Tracked
+from queries.errors import NotFound, NotYet, Unavailable
+from queries.flight import SingleFlight
+from queries.keyset import Position
+from settings import Settings
+
+T = TypeVar("T")
+
+Source = Literal["cache", "replica", "primary", "stale replica"]
+
+_CACHE: Final[Source] = "cache"
+
+_encode: Final = msgspec.json.Encoder().encode
+_head: Final = msgspec.json.Decoder(Head)
+_heads: Final = msgspec.json.Decoder(list[Head])
+_story: Final = msgspec.json.Decoder(Story)
+
+
+class _Suborders(msgspec.Struct):
+    suborders: list[Suborder]
+
+
+_suborders: Final = msgspec.json.Decoder(_Suborders)
+
+
+class Found(NamedTuple):
+    """An answer: its JSON, where it comes from, and the version of the order that it is about (0: of several)."""
+
+    body: bytes
+    source: Source
+    version: int = 0
+
+
+class Seen(NamedTuple):
+    """An order that the caller knows to have reached this version."""
+
+    order_id: UUID
+    version: int
+
+
+class Reader:
+    """All reads. One for a process; its methods may run side by side.
+
+    Each blocks for some ms, and at most for settings.redis_timeout and twice settings.read_timeout for each database; raises Unavailable
+    when no place answers. `seen`: what the caller has seen; where no place that answers has it, NotYet.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.cache = CacheReader(settings)
+        self.databases = Databases(settings)
+        self._flight = SingleFlight()
+        self._looked: tuple[float, Health] | None = None
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self.cache.close()
+        await self.databases.close()
+
+    # -- one order -------------------------------------------------------------------------------------------------
+
+    async def order(self, order_id: UUID, seen: int = 0) -> Found:
+        """An order's summary. Raises NotFound."""
+        summary, refilled = await self.cache.order(order_id)
+        version, known = version_of(summary), version_of(refilled)
+        if summary is not None and version >= max(known, seen, 1):
+            return Found(summary, "cache", version)
+        kept = _decoded(_story, refilled) if known >= seen else None
+        if kept is not None:
+            return Found(_encode(statements.as_summary(kept)), "cache", known)
+        told, source = await self._rows_of(order_id, seen, summary)
+        return Found(_encode(statements.as_summary(told)), source, told.version)
+
+    async def story(self, order_id: UUID, seen: int = 0) -> Found:
+        """An order with all that its rows tell. Raises NotFound."""
+        summary, refilled = await self.cache.order(order_id)
+        kept = _decoded(_story, refilled) if version_of(refilled) >= max(version_of(summary), seen) else None
+        told, source = (kept, _CACHE) if kept is not None else await self._rows_of(order_id, seen, summary)
+        parts = _decoded(_suborders, summary) if version_of(summary) >= told.version else None
+        if parts is not None:
+            told.suborders = parts.suborders
+        return Found(_encode(told), source, told.version)
+
+    async def _rows_of(self, order_id: UUID, seen: int, summary: bytes | None) -> tuple[Story, Source]:
+        head = _decoded(_head, summary)
+        user_id = None if head is None else head.user_id
+        if head is not None:
+            seen = max(seen, 1)  # it exists: a replica that doesn't know it is behind
+        answered = False
+        async for database, fresh in self.databases.each():
+            try:
+                told = await self._flight.do((database.name, order_id), partial(self._refill, database, order_id, user_id))
+            except Away:
+                continue
+            answered = answered or fresh
+            if told is None:
+                # A replica within its bound is believed: else everybody could keep the primary busy with ids that don't exist.
+                if fresh and not seen:
+                    raise NotFound(f"no order {order_id}")
+            elif told.version >= seen:
+                return told, _source(database, fresh)
+        if answered:
+            raise NotYet(f"version {seen} of order {order_id} isn't there yet")
+        raise Unavailable("no database answers")
+
+    async def _refill(self, database: Database, order_id: UUID, user_id: UUID | None) -> Story | None:
+        found = await database.rows(statements.story(order_id, user_id))
+        if not found:
+            return None
+        told = statements.as_story(found[0])
+        await self.cache.refill_order(order_id, told.version, _encode(told))
+        return told
+
+    # -- lists -----------------------------------------------------------------------------------------------------
+
+    async def recent(self, user_id: UUID, limit: int, seen: Seen | None = None) -> Found:
+        """A user's newest orders, at most `limit` (up to RECENT)."""
+        page, lately = await self.cache.recent(user_id)
+        # What the lanes have written since the page was read, or since the replica's last transaction, is in the cache.
+        newer = [head for each in lately if (head := _decoded(_head, each.summary)) is not None]
+        kept = _decoded(_heads, page)
+        if kept is not None and _covers(kept, lately) and _has(merged := _merged(kept, newer), seen):
+            return Found(_encode(_page(merged, limit)), "cache")
+
+        async def read(database: Database) -> list[Head]:
+            rows = await database.rows(statements.history(user_id, None, None, None, None, RECENT + 1))
+            heads = [statements.as_head(row) for row in rows]
+            await self.cache.refill(f"user:{user_id}", _encode(heads))
+            return heads
+
+        heads, source = await self._list(
+            lambda database: self._flight.do((database.name, "user", user_id), partial(read, database)),
+            None if _has(newer, seen) else seen,
+            user_id,
+        )
+        return Found(_encode(_page(_merged(heads, newer), limit)), source)
+
+    async def history(
+        self,
+        user_id: UUID,
+        limit: int,
+        *,
+        status: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        after: Position | None = None,
+        seen: Seen | None = None,
+    ) -> Found:
+        """A page of a user's orders, newest first: of one status, placed at `since` or later and before `until`."""
+        query = statements.history(user_id, status, since, until, after, limit + 1)
+        found, source = await self._list(lambda database: database.rows(query), seen, user_id)
+        return Found(_encode(_page([statements.as_head(row) for row in found], limit)), source)
+
+    async def suborders(self, seller_id: UUID, limit: int, *, after: Position | None = None, seen: Seen | None = None) -> Found:
+        """A page of a seller's parts of orders, newest first."""
+        query = statements.suborders(seller_id, after, limit + 1)
+        rows: Sequence[Sequence[Any]]
+        rows, source = await self._list(lambda database: database.rows(query), seen, None)
+        sold = [statements.as_sold(seller_id, row) for row in rows[:limit]]
+        for each, summary in zip(sold, await self.cache.summaries([str(each.order_id) for each in sold]), strict=True):
+            parts = _decoded(_suborders, summary) if version_of(summary) >= each.order_version else None
+            for part in () if parts is None else parts.suborders:
+                if part.seller_id == seller_id:
+                    each.status, each.total_amount = part.status, part.total_amount
+        more = len(rows) > limit
+        return Found(_encode(Suborders(sold, Position(rows[limit - 1][1], sold[-1].order_id).cursor() if more else None)), source)
+
+    async def tracking(self, number: str) -> Found:
+        """The parcels under a tracking number, 100 at most. Raises NotFound."""
+        entry, refilled = await self.cache.tracking(number)
+        if entry is not None or refilled is not None:
+            return Found(entry or refilled or b"", "cache")
+        query = statements.tracking(number)
+
+        async def read(database: Database) -> list[Tracked]:
+            parcels = [statements.as_tracked(row) for row in await database.rows(query)]
+            if parcels:
+                await self.cache.refill(f"tracking:{number}", _encode(parcels))
+            return parcels
+
+        parcels, source = await self._list(
+            lambda database: self._flight.do((database.name, "tracking", number), partial(read, database)), None, None
+        )
+        if not parcels:
+            raise NotFound("no parcel has this tracking number")
+        return Found(_encode(parcels), source)
+
+    async def _list(self, read: Callable[[Database], Awaitable[T]], seen: Seen | None, user_id: UUID | None) -> tuple[T, Source]:
+        answered = False
+        async for database, fresh in self.databases.each():
+            try:
+                if seen is not None:
+                    version = await database.rows(statements.version(seen.order_id, user_id))
+                    answered = True
+                    if not version or version[0][0] < seen.version:
+                        continue
+                return await read(database), _source(database, fresh)
+            except Away:
+                continue
+        if answered and seen is not None:
+            raise NotYet(f"version {seen.version} of order {seen.order_id} isn't there yet")
+        raise Unavailable("no database answers")
+
+    # -- health ----------------------------------------------------------------------------------------------------
+
+    async def health(self) -> Health:
+        """As it was within the last second: whoever asks may not have a key, and shouldn't keep the primary busy."""
+        now = asyncio.get_running_loop().time()
+        if self._looked is None or now >= self._looked[0] + 1.0:
+            self._looked = now, await self._flight.do("health", self._health)
+        return self._looked[1]
+
+    async def _health(self) -> Health:
+        sources = {"cache": SourceHealth(await self.cache.ping())}
+        sources["cache"].used = sources["cache"].up
+        replica = self.databases.replica
+        if replica is not None:
+            sources["replica"] = await _asked(replica)
+            sources["replica"].used = self.databases.fresh(sources["replica"].lag)
+        sources["primary"] = await _asked(self.databases.primary)
+        sources["primary"].used = sources["primary"].up
+        rows = any(each.up for name, each in sources.items() if name != "cache")
+        return Health("down" if not rows else "ok" if all(each.used for each in sources.values()) else "degraded", sources)
+
+
+async def _asked(database: Database) -> SourceHealth:
+    try:
+        await database.rows(statements.ONE)
+        lag = await database.lag()
+    except (Away, Unavailable):
+        return SourceHealth(False)
+    return SourceHealth(True, None if database.name == "primary" or lag is None else round(lag, 3))
+
+
+def _decoded(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T | None:
+    """None also for what another release, or a stranger, has put there: it is only a cache."""
+    try:
+        return None if value is None else decoder.decode(value)
+    except msgspec.DecodeError:
+        return None
+
+
+def _source(database: Database, fresh: bool) -> Source:
+    return "primary" if database.name == "primary" else "replica" if fresh else "stale replica"
+
+
+def _merged(heads: Sequence[Head], others: Sequence[Head]) -> list[Head]:
+    """Of each order the newest, newest orders first."""
+    newest: dict[UUID, Head] = {}
+    for head in (*heads, *others):
+        known = newest.get(head.order_id)
+        if known is None or known.version <= head.version:
+            newest[head.order_id] = head
+    return sorted(newest.values(), key=_place, reverse=True)
+
+
+def _place(head: Head) -> Any:
+    return datetime.fromisoformat(head.created_at), head.order_id
+
+
+def _covers(page: Sequence[Head], lately: Sequence[Recent]) -> bool:
+    """Whether something is known of each of these orders: its summary, its line on the page, or that a full page is newer than it."""
+    known = {head.order_id for head in page}
+    oldest = datetime.fromisoformat(page[-1].created_at).timestamp() * 1000 if len(page) > RECENT else -math.inf
+    return all(each.summary is not None or each.order_id in known or each.created_ms < oldest for each in lately)
+
+
+def _has(heads: Sequence[Head], seen: Seen | None) -> bool:
+    return seen is None or any(head.order_id == seen.order_id and head.version >= seen.version for head in heads)
+
+
+def _page(heads: Sequence[Head], limit: int) -> Orders:
+    more = len(heads) > limit
+    shown = list(heads[:limit])
+    return Orders(shown, Position(*_place(shown[-1])).cursor() if more else None)

@@ -1,0 +1,430 @@
+"""The statements of the readers (SQLAlchemy Core), and their rows as documents.
+
+Each answer is one statement, so it is of one moment of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import aggregate_order_by
+
+from domain import ids, money, times
+from queries.documents import Head, Item, Moment, Parcel, Return, Sold, Story, StoryParcel, Suborder, Summary, Tracked
+from queries.keyset import Position
+from sinks.schema import build_metadata
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+_tables: Final = build_metadata().tables
+_order: Final = _tables["orders_order"]
+_item: Final = _tables["orders_order_item"]
+_shipment: Final = _tables["orders_shipment"]
+_return: Final = _tables["orders_return"]
+
+#: Parcels that a tracking number shows, as in the cache.
+TRACKED: Final = 100
+
+
+class Query(NamedTuple):
+    """A statement, built once for all of its values (building takes as long as executing), and the values."""
+
+    statement: sa.Executable
+    values: dict[str, Any]
+
+
+LAG: Final = Query(
+    sa.text(
+        """
+    SELECT CASE
+        WHEN NOT pg_is_in_recovery() THEN 0.0
+        -- Connected, and all that it knows of is replayed. (What the primary has beyond that is told to members of pg_read_all_stats.)
+        WHEN r.pid IS NOT NULL AND pg_last_wal_replay_lsn() >= greatest(pg_last_wal_receive_lsn(), r.latest_end_lsn) THEN 0.0
+        ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
+    END
+    FROM (VALUES (1)) one LEFT JOIN pg_stat_wal_receiver r ON true"""
+    ),
+    {},
+)
+"""Seconds that a replica is behind; NULL: it doesn't know."""
+
+ONE: Final = Query(sa.text("SELECT 1"), {})
+"""Answers if anybody is there."""
+
+
+def story(order_id: UUID, user_id: UUID | None = None) -> Query:
+    """One order with its parts. With its user one partition is read, without all of them, by their primary keys."""
+    values = {"order_id": order_id, "user_id": user_id}
+    return Query(_story(user_id is not None), {name: value for name, value in values.items() if value is not None})
+
+
+@cache
+def _story(by_user: bool) -> sa.Select[Any]:
+    def parts(table: sa.Table, **columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        built = aggregate_order_by(_object(**columns), table.c.created_at, table.c.id)
+        # Both columns that tables may be partitioned by: one partition is read.
+        same = (table.c.order_id == _order.c.id, table.c.user_id == _order.c.user_id, table.c.region == _order.c.region)
+        return sa.select(sa.cast(sa.func.json_agg(built), sa.Text)).where(*same).correlate(_order).scalar_subquery()
+
+    items = parts(
+        _item,
+        item_id=_item.c.id,
+        product_id=_item.c.product_id,
+        seller_id=_item.c.seller_id,
+        warehouse_id=_item.c.warehouse_id,
+        sku=_item.c.sku,
+        quantity=_item.c.quantity,
+        price=sa.cast(_item.c.price, sa.Text),
+        shipping_amount=sa.cast(_item.c.shipping_amount, sa.Text),
+    )
+    shipments = parts(
+        _shipment,
+        shipment_id=_shipment.c.id,
+        seller_id=_shipment.c.seller_id,
+        status=_shipment.c.status,
+        carrier=_shipment.c.carrier,
+        tracking_number=_shipment.c.tracking_number,
+        estimated_delivery=_shipment.c.estimated_delivery,
+        created_at=_shipment.c.created_at,
+        updated_at=_shipment.c.updated_at,
+        version=_shipment.c.version,
+    )
+    returns = parts(
+        _return,
+        return_id=_return.c.id,
+        item_id=_return.c.order_item_id,
+        quantity=_return.c.quantity,
+        status=_return.c.status,
+        processed_at=_return.c.processed_at,
+        created_at=_return.c.created_at,
+        updated_at=_return.c.updated_at,
+        version=_return.c.version,
+    )
+    columns = (*_head(), _order.c.region, sa.cast(_order.c.discount_amount, sa.Text), items, shipments, returns)
+    found = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
+    return found.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else found
+
+
+def history(user_id: UUID, status: str | None, since: datetime | None, until: datetime | None, after: Position | None, limit: int) -> Query:
+    """A user's orders, newest first: placed at `since` or later and before `until`, behind the position `after`.
+
+    Served by the index orders_order_user.
+    """
+    values = {"user_id": user_id, "status": status, "since": since, "until": until, **_after(after)}
+    given = {name: value for name, value in values.items() if value is not None}
+    return Query(_history(frozenset(given), limit), given)
+
+
+@lru_cache(maxsize=256)
+def _history(given: frozenset[str], limit: int) -> sa.Select[Any]:
+    time, id_ = _order.c.created_at, _order.c.id
+    found = sa.select(*_head()).where(_order.c.user_id == _value("user_id", _order.c.user_id))
+    if "status" in given:
+        found = found.where(_order.c.status == _value("status", _order.c.status))
+    if "since" in given:
+        found = found.where(time >= _value("since", time))
+    if "until" in given:
+        found = found.where(time < _value("until", time))
+    if "after_time" in given:
+        found = found.where(*_behind(time, id_))
+    return found.order_by(time.desc(), id_.desc()).limit(_rows(limit))
+
+
+def version(order_id: UUID, user_id: UUID | None) -> Query:
+    """An order's version."""
+    return Query(_version(user_id is not None), {"order_id": order_id} | ({} if user_id is None else {"user_id": user_id}))
+
+
+@cache
+def _version(by_user: bool) -> sa.Select[Any]:
+    found = sa.select(_order.c.version).where(_order.c.id == _value("order_id", _order.c.id))
+    return found.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else found
+
+
+def tracking(number: str) -> Query:
+    """The parcels of a tracking number. Every partition is looked into, by the hash index orders_shipment_tracking."""
+    return Query(_tracking(), {"number": number})
+
+
+@cache
+def _tracking() -> sa.Select[Any]:
+    c = _shipment.c
+    columns = (c.order_id, c.id, c.carrier, c.status, c.estimated_delivery)
+    return sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number)).order_by(c.id).limit(_rows(TRACKED))
+
+
+def suborders(seller_id: UUID, after: Position | None, limit: int) -> Query:
+    """A seller's parts of orders, newest first. Every partition is looked into, by the index orders_order_item_seller, which has the page's
+    order; the orders and parcels of a page are then found in their own partitions.
+    """
+    return Query(_suborders(after is not None, limit), {"seller_id": seller_id, **_after(after)})
+
+
+@lru_cache(maxsize=256)
+def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
+    seller_id = _value("seller_id", _item.c.seller_id)
+    group = (_item.c.order_id, _item.c.user_id, _item.c.region, _item.c.created_at)
+    page = sa.select(
+        *group,
+        sa.func.sum(_item.c.quantity).label("quantity"),
+        sa.func.sum(_item.c.price * _item.c.quantity).label("items_amount"),
+        sa.func.sum(_item.c.shipping_amount).label("shipping_amount"),
+    ).where(_item.c.seller_id == seller_id)
+    if paged:
+        page = page.where(*_behind(_item.c.created_at, _item.c.order_id))
+    page_ = page.group_by(*group).order_by(_item.c.created_at.desc(), _item.c.order_id.desc()).limit(_rows(limit)).subquery("page")
+    parcel = _object(
+        shipment_id=_shipment.c.id,
+        seller_id=_shipment.c.seller_id,
+        status=_shipment.c.status,
+        carrier=_shipment.c.carrier,
+        tracking_number=_shipment.c.tracking_number,
+        estimated_delivery=_shipment.c.estimated_delivery,
+    )
+    parcels = (
+        sa.select(sa.cast(sa.func.json_agg(aggregate_order_by(parcel, _shipment.c.created_at, _shipment.c.id)), sa.Text))
+        .where(
+            _shipment.c.order_id == page_.c.order_id,
+            _shipment.c.user_id == page_.c.user_id,
+            _shipment.c.region == page_.c.region,
+            _shipment.c.seller_id == seller_id,
+        )
+        .correlate(page_)
+        .scalar_subquery()
+    )
+    # With a limit it stays what it is: a look into one partition for each row of the page, whatever the planner thinks of the tables.
+    own = (
+        sa.select(_order.c.status, _order.c.currency, _order.c.version)
+        .where(_order.c.id == page_.c.order_id, _order.c.user_id == page_.c.user_id, _order.c.region == page_.c.region)
+        .limit(1)
+        .lateral("own")
+    )
+    columns = (
+        page_.c.order_id,
+        page_.c.created_at,
+        own.c.status,
+        own.c.currency,
+        page_.c.quantity,
+        sa.cast(page_.c.items_amount, sa.Text),
+        sa.cast(page_.c.shipping_amount, sa.Text),
+        own.c.version,
+        parcels,
+    )
+    return sa.select(*columns).select_from(page_.join(own, sa.true())).order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
+
+
+def _rows(limit: int) -> sa.ColumnElement[int]:
+    # Said to the planner, which otherwise (plans are made once, for all values) takes it for a tenth of all rows.
+    return sa.literal_column(str(limit))
+
+
+def _head() -> tuple[sa.ColumnElement[Any], ...]:
+    c = _order.c
+    return (c.id, c.user_id, c.status, c.currency, sa.cast(c.total_amount, sa.Text), c.created_at, c.updated_at, c.version)
+
+
+def _object(**columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    pairs: list[sa.ColumnElement[Any]] = []
+    for name, column in columns.items():
+        pairs += (sa.literal_column(f"'{name}'"), column)
+    return sa.func.json_build_object(*pairs)
+
+
+def _value(name: str, like: sa.ColumnElement[Any]) -> sa.BindParameter[Any]:
+    return sa.bindparam(name, type_=like.type)
+
+
+def _after(after: Position | None) -> dict[str, Any]:
+    return {} if after is None else {"after_time": after.time, "after_id": after.id}
+
+
+def _behind(time: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]) -> tuple[sa.ColumnElement[bool], ...]:
+    last, last_id = _value("after_time", time), _value("after_id", id_)
+    # The first one says nothing new, but it is what an index on the time alone can be asked.
+    return time <= last, sa.tuple_(time, id_) < sa.tuple_(last, last_id)
+
+
+# -- rows as documents -----------------------------------------------------------------------------------------
+
+
+class _Item(msgspec.Struct):
+    item_id: UUID
+    product_id: UUID
+    seller_id: UUID
+    warehouse_id: UUID | None
+    sku: str
+    quantity: int
+    price: str
+    shipping_amount: str
+
+
+class _Parcel(msgspec.Struct):
+    shipment_id: UUID
+    seller_id: UUID
+    status: str
+    carrier: str | None
+    tracking_number: str | None
+    estimated_delivery: str | None
+    created_at: str = ""
+    updated_at: str = ""
+    version: int = 0
+
+
+class _Return(msgspec.Struct):
+    return_id: UUID
+    item_id: UUID
+    quantity: int
+    status: str
+    processed_at: str | None
+    created_at: str
+    updated_at: str
+    version: int
+
+
+_items: Final = msgspec.json.Decoder(list[_Item])
+_parcels: Final = msgspec.json.Decoder(list[_Parcel])
+_returns: Final = msgspec.json.Decoder(list[_Return])
+
+
+def as_head(row: Sequence[Any]) -> Head:
+    """A row of `history`."""
+    id_, user_id, status, currency, total, created_at, updated_at, version_ = row
+    return Head(id_, user_id, status, currency, _amount(total, currency), _time(created_at), _time(updated_at), version_)
+
+
+def as_story(row: Sequence[Any]) -> Story:
+    """A row of `story`."""
+    head, (region, discount, items, shipments, returns) = as_head(row[:8]), row[8:]
+    currency = head.currency
+    made = Story(
+        head.order_id,
+        head.user_id,
+        head.status,
+        currency,
+        head.total_amount,
+        head.created_at,
+        head.updated_at,
+        head.version,
+        region,
+        _amount(discount, currency),
+        [
+            Item(
+                each.item_id,
+                each.product_id,
+                each.seller_id,
+                each.warehouse_id,
+                each.sku,
+                each.quantity,
+                _amount(each.price, currency),
+                _amount(each.shipping_amount, currency),
+            )
+            for each in _items.decode(items or "[]")
+        ],
+        [
+            StoryParcel(*_parcel_fields(each), _iso(each.created_at), _iso(each.updated_at), each.version)
+            for each in _parcels.decode(shipments or "[]")
+        ],
+        [
+            Return(
+                each.return_id,
+                each.item_id,
+                each.quantity,
+                each.status,  # type: ignore[arg-type]
+                None if each.processed_at is None else _iso(each.processed_at),
+                _iso(each.created_at),
+                _iso(each.updated_at),
+                each.version,
+            )
+            for each in _returns.decode(returns or "[]")
+        ],
+    )
+    made.moments = _moments(made)
+    made.suborders = [Suborder(suborder_id(made.order_id, seller), seller) for seller in sorted({item.seller_id for item in made.items})]
+    return made
+
+
+def as_summary(told: Story) -> Summary:
+    """What the rows know of an order's summary."""
+    shipments = [
+        Parcel(each.shipment_id, each.seller_id, each.status, each.carrier, each.tracking_number, each.estimated_delivery)
+        for each in told.shipments
+    ]
+    return Summary(
+        told.order_id,
+        told.user_id,
+        told.status,
+        told.currency,
+        told.total_amount,
+        told.created_at,
+        told.updated_at,
+        told.version,
+        told.suborders,
+        shipments,
+    )
+
+
+def as_tracked(row: Sequence[Any]) -> Tracked:
+    """A row of `tracking`."""
+    order_id, shipment_id, carrier, status, estimated = row
+    return Tracked(order_id, shipment_id, carrier, status, None, None if estimated is None else _time(estimated))
+
+
+def as_sold(seller_id: UUID, row: Sequence[Any]) -> Sold:
+    """A row of `suborders`."""
+    order_id, created_at, status, currency, quantity, items_amount, shipping_amount, version_, shipments = row
+    return Sold(
+        suborder_id(order_id, seller_id),
+        order_id,
+        _time(created_at),
+        status,
+        currency,
+        quantity,
+        _amount(items_amount, currency),
+        _amount(shipping_amount, currency),
+        version_,
+        [Parcel(*_parcel_fields(each)) for each in _parcels.decode(shipments or "[]")],
+    )
+
+
+def suborder_id(order_id: UUID, seller_id: UUID) -> UUID:
+    """The id that the pipeline gives to a seller's part of an order."""
+    return UUID(ids.uuid5_text(order_id.bytes, f"suborder:{seller_id}"))
+
+
+def _parcel_fields(each: _Parcel) -> tuple[UUID, UUID, Any, str | None, str | None, str | None]:
+    estimated = None if each.estimated_delivery is None else _iso(each.estimated_delivery)
+    return each.shipment_id, each.seller_id, each.status, each.carrier, each.tracking_number, estimated
+
+
+def _moments(told: Story) -> list[Moment]:
+    moments = [Moment(told.created_at, "created", told.order_id)]
+    for parcel in told.shipments:
+        moments.append(Moment(parcel.created_at, "parcel first scanned", parcel.shipment_id))
+        moments.append(Moment(parcel.updated_at, "parcel status", parcel.shipment_id, parcel.status))
+    for each in told.returns:
+        moments.append(Moment(each.created_at, "return requested", each.return_id))
+        moments.append(Moment(each.processed_at or each.updated_at, "return status", each.return_id, each.status))
+    moments.append(Moment(told.updated_at, "last fact", told.order_id, told.status))
+    return sorted(moments, key=lambda moment: datetime.fromisoformat(moment.time))
+
+
+def _amount(text: str, currency: str) -> str:
+    """numeric(20,4) as text -> with the currency's digits, as the pipeline writes it."""
+    whole, _, fraction = text.partition(".")
+    digits = money.DIGITS.get(currency, 4)
+    return f"{whole}.{fraction[:digits].ljust(digits, '0')}" if digits else whole
+
+
+def _time(value: datetime) -> str:
+    return times.text((value - _EPOCH) // _MICROSECOND)
+
+
+def _iso(value: str) -> str:
+    return _time(datetime.fromisoformat(value))

@@ -1,0 +1,91 @@
+"""Changing tables that workers write to: short waits for locks, again and again, so that nobody queues behind a wait for long."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import TypeAlias, TypeVar, cast
+
+import asyncpg
+
+from settings import Settings
+from sinks.schema import TABLES
+
+T = TypeVar("T")
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+LOCK_TIMEOUT = 2.0
+"""Seconds that one attempt waits for a lock, and so the longest that whoever comes later queues behind it. Above Postgres's
+deadlock_timeout (1 s), after which an autovacuum that is in the way gives up; far below the workers' statement timeout."""
+PAUSE = 0.5
+"""Seconds between two attempts, in which those who queued behind the last one get through."""
+
+Say = Callable[[str], None]
+"""Takes one line of progress for a person."""
+
+
+class Busy(Exception):
+    """The locks were not to be had within the patience; nothing was changed. The message names who held them."""
+
+
+@asynccontextmanager
+async def connect(settings: Settings) -> AsyncIterator[Connection]:
+    """A connection to the primary, outside any transaction. Raises what asyncpg raises. Blocks until connected."""
+    connection = await asyncpg.connect(
+        settings.postgres,
+        timeout=settings.postgres_connect_timeout,
+        server_settings={"search_path": "public", "application_name": "orders-db"},
+    )
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def in_short_waits(
+    connection: Connection, work: Callable[[], Awaitable[T]], patience: float, say: Say, tables: Sequence[str] = TABLES
+) -> T:
+    """Runs `work` in a transaction whose waits for locks are short; all over again when one was in vain, for `patience` seconds.
+
+    `tables` are those that it locks. Raises Busy past that, and whatever `work` raises; then nothing of it is done. Blocks.
+    """
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT:g}s'")
+                return await work()
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            holders = await _holders(connection, tables)
+            if time.monotonic() >= deadline:
+                raise Busy(f"no lock on the tables within {patience:g} s, nothing was changed; they are used by {holders}") from error
+            say(f"the tables are in use ({holders}); trying again")
+            await asyncio.sleep(PAUSE)
+
+
+async def _holders(connection: Connection, tables: Sequence[str]) -> str:
+    """Who uses the tables or their partitions at this moment, the oldest transactions first."""
+    found = await connection.fetch(
+        """
+        SELECT a.pid, a.application_name, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
+        FROM pg_stat_activity a
+        WHERE a.pid <> pg_backend_pid() AND a.pid IN (
+            SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+            WHERE l.granted AND coalesce(i.inhparent, c.oid) IN (SELECT to_regclass(name) FROM unnest($1::text[]) name))
+        ORDER BY a.xact_start LIMIT 5""",
+        list(tables),
+    )
+    told = [f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)" for row in found]
+    return ", ".join(told) or "nobody any more"
+
+
+def literal(text: str) -> str:
+    """A text constant for SQL that takes no parameters."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+async def fetch_values(connection: Connection, query: str, *arguments: object) -> Sequence[str]:
+    """The first column of every row."""
+    return [cast(str, row[0]) for row in await connection.fetch(query, *arguments)]

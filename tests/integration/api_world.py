@@ -1,0 +1,84 @@
+"""Real orders, folded here, put by the real sinks where a reader looks for them: nothing else moves meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from domain import events, ids, rows
+from domain.errors import Refused
+from domain.fold import fold
+from domain.order import Order
+from domain.sums import Sums
+from settings import Settings
+from sinks.postgres import PostgresSink
+from sinks.redis import RedisSink
+from sinks.rows import CacheEntry, RowBatch
+from sources import generator
+
+
+def folded(count: int, seed: int = 1) -> dict[UUID, Order]:
+    """So many generated orders, each with all of its facts."""
+    found: dict[UUID, tuple[Order, Sums]] = {}
+    for each in generator.events(count, seed, generator.Shares(0, 0, 0)):
+        try:
+            event = events.decode(each.topic, each.headers, each.value, 0)
+        except Refused:
+            continue
+        order_id = UUID(bytes=event.order_id)
+        if order_id not in found:
+            order = Order()
+            found[order_id] = order, Sums(order)
+        order, sums = found[order_id]
+        fold(order, event, None, sums)
+    return {order_id: order for order_id, (order, _) in found.items() if order.created is not None}
+
+
+def row_batch(orders: Iterable[tuple[UUID, Order]]) -> RowBatch:
+    """All rows of these orders."""
+    batch = RowBatch()
+    for order_id, order in orders:
+        text = str(order_id)
+        batch.orders.append(rows.order_row(text, order))
+        batch.items += rows.item_rows(text, order)
+        batch.shipments += rows.shipment_rows(text, order)
+        batch.returns += rows.return_rows(text, order)
+    return batch
+
+
+def entry(order_id: UUID, order: Order) -> CacheEntry:
+    """What the lanes put into the cache."""
+    _, brief = rows.order_row_and_summary(str(order_id), order_id.bytes, order)
+    return CacheEntry(str(order_id), brief.user_id, brief.created_ms, order.version, 600, brief.value, brief.tracking, brief.untracked)
+
+
+class World:
+    """Where the orders are put. `orders`: by id."""
+
+    def __init__(self, settings: Settings, orders: dict[UUID, Order]) -> None:
+        self.settings = settings
+        self.orders = orders
+        self._rows = PostgresSink(settings)
+        self._cache = RedisSink(settings)
+
+    async def __aenter__(self) -> World:
+        await self._rows.start()
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        await self._rows.close()
+        await self._cache.close()
+
+    async def put_rows(self, *order_ids: UUID) -> None:
+        """Into the primary; all without ids."""
+        await self._rows.write(row_batch((each, self.orders[each]) for each in order_ids or self.orders))
+
+    async def put_cache(self, *order_ids: UUID) -> None:
+        """Into Redis; all without ids."""
+        await self._cache.write([entry(each, self.orders[each]) for each in order_ids or self.orders])
+
+    def user_of(self, order_id: UUID) -> UUID:
+        created = self.orders[order_id].created
+        assert created is not None
+        return UUID(ids.text(created.user_id))

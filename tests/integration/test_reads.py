@@ -1,0 +1,170 @@
+"""What readers of the tables get: views that add up, and queries that read one partition of each table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+import pytest_asyncio
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from settings import Settings
+from sinks import ddl, migrate, regions
+from sinks.postgres import PostgresSink
+from sinks.rows import RowBatch
+from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
+from tests.contract.places import at, drop_database, ident, new_database
+from tests.stackfixture import Servers
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+ANNA, BORIS = ident("anna"), ident("boris")
+USER = ident("user 1")
+
+
+def order(number: int, region: str = "SP") -> RowBatch:
+    """An order of two sellers: two lines of Anna's and two parcels of them, a line of Boris's; a return of each, hers processed."""
+    id, user = ident(f"order {number}"), ident(f"user {number % 4}")
+    whose = (id, user, region)
+    made = (at(number), at(number), 1)
+    later = (at(number + 1), at(number + 2), 2)
+
+    def line(name: str, seller: str, quantity: int, price: str, shipping: str) -> tuple[str | int | None, ...]:
+        return (ident(f"{name} {number}"), *whose, ident("product"), seller, None, "S", quantity, price, shipping, *made)
+
+    def parcel(name: str, status: str) -> tuple[str | int | None, ...]:
+        return (ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later)
+
+    def back(name: str, item: str, status: str) -> tuple[str | int | None, ...]:
+        return (ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later)
+
+    return RowBatch(
+        [(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
+        [line("a", ANNA, 2, "10.00", "5.00"), line("b", ANNA, 1, "20.00", "0"), line("c", BORIS, 1, "15.00", "0")],
+        [parcel("p", "in_transit"), parcel("q", "delivered")],
+        [back("r", "a", "processed"), back("s", "c", "requested")],
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=PARTITION_COLUMNS)
+async def read(request: pytest.FixtureRequest, stack: Servers) -> AsyncIterator[tuple[Settings, PartitionBy]]:
+    """A database with orders of four users in three regions, two of which have partitions."""
+    settings = await new_database(stack, postgres_partitions=4)
+    await migrate.upgrade(settings, request.param)
+    if request.param == "region":
+        await regions.add(settings, ["SP", "RJ"])
+    sink = PostgresSink(settings)
+    await sink.start()
+    for number in range(12):
+        await sink.write(order(number, ("SP", "RJ", "MG")[number % 3]))
+    await sink.close()
+    yield settings, request.param
+    await drop_database(stack, settings)
+
+
+async def fetch(settings: Settings, query: str, *arguments: object) -> list[dict[str, Any]]:
+    async with ddl.connect(settings) as connection:
+        return [dict(row) for row in await connection.fetch(query, *arguments)]
+
+
+async def test_a_sellers_suborders(read: tuple[Settings, PartitionBy]) -> None:
+    settings, _ = read
+    query = "SELECT * FROM orders_suborder WHERE seller_id = $1 ORDER BY created_at DESC LIMIT 2"
+    newest, older = await fetch(settings, query, ANNA)
+    assert (str(newest["order_id"]), str(older["order_id"])) == (ident("order 11"), ident("order 10"))
+    assert {name: value for name, value in newest.items() if not name.endswith("_id")} == {
+        "region": "MG", "order_status": "shipped", "currency": "BRL",
+        "items": 2, "units": 3, "items_amount": Decimal("40"), "shipping_amount": Decimal("5"),
+        "parcels": 2, "parcels_in_transit": 1, "parcels_delivered": 1, "parcels_returned": 0, "returns": 1, "units_returned": 1,
+        "created_at": datetime.fromisoformat(at(11)), "updated_at": datetime.fromisoformat(at(13)),
+    }  # fmt: skip
+    (boris, *_) = await fetch(settings, query, BORIS)
+    assert [boris[name] for name in ("items", "units", "parcels", "returns", "units_returned")] == [1, 1, 0, 1, 0]
+    assert (boris["items_amount"], boris["updated_at"]) == (Decimal("15"), datetime.fromisoformat(at(13)))
+    assert await fetch(settings, "SELECT count(*) FROM orders_suborder") == [{"count": 24}]
+
+
+async def test_one_row_an_order(read: tuple[Settings, PartitionBy]) -> None:
+    settings, _ = read
+    rows = await fetch(settings, "SELECT * FROM orders_summary WHERE user_id = $1 ORDER BY created_at", USER)
+    assert [str(row["order_id"]) for row in rows] == [ident(f"order {number}") for number in (1, 5, 9)]
+    assert {name: value for name, value in rows[0].items() if not name.endswith("_id")} == {
+        "region": "RJ", "status": "shipped", "currency": "BRL", "total_amount": Decimal("58"), "discount_amount": Decimal("2"),
+        "sellers": 2, "items": 3, "units": 4,
+        "parcels": 2, "parcels_in_transit": 1, "parcels_delivered": 1, "parcels_returned": 0, "returns": 2, "units_returned": 1,
+        "created_at": datetime.fromisoformat(at(1)), "updated_at": datetime.fromisoformat(at(3)), "version": 9,
+    }  # fmt: skip
+    assert await fetch(settings, "SELECT count(*) FROM orders_summary") == [{"count": 12}]
+
+
+# -- pruning ---------------------------------------------------------------------------------------------------
+
+
+def scanned(plan: Any) -> set[str]:
+    """The tables that a plan reads; of one that was executed (ANALYZE), those that it did read."""
+    below = [name for child in plan.get("Plans", ()) for name in scanned(child)]
+    here = [plan["Relation Name"]] if "Relation Name" in plan and plan.get("Actual Loops", 1) else []
+    return {*below, *here}
+
+
+async def explain(settings: Settings, query: sa.Select[Any] | str, analyze: bool = False) -> set[str]:
+    text = query
+    if not isinstance(query, str):
+        text = str(query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))  # type: ignore[no-untyped-call]
+    ((row),) = await fetch(settings, f"EXPLAIN (FORMAT JSON, ANALYZE {analyze}) {text}")
+    return scanned(json.loads(row["QUERY PLAN"])[0]["Plan"])
+
+
+def partitions(tables: set[str]) -> dict[str, int]:
+    """Table -> how many of its partitions are among these."""
+    whose = [max((table for table in TABLES if name.startswith(f"{table}_")), key=len) for name in tables]
+    return {table: whose.count(table) for table in TABLES if table in whose}
+
+
+def history(by: PartitionBy, **known: object) -> sa.Select[Any]:
+    """A page of a user's orders: by status, within times, after the last row of the page before."""
+    table = build_metadata(by).tables["orders_order"]
+    last = (datetime(2026, 3, 1, 11, tzinfo=UTC), ident("order 99"))
+    return (
+        sa.select(table)
+        .where(*(table.c[name] == value for name, value in known.items()))
+        .where(table.c.status.in_(["shipped", "delivered"]), table.c.created_at >= last[0] - timedelta(days=30))
+        .where(sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(*map(sa.literal, last)))
+        .order_by(table.c.created_at.desc(), table.c.id.desc())
+        .limit(20)
+    )
+
+
+def whole(by: PartitionBy, table: str, **known: object) -> sa.Select[Any]:
+    """All rows of an order in a table."""
+    declared = build_metadata(by).tables[table]
+    return sa.select(declared).where(*(declared.c[name] == value for name, value in known.items()))
+
+
+async def test_history_and_one_order_read_one_partition_of_each_table(read: tuple[Settings, PartitionBy]) -> None:
+    settings, by = read
+    known = {"user_id": USER, "region": "RJ"}
+    assert partitions(await explain(settings, history(by, **known))) == {"orders_order": 1}
+    assert partitions(await explain(settings, history(by, **{by: known[by]}))) == {"orders_order": 1}
+    for table in TABLES:
+        key = "id" if table == "orders_order" else "order_id"
+        assert partitions(await explain(settings, whole(by, table, **known, **{key: ident("order 1")}))) == {table: 1}
+    # Without the column every partition is looked into: the test can tell.
+    other = {name: value for name, value in known.items() if name != by}
+    assert partitions(await explain(settings, history(by, **other))) == {"orders_order": 4 if by == "user_id" else 3}
+
+
+@pytest.mark.parametrize("view", ["orders_summary", "orders_suborder"])
+async def test_summaries_read_one_partition_of_each_table(read: tuple[Settings, PartitionBy], view: str) -> None:
+    settings, by = read
+    one = dict.fromkeys(TABLES, 1)
+    known = {"user_id": f"user_id = '{USER}'", "region": "region = 'RJ'"}
+    page = f"SELECT * FROM {view} WHERE {known[by]} ORDER BY created_at DESC LIMIT 20"
+    assert partitions(await explain(settings, page, analyze=True)) == one
+    single = f"SELECT * FROM {view} WHERE {known['user_id']} AND {known['region']} AND order_id = '{ident('order 1')}'"
+    assert partitions(await explain(settings, single, analyze=True)) == one
