@@ -28,6 +28,7 @@ from domain.order import (
     StockReply,
 )
 from domain.sums import Sums
+from domain.topics import BULK
 from tables import codec
 
 ORDER_ID = bytes(range(16))
@@ -42,6 +43,10 @@ def raw_id(kind: int, number: int) -> bytes:
 SELLERS = [raw_id(0xA0, n) for n in range(3)]
 STRANGER = raw_id(0xA0, 99)
 TIMES = st.integers(0, 6).map(lambda hour: hour * 3_600_000_000)
+
+
+KINDS = [name for name in DATA if name not in ("checkout.completed", "order.created", "refund.decided", *BULK)]
+"""Events that may come of an order any number of times."""
 
 
 @st.composite
@@ -70,7 +75,7 @@ def _quantities(draw: st.DrawFn, created: Created, seller: bytes) -> list[tuple[
 def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
     time = draw(TIMES)
     seller = draw(st.sampled_from([*(item.seller_id for item in created.items), STRANGER]))
-    kind = draw(st.sampled_from([name for name in DATA if name not in ("checkout.completed", "order.created", "refund.decided")]))
+    kind = draw(st.sampled_from(KINDS))
     if kind == "order.paid":
         amount = draw(st.sampled_from([1, max(1, created.total // 2), max(1, created.total), created.total + 7]))
         return kind, Payment(time, raw_id(1, draw(st.integers(0, 3))), amount, draw(st.sampled_from(["EUR", "EUR", "EUR", "USD"])))
