@@ -1,6 +1,7 @@
 """The audit: reads the log lane by lane, folds it with the reference, and compares what the pipeline wrote.
 
-A lane is one partition number over all topics: all facts of its orders, their derived events, their states. What is read goes to disk by a
+A lane is one partition number over all topics: all facts of its orders, their derived events, their states. Once the topics were given more
+partitions the older part of a lane's history lies in another one, which is read too. What is read goes to disk by a
 hash of the order's id (audit.spill) and comes back a bucket at a time, so memory doesn't grow with the number of orders. First the offsets
 that the group has committed are taken; everything else is read after that, so it holds at least what was committed.
 """
@@ -42,7 +43,7 @@ from audit.log import Log, Record, Span, partition_of
 from audit.reference import Fact, Place, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
-from domain.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, REDRIVEN, REKEYED
+from domain.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
 
 _RECORDS_A_BUCKET: Final = 20_000
 _MOST_BUCKETS: Final = 1_024
@@ -95,6 +96,8 @@ class Auditor:
         self._done = 0
         self._whole = 0
         self._lanes = 0
+        self._former: list[int] = []
+        """How many partitions the topics had before."""
         self._counts: dict[str, int] = {}
         self._spans: dict[TopicPartition, Span] = {}
         """Of the topics that lanes read: what is committed."""
@@ -119,6 +122,7 @@ class Auditor:
             await self._look(log, rows, cache)
             # An order's rows and cache entries lie apart, so that remembering its partition would seldom help.
             self._home = functools.partial(partition_of, partitions=self._target.partitions or self._lanes)
+            await self._read_former(log)
             await self._read_letters(log)
             await self._read_copies(log)
             await self._read_notes(log)
@@ -141,7 +145,7 @@ class Auditor:
 
     async def _look(self, log: Log, rows: Rows, cache: Cache | None) -> None:
         report = self.report
-        topics = [*LANE, *DERIVED, DLQ, REDRIVEN, self._target.changelog]
+        topics = [*LANE, *DERIVED, DLQ, REDRIVEN, PARTITIONS, self._target.changelog]
         self._counts = await log.partitions(topics)
         report.missing_topics = [topic for topic in topics if topic not in self._counts]
         present = [topic for topic in LANE if topic in self._counts]
@@ -184,6 +188,16 @@ class Auditor:
         return self._only is None or key in self._only
 
     # -- what lanes share: dead letters, copies, stores --------------------------------------------------------------
+
+    async def _read_former(self, log: Log) -> None:
+        for partition, span in (await self._written(log, [PARTITIONS], 0)).items():
+            async for records in log.read(partition, span):
+                self._former = sorted(json.loads(records[-1].value or b'{"former": []}')["former"])
+
+    def _owner(self, key: bytes, number: int) -> int:
+        """The lane that a record under this key belongs to by its partition: its order's, also where that is its partition of before."""
+        home = self._home(key)
+        return home if home != number and is_canonical(key) and number in (home % count for count in self._former) else number
 
     async def _read_letters(self, log: Log) -> None:
         for number in range(self._counts.get(DLQ, 0)):
@@ -292,25 +306,27 @@ class Auditor:
     # -- a lane ------------------------------------------------------------------------------------------------------
 
     async def _audit_lane(self, log: Log, number: int, stores: Spill, folder: Path) -> None:
-        topics = [*DERIVED, self._target.changelog]
-        spans = await self._written(log, topics, number)
-        own = {partition: span for partition, span in self._spans.items() if partition.partition == number}
+        sources = [*dict.fromkeys([*(number % count for count in self._former), number])]  # the oldest first
+        changelog = TopicPartition(self._target.changelog, number)
+        spans = await self._written(log, [self._target.changelog], number)
+        for source in sources:
+            spans |= await self._written(log, DERIVED, source)
+        own = {partition: span for partition, span in self._spans.items() if partition.partition in sources}
         records = sum(span.end - span.start for span in [*own.values(), *spans.values()])
         self._findings.truncated = any(span.start > 0 for span in own.values())
-        changelog = TopicPartition(self._target.changelog, number)
-        complete = {topic for topic in DERIVED if (span := spans.get(TopicPartition(topic, number))) is not None and span.start == 0}
+        complete = {topic for topic in DERIVED if all(_whole(spans.get(TopicPartition(topic, source))) for source in sources)}
         self._tell_deleted(number, spans)
         spill = Spill(folder, max(1, min(_MOST_BUCKETS, records // _RECORDS_A_BUCKET)))
         tables = self._open_local(number, spans.get(changelog))
         try:
             for topic in _FACT_TOPICS:
-                partition = TopicPartition(topic, number)
-                if partition in own:
-                    await self._spill_facts(log, partition, own[partition], spill)
+                for partition in (TopicPartition(topic, source) for source in sources):
+                    if partition in own:
+                        await self._spill_facts(log, partition, own[partition], spill, number)
             for topic in DERIVED:
-                partition = TopicPartition(topic, number)
-                if partition in spans:
-                    await self._spill_derived(log, partition, spans[partition], spill)
+                for partition in (TopicPartition(topic, source) for source in sources):
+                    if partition in spans:
+                        await self._spill_derived(log, partition, spans[partition], spill, number)
             if changelog in spans:
                 await self._spill_states(log, changelog, spans[changelog], spill)
             for place, table in enumerate(tables):
@@ -364,22 +380,24 @@ class Auditor:
             self.report.compared.append("local tables")
         return found
 
-    async def _spill_facts(self, log: Log, partition: TopicPartition, span: Span, spill: Spill) -> None:
-        number, buckets, add = _NUMBER[partition.topic], len(spill), spill.add
+    async def _spill_facts(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
+        number, buckets, add, place = _NUMBER[partition.topic], len(spill), spill.add, partition.partition
+        moved = bool(self._former)
         async for records in self._read(log, partition, span):
             for record in records:
                 key, value = record.key or b"", record.value
-                if self._only is None or key in self._only:
-                    item = (key, FACT, number, record.offset, record.timestamp, value, record.headers)
+                if (self._only is None or key in self._only) and not (moved and self._owner(key, place) != lane):
+                    item = (key, FACT, number, place, record.offset, record.timestamp, value, record.headers)
                     add(crc32(key) % buckets, item, len(value or b"") + 250)
 
-    async def _spill_derived(self, log: Log, partition: TopicPartition, span: Span, spill: Spill) -> None:
+    async def _spill_derived(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
         type_, number, buckets, add = partition.topic, DERIVED.index(partition.topic), len(spill), spill.add
+        moved = bool(self._former)
         ce_type = type_.encode()
         async for records in self._read(log, partition, span):
             for record in records:
                 key, value = record.key or b"", record.value
-                if self._only is not None and key not in self._only:
+                if (self._only is not None and key not in self._only) or (moved and self._owner(key, partition.partition) != lane):
                     continue
                 found = dict(record.headers)
                 if found.get("ce_specversion") != b"1.0" or found.get("ce_type") != ce_type or not value:
@@ -395,6 +413,7 @@ class Auditor:
                     key,
                     DERIVED_EVENT,
                     number,
+                    partition.partition,
                     record.offset,
                     _text(event_id or b""),
                     _text(cause or b""),
@@ -522,6 +541,11 @@ def _orders_of(tracking: bytes | None) -> list[bytes]:
         return sorted({each["order_id"].encode() for each in json.loads(tracking or b"")}) or [b""]
     except (ValueError, TypeError, KeyError, AttributeError):
         return [b""]
+
+
+def _whole(span: Span | None) -> bool:
+    """Whether a partition is there, and nothing of it was deleted."""
+    return span is not None and span.start == 0
 
 
 def _is_time(text: str) -> bool:

@@ -37,11 +37,12 @@ Places = Callable[[Fact], Place | None]
 class Event:
     """A derived event. `event_id`, `cause`, `trace`: its CloudEvents attributes id, causeid, traceparent."""
 
-    __slots__ = ("cause", "data", "event_id", "offset", "trace", "type")
+    __slots__ = ("cause", "data", "event_id", "offset", "partition", "trace", "type")
 
-    def __init__(self, type_: str, offset: int, event_id: str, cause: str, trace: str | None, value: bytes) -> None:
+    def __init__(self, type_: str, partition: int, offset: int, event_id: str, cause: str, trace: str | None, value: bytes) -> None:
         """Raises ValueError when `value` is no JSON object."""
         self.type = type_
+        self.partition = partition
         self.offset = offset
         self.event_id = event_id
         self.cause = cause
@@ -55,15 +56,12 @@ class Event:
 class DerivedEvents:
     """All derived events of one order. `complete`: topics of which no record has been deleted."""
 
-    def __init__(
-        self, readings: Sequence[Reading], causes: Mapping[str, set[str | None]], place: Places, lane: int, findings: Findings
-    ) -> None:
+    def __init__(self, readings: Sequence[Reading], causes: Mapping[str, set[str | None]], place: Places, findings: Findings) -> None:
         """`causes`: id of each of the order's events -> the traces that events of this id carry."""
         self._readings = readings
         self._first = readings[0]
         self._causes = causes
         self._place = place
-        self._lane = lane
         self._findings = findings
         self._order_id = self._first.order_id
         self._expected = [reading.derived() for reading in readings]
@@ -225,7 +223,7 @@ class DerivedEvents:
     # -- words -------------------------------------------------------------------------------------------------------
 
     def _where(self, event: Event) -> str:
-        return f"{event.type}/{self._lane}@{event.offset}"
+        return f"{event.type}/{event.partition}@{event.offset}"
 
     def _fact_of(self, type_: str) -> Place | None:
         wanted = "order.returned" if type_ == "stock.restock" else "order.created"

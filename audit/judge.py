@@ -35,13 +35,13 @@ from audit.reference import (
 )
 from audit.states import State, differences, read_state, version_of
 from audit.stores import TABLES, Row, columns, comparable, line_of, row_of
-from domain.topics import CHECKOUT, CREATED, DECISIONS, DLQ, LANE, REKEYED
+from domain.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INTERNAL, LANE, REKEYED
 
 FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL = range(7)
 """Kinds of items. After (key, kind) come
 
-    FACT           number of the topic in LANE, offset, timestamp in ms, value, headers
-    DERIVED_EVENT  number of the topic in derived.DERIVED, offset, id, causeid, traceparent or None, value
+    FACT           number of the topic in LANE, partition, offset, timestamp in ms, value, headers
+    DERIVED_EVENT  number of the topic in derived.DERIVED, partition, offset, id, causeid, traceparent or None, value
     STATE          offset in the changelog, value or None
     ROW            number of the table, line of COPY
     ENTRY          Redis key, TTL in ms, string or None
@@ -132,13 +132,15 @@ class Judge:
 
     # -- facts -------------------------------------------------------------------------------------------------------
 
-    def _fold(self, key: bytes, order_id: str, at_home: bool, items: Iterable[Item]) -> Held | None:
+    def _fold(self, key: bytes, order_id: str, own: bool, items: Iterable[Item]) -> Held | None:
         held: Held | None = None
         decisions = []
         for item in items:
-            _, _, number, offset, timestamp, value, headers = item
+            _, _, number, partition, offset, timestamp, value, headers = item
             topic = LANE[number]
-            place = Place(topic, self._lane.number, offset)
+            place = Place(topic, partition, offset)
+            # In the order's partition of before it was either taken there, or passed on after the change.
+            at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(place))
             if topic != REKEYED:
                 for name, text in headers:
                     if name == "redrive_of":
@@ -169,7 +171,7 @@ class Judge:
                 self._want("", {"record_too_large"}, places, {})
             elif fact.order_id != order_id or not at_home:
                 if topic == REKEYED:
-                    found = f"key {order_id} in partition {self._lane.number}"
+                    found = f"key {order_id} in partition {partition}"
                     home = self._home(fact.order_id.encode())
                     self._findings.broken("accounting", fact.order_id, str(place), f"key {fact.order_id} in partition {home}", found)
                 elif not self._index.has_copy(place):
@@ -359,13 +361,12 @@ class Judge:
     # -- derived events ----------------------------------------------------------------------------------------------
 
     def _judge_derived(self, order_id: str, held: Held | None, items: Iterable[Item]) -> None:
-        lane = self._lane.number
-        events = None if held is None else DerivedEvents(held.readings, held.causes, held.place, lane, self._findings)
-        for _, _, number, offset, event_id, cause, trace, value in items:
+        events = None if held is None else DerivedEvents(held.readings, held.causes, held.place, self._findings)
+        for _, _, number, partition, offset, event_id, cause, trace, value in items:
             self._counts["derived_events"] += 1
-            where = f"{DERIVED[number]}/{lane}@{offset}"
+            where = f"{DERIVED[number]}/{partition}@{offset}"
             try:
-                event = Event(DERIVED[number], offset, event_id, cause, trace, value)
+                event = Event(DERIVED[number], partition, offset, event_id, cause, trace, value)
             except ValueError as error:
                 self._findings.broken("derived", order_id, where, "a JSON object", error)
                 continue
@@ -648,7 +649,7 @@ def digest_of(value: bytes | None, headers: Iterable[Sequence[Any]]) -> bytes:
 
 def _size(item: Item) -> int:
     """Bytes of a record as it came, with 10 more for each header."""
-    key, _, _, _, _, value, headers = item
+    key, _, _, _, _, _, value, headers = item
     return (
         len(key)
         + len(value or b"")
@@ -658,7 +659,7 @@ def _size(item: Item) -> int:
 
 def is_raw(letter: Letter, item: Item) -> bool:
     """Whether a dead letter holds a record as it came. Of a re-keyed copy the key is what its header says, if it has one."""
-    key, _, number, _, _, value, headers = item
+    key, _, number, _, _, _, value, headers = item
     if letter.digest != digest_of(value, headers):
         return False
     if LANE[number] == REKEYED:

@@ -31,6 +31,7 @@ class Subcommand(NamedTuple):
 SUBCOMMANDS: Final = (
     Subcommand("stack", "cli.stack", "app", "Kafka, Postgres and Redis on this machine, without containers."),
     Subcommand("init", "cli.init", "init_command", "Create the topics and the schema; again is harmless."),
+    Subcommand("partitions", "cli.partitions", "partitions_command", "How many partitions the topics have; more of them."),
     Subcommand("db", "cli.db", "app", "The Postgres tables: partitions, sizes, regions, references."),
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),

@@ -59,6 +59,9 @@ DLQ: Final = "orders.dlq"
 REDRIVEN: Final = "orders.redriven"
 """Which dead letters went back to their topics, when and by whom: the ledger of `orders dlq redrive`."""
 
+PARTITIONS: Final = "orders.partitions"
+"""How many partitions the topics had before they were given more: where the history of a lane's orders lies (`orders partitions`)."""
+
 BULK: Final = ("order.bulk", "shipment.bulk", "return.bulk")
 """Parts of bulk jobs. Read by the bulk workers' own group, which puts what is in them on the ordinary topics."""
 

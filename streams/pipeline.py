@@ -23,7 +23,7 @@ from domain.fold import fold
 from domain.limits import RECORD_BYTES, record_size
 from domain.order import DEADLINES, Created, Order, Origin, ReturnStage, Scan
 from domain.sums import Sums
-from domain.topics import CHECKOUT, DECISIONS, DLQ, REKEYED
+from domain.topics import CHECKOUT, DECISIONS, DLQ, INTERNAL, REKEYED
 from settings import Settings
 from sinks.base import Sink
 from sinks.redis import RedisSink
@@ -168,7 +168,7 @@ class Pipeline:
         accepted: list[tuple[Record, Event, bytes]] = []
         for part in batch.slices:
             topic = part.topic
-            internal = topic in (DECISIONS, REKEYED)
+            internal = topic in INTERNAL
             for record in part.records:
                 try:
                     event = events.decode(topic, record.headers, record.value, record.timestamp if record.timestamp_type else 0)
@@ -304,6 +304,12 @@ class Pipeline:
         work.outcomes[CHECKOUT, _APPLIED] += 1
 
     def _rekey(self, work: Work, record: Record, event: Event) -> None:
+        if record.topic in INTERNAL:
+            # It waited here while the topics were given more partitions (streams.growth): another lane has its order since.
+            key = events.order_key(event)
+            work.publish(record.topic, OutRecord(key, record.value, list(record.headers), partition_of(key, self._partitions)))
+            work.outcomes[record.topic, _REKEY] += 1
+            return
         if record_size(record.key, record.value, record.headers) > RECORD_BYTES:
             self._refuse(work, record, RECORD_TOO_LARGE, f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key")
             return

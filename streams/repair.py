@@ -29,6 +29,7 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
 from streams.grouplock import GroupLock
+from streams.growth import former, sources
 from streams.lag import LagReader
 from streams.partitioner import partition_of
 from streams.pipeline import Pipeline, Record, Touched, Work
@@ -102,6 +103,7 @@ class Repairer:
             async with LagReader(self._settings) as reader:
                 self._positions = await reader.lag()
             self._partitions = 1 + max(number for _, number in self._positions)
+            self._former = await former(self._settings)
             # Its sinks are never written to: it only folds and renders.
             settings = self._settings.model_copy(update={"partitions": self._partitions})
             self._pipeline = Pipeline(settings, None, cast("Sink[RowBatch]", None), cast(RedisSink, None))
@@ -138,7 +140,7 @@ class Repairer:
     # -- reading and folding -----------------------------------------------------------------------------------------
 
     async def _check_beginnings(self, lanes: Iterable[int]) -> None:
-        partitions = [TopicPartition(topic, lane) for lane in lanes for topic in LANE]
+        partitions = [TopicPartition(topic, number) for lane in lanes for number in sources(lane, self._former) for topic in LANE]
         for partition, start in (await self._consumer.beginning_offsets(partitions)).items():
             if start > 0:
                 raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")
@@ -146,9 +148,10 @@ class Repairer:
     async def _repair_lane(self, lane: int, damaged: Mapping[str, Damage]) -> dict[str, int]:
         keys = {order_id.encode() for order_id in damaged}
         topics = []
-        for topic in LANE:
-            partition, end = TopicPartition(topic, lane), self._positions[topic, lane].committed
-            topics.append([record async for record in self._read(partition, end) if record.key in keys])
+        for number in sources(lane, self._former):
+            for topic in LANE:
+                partition, end = TopicPartition(topic, number), self._positions[topic, number].committed
+                topics.append([record async for record in self._read(partition, end) if record.key in keys])
         states = self._fold(lane, _by_time(topics))
         touched: dict[bytes, Touched] = {}
         for raw_id, raw in states.items():

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
 from aiokafka.protocol.metadata import MetadataRequest
@@ -136,6 +136,10 @@ _REDRIVEN: Final = (
     ),
 )
 
+_PARTITIONS: Final = (
+    TopicConfig("cleanup.policy", "compact", "exactly", "One note, for ever: without it the history before a change would not be found."),
+)
+
 _CHANGELOG: Final = (
     TopicConfig("cleanup.policy", "compact", "exactly", "Each order's latest state, for ever; a recovering worker reads no older ones."),
     TopicConfig("min.cleanable.dirty.ratio", "0.1", "free", "Compact early: what is not compacted is what a recovery reads for nothing."),
@@ -164,6 +168,7 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
         spec(names.DLQ, _DEAD_LETTERS),
         spec(names.CLOCK, _CLOCK),
         spec(names.REDRIVEN, _REDRIVEN),
+        spec(names.PARTITIONS, _PARTITIONS),
         *(spec(name, _INPUT) for name in names.BULK),
         spec(names.BULK_COMPLETED, _DERIVED),
     ]
@@ -230,6 +235,20 @@ async def missing(settings: Settings) -> list[str]:
     async with _admin(settings) as admin:
         existing = await _partition_counts(admin)
         return [spec.name for spec in specs(settings, 1) if spec.name not in existing]
+
+
+async def grow(settings: Settings, wanted: Sequence[str], partitions: int) -> list[str]:
+    """Give those of `wanted` that have fewer so many partitions; returns their names. Blocks until every broker knows.
+
+    Doing it again is harmless. Raises KafkaError when the brokers refuse.
+    """
+    async with _admin(settings) as admin:
+        counts = await _partition_counts(admin)
+        small = [name for name in wanted if 0 < counts.get(name, 0) < partitions]
+        if small:
+            await admin.create_partitions({name: NewPartitions(partitions) for name in small})
+            await _settled(admin, dict.fromkeys(small, partitions))
+        return small
 
 
 async def delete_all(settings: Settings) -> list[str]:

@@ -22,7 +22,7 @@ from streams.delivery import Delivery, Outage, describe
 from streams.transport.changelog import Changes, changes
 from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
 from streams.transport.consumer import Consumer
-from streams.transport.errors import FolderInUse, Unreachable
+from streams.transport.errors import FolderInUse, PartitionMismatch, Unreachable
 from streams.transport.lane import Handler, LaneSpec, Limits, Opened
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
@@ -265,7 +265,12 @@ class BatchApp(faust.App):
             found = await inspect_cluster(producer.connection_options(), self.copartitioned)
         except (KafkaError, OSError) as exc:
             raise Unreachable(f"no Kafka broker answers at {self.settings.kafka} (ORDERS_KAFKA): {describe(exc)}") from exc
-        check_topics(self.copartitioned, found.partitions)
+        count = check_topics(self.copartitioned, found.partitions)
+        if count != self.settings.partitions:
+            raise PartitionMismatch(
+                f"the topics have {count} partitions, ORDERS_PARTITIONS says {self.settings.partitions}: set ORDERS_PARTITIONS={count} "
+                "(to give them more, see orders partitions --help)"
+            )
         prepare_data_folder(self.conf.datadir, found.id)
         await super().on_first_start()
 

@@ -232,12 +232,12 @@ def unexpected(reading: reference.Reading, derived: Iterable[Derived], order_id:
     with TemporaryDirectory() as folder:
         index = Index(Path(folder))
         findings = Findings(Report("test"), index, 100)
-        judged = DerivedEvents([reading], AnyCause(), lambda fact: None, 0, findings)
+        judged = DerivedEvents([reading], AnyCause(), lambda fact: None, findings)
         for each in derived:
             if each.type in DERIVED:
                 value = msgspec.json.encode(each.data)
                 cause = getattr(getattr(each.data, "cause", None), "id", "")
-                judged.take(DerivedEvent(each.type, 0, ids.uuid5_text(order_id, each.ce_name), cause, None, value))
+                judged.take(DerivedEvent(each.type, 0, 0, ids.uuid5_text(order_id, each.ce_name), cause, None, value))
         judged.finish(set(DERIVED))
         findings.judge()
         index.close()

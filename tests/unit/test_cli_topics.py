@@ -29,14 +29,14 @@ def test_replication(brokers: int, replication: int | None, expected: tuple[int,
 
 def test_every_topic_is_kept_as_the_contract_says() -> None:
     specs = {spec.name: {config.name: config.value for config in spec.configs} for spec in topics.specs(SETTINGS, 1)}
-    ours = {names.DLQ, names.CLOCK, names.REDRIVEN, names.BULK_COMPLETED, SETTINGS.changelog_topic}
+    ours = {names.DLQ, names.CLOCK, names.REDRIVEN, names.PARTITIONS, names.BULK_COMPLETED, SETTINGS.changelog_topic}
     assert set(specs) == {*names.INPUT, *names.INTERNAL, *names.DERIVED, *names.BULK, *ours}
     for name in (*names.INPUT, *names.INTERNAL, *names.BULK):
         assert (specs[name]["retention.ms"], specs[name]["cleanup.policy"]) == ("-1", "delete")
     for name in (*names.DERIVED, names.DLQ, *names.INTERNAL):
         assert specs[name]["max.message.bytes"] == str(8 << 20)
     assert specs[SETTINGS.changelog_topic]["max.message.bytes"] == str(24 << 20)
-    for name in (SETTINGS.changelog_topic, names.REDRIVEN):
+    for name in (SETTINGS.changelog_topic, names.REDRIVEN, names.PARTITIONS):
         assert specs[name]["cleanup.policy"] == "compact"
     assert {spec.partitions for spec in topics.specs(SETTINGS, 1)} == {3}
     assert all(config.reason for spec in topics.specs(SETTINGS, 1) for config in spec.configs)

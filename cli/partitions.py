@@ -1,0 +1,81 @@
+"""`orders partitions`: how many the topics have, and more of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import Annotated
+
+import typer
+from aiokafka.errors import KafkaError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cli.errors import UserError
+from settings import Settings, get_settings
+from streams import growth, topics
+from streams.grouplock import GroupBusy, GroupLock
+from streams.growth import CannotGrow
+from streams.transport.errors import LeaseLost, Stale
+
+
+def partitions_command(
+    to: Annotated[
+        int | None, typer.Option(min=1, max=1024, help="Give every topic so many: a multiple of what they have.", show_default=False)
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """How many partitions the topics have, and had before; with --to, more of them.
+
+    Stop all workers first: while it is at work the group lets none in. Records stay where they are, so whoever sends may go on; each
+    order's state moves to its new lane. Cut short, it is run again and goes on; until it is done no worker starts. Then set
+    ORDERS_PARTITIONS to the new number everywhere. docs/scaling.md has it step by step.
+
+    Exits 0 when done, 2 when it couldn't.
+
+    Example: [bold]orders partitions --to 24[/bold]
+    """
+    settings = get_settings()
+    if to is None:
+        counts, before = asyncio.run(_look(settings))
+        if as_json:
+            print(json.dumps({"partitions": counts, "former": before}))
+        elif counts:
+            print(f"{_listed(counts)} partitions" + (f", before {_listed(before)}" if before else ""))
+        else:
+            raise UserError("no topics; run orders init")
+        return
+    try:
+        moved = asyncio.run(_grow(settings, to, quiet=as_json or not sys.stderr.isatty()))
+    except CannotGrow as error:
+        raise UserError(f"--to {to}: {error}") from None
+    except GroupBusy as error:
+        raise UserError(f"{error}: stop all workers (SIGTERM lets them finish), and run orders partitions again") from None
+    except (LeaseLost, Stale, KafkaError) as error:
+        raise UserError(f"{error}; not done yet: run orders partitions --to {to} again, it goes on") from None
+    if as_json:
+        print(json.dumps({"partitions": to, "moved": moved}))
+    else:
+        print(f"every topic has {to} partitions; {moved:,} orders have moved to another lane")
+        print(f"set ORDERS_PARTITIONS={to}, then start the workers")
+
+
+def _listed(counts: list[int]) -> str:
+    return ", ".join(map(str, counts))
+
+
+async def _look(settings: Settings) -> tuple[list[int], list[int]]:
+    """Numbers that topics have (one, unless a change is under way), and had before."""
+    states = await topics.describe(settings)
+    return sorted({state.partitions for state in states.values()}), await growth.former(settings)
+
+
+async def _grow(settings: Settings, partitions: int, *, quiet: bool) -> int:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+        task = bar.add_task("partitions", total=None)
+        async with GroupLock(settings) as lock:
+            return await growth.grow(
+                settings, lock, partitions, lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole)
+            )

@@ -1,0 +1,146 @@
+"""More partitions for topics with a history: nothing of it is lost, whatever is cut short, and every tool still finds it."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from domain.topics import DECISIONS, REKEYED
+from settings import Settings, get_settings
+from sources import generator
+from sources.event import SourceEvent
+from sources.producer import send
+from streams import topics
+from streams.partitioner import partition_of
+from tests.integration.test_repair import told
+from tests.waiting import until
+from tests.workers import ORDERS, audit, orders, processed, rows, worker
+
+CUT = """
+import os, signal, sys
+from aiokafka.errors import KafkaError
+from streams import growth, grouplock, topics
+from streams.transport.producer import LaneProducer
+grouplock.SESSION_SECONDS = 6.0
+place, how = sys.argv.pop(1), sys.argv.pop(1)
+counts = {}
+def counted(name, original):
+    async def call(*args, **kwargs):
+        here = f"{name} {counts.setdefault(name, 0)}"
+        counts[name] += 1
+        if here == place and how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if here == place:
+            raise KafkaError("cut")
+        return await original(*args, **kwargs)
+    return call
+LaneProducer.send = counted("send", LaneProducer.send)
+topics.grow = counted("grow", topics.grow)
+from cli.main import main
+main()
+"""
+"""orders partitions, cut short before its n-th write."""
+
+
+def cut(place: str, how: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run((sys.executable, "-c", CUT, place, how, *arguments), capture_output=True, text=True, timeout=120)
+
+
+def refused_to_start(name: str) -> str:
+    started = subprocess.run((*ORDERS, "worker", "--name", name), capture_output=True, text=True, timeout=60)
+    assert started.returncode != 0
+    return started.stdout + started.stderr
+
+
+async def send_as_before(settings: Settings, events: Iterable[SourceEvent], partitions: int) -> None:
+    """As a producer does that hasn't heard of the new partitions yet."""
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+        for event in events:
+            where = 0 if event.key is None else partition_of(event.key, partitions)
+            await producer.send_and_wait(event.topic, event.value, event.key, where, headers=list(event.headers))
+
+
+async def records_of(settings: Settings, topic: str, partitions: int) -> list[Any]:
+    found: list[Any] = []
+    async with AIOKafkaConsumer(bootstrap_servers=settings.brokers, auto_offset_reset="earliest") as consumer:
+        places = [TopicPartition(topic, number) for number in range(partitions)]
+        consumer.assign(places)
+        ends = await consumer.end_offsets(places)
+        while any([await consumer.position(place) < end for place, end in ends.items()]):
+            for records in (await consumer.getmany(timeout_ms=200)).values():
+                found += records
+    return found
+
+
+async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = fresh.partitions, 2 * fresh.partitions
+    history = list(generator.events(150, 61))
+    third = len(history) // 3
+    with worker(tmp_path) as first:
+        # Under keys that aren't their orders': they go through orders.rekeyed.
+        await send_as_before(fresh, [event._replace(key=b"no order's") for event in history[:40]], old)
+        await send(fresh, history[:third])
+        processed()
+        busy = orders("partitions", "--to", str(new))
+        assert (busy.returncode, busy.stdout) == (2, "")
+        assert "has members: stop all workers" in busy.stderr
+        assert first.terminate() == 0
+    # What waits in the old lanes meanwhile: events, and what the pipeline had sent to itself.
+    await send(fresh, history[third : 2 * third])
+    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, acks="all") as producer:
+        for topic in (DECISIONS, REKEYED):
+            own = await records_of(fresh, topic, old)
+            assert any(partition_of(each.key, new) != each.partition for each in own)
+            for each in own:
+                await producer.send_and_wait(topic, each.value, each.key, each.partition, headers=list(each.headers))
+
+    assert "is no multiple of" in orders("partitions", "--to", str(old + 1)).stderr
+    for place in ("send 0", "grow 0", "send 1", "send 2", "grow 1"):
+        done = cut(place, "fail", "partitions", "--to", str(new))
+        assert (done.returncode, "it goes on" in done.stderr) == (2, True), (place, done.stdout, done.stderr)
+    assert "all topics of a lane need the same number of partitions" in refused_to_start("early")
+    assert cut("grow 2", "kill", "partitions", "--to", str(new)).returncode == -signal.SIGKILL
+    until(lambda: orders("partitions", "--to", str(new), "--json").returncode == 0, "the lock of the killed one has ended", 60)
+    assert told("partitions", "--to", str(new), code=0) == {"partitions": new, "moved": 0}
+    assert told("partitions", code=0) == {"partitions": [new], "former": [old]}
+    assert {state.partitions for state in (await topics.describe(fresh)).values()} == {new}
+
+    assert f"set ORDERS_PARTITIONS={new}" in refused_to_start("wrong")
+    monkeypatch.setenv("ORDERS_PARTITIONS", str(new))
+    get_settings.cache_clear()
+    grown = get_settings()
+    with worker(tmp_path) as second:  # with the local tables of before
+        await send_as_before(grown, history[2 * third : -third // 2], old)
+        await send(grown, history[-third // 2 :])
+        processed()
+        audit()
+        assert second.terminate() == 0
+    truth = await rows(grown)
+    assert len(truth["orders_order"]) == 150
+    lanes = Counter(partition_of(str(order_id).encode(), new) >= old for order_id, _ in truth["orders_order"])
+    assert lanes[True]
+    assert lanes[False]
+
+    with worker(tmp_path, "other") as another:  # with none
+        await send(grown, history)
+        processed()
+        audit()
+        assert another.terminate() == 0
+    assert await rows(grown) == truth
+
+    # Folded again, an order's facts come out of both partitions.
+    moved = sorted(str(order_id) for order_id, _ in truth["orders_order"] if partition_of(str(order_id).encode(), new) >= old)[:5]
+    database = await asyncpg.connect(grown.postgres)
+    await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
+    await database.close()
+    assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
+    assert await rows(grown) == truth
