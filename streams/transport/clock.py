@@ -16,8 +16,8 @@ from faust.types import TP
 
 LOOK_INTERVAL: Final = 1.0
 """Seconds between two looks at least: what is due comes in bunches, and each look costs a record and a round trip."""
-LONGEST_PAUSE: Final = 30.0
-"""Seconds after which to ask again at the latest: a clock may be set while a lane rests, its own or the brokers'."""
+LOOK_AGAIN: Final = 300.0
+"""Seconds from one look to the next at most, while anything is waited for: clocks may be set, the brokers' too, even during a look."""
 
 
 class Now(NamedTuple):
@@ -43,7 +43,7 @@ class Clock:
         self._looked: int | None = None
 
     def pause(self, now: Now) -> float | None:
-        """Seconds until a look is worth while, or until to ask again; None: nothing is waited for, or a look is under way."""
+        """Seconds until a look is worth while; None: nothing is waited for, or a look is under way."""
         if not self.due or self.moment:
             return None
         ahead, looked = self._ahead, self._looked
@@ -51,7 +51,8 @@ class Clock:
             return 0.0
         # Whichever is set, the other one still tells; a look too many does no harm.
         latest = max(now.wall + ahead.wall, now.steady + ahead.steady)
-        return min(max(self.due - latest, looked + LOOK_INTERVAL * 1000 - now.steady, 0) / 1000, LONGEST_PAUSE)
+        since = (now.steady - looked) / 1000
+        return max(min(max((self.due - latest) / 1000, LOOK_INTERVAL - since), LOOK_AGAIN - since), 0.0)
 
     def looked(self, now: Now, moment: int, ends: Mapping[TP, int]) -> None:
         """A broker said `moment`; then the logs ended at `ends`. To be called at `now`."""
