@@ -16,6 +16,7 @@ from domain.topics import CLOCK, DERIVED, DLQ, LANE
 from settings import Settings, get_settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
+from streams import growth
 from streams.bulk import BulkService
 from streams.pipeline import Pipeline
 from streams.transport import BatchApp, LaneBatch
@@ -35,6 +36,10 @@ class OrdersApp(BatchApp):
         await self.rows_sink.start()
         await self.cache_sink.start()
         await super().on_first_start()
+
+    async def check_lanes(self) -> None:
+        """Orders must be looked for where their states are. Raises PartitionMismatch, KafkaError."""
+        await growth.lanes(self.settings)
 
     async def on_shutdown(self) -> None:
         """Close the sinks: by now no lane is open."""

@@ -74,6 +74,10 @@ class Target:
     partitions: int | None = None
 
 
+class OtherLanes(Exception):
+    """The orders' lanes aren't found by the number of partitions that was given. The message says by which."""
+
+
 class Auditor:
     """One audit. `run` may take minutes: it reads everything once. It writes nothing but temporary files of its own."""
 
@@ -105,8 +109,8 @@ class Auditor:
         self._commits: dict[TopicPartition, int] = {}
 
     async def run(self) -> Report:
-        """Audit everything. Raises LogUnavailable or StoreUnavailable when a server isn't there or has no orders, OSError when the disk is
-        full."""
+        """Audit everything. Raises LogUnavailable or StoreUnavailable when a server isn't there or has no orders, OtherLanes, OSError when
+        the disk is full."""
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orders-audit-")))
@@ -192,7 +196,13 @@ class Auditor:
     async def _read_former(self, log: Log) -> None:
         for partition, span in (await self._written(log, [PARTITIONS], 0)).items():
             async for records in log.read(partition, span):
-                self._former = sorted(json.loads(records[-1].value or b'{"former": []}')["former"])
+                note = json.loads(records[-1].value or b"{}")
+                self._former = sorted(note.get("former", []))
+                lanes = note.get("partitions")
+                if self._target.partitions is not None and lanes not in (None, self._target.partitions):
+                    raise OtherLanes(
+                        f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}: set it to {lanes}"
+                    )
 
     def _owner(self, key: bytes, number: int) -> int:
         """The lane that a record under this key belongs to by its partition: its order's, also where that is its partition of before."""

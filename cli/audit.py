@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from audit.auditor import Auditor, Target
+from audit.auditor import Auditor, OtherLanes, Target
 from audit.findings import CHECKS, Finding, Report
 from audit.log import LogUnavailable
 from audit.stores import StoreUnavailable
@@ -106,6 +106,8 @@ async def audit(
         gc.set_threshold(100_000, 50, 100)
         try:
             return await auditor.run()
+        except OtherLanes as error:
+            raise UserError(str(error)) from None
         except (LogUnavailable, StoreUnavailable) as error:
             raise UserError(f"{error}. Is the stack up? `orders stack env` prints what to export") from error
         except (OSError, sqlite3.OperationalError) as error:

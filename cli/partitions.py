@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ from cli.errors import UserError
 from settings import Settings, get_settings
 from streams import growth, topics
 from streams.grouplock import GroupBusy, GroupLock
-from streams.growth import CannotGrow
+from streams.growth import CannotGrow, Lanes
 from streams.transport.errors import LeaseLost, Stale
 
 
@@ -38,13 +39,14 @@ def partitions_command(
     """
     settings = get_settings()
     if to is None:
-        counts, before = asyncio.run(_look(settings))
-        if as_json:
-            print(json.dumps({"partitions": counts, "former": before}))
-        elif counts:
-            print(f"{_listed(counts)} partitions" + (f", before {_listed(before)}" if before else ""))
-        else:
+        counts, lanes = asyncio.run(_look(settings))
+        if not counts:
             raise UserError("no topics; run orders init")
+        if as_json:
+            print(json.dumps({"partitions": counts, "lanes": lanes.number, "former": list(lanes.former)}))
+        else:
+            before = f", before {_listed(lanes.former)}" if lanes.former else ""
+            print(f"{_listed(counts)} partitions, {lanes.number} lanes{before}")
         return
     try:
         moved = asyncio.run(_grow(settings, to, quiet=as_json or not sys.stderr.isatty()))
@@ -61,14 +63,14 @@ def partitions_command(
         print(f"set ORDERS_PARTITIONS={to}, then start the workers")
 
 
-def _listed(counts: list[int]) -> str:
+def _listed(counts: Sequence[int]) -> str:
     return ", ".join(map(str, counts))
 
 
-async def _look(settings: Settings) -> tuple[list[int], list[int]]:
-    """Numbers that topics have (one, unless a change is under way), and had before."""
+async def _look(settings: Settings) -> tuple[list[int], Lanes]:
+    """Numbers of partitions that topics have (one, unless a change is under way), and the lanes."""
     states = await topics.describe(settings)
-    return sorted({state.partitions for state in states.values()}), await growth.former(settings)
+    return sorted({state.partitions for state in states.values()}), await growth.noted(settings) or Lanes(settings.partitions)
 
 
 async def _grow(settings: Settings, partitions: int, *, quiet: bool) -> int:

@@ -33,7 +33,9 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
         partitions = consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
         if not partitions:
             raise LookupError(f"topic {topic} does not exist on {settings.kafka}: run `orders init`")
-        partition = TopicPartition(topic, partition_of(str(order_id).encode(), len(partitions)))
+        partition = TopicPartition(topic, partition_of(str(order_id).encode(), settings.partitions))
+        if partition.partition not in partitions:
+            raise LookupError(f"topic {topic} has {len(partitions)} partitions, ORDERS_PARTITIONS is {settings.partitions}")
         consumer.assign([partition])
         end = (await consumer.end_offsets([partition]))[partition]
         await consumer.seek_to_beginning(partition)

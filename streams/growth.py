@@ -1,17 +1,17 @@
-"""More partitions for topics that hold a history, while the workers are stopped: records stay where they are, states move.
+"""More lanes for topics that hold a history, while the workers are stopped: records stay where they are, states move.
 
     note how many there were ─► changelog ─► states to their new lanes ─► every other topic, the lanes' last
 
-The new number is a multiple of the old one, so what is in a new partition's lane came out of exactly one old partition: the new number
-modulo the old one. Workers refuse topics of unequal numbers, so none starts before the last step, wherever the others were cut short; run
-again, they are finished. Whoever folds a lane's history again reads the old partition too: see sources().
+The new number is a multiple of the old one, so all orders of a new lane come out of one old lane: its own number modulo the old count.
+Workers refuse topics of unequal numbers, and a setting that isn't the note's, so none starts before the last step, wherever the others were
+cut short; run again, they are finished. Whoever folds a lane's history again reads the old partition too: see sources().
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import KafkaTimeoutError
@@ -23,6 +23,7 @@ from streams import topics
 from streams.grouplock import GroupLock
 from streams.partitioner import partition_of
 from streams.transport import OutRecord
+from streams.transport.errors import PartitionMismatch
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
 from tables import codec
 
@@ -39,40 +40,58 @@ class CannotGrow(Exception):
     """The topics can't have this number of partitions. The message says why."""
 
 
+class Lanes(NamedTuple):
+    """By how many partitions an order's lane is found, and was found before, the fewest first."""
+
+    number: int
+    former: Sequence[int] = ()
+
+
 def sources(lane: int, former: Sequence[int]) -> list[int]:
-    """Partitions that hold the history of a lane's orders, the oldest first. `former`: see former(). Pure."""
+    """Partitions that hold the history of a lane's orders, the oldest first. `former`: see Lanes. Pure."""
     return [*dict.fromkeys([*(lane % count for count in former), lane])]
 
 
-async def former(settings: Settings) -> list[int]:
-    """How many partitions the topics had before, the fewest first; empty if they always had as many.
-
-    Blocks while one small topic is read. Raises KafkaError.
-    """
+async def noted(settings: Settings) -> Lanes | None:
+    """What the note says; None: the lanes have never been made more. Blocks while one small topic is read. Raises KafkaError."""
     newest: bytes | None = None
     async with _consumer(settings) as consumer:
-        partition = TopicPartition(PARTITIONS, 0)
         if PARTITIONS not in await consumer.topics():
-            return []
-        async for record in _read(consumer, partition):
+            return None
+        async for record in _read(consumer, TopicPartition(PARTITIONS, 0)):
             newest = record.value
-    return [] if newest is None else sorted(json.loads(newest)["former"])
+    if newest is None:
+        return None
+    note = json.loads(newest)
+    return Lanes(note["partitions"], sorted(note["former"]))
+
+
+async def lanes(settings: Settings) -> Lanes:
+    """The lanes that there are. Blocks as noted() does. Raises KafkaError, PartitionMismatch when ORDERS_PARTITIONS isn't their number."""
+    found = await noted(settings) or Lanes(settings.partitions)
+    if found.number != settings.partitions:
+        raise PartitionMismatch(
+            f"the orders are spread over {found.number} lanes, ORDERS_PARTITIONS is {settings.partitions}: set it to {found.number}"
+        )
+    return found
 
 
 async def grow(settings: Settings, lock: GroupLock, partitions: int, progress: Progress = lambda what, done, whole: None) -> int:
-    """Give every topic so many partitions; returns how many states have moved to another lane. The group is locked: no worker runs.
+    """Give every topic so many partitions, and as many lanes; returns how many states have moved. The group is locked: no worker runs.
 
     Needs memory for the states of one partition. Blocks while the changelog is read. Raises CannotGrow before anything is changed,
     LeaseLost when the lock is lost and KafkaError: run again it goes on.
     """
     names = [spec.name for spec in topics.specs(settings, 1)]
     counts = {name: state.partitions for name, state in (await topics.describe(settings)).items()}
-    known = await former(settings)
-    old = check(settings, names, counts, known, partitions)
+    known = await noted(settings) or Lanes(settings.partitions)
+    old = check(names, counts, known, partitions)
+    if old == partitions:
+        return 0
     changelog = settings.changelog_topic
     producer = LaneProducer(lambda: _options(settings), lock.check, _give_up, _PATIENCE)
     try:
-        note = json.dumps({"former": sorted({*known, old} - {partitions}), "partitions": partitions}).encode()
+        note = json.dumps({"partitions": partitions, "former": sorted({*known.former, old})}).encode()
         await producer.send({PARTITIONS: [OutRecord(_KEY, note, [])]}, 0)
         lock.check()
         await topics.grow(settings, [changelog], partitions)
@@ -91,18 +110,20 @@ async def grow(settings: Settings, lock: GroupLock, partitions: int, progress: P
     return moved
 
 
-def check(settings: Settings, names: Sequence[str], counts: Mapping[str, int], known: Sequence[int], partitions: int) -> int:
-    """How many partitions the topics had before, if they may have `partitions` now. `known`: see former(). Pure. Raises CannotGrow."""
+def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partitions: int) -> int:
+    """The number of lanes that `partitions` of them are made of; `partitions`: nothing is left to be done. Pure. Raises CannotGrow."""
     missing = [name for name in names if name not in counts]
     if missing:
         raise CannotGrow(f"topic {missing[0]} doesn't exist; run orders init first")
-    started = {count for count in counts.values() if count != partitions}
-    if len(started) > 1:
-        raise CannotGrow(f"the topics have {', '.join(map(str, sorted(set(counts.values()))))} partitions; finish that change first")
-    # Every topic is as wished already: perhaps all but the last step of an earlier run is done.
-    old = started.pop() if started else max((count for count in known if count < partitions), default=partitions)
-    if partitions < old:
-        raise CannotGrow(f"the topics have {old} partitions, and Kafka takes none away")
+    fewest, most = min(counts.values()), max(counts.values())
+    begun = fewest < known.number
+    if begun and not known.former:
+        raise CannotGrow(f"ORDERS_PARTITIONS is {known.number}, but a topic has {fewest}: leave it as it was until this is done")
+    if begun and partitions != known.number:
+        raise CannotGrow(f"a change to {known.number} was begun and not finished: run orders partitions --to {known.number} first")
+    old = known.former[-1] if begun else known.number
+    if partitions < most:
+        raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away")
     if partitions % old:
         raise CannotGrow(f"{partitions} is no multiple of {old}: one lane's orders would come out of several; take {old * 2} or {old * 3}")
     return old

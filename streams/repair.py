@@ -29,7 +29,7 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
 from streams.grouplock import GroupLock
-from streams.growth import former, sources
+from streams.growth import lanes, sources
 from streams.lag import LagReader
 from streams.partitioner import partition_of
 from streams.pipeline import Pipeline, Record, Touched, Work
@@ -102,11 +102,9 @@ class Repairer:
                 await self._redis.ping()
             async with LagReader(self._settings) as reader:
                 self._positions = await reader.lag()
-            self._partitions = 1 + max(number for _, number in self._positions)
-            self._former = await former(self._settings)
+            self._partitions, self._former = await lanes(self._settings)
             # Its sinks are never written to: it only folds and renders.
-            settings = self._settings.model_copy(update={"partitions": self._partitions})
-            self._pipeline = Pipeline(settings, None, cast("Sink[RowBatch]", None), cast(RedisSink, None))
+            self._pipeline = Pipeline(self._settings, None, cast("Sink[RowBatch]", None), cast(RedisSink, None))
             self._stack = stack.pop_all()
         return self
 

@@ -266,13 +266,17 @@ class BatchApp(faust.App):
         except (KafkaError, OSError) as exc:
             raise Unreachable(f"no Kafka broker answers at {self.settings.kafka} (ORDERS_KAFKA): {describe(exc)}") from exc
         count = check_topics(self.copartitioned, found.partitions)
-        if count != self.settings.partitions:
+        if count < self.settings.partitions:
             raise PartitionMismatch(
-                f"the topics have {count} partitions, ORDERS_PARTITIONS says {self.settings.partitions}: set ORDERS_PARTITIONS={count} "
+                f"the topics have {count} partitions, ORDERS_PARTITIONS is {self.settings.partitions}: set ORDERS_PARTITIONS={count} "
                 "(to give them more, see orders partitions --help)"
             )
+        await self.check_lanes()
         prepare_data_folder(self.conf.datadir, found.id)
         await super().on_first_start()
+
+    async def check_lanes(self) -> None:
+        """For apps: what else of the lanes must hold before anything is read. Raises FailStop, KafkaError."""
 
     async def on_start(self) -> None:
         """Subscribe to the lanes' topics."""

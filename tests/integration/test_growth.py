@@ -111,10 +111,11 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
     assert cut("grow 2", "kill", "partitions", "--to", str(new)).returncode == -signal.SIGKILL
     until(lambda: orders("partitions", "--to", str(new), "--json").returncode == 0, "the lock of the killed one has ended", 60)
     assert told("partitions", "--to", str(new), code=0) == {"partitions": new, "moved": 0}
-    assert told("partitions", code=0) == {"partitions": [new], "former": [old]}
+    assert told("partitions", code=0) == {"partitions": [new], "lanes": new, "former": [old]}
     assert {state.partitions for state in (await topics.describe(fresh)).values()} == {new}
 
-    assert f"set ORDERS_PARTITIONS={new}" in refused_to_start("wrong")
+    assert f"set it to {new}" in refused_to_start("wrong")
+    assert orders("audit").stderr == f"orders: the orders are spread over {new} lanes, ORDERS_PARTITIONS is {old}: set it to {new}\n"
     monkeypatch.setenv("ORDERS_PARTITIONS", str(new))
     get_settings.cache_clear()
     grown = get_settings()
@@ -130,17 +131,17 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
     assert lanes[True]
     assert lanes[False]
 
-    with worker(tmp_path, "other") as another:  # with none
-        await send(grown, history)
-        processed()
-        audit()
-        assert another.terminate() == 0
-    assert await rows(grown) == truth
-
     # Folded again, an order's facts come out of both partitions.
     moved = sorted(str(order_id) for order_id, _ in truth["orders_order"] if partition_of(str(order_id).encode(), new) >= old)[:5]
     database = await asyncpg.connect(grown.postgres)
     await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
     await database.close()
     assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
+    assert await rows(grown) == truth
+
+    with worker(tmp_path, "other") as another:  # with none
+        await send(grown, history)
+        processed()
+        audit()
+        assert another.terminate() == 0
     assert await rows(grown) == truth
