@@ -244,7 +244,7 @@ def _page(found: Json) -> Iterator[str]:
     yield "|---|---|"
     yield f"| {_links((*topics.INPUT, *topics.BULK))} | {_links((*topics.DERIVED, topics.BULK_COMPLETED))} |"
     yield ""
-    internal = _links((topics.DECISIONS, topics.REKEYED, topics.REDRIVEN))
+    internal = _links((topics.DECISIONS, topics.REKEYED, topics.REDRIVEN, topics.PARTITIONS))
     yield f"Internal: {internal}. Refused records: [{topics.DLQ}](#{_anchor(topics.DLQ)})."
     yield ""
     yield "## Records"
@@ -368,6 +368,14 @@ def _page(found: Json) -> Iterator[str]:
         "`at`, `by`, `count`,"
     )
     yield "`reason`, `origin` and `to` ([topic, partition, offset] of the refused record and of the one that was sent)."
+    yield ""
+    yield f"### {topics.PARTITIONS}"
+    yield ""
+    yield (
+        "Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition 0). Value JSON: `partitions`, "
+        "the number by which an order's lane is found,"
+    )
+    yield "and `former`, those of before: an order's older records lie in partition hash mod each. Empty where there were never more."
     yield ""
     yield "## Refused records"
     yield ""
