@@ -372,8 +372,8 @@ def _page(found: Json) -> Iterator[str]:
     yield f"### {topics.PARTITIONS}"
     yield ""
     yield (
-        "Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition 0). Value JSON: `partitions`, "
-        "the number by which an order's lane is found,"
+        "Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition 0). Value JSON: "
+        "`partitions`, the number by which an order's lane is found,"
     )
     yield "and `former`, those of before: an order's older records lie in partition hash mod each. Empty where there were never more."
     yield ""

@@ -6,11 +6,14 @@ Each is played on a topology under load (run.arena) and notes what it saw. What 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import signal
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 from aiokafka.admin import NewPartitions
 from aiokafka.errors import KafkaError
@@ -19,9 +22,10 @@ from sources import generator
 from sources.producer import send
 from streams import topics
 from streams.lag import LagReader
+from tests.chaos.readers import Readers, api, environment, job_lines, percentile
 from tests.chaos.run import Injection, Outcome, Say
 from tests.chaos.workers import Supervised
-from tests.chaos.world import Shape, World, until
+from tests.chaos.world import Shape, World, until, until_awaited
 
 METADATA_AGE = 30.0
 """Seconds after which a running worker looks at the topics again."""
@@ -38,14 +42,13 @@ class Scenario:
 
 
 SCENARIOS: dict[str, Scenario] = {}
+A = TypeVar("A", bound=Callable[[World, Outcome, Say], Awaitable[None]])
 
 
-def scenario(
-    name: str, what: str, shape: Shape | None = None, limit: float = 60.0
-) -> Callable[[Callable[[World, Outcome, Say], Awaitable[None]]], Callable[[World, Outcome, Say], Awaitable[None]]]:
+def scenario(name: str, what: str, shape: Shape | None = None, limit: float = 60.0) -> Callable[[A], A]:
     """Decorator: put it among the scenarios."""
 
-    def register(act: Callable[[World, Outcome, Say], Awaitable[None]]) -> Callable[[World, Outcome, Say], Awaitable[None]]:
+    def register(act: A) -> A:
         SCENARIOS[name] = Scenario(act, what, shape or Shape(), limit)
         return act
 
@@ -151,6 +154,93 @@ async def worker_failover(here: World, outcome: Outcome, say: Say) -> None:
         injection.healed = here.clock.now()
         injection.recovery = await here.watch.caught_up(60.0)
         await asyncio.sleep(5)
+
+
+JOB_LINES = 1_000_000
+
+
+@scenario(
+    "bulk-and-readers",
+    "a job of a million lines beside live events and readers; the replica away, Redis flushed, each worker killed meanwhile",
+    Shape(brokers=1, workers=3, rate=200.0, settings={"ORDERS_BULK_RATE": "2000"}),
+    limit=300.0,
+)
+async def bulk_and_readers(here: World, outcome: Outcome, say: Say, lines: int = JOB_LINES, readers: int = 4) -> None:
+    """Half as many orders as lines. Each reader holds every answer to the versions that it knows of."""
+    file = here.folder / "job.csv"
+    with file.open("w") as out:
+        out.writelines(f"{line}\n" for line in job_lines(lines // 2, here.seed))
+    async with api(environment(here.direct), here.folder / "logs" / "api.log") as url:
+        reading = Readers(url, here.settings.brokers, here.seed)
+        await reading.start(readers)
+        began = time.monotonic()
+        code, told, error = await here.orders("bulk", "submit", "orders", str(file), "--json", timeout=900)
+        if code:
+            here.problems.append(f"orders bulk submit ended with {code}: {error}")
+            return
+        job = json.loads(told)["job_id"]
+        say(f"job {job} of {lines:,} lines is submitted after {time.monotonic() - began:.1f} s")
+        steps = [
+            (0.1, "replica-kill", partial(_replica_away, here)),
+            (0.3, "redis-flushall", partial(_flush, here)),
+            *((0.4 + 0.15 * n, "worker-kill", partial(_kill, worker)) for n, worker in enumerate(here.workers.values())),
+        ]
+        for number, (share, kind, act) in enumerate(steps):
+            await until_awaited(partial(_unpacked, here, job, share), f"{share:.0%} of the job is unpacked", 900)
+            injection = Injection(number, kind, 0, f"at {share:.0%} of the job", here.clock.now())
+            outcome.injections.append(injection)
+            say(f"{kind} at {share:.0%} of the job")
+            await act()
+            injection.healed = here.clock.now()
+        await until_awaited(partial(_unpacked, here, job, 1.0), "the whole job is unpacked", 900)
+        seconds = time.monotonic() - began
+        await here.feeder.stop()
+        for injection in outcome.injections:
+            injection.recovery = await here.watch.caught_up(SCENARIOS["bulk-and-readers"].limit)
+        await reading.stop()
+        await reading.finish(500)
+        here.problems += reading.wrong[:20]
+        if len(reading.wrong) > 20:
+            here.problems.append(f"and {len(reading.wrong) - 20:,} more wrong answers")
+        if not reading.answers["replica"] or not reading.answers["cache"]:
+            here.problems.append(f"the readers were not answered by cache and replica: {dict(reading.answers)}")
+    async with here.sql() as session:
+        row = await session.fetchrow("SELECT parts, parts_done, events, lines, refused FROM orders_bulk_job WHERE job_id = $1", job)
+        done = await session.fetchval("SELECT count(DISTINCT order_id) FROM orders_order_item WHERE sku = 'job-2'")
+    if row is None or row["events"] != lines // 2 or row["parts_done"] != row["parts"]:
+        here.problems.append(f"the job's row says {dict(row or {})}")
+    here.notes.append(f"a job of {lines:,} lines ({row['parts'] if row else 0:,} parts): unpacked {seconds:.0f} s after its submit began")
+    answers = ", ".join(f"{what} {count:,}" for what, count in sorted(reading.answers.items()))
+    tail = ", ".join(f"p{share:.0%} {percentile(reading.latencies, share) * 1000:.0f} ms".replace("%", "") for share in (0.5, 0.99))
+    here.notes.append(f"readers: {len(reading.latencies):,} requests, {tail}; answered by {answers}")
+    for note in here.notes[-2:]:
+        say(note)
+    if done < lines // 2:
+        here.problems.append(f"{done:,} orders of the job have rows, not {lines // 2:,}")
+
+
+async def _unpacked(here: World, job: str, share: float) -> bool:
+    async with here.sql() as session:
+        row = await session.fetchrow("SELECT parts, parts_done FROM orders_bulk_job WHERE job_id = $1", job)
+    if row is not None and row["parts_done"] >= share * row["parts"]:
+        return True
+    await asyncio.sleep(0.25)
+    return False
+
+
+async def _kill(worker: Supervised) -> None:
+    worker.send(signal.SIGKILL)
+
+
+async def _replica_away(here: World) -> None:
+    await here.kill("postgres-replica", signal.SIGQUIT)
+    await asyncio.sleep(5)
+    await here.revive("postgres-replica")
+
+
+async def _flush(here: World) -> None:
+    async with here.redis() as client:
+        await client.flushall()
 
 
 def _lanes(worker: Supervised) -> set[int]:

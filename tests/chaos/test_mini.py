@@ -11,7 +11,7 @@ from pathlib import Path
 from tests.chaos.faults import CATALOGUE
 from tests.chaos.report import write
 from tests.chaos.run import arena, play
-from tests.chaos.scenarios import SCENARIOS
+from tests.chaos.scenarios import SCENARIOS, bulk_and_readers
 from tests.chaos.schedule import once
 from tests.chaos.world import Shape
 
@@ -40,6 +40,17 @@ async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     assert outcome.good, outcome.audit
     assert {injection.kind for injection in outcome.injections} == {*FAULTS, "partitions-added"}
     assert outcome.audit["counts"]["orders"] > 500
+
+
+async def test_a_job_beside_readers_who_remember_versions(tmp_path: Path) -> None:
+    said: list[str] = []
+    shape = Shape(brokers=1, workers=2, rate=100.0, settings={"ORDERS_BULK_RATE": "500"})
+    async with arena(tmp_path, SEED, shape, say=said.append) as (here, outcome):
+        await bulk_and_readers(here, outcome, said.append, lines=6_000, readers=2)
+    write(outcome, tmp_path)
+    assert outcome.problems == [], said
+    assert outcome.good, outcome.audit
+    assert {injection.kind for injection in outcome.injections} == {"replica-kill", "redis-flushall", "worker-kill"}
 
 
 def test_the_manual_has_every_fault_once() -> None:
