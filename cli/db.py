@@ -271,3 +271,5 @@ def _run(work: Coroutine[Any, Any, T]) -> T:
         raise UserError(str(error)) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise UserError(f"Postgres says: {error}; run it as the owner of the tables") from error
+    except asyncpg.FeatureNotSupportedError as error:
+        raise UserError(f"this Postgres can't do that: {error}") from error

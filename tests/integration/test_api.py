@@ -378,6 +378,15 @@ async def test_without_any_database_the_cache_answers_and_the_rest_is_a_problem(
 # -- a replica that is behind --------------------------------------------------------------------------------------
 
 
+async def test_a_replica_that_follows_nobody_is_passed_over(service: Open, filled: Settings) -> None:
+    """As one that was promoted by mistake: what it has may be old for ever. Without a primary it answers all the same."""
+    async with service(postgres_replica=filled.postgres) as s:
+        first, second = list(s.world.orders)[:2]
+        assert (await s.get(f"/orders/{first}")).headers["X-Source"] == "primary"
+        await s.primary.cut()
+        assert (await s.get(f"/orders/{second}")).headers["X-Source"] == "stale replica"
+
+
 @asynccontextmanager
 async def paused(s: Service) -> AsyncIterator[None]:
     """The replica takes in nothing more meanwhile."""
