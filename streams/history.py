@@ -21,8 +21,9 @@ from sinks.base import Sink
 from sinks.redis import RedisSink
 from sinks.rows import RowBatch
 from streams.lag import Lag
-from streams.pipeline import Pipeline, Record, Work
+from streams.pipeline import Pipeline, Record, Touched, Work
 from streams.transport.batch import LaneBatch, Slice
+from tables import codec
 
 FOLD_RECORDS: Final = 4_000
 """Records that are folded at once."""
@@ -199,3 +200,17 @@ class MemoryBatch:
 def fold(pipeline: Pipeline, lane: int, records: Sequence[Record], states: Callable[[Sequence[bytes]], list[bytes | None]]) -> Work:
     """What these records of a lane come to, given the `states` by raw id. Blocks for the states only."""
     return pipeline.fold(cast(LaneBatch, MemoryBatch(lane, records, states)))
+
+
+def render(pipeline: Pipeline, states: Mapping[bytes, bytes]) -> Work:
+    """All that is to be written of these orders, by raw id, whatever is there: states with their due times, rows, cache entries. Pure."""
+    touched: dict[bytes, Touched] = {}
+    for raw_id, raw in states.items():
+        order = codec.decode(raw)
+        # A decision of ours that isn't in the log was never made. It is looked at again when the order's next event comes.
+        order.proposed = len(order.decisions)
+        whole = touched[raw_id] = Touched(order)
+        whole.changed = whole.created = True
+    work = Work()
+    pipeline.render(work, touched)
+    return work

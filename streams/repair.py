@@ -25,12 +25,11 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
 from streams.grouplock import GroupLock
-from streams.history import FOLD_RECORDS, HistoryReader, committed, fold, folder
+from streams.history import FOLD_RECORDS, HistoryReader, committed, fold, folder, render
 from streams.lag import LagReader
 from streams.partitioner import partition_of
-from streams.pipeline import Record, Touched, Work
+from streams.pipeline import Record
 from streams.states import version, write_states
-from tables import codec
 
 log = logging.getLogger(__name__)
 
@@ -119,21 +118,13 @@ class Repairer:
         async for some in self._reader.lane(lane, {}, self._positions[lane]):
             records += [record for record in some if record.key in keys]
         states = self._fold(lane, records)
-        touched: dict[bytes, Touched] = {}
-        for raw_id, raw in states.items():
-            order = codec.decode(raw)
-            # A decision of ours that isn't in the log was never made. It is looked at again when the order's next event comes.
-            order.proposed = len(order.decisions)
-            whole = touched[raw_id] = Touched(order)
-            whole.changed = whole.created = True
-        work = Work()
-        self._pipeline.render(work, touched)
+        work = render(self._pipeline, states)
         await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], work.rows)
         await self._write_states(lane, [order_id for order_id, each in damaged.items() if each.state], work.states)
         await self._write_cache({order_id: each.keys for order_id, each in damaged.items() if each.keys}, work.cache)
         for order_id, each in damaged.items():
             log.info("repaired: order %s, %s", order_id, ", ".join(each.stores))
-        return {order_id: touched[_raw(order_id)].order.version if _raw(order_id) in touched else 0 for order_id in damaged}
+        return {order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0 for order_id in damaged}
 
     def _fold(self, lane: int, records: Sequence[Record]) -> dict[bytes, bytes]:
         """States by raw id after these records, as the lane would have them."""
