@@ -42,6 +42,7 @@ SUBCOMMANDS: Final = (
     Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
     Subcommand("repair", "cli.repair", "repair_command", "Make states, rows and cache right again from the log."),
     Subcommand("rebuild", "cli.rebuild", "app", "Rows, states and cache anew from the log, beside the pipeline."),
+    Subcommand("whatif", "cli.whatif", "whatif_command", "What changed rules or settings would change, tried on the history."),
     Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why, and its way back."),
     Subcommand("bench", "cli.bench", "bench_command", "Throughput, latency and a profile."),
     Subcommand("demo", "cli.demo", "demo_command", "Everything once, from nothing, in two minutes."),

@@ -14,7 +14,7 @@ import asyncio
 import shutil
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,8 +40,7 @@ from streams.history import committed, render
 from streams.lag import LagReader
 from streams.pipeline import Work
 from streams.refold import LocalStates, Progress, Refold, rules_of
-from streams.states import decode, same, version, write_states
-from streams.transport.table import newest
+from streams.states import decode, read_changelog, same, version, write_states
 from tables import codec
 
 STATES_AT_ONCE: Final = 2_000
@@ -140,7 +139,7 @@ class Rebuild:
         with TemporaryDirectory(prefix="orders-changelog-") as folder:
             live = LocalStates(Path(folder) / "states")
             try:
-                await self._read_changelog(partition, live)
+                await read_changelog(self._refold.reader, partition, 0, live)
                 for some in live.states(STATES_AT_ONCE):
                     mine = dict(zip(some, self._states.get(list(some)), strict=True))
                     anew = self._render({key: state for key, state in mine.items() if state is not None})
@@ -166,22 +165,6 @@ class Rebuild:
         if states:
             await write_states(self._settings, lock, lane, states)
         return len(states)
-
-    async def _read_changelog(self, partition: TopicPartition, live: LocalStates) -> None:
-        """As a worker with no local state would recover from it."""
-        reader = self._refold.reader
-        end = (await reader.ends([partition]))[partition]
-        async with aclosing(reader.stretch(partition, 0, end)) as stretches:
-            async for records in stretches:
-                kept, deleted = newest(records, version)
-                olds = live.get(list(kept))
-                live.write(
-                    {
-                        key: value
-                        for (key, value), old in zip(kept.items(), olds, strict=True)
-                        if value is None or old is None or key in deleted or version(value) >= version(old)
-                    }
-                )
 
     def _render(self, states: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
         return render(self._refold.pipeline, states).states

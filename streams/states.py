@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import aclosing
 from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
 from domain.order import Order, SimpleFact
 from settings import Settings
 from streams.grouplock import GroupLock
+from streams.history import HistoryReader
+from streams.refold import LocalStates
 from streams.transport import OutRecord
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
+from streams.transport.table import newest
 from tables import codec
 
 _PATIENCE: Final = 30.0
@@ -45,6 +50,24 @@ async def write_states(settings: Settings, lock: GroupLock, lane: int, states: M
         await producer.send({settings.changelog_topic: records}, lane)
     finally:
         await producer.close()
+
+
+async def read_changelog(reader: HistoryReader, partition: TopicPartition, start: int, states: LocalStates) -> int:
+    """Take a changelog over into `states`, from a position on, as a worker recovers from it: each key's highest version. Returns where it
+    ended. Blocks."""
+    end = (await reader.ends([partition]))[partition]
+    async with aclosing(reader.stretch(partition, start, end)) as stretches:
+        async for records in stretches:
+            kept, deleted = newest(records, version)
+            olds = states.get(list(kept))
+            states.write(
+                {
+                    key: value
+                    for (key, value), old in zip(kept.items(), olds, strict=True)
+                    if value is None or old is None or key in deleted or version(value) >= version(old)
+                }
+            )
+    return end
 
 
 def _producer_options(settings: Settings) -> dict[str, Any]:
