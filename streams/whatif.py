@@ -18,10 +18,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import combinations, groupby, islice, pairwise
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -53,7 +53,7 @@ ARRIVALS: Final = 120
 """Orders of arrival that are tried of one order."""
 _TOPICS: Final = (*DERIVED, DLQ)
 _NUMBER: Final = {topic: number for number, topic in enumerate(_TOPICS)}
-_COMMAND, _TOLD, _MOVED, _OWED = b"C", b"T", b"M", b"D"
+_COMMAND, _TOLD, _MOVED, _OWED, _PINNED = b"C", b"T", b"M", b"D", b"V"
 _WOULD, _WAS = 1, 2
 _ID: Final = 16
 _SIDES: Final = {_WOULD: b"a", _WAS: b"l"}
@@ -185,6 +185,8 @@ class WhatIf:
                 continue
             order_id, name, mark, told, text = parsed
             whose.add(order_id)
+            if side == _WAS and topic in NOTICES and (pin := _pin(record)) is not None:
+                puts[_PINNED + order_id + pin[0]] = pin[1]
             if told is not None:
                 key = _TOLD + order_id + name + _SIDES[side]
                 if topic in NOTICES:
@@ -339,7 +341,8 @@ class WhatIf:
             for key, value in self._events.items(_COMMAND + order_id)
             if value[0] & _WAS and _TOPICS[key[1 + _ID]] in BY_ARRIVAL
         }
-        for arrival in arrivals(records, random.Random(order_id)):
+        pins = {int.from_bytes(key[1 + _ID :], "big"): event_id for key, event_id in self._events.items(_PINNED + order_id)}
+        for arrival in arrivals(records, pins, random.Random(order_id)):
             states: dict[bytes, bytes] = {}
             work = fold(refold.pipeline, lane, arrival, lambda keys, states=states: [states.get(key) for key in keys])  # type: ignore[misc]
             got = set()
@@ -421,24 +424,65 @@ def _parse(
     return order_id, subject, b"", told, b""
 
 
+def _pin(notice: Any) -> tuple[bytes, bytes] | None:
+    """(the order's version, the event that raised it) by a notice."""
+    cause = dict(notice.headers).get("ce_causeid")
+    return None if cause is None else (int(msgspec.json.decode(notice.value)["version"]).to_bytes(4, "big"), cause)
+
+
 def _mark(value: bytes) -> bytes:
     return hashlib.blake2b(value, digest_size=8).digest()
 
 
-def arrivals(records: Sequence[Record], dice: random.Random) -> Iterator[list[Record]]:
-    """Orders in which a lane may have taken in one order's records, the likely ones first; each topic's in its own order. `records` are in
-    the order of time."""
-    by_topic = [[record for record in records if record.topic == topic] for topic in LANE]
-    place = {topic: at for at, topic in enumerate(LANE)}
-    cuts = (cut for most in range(4) for cut in combinations(range(1, len(records)), most))
-    for cut in islice(cuts, ARRIVALS // 2):  # batches that followed each other: within one, topic after topic
-        bounds = pairwise((0, *cut, len(records)))
-        yield [record for start, end in bounds for record in sorted(records[start:end], key=lambda each: place[each.topic])]
-    for _ in range(ARRIVALS // 2):  # a topic may come late by any amount
-        places = [at for at, of_topic in enumerate(by_topic) for _ in of_topic]
-        dice.shuffle(places)
-        sources = [iter(of_topic) for of_topic in by_topic]
-        yield [next(sources[at]) for at in places]
+def arrivals(records: Sequence[Record], pins: Mapping[int, bytes], dice: random.Random) -> Iterator[list[Record]]:
+    """Orders in which a lane may have taken in one order's records, the likely ones first; each topic's in its own order.
+
+    `records` are in the order of time. `pins`: version -> ce_id of the event that was the order's so manieth fact, as far as notices tell.
+    """
+    whole = [_Arrived.of(at, record) for at, record in enumerate(records)]
+    by_topic = [[each for each in whole if each.record.topic == topic] for topic in LANE]
+    yield [each.record for of_topic in by_topic for each in of_topic]  # one batch: topic after topic
+    yield _arrange(by_topic, pins, lambda heads: min(heads, key=lambda topic: heads[topic].at))
+    yield _arrange(by_topic, pins, min)
+    for _ in range(ARRIVALS - 3):
+        yield _arrange(by_topic, pins, lambda heads: dice.choice(list(heads)))
+
+
+class _Arrived(NamedTuple):
+    at: int
+    record: Record
+    id: bytes
+    counts: bool
+    """Whether it raises the order's version, if it is new: a refund's decision doesn't."""
+
+    @classmethod
+    def of(cls, at: int, record: Record) -> _Arrived:
+        headers = dict(record.headers)
+        return cls(at, record, headers.get("ce_id", b""), headers.get("ce_type") != b"refund.decided")
+
+
+def _arrange(
+    by_topic: Sequence[Sequence[_Arrived]], pins: Mapping[int, bytes], choose: Callable[[Mapping[int, _Arrived]], int]
+) -> list[Record]:
+    version_of = {event_id: version for version, event_id in pins.items()}
+    place, version, seen = [0] * len(by_topic), 0, set()
+    arranged: list[Record] = []
+    while heads := {topic: of[place[topic]] for topic, of in enumerate(by_topic) if place[topic] < len(of)}:
+        free = {
+            topic: head
+            for topic, head in heads.items()
+            if head.id in seen or not head.counts or version_of.get(head.id, version + 1) <= version + 1
+        }
+        next_one = pins.get(version + 1)
+        due = next((topic for topic, head in heads.items() if head.id == next_one and head.id not in seen), None)
+        topic = due if due is not None else choose(free or heads)
+        head = heads[topic]
+        place[topic] += 1
+        arranged.append(head.record)
+        if head.counts and head.id not in seen:
+            version += 1
+        seen.add(head.id)
+    return arranged
 
 
 @asynccontextmanager
