@@ -118,7 +118,7 @@ class HistoryReader:
         Holds one fetch of each topic at most, however long the log is. Blocks while the broker is away. The positions must exist (require).
         """
         topics = [topic for topic in LANE if start.get(topic, 0) < end.get(topic, 0)]
-        sources = [_Source(TopicPartition(topic, lane), end[topic]) for topic in topics]
+        sources = [Source(TopicPartition(topic, lane), end[topic]) for topic in topics]
         consumer = self._consumer
         consumer.assign([source.partition for source in sources])
         for source in sources:
@@ -136,7 +136,7 @@ class HistoryReader:
             yield merge(sources)
 
 
-class _Source:
+class Source:
     """What was fetched of one topic and not yet merged. `times`: of each record the latest up to it, so that none overtakes another."""
 
     def __init__(self, partition: TopicPartition, end: int) -> None:
@@ -161,7 +161,7 @@ class _Source:
         return taken
 
 
-def merge(sources: Sequence[_Source]) -> list[Any]:
+def merge(sources: Sequence[Source]) -> list[Any]:
     """Takes what can be put in order: nothing that is still to be fetched comes before it. Of equal times, the earlier topic's first.
 
     Every open source must have records. Takes all of one source at least.
