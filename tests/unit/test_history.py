@@ -6,6 +6,7 @@ import asyncio
 import heapq
 import random
 from collections.abc import Mapping
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
         arrived("order.paid", b"p2"),
         arrived("order.created", b"c"),
     ]
-    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in arrivals(records, {}, random.Random(1))]
+    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
     assert found[0] == [b"c", b"p1", b"p2", b"s1"]
     assert found[1] == [b"p1", b"s1", b"p2", b"c"]
     assert all(sorted(each) == sorted(found[0]) and each.index(b"p1") < each.index(b"p2") for each in found)
@@ -175,7 +176,7 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
 def test_it_keeps_to_what_notices_tell() -> None:
     records = [arrived("order.created", b"c"), arrived("order.paid", b"p"), arrived("shipment.updated", b"s"), arrived("order.paid", b"p")]
     pins = {1: b"s", 3: b"p"}
-    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in arrivals(records, pins, random.Random(1))]
+    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, pins, random.Random(1)), 60)]
     assert {tuple(each) for each in found[1:]} == {(b"s", b"c", b"p", b"p")}
 
 
