@@ -171,7 +171,8 @@ async def _create_table(connection: ddl.Connection, schema: str, table: str) -> 
         name = f'{schema}."{part["name"]}"'
         options = f" WITH ({', '.join(part['options'])})" if part["options"] else ""
         await connection.execute(f"CREATE TABLE {name} PARTITION OF {schema}.{table} {part['bound']}{options}")
-        await connection.execute(f"ALTER TABLE {name} ADD CONSTRAINT {_IMPLIED} CHECK ({part['implied']})")
+        if part["implied"] is not None:  # a default partition alone takes whatever comes
+            await connection.execute(f"ALTER TABLE {name} ADD CONSTRAINT {_IMPLIED} CHECK ({part['implied']})")
 
 
 async def drop(connection: ddl.Connection, shadow: Shadow) -> None:
@@ -251,7 +252,7 @@ async def switch(
                 name = f'"{part["name"]}"'
                 await connection.execute(
                     f"ALTER TABLE public.{table} ATTACH PARTITION public.{name} {part['bound']};"
-                    f"ALTER TABLE public.{name} DROP CONSTRAINT {_IMPLIED}"
+                    f"ALTER TABLE public.{name} DROP CONSTRAINT IF EXISTS {_IMPLIED}"
                 )
             await _keep_for_reading(connection, before, table, [part["name"] for part in parts[table]])
         for table, name, definition in referring:

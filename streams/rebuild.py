@@ -40,7 +40,7 @@ from streams.history import committed, render
 from streams.lag import LagReader
 from streams.pipeline import Work
 from streams.refold import LocalStates, Progress, Refold, rules_of
-from streams.states import decode, read_changelog, same, version, write_states
+from streams.states import STALE, decode, read_changelog, same, version, write_states
 from tables import codec
 
 STATES_AT_ONCE: Final = 2_000
@@ -144,9 +144,10 @@ class Rebuild:
                     mine = dict(zip(some, self._states.get(list(some)), strict=True))
                     anew = self._render({key: state for key, state in mine.items() if state is not None})
                     wrong: dict[bytes, tuple[int, bytes | None]] = {}
-                    for key, raw in some.items():
+                    stale = live.get([STALE + key for key in some])
+                    for (key, raw), older_last in zip(some.items(), stale, strict=True):
                         state = anew.get(key)
-                        if state is None or not _same(raw, state):
+                        if state is None or older_last is not None or not _same(raw, state):
                             wrong[key] = (version(raw), state and self._remembering(key, raw, state))
                     await asyncio.sleep(0)  # the lock's heartbeats
                     gone += sum(state is None for _, state in wrong.values())
@@ -313,7 +314,7 @@ async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
 async def unsettled(settings: Settings) -> AsyncIterator[Rebuild | None]:
     """What a switch that was killed has left to do: its rows are live, its cache isn't renewed. None: nothing is left."""
     async with ddl.connect(settings) as connection:
-        left = [each for each in await shadow.listed(connection) if each.before and not each.settled]
+        left = [each for each in await shadow.listed(connection) if each.before and not each.settled and each.group == settings.group]
         if not left:
             yield None
             return

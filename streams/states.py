@@ -21,6 +21,7 @@ from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
 from streams.transport.table import newest
 from tables import codec
 
+STALE: Final = b"<"
 _PATIENCE: Final = 30.0
 _FACTS: Final = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
 
@@ -53,20 +54,23 @@ async def write_states(settings: Settings, lock: GroupLock, lane: int, states: M
 
 
 async def read_changelog(reader: HistoryReader, partition: TopicPartition, start: int, states: LocalStates) -> int:
-    """Take a changelog over into `states`, from a position on, as a worker recovers from it: each key's highest version. Returns where it
-    ended. Blocks."""
+    """Take a changelog over into `states`, from a position on, as a worker recovers from it: each key's highest version. Where an older
+    one comes last, which compaction would keep, STALE + key is there too. Returns where it ended. Blocks."""
     end = (await reader.ends([partition]))[partition]
     async with aclosing(reader.stretch(partition, start, end)) as stretches:
         async for records in stretches:
             kept, deleted = newest(records, version)
-            olds = states.get(list(kept))
-            states.write(
-                {
-                    key: value
-                    for (key, value), old in zip(kept.items(), olds, strict=True)
-                    if value is None or old is None or key in deleted or version(value) >= version(old)
-                }
-            )
+            last = {record.key: record.value for record in records}
+            puts: dict[bytes, bytes | None] = {}
+            for (key, value), old in zip(kept.items(), states.get(list(kept)), strict=True):
+                if value is None or old is None or key in deleted or version(value) >= version(old):
+                    puts[key] = value
+                highest = puts.get(key, old)
+                if highest is not None and version(last[key] or b"") < version(highest):
+                    puts[STALE + key] = b""
+            known = [STALE + key for key in kept]
+            puts |= {key: None for key, was in zip(known, states.get(known), strict=True) if was is not None and key not in puts}
+            states.write(puts)
     return end
 
 

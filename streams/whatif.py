@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
@@ -122,6 +123,8 @@ class Outcome:
     """All that would change."""
 
     records: int
+    folding: float
+    """Seconds that folding them took."""
     rows: Differences
     published: Published
     deadlines: Deadlines
@@ -152,7 +155,9 @@ class WhatIf:
             await connection.execute("SET default_transaction_read_only = on")
             say("folding the history")
             lag = await refold.lag()
+            begun = time.monotonic()
             await refold.catch_up(lag, progress)
+            folded, folding = refold.records, time.monotonic() - begun
 
             async def differ(order_ids: Sequence[str]) -> list[compare.Difference]:
                 raw = [UUID(order_id).bytes for order_id in order_ids]
@@ -167,7 +172,7 @@ class WhatIf:
             await self._compare_decisions(refold, examples)
             say("comparing deadlines")
             deadlines = await self._compare_deadlines(refold, examples)
-            return Outcome(refold.records, rows, self.published, deadlines)
+            return Outcome(folded, folding, rows, self.published, deadlines)
 
     # -- what would be, and what was published --------------------------------------------------------------------------
 

@@ -222,7 +222,8 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
 def _connected(server: socket.socket) -> bool:
     server.settimeout(0.05)
     try:
-        server.accept()
+        connection, _ = server.accept()
+        connection.close()
     except TimeoutError:
         return False
     return True
