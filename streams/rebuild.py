@@ -108,7 +108,7 @@ class Rebuild:
         try:
             await shadow.prepare(self._connection, self.made)
         except asyncpg.ForeignKeyViolationError as error:
-            raise BrokenReference(f"{error}; {error.detail} Mend what it refers to, or run orders db unlink") from error
+            raise BrokenReference(f"{error.args[0]}: {error.detail} Add what is missing, or run orders db unlink") from error
         say("comparing states with the changelog")
         done = Switched("", records=self.records)
         for lane in sorted({lane for _, lane in await self._refold.lag()}):
