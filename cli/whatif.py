@@ -71,7 +71,6 @@ def _document(found: Outcome) -> dict[str, Any]:
             "examples": [asdict(each) for each in published.examples],
             "unjudged": published.unjudged,
             "by_arrival": published.by_arrival,
-            "untried": published.untried,
             "partly": published.partly,
         },
         "deadlines": {
@@ -97,8 +96,6 @@ def _show_published(found: Published, console: Console) -> None:
         console.print(f"[yellow]{where}: what would be published there and wasn't can't be told of {topic}[/]")
     if found.by_arrival:
         console.print(f"[dim]{found.by_arrival:,} orders' labels or releases differ only by which of their facts came first[/]")
-    if found.untried:
-        console.print(f"[yellow]of {found.untried:,} orders with other labels or releases it wasn't tried whether that explains them[/]")
     if found.unjudged:
         console.print(f"[yellow]{found.unjudged:,} orders' events were not judged: they went on moving, or no worker goes on with them[/]")
 

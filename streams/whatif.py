@@ -48,8 +48,8 @@ from tables import codec
 NOTICES: Final = {"suborder.updated", "order.status_changed"}
 BY_ARRIVAL: Final = {"shipping.label.create", "stock.release"}
 """Whether they are sent, and of what, hangs on which of an order's facts came first."""
-TRIED: Final = 5_000
-"""Orders of which other orders of arrival are tried."""
+ORDERS_A_PASS: Final = 10_000
+"""Orders whose records are held in memory at once, to try other orders of arrival. Each pass reads the log again."""
 ARRIVALS: Final = 120
 """Orders of arrival that are tried of one order..."""
 FAILED: Final = 100
@@ -89,8 +89,6 @@ class Published:
     unjudged: int = 0
     by_arrival: int = 0
     """Orders whose labels or releases another order of arrival explains."""
-    untried: int = 0
-    """Orders whose labels or releases differ, beyond those of which other orders of arrival were tried."""
     partly: dict[str, str] = field(default_factory=dict)
     """Topics whose beginning is gone: what would be published and isn't there isn't told. -> the partition that says so."""
     examples: list[EventDifference] = field(default_factory=list)
@@ -143,6 +141,8 @@ class WhatIf:
         self._events = LocalStates(folder / "events")
         self._live = LocalStates(folder / "changelog")
         self._read: dict[TopicPartition, int] = {}
+        self._failed = 0
+        """Orders whose labels or releases no order of arrival explained."""
         self.published = Published()
 
     def close(self) -> None:
@@ -248,13 +248,14 @@ class WhatIf:
                 (moved,) = self._events.get([_MOVED + order_id])
                 if moved is not None and moved[0] == number:
                     again.append(order_id)
-                elif any(each.topic in BY_ARRIVAL for each in found) and len(suspects) < TRIED:
+                elif any(each.topic in BY_ARRIVAL for each in found):
                     suspects[order_id] = found
+                    if len(suspects) == ORDERS_A_PASS:
+                        await self._judge_arrival(refold, lag, suspects, examples)
+                        suspects = {}
                 else:
-                    self.published.untried += any(each.topic in BY_ARRIVAL for each in found)
                     self.published.add(found, examples)
-            for found in await self._unexplained(refold, lag, suspects):
-                self.published.add(found, examples)
+            await self._judge_arrival(refold, lag, suspects, examples)
             moving = again
             if not moving or not all_of_it:
                 break
@@ -320,10 +321,8 @@ class WhatIf:
             was_told, would_tell = msgspec.json.decode(live), msgspec.json.decode(anew)
             yield EventDifference(topic, "told", ids.text(name), text, _status(was_told), _status(would_tell))
 
-    async def _unexplained(self, refold: Refold, lag: Lag, suspects: Mapping[bytes, list[EventDifference]]) -> list[list[EventDifference]]:
-        """The suspects' differences, without those of labels and releases that another order of arrival explains."""
-        left: list[list[EventDifference]] = []
-        failed = 0
+    async def _judge_arrival(self, refold: Refold, lag: Lag, suspects: Mapping[bytes, list[EventDifference]], examples: int) -> None:
+        """Count the suspects' differences, but for those of labels and releases that another order of arrival explains."""
         by_lane: dict[int, dict[bytes, bytes]] = {}
         for order_id in suspects:
             by_lane.setdefault(refold.lane_of(order_id), {})[ids.text(order_id).encode()] = order_id
@@ -337,15 +336,14 @@ class WhatIf:
                             records[keys[record.key]].append(record)
             for order_id, of_order in records.items():
                 found = suspects[order_id]
-                tries = ARRIVALS if failed < FAILED else FEWER
+                tries = ARRIVALS if self._failed < FAILED else FEWER
                 explained = self._explained(refold, lane, order_id, of_order, {each.topic for each in found} & BY_ARRIVAL, tries)
                 if explained:
                     self.published.by_arrival += 1
                 found = [each for each in found if each.topic not in explained]
                 if found:
-                    failed += 1
-                    left.append(found)
-        return left
+                    self._failed += 1
+                    self.published.add(found, examples)
 
     def _explained(self, refold: Refold, lane: int, order_id: bytes, records: Sequence[Record], topics: set[str], tries: int) -> set[str]:
         """Those of the topics on which some order of arrival gives what was published."""
