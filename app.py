@@ -16,7 +16,7 @@ from domain.topics import CLOCK, DERIVED, DLQ, LANE
 from settings import Settings, get_settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
-from streams import growth
+from streams import history
 from streams.bulk import BulkService
 from streams.pipeline import Pipeline
 from streams.transport import BatchApp, LaneBatch
@@ -39,7 +39,7 @@ class OrdersApp(BatchApp):
 
     async def check_lanes(self) -> None:
         """Orders must be looked for where their states are. Raises PartitionMismatch, KafkaError."""
-        await growth.lanes(self.settings)
+        await history.lanes(self.settings)
 
     async def on_shutdown(self) -> None:
         """Close the sinks: by now no lane is open."""

@@ -43,6 +43,8 @@ SUBCOMMANDS: Final = (
     Subcommand("api", "cli.api", "api_command", "Orders over HTTP, for readers."),
     Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
     Subcommand("repair", "cli.repair", "repair_command", "Make states, rows and cache right again from the log."),
+    Subcommand("rebuild", "cli.rebuild", "app", "Rows, states and cache anew from the log, beside the pipeline."),
+    Subcommand("whatif", "cli.whatif", "whatif_command", "What changed rules or settings would change, tried on the history."),
     Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why, and its way back."),
     Subcommand("bench", "cli.bench", "bench_command", "Throughput, latency and a profile."),
     Subcommand("demo", "cli.demo", "demo_command", "Everything once, from nothing, in two minutes."),
@@ -208,6 +210,8 @@ def _explain_one(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name in LOCAL_SERVERS:
         return f"the local servers are not installed ({error.name} is missing); run: pip install 'orders-stream[stack]'"
     family = type(error).__module__.partition(".")[0]
+    if type(error).__name__ == "PartitionMismatch":
+        return str(error)
     if family == "aiokafka":
         return _explain_kafka(error)
     if family == "asyncpg":

@@ -17,7 +17,8 @@ from cli.errors import UserError
 from settings import Settings, get_settings
 from streams import growth, topics
 from streams.grouplock import GroupBusy, GroupLock
-from streams.growth import CannotGrow, Lanes
+from streams.growth import CannotGrow
+from streams.history import Lanes, noted
 from streams.transport.errors import LeaseLost, Stale
 
 
@@ -70,7 +71,7 @@ def _listed(counts: Sequence[int]) -> str:
 async def _look(settings: Settings) -> tuple[list[int], Lanes]:
     """Numbers of partitions that topics have (one, unless a change is under way), and the lanes."""
     states = await topics.describe(settings)
-    return sorted({state.partitions for state in states.values()}), await growth.noted(settings) or Lanes(settings.partitions)
+    return sorted({state.partitions for state in states.values()}), await noted(settings) or Lanes(settings.partitions)
 
 
 async def _grow(settings: Settings, partitions: int, *, quiet: bool) -> int:

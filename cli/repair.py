@@ -19,8 +19,9 @@ from cli.audit import audit, show_findings, target_of
 from cli.errors import UserError
 from settings import Settings, get_settings
 from streams.grouplock import GroupBusy, GroupLock
+from streams.history import LogIncomplete
 from streams.lag import LagReader, TopicsMissing
-from streams.repair import Damage, LogIncomplete, Repairer
+from streams.repair import Damage, Repairer
 from streams.transport.errors import LeaseLost, Stale
 
 STATE_CHECKS: Final = ("changelog", "versions", "tables")

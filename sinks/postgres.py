@@ -34,23 +34,35 @@ _SESSION = {"search_path": "public", "application_name": "orders-worker", "jit":
 _DIALECT = cast(sa.Dialect, pg.dialect())  # type: ignore[no-untyped-call]
 
 
-def _upsert(table: sa.Table, first: int) -> str:
-    """INSERT ... ON CONFLICT of the rows given by parameters $first, ..., one JSON array for each column.
+def given_rows(table: sa.Table, first: int) -> str:
+    """SELECT of the rows given by parameters $first, ..., one JSON array for each column (see columns_of)."""
+    names = [column.name for column in table.columns]
+    types = [column.type.compile(_DIALECT) for column in table.columns]
+    given = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
+    return (
+        f"SELECT {', '.join(f'{name}::{type_}' for name, type_ in zip(names, types, strict=True))}"
+        f" FROM ROWS FROM ({', '.join(given)}) new({', '.join(names)})"
+    )
+
+
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """Rows as given_rows takes them: one JSON array for each column."""
+    return [_encode(column).decode() for column in zip(*rows, strict=True)]
+
+
+def _upsert(table: sa.Table, first: int, schema: str) -> str:
+    """INSERT ... ON CONFLICT of the rows given by parameters $first, ...
 
     A row is replaced by one of a higher version; at the same version by another one whose times aren't later (the earlier time of a
     repeated fact lowers them, and can make another stage of a return win). Otherwise the row isn't touched: no new row version, no WAL.
     """
     names = [column.name for column in table.columns]
     key = [column.name for column in table.primary_key.columns]
-    types = [column.type.compile(_DIALECT) for column in table.columns]
-    given = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
     values = [name for name in names if name not in key]
     changes = ", ".join(f"{name} = excluded.{name}" for name in values)
     differs = f"({', '.join(f'old.{name}' for name in values)}) IS DISTINCT FROM ({', '.join(f'excluded.{name}' for name in values)})"
     return (
-        f"INSERT INTO {table.name} AS old ({', '.join(names)})"
-        f" SELECT {', '.join(f'{name}::{type_}' for name, type_ in zip(names, types, strict=True))}"
-        f" FROM ROWS FROM ({', '.join(given)}) new({', '.join(names)})"
+        f"INSERT INTO {schema}.{table.name} AS old ({', '.join(names)}) {given_rows(table, first)}"
         f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
         " WHERE excluded.version > old.version OR (excluded.version = old.version"
         f" AND excluded.created_at <= old.created_at AND excluded.updated_at <= old.updated_at AND {differs})"
@@ -59,14 +71,14 @@ def _upsert(table: sa.Table, first: int) -> str:
 
 
 @functools.cache
-def statement(tables: tuple[str, ...], partition_by: PartitionBy = "user_id") -> str:
+def statement(tables: tuple[str, ...], partition_by: PartitionBy = "user_id", schema: str = "public") -> str:
     """The one statement that writes rows of these tables (in the order of schema.TABLES, at least one). It returns how many rows
     changed.
     """
     metadata, parts, first = build_metadata(partition_by), [], 1
     for name in tables:
         table = metadata.tables[name]
-        parts.append(f"{name}_ AS ({_upsert(table, first)})")
+        parts.append(f"{name}_ AS ({_upsert(table, first, schema)})")
         first += len(table.columns)
     counts = " + ".join(f"(SELECT count(*) FROM {name}_)" for name in tables)
     return f"WITH {', '.join(parts)} SELECT {counts}"
@@ -76,15 +88,13 @@ async def _keep(connection: object) -> None:
     """Leaves a connection that goes back to the pool as it is."""
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
-    return [_encode(column).decode() for column in zip(*rows, strict=True)]
-
-
 class PostgresSink:
     """Writes batches to the primary. A sinks.base.Sink[RowBatch]; writes may run at the same time, settings.postgres_pool of them."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, schema: str = "public") -> None:
+        """`schema`: where the tables are; those of `orders rebuild` are elsewhere."""
         self._settings = settings
+        self._schema = schema
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._partition_by: PartitionBy | None = None
 
@@ -153,16 +163,16 @@ class PostgresSink:
         async with self._pool.acquire() as connection, connection.transaction():
             for name in TABLES:
                 column = "id" if name == "orders_order" else "order_id"
-                await connection.execute(f"DELETE FROM {name} WHERE {column} = ANY($1::uuid[])", order_ids)
+                await connection.execute(f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids)
             if given:
                 await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
 
     async def _write(self, connection: asyncpg.Connection[asyncpg.Record], given: Sequence[tuple[str, Sequence[Row]]]) -> int:
         arguments: list[str] = []
         for _, rows in given:
-            arguments += _columns(rows)
+            arguments += columns_of(rows)
         by = self._partition_by or await self._read_partition_by(connection)
-        return cast(int, await connection.fetchval(statement(tuple(name for name, _ in given), by), *arguments))
+        return cast(int, await connection.fetchval(statement(tuple(name for name, _ in given), by, self._schema), *arguments))
 
     async def close(self) -> None:
         """Closes the connections, waiting for writes under way as long as a statement may take. Doesn't raise when the server is away."""

@@ -4,28 +4,28 @@
 
 The new number is a multiple of the old one, so all orders of a new lane come out of one old lane: its own number modulo the old count.
 Workers refuse topics of unequal numbers, and a setting that isn't the note's, so none starts before the last step, wherever the others were
-cut short; run again, they are finished. Whoever folds a lane's history again reads the old partition too: see sources().
+cut short; run again, they are finished. Whoever folds a lane's history again reads the old partition too: see streams.history.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from contextlib import aclosing
+from typing import Final
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaTimeoutError
-from uuid_utils import UUID
+from aiokafka import TopicPartition
 
+from domain import ids
 from domain.topics import LANE, PARTITIONS
 from settings import Settings
 from streams import topics
 from streams.grouplock import GroupLock
+from streams.history import HistoryReader, Lanes, noted
 from streams.partitioner import partition_of
+from streams.states import producer_of, version
 from streams.transport import OutRecord
-from streams.transport.errors import PartitionMismatch
-from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
-from tables import codec
+from streams.transport.producer import LaneProducer
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of how many)"""
@@ -33,47 +33,10 @@ Progress = Callable[[str, int, int], None]
 _KEY: Final = b"partitions"
 _STATES: Final = 5_000
 """States that are sent at once."""
-_PATIENCE: Final = 30.0
 
 
 class CannotGrow(Exception):
     """The topics can't have this number of partitions. The message says why."""
-
-
-class Lanes(NamedTuple):
-    """By how many partitions an order's lane is found, and was found before, the fewest first."""
-
-    number: int
-    former: Sequence[int] = ()
-
-
-def sources(lane: int, former: Sequence[int]) -> list[int]:
-    """Partitions that hold the history of a lane's orders, the oldest first. `former`: see Lanes. Pure."""
-    return [*dict.fromkeys([*(lane % count for count in former), lane])]
-
-
-async def noted(settings: Settings) -> Lanes | None:
-    """What the note says; None: the lanes have never been made more. Blocks while one small topic is read. Raises KafkaError."""
-    newest: bytes | None = None
-    async with _consumer(settings) as consumer:
-        if PARTITIONS not in await consumer.topics():
-            return None
-        async for record in _read(consumer, TopicPartition(PARTITIONS, 0)):
-            newest = record.value
-    if newest is None:
-        return None
-    note = json.loads(newest)
-    return Lanes(note["partitions"], sorted(note["former"]))
-
-
-async def lanes(settings: Settings) -> Lanes:
-    """The lanes that there are. Blocks as noted() does. Raises KafkaError, PartitionMismatch when ORDERS_PARTITIONS isn't their number."""
-    found = await noted(settings) or Lanes(settings.partitions)
-    if found.number != settings.partitions:
-        raise PartitionMismatch(
-            f"the orders are spread over {found.number} lanes, ORDERS_PARTITIONS is {settings.partitions}: set it to {found.number}"
-        )
-    return found
 
 
 async def grow(settings: Settings, lock: GroupLock, partitions: int, progress: Progress = lambda what, done, whole: None) -> int:
@@ -89,17 +52,17 @@ async def grow(settings: Settings, lock: GroupLock, partitions: int, progress: P
     if old == partitions:
         return 0
     changelog = settings.changelog_topic
-    producer = LaneProducer(lambda: _options(settings), lock.check, _give_up, _PATIENCE)
+    producer = producer_of(settings, lock)
     try:
         note = json.dumps({"partitions": partitions, "former": sorted({*known.former, old})}).encode()
         await producer.send({PARTITIONS: [OutRecord(_KEY, note, [])]}, 0)
         lock.check()
         await topics.grow(settings, [changelog], partitions)
         moved = 0
-        async with _consumer(settings) as consumer:
+        async with HistoryReader(settings) as reader:
             for number in range(old):
                 progress("partitions of the changelog", number, old)
-                moved += await _move(consumer, producer, TopicPartition(changelog, number), partitions)
+                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions)
     finally:
         await producer.close()
     progress("partitions of the changelog", old, old)
@@ -129,60 +92,30 @@ def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partiti
     return old
 
 
-async def _move(consumer: Any, producer: LaneProducer, partition: TopicPartition, partitions: int) -> int:
+async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int) -> int:
     """The states of one partition that belong to others now: written there, then deleted here."""
     kept: dict[bytes, bytes] = {}
-    async for record in _read(consumer, partition):
-        raw, value = record.key, record.value
-        if partition_of(str(UUID(bytes=raw)).encode(), partitions) == partition.partition:
-            continue
-        if value is None:
-            kept.pop(raw, None)
-        elif raw not in kept or codec.version_of(value) >= codec.version_of(kept[raw]):
-            kept[raw] = value
+    end = (await reader.ends([partition]))[partition]
+    async with aclosing(reader.stretch(partition, 0, end)) as stretches:
+        async for records in stretches:
+            for record in records:
+                raw, value = record.key, record.value
+                if _lane(raw, partitions) == partition.partition:
+                    continue
+                if value is None:
+                    kept.pop(raw, None)
+                elif raw not in kept or version(value) >= version(kept[raw]):
+                    kept[raw] = value
     for some in _chunks(list(kept)):
-        puts = [OutRecord(raw, kept[raw], [], partition_of(str(UUID(bytes=raw)).encode(), partitions)) for raw in some]
+        puts = [OutRecord(raw, kept[raw], [], _lane(raw, partitions)) for raw in some]
         await producer.send({partition.topic: puts}, partition.partition)
         await producer.send({partition.topic: [OutRecord(raw, None, []) for raw in some]}, partition.partition)
     return len(kept)
 
 
+def _lane(raw_id: bytes, partitions: int) -> int:
+    return partition_of(ids.text(raw_id).encode(), partitions)
+
+
 def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     return (keys[start : start + _STATES] for start in range(0, len(keys), _STATES))
-
-
-async def _read(consumer: Any, partition: TopicPartition) -> Any:
-    """All records of a partition, in order."""
-    consumer.assign([partition])
-    end = (await consumer.end_offsets([partition]))[partition]
-    await consumer.seek_to_beginning(partition)
-    while await consumer.position(partition) < end:
-        for record in (await consumer.getmany(partition, timeout_ms=500)).get(partition, ()):
-            yield record
-
-
-def _consumer(settings: Settings) -> AIOKafkaConsumer:
-    return AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers,
-        client_id="orders-partitions",
-        group_id=None,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        max_partition_fetch_bytes=4 << 20,
-    )
-
-
-def _options(settings: Settings) -> dict[str, Any]:
-    return {
-        "bootstrap_servers": settings.brokers,
-        "client_id": "orders-partitions",
-        "acks": "all",
-        "enable_idempotence": True,
-        "max_batch_size": BATCH_BYTES,
-        "max_request_size": REQUEST_BYTES,
-    }
-
-
-def _give_up(what: str) -> None:
-    raise KafkaTimeoutError(f"{what} within {_PATIENCE:.0f} s")

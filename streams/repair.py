@@ -9,46 +9,32 @@ Only while no worker is in the group: streams.grouplock keeps them out, and ever
 
 from __future__ import annotations
 
-import heapq
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Final, Self
 
 import redis.asyncio
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaTimeoutError
+from aiokafka import TopicPartition
 
-from domain.topics import LANE
 from settings import Settings
-from sinks.base import Sink
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
 from streams.grouplock import GroupLock
-from streams.growth import lanes, sources
+from streams.history import FOLD_RECORDS, HistoryReader, committed, fold, folder, lanes, render
 from streams.lag import LagReader
 from streams.partitioner import partition_of
-from streams.pipeline import Pipeline, Record, Touched, Work
-from streams.transport import OutRecord
-from streams.transport.batch import LaneBatch, Slice
-from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
-from tables import codec
+from streams.pipeline import Record
+from streams.states import version, write_states
 
 log = logging.getLogger(__name__)
 
 ORDERS_A_PASS: Final = 20_000
 """Orders of one lane whose records are held in memory at once. Each pass reads the lane's log again."""
-_FETCH_BYTES: Final = 4 << 20
-_FOLD_RECORDS: Final = 2_000
-_PATIENCE: Final = 30.0
-
-
-class LogIncomplete(Exception):
-    """Records at the beginning of a lane's log are gone, so its orders can't be folded again. The message names the partition."""
 
 
 @dataclass(slots=True)
@@ -82,18 +68,7 @@ class Repairer:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self._consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._settings.brokers,
-                client_id="orders-repair",
-                group_id=None,
-                enable_auto_commit=False,
-                auto_offset_reset="none",
-                isolation_level="read_committed",
-                fetch_max_wait_ms=50,
-                max_partition_fetch_bytes=_FETCH_BYTES,
-            )
-            stack.push_async_callback(self._consumer.stop)
-            await self._consumer.start()
+            self._reader = await stack.enter_async_context(HistoryReader(self._settings))
             stack.push_async_callback(self._rows.close)
             await self._rows.start()
             if self._redis is not None and self._cache is not None:
@@ -101,10 +76,10 @@ class Repairer:
                 stack.push_async_callback(self._cache.close)
                 await self._redis.ping()
             async with LagReader(self._settings) as reader:
-                self._positions = await reader.lag()
-            self._partitions, self._former = await lanes(self._settings)
-            # Its sinks are never written to: it only folds and renders.
-            self._pipeline = Pipeline(self._settings, None, cast("Sink[RowBatch]", None), cast(RedisSink, None))
+                lag = await reader.lag()
+            self._positions = committed(lag, (await lanes(self._settings)).former)
+            self._partitions = self._settings.partitions
+            self._pipeline = folder(self._settings)
             self._stack = stack.pop_all()
         return self
 
@@ -120,7 +95,7 @@ class Repairer:
         by_lane: dict[int, list[str]] = {}
         for order_id in sorted(damaged):
             by_lane.setdefault(partition_of(order_id.encode(), self._partitions), []).append(order_id)
-        await self._check_beginnings(by_lane)
+        await self._reader.require({}, {lane: self._positions[lane] for lane in by_lane})
         versions: dict[str, int] = {}
         for lane, order_ids in sorted(by_lane.items()):
             remaining = iter(order_ids)
@@ -137,52 +112,26 @@ class Repairer:
 
     # -- reading and folding -----------------------------------------------------------------------------------------
 
-    async def _check_beginnings(self, lanes: Iterable[int]) -> None:
-        partitions = [TopicPartition(topic, number) for lane in lanes for number in sources(lane, self._former) for topic in LANE]
-        for partition, start in (await self._consumer.beginning_offsets(partitions)).items():
-            if start > 0:
-                raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")
-
     async def _repair_lane(self, lane: int, damaged: Mapping[str, Damage]) -> dict[str, int]:
         keys = {order_id.encode() for order_id in damaged}
-        topics = []
-        for number in sources(lane, self._former):
-            for topic in LANE:
-                partition, end = TopicPartition(topic, number), self._positions[topic, number].committed
-                topics.append([record async for record in self._read(partition, end) if record.key in keys])
-        states = self._fold(lane, _by_time(topics))
-        touched: dict[bytes, Touched] = {}
-        for raw_id, raw in states.items():
-            order = codec.decode(raw)
-            # A decision of ours that isn't in the log was never made. It is looked at again when the order's next event comes.
-            order.proposed = len(order.decisions)
-            whole = touched[raw_id] = Touched(order)
-            whole.changed = whole.created = True
-        work = Work()
-        self._pipeline.render(work, touched)
+        records: list[Record] = []
+        async for some in self._reader.lane({}, self._positions[lane]):
+            records += [record for record in some if record.key in keys]
+        states = self._fold(lane, records)
+        work = render(self._pipeline, states)
         await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], work.rows)
         await self._write_states(lane, [order_id for order_id, each in damaged.items() if each.state], work.states)
         await self._write_cache({order_id: each.keys for order_id, each in damaged.items() if each.keys}, work.cache)
         for order_id, each in damaged.items():
             log.info("repaired: order %s, %s", order_id, ", ".join(each.stores))
-        return {order_id: touched[_raw(order_id)].order.version if _raw(order_id) in touched else 0 for order_id in damaged}
-
-    async def _read(self, partition: TopicPartition, end: int) -> Any:
-        """The records of a partition from its start to `end`, in order."""
-        consumer = self._consumer
-        consumer.assign([partition])
-        await consumer.seek_to_beginning(partition)
-        while await consumer.position(partition) < end:
-            for record in (await consumer.getmany(partition, timeout_ms=500)).get(partition, ()):
-                if record.offset < end:
-                    yield record
+        return {order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0 for order_id in damaged}
 
     def _fold(self, lane: int, records: Sequence[Record]) -> dict[bytes, bytes]:
         """States by raw id after these records, as the lane would have them."""
         states: dict[bytes, bytes] = {}
-        for start in range(0, len(records), _FOLD_RECORDS):
-            batch = _Batch(lane, records[start : start + _FOLD_RECORDS], states)
-            states.update(self._pipeline.fold(cast(LaneBatch, batch)).states)
+        for start in range(0, len(records), FOLD_RECORDS):
+            some = records[start : start + FOLD_RECORDS]
+            states.update(fold(self._pipeline, lane, some, lambda keys: [states.get(key) for key in keys]).states)
         return states
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -205,35 +154,17 @@ class Repairer:
         later than all before it."""
         if not order_ids:
             return
-        topic, partition = self._settings.changelog_topic, TopicPartition(self._settings.changelog_topic, lane)
+        partition = TopicPartition(self._settings.changelog_topic, lane)
         wanted = {_raw(order_id) for order_id in order_ids}
         highest: dict[bytes, int] = {}
-        end = (await self._consumer.end_offsets([partition]))[partition]
-        async for record in self._read(partition, end):
-            if record.key in wanted:
-                highest[record.key] = 0 if record.value is None else max(_version(record.value), highest.get(record.key, 0))
-        records: list[OutRecord] = []
-        for raw_id in sorted(wanted):
-            state = states.get(raw_id)
-            if state is None or codec.version_of(state) < highest.get(raw_id, 0):
-                records.append(OutRecord(raw_id, None, []))
-            if state is not None:
-                records.append(OutRecord(raw_id, state, []))
-        producer = LaneProducer(self._producer_options, self._lock.check, _give_up, _PATIENCE)
-        try:
-            await producer.send({topic: records}, lane)
-        finally:
-            await producer.close()
-
-    def _producer_options(self) -> dict[str, Any]:
-        return {
-            "bootstrap_servers": self._settings.brokers,
-            "client_id": "orders-repair",
-            "acks": "all",
-            "enable_idempotence": True,
-            "max_batch_size": BATCH_BYTES,
-            "max_request_size": REQUEST_BYTES,
-        }
+        end = (await self._reader.ends([partition]))[partition]
+        async for records in self._reader.stretch(partition, 0, end):
+            for record in records:
+                if record.key in wanted:
+                    highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
+        await write_states(
+            self._settings, self._lock, lane, {raw_id: (highest.get(raw_id, 0), states.get(raw_id)) for raw_id in sorted(wanted)}
+        )
 
     async def _write_cache(self, wrong: Mapping[str, set[str]], entries: Sequence[CacheEntry]) -> None:
         """Take away what is wrong, and put the summary there again. It is a cache: what goes with it comes back when it is asked for."""
@@ -250,45 +181,5 @@ class Repairer:
             raise ConnectionError("Redis took no entries; run orders repair again when it answers")
 
 
-class _Batch:
-    """What Pipeline.fold asks of a batch: records of one lane, and states from memory."""
-
-    def __init__(self, lane: int, records: Sequence[Record], states: Mapping[bytes, bytes]) -> None:
-        self.partition = lane
-        self.moment = None
-        self.slices = tuple(Slice(record.topic, (record,), record.offset + 1) for record in records)
-        self._states = states
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def get_states(self, table: object, keys: Sequence[bytes]) -> list[bytes | None]:
-        return [self._states.get(key) for key in keys]
-
-
-def _give_up(what: str) -> None:
-    raise KafkaTimeoutError(f"{what} within {_PATIENCE:.0f} s")
-
-
-def _by_time(topics: Sequence[Sequence[Any]]) -> list[Any]:
-    """Records of several topics in about the order in which a lane read them: by the brokers' time, each topic's in its own order."""
-
-    def timed(records: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        latest = 0
-        for record in records:
-            latest = max(latest, record.timestamp)
-            yield latest, record
-
-    return [record for _, record in heapq.merge(*map(timed, topics), key=lambda pair: pair[0])]
-
-
 def _raw(order_id: str) -> bytes:
     return bytes.fromhex(order_id.replace("-", ""))
-
-
-def _version(raw: bytes) -> int:
-    """0 for bytes that are no state."""
-    try:
-        return codec.version_of(raw)
-    except (IndexError, KeyError):
-        return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -115,6 +116,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
     assert {state.partitions for state in (await topics.describe(fresh)).values()} == {new}
 
     assert f"set it to {new}" in refused_to_start("wrong")
+    assert f"set it to {new}\n" in orders("repair").stderr
     assert orders("audit").stderr == f"orders: the orders are spread over {new} lanes, ORDERS_PARTITIONS is {old}: set it to {new}\n"
     monkeypatch.setenv("ORDERS_PARTITIONS", str(new))
     get_settings.cache_clear()
@@ -138,6 +140,9 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
     await database.close()
     assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
     assert await rows(grown) == truth
+    told("rebuild", "start", code=0)
+    told("rebuild", "diff", code=0)
+    assert json.loads(orders("whatif", "--json").stdout)["rows"]["same"]
 
     with worker(tmp_path, "other") as another:  # with none
         await send(grown, history)

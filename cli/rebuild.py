@@ -1,0 +1,349 @@
+"""`orders rebuild`: rows, states and cache made anew from the log beside the pipeline, compared, and switched to when asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from cli.errors import UserError
+from settings import Settings, get_settings
+from sinks import ddl, shadow
+from sinks.compare import Difference
+from sinks.migrate import SchemaMismatch
+from sinks.shadow import DEFAULT, Shadow
+from streams import rebuild
+from streams.differences import Differences
+from streams.grouplock import GroupBusy, GroupLock
+from streams.history import LogIncomplete
+from streams.lag import LagReader, TopicsMissing
+from streams.transport.errors import LeaseLost, Stale
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    help="Rows, states and cache anew from the log, beside the pipeline.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+Schema = Annotated[str, typer.Option(metavar="NAME", help="The shadow schema.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+Examples = Annotated[int, typer.Option("--examples", min=0, max=10_000, help="Differences that are shown; all are counted.")]
+
+
+@app.callback()
+def _rebuild() -> None:
+    """Rows, states and cache anew from the log, beside the pipeline."""
+
+
+class Bar:
+    """Progress on stderr, for people."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+        )
+        self._bar = Progress(*columns, console=self.console, transient=True, disable=quiet or not self.console.is_terminal)
+        self._task = self._bar.add_task("", total=None, rate="")
+        self._begun = time.monotonic()
+
+    def step(self, what: str) -> None:
+        """Another kind of work begins."""
+        self._begun = time.monotonic()
+        self._bar.update(self._task, description=what, completed=0, total=None, rate="")
+
+    def show(self, done: int, whole: int) -> None:
+        """How far it is."""
+        rate = done / max(time.monotonic() - self._begun, 0.001)
+        self._bar.update(self._task, completed=done, total=whole, rate=f"{rate:,.0f}/s")
+
+    def say(self, what: str) -> None:
+        """One line that stays."""
+        self._bar.console.print(what, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Shown as long as this lasts."""
+        with self._bar:
+            yield
+
+
+@app.command("start")
+def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
+    """Fold all of the log into a shadow schema, up to what the group has committed. Workers may run; nothing live is written.
+
+    Again, it goes on from where it is, also after it was killed. It begins again, and says why, if the rules or the tables have changed.
+
+    Example: [bold]orders rebuild start && orders rebuild diff[/bold]
+    """
+    bar = Bar(as_json)
+
+    async def work() -> dict[str, Any]:
+        async with rebuild.started(get_settings(), schema, bar.say) as shadowed:
+            begun = time.monotonic()
+            bar.step("folding")
+            await shadowed.catch_up(bar.show)
+            seconds = time.monotonic() - begun
+            return {"schema": schema, "records": shadowed.records, "seconds": round(seconds, 3)}
+
+    with bar.running():
+        done = run(work())
+    if as_json:
+        print(json.dumps(done))
+    else:
+        rate = done["records"] / max(done["seconds"], 0.001)
+        print(f"{schema} is caught up: {done['records']:,} records in {done['seconds']:.1f} s ({rate:,.0f}/s)")
+
+
+@app.command("diff")
+def diff_command(schema: Schema = DEFAULT, examples: Examples = 10, as_json: Json = False) -> None:
+    """The shadow's rows against the live ones, while workers run: what they move on meanwhile is no difference.
+
+    Exits 1 if there are differences.
+
+    Example: [bold]orders rebuild diff --json[/bold]
+    """
+    bar = Bar(as_json)
+
+    async def work() -> Differences:
+        async with rebuild.existing(get_settings(), schema) as shadowed:
+            bar.step("catching up")
+            await shadowed.catch_up(bar.show)
+            return await shadowed.diff(examples, bar.show, bar.step)
+
+    with bar.running():
+        found = run(work())
+    if as_json:
+        print(json.dumps(document(found)))
+    else:
+        show(found, Console(highlight=False))
+    if found.orders:
+        raise typer.Exit(1)
+
+
+@app.command("switch")
+def switch_command(
+    schema: Schema = DEFAULT,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Renew Redis too. Without --no-cache it must be there.")] = True,
+    timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to keep asking for locks that others hold.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Put the shadow's rows, states and cache entries in the place of the live ones. Stop all workers first; it publishes nothing.
+
+    What was live is kept in a schema orders_before_N until orders rebuild drop. Killed at any moment, run it again.
+
+    Example: [bold]orders rebuild switch && orders audit[/bold]
+    """
+    bar = Bar(as_json)
+    with bar.running():
+        done = run(_switch(get_settings(), schema, cache, timeout, bar))
+    if as_json:
+        print(json.dumps(asdict(done)))
+        return
+    print(
+        f"the rebuilt rows are live ({done.records:,} records caught up), {done.states:,} states written"
+        + (f" ({done.gone:,} of them taken away)" if done.gone else "")
+        + f", {done.entries:,} cache entries renewed"
+    )
+    print(f"what was live is in schema {done.before}; orders rebuild drop takes it away")
+
+
+async def _switch(settings: Settings, schema: str, cache: bool, timeout: float, bar: Bar) -> rebuild.Switched:
+    async with LagReader(settings) as reader:  # says at once which server or topic is missing
+        await reader.lag()
+    async with GroupLock(settings) as lock:
+        async with rebuild.unsettled(settings) as left:
+            if left is not None:
+                bar.step("catching up")
+                await left.catch_up(bar.show)
+                entries = await left.settle(lock, cache, bar.step)
+                return rebuild.Switched(left.made.schema, entries=entries, records=left.records)
+        async with rebuild.existing(settings, schema) as shadowed:
+            bar.step("catching up")
+            await shadowed.catch_up(bar.show)
+            done = await shadowed.switch(lock, timeout, bar.show, bar.step)
+            done.entries = await shadowed.settle(lock, cache, bar.step)
+            return done
+
+
+@app.command("status")
+def status_command(as_json: Json = False) -> None:
+    """Which schemas of rebuilds there are, how far the one is that is being filled, and what was live before.
+
+    Example: [bold]orders rebuild status[/bold]
+    """
+    rows = run(_status(get_settings()))
+    if as_json:
+        print(json.dumps({"schemas": rows}))
+        return
+    if not rows:
+        print("there is none: orders rebuild start begins one")
+        return
+    table = Table()
+    for heading in ("schema", "", "begun", "records to go", "rows"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        left = "" if row["left"] is None else f"{row['left']:,}"
+        counted = "  ".join(f"{name.removeprefix('orders_')} {count:,}" for name, count in row["rows"].items())
+        table.add_row(row["schema"], row["state"], row["started_at"][:19], left, counted)
+    Console(highlight=False).print(table)
+
+
+async def _status(settings: Settings) -> list[dict[str, Any]]:
+    async with ddl.connect(settings) as connection:
+        return [
+            {
+                "schema": each.schema,
+                "state": _state(each),
+                "group": each.group,
+                "started_at": each.started_at.isoformat(),
+                "switched_at": each.switched_at and each.switched_at.isoformat(),
+                "left": None if each.before else await rebuild.left(settings, each),
+                "rows": {} if each.before else await shadow.count(connection, each),
+            }
+            for each in await shadow.listed(connection)
+        ]
+
+
+def _state(each: Shadow) -> str:
+    if not each.before:
+        return "shadow"
+    return "was live" if each.settled else "was live; run orders rebuild switch once more"
+
+
+@app.command("drop")
+def drop_command(
+    schemas: Annotated[list[str] | None, typer.Argument(metavar="[SCHEMA]...", help="These only.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Take schemas of rebuilds away: the shadow, and what was live before. All of them, unless named. The live tables stay.
+
+    Example: [bold]orders rebuild drop orders_before_1[/bold]
+    """
+    gone = run(_drop(get_settings(), schemas or []))
+    if as_json:
+        print(json.dumps({"dropped": gone}))
+    else:
+        print("\n".join(f"dropped {name}" for name in gone) or "there is nothing to drop")
+
+
+async def _drop(settings: Settings, names: list[str]) -> list[str]:
+    async with ddl.connect(settings) as connection:
+        there = {each.schema: each for each in await shadow.listed(connection)}
+        for name in names:
+            if name not in there:
+                raise UserError(f"schema {name} is none of orders rebuild's; orders rebuild status lists them")
+        wanted = [there[name] for name in names] if names else list(there.values())
+        for each in wanted:
+            if each.before and not each.settled:
+                raise UserError(f"the switch that left {each.schema} isn't done: run orders rebuild switch once more first")
+            await shadow.hold(connection, each.schema)
+        for each in wanted:
+            await rebuild.drop(settings, connection, each)
+        return [each.schema for each in wanted]
+
+
+# -- what is shared with whatif ------------------------------------------------------------------------------------
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run with what a person can mend as UserError."""
+    try:
+        return asyncio.run(work)
+    except GroupBusy as error:
+        raise UserError(f"{error}: stop all workers (SIGTERM lets them finish), and run orders rebuild switch again") from None
+    except TopicsMissing as error:
+        raise UserError(f"{error}; run orders init") from None
+    except (LeaseLost, Stale) as error:
+        raise UserError(f"{error}; run orders rebuild switch again") from None
+    except (
+        LogIncomplete,
+        SchemaMismatch,
+        ddl.Busy,
+        rebuild.NotReady,
+        rebuild.BrokenReference,
+        shadow.SchemaTaken,
+        shadow.LayoutChanged,
+        shadow.Held,
+    ) as error:
+        raise UserError(str(error)) from None
+
+
+def document(found: Differences) -> dict[str, Any]:
+    """As one JSON document."""
+    return {
+        "same": not found.orders,
+        "compared": found.compared,
+        "orders": found.orders,
+        "unjudged": found.unjudged,
+        "left": found.left,
+        "tables": {
+            table: {
+                "missing": changes.missing,
+                "extra": changes.extra,
+                "changed": changes.changed,
+                "columns": {
+                    column: {
+                        "rows": count,
+                        "values": [
+                            {"live": live, "anew": anew, "rows": number} for (live, anew), number in changes.values[column].most_common()
+                        ],
+                    }
+                    for column, count in changes.columns.most_common()
+                },
+            }
+            for table, changes in found.tables.items()
+            if changes.rows
+        },
+        "examples": [_example(each) for each in found.examples],
+    }
+
+
+def _example(each: Difference) -> dict[str, Any]:
+    kind = "missing" if each.live is None else "extra" if each.anew is None else "changed"
+    columns = {name: {"live": live, "anew": anew} for name, live, anew in each.columns()}
+    return {"table": each.table, "id": each.id, "order_id": each.order_id, "kind": kind, "columns": columns}
+
+
+SHOWN_VALUES = 5
+
+
+def show(found: Differences, console: Console) -> None:
+    """Rows that differ, for a person."""
+    console.print(f"{found.compared:,} orders compared, {found.orders:,} differ")
+    for table, changes in found.tables.items():
+        if not changes.rows:
+            continue
+        console.print(f"[bold]{table}[/]: {changes.changed:,} rows change, {changes.missing:,} are missing, {changes.extra:,} too many")
+        for column, count in changes.columns.most_common():
+            values = changes.values[column].most_common(SHOWN_VALUES)
+            told = ", ".join(f"{live} -> {anew}: {number:,}" for (live, anew), number in values)
+            more = ", ..." if len(changes.values[column]) > SHOWN_VALUES else ""
+            console.print(f"  {column} {count:,}   {told}{more}", soft_wrap=True, markup=False)
+    for each in found.examples:
+        what = "missing" if each.live is None else "too many" if each.anew is None else ""
+        what = what or ", ".join(f"{name} {live} -> {anew}" for name, live, anew in each.columns())
+        console.print(f"  order {each.order_id}  {each.table} {each.id}  {what}", soft_wrap=True, markup=False)
+    if found.rows > len(found.examples):
+        console.print(f"and {found.rows - len(found.examples):,} more; --examples shows more")
+    if found.unjudged:
+        why = f"{found.left:,} records wait, and no worker takes them in" if found.left else "they went on moving"
+        console.print(f"[yellow]{found.unjudged:,} orders were not judged: {why}[/]")
+    if not found.orders:
+        console.print("[bold green]no difference[/]")
