@@ -121,12 +121,14 @@ class Rebuild:
         return done
 
     async def settle(self, lock: GroupLock, cache: bool, say: Say) -> int:
-        """What follows once the rows are live: the cache. Returns how many entries changed. Again is harmless. Blocks."""
+        """What follows once the rows are live: the cache. Returns how many entries changed. Again is harmless. Blocks. It is of no
+        use afterwards: the states are gone."""
         entries = 0
         if cache:
             say("renewing the cache")
             entries = await self._renew_cache(lock)
         await shadow.settle(self._connection, self.made)
+        self._states.close()  # it would write on in a folder that isn't there any more
         shutil.rmtree(folder_of(self._settings, self.made), ignore_errors=True)
         return entries
 

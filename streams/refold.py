@@ -72,6 +72,7 @@ class LocalStates:
         options.set_stats_dump_period_sec(0)
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.read_write()
         self._db = rocksdict.Rdict(str(path), options, access_type=access)
+        self._closed = False
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values in the order of `keys`, None where there is none."""
@@ -113,7 +114,9 @@ class LocalStates:
 
     def close(self) -> None:
         """May be called twice."""
-        self._db.close()
+        if not self._closed:
+            self._closed = True
+            self._db.close()
 
 
 class Refold:

@@ -363,8 +363,8 @@ class Consumer(driver.Consumer):
         refusal = self._thread.refusal()
         if isinstance(refusal, InconsistentGroupProtocolError):
             raise GroupRefused(
-                f"group {self._app.settings.group} keeps workers out: `orders repair` is at work in it, or members that are no workers "
-                "are in it. Start this worker again when they are gone"
+                f"group {self._app.settings.group} keeps workers out: `orders repair` or `orders rebuild` is at work in it, or "
+                "members that are no workers are in it. Start this worker again when they are gone"
             ) from refusal
         if refusal is not None:
             raise GroupRefused(f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}") from refusal
