@@ -99,14 +99,16 @@ local function clear(e)
 end
 
 -- The lane's mark: "GENERATION NUMBER POSITION". What a former owner sent comes too late, and so does what was sent before the latest.
-local key, generation, number, position, to, claim = unpack(ARGV, 2, 7)
-local at = 0
+local key, generation, number, position, to, claim, known = unpack(ARGV, 2, 8)
+local at, lost = 0, 0
 if key then
-  generation, number, position, to = tonumber(generation), tonumber(number), tonumber(position), tonumber(to)
+  generation, number, position, to, known = tonumber(generation), tonumber(number), tonumber(position), tonumber(to), tonumber(known)
   local by, last, found = string.match(call('GET', key) or '', '^(%d+) (%d+) (%d+)$')
   if claim == 'anew' then found = position end
   by, last, at = tonumber(by or 0), tonumber(last or 0), tonumber(found or position)
-  if claim == '' and (by > generation or by == generation and last > number) then return {0, at} end
+  if claim == '' and (by > generation or by == generation and last > number) then return {0, at, 0} end
+  -- The owner knows of a later write than the server: that is an older copy, though the mark may be where it was.
+  if found and claim == '' and known > 0 and (by < generation or last < known) then lost = 1 end
 end
 
 local written = 0
@@ -126,7 +128,7 @@ if key then
   if at >= position then at = math.max(at, to) end
   call('SET', key, string.format('%d %d %d', generation, number, at), 'EX', MARK_TTL)
 end
-return {written, at}
+return {written, at, lost}
 """.replace("RECENT_TTL", str(_RECENT_TTL))
     .replace("MARK_TTL", str(_MARK_TTL))
     .replace("RECENT", str(_RECENT))
@@ -173,6 +175,8 @@ class Mark(NamedTuple):
     #: "yes", the owner's first: nothing is refused, whoever was there (the group may have been deleted and begun anew). "anew": nor does
     #: the old position count (the changelog is another one).
     claim: str = ""
+    #: The number of the owner's latest write that was acknowledged.
+    known: int = 0
 
 
 class Written(NamedTuple):
@@ -182,6 +186,8 @@ class Written(NamedTuple):
     entries: int
     #: Where the lane's mark is now. Below Mark.position: the server has forgotten some of what was written.
     mark: int
+    #: The server has forgotten the owner's latest acknowledged write, or more.
+    lost: bool = False
 
 
 class RedisSink:
@@ -228,7 +234,7 @@ class RedisSink:
             return Written(0, 0)
         if self.away and not probe:
             return None
-        entries, at = 0, 0
+        entries, at, lost = 0, 0, False
         clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(self._timeout):
@@ -237,8 +243,9 @@ class RedisSink:
                         moved: Sequence[str | int] = mark._replace(to=mark.position)
                     else:
                         moved = mark or ()
-                    some, at = await self._call(_pack(batch[first : first + _ENTRIES_A_CALL]), *moved)
+                    some, at, gone = await self._call(_pack(batch[first : first + _ENTRIES_A_CALL]), *moved)
                     entries += some
+                    lost |= gone
         except (RedisError, OSError, TimeoutError) as error:
             self.failures += 1
             if self._away_since is None:
@@ -248,22 +255,22 @@ class RedisSink:
         if self._away_since is not None:
             log.info("redis.back", seconds=round(clock() - self._away_since, 1), failures=self.failures)
             self._away_since = None
-        return Written(entries, at)
+        return Written(entries, at, lost)
 
     async def close(self) -> None:
         """Closes the connections."""
         await self._client.aclose()
 
-    async def _call(self, packed: bytes, *mark: str | int) -> tuple[int, int]:
+    async def _call(self, packed: bytes, *mark: str | int) -> tuple[int, int, bool]:
         run = self._client.execute_command
         try:
-            entries, at = await run("EVALSHA", _SHA, 0, packed, *mark)
+            entries, at, lost = await run("EVALSHA", _SHA, 0, packed, *mark)
         except NoScriptError:
             # The first call of a server's life.
-            entries, at = await run("EVAL", _SCRIPT, 0, packed, *mark)
+            entries, at, lost = await run("EVAL", _SCRIPT, 0, packed, *mark)
         except RuntimeError as error:
             # uvloop's way to say that a connection was reset while nobody used it.
             if "is closed" not in str(error):
                 raise
             raise ConnectionResetError(f"Redis ended the connection: {error}") from error
-        return int(entries), int(at)
+        return int(entries), int(at), bool(lost)

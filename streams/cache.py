@@ -46,6 +46,8 @@ class _Lane:
         """Of each record of the changelog below this position, the cache has the state, a newer one, or nothing."""
         self.number = 0
         """Of the last write."""
+        self.known = 0
+        """Of the last one that was acknowledged."""
         self.claimed = False
         """Whether the mark is this generation's. Until then nothing is written, and `low` is only for the case that there is none."""
         self.behind = True
@@ -62,7 +64,7 @@ class _Lane:
     def mark(self, position: int, to: int, claim: str = "") -> Mark:
         """For the next write."""
         self.number += 1
-        return Mark(self.key, self.generation, self.number, position, to, claim)
+        return Mark(self.key, self.generation, self.number, position, to, claim, self.known)
 
     def doubt(self) -> None:
         """`low` doesn't go on with the batches."""
@@ -71,8 +73,10 @@ class _Lane:
         self.behind = True
 
     def learn(self, mark: Mark, written: Written) -> bool:
-        """What Redis said of the mark. False: it has gone back behind it (an older replica took over, a snapshot was loaded)."""
-        if written.mark < mark.position:
+        """What Redis said of the mark. False: it has gone back behind it, or behind the last write (an older replica took over, a snapshot
+        was loaded)."""
+        self.known = mark.number
+        if written.lost or written.mark < mark.position:
             self.low = min(self.low, written.mark)
             self.doubt()
             return False
@@ -160,7 +164,7 @@ class CacheKeeper:
             if lane.claimed:
                 lane.learn(mark, written)
             else:
-                lane.low, lane.claimed = written.mark, True
+                lane.low, lane.claimed, lane.known = written.mark, True, mark.number
             return True
 
     async def _catch_up(self, open_lane: OpenLane, lane: _Lane) -> None:

@@ -180,6 +180,20 @@ async def test_only_the_latest_generation_moves_a_mark(cache: RedisPlace, client
     assert await client.get(MARK.key) == "3 1 0"
 
 
+async def test_a_server_that_forgot_the_latest_write_is_noticed(cache: RedisPlace, client: Any) -> None:
+    """Also where the mark is where it was: while a lane is behind, its writes leave it there."""
+    sink, here = cache.sink, MARK._replace(to=MARK.position)
+    for number in (7, 8):
+        assert await sink.put([ORDER.entry()], here._replace(number=number, known=number - 1)) == Written(1, here.to)
+    await client.set(MARK.key, f"3 7 {here.to}")
+    assert await sink.put([], here._replace(number=9, known=8)) == Written(0, here.to, lost=True)
+    assert await sink.put([], here._replace(number=10, known=9)) == Written(0, here.to)
+    await client.set(MARK.key, f"2 99 {here.to}")  # of a former owner
+    assert await sink.put([], here._replace(number=11, known=10)) == Written(0, here.to, lost=True)
+    await client.delete(MARK.key)
+    assert await sink.put([], MARK._replace(number=12, known=11)) == Written(0, MARK.to), "flushed: nothing old is there"
+
+
 async def test_a_write_that_comes_too_late_is_refused(cache: RedisPlace) -> None:
     assert await cache.sink.put([ORDER.entry()], MARK._replace(number=8)) == Written(1, 15)
     assert await cache.sink.put([ORDER.entry()], MARK._replace(number=7, to=90)) == Written(0, 15)
