@@ -6,10 +6,13 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Annotated
 
 import typer
 from aiokafka.errors import KafkaError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -26,6 +29,9 @@ def partitions_command(
     to: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Give every topic so many: a multiple of what they have.", show_default=False)
     ] = None,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Take along what Redis lacks. Without --no-cache it must be there.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """How many partitions the topics have, and had before; with --to, more of them.
@@ -50,12 +56,12 @@ def partitions_command(
             print(f"{_listed(counts)} partitions, {lanes.number} lanes{before}")
         return
     try:
-        moved = asyncio.run(_grow(settings, to, quiet=as_json or not sys.stderr.isatty()))
+        moved = asyncio.run(_grow(settings, to, cache=cache, quiet=as_json or not sys.stderr.isatty()))
     except CannotGrow as error:
         raise UserError(f"--to {to}: {error}") from None
     except GroupBusy as error:
         raise UserError(f"{error}: stop all workers (SIGTERM lets them finish), and run orders partitions again") from None
-    except (LeaseLost, Stale, KafkaError) as error:
+    except (LeaseLost, Stale, KafkaError, RedisError) as error:
         raise UserError(f"{error}; not done yet: run orders partitions --to {to} again, it goes on") from None
     if as_json:
         print(json.dumps({"partitions": to, "moved": moved}))
@@ -74,11 +80,16 @@ async def _look(settings: Settings) -> tuple[list[int], Lanes]:
     return sorted({state.partitions for state in states.values()}), await noted(settings) or Lanes(settings.partitions)
 
 
-async def _grow(settings: Settings, partitions: int, *, quiet: bool) -> int:
+async def _grow(settings: Settings, partitions: int, *, cache: bool, quiet: bool) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
         task = bar.add_task("partitions", total=None)
-        async with GroupLock(settings) as lock:
+        async with AsyncExitStack() as stack:
+            redis = None
+            if cache:
+                redis = await stack.enter_async_context(Redis.from_url(settings.redis, socket_timeout=10, socket_connect_timeout=10))
+                await redis.ping()
+            lock = await stack.enter_async_context(GroupLock(settings))
             return await growth.grow(
-                settings, lock, partitions, lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole)
+                settings, lock, partitions, redis, lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole)
             )

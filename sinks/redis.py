@@ -31,7 +31,7 @@ _RECENT = 50
 _PARCELS = 100
 _RECENT_TTL = 1800
 #: Longer than any entry lives: where a mark has expired, so has all that it vouched for.
-_MARK_TTL = 3600
+MARK_TTL = 3600
 
 # One argument for all entries (MessagePack): a client spends as long on an argument as Redis does on a command.
 _SCRIPT = (
@@ -130,7 +130,7 @@ if key then
 end
 return {written, at, lost}
 """.replace("RECENT_TTL", str(_RECENT_TTL))
-    .replace("MARK_TTL", str(_MARK_TTL))
+    .replace("MARK_TTL", str(MARK_TTL))
     .replace("RECENT", str(_RECENT))
     .replace("MOST_PARCELS", str(_PARCELS))
 )

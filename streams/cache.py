@@ -36,6 +36,11 @@ EntryOf = Callable[[bytes, bytes], CacheEntry | None]
 """The entry of an order by its id and state; None: there is nothing to show yet."""
 
 
+def mark_key(group: str, lane: int) -> str:
+    """Where Redis has a lane's mark. Pure."""
+    return f"cache:{group}:{lane}"
+
+
 class _Lane:
     """What is known of a lane's part of the cache, as long as the lane is open."""
 
@@ -129,7 +134,7 @@ class CacheKeeper:
             position = open_lane.position(self._table)
         except Stale:
             return
-        lane = self._lanes[number] = _Lane(f"cache:{self._group}:{number}", open_lane.generation, position)
+        lane = self._lanes[number] = _Lane(mark_key(self._group, number), open_lane.generation, position)
         try:
             await self._keep(open_lane, lane)
         except Stale:

@@ -15,11 +15,14 @@ from contextlib import aclosing
 from typing import Final
 
 from aiokafka import TopicPartition
+from redis.asyncio import Redis
 
 from domain import ids
 from domain.topics import LANE, PARTITIONS
 from settings import Settings
+from sinks.redis import MARK_TTL
 from streams import topics
+from streams.cache import mark_key
 from streams.grouplock import GroupLock
 from streams.history import HistoryReader, Lanes, noted
 from streams.partitioner import partition_of
@@ -39,11 +42,14 @@ class CannotGrow(Exception):
     """The topics can't have this number of partitions. The message says why."""
 
 
-async def grow(settings: Settings, lock: GroupLock, partitions: int, progress: Progress = lambda what, done, whole: None) -> int:
+async def grow(
+    settings: Settings, lock: GroupLock, partitions: int, cache: Redis | None, progress: Progress = lambda what, done, whole: None
+) -> int:
     """Give every topic so many partitions, and as many lanes; returns how many states have moved. The group is locked: no worker runs.
 
-    Needs memory for the states of one partition. Blocks while the changelog is read. Raises CannotGrow before anything is changed,
-    LeaseLost when the lock is lost and KafkaError: run again it goes on.
+    `cache` None: what it hasn't got of orders that move, it won't get before they change again. Needs memory for the states of one
+    partition. Blocks while the changelog is read. Raises CannotGrow before anything is changed, LeaseLost when the lock is lost, KafkaError
+    and RedisError: run again it goes on.
     """
     names = [spec.name for spec in topics.specs(settings, 1)]
     counts = {name: state.partitions for name, state in (await topics.describe(settings)).items()}
@@ -62,7 +68,7 @@ async def grow(settings: Settings, lock: GroupLock, partitions: int, progress: P
         async with HistoryReader(settings) as reader:
             for number in range(old):
                 progress("partitions of the changelog", number, old)
-                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions)
+                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions, _Marks(settings, cache))
     finally:
         await producer.close()
     progress("partitions of the changelog", old, old)
@@ -92,9 +98,28 @@ def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partiti
     return old
 
 
-async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int) -> int:
-    """The states of one partition that belong to others now: written there, then deleted here."""
-    kept: dict[bytes, bytes] = {}
+class _Marks:
+    """From where on the cache lacks what is in the changelog (streams.cache), by lane."""
+
+    def __init__(self, settings: Settings, cache: Redis | None) -> None:
+        self._group = settings.group
+        self._cache = cache
+
+    async def of(self, lane: int) -> int | None:
+        """None: it lacks nothing, as far as is known."""
+        found = None if self._cache is None else await self._cache.get(mark_key(self._group, lane))
+        return None if found is None else int(found.split()[2])
+
+    async def begin(self, lane: int, position: int) -> None:
+        """Of a lane that nobody has had yet. One that is there already is of an earlier run, and lower."""
+        if self._cache is not None:
+            await self._cache.set(mark_key(self._group, lane), f"0 0 {position}", nx=True, ex=MARK_TTL)
+
+
+async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, marks: _Marks) -> int:
+    """The states of one partition that belong to others now: written there, then deleted here. Those that the cache lacks come last, and
+    their new lanes' marks before them."""
+    kept: dict[bytes, tuple[bytes, int]] = {}
     end = (await reader.ends([partition]))[partition]
     async with aclosing(reader.stretch(partition, 0, end)) as stretches:
         async for records in stretches:
@@ -104,12 +129,23 @@ async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicP
                     continue
                 if value is None:
                     kept.pop(raw, None)
-                elif raw not in kept or version(value) >= version(kept[raw]):
-                    kept[raw] = value
-    for some in _chunks(list(kept)):
-        puts = [OutRecord(raw, kept[raw], [], _lane(raw, partitions)) for raw in some]
-        await producer.send({partition.topic: puts}, partition.partition)
-        await producer.send({partition.topic: [OutRecord(raw, None, []) for raw in some]}, partition.partition)
+                elif raw not in kept or version(value) >= version(kept[raw][0]):
+                    kept[raw] = value, record.offset
+    mark = await marks.of(partition.partition)
+    lacking = [] if mark is None else [raw for raw, (_, offset) in kept.items() if offset >= mark]
+    known = kept.keys() - set(lacking)
+
+    async def move(raws: Sequence[bytes]) -> None:
+        for some in _chunks(raws):
+            puts = [OutRecord(raw, kept[raw][0], [], _lane(raw, partitions)) for raw in some]
+            await producer.send({partition.topic: puts}, partition.partition)
+            await producer.send({partition.topic: [OutRecord(raw, None, []) for raw in some]}, partition.partition)
+
+    await move(list(known))
+    new = [TopicPartition(partition.topic, lane) for lane in sorted({_lane(raw, partitions) for raw in lacking})]
+    for place, end in (await reader.ends(new)).items() if new else ():
+        await marks.begin(place.partition, end)
+    await move(lacking)
     return len(kept)
 
 

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from redis.asyncio import Redis
 
 from domain.topics import DECISIONS, REKEYED
 from settings import Settings, get_settings
@@ -21,9 +23,10 @@ from sources import generator
 from sources.event import SourceEvent
 from sources.producer import send
 from streams import topics
+from streams.cache import mark_key
 from streams.partitioner import partition_of
 from tests.integration.test_repair import told
-from tests.waiting import until
+from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
 
 CUT = """
@@ -82,6 +85,26 @@ async def records_of(settings: Settings, topic: str, partitions: int) -> list[An
     return found
 
 
+async def forget_in_cache(settings: Settings, old: int, new: int) -> str:
+    """As if Redis had been away: an order that will move has an old summary, and the marks say so. Returns its key."""
+    redis: Any
+    async with Redis.from_url(settings.redis) as redis:
+        keys = sorted([key async for key in redis.scan_iter(match="order:*")])
+        key: str = next(key.decode() for key in keys if partition_of(key.removeprefix(b"order:"), new) >= old)
+        summary = json.loads(await redis.get(key))
+        await redis.set(key, json.dumps({**summary, "version": 0}), keepttl=True)
+        for lane in range(old):
+            generation, number, _ = (await redis.get(mark_key(settings.group, lane))).split()
+            await redis.set(mark_key(settings.group, lane), b"%b %b 0" % (generation, number))
+    return key
+
+
+async def refreshed(settings: Settings, key: str) -> bool:
+    redis: Any
+    async with Redis.from_url(settings.redis) as redis:
+        return bool(json.loads(await redis.get(key))["version"] > 0)
+
+
 async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = fresh.partitions, 2 * fresh.partitions
     history = list(generator.events(150, 61))
@@ -95,6 +118,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
         assert (busy.returncode, busy.stdout) == (2, "")
         assert "has members: stop all workers" in busy.stderr
         assert first.terminate() == 0
+    stale = await forget_in_cache(fresh, old, new)
     # What waits in the old lanes meanwhile: events, and what the pipeline had sent to itself.
     await send(fresh, history[third : 2 * third])
     async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, acks="all") as producer:
@@ -125,6 +149,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
         await send_as_before(grown, history[2 * third : -third // 2], old)
         await send(grown, history[-third // 2 :])
         processed()
+        await eventually(partial(refreshed, grown, stale), "the new lanes have refreshed what the cache lacked")
         audit()
         assert second.terminate() == 0
     truth = await rows(grown)
