@@ -637,7 +637,7 @@ class Order:
         firsts = [self._first[key, rekeyed] for rekeyed in (False, True) if (key, rekeyed) in self._first]
         return firsts if len(firsts) == 1 or firsts[0] is not firsts[1] else firsts[:1]
 
-    def readings(self, most: int = 16) -> list[Reading]:
+    def readings(self, most: int = 1_024) -> list[Reading]:
         """Every reading the log allows, nearly always one; no more than `most`."""
         choices = [self.winners(key) for key in self.candidates]
         picks = itertools.islice(itertools.product(*choices), most)

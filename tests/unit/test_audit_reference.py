@@ -296,6 +296,16 @@ def test_the_log_does_not_tell_direct_from_rekeyed() -> None:
     assert [reading.captured for reading in held.readings()] == [2000]
 
 
+def test_every_reading_of_several_such_keys_is_looked_at() -> None:
+    held = Order(ORDER)
+    held.add(order())
+    for n in range(6):
+        held.add(paid(f"{2**n}.00", f"p{n}"))
+        held.add(paid("100.00", f"p{n}"), rekeyed=True)
+    expected = {sum(100 if picks >> n & 1 else 2**n for n in range(6)) for picks in range(64)}
+    assert {reading.captured // 100 for reading in held.readings()} == expected
+
+
 def test_an_absent_field_equals_only_an_absent_one() -> None:
     held = Order(ORDER)
     held.add(order())
