@@ -16,7 +16,7 @@ _NO_TLS_CODES = (80877103, 80877104)
 class LostReplies:
     """How many answers are still to be lost, by all connections together. `lost` counts those that were."""
 
-    def __init__(self, marker: bytes = b"INSERT INTO orders_order") -> None:
+    def __init__(self, marker: bytes = b"INSERT INTO public.orders_order") -> None:
         self.marker = marker
         """A statement whose text holds it is one that writes."""
         self.wanted = 0

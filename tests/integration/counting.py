@@ -113,6 +113,7 @@ class Counting:
             "ORDERS_KAFKA": self.brokers,
             "ORDERS_GROUP": self.group,
             "ORDERS_DATA": str(self.folder / f"data-{name}"),
+            "ORDERS_PARTITIONS": str(self.partitions),
             "ORDERS_COMMIT_INTERVAL": "0.2",
             "ORDERS_DELIVERY": self.delivery,
             "COUNTER_TOPICS": ",".join(self.topics),
