@@ -77,7 +77,10 @@ class Settings(BaseSettings):
 
     # -- bulk (docs/bulk.md) -----------------------------------------------------------------------------------
     bulk_rate: float = Field(
-        1000.0, gt=0, le=1_000_000, description="Events a second that one bulk worker unpacks at most. What is interactive keeps the rest."
+        250.0,
+        gt=0,
+        le=1_000_000,
+        description="Events a second that one bulk worker unpacks at most. The lower, the less what is interactive notices (docs/bulk.md).",
     )
     bulk_backlog: int = Field(
         5000,
