@@ -33,7 +33,7 @@ from domain.deadlines import next_due
 from domain.refunds import owed
 from domain.sums import Sums
 from domain.survey import survey
-from domain.topics import DECISIONS, DERIVED, DLQ, LANE
+from domain.topics import DECISIONS, DERIVED, DLQ, LANE, REKEYED
 from settings import Settings
 from sinks import compare, ddl, migrate
 from streams.differences import ROUNDS, Differences
@@ -447,14 +447,23 @@ def arrivals(records: Sequence[Record], pins: Mapping[int, bytes], dice: random.
     `records` are in the order of time. `pins`: version -> ce_id of the event that was the order's so manieth fact, as far as notices tell.
     """
     whole = [_Arrived.of(at, record) for at, record in enumerate(records)]
-    by_topic = [[each for each in whole if each.record.topic == topic] for topic in LANE]
-    yield [each.record for of_topic in by_topic for each in of_topic]  # one batch: topic after topic
-    yield _arrange(by_topic, pins, lambda heads: min(heads, key=lambda topic: heads[topic].at))
-    yield _arrange(by_topic, pins, min)
+    copied = {each.id for each in whole if each.record.topic == REKEYED}
+    # What reached another lane, as from a producer that hadn't heard of new partitions, was taken in as a copy only.
+    as_copies = [each for each in whole if each.record.topic == REKEYED or each.id not in copied]
+    taken_in = [_by_topic(some) for some in ((as_copies, whole) if len(as_copies) < len(whole) else (whole,))]
+    for by_topic in taken_in:
+        yield [each.record for of_topic in by_topic for each in of_topic]  # one batch: topic after topic
+        yield _arrange(by_topic, pins, lambda heads: min(heads, key=lambda topic: heads[topic].at))
+        yield _arrange(by_topic, pins, min)
     while True:
-        yield _arrange(by_topic, pins, lambda heads: dice.choice(list(heads)))
-        # A repetition can make a notice under the version of another event.
-        yield _arrange(by_topic, {}, lambda heads: dice.choice(list(heads)))
+        for by_topic in taken_in:
+            yield _arrange(by_topic, pins, lambda heads: dice.choice(list(heads)))
+            # A repetition can make a notice under the version of another event.
+            yield _arrange(by_topic, {}, lambda heads: dice.choice(list(heads)))
+
+
+def _by_topic(arrived: Sequence[_Arrived]) -> list[list[_Arrived]]:
+    return [[each for each in arrived if each.record.topic == topic] for topic in LANE]
 
 
 class _Arrived(NamedTuple):

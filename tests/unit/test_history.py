@@ -180,6 +180,13 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
     assert len({tuple(each) for each in found}) > 6
 
 
+def test_what_another_lane_sent_on_may_have_been_taken_in_as_a_copy_only() -> None:
+    records = [arrived("order.created", b"c"), arrived("order.paid", b"p1"), arrived("order.paid", b"p2"), arrived("orders.rekeyed", b"p1")]
+    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
+    assert (found[0], found[3]) == ([b"c", b"p2", b"p1"], [b"c", b"p1", b"p2", b"p1"])
+    assert {len(each) for each in found} == {3, 4}
+
+
 def test_it_keeps_to_what_notices_tell() -> None:
     records = [arrived("order.created", b"c"), arrived("order.paid", b"p"), arrived("shipment.updated", b"s"), arrived("order.paid", b"p")]
     pins = {1: b"s", 3: b"p"}

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -25,6 +26,8 @@ BACKLOG = 40
 """Events that lie there before a worker starts."""
 DEEPEST = 12
 """A point is killed at most at so late a pass."""
+SURE = 3
+"""Passes of a scene from which on the next life of it passes there too, however its records fall into batches and pauses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +97,18 @@ async def reconnoitre(arena: Arena, scene: Scene) -> dict[tuple[str, str], int]:
 
 
 def plan(passed: Mapping[str, Mapping[tuple[str, str], int]], seed: int, known: Sequence[Point]) -> tuple[list[Kill], list[str]]:
-    """For each side of each point a kill in the first scene that passes it, and the sides that none passes. Pure."""
+    """For each side of each point a kill, and the sides that no scene passes. Pure.
+
+    It is in the first scene that surely passes it, or else in the one that passed it most.
+    """
     random = Random(f"{seed}:sweep")
     kills: list[Kill] = []
     unreached: list[str] = []
     for point in known:
         for side in (BEFORE, AFTER):
             usable = [(name, passed[name].get((point.key, side), 0)) for name in SCENES if name in passed]
-            name, count = next(((name, count) for name, count in usable if count), ("", 0))
+            most = max(usable, key=itemgetter(1), default=("", 0))
+            name, count = next((each for each in usable if each[1] >= SURE), most)
             if not count:
                 unreached.append(f"{side} {point}")
                 continue
