@@ -152,6 +152,11 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds until a batch's transaction is given up and tried again. Far above the 0.1 s that a full batch takes.",
     )
+    postgres_plan_cache_mode: Literal["force_generic_plan", "auto", "force_custom_plan"] = Field(
+        "force_generic_plan",
+        description="PostgreSQL's plan_cache_mode for the connections of workers and readers. Generic plans save planning each batch; "
+        "Citus needs auto (docs/scaling.md).",
+    )
     cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds an order stays in Redis while a parcel moves.")
     cache_ttl_settled: int = Field(1800, ge=600, le=1800, description="Seconds an order stays in Redis once nothing is expected to change.")
 

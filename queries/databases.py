@@ -52,8 +52,8 @@ class Database:
                     "application_name": "orders-api",
                     "search_path": "public",
                     "jit": "off",
-                    # Planning takes several times as long as reading; partitions are pruned when it is executed.
-                    "plan_cache_mode": "force_generic_plan",
+                    # Generic by default: planning takes several times as long as reading; partitions are pruned when it is executed.
+                    "plan_cache_mode": settings.postgres_plan_cache_mode,
                     "TimeZone": "UTC",
                     "default_transaction_read_only": "on",
                     "statement_timeout": str(int(settings.read_timeout * 1000)),

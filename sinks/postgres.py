@@ -27,8 +27,8 @@ log = structlog.get_logger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
-#: Set on every connection. A batch's plan never depends on its values, and none is worth compiling.
-_SESSION = {"search_path": "public", "application_name": "orders-worker", "jit": "off", "plan_cache_mode": "force_generic_plan"}
+#: Set on every connection. No batch's plan is worth compiling.
+_SESSION = {"search_path": "public", "application_name": "orders-worker", "jit": "off"}
 
 
 _DIALECT = cast(sa.Dialect, pg.dialect())  # type: ignore[no-untyped-call]
@@ -118,7 +118,12 @@ class PostgresSink:
             max_cacheable_statement_size=0,
             # A connection never holds anything that would have to be reset, and asyncpg's reset is a round trip a batch.
             reset=_keep,
-            server_settings={**_SESSION, "statement_timeout": str(int(timeout * 1000))},
+            server_settings={
+                **_SESSION,
+                # Generic by default: a batch's plan never depends on its values.
+                "plan_cache_mode": settings.postgres_plan_cache_mode,
+                "statement_timeout": str(int(timeout * 1000)),
+            },
         )
 
     async def write(self, batch: RowBatch, /) -> int:

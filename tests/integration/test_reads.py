@@ -13,6 +13,8 @@ import pytest_asyncio
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from queries.databases import Database
+from queries.statements import Query
 from settings import Settings
 from sinks import ddl, migrate, regions
 from sinks.postgres import PostgresSink
@@ -100,6 +102,18 @@ async def test_one_row_an_order(read: tuple[Settings, PartitionBy]) -> None:
         "created_at": datetime.fromisoformat(at(1)), "updated_at": datetime.fromisoformat(at(3)), "version": 9,
     }  # fmt: skip
     assert await fetch(settings, "SELECT count(*) FROM orders_summary") == [{"count": 12}]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")])
+async def test_connections_plan_as_the_settings_say(read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str) -> None:
+    settings = read[0].model_copy(update=asked)
+    sink, database = PostgresSink(settings), Database(settings, settings.postgres, "primary")
+    await sink.start()
+    assert sink._pool is not None
+    assert await sink._pool.fetchval("SHOW plan_cache_mode") == expected
+    assert (await database.rows(Query(sa.text("SHOW plan_cache_mode"), {})))[0][0] == expected
+    await sink.close()
+    await database.close()
 
 
 # -- pruning ---------------------------------------------------------------------------------------------------
