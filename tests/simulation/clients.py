@@ -214,6 +214,7 @@ class FakeFetcher:
         self._records: dict[TopicPartition, FetchResult] = {}
         self._fetching: set[TopicPartition] = set()
         self._waiters: list[asyncio.Future[None]] = []
+        self._backing_off = False
         self._wait_consume_future = None
         self._closed = False
         self._ordered: tuple[Assignment | None, list[TopicPartition]] = (None, [])
@@ -261,12 +262,18 @@ class FakeFetcher:
         self._loop.call_later(0.001 + 2 * self._network.way(), self._arrive, assignment, tp, state.position)
         OWNER.reset(token)
 
+    def _again(self) -> None:
+        self._backing_off = False
+        self.look()
+
     def _arrive(self, assignment: Assignment, tp: TopicPartition, position: int) -> None:
         self._fetching.discard(tp)
         if self._closed:
             return
         if BROKER in self._network.down:
-            self._network.after(BACKOFF, self.look)
+            if not self._backing_off:
+                self._backing_off = True
+                self._network.after(BACKOFF, self._again)
             return
         if assignment.active and assignment.state_value(tp).position == position:
             records, to = self._broker.logs[tp].read(position, self._most)
