@@ -43,7 +43,8 @@ LANE: Final = "bulk"
 TICK: Final = 0.05
 """Seconds of events that leave at once. What leaves together is in front of what comes next; what leaves apart is a batch each."""
 LOOK: Final = 1.0
-"""Seconds between two looks at the pipeline's lag, which moves with its commits. A look isn't free for the broker."""
+"""Seconds between two looks at the pipeline's lag, which moves with its commits; a look isn't free for the broker. Sooner, if more left
+meanwhile than it may have before it."""
 DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -57,6 +58,7 @@ class Unpacker:
         self._lag = LagReader(settings)
         self._due = 0.0
         self._looked = 0.0
+        self._since = 0
         self._never = asyncio.Event()
         self._consumer = AIOKafkaConsumer(
             *BULK,
@@ -181,10 +183,11 @@ class Unpacker:
         await asyncio.sleep(max(0.0, self._due - time.monotonic()))
         # From now, not from when it was due: time lost to waiting isn't made up for by a burst.
         self._due = time.monotonic() + count / self._settings.bulk_rate
-        while time.monotonic() - self._looked >= LOOK:
+        self._since += count
+        while time.monotonic() - self._looked >= LOOK or self._since > self._settings.bulk_backlog:
             behind = total(await self._lag.lag())
             if behind <= self._settings.bulk_backlog:
-                self._looked = time.monotonic()
+                self._looked, self._since = time.monotonic(), count
                 return
             log.debug("the pipeline is %d records behind: bulk waits", behind)
             await asyncio.sleep(LOOK)
