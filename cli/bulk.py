@@ -7,7 +7,9 @@ import json
 import sys
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from enum import Enum
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -124,7 +126,7 @@ def submit_command(
                 sent = asyncio.run(_send(settings, made, again, lambda parts: bar.update(sending, completed=parts)))
             except OtherJob:
                 raise UserError(f"job {made.id} is that of another file or kind; choose another --job, or none") from None
-    _report(made, refusals, sent, dry_run, time.monotonic() - started, as_json)
+    _report(made, refusals, sent, settings.bulk_rate, dry_run, time.monotonic() - started, as_json)
     if made.refused:
         raise typer.Exit(1)
 
@@ -137,7 +139,7 @@ async def _send(settings: Settings, job: Job, again: bool, progress: Any) -> int
     return await send(settings, job, again=again, progress=progress)
 
 
-def _report(job: Job, refusals: list[Refusal], sent: int, dry_run: bool, seconds: float, as_json: bool) -> None:
+def _report(job: Job, refusals: list[Refusal], sent: int, rate: float, dry_run: bool, seconds: float, as_json: bool) -> None:
     if as_json:
         document = {"job_id": job.id, "kind": job.kind, "format": job.format, "dry_run": dry_run, "lines": job.lines}
         counts = {"accepted": job.accepted, "refused": job.refused, "by_reason": dict(job.reasons.most_common())}
@@ -163,6 +165,8 @@ def _report(job: Job, refusals: list[Refusal], sent: int, dry_run: bool, seconds
         console.print(f"{what}; job {job.id} was sent before: nothing sent (--again sends it)", soft_wrap=True)
     else:
         console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}", soft_wrap=True)
+        took = timedelta(seconds=ceil(job.accepted / rate))
+        console.print(f"at ORDERS_BULK_RATE={rate:g} a bulk worker takes at least {took} for it; orders bulk status tells how far it is")
 
 
 @app.command("status")

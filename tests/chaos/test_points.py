@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.chaos.sweep import hook
-from tests.chaos.sweep.points import AFTER, BEFORE, MODULES, ROOT, find, points
+from tests.chaos.sweep.points import AFTER, BEFORE, MODULES, OF_NO_WORKER, ROOT, find, points
 
 SOURCE = """
 class Thing:
@@ -116,9 +116,18 @@ def test_every_await_of_the_path_is_a_point() -> None:
     """Counted in another way: an await is an Await node, wherever it is."""
     for module in MODULES:
         file = module.replace(".", "/") + ".py"
-        nodes = [node for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.Await)]
-        assert len([point for point in points((module,)) if point.kind == "await"]) == len(nodes), module
+        source = (ROOT / file).read_text()
+        nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Await)]
+        assert len([point for point in find(file, source) if point.kind == "await"]) == len(nodes), module
+        left_out = {point.where for point in find(file, source)} - {point.where for point in points((module,))}
+        assert left_out <= set(OF_NO_WORKER)
     assert len(points()) > 80
+
+
+def test_what_is_left_out_is_there() -> None:
+    files = [module.replace(".", "/") + ".py" for module in MODULES]
+    everywhere = {point.where for file in files for point in find(file, (ROOT / file).read_text())}
+    assert set(OF_NO_WORKER) <= everywhere
 
 
 def test_early_imports_are_refused() -> None:

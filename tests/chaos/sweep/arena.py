@@ -18,10 +18,12 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.group import LeaveGroupRequest
 from redis.asyncio import Redis
 
+from domain.topics import DECISIONS
 from settings import Settings
 from sources import generator
 from sources.producer import send
 from streams import topics
+from streams.cache import mark_key
 from streams.lag import LagReader, total
 from tests.chaos.proxy import Proxy
 from tests.chaos.sweep.zygote import Child, Zygote
@@ -41,6 +43,10 @@ SETTINGS = {
     "ORDERS_REDIS_TIMEOUT": "0.2",
 }
 """Many small batches, many commits."""
+
+
+FAR = 1_000_000_000
+"""An offset that no log here has."""
 
 
 class Dead(Exception):
@@ -99,6 +105,10 @@ class Arena:
                 raise TimeoutError(f"the lag isn't 0 after {PATIENCE:.0f} s; the worker's log: {life.log}")
             await asyncio.sleep(0.01)
 
+    async def decided(self) -> int:
+        """How many decisions there are in the log."""
+        return sum(position.end for (topic, _), position in (await self.lag.lag()).items() if topic == DECISIONS)
+
     async def over(self, life: Life) -> None:
         """Until it has ended."""
         await asyncio.wait_for(life.ended.wait(), PATIENCE)
@@ -144,10 +154,13 @@ class Arena:
         tweaks: tuple[str, ...] = (),
         env: dict[str, str] | None = None,
         fresh: bool = False,
+        ahead: bool = False,
     ) -> Life:
         """Start the worker that may die. Redis has forgotten the script: whoever comes first has to bring it."""
         async with Redis.from_url(self.settings.redis) as redis:
             await redis.script_flush()
+            for lane in range(self.settings.partitions) if ahead else ():
+                await redis.set(mark_key(self.settings.group, lane), b"0 0 %d" % FAR)
         if fresh:
             shutil.rmtree(self.data / NAME, ignore_errors=True)
         child = await self._zygote.fork(["worker", "--name", NAME], self._through | (env or {}), armed=armed, tweaks=tweaks, name=NAME)

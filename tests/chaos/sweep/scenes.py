@@ -14,13 +14,15 @@ from tests.chaos.sweep.arena import Arena, Life
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`tweaks` and `env` are the worker's. `fresh`: without local state. `code`: what an unharmed worker ends with."""
+    """`tweaks` and `env` are the worker's. `fresh`: without local state. `ahead`: Redis has seen more of the changelog than there is.
+    `code`: what an unharmed worker ends with."""
 
     name: str
     act: Callable[[Arena, Life], Awaitable[None]]
     tweaks: tuple[str, ...] = ("often",)
     env: tuple[tuple[str, str], ...] = ()
     fresh: bool = False
+    ahead: bool = False
     code: int = 0
 
 
@@ -28,12 +30,18 @@ SCENES: dict[str, Scene] = {}
 
 
 def scene(
-    name: str, *, tweaks: tuple[str, ...] = ("often",), env: tuple[tuple[str, str], ...] = (), fresh: bool = False, code: int = 0
+    name: str,
+    *,
+    tweaks: tuple[str, ...] = ("often",),
+    env: tuple[tuple[str, str], ...] = (),
+    fresh: bool = False,
+    ahead: bool = False,
+    code: int = 0,
 ) -> Callable[[Callable[[Arena, Life], Awaitable[None]]], Callable[[Arena, Life], Awaitable[None]]]:
     """Decorator: put it among the scenes, which are tried in the order in which they are written."""
 
     def register(act: Callable[[Arena, Life], Awaitable[None]]) -> Callable[[Arena, Life], Awaitable[None]]:
-        SCENES[name] = Scene(name, act, tweaks, env, fresh, code)
+        SCENES[name] = Scene(name, act, tweaks, env, fresh, ahead, code)
         return act
 
     return register
@@ -56,6 +64,26 @@ async def drain(arena: Arena, life: Life) -> None:
 @scene("recover", fresh=True)
 async def recover(arena: Arena, life: Life) -> None:
     """The same from the changelog."""
+    await arena.handled(life)
+    await _stopped(arena, life)
+
+
+@scene("other-changelog", ahead=True)
+async def other_changelog(arena: Arena, life: Life) -> None:
+    """The cache is of a changelog that is gone: all of it is refreshed."""
+    await arena.until(life, lambda: life.text().count("its cache is complete") >= arena.settings.partitions)
+    await arena.handled(life)
+    await _stopped(arena, life)
+
+
+@scene("deadlines", env=(("ORDERS_HISTORY_AGE", "1e9"), ("ORDERS_STOCK_DEADLINE", "0.2")))
+async def deadlines(arena: Arena, life: Life) -> None:
+    """Nobody answers in time."""
+    await arena.ready(life)
+    before = await arena.decided()
+    await arena.send(40)
+    while await arena.decided() < before + 2:
+        await arena.handled(life)
     await arena.handled(life)
     await _stopped(arena, life)
 

@@ -86,7 +86,7 @@ class Swept:
 async def reconnoitre(arena: Arena, scene: Scene) -> dict[tuple[str, str], int]:
     """Play a scene unharmed: (point, side) -> passes. Raises TimeoutError if it doesn't come to its end as it should."""
     await arena.send(BACKLOG)
-    life = await arena.live(tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh)
+    life = await arena.live(tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh, ahead=scene.ahead)
     with contextlib.suppress(Dead):
         await scene.act(arena, life)
     await arena.over(life)
@@ -121,7 +121,9 @@ async def kill(arena: Arena, each: Kill) -> Result:
     """One kill, then a healthy worker, then the audit."""
     scene = SCENES[each.scene]
     await arena.send(BACKLOG)
-    life = await arena.live(armed=(each.point.key, each.side, each.n), tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh)
+    life = await arena.live(
+        armed=(each.point.key, each.side, each.n), tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh, ahead=scene.ahead
+    )
     problem = ""
     try:
         await scene.act(arena, life)
