@@ -175,7 +175,8 @@ class Arena:
             await child.ended.wait()
         self._children.clear()
         await self._bury()
-        healthy = await self.live()
+        # It doesn't lose patience with Redis: what the cache misses by that would be looked at too early.
+        healthy = await self.live(env={"ORDERS_REDIS_TIMEOUT": "10"})
         try:
             await self.until(healthy, lambda: healthy.text().count("its cache is complete") >= self.settings.partitions)
             await self.handled(healthy)
