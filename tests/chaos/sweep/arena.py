@@ -109,6 +109,17 @@ class Arena:
         """How many decisions there are in the log."""
         return sum(position.end for (topic, _), position in (await self.lag.lag()).items() if topic == DECISIONS)
 
+    async def passed(self, life: Life, decided: int) -> None:
+        """Until so many decisions are in the log."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + PATIENCE
+        while await self.decided() < decided:
+            if life.ended.is_set():
+                raise Dead
+            if loop.time() > deadline:
+                raise TimeoutError(f"no {decided} decisions after {PATIENCE:.0f} s; the worker's log: {life.log}")
+            await asyncio.sleep(0.01)
+
     async def over(self, life: Life) -> None:
         """Until it has ended."""
         await asyncio.wait_for(life.ended.wait(), PATIENCE)

@@ -83,8 +83,7 @@ async def deadlines(arena: Arena, life: Life) -> None:
     for _ in range(2):
         before = await arena.decided()
         await arena.send(20)
-        while await arena.decided() < before + 2:
-            await arena.handled(life)
+        await arena.passed(life, before + 2)
     await arena.handled(life)
     await _stopped(arena, life)
 
