@@ -65,6 +65,7 @@ def test_each_side_of_a_point_is_killed_in_the_first_scene_that_surely_passes_it
         (third, BEFORE, "outage"),
         (third, AFTER, "outage"),
     ]
+    assert [kill.others for kill in kills] == [("outage",), (), (), (), ("drain",)]
     assert unreached == [f"after {second}"]
     assert all(1 <= kill.n <= 12 for kill in kills)
     assert plan(passed, 3, [first, second, third]) == (kills, unreached)

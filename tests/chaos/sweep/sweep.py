@@ -32,12 +32,13 @@ SURE = 3
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Die `side` of `point` when it is passed the n-th time in `scene`."""
+    """Die `side` of `point` when it is passed the n-th time in `scene`. `others`: scenes that passed it too, the most often first."""
 
     point: Point
     side: str
     scene: str
     n: int
+    others: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.side} {self.point}, pass {self.n} of scene {self.scene}"
@@ -113,7 +114,9 @@ def plan(passed: Mapping[str, Mapping[tuple[str, str], int]], seed: int, known: 
                 unreached.append(f"{side} {point}")
                 continue
             # Passes differ a little between two lives: the second half of what was seen may not come.
-            kills.append(Kill(point, side, name, random.randint(1, max(1, min(count // 2, DEEPEST)))))
+            others = sorted((each for each in usable if each[1] and each[0] != name), key=itemgetter(1), reverse=True)
+            n = random.randint(1, max(1, min(count // 2, DEEPEST)))
+            kills.append(Kill(point, side, name, n, tuple(other for other, _ in others)))
     return kills, unreached
 
 
@@ -149,9 +152,10 @@ async def sweep(arena: Arena, kills: Iterable[Kill], told: Callable[[Result], No
         if number % RESET_EVERY == 0:
             await arena.reset()
         result = await kill(arena, each)
-        if not result.died and not result.problem and each.n > 1:
-            # So late a pass did not come this time.
-            result = await kill(arena, Kill(each.point, each.side, each.scene, 1))
+        for scene in (each.scene, *each.others):
+            # The pass did not come this time.
+            if not result.died and not result.problem:
+                result = await kill(arena, Kill(each.point, each.side, scene, 1))
         results.append(result)
         told(result)
         if result.problem:
@@ -177,11 +181,11 @@ async def sweep_stacks(folder: Path, seed: int, stacks: int, told: Told) -> Swep
         async def look(arena: Arena) -> None:
             while scenes:
                 scene = scenes.popleft()
+                await arena.reset()  # what another scene has left would make it pass more than it does alone
                 try:
                     passed[scene.name] = await reconnoitre(arena, scene)
                 except TimeoutError as error:
                     stuck.append(str(error))
-                    await arena.reset()
 
         await asyncio.gather(*(look(arena) for arena in arenas))
         kills, unreached = plan(passed, seed, known)
