@@ -41,7 +41,7 @@ $(STAMP): requirements.txt pyproject.toml
 	printf '%s' "$(CURDIR)" > $@
 
 test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
-	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 2 --dist load --maxschedchunk 1)
+	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 2 --dist worksteal)
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))

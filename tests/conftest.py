@@ -27,8 +27,7 @@ _redis_databases = itertools.cycle(range(16))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what needs servers, begin with what takes long, and leave out, audibly, what this machine has not got."""
-    items.sort(key=lambda item: item.get_closest_marker("long") is None)
+    """Mark what needs servers, and leave out, audibly, what this machine has not got."""
     for item in items:
         if "stack" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.real)

@@ -8,8 +8,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from tests.chaos.faults import CATALOGUE
 from tests.chaos.report import write
 from tests.chaos.run import arena, play
@@ -30,7 +28,6 @@ FAULTS = (
 )
 
 
-@pytest.mark.long
 async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     said: list[str] = []
     planned = once(SEED, [CATALOGUE[name].kind for name in FAULTS])
@@ -45,7 +42,6 @@ async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     assert outcome.audit["counts"]["orders"] > 500
 
 
-@pytest.mark.long
 async def test_a_job_beside_readers_who_remember_versions(tmp_path: Path) -> None:
     said: list[str] = []
     shape = Shape(brokers=1, workers=2, rate=100.0, settings={"ORDERS_BULK_RATE": "500"})

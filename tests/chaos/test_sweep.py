@@ -33,7 +33,6 @@ async def here(settings: Settings, tmp_path: Path) -> AsyncIterator[Arena]:
     await topics.delete_all(settings)
 
 
-@pytest.mark.long
 async def test_a_worker_killed_at_an_await_leaves_nothing_wrong(here: Arena) -> None:
     passed = {"drain": await reconnoitre(here, SCENES["drain"])}
     kills, _ = plan(passed, SEED, points())

@@ -26,7 +26,6 @@ async def _handled(settings: Settings) -> int:
         return sum(position.committed for position in (await reader.lag()).values())
 
 
-@pytest.mark.long
 async def test_kill_9_of_one_of_two_workers_loses_nothing(fresh: Settings, tmp_path: Path) -> None:
     history = list(generator.events(1500, 21, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.005)))
     with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):

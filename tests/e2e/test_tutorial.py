@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.stackfixture import purge
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +21,6 @@ def script() -> str:
     return "set -euxo pipefail\ntrap 'kill ${WORKER:-} 2>/dev/null || true' EXIT\n" + "\n".join(blocks)
 
 
-@pytest.mark.long
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
     environment |= {"TUTORIAL": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}

@@ -105,7 +105,6 @@ async def refreshed(settings: Settings, key: str) -> bool:
         return bool(json.loads(await redis.get(key))["version"] > 0)
 
 
-@pytest.mark.long
 async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = fresh.partitions, 2 * fresh.partitions
     history = list(generator.events(150, 61))

@@ -230,7 +230,6 @@ async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path:
         audit()
 
 
-@pytest.mark.long
 async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
     fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

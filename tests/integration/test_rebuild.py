@@ -81,7 +81,6 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
     await connection.close()
 
 
-@pytest.mark.long
 async def test_beside_workers_compared_and_switched_to(fresh: Settings, database: Any, tmp_path: Path) -> None:
     events = history(300, 71)
     half = len(events) // 2
@@ -161,7 +160,6 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
     assert await rows(fresh)
 
 
-@pytest.mark.long
 async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, tmp_path: Path) -> None:
     with worker(tmp_path) as running:
         await send(fresh, history(600, 73))
@@ -232,7 +230,6 @@ def _connected(server: socket.socket) -> bool:
     return True
 
 
-@pytest.mark.long
 async def test_regions_transactions_and_enforced_references(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
     await topics.delete_all(settings)
@@ -279,7 +276,6 @@ async def test_regions_transactions_and_enforced_references(settings: Settings, 
         await topics.delete_all(settings)
 
 
-@pytest.mark.long
 async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = [f"0a0a0a0a-0000-4000-8000-00000000000{number}" for number in range(3)]
     with worker(tmp_path) as running:

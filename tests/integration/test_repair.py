@@ -83,7 +83,6 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
     await connection.close()
 
 
-@pytest.mark.long
 async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings, redis: Any, database: Any, tmp_path: Path) -> None:
     history = list(generator.events(300, 31, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)))
     half = len(history) // 2
@@ -203,7 +202,6 @@ async def test_only_while_no_worker_is_there(fresh: Settings, tmp_path: Path) ->
         assert told("repair", "--dry-run", code=0)["repaired"] == []
 
 
-@pytest.mark.long
 async def test_what_it_does_not_mend_is_named_and_left(fresh: Settings, database: Any, tmp_path: Path) -> None:
     with worker(tmp_path) as running:
         await send(fresh, generator.events(20, 34, generator.Shares(0, 0, 0)))
