@@ -20,7 +20,7 @@ from streams import history
 from streams.bulk import BulkService
 from streams.pipeline import Pipeline
 from streams.transport import BatchApp, LaneBatch
-from tables.codec import due_of, version_of
+from tables.codec import due_of, is_state, version_of
 
 
 class OrdersApp(BatchApp):
@@ -56,7 +56,7 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     app = OrdersApp(settings)
     if bulk:
         app.service(cast(Any, BulkService(settings)))  # an instance will do
-    state = app.state_table("state", version_of, due_of)
+    state = app.state_table("state", version_of, due_of, is_state)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 
     @app.lane(LANE, max_records=settings.batch_records, due=state, opened=pipeline.opened)

@@ -38,12 +38,15 @@ from audit.judge import (
     Lane,
     coordinates,
     digest_of,
+    origin_of_copy,
 )
 from audit.log import Log, Record, Span, partition_of
 from audit.reference import Fact, Place, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
 from domain.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
+from wire import name_bytes, raw_bytes
+from wire.reader import Parsed, Unread
 
 _RECORDS_A_BUCKET: Final = 20_000
 _MOST_BUCKETS: Final = 1_024
@@ -194,15 +197,13 @@ class Auditor:
     # -- what lanes share: dead letters, copies, stores --------------------------------------------------------------
 
     async def _read_former(self, log: Log) -> None:
+        lanes: int | None = None
         for partition, span in (await self._written(log, [PARTITIONS], 0)).items():
             async for records in log.read(partition, span):
-                note = json.loads(records[-1].value or b"{}")
-                self._former = sorted(note.get("former", []))
-                lanes = note.get("partitions")
-                if self._target.partitions is not None and lanes not in (None, self._target.partitions):
-                    raise OtherLanes(
-                        f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}: set it to {lanes}"
-                    )
+                for record in records:
+                    lanes, self._former = _lanes_told(record.value) or (lanes, self._former)
+        if None not in (lanes, self._target.partitions) and lanes != self._target.partitions:
+            raise OtherLanes(f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}: set it to {lanes}")
 
     def _owner(self, key: bytes, number: int) -> int:
         """The lane that a record under this key belongs to by its partition: its order's, also where that is its partition of before."""
@@ -240,16 +241,8 @@ class Auditor:
         for number in range(self._counts.get(REKEYED, 0)):
             for partition, span in (await self._written(log, [REKEYED], number)).items():
                 async for records in log.read(partition, span):
-                    origins = []
-                    for record in records:
-                        origin = coordinates(record.headers, "rekeyed")
-                        if origin is None:
-                            expected = "headers rekeyed_topic, rekeyed_partition, rekeyed_offset"
-                            where = f"{REKEYED}/{number}@{record.offset}"
-                            self._findings.broken("accounting", "", where, expected, "missing or malformed")
-                        else:
-                            origins.append(origin)
-                    self._index.add_copies(origins)
+                    # Of those that don't say where they came from none of us wrote: they are refused.
+                    self._index.add_copies(origin for record in records if (origin := origin_of_copy(record.headers)) is not None)
 
     async def _read_notes(self, log: Log) -> None:
         for number in range(self._counts.get(REDRIVEN, 0)):
@@ -397,7 +390,13 @@ class Auditor:
             for record in records:
                 key, value = record.key or b"", record.value
                 if (self._only is None or key in self._only) and not (moved and self._owner(key, place) != lane):
-                    item = (key, FACT, number, place, record.offset, record.timestamp, value, record.headers)
+                    headers: Any = record.headers
+                    kind: type = type(record)
+                    if kind is Unread:
+                        headers, value = None, raw_bytes(record)
+                    elif kind is Parsed:
+                        headers = [(name_bytes(name), text) for name, text in headers]
+                    item = (key, FACT, number, place, record.offset, record.timestamp, value, headers)
                     add(crc32(key) % buckets, item, len(value or b"") + 250)
 
     async def _spill_derived(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
@@ -534,13 +533,23 @@ class Auditor:
             self._progress(_name(partition), self._done, self._whole)
 
 
+def _lanes_told(value: bytes | None) -> tuple[int, list[int]] | None:
+    """How many lanes there are since partitions were added, and were before; None where a record says no such thing."""
+    try:
+        note = json.loads(value or b"")
+        lanes, former = note["partitions"], sorted(note["former"])
+    except (ValueError, TypeError, KeyError):
+        return None
+    return (lanes, former) if all(type(number) is int and number > 0 for number in (lanes, *former)) else None
+
+
 def _about(topic: str, record: Record) -> list[str]:
     """Ids of the orders that a record may be about: by its key and by what it says."""
     found = [_text(record.key or b"")] if is_canonical(record.key) else []
     if topic == DECISIONS:
         decision = parse_decision(record.value, record.headers)
         return found if isinstance(decision, Refusal) else [*found, decision.order_id]
-    origin = coordinates(record.headers, "rekeyed")
+    origin = origin_of_copy(record.headers) if topic == REKEYED else None
     fact = parse(origin.topic if origin else topic, record.key, record.value, record.headers)
     return [*found, fact.order_id] if isinstance(fact, Fact) else found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,12 +36,12 @@ from audit.reference import (
 )
 from audit.states import State, differences, read_state, version_of
 from audit.stores import TABLES, Row, columns, comparable, line_of, row_of
-from domain.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INTERNAL, LANE, REKEYED
+from domain.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, INTERNAL, LANE, REKEYED
 
 FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL = range(7)
 """Kinds of items. After (key, kind) come
 
-    FACT           number of the topic in LANE, partition, offset, timestamp in ms, value, headers
+    FACT           number of the topic in LANE, partition, offset, timestamp in ms, value, headers (see _as_read)
     DERIVED_EVENT  number of the topic in derived.DERIVED, partition, offset, id, causeid, traceparent or None, value
     STATE          offset in the changelog, value or None
     ROW            number of the table, line of COPY
@@ -49,6 +50,7 @@ FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL = range(7)
     LOCAL          number of the local table, state
 """
 
+_NUMBER: Final = re.compile("[0-9]{1,18}")
 OURS: Final = b"/orders"
 """ce_source of an order.created that was made of a checkout."""
 _ORDER_CODES: Final = ("order_currency", "order_item", "order_seller")
@@ -136,9 +138,15 @@ class Judge:
         held: Held | None = None
         decisions = []
         for item in items:
+            item = _as_read(item)
             _, _, number, partition, offset, timestamp, value, headers = item
             topic = LANE[number]
             place = Place(topic, partition, offset)
+            if type(headers) is _Unreadable:
+                self._counts["records"] += topic not in INTERNAL
+                self._counts["refused"] += 1
+                self._want("", {"unreadable"}, [place], {place: item})
+                continue
             # In the order's partition of before it was either taken there, or passed on after the change.
             at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(place))
             if topic != REKEYED:
@@ -154,9 +162,11 @@ class Judge:
             places = [place]
             if topic == REKEYED:
                 self._counts["rekeyed"] += 1
-                origin = coordinates(headers, "rekeyed")
+                origin = origin_of_copy(headers)
                 if origin is None:
-                    continue  # told where copies are counted
+                    self._counts["refused"] += 1
+                    self._want("", {"origin_unknown"}, [place], {place: item})
+                    continue
                 places.append(origin)
                 parsed = read(origin.topic, value, own_headers(headers))
             else:
@@ -429,7 +439,7 @@ class Judge:
         try:
             state: State = read_state(value)
             apart = [differences(reading, state, held.place, held.raws) for reading in held.readings]
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             self._findings.broken("changelog", held.order_id, where, "a state", f"{type(error).__name__}: {error}")
             return
         if all(apart):
@@ -626,10 +636,29 @@ def _fact_behind(held: Held, table: str, row_id: str) -> Place | None:
 def coordinates(headers: Iterable[Sequence[Any]], prefix: str) -> Place | None:
     """The place that headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
     texts = {name: (value or b"").decode("utf-8", "replace") for name, value in headers if name.startswith(prefix)}
-    try:
-        return Place(texts[f"{prefix}_topic"], int(texts[f"{prefix}_partition"]), int(texts[f"{prefix}_offset"]))
-    except (KeyError, ValueError):
-        return None
+    topic, partition, offset = (texts.get(f"{prefix}_{what}", "") for what in ("topic", "partition", "offset"))
+    numbers = all(_NUMBER.fullmatch(text) for text in (partition, offset))
+    return Place(topic, int(partition), int(offset)) if numbers else None
+
+
+class _Unreadable(tuple[()]):
+    """Headers of a record that no client can parse: none. Its value is the record's bytes, if they were to be had."""
+
+
+def _as_read(item: Item) -> Item:
+    """A FACT with its headers as they were read: on disk, names that aren't UTF-8 are bytes, and None stands for _Unreadable."""
+    headers = item[-1]
+    if headers is None:
+        return [*item[:-1], _Unreadable()]
+    if any(type(name) is bytes for name, _ in headers):
+        return [*item[:-1], [(name.decode("utf-8", "surrogateescape") if type(name) is bytes else name, text) for name, text in headers]]
+    return item
+
+
+def origin_of_copy(headers: Iterable[Sequence[Any]]) -> Place | None:
+    """Where a record of orders.rekeyed came from; None if it doesn't say: then the pipeline didn't write it."""
+    place = coordinates(headers, "rekeyed")
+    return None if place is None or place.topic not in INPUT or place.topic == CHECKOUT else place
 
 
 def own_headers(headers: Iterable[Sequence[Any]]) -> list[tuple[str, bytes | None]]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.consumer.fetcher import READ_COMMITTED, PartitionRecords
+from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.errors import (
     CoordinatorNotAvailableError,
     KafkaConnectionError,
@@ -25,7 +25,8 @@ from aiokafka.errors import (
     for_code,
 )
 from aiokafka.protocol.fetch import FetchRequest
-from aiokafka.record.memory_records import MemoryRecords
+
+from wire import AIOKafkaConsumer, PartitionRecords, RecordBatches
 
 Progress = Callable[[int], None]
 
@@ -67,7 +68,7 @@ def partition_of(key: bytes, partitions: int) -> int:
     return ((hashed ^ hashed >> 15) & 0x7FFFFFFF) % partitions
 
 
-class _Records(PartitionRecords):  # type: ignore[misc]
+class _Records(PartitionRecords):
     """Records as aiokafka's parser (in C) makes them: a ConsumerRecord of each costs more than all the rest of reading it."""
 
     def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
@@ -246,7 +247,7 @@ class Log:
         except KafkaError as error:
             raise LogUnavailable(f"reading {where}: {told(error)}") from error
         aborted = part[2] if response.API_VERSION >= 11 else part[-2]
-        found = _Records(partition, MemoryRecords(part[-1]), aborted, position, None, None, True, READ_COMMITTED)
+        found = _Records(partition, RecordBatches(part[-1]), aborted, position, None, None, True, READ_COMMITTED)
         try:
             records = list(found)
         except KafkaError as error:

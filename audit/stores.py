@@ -282,7 +282,7 @@ def _bytes(packed: str | list[str]) -> bytes:
 
 # -- workers' local tables ------------------------------------------------------------------------------------------
 
-_OFFSET_KEY: Final = b"__faust\0offset__"
+_OFFSET_KEY: Final = b"offset of the changelog"
 _PARTITION: Final = re.compile(r"state-([0-9]+)\.db")
 
 

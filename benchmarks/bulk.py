@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-
 from domain.bulk import headers_of
 from sources.event import rfc3339
 from stack import Stack
+from wire import AIOKafkaConsumer, AIOKafkaProducer
 
 ORDERS: Final = (sys.executable, "-c", "from cli.main import main; main()")
 RATE: Final = 500

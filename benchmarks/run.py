@@ -26,7 +26,6 @@ from typing import Any
 
 import asyncpg
 import psutil
-from aiokafka import AIOKafkaConsumer
 from prometheus_client.parser import text_string_to_metric_families
 
 from settings import Settings
@@ -34,6 +33,7 @@ from sources.event import SourceEvent
 from sources.generator import workload
 from sources.producer import send
 from stack import Stack, ports
+from wire import AIOKafkaConsumer
 
 STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "redis", "commit")
 """Steps as streams.pipeline names them, and the transaction; the first four never wait, so their time is CPU time."""

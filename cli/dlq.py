@@ -128,7 +128,7 @@ def show_command(
         line("redriven as", f"{':'.join(map(str, note.to))} by {note.by}")
     line("key", "none" if letter.key is None else _decoded(letter.key))
     for name, value in letter.headers:
-        line("header", f"{name}: {_decoded(value)}")
+        line("header", f"{name}: {'none' if value is None else _decoded(value)}")
     if letter.value is None:
         line("value", "none (a tombstone)")
         return

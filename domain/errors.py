@@ -22,6 +22,8 @@ ORDER_ITEM: Final = "order_item"
 ORDER_SELLER: Final = "order_seller"
 ORDER_TOO_LARGE: Final = "order_too_large"
 RECORD_TOO_LARGE: Final = "record_too_large"
+UNREADABLE: Final = "unreadable"
+ORIGIN_UNKNOWN: Final = "origin_unknown"
 
 REASONS: Final = {
     NOT_JSON: "the value is not JSON (or nested deeper than any event is)",
@@ -42,6 +44,8 @@ REASONS: Final = {
     ORDER_SELLER: "the order has no such seller, or the item is another seller's",
     ORDER_TOO_LARGE: "the order has taken in as many facts of this type as one order may; this one was not taken in",
     RECORD_TOO_LARGE: "the record came under another key than its order's and is too large to be passed on",
+    UNREADABLE: "no client can parse the record; its bytes are the value, if they can be told apart at all",
+    ORIGIN_UNKNOWN: "a record of orders.rekeyed that doesn't say where it came from: another program wrote it",
 }
 """Reason code -> what it means."""
 

@@ -47,7 +47,7 @@ UNCOUNTED: Final = 24
 def record_size(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> int:
     """Bytes of a record, uncompressed."""
     size = len(key or b"") + len(value or b"")
-    return size + sum(len(name.encode()) + len(text or b"") + HEADER_BYTES for name, text in headers)
+    return size + sum(len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + HEADER_BYTES for name, text in headers)
 
 
 def size_of(fact: SimpleFact) -> int:

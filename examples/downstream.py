@@ -12,7 +12,7 @@ import asyncio
 import os
 import sys
 
-from aiokafka import AIOKafkaConsumer
+from wire import AIOKafkaConsumer
 
 
 async def read(topic: str, count: int) -> list[str]:

@@ -14,11 +14,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import uuid4
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 
 from examples.services import Behaviour, Later, Market, Message, Steps, order_of
 from settings import Settings
 from sources.event import binary
+from wire import AIOKafkaConsumer, AIOKafkaProducer
 
 ENDED = ("delivered", "returned", "closed")
 NOTICES = ("suborder.created", "suborder.updated")

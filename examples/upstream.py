@@ -13,7 +13,7 @@ import sys
 import uuid
 from datetime import UTC, datetime
 
-from aiokafka import AIOKafkaProducer
+from wire import AIOKafkaProducer
 
 
 async def publish(type_: str, key: str, data: str) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 
 from domain.order import Order
 from settings import Settings
 from streams.partitioner import partition_of
 from tables import codec
+from wire import AIOKafkaConsumer
 
 
 async def read_state(settings: Settings, order_id: UUID) -> Order | None:
@@ -44,7 +45,8 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
                 for record in records:
                     if (
                         record.key == key
-                        and record.value
+                        and record.value is not None
+                        and codec.is_state(key, record.value)
                         and (newest is None or codec.version_of(record.value) >= codec.version_of(newest))
                     ):
                         newest = record.value

@@ -25,7 +25,6 @@ from typing import IO, Any, Final, Literal, NamedTuple, get_args
 from uuid import UUID
 
 import msgspec
-from aiokafka import AIOKafkaProducer
 
 from domain import bulk, errors, events, ids
 from domain.bulk import EVENT, EVENT_BYTES, PART_BYTES, PART_EVENTS, TOPIC, Kind
@@ -33,6 +32,7 @@ from domain.errors import Refused
 from settings import Settings
 from sinks.bulk import BulkJobs
 from sources.event import SourceError
+from wire import AIOKafkaProducer
 
 Format = Literal["csv", "ndjson", "parquet"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)

@@ -13,11 +13,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Final
 
-from aiokafka import AIOKafkaProducer
-
 from settings import Settings
 from sources.event import SourceEvent
 from streams import partitioner
+from wire import AIOKafkaProducer
 
 BATCH_BYTES: Final = 512 << 10
 """Size of a record batch, bytes before compression. A single larger record has a batch of its own."""

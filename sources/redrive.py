@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
-from aiokafka import AIOKafkaProducer
 from aiokafka.errors import (
     IllegalOperation,
     InvalidProducerEpoch,
@@ -32,6 +31,7 @@ from settings import Settings
 from streams import topics
 from streams.dead_letters import REDRIVE_COUNT, REDRIVE_OF, DeadLetter, Letters, Redriven, State, state_of
 from streams.lag import TopicsMissing
+from wire import AIOKafkaProducer
 
 TRANSACTION_RECORDS: Final = 500
 """Letters in one transaction."""
@@ -149,6 +149,7 @@ class _Sender:
         if missing:
             raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {self._settings.kafka}")
         self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in found.items()}
+        self._partitions = {name: state.partitions for name, state in found.items()}
         self._producer = AIOKafkaProducer(
             bootstrap_servers=self._settings.brokers,
             client_id="orders-redrive",
@@ -196,7 +197,9 @@ class _Sender:
         """Batches with the letters in each, and the coordinates of those that are too large."""
         by_place: dict[tuple[str, int], list[DeadLetter]] = {}
         for letter in letters:
-            by_place.setdefault((letter.origin_topic, letter.origin_partition), []).append(letter)
+            # Where there is no such partition any other one will do: from there it is passed on to its order's lane.
+            known = 0 <= letter.origin_partition < self._partitions[letter.origin_topic]
+            by_place.setdefault((letter.origin_topic, letter.origin_partition if known else 0), []).append(letter)
         batches: list[tuple[Any, str, int, list[DeadLetter]]] = []
         too_large: set[str] = set()
         now = int(time.time() * 1000)
@@ -243,7 +246,7 @@ class _Sender:
         return [result.offset for result in results]
 
 
-def redriven_headers(letter: DeadLetter) -> list[tuple[str, bytes]]:
+def redriven_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
     """Headers of a record that goes back: as they came, and that it is a redrive. Pure."""
     kept = [(name, value) for name, value in letter.headers if name not in (REDRIVE_OF, REDRIVE_COUNT)]
     return [*kept, (REDRIVE_OF, letter.coordinates.encode()), (REDRIVE_COUNT, b"%d" % (letter.redrives + 1))]

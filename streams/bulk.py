@@ -17,12 +17,12 @@ from datetime import UTC
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, RebalanceInProgressError
 from mode import Service
 
 from domain import bulk, events
-from domain.errors import RECORD_TOO_LARGE, Refused
+from domain.errors import RECORD_TOO_LARGE, UNREADABLE, Refused
 from domain.limits import RECORD_BYTES, record_size
 from domain.order import Origin
 from domain.topics import BULK, BULK_COMPLETED, DLQ
@@ -32,7 +32,8 @@ from streams import metrics
 from streams.delivery import Delivery
 from streams.lag import LagReader, total
 from streams.partitioner import partition_of
-from streams.pipeline import dlq_headers
+from streams.pipeline import dlq_headers, raw_value
+from wire import AIOKafkaConsumer, AIOKafkaProducer, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +122,11 @@ class Unpacker:
     async def _take(self, record: Any) -> None:
         """One record, until everything that it comes to is acknowledged."""
         try:
+            if (why := unreadable(record)) is not None:
+                raise Refused(UNREADABLE, why)
             event = events.decode(record.topic, record.headers, record.value)
         except Refused as refusal:
-            await self._refuse(record, record.key, record.value, list(record.headers), refusal)
+            await self._refuse(record, record.key, raw_value(record), list(record.headers), refusal)
             return
         part: Any = event.fact
         job, kind = str(part.job_id), bulk.KIND_OF[record.topic]

@@ -208,6 +208,7 @@ class CacheKeeper:
         stored = open_lane.position(self._table) >= position
         latest = {entry.order_id for entry in lane.latest}
         entries: list[CacheEntry] = []
+        states = {key: state for key, state in states.items() if codec.is_state(key, state)}
         for (key, state), now in zip(states.items(), open_lane.get_states(self._table, list(states)), strict=True):
             if now != state and (stored or (now is not None and codec.version_of(now) > codec.version_of(state))):
                 continue

@@ -11,14 +11,15 @@ from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
-from domain.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER
+from domain.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
 from domain.topics import DLQ, LANE, REDRIVEN
 from settings import Settings
 from streams import topics
 from streams.lag import TopicsMissing
+from wire import AIOKafkaConsumer
 
 REDRIVE_OF: Final = "redrive_of"
 """Header of a redriven record: PARTITION:OFFSET of the dead letter in orders.dlq that it was made of."""
@@ -52,7 +53,7 @@ class DeadLetter(NamedTuple):
     origin_offset: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...]
+    headers: tuple[tuple[str, bytes | None], ...]
 
     @property
     def coordinates(self) -> str:
@@ -71,13 +72,17 @@ class DeadLetter(NamedTuple):
     def redrives(self) -> int:
         """How often its record had been redriven when it was refused."""
         text = next((value for name, value in reversed(self.headers) if name == REDRIVE_COUNT), b"")
-        return _number(text.decode("utf-8", "replace"), 0)
+        return _number((text or b"").decode("utf-8", "replace"), 0)
 
     @property
     def stays(self) -> str:
         """Why it can never go back, whatever is mended; "" if it can."""
         if self.reason in _FOR_THE_ORDERS_SAKE:
             return "its order has taken the fact in, so what came again would be a repetition"
+        if self.reason == UNREADABLE:
+            return "no client can parse its record"
+        if self.reason == ORIGIN_UNKNOWN:
+            return "another program wrote it where only ours may"
         if self.value is None:
             return "it holds no value: a tombstone, or a record that is too large to be passed on"
         if self.origin_topic not in LANE:
@@ -225,13 +230,21 @@ class Letters:
         found: dict[tuple[str, int, int], Redriven] = {}
         async with aclosing(self._ledger.records(REDRIVEN, partition)) as records:
             async for record in records:
-                if record.value:
-                    note = _decode(record.value)
+                note = _note(record.value)
+                if note is not None:
                     found[note.origin] = note
         return found
 
 
 _decode: Final = msgspec.json.Decoder(Redriven).decode
+
+
+def _note(value: bytes | None) -> Redriven | None:
+    """What a record of orders.redriven says; None if it is no note: anybody may write there."""
+    try:
+        return _decode(value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
 
 
 def _letter(record: Any) -> DeadLetter:
@@ -247,7 +260,7 @@ def _letter(record: Any) -> DeadLetter:
         _number(ours.get("dlq_offset", ""), -1),
         record.key,
         record.value,
-        tuple((name, value or b"") for name, value in record.headers if name not in _OURS),
+        tuple((name, value) for name, value in record.headers if name not in _OURS),
     )
 
 

@@ -29,6 +29,8 @@ from streams.partitioner import partition_of
 from streams.states import producer_of, version
 from streams.transport import OutRecord
 from streams.transport.producer import LaneProducer
+from streams.transport.table import of_states
+from tables import codec
 
 Progress = Callable[[str, int, int], None]
 """(what is being done, done, of how many)"""
@@ -123,8 +125,8 @@ async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicP
     end = (await reader.ends([partition]))[partition]
     async with aclosing(reader.stretch(partition, 0, end)) as stretches:
         async for records in stretches:
-            for record in records:
-                raw, value = record.key, record.value
+            for record in of_states(records, codec.is_state, f"{partition.topic}/{partition.partition}"):
+                raw, value = record.key or b"", record.value
                 if _lane(raw, partitions) == partition.partition:
                     continue
                 if value is None:

@@ -8,16 +8,16 @@ any order (docs/architecture.md). Nothing here writes anywhere.
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import groupby
 from operator import attrgetter, itemgetter
 from types import TracebackType
-from typing import Any, Final, NamedTuple, Self, cast
+from typing import Annotated, Any, Final, NamedTuple, Self, cast
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+import msgspec
+from aiokafka import TopicPartition
 
 from domain.topics import LANE, PARTITIONS
 from settings import Settings
@@ -29,6 +29,7 @@ from streams.pipeline import Pipeline, Record, Touched, Work
 from streams.transport.batch import LaneBatch, Slice
 from streams.transport.errors import PartitionMismatch
 from tables import codec
+from wire import AIOKafkaConsumer
 
 FOLD_RECORDS: Final = 4_000
 """Records that are folded at once."""
@@ -57,7 +58,7 @@ class LogIncomplete(Exception):
 
 async def noted(settings: Settings) -> Lanes | None:
     """What was noted when the topics were given more partitions; None: they never were. Reads one small topic. Raises KafkaError."""
-    newest: bytes | None = None
+    newest: Lanes | None = None
     async with HistoryReader(settings) as reader:
         partition = TopicPartition(PARTITIONS, 0)
         if not await reader.exists(PARTITIONS):
@@ -65,11 +66,23 @@ async def noted(settings: Settings) -> Lanes | None:
         end = (await reader.ends([partition]))[partition]
         async with aclosing(reader.stretch(partition, 0, end)) as stretches:
             async for records in stretches:
-                newest = records[-1].value
-    if newest is None:
+                for record in records:
+                    newest = _note(record.value) or newest
+    return newest
+
+
+class _Note(msgspec.Struct):
+    partitions: Annotated[int, msgspec.Meta(ge=1)]
+    former: list[Annotated[int, msgspec.Meta(ge=1)]]
+
+
+def _note(value: bytes | None) -> Lanes | None:
+    """What a record of orders.partitions says; None if it is no note: anybody may write there."""
+    try:
+        note = msgspec.json.decode(value or b"", type=_Note)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    note = json.loads(newest)
-    return Lanes(note["partitions"], sorted(note["former"]))
+    return Lanes(note.partitions, sorted(note.former))
 
 
 async def lanes(settings: Settings) -> Lanes:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Final, NamedTuple, cast
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError
 from aiokafka.structs import OffsetAndMetadata
 
 from domain.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
+from wire import AIOKafkaConsumer
 
 COORDINATOR_SECONDS: Final = 30.0
 """How long a group's coordinator may be away: a new cluster makes its offsets topic when first asked, a broker that failed is replaced."""

@@ -17,13 +17,13 @@ from typing import Any, Final, Protocol
 
 from domain import effects, events, ids, rows
 from domain.deadlines import next_due, pending
-from domain.errors import RECORD_TOO_LARGE, Refused
+from domain.errors import ORIGIN_UNKNOWN, RECORD_TOO_LARGE, UNREADABLE, Refused
 from domain.events import Event
 from domain.fold import fold
 from domain.limits import RECORD_BYTES, record_size
 from domain.order import DEADLINES, Created, Order, Origin, ReturnStage, Scan
 from domain.sums import Sums
-from domain.topics import CHECKOUT, DECISIONS, DLQ, INTERNAL, REKEYED
+from domain.topics import CHECKOUT, DECISIONS, DLQ, INPUT, INTERNAL, REKEYED
 from settings import Settings
 from sinks.base import Sink
 from sinks.redis import RedisSink
@@ -33,8 +33,11 @@ from streams.cache import CacheKeeper
 from streams.partitioner import partition_of
 from streams.transport import LaneBatch, Moved, OutRecord
 from tables import codec
+from wire import raw_bytes, unreadable
 
 _REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", "rekeyed_key")
+_REKEYED_TOPICS: Final = {topic.encode(): topic for topic in INPUT if topic != CHECKOUT}
+_MOST_DIGITS: Final = 18
 _REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "duplicate"
 
 
@@ -168,10 +171,13 @@ class Pipeline:
         accepted: list[tuple[Record, Event, bytes]] = []
         for part in batch.slices:
             topic = part.topic
-            internal = topic in INTERNAL
+            internal, rekeyed = topic in INTERNAL, topic == REKEYED
             for record in part.records:
                 try:
-                    event = events.decode(topic, record.headers, record.value, record.timestamp if record.timestamp_type else 0)
+                    if record.value is None and (why := unreadable(record)) is not None:
+                        raise Refused(UNREADABLE, why)
+                    of = _rekeyed_from(record).topic if rekeyed else topic
+                    event = events.decode(of, record.headers, record.value, record.timestamp if record.timestamp_type else 0)
                 except Refused as refusal:
                     self._refuse(work, record, refusal.code, refusal.detail)
                     continue
@@ -326,12 +332,10 @@ class Pipeline:
         work.outcomes[record.topic, _REKEY] += 1
 
     def _refuse(self, work: Work, record: Record, code: str, detail: str) -> None:
-        origin, key, headers = _origin(record), record.key, list(record.headers)
-        if record.topic == REKEYED:
-            came = dict(headers)
-            key = came.get("rekeyed_key")
+        origin, key, value, headers = _origin(record), record.key, raw_value(record), list(record.headers)
+        if origin.topic != record.topic:
+            key = dict(headers).get("rekeyed_key")
             headers = [header for header in headers if header[0] not in _REKEYED_FROM]
-        value = record.value
         if record_size(key, value, headers) > RECORD_BYTES:
             value = None
             if record_size(key, None, headers) > RECORD_BYTES:
@@ -376,12 +380,28 @@ def _observe(step: str, started: float) -> float:
 
 
 def _origin(record: Record) -> Origin:
-    """Where the record first was: a re-keyed one tells by its headers."""
+    """Where the record first was: a re-keyed one tells by its headers. Its own place where these say nothing."""
     if record.topic == REKEYED:
-        came = dict(record.headers)
-        if "rekeyed_topic" in came:
-            return Origin(came["rekeyed_topic"].decode(), int(came["rekeyed_partition"]), int(came["rekeyed_offset"]))
+        try:
+            return _rekeyed_from(record)
+        except Refused:
+            pass
     return Origin(record.topic, record.partition, record.offset)
+
+
+def _rekeyed_from(record: Record) -> Origin:
+    """Where a record of orders.rekeyed first was. Raises Refused when its headers don't say so: then none of us wrote it."""
+    came = dict(record.headers)
+    topic, *places = (came.get(name) or b"" for name in _REKEYED_FROM[:3])
+    name = _REKEYED_TOPICS.get(topic)
+    if name is None or not all(place.isdigit() and len(place) <= _MOST_DIGITS for place in places):
+        raise Refused(ORIGIN_UNKNOWN, f"headers {', '.join(_REKEYED_FROM[:3])}: missing or malformed")
+    return Origin(name, int(places[0]), int(places[1]))
+
+
+def raw_value(record: Record) -> bytes | None:
+    """A record's value as it came; of one that can't be parsed its bytes, if they are to be had. Pure."""
+    return raw_bytes(record) if record.value is None else record.value
 
 
 def dlq_headers(origin: Origin, code: str, detail: str) -> list[tuple[str, bytes]]:
@@ -391,6 +411,6 @@ def dlq_headers(origin: Origin, code: str, detail: str) -> list[tuple[str, bytes
         ("dlq_partition", b"%d" % origin.partition),
         ("dlq_offset", b"%d" % origin.offset),
         ("dlq_reason", code.encode()),
-        ("dlq_detail", detail.encode()),
+        ("dlq_detail", detail.encode("utf-8", "backslashreplace")),
         ("dlq_time", datetime.now(UTC).isoformat().encode()),
     ]

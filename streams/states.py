@@ -18,7 +18,7 @@ from streams.history import HistoryReader
 from streams.refold import LocalStates
 from streams.transport import OutRecord
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
-from streams.transport.table import newest
+from streams.transport.table import newest, of_states
 from tables import codec
 
 STALE: Final = b"<"
@@ -59,6 +59,7 @@ async def read_changelog(reader: HistoryReader, partition: TopicPartition, start
     end = (await reader.ends([partition]))[partition]
     async with aclosing(reader.stretch(partition, start, end)) as stretches:
         async for records in stretches:
+            records = of_states(records, codec.is_state, f"{partition.topic}/{partition.partition}")
             kept, deleted = newest(records, version)
             last = {record.key: record.value for record in records}
             puts: dict[bytes, bytes | None] = {}

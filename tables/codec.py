@@ -5,12 +5,14 @@ The first element is the version, so that recovery can compare two states of a k
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Final
 
 import msgspec
 
 from domain.order import ORDER_STATUS, Order
 
+KEY_BYTES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(Order).decode
 
@@ -32,6 +34,24 @@ def encode(order: Order) -> bytes:
 def decode(raw: bytes) -> Order:
     """Bytes -> state. Raises msgspec.DecodeError for anything that encode() didn't make."""
     return _decode(raw)
+
+
+def is_state(key: bytes, raw: bytes) -> bool:
+    """Whether encode() may have made these bytes, of the order with this raw id. Anybody may write to a changelog. Pure."""
+    if len(key) != KEY_BYTES:
+        return False
+    try:
+        order = _decode(raw)
+    except (msgspec.DecodeError, ValueError):
+        return False
+    return order.version > 0 and order.version == natural_keys(order) and 0 <= order.status < len(ORDER_STATUS) and order.due >= 0
+
+
+def natural_keys(order: Order) -> int:
+    """How many natural keys an order has taken in, by its facts: what its version is. Pure."""
+    facts: tuple[Sized, ...] = (order.payments, order.scans, order.stock, order.returns, order.cancellations)
+    facts = (*facts, order.failures, order.refunds, order.deadlines)
+    return (order.created is not None) + sum(map(len, facts))
 
 
 def version_of(raw: bytes) -> int:

@@ -26,7 +26,7 @@ from streams.transport.errors import FolderInUse, PartitionMismatch, Unreachable
 from streams.transport.lane import Handler, LaneSpec, Limits, Opened
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
-from streams.transport.table import MEMORY, DueOf, StateTable, VersionOf
+from streams.transport.table import MEMORY, DueOf, IsState, StateTable, VersionOf
 from streams.transport.transaction import TransactionalLaneProducer
 
 log = logging.getLogger(__name__)
@@ -169,10 +169,13 @@ class BatchApp(faust.App):
 
         return register
 
-    def state_table(self, name: str, version_of: VersionOf, due_of: DueOf | None = None) -> StateTable:
-        """A table from bytes to bytes, its changelog in the topic '{group}-{name}-changelog'.
+    def state_table(
+        self, name: str, version_of: VersionOf, due_of: DueOf | None = None, is_state: IsState = lambda key, value: True
+    ) -> StateTable:
+        """A table from bytes (table.KEY_BYTES at most) to bytes, its changelog in the topic '{group}-{name}-changelog'.
 
-        `version_of` reads a state's version: recovery keeps a key's highest. `due_of` reads when a state is due: see lane().
+        `version_of` reads a state's version: recovery keeps a key's highest. `due_of` reads when a state is due: see lane(). `is_state`
+        tells a state from what somebody else wrote to the changelog: recovery leaves that out.
         """
         table = StateTable(
             self,
@@ -181,6 +184,7 @@ class BatchApp(faust.App):
             partitions=self.settings.partitions,
             version_of=version_of,
             due_of=due_of,
+            is_state=is_state,
             cache=self._block_cache,
         )
         self.tables.add(table)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, Final, NamedTuple
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import TopicPartition
 from faust.types import TP
+
+from wire import AIOKafkaConsumer
 
 AT_ONCE: Final = 50
 """Records at once: the event loop does nothing else while their states are looked at."""

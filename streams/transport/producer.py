@@ -22,7 +22,6 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
-from aiokafka import AIOKafkaProducer
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, ProducerClosed
 from aiokafka.protocol.produce import ProduceRequest
@@ -31,6 +30,7 @@ from faust.types import TP
 
 from streams.transport.batch import OutRecord
 from streams.transport.errors import FailStop, LaneClosed, LeaseLost, Stale, is_fencing
+from wire import AIOKafkaProducer
 
 if TYPE_CHECKING:
     from streams.transport.table import Moved, StateTable

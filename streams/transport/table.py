@@ -20,16 +20,25 @@ from faust.types import TP, CollectionT
 
 from streams.transport.errors import StateCorrupt
 from streams.transport.ledger import Record
+from wire import unreadable
 
 log = logging.getLogger(__name__)
 
 VersionOf = Callable[[bytes], int]
 DueOf = Callable[[bytes], int]
 """State -> when it is due, ms by the broker's time; 0: never."""
+IsState = Callable[[bytes, bytes], bool]
+"""(key, value) -> whether they are a state's. Anybody may write to a changelog."""
 
 DUE: Final = b"due:"
 _DUE_KEY: Final = len(DUE) + 8
 """An entry of the index of due times: prefix, time in 8 bytes (the highest first, so that they sort), key. Its value is empty."""
+KEY_BYTES: Final = 16
+"""A state's key has so many bytes at most, and may be any: whoever names an order chooses it. The store's own keys are longer."""
+OFFSET: Final = b"offset of the changelog"
+"""Where a store says how far it goes."""
+_FORMER_OFFSET: Final = rocksdb.Store.offset_key
+"""Where it said so before: as long as a state's key, and so perhaps one."""
 
 
 class Moved(NamedTuple):
@@ -85,16 +94,33 @@ def newest(records: Sequence[Record], version_of: VersionOf) -> Newest:
     return Newest(kept, deleted)
 
 
+def of_states(records: Sequence[Record], is_state: IsState, where: str) -> list[Record]:
+    """Those that are states or deletions of states. What else somebody wrote to a changelog is told, and left out: `where` names it."""
+    kept: list[Record] = []
+    for record in records:
+        key, value = record.key, record.value
+        if key is not None and len(key) <= KEY_BYTES and (value is None or is_state(key, value)) and unreadable(record) is None:
+            kept.append(record)
+        else:
+            log.error("%s: the record at offset %d is no state: left out (key %s)", where, record.offset, (key or b"").hex() or "none")
+    return kept
+
+
 class StateStore(rocksdb.Store):
     """RocksDB files, one for each partition.
 
     Every call reads or writes the local disk, from the main thread, and may raise StateCorrupt.
     """
 
-    def __init__(self, *args: Any, version_of: VersionOf, due_of: DueOf | None, cache: rocksdict.Cache, **kwargs: Any) -> None:
+    offset_key = OFFSET
+
+    def __init__(
+        self, *args: Any, version_of: VersionOf, due_of: DueOf | None, is_state: IsState, cache: rocksdict.Cache, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._version_of = version_of
         self._due_of = due_of
+        self._is_state = is_state
         self._cache = cache
 
     def states(self, partition: int, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -126,7 +152,8 @@ class StateStore(rocksdb.Store):
         cursor = self._db_for_partition(partition).iter()
         cursor.seek(DUE)
         while cursor.valid() and (entry := cursor.key()).startswith(DUE):
-            yield entry
+            if len(entry) > KEY_BYTES:
+                yield entry
             cursor.next()
 
     def write(self, partition: int, puts: Mapping[bytes, bytes | None], offset: int | None, moved: Iterable[Moved] = ()) -> None:
@@ -160,7 +187,7 @@ class StateStore(rocksdb.Store):
 
     def recover(self, partition: int, records: Sequence[Record], to: int) -> None:
         """Take over a stretch of the changelog that ends before offset `to`, keeping each key's highest version."""
-        kept, deleted = newest(records, self._version_of)
+        kept, deleted = newest(of_states(records, self._is_state, f"changelog of partition {partition}"), self._version_of)
         version_of, due_of = self._version_of, self._due_of
         puts: dict[bytes, bytes | None] = {}
         moved: list[Moved] = []
@@ -179,13 +206,23 @@ class StateStore(rocksdb.Store):
     def _open_for_partition(self, partition: int) -> rocksdict.Rdict:
         path = self.partition_path(partition)
         try:
-            return rocksdict.Rdict(str(path), self._options())
+            return self._opened(path)
         except Exception as error:
             if not _corrupt(error):
                 raise
             log.error("local state of partition %d is corrupt and was deleted, it is rebuilt from the changelog: %s", partition, error)
             shutil.rmtree(path)
-            return rocksdict.Rdict(str(path), self._options())
+            return self._opened(path)
+
+    def _opened(self, path: Path) -> rocksdict.Rdict:
+        db = rocksdict.Rdict(str(path), self._options())
+        former = db.get(_FORMER_OFFSET)
+        if former is not None and former.isdigit() and db.get(OFFSET) is None:
+            batch = self._new_batch()
+            batch.put(OFFSET, former)
+            batch.delete(_FORMER_OFFSET)
+            db.write(batch)
+        return db
 
     @contextlib.contextmanager
     def _sound(self, partition: int) -> Iterator[None]:
@@ -255,9 +292,12 @@ def _corrupt(error: Exception) -> bool:
 class StateTable(Table):  # type: ignore[type-arg]
     """Bytes to bytes. Read and written through LaneBatch only."""
 
-    def __init__(self, *args: Any, version_of: VersionOf, due_of: DueOf | None, cache: rocksdict.Cache, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, version_of: VersionOf, due_of: DueOf | None, is_state: IsState, cache: rocksdict.Cache, **kwargs: Any
+    ) -> None:
         self._version_of = version_of
         self._due_of = due_of
+        self._is_state = is_state
         self._cache = cache
         super().__init__(*args, key_type=bytes, value_type=bytes, **kwargs)
 
@@ -281,6 +321,7 @@ class StateTable(Table):  # type: ignore[type-arg]
             loop=self.loop,
             version_of=self._version_of,
             due_of=self._due_of,
+            is_state=self._is_state,
             cache=self._cache,
         )
 

@@ -29,6 +29,7 @@ from audit.states import FIELDS, state_of
 from audit.stores import TABLES, columns, comparable
 from domain.topics import DECISIONS, DLQ, INPUT, REKEYED
 from settings import Settings
+from streams.transport.table import OFFSET
 
 NAMESPACE = UUID("11111111-0000-4000-8000-000000000000")
 TTL = 600
@@ -277,7 +278,7 @@ class World:
             for order_id, raw in {**self.states, **changed}.items():
                 if raw is not None and self.lane(order_id) == lane:
                     table[UUID(order_id).bytes] = raw
-            table[b"__faust\0offset__"] = str(ends[lane] - 1 - behind).encode()
+            table[OFFSET] = str(ends[lane] - 1 - behind).encode()
             table.close()
         return paths
 

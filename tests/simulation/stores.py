@@ -21,6 +21,7 @@ from sinks.redis import _SCRIPT
 from sinks.rows import Row, RowBatch
 from sinks.schema import TABLES, build_metadata
 from streams.transport.table import DUE, StateStore
+from tables.codec import is_state
 from tests.simulation.loop import Killed
 from tests.simulation.network import Network
 
@@ -380,6 +381,7 @@ class FakeStore(StateStore):
         self._network = network
         self._version_of = version_of
         self._due_of = due_of
+        self._is_state = is_state
 
     def _db_for_partition(self, partition: int) -> Any:
         return _Db(self._files.partitions.setdefault(partition, {}), self._network)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 import pytest_asyncio
 
-from domain.order import Order
+from domain.order import Order, PaymentFailure
 from settings import Settings
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry
@@ -30,6 +30,7 @@ def state(version: int, note: int = 0) -> bytes:
     """A state; `note` tells it from others of its version."""
     order = Order()
     order.version, order.due = version, note
+    order.failures = [PaymentFailure(1, n.to_bytes(16, "big"), "r") for n in range(version)]
     return codec.encode(order)
 
 

@@ -12,6 +12,7 @@ from random import Random
 import rocksdict
 
 from streams.transport.cluster import MARKER
+from streams.transport.table import OFFSET
 from tests.chaos.faults.base import fault, some_worker
 from tests.chaos.workers import Supervised
 from tests.chaos.world import World
@@ -92,5 +93,5 @@ def _foreign(folder: Path) -> None:
     except Exception:  # all that rocksdict raises; another fault has spoiled it: then it is a foreign one without states
         shutil.rmtree(folder)
         database = rocksdict.Rdict(str(folder), options)
-    database[b"__faust\0offset__"] = b"999999999"
+    database[OFFSET] = b"999999999"
     database.close()

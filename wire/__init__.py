@@ -1,0 +1,46 @@
+"""Kafka's record batches as bytes: aiokafka's clients, which no record ends and to which no record is unwritable.
+
+aiokafka's parser raises at the first record that it can't take, and everything behind it in the partition stays hidden. Its builder takes
+no header name that isn't UTF-8. Both are replaced here, for every client of this process: aiokafka has no other place for it. So clients
+are imported from here, never from aiokafka.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.consumer import fetcher
+from aiokafka.producer import message_accumulator, producer
+
+from wire.builder import BatchBuilder, SizeEstimate
+from wire.names import name_bytes
+from wire.reader import PartitionRecords, RecordBatches, UnreadableRecord
+
+fetcher.MemoryRecords = RecordBatches
+fetcher.PartitionRecords = PartitionRecords
+message_accumulator.BatchBuilder = BatchBuilder
+producer.DefaultRecordBatchBuilder = SizeEstimate
+
+__all__ = [
+    "AIOKafkaConsumer",
+    "AIOKafkaProducer",
+    "PartitionRecords",
+    "RecordBatches",
+    "UnreadableRecord",
+    "name_bytes",
+    "raw_bytes",
+    "unreadable",
+]
+
+
+def unreadable(record: Any) -> str | None:
+    """Why no client can parse this record, or None: it is one. Such a record has neither key nor value nor headers. Pure."""
+    why: str | None = getattr(record, "unreadable", None)
+    return why
+
+
+def raw_bytes(record: Any) -> bytes | None:
+    """The bytes of a record that no client can parse, as they lie in its batch; None: they can't be had, or it is a record. Pure."""
+    raw: bytes | None = getattr(record, "raw", None)
+    return raw
