@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -399,10 +399,10 @@ def _status(told: Mapping[str, Any]) -> str:
 
 
 def _parse(
-    topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]
 ) -> tuple[bytes, bytes, bytes, bytes | None, bytes] | None:
     """(order, what it is, mark of its content, what it tells, text) of a derived event or a dead letter; None for what isn't ours."""
-    found = dict(headers)
+    found = {name: text for name, text in headers if text is not None}
     if topic == DLQ:
         try:
             where = b"%s/%s@%s" % (found["dlq_topic"], found["dlq_partition"], found["dlq_offset"])
@@ -423,7 +423,7 @@ def _parse(
             return order_id, order_id, b"", msgspec.json.encode({"status": data["to"]}), b""
         told = msgspec.json.encode({name: data[name] for name in _TOLD_OF if name in data})
         subject = UUID(data["suborder_id"]).bytes
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
         return None
     if topic == "suborder.created":
         # Its id is the uuid5 of the suborder's, and what it tells is what stands until something else is told.
@@ -431,10 +431,20 @@ def _parse(
     return order_id, subject, b"", told, b""
 
 
+class _Versioned(msgspec.Struct):
+    version: Annotated[int, msgspec.Meta(ge=0, lt=1 << 32)]
+
+
+_version: Final = msgspec.json.Decoder(_Versioned).decode
+
+
 def _pin(notice: Any) -> tuple[bytes, bytes] | None:
     """(the order's version, the event that raised it) by a notice."""
     cause = dict(notice.headers).get("ce_causeid")
-    return None if cause is None else (int(msgspec.json.decode(notice.value)["version"]).to_bytes(4, "big"), cause)
+    try:
+        return None if cause is None else (_version(notice.value).version.to_bytes(4, "big"), cause)
+    except msgspec.DecodeError:
+        return None
 
 
 def _mark(value: bytes) -> bytes:

@@ -45,6 +45,8 @@ class BatchBuilder(message_accumulator.BatchBuilder):  # type: ignore[misc]
 
     def append(self, *, timestamp: int | None, key: Any, value: Any, headers: Headers = ()) -> Any:
         """Add a record. None: the batch is full, or can't hold this one beside what it has; it stays as it is."""
+        if type(headers) is not list:
+            headers = list(headers)
         try:
             return super().append(timestamp=timestamp, key=key, value=value, headers=headers)
         except UnicodeEncodeError:

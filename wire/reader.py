@@ -203,7 +203,7 @@ def _salvage(data: bytes, header: tuple[int, ...], expected: int, why: str) -> I
     """The records of a batch from the offset `expected` on, read one by one."""
     base, attributes, delta, first_time, last_time, count = (header[at] for at in (0, 5, 6, 7, 8, 12))
     append_time = bool(attributes & _APPEND_TIME)
-    whole = count == delta + 1
+    whole, last = count == delta + 1, base + delta
     reader = _Reader(data)
     left = count
     for number in range(count):
@@ -220,14 +220,14 @@ def _salvage(data: bytes, header: tuple[int, ...], expected: int, why: str) -> I
         else:
             offset, time = base + (number if whole else at), last_time if append_time else _signed(first_time + time)
             record = Parsed(offset, time, int(append_time), key, value, headers)
-            if not whole and not offset <= base + delta:
-                record, reason = None, "its offset lies outside of its batch"
-        if offset < expected:
+            if offset > last:
+                offset, record, reason = expected, None, "its offset lies outside of its batch"
+        if not expected <= offset <= last:
             continue
         yield record or Unread(offset, last_time, int(append_time), reason, raw)
         expected = offset + 1
     # What follows can't be told apart, not even where it begins.
-    for offset in range(expected, min(base + delta + 1, expected + left)):
+    for offset in range(expected, min(last + 1, expected + left)):
         yield Unread(offset, last_time, int(append_time), f"it can't be found among the bytes{why or ' of its batch'}", None)
 
 
