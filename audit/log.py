@@ -68,6 +68,12 @@ def partition_of(key: bytes, partitions: int) -> int:
     return ((hashed ^ hashed >> 15) & 0x7FFFFFFF) % partitions
 
 
+class _Batches(RecordBatches):
+    """One partition is read at a time, so much of it at once."""
+
+    most_bytes = 64 << 20
+
+
 class _Records(PartitionRecords):
     """Records as aiokafka's parser (in C) makes them: a ConsumerRecord of each costs more than all the rest of reading it."""
 
@@ -247,7 +253,7 @@ class Log:
         except KafkaError as error:
             raise LogUnavailable(f"reading {where}: {told(error)}") from error
         aborted = part[2] if response.API_VERSION >= 11 else part[-2]
-        found = _Records(partition, RecordBatches(part[-1]), aborted, position, None, None, True, READ_COMMITTED)
+        found = _Records(partition, _Batches(part[-1]), aborted, position, None, None, True, READ_COMMITTED)
         try:
             records = list(found)
         except KafkaError as error:

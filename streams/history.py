@@ -9,7 +9,7 @@ any order (docs/architecture.md). Nothing here writes anywhere.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from itertools import groupby
 from operator import attrgetter, itemgetter
@@ -26,7 +26,7 @@ from sinks.redis import RedisSink
 from sinks.rows import RowBatch
 from streams.lag import Lag
 from streams.pipeline import Pipeline, Record, Touched, Work
-from streams.transport.batch import LaneBatch, Slice
+from streams.transport.batch import LaneBatch, Slice, cut
 from streams.transport.errors import PartitionMismatch
 from tables import codec
 from wire import AIOKafkaConsumer
@@ -255,19 +255,31 @@ class MemoryBatch:
         self.slices = tuple(
             Slice(topic, part, part[-1].offset + 1) for topic, group in groupby(records, attrgetter("topic")) for part in (list(group),)
         )
-        self._count = len(records)
+        self.left: Sequence[Record] = ()
+        self._records = records
         self._states = states
 
     def __len__(self) -> int:
-        return self._count
+        return sum(len(part.records) for part in self.slices)
+
+    def shorten(self, count: int) -> None:
+        self.slices, self.left = cut(self.slices, count)[0], self._records[count:]
 
     def get_states(self, table: object, keys: Sequence[bytes]) -> list[bytes | None]:
         return self._states(keys)
 
 
-def fold(pipeline: Pipeline, lane: int, records: Sequence[Record], states: Callable[[Sequence[bytes]], list[bytes | None]]) -> Work:
-    """What these records of a lane come to, given the `states` by raw id. Blocks for the states only."""
-    return pipeline.fold(cast(LaneBatch, MemoryBatch(lane, records, states)))
+def fold(
+    pipeline: Pipeline, lane: int, records: Sequence[Record], states: Callable[[Sequence[bytes]], list[bytes | None]]
+) -> Iterator[Work]:
+    """What these records of a lane come to, given the `states` by raw id: once, or some of them after others where it is more than is held
+    at once. The states of what came must be there before the next one is asked for. Blocks for the states only."""
+    while True:
+        batch = MemoryBatch(lane, records, states)
+        yield pipeline.fold(cast(LaneBatch, batch))
+        if not batch.left:
+            return
+        records = batch.left
 
 
 def render(pipeline: Pipeline, states: Mapping[bytes, bytes]) -> Work:

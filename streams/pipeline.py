@@ -36,6 +36,9 @@ from tables import codec
 from wire import raw_bytes, unreadable
 
 _REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", "rekeyed_key")
+HELD_BYTES: Final = 16 << 20
+"""Of states as they are stored, and of effects, each, that a batch holds before it is shortened. Objects take some times as much."""
+_STATES_AT_ONCE: Final = 64
 _REKEYED_TOPICS: Final = {topic.encode(): topic for topic in INPUT if topic != CHECKOUT}
 _MOST_DIGITS: Final = 18
 _REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "duplicate"
@@ -94,18 +97,22 @@ class Touched:
 
 
 class Work:
-    """What a batch came to: everything that the steps 3 to 6 write. `done` counts the steps that succeeded."""
+    """What a batch came to: everything that the steps 3 to 6 write. `done` counts the steps that succeeded, `size` the bytes of `out`."""
 
     def __init__(self) -> None:
         self.done = 0
+        self.size = 0
         self.out: dict[str, list[OutRecord]] = {}
         self.rows = RowBatch()
         self.states: dict[bytes, bytes] = {}
         self.moved: list[Moved] = []
         self.cache: list[CacheEntry] = []
         self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.letters: Counter[str] = Counter()
+        """Dead letters, by reason."""
 
     def publish(self, topic: str, record: OutRecord) -> None:
+        self.size += len(record.value or b"")
         known = self.out.get(topic)
         if known is None:
             known = self.out[topic] = []
@@ -128,6 +135,7 @@ class Pipeline:
         self._ttl = (settings.cache_ttl_moving, settings.cache_ttl_settled)
         self._patience = settings.patience
         self._at_once = settings.batch_records
+        self.held_bytes = HELD_BYTES
         self._steps: tuple[tuple[str, Callable[[LaneBatch, Work], Awaitable[None]]], ...] = (
             ("publish", self._publish),
             ("postgres", self._write_rows),
@@ -147,25 +155,44 @@ class Pipeline:
             _observe(name, started)
         for (topic, outcome), count in work.outcomes.items():
             metrics.RECORDS.labels(topic, outcome).inc(count)
+        for code, count in work.letters.items():
+            metrics.DEAD_LETTERS.labels(code).inc(count)
         metrics.LAST_BATCH.set_to_current_time()
 
     # -- steps 1 and 2: pure but for reading the local store ------------------------------------------------------
 
     def fold(self, batch: LaneBatch) -> Work:
-        """Steps 1 and 2: what the batch comes to. Writes nothing. Blocks for the local disk at most. Raises Stale."""
+        """Steps 1 and 2: what the batch comes to. Writes nothing. Blocks for the local disk at most. Raises Stale.
+
+        A small record can make megabytes of commands, and name an order of megabytes. So a batch whose states or effects are more than
+        HELD_BYTES is shortened to the records that come to so much, one of them at least.
+        """
+        work, stop = self._fold(batch)
+        while stop is not None:
+            # What was refused or passed on behind it would be so again: the records before it are folded by themselves.
+            batch.shorten(_place(batch, stop))
+            work, stop = self._fold(batch)
+        metrics.BATCH_RECORDS.observe(len(batch))
+        return work
+
+    def _fold(self, batch: LaneBatch) -> tuple[Work, Record | None]:
+        """What the batch comes to, up to the record before the one that is returned."""
         started = perf_counter()
         work = Work()
         accepted = self._decode(batch, work)
         started = _observe("decode", started)
         touched = self._load(batch, accepted)
         started = _observe("load", started)
+        most = work.size + self.held_bytes
         for record, event, key in accepted:
-            self._take(work, record, event, key, touched[event.order_id], batch.partition)
+            order = touched.get(event.order_id)
+            if order is None or work.size > most:
+                return work, record
+            self._take(work, record, event, key, order, batch.partition)
         started = _observe("fold", started)
         self.render(work, touched)
         _observe("render", started)
-        metrics.BATCH_RECORDS.observe(len(batch))
-        return work
+        return work, None
 
     def _decode(self, batch: LaneBatch, work: Work) -> list[tuple[Record, Event, bytes]]:
         accepted: list[tuple[Record, Event, bytes]] = []
@@ -191,10 +218,19 @@ class Pipeline:
         return accepted
 
     def _load(self, batch: LaneBatch, accepted: list[tuple[Record, Event, bytes]]) -> dict[bytes, Touched]:
+        """The orders of the first records, as far as their states are no more than HELD_BYTES; of one record at least."""
         # In the order of their records, so that a batch is the same whatever the process's hash seed.
         wanted = list({event.order_id: None for _, event, _ in accepted})
-        found = batch.get_states(self._table, wanted)
-        return {order_id: Touched(Order() if raw is None else codec.decode(raw)) for order_id, raw in zip(wanted, found, strict=True)}
+        touched: dict[bytes, Touched] = {}
+        size = 0
+        for start in range(0, len(wanted), _STATES_AT_ONCE):
+            some = wanted[start : start + _STATES_AT_ONCE]
+            for order_id, raw in zip(some, batch.get_states(self._table, some), strict=True):
+                if size > self.held_bytes:
+                    return touched
+                size += len(raw or b"")
+                touched[order_id] = Touched(Order() if raw is None else codec.decode(raw))
+        return touched
 
     def _take(self, work: Work, record: Record, event: Event, key: bytes, touched: Touched, lane: int) -> None:
         order = touched.order
@@ -343,13 +379,13 @@ class Pipeline:
             detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
         work.publish(DLQ, OutRecord(key, value, headers + dlq_headers(origin, code, detail)))
         work.outcomes[record.topic, _REFUSED] += 1
-        metrics.DEAD_LETTERS.labels(code).inc()
+        work.letters[code] += 1
 
     def _refuse_late(self, work: Work, order_id: bytes, late: effects.LateRefusal) -> None:
         detail = f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at the coordinates"
         key = ids.text(order_id).encode()
         work.publish(DLQ, OutRecord(key, effects.normalised(late, order_id), dlq_headers(late.origin, late.code, detail)))
-        metrics.DEAD_LETTERS.labels(late.code).inc()
+        work.letters[late.code] += 1
 
     # -- steps 3 to 6 -------------------------------------------------------------------------------------------
 
@@ -377,6 +413,11 @@ def _observe(step: str, started: float) -> float:
     now = perf_counter()
     metrics.STEP_SECONDS.labels(step).observe(now - started)
     return now
+
+
+def _place(batch: LaneBatch, record: Record) -> int:
+    """How many of a batch's records are before this one."""
+    return next(at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record)
 
 
 def _origin(record: Record) -> Origin:

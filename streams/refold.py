@@ -230,7 +230,9 @@ class Refold:
         count(len(pending))
 
     async def _fold(self, lane: int, records: Sequence[pipeline.Record], position: Positions) -> None:
-        work = fold(self.pipeline, lane, records, self._states.get)
-        if self._take is not None:
-            await self._take(lane, work)
-        self._states.write(work.states, (lane, dict(position)))
+        for work in fold(self.pipeline, lane, records, self._states.get):
+            if self._take is not None:
+                await self._take(lane, work)
+            # Killed before the last one, all are folded again: those written already change nothing.
+            self._states.write(work.states)
+        self._states.write({}, (lane, dict(position)))

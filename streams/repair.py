@@ -131,7 +131,8 @@ class Repairer:
         states: dict[bytes, bytes] = {}
         for start in range(0, len(records), FOLD_RECORDS):
             some = records[start : start + FOLD_RECORDS]
-            states.update(fold(self._pipeline, lane, some, lambda keys: [states.get(key) for key in keys]).states)
+            for work in fold(self._pipeline, lane, some, lambda keys: [states.get(key) for key in keys]):
+                states.update(work.states)
         return states
 
     # -- writing -----------------------------------------------------------------------------------------------------

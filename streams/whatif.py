@@ -353,10 +353,14 @@ class WhatIf:
         pins = {int.from_bytes(key[1 + _ID :], "big"): event_id for key, event_id in self._events.items(_PINNED + order_id)}
         for arrival in islice(arrivals(records, pins, random.Random(order_id)), tries):
             states: dict[bytes, bytes] = {}
-            work = fold(refold.pipeline, lane, arrival, lambda keys, states=states: [states.get(key) for key in keys])  # type: ignore[misc]
+            would: dict[str, set[bytes]] = {topic: set() for topic in wanted}
+            for work in fold(refold.pipeline, lane, arrival, lambda keys, states=states: [states.get(key) for key in keys]):  # type: ignore[misc]
+                for topic, names in would.items():
+                    parsed = [_parse(topic, record.key, record.value, record.headers) for record in work.out.get(topic, ())]
+                    names.update(each[1] + each[2] for each in parsed if each is not None)
+                states.update(work.states)
             for topic in sorted(wanted):
-                parsed = [_parse(topic, record.key, record.value, record.headers) for record in work.out.get(topic, ())]
-                if {each[1] + each[2] for each in parsed if each is not None} == wanted[topic]:
+                if would[topic] == wanted[topic]:
                     del wanted[topic]
             if not wanted:
                 break

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import mmap
 import struct
+import threading
 import zlib
-from typing import Final
+from typing import Any, Final
 
 import cramjam
 
@@ -16,41 +17,50 @@ NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 CODEC_MASK: Final = 0x07
 NAMES: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 
-_MOST: Final = {GZIP: 1_032, LZ4: 255, ZSTD: 40_000}
-"""How many bytes one byte of each can become, at most (DEFLATE: 258 of 2 bits; LZ4: 255 of a length's byte; Zstandard: a block of 128 KiB
-of 4 bytes). Snappy says beforehand what it will become, and may lie."""
+_OLD_MOST: Final = {GZIP: 1_032, SNAPPY: 64, LZ4: 255}
+"""How many bytes one byte of each can become, at most (DEFLATE: 258 of 2 bits; Snappy: 64 of 2 bytes; LZ4: 255 of a length's byte)."""
+_USUAL: Final = 1 << 20
+"""A batch that a client writes becomes no more than this, as a rule."""
+
+_rooms: Final = threading.local()
 
 _XERIAL: Final = b"\x82SNAPPY\x00"
 _XERIAL_BYTES: Final = 16
 _GZIP: Final = b"\x1f\x8b"
 
 
-def within_bounds(size: int, codec: int) -> bool:
-    """Whether so many packed bytes can't become more than BATCH_BYTES, whatever they are. Pure."""
-    return codec == NONE or size * _MOST.get(codec, BATCH_BYTES) <= BATCH_BYTES
+def at_most(size: int, codec: int) -> int:
+    """What so many packed bytes of an old format can become, at most. Pure."""
+    return size * _OLD_MOST.get(codec, 1)
 
 
 def unpack(packed: bytes | memoryview, codec: int) -> bytes:
-    """What a batch's bytes hold, up to BATCH_BYTES of it, and as far as it can be unpacked: behind that there may be zeros, or nothing.
-    Pure."""
+    """What a batch's bytes hold, up to BATCH_BYTES of it, and as far as it can be unpacked: behind that there may be zeros, or nothing."""
     if codec == GZIP:
         return _gunzip(bytes(packed))
     if codec == SNAPPY:
         return _unsnap(bytes(packed))
     if codec in (LZ4, ZSTD):
-        return _decompress(cramjam.lz4 if codec == LZ4 else cramjam.zstd, packed)
+        return _decompress(cramjam.lz4 if codec == LZ4 else cramjam.zstd, bytes(packed))
     return b"" if codec else bytes(packed)
 
 
-def _decompress(library: object, packed: bytes | memoryview) -> bytes:
-    with mmap.mmap(-1, BATCH_BYTES) as room:  # no page of it is there before something is written to it
+def _decompress(library: Any, packed: bytes) -> bytes:
+    room: bytearray | None = getattr(_rooms, "room", None)
+    if room is None:
+        room = _rooms.room = bytearray(_USUAL)
+    try:
+        return bytes(memoryview(room)[: library.decompress_into(packed, room)])
+    except cramjam.DecompressionError:
+        pass  # more than usual, or broken somewhere
+    with mmap.mmap(-1, BATCH_BYTES) as whole:  # no page of it is there before something is written to it
         try:
-            size = library.decompress_into(bytes(packed), room)  # type: ignore[attr-defined]
+            size: int = library.decompress_into(packed, whole)
         except cramjam.DecompressionError:
-            size = BATCH_BYTES  # more than fits, or broken further on: what came until then is in it
-            while size and not any(room[size - mmap.PAGESIZE : size]):
+            size = BATCH_BYTES  # more than fits, or broken further on: what came until then is in it, and zeros follow
+            while size and not any(whole[size - mmap.PAGESIZE : size]):
                 size -= mmap.PAGESIZE
-        return room[:size]
+        return whole[:size]
 
 
 def _gunzip(packed: bytes) -> bytes:

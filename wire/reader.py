@@ -20,7 +20,7 @@ from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.structs import ConsumerRecord, TopicPartition
 
-from wire.codecs import CODEC_MASK, NAMES, NONE, unpack, within_bounds
+from wire.codecs import BATCH_BYTES, CODEC_MASK, NAMES, NONE, at_most, unpack
 from wire.names import name_text
 
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
@@ -84,11 +84,19 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
 
 class RecordBatches:
-    """The batches in a fetch's answer, the last one cut off perhaps. In place of aiokafka's MemoryRecords."""
+    """The batches in a fetch's answer, the last one cut off perhaps. In place of aiokafka's MemoryRecords.
+
+    It says that it has come to its end when what was unpacked of it is more than `most_bytes`: a megabyte of an answer can hold gigabytes.
+    The reader then fetches the rest again.
+    """
+
+    most_bytes = 16 << 20
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
+        self._last: Batch | OldBatch | None = None
+        self._unpacked = 0
 
     def size_in_bytes(self) -> int:
         """Bytes of all of it."""
@@ -96,7 +104,10 @@ class RecordBatches:
 
     def has_next(self) -> bool:
         """Whether a whole batch follows."""
-        return self._end() is not None
+        if self._last is not None:
+            self._unpacked += self._last.unpacked
+            self._last = None
+        return self._unpacked <= self.most_bytes and self._end() is not None
 
     def next_batch(self) -> Batch | OldBatch | None:
         """The next one; None: there is no whole one left. Raises CorruptRecordException for what is too short to be a batch."""
@@ -107,7 +118,8 @@ class RecordBatches:
         self._at = end
         if len(raw) <= _MAGIC_AT or (len(raw) < _HEADER.size and raw[_MAGIC_AT] >= 2):
             raise CorruptRecordException(f"a record batch of {len(raw)} bytes")
-        return Batch(raw) if raw[_MAGIC_AT] >= 2 else OldBatch(raw)
+        self._last = Batch(raw) if raw[_MAGIC_AT] >= 2 else OldBatch(raw)
+        return self._last
 
     def _end(self) -> int | None:
         if len(self._data) < self._at + _FRAME.size:
@@ -121,6 +133,8 @@ class Batch:
 
     def __init__(self, raw: memoryview) -> None:
         self._raw = raw
+        self.unpacked = 0
+        """Bytes of its records, once they were read."""
         self._parser = DefaultRecordBatch(raw)
         self.validate_crc = self._parser.validate_crc
         self.base_offset: int = self._parser.base_offset
@@ -145,14 +159,15 @@ class Batch:
         attributes, delta, count = header[5], header[6], header[12]
         whole = count == delta + 1  # nothing is compacted away: offsets have no holes
         expected, end = self.base_offset, self.next_offset
-        unpacked: bytes | None = None
-        parser = self._parser
         codec = attributes & CODEC_MASK
-        if not within_bounds(len(self._raw) - _HEADER.size, codec):
-            unpacked = unpack(self._raw[_HEADER.size :], codec)
+        packed = self._raw[_HEADER.size :]
+        content = packed if codec == NONE else unpack(packed, codec)
+        self.unpacked = len(content)
+        parser = self._parser
+        if codec != NONE:
             plain = struct.pack(">h", attributes & ~CODEC_MASK)
             head = bytes(self._raw[: _HEADER.size])
-            parser = DefaultRecordBatch(head[:_ATTRIBUTES_AT] + plain + head[_ATTRIBUTES_AT + 2 :] + unpacked)
+            parser = DefaultRecordBatch(head[:_ATTRIBUTES_AT] + plain + head[_ATTRIBUTES_AT + 2 :] + content)
         try:
             for record in parser:
                 if record.offset != expected if whole else not expected <= record.offset < end:
@@ -163,10 +178,8 @@ class Batch:
                 return
         except Exception:  # whatever it is that the parser can't take, it is read again below
             pass
-        if unpacked is None:
-            unpacked = unpack(self._raw[_HEADER.size :], codec)
         why = "" if codec == NONE else f" of a batch packed with {NAMES[codec] if codec < len(NAMES) else codec}"
-        yield from _salvage(unpacked, header, expected, why)
+        yield from _salvage(bytes(content), header, expected, why)
 
 
 class OldBatch:
@@ -179,6 +192,7 @@ class OldBatch:
 
     def __init__(self, raw: memoryview) -> None:
         self._raw = raw
+        self.unpacked = at_most(len(raw), raw[_MAGIC_AT + 1] & CODEC_MASK)
         self._parser = LegacyRecordBatch(raw, raw[_MAGIC_AT])
         self.validate_crc = self._parser.validate_crc
         self.next_offset: int = self._parser.next_offset
@@ -188,7 +202,7 @@ class OldBatch:
         """Its records, and an Unread for what is none."""
         expected = -1
         try:
-            if not within_bounds(len(self._raw), self._raw[_MAGIC_AT + 1] & CODEC_MASK):
+            if self.unpacked > BATCH_BYTES:
                 raise CorruptRecordException("it may hold more than can be unpacked")
             for record in self._parser:
                 time = -1 if record.timestamp is None else record.timestamp  # format 0 has none

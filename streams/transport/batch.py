@@ -34,6 +34,22 @@ class Slice:
     to: int
 
 
+def cut(slices: Sequence[Slice], count: int) -> tuple[tuple[Slice, ...], tuple[Slice, ...]]:
+    """The first so many records, and the others. Pure."""
+    first: list[Slice] = []
+    rest: list[Slice] = []
+    for part in slices:
+        here = min(count, len(part.records))
+        count -= here
+        if here == len(part.records):
+            first.append(part)
+            continue
+        if here:
+            first.append(Slice(part.topic, part.records[:here], part.records[here - 1].offset + 1))
+        rest.append(Slice(part.topic, part.records[here:], part.to))
+    return tuple(first), tuple(rest)
+
+
 class LaneBatch:
     """Records of several topics of one partition number. Acknowledged, all of it, when the handler returns.
 
@@ -44,19 +60,26 @@ class LaneBatch:
     batch doesn't see its own states. With at_least_once each step is written when it is taken.
     """
 
-    __slots__ = ("_lane", "moment", "partition", "slices", "work")
+    __slots__ = ("_lane", "_whole", "moment", "partition", "rest", "slices", "work")
 
     def __init__(self, lane: Lane, slices: tuple[Slice, ...], moment: int | None = None) -> None:
         self._lane = lane
         self.moment = moment
         """No records, but time has passed: everything appended before this, ms by the brokers' clock, has been handled. See due_states."""
         self.partition = lane.partition
-        self.slices = slices
+        self.slices = self._whole = slices
+        self.rest: tuple[Slice, ...] = ()
+        """What shorten has left for the next batch."""
         self.work: Any = None
         """The handler's own: what it has done so far, should it be called again with this batch."""
 
     def __len__(self) -> int:
         return sum(len(part.records) for part in self.slices)
+
+    def shorten(self, count: int) -> None:
+        """End the batch after so many of its records, in the order of `slices`: the rest becomes the lane's next batch. Before anything is
+        written."""
+        self.slices, self.rest = cut(self._whole, count)
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{part.topic} {len(part.records)} to {part.to}" for part in self.slices)

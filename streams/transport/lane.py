@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Handler = Callable[[LaneBatch], Awaitable[None]]
 Opened = Callable[[OpenLane], Coroutine[Any, Any, None]]
 CANCEL_TIMEOUT = 5.0
+BATCH_BYTES = 16 << 20
+"""What the records of a batch hold at most, about; one larger record is a batch of its own."""
 Ends = Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]]
 """Where logs end now."""
 
@@ -82,8 +84,24 @@ class _Attempt:
     def __init__(self, lane: Lane, taken: Sequence[_Taken], moment: int | None) -> None:
         self.batch = LaneBatch(lane, tuple(item.part for item in taken if item.part.records), moment)
         self._lane = lane
-        self._offsets = {_tp(item.ledger): item.part.to for item in taken}
+        self._taken = taken
         self._handled = not self.batch and moment is None
+
+    @property
+    def finished(self) -> list[_Taken]:
+        """What the handler has taken in, once it has returned: all, unless it has shortened the batch."""
+        parts = {part.topic: part for part in self.batch.slices}
+        return [
+            item if not item.part.records else _Taken(item.ledger, parts[item.part.topic])
+            for item in self._taken
+            if not item.part.records or item.part.topic in parts
+        ]
+
+    @property
+    def left(self) -> list[_Taken]:
+        """The rest of a batch that was shortened."""
+        ledgers = {item.part.topic: item.ledger for item in self._taken}
+        return [_Taken(ledgers[part.topic], part) for part in self.batch.rest]
 
     async def __call__(self) -> None:
         lane = self._lane
@@ -92,7 +110,8 @@ class _Attempt:
             self._handled = True
         assert lane.producer is not None
         started = time.perf_counter()
-        await lane.producer.acknowledge(self._offsets, {_tp(ledger): ledger.committed for ledger in lane.ledgers})
+        offsets = {_tp(item.ledger): item.part.to for item in self.finished}
+        await lane.producer.acknowledge(offsets, {_tp(ledger): ledger.committed for ledger in lane.ledgers})
         if lane.commits:
             metrics.STEP_SECONDS.labels("commit").observe(time.perf_counter() - started)
 
@@ -127,6 +146,8 @@ class Lane:
         self._rested: Callable[[], None] = lambda: None
         self._clock = Clock()
         self._ends: Ends | None = None
+        self._left: list[_Taken] = []
+        """Of a batch that its handler has shortened."""
 
     async def prepare(self) -> None:
         """Start the producer; may be called again. Blocks until it works or the lane closes. Raises what Delivery.run raises."""
@@ -249,7 +270,7 @@ class Lane:
                     return
                 continue
             else:
-                taken = self._take()
+                taken, self._left = self._left or self._take(), []
                 if not taken:
                     await self._rest()
                     continue
@@ -270,10 +291,12 @@ class Lane:
             if self.closed:
                 return
             self._see_due(fired=moment is not None)
-            for item in taken:
+            for item in attempt.finished:
                 item.ledger.finish(item.part.to)
                 if self.commits:
                     item.ledger.committed = item.part.to
+            if taken:
+                self._left = attempt.left
             await asyncio.sleep(0)
 
     def _ended(self, outcome: Outcome, what: object) -> bool:
@@ -308,15 +331,20 @@ class Lane:
     def _take(self) -> list[_Taken]:
         was_full = self.full
         counts = [ledger.count for ledger in self.ledgers]
-        taken: list[_Taken] = []
-        for ledger, share in zip(self.ledgers, shares(counts, self.spec.max_records, self._served), strict=True):
-            chunk = ledger.take(share)
+        given = shares(counts, self.spec.max_records, self._served)
+        taken: dict[int, _Taken] = {}
+        room = BATCH_BYTES
+        for turn in range(len(counts)):
+            at = (self._served + turn) % len(counts)  # where there isn't room for all, another topic comes first each time
+            ledger = self.ledgers[at]
+            chunk = ledger.take(given[at], max(0, room)) if room > 0 or not given[at] else None
             if chunk is not None:
-                taken.append(_Taken(ledger, Slice(ledger.topic, chunk.records, chunk.to)))
+                taken[at] = _Taken(ledger, Slice(ledger.topic, chunk.records, chunk.to))
+                room -= chunk.size
         self._served += 1
         if was_full and not self.full:
             self._rested()
-        return taken
+        return [taken[at] for at in sorted(taken)]
 
 
 def _now() -> Now:

@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import bisect
 import enum
+import sys
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import NamedTuple, Protocol
+
+from wire import raw_bytes
 
 OVERHEAD = 100
 """Bytes that a record costs in memory beside its value, roughly."""
@@ -75,7 +78,7 @@ class Ledger:
             return Offer.OVERLAP
         if records and records[0].offset < self.next:
             records = records[bisect.bisect_left(records, self.next, key=attrgetter("offset")) :]
-        size = sum(len(record.value or b"") for record in records) + OVERHEAD * len(records)
+        size = sum(map(size_of, records))
         self.pending.append(Chunk(records, to, size))
         self.count += len(records)
         self.size += size
@@ -83,28 +86,37 @@ class Ledger:
         self.next = to
         return Offer.OVERLAP if overlap else Offer.TAKEN
 
-    def take(self, limit: int) -> Chunk | None:
-        """The oldest pending records, at most `limit`, and the position after them. None if there is nothing to finish.
+    def take(self, limit: int, most_bytes: int = sys.maxsize) -> Chunk | None:
+        """The oldest pending records, at most `limit` and about `most_bytes`, and the position after them. None if there is nothing to
+        finish.
 
         With records, or with a position only (a stretch of the log that holds none).
         """
         taken: list[Record] = []
         to: int | None = None
         size = 0
-        while self.pending and len(taken) + len(self.pending[0].records) <= limit:
-            chunk = self.pending.popleft()
-            taken.extend(chunk.records)
-            to = chunk.to
-            size += chunk.size
-        room = limit - len(taken)
-        if room > 0 and self.pending:
+        while self.pending:
             chunk = self.pending[0]
-            part = chunk.records[:room]
-            part_size = chunk.size * room // len(chunk.records)
-            self.pending[0] = Chunk(chunk.records[room:], chunk.to, chunk.size - part_size)
-            taken.extend(part)
-            to = part[-1].offset + 1
+            fits = size + chunk.size <= most_bytes
+            if fits and len(taken) + len(chunk.records) <= limit:
+                count, part_size = len(chunk.records), chunk.size
+            else:
+                some = chunk.records[: limit - len(taken)]
+                if fits:  # their sizes aren't worth being added up
+                    count, part_size = len(some), chunk.size * len(some) // len(chunk.records)
+                else:
+                    count, part_size = _fitting(some, most_bytes - size, at_least=0 if taken else min(1, len(some)))
+            if count < len(chunk.records):
+                if count:
+                    self.pending[0] = Chunk(chunk.records[count:], chunk.to, chunk.size - part_size)
+                    to = chunk.records[count - 1].offset + 1
+            else:
+                self.pending.popleft()
+                to = chunk.to
+            taken.extend(chunk.records[:count])
             size += part_size
+            if count < len(chunk.records) or not fits:
+                break
         if to is None:
             return None
         self.count -= len(taken)
@@ -125,6 +137,27 @@ class Ledger:
     def uncommitted(self) -> bool:
         """True if there is something to commit."""
         return self.done != self.committed
+
+
+def size_of(record: Record) -> int:
+    """Bytes that a record takes in memory, roughly."""
+    size = OVERHEAD + len(record.value or raw_bytes(record) or b"") + len(record.key or b"")
+    for _, value in record.headers:
+        if value is not None:
+            size += len(value)
+    return size
+
+
+def _fitting(records: Sequence[Record], room: int, at_least: int) -> tuple[int, int]:
+    """How many of the first records take no more than `room`, or `at_least` so many, and what these take."""
+    count = size = 0
+    for record in records:
+        here = size_of(record)
+        if size + here > room and count >= at_least:
+            break
+        count += 1
+        size += here
+    return count, size
 
 
 def shares(counts: Sequence[int], limit: int, first: int = 0) -> list[int]:

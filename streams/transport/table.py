@@ -41,6 +41,11 @@ _FORMER_OFFSET: Final = rocksdb.Store.offset_key
 """Where it said so before: as long as a state's key, and so perhaps one."""
 
 
+DUE_BYTES: Final = 16 << 20
+"""Of states that are due, about: more are due the next time."""
+_DUE_AT_ONCE: Final = 64
+
+
 class Moved(NamedTuple):
     """A state's due time has changed, ms; 0: none."""
 
@@ -138,15 +143,24 @@ class StateStore(rocksdb.Store):
         return 0 if entry is None else _due_time(entry)
 
     def due(self, partition: int, until: int, limit: int) -> list[DueState]:
-        """At most `limit` entries that are due at `until` (ms) or before, the earliest first."""
+        """At most `limit` entries that are due at `until` (ms) or before, the earliest first; fewer where their states are more than
+        DUE_BYTES."""
         entries: list[bytes] = []
         with self._sound(partition):
             for entry in self._index(partition):
                 if _due_time(entry) > until or len(entries) == limit:
                     break
                 entries.append(entry)
-        states = self.states(partition, [entry[_DUE_KEY:] for entry in entries])
-        return [DueState(_due_time(entry), entry[_DUE_KEY:], state) for entry, state in zip(entries, states, strict=True)]
+        found: list[DueState] = []
+        size = 0
+        for start in range(0, len(entries), _DUE_AT_ONCE):
+            some = entries[start : start + _DUE_AT_ONCE]
+            for entry, state in zip(some, self.states(partition, [entry[_DUE_KEY:] for entry in some]), strict=True):
+                found.append(DueState(_due_time(entry), entry[_DUE_KEY:], state))
+                size += len(state or b"")
+            if size > DUE_BYTES:
+                break
+        return found
 
     def _index(self, partition: int) -> Iterator[bytes]:
         cursor = self._db_for_partition(partition).iter()

@@ -59,6 +59,7 @@ class Servers(Protocol):
     lane_topics: tuple[str, ...]
     batch_limit: int
     fetch_limit: int
+    held_bytes: int
     lost_lists: float
     """How likely it is that a fetched list is lost."""
 
@@ -246,6 +247,7 @@ class App:
         self.rows = FakePostgres(servers.network, servers.tables)
         self.cache = RedisSink(settings, client=FakeRedis(servers.network, servers.keys))
         self.pipeline = Pipeline(settings, self.table, self.rows, self.cache)
+        self.pipeline.held_bytes = servers.held_bytes
         self.specs = [LaneSpec(servers.lane_topics, self._handle, settings.batch_records, self.table, self.pipeline.opened)]  # type: ignore[arg-type]
         self.specs_by_topic = dict.fromkeys(servers.lane_topics, self.specs[0])
         self.copartitioned = (*servers.lane_topics, settings.changelog_topic, *DERIVED, DLQ, CLOCK)

@@ -20,6 +20,7 @@ from domain.topics import CLOCK, CREATED, DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
 from streams.cache import LOOK_INTERVAL
 from streams.delivery import GaveUp
+from streams.pipeline import HELD_BYTES
 from tables import codec
 from tables.codec import version_of
 from tests.simulation.accounts import Accounts
@@ -135,6 +136,7 @@ class World:
         """Something is waited for."""
         self.batch_limit = rng.choice((1, 3, 1 << 30))
         self.fetch_limit = rng.choice((1, 3, 500))
+        self.held_bytes = rng.choice((2_000, HELD_BYTES, HELD_BYTES))
         self.lost_lists = 0.0 if plan.mood == "calm" else rng.choice((0.0, 0.0, 0.3))
         self.lane_topics = (*topics_of(plan.arrivals), DECISIONS, REKEYED)
         self.broker = Broker()

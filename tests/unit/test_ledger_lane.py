@@ -11,11 +11,11 @@ from settings import Settings
 from streams.delivery import Delivery
 from streams.transport.batch import LaneBatch
 from streams.transport.errors import LeaseLost, Stale
-from streams.transport.lane import Claim, Handler, Lane, LaneSpec, Limits
+from streams.transport.lane import BATCH_BYTES, Claim, Handler, Lane, LaneSpec, Limits
 from streams.transport.lease import Lease
 from streams.transport.ledger import Ledger
 from streams.transport.producer import LaneProducer
-from tests.unit.test_ledger import recs
+from tests.unit.test_ledger import Rec, recs
 
 
 class Group:
@@ -89,6 +89,51 @@ async def test_a_backlog_of_one_topic_does_not_starve_another() -> None:
     await end(lane, task)
     assert sizes[0] == {"a": 7, "b": 3}
     assert all(sum(size.values()) <= 10 for size in sizes)
+
+
+async def test_what_a_handler_leaves_comes_first_and_is_finished_by_itself() -> None:
+    release = asyncio.Event()
+    seen: list[list[tuple[str, list[int], int]]] = []
+    done: list[tuple[int, int]] = []
+
+    async def handler(batch: LaneBatch) -> None:
+        done.append((a.done, b.done))
+        if len(batch) > 2:
+            batch.shorten(2)
+        seen.append([(part.topic, [record.offset for record in part.records], part.to) for part in batch.slices])
+        if len(seen) == 2:
+            a.offer(12, 13, recs(12))
+            raise ConnectionError("away")
+        await release.wait()
+
+    lane = lane_of(handler, Group())
+    a, b = lane.ledgers
+    a.offer(0, 12, recs(0, 4, 7))
+    b.offer(0, 9, recs(4, 5))
+    release.set()
+    task = start(lane)
+    await until(lambda: (a.done, b.done) == (13, 9))
+    await end(lane, task)
+    rest = [("a", [7], 12), ("b", [4], 5)]
+    assert seen == [[("a", [0, 4], 5)], rest, rest, [("b", [5], 9)], [("a", [12], 13)]]
+    assert done == [(0, 0), (5, 0), (5, 0), (12, 5), (12, 9)]
+    assert (lane.batches, lane.records) == (4, 6)
+
+
+async def test_a_batch_holds_no_more_bytes_than_it_may_and_no_topic_starves() -> None:
+    sizes: list[dict[str, int]] = []
+
+    async def handler(batch: LaneBatch) -> None:
+        sizes.append({part.topic: len(part.records) for part in batch.slices})
+
+    large = bytes(BATCH_BYTES // 3)
+    lane = lane_of(handler, Group())
+    lane.ledgers[0].offer(0, 9, [Rec(offset, large) for offset in range(9)])
+    lane.ledgers[1].offer(0, 1, [Rec(0, bytes(2 * BATCH_BYTES))])
+    task = start(lane)
+    await until(lambda: lane.records == 10)
+    await end(lane, task)
+    assert sizes == [{"a": 2, "b": 1}, {"a": 2}, {"a": 2}, {"a": 2}, {"a": 1}]
 
 
 async def test_a_temporary_failure_is_tried_again_with_the_same_batch() -> None:

@@ -6,12 +6,16 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
+from typing import Any, NamedTuple, cast
 
 import pytest
 
+from domain.order import Order, PaymentFailure
 from settings import Settings
+from streams.transport import table
 from streams.transport.errors import StateCorrupt
-from streams.transport.table import StateStore
+from streams.transport.table import DueState, Moved, StateStore
+from tables import codec
 from tests.integration.transport_app import make_app
 
 KEYS = [b"%04d" % number for number in range(2000)]
@@ -60,3 +64,90 @@ def test_a_store_that_another_process_holds_is_left_alone(tmp_path: Path) -> Non
     with pytest.raises(Exception, match="lock"):
         second.states(0, [b"key"])
     assert first.states(0, [b"key"]) == [b"value"]
+
+
+# -- keys that upstream chooses -----------------------------------------------------------------------------------------
+
+
+def ordinary(folder: Path) -> StateStore:
+    """A store of orders."""
+    app = make_app(Settings(data=folder), ("in",), "out")[0]
+    return app.state_table("orders", codec.version_of, codec.due_of, codec.is_state).store
+
+
+def state(version: int = 1, due: int = 0) -> bytes:
+    order = Order(version=version, due=due)
+    order.failures = [PaymentFailure(1, n.to_bytes(16, "big"), "r") for n in range(version)]
+    return codec.encode(order)
+
+
+@pytest.mark.parametrize("key", [b"__faust\x00offset__", b"due:" + bytes(12), b"changelog-offset", b"offset of the ch"])
+def test_an_order_s_id_is_no_key_of_the_store_s_own(tmp_path: Path, key: bytes) -> None:
+    assert len(key) == 16
+    store = ordinary(tmp_path)
+    store.write(0, {key: state(2, 50)}, 7, [Moved(key, 0, 50)])
+    assert store.states(0, [key]) == [state(2, 50)]
+    assert store.position(0) == 8
+    assert store.first_due(0) == 50
+    assert store.due(0, 60, 10) == [DueState(50, key, state(2, 50))]
+    store.write(0, {key: state(3)}, 8, [Moved(key, 50, 0)])
+    assert (store.first_due(0), store.due(0, 60, 10)) == (0, [])
+
+
+def test_the_offset_is_found_where_it_was_before(tmp_path: Path) -> None:
+    first = ordinary(tmp_path)
+    first.write(0, {b"k" * 16: state()}, None)
+    first._db_for_partition(0)[b"__faust\x00offset__"] = b"41"
+    first._close(0)
+    assert ordinary(tmp_path).position(0) == 42
+
+
+class Foreign(NamedTuple):
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+    topic: str = "changelog"
+    partition: int = 0
+    timestamp: int = 0
+    timestamp_type: int = 0
+
+
+def test_what_is_no_state_is_left_out_of_a_recovery(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    a, b = b"a" * 16, b"b" * 16
+    rubbish = [
+        b"",
+        b"\x00",
+        b"{}",
+        b"\x91\x05",
+        b"\x90",
+        state()[:-3],
+        state()[:1] + b"\x09" + state()[2:],
+        b"\xdc\xff\xff\xcd",
+        b"\xff" * 50,
+    ]
+    records = [Foreign(0, a, state(2, 9))]
+    records += [Foreign(1 + n, a, value) for n, value in enumerate(rubbish)]
+    records += [
+        Foreign(20, None, state()),
+        Foreign(21, b"short", state()),
+        Foreign(22, b"offset of the changelog", b"9"),
+        Foreign(23, b, state()),
+    ]
+    records += [Foreign(24, b"due:" + bytes(8) + a, b"")]
+    store = ordinary(tmp_path)
+    store.recover(0, cast("list[Any]", records), 25)
+    assert store.states(0, [a, b]) == [state(2, 9), state()]
+    assert store.position(0) == 25
+    assert store.first_due(0) == 9
+    assert caplog.text.count("is no state: left out") == len(rubbish) + 4
+
+
+def test_due_states_come_a_few_at_a_time_where_they_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "DUE_BYTES", 20_000)
+    store = ordinary(tmp_path)
+    keys = [n.to_bytes(16, "big") for n in range(300)]
+    store.write(0, {key: state(20, 5) for key in keys}, 1, [Moved(key, 0, 5) for key in keys])
+    some = store.due(0, 9, 300)
+    assert 0 < len(some) < 300
+    assert sum(len(each.state or b"") for each in some) < 20_000 + 64 * len(state(20, 5))

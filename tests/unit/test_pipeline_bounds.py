@@ -1,0 +1,103 @@
+"""What a batch holds is bounded: a small record may make megabytes of commands, or name an order of megabytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from domain import ids
+from domain.topics import DLQ
+from settings import Settings
+from streams.history import fold, folder
+from streams.partitioner import partition_of
+from streams.pipeline import Pipeline, Work
+from tests.unit.wire import ORDER, created, line, parcel, raw, record
+
+WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
+KEY = ids.text(raw(ORDER)).encode()
+LANE = partition_of(KEY, Settings().partitions)
+
+
+def taken(topic: str, offset: int, data: dict[str, Any], **changes: Any) -> Any:
+    headers, value = record(topic, data, **changes)
+    return SimpleNamespace(topic=topic, partition=LANE, offset=offset, timestamp=1, timestamp_type=1, key=KEY, value=value, headers=headers)
+
+
+def parcels(count: int, lines: int) -> list[Any]:
+    """An order of so many lines with the longest texts, and so many parcels of all of it."""
+    goods = [line(n, sku=WIDE) for n in range(1, lines + 1)]
+    seller = goods[0]["seller_id"]
+    history = [taken("order.created", 0, created(*goods))]
+    for n in range(count):
+        scan = {"order_id": ORDER, "shipment_id": parcel(n), "seller_id": seller, "status": "in_transit"}
+        history.append(taken("shipment.updated", n, scan, id=f"scan-{n}"))
+        history.append(taken("shipment.updated", count + n, {**scan, "status": "lost"}, id=f"broken-{n}"))
+    return history
+
+
+def folded(pipeline: Pipeline, records: Sequence[Any]) -> list[Work]:
+    states: dict[bytes, bytes] = {}
+    works: list[Work] = []
+    for work in fold(pipeline, LANE, records, lambda keys: [states.get(key) for key in keys]):
+        works.append(work)
+        states.update(work.states)
+    return works
+
+
+def published(works: Sequence[Work]) -> dict[str, list[Any]]:
+    """What left, topic by topic, but for what is of the moment: dead letters' times, and notices, of which the last counts."""
+    out: dict[str, list[Any]] = {}
+    for work in works:
+        for topic, records in work.out.items():
+            if topic not in ("suborder.updated", "order.status_changed"):
+                out.setdefault(topic, []).extend(each._replace(headers=[h for h in each.headers if h[0] != "dlq_time"]) for each in records)
+    return out
+
+
+@pytest.mark.parametrize("held", [1, 40_000, 150_000])
+def test_a_batch_in_stretches_comes_to_the_same(held: int) -> None:
+    history = parcels(12, 5)
+    whole, parts = folder(Settings()), folder(Settings())
+    parts.held_bytes = held
+    (at_once,), some = folded(whole, history), folded(parts, history)
+    assert len(some) > 1
+    assert published(some) == published([at_once])
+    assert len(published(some)[DLQ]) == 12
+    assert some[-1].states == at_once.states
+    assert sum((work.outcomes for work in some), start=type(at_once.outcomes)()) == at_once.outcomes
+    assert sum((work.letters for work in some), start=type(at_once.letters)()) == at_once.letters
+
+
+def test_what_a_batch_publishes_is_bounded() -> None:
+    pipeline = folder(Settings())
+    pipeline.held_bytes = 2 << 20
+    works = folded(pipeline, parcels(60, 100))
+    assert sum(work.size for work in works) > 20 << 20
+    largest = max(len(each.value or b"") for work in works for records in work.out.values() for each in records)
+    assert max(work.size for work in works) < pipeline.held_bytes + 4 * largest
+
+
+def test_what_a_batch_loads_is_bounded() -> None:
+    pipeline = folder(Settings())
+    pipeline.held_bytes = 100_000
+    state = folded(pipeline, parcels(0, 20))[0].states[raw(ORDER)]
+    asked: list[int] = []
+
+    def states(keys: Sequence[bytes]) -> list[bytes | None]:
+        asked.append(len(keys) * len(state))
+        return [state for _ in keys]
+
+    history = []
+    for n in range(500):
+        order_id = f"{n:08x}{ORDER[8:]}"
+        paid = {"order_id": order_id, "payment_id": parcel(n), "amount": "1.00", "currency": "EUR"}
+        headers, value = record("order.paid", paid, id=f"p-{n}")
+        key = order_id.encode()
+        history.append(SimpleNamespace(**{**vars(taken("order.paid", n, {})), "key": key, "value": value, "headers": headers}))
+    works = list(fold(pipeline, LANE, history, states))
+    assert len(works) > 5
+    assert sum(len(work.states) for work in works) == 500
+    assert max(len(work.states) for work in works) * len(state) < pipeline.held_bytes + 2 * len(state)
