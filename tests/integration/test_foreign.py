@@ -61,9 +61,15 @@ async def test_a_header_s_name_and_a_record_s_attributes_hide_nothing(fresh: Set
 
 
 async def test_a_record_of_orders_rekeyed_that_another_program_wrote_is_a_dead_letter(fresh: Settings, tmp_path: Path) -> None:
-    came = [(b"rekeyed_topic", b"order.created"), (b"rekeyed_partition", b"0"), (b"rekeyed_offset", b"0")]
+    came: list[tuple[bytes, bytes | None]] = [(b"rekeyed_topic", b"order.created"), (b"rekeyed_partition", b"0"), (b"rekeyed_offset", b"0")]
     created = seed_event("order.created", ORDER)
-    forms = [came[:1], came[:2], [], [*came[:2], (b"rekeyed_offset", b"-1")], [(b"rekeyed_topic", None), *came[1:]]]
+    forms: list[list[tuple[bytes, bytes | None]]] = [
+        came[:1],
+        came[:2],
+        [],
+        [*came[:2], (b"rekeyed_offset", b"-1")],
+        [(b"rekeyed_topic", None), *came[1:]],
+    ]
     forms += [[(b"rekeyed_topic", b"orders.dlq"), *came[1:]], [came[0], (b"rekeyed_partition", "१".encode()), came[2]]]
     with worker(tmp_path):
         foreign = [created._replace(headers=[*created.headers, *form]) for form in forms]
