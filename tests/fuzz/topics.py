@@ -103,8 +103,9 @@ def sound(count: int, seed: int) -> list[SourceEvent]:
 
 
 def ids_of(batch: Sequence[SourceEvent]) -> list[str]:
-    """The orders that some events make."""
-    return [str(UUID(json.loads(event.value or b"")["order_id"])) for event in batch if event.topic == names.CREATED]
+    """The orders that some events make, in either binding."""
+    made = [json.loads(event.value or b"") for event in batch if event.topic == names.CREATED]
+    return [str(UUID(each.get("data", each)["order_id"])) for each in made]
 
 
 async def upstream(settings: Settings, folder: Path, seed: int, batches: int) -> dict[str, Any]:
