@@ -27,10 +27,11 @@ async def read(topic: str, count: int) -> list[str]:
         enable_auto_commit=False,
     ) as consumer:
         async for record in consumer:
-            event_id = dict(record.headers)["ce_id"].decode()
-            if event_id not in handled:
+            event_id = (dict(record.headers).get("ce_id") or b"").decode("utf-8", "replace")
+            # Without an id it is none of the pipeline's: anybody may write to a topic.
+            if event_id and event_id not in handled:
                 handled.append(event_id)
-                print(event_id, record.value.decode(), flush=True)
+                print(event_id, (record.value or b"").decode("utf-8", "replace"), flush=True)
             await consumer.commit()
             if len(handled) == count:
                 break

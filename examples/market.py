@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 from aiokafka import TopicPartition
@@ -144,9 +145,9 @@ class Bazaar:
 
     async def _serve(self, consumer: AIOKafkaConsumer) -> None:
         async for record in consumer:
-            data = json.loads(record.value)
-            if data["order_id"] not in self._suborders:
-                continue  # another run's
+            data = _data(record.value)
+            if data.get("order_id") not in self._suborders:
+                continue  # another run's, or none of the pipeline's
             if record.topic in NOTICES:
                 self._note(data)
                 continue
@@ -167,6 +168,15 @@ class Bazaar:
         if not found:
             return "closed"
         return found.pop() if len(found) == 1 else "delivered, some of it returned"
+
+
+def _data(value: bytes | None) -> dict[str, Any]:
+    """Of a command or notice; empty for what is none: anybody may write to a topic."""
+    try:
+        data = json.loads(value or b"")
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) and isinstance(data.get("order_id"), str) else {}
 
 
 def _raise(tasks: Sequence[asyncio.Task[None]]) -> None:
