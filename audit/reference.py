@@ -1249,7 +1249,7 @@ class Reading:
     def commits(self) -> dict[str, list[dict[str, Any]]]:
         """shipment_id -> the data that its stock.commit may have, for every parcel ever scanned in transit or further.
 
-        Which scan came first depends on the order of arrival, and the parcel's items are those of that scan.
+        Which scan came first depends on the order of arrival, and the parcel's items are those of that scan, of a line no more than it has.
         """
         if self.created is None:
             return {}
@@ -1264,7 +1264,10 @@ class Reading:
                         "reservation_id": self.made_id(f"reservation:{seller_id}"),
                         "order_id": self.order_id,
                         "seller_id": seller_id,
-                        "items": [self._item_data(self.items[item_id], count) for item_id, count in self._named(scan).items()],
+                        "items": [
+                            self._item_data(self.items[item_id], min(count, self.items[item_id]["quantity"]))
+                            for item_id, count in self._named(scan).items()
+                        ],
                     }
                 )
         return found

@@ -319,10 +319,11 @@ def _ask_back(created: Created, now: Survey, writer: Writer, seller_id: bytes | 
 
 
 def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
+    """What a parcel holds, of no line more than there is of it."""
     if scan.items is None:
         return _units_of(created, scan.seller_id)
     by_id = {item.item_id: item for item in created.items}
-    return [(by_id[item_id], quantity) for item_id, quantity in scan.items]
+    return [(item, min(quantity, item.quantity)) for item, quantity in ((by_id[item_id], quantity) for item_id, quantity in scan.items)]
 
 
 def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: Event, sums: Sums) -> None:

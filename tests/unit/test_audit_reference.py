@@ -548,6 +548,11 @@ def test_a_return_is_owed_its_units_less_their_discount() -> None:
     assert (rest.amount, rest.units) == (97, ((A, 2),))
 
 
+def test_a_commit_holds_no_more_than_the_line_has() -> None:
+    (commit,) = fold(order(item(A), item(B)), scan("in_transit", items=[*units(A, 9), *units(B, 1)])).commits[uid("s")]
+    assert [each["quantity"] for each in commit["items"]] == [2, 1]
+
+
 def test_a_seller_owes_what_is_gone_with_the_shipping_of_dead_lines() -> None:
     lines = (item(A, ANN, 2, shipping_amount="3.00"), item(B, ANN, 1, shipping_amount="4.00"), item(C, BOB))
     gone = [{"item_id": A, "quantity": 1}, {"item_id": B, "quantity": 1}]

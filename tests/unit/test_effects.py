@@ -301,6 +301,16 @@ def test_what_a_commit_holds() -> None:
     assert all_of_the_sellers["items"] == [stock_item(3, 1)]
 
 
+@pytest.mark.parametrize("waiting", [False, True], ids=["direct", "waiting"])
+def test_a_commit_holds_no_more_than_the_line_has(waiting: bool) -> None:
+    told = Story() if waiting else story()
+    told.scan("in_transit", items={1: 9, 2: 1})
+    if waiting:
+        told.create(*LINES)
+    (commit,) = told.published("stock.commit")
+    assert [item["quantity"] for item in commit["items"]] == [2, 1]
+
+
 def test_a_parcel_that_moved_before_its_order_is_committed_once() -> None:
     told = Story()
     for status in ("in_transit", "delivered"):
