@@ -1060,6 +1060,11 @@ class Reading:
             units = ((line.item_id, line.unit(number)) for number in numbers)
             return ((item_id, unit) for item_id, unit in units if (item_id, unit.number) not in paid_units)
 
+        @functools.cache  # for a line of many units and many returns
+        def unpaid_of(item_id: str, worth_something: bool) -> list[tuple[str, Unit]]:
+            line = lines[item_id]
+            return [pair for pair in unpaid(line, range(line.quantity)) if pair[1].net or not worth_something]
+
         def due(cause: str, cause_id: str, units: Iterable[tuple[str, Unit]], shipping: Sequence[Line]) -> Owed:
             units = list(units)
             amount = sum(unit.net for _, unit in units) + sum(line.shipping for line in shipping)
@@ -1071,7 +1076,10 @@ class Reading:
             if stage.content["status"] == "processed" and return_id not in paid_returns:
                 line = lines[stage.content["item_id"]]
                 count = stage.content.get("quantity", line.quantity)
-                result.append(due("return", return_id, itertools.islice(unpaid(line, range(line.quantity)), count), []))
+                lowest = unpaid_of(line.item_id, False)[:count]
+                if not any(unit.net for _, unit in lowest):
+                    lowest = unpaid_of(line.item_id, True)[:count]
+                result.append(due("return", return_id, lowest, []))
         for seller in self.sellers:
             own = [line for line in self.lines if line.seller_id == seller]
             dead = [pair for line in own for pair in unpaid(line, range(line.live_count, line.quantity))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from domain import ids
 from domain.order import DUE_LABEL, DUE_REFUND, DUE_RELEASE, PROCESSED, Order
-from domain.refunds import owed
+from domain.refunds import uncovered
 from domain.sums import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, winning_stages
 from domain.survey import Survey, survey
 
@@ -71,9 +71,7 @@ def _refund_anomalies(order: Order, now: Survey) -> list[str]:
         found.append("refund_above_captured: decided above what was captured")
     if not now.live:
         return found
-    # What would be owed if money were no object, against what was decided: what's left isn't covered by captured money.
-    unlimited = Survey(now.lines, now.suborders, 1 << 62, now.decided, now.total)
-    if owed(order, unlimited, b"", 0) is not None and owed(order, now, b"", 0) is None:
+    if uncovered(order, now):
         found.append("refund_uncovered: captured money does not cover a refund")
     live = {line.item_id: line.live for line in now.lines}
     stages = winning_stages(order)

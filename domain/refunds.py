@@ -1,21 +1,36 @@
-"""Which refund is owed next (contracts: section 2). Units are kept and counted in spans: a line may have 100,000 of them."""
+"""Which refunds are owed (contracts: section 2). Units are kept and counted in spans: a line may have 100,000 of them."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Iterator
+from itertools import islice
+from typing import Final, NamedTuple
 
 from domain.order import PROCESSED, Order, RefundDecision
-from domain.sums import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, Paid, Span, Sums
+from domain.sums import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, Paid, Sums
 from domain.survey import Line, Suborder, Survey
 
 MOST_UNITS: Final = 10_000
 """Units that one decision about units gone pays for at most: its record names each of them. What is left is owed again at once."""
 
+Units = list[tuple[Line, int, int]]
+"""Units first ... end - 1 of a line, for each of some lines."""
+
+
+class Owed(NamedTuple):
+    """A refund that is owed, the whole of it: more units, perhaps, than one decision names. `amount`: minor units, above 0."""
+
+    amount: int
+    cause: int
+    cause_id: bytes
+    units: Units
+    shipping: list[bytes]
+
 
 def owed(order: Order, now: Survey, order_id: bytes, time: int, sums: Sums | None = None) -> RefundDecision | None:
-    """The next refund that is due and covered by captured money, or None. `time` is that of the fact that made it due.
+    """The next decision: the first refund that captured money covers whole, or a piece of it; None if there is none.
 
-    `sums`: those of the order, if they are at hand.
+    `time` is that of the fact that made it due. `sums`: those of the order, if they are at hand.
     """
     free = now.captured - now.decided
     if free <= 0:
@@ -23,61 +38,106 @@ def owed(order: Order, now: Survey, order_id: bytes, time: int, sums: Sums | Non
     n = len(order.decisions)
     if not now.live:
         return RefundDecision(time, n, free, CAUSE_CLOSED, order_id, [], [])
+    for refund in _all_owed(order, now, sums):
+        if refund.amount <= free:
+            units = refund.units if refund.cause == CAUSE_RETURN else _piece(refund.units)
+            amount = refund.amount if units is refund.units else refund.amount - _net(refund.units) + _net(units)
+            spans = [(line.item_id, start, end - start) for line, start, end in units]
+            return RefundDecision(time, n, amount, refund.cause, refund.cause_id, spans, refund.shipping)
+    return None
+
+
+def uncovered(order: Order, now: Survey, sums: Sums | None = None) -> bool:
+    """Whether a refund is owed that the captured money, less what was decided, does not cover whole."""
+    free = now.captured - now.decided
+    return bool(now.live) and any(refund.amount > free for refund in _all_owed(order, now, sums))
+
+
+def _all_owed(order: Order, now: Survey, sums: Sums | None) -> Iterator[Owed]:
+    """Every refund owed while some unit is live, covered or not. One of which a piece was decided last comes first, so that it ends."""
     if not order.returns and not order.stock and not order.deadlines:
-        return None
+        return
     if sums is None:
         sums = Sums(order)
     paid = sums.payments_made()
+    begun = _begun(order)
+    gone = [suborder for suborder in now.suborders if suborder.live < suborder.ordered]
+    for suborder in gone:
+        if suborder.seller_id == begun:
+            yield from _of_gone(paid, suborder)
+    if sums.returned:
+        yield from _of_returns(paid, now, sums)
+    for suborder in gone:
+        if suborder.seller_id != begun:
+            yield from _of_gone(paid, suborder)
+
+
+def _begun(order: Order) -> bytes | None:
+    """The seller of whose units gone the last decision named as many as it could: more of them may be owed."""
+    last = order.decisions[-1] if order.decisions else None
+    if last is None or last.cause != CAUSE_STOCK or sum(count for _, _, count in last.units) < MOST_UNITS:
+        return None
+    return last.cause_id
+
+
+def _of_returns(paid: Paid, now: Survey, sums: Sums) -> Iterator[Owed]:
+    """For each processed return not paid for: the lowest units; where these are worth nothing, the lowest that are worth something."""
     by_id = {line.item_id: line for line in now.lines}
     unpaid = [return_id for return_id, stage in sums.returns.items() if stage.status == PROCESSED and return_id not in paid.returns]
     for return_id in sorted(unpaid):
         stage = sums.returns[return_id]
         line = by_id[stage.item_id]
-        units = _lowest(paid, line, 0, stage.quantity or line.quantity)
-        amount = _net(line, units)
-        if 0 < amount <= free:
-            return RefundDecision(time, n, amount, CAUSE_RETURN, return_id, _named(line, units), [])
-    for suborder in now.suborders:
-        if suborder.live < suborder.ordered:
-            amount, named, shipping = _gone(paid, suborder)
-            if named and 0 < amount <= free:
-                return RefundDecision(time, n, amount, CAUSE_STOCK, suborder.seller_id, named, shipping)
-    return None
+        most = stage.quantity or line.quantity
+        units = _lowest(paid, line, 0, most)
+        amount = _net(units)
+        if not amount:
+            units = _lowest(paid, line, line.worthless, most)
+            amount = _net(units)
+        if amount:
+            yield Owed(amount, CAUSE_RETURN, return_id, units, [])
 
 
-def _gone(paid: Paid, suborder: Suborder) -> tuple[int, list[tuple[bytes, int, int]], list[bytes]]:
-    """Amount, units and shipping owed for a seller's units that are not live."""
-    amount, left = 0, MOST_UNITS
-    named: list[tuple[bytes, int, int]] = []
+def _of_gone(paid: Paid, suborder: Suborder) -> Iterator[Owed]:
+    """Of a seller's units that are neither live nor paid for, all, with the shipping of lines that have no live unit."""
+    units: Units = []
+    postage = 0
     shipping: list[bytes] = []
     for line in suborder.lines:
         if line.live < line.quantity:
-            units = _lowest(paid, line, line.live, left)
-            left -= sum(end - start for start, end in units)
-            amount += _net(line, units)
-            named += _named(line, units)
-            if line.live == 0 and line.shipping and line.item_id not in paid.shipping:
+            units += [(line, start, end) for start, end in paid.unpaid(line.item_id, line.live, line.quantity)]
+            if not line.live and line.shipping and line.item_id not in paid.shipping:
                 shipping.append(line.item_id)
-                amount += line.shipping
-    return amount, named, shipping
+                postage += line.shipping
+    amount = _net(units) + postage
+    if units and amount:
+        yield Owed(amount, CAUSE_STOCK, suborder.seller_id, units, shipping)
 
 
-def _lowest(paid: Paid, line: Line, first: int, most: int) -> list[Span]:
+def _piece(units: Units) -> Units:
+    """As many of them as one decision names. Those worth something first: a piece that is worth nothing would never be decided."""
+    if sum(end - start for _, start, end in units) <= MOST_UNITS:
+        return units
+    worth = [(line, max(start, line.worthless), end) for line, start, end in units]
+    return _first(MOST_UNITS, [*worth, *((line, start, min(end, line.worthless)) for line, start, end in units)])
+
+
+def _lowest(paid: Paid, line: Line, first: int, most: int) -> Units:
     """The lowest `most` units from `first` on that are not paid for."""
-    spans: list[Span] = []
-    for start, end in paid.unpaid(line.item_id, first, line.quantity):
-        if most <= 0:
-            break
+    # Each span has a unit at least, so more than `most` spans are never needed.
+    return _first(most, [(line, start, end) for start, end in islice(paid.unpaid(line.item_id, first, line.quantity), most)])
+
+
+def _first(most: int, units: Units) -> Units:
+    """The first `most` of them; spans that end before they begin have none."""
+    found: Units = []
+    for line, start, end in units:
         end = min(end, start + most)
-        spans.append((start, end))
-        most -= end - start
-    return spans
+        if start < end:
+            found.append((line, start, end))
+            most -= end - start
+    return found
 
 
-def _net(line: Line, units: list[Span]) -> int:
+def _net(units: Units) -> int:
     """Price of the units less their share of the discount."""
-    return sum(line.price * (end - start) - line.discount_of_first(end) + line.discount_of_first(start) for start, end in units)
-
-
-def _named(line: Line, units: list[Span]) -> list[tuple[bytes, int, int]]:
-    return [(line.item_id, start, end - start) for start, end in units]
+    return sum(line.price * (end - start) - line.discount_of_first(end) + line.discount_of_first(start) for line, start, end in units)

@@ -76,6 +76,12 @@ class Line:
         """Price of unit `number` less its share of the discount."""
         return self.price - self.discount_of_first(number + 1) + self.discount_of_first(number)
 
+    @property
+    def worthless(self) -> int:
+        """How many of its units are worth nothing: the first ones, since none has a smaller share of the discount than a later one."""
+        share, more = divmod(self.discount, self.quantity)
+        return self.quantity if share == self.price else more if share + 1 == self.price else 0
+
 
 class Suborder:
     """One seller's part of an order, over its live units. Amounts in minor units."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import pytest
@@ -80,7 +80,7 @@ class Ours:
         self.refused: dict[bytes, set[tuple[Any, ...]]] = defaultdict(set)
         self.verdicts: list[str] = []
 
-    def take_all(self, records: Iterable[Record]) -> Ours:
+    def take_all(self, records: Iterable[Record]) -> Self:
         for n, each in enumerate(records):
             self.verdicts.append(self._take(each))
             if n % self.pace == 0 and self.back:
@@ -156,6 +156,64 @@ OUR_IDS = {
 """Type -> the field of its data that tells one from another."""
 
 
+def read_by_reference(each: Record) -> reference.Fact | reference.Decision | reference.Refusal:
+    if each.topic == DECISIONS:
+        return reference.parse_decision(each.value, each.headers)
+    return reference.parse(each.topic, each.key, each.value, each.headers)
+
+
+class Witnessed(Ours):
+    """The pipeline's domain, and after each record the reference's opinion of what is owed and of what was decided just now."""
+
+    def __init__(self, pace: int, most_units: int) -> None:
+        super().__init__(pace)
+        self.most_units = most_units
+        self.orders: dict[str, reference.Order] = {}
+        self.seen: Counter[str] = Counter()
+
+    def _take(self, each: Record) -> str:
+        before = len(self.decided)
+        code = super()._take(each)
+        parsed = read_by_reference(each)
+        if not isinstance(parsed, reference.Refusal):
+            order = self.orders.setdefault(parsed.order_id, reference.Order(parsed.order_id))
+            if isinstance(parsed, reference.Decision):
+                assert order.decide(parsed)
+            else:
+                order.add(parsed)
+            self._witness(order.reading(), self.decided[before:])
+        return code
+
+    def _witness(self, now: reference.Reading, proposed: list[Record]) -> None:
+        owed = now.owed() if now.created else []
+        for each in proposed:
+            decision = reference.parse_decision(each.value, each.headers)
+            assert isinstance(decision, reference.Decision)
+            self._witness_decision(now, owed, decision)
+        order_id = reference.uuid_bytes(now.order_id)
+        told = any(text.startswith("refund_uncovered") for text in anomalies(codec.decode(self.states[order_id]), order_id))
+        assert told == any(not each.covered for each in owed)
+        self.seen["uncovered"] += told
+
+    def _witness_decision(self, now: reference.Reading, owed: list[reference.Owed], decision: reference.Decision) -> None:
+        (whole,) = [each for each in owed if (each.cause, each.cause_id) == (decision.cause, decision.cause_id)]
+        assert whole.covered
+        assert set(decision.units) <= set(whole.units)
+        assert len(decision.units) == min(self.most_units if whole.cause == "stock" else len(whole.units), len(whole.units))
+        assert decision.shipping == tuple(item_id for item_id in whole.shipping if now.items[item_id].get("shipping_amount"))
+        assert 0 < now.decided(decision) <= whole.amount
+        assert now.pays_for(decision) in (None, now.decided(decision))
+        if len(decision.units) == len(whole.units):
+            assert now.decided(decision) == whole.amount
+        else:
+            self.seen["pieces"] += 1
+        begun = now.decisions[-1] if now.decisions else None
+        if begun is not None and begun.cause == "stock" and len(begun.units) == self.most_units:
+            rest = [each for each in owed if each.cause_id == begun.cause_id and each.covered]
+            assert whole in rest or not rest
+            self.seen["rests"] += len(rest)
+
+
 class Theirs:
     """The reference: facts by order, and what they amount to."""
 
@@ -165,10 +223,7 @@ class Theirs:
 
     def take_all(self, records: Iterable[Record], decided: Iterable[Record]) -> Theirs:
         for each in records:
-            if each.topic == DECISIONS:
-                parsed = reference.parse_decision(each.value, each.headers)
-            else:
-                parsed = reference.parse(each.topic, each.key, each.value, each.headers)
+            parsed = read_by_reference(each)
             assert not isinstance(parsed, reference.Decision)
             if isinstance(parsed, reference.Refusal):
                 self.verdicts.append(parsed.code)
@@ -225,6 +280,16 @@ def compare(records: list[Record], pace: int) -> None:
         state = states.read_state(ours.states[order_id])
         assert states.differences(reading, state, lambda fact: None, [reference.Place(each.topic, 0, 0) for each in records]) == []
         assert unexpected(reading, ours.derived[order_id], order_id) == []
+        if reading.created is not None:
+            assert_no_more_than_there_is(reading, ours.derived[order_id])
+
+
+def assert_no_more_than_there_is(reading: reference.Reading, derived: Iterable[Derived]) -> None:
+    """Every quantity that leaves is one to that of its line."""
+    for each in derived:
+        data = msgspec.to_builtins(each.data)
+        for item in [data] if each.type == "stock.restock" else data.get("items", []):
+            assert 0 < item["quantity"] <= reading.items[item["item_id"]]["quantity"], f"{each.type}: {item}"
 
 
 def unexpected(reading: reference.Reading, derived: Iterable[Derived], order_id: bytes) -> list[Finding]:
@@ -282,6 +347,23 @@ def test_dense_orders(seed: int) -> None:
     records = [each for n in range(100) for each in dense(n, rng)]
     rng.shuffle(records)
     compare(records, rng.randint(1, 4))
+
+
+@settings(max_examples=60, deadline=None)
+@given(history=histories(), random=st.randoms(use_true_random=False), pace=st.integers(1, 5))
+def test_every_decision_is_about_a_refund_that_is_covered_whole(most_units: int, history: list[Event], random: Any, pace: int) -> None:
+    records = [record(event) for event in history]
+    random.shuffle(records)
+    Witnessed(pace, most_units).take_all(records)
+
+
+def test_refunds_of_dense_orders_are_covered_whole(most_units: int) -> None:
+    rng = Random(7)
+    records = [each for n in range(300) for each in dense(n, rng)]
+    rng.shuffle(records)
+    seen = Witnessed(3, most_units).take_all(records).seen
+    assert seen["uncovered"] > 10
+    assert most_units > 2 or (seen["pieces"] > 10 and seen["rests"] > 10), seen
 
 
 @pytest.mark.parametrize("seed", range(3))

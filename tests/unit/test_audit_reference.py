@@ -548,6 +548,15 @@ def test_a_return_is_owed_its_units_less_their_discount() -> None:
     assert (rest.amount, rest.units) == (97, ((A, 2),))
 
 
+def test_a_return_whose_lowest_units_are_worth_nothing_is_owed_the_lowest_that_are_worth_something() -> None:
+    yen = [order(item(quantity=4, price="1"), currency="JPY", discount_amount="2"), paid("2", currency="JPY"), back(quantity=1)]
+    (owed,) = fold(*yen).owed()
+    assert (owed.amount, owed.units) == (1, ((A, 2),))
+    rest = [decision(0, 1, "return", uid("r"), [(A, 2)]), decision(1, 1, "return", uid("r2"), [(A, 3)])]
+    assert fold(*yen, back(name="r2", quantity=3), decisions=rest[:1]).owed()[0].units == ((A, 0), (A, 1), (A, 3))
+    assert fold(*yen, back(name="r2", quantity=1), back(name="r3", quantity=2), decisions=rest).owed() == []
+
+
 def test_a_commit_holds_no_more_than_the_line_has() -> None:
     (commit,) = fold(order(item(A), item(B)), scan("in_transit", items=[*units(A, 9), *units(B, 1)])).commits[uid("s")]
     assert [each["quantity"] for each in commit["items"]] == [2, 1]

@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from domain import ids
+from domain import events, ids
+from domain.events import Event
 from domain.order import CAUSES, SUBORDER_STATUS
 from domain.sums import winning_scans, winning_stages
-from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Data, Story, item_id, line, made, parcel, raw, returned
+from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Data, Story, item_id, line, made, parcel, raw, record, returned
 
 Told = tuple[Any, ...]
 
@@ -538,6 +539,174 @@ def test_refunds_never_exceed_what_was_captured() -> None:
     story = told(TWO, PAID, ("give_back", "processed", 1, {"item": 1}), ("settle",), ("stock", "rejected"), ("stock", "rejected", BORIS))
     assert [amount for amount, *_ in refunds(story)] == [1000, 3500]
     assert story.now.decided == story.now.captured
+
+
+# -- refunds of more units than one decision names --------------------------------------------------------------------------
+
+SEVEN = [line(1, quantity=7), line(2, BORIS)]
+"""Four decisions' worth of units that may go, where a decision names two at most, and one that keeps the order alive."""
+REJECTED: Told = ("stock", "rejected")
+
+
+@pytest.fixture
+def two_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decision names two units at most."""
+    monkeypatch.setattr("domain.refunds.MOST_UNITS", 2)
+
+
+@pytest.mark.parametrize(
+    ("quantity", "price", "captured", "amounts"),
+    [
+        pytest.param(25_000, "0.01", "1250.00", [10_000, 10_000, 5_000], id="three pieces"),
+        pytest.param(25_000, "0.01", "250.00", [10_000, 10_000, 5_000], id="three pieces, covered exactly"),
+        pytest.param(25_000, "0.01", "249.99", [], id="a cent is missing for the whole"),
+        pytest.param(25_000, "0.01", "150.00", [], id="enough for a piece"),
+        pytest.param(9_000, "0.02", "150.00", [], id="not enough for what one decision names"),
+        pytest.param(20_000, "0.01", "200.00", [10_000, 10_000], id="two full pieces, and no third"),
+    ],
+)
+def test_a_refund_is_covered_whole_or_not_at_all(quantity: int, price: str, captured: str, amounts: list[int]) -> None:
+    story = told([line(1, quantity=quantity, price=price), line(2, BORIS, 1, "1000.00")], ("pay", captured), REJECTED).settle()
+    assert [decision.amount for decision in story.order.decisions] == amounts
+    assert story.anomalies == ([] if amounts else ["refund_uncovered"])
+
+
+@pytest.mark.parametrize(
+    ("lines", "events", "expected"),
+    [
+        pytest.param(
+            [line(1, quantity=3, shipping_amount="4.00"), line(2, quantity=2, shipping_amount="5.00"), line(3, BORIS)],
+            [("pay", "69.00"), REJECTED],
+            [
+                (2900, "stock", ANNA, of(1, 0, 1), [item_id(1), item_id(2)]),
+                (2000, "stock", ANNA, of(1, 2) + of(2, 0), []),
+                (1000, "stock", ANNA, of(2, 1), []),
+            ],
+            id="the shipping goes with the first",
+        ),
+        pytest.param(
+            [line(1, quantity=3, price="0"), line(2, quantity=1), line(3, BORIS)],
+            [("pay", "20.00"), REJECTED],
+            [(1000, "stock", ANNA, of(2, 0) + of(1, 0), [])],
+            id="what is worth something first",
+        ),
+        pytest.param(
+            [line(1, quantity=3, price="0", shipping_amount="4.00"), line(3, BORIS)],
+            [("pay", "14.00"), REJECTED],
+            [(400, "stock", ANNA, of(1, 0, 1), [item_id(1)])],
+            id="only the shipping is worth something",
+        ),
+        pytest.param(
+            SEVEN,
+            [("pay", "70.00"), REJECTED, ("give_back", "processed", 1, {"item": 2})],
+            [(2000, "stock", ANNA, of(1, n, n + 1), []) for n in (0, 2, 4)] + [(1000, "stock", ANNA, of(1, 6), [])],
+            id="a return that comes while it is under way waits for what is left",
+        ),
+        pytest.param(
+            [line(1, BORIS, 7), line(2, ANNA), line(3, STRANGER)],
+            [("pay", "70.00"), ("stock", "rejected", BORIS), ("stock", "rejected", ANNA)],
+            [(2000, "stock", BORIS, of(1, n, n + 1), []) for n in (0, 2, 4)] + [(1000, "stock", BORIS, of(1, 6), [])],
+            id="so does another seller",
+        ),
+        pytest.param(
+            SEVEN,
+            [("pay", "80.00"), REJECTED, ("decide",), ("stock", "rejected", BORIS)],
+            [(2000, "stock", ANNA, of(1, 0, 1), []), (2000, "stock", ANNA, of(1, 2, 3), []), (4000, "closed", ORDER, [], [])],
+            id="the last live unit goes: the rest is that of a closed order",
+        ),
+        pytest.param(
+            SEVEN,
+            [("pay", "80.00"), REJECTED, ("scan", "in_transit", {"items": {1: 4}})],
+            [(2000, "stock", ANNA, of(1, 0, 1), []), (2000, "stock", ANNA, of(1, 4, 5), []), (1000, "stock", ANNA, of(1, 6), [])],
+            id="units that were on their way after all",
+        ),
+        pytest.param(
+            SEVEN,
+            [("pay", "50.00"), ("stock", "rejected", {"items": {1: 5}}), ("stock", "released", {"items": {1: 2}})],
+            [(2000, "stock", ANNA, of(1, 2, 3), [])],
+            id="more units go, and the whole of what is left is not covered any more",
+        ),
+        pytest.param(
+            SEVEN,
+            [
+                ("pay", "50.00"),
+                ("stock", "rejected", {"items": {1: 5}}),
+                ("stock", "released", {"items": {1: 2}}),
+                ("settle",),
+                ("pay", "20.00", 2),
+            ],
+            [(2000, "stock", ANNA, of(1, n, n + 1), []) for n in (2, 0, 4)] + [(1000, "stock", ANNA, of(1, 6), [])],
+            id="until it is",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("two_at_most")
+def test_a_refund_in_pieces(lines: list[Data], events: list[Told], expected: list[Refund]) -> None:
+    # All of it happens before the first piece comes back, but for what decide and settle let come back.
+    assert refunds(told(lines, *events)) == expected
+
+
+@pytest.mark.usefixtures("two_at_most")
+def test_what_waits_because_a_refund_was_begun_is_an_anomaly() -> None:
+    assert told(SEVEN, ("pay", "70.00"), REJECTED, ("give_back", "processed", 1, {"item": 2}), ("settle",)).anomalies == [
+        "refund_uncovered"
+    ]
+    more = told(SEVEN, ("pay", "50.00"), ("stock", "rejected", {"items": {1: 5}}), ("stock", "released", {"items": {1: 2}}))
+    assert more.settle().anomalies == ["refund_uncovered"]
+
+
+def test_a_piece_that_was_decided_though_the_whole_was_not_covered_counts() -> None:
+    # Versions before looked at each piece by itself.
+    story = told([line(1, quantity=25_000, price="0.01"), line(2, BORIS, 1, "1000.00")], ("pay", "150.00"), REJECTED)
+    assert not story.decisions
+    story.take(decision(0, 10_000, ANNA, [[item_id(1), n] for n in range(10_000)]))
+    assert story.settle().anomalies == ["refund_uncovered"]
+    story.pay("100.00", 2)
+    assert [amount for amount, *_ in refunds(story)] == [10_000, 10_000, 5_000]
+    assert story.anomalies == []
+
+
+def decision(n: int, amount: int, seller: str, units: list[list[Any]]) -> Event:
+    data = {"order_id": ORDER, "n": n, "amount": amount, "cause": "stock", "cause_id": seller, "units": units, "shipping": []}
+    headers, value = record("refund.decided", data)
+    return events.decode("orders.decisions", headers, value)
+
+
+# -- refunds where some units of a line are worth nothing --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("quantity", "discount", "returns", "amounts"),
+    [
+        pytest.param(2, "1", [1, 1], [1], id="0 1: the first return takes the 1"),
+        pytest.param(2, "1", [2], [1], id="0 1 at once"),
+        pytest.param(5, "3", [1, 1, 3], [1, 1], id="0 0 0 1 1: each takes a 1 while there are any"),
+        pytest.param(5, "3", [3, 2], [2], id="0 0 0 1 1: all that is worth something"),
+        pytest.param(5, "3", [4, 1], [1, 1], id="0 0 0 1 1: the lowest, as they are worth something together"),
+        pytest.param(2, "2", [1, 1], [], id="0 0: nothing, never"),
+    ],
+)
+def test_returns_where_units_are_worth_nothing(quantity: int, discount: str, returns: list[int], amounts: list[int]) -> None:
+    story = Story()
+    story.create(line(1, quantity=quantity, price="1"), line(2, price="0"), currency="JPY", discount=discount)
+    if quantity > int(discount):
+        story.pay(str(quantity - int(discount)), currency="JPY")
+    for n, each in enumerate(returns, 1):
+        story.give_back("processed", n, quantity=each)
+        story.settle()
+    assert [decision.amount for decision in story.order.decisions] == amounts
+    assert story.anomalies == []
+
+
+def test_units_gone_of_which_a_return_was_paid_one() -> None:
+    # Units are worth 0, 0, 1, 1: the return takes the third, so of the two that are gone the fourth is left.
+    story = Story()
+    story.create(line(1, quantity=4, price="1"), line(2, price="0"), currency="JPY", discount="2")
+    story.pay("2", currency="JPY")
+    story.give_back("processed", 1, quantity=1)
+    story.settle()
+    story.stock("rejected", items={1: 2})
+    assert [(amount, units) for amount, _, _, units, _ in refunds(story)] == [(1, of(1, 2)), (1, of(1, 3))]
 
 
 # -- anomalies ------------------------------------------------------------------------------------------------------------
