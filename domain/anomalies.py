@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from domain import ids
-from domain.order import DUE_LABEL, DUE_REFUND, DUE_RELEASE, PROCESSED, Order
+from domain.order import CAUSES, DUE_LABEL, DUE_REFUND, DUE_RELEASE, PROCESSED, Order
 from domain.refunds import uncovered
 from domain.sums import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, winning_stages
 from domain.survey import Survey, survey
@@ -71,8 +71,8 @@ def _refund_anomalies(order: Order, now: Survey) -> list[str]:
         found.append("refund_above_captured: decided above what was captured")
     if not now.live:
         return found
-    if uncovered(order, now):
-        found.append("refund_uncovered: captured money does not cover a refund")
+    for refund in uncovered(order, now):
+        found.append(f"refund_uncovered: {CAUSES[refund.cause]} {ids.text(refund.cause_id)}: captured money does not cover this refund")
     live = {line.item_id: line.live for line in now.lines}
     stages = winning_stages(order)
     for decision in order.decisions:

@@ -47,10 +47,10 @@ def owed(order: Order, now: Survey, order_id: bytes, time: int, sums: Sums | Non
     return None
 
 
-def uncovered(order: Order, now: Survey, sums: Sums | None = None) -> bool:
-    """Whether a refund is owed that the captured money, less what was decided, does not cover whole."""
+def uncovered(order: Order, now: Survey) -> list[Owed]:
+    """Refunds that are owed and that the captured money, less what was decided, does not cover whole: each looked at by itself."""
     free = now.captured - now.decided
-    return bool(now.live) and any(refund.amount > free for refund in _all_owed(order, now, sums))
+    return [refund for refund in _all_owed(order, now, None) if refund.amount > free] if now.live else []
 
 
 def _all_owed(order: Order, now: Survey, sums: Sums | None) -> Iterator[Owed]:

@@ -191,9 +191,9 @@ class Witnessed(Ours):
             assert isinstance(decision, reference.Decision)
             self._witness_decision(now, owed, decision)
         order_id = reference.uuid_bytes(now.order_id)
-        told = any(text.startswith("refund_uncovered") for text in anomalies(codec.decode(self.states[order_id]), order_id))
-        assert told == any(not each.covered for each in owed)
-        self.seen["uncovered"] += told
+        told = [text for text in anomalies(codec.decode(self.states[order_id]), order_id) if text.startswith("refund_uncovered")]
+        assert [text.split(": ")[1] for text in told] == sorted(f"{each.cause} {each.cause_id}" for each in owed if not each.covered)
+        self.seen["uncovered"] += bool(told)
 
     def _witness_decision(self, now: reference.Reading, owed: list[reference.Owed], decision: reference.Decision) -> None:
         (whole,) = [each for each in owed if (each.cause, each.cause_id) == (decision.cause, decision.cause_id)]

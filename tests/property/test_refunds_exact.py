@@ -55,6 +55,7 @@ def check(created: Created, run: Run) -> list[str]:
     requests: list[Any] = [derived.data for derived in run.derived if derived.type == "refund.request"]
     decisions = run.order.decisions
     assert len(requests) == len(decisions)
+    assert all(decision.amount > 0 for decision in decisions)
     captured = sum(Fraction(payment.amount, scale) for payment in run.order.payments if not payment.refused)
     refunded = Fraction(0)
     paid_for: set[tuple[bytes, int]] = set()
