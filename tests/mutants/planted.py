@@ -20,7 +20,21 @@ ROOT: Final = Path(__file__).parents[2]
 PATCHES: Final = Path(__file__).parent
 SIMULATION: Final = "simulation"
 FIRST_SEED: Final = 1
-COPIED: Final = ("audit", "cli", "domain", "examples", "migrations", "queries", "sinks", "sources", "stack", "streams", "tables", "tests")
+COPIED: Final = (
+    "audit",
+    "cli",
+    "domain",
+    "examples",
+    "migrations",
+    "queries",
+    "sinks",
+    "sources",
+    "stack",
+    "streams",
+    "tables",
+    "tests",
+    "wire",
+)
 LONGEST: Final = 1800.0
 """Seconds after which a run counts as hung."""
 
@@ -103,7 +117,7 @@ def _simulate(root: Path, histories: int) -> tuple[str, int]:
     try:
         told: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
-        return f"the simulation broke: {run.stderr.strip().splitlines()[-1:]}", 0
+        raise AssertionError(f"the simulation broke: {run.stderr.strip().splitlines()[-1:]}") from None
     failed = told["failed"]
     return (f"seed {failed[0]['seed']}: {failed[0]['problems'][0]}" if failed else ""), told["histories"]
 
