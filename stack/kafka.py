@@ -58,7 +58,8 @@ class Broker(Server):
         return {"LC_ALL": "C.UTF-8"}  # the JVM reads file names in the locale's encoding; a path may have any letters
 
     def prepare(self) -> None:
-        self.home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.home / "tmp", ignore_errors=True)
+        (self.home / "tmp").mkdir(parents=True)
         self._class_path = jars.class_path(self._progress)
         (self.home / "server.properties").write_text(self._properties())
         if not (self.home / "data" / "meta.properties").exists():
@@ -90,6 +91,7 @@ class Broker(Server):
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
             "-XX:-UsePerfData",
+            "-Djava.io.tmpdir=tmp",  # for zstd's and snappy's libraries: the system's may not be one that programs run from
             *(f"-Dorg.slf4j.simpleLogger.{option}" for option in logging),
             "-cp",
             self._class_path,
