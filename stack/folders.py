@@ -22,9 +22,11 @@ MACHINE = Path("/var/cache")
 
 def caches() -> list[Path]:
     """Where this user's downloads may lie, best first; none of them needs to exist. A home that isn't the user's, or known, is left out."""
-    own = platformdirs.user_cache_path(NAME)  # "~/..." as it stands when there is neither $HOME nor an entry in /etc/passwd
+    own = platformdirs.user_cache_path(NAME)
+    # "~/..." as it stands where there is neither $HOME nor an entry in /etc/passwd. A home that isn't there was never meant to be.
+    known = own.is_absolute() and os.path.isdir(own.parent.parent) and not _of_another(own)
     machine = [MACHINE / NAME] if os.geteuid() == 0 else []
-    return [*([own] if own.is_absolute() and not _of_another(own) else []), *machine, _temporary() / f"{NAME}-{os.geteuid()}"]
+    return [*([own] if known else []), *machine, _temporary() / f"{NAME}-{os.geteuid()}"]
 
 
 def cache() -> Path:
