@@ -22,11 +22,8 @@ MACHINE = Path("/var/cache")
 
 def caches() -> list[Path]:
     """Where this user's downloads may lie, best first; none of them needs to exist. A home that isn't the user's, or known, is left out."""
-    own = platformdirs.user_cache_path(NAME)
-    # "~/..." as it stands where there is neither $HOME nor an entry in /etc/passwd. A home that isn't there was never meant to be.
-    known = own.is_absolute() and os.path.isdir(own.parent.parent) and not _of_another(own)
     machine = [MACHINE / NAME] if os.geteuid() == 0 else []
-    return [*([own] if known else []), *machine, _temporary() / f"{NAME}-{os.geteuid()}"]
+    return [*_own(), *machine, _temporary() / f"{NAME}-{os.geteuid()}"]
 
 
 def cache() -> Path:
@@ -78,6 +75,16 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _own() -> list[Path]:
+    try:
+        folder = platformdirs.user_cache_path(NAME)
+    except RuntimeError:  # neither $HOME nor /etc/passwd tells of a home
+        return []
+    # A home that isn't there was never meant to be.
+    known = folder.is_absolute() and os.path.isdir(folder.parent.parent) and not _of_another(folder)
+    return [folder] if known else []
 
 
 def _user(uid: int) -> str:

