@@ -126,6 +126,7 @@ class Postgres(Server):
             "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": "",  # a socket's path is limited to 107 characters, a clone's is not
+            "max_connections": 100,  # initdb writes down fewer when it was short of memory
             "timezone": "UTC",
             "log_timezone": "UTC",
             "shared_buffers": "256MB",
@@ -188,7 +189,7 @@ class Primary(Postgres):
         self._write(secret, self.state.password + "\n")
         self.run_tool(
             "initdb", "-D", str(data), "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={data}/../{secret.name}", "--encoding=utf8",
-            "--no-locale", "--no-instructions", cwd=fresh,
+            "--no-locale", "--no-instructions", *(f"-c{name}={value}" for name, value in _SHARED_MEMORY.items()), cwd=fresh,
         )  # fmt: skip
         secret.unlink()
         self.run_tool("postgres", "--single", "-D", str(data), "postgres", cwd=fresh, stdin=f"create database {DATABASE}\n")
