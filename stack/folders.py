@@ -54,6 +54,11 @@ def owned(folder: Path, mode: int = 0o700) -> bool:
         return False
 
 
+def noexec(folder: Path) -> bool:
+    """Whether the system runs no programs and loads no libraries from the folder, by the way it is mounted."""
+    return bool(os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0))
+
+
 def refused(folder: Path, error: OSError | None = None) -> str:
     """One sentence about a stack's folder that can't be used, and what to do: it is another user's, or what the system says."""
     try:

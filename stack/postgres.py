@@ -238,7 +238,7 @@ def tools(runner: pwd.struct_passwd | None) -> Path:
         return installed
     shared = folders.shared() if runner else [folders.cache()]
     for place in shared:
-        if permitted(runner, place) and not _noexec(place):
+        if permitted(runner, place) and not folders.noexec(place):
             copy = _copied(packages, place / f"orders-postgres-{_digest(installed / 'postgres')}", runner)
             if copy is not None:
                 return copy
@@ -272,10 +272,6 @@ def _name() -> str:
 def _problem(programs: Path, runner: pwd.struct_passwd | None) -> str | None:
     """Why the runner can't run the programs from there; None when it can, with their libraries and with each other."""
     return attempt([str(programs / "initdb"), "--show", "-D", str(HERE)], runner)
-
-
-def _noexec(place: Path) -> bool:
-    return bool(os.statvfs(place).f_flag & getattr(os, "ST_NOEXEC", 0))
 
 
 def _digest(program: Path) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stack import Stack, StackError, folders, ports, postgres, processes
+from stack.kafka import Broker
 from stack.state import State
 
 
@@ -162,6 +163,17 @@ def public_folder(machine: Path) -> Path:
     path = Path(tempfile.mkdtemp(prefix="orders-test-public-", dir="/tmp"))
     path.chmod(0o755)
     return path
+
+
+# -- Kafka ------------------------------------------------------------------------------------------------------
+
+
+def test_kafkas_libraries_are_loaded_from_where_that_works(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = Broker(1, machine, State(path=machine / "stack.json", brokers=1), print)
+    broker.home.mkdir(parents=True)
+    assert broker.scratch == broker.home / "tmp"
+    monkeypatch.setattr(folders, "noexec", lambda folder: folder == broker.home)
+    assert broker.scratch.is_relative_to(folders.cache())
 
 
 # -- the stack's own folder -------------------------------------------------------------------------------------
