@@ -13,8 +13,10 @@ export STACK
 .SILENT:
 .PHONY: help install test chaos fuzz mutants lint format types layers demo up down bench docs requirements clean
 
-# A virtual environment holds absolute paths: one that was copied here from elsewhere is made anew.
-$(shell test ! -e $(STAMP) || test "$$(cat $(STAMP))" = "$(CURDIR)" || rm -rf $(VENV))
+# A virtual environment holds absolute paths: one that was copied here from elsewhere, or that lost its Python, is made anew.
+ifneq ($(shell test ! -e $(STAMP) || { test "$$(cat $(STAMP))" = "$$(pwd -P)" && test -x $(BIN)/python; } || rm -rf $(VENV) 2>&1 || echo kept),)
+$(error $(VENV) was made for another folder or Python, and this user cannot delete it: delete it, or clone the project anew)
+endif
 
 help: ## Tell what there is (this)
 	printf '\nmake demo shows everything; make test proves it.\n\n'
@@ -24,21 +26,26 @@ help: ## Tell what there is (this)
 install: $(STAMP) ## Make .venv from the pinned requirements, with the orders command in it
 
 $(STAMP): requirements.txt pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || { \
-	  echo "This needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$($(PYTHON) -V 2>&1). Say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null || { \
+	  echo "This needs Python 3.11, 3.12 or 3.13; $(PYTHON) is $$("$(PYTHON)" -V 2>&1). Say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	here="$$(pwd -P)"; for folder in . $(VENV); do test ! -e $$folder || test -w $$folder || { \
+	  echo "$$here/$$folder cannot be written to by this user; clone the project into a folder of your own" >&2; exit 1; }; done; \
+	test -x .ci/run || { echo "Programs cannot be run from $$here (mounted noexec?); clone the project into another folder" >&2; exit 1; }; \
+	case "$$here" in *:*) echo "$$here has a colon in its name, with which Python makes no virtual environment; rename it" >&2; exit 1;; esac
 	echo "Installing the pinned packages into $(VENV) (once, a minute or two)"
 	if command -v uv >/dev/null 2>&1; then \
-	  { test -x $(BIN)/python || uv venv -q --python "$$(command -v $(PYTHON))" $(VENV); } && \
+	  { test -x $(BIN)/python || uv venv -q --python "$$(command -v "$(PYTHON)")" $(VENV); } && \
 	  uv pip install -q --python $(BIN)/python --require-hashes -r requirements.txt && \
 	  uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .; \
 	else \
-	  { test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { \
-	    echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf $(VENV); exit 1; }; } && \
-	  $(BIN)/pip install -q --disable-pip-version-check --require-hashes -r requirements.txt && \
-	  $(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	  "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	  { $(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }; } && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements.txt && \
+	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	fi
 	$(BIN)/python -m stack || echo "Going on without: the first start of the stack fetches them."
-	printf '%s' "$(CURDIR)" > $@
+	printf '%s' "$$(pwd -P)" > $@
 
 test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
 	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 2 --dist worksteal)

@@ -57,7 +57,11 @@ def demo_command(
     if keep:
         _run(dir, orders, keep=True)
         return
-    with tempfile.TemporaryDirectory(prefix="orders-demo-") as folder:
+    try:
+        scratch = tempfile.TemporaryDirectory(prefix="orders-demo-")
+    except OSError as error:
+        raise UserError(f"there is no temporary folder to work in ({error.strerror or error}); set TMPDIR to one of yours") from None
+    with scratch as folder:
         _run(Path(folder) / "stack", orders, keep=False)
 
 

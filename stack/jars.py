@@ -8,7 +8,6 @@ The lock is the project's: a jar whose sha256 differs from it is never put on a 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -17,17 +16,18 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
-
+from stack import folders
 from stack.errors import StackError
 
 VERSION = "4.3.0"
 
 # log4j's coordinates must not join these: their dependency management would pull kafka-clients back to 3.9.
 ENDPOINT = f"org.apache.kafka:kafka_2.13:{VERSION}+org.slf4j:slf4j-simple:1.7.36"
+
+FOLDER = f"kafka-{VERSION}"
+"""Of the jars, in a folder of caches."""
 
 LOCK = Path(__file__).with_name("kafka.lock.toml")
 
@@ -44,12 +44,25 @@ def class_path(progress: Callable[[str], None] = lambda _: None) -> str:
     Raises StackError when a jar differs from the lock or cannot be fetched.
     """
     locked = read_lock()
-    folder = cache_folder() / f"kafka-{VERSION}"
-    if not all((folder / name).is_file() for name in locked):
-        progress("fetching Kafka's jars (43 MB, once)")
-        _fetch(folder, locked)
+    folder = next((cache / FOLDER for cache in folders.caches() if _complete(cache / FOLDER, locked)), None)
+    if folder is None:
+        folder = folders.cache() / FOLDER
+        progress(f"fetching Kafka's jars (43 MB, once) into {folder}")
+        try:
+            _fetch(folder, locked)
+        except OSError as error:
+            raise StackError(
+                f"Kafka's jars cannot be kept in {folder} ({error.strerror or error}); set XDG_CACHE_HOME to another folder"
+            ) from error
     verify(folder, locked)
     return os.pathsep.join(str(folder / name) for name in locked)
+
+
+def _complete(folder: Path, locked: dict[str, str]) -> bool:
+    try:
+        return folder.stat().st_uid == os.geteuid() and all((folder / name).is_file() for name in locked)
+    except OSError:  # it isn't there, or in a home that cannot be entered
+        return False
 
 
 def read_lock() -> dict[str, str]:
@@ -69,25 +82,9 @@ def verify(folder: Path, locked: dict[str, str]) -> None:
             )
 
 
-def cache_folder() -> Path:
-    """The user's cache folder for this project; one in the system's temporary folder for a user who has none."""
-    wanted = platformdirs.user_cache_path("orders-stream")
-    with suppress(OSError):
-        wanted.mkdir(parents=True, exist_ok=True)
-    if os.access(wanted, os.W_OK | os.X_OK):
-        return wanted
-    fallback = Path(tempfile.gettempdir()) / f"orders-stream-{os.geteuid()}"
-    fallback.mkdir(mode=0o700, exist_ok=True)
-    if fallback.is_symlink() or fallback.stat().st_uid != os.geteuid():
-        raise StackError(f"{fallback} belongs to somebody else; set XDG_CACHE_HOME to a folder that you can write to")
-    return fallback
-
-
 def _fetch(folder: Path, locked: dict[str, str]) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two stacks' first starts at once: one downloads, the other waits
-        if all((folder / name).is_file() for name in locked):
+    with folders.locked(folder.parent):  # two stacks' first starts at once: one downloads, the other waits
+        if _complete(folder, locked):
             return
         resolved = {jar.name: jar for jar in resolve(folder.parent)}
         missing = sorted(set(locked) - set(resolved))
@@ -106,9 +103,10 @@ def resolve(cache: Path) -> list[Path]:
 
     In a process of its own, as jgo reads from the environment where to keep its files.
     """
+    homeless = {"HOME": str(cache)} if os.path.expanduser("~") == "~" else {}  # jgo looks for a file of settings there
     done = subprocess.run(
         [sys.executable, "-c", _RESOLVE, ENDPOINT, str(cache / "jgo")],
-        env={**os.environ, "M2_REPO": os.environ.get("M2_REPO", str(cache / "m2"))},
+        env={**os.environ, **homeless, "M2_REPO": os.environ.get("M2_REPO", str(cache / "m2"))},
         capture_output=True,
         text=True,
         check=False,
@@ -121,7 +119,7 @@ def resolve(cache: Path) -> list[Path]:
 
 def write_lock() -> None:
     """Write the lock from what the coordinates lead to now. For maintainers."""
-    jars = resolve(cache_folder())
+    jars = resolve(folders.cache())
     lines = [
         "# sha256 of every jar of the local stack's Kafka, in class path order; written by `python -m stack --lock`.",
         f'coordinates = "{ENDPOINT}"',

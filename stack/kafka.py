@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
-from stack import jars, ports
+from stack import folders, jars, ports
 from stack.errors import StackError
 from stack.processes import Identity, run, spawn
 from stack.servers import Server
@@ -54,11 +54,18 @@ class Broker(Server):
         return f"-Dorders.stack={self.home}"
 
     @property
+    def scratch(self) -> Path:
+        """Its temporary folder, from which it loads the libraries of zstd and snappy: the system's /tmp may be mounted noexec."""
+        return folders.cache() / "tmp" if folders.noexec(self.home) else self.home / "tmp"
+
+    @property
     def _env(self) -> dict[str, str]:
         return {"LC_ALL": "C.UTF-8"}  # the JVM reads file names in the locale's encoding; a path may have any letters
 
     def prepare(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.home / "tmp", ignore_errors=True)
+        self.scratch.mkdir(exist_ok=True)
         self._class_path = jars.class_path(self._progress)
         (self.home / "server.properties").write_text(self._properties())
         if not (self.home / "data" / "meta.properties").exists():
@@ -90,6 +97,7 @@ class Broker(Server):
             "-XX:+UseSerialGC",
             "-XX:TieredStopAtLevel=1",
             "-XX:-UsePerfData",
+            f"-Djava.io.tmpdir={self.scratch}",
             *(f"-Dorg.slf4j.simpleLogger.{option}" for option in logging),
             "-cp",
             self._class_path,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +15,7 @@ from threading import Event
 from types import TracebackType
 from typing import Self
 
-from stack import kafka, postgres, processes
+from stack import folders, kafka, processes
 from stack.errors import StackError, tail
 from stack.kafka import Broker
 from stack.postgres import Primary, Replica
@@ -83,9 +84,10 @@ class Stack:
         _make(folder)
         with _locked(folder):
             state = State.load(folder / "stack.json")
+            if state is not None and state.path.stat().st_uid != os.geteuid():
+                raise StackError(folders.refused(folder))  # root's files in it would shut its owner out
             if state is None:
                 state = State(path=folder / "stack.json", brokers=_checked(brokers or 1))
-                state.postgres_home = str(postgres.choose_home(folder, state.cluster_id, postgres.account()))
             elif brokers is not None and _checked(brokers) != state.brokers:
                 raise StackError(
                     f"the stack in {dir} has {state.brokers} broker(s), which cannot be changed; "
@@ -291,11 +293,16 @@ def _checked(brokers: int) -> int:
 
 def _make(folder: Path) -> None:
     try:
-        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(folder).decode(errors="replace")
+        raise StackError(f"the name of {shown} is not UTF-8, as Kafka needs it; choose another folder with --dir") from error
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except FileExistsError as error:
         raise StackError(f"{folder} is a file; --dir must be a folder") from error
     except OSError as error:
-        raise StackError(f"{folder} cannot be made ({error.strerror}); choose another folder with --dir") from error
+        raise StackError(folders.refused(folder, error)) from error
 
 
 @contextmanager
@@ -304,7 +311,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         file = (folder / "lock").open("w")
     except OSError as error:
-        raise StackError(f"{folder} cannot be written to ({error.strerror}); choose another folder with --dir") from error
+        raise StackError(folders.refused(folder, error)) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import socket
 
+from stack.errors import StackError
+
 LOWEST, HIGHEST = 20_000, 32_000
 """Below the range from which systems take the ports of outgoing connections, so that a stopped stack finds its ports free again."""
 
@@ -22,12 +24,14 @@ def is_free(port: int) -> bool:
 
 
 def choose(taken: set[int]) -> int:
-    """A free port that is not in `taken`, picked at random so that two stacks starting at once rarely meet."""
-    source = random.SystemRandom()
-    while True:
-        port = source.randrange(LOWEST, HIGHEST)
+    """A free port that is not in `taken`, picked at random so that two stacks starting at once rarely meet.
+
+    Raises StackError when there is none.
+    """
+    for port in random.SystemRandom().sample(range(LOWEST, HIGHEST), HIGHEST - LOWEST):
         if port not in taken and is_free(port):
             return port
+    raise StackError(f"no port of 127.0.0.1 from {LOWEST} to {HIGHEST - 1} is free; is the loopback interface up? (ip link set lo up)")
 
 
 def answers(port: int, question: bytes) -> bytes:

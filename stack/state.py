@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import RLock
 
-from stack import ports
+from stack import folders, ports
 from stack.errors import StackError
 
 FORMAT = 1
@@ -60,7 +60,9 @@ class State:
         except FileNotFoundError:
             return None
         except PermissionError as error:
-            raise StackError(f"{path} belongs to another user; choose another folder with --dir") from error
+            raise StackError(folders.refused(path.parent, error)) from error
+        except OSError as error:
+            raise StackError(f"{path} cannot be read ({error.strerror})") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StackError(f"{path} cannot be understood ({error}); move its folder away and start anew") from error
 
@@ -79,6 +81,8 @@ class State:
         with self._guard:
             fresh = self.path.with_suffix(".new")
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+                if os.geteuid() == 0 and self.path.exists():
+                    os.fchown(file.fileno(), self.path.stat().st_uid, -1)  # root stopped another user's stack, who is to start it again
                 json.dump(document, file, indent=2)
                 file.flush()
                 os.fsync(file.fileno())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import os
 import subprocess
 from pathlib import Path
 from typing import ClassVar
@@ -25,12 +27,17 @@ class Valkey(Server):
 
     @property
     def config(self) -> Path:
-        """Its configuration file; the process title names it."""
+        """Its configuration file."""
         return self.home / "valkey.conf"
 
     @property
     def identity(self) -> Identity:
-        return Identity("valkey-server", str(self.config))
+        return Identity("valkey-server", self._mark)
+
+    @property
+    def _mark(self) -> str:
+        # It writes its title over its arguments, and cuts it after 255 bytes: a path may be longer.
+        return f"orders-stack-{hashlib.sha256(os.fsencode(self.home)).hexdigest()[:32]}"
 
     @property
     def url(self) -> str:
@@ -42,14 +49,13 @@ class Valkey(Server):
         lines = [
             "bind 127.0.0.1",
             f"port {self.port}",
-            f"dir {_quoted(self.home)}",
             f"requirepass {self.state.password}",
             'save ""',
             "appendonly no",
             "maxmemory 256mb",
             "maxmemory-policy allkeys-lru",  # every key has a TTL and can be read anew from Postgres
-            # By default the title holds the port only; with the file's path the process can be recognised as this stack's.
-            'proc-title-template "{title} {config-file} "',
+            # By default the title holds the port only; with the mark the process can be recognised as this stack's.
+            f'proc-title-template "{{title}} {self._mark} "',
         ]
         self.config.touch(mode=0o600)
         self.config.write_text("\n".join(lines) + "\n")
@@ -59,10 +65,6 @@ class Valkey(Server):
 
     def ready(self) -> bool:
         return ports.answers(self.port, b"PING\r\n").startswith((b"+PONG", b"-NOAUTH"))
-
-
-def _quoted(path: Path) -> str:
-    return '"' + str(path).replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _binary() -> Path:

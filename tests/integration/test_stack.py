@@ -21,7 +21,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis.asyncio import Redis
 
-from stack import Stack, StackError, jars, ports, processes
+from stack import Stack, StackError, folders, jars, ports, processes
 from tests.stackfixture import ROOT, Servers, purge
 from tests.waiting import eventually, until
 
@@ -148,8 +148,8 @@ async def test_a_stack_comes_back_after_kill_9_of_everything_and_leaves_stranger
             record["pid"] = stranger.pid
             record["born"] = processes.birth(stranger.pid)
         path.write_text(json.dumps(state))
-        lines = (postgres_data(state) / "postmaster.pid").read_text().splitlines()
-        (postgres_data(state) / "postmaster.pid").write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
+        lines = (folder / "postgres" / "postgres" / "postmaster.pid").read_text().splitlines()
+        (folder / "postgres" / "postgres" / "postmaster.pid").write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
 
         assert not Stack.open(folder).running
         with Stack.start(folder) as again:
@@ -215,9 +215,9 @@ async def test_a_second_listener_tells_its_clients_another_address_and_one_serve
 
 def test_a_server_that_does_not_come_up_says_why_and_leaves_nothing_running(folder: Path) -> None:
     with Stack.start(folder):
-        state = json.loads((folder / "stack.json").read_text())
+        pass
 
-    configuration = postgres_data(state) / "postgresql.conf"
+    configuration = folder / "postgres" / "postgres" / "postgresql.conf"
     sound = configuration.read_text()
     configuration.write_text(sound + "\nno_such_setting = 1\n")
     refused = orders("up", "--dir", str(folder))
@@ -240,11 +240,9 @@ def test_a_server_that_does_not_come_up_says_why_and_leaves_nothing_running(fold
 def test_a_user_without_a_home_runs_a_stack() -> None:
     """As root: as the user nobody, where that user can reach this clone. As anybody else: as that user, without a home."""
     nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-    account = nobody if nobody and processes.permitted(nobody, ROOT / "stack", Path(sys.prefix) / "bin") else None
+    account = nobody if all(processes.permitted(nobody, place) for place in (ROOT / "stack", Path(sys.prefix) / "bin")) else None
     home = Path(tempfile.mkdtemp(prefix="orders-test-user-"))
-    cached = home / "cache" / "orders-stream" / f"kafka-{jars.VERSION}"
-    jars.class_path()
-    shutil.copytree(jars.cache_folder() / cached.name, cached)
+    shutil.copytree(Path(jars.class_path().split(os.pathsep)[0]).parent, home / "cache" / folders.NAME / jars.FOLDER)
     if account:
         for path in (home, *home.rglob("*")):
             os.chown(path, account.pw_uid, account.pw_gid)
@@ -273,11 +271,6 @@ with stack.lifecycle.Stack.start(folder) as running:
     finally:
         purge(home / "stack")
         shutil.rmtree(home)
-
-
-def postgres_data(state: dict[str, str]) -> Path:
-    """Postgres's data folder, wherever it had to go."""
-    return Path(state["postgres_home"]) / "postgres"
 
 
 @pytest.mark.parametrize(

