@@ -32,12 +32,26 @@ def api_command(
     import uvicorn
 
     from api import create_app
+    from api.connection import Connection
     from cli.logs import configure
 
     configure(settings, "api")
     # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it: nobody, so the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False, server_header=False, lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            http=Connection,
+            ws="none",
+            # What a client says of itself, or of a proxy before it, is never believed.
+            proxy_headers=False,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=15,
+        )
+    )
     server.run(sockets=[listening])
     if not server.started:
         raise typer.Exit(1)
