@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import signal
 import socket
 from typing import Annotated
 
+import asyncpg
 import typer
 
 from cli.errors import UserError
 from settings import get_settings
+from sinks.connection import check
 
 
 def api_command(
@@ -27,6 +30,12 @@ def api_command(
     settings = get_settings()
     if not settings.bearer_keys and not _loopback(host):
         raise UserError(f"--host {host} is not loopback: set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)")
+    for name, url in (("ORDERS_POSTGRES", settings.postgres), ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica)):
+        try:
+            # A server that is away comes back; an address that can't be used doesn't get better.
+            asyncio.run(check(url or settings.postgres))
+        except asyncpg.ClientConfigurationError as error:
+            raise UserError(f"{name}: {error}") from None
     listening = _bound(host, port)
 
     import uvicorn

@@ -19,6 +19,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from weakref import WeakSet
@@ -31,8 +32,8 @@ log = structlog.get_logger(__name__)
 LOOK: Final = 3.0
 """Seconds that a statement takes before its server is asked whether it knows the session, and between two questions."""
 
-_KEEPALIVE: Final = {"keepalives_idle": 3, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 8000}
-"""libpq's names. Together: a dead connection ends after 8 to 9 s. Seconds, seconds, a number, milliseconds."""
+_KEEPALIVE: Final = {"keepalives_idle": 2, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 6000}
+"""libpq's names. Together: a dead connection ends after 6 to 8 s. Seconds, seconds, a number, milliseconds."""
 _OPTIONS: Final = {
     # macOS has its own name for the first.
     "keepalives_idle": ("TCP_KEEPIDLE", "TCP_KEEPALIVE"),
@@ -40,6 +41,7 @@ _OPTIONS: Final = {
     "keepalives_count": ("TCP_KEEPCNT",),
     "tcp_user_timeout": ("TCP_USER_TIMEOUT",),
 }
+_FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
 _UNCHANGED: Final = {
     "channel_binding": ("prefer", "disable"),
     "gssencmode": ("prefer", "disable"),
@@ -114,10 +116,7 @@ async def connect(
     Raises asyncpg.ClientConfigurationError for an address that can't be used; OSError, TimeoutError or asyncpg.PostgresError when no host
     is there or one refuses. Blocks until connected.
     """
-    try:
-        address = _Address(url)
-    except ValueError as error:
-        raise asyncpg.ClientConfigurationError(f"the address can't be read: {error}") from None
+    address = _read(url)
     # What the URL says is the server's; what this program relies on comes before it.
     settings = {"search_path": "public", **(server_settings or {})}
     if not address.named:
@@ -137,17 +136,41 @@ async def connect(
             last = NoSuchHost(str(error))
         except (OSError, asyncpg.CannotConnectNowError) as error:
             last = error
-        except (asyncpg.InterfaceError, asyncpg.PostgresError):
+        except asyncpg.InterfaceError:
             raise
         except ValueError as error:
-            raise asyncpg.ClientConfigurationError(str(error)) from None
+            raise _unreadable(error) from None
         else:
             connection = cast(Connection, made)
             connection.address = host
             _keep_alive(connection._transport, address.keepalive)  # type: ignore[attr-defined]
             return connection
     assert last is not None, "an address has a host"
+    address.require_files()
     raise last
+
+
+async def check(url: str) -> None:
+    """Raises asyncpg.ClientConfigurationError for an address that can't be used, wherever it leads to. Connects to nothing."""
+    address = _read(url)
+    address.require_files()
+    for host in address.hosts:
+        try:
+            # asyncpg reads it, and then there is no time left.
+            await asyncpg.connect(host, timeout=0)
+        except OSError:
+            pass
+        except asyncpg.InterfaceError:
+            raise
+        except ValueError as error:
+            raise _unreadable(error) from None
+
+
+def plain(url: str) -> str:
+    """The same address for whoever hands it to asyncpg as it is. Raises asyncpg.ClientConfigurationError."""
+    address = _read(url)
+    address.require_files()
+    return address.plain
 
 
 class Connector:
@@ -213,13 +236,26 @@ async def watched(connection: Any) -> AsyncIterator[None]:
             await asyncio.wait({looking})
 
 
+def _read(url: str) -> _Address:
+    try:
+        return _Address(url)
+    except ValueError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: ValueError) -> asyncpg.ClientConfigurationError:
+    return asyncpg.ClientConfigurationError(f"the address can't be read: {error}")
+
+
 class _Address:
-    """A URL, one for each of its hosts, without what asyncpg would hand to the server as a setting though it is the client's. Raises
-    ValueError.
+    """A URL, and one for each of its hosts (`hosts`), without what asyncpg would hand to the server as a setting though it is the client's.
+    Raises ValueError.
     """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
+        if parts.path == "/":  # to asyncpg a database without a name, before the one in the query
+            parts = parts._replace(path="")
         query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
         for name, same in _UNCHANGED.items():
             if query.get(name) in same:
@@ -234,12 +270,14 @@ class _Address:
         #: libpq's parameters; none: they are switched off.
         self.keepalive = {name: numbers.get(name, value) for name, value in _KEEPALIVE.items()} if numbers.get("keepalives", 1) else {}
         self.named = "application_name" in query
+        self._files = {name: path for name, path in query.items() if name in _FILES and path}
         self._wanted = query.get("target_session_attrs", os.environ.get("PGTARGETSESSIONATTRS"))
         user, at, hosts = parts.netloc.partition("@") if "@" in parts.netloc else ("", "", parts.netloc)
 
         def with_(netloc: str, query: Mapping[str, str]) -> str:
             return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query)))
 
+        self.plain = with_(parts.netloc, query)
         if not hosts and "," in query.get("host", ""):
             ports = query.get("port", "").split(",")
             several = query["host"].split(",")
@@ -248,6 +286,14 @@ class _Address:
             self.hosts = [with_(parts.netloc, query | {"host": host, "port": ports[at % len(ports)]}) for at, host in enumerate(several)]
         else:
             self.hosts = [with_(f"{user}{at}{host}", query) for host in hosts.split(",")]
+
+    def require_files(self) -> None:
+        """Raises asyncpg.ClientConfigurationError for one that can't be read: asyncpg says so as if it were the server."""
+        for name, path in self._files.items():
+            try:
+                Path(path).read_bytes()
+            except OSError as error:
+                raise asyncpg.ClientConfigurationError(f"{name}={path}: {error.strerror}") from None
 
     def attempts(self) -> Iterator[tuple[str, str | None]]:
         """Which hosts to try, one after the other, and as what."""
