@@ -353,14 +353,16 @@ async def test_one_read_finds_out_that_all_connections_are_half_open(service: Op
         async with Redis.from_url(s.world.settings.redis) as redis:
             await redis.flushdb()
         s.primary.half_open()
+        before = s.reads[1]
         await s.get(paths[0], 503)
 
         async def well() -> bool:
             return bool((await s.client.get(paths[0])).status_code == 200)
 
         await eventually(well, "it is left alone for a second, and then found to be back")
+        assert s.reads[1] == before + 2, "the second statement has found a new connection"
         for path in paths[1:]:
-            await s.get(path)  # none of them meets another dead connection
+            await s.get(path)
 
 
 @pytest.mark.parametrize(("wanted", "standby"), [("read-write", False), ("primary", False), ("standby", True), ("prefer-standby", True)])
