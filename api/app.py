@@ -5,25 +5,24 @@ from __future__ import annotations
 import hmac
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
-from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.parameters import Id, Integer, Time, invalid, names_version, only_known
 from api.problems import Problem, install
+from api.requests import Requests
 from queries.cache import RECENT
 from queries.documents import Health, Orders, OrderStatus, Story, Suborders, Summary, Tracked
 from queries.keyset import Position
 from queries.reader import Found, Reader, Seen
 from settings import Settings
 
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 MOST: Final = 200
 """Rows of a page."""
 
@@ -40,6 +39,9 @@ will come, and events are published before their rows are written.
 **What only the cache knows.** A suborder's status and live amount, and a parcel's location, are in no row: null when the cache has
 forgotten the order (10 to 30 minutes after its last event).
 
+**Parameters** are what is written here and nothing else: an unknown one, one that is given twice, an empty one is an error.
+HEAD answers as GET does, without the body.
+
 Errors are `application/problem+json` (RFC 9457)."""
 
 _PROBLEM: Final = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
@@ -54,6 +56,7 @@ _SOURCE: Final = {
     }
 }
 
+_DASHES: Final = "With or without dashes."
 _bearer = HTTPBearer(auto_error=False, description="One of ORDERS_API_KEYS; none is needed where none is set.")
 _encode = msgspec.json.Encoder().encode
 
@@ -82,11 +85,8 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         await reader.close()
 
-    async def allowed(request: Request, given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+    async def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         if not digests:
-            # A page in a browser on this machine could come here under a name of its own that leads to loopback.
-            if request.url.hostname not in LOOPBACK:
-                raise HTTPException(403, "without ORDERS_API_KEYS only requests to localhost are answered")
             return
         digest = sha256(given.credentials.encode()).digest() if given is not None else b""
         # Of digests: the time it takes says nothing about a key.
@@ -102,10 +102,13 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         strict_content_type=False,
+        # A path with a slash at its end is another path.
+        redirect_slashes=False,
     )
+    app.add_middleware(Requests, only_loopback=not digests)
     app.state.reader = reader
     install(app)
-    get = partial(app.get, dependencies=[Depends(allowed)], response_class=Response)
+    get = partial(app.get, dependencies=[Depends(allowed), Depends(only_known)], response_class=Response)
 
     @get(
         "/orders/{order_id}",
@@ -138,10 +141,10 @@ def create_app(settings: Settings) -> FastAPI:
 
     @get("/users/{user_id}/orders", summary="A user's orders", responses=_responses(Orders, "A page, newest first."), tags=["orders"])
     async def orders(
-        user_id: Annotated[UUID, Path()],
+        user_id: Annotated[Id, Path(description=_DASHES)],
         status: Annotated[OrderStatus | None, Query(description="Only those of this status now.")] = None,
-        since: Annotated[datetime | None, Query(alias="from", description="Placed then or later (RFC 3339).")] = None,
-        until: Annotated[datetime | None, Query(alias="to", description="Placed before (RFC 3339).")] = None,
+        since: Annotated[Time | None, Query(alias="from", description="Placed then or later (RFC 3339).")] = None,
+        until: Annotated[Time | None, Query(alias="to", description="Placed before (RFC 3339).")] = None,
         cursor: Cursor = None,
         limit: Limit = 20,
         seen: SeenToken = None,
@@ -155,8 +158,8 @@ def create_app(settings: Settings) -> FastAPI:
             user_id,
             limit,
             status=status,
-            since=_utc("from", since),
-            until=_utc("to", until),
+            since=since,
+            until=until,
             after=_position(cursor),
             seen=_seen(seen),
         )
@@ -175,7 +178,7 @@ def create_app(settings: Settings) -> FastAPI:
         minutes.
         """
         if "\0" in number:
-            raise _invalid("path.number", "no carrier's number holds a NUL")
+            raise invalid(("path.number", "no carrier's number holds a NUL"))
         return _answer(await reader.tracking(number))
 
     @get(
@@ -184,7 +187,9 @@ def create_app(settings: Settings) -> FastAPI:
         responses=_responses(Suborders, "A page, newest first."),
         tags=["sellers"],
     )
-    async def suborders(seller_id: Annotated[UUID, Path()], cursor: Cursor = None, limit: Limit = 20, seen: SeenToken = None) -> Response:
+    async def suborders(
+        seller_id: Annotated[Id, Path(description=_DASHES)], cursor: Cursor = None, limit: Limit = 20, seen: SeenToken = None
+    ) -> Response:
         """The seller's part of each order and its parcels. Partitions are by user or region, so each is looked into, by the index on seller
         and time; a page costs about the same wherever it lies.
         """
@@ -192,6 +197,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get(
         "/health",
+        dependencies=[Depends(only_known)],
         summary="Whether it answers",
         response_class=Response,
         responses={
@@ -223,37 +229,31 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-OrderId = Annotated[UUID, Path(description="With or without dashes.")]
-MinVersion = Annotated[int, Query(ge=0, le=2**31 - 1, description="No older version is wanted. The same as X-Order-Version.")]
-OrderVersion = Annotated[int, Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is wanted.")]
-IfNoneMatch = Annotated[str | None, Header(description="ETags that the caller has: 304 if the newest is among them.")]
+OrderId = Annotated[Id, Path(description=_DASHES)]
+MinVersion = Annotated[Integer, Query(ge=0, le=2**31 - 1, description="No older version is wanted. The same as X-Order-Version.")]
+OrderVersion = Annotated[Integer, Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is wanted.")]
+IfNoneMatch = Annotated[list[str] | None, Header(description="ETags that the caller has: 304 if the newest is among them.")]
 Cursor = Annotated[str | None, Query(description="`next` of the page before; with the same filters.", max_length=64)]
-Limit = Annotated[int, Query(ge=1, le=MOST, description="Most rows of a page.")]
+Limit = Annotated[Integer, Query(ge=1, le=MOST, description="Most rows of a page.")]
 SeenToken = Annotated[
     str | None,
     Query(
-        pattern=r"^[0-9A-Fa-f-]{32,36}:[0-9]{1,9}$",
+        pattern=r"^([0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}):[0-9]{1,9}$",
         description="ORDER_ID:VERSION of an order of this list that the caller has seen: no older list is wanted.",
     ),
 ]
 
 
-def _one(found: Found, if_none_match: str | None) -> Response:
+def _one(found: Found, if_none_match: list[str] | None) -> Response:
     etag = f'W/"{found.version}"'
     headers = {"ETag": etag, "X-Order-Version": str(found.version), "X-Source": found.source, "Cache-Control": "private, no-cache"}
-    if if_none_match is not None:
-        given = {each.strip().removeprefix("W/") for each in if_none_match.split(",")}
-        if given & {"*", etag.removeprefix("W/")}:
-            return Response(status_code=304, headers=headers)
+    if names_version(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
     return Response(found.body, headers=headers, media_type="application/json")
 
 
 def _answer(found: Found) -> Response:
     return Response(found.body, headers={"X-Source": found.source, "Cache-Control": "private, no-cache"}, media_type="application/json")
-
-
-def _invalid(where: str, what: str) -> RequestValidationError:
-    return RequestValidationError([{"loc": where.split("."), "msg": what, "type": "value_error"}])
 
 
 def _position(cursor: str | None) -> Position | None:
@@ -262,7 +262,7 @@ def _position(cursor: str | None) -> Position | None:
     try:
         return Position.parse(cursor)
     except ValueError as error:
-        raise _invalid("query.cursor", str(error)) from None
+        raise invalid(("query.cursor", str(error))) from None
 
 
 def _seen(token: str | None) -> Seen | None:
@@ -272,15 +272,4 @@ def _seen(token: str | None) -> Seen | None:
     try:
         return Seen(UUID(order_id), int(version))
     except ValueError:
-        raise _invalid("query.seen", "not ORDER_ID:VERSION") from None
-
-
-def _utc(name: str, time: datetime | None) -> datetime | None:
-    if time is None:
-        return None
-    if time.tzinfo is None:
-        raise _invalid(f"query.{name}", "a time with its offset, such as 2026-01-31T00:00:00Z")
-    try:
-        return time.astimezone(UTC)
-    except OverflowError:
-        raise _invalid(f"query.{name}", "outside the years 1 to 9999 in UTC") from None
+        raise invalid(("query.seen", "not ORDER_ID:VERSION")) from None

@@ -60,11 +60,17 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> ProblemResponse:
         detail = None if error.detail == HTTPStatus(error.status_code).phrase else str(error.detail)
-        return problem(error.status_code, detail, headers=error.headers)
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # see api.requests
+        return problem(error.status_code, detail, headers=headers)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> ProblemResponse:
-        errors = [Fault(where=".".join(str(part) for part in each["loc"]), what=each["msg"]) for each in error.errors()]
+        errors = [
+            Fault(where=".".join(str(part) for part in each["loc"]), what=each["msg"].removeprefix("Value error, "))
+            for each in error.errors()
+        ]
         return problem(422, "; ".join(f"{each.where}: {each.what}" for each in errors), "invalid-request", errors=errors)
 
     @app.exception_handler(NotFound)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -136,11 +137,13 @@ class Rows:
     @classmethod
     @asynccontextmanager
     async def open(cls, dsn: str, *, patience: float = 10.0) -> AsyncIterator[Rows]:
-        settings = {"timezone": "UTC", "datestyle": "ISO", "default_transaction_read_only": "on", "application_name": "orders-audit"}
+        # Not read-only for the whole session: target_session_attrs would take every server for one that can't be written to.
+        settings = {"timezone": "UTC", "datestyle": "ISO", "search_path": "public", "application_name": "orders-audit"}
         try:
             connection = await asyncpg.connect(dsn, timeout=patience, server_settings=settings)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
             raise StoreUnavailable(f"no Postgres at {_without_password(dsn)}: {told(error)}") from error
+        _keep_alive(connection._transport)  # type: ignore[attr-defined]
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
                 yield cls(connection)
@@ -178,6 +181,17 @@ class Rows:
             raise StoreUnavailable(f"Postgres: {error}; run `orders init`") from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreUnavailable(f"Postgres: {told(error)}") from error
+
+
+def _keep_alive(transport: Any) -> None:
+    """Have TCP find out, within some seconds, that the server has gone without a word: rows may be read for long."""
+    line = transport.get_extra_info("socket")
+    if line is None or line.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 2), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            line.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _without_password(dsn: str) -> str:

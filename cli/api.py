@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
 import signal
 import socket
 from typing import Annotated
 
+import asyncpg
 import typer
 
 from cli.errors import UserError
 from settings import get_settings
+from sinks.connection import check
 
 
 def api_command(
@@ -27,17 +30,37 @@ def api_command(
     settings = get_settings()
     if not settings.bearer_keys and not _loopback(host):
         raise UserError(f"--host {host} is not loopback: set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)")
+    for name, url in (("ORDERS_POSTGRES", settings.postgres), ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica)):
+        try:
+            # A server that is away comes back; an address that can't be used doesn't get better.
+            asyncio.run(check(url or settings.postgres))
+        except asyncpg.ClientConfigurationError as error:
+            raise UserError(f"{name}: {error}") from None
     listening = _bound(host, port)
 
     import uvicorn
 
     from api import create_app
+    from api.connection import Connection
     from cli.logs import configure
 
     configure(settings, "api")
     # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it: nobody, so the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), log_config=None, access_log=False, server_header=False, lifespan="on"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            create_app(settings),
+            http=Connection,
+            ws="none",
+            # What a client says of itself, or of a proxy before it, is never believed.
+            proxy_headers=False,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            lifespan="on",
+            timeout_graceful_shutdown=15,
+        )
+    )
     server.run(sockets=[listening])
     if not server.started:
         raise typer.Exit(1)

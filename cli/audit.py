@@ -24,6 +24,7 @@ from audit.log import LogUnavailable
 from audit.stores import StoreUnavailable
 from cli.errors import UserError
 from settings import Settings, get_settings
+from sinks.connection import plain
 
 
 def audit_command(
@@ -64,7 +65,7 @@ def target_of(settings: Settings, *, cache: bool, tables: bool) -> Target:
         brokers=settings.brokers,
         group=settings.group,
         changelog=settings.changelog_topic,
-        postgres=settings.postgres,
+        postgres=plain(settings.postgres),
         redis=settings.redis if cache else None,
         partitions=settings.partitions,
         data=settings.data if tables else None,

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
 
-import asyncpg
 import psutil
 import typer
 from rich.console import Console
@@ -238,9 +237,9 @@ async def _summary(settings: Settings, circle: list[str]) -> None:
     from cli.show import COLOURS, render
     from domain import story
     from queries.state import read_state
+    from sinks.ddl import connect
 
-    connection = await asyncpg.connect(settings.postgres)
-    try:
+    async with connect(settings) as connection:
         counts = await connection.fetch("SELECT status::text, count(*) AS orders FROM orders_order GROUP BY status ORDER BY status")
         rows = await connection.fetchrow(
             "SELECT (SELECT count(*) FROM orders_order_item) AS items, (SELECT count(*) FROM orders_shipment) AS shipments,"
@@ -254,8 +253,6 @@ async def _summary(settings: Settings, circle: list[str]) -> None:
             " ORDER BY count(r.id) > 0 DESC, o.version, o.id LIMIT 1",
             circle,
         )
-    finally:
-        await connection.close()
     console.print()
     most = max((row["orders"] for row in counts), default=1)
     table = Table(title="Orders by status", title_justify="left", title_style="bold", box=None, show_header=False)

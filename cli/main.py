@@ -244,6 +244,8 @@ def _explain_kafka(error: BaseException) -> str | None:
 def _explain_postgres(error: BaseException) -> str | None:
     state = getattr(error, "sqlstate", None) or ""
     address = _address("postgres")
+    if state == "42704" and "configuration parameter" in str(error):
+        return f"ORDERS_POSTGRES: {error}; take it out of the URL"
     if state in ("42P01", "3F000", "42704"):
         return f"the schema is missing or old in Postgres at {address} ({error}); run orders init"
     if state == "23503":
@@ -276,7 +278,7 @@ def _connecting(traceback: TracebackType | None) -> str | None:
     clients = {"aiokafka": "kafka", "asyncpg": "postgres", "redis": "redis"}
     found: str | None = None
     while traceback is not None:
-        package = str(traceback.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        found = clients.get(package, found)
+        name = str(traceback.tb_frame.f_globals.get("__name__", ""))
+        found = clients.get(name.partition(".")[0], "postgres" if name == "sinks.connection" else found)
         traceback = traceback.tb_next
     return found

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import asyncpg
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from queries import statements
@@ -17,6 +17,7 @@ from queries.errors import Unavailable
 from queries.flight import SingleFlight
 from queries.statements import Query
 from settings import Settings
+from sinks.connection import Connection, Connector
 
 LOOK_INTERVAL: Final = 0.5
 """Seconds for which a replica's lag counts as known."""
@@ -39,27 +40,28 @@ class Database:
         self._timeout = settings.read_timeout
         self._circuit = Circuit(name)
         self._places = asyncio.Semaphore(settings.read_pool)
+        self._connector = Connector(
+            url,
+            "orders-api",
+            timeout=settings.read_timeout,
+            server_settings={
+                "jit": "off",
+                # Generic by default: planning takes several times as long as reading; partitions are pruned when it is executed.
+                "plan_cache_mode": settings.postgres_plan_cache_mode,
+                "TimeZone": "UTC",
+                "statement_timeout": str(int(settings.read_timeout * 1000)),
+            },
+        )
         self._engine: AsyncEngine = create_async_engine(
-            sa.make_url(url).set(drivername="postgresql+asyncpg"),
+            "postgresql+asyncpg://",
+            async_creator=self._connect,
             # Each read is one statement: no BEGIN before it, no ROLLBACK behind it.
             isolation_level="AUTOCOMMIT",
             pool_size=settings.read_pool,
             max_overflow=0,
             pool_reset_on_return=None,
-            connect_args={
-                "timeout": settings.read_timeout,
-                "server_settings": {
-                    "application_name": "orders-api",
-                    "search_path": "public",
-                    "jit": "off",
-                    # Generic by default: planning takes several times as long as reading; partitions are pruned when it is executed.
-                    "plan_cache_mode": settings.postgres_plan_cache_mode,
-                    "TimeZone": "UTC",
-                    "default_transaction_read_only": "on",
-                    "statement_timeout": str(int(settings.read_timeout * 1000)),
-                },
-            },
         )
+        sa.event.listen(self._engine.sync_engine, "checkout", _only_open)
         self._left: set[asyncio.Task[Any]] = set()
 
     @property
@@ -86,6 +88,7 @@ class Database:
                 task.cancel()
                 self._left.add(task)
                 task.add_done_callback(self._forget)
+                self._connector.drop()
                 raise TimeoutError(f"no answer for {self._timeout + _MARGIN:g} s")
             found = task.result()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
@@ -109,6 +112,12 @@ class Database:
         """Closes the connections."""
         await self._engine.dispose()
 
+    async def _connect(self) -> Connection:
+        connection = await self._connector()
+        # Not among the settings: to target_session_attrs it would make every server one that can't be written to.
+        await connection.execute("SET default_transaction_read_only = on")
+        return connection
+
     async def _run(self, query: Query) -> Sequence[sa.Row[Any]]:
         async with self._engine.connect() as connection:
             return (await connection.execute(query.statement, query.values)).all()
@@ -117,6 +126,12 @@ class Database:
         self._left.discard(task)
         if not task.cancelled():
             task.exception()
+
+
+def _only_open(connection: Any, _record: Any, _proxy: Any) -> None:
+    """Has the pool make another connection in place of one that has ended meanwhile."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 class Replica(Database):

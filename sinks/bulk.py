@@ -9,10 +9,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-import asyncpg
-
 from domain.bulk import Kind
 from settings import Settings
+from sinks.connection import Connection, connect, watched
 
 _BEGIN: Final = """
     INSERT INTO orders_bulk_job AS j (job_id, kind, parts, lines, refused, digest) VALUES ($1, $2, $3, $4, $5, $6)
@@ -66,7 +65,7 @@ class BulkJobs:
         """`name` tells the server's operator who it is."""
         self._settings = settings
         self._name = name
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection: Connection | None = None
 
     async def __aenter__(self) -> BulkJobs:
         return self
@@ -82,37 +81,38 @@ class BulkJobs:
 
     async def begin(self, job: str, kind: Kind, parts: int, lines: int, refused: int, digest: str, *, again: bool) -> int:
         """A file is about to be sent; returns how many of its parts were sent before. Raises OtherJob."""
-        sent = await (await self._open()).fetchval(_BEGIN, job, kind, parts, lines, refused, digest, again)
+        sent = await self._ask("fetchval", _BEGIN, job, kind, parts, lines, refused, digest, again)
         if sent is None:
             raise OtherJob(job)
         return int(sent)
 
     async def sent(self, job: str, part: int) -> None:
         """All parts up to this one are acknowledged."""
-        await (await self._open()).execute(_SENT, job, part)
+        await self._ask("execute", _SENT, job, part)
 
     async def done(self, job: str, kind: Kind, part: int, parts: int, events: int) -> Progress:
         """The part's events are acknowledged. Again it changes nothing."""
-        row = await (await self._open()).fetchrow(_DONE, job, kind, parts, part, events)
+        row = await self._ask("fetchrow", _DONE, job, kind, parts, part, events)
         assert row is not None, "an upsert returns its row"
         return Progress(*row.values())
 
     async def announced(self, job: str) -> None:
         """The job's bulk.completed is acknowledged."""
-        await (await self._open()).execute("UPDATE orders_bulk_job SET announced = true WHERE job_id = $1", job)
+        await self._ask("execute", "UPDATE orders_bulk_job SET announced = true WHERE job_id = $1", job)
 
     async def jobs(self, job: str | None = None, most: int = 50) -> list[dict[str, Any]]:
         """Rows of the table, the newest job first; of one job, if it is named."""
         query = f"SELECT {_COLUMNS} FROM orders_bulk_job WHERE $1::uuid IS NULL OR job_id = $1 ORDER BY created_at DESC, job_id LIMIT $2"
-        return [dict(row) for row in await (await self._open()).fetch(query, job, most)]
+        return [dict(row) for row in await self._ask("fetch", query, job, most)]
 
-    async def _open(self) -> asyncpg.Connection[asyncpg.Record]:
+    async def _ask(self, how: str, statement: str, *arguments: object) -> Any:
         settings = self._settings
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(
+            self._connection = await connect(
                 settings.postgres,
+                self._name,
                 timeout=settings.postgres_connect_timeout,
                 command_timeout=settings.postgres_statement_timeout,
-                server_settings={"search_path": "public", "application_name": self._name},
             )
-        return self._connection
+        async with watched(self._connection):
+            return await getattr(self._connection, how)(statement, *arguments)

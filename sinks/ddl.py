@@ -11,6 +11,8 @@ from typing import TypeAlias, TypeVar, cast
 import asyncpg
 
 from settings import Settings
+from sinks.connection import connect as connection_to
+from sinks.connection import watched
 from sinks.schema import TABLES
 
 T = TypeVar("T")
@@ -33,13 +35,10 @@ class Busy(Exception):
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to the primary, outside any transaction. Raises what asyncpg raises. Blocks until connected."""
-    connection = await asyncpg.connect(
-        settings.postgres,
-        timeout=settings.postgres_connect_timeout,
-        server_settings={"search_path": "public", "application_name": "orders-db"},
-    )
+    connection = await connection_to(settings.postgres, "orders-db", timeout=settings.postgres_connect_timeout)
     try:
-        yield connection
+        async with watched(connection):
+            yield connection
     finally:
         await connection.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from settings import Settings
+from sinks.connection import connect as connection_to
+from sinks.connection import watched
 from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
@@ -82,20 +84,16 @@ class Alembic:
 async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
     """A connection to the primary in one transaction, committed at the end. Raises what asyncpg raises. Blocks until connected."""
 
-    async def dial() -> asyncpg.Connection[asyncpg.Record]:
-        # By asyncpg's own reading of the address, like the pipeline's: SQLAlchemy would take sslmode and others for something else.
-        return await asyncpg.connect(
-            settings.postgres,
-            timeout=settings.postgres_connect_timeout,
-            server_settings={"search_path": "public", "application_name": "orders-init"},
-        )
+    async with AsyncExitStack() as stack:
 
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=dial, poolclass=NullPool)
-    try:
-        async with engine.begin() as connection:
-            yield connection
-    finally:
-        await engine.dispose()
+        async def dial() -> asyncpg.Connection[asyncpg.Record]:
+            made = await connection_to(settings.postgres, "orders-init", timeout=settings.postgres_connect_timeout)
+            await stack.enter_async_context(watched(made))
+            return made
+
+        engine = create_async_engine("postgresql+asyncpg://", async_creator=dial, poolclass=NullPool)
+        stack.push_async_callback(engine.dispose)
+        yield await stack.enter_async_context(engine.begin())
 
 
 def _layout(connection: sa.Connection) -> Layout | None:

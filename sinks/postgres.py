@@ -20,16 +20,13 @@ import structlog
 from sqlalchemy.dialects import postgresql as pg
 
 from settings import Settings
+from sinks.connection import Connector, HalfOpen, watched
 from sinks.rows import Row, RowBatch
 from sinks.schema import TABLES, PartitionBy, build_metadata
 
 log = structlog.get_logger(__name__)
 
 _encode = msgspec.json.Encoder().encode
-
-#: Set on every connection. No batch's plan is worth compiling.
-_SESSION = {"search_path": "public", "application_name": "orders-worker", "jit": "off"}
-
 
 _DIALECT = cast(sa.Dialect, pg.dialect())  # type: ignore[no-untyped-call]
 
@@ -97,33 +94,37 @@ class PostgresSink:
         self._schema = schema
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._partition_by: PartitionBy | None = None
+        timeout = settings.postgres_statement_timeout
+        self._connector = Connector(
+            settings.postgres,
+            "orders-worker",
+            timeout=settings.postgres_connect_timeout,
+            # Also when the server has gone without a word: a little later than the server's own limit, which leaves the connection usable.
+            command_timeout=timeout + 1,
+            # The few statements (one for each set of tables) stay prepared as long as their connection.
+            max_cached_statement_lifetime=0,
+            max_cacheable_statement_size=0,
+            server_settings={
+                # No batch's plan is worth compiling.
+                "jit": "off",
+                # Generic by default: a batch's plan never depends on its values.
+                "plan_cache_mode": settings.postgres_plan_cache_mode,
+                "statement_timeout": str(int(timeout * 1000)),
+            },
+        )
 
     async def start(self) -> None:
         """Opens the pool and one connection of it. Raises OSError, TimeoutError or asyncpg.PostgresError when the server isn't there or
         refuses.
         """
         settings = self._settings
-        timeout = settings.postgres_statement_timeout
         self._pool = await asyncpg.create_pool(
-            settings.postgres,
+            connect=self._connector,
             min_size=1,
             max_size=settings.postgres_pool,
-            timeout=settings.postgres_connect_timeout,
-            # Also when the server has gone without a word: a little later than the server's own timeout, which leaves the connection
-            # usable.
-            command_timeout=timeout + 1,
             max_inactive_connection_lifetime=0,
-            # The few statements (one for each set of tables) stay prepared as long as their connection.
-            max_cached_statement_lifetime=0,
-            max_cacheable_statement_size=0,
             # A connection never holds anything that would have to be reset, and asyncpg's reset is a round trip a batch.
             reset=_keep,
-            server_settings={
-                **_SESSION,
-                # Generic by default: a batch's plan never depends on its values.
-                "plan_cache_mode": settings.postgres_plan_cache_mode,
-                "statement_timeout": str(int(timeout * 1000)),
-            },
         )
 
     async def write(self, batch: RowBatch, /) -> int:
@@ -143,7 +144,11 @@ class PostgresSink:
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
         async with self._pool.acquire() as connection:
             try:
-                return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
+                async with watched(connection):
+                    return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
+            except (HalfOpen, asyncpg.PostgresConnectionError):
+                self._connector.drop()
+                raise
             except asyncpg.InternalClientError as error:
                 # The server's farewell (a shutdown, an idle timeout) came just before the statement: asyncpg is confused, the connection
                 # is dead.
@@ -151,9 +156,9 @@ class PostgresSink:
                 raise ConnectionResetError(f"Postgres ended the connection: {error}") from error
             except TimeoutError as error:
                 # The server ends a statement a second earlier, so nobody is there. asyncpg would wait as long again for the statement to be
-                # canceled, and the other connections are no better: each would cost one more attempt.
+                # canceled.
                 connection.terminate()
-                await self._pool.expire_connections()
+                self._connector.drop()
                 raise TimeoutError(f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s") from error
 
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
@@ -165,7 +170,7 @@ class PostgresSink:
             raise RuntimeError("PostgresSink.replace() before start()")
         tables = zip(TABLES, (batch.orders, batch.items, batch.shipments, batch.returns), strict=True)
         given = [(name, rows) for name, rows in tables if rows]
-        async with self._pool.acquire() as connection, connection.transaction():
+        async with self._pool.acquire() as connection, watched(connection), connection.transaction():
             for name in TABLES:
                 column = "id" if name == "orders_order" else "order_id"
                 await connection.execute(f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids)

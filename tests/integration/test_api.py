@@ -25,6 +25,8 @@ from openapi_spec_validator import validate
 from redis.asyncio import Redis
 
 from api import create_app
+from queries import statements
+from queries.databases import Database
 from queries.reader import Reader
 from settings import Settings
 from sinks import migrate
@@ -343,6 +345,47 @@ async def test_it_answers_while_servers_are_away(service: Open, how: str, away: 
         await eventually(well, "all is well again")
 
 
+async def test_one_read_finds_out_that_all_connections_are_half_open(service: Open) -> None:
+    async with service(redis_timeout=0.2, read_timeout=0.5, postgres_replica=None) as s:
+        paths = [f"/orders/{order_id}/story" for order_id in list(s.world.orders)[:6]]
+        await asyncio.gather(*(s.get(path) for path in paths))
+        assert s.primary.connections > 1
+        async with Redis.from_url(s.world.settings.redis) as redis:
+            await redis.flushdb()
+        s.primary.half_open()
+        before = s.reads[1]
+        await s.get(paths[0], 503)
+
+        async def well() -> bool:
+            return bool((await s.client.get(paths[0])).status_code == 200)
+
+        await eventually(well, "it is left alone for a second, and then found to be back")
+        assert s.reads[1] == before + 2, "the second statement has found a new connection"
+        for path in paths[1:]:
+            await s.get(path)
+
+
+@pytest.mark.parametrize(("wanted", "standby"), [("read-write", False), ("primary", False), ("standby", True), ("prefer-standby", True)])
+async def test_of_several_hosts_the_one_that_is_asked_for(filled: Settings, wanted: str, standby: bool) -> None:
+    assert filled.postgres_replica is not None
+    places = {url: urlsplit(url) for url in (filled.postgres, filled.postgres_replica)}
+    for order in (list(places.values()), list(places.values())[::-1]):
+        first, second = order
+        hosts = f"{first.netloc},127.0.0.1:{ports.choose(set())},{second.netloc.rpartition('@')[2]}"
+        url = f"postgresql://{hosts}{first.path}?target_session_attrs={wanted}"
+        database = Database(filled, url, "primary")
+        try:
+            connection = await database._connect()
+            try:
+                assert await connection.fetchval("SELECT pg_is_in_recovery()") is standby
+                assert not await connection.forgotten()
+            finally:
+                await connection.close()
+            assert len(await database.rows(statements.ONE)) == 1
+        finally:
+            await database.close()
+
+
 async def test_who_waits_for_a_connection_to_a_silent_replica_is_answered_too(service: Open) -> None:
     async with service(read_pool=1, read_timeout=0.2) as s:
         first, *others = s.world.orders
@@ -652,7 +695,7 @@ async def test_every_error_is_a_problem(service: Open) -> None:
     async with service() as s:
         await s.get("/nowhere", 404)
         answer = await s.client.post(f"/orders/{uuid4()}")
-        assert (answer.status_code, answer.headers["content-type"], answer.headers["allow"]) == (405, PROBLEM, "GET")
+        assert (answer.status_code, answer.headers["content-type"], answer.headers["allow"]) == (405, PROBLEM, "GET, HEAD")
         assert (await s.get(f"/orders/{uuid4()}", 404)).json()["type"] == "urn:orders:not-found"
         user = f"/users/{uuid4()}/orders"
         for path, where in (

@@ -1,0 +1,88 @@
+"""What every request must be before anybody looks at what it asks for: for a host that is served here, and written as URLs are."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import MutableMapping
+from typing import Any, Final
+from urllib.parse import unquote_to_bytes
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.problems import problem
+
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+
+_HOST: Final = re.compile(r"(?:([A-Za-z0-9._~-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?")
+_BROKEN: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_TRACKING: Final = b"/tracking/"
+
+
+class Requests:
+    """ASGI middleware: refuses requests that can't be meant, and answers HEAD as GET without the body."""
+
+    def __init__(self, app: ASGIApp, *, only_loopback: bool) -> None:
+        """`only_loopback`: a request for another host is refused. A page in a browser on this machine could come here under a name of its
+        own that leads to loopback.
+        """
+        self._app = app
+        self._only_loopback = only_loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _without_body(send)
+        refused = self._refused(scope)
+        await (self._app if refused is None else problem(*refused))(scope, receive, send)
+
+    def _refused(self, scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(given) > 1:
+            return 400, "several Host headers"
+        if given or self._only_loopback or scope["http_version"] != "1.0":
+            host = hostname(given[0]) if given else None
+            if host is None:
+                return 400, "a Host header that names a host, such as localhost:8080"
+            if self._only_loopback and host not in LOOPBACK:
+                return 403, "without ORDERS_API_KEYS only requests to localhost are answered"
+        path = scope["raw_path"]
+        if not (_well_formed(path) and _well_formed(scope["query_string"])):
+            return 400, "the URL isn't percent-encoded UTF-8"
+        # An encoded slash is a part of a name, a plain one ends it; to the router, which sees the path decoded, they are the same.
+        slashes = path[len(_TRACKING) :].count(b"/") if path.startswith(_TRACKING) else path.lower().count(b"%2f")
+        return (404, "no such path") if slashes else None
+
+
+def hostname(host: str) -> str | None:
+    """The name or address of a Host header, in lower case; an address as it is written by rule. None: it can't be read."""
+    found = _HOST.fullmatch(host)
+    if found is None or int(found[3] or 0) > 65535:
+        return None
+    if found[1] is not None:
+        return found[1].lower()
+    try:
+        return str(ipaddress.IPv6Address(found[2]))
+    except ValueError:
+        return None
+
+
+def _well_formed(text: bytes) -> bool:
+    if not text.isascii() or _BROKEN.search(text):
+        return False
+    try:
+        unquote_to_bytes(text).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _without_body(send: Send) -> Send:
+    async def headers_only(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return headers_only

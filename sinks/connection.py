@@ -1,0 +1,315 @@
+"""Connections to PostgreSQL, made alike for workers, readers and commands: how an address is read, and how a dead connection is noticed.
+
+asyncpg reads the address as libpq does, several hosts, TLS, password file and service file included. What libpq's own client side knows
+beyond that is read here.
+
+A connection whose other end has gone without a word would be waited for until the statement's limit. Three things notice it sooner
+(docs/decisions/0026-half-open-connections.md):
+
+- TCP's keepalives, when there is nothing to send, and its user timeout, when what was sent isn't acknowledged;
+- `watched`, where something in between (a proxy, a load balancer) goes on acknowledging: it asks the server whether it knows the session.
+
+A statement that only takes long is left alone by all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, cast
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from weakref import WeakSet
+
+import asyncpg
+import structlog
+
+log = structlog.get_logger(__name__)
+
+LOOK: Final = 3.0
+"""Seconds that a statement takes before its server is asked whether it knows the session, and between two questions."""
+
+_KEEPALIVE: Final = {"keepalives_idle": 2, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 6000}
+"""libpq's names. Together: a dead connection ends after 6 to 8 s. Seconds, seconds, a number, milliseconds."""
+_OPTIONS: Final = {
+    # macOS has its own name for the first.
+    "keepalives_idle": ("TCP_KEEPIDLE", "TCP_KEEPALIVE"),
+    "keepalives_interval": ("TCP_KEEPINTVL",),
+    "keepalives_count": ("TCP_KEEPCNT",),
+    "tcp_user_timeout": ("TCP_USER_TIMEOUT",),
+}
+_FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
+_UNCHANGED: Final = {
+    "channel_binding": ("prefer", "disable"),
+    "gssencmode": ("prefer", "disable"),
+    "load_balance_hosts": ("disable",),
+    "sslcompression": ("0",),
+    "sslsni": ("1",),
+}
+"""What libpq knows and asyncpg doesn't, and the values with which both do the same."""
+
+
+class HalfOpen(ConnectionResetError):
+    """The server doesn't know the session any more, and nothing on the way has said so. A commit under way may have succeeded."""
+
+
+class NoSuchHost(ConnectionError):
+    """None of an address's hosts is what its target_session_attrs asks for, now: a failover may be under way."""
+
+
+class Connection(asyncpg.Connection):
+    """A connection that knows how it was made. `address`: of the one host that it leads to. `statements`: those that are watched now."""
+
+    address = ""
+    statements = 0
+
+    def begin(self) -> Connection:
+        """Somebody waits for a statement. Returns the connection itself, where a pool has put a proxy before it."""
+        self.statements += 1
+        return self
+
+    def end(self) -> None:
+        """Nobody does any more."""
+        self.statements -= 1
+
+    async def forgotten(self) -> bool:
+        """Whether its server has no such session. False also where that can't be told: the server isn't reached, or a pool of sessions
+        (PgBouncer) is in between. Blocks up to LOOK seconds; never raises.
+        """
+        pid = self.get_server_pid()
+        host: dict[str, Any] = {}
+        where = self._addr  # type: ignore[attr-defined]
+        if isinstance(where, tuple):
+            host = {"host": where[0], "port": where[1]}
+        try:
+            async with asyncio.timeout(LOOK):
+                other = await asyncpg.connect(self.address, **host, server_settings={"application_name": "orders-look"})
+                try:
+                    own, known = await other.fetchrow("SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid)
+                    # A pool's session ids are its own, not the server's.
+                    return bool(own == other.get_server_pid() and not known)
+                finally:
+                    other.terminate()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+            log.debug("postgres.look_failed", error=repr(error))
+            return False
+
+
+async def connect(
+    url: str,
+    name: str,
+    *,
+    timeout: float,
+    command_timeout: float | None = None,
+    server_settings: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Connection:
+    """A connection to the first host of `url` that can be used; each gets an equal share of `timeout` (seconds; connect_timeout in the URL
+    is for each host and comes first).
+
+    `name` tells the server's operator who it is, unless the URL does. `server_settings` come before the URL's. Of the session, only the
+    schema public is looked into. Other options are asyncpg.connect's.
+
+    Raises asyncpg.ClientConfigurationError for an address that can't be used; OSError, TimeoutError or asyncpg.PostgresError when no host
+    is there or one refuses. Blocks until connected.
+    """
+    address = _read(url)
+    # What the URL says is the server's; what this program relies on comes before it.
+    settings = {"search_path": "public", **(server_settings or {})}
+    if not address.named:
+        settings["application_name"] = name
+    share = address.connect_timeout or timeout / len(address.hosts)
+    last: OSError | asyncpg.CannotConnectNowError | None = None
+    for host, wanted in address.attempts():
+        try:
+            made = await asyncpg.connect(
+                host,
+                timeout=share,
+                command_timeout=command_timeout,
+                server_settings=settings,
+                **options | {"connection_class": Connection, "target_session_attrs": wanted},
+            )
+        except asyncpg.TargetServerAttributeNotMatched as error:
+            last = NoSuchHost(str(error))
+        except (OSError, asyncpg.CannotConnectNowError) as error:
+            last = error
+        except asyncpg.InterfaceError:
+            raise
+        except ValueError as error:
+            raise _unreadable(error) from None
+        else:
+            connection = cast(Connection, made)
+            connection.address = host
+            _keep_alive(connection._transport, address.keepalive)  # type: ignore[attr-defined]
+            return connection
+    assert last is not None, "an address has a host"
+    address.require_files()
+    raise last
+
+
+async def check(url: str) -> None:
+    """Raises asyncpg.ClientConfigurationError for an address that can't be used, wherever it leads to. Connects to nothing."""
+    address = _read(url)
+    address.require_files()
+    for host in address.hosts:
+        try:
+            # asyncpg reads it, and then there is no time left.
+            await asyncpg.connect(host, timeout=0)
+        except OSError:
+            pass
+        except asyncpg.InterfaceError:
+            raise
+        except ValueError as error:
+            raise _unreadable(error) from None
+
+
+def plain(url: str) -> str:
+    """The same address for whoever hands it to asyncpg as it is. Raises asyncpg.ClientConfigurationError."""
+    address = _read(url)
+    address.require_files()
+    return address.plain
+
+
+class Connector:
+    """Makes connections of a pool, and knows them as long as somebody else does."""
+
+    def __init__(self, url: str, name: str, **options: Any) -> None:
+        """All as for `connect`."""
+        self._url = url
+        self._name = name
+        self._options = options
+        self._made: WeakSet[Connection] = WeakSet()
+
+    async def __call__(self, *_: Any, **options: Any) -> Connection:
+        """As `connect`. `options`: what the pool adds."""
+        made = await connect(self._url, self._name, **self._options, **options)
+        self._made.add(made)
+        return made
+
+    def drop(self) -> None:
+        """End the connections without a watched statement: one of them was dead, so each of them would cost an attempt. Never blocks."""
+        for connection in list(self._made):
+            if not connection.statements:
+                connection.terminate()
+
+
+@asynccontextmanager
+async def watched(connection: Any) -> AsyncIterator[None]:
+    """Around statements on a connection of `connect`, also a pool's: after LOOK seconds, and again and again, its server is asked whether
+    it knows the session. If it doesn't, the connection is ended, and HalfOpen raised. A statement that the server works on isn't cut.
+    """
+    lost = False
+    looking: asyncio.Task[None] | None = None
+
+    async def look() -> None:
+        nonlocal lost
+        pid = own.get_server_pid()
+        while not own.is_closed():
+            lost = await own.forgotten()
+            if lost:
+                log.warning("postgres.half_open", pid=pid)
+                own.terminate()
+                return
+            await asyncio.sleep(LOOK)
+
+    def begin() -> None:
+        nonlocal looking
+        looking = asyncio.ensure_future(look())
+
+    # Nearly every statement is over by then, and costs no more than this.
+    timer = asyncio.get_running_loop().call_later(LOOK, begin)
+    own: Connection = connection.begin()
+    try:
+        yield
+    except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
+        if lost:
+            raise HalfOpen("Postgres doesn't know the session any more: the connection was half open") from error
+        raise
+    finally:
+        own.end()
+        timer.cancel()
+        if looking is not None:
+            looking.cancel()
+            await asyncio.wait({looking})
+
+
+def _read(url: str) -> _Address:
+    try:
+        return _Address(url)
+    except ValueError as error:
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: ValueError) -> asyncpg.ClientConfigurationError:
+    return asyncpg.ClientConfigurationError(f"the address can't be read: {error}")
+
+
+class _Address:
+    """A URL, and one for each of its hosts (`hosts`), without what asyncpg would hand to the server as a setting though it is the client's.
+    Raises ValueError.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        if parts.path == "/":  # to asyncpg a database without a name, before the one in the query
+            parts = parts._replace(path="")
+        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+        for name, same in _UNCHANGED.items():
+            if query.get(name) in same:
+                del query[name]
+        given = {name: query.pop(name) for name in (*_KEEPALIVE, "keepalives", "connect_timeout") if name in query}
+        fallback = query.pop("fallback_application_name", None)
+        if fallback is not None:
+            query.setdefault("application_name", fallback)
+        numbers = {name: int(value) for name, value in given.items()}
+        #: Seconds for each host; 0: not said.
+        self.connect_timeout = max(0, numbers.pop("connect_timeout", 0))
+        #: libpq's parameters; none: they are switched off.
+        self.keepalive = {name: numbers.get(name, value) for name, value in _KEEPALIVE.items()} if numbers.get("keepalives", 1) else {}
+        self.named = "application_name" in query
+        self._files = {name: path for name, path in query.items() if name in _FILES and path}
+        self._wanted = query.get("target_session_attrs", os.environ.get("PGTARGETSESSIONATTRS"))
+        user, at, hosts = parts.netloc.partition("@") if "@" in parts.netloc else ("", "", parts.netloc)
+
+        def with_(netloc: str, query: Mapping[str, str]) -> str:
+            return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query)))
+
+        self.plain = with_(parts.netloc, query)
+        if not hosts and "," in query.get("host", ""):
+            ports = query.get("port", "").split(",")
+            several = query["host"].split(",")
+            if len(ports) not in (1, len(several)):
+                raise ValueError("as many ports as hosts, or one")
+            self.hosts = [with_(parts.netloc, query | {"host": host, "port": ports[at % len(ports)]}) for at, host in enumerate(several)]
+        else:
+            self.hosts = [with_(f"{user}{at}{host}", query) for host in hosts.split(",")]
+
+    def require_files(self) -> None:
+        """Raises asyncpg.ClientConfigurationError for one that can't be read: asyncpg says so as if it were the server."""
+        for name, path in self._files.items():
+            try:
+                Path(path).read_bytes()
+            except OSError as error:
+                raise asyncpg.ClientConfigurationError(f"{name}={path}: {error.strerror}") from None
+
+    def attempts(self) -> Iterator[tuple[str, str | None]]:
+        """Which hosts to try, one after the other, and as what."""
+        first = ("standby", "any") if self._wanted == "prefer-standby" and len(self.hosts) > 1 else (None,)
+        for wanted in first:
+            for host in self.hosts:
+                yield host, wanted
+
+
+def _keep_alive(transport: asyncio.Transport, options: Mapping[str, int]) -> None:
+    """Have TCP find out that the other end is gone. No more than the system can; nothing on a Unix socket."""
+    line = transport.get_extra_info("socket")
+    if line is None or line.family not in (socket.AF_INET, socket.AF_INET6) or not options:
+        return
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in options.items():
+        number = next((getattr(socket, each) for each in _OPTIONS[name] if hasattr(socket, each)), None)
+        if number is not None and value > 0:
+            line.setsockopt(socket.IPPROTO_TCP, number, value)

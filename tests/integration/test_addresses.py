@@ -1,0 +1,215 @@
+"""Postgres addresses of every kind, in everything that connects: a worker, readers, commands, the auditor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
+
+import asyncpg
+import pytest
+
+from audit.stores import Rows
+from queries import statements
+from queries.databases import Database
+from settings import Settings
+from sinks import connection, ddl, migrate
+from sinks.bulk import BulkJobs
+from sinks.postgres import PostgresSink
+from stack import ports
+from tests.workers import orders
+
+CERTIFICATE = Path(__file__).parent / "tls" / "certificate.pem"
+NAME = "SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+
+
+class Server(NamedTuple):
+    """Where the server of the stack is, in parts."""
+
+    user: str
+    password: str
+    port: int
+    database: str
+    tls: int
+    """A port that speaks TLS, and only TLS."""
+    socket: str
+    """A folder with a Unix socket named for port 5432."""
+    dead: int
+    """A port where nobody is."""
+    silent: int
+    """A port that takes connections and never says anything."""
+
+
+def forwarding(port: int, context: ssl.SSLContext | None = None) -> Callable[..., Any]:
+    """A handler of connections that passes everything on to a Postgres; with `context` it ends TLS, as the server itself would."""
+
+    async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await source.read(1 << 16):
+                target.write(data)
+                await target.drain()
+        target.close()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):  # of a client that doesn't like the certificate
+            if context is not None:
+                assert await reader.readexactly(8) == b"\0\0\0\x08\x04\xd2\x16\x2f"
+                writer.write(b"S")
+                await writer.start_tls(context)
+            up, down = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.gather(pump(reader, down), pump(up, writer))
+        writer.close()
+
+    return handle
+
+
+async def hush(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    await reader.read()
+    writer.close()
+
+
+@pytest.fixture
+async def server(settings: Settings) -> AsyncIterator[Server]:
+    await migrate.upgrade(settings)
+    parts = urlsplit(settings.postgres)
+    assert parts.port is not None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_name("key.pem"))
+    tls, dead, silent = (ports.choose(set()) for _ in range(3))
+    with tempfile.TemporaryDirectory() as folder:
+        async with (
+            await asyncio.start_server(forwarding(parts.port, context), "127.0.0.1", tls),
+            await asyncio.start_unix_server(forwarding(parts.port), f"{folder}/.s.PGSQL.5432"),
+            await asyncio.start_server(hush, "127.0.0.1", silent),
+        ):
+            yield Server(parts.username or "", unquote(parts.password or ""), parts.port, parts.path[1:], tls, folder, dead, silent)
+
+
+ADDRESSES: dict[str, str] = {
+    "plain": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}",
+    "short scheme": "postgres://{user}:{password}@127.0.0.1:{port}/{database}",
+    "percent-encoded": "postgresql://{encoded}@127.0.0.1:{port}/{database}",
+    "password in the query": "postgresql://{user}@127.0.0.1:{port}/{database}?password={password}",
+    "all in the query": "postgresql:///?host=127.0.0.1&port={port}&user={user}&password={password}&dbname={database}",
+    "password file": "postgresql://{user}@127.0.0.1:{port}/{database}?passfile={passfile}",
+    "service": "postgresql:///?service=orders&password={password}",
+    "no TLS": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=disable",
+    "TLS allowed": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=allow",
+    "TLS preferred": "postgresql://{user}:{password}@127.0.0.1:{tls}/{database}?sslmode=prefer",
+    "TLS": "postgresql://{user}:{password}@127.0.0.1:{tls}/{database}?sslmode=require",
+    "its certificate": "postgresql://{user}:{password}@127.0.0.1:{tls}/{database}?sslmode=verify-ca&sslrootcert={ca}",
+    "its name": "postgresql://{user}:{password}@127.0.0.1:{tls}/{database}?sslmode=verify-full&sslrootcert={ca}&ssl_min_protocol_version=TLSv1.3",
+    "a name": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?application_name=mine",
+    "a name if there is none": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?fallback_application_name=mine",
+    "one of two": "postgresql://{user}:{password}@127.0.0.1:{dead},127.0.0.1:{port}/{database}",
+    "one of two, silent": "postgresql://{user}:{password}@127.0.0.1:{silent},127.0.0.1:{port}/{database}?connect_timeout=1",
+    "one of two in the query": "postgresql:///{database}?host=127.0.0.1,127.0.0.1&port={dead},{port}&user={user}&password={password}",
+    "the one to write to": "postgresql://{user}:{password}@127.0.0.1:{dead},127.0.0.1:{port}/{database}?target_session_attrs=read-write",
+    "the primary": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?target_session_attrs=primary",
+    "a standby, if there is one": "postgresql://{user}:{password}@127.0.0.1:{dead},127.0.0.1:{port}/{database}?target_session_attrs=prefer-standby",
+    "Unix socket": "postgresql://{user}:{password}@/{database}?host={socket}",
+    "Unix socket, encoded": "postgresql://{user}:{password}@{socketencoded}/{database}",
+    "options": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?options=-c%20work_mem%3D5MB%20-c%20search_path%3Dnowhere",
+    "the server's settings": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?work_mem=5MB&search_path=nowhere&jit=on",
+    "libpq's own": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?connect_timeout=5&keepalives=1&keepalives_idle=9"
+    "&keepalives_interval=3&keepalives_count=2&tcp_user_timeout=9000&channel_binding=prefer&gssencmode=disable&load_balance_hosts=disable",
+    "without keepalives": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?keepalives=0",
+}
+
+
+@pytest.mark.parametrize("kind", ADDRESSES)
+async def test_an_address_works_in_everything(
+    server: Server, settings: Settings, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passwords, services = tmp_path / "pass", tmp_path / "services"
+    passwords.write_text(f"127.0.0.1:*:*:*:{server.password}\n")
+    passwords.chmod(0o600)
+    services.write_text(f"[orders]\nhost=127.0.0.1\nport={server.port}\nuser={server.user}\ndbname={server.database}\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    encoded = ":".join("".join(f"%{each:02X}" for each in text.encode()) for text in (server.user, server.password))
+    url = ADDRESSES[kind].format(
+        **server._asdict(), encoded=encoded, passfile=passwords, ca=CERTIFICATE, socketencoded=quote(server.socket, safe="")
+    )
+    here = settings.model_copy(update={"postgres": url})
+    own = "mine" if "application_name" in url else None
+
+    sink = PostgresSink(here)
+    await sink.start()
+    try:
+        assert sink._pool is not None
+        assert await sink._pool.fetchval(NAME) == (own or "orders-worker")
+        assert await sink._pool.fetchval("SHOW search_path") == "public"
+        assert await sink._pool.fetchval("SHOW jit") == "off"
+        if "work_mem" in url:
+            assert await sink._pool.fetchval("SHOW work_mem") == "5MB"
+    finally:
+        await sink.close()
+    async with ddl.connect(here) as made:
+        assert await made.fetchval(NAME) == (own or "orders-db")
+        assert isinstance(made, connection.Connection)
+        assert not await made.forgotten()
+    assert (await migrate.layout(here)) is not None
+    async with BulkJobs(here, "orders-bulk") as jobs:
+        assert await jobs.jobs() == []
+    database = Database(here, url, "primary")
+    try:
+        assert len(await database.rows(statements.ONE)) == 1
+        another = await database._connect()
+        try:
+            with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+                await another.execute("CREATE TABLE public.t ()")
+        finally:
+            await another.close()
+    finally:
+        await database.close()
+    if "silent" not in kind:  # asyncpg's own loop over hosts, which the auditor has, waits for the first one
+        async with Rows.open(connection.plain(url)) as rows:
+            assert await rows.estimate() == 0
+    await connection.check(url)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("sslmode=maybe", "sslmode"),
+        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "/nowhere/ca.pem"),
+        ("target_session_attrs=best", "target_session_attrs"),
+        ("connect_timeout=soon", "soon"),
+        ("keepalives_idle=x", "x"),
+        ("sslmode", "sslmode"),
+        ("channel_binding=require", "channel_binding"),
+        ("nonsense=1", "nonsense"),
+    ],
+)
+async def test_an_address_that_cannot_be_used_is_one_line(
+    settings: Settings, query: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDERS_POSTGRES", f"{settings.postgres}?{query}")
+    commands: list[tuple[str, ...]] = [("db",), ("audit",)]
+    if query not in ("channel_binding=require", "nonsense=1"):  # only the server knows that it doesn't know them
+        commands.append(("api", "--port", "0"))
+    for command in commands:
+        done = await asyncio.to_thread(orders, *command)
+        assert done.returncode == 2, (command, done.stderr)
+        assert "Traceback" not in done.stderr
+        assert says in done.stderr, command
+        assert (urlsplit(settings.postgres).password or "?") not in done.stderr
+
+
+async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings, tmp_path: Path) -> None:
+    for query in ("sslmode=verify-full", f"sslmode=verify-ca&sslrootcert={os.devnull}"):
+        url = f"postgresql://{server.user}:{server.password}@127.0.0.1:{server.tls}/{server.database}?{query}"
+        with pytest.raises((OSError, asyncpg.ClientConfigurationError)):
+            await connection.connect(url, "test", timeout=5)
+
+
+async def test_no_host_is_what_is_asked_for(settings: Settings) -> None:
+    """While a failover is under way: it passes, and isn't a bug of ours."""
+    with pytest.raises(connection.NoSuchHost):
+        await connection.connect(f"{settings.postgres}?target_session_attrs=standby", "test", timeout=5)
