@@ -28,8 +28,9 @@ _ENTRIES_A_CALL = 200
 _RECENT = 50
 #: Parcels that one tracking number shows. Nearly always it is one; but an upstream may write "n/a" there, and Redis would spend its time on
 #: a list of all of them.
-_PARCELS = 100
-_RECENT_TTL = 1800
+TRACKED = 100
+#: Of any entry.
+_LONGEST_TTL = 1800
 #: Longer than any entry lives: where a mark has expired, so has all that it vouched for.
 MARK_TTL = 3600
 
@@ -40,34 +41,49 @@ local call, find, sub = redis.call, string.find, string.sub
 local PARCEL = '"shipment_id":"'
 local VERSION = '"version":'
 
+-- What a number shows beside this parcel of this order (the same parcel may hold several orders). Whatever isn't a parcel is left out.
+local function others(found, order, parcel)
+  local rest = {}
+  local fine, entries = pcall(cjson.decode, found)
+  if not fine or type(entries) ~= 'table' then return rest end
+  for _, each in ipairs(entries) do
+    local ours = type(each) == 'table' and type(each.order_id) == 'string' and type(each.shipment_id) == 'string'
+    if ours and not (each.order_id == order and each.shipment_id == parcel) then rest[#rest + 1] = each end
+  end
+  return rest
+end
+
+local function before(a, b)
+  if a.shipment_id ~= b.shipment_id then return a.shipment_id < b.shipment_id end
+  return a.order_id < b.order_id
+end
+
 -- Puts a parcel's entry among those of a tracking number, MOST_PARCELS at most. Nearly always it is the only one; then nothing is parsed.
-local function track(number, parcel, json, ttl)
+local function track(number, order, parcel, json, ttl)
   local key = 'tracking:' .. number
   local found = call('GET', key)
   if found then
-    local first, last = find(found, PARCEL, 1, true)
-    local alone = first and not find(found, PARCEL, last, true) and sub(found, last + 1, last + #parcel) == parcel
-    if not alone then
-      local rest = {cjson.decode(json)}
-      for _, entry in ipairs(cjson.decode(found)) do
-        if entry.shipment_id ~= parcel and #rest < MOST_PARCELS then rest[#rest + 1] = entry end
+    local own = '[{"order_id":"' .. order .. '",' .. PARCEL .. parcel .. '"'
+    if sub(found, 1, #own) ~= own or find(found, PARCEL, #own, true) then
+      local rest = others(found, order, parcel)
+      if #rest > 0 then
+        for n = MOST_PARCELS, #rest do rest[n] = nil end
+        rest[#rest + 1] = cjson.decode(json)
+        table.sort(rest, before)
+        -- As long as the summary of any order in it: where that is there, its parcel is.
+        call('SET', key, cjson.encode(rest), 'EX', math.min(math.max(ttl, call('TTL', key)), LONGEST_TTL))
+        return
       end
-      table.sort(rest, function(a, b) return a.shipment_id < b.shipment_id end)
-      call('SET', key, cjson.encode(rest), 'EX', ttl)
-      return
     end
   end
   call('SET', key, '[' .. json .. ']', 'EX', ttl)
 end
 
-local function untrack(number, parcel)
+local function untrack(number, order, parcel)
   local key = 'tracking:' .. number
   local found = call('GET', key)
   if not found or not find(found, PARCEL .. parcel .. '"', 1, true) then return end
-  local rest = {}
-  for _, entry in ipairs(cjson.decode(found)) do
-    if entry.shipment_id ~= parcel then rest[#rest + 1] = entry end
-  end
+  local rest = others(found, order, parcel)
   if #rest == 0 then call('DEL', key) else call('SET', key, cjson.encode(rest), 'KEEPTTL') end
 end
 
@@ -84,17 +100,22 @@ local function put(e)
   call('SET', key, summary, 'EX', ttl)
   local recent = 'user:' .. user .. ':orders'
   if call('ZADD', recent, created, order) == 1 then call('ZREMRANGEBYRANK', recent, 0, -(RECENT + 1)) end
-  call('EXPIRE', recent, RECENT_TTL)
-  for _, u in ipairs(untracked) do untrack(u[1], u[2]) end
-  for _, t in ipairs(tracking) do track(t[1], t[2], t[3], ttl) end
+  call('EXPIRE', recent, LONGEST_TTL)
+  for _, u in ipairs(untracked) do untrack(u[1], order, u[2]) end
+  for _, t in ipairs(tracking) do track(t[1], order, t[2], t[3], ttl) end
   return 1
 end
 
--- Something under our keys that isn't ours: it is only a cache, away with it.
+-- Something of another type under our keys: it is only a cache, away with it. What is ours stays: it may hold other orders' parcels.
 local function clear(e)
-  call('DEL', 'order:' .. e[1], 'user:' .. e[2] .. ':orders')
+  if not pcall(call, 'GET', 'order:' .. e[1]) then call('DEL', 'order:' .. e[1]) end
+  local recent = 'user:' .. e[2] .. ':orders'
+  if not pcall(call, 'ZCARD', recent) then call('DEL', recent) end
   for _, list in ipairs({e[7], e[8]}) do
-    for _, t in ipairs(list) do call('DEL', 'tracking:' .. t[1]) end
+    for _, t in ipairs(list) do
+      local key = 'tracking:' .. t[1]
+      if not pcall(call, 'GET', key) then call('DEL', key) end
+    end
   end
 end
 
@@ -129,10 +150,10 @@ if key then
   call('SET', key, string.format('%d %d %d', generation, number, at), 'EX', MARK_TTL)
 end
 return {written, at, lost}
-""".replace("RECENT_TTL", str(_RECENT_TTL))
+""".replace("LONGEST_TTL", str(_LONGEST_TTL))
     .replace("MARK_TTL", str(MARK_TTL))
     .replace("RECENT", str(_RECENT))
-    .replace("MOST_PARCELS", str(_PARCELS))
+    .replace("MOST_PARCELS", str(TRACKED))
 )
 
 
