@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -20,6 +21,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from settings import Settings
 from sinks.rows import CacheEntry
+from sinks.within import answered_within
 
 log = structlog.get_logger(__name__)
 
@@ -222,8 +224,9 @@ class RedisSink:
         self._timeout = settings.redis_timeout
         self._client: Client = client or redis.asyncio.Redis.from_url(
             settings.redis,
-            socket_timeout=settings.redis_timeout,
-            socket_connect_timeout=settings.redis_timeout,
+            # The client's own limits would count what this event loop is busy with.
+            socket_timeout=None,
+            socket_connect_timeout=None,
             # Nothing is tried again here; the client's own retries would hold the batch up.
             retry=Retry(NoBackoff(), 0),
         )
@@ -248,8 +251,8 @@ class RedisSink:
         """Writes what isn't older than what is there, and then moves the mark. None: Redis took only some of it, or nothing; nobody tries
         again.
 
-        Several entries of an order in a batch are allowed, the highest version wins. Never raises for Redis' sake. Blocks at most
-        settings.redis_timeout, and while Redis is known to be away not at all, unless this is the `probe` whether it is back.
+        Several entries of an order in a batch are allowed, the highest version wins. Never raises for Redis' sake. Gives Redis
+        settings.redis_timeout seconds, and while it is known to be away none at all, unless this is the `probe` whether it is back.
         """
         if not batch and mark is None:
             return Written(0, 0)
@@ -258,7 +261,7 @@ class RedisSink:
         entries, at, lost = 0, 0, False
         clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(self._timeout):
+            async with answered_within(self._timeout):
                 for first in range(0, len(batch) or 1, _ENTRIES_A_CALL):
                     if mark is not None and first + _ENTRIES_A_CALL < len(batch):
                         moved: Sequence[str | int] = mark._replace(to=mark.position)
@@ -279,8 +282,10 @@ class RedisSink:
         return Written(entries, at, lost)
 
     async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.aclose()
+        """Closes the connections. Blocks for settings.redis_timeout at most."""
+        with suppress(TimeoutError):
+            async with answered_within(self._timeout):
+                await self._client.aclose()
 
     async def _call(self, packed: bytes, *mark: str | int) -> tuple[int, int, bool]:
         run = self._client.execute_command
