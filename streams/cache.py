@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Callable, Sequence
-from contextlib import aclosing
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Final, cast
 
+import redis.asyncio
 from aiokafka.errors import KafkaError
 
 from settings import Settings
@@ -41,6 +43,22 @@ def mark_key(group: str, lane: int) -> str:
     return f"cache:{group}:{lane}"
 
 
+async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int]) -> dict[int, int]:
+    """Lane -> records of the changelog, below its end in `ends`, that the lane's mark in Redis doesn't say to be in the cache yet.
+
+    Without lanes that have them all, or have no mark: where nothing was written, or all was flushed, nothing is old. Blocks for a round
+    trip; raises RedisError, OSError.
+    """
+    lanes = [lane for lane, end in ends.items() if end > 0]
+    marks = await client.mget([mark_key(group, lane) for lane in lanes]) if lanes else []
+    found: dict[int, int] = {}
+    for lane, mark in zip(lanes, marks, strict=True):
+        known = re.fullmatch(rb"\d+ \d+ (\d+)", cast("bytes | None", mark) or b"")
+        if known is not None and int(known[1]) < ends[lane]:
+            found[lane] = ends[lane] - int(known[1])
+    return found
+
+
 class _Lane:
     """What is known of a lane's part of the cache, as long as the lane is open."""
 
@@ -59,6 +77,10 @@ class _Lane:
         """Whether there may be others below the position of the local store."""
         self.doubts = 0
         """How often something wasn't written, or was found to be gone again."""
+        self.settled: tuple[int, int] | None = None
+        """Position of the local store and end of the changelog when the mark was last brought to that end."""
+        self.seen: tuple[int, int] | None = None
+        """The same, as it was a moment ago."""
         self.missed = False
         """Whether the last batch wasn't written. Its states may not be in the changelog yet."""
         self.latest: Sequence[CacheEntry] = ()
@@ -87,6 +109,11 @@ class _Lane:
             return False
         self.low = max(self.low, written.mark)
         return True
+
+
+def _idle(open_lane: OpenLane, lane: _Lane) -> bool:
+    """Whether the cache has all that the lane has written."""
+    return not lane.behind and not open_lane.busy
 
 
 class CacheKeeper:
@@ -148,7 +175,7 @@ class CacheKeeper:
         looked, failing = clock(), False
         while True:
             if (lane.behind or clock() >= looked + LOOK_INTERVAL) and await self._find_mark(lane):
-                looked = clock()
+                looked, lane.settled = clock(), None
                 try:
                     async with self._turn:
                         await self._catch_up(open_lane, lane)
@@ -157,6 +184,8 @@ class CacheKeeper:
                     if not failing:
                         log.warning("lane %d: what its cache misses can't be read yet: %s", open_lane.partition, describe(error))
                     failing = True
+            with suppress(KafkaError, OSError, TimeoutError):
+                await self._settle(open_lane, lane)
             await asyncio.sleep(PAUSE)
 
     async def _find_mark(self, lane: _Lane) -> bool:
@@ -171,6 +200,31 @@ class CacheKeeper:
             else:
                 lane.low, lane.claimed, lane.known = written.mark, True, mark.number
             return True
+
+    async def _settle(self, open_lane: OpenLane, lane: _Lane) -> None:
+        """Bring the mark of a lane that has nothing to do to where the changelog ends, so that others see that the cache is complete.
+
+        States that are shown to nobody (facts wait for their order, a deadline passed) move no mark, nor does the end of a transaction.
+        """
+        if not _idle(open_lane, lane):
+            return
+        position = open_lane.position(self._table)
+        if lane.settled == (position, lane.low):
+            return
+        end = await open_lane.end(self._table)
+        async with lane.writing:
+            if not _idle(open_lane, lane):
+                return
+            # After the end was asked for: so all below it is what this lane has written, or has found.
+            open_lane.check()
+            if end > lane.low:
+                mark = lane.mark(lane.low, end)
+                written = await self._cache.put((), mark, probe=True)
+                if written is None or not lane.learn(mark, written):
+                    return
+            # The marker of a transaction may come a moment later: only what was so the last time as well is settled.
+            lane.settled = (position, end) if lane.seen == (position, end) else None
+            lane.seen = position, end
 
     async def _catch_up(self, open_lane: OpenLane, lane: _Lane) -> None:
         """One pass from the mark to where the changelog ends now."""
