@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from cli.errors import UserError
 from settings import Settings, get_settings
-from streams.cache import behind
+from sinks.redis import behind
 from streams.lag import LagReader, TopicsMissing, by_topic, total
 
 POLL_SECONDS: Final = 0.2

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 import redis.asyncio
@@ -211,6 +212,27 @@ class Written(NamedTuple):
     mark: int
     #: The server has forgotten the owner's latest acknowledged write, or more.
     lost: bool = False
+
+
+def mark_key(group: str, lane: int) -> str:
+    """Where Redis has a lane's mark. Pure."""
+    return f"cache:{group}:{lane}"
+
+
+async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int]) -> dict[int, int]:
+    """Lane -> records of the changelog, below its end in `ends`, that the lane's mark in Redis doesn't say to be in the cache yet.
+
+    Without lanes that have them all, or have no mark: where nothing was written, or all was flushed, nothing is old. Blocks for a round
+    trip; raises RedisError, OSError.
+    """
+    lanes = [lane for lane, end in ends.items() if end > 0]
+    marks = await client.mget([mark_key(group, lane) for lane in lanes]) if lanes else []
+    found: dict[int, int] = {}
+    for lane, mark in zip(lanes, marks, strict=True):
+        known = re.fullmatch(rb"\d+ \d+ (\d+)", cast("bytes | None", mark) or b"")
+        if known is not None and int(known[1]) < ends[lane]:
+            found[lane] = ends[lane] - int(known[1])
+    return found
 
 
 class RedisSink:

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import redis.asyncio
 from aiokafka.errors import KafkaError
 
 from settings import Settings
-from sinks.redis import Mark, RedisSink, Written
+from sinks.redis import Mark, RedisSink, Written, mark_key
 from sinks.rows import CacheEntry
 from streams.delivery import Stale, describe
 from streams.transport import LaneBatch, OpenLane
@@ -36,27 +34,6 @@ SHARE: Final = 0.2
 
 EntryOf = Callable[[bytes, bytes], CacheEntry | None]
 """The entry of an order by its id and state; None: there is nothing to show yet."""
-
-
-def mark_key(group: str, lane: int) -> str:
-    """Where Redis has a lane's mark. Pure."""
-    return f"cache:{group}:{lane}"
-
-
-async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int]) -> dict[int, int]:
-    """Lane -> records of the changelog, below its end in `ends`, that the lane's mark in Redis doesn't say to be in the cache yet.
-
-    Without lanes that have them all, or have no mark: where nothing was written, or all was flushed, nothing is old. Blocks for a round
-    trip; raises RedisError, OSError.
-    """
-    lanes = [lane for lane, end in ends.items() if end > 0]
-    marks = await client.mget([mark_key(group, lane) for lane in lanes]) if lanes else []
-    found: dict[int, int] = {}
-    for lane, mark in zip(lanes, marks, strict=True):
-        known = re.fullmatch(rb"\d+ \d+ (\d+)", cast("bytes | None", mark) or b"")
-        if known is not None and int(known[1]) < ends[lane]:
-            found[lane] = ends[lane] - int(known[1])
-    return found
 
 
 class _Lane:

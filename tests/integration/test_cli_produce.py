@@ -18,10 +18,10 @@ from cli.wait import Cache, wait
 from domain.order import Order
 from domain.topics import DLQ, LANE
 from settings import Settings, get_settings
+from sinks.redis import mark_key
 from sources import generator, producer
 from sources.event import SourceEvent
 from streams import topics
-from streams.cache import mark_key
 from streams.lag import LagReader, TopicsMissing, by_topic, total
 from tables import codec
 from tests.waiting import eventually

@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from domain.order import Order, PaymentFailure
 from settings import Settings
-from sinks.redis import RedisSink
+from sinks.redis import RedisSink, behind, mark_key
 from sinks.rows import CacheEntry
 from streams import cache
 from streams.cache import CacheKeeper
@@ -305,10 +305,10 @@ def mark(position: int) -> bytes:
 async def test_which_lanes_are_behind(marks: dict[int, bytes], ends: dict[int, int], expected: dict[int, int]) -> None:
     class Client:
         async def mget(self, keys: list[str]) -> list[bytes | None]:
-            known = {cache.mark_key("orders", lane): value for lane, value in marks.items()}
+            known = {mark_key("orders", lane): value for lane, value in marks.items()}
             return [known.get(key) for key in keys]
 
-    assert await cache.behind(cast(Any, Client()), "orders", ends) == expected
+    assert await behind(cast(Any, Client()), "orders", ends) == expected
 
 
 async def test_a_mark_of_another_changelog_counts_for_nothing(lane: Lane) -> None:
