@@ -250,6 +250,8 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
 async def test_wait_says_that_redis_is_away(fresh: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORDERS_REDIS", "redis://127.0.0.1:1/0")
     get_settings.cache_clear()
+    assert await run("wait", "--timeout", "0.2") == 0, "nothing was written yet, so nothing can be old"
+    await states(fresh, 1, 1)
     assert await run("wait", "--timeout", "0.2") == 1
     assert "Redis doesn't answer" in capsys.readouterr().err
     assert await run("wait", "--timeout", "0.2", "--json") == 1
