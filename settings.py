@@ -112,7 +112,12 @@ class Settings(BaseSettings):
     )
     drain_timeout: float = Field(10.0, gt=0, description="Seconds that SIGTERM or a rebalance waits for batches in flight.")
     stall_timeout: float = Field(120.0, gt=0, description="Seconds without progress after which a worker ends itself rather than hang.")
-    redis_timeout: float = Field(0.5, gt=0, description="Seconds until a cache write is given up. A cache delays nothing.")
+    redis_timeout: float = Field(
+        0.5,
+        gt=0,
+        description="Seconds that Redis gets for an answer until it counts as away: a cache delays nothing. What this process is busy with"
+        " meanwhile doesn't count.",
+    )
 
     # -- deadlines (docs/decisions/0009) -----------------------------------------------------------------------
     payment_deadline: float = Field(

@@ -51,6 +51,10 @@ from wire.reader import Parsed, Unread
 _RECORDS_A_BUCKET: Final = 20_000
 _MOST_BUCKETS: Final = 1_024
 _MOST_RECENT: Final = 50
+_MOST_PARCELS: Final = 100
+"""That one tracking number shows."""
+_LOOK: Final = 0.5
+"""Seconds between two looks whether the cache is complete."""
 _BREATH: Final = 500
 """Orders after which whatever else runs in this event loop has its turn: a heartbeat, say."""
 _FACT_TOPICS: Final = (REKEYED, *INPUT, DECISIONS)
@@ -65,7 +69,7 @@ class Target:
     """What is audited. `redis` None: the cache is not looked at. `data`: where workers of this machine have their local tables, if any.
 
     `partitions`: by how many an order's lane is found (ORDERS_PARTITIONS); None: as many as the topics have, which is not the same once
-    partitions were added.
+    partitions were added. `patience`: seconds without progress for which a cache that is behind is waited for.
     """
 
     brokers: Sequence[str]
@@ -75,6 +79,7 @@ class Target:
     redis: str | None
     data: Path | None = None
     partitions: int | None = None
+    patience: float = 30.0
 
 
 class OtherLanes(Exception):
@@ -137,6 +142,7 @@ class Auditor:
             stack.callback(stores.close)
             await self._read_rows(rows, stores)
             if cache is not None:
+                await self._await_cache(log, cache)
                 await self._read_cache(cache, stores)
             for number in range(self._lanes):
                 if self._only is None or any(self._home(key) == number for key in self._only):
@@ -144,6 +150,8 @@ class Auditor:
             await self._judge_rest_of_letters(log)
             self._judge_redrives()
             self._judge_checkouts()
+            if cache is not None:
+                await self._judge_absent(cache)
             await self._settle(log)
         self.report.seconds = round(time.monotonic() - started, 3)
         return self.report
@@ -276,6 +284,25 @@ class Auditor:
                     self._progress(table, self._done, self._whole)
 
             await rows.lines(table, take)
+
+    async def _await_cache(self, log: Log, cache: Cache) -> None:
+        """An entry that is older than its state isn't broken while its lane still refreshes what the cache has missed. So that is waited
+        for, as long as it goes on and there is somebody who may do it."""
+        lanes = [TopicPartition(self._target.changelog, number) for number in range(self._counts.get(self._target.changelog, 0))]
+        ends = {partition.partition: span.end for partition, span in (await log.spans(lanes)).items()}
+        least, since = 0, time.monotonic()
+        while behind := await cache.behind(self._target.group, ends):
+            left = sum(behind.values())
+            if least == 0 or left < least:
+                least, since = left, time.monotonic()
+            stands = time.monotonic() - since
+            if stands >= self._target.patience or not await log.members(self._target.group):
+                who = f"for {stands:.0f} s nothing came" if stands >= self._target.patience else "no worker is running"
+                told = f"the cache of lanes {', '.join(map(str, sorted(behind)))} is behind by {left:,} records of the changelog"
+                self.report.notices.append(f"{told}, and {who}: what is old there counts as broken")
+                return
+            self._progress(f"the cache is refreshed, {left:,} records left", self._done, self._whole)
+            await asyncio.sleep(_LOOK)
 
     async def _read_cache(self, cache: Cache, stores: Spill) -> None:
         async for entries in cache.entries():
@@ -501,6 +528,24 @@ class Auditor:
         for order_id, place in self._index.unplaced_checkouts():
             if self._only is None:
                 self._findings.at_rest("accounting", order_id, CREATED, "an order.created made of the checkout", "none", place)
+
+    async def _judge_absent(self, cache: Cache) -> None:
+        """Parcels that lack under their tracking number what others have there: readers of Redis take it for all that there is.
+
+        Where Redis evicts keys, a number's key may have gone and come back without them: then it is only told.
+        """
+        self._findings.truncated = False
+        tell = self._findings.at_rest
+        for key, absent in self._index.absent():
+            there = await cache.parcels(key, [order_id for order_id, _ in absent])
+            if there is None or len(there.parcels) >= _MOST_PARCELS:
+                continue
+            for order_id, shipment_id in absent:
+                if order_id in there.orders and (order_id, shipment_id) not in there.parcels:
+                    if await cache.evicts():
+                        tell = self._findings.note
+                    found = f"{len(there.parcels)} others" if there.parcels else "none"
+                    tell("cache", order_id, key, f"an entry of parcel {shipment_id}", found)
 
     async def _settle(self, log: Log) -> None:
         """What only holds at rest is judged of those orders about which no record waits to be committed.

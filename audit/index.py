@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -25,6 +26,7 @@ CREATE TABLE checkout (order_id, topic, partition, offset);
 CREATE TABLE placed (order_id PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE pending (order_id, check_, severity, place, expected, found, fact);
 CREATE INDEX pending_order ON pending (order_id);
+CREATE TABLE absent (key, order_id, shipment_id);
 """
 
 
@@ -169,6 +171,17 @@ class Index:
         rows = self._db.execute("SELECT * FROM checkout WHERE order_id NOT IN (SELECT order_id FROM placed)")
         for order_id, *place in rows:
             yield order_id, Place._make(place)
+
+    # -- parcels that aren't under their numbers ---------------------------------------------------------------------
+
+    def add_absent(self, key: str, order_id: str, shipment_id: str) -> None:
+        """A parcel of an order in the cache that was not seen under its tracking number's key."""
+        self._db.execute("INSERT INTO absent VALUES (?,?,?)", (key, order_id, shipment_id))
+
+    def absent(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+        """(key, (order id, shipment id) of each)."""
+        for key, rows in groupby(self._db.execute("SELECT * FROM absent ORDER BY key"), key=lambda row: row[0]):
+            yield key, [(order_id, shipment_id) for _, order_id, shipment_id in rows]
 
     # -- findings that wait -----------------------------------------------------------------------------------------
 

@@ -55,6 +55,8 @@ OURS: Final = b"/orders"
 """ce_source of an order.created that was made of a checkout."""
 _ORDER_CODES: Final = ("order_currency", "order_item", "order_seller")
 _LONGEST_TTL: Final = 1_800_000
+_MANY_PARCELS: Final = 200
+"""Beyond that not each of an order's parcels is refreshed with its summary."""
 
 Item = Sequence[Any]
 
@@ -519,11 +521,12 @@ class Judge:
 
     def _judge_cache(self, order_id: str, held: Held | None, entries: Iterable[Item], members: Iterable[Item]) -> None:
         known = held if held is not None and held.reading.created is not None else None
-        tracked: set[str] = set()
+        seen: set[str] = set()
+        tracked: set[tuple[str, str]] = set()
         for _, _, key, ttl, value in entries:
-            if key in tracked:  # SCAN may tell a key twice
+            if key in seen:  # SCAN may tell a key twice
                 continue
-            tracked.add(key)
+            seen.add(key)
             if value is None:
                 self._findings.broken("cache", order_id, key, "a string", "another type")
             elif known is None:
@@ -534,8 +537,10 @@ class Judge:
                 self._judge_ttl(order_id, key, ttl)
             else:
                 self._counts["cached_parcels"] += 1
-                self._judge_tracking(known, key, value)
+                tracked.update((key, shipment_id) for shipment_id in self._judge_tracking(known, key, value))
                 self._judge_ttl(order_id, key, ttl)
+        if known is not None and f"order:{order_id}" in seen:
+            self._miss_parcels(known, tracked)
         for _, _, key, ttl, score in members:
             self._counts["cached_places"] += 1
             readings = [] if known is None else known.readings
@@ -560,14 +565,25 @@ class Judge:
         if all(apart):
             self._findings.at_rest("cache", held.order_id, key, *first_pair(apart))
 
-    def _judge_tracking(self, held: Held, key: str, value: bytes) -> None:
+    def _miss_parcels(self, held: Held, tracked: set[tuple[str, str]]) -> None:
+        """What was written with a summary should be under its tracking number too. Whether that is in the cache is looked up later."""
+        parcels = [_numbers(reading) for reading in held.readings]
+        if len(parcels[0]) <= _MANY_PARCELS:
+            for key, shipment_id in parcels[0].intersection(*parcels[1:]) - tracked:
+                self._index.add_absent(key, held.order_id, shipment_id)
+
+    def _judge_tracking(self, held: Held, key: str, value: bytes) -> list[str]:
+        """Returns the ids of the order's parcels that are there."""
         number = key.removeprefix("tracking:")
         try:
-            own = {each["shipment_id"]: each for each in json.loads(value) if each["order_id"] == held.order_id}
+            own = [(each["shipment_id"], each) for each in json.loads(value) if each["order_id"] == held.order_id]
         except (ValueError, TypeError, KeyError) as error:
             self._findings.broken("cache", held.order_id, key, "a JSON array of parcels", f"{type(error).__name__}: {error}")
-            return
-        for shipment_id, entry in own.items():
+            return []
+        parcels = [shipment_id for shipment_id, _ in own]
+        if len(set(parcels)) < len(parcels):
+            self._findings.broken("cache", held.order_id, key, "each parcel of the order once", ", ".join(sorted(parcels)))
+        for shipment_id, entry in own:
             apart = []
             for reading in held.readings:
                 scan = reading.parcels.get(shipment_id)
@@ -579,6 +595,13 @@ class Judge:
                 apart.append(difference({**expected, "estimated_delivery": None if due is None else due.isoformat()}, entry))  # type: ignore[arg-type]
             if all(apart):
                 self._findings.at_rest("cache", held.order_id, key, *first_pair(apart))
+        return parcels
+
+
+def _numbers(reading: Reading) -> set[tuple[str, str]]:
+    """(key in Redis, shipment id) of each parcel with a tracking number."""
+    numbers = ((shipment_id, scan.content.get("tracking_number")) for shipment_id, scan in reading.parcels.items())
+    return {(f"tracking:{number}", shipment_id) for shipment_id, number in numbers if number}
 
 
 def _apart(wanted: Sequence[bytes], got: Sequence[bytes]) -> int:

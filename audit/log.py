@@ -199,6 +199,14 @@ class Log:
                 raise LogUnavailable(f"Kafka tells no offsets of group {group}: {told(error)}") from error
         return {partition: commit.offset for partition, commit in offsets.items() if commit.offset >= 0}
 
+    async def members(self, group: str) -> int:
+        """How many members a consumer group has."""
+        try:
+            responses = await asyncio.wait_for(self._cluster.describe_consumer_groups([group]), self._patience)
+        except (KafkaError, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka doesn't describe group {group}: {told(error)}") from error
+        return sum(len(found[5]) for response in responses for found in response.groups)
+
     async def read(self, partition: TopicPartition, span: Span, progress: Progress | None = None) -> AsyncIterator[Sequence[Record]]:
         """The records of [span.start, span.end) in order, a list for each fetch. `progress` is called with the number in each.
 

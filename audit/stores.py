@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
@@ -16,7 +17,7 @@ import asyncpg
 import msgspec
 import redis.asyncio
 import rocksdict
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from audit.log import told
 from audit.reference import uuid_text
@@ -230,6 +231,9 @@ end
 return cmsgpack.pack({scanned[1], found})
 """
 _SCAN_COUNT: Final = 1000
+_MARK: Final = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+)")
+"""A lane's mark: generation of the group, number of the write, position in the changelog."""
+_ORDERS_A_CALL: Final = 100
 
 
 class Entry(NamedTuple):
@@ -241,12 +245,20 @@ class Entry(NamedTuple):
     value: bytes | list[tuple[bytes, float]] | None
 
 
+class Tracked(NamedTuple):
+    """`parcels` under a tracking number, as (order id, shipment id); `orders` of those asked about, whose summaries are there."""
+
+    parcels: set[tuple[str, str]]
+    orders: set[str]
+
+
 class Cache:
     """Redis, read once. Methods block on the network and raise StoreUnavailable."""
 
     def __init__(self, url: str, *, patience: float = 10.0) -> None:
         self._url = url
         self._client = redis.asyncio.Redis.from_url(url, socket_timeout=patience, socket_connect_timeout=patience)
+        self._evicts: bool | None = None
 
     async def close(self) -> None:
         await self._client.aclose()
@@ -272,6 +284,48 @@ class Cache:
             if cursor == "0":
                 return
 
+    async def parcels(self, key: str, order_ids: Sequence[str]) -> Tracked | None:
+        """What is under a tracking number's key now, and of which of these orders there are summaries; None: there is no such list."""
+        found: Tracked | None = None
+        for first in range(0, len(order_ids), _ORDERS_A_CALL):
+            some = order_ids[first : first + _ORDERS_A_CALL]
+            try:
+                value, *summaries = await self._client.mget(key, *(f"order:{order_id}" for order_id in some))
+            except (RedisError, OSError) as error:
+                raise self._unavailable(error) from error
+            try:
+                parcels = {(str(each["order_id"]), str(each["shipment_id"])) for each in json.loads(value or b"")}
+            except (ValueError, TypeError, KeyError):
+                return None
+            known = {order_id for order_id, summary in zip(some, summaries, strict=True) if summary is not None}
+            found = Tracked(parcels, known if found is None else found.orders | known)
+        return found
+
+    async def behind(self, group: str, ends: Mapping[int, int]) -> dict[int, int]:
+        """Lane -> records of its changelog, below `ends`, that its mark doesn't say to be in the cache. Without a mark nothing is old."""
+        lanes = [lane for lane, end in ends.items() if end > 0]
+        try:
+            marks = await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []
+        except (RedisError, OSError) as error:
+            raise self._unavailable(error) from error
+        found = {}
+        for lane, mark in zip(lanes, marks, strict=True):
+            position = _MARK.fullmatch(_plain(mark))
+            if position is not None and int(position[1]) < ends[lane]:
+                found[lane] = ends[lane] - int(position[1])
+        return found
+
+    async def evicts(self) -> bool:
+        """Whether Redis has evicted keys, or doesn't tell us."""
+        if self._evicts is None:
+            try:
+                self._evicts = bool((await self._client.info("stats")).get("evicted_keys", 0))
+            except ResponseError:  # no permission
+                self._evicts = True
+            except (RedisError, OSError) as error:
+                raise self._unavailable(error) from error
+        return self._evicts
+
     def _unavailable(self, error: Exception) -> StoreUnavailable:
         return StoreUnavailable(f"no Redis at {_without_password(self._url)}: {told(error)} (--no-cache audits without it)")
 
@@ -288,6 +342,10 @@ def _entry(found: list[Any]) -> Entry | None:
     else:
         value = _bytes(value)
     return Entry(_bytes(key), kind, ttl, value)
+
+
+def _plain(value: bytes | str | None) -> bytes:
+    return value if isinstance(value, bytes) else (value or "").encode()
 
 
 def _bytes(packed: str | list[str]) -> bytes:

@@ -209,13 +209,18 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
         sending = asyncio.ensure_future(send(settings, events, progress=lambda count: progress.update(sent_bar, completed=count)))
         with _watched(worker):
             while not sending.done():
-                await wait(settings, 0, lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left)))
+                await wait(
+                    settings,
+                    0,
+                    lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left)),
+                    cache=False,
+                )
             await sending
             outcome = await wait(
                 settings, DRAIN_SECONDS, lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left))
             )
-    if outcome.left:
-        raise UserError(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left}")
+    if not outcome.done:
+        raise UserError(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}")
     seconds = time.monotonic() - started
     _step("orders", words)
     _step("speed", f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s")

@@ -6,7 +6,7 @@ import asyncio
 import json as jsonlib
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -108,6 +108,7 @@ async def _repair(settings: Settings, ids: frozenset[str] | None, *, dry_run: bo
         return outcome
     async with LagReader(settings) as reader:  # says at once which server or topic is missing
         await reader.lag()
+    target = replace(target, patience=0.0)  # a member of the group that refreshes nothing keeps those out that would
     async with GroupLock(settings) as lock:
         damaged, keys, first = await _look(target, ids, max_findings, quiet)
         _take(outcome, first, max_findings, mended=False)

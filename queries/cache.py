@@ -8,10 +8,10 @@ for settings.cache_ttl_refill seconds, and they are shown only where the lanes' 
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Sequence
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import redis.asyncio
@@ -21,8 +21,7 @@ from redis.exceptions import RedisError
 
 from queries.circuit import Circuit
 from settings import Settings
-
-T = TypeVar("T")
+from sinks.within import answered_within
 
 RECENT: Final = 50
 """Orders of a user that the cache knows, as in sinks.redis."""
@@ -61,8 +60,9 @@ class CacheReader:
         self._ttl = settings.cache_ttl_refill
         self._client: Any = redis.asyncio.Redis.from_url(
             settings.redis,
-            socket_timeout=settings.redis_timeout,
-            socket_connect_timeout=settings.redis_timeout,
+            # The client's own limits would count what this event loop is busy with.
+            socket_timeout=None,
+            socket_connect_timeout=None,
             retry=Retry(NoBackoff(), 0),
         )
         self._circuit = Circuit("cache")
@@ -115,14 +115,17 @@ class CacheReader:
         return await self._ask(self._client.ping) is not None
 
     async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.aclose()
+        """Closes the connections. Blocks for settings.redis_timeout at most."""
+        with suppress(TimeoutError):
+            async with answered_within(self._timeout):
+                await self._client.aclose()
 
     async def _ask(self, call: Any, *args: Any, **options: Any) -> Any:
         if not self._circuit.admits():
             return None
         try:
-            answer = await _within(self._timeout, call(*args, **options))
+            async with answered_within(self._timeout):
+                answer = await call(*args, **options)
         except (RedisError, OSError, TimeoutError) as error:
             self._circuit.failed(error)
             return None
@@ -134,8 +137,3 @@ class CacheReader:
             return None
         self._circuit.worked()
         return answer
-
-
-async def _within(seconds: float, call: Awaitable[T]) -> T:
-    async with asyncio.timeout(seconds):
-        return await call

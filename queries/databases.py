@@ -18,6 +18,7 @@ from queries.flight import SingleFlight
 from queries.statements import Query
 from settings import Settings
 from sinks.connection import Connection, Connector
+from sinks.within import answered_within
 
 LOOK_INTERVAL: Final = 0.5
 """Seconds for which a replica's lag counts as known."""
@@ -83,13 +84,15 @@ class Database:
             self.reads += 1
             task = asyncio.ensure_future(self._run(query))
             # Never longer than this, whatever the driver still does to end a connection that is half open.
-            done, _ = await asyncio.wait({task}, timeout=self._timeout + _MARGIN)
-            if not done:
+            try:
+                async with answered_within(self._timeout + _MARGIN):
+                    await asyncio.wait({task})
+            except TimeoutError:
                 task.cancel()
                 self._left.add(task)
                 task.add_done_callback(self._forget)
                 self._connector.drop()
-                raise TimeoutError(f"no answer for {self._timeout + _MARGIN:g} s")
+                raise TimeoutError(f"no answer for {self._timeout + _MARGIN:g} s") from None
             found = task.result()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
             state = getattr(getattr(error, "orig", error), "sqlstate", None) or ""

@@ -43,6 +43,19 @@ class _Suborders(msgspec.Struct):
 _suborders: Final = msgspec.json.Decoder(_Suborders)
 
 
+class _Parcel(msgspec.Struct):
+    shipment_id: UUID
+    tracking_number: str | None
+
+
+class _Parcels(msgspec.Struct):
+    shipments: list[_Parcel]
+
+
+_parcels: Final = msgspec.json.Decoder(_Parcels)
+_tracked: Final = msgspec.json.Decoder(list[Tracked])
+
+
 class Found(NamedTuple):
     """An answer: its JSON, where it comes from, and the version of the order that it is about (0: of several)."""
 
@@ -185,10 +198,31 @@ class Reader:
         return Found(_encode(Suborders(sold, Position(rows[limit - 1][1], sold[-1].order_id).cursor() if more else None)), source)
 
     async def tracking(self, number: str) -> Found:
-        """The parcels under a tracking number, 100 at most. Raises NotFound."""
+        """The parcels under a tracking number, 100 at most. Raises NotFound.
+
+        As with a user's recent orders, the lanes' own list is only complete for orders that changed within half an hour: another order may
+        have a parcel of this number. So it is a page of rows, and over it what the lanes have written since.
+        """
         entry, refilled = await self.cache.tracking(number)
-        if entry is not None or refilled is not None:
-            return Found(entry or refilled or b"", "cache")
+        lately, page = _decoded(_tracked, entry) or [], _decoded(_tracked, refilled)
+        source: Source = "cache"
+        if page is None:
+            try:
+                page, source = await self._tracked(number)
+            except Unavailable:
+                if not lately:
+                    raise
+                page = []
+        own = {(each.order_id, each.shipment_id) for each in lately}
+        others = [each for each in page if (each.order_id, each.shipment_id) not in own]
+        if source != "primary":
+            others = await self._still(number, others)
+        parcels = sorted([*lately, *others], key=lambda each: (each.shipment_id, each.order_id))[: statements.TRACKED]
+        if not parcels:
+            raise NotFound("no parcel has this tracking number")
+        return Found(_encode(parcels), source)
+
+    async def _tracked(self, number: str) -> tuple[list[Tracked], Source]:
         query = statements.tracking(number)
 
         async def read(database: Database) -> list[Tracked]:
@@ -197,12 +231,16 @@ class Reader:
                 await self.cache.refill(f"tracking:{number}", _encode(parcels))
             return parcels
 
-        parcels, source = await self._list(
-            lambda database: self._flight.do((database.name, "tracking", number), partial(read, database)), None, None
-        )
-        if not parcels:
-            raise NotFound("no parcel has this tracking number")
-        return Found(_encode(parcels), source)
+        return await self._list(lambda database: self._flight.do((database.name, "tracking", number), partial(read, database)), None, None)
+
+    async def _still(self, number: str, parcels: list[Tracked]) -> list[Tracked]:
+        """Those of which the cache doesn't know that they have another number since."""
+        order_ids = list({each.order_id: None for each in parcels})
+        known: dict[tuple[UUID, UUID], str | None] = {}
+        for order_id, summary in zip(order_ids, await self.cache.summaries([str(each) for each in order_ids]), strict=True):
+            for parcel in () if (found := _decoded(_parcels, summary)) is None else found.shipments:
+                known[order_id, parcel.shipment_id] = parcel.tracking_number
+        return [each for each in parcels if known.get((each.order_id, each.shipment_id), number) == number]
 
     async def _list(self, read: Callable[[Database], Awaitable[T]], seen: Seen | None, user_id: UUID | None) -> tuple[T, Source]:
         answered = False

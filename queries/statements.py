@@ -158,7 +158,8 @@ def tracking(number: str) -> Query:
 def _tracking() -> sa.Select[Any]:
     c = _shipment.c
     columns = (c.order_id, c.id, c.carrier, c.status, c.estimated_delivery)
-    return sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number)).order_by(c.id).limit(_rows(TRACKED))
+    found = sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number))
+    return found.order_by(c.id, c.order_id).limit(_rows(TRACKED))
 
 
 def suborders(seller_id: UUID, after: Position | None, limit: int) -> Query:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 import redis.asyncio
@@ -20,6 +22,7 @@ from redis.exceptions import NoScriptError, RedisError
 
 from settings import Settings
 from sinks.rows import CacheEntry
+from sinks.within import answered_within
 
 log = structlog.get_logger(__name__)
 
@@ -28,8 +31,9 @@ _ENTRIES_A_CALL = 200
 _RECENT = 50
 #: Parcels that one tracking number shows. Nearly always it is one; but an upstream may write "n/a" there, and Redis would spend its time on
 #: a list of all of them.
-_PARCELS = 100
-_RECENT_TTL = 1800
+TRACKED = 100
+#: Of any entry.
+_LONGEST_TTL = 1800
 #: Longer than any entry lives: where a mark has expired, so has all that it vouched for.
 MARK_TTL = 3600
 
@@ -40,34 +44,49 @@ local call, find, sub = redis.call, string.find, string.sub
 local PARCEL = '"shipment_id":"'
 local VERSION = '"version":'
 
+-- What a number shows beside this parcel of this order (the same parcel may hold several orders). Whatever isn't a parcel is left out.
+local function others(found, order, parcel)
+  local rest = {}
+  local fine, entries = pcall(cjson.decode, found)
+  if not fine or type(entries) ~= 'table' then return rest end
+  for _, each in ipairs(entries) do
+    local ours = type(each) == 'table' and type(each.order_id) == 'string' and type(each.shipment_id) == 'string'
+    if ours and not (each.order_id == order and each.shipment_id == parcel) then rest[#rest + 1] = each end
+  end
+  return rest
+end
+
+local function before(a, b)
+  if a.shipment_id ~= b.shipment_id then return a.shipment_id < b.shipment_id end
+  return a.order_id < b.order_id
+end
+
 -- Puts a parcel's entry among those of a tracking number, MOST_PARCELS at most. Nearly always it is the only one; then nothing is parsed.
-local function track(number, parcel, json, ttl)
+local function track(number, order, parcel, json, ttl)
   local key = 'tracking:' .. number
   local found = call('GET', key)
   if found then
-    local first, last = find(found, PARCEL, 1, true)
-    local alone = first and not find(found, PARCEL, last, true) and sub(found, last + 1, last + #parcel) == parcel
-    if not alone then
-      local rest = {cjson.decode(json)}
-      for _, entry in ipairs(cjson.decode(found)) do
-        if entry.shipment_id ~= parcel and #rest < MOST_PARCELS then rest[#rest + 1] = entry end
+    local own = '[{"order_id":"' .. order .. '",' .. PARCEL .. parcel .. '"'
+    if sub(found, 1, #own) ~= own or find(found, PARCEL, #own, true) then
+      local rest = others(found, order, parcel)
+      if #rest > 0 then
+        for n = MOST_PARCELS, #rest do rest[n] = nil end
+        rest[#rest + 1] = cjson.decode(json)
+        table.sort(rest, before)
+        -- As long as the summary of any order in it: where that is there, its parcel is.
+        call('SET', key, cjson.encode(rest), 'EX', math.min(math.max(ttl, call('TTL', key)), LONGEST_TTL))
+        return
       end
-      table.sort(rest, function(a, b) return a.shipment_id < b.shipment_id end)
-      call('SET', key, cjson.encode(rest), 'EX', ttl)
-      return
     end
   end
   call('SET', key, '[' .. json .. ']', 'EX', ttl)
 end
 
-local function untrack(number, parcel)
+local function untrack(number, order, parcel)
   local key = 'tracking:' .. number
   local found = call('GET', key)
   if not found or not find(found, PARCEL .. parcel .. '"', 1, true) then return end
-  local rest = {}
-  for _, entry in ipairs(cjson.decode(found)) do
-    if entry.shipment_id ~= parcel then rest[#rest + 1] = entry end
-  end
+  local rest = others(found, order, parcel)
   if #rest == 0 then call('DEL', key) else call('SET', key, cjson.encode(rest), 'KEEPTTL') end
 end
 
@@ -84,17 +103,22 @@ local function put(e)
   call('SET', key, summary, 'EX', ttl)
   local recent = 'user:' .. user .. ':orders'
   if call('ZADD', recent, created, order) == 1 then call('ZREMRANGEBYRANK', recent, 0, -(RECENT + 1)) end
-  call('EXPIRE', recent, RECENT_TTL)
-  for _, u in ipairs(untracked) do untrack(u[1], u[2]) end
-  for _, t in ipairs(tracking) do track(t[1], t[2], t[3], ttl) end
+  call('EXPIRE', recent, LONGEST_TTL)
+  for _, u in ipairs(untracked) do untrack(u[1], order, u[2]) end
+  for _, t in ipairs(tracking) do track(t[1], order, t[2], t[3], ttl) end
   return 1
 end
 
--- Something under our keys that isn't ours: it is only a cache, away with it.
+-- Something of another type under our keys: it is only a cache, away with it. What is ours stays: it may hold other orders' parcels.
 local function clear(e)
-  call('DEL', 'order:' .. e[1], 'user:' .. e[2] .. ':orders')
+  if not pcall(call, 'GET', 'order:' .. e[1]) then call('DEL', 'order:' .. e[1]) end
+  local recent = 'user:' .. e[2] .. ':orders'
+  if not pcall(call, 'ZCARD', recent) then call('DEL', recent) end
   for _, list in ipairs({e[7], e[8]}) do
-    for _, t in ipairs(list) do call('DEL', 'tracking:' .. t[1]) end
+    for _, t in ipairs(list) do
+      local key = 'tracking:' .. t[1]
+      if not pcall(call, 'GET', key) then call('DEL', key) end
+    end
   end
 end
 
@@ -129,10 +153,10 @@ if key then
   call('SET', key, string.format('%d %d %d', generation, number, at), 'EX', MARK_TTL)
 end
 return {written, at, lost}
-""".replace("RECENT_TTL", str(_RECENT_TTL))
+""".replace("LONGEST_TTL", str(_LONGEST_TTL))
     .replace("MARK_TTL", str(MARK_TTL))
     .replace("RECENT", str(_RECENT))
-    .replace("MOST_PARCELS", str(_PARCELS))
+    .replace("MOST_PARCELS", str(TRACKED))
 )
 
 
@@ -190,6 +214,27 @@ class Written(NamedTuple):
     lost: bool = False
 
 
+def mark_key(group: str, lane: int) -> str:
+    """Where Redis has a lane's mark. Pure."""
+    return f"cache:{group}:{lane}"
+
+
+async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int]) -> dict[int, int]:
+    """Lane -> records of the changelog, below its end in `ends`, that the lane's mark in Redis doesn't say to be in the cache yet.
+
+    Without lanes that have them all, or have no mark: where nothing was written, or all was flushed, nothing is old. Blocks for a round
+    trip; raises RedisError, OSError.
+    """
+    lanes = [lane for lane, end in ends.items() if end > 0]
+    marks = await client.mget([mark_key(group, lane) for lane in lanes]) if lanes else []
+    found: dict[int, int] = {}
+    for lane, mark in zip(lanes, marks, strict=True):
+        known = re.fullmatch(rb"\d+ \d+ (\d+)", cast("bytes | None", mark) or b"")
+        if known is not None and int(known[1]) < ends[lane]:
+            found[lane] = ends[lane] - int(known[1])
+    return found
+
+
 class RedisSink:
     """Writes cache entries. A sinks.base.Sink[Sequence[CacheEntry]] whose writes neither raise nor wait when Redis is away.
 
@@ -201,8 +246,9 @@ class RedisSink:
         self._timeout = settings.redis_timeout
         self._client: Client = client or redis.asyncio.Redis.from_url(
             settings.redis,
-            socket_timeout=settings.redis_timeout,
-            socket_connect_timeout=settings.redis_timeout,
+            # The client's own limits would count what this event loop is busy with.
+            socket_timeout=None,
+            socket_connect_timeout=None,
             # Nothing is tried again here; the client's own retries would hold the batch up.
             retry=Retry(NoBackoff(), 0),
         )
@@ -227,8 +273,8 @@ class RedisSink:
         """Writes what isn't older than what is there, and then moves the mark. None: Redis took only some of it, or nothing; nobody tries
         again.
 
-        Several entries of an order in a batch are allowed, the highest version wins. Never raises for Redis' sake. Blocks at most
-        settings.redis_timeout, and while Redis is known to be away not at all, unless this is the `probe` whether it is back.
+        Several entries of an order in a batch are allowed, the highest version wins. Never raises for Redis' sake. Gives Redis
+        settings.redis_timeout seconds, and while it is known to be away none at all, unless this is the `probe` whether it is back.
         """
         if not batch and mark is None:
             return Written(0, 0)
@@ -237,7 +283,7 @@ class RedisSink:
         entries, at, lost = 0, 0, False
         clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(self._timeout):
+            async with answered_within(self._timeout):
                 for first in range(0, len(batch) or 1, _ENTRIES_A_CALL):
                     if mark is not None and first + _ENTRIES_A_CALL < len(batch):
                         moved: Sequence[str | int] = mark._replace(to=mark.position)
@@ -258,8 +304,10 @@ class RedisSink:
         return Written(entries, at, lost)
 
     async def close(self) -> None:
-        """Closes the connections."""
-        await self._client.aclose()
+        """Closes the connections. Blocks for settings.redis_timeout at most."""
+        with suppress(TimeoutError):
+            async with answered_within(self._timeout):
+                await self._client.aclose()
 
     async def _call(self, packed: bytes, *mark: str | int) -> tuple[int, int, bool]:
         run = self._client.execute_command

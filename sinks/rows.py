@@ -40,7 +40,8 @@ class CacheEntry(NamedTuple):
     ttl: int
     #: The summary, a JSON object. The first "version":N in it is the order's.
     summary: bytes
-    #: (tracking number, shipment id, JSON object of that shipment): entries to put under their tracking numbers.
+    #: (tracking number, shipment id, JSON object of that shipment, which begins with order_id and shipment_id): entries to put under their
+    #: tracking numbers. Under a number, order and shipment id together say which entry it is.
     tracking: list[tuple[str, str, bytes]]
     #: (tracking number, shipment id): entries to take away, because the parcel has another number now.
     untracked: list[tuple[str, str]]

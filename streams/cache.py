@@ -11,13 +11,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 from aiokafka.errors import KafkaError
 
 from settings import Settings
-from sinks.redis import Mark, RedisSink, Written
+from sinks.redis import Mark, RedisSink, Written, mark_key
 from sinks.rows import CacheEntry
 from streams.delivery import Stale, describe
 from streams.transport import LaneBatch, OpenLane
@@ -34,11 +34,6 @@ SHARE: Final = 0.2
 
 EntryOf = Callable[[bytes, bytes], CacheEntry | None]
 """The entry of an order by its id and state; None: there is nothing to show yet."""
-
-
-def mark_key(group: str, lane: int) -> str:
-    """Where Redis has a lane's mark. Pure."""
-    return f"cache:{group}:{lane}"
 
 
 class _Lane:
@@ -59,6 +54,10 @@ class _Lane:
         """Whether there may be others below the position of the local store."""
         self.doubts = 0
         """How often something wasn't written, or was found to be gone again."""
+        self.settled: tuple[int, int] | None = None
+        """Position of the local store and end of the changelog when the mark was last brought to that end."""
+        self.seen: tuple[int, int] | None = None
+        """The same, as it was a moment ago."""
         self.missed = False
         """Whether the last batch wasn't written. Its states may not be in the changelog yet."""
         self.latest: Sequence[CacheEntry] = ()
@@ -87,6 +86,11 @@ class _Lane:
             return False
         self.low = max(self.low, written.mark)
         return True
+
+
+def _idle(open_lane: OpenLane, lane: _Lane) -> bool:
+    """Whether the cache has all that the lane has written."""
+    return not lane.behind and not open_lane.busy
 
 
 class CacheKeeper:
@@ -148,7 +152,7 @@ class CacheKeeper:
         looked, failing = clock(), False
         while True:
             if (lane.behind or clock() >= looked + LOOK_INTERVAL) and await self._find_mark(lane):
-                looked = clock()
+                looked, lane.settled = clock(), None
                 try:
                     async with self._turn:
                         await self._catch_up(open_lane, lane)
@@ -157,6 +161,8 @@ class CacheKeeper:
                     if not failing:
                         log.warning("lane %d: what its cache misses can't be read yet: %s", open_lane.partition, describe(error))
                     failing = True
+            with suppress(KafkaError, OSError, TimeoutError):
+                await self._settle(open_lane, lane)
             await asyncio.sleep(PAUSE)
 
     async def _find_mark(self, lane: _Lane) -> bool:
@@ -171,6 +177,31 @@ class CacheKeeper:
             else:
                 lane.low, lane.claimed, lane.known = written.mark, True, mark.number
             return True
+
+    async def _settle(self, open_lane: OpenLane, lane: _Lane) -> None:
+        """Bring the mark of a lane that has nothing to do to where the changelog ends, so that others see that the cache is complete.
+
+        States that are shown to nobody (facts wait for their order, a deadline passed) move no mark, nor does the end of a transaction.
+        """
+        if not _idle(open_lane, lane):
+            return
+        position = open_lane.position(self._table)
+        if lane.settled == (position, lane.low):
+            return
+        end = await open_lane.end(self._table)
+        async with lane.writing:
+            if not _idle(open_lane, lane):
+                return
+            # After the end was asked for: so all below it is what this lane has written, or has found.
+            open_lane.check()
+            if end > lane.low:
+                mark = lane.mark(lane.low, end)
+                written = await self._cache.put((), mark, probe=True)
+                if written is None or not lane.learn(mark, written):
+                    return
+            # The marker of a transaction may come a moment later: only what was so the last time as well is settled.
+            lane.settled = (position, end) if lane.seen == (position, end) else None
+            lane.seen = position, end
 
     async def _catch_up(self, open_lane: OpenLane, lane: _Lane) -> None:
         """One pass from the mark to where the changelog ends now."""

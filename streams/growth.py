@@ -20,9 +20,8 @@ from redis.asyncio import Redis
 from domain import ids
 from domain.topics import LANE, PARTITIONS
 from settings import Settings
-from sinks.redis import MARK_TTL
+from sinks.redis import MARK_TTL, mark_key
 from streams import topics
-from streams.cache import mark_key
 from streams.grouplock import GroupLock
 from streams.history import HistoryReader, Lanes, noted
 from streams.partitioner import partition_of

@@ -45,7 +45,8 @@ class LagReader:
 
     def __init__(self, settings: Settings) -> None:
         self._group = settings.group
-        self._written = (*DERIVED, DLQ, REDRIVEN, settings.changelog_topic)
+        self._changelog = settings.changelog_topic
+        self._written = (*DERIVED, DLQ, REDRIVEN, self._changelog)
         servers = settings.brokers
         self._admin = AIOKafkaAdminClient(bootstrap_servers=servers, client_id="orders-lag", request_timeout_ms=30_000)
         # No group: it only asks for offsets and must never take part in a rebalance.
@@ -111,6 +112,11 @@ class LagReader:
         ends = await self._offsets.end_offsets(partitions)
         stable = await self._stable.end_offsets(partitions)
         return by_topic({(tp.topic, tp.partition): Position(stable[tp], ends[tp]) for tp in partitions})
+
+    async def changelog_ends(self) -> dict[int, int]:
+        """Lane -> where its changelog ends now."""
+        partitions = await self._partitions([self._changelog])
+        return {tp.partition: end for tp, end in (await self._offsets.end_offsets(partitions)).items()}
 
     async def members(self) -> int:
         """How many consumers are in the group: 0 means that nobody works the lag off."""

@@ -30,7 +30,7 @@ from domain.deadlines import next_due
 from settings import Settings
 from sinks import compare, ddl, migrate, shadow
 from sinks.postgres import PostgresSink
-from sinks.redis import RedisSink
+from sinks.redis import TRACKED, RedisSink
 from sinks.rows import CacheEntry
 from sinks.shadow import Shadow
 from streams.differences import Differences
@@ -187,7 +187,9 @@ class Rebuild:
     async def _renew_cache(self, lock: GroupLock) -> int:
         """Whatever is in Redis and says something else than the states is taken away, and put there anew where its order is known."""
         sink = RedisSink(self._settings.model_copy(update={"redis_timeout": 10.0}))
-        client = redis.asyncio.Redis.from_url(self._settings.redis, socket_timeout=10, socket_connect_timeout=10)
+        client = redis.asyncio.Redis.from_url(
+            self._settings.redis, socket_timeout=10, socket_connect_timeout=10, encoding_errors="surrogateescape"
+        )
         changed = 0
         async with AsyncExitStack() as stack:
             stack.push_async_callback(client.aclose)
@@ -224,7 +226,26 @@ class Rebuild:
                 wrong.append(order_id)
         if wrong:
             await client.delete(*(f"order:{order_id}" for order_id in wrong))
+        right = [entry for order_id in order_ids if (entry := entries.get(order_id)) is not None and order_id not in set(wrong)]
+        wrong += await self._untracked(client, right)
         return len(wrong), wrong
+
+    async def _untracked(self, client: Any, entries: Sequence[CacheEntry]) -> list[str]:
+        """Orders of which a parcel isn't among those that are there under its tracking number."""
+        numbers = list({f"tracking:{number}": None for entry in entries for number, _, _ in entry.tracking})
+        there: dict[str, set[tuple[object, object]]] = {}
+        for first in range(0, len(numbers), KEYS_AT_ONCE):
+            some = numbers[first : first + KEYS_AT_ONCE]
+            for key, value in zip(some, await _values(client, some), strict=True):
+                if _are_parcels(parcels := _json(value)) and len(parcels) < TRACKED:
+                    there[key] = {(each.get("order_id"), each.get("shipment_id")) for each in parcels}
+
+        def missing(entry: CacheEntry) -> bool:
+            return any(
+                (entry.order_id, parcel) not in there.get(f"tracking:{at}", {(entry.order_id, parcel)}) for at, parcel, _ in entry.tracking
+            )
+
+        return [entry.order_id for entry in entries if missing(entry)]
 
     async def _parcels(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
         shown = {key: _json(value) for key, value in zip(keys, await _values(client, keys), strict=True)}
@@ -239,7 +260,7 @@ class Rebuild:
             for order_id, parcel in zip(named[key], parcels, strict=True):
                 entry = entries.get(order_id)
                 right = () if entry is None else (_json(value) for at, _, value in entry.tracking if at == number)
-                if parcel not in right:
+                if parcel not in right or parcels.count(parcel) > 1:
                     wrong.append(key)
                     break
         if wrong:

@@ -9,6 +9,7 @@ Only while no worker is in the group: streams.grouplock keeps them out, and ever
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -19,6 +20,7 @@ from typing import Final, Self
 
 import redis.asyncio
 from aiokafka import TopicPartition
+from redis.exceptions import ResponseError
 
 from settings import Settings
 from sinks.postgres import PostgresSink
@@ -168,7 +170,7 @@ class Repairer:
         )
 
     async def _write_cache(self, wrong: Mapping[str, set[str]], entries: Sequence[CacheEntry]) -> None:
-        """Take away what is wrong, and put the summary there again. It is a cache: what goes with it comes back when it is asked for."""
+        """Take away what is wrong, and put the summary there again, with its parcels. Other orders' parcels stay where they are."""
         if not wrong or self._redis is None or self._cache is None:
             return
         self._lock.check()
@@ -176,10 +178,24 @@ class Repairer:
             for key in keys:
                 if key.startswith("user:"):
                     await self._redis.zrem(key, order_id)
+                elif key.startswith("tracking:"):
+                    await self._untrack(self._redis, key, order_id)
                 else:
                     await self._redis.delete(key)
         if await self._cache.put([entry for entry in entries if entry.order_id in wrong]) is None:
             raise ConnectionError("Redis took no entries; run orders repair again when it answers")
+
+    @staticmethod
+    async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:
+        """Take an order's parcels from under a tracking number. No worker writes meanwhile."""
+        try:
+            rest = [each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id]
+        except (ValueError, TypeError, KeyError, ResponseError):  # no list of parcels
+            rest = []
+        if rest:
+            await client.set(key, json.dumps(rest, separators=(",", ":"), ensure_ascii=False), keepttl=True)
+        else:
+            await client.delete(key)
 
 
 def _raw(order_id: str) -> bytes:

@@ -147,6 +147,10 @@ class OpenLane:
         """As LaneBatch.position."""
         return self._lane.position(table)
 
+    def check(self) -> None:
+        """Whatever lies in the changelog now is the lane's, or was there when it opened. Raises Stale, or LeaseLost if that isn't sure."""
+        self._lane.check()
+
     def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
         """As LaneBatch.get_states."""
         return self._lane.get_states(table, keys)

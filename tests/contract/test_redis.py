@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 import pytest_asyncio
 import redis.asyncio
 from structlog.testing import capture_logs
 
+from queries.cache import CacheReader
 from settings import Settings
 from sinks.redis import Mark, RedisSink, Written
 from tests.contract.places import Order, RedisPlace, ident, parcel_json
@@ -86,6 +90,28 @@ async def test_a_parcel_under_another_number_leaves_the_first(cache: RedisPlace,
     assert await client.ttl("tracking:T1") > 0
     await cache.sink.write([Order("b", 2).entry()._replace(untracked=[("T1", ident("p2")), ("T9", ident("p2"))])])
     assert not await client.exists("tracking:T1")
+
+
+async def test_what_is_not_ours_takes_no_other_orders_parcels_with_it(cache: RedisPlace, client: Any) -> None:
+    shared = [Order(name, 1).entry()._replace(tracking=[("T", ident("p"), parcel_json(ident(name), "p", "pending"))]) for name in "ab"]
+    await cache.sink.write(shared)
+    await client.delete(f"order:{ident('a')}")
+    await client.lpush(f"order:{ident('a')}", "what")
+    assert await cache.sink.write(shared[:1]) == 1
+    assert [(each["order_id"], each["shipment_id"]) for each in json.loads(await client.get("tracking:T"))] == sorted(
+        (ident(name), ident("p")) for name in "ab"
+    )
+    assert await client.get(f"order:{ident('a')}") == shared[0].summary.decode()
+
+
+async def test_a_number_lives_as_long_as_the_summary_of_any_order_in_it(cache: RedisPlace, client: Any) -> None:
+    tracking = [[("T", ident("p"), parcel_json(ident(name), "p", "pending"))] for name in "ab"]
+    await cache.sink.write([Order("a", 1).entry()._replace(ttl=1700, tracking=tracking[0])])
+    await cache.sink.write([Order("b", 1).entry()._replace(ttl=600, tracking=tracking[1])])
+    assert await client.ttl("tracking:T") == pytest.approx(1700, abs=5)
+    await client.persist("tracking:T")
+    await cache.sink.write([Order("b", 2).entry()._replace(ttl=600, tracking=tracking[1])])
+    assert await client.ttl("tracking:T") == pytest.approx(600, abs=5)
 
 
 async def test_an_older_order_leaves_its_tracking_alone(cache: RedisPlace, client: Any) -> None:
@@ -200,25 +226,76 @@ async def test_a_write_that_comes_too_late_is_refused(cache: RedisPlace) -> None
     assert await cache.sink.put([ORDER.entry()], MARK._replace(number=9, position=15, to=20)) == Written(1, 20)
 
 
-async def test_a_server_that_never_answers_is_given_up() -> None:
-    async def silent(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+@pytest_asyncio.fixture(loop_scope="module")
+async def silent() -> AsyncIterator[str]:
+    """The URL of a server that takes everything and says nothing."""
+
+    async def hold(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         held.append(writer)
 
     held: list[asyncio.StreamWriter] = []
-    server = await asyncio.start_server(silent, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    sink = RedisSink(Settings(redis=f"redis://127.0.0.1:{port}/0", redis_timeout=0.05))
-    try:
-        async with asyncio.timeout(5):
-            assert await sink.write([ORDER.entry()]) == 0
-            assert await sink.write([Order("b", 1).entry()]) == 0
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0"
+    for writer in held:
+        writer.close()
+    server.close()
+    await server.wait_closed()
+
+
+async def test_a_server_that_never_answers_is_given_up(silent: str) -> None:
+    sink = RedisSink(Settings(redis=silent, redis_timeout=0.05))
+    async with asyncio.timeout(5):
+        assert await sink.write([ORDER.entry()]) == 0
+        assert await sink.write([Order("b", 1).entry()]) == 0
         assert sink.failures == 1
+        await sink.close()
+
+
+@contextmanager
+def folding(seconds: float) -> Iterator[list[int]]:
+    """An event loop that is busy for so long at a time, as a worker's that folds. Yields how often it was, as the only element."""
+    loop, count, over = asyncio.get_running_loop(), [0], False
+
+    def fold() -> None:
+        if not over:
+            until = time.perf_counter() + seconds
+            while time.perf_counter() < until:
+                pass
+            count[0] += 1
+            loop.call_soon(fold)
+
+    loop.call_soon(fold)
+    try:
+        yield count
+    finally:
+        over = True
+
+
+async def test_a_loop_that_folds_does_not_take_its_own_time_for_that_of_redis(cache: RedisPlace) -> None:
+    """Each of its turns takes longer than Redis may."""
+    settings = cache.settings.model_copy(update={"redis_timeout": 0.04})
+    sink, reader = RedisSink(settings), CacheReader(settings)
+    many = [Order(f"o{n}", 1).entry() for n in range(450)]
+    try:
+        with folding(0.05), capture_logs() as logs:
+            for _ in range(3):
+                assert await sink.put(many, MARK._replace(claim="yes")) == Written(450, 15)
+                assert await reader.order(UUID(ident("o7"))) == (many[7].summary, None)
+        assert (sink.failures, logs) == (0, [])
     finally:
         await sink.close()
-        for writer in held:
-            writer.close()
-        server.close()
-        await server.wait_closed()
+        await reader.close()
+
+
+async def test_a_server_that_never_answers_is_given_up_by_a_loop_that_folds(silent: str) -> None:
+    settings = Settings(redis=silent, redis_timeout=0.04)
+    sink, reader = RedisSink(settings), CacheReader(settings)
+    with folding(0.02) as turns:
+        assert await sink.put([ORDER.entry()]) is None
+        assert await reader.order(UUID(ident("a"))) == (None, None)
+    assert turns[0] < 60, "a tenth of the limit at a time, each of which takes one turn, and few turns more"
+    await sink.close()
+    await reader.close()
 
 
 async def test_a_server_that_is_not_there_costs_one_attempt() -> None:

@@ -261,8 +261,14 @@ class World:
             await self.track(scan.content["tracking_number"], order_id, shipment_id, scan.content["status"])
 
     async def track(self, number: str, order_id: str, shipment_id: str, status: str) -> None:
-        entry = {"order_id": order_id, "shipment_id": shipment_id, "carrier": "C", "status": status}
-        await self.redis.set(f"tracking:{number}", json.dumps([{**entry, "location": None, "estimated_delivery": None}]), ex=TTL)
+        entry: dict[str, Any] = {"order_id": order_id, "shipment_id": shipment_id, "carrier": "C", "status": status}
+        entry |= {"location": None, "estimated_delivery": None}
+        others = [each for each in await self.tracked(number) if (each["order_id"], each["shipment_id"]) != (order_id, shipment_id)]
+        await self.redis.set(f"tracking:{number}", json.dumps([*others, entry]), ex=TTL)
+
+    async def tracked(self, number: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads(await self.redis.get(f"tracking:{number}") or "[]")
+        return found
 
     async def local_tables(self, changes: Mapping[str, bytes | None], behind: int = 0) -> dict[int, Path]:
         """A worker's local tables with the states of all orders, but for `changes` by name; read to the changelog's end, less `behind`."""

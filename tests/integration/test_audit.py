@@ -9,7 +9,7 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -20,9 +20,10 @@ from aiokafka.admin import NewPartitions
 
 from audit.findings import CHECKS, Report
 from audit.log import Log
-from audit.stores import TABLES, StoreUnavailable
+from audit.stores import TABLES, Cache, StoreUnavailable
 from domain.topics import DECISIONS, DLQ, REKEYED
 from settings import Settings
+from streams.grouplock import GroupLock
 from tests.integration.audit_world import (
     TRACE,
     TTL,
@@ -98,6 +99,15 @@ async def only_created(world: World, name: str) -> None:
 
 async def only_paid(world: World, name: str) -> None:
     await world.send("order.paid", paid(name, "5.00"), 1)
+
+
+async def combined(world: World, name: str) -> None:
+    """One parcel holds two orders."""
+    world.name(f"{name} beside")
+    parcel = {"shipment_id": uid(f"parcel {name}"), "tracking_number": f"T-{name}"}
+    for order in (name, f"{name} beside"):
+        await world.send("order.created", created(order))
+        await world.send("shipment.updated", {**scanned(order, "in_transit"), **parcel}, 2)
 
 
 async def unknown(world: World, name: str) -> None:
@@ -606,6 +616,18 @@ async def an_old_parcel(world: World, name: str) -> None:
     await world.track(f"T-{name}", uid(name), uid(f"parcel {name}"), "pending")
 
 
+@damage(("cache", "tracking:T-{name}"), story=combined)
+async def a_parcel_that_another_order_hides(world: World, name: str) -> None:
+    others = [each for each in await world.tracked(f"T-{name}") if each["order_id"] != uid(name)]
+    assert others
+    await world.redis.set(f"tracking:T-{name}", json.dumps(others), ex=TTL)
+
+
+@damage(("cache", "tracking:T-{name}"))
+async def a_parcel_twice(world: World, name: str) -> None:
+    await world.redis.set(f"tracking:T-{name}", json.dumps(await world.tracked(f"T-{name}") * 2), ex=TTL)
+
+
 @damage(("cache", "tracking:other Ü"))
 async def a_parcel_of_another_number(world: World, name: str) -> None:
     await world.track("other Ü", uid(name), uid(f"parcel {name}"), "delivered")
@@ -904,6 +926,60 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
 def _as(url: str, user: str, password: str) -> str:
     scheme, _, rest = url.partition("://")
     return f"{scheme}://{user}:{password}@{rest.rpartition('@')[2]}"
+
+
+async def test_a_parcel_that_may_have_been_evicted_is_only_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.name("plain")
+    await combined(world, "plain")
+    await world.write()
+    await world.commit()
+    assert (await world.audit()).clean
+    await a_parcel_that_another_order_hides(world, "plain")
+    assert broken(await world.audit(), {}) == {uid("plain"): {("cache", "tracking:T-plain")}}
+
+    async def evicts(_cache: Cache) -> bool:
+        return True
+
+    monkeypatch.setattr(Cache, "evicts", evicts)
+    report = await world.audit()
+    assert report.clean
+    assert [(each.check, each.where) for each in report.findings] == [("cache", "tracking:T-plain")]
+
+
+async def test_a_cache_that_is_being_refreshed_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.name("plain")
+    await ordinary(world, "plain")
+    await world.write()
+    await world.commit()
+    lane = world.lane(uid("plain"))
+    end = (await world.ends(world.settings.changelog_topic))[lane]
+    mark, summary = f"cache:{world.settings.group}:{lane}", await world.redis.get(f"order:{uid('plain')}")
+    await an_old_summary(world, "plain")
+    old = {uid("plain"): {("cache", f"order:{uid('plain')}")}}
+    await world.redis.set(mark, f"1 1 {end - 1}")
+
+    report = await world.audit()
+    assert broken(report, {}) == old
+    assert "no worker is running" in report.notices[0]
+
+    looks = 0
+    behind = Cache.behind
+
+    async def look(cache: Cache, group: str, ends: Mapping[int, int]) -> dict[int, int]:
+        nonlocal looks
+        looks += 1
+        if looks == 3:  # the lane has refreshed it
+            await world.redis.set(f"order:{uid('plain')}", summary, ex=TTL)
+            await world.redis.set(mark, f"1 2 {end}")
+        return await behind(cache, group, ends)
+
+    async with GroupLock(world.settings):  # somebody is in the group
+        report = await world.audit(patience=0.0)
+        assert broken(report, {}) == old
+        assert "for 0 s nothing came" in report.notices[0]
+        monkeypatch.setattr(Cache, "behind", look)
+        report = await world.audit()
+    assert (report.clean, report.notices, looks) == (True, [], 3)
 
 
 async def test_without_redis_it_says_so(world: World) -> None:

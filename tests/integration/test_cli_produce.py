@@ -11,15 +11,19 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from redis.asyncio import Redis
 
 from cli import main
-from cli.wait import wait
+from cli.wait import Cache, wait
+from domain.order import Order
 from domain.topics import DLQ, LANE
-from settings import Settings
+from settings import Settings, get_settings
+from sinks.redis import mark_key
 from sources import generator, producer
 from sources.event import SourceEvent
 from streams import topics
 from streams.lag import LagReader, TopicsMissing, by_topic, total
+from tables import codec
 from tests.waiting import eventually
 
 
@@ -195,6 +199,64 @@ async def test_wait_ends_when_all_is_committed(fresh: Settings, capsys: pytest.C
     assert (seen[0], seen[-1]) == ((0, len(events)), (len(events), 0))
     assert await run("wait", "--json") == 0
     assert json.loads(capsys.readouterr().out)["left"] == {}
+
+
+async def states(settings: Settings, lane: int, count: int) -> None:
+    """Records in a lane's changelog."""
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as sender:
+        for _ in range(count):
+            await sender.send_and_wait(settings.changelog_topic, codec.encode(Order()), key=b"k" * 16, partition=lane)
+
+
+async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+    async def told(*args: str, code: int) -> tuple[str, str]:
+        assert await run("wait", "--timeout", "0.2", *args) == code
+        return capsys.readouterr()
+
+    key = mark_key(fresh.group, 1)
+    await states(fresh, 1, 5)
+    async with Redis.from_url(fresh.redis) as redis:
+        out, _ = await told("--json", code=0)
+        assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, "without a mark nothing is old"
+        await redis.set(key, "7 3 2")
+        out, _ = await told("--json", code=1)
+        assert json.loads(out)["cache"] == {"waited": True, "complete": False, "behind": {"1": 3}}
+        assert json.loads(out)["lag"] == 0
+        _, err = await told(code=1)
+        assert "the cache of lanes 1 is behind by 3 records of the changelog" in err
+        assert "no worker is running" in err
+        assert "--no-cache" in err
+        out, _ = await told("--no-cache", code=0)
+        assert "the cache wasn't waited for" in out
+        out, _ = await told("--no-cache", "--json", code=0)
+        assert json.loads(out)["cache"] == {"waited": False, "complete": None, "behind": None}
+
+        said: list[str] = []
+        heard = asyncio.Event()
+
+        def say(what: str) -> None:
+            said.append(what)
+            heard.set()
+
+        waiting = asyncio.create_task(wait(fresh, 60, say=say))
+        await heard.wait()
+        await redis.set(key, "7 4 5")
+        outcome = await waiting
+    assert outcome.done
+    assert outcome.cache == Cache({})
+    assert said == ["the cache of lanes 1 is behind by 3 records of the changelog; no worker is running: start one with orders worker"]
+
+
+async def test_wait_says_that_redis_is_away(fresh: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORDERS_REDIS", "redis://127.0.0.1:1/0")
+    get_settings.cache_clear()
+    assert await run("wait", "--timeout", "0.2") == 0, "nothing was written yet, so nothing can be old"
+    await states(fresh, 1, 1)
+    assert await run("wait", "--timeout", "0.2") == 1
+    assert "Redis doesn't answer" in capsys.readouterr().err
+    assert await run("wait", "--timeout", "0.2", "--json") == 1
+    assert json.loads(capsys.readouterr().out)["cache"] == {"waited": True, "complete": False, "behind": None}
+    assert await run("wait", "--no-cache") == 0
 
 
 async def dead_letters(settings: Settings) -> None:

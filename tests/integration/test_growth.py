@@ -19,11 +19,11 @@ from redis.asyncio import Redis
 
 from domain.topics import DECISIONS, REKEYED
 from settings import Settings, get_settings
+from sinks.redis import mark_key
 from sources import generator
 from sources.event import SourceEvent
 from sources.producer import send
 from streams import topics
-from streams.cache import mark_key
 from streams.partitioner import partition_of
 from tests.integration.test_repair import told
 from tests.waiting import eventually, until

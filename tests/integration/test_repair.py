@@ -129,6 +129,9 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings,
     await redis.set(f"order:{shade}", "{}", ex=600)
     entry = {"order_id": parcel, "shipment_id": str(uuid4()), "carrier": None, "status": "delivered"}
     await redis.set("tracking:nobody's", json.dumps([entry]), ex=600)
+    beside = (await redis.keys("tracking:[^n]*"))[0].decode()
+    there = json.loads(await redis.get(beside))
+    await redis.set(beside, json.dumps([*there, entry]), ex=600)
     user = str(await database.fetchval("SELECT user_id FROM orders_order WHERE id = $1", place))
     await redis.zadd(f"user:{user}:orders", {place: 5})
     await redis.expire(f"user:{user}:orders", 600)
@@ -173,6 +176,7 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings,
     assert {each["order_id"] for each in done["repaired"]} == set(wrong) - {"", row_gone, row_altered}
     assert {each["order_id"]: each["version"] for each in done["repaired"]}[ghost] == 0
     assert (done["clean"], done["left"]) == (True, {})
+    assert json.loads(await redis.get(beside)) == there, "other orders' parcels stay under the number"
     audit()
     assert await rows(fresh) == truth
     assert told("repair", code=0)["repaired"] == []

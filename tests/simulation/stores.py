@@ -210,11 +210,17 @@ def _expire(keys: Keys, key: bytes, seconds: bytes) -> int:
     return 1
 
 
+def _ttl(keys: Keys, key: bytes) -> int:
+    return keys.ttl.get(key, -1) if key in keys.values else -2
+
+
 _COMMANDS: Final[dict[bytes, Callable[..., Any]]] = {
     b"GET": _get,
     b"SET": _set,
     b"DEL": _delete,
+    b"TTL": _ttl,
     b"ZADD": _zadd,
+    b"ZCARD": lambda keys, key: len(keys.sorted_set(key)),
     b"ZREMRANGEBYRANK": _zremrangebyrank,
     b"EXPIRE": _expire,
 }

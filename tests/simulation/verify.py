@@ -413,6 +413,8 @@ class Verifier:
                     own = [
                         each["status"] for each in json.loads(entry) if (each["order_id"], each["shipment_id"]) == (order_id, shipment_id)
                     ]
+                    if len(readings) == 1 and not own:
+                        yield f"tracking:{number}: nothing of order {order_id}, parcel {shipment_id}"
                     if any(status != scan.content["status"] for status in own):
                         yield f"tracking:{number}: {shipment_id} {own}, expected {scan.content['status']}"
 

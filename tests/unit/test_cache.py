@@ -12,10 +12,11 @@ import pytest_asyncio
 
 from domain.order import Order, PaymentFailure
 from settings import Settings
-from sinks.redis import RedisSink
+from sinks.redis import RedisSink, behind, mark_key
 from sinks.rows import CacheEntry
 from streams import cache
 from streams.cache import CacheKeeper
+from streams.transport import LeaseLost
 from streams.transport.changelog import Changes
 from tables import codec
 from tests.simulation.network import calm
@@ -56,6 +57,8 @@ class Lane:
         self.reading = asyncio.Event()
         self.reading.set()
         self.passes = 0
+        self.markers = 0
+        self.sure = True
         self.task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
@@ -64,19 +67,24 @@ class Lane:
     def position(self, table: object) -> int:
         return len(self.log)
 
+    def check(self) -> None:
+        if not self.sure:
+            raise LeaseLost
+
     def get_states(self, table: object, keys: Sequence[bytes]) -> list[bytes | None]:
         stored = dict(self.log)
         return [stored.get(key) for key in keys]
 
     async def end(self, table: object) -> int:
-        self.passes += 1
-        return len(self.log)
+        if self.keeper._lanes[0].behind:
+            self.passes += 1
+        return len(self.log) + self.markers
 
     async def changes(self, table: object, since: int, end: int) -> AsyncGenerator[Changes, None]:
         for at in range(since, end):
             await self.reading.wait()
             key, raw = self.log[at]
-            yield Changes({} if raw is None else {key: raw}, at + 1)
+            yield Changes({} if raw is None else {key: raw}, at + 1 + self.markers * (at + 1 == len(self.log)))
 
     async def batch(self, key: bytes, raw: bytes) -> None:
         """One, with at_least_once."""
@@ -230,6 +238,77 @@ async def test_a_server_that_has_gone_back_is_noticed_by_a_batch_and_without_one
         return lane.shown(A)["version"] == 2
 
     await eventually(refreshed, "the lane has looked by itself")
+
+
+async def test_a_lane_at_rest_brings_its_mark_to_the_changelogs_end(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shown to nobody moves no mark, nor do the ends of transactions; who waits for the cache would wait for ever."""
+
+    async def at_end() -> bool:
+        return lane.mark() == len(lane.log) + lane.markers
+
+    await lane.batch(A, state(1))
+    lane.log.append((B, state(1)))  # facts that wait for their order
+    await eventually(at_end, "the state that nobody is shown is behind the mark")
+    lane.markers = 1
+    lane.log.append((B, state(2)))
+    await eventually(at_end, "and a transaction's end")
+    settled = lane.keeper._lanes[0].number
+    await lane.batch(A, state(2))
+    await eventually(at_end, "as before")
+    assert lane.keeper._lanes[0].number == settled + 2, "a batch, and its transaction's end"
+    monkeypatch.setattr(cache, "LOOK_INTERVAL", 0.0)
+    lane.markers = 2
+    await eventually(at_end, "the end of a transaction comes late")
+
+
+@pytest.mark.parametrize("why", ["a batch is under way", "another worker may have the lane", "Redis is away"])
+async def test_a_mark_stays_where_a_lane_is_not_at_rest(lane: Lane, why: str) -> None:
+    await lane.batch(A, state(1))
+    lane.busy, lane.sure = why == "a batch is under way", why != "another worker may have the lane"
+    if why == "Redis is away":
+        lane.network.down.add(REDIS)
+    lane.log.append((B, state(1)))
+    keeper_lane = lane.keeper._lanes[0]
+    for _ in range(3):
+        await lane.keeper._settle(cast(Any, lane), keeper_lane) if lane.sure else await refused(lane)
+    assert lane.mark() == 1
+    assert not lane.keeper.behind
+    lane.busy, lane.sure = False, True
+    lane.network.down.clear()
+
+    async def at_end() -> bool:
+        return lane.mark() == 2
+
+    await eventually(at_end, "the mark is where the changelog ends")
+
+
+async def refused(lane: Lane) -> None:
+    with pytest.raises(LeaseLost):
+        await lane.keeper._settle(cast(Any, lane), lane.keeper._lanes[0])
+
+
+def mark(position: int) -> bytes:
+    return b"1 1 %d" % position
+
+
+@pytest.mark.parametrize(
+    ("marks", "ends", "expected"),
+    [
+        ({}, {0: 5, 1: 0}, {}),
+        ({0: mark(5), 1: mark(9)}, {0: 5, 1: 7}, {}),
+        ({0: mark(3), 2: mark(0)}, {0: 5, 1: 7, 2: 7}, {0: 2, 2: 7}),
+        ({0: b"what", 1: b""}, {0: 5, 1: 5}, {}),
+        ({0: mark(3)}, {0: 0}, {}),
+        ({}, {}, {}),
+    ],
+)
+async def test_which_lanes_are_behind(marks: dict[int, bytes], ends: dict[int, int], expected: dict[int, int]) -> None:
+    class Client:
+        async def mget(self, keys: list[str]) -> list[bytes | None]:
+            known = {mark_key("orders", lane): value for lane, value in marks.items()}
+            return [known.get(key) for key in keys]
+
+    assert await behind(cast(Any, Client()), "orders", ends) == expected
 
 
 async def test_a_mark_of_another_changelog_counts_for_nothing(lane: Lane) -> None:

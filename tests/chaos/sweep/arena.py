@@ -20,10 +20,10 @@ from redis.asyncio import Redis
 
 from domain.topics import DECISIONS
 from settings import Settings
+from sinks.redis import mark_key
 from sources import generator
 from sources.producer import send
 from streams import topics
-from streams.cache import mark_key
 from streams.lag import LagReader, total
 from tests.chaos.proxy import Proxy
 from tests.chaos.sweep.zygote import Child, Zygote
