@@ -55,6 +55,8 @@ OURS: Final = b"/orders"
 """ce_source of an order.created that was made of a checkout."""
 _ORDER_CODES: Final = ("order_currency", "order_item", "order_seller")
 _LONGEST_TTL: Final = 1_800_000
+_REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", "rekeyed_key")
+"""Headers that a re-keyed copy has beside its record's own."""
 
 Item = Sequence[Any]
 
@@ -662,7 +664,7 @@ def origin_of_copy(headers: Iterable[Sequence[Any]]) -> Place | None:
 
 
 def own_headers(headers: Iterable[Sequence[Any]]) -> list[tuple[str, bytes | None]]:
-    """Headers as they came, without those that the pipeline adds."""
+    """Headers as they came, without those that the pipeline adds, and without any of such names that an upstream sent."""
     return [(name, value) for name, value in headers if not name.startswith(("dlq_", "rekeyed_"))]
 
 
@@ -677,13 +679,12 @@ def digest_of(value: bytes | None, headers: Iterable[Sequence[Any]]) -> bytes:
 
 
 def _size(item: Item) -> int:
-    """Bytes of a record as it came, with 10 more for each header."""
-    key, _, _, _, _, _, value, headers = item
-    return (
-        len(key)
-        + len(value or b"")
-        + sum(len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + 10 for name, text in own_headers(headers))
-    )
+    """Bytes of a record as it came, with 10 more for each header, whatever an upstream calls its headers."""
+    key, _, number, _, _, _, value, headers = item
+    if LANE[number] == REKEYED:
+        headers = [(name, text) for name, text in headers if name not in _REKEYED_FROM]
+    texts = sum(len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + 10 for name, text in headers)
+    return len(key) + len(value or b"") + texts
 
 
 def is_raw(letter: Letter, item: Item) -> bool:
@@ -692,6 +693,6 @@ def is_raw(letter: Letter, item: Item) -> bool:
     if letter.digest != digest_of(value, headers):
         return False
     if LANE[number] == REKEYED:
-        came = [text for name, text in headers if name == "rekeyed_key"]
-        return not came or letter.key == came[0]
+        came = [text for name, text in headers if name == "rekeyed_key"]  # the last is ours
+        return not came or letter.key == came[-1]
     return bool((letter.key or b"") == key)
