@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from audit.derived import DERIVED, SAME, DerivedEvents, Event, difference, first_pair
@@ -55,6 +56,7 @@ OURS: Final = b"/orders"
 """ce_source of an order.created that was made of a checkout."""
 _ORDER_CODES: Final = ("order_currency", "order_item", "order_seller")
 _LONGEST_TTL: Final = 1_800_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", "rekeyed_key")
 """Headers that a re-keyed copy has beside its record's own."""
 
@@ -614,8 +616,9 @@ def summary_of(reading: Reading) -> dict[str, Any]:
     return {"order_id": reading.order_id, **{name: row[name] for name in names}, "suborders": suborders, "shipments": shipments}
 
 
-def _milliseconds(reading: Reading) -> float:
-    return min(fact.time for fact in reading.accepted).timestamp() * 1000
+def _milliseconds(reading: Reading) -> int:
+    # Not by timestamp(), whose float rounds the last microseconds of a far year up.
+    return (min(fact.time for fact in reading.accepted) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _version(value: bytes) -> int:
