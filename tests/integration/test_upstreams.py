@@ -100,6 +100,15 @@ def large() -> Iterator[Sent]:
     yield Sent("shipment.updated", ORDER.encode(), json.dumps(scan).encode(), [*binary(attributes("shipment.updated"))])
 
 
+def astray() -> Iterator[Sent]:
+    """Rivals under foreign keys, or none, with headers as if they had been passed on before."""
+    order = str(uuid5(UUID(ORDER), "astray"))
+    forged: list[tuple[str, bytes | None]] = [(name, b"7") for name in OURS]
+    for n, key in enumerate((b"astray", None, order.encode(), b"astray too", None)):
+        data = {"order_id": order, "payment_id": payment(1), "amount": f"{n + 1}.00", "currency": "EUR"}
+        yield Sent("order.paid", key, json.dumps(data).encode(), [*binary(attributes("order.paid")), *forged])
+
+
 def checkouts() -> Iterator[Sent]:
     """A checkout that comes three times, names an order, and pretends to be ours."""
     checkout = str(uuid5(UUID(ORDER), "checkout"))
@@ -129,7 +138,7 @@ async def test_the_audit_stays_clean(fresh: Settings, tmp_path: Path) -> None:
     ends = [each for n in range(15) for each in extreme(n, times[n % 3], texts[n % 5])]
     async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, compression_type="gzip", max_request_size=32 << 20) as producer:
         sending = []
-        for topic, key, value, headers in (*mutated(), *ends, *large(), *checkouts(), *parts()):
+        for topic, key, value, headers in (*mutated(), *ends, *large(), *astray(), *checkouts(), *parts()):
             place = {"partition": 0} if key is None else {}
             sending.append(await producer.send(topic, value, key=key, headers=headers, **place))
         await asyncio.gather(*sending)
