@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from audit.derived import DERIVED, SAME, DerivedEvents, Event, difference, first_pair
@@ -57,6 +58,9 @@ _ORDER_CODES: Final = ("order_currency", "order_item", "order_seller")
 _LONGEST_TTL: Final = 1_800_000
 _MANY_PARCELS: Final = 200
 """Beyond that not each of an order's parcels is refreshed with its summary."""
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", "rekeyed_key")
+"""Headers that a re-keyed copy has beside its record's own."""
 
 Item = Sequence[Any]
 
@@ -635,8 +639,9 @@ def summary_of(reading: Reading) -> dict[str, Any]:
     return {"order_id": reading.order_id, **{name: row[name] for name in names}, "suborders": suborders, "shipments": shipments}
 
 
-def _milliseconds(reading: Reading) -> float:
-    return min(fact.time for fact in reading.accepted).timestamp() * 1000
+def _milliseconds(reading: Reading) -> int:
+    # Not by timestamp(), whose float rounds the last microseconds of a far year up.
+    return (min(fact.time for fact in reading.accepted) - _EPOCH) // timedelta(milliseconds=1)
 
 
 def _version(value: bytes) -> int:
@@ -685,7 +690,7 @@ def origin_of_copy(headers: Iterable[Sequence[Any]]) -> Place | None:
 
 
 def own_headers(headers: Iterable[Sequence[Any]]) -> list[tuple[str, bytes | None]]:
-    """Headers as they came, without those that the pipeline adds."""
+    """Headers as they came, without those that the pipeline adds, and without any of such names that an upstream sent."""
     return [(name, value) for name, value in headers if not name.startswith(("dlq_", "rekeyed_"))]
 
 
@@ -700,13 +705,12 @@ def digest_of(value: bytes | None, headers: Iterable[Sequence[Any]]) -> bytes:
 
 
 def _size(item: Item) -> int:
-    """Bytes of a record as it came, with 10 more for each header."""
-    key, _, _, _, _, _, value, headers = item
-    return (
-        len(key)
-        + len(value or b"")
-        + sum(len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + 10 for name, text in own_headers(headers))
-    )
+    """Bytes of a record as it came, with 10 more for each header, whatever an upstream calls its headers."""
+    key, _, number, _, _, _, value, headers = item
+    if LANE[number] == REKEYED:
+        headers = [(name, text) for name, text in headers if name not in _REKEYED_FROM]
+    texts = sum(len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + 10 for name, text in headers)
+    return len(key) + len(value or b"") + texts
 
 
 def is_raw(letter: Letter, item: Item) -> bool:
@@ -715,6 +719,6 @@ def is_raw(letter: Letter, item: Item) -> bool:
     if letter.digest != digest_of(value, headers):
         return False
     if LANE[number] == REKEYED:
-        came = [text for name, text in headers if name == "rekeyed_key"]
-        return not came or letter.key == came[0]
+        came = [text for name, text in headers if name == "rekeyed_key"]  # the last is ours
+        return not came or letter.key == came[-1]
     return bool((letter.key or b"") == key)

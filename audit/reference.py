@@ -34,6 +34,8 @@ MOST_MINOR_UNITS: Final = 10**15
 MOST_QUANTITY: Final = 100_000
 MOST_ITEMS: Final = 1_000
 MOST_CHARACTERS: Final = 1_000
+MOST_DEEP: Final = 500
+"""Arrays and objects of a JSON document in each other."""
 MOST_PASSED_ON: Final = 7 << 20
 """Bytes of a record, uncompressed, with 10 more for each header: a larger one is neither re-keyed nor held by its dead letter."""
 MOST_FACTS: Final = 1 << 20
@@ -97,8 +99,7 @@ class Event(NamedTuple):
 
     id: str
     type: str
-    time: Any
-    dataschema: Any
+    time: str | None
     data: Any
     traceparent: str | None
 
@@ -120,19 +121,22 @@ def parse(topic: str, key: bytes | None, value: bytes | None, headers: Headers) 
 def read(topic: str, value: bytes | None, headers: Headers) -> Parsed:
     """The same, with what derived events carry on of it (empty where it is refused)."""
     try:
-        event = unwrap(value, headers)
-        if event.type not in (*INPUT, *BULK):
-            raise Refused("type_unknown", event.type[:100])
-        if event.type != topic:
-            raise Refused("type_wrong_topic", f"{event.type} on {topic}")
-        if event.dataschema is not None and not (isinstance(event.dataschema, str) and event.dataschema.endswith("/v1")):
+        envelope = Envelope(value, headers)
+        event_id, type_ = envelope.names()
+        if type_ not in (*INPUT, *BULK, "refund.decided", "deadline.passed"):
+            raise Refused("type_unknown", type_[:100])
+        if type_ != topic:
+            raise Refused("type_wrong_topic", f"{type_} on {topic}")
+        schema = envelope.text("dataschema")
+        if schema is not None and len(schema) > MOST_CHARACTERS:
+            raise Refused("field_malformed", "dataschema")
+        if schema is not None and not schema.endswith("/v1"):
             raise Refused("version_unknown", "dataschema")
-        if event.time is None:
+        time = envelope.time()
+        if time is None:
             raise Refused("field_missing", "time")
-        time = _time(event.time, "time")
-        if not isinstance(event.data, dict):
-            raise Refused("field_malformed", "data")
-        return Parsed(_fact(event.type, time, event.data), event.id, event.traceparent)
+        fact = _fact(type_, _time(time, "time"), envelope.data())
+        return Parsed(fact, event_id, envelope.traceparent())
     except Refused as refused:
         return Parsed(refused.refusal, "", None)
 
@@ -141,9 +145,9 @@ def normalised(type_: str, value: bytes | None) -> Fact | Refusal:
     """The fact in a dead letter that holds a normalised one: {"type", "time", "data"} as JSON."""
     try:
         document = _json(value or b"")
-        if not isinstance(document, dict) or document.get("type") != type_ or not isinstance(document.get("data"), dict):
-            raise Refused("field_malformed", "type, time, data")
-        return _fact(type_, _time(document.get("time"), "time"), document["data"])
+        if not isinstance(document, dict) or document.get("type") != type_:
+            raise Refused("field_malformed", "type")
+        return _fact(type_, _time(document.get("time"), "time"), document.get("data"))
     except Refused as refused:
         return refused.refusal
 
@@ -152,9 +156,9 @@ def parse_decision(value: bytes | None, headers: Headers) -> Decision | Fact | R
     """What a record of orders.decisions says: a refund, or a deadline that has passed, which is a fact. Another type is a Refusal."""
     try:
         event = unwrap(value, headers)
-        if event.type == "deadline.passed" and isinstance(event.data, dict):
-            content = _fields(event.data, *_DEADLINE_FIELDS)
+        if event.type == "deadline.passed":
             passed = _time(event.time, "time")
+            content = _fields(event.data, *_DEADLINE_FIELDS)
             return Fact(event.type, content["order_id"], passed, natural_key(event.type, passed, content), content)
         if event.type != "refund.decided":
             raise Refused("type_unknown", event.type[:100])
@@ -188,53 +192,120 @@ def _decided_unit(unit: Any) -> tuple[str, int]:
 
 
 def unwrap(value: bytes | None, headers: Headers) -> Event:
-    """Take a CloudEvents 1.0 event out of either Kafka binding. Raises Refused: tombstone, not_json, not_cloudevent."""
-    if value is None:
-        raise Refused("tombstone", "no value")
-    document = _json(value)
-    texts: dict[str, Any] = {}
-    for name, raw in headers:
+    """Take a CloudEvents 1.0 event out of either Kafka binding. Raises Refused: tombstone, not_json, not_cloudevent, field_..."""
+    envelope = Envelope(value, headers)
+    return Event(*envelope.names(), envelope.time(), envelope.data(), envelope.traceparent())
+
+
+class Envelope:
+    """A CloudEvents 1.0 event in either Kafka binding. What it says is looked at when it is asked for: of several faults the first is told.
+
+    Raises Refused: tombstone; not_json; not_cloudevent, field_malformed for an envelope that can't be one whatever its attributes say.
+    """
+
+    __slots__ = ("_document", "_headers", "_structured")
+
+    def __init__(self, value: bytes | None, headers: Headers) -> None:
+        if value is None:
+            raise Refused("tombstone", "no value")
+        self._document = document = _json(value)
+        # A header without a value is none. Of several with one name the last counts.
+        self._headers = {name: raw for name, raw in headers if raw is not None}
+        media_type = self._headers.get("content-type", b"").split(b";")[0].strip(b" \t\r\n\v\f").lower()
+        marked = "ce_specversion" not in self._headers and isinstance(document, dict) and isinstance(document.get("specversion"), str)
+        self._structured = marked or media_type == b"application/cloudevents+json"
+        if not self._structured and media_type.startswith(b"application/cloudevents"):
+            raise Refused("not_cloudevent", f"content-type {media_type.decode('ascii', 'backslashreplace')}")
+        if self._structured:
+            if not isinstance(document, dict):
+                raise Refused("not_cloudevent", "not an object")
+            for name, text in _members(document):
+                if name in _ATTRIBUTES and not (text is None or isinstance(text, str)):
+                    raise Refused("field_malformed" if name == "time" else "not_cloudevent", name)
+
+    def text(self, name: str) -> str | None:
+        """An attribute; None if it is absent (or null, which is the same). Raises Refused if it isn't text."""
+        if self._structured:
+            found: str | None = self._document.get(name)
+            return found
+        raw = self._headers.get(f"ce_{name}")
         try:
-            texts[name] = (raw or b"").decode("utf-8")
+            return None if raw is None else raw.decode("utf-8")
         except UnicodeDecodeError:
-            if name == "content-type" or name.startswith("ce_"):
-                raise Refused("not_cloudevent", f"header {name} is not UTF-8") from None
-    attribute = texts.get
-    prefix, data = "ce_", document
-    content_type = texts.get("content-type", "")
-    media_type = content_type if content_type == "application/json" else content_type.split(";")[0].strip().lower()
-    if media_type == "application/cloudevents+json":
-        if not isinstance(document, dict):
-            raise Refused("not_cloudevent", "not an object")
-        attribute, prefix, data = document.get, "", document.get("data")
-        if "data" not in document and isinstance(document.get("data_base64"), str):
-            try:
-                data = _json(base64.b64decode(document["data_base64"], validate=True))
-            except (binascii.Error, ValueError):
-                raise Refused("not_cloudevent", "data_base64") from None
-        elif "data" not in document:
+            raise Refused("not_cloudevent", name) from None
+
+    def names(self) -> tuple[str, str]:
+        """Its id and its type. Raises Refused for these, for specversion and for source."""
+        if self.text("specversion") != "1.0":
+            raise Refused("not_cloudevent", "specversion")
+        found = []
+        for name in ("id", "source", "type"):
+            text = self.text(name)
+            if not text:
+                raise Refused("not_cloudevent", name)
+            if len(text) > MOST_CHARACTERS:
+                raise Refused("field_malformed", name)
+            found.append(text)
+        return found[0], found[2]
+
+    def time(self) -> str | None:
+        """Its time as written."""
+        if self._structured:
+            return self.text("time")
+        raw = self._headers.get("ce_time")
+        return None if raw is None else raw.decode("utf-8", "replace")
+
+    def data(self) -> Any:
+        """Its data as a JSON document. Raises Refused."""
+        if not self._structured:
+            return self._document
+        if "data" in self._document:
+            return self._document["data"]
+        encoded = self._document.get("data_base64")
+        if encoded is None:
             raise Refused("field_missing", "data")
-    elif media_type.startswith("application/cloudevents"):
-        raise Refused("not_cloudevent", f"content-type {media_type}")
-    if attribute(prefix + "specversion") != "1.0":
-        raise Refused("not_cloudevent", "specversion")
-    found = []
-    for name in ("id", "source", "type"):
-        text = attribute(prefix + name)
-        if not isinstance(text, str) or not text:
-            raise Refused("not_cloudevent", name)
-        if len(text) > 1000:
-            raise Refused("field_malformed", name)
-        found.append(text)
-    trace = attribute(prefix + "traceparent") or texts.get("traceparent")
-    if trace is not None and not (isinstance(trace, str) and _TRACEPARENT.fullmatch(trace)):
-        trace = None
-    # An attribute that is null is absent, so None serves for both.
-    return Event(found[0], found[2], attribute(prefix + "time"), attribute(prefix + "dataschema"), data, trace)
+        try:
+            data = base64.b64decode(encoded, validate=True)
+        except (binascii.Error, ValueError):
+            raise Refused("not_cloudevent", "data_base64") from None
+        return _json(data)
+
+    def traceparent(self) -> str | None:
+        """Its trace or, where it has none of the W3C's form, that of a tracer's own header."""
+        own = self._document.get("traceparent") if self._structured else self._headers.get("ce_traceparent")
+        for trace in (own, self._headers.get("traceparent")):
+            text = trace.decode("utf-8", "replace") if isinstance(trace, bytes) else trace
+            match = _TRACEPARENT.fullmatch(text) if isinstance(text, str) else None
+            if match is not None and match[1] != "ff" and match[2].strip("0") and match[3].strip("0"):
+                return match[0]
+        return None
+
+
+_ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema", "data_base64")
+"""Members of a structured event that are text. Its data may be anything until it is looked at, its traceparent always."""
 
 
 class _HugeInteger:
     """A JSON integer too long to be worth converting: no field may hold it."""
+
+
+class _Twice(dict[str, Any]):
+    """A JSON object in which a name stands twice: its last value counts. `pairs`: all that the document says."""
+
+    pairs: list[tuple[str, Any]]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        found = _Twice(found)
+        found.pairs = pairs
+    return found
+
+
+def _members(found: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """Names and values of a JSON object in the order of the document, those that stand twice too."""
+    return found.pairs if isinstance(found, _Twice) else found.items()
 
 
 def _refuse_constant(name: str) -> Any:
@@ -245,38 +316,41 @@ def _integer(digits: str) -> Any:
     return int(digits) if len(digits) < 100 else _HugeInteger()
 
 
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-_plain: Final = json.JSONDecoder(parse_constant=_refuse_constant).decode
-_patient: Final = json.JSONDecoder(parse_constant=_refuse_constant, parse_int=_integer).decode
+_TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
+_JSON_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_ESCAPE: Final = re.compile(
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+)
+_plain: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant).decode
+_patient: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer).decode
 
 
 def _json(value: bytes) -> Any:
     try:
         text = value.decode("utf-8")
+        _refuse_deep(text)
         try:
             document = _plain(text)
         except ValueError:
             document = _patient(text)  # Python refuses to convert an integer of thousands of digits; whatever else is wrong fails again
-        if "\\u" in text:  # only an escape can write a lone surrogate
-            _refuse_surrogates(document)
-    except RecursionError:
-        raise Refused("not_json", "nested too deeply") from None
     except ValueError as error:
         raise Refused("not_json", str(error)[:200].encode("ascii", "backslashreplace").decode()) from None
+    if "\\u" in text and any(escape["lone"] for escape in _ESCAPE.finditer(text)):
+        raise Refused("not_json", "half of a surrogate pair")
     return document
 
 
-def _refuse_surrogates(document: Any) -> None:
-    """Raises UnicodeEncodeError, a ValueError, for a lone surrogate anywhere in the document."""
-    if isinstance(document, str):
-        document.encode("utf-8")
-    elif isinstance(document, list):
-        for item in document:
-            _refuse_surrogates(item)
-    elif isinstance(document, dict):
-        for name, item in document.items():
-            name.encode("utf-8")
-            _refuse_surrogates(item)
+def _refuse_deep(text: str) -> None:
+    if len(text) <= 2 * MOST_DEEP or text.count("[") + text.count("{") <= MOST_DEEP:
+        return
+    depth = 0
+    for char in _JSON_STRING.sub("", text):
+        if char in "[{":
+            depth += 1
+            if depth > MOST_DEEP:
+                raise Refused("not_json", "nested too deeply")
+        elif char in "]}":
+            depth -= 1
 
 
 # -- fields -------------------------------------------------------------------------------------------------------
@@ -291,8 +365,8 @@ _TIME: Final = re.compile(
 )
 
 
-def _string(value: Any, path: str) -> str:
-    if not isinstance(value, str) or len(value) > MOST_CHARACTERS or "\0" in value:
+def _text(value: Any, path: str) -> str:
+    if not isinstance(value, str) or len(value) > MOST_CHARACTERS:
         raise Refused("field_malformed", path)
     return value
 
@@ -339,6 +413,8 @@ def _time(value: Any, path: str) -> datetime:
         raise Refused("field_malformed", path)
     year, month, day, hour, minute, second, fraction, sign, offset_hours, offset_minutes = match.groups()
     microseconds = int(((fraction or "") + "000000")[:6])
+    if second == "60":  # a leap second
+        second, microseconds = "59", 999_999
     offset = timedelta()
     if sign is not None:
         if int(offset_hours) > 23 or int(offset_minutes) > 59:
@@ -364,14 +440,6 @@ def _quantity(value: Any, path: str) -> int:
 def _boolean(value: Any, path: str) -> bool:
     if not isinstance(value, bool):
         raise Refused("field_malformed", path)
-    return value
-
-
-def _currency(value: Any, path: str) -> str:
-    if not isinstance(value, str):
-        raise Refused("field_malformed", path)
-    if value not in MINOR_DIGITS:
-        raise Refused("currency_unknown", path)
     return value
 
 
@@ -411,43 +479,39 @@ def money_text(minor: int, currency: str) -> str:
     return f"{whole}.{rest:0{digits}d}" if digits else str(whole)
 
 
-def _money_in(currency: str) -> Reader:
-    def read(value: Any, path: str) -> int:
-        if not isinstance(value, str):
-            raise Refused("field_malformed", path)
-        try:
-            return money(value, currency)
-        except ValueError:
-            raise Refused("field_malformed", path) from None
-
-    return read
+def _money(text: str, currency: str, path: str) -> int:
+    try:
+        return money(text, currency)
+    except ValueError:
+        raise Refused("field_malformed", path) from None
 
 
-def _fields(data: Mapping[str, Any], required: Mapping[str, Reader], optional: Mapping[str, Reader], path: str = "") -> dict[str, Any]:
-    """The known fields of an object, normalised; an absent optional one stays absent, null is malformed, unknown ones are ignored."""
+def _fields(data: Any, required: Mapping[str, Reader], optional: Mapping[str, Reader], path: str = "") -> dict[str, Any]:
+    """The known fields of an object, each of the right form: an absent optional one stays absent, null is malformed.
+
+    Unknown ones are ignored. Of a name that stands twice the last value counts, and each must have the form.
+    """
+    if not isinstance(data, dict):
+        raise Refused("field_malformed", path.removesuffix(".") or "data")
     found = {}
-    for name, read in required.items():
-        if name not in data:
+    for name, value in _members(data):
+        read = required.get(name) or optional.get(name)
+        if read is not None:
+            found[name] = read(value, path + name)
+    for name in required:
+        if name not in found:
             raise Refused("field_missing", path + name)
-        found[name] = read(data[name], path + name)
-    for name, read in optional.items():
-        if name in data:
-            found[name] = read(data[name], path + name)
     return found
 
 
 def _items(required: Mapping[str, Reader], optional: Mapping[str, Reader], least: int = 0) -> Reader:
     def read(value: Any, path: str) -> tuple[dict[str, Any], ...]:
-        if not isinstance(value, list) or not least <= len(value) <= MOST_ITEMS:
+        if not isinstance(value, list):
             raise Refused("field_malformed", path)
-        items = []
-        for number, item in enumerate(value):
-            if not isinstance(item, dict):
-                raise Refused("field_malformed", f"{path}[{number}]")
-            items.append(_fields(item, required, optional, f"{path}[{number}]."))
-        if len({item["item_id"] for item in items}) < len(items):
-            raise Refused("item_repeated", path)
-        return tuple(items)
+        items = tuple(_fields(item, required, optional, f"{path}[{number}].") for number, item in enumerate(value))
+        if not least <= len(items) <= MOST_ITEMS:
+            raise Refused("field_malformed", path)
+        return items
 
     return read
 
@@ -458,82 +522,99 @@ _DEADLINE_FIELDS: Final[tuple[dict[str, Reader], dict[str, Reader]]] = (
     {"order_id": _uuid, "deadline": _one_of(*DEADLINES), "attempt": _quantity, "final": _boolean},
     {"seller_id": _uuid, "refund_id": _uuid},
 )
+_LINES: Final = _items(
+    {"item_id": _uuid, "product_id": _uuid, "seller_id": _uuid, "sku": _text, "quantity": _quantity, "price": _text},
+    {"warehouse_id": _uuid, "shipping_amount": _text},
+    least=1,
+)
+_PLACED: Final[dict[str, Reader]] = {"user_id": _uuid, "currency": _text, "total_amount": _text, "items": _LINES}
+_PLACED_TOO: Final[dict[str, Reader]] = {"region": _text, "discount_amount": _text}
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
-    "payment.failed": ({"order_id": _uuid, "payment_id": _uuid, "reason": _string}, {}),
+    "checkout.completed": ({"checkout_id": _uuid, **_PLACED}, _PLACED_TOO),
+    "order.created": ({"order_id": _uuid, **_PLACED}, _PLACED_TOO),
+    "order.paid": ({"order_id": _uuid, "payment_id": _uuid, "amount": _text, "currency": _text}, {"method": _text}),
+    "payment.failed": ({"order_id": _uuid, "payment_id": _uuid, "reason": _text}, {}),
     "stock.reserved": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {}),
-    "stock.rejected": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {"reason": _string, "items": _SOME_ITEMS}),
-    "stock.released": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {"reason": _string, "items": _SOME_ITEMS}),
-    "order.cancel_requested": ({"order_id": _uuid, "reason": _string}, {"seller_id": _uuid}),
+    "stock.rejected": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {"reason": _text, "items": _SOME_ITEMS}),
+    "stock.released": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {"reason": _text, "items": _SOME_ITEMS}),
+    "order.cancel_requested": ({"order_id": _uuid, "reason": _text}, {"seller_id": _uuid}),
     "shipment.updated": (
         {"order_id": _uuid, "shipment_id": _uuid, "seller_id": _uuid, "status": _one_of(*RANKS)},
         {
             "warehouse_id": _uuid,
-            "carrier": _string,
-            "tracking_number": _string,
-            "estimated_delivery": _date_or_time,
-            "location": _string,
+            "carrier": _text,
+            "tracking_number": _text,
+            "estimated_delivery": _text,
+            "location": _text,
             "items": _SOME_ITEMS,
         },
     ),
     "order.returned": (
-        {"order_id": _uuid, "return_id": _uuid, "item_id": _uuid, "reason": _string, "status": _one_of(*STAGES)},
-        {"quantity": _quantity, "processed_at": _time, "restock": _boolean},
+        {"order_id": _uuid, "return_id": _uuid, "item_id": _uuid, "reason": _text, "status": _one_of(*STAGES)},
+        {"quantity": _quantity, "processed_at": _text, "restock": _boolean},
     ),
-    "refund.completed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _string}),
-    "refund.failed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _string}),
+    "refund.completed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _text}),
+    "refund.failed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _text}),
 }
+"""Type -> its required and its optional fields, with the form of each: what can be said of it without the others."""
 
 
-def _fact(type_: str, time: datetime, data: Mapping[str, Any]) -> Fact:
+def _fact(type_: str, time: datetime, data: Any) -> Fact:
+    content = _fields(data, *_FIELDS[type_])
+    _refuse_nul(content)
     if type_ == "checkout.completed":
         # What it becomes, but for its type: a fact of the order that follows from the checkout's id.
-        checkout_id = _fields(data, {"checkout_id": _uuid}, {})["checkout_id"]
-        content = _created({**data, "order_id": uuid5(uuid_bytes(checkout_id), "order")})
-    elif type_ == "order.created":
-        content = _created(data)
+        content["order_id"] = uuid5(uuid_bytes(content.pop("checkout_id")), "order")
+    if "currency" in content and content["currency"] not in MINOR_DIGITS:
+        raise Refused("currency_unknown", "currency")
+    if type_ in ("order.created", "checkout.completed"):
+        content = _created(content)
     elif type_ == "order.paid":
-        content = _paid(data)
+        content["amount"] = _money(content["amount"], content["currency"], "amount")
+        if content["amount"] == 0:
+            raise Refused("field_malformed", "amount")
     else:
-        content = _fields(data, *_FIELDS[type_])
+        if "estimated_delivery" in content:
+            content["estimated_delivery"] = _date_or_time(content["estimated_delivery"], "estimated_delivery")
+        if "processed_at" in content:
+            content["processed_at"] = _time(content["processed_at"], "processed_at")
+        _refuse_repeated(content.get("items", ()))
     reason = content.pop("reason", None)
     return Fact(type_, content["order_id"], time, natural_key(type_, time, content), content, reason)
 
 
-@functools.cache
-def _created_fields(currency: str) -> tuple[dict[str, Reader], dict[str, Reader]]:
-    """Required and optional fields of order.created in a currency."""
-    amount = _money_in(currency)
-    item = {"item_id": _uuid, "product_id": _uuid, "seller_id": _uuid, "sku": _string, "quantity": _quantity, "price": amount}
-    items = _items(item, {"warehouse_id": _uuid, "shipping_amount": amount}, least=1)
-    required = {"order_id": _uuid, "user_id": _uuid, "currency": _currency, "total_amount": amount, "items": items}
-    return required, {"region": _string, "discount_amount": amount}
-
-
-def _created(data: Mapping[str, Any]) -> dict[str, Any]:
-    currency = _fields(data, {"currency": _currency}, {})["currency"]
-    content = _fields(data, *_created_fields(currency))
-    goods = sum(line["price"] * line["quantity"] for line in content["items"])
-    shipping = sum(line.get("shipping_amount", 0) for line in content["items"])
-    discount = content.get("discount_amount", 0)
+def _created(content: Mapping[str, Any]) -> dict[str, Any]:
+    currency = content["currency"]
+    items = tuple(_priced(item, currency, f"items[{number}].") for number, item in enumerate(content["items"]))
+    _refuse_repeated(items)
+    amounts = {name: _money(content[name], currency, name) for name in ("total_amount", "discount_amount") if name in content}
+    goods = sum(line["price"] * line["quantity"] for line in items)
+    shipping = sum(line.get("shipping_amount", 0) for line in items)
+    discount = amounts.get("discount_amount", 0)
     if discount > goods:
         raise Refused("discount_too_large", "discount_amount")
-    if content["total_amount"] != goods + shipping - discount:
+    if amounts["total_amount"] != goods + shipping - discount:
         raise Refused("total_mismatch", "total_amount")
-    return content
+    return {**content, **amounts, "items": items}
 
 
-@functools.cache
-def _paid_fields(currency: str) -> tuple[dict[str, Reader], dict[str, Reader]]:
-    """Required and optional fields of order.paid in a currency."""
-    return {"order_id": _uuid, "payment_id": _uuid, "amount": _money_in(currency), "currency": _currency}, {"method": _string}
+def _priced(item: Mapping[str, Any], currency: str, path: str) -> dict[str, Any]:
+    return {**item, **{name: _money(item[name], currency, path + name) for name in ("price", "shipping_amount") if name in item}}
 
 
-def _paid(data: Mapping[str, Any]) -> dict[str, Any]:
-    currency = _fields(data, {"currency": _currency}, {})["currency"]
-    content = _fields(data, *_paid_fields(currency))
-    if content["amount"] == 0:
-        raise Refused("field_malformed", "amount")
-    return content
+def _refuse_repeated(items: Sequence[Mapping[str, Any]]) -> None:
+    if len({item["item_id"] for item in items}) < len(items):
+        raise Refused("item_repeated", "items")
+
+
+def _refuse_nul(content: Mapping[str, Any], path: str = "") -> None:
+    """U+0000 is in no text: PostgreSQL can't hold it."""
+    for name, value in content.items():
+        if isinstance(value, str) and "\0" in value:
+            raise Refused("field_malformed", path + name)
+        if isinstance(value, tuple):
+            for number, item in enumerate(value):
+                _refuse_nul(item, f"{path}{name}[{number}].")
 
 
 def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> NaturalKey:

@@ -97,7 +97,7 @@ _ATTRIBUTES_IN: Final = (
     ("type", "yes", "the topic's name"),
     ("time", "yes", "when it happened: RFC 3339 with offset, cut to microseconds"),
     ("dataschema", "no", "ends in /v1; missing means the same"),
-    ("traceparent", "no", "W3C trace context, carried on"),
+    ("traceparent", "no", "W3C trace context, carried on if it is valid, else dropped; without it the header `traceparent` of the record"),
 )
 _ATTRIBUTES_OUT: Final = (
     ("specversion", "yes", "1.0"),
@@ -254,21 +254,50 @@ def _page(found: Json) -> Iterator[str]:
         "binary (attributes as headers"
     )
     yield (
-        "`ce_...`, the value is the data) or structured (`content-type: application/cloudevents+json`, the value is "
-        "the whole event). What we write is"
+        "`ce_...`, the value is the data) or structured (the value is the whole event). It is structured by its content-type "
+        "`application/cloudevents+json`, or when"
     )
     yield (
-        "binary. The record key is the order's id in canonical text form, in and out; an event under another key is "
+        "there is no header `ce_specversion` and the value is a JSON object with a text member `specversion`; then headers that begin with "
+        "`ce_` are ignored. What we"
+    )
+    yield (
+        "write is binary. The record key is the order's id in canonical text form, in and out; an event under another key is "
         "re-keyed by the order_id in its data."
     )
     yield ""
     yield "- **Ids** are UUIDs, read with or without dashes and in any case, written in canonical text form."
-    yield "- **Times** are RFC 3339 with offset, cut to microseconds."
+    yield ("- **Times** are RFC 3339 with offset, cut to microseconds; a leap second (`:60`) is the last microsecond of its minute.")
     yield (
         "- **Money** is text in major units with at most the currency's minor digits (ISO 4217: JPY 0, EUR 2, BHD 3), "
         "at most 10^15 minor units."
     )
-    yield "- **Text** has at most 1,000 characters. Unknown fields are ignored; `null` is no value of any field."
+    yield (
+        "- **Text** has at most 1,000 characters (not bytes), in an attribute too. Unknown fields are ignored; `null` is no value of "
+        "any field."
+    )
+    yield (
+        "- **Headers and attributes** that aren't named here are never looked at: their names and values may be any bytes. One that is "
+        "null is absent. Of several"
+    )
+    yield "  headers of one name the last that isn't null counts. Names are as written here: `CE_ID` is another header."
+    yield (
+        f"- **JSON** is UTF-8 all through, without NaN, without halves of surrogate pairs, at most {events.DEEPEST} arrays and objects in "
+        "each other, the envelope's among them."
+    )
+    yield (
+        "  Of a member that stands twice the last counts, but each must be well formed: of its JSON type, an id, one of the words, within "
+        "its length and range."
+    )
+    yield (
+        "- **Of several faults** the first of these is told: no value, no JSON, a member of the envelope of the wrong JSON type, the "
+        "attributes in the order specversion,"
+    )
+    yield (
+        "  id, source, type, dataschema, time, then the data: its fields in the order in which they stand, missing ones, and what only "
+        "the whole tells (currency, amounts,"
+    )
+    yield "  an item twice, the total)."
     yield ""
     yield "Attributes of an event in:"
     yield ""

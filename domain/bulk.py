@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from uuid_utils import UUID
 
 from domain import ids
-from domain.events import BulkPart, Event
+from domain.events import MOST_CHARACTERS, BulkPart, Event
 
 Kind = Literal["orders", "shipments", "returns"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -29,6 +29,9 @@ PART_BYTES: Final = 500_000
 EVENT_BYTES: Final = 5 << 20
 """Most bytes of JSON of one event: its part has to fit into its topic."""
 
+_ENOUGH: Final = MOST_CHARACTERS + 1
+"""A longer id or time is refused anyway, and twice in a record it might not fit into its topic."""
+
 _NAMESPACE: Final = UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 """Of job ids: RFC 9562's namespace for object ids."""
 
@@ -41,18 +44,20 @@ class Unpacked(NamedTuple):
     headers: list[tuple[str, bytes]]
 
 
-class _Envelope(Struct, gc=False):
-    """What of an event in a part isn't its data."""
+class _Id(Struct, gc=False):
+    id: str | UnsetType | None = UNSET
 
-    id: str
-    time: str
+
+class _Time(Struct, gc=False):
+    time: str | UnsetType | None = UNSET
 
 
 class _Owner(Struct, gc=False):
     order_id: str
 
 
-_envelope = msgspec.json.Decoder(_Envelope).decode
+_id = msgspec.json.Decoder(_Id).decode
+_time = msgspec.json.Decoder(_Time).decode
 _owner = msgspec.json.Decoder(_Owner).decode
 
 
@@ -71,29 +76,44 @@ def encode_part(job: str, part: int, parts: int, events: list[bytes]) -> bytes:
     return b'{"job_id":"%b","part":%d,"parts":%d,"events":[%b]}' % (job.encode(), part, parts, b",".join(events))
 
 
-def headers_of(type_: str, id: str, time: str, source: str) -> list[tuple[str, bytes]]:
-    """Headers of an event in the binary binding."""
+def headers_of(type_: str, id: str | None, time: str | None, source: str) -> list[tuple[str, bytes]]:
+    """Headers of an event in the binary binding; none for what is None."""
     found = {"specversion": "1.0", "id": id, "source": source, "type": type_, "time": time}
-    return [*((f"ce_{name}", text.encode()) for name, text in found.items()), ("content-type", b"application/json")]
+    return [*((f"ce_{name}", text.encode()) for name, text in found.items() if text is not None), ("content-type", b"application/json")]
 
 
 def unpack(event: Event) -> Iterator[Unpacked]:
     """The events of a part (what events.decode made of a record of a bulk topic), a record each, in their order. Pure.
 
-    Their data are the bytes of the part: `id` and `time` stay in them, as fields that no event knows.
+    Their data are the bytes of the part: `id` and `time` stay in them, as fields that no event knows. What is wrong with one of these is
+    wrong with its header: it is refused for that where it arrives.
     """
     part: BulkPart = event.fact  # type: ignore[assignment]
     type_, source = EVENT[KIND_OF[event.type]], f"/bulk/{part.job_id}"
     for raw in part.events:
         value = bytes(raw)
-        try:
-            told = _envelope(value)
-            headers = headers_of(type_, told.id, told.time, source)
-        except (msgspec.MsgspecError, UnicodeError):
-            headers = headers_of(type_, "", "", source)
+        headers = headers_of(type_, _id_of(value), _time_of(value), source)
         if event.traceparent is not None:
             headers.append(("ce_traceparent", event.traceparent.encode()))
         yield Unpacked(_key(value), value, headers)
+
+
+def _id_of(value: bytes) -> str | None:
+    """None: it has none that is text."""
+    try:
+        id = _id(value).id
+    except msgspec.ValidationError:
+        return None
+    return None if id is UNSET or id is None else id[:_ENOUGH]
+
+
+def _time_of(value: bytes) -> str | None:
+    """None: it has none. Empty, which is no time: one that isn't text."""
+    try:
+        time = _time(value).time
+    except msgspec.ValidationError:
+        return "" if value.startswith(b"{") else None
+    return None if time is UNSET or time is None else time[:_ENOUGH]
 
 
 def _key(value: bytes) -> bytes | None:

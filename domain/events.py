@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 from uuid import UUID
@@ -484,25 +484,46 @@ READS: Final[dict[tuple[str, int], tuple[type[Struct], Callable[[Any, int], Fact
 _DECODE: Final = {
     (name, f"/v{version}".encode()): (msgspec.json.Decoder(data).decode, build) for (name, version), (data, build) in READS.items()
 }
-_TRACEPARENT: Final = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+_TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_STRUCTURED: Final = b"application/cloudevents+json"
+
+MOST_CHARACTERS: Final = 1_000
+"""Of a text; the forms above say the same."""
+DEEPEST: Final = 500
+"""So many arrays and objects lie in each other at most. JSON's parsers stop somewhere, each elsewhere: what all of them read is a rule."""
+_SHALLOW: Final = 2 * DEEPEST
+"""A value of no more bytes can't be deeper."""
+_TOO_DEEP: Final = f"arrays and objects more than {DEEPEST} deep"
+_BESIDE_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
+
+Attribute = str | None | UnsetType
 
 
-class _Structured(Struct, gc=False):
-    """A whole CloudEvent as one JSON value; an attribute that is null is absent. Their content is checked as in the binary binding."""
+class _Envelope(Struct, gc=False):
+    """A whole CloudEvent as one JSON value; an attribute that is null is absent. What they say is checked as in the binary binding."""
 
-    specversion: Text | UnsetType | None = UNSET
-    id: Text | UnsetType | None = UNSET
-    source: Text | UnsetType | None = UNSET
-    type: Text | UnsetType | None = UNSET
-    time: Text | UnsetType | None = UNSET
-    dataschema: Text | UnsetType | None = UNSET
-    traceparent: Text | UnsetType | None = UNSET
+    specversion: Attribute = UNSET
+    id: Attribute = UNSET
+    source: Attribute = UNSET
+    type: Attribute = UNSET
+    time: Attribute = UNSET
+    dataschema: Attribute = UNSET
+    traceparent: Raw | UnsetType = UNSET
     data: Raw | UnsetType = UNSET
-    data_base64: str | UnsetType | None = UNSET
+    data_base64: Attribute = UNSET
 
 
-_decode_structured = msgspec.json.Decoder(_Structured).decode
-_ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema", "traceparent")
+class _Marked(Struct, gc=False):
+    """What tells an event in the structured binding from another JSON object."""
+
+    specversion: Raw | UnsetType = UNSET
+
+
+_envelope = msgspec.json.Decoder(_Envelope).decode
+_marked = msgspec.json.Decoder(_Marked).decode
+_text_of = msgspec.json.Decoder(str).decode
+_skip = msgspec.json.Decoder(Raw).decode
+_ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema")
 
 
 def _expected_types(topic: str) -> Sequence[str]:
@@ -513,118 +534,235 @@ def _expected_types(topic: str) -> Sequence[str]:
     return ()
 
 
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def _refuse_other_bytes(value: bytes) -> None:
+    """Raises Refused if `value` isn't UTF-8 all through: the decoders look only at the text of fields that they know."""
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        raise Refused(errors.NOT_JSON, "not UTF-8") from None
+
+
+def _refuse_deep(value: bytes, shallow: int = 0) -> None:
+    """Raises Refused if `value`, which is JSON, is more than DEEPEST deep. `shallow`: so many of its objects lie side by side in a list."""
+    if len(value) > _SHALLOW and _count(value, b"[") + _count(value, b"{") - shallow >= DEEPEST and _depth(value) > DEEPEST:
+        raise Refused(errors.NOT_JSON, _TOO_DEEP)
+
+
+def _count(value: bytes, char: bytes) -> int:
+    return len(value) - len(value.replace(char, b""))  # a third of what bytes.count takes
+
+
+def _depth(value: bytes) -> int:
+    """How deep arrays and objects lie in each other, if `value` is JSON; DEEPEST + 1 where it is more."""
+    if b"\\" in value:
+        value = re.sub(rb"\\.", b"", value, flags=re.DOTALL)
+    # Between quotes only brackets are left, so two quotes side by side may go: what lies between others stays there.
+    structure = value.translate(None, _BESIDE_STRUCTURE).replace(b'""', b"")
+    depth = deepest = 0
+    for char in b"".join(structure.split(b'"')[::2]):
+        if char in b"[{":
+            depth += 1
+            if depth > deepest:
+                deepest = depth
+                if deepest > DEEPEST:
+                    break
+        else:
+            depth -= 1
+    return deepest
+
+
+def _refuse_no_json(value: bytes) -> None:
+    """Raises Refused if `value` is no JSON somewhere: a decoder stops at the first thing that is wrong."""
+    try:
+        _skip(value)
+    except msgspec.DecodeError as error:
+        raise Refused(errors.NOT_JSON, str(error)) from None
+    except RecursionError:
+        raise Refused(errors.NOT_JSON, _TOO_DEEP) from None
+    _refuse_deep(value)
+
+
 def _parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> Any:
     try:
         return decode(value)
     except msgspec.ValidationError as error:
         what = str(error)
+        if what.startswith("Invalid enum value"):
+            what = "Not one of its words" + what[what.rindex(" - at ") :]
         raise Refused(errors.FIELD_MISSING if "missing required field" in what else code, what) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.DecodeError as error:
         raise Refused(errors.NOT_JSON, str(error)) from None
     except RecursionError:
-        raise Refused(errors.NOT_JSON, "nested too deep") from None
+        raise Refused(errors.NOT_JSON, _TOO_DEEP) from None
 
 
-def _refuse_nul(data: object, path: str) -> None:
-    """PostgreSQL's text cannot hold U+0000. Called only for a record that holds its escape somewhere."""
+def _refuse_nul(value: bytes | Raw, data: Struct) -> None:
+    """PostgreSQL's text cannot hold U+0000, which JSON can only write as an escape."""
+    if b"\\u0000" in bytes(value):
+        _look_for_nul(data, "$")
+
+
+def _look_for_nul(data: object, path: str) -> None:
     if isinstance(data, str) and "\x00" in data:
         raise Refused(errors.FIELD_MALFORMED, f"{path}: holds the character U+0000")
     if isinstance(data, Struct):
         for name in data.__struct_fields__:
-            _refuse_nul(getattr(data, name), f"{path}.{name}")
+            _look_for_nul(getattr(data, name), f"{path}.{name}")
     elif isinstance(data, list):
         for i, element in enumerate(data):
-            _refuse_nul(element, f"{path}[{i}]")
+            _look_for_nul(element, f"{path}[{i}]")
+
+
+# -- the envelope -------------------------------------------------------------------------------------------------
 
 
 def _text(raw: bytes | None, name: str) -> str:
     if not raw:
         raise Refused(errors.NOT_CLOUDEVENT, f"{name}: missing or empty")
-    if len(raw) > 1000:
-        raise Refused(errors.FIELD_MALFORMED, f"{name}: longer than 1,000 characters")
     try:
-        return raw.decode()
+        text = raw.decode()
     except UnicodeDecodeError:
         raise Refused(errors.NOT_CLOUDEVENT, f"{name}: not UTF-8") from None
+    if len(text) > MOST_CHARACTERS:
+        raise Refused(errors.FIELD_MALFORMED, f"{name}: longer than 1,000 characters")
+    return text
+
+
+_known_text: Final = lru_cache(maxsize=1024)(_text)  # few senders, few types
+
+
+@lru_cache(maxsize=1024)
+def _version(schema: bytes) -> bytes:
+    """The end of a dataschema, which tells the version: b"/v1"."""
+    if schema:
+        _text(schema, "ce_dataschema")
+    return schema[schema.rfind(b"/") :]
 
 
 def _versions(type_: str) -> str:
     return " or ".join(f"/v{version}" for name, version in READS if name == type_)
 
 
-_known_text: Final = lru_cache(maxsize=1024)(_text)  # few senders, few types
-
-
-def _unwrap(value: bytes, found: dict[str, bytes]) -> bytes | Raw:
-    """Structured binding: put the attributes into `found` as the binary binding has them; returns the data."""
+def _structured(found: Mapping[str, bytes | None], value: bytes) -> _Envelope | None:
+    """The whole event, if it is in the structured binding: by its content-type, or because no header but the value says a specversion."""
+    media_type = (found.get("content-type") or b"").partition(b";")[0].strip().lower()
+    if media_type != _STRUCTURED and not (found.get("ce_specversion") is None and _is_marked(value)):
+        if media_type.startswith(b"application/cloudevents"):
+            raise Refused(errors.NOT_CLOUDEVENT, "content-type: of CloudEvents formats only application/cloudevents+json is read")
+        return None
     try:
-        whole: _Structured = _parse_json(_decode_structured, value, errors.NOT_CLOUDEVENT)
+        whole: _Envelope = _parse_json(_envelope, value, errors.NOT_CLOUDEVENT)
     except Refused as refusal:
         if refusal.detail.endswith("`$.time`"):
             raise Refused(errors.FIELD_MALFORMED, refusal.detail) from None
         raise
+    return whole
+
+
+def _is_marked(value: bytes) -> bool:
+    try:
+        mark = _marked(value).specversion
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return mark is not UNSET and bytes(mark).startswith(b'"')
+
+
+def _attributes(whole: _Envelope, traceparent: bytes | None) -> dict[str, bytes | None]:
+    """The attributes of a structured event as the binary binding has them. `traceparent`: a header, which is no attribute."""
+    found: dict[str, bytes | None] = {"traceparent": traceparent}
     for name in _ATTRIBUTES:
         text = getattr(whole, name)
         if text is not UNSET and text is not None:
             found[f"ce_{name}"] = text.encode()
+    if whole.traceparent is not UNSET:
+        try:
+            found["ce_traceparent"] = _text_of(whole.traceparent).encode()
+        except msgspec.ValidationError:
+            pass  # a trace that isn't valid is dropped
+    return found
+
+
+def _data_of(whole: _Envelope) -> bytes | Raw:
+    """The data of a structured event as JSON."""
     if whole.data is not UNSET:
         return whole.data
     if whole.data_base64 is UNSET or whole.data_base64 is None:
         raise Refused(errors.FIELD_MISSING, "$.data: missing")
     try:
-        return base64.b64decode(whole.data_base64, validate=True)
+        data = base64.b64decode(whole.data_base64, validate=True)
     except (binascii.Error, ValueError):
         raise Refused(errors.NOT_CLOUDEVENT, "data_base64: not base64") from None
+    _refuse_other_bytes(data)
+    _refuse_no_json(data)
+    return data
 
 
-def _traceparent(found: dict[str, bytes]) -> str | None:
-    raw = found.get("ce_traceparent") or found.get("traceparent")
-    if raw is None:
-        return None
-    text = raw.decode("ascii", "replace")
-    return text if _TRACEPARENT.fullmatch(text) else None
+def _trace_of(*candidates: bytes | None) -> str | None:
+    """The event's trace, else that of the header that a tracer adds to any record; one that isn't valid by the W3C's form is none."""
+    return next((raw.decode() for raw in candidates if raw is not None and _TRACEPARENT.fullmatch(raw)), None)
 
 
-def decode(topic: str, headers: Sequence[tuple[str, bytes]], value: bytes | None, appended: int = 0) -> Event:
-    """One record of one of topics.LANE -> Event. `appended`: the broker's time of the record, ms. Raises Refused. Never blocks."""
+def _last_of_each(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, bytes | None]:
+    """Name -> value, where a name stands twice: the last that isn't null, as a header that is null is none."""
+    return {name: raw for name, raw in headers if raw is not None}
+
+
+def decode(topic: str, headers: Sequence[tuple[str, bytes | None]], value: bytes | None, appended: int = 0) -> Event:
+    """One record of one of topics.LANE or BULK -> Event. `appended`: the broker's time of the record, ms. Raises Refused. Never blocks.
+
+    Of several things that are wrong the first of these is told: no value, no JSON, the envelope's forms, its attributes one by one, the
+    forms of the data in the order in which it says them, and what only the whole data tells.
+    """
     if value is None:
         raise Refused(errors.TOMBSTONE, "the record has no value")
     if not value.isascii():
-        try:
-            value.decode()  # the decoder below looks only at the text of fields that it knows
-        except UnicodeDecodeError:
-            raise Refused(errors.NOT_JSON, "not UTF-8") from None
+        _refuse_other_bytes(value)
     found = dict(headers)
+    if len(found) != len(headers):
+        found = _last_of_each(headers)
+    whole: _Envelope | None = None
     payload: bytes | Raw = value
-    content_type = found.get("content-type")
-    if content_type is not None and content_type != b"application/json":
-        media_type = content_type.partition(b";")[0].strip().lower()
-        if media_type == b"application/cloudevents+json":
-            payload = _unwrap(value, found)
-        elif media_type.startswith(b"application/cloudevents"):
-            raise Refused(errors.NOT_CLOUDEVENT, "content-type: of CloudEvents formats only application/cloudevents+json is read")
-    if found.get("ce_specversion") != b"1.0":
-        raise Refused(errors.NOT_CLOUDEVENT, "ce_specversion: must be 1.0")
-    event_id = _text(found.get("ce_id"), "ce_id")
-    _known_text(found.get("ce_source"), "ce_source")
-    type_ = _known_text(found.get("ce_type"), "ce_type")
-    if (type_ != topic or type_ not in DATA) and type_ not in _expected_types(topic):
-        if type_ in DATA:
-            raise Refused(errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name")
-        raise Refused(errors.TYPE_UNKNOWN, "ce_type: no such event type")
-    schema = found.get("ce_dataschema")
-    reader = _DECODE.get((type_, b"/v1" if schema is None else schema[schema.rfind(b"/") :]))
-    if reader is None:
-        raise Refused(errors.VERSION_UNKNOWN, f"ce_dataschema: must end in {_versions(type_)}")
-    parse, build = reader
-    when = found.get("ce_time")
-    if when is None:
-        raise Refused(errors.FIELD_MISSING, "ce_time: missing")
-    time = times.parse(when.decode("ascii", "replace"), "ce_time")
-    data = _parse_json(parse, payload, errors.FIELD_MALFORMED)
-    if b"\\u0000" in value or (payload is not value and b"\\u0000" in bytes(payload)):
-        _refuse_nul(data, "$")
-    return Event(type_, data.order_id.bytes, build(data, time), event_id, time, _traceparent(found), appended)
+    try:
+        content_type = found.get("content-type")
+        if found.get("ce_specversion") != b"1.0" or (content_type is not None and content_type != b"application/json"):
+            whole = _structured(found, value)
+            if whole is not None:
+                found = _attributes(whole, found.get("traceparent"))
+            if found.get("ce_specversion") != b"1.0":
+                raise Refused(errors.NOT_CLOUDEVENT, "ce_specversion: must be 1.0")
+        event_id = _text(found.get("ce_id"), "ce_id")
+        _known_text(found.get("ce_source"), "ce_source")
+        type_ = _known_text(found.get("ce_type"), "ce_type")
+        if (type_ != topic or type_ not in DATA) and type_ not in _expected_types(topic):
+            if type_ in DATA:
+                raise Refused(errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name")
+            raise Refused(errors.TYPE_UNKNOWN, "ce_type: no such event type")
+        schema = found.get("ce_dataschema")
+        reader = _DECODE.get((type_, b"/v1" if schema is None else _version(schema)))
+        if reader is None:
+            raise Refused(errors.VERSION_UNKNOWN, f"ce_dataschema: must end in {_versions(type_)}")
+        parse, build = reader
+        when = found.get("ce_time")
+        if when is None:
+            raise Refused(errors.FIELD_MISSING, "ce_time: missing")
+        time = times.parse(when.decode("ascii", "replace"), "ce_time")
+        if whole is not None:
+            payload = _data_of(whole)
+        data = _parse_json(parse, payload, errors.FIELD_MALFORMED)
+    except Refused as refusal:
+        if refusal.code != errors.NOT_JSON:
+            _refuse_no_json(value)
+        raise
+    if len(value) > _SHALLOW:
+        _refuse_deep(value, len(getattr(data, "items", None) or ()) if whole is None else 0)
+    if b"\\" in value or whole is not None:
+        _refuse_nul(payload, data)
+    trace, tracer = found.get("ce_traceparent"), found.get("traceparent")
+    traceparent = None if trace is None and tracer is None else _trace_of(trace, tracer)
+    return Event(type_, data.order_id.bytes, build(data, time), event_id, time, traceparent, appended)
 
 
 def order_key(event: Event) -> bytes:

@@ -10,8 +10,13 @@ from typing import Final
 from domain.errors import FIELD_MALFORMED, Refused
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_RFC3339: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:[0-5]\d)", re.ASCII)
+_RFC3339: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt]((?:[01]\d|2[0-3]):[0-5]\d:)([0-5]\d(?:\.\d+)?|60(?:\.\d+)?)([Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
+)
+_LEAP_SECOND: Final = "60"
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
+_LONGEST: Final = 1_000
+"""Characters, as of any text."""
 _SECONDS: Final = tuple(f"{second:02}" for second in range(60))  # format specifiers are slow
 _SECOND: Final = {text: second * 1_000_000 for second, text in enumerate(_SECONDS)}
 _EARLIEST: Final = -62135596800_000_000  # 0001-01-01T00:00:00Z
@@ -19,7 +24,10 @@ _LATEST: Final = 253402300799_999_999  # 9999-12-31T23:59:59.999999Z
 
 
 def parse(value: str, path: str) -> int:
-    """RFC 3339 with offset -> microseconds, further digits cut off. Raises Refused naming `path`."""
+    """RFC 3339 with offset -> microseconds, further digits cut off; a leap second (:60, of any minute) is the last one of its minute.
+
+    Raises Refused naming `path`.
+    """
     # As nearly everybody writes it: in UTC, whole seconds or up to microseconds. Its minute is nearly always that of an event before.
     size = len(value)
     if 20 <= size <= 27 and value[16] == ":" and value[-1] == "Z" and value.isascii():
@@ -35,12 +43,14 @@ def _minute(value: str, path: str) -> int:
 
 
 def _parse(value: str, path: str) -> int:
-    if _RFC3339.fullmatch(value) is None:
-        value = value.upper()  # RFC 3339 allows t and z
-        if _RFC3339.fullmatch(value) is None:
-            raise Refused(FIELD_MALFORMED, f"{path}: not an RFC 3339 time with offset")
+    match = _RFC3339.fullmatch(value) if len(value) <= _LONGEST else None
+    if match is None:
+        raise Refused(FIELD_MALFORMED, f"{path}: not an RFC 3339 time with offset")
+    day, minute, second, offset = match.groups()
+    if second.startswith(_LEAP_SECOND):
+        second = "59.999999"
     try:
-        since = datetime.fromisoformat(value) - _EPOCH
+        since = datetime.fromisoformat(f"{day}T{minute}{second}{offset.upper()}") - _EPOCH
     except ValueError:
         raise Refused(FIELD_MALFORMED, f"{path}: no such time") from None
     micros = (since.days * 86400 + since.seconds) * 1_000_000 + since.microseconds

@@ -248,7 +248,7 @@ class _Sender:
 
 def redriven_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
     """Headers of a record that goes back: as they came, and that it is a redrive. Pure."""
-    kept = [(name, value) for name, value in letter.headers if name not in (REDRIVE_OF, REDRIVE_COUNT)]
+    kept = [header for header in letter.headers if header[0] not in (REDRIVE_OF, REDRIVE_COUNT)]
     return [*kept, (REDRIVE_OF, letter.coordinates.encode()), (REDRIVE_COUNT, b"%d" % (letter.redrives + 1))]
 
 

@@ -356,7 +356,7 @@ class Pipeline:
             self._refuse(work, record, RECORD_TOO_LARGE, f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key")
             return
         headers = [
-            *record.headers,
+            *(header for header in record.headers if header[0] not in _REKEYED_FROM),  # an upstream's own would be taken for ours
             ("rekeyed_topic", record.topic.encode()),
             ("rekeyed_partition", b"%d" % record.partition),
             ("rekeyed_offset", b"%d" % record.offset),

@@ -187,16 +187,20 @@ async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path,
         assert (shown["state"], shown["redriven"]["count"]) == ("redriven", 2)
         assert "@" in shown["redriven"]["by"]
 
-        # Neither a record that the ledger doesn't know is believed, nor a note without its record, nor a second redrive.
+        # Neither a note without its record is believed, nor a second redrive. Such a header is anybody's: it is told, not believed.
         note = {"reason": "not_json", "origin": list(shown["origin"].values()), "to": ["order.paid", 0, 0]}
         async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
             await producer.send_and_wait("order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())])
             await producer.send_and_wait(REDRIVEN, json.dumps(note).encode(), key=b"7:7", partition=0)
         processed()
     report = json.loads(orders("audit", "--json").stdout)
-    assert report["broken"] == {"letters": 3}
-    found = sorted(finding["expected"].split(" that ")[0] for finding in report["findings"] if finding["severity"] == "broken")
-    assert found == ["a note", "one redrive of this record", "the record of dead letter 7:7"]
+    assert report["broken"] == {"letters": 2}
+    found = sorted((finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"])
+    assert [each for each in found if each[0] == "broken"] == [
+        ("broken", "one redrive of this record"),
+        ("broken", "the record of dead letter 7:7"),
+    ]
+    assert ("report", "a note") in found
 
 
 async def test_a_dry_run_and_what_is_not_asked_for_change_nothing(fresh: Settings, tmp_path: Path) -> None:

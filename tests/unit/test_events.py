@@ -238,6 +238,13 @@ def test_traceparent_is_carried_on_when_it_is_one(trace: str, kept: bool, struct
     assert event.traceparent == (trace if kept else None)
 
 
+def test_what_a_refusal_says_holds_no_value_of_the_record() -> None:
+    """A dead letter has it as a header, beside the record: together they have to fit into their topic."""
+    status = "somebody@example.org" * 100_000
+    code, detail = refusal("shipment.updated", *record("shipment.updated", VALID["shipment.updated"] | {"status": status}))
+    assert (code, detail) == (errors.FIELD_MALFORMED, "Not one of its words - at `$.status`")
+
+
 def test_traceparent_as_a_header_of_the_record() -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers, value = record("order.paid", VALID["order.paid"])

@@ -1,0 +1,77 @@
+"""The step from a part of a bulk job to records: what is wrong with one of its events is told where that arrives."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from domain import bulk, events
+from domain.bulk import Unpacked
+from domain.errors import Refused
+from tests.unit.wire import ORDER, VALID
+
+JOB = "00000000-0000-4000-8000-00000000000b"
+EVENT = {**VALID["shipment.updated"], "id": "scan-1", "time": "2026-03-01T10:00:00Z"}
+
+
+def unpacked(*written: bytes) -> list[Unpacked]:
+    headers = bulk.headers_of("shipment.bulk", "part-1", "2026-03-01T10:00:00Z", "/tests")
+    return list(bulk.unpack(events.decode("shipment.bulk", headers, bulk.encode_part(JOB, 1, 1, list(written)))))
+
+
+def verdict(each: Unpacked) -> tuple[str, str]:
+    try:
+        return "taken in", events.decode("shipment.updated", each.headers, each.value).id
+    except Refused as refused:
+        return refused.code, refused.detail
+
+
+def changed(**changes: Any) -> bytes:
+    return json.dumps({name: value for name, value in {**EVENT, **changes}.items() if value != "-"}).encode()
+
+
+MISSING_ID = ("not_cloudevent", "ce_id: missing or empty")
+MISSING_TIME = ("field_missing", "ce_time: missing")
+NO_TIME = ("field_malformed", "ce_time: not an RFC 3339 time with offset")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        (changed(), ("taken in", "scan-1")),
+        (changed(id="é" * 1_000), ("taken in", "é" * 1_000)),
+        (changed(time="-"), MISSING_TIME),
+        (changed(time=None), MISSING_TIME),
+        (changed(time=1_772_359_200), NO_TIME),
+        (changed(time=""), NO_TIME),
+        (changed(time="yesterday"), NO_TIME),
+        (changed(id="-"), MISSING_ID),
+        (changed(id=None), MISSING_ID),
+        (changed(id=7), MISSING_ID),
+        (changed(id=""), MISSING_ID),
+        (changed(id="-", time="-"), MISSING_ID),
+        (changed(id="é" * 1_001), ("field_malformed", "ce_id: longer than 1,000 characters")),
+        (changed(id="-", time=[]), MISSING_ID),
+        (changed()[:-1] + b',"time":"2026-03-01T11:00:00Z"}', ("taken in", "scan-1")),
+        (changed(time=5)[:-1] + b',"time":"2026-03-01T11:00:00Z"}', NO_TIME),
+        (changed(order_id="-"), ("field_missing", "Object missing required field `order_id`")),
+        (b"7", MISSING_ID),
+        (b"[]", MISSING_ID),
+    ],
+)
+def test_an_event_is_judged_where_it_arrives(written: bytes, expected: tuple[str, str]) -> None:
+    good, bad = unpacked(changed(), written)
+    assert verdict(good) == ("taken in", "scan-1")
+    assert (verdict(bad), bad.value) == (expected, written)
+
+
+def test_the_key_is_the_orders() -> None:
+    assert [each.key for each in unpacked(changed(order_id=ORDER.upper()), changed(order_id=5), b"1")] == [ORDER.encode(), None, None]
+
+
+def test_no_id_or_time_makes_a_record_twice_as_large() -> None:
+    (each,) = unpacked(changed(id="x" * (5 << 20), time="y" * (5 << 20)))
+    assert sum(len(value) for _, value in each.headers) < 3_000
+    assert verdict(each) == ("field_malformed", "ce_id: longer than 1,000 characters")
