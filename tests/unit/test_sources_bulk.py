@@ -54,19 +54,129 @@ def reasons(content: str | bytes, kind: bulk.Kind = "orders") -> list[tuple[int,
         ("\ufeff" + HEADER + FIRST + SECOND + "\n\n" + OTHER, []),
         (HEADER.replace("\n", "\r\n") + (FIRST + SECOND).replace("\n", "\r\n"), []),
         (HEADER + FIRST + OTHER, [(2, errors.TOTAL_MISMATCH)]),
-        (HEADER + FIRST + OTHER + SECOND, [(2, errors.TOTAL_MISMATCH), (4, errors.FIELD_MISSING)]),
+        (
+            HEADER + FIRST + OTHER.replace("10.00\n", "9.00\n") + SECOND,
+            [(2, errors.FIELD_MALFORMED), (3, errors.TOTAL_MISMATCH), (4, errors.FIELD_MALFORMED)],
+        ),
         (HEADER + FIRST + SECOND.replace(",,,,,", ",,,,31.00,") + OTHER, [(2, errors.FIELD_MALFORMED)]),
         (HEADER + FIRST + SECOND.replace(",2,", ",two,") + OTHER, [(2, errors.FIELD_MALFORMED)]),
         (HEADER + FIRST + SECOND.replace("\n", ",\n") + OTHER, [(2, errors.FIELD_MALFORMED)]),
-        (HEADER + f'{ORDER},"open,\n' + OTHER, [(2, errors.FIELD_MALFORMED)]),
+        (HEADER + f'{ORDER},"open,\n' + OTHER, [(2, errors.FIELD_MALFORMED), (3, errors.FIELD_MALFORMED)]),
         (HEADER + FIRST.replace(at(1), "") + OTHER, [(2, errors.FIELD_MISSING)]),
         (HEADER + FIRST.replace(at(1), "2026-01-01 10:00") + OTHER, [(2, errors.FIELD_MALFORMED)]),
         (HEADER + FIRST.replace("EUR", "EURO") + OTHER, [(2, errors.CURRENCY_UNKNOWN)]),
-        (HEADER.encode() + b"\xff,\n" + OTHER.encode(), [(2, errors.FIELD_MALFORMED)]),
+        (HEADER.encode() + b"\xff,\n" + OTHER.encode(), [(2, errors.FIELD_MALFORMED), (3, errors.FIELD_MALFORMED)]),
+        (HEADER + FIRST + ",,,,,,,,,,\n" + SECOND + " , ,\n", []),
     ],
 )
 def test_lines_of_csv(text: str | bytes, expected: list[tuple[int, str]]) -> None:
     assert reasons(text) == expected
+
+
+PAID = f"{ORDER},{at(1)},{USER},EUR,10.00,{item_id(1)},{PRODUCT},{ANNA},lamp,1,10.00"
+GIFT = f"{ORDER},,,,,{item_id(2)},{PRODUCT},{ANNA},gift,1,0.00"
+"""Of the same order, and worth nothing: no total tells when it is missing."""
+GOOD = OTHER.rstrip()
+
+
+def orders_sent(*lines: str | bytes, header: str = HEADER) -> dict[str, int]:
+    """Of a file of these lines: the orders that would be sent, and how many items each has."""
+    text = b"\n".join([header.rstrip().encode(), *(line if isinstance(line, bytes) else line.encode() for line in lines)])
+    return {each["order_id"]: len(each["items"]) for part in taken(text)[1] for each in part}
+
+
+BROKEN: dict[str, str | bytes] = {
+    "a quote that isn't closed": GIFT.replace("gift", '"gift'),
+    "a quote that isn't opened": GIFT.replace("gift", 'gift","'),
+    "not UTF-8": GIFT.encode().replace(b"gift", b"g\xefft"),
+    "not UTF-8, id in upper case": GIFT.encode().replace(ORDER.encode(), ORDER.upper().encode()).replace(b"gift", b"g\xefft"),
+    "a cell too few": GIFT.replace("gift,", ""),
+    "a cell too many": GIFT + ",",
+    "a cell too many before the id": "x," + GIFT,
+    "a NUL": GIFT.replace("gift", "gi\0ft"),
+    "no number": GIFT.replace(",1,", ",one,"),
+    "id in braces": GIFT.replace(ORDER, f"{{{ORDER}}}"),
+    "blanks around the id": GIFT.replace(ORDER, f" {ORDER} "),
+    "too long": GIFT + "," + "x" * (5 << 20),
+    "too long, id without dashes": GIFT.replace(ORDER, ORDER.replace("-", "")) + "," + "x" * (5 << 20),
+    "an open quote before the id": '"' + GIFT,
+    "open quote, id without dashes": GIFT.replace(ORDER, ORDER.replace("-", "")).replace("gift", '"gift'),
+    "open quote, id in braces": GIFT.replace(ORDER, f"{{{ORDER}}}").replace("gift", '"gift'),
+}
+"""The gift's line as it can't be read; whose it is can be told."""
+NOBODYS: dict[str, str | bytes] = {
+    "no id": GIFT.replace(ORDER, ""),
+    "a digit too few": GIFT[1:],
+    "an unreadable byte in the id": GIFT.encode().replace(ORDER[:4].encode(), b"0a\xffa"),
+    "no id, a cell too few": GIFT.replace(ORDER + ",", ""),
+    "a piece of a line": "gift,1,0.00",
+    "two lines glued together, one without an id": GIFT.replace(ORDER, "") + GOOD,
+    "too long, and its id broken": GIFT[1:] + "," + "x" * (5 << 20),
+    "only NULs": "\0" * 40,
+}
+"""The gift's line as nobody can tell whose it is."""
+
+
+@pytest.mark.parametrize("gift", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("where", [0, 1, 2, 3])
+def test_an_order_of_which_a_line_cannot_be_read_is_refused_wherever_it_stands(gift: str | bytes, where: int) -> None:
+    lines: list[str | bytes] = [PAID, GOOD, GOOD.replace(STRANGER, STRANGER.replace("c", "d"))]
+    lines.insert(where, gift)
+    found = orders_sent(*lines)
+    assert ORDER not in found
+    assert len(found) == 2
+
+
+@pytest.mark.parametrize("gift", NOBODYS.values(), ids=NOBODYS)
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_a_line_that_may_belong_to_any_order_refuses_all(gift: str | bytes, where: int) -> None:
+    lines: list[str | bytes] = [PAID, GOOD]
+    lines.insert(where, gift)
+    assert orders_sent(*lines) == {}
+
+
+def test_lines_of_an_order_are_one_however_its_id_is_written() -> None:
+    for id_ in (ORDER.upper(), ORDER.replace("-", ""), ORDER.replace("-", "").upper()):
+        assert orders_sent(PAID, GIFT.replace(ORDER, id_), GOOD) == {ORDER: 2, STRANGER: 1}
+
+
+def test_lines_of_an_order_that_do_not_follow_each_other_refuse_it() -> None:
+    assert orders_sent(PAID, GOOD, GIFT) == {STRANGER: 1}
+    assert orders_sent(GIFT, GOOD, PAID) == {STRANGER: 1}
+    assert orders_sent(PAID, GOOD, PAID) == {STRANGER: 1}
+
+
+def test_two_lines_glued_together_refuse_both_orders() -> None:
+    """As `cat` glues files of which the first has no line break at its end."""
+    assert orders_sent(PAID, GIFT + GOOD) == {}
+    assert orders_sent(PAID, GIFT + HEADER.rstrip(), GOOD) == {}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quoted_cell_holds_line_breaks(end: str) -> None:
+    noted = HEADER.rstrip() + ",note,remark\n"
+    for note in ("ring twice{0}please", '""hello""{0}, she said', "{0}{0}", "a, b{0}c, d{0}e"):
+        quoted = f',"{note.format(end)}",'
+        assert orders_sent(PAID + ",,", GIFT + quoted, GOOD + quoted + "x", header=noted) == {ORDER: 2, STRANGER: 1}
+    head = f'"a{end}note",' + HEADER
+    assert orders_sent(f'"x{end}y",' + PAID, "," + GIFT, header=head) == {ORDER: 2}
+
+
+def test_a_quote_that_is_not_closed_takes_in_no_other_line() -> None:
+    """Read as one record, the lines between two stray quotes would have the right number of cells."""
+    torn = [PAID, GIFT.replace("gift", '"gift'), GOOD, GOOD.replace(STRANGER, STRANGER.replace("c", "d")).replace("sku-1", 'sku-1"')]
+    assert orders_sent(*torn) == {STRANGER: 1}
+    assert orders_sent(*torn[:2], torn[3]) == {}
+    refused = taken("\n".join([HEADER.rstrip(), *torn]).encode())[2]
+    assert [each.line for each in refused] == [2, 5]
+    assert "in line 3: a quote isn't closed" in refused[0].detail
+    # Beside it, a quoted line break is none any more, and what follows it is nobody's.
+    assert orders_sent(PAID.replace("lamp", '"la\nmp"'), GIFT.replace("gift", '"gift'), GOOD) == {}
+
+
+def test_an_order_of_too_many_lines_is_refused_and_not_kept() -> None:
+    lines = [PAID, *(GIFT.replace(item_id(2), item_id(n)) for n in range(2, 1100))]
+    assert orders_sent(*lines, GOOD) == {STRANGER: 1}
 
 
 @pytest.mark.parametrize(
@@ -84,6 +194,7 @@ def test_lines_of_csv(text: str | bytes, expected: list[tuple[int, str]]) -> Non
         (b'{"x": "' + b"y" * (6 << 20) + b'"}', errors.RECORD_TOO_LARGE),
         (json.dumps({**SCAN, "time": at(1), "status": "lost"}).encode(), errors.FIELD_MALFORMED),
         (json.dumps({**SCAN, "time": at(1), "carrier": "\x00"}).encode(), errors.FIELD_MALFORMED),
+        (b'{"order_id": 7, ' + json.dumps({**SCAN, "time": at(1)}).encode()[1:], errors.FIELD_MALFORMED),
     ],
 )
 def test_a_refused_line_of_ndjson_leaves_its_neighbours_alone(bad: bytes, reason: str) -> None:
@@ -111,6 +222,10 @@ def test_one_content_is_one_job_in_whatever_wrapping() -> None:
     assert taken(text, job=JOB)[1][0][0]["id"] == bulk.event_id(JOB, 2)
 
 
+def test_members_of_gzip_are_one_file() -> None:
+    assert taken(gzip.compress(HEADER.encode()) + gzip.compress((PAID + "\n").encode()) + gzip.compress(GIFT.encode()))[0].accepted == 1
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -118,7 +233,18 @@ def test_one_content_is_one_job_in_whatever_wrapping() -> None:
         (b"\n", "no column order_id"),
         (HEADER.encode(), "holds no orders"),
         (HEADER.replace("price", "prize").encode(), "no column price"),
+        (HEADER.replace("sku", "price").encode(), "column 'price' stands twice"),
+        (HEADER.replace("sku", "sku, Price ").encode(), "column 'price' stands twice"),
+        ((HEADER + PAID).replace(",", ";").encode(), "no column order_id"),
+        (PAID.encode(), "in its first line, which is the header"),
+        ((HEADER + PAID).encode("utf-16"), "UTF-16"),
+        ((HEADER + PAID).encode("utf-16-le"), "NUL"),
+        (b"\0" * 1000, "NUL"),
         (gzip.compress(HEADER.encode(), mtime=0)[:-9], "cut short or broken"),
+        (gzip.compress(HEADER.encode()) + b"more", "cut short or broken"),
+        (gzip.compress(gzip.compress(HEADER.encode())), "gzip within gzip"),
+        (b"PK\x03\x04", "Excel"),
+        (b"orders.csv".ljust(257, b"x") + b"ustar", "tar"),
         (b"PAR1 and no more", "cannot be read as Parquet"),
     ],
 )
