@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import sqlite3
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -18,6 +19,7 @@ from typing import IO, Any, Final, Literal, NamedTuple, get_args
 from uuid import UUID
 
 import msgspec
+from aiokafka.errors import KafkaTimeoutError
 
 from domain import bulk, errors, events, ids
 from domain.bulk import EVENT, EVENT_BYTES, PART_BYTES, PART_EVENTS, TOPIC, Kind
@@ -39,6 +41,11 @@ NOTED_EVERY: Final = 20
 """Parts between two notes of how far a job was sent."""
 MAX_ITEMS: Final = 1000
 """Most items of an order."""
+
+SILENCE: Final = 60.0
+"""Seconds without an acknowledgement after which Kafka is given up: an idempotent producer alone would wait for ever."""
+STOPPING: Final = 2.0
+"""Seconds in which a producer that was given up may close its connections."""
 
 _MODEL: Final[dict[Kind, type[msgspec.Struct]]] = {
     "orders": events.OrderCreated,
@@ -167,8 +174,8 @@ def encode(kind: Kind, job: str, row: Row) -> bytes:
 async def send(settings: Settings, job: Job, *, again: bool = False, progress: Callable[[int], None] = lambda _: None) -> int:
     """Send the job's parts that weren't sent before (all with `again`), each acknowledged, and note it in orders_bulk_job.
 
-    Returns how many were sent now. `progress` gets the parts sent so far, earlier ones included. Raises sinks.bulk.OtherJob, and what
-    aiokafka and asyncpg raise: what was acknowledged until then stays, and the same file again goes on from there.
+    Returns how many were sent now. `progress` gets the parts sent so far, earlier ones included. Blocks; gives up after SILENCE. Raises
+    sinks.bulk.OtherJob, and what aiokafka and asyncpg raise: what was acknowledged stays, and the same file again goes on from there.
     """
     topic, count = TOPIC[job.kind], len(job.parts)
     async with BulkJobs(settings, "orders-bulk-submit") as jobs:
@@ -187,6 +194,9 @@ async def send(settings: Settings, job: Job, *, again: bool = False, progress: C
 
         async def land() -> None:
             part, future = flying.popleft()
+            done, _ = await asyncio.wait([future], timeout=SILENCE)
+            if not done:
+                raise KafkaTimeoutError(f"no acknowledgement for {SILENCE:g} s")
             await future
             if part % NOTED_EVERY == 0 or part == count:
                 await jobs.sent(job.id, part)
@@ -205,9 +215,12 @@ async def send(settings: Settings, job: Job, *, again: bool = False, progress: C
                     await land()
             while flying:
                 await land()
+        except BaseException:
+            for _, future in flying:
+                future.cancel()
+            raise
         finally:
-            await producer.stop()
-            await asyncio.gather(*(future for _, future in flying), return_exceptions=True)
+            await asyncio.wait([asyncio.ensure_future(producer.stop())], timeout=STOPPING if sys.exception() else None)
         return count - first
 
 

@@ -29,7 +29,7 @@ _ROWS: Final = 256
 """Rows in memory at once."""
 _ROW_BYTES: Final = 100
 """No event is smaller: so much a row counts at least."""
-_MEMORY: Final = 1 << 30
+MEMORY: Final = 1 << 30
 """Most bytes of memory that reading a file may take: ordinary ones take a fifth of it."""
 _REFUSED: Final = 3
 """Exit code of a process that has said why a file can't be read."""
@@ -81,9 +81,9 @@ class Parquet:
         return self._pq.ParquetFile(self._content, pre_buffer=False, buffer_size=1 << 20)
 
     def _try(self, fields: Collection[str]) -> None:
-        command = [sys.executable, "-P", "-m", "sources.parquet", json.dumps([self._path, sorted(fields), self._limit])]
+        command = [sys.executable, "-P", "-m", "sources.parquet", json.dumps([self._path, sorted(fields), self._limit, MEMORY])]
         # Other allocators ask for more than they use.
-        environment = {**os.environ, "ARROW_DEFAULT_MEMORY_POOL": "system"}
+        environment = {**os.environ, "ARROW_DEFAULTMEMORY_POOL": "system"}
         # The other process moves the place in the file, of which the buffer here knows nothing.
         file = self._content.fileno()
         place = os.lseek(file, 0, os.SEEK_CUR)
@@ -124,7 +124,7 @@ class Parquet:
 
 
 def _too_large(path: str) -> str:
-    return f"{path}: {_ROWS} rows of it take more than {_MEMORY:,} bytes of memory; nothing of it was sent"
+    return f"{path}: {_ROWS} rows of it take too much memory; nothing of it was sent"
 
 
 def _row(number: int, values: dict[str, Any], flat: bool) -> Row:
@@ -188,9 +188,9 @@ def _plain(name: str, value: Any, item: Collection[str]) -> Any:
 
 def main() -> None:
     """Read the file on stdin to its end, in so much memory as there may be; why that can't be is said on stdout."""
-    path, fields, limit = json.loads(sys.argv[1])
+    path, fields, limit, memory = json.loads(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:
         with open(0, "rb") as content:
             content.seek(0)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
+import resource
 from contextlib import ExitStack
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid5
 
@@ -17,6 +20,8 @@ import pytest
 from domain import bulk, errors, events
 from domain.errors import Refused
 from sources import bulk as files
+from sources import files as copies
+from sources import parquet as parquets
 from sources.bulk import Job, Refusal, prepare
 from sources.event import SourceError
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, USER, VALID, at, created, item_id, line, parcel, record
@@ -293,6 +298,126 @@ def test_parquet_nested_and_a_row_an_item() -> None:
         assert len(event["items"]) == 2
         assert "region" not in event
     assert [(each.line, each.reason) for each in taken(parquet({**flat, "time": at(1), "price": 10.0}))[2]] == [(1, "field_malformed")]
+
+
+@pytest.mark.parametrize(
+    ("column", "type_", "good", "bad", "refused"),
+    [
+        ("price", pa.decimal128(20, 4), Decimal("10.0000"), Decimal("10.0010"), "with at most 2 decimals"),
+        ("price", pa.decimal256(60, 30), Decimal(10), Decimal(-10), "not an amount"),
+        ("price", pa.large_string(), "10.00", "10.0000", "with at most 2 decimals"),
+        ("quantity", pa.float64(), 1.0, 1.5, "a float"),
+        ("quantity", pa.decimal128(9, 2), Decimal(1), Decimal("1.5"), "Expected `int`"),
+        ("quantity", pa.int8(), 1, -1, ">= 1"),
+        ("sku", pa.binary(), b"0123456789abcdef", b"\xff", "not UTF-8"),
+        ("sku", pa.string(), "lamp", None, "missing required field `sku`"),
+        ("item_id", pa.binary(), UUID(item_id(1)).bytes, b"\0" * 15, "Invalid UUID"),
+        ("time", pa.timestamp("ns", "Europe/Berlin"), 1_700_000_000_000_000_123, None, "$.time: missing"),
+        ("time", pa.timestamp("ms", "UTC"), 1_700_000_000_000, 1 << 52, "$.time: of a type"),
+    ],
+)
+def test_each_value_of_parquet_is_judged_by_itself(column: str, type_: pa.DataType, good: Any, bad: Any, refused: str) -> None:
+    item = {"item_id": item_id(1), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": "10.00"}
+    rows = [
+        {"order_id": id_, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item} for id_ in (ORDER, STRANGER)
+    ]
+    table = pa.Table.from_pylist(rows)
+    for values, count in (([good, good], 2), ([good, bad], 1)):
+        buffer = io.BytesIO()
+        changed = table.set_column(table.column_names.index(column), column, pa.array(values, type_))
+        pq.write_table(changed, buffer)
+        job, parts, told = taken(buffer.getvalue())
+        assert job.accepted == count, told
+        assert all(column != "sku" or each["items"][0]["sku"] in ("lamp", "0123456789abcdef") for each in parts[0])
+    assert refused in told[0].detail
+
+
+def test_money_of_several_currencies_in_one_column_of_decimals() -> None:
+    amounts = [("EUR", Decimal("10.0000")), ("JPY", Decimal("1000.0000")), ("BHD", Decimal("1.2340")), ("JPY", Decimal("0.5000"))]
+    rows = []
+    for n, (currency, amount) in enumerate(amounts):
+        item = {"item_id": item_id(n), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": amount}
+        order = {"order_id": parcel(n), "time": at(1), "user_id": USER, "currency": currency, "total_amount": amount}
+        rows.append(order | {"items": [item]})
+    _, parts, refused = taken(parquet(*rows, total_amount=pa.decimal128(20, 4)))
+    assert [each["total_amount"] for each in parts[0]] == ["10", "1000", "1.234"]
+    assert [(each.line, each.reason) for each in refused] == [(4, errors.FIELD_MALFORMED)]
+
+
+def test_a_row_of_parquet_without_an_order_refuses_all() -> None:
+    item = {"item_id": item_id(1), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": "10.00"}
+    order = {"order_id": ORDER, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item}
+    assert taken(parquet(order, {**order, "order_id": None}))[0].accepted == 0
+
+
+def test_a_column_of_parquet_that_stands_twice_refuses_the_file() -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table([["1"], ["2"]], ["price", "Price"]), buffer)
+    with pytest.raises(SourceError, match="stands twice"):
+        taken(buffer.getvalue())
+
+
+def test_small_files_that_unpack_to_gigabytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their text is the same in every row, and stands there once; or they have rows without end."""
+    monkeypatch.setattr(parquets, "MEMORY", 400 << 20)
+    for length, says in ((1_000, "no column order_id"), (2_000_000, "too much memory")):
+        text = pa.DictionaryArray.from_arrays(pa.array([0] * 250, pa.int32()), ["x" * length])
+        buffer = io.BytesIO()
+        pq.write_table(pa.table({"sku": text}), buffer, compression="zstd")
+        assert len(buffer.getvalue()) < 50_000
+        with pytest.raises(SourceError, match=says):
+            taken(buffer.getvalue())
+    many = pa.table({name: pa.array([""]).take(pa.array([0] * 100_000)) for name in HEADER.strip().split(",")})
+    buffer = io.BytesIO()
+    pq.write_table(many, buffer)
+    with pytest.raises(SourceError, match="more than 1,000,000 bytes"):
+        taken(buffer.getvalue(), limit=1_000_000)
+
+
+def test_gzip_that_unpacks_to_much_more_than_its_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = gzip.compress((HEADER + "x" * 1_000_000).encode())
+    assert taken(content)[0].refused == 1
+    monkeypatch.setattr(copies, "ALWAYS", 10_000)
+    with pytest.raises(SourceError, match="100 times its size"):
+        taken(content)
+    assert taken(content, limit=2_000_000)[0].refused == 1
+    with pytest.raises(SourceError, match="more than 1,000 bytes"):
+        taken(content, limit=1_000)
+
+
+@pytest.mark.parametrize("change", ["grow", "shrink", "write"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    file = tmp_path / "orders.csv"
+    file.write_text(HEADER + PAID + "\n" + GIFT)
+    look = copies._look
+
+    def changing(path: str, block: bytes) -> None:
+        look(path, block)
+        match change:
+            case "grow":
+                with file.open("a") as out:
+                    out.write("\n" + GOOD)
+            case "shrink":
+                os.truncate(file, len(HEADER))
+            case _:
+                os.utime(file, ns=(1, 1))
+
+    monkeypatch.setattr(copies, "_look", changing)
+    with ExitStack() as stack, pytest.raises(SourceError, match="changed while it was read"):
+        prepare(str(file), "orders", stack, stdin=io.BytesIO())
+
+
+def test_what_cannot_be_read_or_copied_is_one_line(tmp_path: Path) -> None:
+    for path, says in ((tmp_path, "Is a directory"), (tmp_path / "none", "No such file"), (Path("/dev/zero"), "NUL")):
+        with ExitStack() as stack, pytest.raises(SourceError, match=says):
+            prepare(str(path), "orders", stack, stdin=io.BytesIO())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # to a process, a disk that is full
+    try:
+        with pytest.raises(SourceError, match="no room left for temporary files"):
+            taken(HEADER.encode() + b"x" * 200_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_part_is_taken_apart_into_events_as_they_came() -> None:
