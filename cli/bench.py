@@ -49,6 +49,8 @@ def bench_command(
     from stack import StackError
 
     messages = Console(stderr=True)
+    if out is not None:
+        _writable(out)
     try:
         guarantee = get_settings().delivery if delivery is None else delivery.value
         plan = Plan(
@@ -58,12 +60,23 @@ def bench_command(
     except (StackError, RuntimeError) as error:
         raise UserError(f"bench: {error}") from None
     text = json.dumps(result, indent=2)
-    if out is not None:
-        out.write_text(text + "\n")
     if as_json:
         sys.stdout.write(text + "\n")
     else:
         _print(result)
+    if out is not None:
+        try:
+            out.write_text(text + "\n")
+        except OSError as error:
+            raise UserError(f"--out {out}: {error.strerror}; the result is on stdout only") from None
+
+
+def _writable(out: Path) -> None:
+    """Before minutes of work. Raises UserError."""
+    try:
+        out.open("a").close()
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}; check the path") from None
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
+import stat
 import sys
 import time
 from contextlib import ExitStack
@@ -11,19 +14,22 @@ from datetime import timedelta
 from enum import Enum
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, NamedTuple, NoReturn
 from uuid import UUID
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
+from cli.dlq import printable
 from cli.errors import UserError
 from settings import Settings, get_settings
 from sinks.bulk import BulkJobs, OtherJob
 from sources.bulk import Job, Refusal, prepare, send
 from sources.event import SourceError
+from sources.files import temporary, write
 from streams import topics
 
 app = typer.Typer(
@@ -70,6 +76,10 @@ def submit_command(
     job: Annotated[str | None, typer.Option(help="The job's UUID. Without it made of kind and content.", show_default=False)] = None,
     format: Annotated[FormatName | None, typer.Option(help="Without it told by the content.", show_default=False)] = None,
     report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)] = None,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Most bytes of the file, unpacked. Without it 4 GiB, and 100 times its size.", show_default=False),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Send the whole job even if it was sent before.")] = False,
     as_json: Json = False,
@@ -79,13 +89,13 @@ def submit_command(
     The same file is the same job: submitted twice it is sent once, and after a kill it goes on where it was. orders worker (role bulk or
     all) unpacks it. docs/bulk.md has the columns.
 
-    Exits 0 when every line was taken, 1 when some were refused (the others are sent), 2 when it couldn't work.
+    Exits 0 when every line was taken, 1 when some were refused (the others are sent) or sending failed in the middle, 2 when nothing was
+    sent because it couldn't work.
 
     Example: [bold]orders bulk submit orders orders.csv.gz --report refused.ndjson[/bold]
     """
     settings, started = get_settings(), time.monotonic()
     job = None if job is None else _uuid(job)
-    refusals: list[Refusal] = []
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -95,15 +105,10 @@ def submit_command(
         transient=True,
         disable=as_json or not sys.stderr.isatty(),
     )
+    failure: BaseException | None = None
+    sent = 0
     with ExitStack() as stack:
-        out = None if report is None else stack.enter_context(report.open("w"))
-
-        def refuse(refusal: Refusal) -> None:
-            if len(refusals) < KEPT:
-                refusals.append(refusal)
-            if out is not None:
-                print(json.dumps(refusal._asdict()), file=out)
-
+        refused = _Refused(report, file, stack)
         stack.enter_context(bar)
         reading = bar.add_task("lines read", total=None)
         try:
@@ -114,21 +119,115 @@ def submit_command(
                 stdin=sys.stdin.buffer,
                 format=None if format is None else format.value,
                 job=job,
-                refuse=refuse,
+                limit=max_bytes,
+                refuse=refused.add,
                 progress=lambda lines: bar.update(reading, completed=lines),
             )
         except SourceError as error:
-            raise UserError(str(error)) from error
-        sent = 0
+            raise UserError(printable(str(error))) from error
+        refused.write(made)
         if made.parts and not dry_run:
             sending = bar.add_task("parts sent", total=len(made.parts))
+
+            def count(part: int) -> None:
+                nonlocal sent
+                sent += 1
+                bar.update(sending, completed=part)
+
             try:
-                sent = asyncio.run(_send(settings, made, again, lambda parts: bar.update(sending, completed=parts)))
+                asyncio.run(_send(settings, made, again, count))
             except OtherJob:
                 raise UserError(f"job {made.id} is that of another file or kind; choose another --job, or none") from None
-    _report(made, refusals, sent, settings.bulk_rate, dry_run, time.monotonic() - started, as_json)
-    if made.refused:
+            except BaseException as error:
+                failure = error
+    outcome = Outcome(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
+    _report(made, refused.first, outcome, as_json)
+    if refused.failed is not None:
+        print(f"orders: --report {report}: {refused.failed.strerror}; it doesn't hold every refused line", file=sys.stderr)
+    if failure is not None:
+        _fail(failure, sent)
+    if made.refused or refused.failed is not None:
         raise typer.Exit(1)
+
+
+class Outcome(NamedTuple):
+    """What became of a submitted file: parts sent now, and whether it was then given up."""
+
+    sent: int
+    rate: float
+    dry_run: bool
+    failed: bool
+    seconds: float
+
+
+class _Refused:
+    """The refused lines: the first ones for the summary, all of them for --report, which is written once the file has been read."""
+
+    def __init__(self, report: Path | None, file: str, stack: ExitStack) -> None:
+        """Opens the report, and changes nothing of it. Raises UserError: it can't be written, or it is the file that will be read."""
+        self.first: list[Refusal] = []
+        self.failed: OSError | None = None
+        self._out: int | None = None
+        if file == "-" and sys.stdin is None:
+            raise UserError("-: there is no stdin; name a file")
+        if report is None:
+            return
+        try:
+            source = os.fstat(sys.stdin.fileno()) if file == "-" else os.stat(file)
+        except (OSError, ValueError):
+            return  # whoever reads it will tell
+        try:
+            ordinary = not report.exists() or report.is_file()
+            self._out = os.open(report, os.O_RDWR | os.O_CREAT if ordinary else os.O_WRONLY, 0o666)
+        except OSError as error:
+            raise UserError(f"--report {report}: {error.strerror}; check the path") from None
+        stack.callback(os.close, self._out)
+        self._report = report
+        if ordinary and os.path.samestat(source, os.fstat(self._out)):
+            raise self._overwrites()
+        try:
+            self._all = temporary(stack)
+        except SourceError as error:
+            raise UserError(str(error)) from error
+
+    def add(self, refusal: Refusal) -> None:
+        """Raises SourceError when there is no room for it."""
+        if len(self.first) < KEPT:
+            self.first.append(refusal)
+        if self._out is not None:
+            write(self._all, json.dumps(refusal._asdict()).encode() + b"\n")
+
+    def write(self, job: Job) -> None:
+        """Write the report; what goes wrong is kept in `failed`. Raises UserError when it holds what was read, through a pipe perhaps."""
+        if self._out is None:
+            return
+        try:
+            if stat.S_ISREG(os.fstat(self._out).st_mode):
+                with open(self._out, "rb", closefd=False) as there:
+                    if hashlib.file_digest(there, "sha256").hexdigest() in (job.digest, job.packed):
+                        raise self._overwrites()
+                os.lseek(self._out, 0, os.SEEK_SET)
+                os.truncate(self._out, 0)
+            self._all.seek(0)
+            while rest := self._all.read(1 << 20):
+                while rest:
+                    rest = rest[os.write(self._out, rest) :]
+        except OSError as error:
+            self.failed = error
+
+    def _overwrites(self) -> UserError:
+        return UserError(f"--report {self._report} would overwrite what is read; choose another file")
+
+
+def _fail(failure: BaseException, sent: int) -> NoReturn:
+    """End as the failure wants it, or in one line and with exit code 1 if a part of the job has been sent."""
+    from cli.main import explain
+
+    line = explain(failure)
+    if line is None or not sent:
+        raise failure
+    print(f"orders: {line}", file=sys.stderr)
+    raise typer.Exit(1)
 
 
 async def _send(settings: Settings, job: Job, again: bool, progress: Any) -> int:
@@ -139,34 +238,46 @@ async def _send(settings: Settings, job: Job, again: bool, progress: Any) -> int
     return await send(settings, job, again=again, progress=progress)
 
 
-def _report(job: Job, refusals: list[Refusal], sent: int, rate: float, dry_run: bool, seconds: float, as_json: bool) -> None:
+def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) -> None:
+    sent = outcome.sent
     if as_json:
-        document = {"job_id": job.id, "kind": job.kind, "format": job.format, "dry_run": dry_run, "lines": job.lines}
+        document = {"job_id": job.id, "kind": job.kind, "format": job.format, "dry_run": outcome.dry_run, "lines": job.lines}
         counts = {"accepted": job.accepted, "refused": job.refused, "by_reason": dict(job.reasons.most_common())}
-        parts = {"parts": len(job.parts), "parts_sent_now": sent, "ignored_columns": job.ignored, "seconds": round(seconds, 3)}
-        print(json.dumps({**document, **counts, **parts, "refusals": [refusal._asdict() for refusal in refusals]}))
+        parts = {"parts": len(job.parts), "parts_sent_now": sent, "failed": outcome.failed, "ignored_columns": job.ignored}
+        listed = [refusal._asdict() for refusal in refusals]
+        print(json.dumps({**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}))
         return
     console = Console(highlight=False)
     if job.ignored:
-        console.print(f"[yellow]ignored columns: {', '.join(job.ignored)}[/]")
+        console.print(_outside(f"ignored columns: {', '.join(job.ignored)}", "yellow"))
     if refusals:
         table = Table("line", "reason", "detail", box=None, pad_edge=False)
         for refusal in refusals[:SHOWN]:
-            table.add_row(str(refusal.line), refusal.reason, refusal.detail)
+            table.add_row(str(refusal.line), refusal.reason, _outside(refusal.detail))
         console.print(table)
         if job.refused > SHOWN:
             console.print(f"and {job.refused - SHOWN:,} more: --report FILE has them all")
     what = f"{job.lines:,} {job.kind} read, {job.accepted:,} right, {job.refused:,} refused"
-    if dry_run:
+    if outcome.dry_run:
         console.print(f"{what}; nothing sent (--dry-run)")
+    elif outcome.failed:
+        console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed", soft_wrap=True)
+        console.print("the same command again goes on from there; orders bulk status tells how far it is", soft_wrap=True)
     elif not job.parts:
         console.print(f"{what}; nothing to send")
     elif not sent:
         console.print(f"{what}; job {job.id} was sent before: nothing sent (--again sends it)", soft_wrap=True)
     else:
         console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}", soft_wrap=True)
-        took = timedelta(seconds=ceil(job.accepted / rate))
-        console.print(f"at ORDERS_BULK_RATE={rate:g} a bulk worker takes at least {took} for it; orders bulk status tells how far it is")
+        took = timedelta(seconds=ceil(job.accepted / outcome.rate))
+        console.print(
+            f"at ORDERS_BULK_RATE={outcome.rate:g} a bulk worker takes at least {took} for it; orders bulk status tells how far it is"
+        )
+
+
+def _outside(text: str, style: str = "") -> Text:
+    """Text that came from a file: no markup, nothing that steers a terminal, one line."""
+    return Text(printable(text).replace("\n", " "), style)
 
 
 @app.command("status")

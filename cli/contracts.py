@@ -132,21 +132,31 @@ def breaking(old: Json, new: Json, way: Way) -> list[str]:
 def write(folder: Path) -> list[Path]:
     """Write asyncapi.json and schemas/ into `folder`; returns the files that changed.
 
-    Raises Breaking before anything is written, and OSError.
+    Raises Breaking before anything is written, also for a file there that is no schema, and OSError.
     """
     wanted = {folder / "schemas" / name: schema for name, schema in schemas().items()}
     for path, schema in wanted.items():
         if path.exists():
             type_ = path.name.rsplit(".v", 1)[0]
-            broken = breaking(json.loads(path.read_text()), schema, way_of(type_))
+            try:
+                old = json.loads(path.read_text())
+            except ValueError as error:
+                raise Breaking(f"{path}: not JSON ({error}); restore it, or delete it if it was never published") from None
+            broken = breaking(old, schema, way_of(type_))
             if broken:
                 raise Breaking(f"{path.name}: {'; '.join(broken)}. It is published: raise the version and keep the old one beside it")
     changed: list[Path] = []
     for path, document in {**wanted, folder / "asyncapi.json": asyncapi()}.items():
         text = json.dumps(document, indent=2) + "\n"
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
+            # What was published is there until the new one is complete.
+            fresh = path.with_name(f".{path.name}.new")
+            try:
+                fresh.write_text(text)
+                fresh.replace(path)
+            finally:
+                fresh.unlink(missing_ok=True)
             changed.append(path)
     return changed
 

@@ -27,6 +27,8 @@ from streams.transport.errors import LeaseLost, Stale
 STATE_CHECKS: Final = ("changelog", "versions", "tables")
 """Checks whose findings a new record in the changelog mends; a worker's local table takes it over at its next start."""
 MENDED: Final = (*STATE_CHECKS, "rows", "cache")
+MOST_TEXT: Final = 64 << 20
+"""Characters of a file of ids."""
 
 
 @dataclass
@@ -161,9 +163,15 @@ def _parse(text: str) -> frozenset[str]:
     words = text.split(",")
     if text.startswith("@"):
         try:
-            words = Path(text[1:]).read_text().split()
+            with Path(text[1:]).open(encoding="utf-8-sig") as file:
+                listed = file.read(MOST_TEXT + 1)
         except OSError as error:
             raise UserError(f"--ids {text}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise UserError(f"--ids {text}: not text in UTF-8") from None
+        if len(listed) > MOST_TEXT:
+            raise UserError(f"--ids {text}: more than {MOST_TEXT:,} characters; without --ids every order is looked at")
+        words = listed.split()
     try:
         found = frozenset(str(UUID(word.strip())) for word in words if word.strip())
     except ValueError as error:

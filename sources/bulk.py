@@ -7,24 +7,19 @@ docs/bulk.md shows each.
 from __future__ import annotations
 
 import asyncio
-import csv
-import gzip
-import hashlib
 import io
-import shutil
-import tempfile
-import zlib
+import sqlite3
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
-from decimal import Decimal
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import IO, Any, Final, Literal, NamedTuple, get_args
 from uuid import UUID
 
 import msgspec
+from aiokafka.errors import KafkaTimeoutError
 
 from domain import bulk, errors, events, ids
 from domain.bulk import EVENT, EVENT_BYTES, PART_BYTES, PART_EVENTS, TOPIC, Kind
@@ -32,6 +27,9 @@ from domain.errors import Refused
 from settings import Settings
 from sinks.bulk import BulkJobs
 from sources.event import SourceError
+from sources.files import copied, no_room, temporary, write
+from sources.parquet import Parquet
+from sources.rows import Csv, Row, ndjson
 from wire import AIOKafkaProducer
 
 Format = Literal["csv", "ndjson", "parquet"]
@@ -41,6 +39,13 @@ IN_FLIGHT: Final = 4
 """Parts that are under way at once."""
 NOTED_EVERY: Final = 20
 """Parts between two notes of how far a job was sent."""
+MAX_ITEMS: Final = 1000
+"""Most items of an order."""
+
+SILENCE: Final = 60.0
+"""Seconds without an acknowledgement after which Kafka is given up: an idempotent producer alone would wait for ever."""
+STOPPING: Final = 2.0
+"""Seconds in which a producer that was given up may close its connections."""
 
 _MODEL: Final[dict[Kind, type[msgspec.Struct]]] = {
     "orders": events.OrderCreated,
@@ -55,14 +60,6 @@ def _names(model: type[msgspec.Struct], *, required: bool = False) -> tuple[str,
 
 ITEM_COLUMNS: Final = _names(events.ItemData)
 """Of orders that are a row an item: what belongs to the item. Everything else belongs to the order."""
-
-
-class Row(NamedTuple):
-    """One line of a file; `error` if it isn't one."""
-
-    line: int
-    values: dict[str, Any]
-    error: Refused | None = None
 
 
 class Refusal(NamedTuple):
@@ -81,7 +78,9 @@ class Job:
     kind: Kind
     format: Format
     digest: str
-    spool: IO[bytes]
+    packed: str
+    """sha256 of the file as it came, where `digest` is that of what it holds."""
+    spool: io.FileIO
     lines: int = 0
     accepted: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -103,27 +102,28 @@ def prepare(
     stdin: IO[bytes],
     format: Format | None = None,
     job: str | None = None,
+    limit: int | None = None,
     refuse: Callable[[Refusal], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Job:
     """Read and validate a file (`-`: stdin). `refuse` gets each line that can't be taken in, `progress` the lines read.
 
-    Needs as much room below $TMPDIR as the file has, twice, until `stack` is closed. Blocks. Raises SourceError when it can't be read as a
-    whole: then nothing of it counts.
+    `limit`: most bytes of it, unpacked (files.copied). Needs as much room below $TMPDIR as the file has, twice, until `stack` is closed.
+    Blocks. Raises SourceError when it can't be read as a whole: then nothing of it counts.
     """
-    content, digest = _content(path, stack, stdin)
+    content, digest, packed = copied(path, stack, stdin, limit)
     found = format or _sniff(content)
-    made = Job(job or bulk.job_id(kind, digest), kind, found, digest, _temporary(stack))
+    made = Job(job or bulk.job_id(kind, digest), kind, found, digest, packed, temporary(stack))
     events_of_part: list[bytes] = []
     size = 0
 
     def flush() -> None:
         joined = b",".join(events_of_part)
         made.parts.append((made.spool.tell(), len(joined)))
-        made.spool.write(joined)
+        write(made.spool, joined)
         events_of_part.clear()
 
-    for row in _rows(path, content, kind, found, made.ignored):
+    for row in _rows(path, content, kind, made, limit, stack):
         made.lines += 1
         if made.lines % 1000 == 0:
             progress(made.lines)
@@ -162,17 +162,20 @@ def encode(kind: Kind, job: str, row: Row) -> bytes:
         headers = bulk.headers_of(type_, id_, time, "/bulk")
     except UnicodeEncodeError:
         raise Refused(errors.FIELD_MALFORMED, "not UTF-8") from None
+    except (OverflowError, RecursionError):
+        raise Refused(errors.FIELD_MALFORMED, "a number too large, or nested too deep") from None
     if len(value) > EVENT_BYTES:
         raise Refused(errors.RECORD_TOO_LARGE, f"above {EVENT_BYTES:,} bytes as JSON")
-    events.decode(type_, headers, value)
+    # As it came, where it came as JSON: what a member says that stands twice, is judged each time.
+    events.decode(type_, headers, row.raw or value)
     return value
 
 
 async def send(settings: Settings, job: Job, *, again: bool = False, progress: Callable[[int], None] = lambda _: None) -> int:
     """Send the job's parts that weren't sent before (all with `again`), each acknowledged, and note it in orders_bulk_job.
 
-    Returns how many were sent now. `progress` gets the parts sent so far, earlier ones included. Raises sinks.bulk.OtherJob, and what
-    aiokafka and asyncpg raise: what was acknowledged until then stays, and the same file again goes on from there.
+    Returns how many were sent now. `progress` gets the parts sent so far, earlier ones included. Blocks; gives up after SILENCE. Raises
+    sinks.bulk.OtherJob, and what aiokafka and asyncpg raise: what was acknowledged stays, and the same file again goes on from there.
     """
     topic, count = TOPIC[job.kind], len(job.parts)
     async with BulkJobs(settings, "orders-bulk-submit") as jobs:
@@ -191,6 +194,9 @@ async def send(settings: Settings, job: Job, *, again: bool = False, progress: C
 
         async def land() -> None:
             part, future = flying.popleft()
+            done, _ = await asyncio.wait([future], timeout=SILENCE)
+            if not done:
+                raise KafkaTimeoutError(f"no acknowledgement for {SILENCE:g} s")
             await future
             if part % NOTED_EVERY == 0 or part == count:
                 await jobs.sent(job.id, part)
@@ -209,216 +215,143 @@ async def send(settings: Settings, job: Job, *, again: bool = False, progress: C
                     await land()
             while flying:
                 await land()
+        except BaseException:
+            for _, future in flying:
+                future.cancel()
+            raise
         finally:
-            await producer.stop()
-            await asyncio.gather(*(future for _, future in flying), return_exceptions=True)
+            await asyncio.wait([asyncio.ensure_future(producer.stop())], timeout=STOPPING if sys.exception() else None)
         return count - first
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- rows -------------------------------------------------------------------------------------------------------------
 
 
-def _content(path: str, stack: ExitStack, stdin: IO[bytes]) -> tuple[IO[bytes], str]:
-    """The file's content, gunzipped, in a temporary file, and its sha256."""
-    source: Any = stdin if path == "-" else stack.enter_context(Path(path).open("rb"))  # noqa: SIM115
-    content, digest = _temporary(stack), hashlib.sha256()
-    buffered = source if hasattr(source, "peek") else io.BufferedReader(source)
-    try:
-        if buffered.peek(2)[:2] == b"\x1f\x8b":
-            buffered = gzip.GzipFile(fileobj=buffered)
-        shutil.copyfileobj(buffered, content, 1 << 20)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise SourceError(f"{path}: gzip that is cut short or broken ({error}); nothing of it was sent") from error
-    content.seek(0)
-    while block := content.read(1 << 20):
-        digest.update(block)
-    content.seek(0)
-    return content, digest.hexdigest()
-
-
-def _temporary(stack: ExitStack) -> IO[bytes]:
-    return stack.enter_context(tempfile.TemporaryFile())
-
-
-def _sniff(content: IO[bytes]) -> Format:
-    start = content.read(4096)
-    content.seek(0)
+def _sniff(content: io.BufferedReader) -> Format:
+    start = content.peek(4096)[:4096]
     if start.startswith(b"PAR1"):
         return "parquet"
     return "ndjson" if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "csv"
 
 
-def _rows(path: str, content: IO[bytes], kind: Kind, format: Format, ignored: list[str]) -> Iterator[Row]:
-    if format == "ndjson":
-        return _ndjson(content)
-    columns, rows = _csv(path, content) if format == "csv" else _parquet(path, content)
-    flat = kind == "orders" and (format == "csv" or "items" not in columns)
+def _rows(path: str, content: io.BufferedReader, kind: Kind, made: Job, limit: int | None, stack: ExitStack) -> Iterator[Row]:
+    if made.format == "ndjson":
+        return ndjson(content)
+    every = {*_names(_MODEL[kind]), "id", "time", *ITEM_COLUMNS}
+    table = Csv(path, content) if made.format == "csv" else Parquet(path, content, every, limit)
+    flat = kind == "orders" and (made.format == "csv" or "items" not in table.columns)
     own = tuple(name for name in _names(_MODEL[kind]) if not (flat and name == "items"))
     needed = [*(name for name in _names(_MODEL[kind], required=True) if name in own), "time"]
     if flat:
         needed += _names(events.ItemData, required=True)
-    missing = [name for name in needed if name not in columns]
+    missing = [name for name in needed if name not in table.columns]
     if missing:
         raise SourceError(f"{path}: no column {missing[0]}; {kind} need {', '.join(needed)}")
     known = {*own, "id", "time", *(ITEM_COLUMNS if flat else ())}
-    ignored += [name for name in columns if name not in known]
-    kept = (Row(row.line, {name: value for name, value in row.values.items() if name in known}, row.error) for row in rows)
-    return _orders(kept) if flat else kept
-
-
-def _lines(content: IO[bytes]) -> Iterator[tuple[int, bytes | Refused]]:
-    """Number and bytes of each line that isn't blank; of one that is too long to be an event, why it is refused."""
-    number = 0
-    while line := content.readline(EVENT_BYTES + 2):
-        number += 1
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if len(line) > EVENT_BYTES + 1 and not line.endswith(b"\n"):
-            while line and not line.endswith(b"\n"):
-                line = content.readline(1 << 20)
-            yield number, Refused(errors.RECORD_TOO_LARGE, f"a line above {EVENT_BYTES:,} bytes")
-        elif line.strip():
-            yield number, line
-
-
-def _ndjson(content: IO[bytes]) -> Iterator[Row]:
-    for number, line in _lines(content):
-        values: Any = {}
-        refused: Refused | None = None
-        try:
-            if isinstance(line, Refused):
-                raise line
-            values = msgspec.json.decode(line)
-        except Refused as why:
-            refused = why
-        except (msgspec.DecodeError, UnicodeError) as error:
-            refused = Refused(errors.NOT_JSON, str(error))
-        except RecursionError:
-            refused = Refused(errors.NOT_JSON, "nested too deep")
-        if isinstance(values, dict):
-            yield Row(number, values, refused)
-        else:
-            yield Row(number, {}, Refused(errors.FIELD_MALFORMED, "$: not an object"))
-
-
-def _csv(path: str, content: IO[bytes]) -> tuple[list[str], Iterator[Row]]:
-    csv.field_size_limit(EVENT_BYTES)
-    lines = _lines(content)
-
-    def cells(line: bytes | Refused) -> list[str]:
-        # Each line by itself: a quote that isn't closed refuses its line, and doesn't swallow those after it.
-        if isinstance(line, Refused):
-            raise line
-        try:
-            return next(csv.reader([line.decode().rstrip("\r\n")], strict=True))
-        except UnicodeDecodeError:
-            raise Refused(errors.FIELD_MALFORMED, "not UTF-8") from None
-        except csv.Error as error:
-            raise Refused(errors.FIELD_MALFORMED, f"not CSV: {error}") from None
-
-    try:
-        columns = [name.strip() for name in cells(next(lines, (0, b","))[1])]
-    except Refused as refused:
-        raise SourceError(f"{path}: its first line is no header of CSV ({refused.detail})") from None
+    made.ignored += [name for name in table.columns if name not in known]
 
     def rows() -> Iterator[Row]:
-        for number, line in lines:
-            values: dict[str, Any] = {}
-            refused: Refused | None = None
-            try:
-                found = cells(line)
-                if len(found) != len(columns):
-                    refused = Refused(errors.FIELD_MALFORMED, f"{len(found)} cells, not {len(columns)}")
-                for name, text in zip(columns, found, strict=False):
-                    if text:
-                        values[name] = _cell(name, text)
-            except Refused as why:
-                refused = why
-            yield Row(number, values, refused)
+        if isinstance(table, Csv):
+            return table.rows(known, table.columns.index("order_id") if flat else None)
+        return table.rows(known, set(ITEM_COLUMNS), flat)
 
-    return columns, rows()
+    return _orders(rows(), _Lines(rows(), stack)) if flat else rows()
 
 
-def _cell(name: str, text: str) -> Any:
-    """A cell as the type of its field. What is of no such type stays text, and is refused as such."""
-    if name == "quantity" and text.isascii() and text.isdigit() and len(text) < 10:
-        return int(text)
-    if name == "restock" and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    if name == "items":
+class _Lines:
+    """Of orders that are a row an item: which of them may not be sent, because a line of theirs is, or may be, somewhere else.
+
+    On the local disk, in a nameless file, as far as it doesn't fit into memory.
+    """
+
+    def __init__(self, rows: Iterable[Row], stack: ExitStack) -> None:
+        """Reads all rows. Raises SourceError when there is no room."""
+        self.lost: int | None = None
+        """The first line that may belong to any order."""
+        self._db = stack.enter_context(closing(sqlite3.connect("", isolation_level=None)))
         try:
-            return msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeError) as error:
-            raise Refused(errors.FIELD_MALFORMED, f"$.items: not JSON ({error})") from None
-    return text
+            self._read(rows)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+                raise
+            raise no_room(error) from error
+
+    def _read(self, rows: Iterable[Row]) -> None:
+        run = self._db.execute
+        run("CREATE TABLE orders (id BLOB PRIMARY KEY, line INTEGER, other INTEGER) WITHOUT ROWID")
+        run("CREATE TABLE perhaps (line INTEGER, id BLOB)")
+        run("BEGIN")
+        last: bytes | None = None
+        for row in rows:
+            if row.order is None:
+                # Without any id that stands where the order's should, nothing is in the way of its being any order's.
+                run("INSERT INTO perhaps VALUES (?, NULL)", (row.line,))
+                for each in row.perhaps:
+                    run("INSERT INTO perhaps VALUES (?, ?)", (row.line, each))
+            elif row.order != last:
+                told = "INSERT INTO orders VALUES (?, ?, NULL) ON CONFLICT (id) DO UPDATE SET other = coalesce(other, excluded.line)"
+                run(told, (row.order, row.line))
+            last = row.order
+        lost = "SELECT p.line FROM perhaps p LEFT JOIN orders o USING (id) GROUP BY p.line HAVING count(o.id) = 0 ORDER BY p.line LIMIT 1"
+        self.lost = next((line for (line,) in run(lost)), None)
+        run("UPDATE orders SET other = p.line FROM perhaps p WHERE p.id = orders.id AND orders.other IS NULL")
+
+    def why_not(self, order: bytes | None, line: int) -> Refused | None:
+        """Why an order, met in this line, may not be sent."""
+        first, other = self._db.execute("SELECT line, other FROM orders WHERE id = ?", (order,)).fetchone() or (None, None)
+        if other is not None:
+            elsewhere = other if line == first else first
+            return Refused(errors.FIELD_MALFORMED, f"$.order_id: line {elsewhere} is of this order, too, or may be, and doesn't follow")
+        if self.lost is not None:
+            return Refused(errors.FIELD_MALFORMED, f"$.order_id: line {self.lost} may be of this order, too: its order can't be told")
+        return None
 
 
-def _parquet(path: str, content: IO[bytes]) -> tuple[list[str], Iterator[Row]]:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ModuleNotFoundError:
-        raise SourceError(f"{path}: Parquet needs pyarrow; run pip install 'orders-stream[parquet]'") from None
-    try:
-        file = pq.ParquetFile(content)
-    except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{path}: cannot be read as Parquet ({error})") from error
-
-    def rows() -> Iterator[Row]:
-        number = 0
-        try:
-            for batch in file.iter_batches(batch_size=1000):
-                for values in pa.Table.from_batches([batch]).cast(_in_microseconds(pa, batch.schema), safe=False).to_pylist():
-                    number += 1
-                    yield Row(number, _plain(values))
-        except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path}: cannot be read as Parquet after row {number} ({error}); nothing of it was sent") from error
-
-    return list(file.schema_arrow.names), rows()
-
-
-def _in_microseconds(pa: Any, schema: Any) -> Any:
-    """Python's times have no nanoseconds, nor has an event."""
-    return pa.schema(
-        [pa.field(each.name, pa.timestamp("us", tz=each.type.tz)) if pa.types.is_timestamp(each.type) else each for each in schema]
-    )
-
-
-def _plain(value: Any) -> Any:
-    """A value of Parquet as JSON has it; null is absent."""
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items() if each is not None}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    if isinstance(value, datetime | date):
-        return value.isoformat()
-    if isinstance(value, Decimal):
-        return f"{value:f}"
-    if isinstance(value, UUID):
-        return str(value)
-    if isinstance(value, bytes):
-        return str(UUID(bytes=value)) if len(value) == 16 else value.decode("utf-8", "surrogateescape")
-    return value
-
-
-def _orders(rows: Iterable[Row]) -> Iterator[Row]:
-    """A row an item -> an order each: rows that follow each other and have the same order_id."""
+def _orders(rows: Iterable[Row], lines: _Lines) -> Iterator[Row]:
+    """A row an item -> an order each: rows that follow each other and are of the same order."""
     mine: list[Row] = []
+    size = 0
     for row in rows:
-        if mine and row.values.get("order_id") != mine[0].values.get("order_id"):
-            yield _order(mine)
-            mine = []
-        mine.append(row)
+        if mine and (mine[0].order is None or mine[0].order not in (row.order, *row.perhaps)):
+            yield _order(mine, lines)
+            mine, size = [], 0
+        size += sum(len(value) for value in row.values.values() if isinstance(value, str))
+        if size > EVENT_BYTES and row.error is None:
+            row = row._replace(error=Refused(errors.RECORD_TOO_LARGE, f"above {EVENT_BYTES:,} bytes as JSON"))
+        if row.error is not None:
+            row = row._replace(values={})
+        # One more than an order may have: it is refused, and no more of it has to be kept.
+        if len(mine) <= MAX_ITEMS:
+            mine.append(row)
+        elif row.error is not None:
+            mine[-1] = row
     if mine:
-        yield _order(mine)
+        yield _order(mine, lines)
 
 
-def _order(rows: list[Row]) -> Row:
-    first, error = rows[0], next((row.error for row in rows if row.error is not None), None)
+def _order(rows: list[Row], lines: _Lines) -> Row:
+    first = rows[0]
+    broken = next((row for row in rows if row.error is not None), None)
+    error = lines.why_not(first.order, first.line) if broken is None else broken.error
+    if broken is not None and broken is not first and error is not None:
+        error = Refused(error.code, f"in line {broken.line}: {error.detail}")
+    if error is not None:
+        return Row(first.line, {}, error)
     values = {name: value for name, value in first.values.items() if name not in ITEM_COLUMNS}
     for row in rows[1:]:
-        differs = next((name for name in row.values if name not in ITEM_COLUMNS and row.values[name] != values.get(name)), None)
-        if differs is not None and error is None:
+        differs = next((name for name in row.values if name not in ITEM_COLUMNS and not _same(name, row.values[name], values)), None)
+        if differs is not None:
             error = Refused(errors.FIELD_MALFORMED, f"$.{differs}: in line {row.line} not as in line {first.line}, the order's first")
+            return Row(first.line, {}, error)
     values["items"] = [{name: value for name, value in row.values.items() if name in ITEM_COLUMNS} for row in rows]
-    return Row(first.line, values, error)
+    return Row(first.line, values)
+
+
+def _same(name: str, value: Any, first: dict[str, Any]) -> bool:
+    """Whether a line says of its order what the order's first line says; an id may be written otherwise, as far as it is one."""
+    if value == first.get(name):
+        return True
+    try:
+        return name == "order_id" and msgspec.convert(value, UUID) is not None
+    except msgspec.ValidationError:
+        return False

@@ -130,40 +130,57 @@ def _plan(folder: Path) -> list[_Planned]:
 def _orders(folder: Path) -> Iterator[_Order]:
     if not folder.is_dir():
         raise SourceError(f"{folder}: no such folder; give the one that holds {_ORDERS}")
-    customers = {row["customer_id"]: row for row in _rows(folder, _CUSTOMERS)}
-    items: defaultdict[str, list[Row]] = defaultdict(list)
+    customers: dict[str, Row] = {}
+    for row in _rows(folder, _CUSTOMERS):
+        _once(folder, _CUSTOMERS, row, "customer_id", customers, row["customer_id"])
+    items: defaultdict[UUID, list[Row]] = defaultdict(list)
     for row in _rows(folder, _ITEMS):
         for column in ("price", "freight_value"):
             _decimal(folder, _ITEMS, row, column)
         _uuid(folder, _ITEMS, row, "seller_id")
-        items[row["order_id"]].append(row)
-    payments: defaultdict[str, list[Row]] = defaultdict(list)
+        items[_uuid(folder, _ITEMS, row, "order_id")].append(row)
+    payments: defaultdict[UUID, list[Row]] = defaultdict(list)
     for row in _rows(folder, _PAYMENTS):
         if _decimal(folder, _PAYMENTS, row, "payment_value"):
-            payments[row["order_id"]].append(row)
+            payments[_uuid(folder, _PAYMENTS, row, "order_id")].append(row)
+    orders: dict[UUID, Row] = {}
     for row in _rows(folder, _ORDERS):
-        order_id = row["order_id"]
-        mine = items.get(order_id, [])
-        sellers = list(dict.fromkeys(item["seller_id"] for item in mine))
         uuid = _uuid(folder, _ORDERS, row, "order_id")
-        yield _Order(uuid, row, customers.get(row["customer_id"]), mine, payments.get(order_id, []), sellers)
+        _once(folder, _ORDERS, row, "order_id", orders, uuid)
+        mine = items.pop(uuid, [])
+        sellers = list(dict.fromkeys(item["seller_id"] for item in mine))
+        yield _Order(uuid, row, customers.get(row["customer_id"]), mine, payments.pop(uuid, []), sellers)
+    for name, left in ((_ITEMS, items), (_PAYMENTS, payments)):
+        for rows in left.values():
+            raise _bad(folder, name, rows[0], "order_id", f"is no order of {_ORDERS}: one of its own would go without this")
 
 
 def _rows(folder: Path, name: str) -> Iterator[Row]:
     path = folder / name
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
-            missing = [column for column in _COLUMNS[name] if column not in (reader.fieldnames or ())]
+            reader = csv.reader(file, strict=True)
+            columns = next(reader, [])
+            missing = [column for column in _COLUMNS[name] if columns.count(column) != 1]
             if missing:
-                raise SourceError(f"{path}: no column {missing[0]}; give the file as Olist publishes it")
-            for row in reader:
-                row["line"] = str(reader.line_num)
-                yield row
+                what = "column {} stands twice" if missing[0] in columns else "no column {}"
+                raise SourceError(f"{path}: {what.format(missing[0])}; give the file as Olist publishes it")
+            for cells in reader:
+                if len(cells) != len(columns) or any("\n" in cell or "\0" in cell for cell in cells):
+                    if not any(cells):
+                        continue
+                    raise SourceError(f"{path}, line {reader.line_num}: not the cells of one line; mend or drop that line")
+                yield {**dict(zip(columns, cells, strict=True)), "line": str(reader.line_num)}
     except FileNotFoundError as error:
         raise SourceError(f"{path}: no such file; give the folder with Olist's files under their own names") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path}: cannot be read as CSV ({error}); give the file as Olist publishes it") from error
+
+
+def _once(folder: Path, name: str, row: Row, column: str, seen: dict[Any, Row], key: Any) -> None:
+    if key in seen:
+        raise _bad(folder, name, row, column, f"stands in line {seen[key]['line']}, too")
+    seen[key] = row
 
 
 def _decimal(folder: Path, name: str, row: Row, column: str) -> Decimal:

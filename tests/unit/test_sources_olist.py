@@ -126,7 +126,16 @@ def test_local_times(local: str, expected: str) -> None:
     ("name", "lines", "says"),
     [
         ("payments", ["order_id,payment_sequential,payment_type"], "olist_order_payments_dataset.csv: no column payment_value"),
-        ("customers", ["customer_id,customer_unique_id,customer_state", "x"], None),
+        ("customers", ["customer_id,customer_unique_id,customer_state", "x,u,SP"], None),
+        ("customers", ["customer_id,customer_unique_id,customer_state", "x"], "line 2: not the cells of one line"),
+        ("customers", ["customer_id,customer_unique_id,customer_state", '"x,u,SP', 'y,u,SP"'], "line 3: not the cells of one line"),
+        (
+            "customers",
+            ["customer_id,customer_unique_id,customer_state", "x,u,SP", "x,v,SP"],
+            "line 3: customer_id 'x' stands in line 2, too",
+        ),
+        ("customers", ["customer_id,customer_unique_id,customer_id", "x,u,SP"], "column customer_id stands twice"),
+        ("orders", [FILES["olist_orders_dataset.csv"][0], "0" * 32 + ",c,s,2018-01-01 12:00:00,,,,"], "is no order of"),
         ("orders", [FILES["olist_orders_dataset.csv"][0], f"{ORDER},c,s,never,,,,"], "line 2: order_purchase_timestamp 'never'"),
         ("orders", [FILES["olist_orders_dataset.csv"][0], f"{ORDER},c,s,,,,,"], "line 2: order_purchase_timestamp '' is empty"),
         ("orders", [FILES["olist_orders_dataset.csv"][0], "nonsense,c,s,,,,,"], "line 2: order_id 'nonsense' is not 32 hex digits"),
