@@ -181,11 +181,10 @@ class Rows:
 
 
 def _without_password(dsn: str) -> str:
-    head, at, tail = dsn.rpartition("@")
-    if not at:
-        return dsn
-    scheme, _, user = head.partition("://")
-    return f"{scheme}://{user.split(':')[0]}@{tail}"
+    """Where the server is: what stands before the @ or after the ? may be secret."""
+    scheme, _, rest = dsn.partition("?")[0].partition("://")
+    _, at, place = rest.rpartition("@")
+    return f"{scheme}://{'***@' if at else ''}{place}"
 
 
 # -- Redis ----------------------------------------------------------------------------------------------------------

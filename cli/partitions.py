@@ -87,7 +87,9 @@ async def _grow(settings: Settings, partitions: int, *, cache: bool, quiet: bool
         async with AsyncExitStack() as stack:
             redis = None
             if cache:
-                redis = await stack.enter_async_context(Redis.from_url(settings.redis, socket_timeout=10, socket_connect_timeout=10))
+                redis = await stack.enter_async_context(
+                    Redis.from_url(settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10)
+                )
                 await redis.ping()
             lock = await stack.enter_async_context(GroupLock(settings))
             return await growth.grow(

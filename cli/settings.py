@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.main import masked
 from settings import Settings, get_settings
 
 
 def settings_command(as_json: Annotated[bool, typer.Option("--json", help="One JSON array on stdout.")] = False) -> None:
-    """Every setting: its environment variable, value, default and reason. Passwords in URLs are masked.
+    """Every setting: its environment variable, value, default and reason. Of a server's URL only where the server is.
 
     Example: [bold]ORDERS_PARTITIONS=8 orders settings[/bold]
     """
@@ -54,9 +53,7 @@ def table(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, int | float):
-        return value
-    return masked(str(value))
+    return value if value is None or isinstance(value, int | float) else str(value)
 
 
 def _text(value: Any) -> str:

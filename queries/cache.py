@@ -60,7 +60,7 @@ class CacheReader:
         self._timeout = settings.redis_timeout
         self._ttl = settings.cache_ttl_refill
         self._client: Any = redis.asyncio.Redis.from_url(
-            settings.redis,
+            settings.redis.get_secret_value(),
             socket_timeout=settings.redis_timeout,
             socket_connect_timeout=settings.redis_timeout,
             retry=Retry(NoBackoff(), 0),

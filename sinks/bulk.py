@@ -110,7 +110,7 @@ class BulkJobs:
         settings = self._settings
         if self._connection is None or self._connection.is_closed():
             self._connection = await asyncpg.connect(
-                settings.postgres,
+                settings.postgres.get_secret_value(),
                 timeout=settings.postgres_connect_timeout,
                 command_timeout=settings.postgres_statement_timeout,
                 server_settings={"search_path": "public", "application_name": self._name},

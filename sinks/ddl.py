@@ -34,7 +34,7 @@ class Busy(Exception):
 async def connect(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to the primary, outside any transaction. Raises what asyncpg raises. Blocks until connected."""
     connection = await asyncpg.connect(
-        settings.postgres,
+        settings.postgres.get_secret_value(),
         timeout=settings.postgres_connect_timeout,
         server_settings={"search_path": "public", "application_name": "orders-db"},
     )

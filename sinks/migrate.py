@@ -85,7 +85,7 @@ async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
     async def dial() -> asyncpg.Connection[asyncpg.Record]:
         # By asyncpg's own reading of the address, like the pipeline's: SQLAlchemy would take sslmode and others for something else.
         return await asyncpg.connect(
-            settings.postgres,
+            settings.postgres.get_secret_value(),
             timeout=settings.postgres_connect_timeout,
             server_settings={"search_path": "public", "application_name": "orders-init"},
         )

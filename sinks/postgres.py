@@ -105,7 +105,7 @@ class PostgresSink:
         settings = self._settings
         timeout = settings.postgres_statement_timeout
         self._pool = await asyncpg.create_pool(
-            settings.postgres,
+            settings.postgres.get_secret_value(),
             min_size=1,
             max_size=settings.postgres_pool,
             timeout=settings.postgres_connect_timeout,

@@ -200,7 +200,7 @@ class RedisSink:
         """client: by default one for settings.redis."""
         self._timeout = settings.redis_timeout
         self._client: Client = client or redis.asyncio.Redis.from_url(
-            settings.redis,
+            settings.redis.get_secret_value(),
             socket_timeout=settings.redis_timeout,
             socket_connect_timeout=settings.redis_timeout,
             # Nothing is tried again here; the client's own retries would hold the batch up.

@@ -187,7 +187,7 @@ class Rebuild:
     async def _renew_cache(self, lock: GroupLock) -> int:
         """Whatever is in Redis and says something else than the states is taken away, and put there anew where its order is known."""
         sink = RedisSink(self._settings.model_copy(update={"redis_timeout": 10.0}))
-        client = redis.asyncio.Redis.from_url(self._settings.redis, socket_timeout=10, socket_connect_timeout=10)
+        client = redis.asyncio.Redis.from_url(self._settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10)
         changed = 0
         async with AsyncExitStack() as stack:
             stack.push_async_callback(client.aclose)

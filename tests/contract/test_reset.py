@@ -68,7 +68,7 @@ def test_postgres_is_away_for_a_moment(migrated: Settings) -> None:
         finally:
             await sink.close()
 
-    uvloop.run(through(migrated.postgres, use))
+    uvloop.run(through(migrated.postgres.get_secret_value(), use))
 
 
 def test_one_attempt_finds_out_that_all_connections_to_postgres_are_half_open(migrated: Settings) -> None:
@@ -89,4 +89,4 @@ def test_one_attempt_finds_out_that_all_connections_to_postgres_are_half_open(mi
         finally:
             await sink.close()
 
-    uvloop.run(through(migrated.postgres, use))
+    uvloop.run(through(migrated.postgres.get_secret_value(), use))
