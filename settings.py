@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Final, Literal, Self
@@ -345,7 +346,11 @@ class Settings(BaseSettings):
         return f"{self.group}-state-changelog"
 
 
+find_servers: Callable[[], dict[str, str]] = dict
+"""Settings, by name, of servers that the environment doesn't name. The command line looks for a local stack; nobody else looks anywhere."""
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """The settings of this process, read from the environment once. Raises pydantic.ValidationError."""
-    return Settings()
+    return Settings(**find_servers())  # type: ignore[arg-type]

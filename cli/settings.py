@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.text import printable
 from settings import Settings, get_settings
 
 
@@ -20,18 +21,19 @@ def settings_command(as_json: Annotated[bool, typer.Option("--json", help="One J
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from cli.terminal import output
+
+    console = output()
     for row in rows:
-        value, default = _text(row["value"]), _text(row["default"])
+        value, default = printable(_text(row["value"])), _text(row["default"])
         line = Text.assemble((row["name"], "bold"), " = ", (value, "bold green" if row["set"] else "green"))
         if value != default:
             line.append(f"   default {default}", "dim")
-        console.print(line, soft_wrap=True)
-        console.print(Padding(Text(row["description"], "dim"), (0, 0, 0, 4)))
+        console.print(line)
+        console.print(Padding(Text(row["description"], "dim"), (0, 0, 0, 4), expand=False), soft_wrap=False)
 
 
 def table(settings: Settings) -> list[dict[str, Any]]:

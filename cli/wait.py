@@ -40,17 +40,14 @@ def wait_command(
 
     Example: [bold]orders wait --timeout 60[/bold]
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from cli.terminal import messages, progress
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("processed", total=None)
+        with progress(messages()) as bar:
+            task = bar.add_task("processed", total=None)
 
             def show(handled: int, lag: int) -> None:
-                progress.update(task, completed=handled, total=handled + lag)
+                bar.update(task, completed=handled, total=handled + lag)
 
             outcome = asyncio.run(wait(get_settings(), timeout, show))
     except TopicsMissing as error:

@@ -77,6 +77,9 @@ def one_line(err: str) -> str:
         (("dlq", "redrive", "--ids", "0:1,2"), "--ids '2' is not PARTITION:OFFSET"),
         (("dlq", "redrive", "--max", "0"), "'--max'"),
         (("dlq", "redrive", "--yes"), "No such option: --yes"),
+        (("dlq", "redrive"), "which dead letters? --all for every one, or --reason, --topic, --ids, --max"),
+        (("dlq", "redrive", "--json"), "which dead letters? --all"),
+        (("dlq", "redrive", "--all", "--topic", "order.paid"), "--all and --reason, --topic or --ids contradict each other"),
         (("db", "--json", "regions", "list"), "--json belongs after regions"),
         (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
         (("db", "link"), "nothing to link: give at least one of --users"),
@@ -100,7 +103,9 @@ def test_a_missing_file_is_named(orders: Run, tmp_path: Path) -> None:
     assert f"{tmp_path / 'olist_customers_dataset.csv'}: no such file" in one_line(err)
 
 
-@pytest.mark.parametrize("args", [("init",), ("generate",), ("wait",), ("dlq", "list"), ("dlq", "show", "0:0"), ("dlq", "redrive")])
+@pytest.mark.parametrize(
+    "args", [("init",), ("generate",), ("wait",), ("dlq", "list"), ("dlq", "show", "0:0"), ("dlq", "redrive", "--all")]
+)
 def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     code, out, err = orders(*args, ORDERS_KAFKA=closed_port)
     assert (code, out) == (2, "")
