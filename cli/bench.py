@@ -65,7 +65,7 @@ def bench_command(
         )
         result = run(plan)
     except (StackError, RuntimeError) as error:
-        raise UserError(f"bench: {error}") from None
+        raise UserError.with_log(f"bench: {error}") from None
     text = json.dumps(result, indent=2)
     if out is not None:
         out.write_text(text + "\n")

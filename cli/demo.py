@@ -71,7 +71,7 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
         with console.status("starting Kafka, PostgreSQL and Valkey from packages") as status:
             stack = Stack.start(folder, progress=status.update)
     except StackError as error:
-        raise UserError(str(error)) from None
+        raise UserError.with_log(str(error)) from None
     worker: subprocess.Popen[bytes] | None = None
     done = False
     try:
@@ -126,7 +126,7 @@ def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     with console.status("starting a worker"):
         while "worker ready" not in log.read_text(errors="replace"):
             if worker.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"the worker did not start:\n{log.read_text(errors='replace')[-2000:]}")
+                raise UserError("the worker did not start:", log=log.read_text(errors="replace")[-2000:])
             time.sleep(0.1)
     return worker
 
@@ -160,7 +160,7 @@ def _stop(folder: Path) -> None:
     try:
         Stack.open(folder).stop()
     except StackError as error:
-        raise UserError(str(error)) from None
+        raise UserError.with_log(str(error)) from None
     console.print("stopped; the data stays in " + str(folder))
 
 

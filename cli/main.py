@@ -207,7 +207,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _explain_one(error: BaseException) -> str | None:
     if isinstance(error, UserError):
-        return str(error)
+        return "\n".join((one_line(error), *error.log.splitlines()))
     if isinstance(error, ValidationError):
         if error.title != "Settings":
             return None
@@ -216,7 +216,7 @@ def _explain_one(error: BaseException) -> str | None:
         return f"the local servers are not installed ({error.name} is missing); run: pip install 'orders-stream[stack]'"
     family = type(error).__module__.partition(".")[0]
     if type(error).__name__ == "PartitionMismatch":
-        return str(error)
+        return one_line(error)
     if family == "aiokafka":
         return _explain_kafka(error)
     if family == "asyncpg":

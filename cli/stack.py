@@ -128,7 +128,7 @@ def _mendable() -> Iterator[None]:
     try:
         yield
     except stack.StackError as error:
-        raise UserError(str(error)) from error
+        raise UserError.with_log(str(error)) from error
 
 
 @contextmanager

@@ -24,7 +24,7 @@ def printable(text: object, *, lines: bool = False) -> str:
 
 def one_line(text: object) -> str:
     """The same of a text of several lines, such as a server's error, put into one."""
-    return printable(" ".join(str(text).split()))
+    return printable(" ".join(line.strip() for line in str(text).splitlines() if line.strip()))
 
 
 def encodable(text: str, encoding: str) -> str:
