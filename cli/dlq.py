@@ -10,6 +10,7 @@ import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from textwrap import indent
 from typing import Annotated, Any, Final, get_args
 
 import typer
@@ -130,7 +131,8 @@ def show_command(
         return
     line("value", f"{len(letter.value):,} bytes")
     shown = pretty(letter.value)
-    console.print(shown[:SHOWN_CHARACTERS])
+    # Set in, so that no line of a value can be taken for one of ours.
+    console.print(indent(printable(shown[:SHOWN_CHARACTERS], lines=True), "  "))
     if len(shown) > SHOWN_CHARACTERS:
         console.print(f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim")
 

@@ -39,8 +39,8 @@ def servers() -> dict[str, str]:
 
 
 def _folders() -> list[Path]:
-    here, checkout = Path(".stack").absolute(), Path(settings.__file__).parent / ".stack"
-    return [here] if here == checkout else [here, checkout]
+    here = Path(".stack")
+    return list(dict.fromkeys((here.absolute(), here.resolve(), Path(settings.__file__).parent / ".stack")))
 
 
 def _running(folder: Path) -> Stack | None:

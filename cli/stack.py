@@ -51,7 +51,7 @@ def up(
         return
     _print_env(stack, export=False)
     if sys.stderr.isatty():
-        use = "orders uses it in this folder" if dir == DEFAULT else "For this shell"
+        use = "orders uses it in this folder; for other programs" if dir == DEFAULT else "For this shell"
         evaluated = f'eval "$(orders stack env{_dir_option(dir)})"'
         messages().print(Text.assemble(("up", "green"), f"  {use}: ", (printable(evaluated), "bold")))
 
