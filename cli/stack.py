@@ -135,7 +135,7 @@ def _mendable() -> Iterator[None]:
 def _shown(what: str) -> Iterator[Callable[[str], None]]:
     """A spinner with the last message where a person looks; silence where nobody does."""
     console = messages()
-    if not console.is_terminal:
+    if not console.watched:
         yield lambda _: None
         return
     with console.status(what) as spinner:

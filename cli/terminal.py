@@ -41,8 +41,8 @@ class Terminal(Console):
 
     @property
     def size(self) -> ConsoleDimensions:
-        columns, lines = USUAL if self.is_terminal else (UNCUT, USUAL[1])
-        if self.is_terminal:
+        columns, lines = USUAL if self.watched else (UNCUT, USUAL[1])
+        if self.watched:
             try:
                 found = os.get_terminal_size(self.file.fileno())
                 columns, lines = found.columns or columns, found.lines or lines
@@ -61,6 +61,11 @@ class Terminal(Console):
                 yield segment
             else:
                 yield Segment(encodable(printable(text, lines=True), self.encoding), segment.style)
+
+    @property
+    def watched(self) -> bool:
+        """Whether it is a terminal. (is_terminal also says so of a file where FORCE_COLOR is set.)"""
+        return self.file.isatty()
 
     def can(self, text: str) -> bool:
         """Whether its encoding has these characters."""
@@ -115,7 +120,7 @@ def progress(
 ) -> Progress:
     """A progress bar on `console`, silent where nobody looks or if `quiet`. `more`: columns before the elapsed time."""
     columns = (TextColumn(form, markup=False), BarColumn(), MofNCompleteColumn(), *more, TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=transient, disable=quiet or not console.is_terminal)
+    return Progress(*columns, console=console, transient=transient, disable=quiet or not console.watched)
 
 
 class Rows:
