@@ -171,7 +171,7 @@ def redrive_command(
         print(json.dumps({"dry_run": dry_run, **counts, "by_reason": by_reason, **states, "too_large": outcome.too_large}))
     else:
         verb = "would go back" if dry_run else "sent back"
-        listed = ", ".join(f"{code} {count:,}" for code, count in outcome.by_reason.most_common())
+        listed = ", ".join(f"{printable(code)} {count:,}" for code, count in outcome.by_reason.most_common())
         print(f"{outcome.sent:,} {verb}{f' ({listed})' if listed else ''}")
         stay = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
         if stay:

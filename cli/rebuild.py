@@ -101,7 +101,7 @@ def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
         print(json.dumps(done))
     else:
         rate = done["records"] / max(done["seconds"], 0.001)
-        print(f"{schema} is caught up: {done['records']:,} records in {done['seconds']:.1f} s ({rate:,.0f}/s)")
+        print(f"{printable(schema)} is caught up: {done['records']:,} records in {done['seconds']:.1f} s ({rate:,.0f}/s)")
 
 
 @app.command("diff")
