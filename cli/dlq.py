@@ -18,7 +18,7 @@ from aiokafka.errors import InvalidTransactionTimeout, KafkaError, Transactional
 
 from cli.errors import UserError
 from cli.terminal import Rows, confirmed, interactive, messages, output, progress
-from cli.text import printable
+from cli.text import printable, second
 from domain.errors import REASONS
 from domain.topics import BULK, LANE
 from settings import Settings, get_settings
@@ -75,7 +75,7 @@ def list_command(
         return
     table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"})
     for letter, note in newest:
-        table.add(letter.coordinates, letter.reason, letter.detail, letter.origin, _second(letter.time), state_of(settings, letter, note))
+        table.add(letter.coordinates, letter.reason, letter.detail, letter.origin, second(letter.time), state_of(settings, letter, note))
     console.print(table)
     console.print()
     for code, count in reasons.most_common():
@@ -244,11 +244,6 @@ def _told_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
     """A transaction's failure reaches whoever waits for it; aiokafka has futures beside that nobody waits for."""
     if not isinstance(context.get("exception"), KafkaError):
         loop.default_exception_handler(context)
-
-
-def _second(time: str) -> str:
-    """An RFC 3339 time in UTC to the second; another text as it is."""
-    return f"{time[:19]}Z" if time.endswith(("+00:00", "Z")) else time
 
 
 def _became(settings: Settings, letter: DeadLetter, note: Redriven | None) -> str:

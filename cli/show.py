@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cli.errors import UserError
 from cli.terminal import Rows, output
-from cli.text import printable
+from cli.text import printable, second
 from domain import story
 from queries.state import read_state
 from settings import get_settings
@@ -112,6 +112,6 @@ def _table(title: str, found: list[dict[str, Any]], columns: dict[str, str]) -> 
     table = Rows(*columns.values(), title=title, prose=("what", "note", "carrier", "tracking"), right=numbers)
     for each in found:
         cells = [(name, "" if each.get(name) is None else str(each[name])) for name in columns]
-        cells = [(name, text.replace("+00:00", "Z") if name == "time" else text) for name, text in cells]
+        cells = [(name, second(text) if name == "time" else text) for name, text in cells]
         table.add(*((text, COLOURS.get(text, "") if name == "status" else "") for name, text in cells))
     return [Text(), table]

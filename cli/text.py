@@ -27,6 +27,11 @@ def one_line(text: object) -> str:
     return printable(" ".join(line.strip() for line in str(text).splitlines() if line.strip()))
 
 
+def second(time: str) -> str:
+    """An RFC 3339 time in UTC to the second; another text as it is."""
+    return f"{time[:19]}Z" if time.endswith(("+00:00", "Z")) else time
+
+
 def encodable(text: str, encoding: str) -> str:
     """What the encoding lacks escaped."""
     try:
