@@ -6,28 +6,124 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Final, Literal, Self
+from urllib.parse import parse_qsl
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, GetCoreSchemaHandler, SecretStr, field_validator
+from pydantic_core import CoreSchema, core_schema
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from domain.deadlines import Patience
+
+_PARTS: Final = re.compile(
+    r"(?P<scheme>[a-z]+)://(?:(?P<user>[^:/?#\[\]@]*)(?::(?P<password>[^/?#\[\]@]*))?@)?(?P<hosts>[^/?#@]*)"
+    r"(?P<path>/[^?#@:]*)?(?:\?(?P<query>[^#@]*))?"
+)
+_HOST: Final = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[\w.~%-]+)(?::(?P<port>[0-9]{1,5}))?")
+_BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
+
+
+class ServerUrl(SecretStr):
+    """A server's URL, which may hold passwords: get_secret_value() is for the server's client and for nobody else.
+
+    As text, in logs, in errors and dumped it is only where the server is: what stands before the @ or after the ? is never shown. One
+    that can't be taken apart without doubt is refused with a ValueError that doesn't repeat it. Never blocks.
+    """
+
+    schemes: ClassVar[tuple[str, ...]] = ()
+    example: ClassVar[str] = ""
+
+    def __init__(self, value: str) -> None:
+        super().__init__(value)
+        found = _PARTS.fullmatch(value) if value.isprintable() and " " not in value else None
+        if found is None or found["scheme"] not in self.schemes or not self._usable(found["hosts"], found["path"] or ""):
+            raise ValueError(self._refusal())
+        if not _is_query(found["query"] or ""):
+            raise ValueError(self._refusal())
+        hidden = "***@" if found["user"] or found["password"] else ""
+        self._shown = f"{found['scheme']}://{hidden}{found['hosts']}{found['path'] or ''}{'?***' if found['query'] else ''}"
+
+    def __str__(self) -> str:
+        return self._shown
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._shown!r})"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(cls._taken, serialization=core_schema.to_string_ser_schema())
+
+    @classmethod
+    def _taken(cls, value: Any) -> Self:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise ValueError(cls._refusal())
+        return cls(value)
+
+    @classmethod
+    def _refusal(cls) -> str:
+        return f"must look like {cls.example}; in a name or password, / ? # [ ] @ are written %2F %3F %23 %5B %5D %40"
+
+    @classmethod
+    def _usable(cls, hosts: str, path: str) -> bool:
+        raise NotImplementedError
+
+
+class PostgresUrl(ServerUrl):
+    """What asyncpg takes: several hosts with commas, none for a socket."""
+
+    schemes = ("postgresql", "postgres")
+    example = "postgresql://user:password@host:port/database"
+
+    @classmethod
+    def _usable(cls, hosts: str, path: str) -> bool:
+        return not hosts or all(map(_is_host, hosts.split(",")))
+
+
+class RedisUrl(ServerUrl):
+    """What redis-py takes."""
+
+    schemes = ("redis", "rediss", "unix")
+    example = "redis://user:password@host:port/db"
+
+    @classmethod
+    def _usable(cls, hosts: str, path: str) -> bool:
+        return (not hosts and len(path) > 1) or (_is_host(hosts) and path[1:].isdecimal() >= bool(path[1:]))
+
+
+def _is_host(text: str) -> bool:
+    found = _HOST.fullmatch(text)
+    return found is not None and int(found["port"] or 0) <= 65535
+
+
+def _is_query(text: str) -> bool:
+    try:
+        return all(re.fullmatch(r"[A-Za-z_][\w.]*", name) for name, _ in parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
+    except ValueError:
+        return False
 
 
 class Settings(BaseSettings):
     """All settings. Raises pydantic.ValidationError for a value that cannot be used. Never blocks."""
 
-    model_config = SettingsConfigDict(env_prefix="ORDERS_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # -- servers -----------------------------------------------------------------------------------------------
     kafka: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,... Any one of them is enough to find the rest.")
-    postgres: str = Field(
-        "postgresql://postgres@127.0.0.1:5432/orders", description="The primary, postgresql://user:password@host:port/database."
+    postgres: PostgresUrl = Field(
+        PostgresUrl("postgresql://postgres@127.0.0.1:5432/orders"),
+        description="The primary, postgresql://user:password@host:port/database.",
     )
-    postgres_replica: str | None = Field(None, description="A read replica for queries, postgresql://... Unset: the primary is read.")
-    redis: str = Field("redis://127.0.0.1:6379/0", description="The cache, redis://host:port/db. It may be down at any time.")
+    postgres_replica: PostgresUrl | None = Field(
+        None, description="A read replica for queries, postgresql://... Unset: the primary is read."
+    )
+    redis: RedisUrl = Field(
+        RedisUrl("redis://127.0.0.1:6379/0"), description="The cache, redis://host:port/db. It may be down at any time."
+    )
     data: Path = Field(Path(".orders-data"), description="Folder of the workers' local state (RocksDB). Can be deleted: it is rebuilt.")
 
     # -- topology ----------------------------------------------------------------------------------------------
@@ -198,24 +294,12 @@ class Settings(BaseSettings):
     @field_validator("kafka")
     @classmethod
     def _brokers(cls, value: str) -> str:
-        for broker in value.split(","):
-            host, _, port = broker.strip().rpartition(":")
-            if not host or not port.isdigit():
-                raise ValueError(f"{broker!r} is not host:port; write ORDERS_KAFKA=host:port,host:port")
-        return value
-
-    @field_validator("postgres", "postgres_replica")
-    @classmethod
-    def _postgres(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(("postgresql://", "postgres://")):
-            raise ValueError("must look like postgresql://user:password@host:port/database")
-        return value
-
-    @field_validator("redis")
-    @classmethod
-    def _redis(cls, value: str) -> str:
-        if not value.startswith(("redis://", "rediss://", "unix://")):
-            raise ValueError("must look like redis://host:port/db")
+        if "://" in value:
+            raise ValueError("must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet")
+        for number, broker in enumerate(value.split(","), 1):
+            found = _BROKER.fullmatch(broker.strip())
+            if found is None or int(found["port"]) > 65535:
+                raise ValueError(f"broker {number} is not host:port; write ORDERS_KAFKA=host:port,host:port")
         return value
 
     @field_validator("api_keys")
@@ -267,7 +351,11 @@ class Settings(BaseSettings):
         return f"{self.group}-state-changelog"
 
 
+find_servers: Callable[[], dict[str, str]] = dict
+"""Settings, by name, of servers that the environment doesn't name. The command line looks for a local stack; nobody else looks anywhere."""
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """The settings of this process, read from the environment once. Raises pydantic.ValidationError."""
-    return Settings()
+    return Settings(**find_servers())  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -75,8 +75,8 @@ class Target:
     brokers: Sequence[str]
     group: str
     changelog: str
-    postgres: str
-    redis: str | None
+    postgres: str = field(repr=False)
+    redis: str | None = field(repr=False)
     data: Path | None = None
     partitions: int | None = None
     patience: float = 30.0

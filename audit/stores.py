@@ -196,11 +196,10 @@ def _keep_alive(transport: Any) -> None:
 
 
 def _without_password(dsn: str) -> str:
-    head, at, tail = dsn.rpartition("@")
-    if not at:
-        return dsn
-    scheme, _, user = head.partition("://")
-    return f"{scheme}://{user.split(':')[0]}@{tail}"
+    """Where the server is: what stands before the @ or after the ? may be secret."""
+    scheme, _, rest = dsn.partition("?")[0].partition("://")
+    _, at, place = rest.rpartition("@")
+    return f"{scheme}://{'***@' if at else ''}{place}"
 
 
 # -- Redis ----------------------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ class _Bench:
 
     async def _settle(self) -> None:
         """Write down what the drain left in memory: else its checkpoint falls into the seconds that are measured next."""
-        connection = await asyncpg.connect(self.settings.postgres)
+        connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             await connection.execute("CHECKPOINT")
         finally:
@@ -252,7 +252,7 @@ class _Bench:
         async with _reading(self.settings, caused_at) as visible:
             await send(self.settings, stamped(), rate=plan.rate)
         deadline = time.monotonic() + 60
-        connection = await asyncpg.connect(self.settings.postgres)
+        connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             query = (
                 "SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS at"
@@ -279,7 +279,7 @@ class _Bench:
         }
 
     async def _growth(self, records: int) -> dict[str, Any]:
-        connection = await asyncpg.connect(self.settings.postgres)
+        connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             orders = await connection.fetchval("SELECT count(*) FROM orders_order")
             database = await connection.fetchval("SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits")

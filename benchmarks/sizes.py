@@ -49,7 +49,7 @@ def log_bytes(data: Path, group: str) -> dict[str, int]:
 
 
 async def _stores(settings: Settings) -> dict[str, int]:
-    connection = await asyncpg.connect(settings.postgres)
+    connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         wal = await connection.fetchval("SELECT wal_bytes::int8 FROM pg_stat_wal")
         full_pages = await connection.fetchval("SELECT wal_fpi FROM pg_stat_wal")
@@ -57,7 +57,7 @@ async def _stores(settings: Settings) -> dict[str, int]:
         rows = await connection.fetchval("SELECT sum(n_tup_ins + n_tup_upd)::int8 FROM pg_stat_user_tables")
     finally:
         await connection.close()
-    async with Redis.from_url(settings.redis) as redis:
+    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         memory = (await redis.info("memory"))["used_memory"]
     return {"wal": wal, "full_pages": full_pages, "postgres": tables, "row_writes": rows or 0, "redis": memory}
 

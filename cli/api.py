@@ -33,7 +33,7 @@ def api_command(
     for name, url in (("ORDERS_POSTGRES", settings.postgres), ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica)):
         try:
             # A server that is away comes back; an address that can't be used doesn't get better.
-            asyncio.run(check(url or settings.postgres))
+            asyncio.run(check((url or settings.postgres).get_secret_value()))
         except asyncpg.ClientConfigurationError as error:
             raise UserError(f"{name}: {error}") from None
     listening = _bound(host, port)

@@ -13,9 +13,6 @@ from collections.abc import Callable
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from audit.auditor import Auditor, OtherLanes, Target
@@ -23,6 +20,8 @@ from audit.findings import CHECKS, Finding, Report
 from audit.log import LogUnavailable
 from audit.stores import StoreUnavailable
 from cli.errors import UserError
+from cli.terminal import Rows, Terminal, messages, output, progress
+from cli.text import printable
 from settings import Settings, get_settings
 from sinks.connection import plain
 
@@ -54,7 +53,7 @@ def audit_command(
     if json:
         print(jsonlib.dumps(report.document(), indent=2, sort_keys=True))
     else:
-        show(report, Console())
+        show(report, output())
     if not report.clean:
         raise typer.Exit(1)
 
@@ -65,8 +64,8 @@ def target_of(settings: Settings, *, cache: bool, tables: bool) -> Target:
         brokers=settings.brokers,
         group=settings.group,
         changelog=settings.changelog_topic,
-        postgres=plain(settings.postgres),
-        redis=settings.redis if cache else None,
+        postgres=plain(settings.postgres.get_secret_value()),
+        redis=settings.redis.get_secret_value() if cache else None,
         partitions=settings.partitions,
         data=settings.data if tables else None,
     )
@@ -86,15 +85,7 @@ async def audit(
     hear: Callable[[Finding], None] | None = None,
 ) -> Report:
     """The same in an event loop that runs. `only`, `hear`: see Auditor."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=quiet,
-    )
-    with bar:
+    with progress(messages(), quiet=quiet, transient=False) as bar:
         task = bar.add_task("audit", total=None)
         auditor = Auditor(
             target,
@@ -110,7 +101,7 @@ async def audit(
         except OtherLanes as error:
             raise UserError(str(error)) from None
         except (LogUnavailable, StoreUnavailable) as error:
-            raise UserError(f"{error}. Is the stack up? `orders stack env` prints what to export") from error
+            raise UserError(f"{error}. Start it (orders stack up), or set where it is (orders settings)") from error
         except (OSError, sqlite3.OperationalError) as error:
             if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
                 raise
@@ -118,13 +109,11 @@ async def audit(
             raise UserError(f"the audit's own files: {error}; {room}") from error
 
 
-def show(report: Report, console: Console) -> None:
+def show(report: Report, console: Terminal) -> None:
     """Print a report for a person: what was checked, what is broken, what is worth knowing."""
-    checks = Table(title=f"Audit of group {report.group}", title_justify="left")
-    for heading in ("check", "invariant", "verdict"):
-        checks.add_column(heading, overflow="fold")
+    checks = Rows("check", "invariant", "verdict", title=f"Audit of group {printable(report.group)}", prose={"invariant"})
     for check, invariant in CHECKS.items():
-        checks.add_row(check, invariant, _verdict(report, check))
+        checks.add(check, invariant, _verdict(report, check))
     console.print(checks)
     counts = report.counts
     console.print(
@@ -147,38 +136,38 @@ def show(report: Report, console: Console) -> None:
             f"{counts['waiting_facts_old']:,} of them for more than a day"
         )
     for notice in report.notices:
-        console.print(f"[yellow]{notice}[/]", highlight=False)
+        console.print(printable(notice), style="yellow")
     show_findings([each for each in report.findings if each.severity == "broken"], report.broken.total(), console)
     if report.clean:
-        console.print("[bold green]clean[/]")
+        console.print("clean", style="bold green")
 
 
-def _verdict(report: Report, check: str) -> str:
+def _verdict(report: Report, check: str) -> tuple[str, str]:
     if report.broken[check]:
-        return f"[bold red]{report.broken[check]:,} broken[/]"
+        return f"{report.broken[check]:,} broken", "bold red"
     if {"cache": "redis", "tables": "local tables"}.get(check, "log") not in report.compared:
-        return "[dim]not looked at[/]"
+        return "not looked at", "dim"
     if report.unjudged[check]:
-        return f"[yellow]{report.unjudged[check]:,} not judged[/]"
-    return "[green]holds[/]"
+        return f"{report.unjudged[check]:,} not judged", "yellow"
+    return "holds", "green"
 
 
-def show_findings(findings: list[Finding], whole: int, console: Console) -> None:
+def show_findings(findings: list[Finding], whole: int, console: Terminal) -> None:
     """Lines, not a table: ids and places are long, and someone copies them."""
     if not findings:
         return
-    console.print(f"[bold red]{whole:,} broken[/]")
+    console.print(f"{whole:,} broken", style="bold red")
     for finding in findings:
-        line = Text.assemble(("  " + finding.check, "bold"), f"  {finding.where}")
+        line = Text.assemble(("  " + finding.check, "bold"), f"  {printable(finding.where)}")
         if finding.order_id:
-            line.append(f"  order {finding.order_id}", "cyan")
+            line.append(f"  order {printable(finding.order_id)}", "cyan")
         if finding.fact:
-            line.append(f"  by {finding.fact}", "dim")
-        line.append(f"\n      expected {finding.expected}\n      found    {finding.found}")
-        console.print(line, soft_wrap=True, highlight=False)
+            line.append(f"  by {printable(finding.fact)}", "dim")
+        line.append(f"\n      expected {printable(finding.expected)}\n      found    {printable(finding.found)}")
+        console.print(line)
     if whole > len(findings):
         console.print(f"and {whole - len(findings):,} more; --max-findings keeps more")
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+    return ", ".join(f"{printable(name)} {count:,}" for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))

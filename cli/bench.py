@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from cli.errors import UserError
-from settings import get_settings
+from cli.terminal import Rows, Terminal, messages, output
+from cli.text import printable
+from settings import Settings
 
 
 class Delivery(enum.Enum):
@@ -48,17 +49,25 @@ def bench_command(
     from benchmarks.run import Plan, run
     from stack import StackError
 
-    messages = Console(stderr=True)
+    console = messages()
     if out is not None:
         _writable(out)
     try:
-        guarantee = get_settings().delivery if delivery is None else delivery.value
+        guarantee = Settings().delivery if delivery is None else delivery.value
         plan = Plan(
-            orders, spread, workers, rate, seconds, seed, guarantee, open_orders, lambda message: messages.print(f"[dim]{message}[/dim]")
+            orders,
+            spread,
+            workers,
+            rate,
+            seconds,
+            seed,
+            guarantee,
+            open_orders,
+            lambda message: console.print(printable(message), style="dim"),
         )
         result = run(plan)
     except (StackError, RuntimeError) as error:
-        raise UserError(f"bench: {error}") from None
+        raise UserError.with_log(f"bench: {error}") from None
     text = json.dumps(result, indent=2)
     if as_json:
         sys.stdout.write(text + "\n")
@@ -80,10 +89,11 @@ def _writable(out: Path) -> None:
 
 
 def _print(result: dict[str, Any]) -> None:
-    console = Console()
-    console.print(f"\n[bold]{result['events_per_second']:,.0f} events/s[/bold]   {result['events']:,} events in {result['seconds']:.1f} s")
+    console = output()
+    speed = f"\n{result['events_per_second']:,.0f} events/s"
+    console.print(Text.assemble((speed, "bold"), f"   {result['events']:,} events in {result['seconds']:.1f} s"))
     console.print(
-        f"latency at {result['latency_rate']} events/s: p50 [bold]{result['p50_ms']} ms[/bold], p99 [bold]{result['p99_ms']} ms[/bold]; "
+        f"latency at {result['latency_rate']} events/s: p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms; "
         f"until a reader sees what came of it: p50 {result['visible_p50_ms']} ms, p99 {result['visible_p99_ms']} ms"
     )
     if "idle_cores_per_worker" in result:
@@ -91,20 +101,16 @@ def _print(result: dict[str, Any]) -> None:
             f"with {result['conditions']['open_orders']:,} open orders and nothing to do a worker took"
             f" {result['idle_cores_per_worker']:.2%} of a core and {result['idle_resident_bytes_per_worker'] / 1e6:,.0f} MB"
         )
-    table = Table(title="CPU microseconds an event", title_justify="left", show_edge=False)
-    for name in result["cpu_us_per_event"]:
-        table.add_column(name, justify="right")
-    table.add_row(*(str(value) for value in result["cpu_us_per_event"].values()))
-    console.print(table)
-    steps = Table(
-        title="Microseconds an event in each step, waiting included (the first four never wait)", title_justify="left", show_edge=False
-    )
-    for name in result["step_us_per_event"]:
-        steps.add_column(name, justify="right")
-    steps.add_row(*(str(value) for value in result["step_us_per_event"].values()))
-    console.print(steps)
+    _print_figures(console, "CPU microseconds an event", result["cpu_us_per_event"])
+    _print_figures(console, "Microseconds an event in each step, waiting included (the first four never wait)", result["step_us_per_event"])
     growth = result["growth"]
     console.print(
         f"{growth['postgres_bytes_per_order']:,} bytes an order in Postgres, {growth['local_state_bytes_per_order']:,} in local state; "
         f"a new worker was ready after {result['recovery']['seconds_from_nothing']} s"
     )
+
+
+def _print_figures(console: Terminal, title: str, figures: dict[str, Any]) -> None:
+    table = Rows(*figures, title=title, right=figures)
+    table.add(*figures.values())
+    console.print(table)

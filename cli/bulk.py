@@ -18,13 +18,10 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
-from cli.dlq import printable
 from cli.errors import UserError
+from cli.terminal import Rows, messages, output, progress
+from cli.text import printable
 from settings import Settings, get_settings
 from sinks.bulk import BulkJobs, OtherJob
 from sources.bulk import Job, Refusal, prepare, send
@@ -96,15 +93,7 @@ def submit_command(
     """
     settings, started = get_settings(), time.monotonic()
     job = None if job is None else _uuid(job)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        transient=True,
-        disable=as_json or not sys.stderr.isatty(),
-    )
+    bar = progress(messages(), quiet=as_json)
     failure: BaseException | None = None
     sent = 0
     with ExitStack() as stack:
@@ -247,13 +236,13 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
         listed = [refusal._asdict() for refusal in refusals]
         print(json.dumps({**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}))
         return
-    console = Console(highlight=False)
+    console = output()
     if job.ignored:
-        console.print(_outside(f"ignored columns: {', '.join(job.ignored)}", "yellow"))
+        console.print(f"ignored columns: {', '.join(map(printable, job.ignored))}", style="yellow")
     if refusals:
-        table = Table("line", "reason", "detail", box=None, pad_edge=False)
+        table = Rows("line", "reason", "detail", prose={"detail"})
         for refusal in refusals[:SHOWN]:
-            table.add_row(str(refusal.line), refusal.reason, _outside(refusal.detail))
+            table.add(refusal.line, refusal.reason, refusal.detail)
         console.print(table)
         if job.refused > SHOWN:
             console.print(f"and {job.refused - SHOWN:,} more: --report FILE has them all")
@@ -266,18 +255,12 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
     elif not job.parts:
         console.print(f"{what}; nothing to send")
     elif not sent:
-        console.print(f"{what}; job {job.id} was sent before: nothing sent (--again sends it)", soft_wrap=True)
+        console.print(f"{what}; job {job.id} was sent before: nothing sent (--again sends it)")
     else:
-        console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}", soft_wrap=True)
+        console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}")
         took = timedelta(seconds=ceil(job.accepted / outcome.rate))
-        console.print(
-            f"at ORDERS_BULK_RATE={outcome.rate:g} a bulk worker takes at least {took} for it; orders bulk status tells how far it is"
-        )
-
-
-def _outside(text: str, style: str = "") -> Text:
-    """Text that came from a file: no markup, nothing that steers a terminal, one line."""
-    return Text(printable(text).replace("\n", " "), style)
+        rate = f"ORDERS_BULK_RATE={outcome.rate:g}"
+        console.print(f"at {rate} a bulk worker takes at least {took} for it; orders bulk status tells how far it is")
 
 
 @app.command("status")
@@ -295,15 +278,14 @@ def status_command(
     if as_json:
         print(json.dumps({"jobs": rows}, default=_text))
     else:
-        table = Table("job", "kind", "lines", "refused", "parts sent", "parts done", "events", "state", box=None, pad_edge=False)
+        numbers = ("lines", "refused", "parts sent", "parts done", "events")
+        table = Rows("job", "kind", *numbers, "state", right=numbers)
         for row in rows:
             known = {name: "?" if row[name] is None else f"{row[name]:,}" for name in ("lines", "refused")}
             sent = "?" if row["digest"] is None else f"{row['parts_sent']:,}/{row['parts']:,}"
             done = f"{row['parts_done']:,}/{row['parts']:,}"
-            table.add_row(
-                _text(row["job_id"]), row["kind"], known["lines"], known["refused"], sent, done, f"{row['events']:,}", row["state"]
-            )
-        Console(highlight=False).print(table)
+            table.add(row["job_id"], row["kind"], known["lines"], known["refused"], sent, done, f"{row['events']:,}", row["state"])
+        output().print(table if rows else "no jobs")
     if wanted is not None and not rows:
         print(f"orders: no job {wanted}", file=sys.stderr)
         raise typer.Exit(1)

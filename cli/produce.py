@@ -65,23 +65,21 @@ def generate_command(
 
 def _send(settings: Settings, events: Iterable[SourceEvent], count: int | None, rate: float | None) -> producer.Sent:
     """With progress on stderr where a person looks."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TextColumn
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[speed]}"), TimeElapsedColumn())
+    from cli.terminal import messages, progress
 
     async def run() -> producer.Sent:
         # Asked first: the producer would wait half a minute for a topic that isn't there.
         absent = await topics.missing(settings)
         if absent:
             raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("sent", total=count, speed="")
+        with progress(messages(), TextColumn("{task.fields[speed]}")) as bar:
+            task = bar.add_task("sent", total=count, speed="")
 
             def show(sent: int) -> None:
-                elapsed = progress.tasks[task].elapsed or 0.0
-                progress.update(task, completed=sent, speed=f"{sent / elapsed:,.0f}/s" if elapsed > 0.2 else "")
+                elapsed = bar.tasks[task].elapsed or 0.0
+                bar.update(task, completed=sent, speed=f"{sent / elapsed:,.0f}/s" if elapsed > 0.2 else "")
 
             return await producer.send(settings, events, rate=rate, progress=show)
 
@@ -93,15 +91,12 @@ def _report(sent: producer.Sent, as_json: bool) -> None:
         document = {"events": sent.records, "by_topic": dict(sorted(sent.by_topic.items())), "bytes": sent.bytes}
         print(json.dumps({**document, "seconds": round(sent.seconds, 3), "events_per_second": round(sent.events_per_second, 1)}))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from cli.terminal import Rows, output
 
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column()
-    table.add_column(justify="right")
+    table = Rows("topic", "events", right={"events"}, header=False)
     for topic in sorted(sent.by_topic, key=lambda name: -sent.by_topic[name]):
-        table.add_row(topic, f"{sent.by_topic[topic]:,}")
-    table.add_row("sent", f"{sent.records:,}", style="bold")
-    console = Console(highlight=False)
+        table.add(topic, f"{sent.by_topic[topic]:,}")
+    table.add(("sent", "bold"), (f"{sent.records:,}", "bold"))
+    console = output()
     console.print(table)
     console.print(f"{sent.bytes / 1e6:,.1f} MB in {sent.seconds:.1f} s, {sent.events_per_second:,.0f} events/s")

@@ -11,11 +11,12 @@ from dataclasses import asdict
 from typing import Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import TextColumn
+from rich.text import Text
 
 from cli.errors import UserError
+from cli.terminal import Rows, Terminal, confirmed, interactive, messages, output, progress
+from cli.text import printable
 from settings import Settings, get_settings
 from sinks import ddl, shadow
 from sinks.compare import Difference
@@ -51,15 +52,7 @@ class Bar:
     """Progress on stderr, for people."""
 
     def __init__(self, quiet: bool) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeElapsedColumn(),
-        )
-        self._bar = Progress(*columns, console=self.console, transient=True, disable=quiet or not self.console.is_terminal)
+        self._bar = progress(messages(), TextColumn("{task.fields[rate]}"), quiet=quiet)
         self._task = self._bar.add_task("", total=None, rate="")
         self._begun = time.monotonic()
 
@@ -75,7 +68,7 @@ class Bar:
 
     def say(self, what: str) -> None:
         """One line that stays."""
-        self._bar.console.print(what, markup=False, soft_wrap=True)
+        self._bar.console.print(printable(what))
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -108,7 +101,7 @@ def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
         print(json.dumps(done))
     else:
         rate = done["records"] / max(done["seconds"], 0.001)
-        print(f"{schema} is caught up: {done['records']:,} records in {done['seconds']:.1f} s ({rate:,.0f}/s)")
+        print(f"{printable(schema)} is caught up: {done['records']:,} records in {done['seconds']:.1f} s ({rate:,.0f}/s)")
 
 
 @app.command("diff")
@@ -132,7 +125,7 @@ def diff_command(schema: Schema = DEFAULT, examples: Examples = 10, as_json: Jso
     if as_json:
         print(json.dumps(document(found)))
     else:
-        show(found, Console(highlight=False))
+        show(found, output())
     if found.orders:
         raise typer.Exit(1)
 
@@ -195,14 +188,12 @@ def status_command(as_json: Json = False) -> None:
     if not rows:
         print("there is none: orders rebuild start begins one")
         return
-    table = Table()
-    for heading in ("schema", "", "begun", "records to go", "rows"):
-        table.add_column(heading, overflow="fold")
+    table = Rows("schema", "", "begun", "records to go", "rows", prose={"rows"}, right={"records to go"})
     for row in rows:
         left = "" if row["left"] is None else f"{row['left']:,}"
         counted = "  ".join(f"{name.removeprefix('orders_')} {count:,}" for name, count in row["rows"].items())
-        table.add_row(row["schema"], row["state"], row["started_at"][:19], left, counted)
-    Console(highlight=False).print(table)
+        table.add(row["schema"], row["state"], row["started_at"][:19], left, counted)
+    output().print(table)
 
 
 async def _status(settings: Settings) -> list[dict[str, Any]]:
@@ -232,10 +223,16 @@ def drop_command(
     schemas: Annotated[list[str] | None, typer.Argument(metavar="[SCHEMA]...", help="These only.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
-    """Take schemas of rebuilds away: the shadow, and what was live before. All of them, unless named. The live tables stay.
+    """Take schemas of rebuilds away: the shadow, and what was live before. All of them, unless named (a person at a
+    terminal is asked). The live tables stay.
 
     Example: [bold]orders rebuild drop orders_before_1[/bold]
     """
+    if not schemas and not as_json and interactive():
+        there = [row["schema"] for row in run(_status(get_settings()))]
+        if there and not confirmed(f"{', '.join(map(printable, there))}: drop all of them?"):
+            print("nothing dropped")
+            raise typer.Exit(1)
     gone = run(_drop(get_settings(), schemas or []))
     if as_json:
         print(json.dumps({"dropped": gone}))
@@ -324,26 +321,27 @@ def _example(each: Difference) -> dict[str, Any]:
 SHOWN_VALUES = 5
 
 
-def show(found: Differences, console: Console) -> None:
+def show(found: Differences, console: Terminal) -> None:
     """Rows that differ, for a person."""
     console.print(f"{found.compared:,} orders compared, {found.orders:,} differ")
     for table, changes in found.tables.items():
         if not changes.rows:
             continue
-        console.print(f"[bold]{table}[/]: {changes.changed:,} rows change, {changes.missing:,} are missing, {changes.extra:,} too many")
+        counts = f": {changes.changed:,} rows change, {changes.missing:,} are missing, {changes.extra:,} too many"
+        console.print(Text.assemble((table, "bold"), counts))
         for column, count in changes.columns.most_common():
             values = changes.values[column].most_common(SHOWN_VALUES)
             told = ", ".join(f"{live} -> {anew}: {number:,}" for (live, anew), number in values)
             more = ", ..." if len(changes.values[column]) > SHOWN_VALUES else ""
-            console.print(f"  {column} {count:,}   {told}{more}", soft_wrap=True, markup=False)
+            console.print(printable(f"  {column} {count:,}   {told}{more}"))
     for each in found.examples:
         what = "missing" if each.live is None else "too many" if each.anew is None else ""
         what = what or ", ".join(f"{name} {live} -> {anew}" for name, live, anew in each.columns())
-        console.print(f"  order {each.order_id}  {each.table} {each.id}  {what}", soft_wrap=True, markup=False)
+        console.print(printable(f"  order {each.order_id}  {each.table} {each.id}  {what}"))
     if found.rows > len(found.examples):
         console.print(f"and {found.rows - len(found.examples):,} more; --examples shows more")
     if found.unjudged:
         why = f"{found.left:,} records wait, and no worker takes them in" if found.left else "they went on moving"
-        console.print(f"[yellow]{found.unjudged:,} orders were not judged: {why}[/]")
+        console.print(f"{found.unjudged:,} orders were not judged: {why}", style="yellow")
     if not found.orders:
-        console.print("[bold green]no difference[/]")
+        console.print("no difference", style="bold green")

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from audit.findings import Finding, Report
 from cli.audit import audit, show_findings, target_of
 from cli.errors import UserError
+from cli.terminal import output
+from cli.text import printable
 from settings import Settings, get_settings
 from streams.grouplock import GroupBusy, GroupLock
 from streams.history import LogIncomplete
@@ -189,19 +191,19 @@ def _is_id(text: str) -> bool:
 
 
 def _show(outcome: Outcome) -> None:
-    console = Console(highlight=False)
+    console = output()
     verb = "would repair" if outcome.dry_run else "repaired"
     for order_id, (stores, version) in sorted(outcome.repaired.items()):
         now = "" if version is None else f"  version {version}" if version else "  the log has no such order: taken away"
-        console.print(f"{verb} order [cyan]{order_id}[/]  {', '.join(stores)}{now}", soft_wrap=True)
+        console.print(Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}"))
     for key in outcome.keys:
-        console.print(f"{'would delete' if outcome.dry_run else 'deleted'} {key!r} in Redis", soft_wrap=True, markup=False)
+        console.print(f"{'would delete' if outcome.dry_run else 'deleted'} {printable(repr(key))} in Redis")
     if not outcome.repaired and not outcome.keys:
         console.print("nothing to repair")
     if outcome.unjudged:
         console.print(
-            f"[yellow]{outcome.unjudged:,} differences of orders that records wait for were not judged: let workers finish first[/]"
+            f"{outcome.unjudged:,} differences of orders that records wait for were not judged: let workers finish first", style="yellow"
         )
     show_findings(outcome.findings, outcome.left.total(), console)
     if outcome.left:
-        console.print("[yellow]That is left: repair writes states, rows and cache, nothing else.[/]")
+        console.print("That is left: repair writes states, rows and cache, nothing else.", style="yellow")

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.main import masked
+from cli.text import printable
 from settings import Settings, get_settings
 
 
 def settings_command(as_json: Annotated[bool, typer.Option("--json", help="One JSON array on stdout.")] = False) -> None:
-    """Every setting: its environment variable, value, default and reason. Passwords in URLs are masked.
+    """Every setting: its environment variable, value, default and reason. Of a server's URL only where the server is.
 
     Example: [bold]ORDERS_PARTITIONS=8 orders settings[/bold]
     """
@@ -21,18 +21,19 @@ def settings_command(as_json: Annotated[bool, typer.Option("--json", help="One J
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
-    console = Console(highlight=False)
+    from cli.terminal import output
+
+    console = output()
     for row in rows:
-        value, default = _text(row["value"]), _text(row["default"])
+        value, default = printable(_text(row["value"])), _text(row["default"])
         line = Text.assemble((row["name"], "bold"), " = ", (value, "bold green" if row["set"] else "green"))
         if value != default:
             line.append(f"   default {default}", "dim")
-        console.print(line, soft_wrap=True)
-        console.print(Padding(Text(row["description"], "dim"), (0, 0, 0, 4)))
+        console.print(line)
+        console.print(Padding(Text(row["description"], "dim"), (0, 0, 0, 4), expand=False), soft_wrap=False)
 
 
 def table(settings: Settings) -> list[dict[str, Any]]:
@@ -54,9 +55,7 @@ def table(settings: Settings) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, int | float):
-        return value
-    return masked(str(value))
+    return value if value is None or isinstance(value, int | float) else str(value)
 
 
 def _text(value: Any) -> str:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import typer
-from rich.console import Console, Group
-from rich.panel import Panel
-from rich.table import Table
+from rich.console import Group, RenderableType
 from rich.text import Text
 
 from cli.errors import UserError
+from cli.terminal import Rows, output
+from cli.text import printable, second
 from domain import story
 from queries.state import read_state
 from settings import get_settings
@@ -26,6 +26,19 @@ COLOURS = {
     "returned": "magenta",
     "closed": "red",
 }
+
+UNITS: Final = {
+    "item_id": "item",
+    "quantity": "units",
+    "live": "live",
+    "gone": "gone",
+    "in_transit": "in transit",
+    "delivered": "delivered",
+    "returned": "returned",
+    "price": "price",
+}
+SHIPMENTS: Final = {"shipment_id": "parcel", "status": "status", "carrier": "carrier", "tracking_number": "tracking"}
+RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"}
 
 
 def show_command(
@@ -51,75 +64,54 @@ def show_command(
     if as_json:
         print(json.dumps(told, indent=2))
     else:
-        Console().print(render(told))
+        output().print(render(told))
 
 
 def render(told: dict[str, Any]) -> Group:
     """A story as something that rich prints."""
     status = told.get("status", "waiting")
-    head = Text.assemble(
-        ("order ", "dim"),
-        told["order_id"],
-        "  ",
-        (status, f"bold {COLOURS.get(status, 'yellow')}"),
-        (f"  version {told['version']}", "dim"),
-    )
-    why = Text("\n".join(f"because {line}" if n == 0 else f"    and {line}" for n, line in enumerate(told["why"])))
-    parts: list[Any] = [Panel(Group(head, why), border_style=COLOURS.get(status, "yellow"))]
-    columns = {"time": "time", "type": "type", "what": "what"}
+    parts: list[RenderableType] = [
+        Text.assemble(
+            ("order ", "dim"),
+            told["order_id"],
+            "  ",
+            (status, f"bold {COLOURS.get(status, 'yellow')}"),
+            (f"  version {told['version']}", "dim"),
+        ),
+        *(Text(f"because {printable(line)}" if n == 0 else f"    and {printable(line)}") for n, line in enumerate(told["why"])),
+    ]
+    facts = {"time": "time", "type": "type", "what": "what"}
     if any(fact["note"] for fact in told["facts"]):
-        columns["note"] = "note"
-    parts.append(_table("Facts", told["facts"], columns))
+        facts["note"] = "note"
+    parts += _table("Facts", told["facts"], facts)
     if told["known"]:
         currency = told["currency"]
         sums = told["money"]
-        parts.append(
+        parts += [
+            Text(),
             Text.assemble(
                 ("Money  ", "bold"),
                 f"total {sums['total']} {currency}, of live units {sums['live_total']}, captured {sums['captured']}, ",
                 f"refunds decided {sums['refunds_decided']}",
-            )
-        )
-        units = {
-            "item_id": "item",
-            "quantity": "units",
-            "live": "live",
-            "gone": "gone",
-            "in_transit": "in transit",
-            "delivered": "delivered",
-            "returned": "returned",
-            "price": "price",
-        }
-        parts.append(_table("Units (of each line: how many reached at least that)", told["lines"], units))
-        parts.append(_table("Suborders", told["suborders"], {"seller_id": "seller", "status": "status", "total_amount": currency}))
-        parts.append(
-            _table(
-                "Shipments",
-                told["shipments"],
-                {"shipment_id": "parcel", "status": "status", "carrier": "carrier", "tracking_number": "tracking"},
-            )
-        )
-        parts.append(
-            _table("Returns", told["returns"], {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"})
-        )
-        parts.append(_table("Refunds", told["refunds"], {"refund_id": "refund", "amount": currency, "cause": "cause"}))
+            ),
+        ]
+        parts += _table("Units (of each line: how many reached at least that)", told["lines"], UNITS)
+        parts += _table("Suborders", told["suborders"], {"seller_id": "seller", "status": "status", "total_amount": currency})
+        parts += _table("Shipments", told["shipments"], SHIPMENTS)
+        parts += _table("Returns", told["returns"], RETURNS)
+        parts += _table("Refunds", told["refunds"], {"refund_id": "refund", "amount": currency, "cause": "cause"})
         if told["anomalies"]:
-            parts.append(Text("Anomalies\n  " + "\n  ".join(told["anomalies"]), style="yellow"))
-    return Group(*(part for part in parts if part is not None))
+            parts += [Text(), Text("Anomalies", "yellow"), *(Text(f"  {printable(line)}", "yellow") for line in told["anomalies"])]
+    return Group(*parts)
 
 
-def _table(title: str, found: list[dict[str, Any]], columns: dict[str, str]) -> Table | None:
+def _table(title: str, found: list[dict[str, Any]], columns: dict[str, str]) -> list[RenderableType]:
     if not found:
-        return None
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="dim", expand=False)
-    for name, heading in columns.items():
-        numeric = isinstance(found[0].get(name), int)
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+        return []
+    numbers = [heading for name, heading in columns.items() if isinstance(found[0].get(name), int)]
+    table = Rows(*columns.values(), title=title, prose=("what", "note", "carrier", "tracking"), right=numbers)
     for each in found:
-        cells = []
-        for name in columns:
-            value = each.get(name)
-            text = "" if value is None else str(value)
-            cells.append(Text(text, style=COLOURS.get(text, "") if name == "status" else ""))
-        table.add_row(*cells)
-    return table
+        cells = [(name, "" if each.get(name) is None else str(each[name])) for name in columns]
+        cells = [(name, second(text) if name == "time" else text) for name, text in cells]
+        table.add(*((text, COLOURS.get(text, "") if name == "status" else "") for name, text in cells))
+    return [Text(), table]

@@ -11,10 +11,9 @@ from typing import Annotated
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cli.errors import UserError
+from cli.terminal import Terminal, messages, progress
 from examples.market import Bazaar, Outcome
 from examples.services import Behaviour, Customers, order_of
 from queries.state import read_state
@@ -49,13 +48,13 @@ def simulate_command(
     if seed is None:
         seed = secrets.randbelow(1_000_000_000)
     behaviour = Behaviour(silence, refusals, duplicates, cancellations, returns, delay, seed)
-    outcome = asyncio.run(run(get_settings(), behaviour, checkouts, rate, timeout, Console(stderr=True)))
+    outcome = asyncio.run(run(get_settings(), behaviour, checkouts, rate, timeout, messages()))
     _report(outcome, seed, as_json)
     if outcome.hanging:
         raise typer.Exit(1)
 
 
-async def run(settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, console: Console) -> Outcome:
+async def run(settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, console: Terminal) -> Outcome:
     """Bazaar.run with progress on `console`. Raises UserError when topics are missing, or the checkouts of this seed are there already."""
     absent = await topics.missing(settings)
     if absent:
@@ -64,13 +63,12 @@ async def run(settings: Settings, behaviour: Behaviour, checkouts: int, rate: fl
     first = order_of(checkout.key)
     if await read_state(settings, UUID(first)) is not None:
         raise UserError(f"order {first}, the first one of seed {behaviour.seed}, is there already; leave --seed out or take another one")
-    columns = (TextColumn("  {task.description:<11}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        sent_bar, ended_bar = progress.add_task("checked out", total=checkouts), progress.add_task("ended", total=checkouts)
+    with progress(console, form="  {task.description:<11}") as bar:
+        sent_bar, ended_bar = bar.add_task("checked out", total=checkouts), bar.add_task("ended", total=checkouts)
 
         def show(sent: int, ended: int) -> None:
-            progress.update(sent_bar, completed=sent)
-            progress.update(ended_bar, completed=ended)
+            bar.update(sent_bar, completed=sent)
+            bar.update(ended_bar, completed=ended)
 
         return await Bazaar(settings, behaviour).run(checkouts, rate, timeout, show)
 

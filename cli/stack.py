@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from cli.errors import UserError
+from cli.terminal import Rows, messages, output
+from cli.text import printable
 
 if TYPE_CHECKING:
     from stack import Stack
@@ -30,8 +31,6 @@ Dir = Annotated[Path, typer.Option("--dir", help="The stack's folder: configurat
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")]
 
 DEFAULT = Path(".stack")
-
-_messages = Console(stderr=True)
 
 
 @app.command(epilog="Example: orders stack up --brokers 3 --replica --dir /tmp/three")
@@ -52,7 +51,9 @@ def up(
         return
     _print_env(stack, export=False)
     if sys.stderr.isatty():
-        _messages.print(f'[green]up[/]  For this shell: [bold]eval "$(orders stack env{_dir_option(dir)})"[/]')
+        use = "orders uses it in this folder; for other programs" if dir == DEFAULT else "For this shell"
+        evaluated = f'eval "$(orders stack env{_dir_option(dir)})"'
+        messages().print(Text.assemble(("up", "green"), f"  {use}: ", (printable(evaluated), "bold")))
 
 
 @app.command(epilog="Example: orders stack down --dir /tmp/three")
@@ -68,7 +69,7 @@ def down(
                 stack.purge()
             else:
                 stack.stop()
-    _messages.print(f"[green]down[/]  {'The data is gone.' if purge else f'The data stays in {dir}.'}", highlight=False)
+    messages().print(Text.assemble(("down", "green"), "  ", "The data is gone." if purge else f"The data stays in {printable(dir)}."))
 
 
 @app.command(epilog="Example: orders stack status --json")
@@ -83,11 +84,10 @@ def status(dir: Dir = DEFAULT, as_json: Json = False) -> None:
         rows = [{name: getattr(each, name) for name in names} | {"log": str(each.log)} for each in servers]
         print(json.dumps({"dir": str(stack.folder), "running": running, "servers": rows}, indent=2))
     else:
-        table = Table("server", "", "port", "pid", "log", box=None, pad_edge=False)
+        table = Rows("server", "", "port", "pid", "log")
         for each in servers:
-            state = "[green]runs[/]" if each.running else "[red]down[/]"
-            table.add_row(each.name, state, str(each.port), str(each.pid or "-"), str(each.log))
-        Console(soft_wrap=True).print(table)
+            table.add(each.name, ("runs", "green") if each.running else ("down", "red"), each.port, each.pid or "-", each.log)
+        output().print(table)
     if not running:
         raise typer.Exit(1)
 
@@ -128,14 +128,15 @@ def _mendable() -> Iterator[None]:
     try:
         yield
     except stack.StackError as error:
-        raise UserError(str(error)) from error
+        raise UserError.with_log(str(error)) from error
 
 
 @contextmanager
 def _shown(what: str) -> Iterator[Callable[[str], None]]:
     """A spinner with the last message where a person looks; silence where nobody does."""
-    if not _messages.is_terminal:
+    console = messages()
+    if not console.watched:
         yield lambda _: None
         return
-    with _messages.status(what) as spinner:
+    with console.status(what) as spinner:
         yield spinner.update

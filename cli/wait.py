@@ -77,20 +77,17 @@ def wait_command(
 
     Example: [bold]orders wait --timeout 60[/bold]
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from cli.terminal import messages, progress
 
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     try:
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task("processed", total=None)
+        with progress(messages()) as bar:
+            task = bar.add_task("processed", total=None)
 
             def show(handled: int, lag: int) -> None:
-                progress.update(task, completed=handled, total=handled + lag)
+                bar.update(task, completed=handled, total=handled + lag)
 
             def say(what: str) -> None:
-                progress.console.print(f"orders: everything is processed; waiting for the cache: {what}", markup=False, soft_wrap=True)
+                bar.console.print(f"orders: everything is processed; waiting for the cache: {what}", markup=False, soft_wrap=True)
 
             outcome = asyncio.run(wait(get_settings(), timeout, show, cache=cache, say=say))
     except TopicsMissing as error:
@@ -170,7 +167,10 @@ async def wait(
 
 def _client(settings: Settings) -> redis.asyncio.Redis:
     return redis.asyncio.Redis.from_url(
-        settings.redis, socket_timeout=REDIS_SECONDS, socket_connect_timeout=REDIS_SECONDS, retry=Retry(NoBackoff(), 0)
+        settings.redis.get_secret_value(),
+        socket_timeout=REDIS_SECONDS,
+        socket_connect_timeout=REDIS_SECONDS,
+        retry=Retry(NoBackoff(), 0),
     )
 
 

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.text import Text
 
 from cli.rebuild import Bar, document, run, show
+from cli.terminal import Terminal, output
+from cli.text import printable
 from settings import get_settings
 from streams.whatif import Deadlines, Outcome, Published, whatif
 
@@ -43,13 +45,16 @@ def whatif_command(
     if as_json:
         print(json.dumps(_document(found)))
     else:
-        console = Console(highlight=False)
+        console = output()
         rate = found.records / max(found.folding, 0.001)
         console.print(f"{found.records:,} records folded in {found.folding:.1f} s ({rate:,.0f}/s)")
         show(found.rows, console)
         _show_published(found.published, console)
         _show_deadlines(found.deadlines, console)
-        console.print("[bold green]nothing would change[/]" if found.nothing else "[bold yellow]something would change[/]")
+        if found.nothing:
+            console.print("nothing would change", style="bold green")
+        else:
+            console.print("something would change", style="bold yellow")
     if not found.nothing:
         raise typer.Exit(1)
 
@@ -82,31 +87,32 @@ def _document(found: Outcome) -> dict[str, Any]:
     }
 
 
-def _show_published(found: Published, console: Console) -> None:
+def _show_published(found: Published, console: Terminal) -> None:
     for topic, kinds in sorted(found.counts.items()):
         for kind, count in kinds.most_common():
-            console.print(f"[bold]{topic}[/]: {count:,} {KINDS[kind]}")
+            console.print(Text.assemble((topic, "bold"), f": {count:,} {KINDS[kind]}"))
         for (live, anew), count in found.told.get(topic, {}).items():
-            console.print(f"  {live} -> {anew}: {count:,}", markup=False)
+            console.print(printable(f"  {live} -> {anew}: {count:,}"))
     for each in found.examples:
         what = f"{each.live} -> {each.anew}" if each.kind == "told" else KINDS[each.kind]
         order = f"order {each.order_id}  " if each.order_id else ""
-        console.print(f"  {order}{each.topic} {each.id}  {what}", soft_wrap=True, markup=False)
+        console.print(printable(f"  {order}{each.topic} {each.id}  {what}"))
     for topic, where in sorted(found.partly.items()):
-        console.print(f"[yellow]{where}: what would be published there and wasn't can't be told of {topic}[/]")
+        console.print(printable(f"{where}: what would be published there and wasn't can't be told of {topic}"), style="yellow")
     if found.by_arrival:
-        console.print(f"[dim]{found.by_arrival:,} orders' labels or releases differ only by which of their facts came first[/]")
+        console.print(f"{found.by_arrival:,} orders' labels or releases differ only by which of their facts came first", style="dim")
     if found.unjudged:
-        console.print(f"[yellow]{found.unjudged:,} orders' events were not judged: they went on moving, or no worker goes on with them[/]")
+        why = "they went on moving, or no worker goes on with them"
+        console.print(f"{found.unjudged:,} orders' events were not judged: {why}", style="yellow")
 
 
-def _show_deadlines(found: Deadlines, console: Console) -> None:
+def _show_deadlines(found: Deadlines, console: Terminal) -> None:
     if not found.counts:
         return
     told = ", ".join(f"{kind} {count:,}" for kind, count in found.counts.most_common())
-    console.print(f"[bold]next deadline[/] of orders that wait, from when they are next touched: {told}")
+    console.print(Text.assemble(("next deadline", "bold"), f" of orders that wait, from when they are next touched: {told}"))
     for order_id, kind, live, anew in found.examples:
-        console.print(f"  order {order_id}  {kind}: {_moment(live)} -> {_moment(anew)}", soft_wrap=True, markup=False)
+        console.print(f"  order {order_id}  {kind}: {_moment(live)} -> {_moment(anew)}")
 
 
 def _moment(ms: int) -> str:

@@ -31,7 +31,8 @@ async def read(topic: str, count: int) -> list[str]:
             # Without an id it is none of the pipeline's: anybody may write to a topic.
             if event_id and event_id not in handled:
                 handled.append(event_id)
-                print(event_id, (record.value or b"").decode("utf-8", "replace"), flush=True)
+                text = f"{event_id} {(record.value or b'').decode('utf-8', 'replace')}"
+                print(text.encode("unicode_escape").decode(), flush=True)  # whatever it holds steers no terminal
             await consumer.commit()
             if len(handled) == count:
                 break

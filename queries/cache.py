@@ -59,7 +59,7 @@ class CacheReader:
         self._timeout = settings.redis_timeout
         self._ttl = settings.cache_ttl_refill
         self._client: Any = redis.asyncio.Redis.from_url(
-            settings.redis,
+            settings.redis.get_secret_value(),
             # The client's own limits would count what this event loop is busy with.
             socket_timeout=None,
             socket_connect_timeout=None,

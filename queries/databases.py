@@ -162,8 +162,9 @@ class Databases:
     """Where rows are read, best place first."""
 
     def __init__(self, settings: Settings) -> None:
-        self.primary = Database(settings, settings.postgres, "primary")
-        self.replica = None if settings.postgres_replica is None else Replica(settings, settings.postgres_replica)
+        self.primary = Database(settings, settings.postgres.get_secret_value(), "primary")
+        replica = settings.postgres_replica
+        self.replica = None if replica is None else Replica(settings, replica.get_secret_value())
         self._most = settings.replica_max_lag
 
     def fresh(self, lag: float | None) -> bool:

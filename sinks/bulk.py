@@ -109,7 +109,7 @@ class BulkJobs:
         settings = self._settings
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(
-                settings.postgres,
+                settings.postgres.get_secret_value(),
                 self._name,
                 timeout=settings.postgres_connect_timeout,
                 command_timeout=settings.postgres_statement_timeout,

@@ -35,7 +35,7 @@ class Busy(Exception):
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to the primary, outside any transaction. Raises what asyncpg raises. Blocks until connected."""
-    connection = await connection_to(settings.postgres, "orders-db", timeout=settings.postgres_connect_timeout)
+    connection = await connection_to(settings.postgres.get_secret_value(), "orders-db", timeout=settings.postgres_connect_timeout)
     try:
         async with watched(connection):
             yield connection

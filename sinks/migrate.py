@@ -87,7 +87,8 @@ async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
     async with AsyncExitStack() as stack:
 
         async def dial() -> asyncpg.Connection[asyncpg.Record]:
-            made = await connection_to(settings.postgres, "orders-init", timeout=settings.postgres_connect_timeout)
+            url = settings.postgres.get_secret_value()
+            made = await connection_to(url, "orders-init", timeout=settings.postgres_connect_timeout)
             await stack.enter_async_context(watched(made))
             return made
 

@@ -96,7 +96,7 @@ class PostgresSink:
         self._partition_by: PartitionBy | None = None
         timeout = settings.postgres_statement_timeout
         self._connector = Connector(
-            settings.postgres,
+            settings.postgres.get_secret_value(),
             "orders-worker",
             timeout=settings.postgres_connect_timeout,
             # Also when the server has gone without a word: a little later than the server's own limit, which leaves the connection usable.

@@ -245,7 +245,7 @@ class RedisSink:
         """client: by default one for settings.redis."""
         self._timeout = settings.redis_timeout
         self._client: Client = client or redis.asyncio.Redis.from_url(
-            settings.redis,
+            settings.redis.get_secret_value(),
             # The client's own limits would count what this event loop is busy with.
             socket_timeout=None,
             socket_connect_timeout=None,

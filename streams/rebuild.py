@@ -188,7 +188,7 @@ class Rebuild:
         """Whatever is in Redis and says something else than the states is taken away, and put there anew where its order is known."""
         sink = RedisSink(self._settings.model_copy(update={"redis_timeout": 10.0}))
         client = redis.asyncio.Redis.from_url(
-            self._settings.redis, socket_timeout=10, socket_connect_timeout=10, encoding_errors="surrogateescape"
+            self._settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10, encoding_errors="surrogateescape"
         )
         changed = 0
         async with AsyncExitStack() as stack:

@@ -65,7 +65,9 @@ class Repairer:
         self._lock = lock
         self._stack = AsyncExitStack()
         self._rows = PostgresSink(settings)
-        self._redis = redis.asyncio.Redis.from_url(settings.redis, socket_timeout=10, socket_connect_timeout=10) if cache else None
+        self._redis = (
+            redis.asyncio.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10) if cache else None
+        )
         self._cache = RedisSink(settings.model_copy(update={"redis_timeout": 10.0})) if cache else None
 
     async def __aenter__(self) -> Self:

@@ -81,7 +81,7 @@ def audit() -> dict[str, Any]:
 
 async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[Any, Any]]:
     """Every row of the four tables by (id, order); with `physical` including where it lies, so that a rewritten row shows."""
-    connection = await asyncpg.connect(settings.postgres)
+    connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         where = "tableoid, xmin, ctid, " if physical else ""
         found: dict[str, dict[Any, Any]] = {}

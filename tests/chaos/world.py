@@ -112,7 +112,7 @@ class World:
     @asynccontextmanager
     async def sql(self, url: str | None = None) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """A session straight to the primary."""
-        connection = await asyncpg.connect(url or self.settings.postgres, timeout=10)
+        connection = await asyncpg.connect(url or self.settings.postgres.get_secret_value(), timeout=10)
         try:
             yield connection
         finally:
@@ -122,7 +122,7 @@ class World:
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[Redis]:
         """Straight to Redis."""
-        async with Redis.from_url(self.settings.redis) as client:
+        async with Redis.from_url(self.settings.redis.get_secret_value()) as client:
             yield client
 
     @asynccontextmanager

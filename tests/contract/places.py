@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import redis.asyncio
 
-from settings import Settings
+from settings import PostgresUrl, RedisUrl, Settings
 from sinks.base import Sink
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
@@ -246,16 +246,16 @@ def rows_of(orders: Iterable[Order]) -> RowBatch:
 class PostgresPlace(RealPlace):
     @property
     def url(self) -> str:
-        return self.settings.postgres
+        return self.settings.postgres.get_secret_value()
 
     def another(self) -> PostgresSink:
-        return PostgresSink(self.settings.model_copy(update={"postgres": self.line.url}))
+        return PostgresSink(self.settings.model_copy(update={"postgres": PostgresUrl(self.line.url)}))
 
     def batch(self, orders: Iterable[Order]) -> RowBatch:
         return rows_of(orders)
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(self.settings.postgres)
+        connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             return await connection.fetch(query, *arguments)
         finally:
@@ -300,14 +300,14 @@ class RedisPlace(RealPlace):
 
     @property
     def url(self) -> str:
-        return self.settings.redis
+        return self.settings.redis.get_secret_value()
 
     def another(self) -> RedisSink:
-        return RedisSink(self.settings.model_copy(update={"redis": self.line.url}))
+        return RedisSink(self.settings.model_copy(update={"redis": RedisUrl(self.line.url)}))
 
     async def start_server(self) -> None:
         # As after a restart: it knows no script any more. What it held is kept, which is the harder case: it is out of date.
-        async with redis.asyncio.Redis.from_url(self.settings.redis) as client:
+        async with redis.asyncio.Redis.from_url(self.settings.redis.get_secret_value()) as client:
             await client.script_flush()
         await super().start_server()
 
@@ -316,7 +316,7 @@ class RedisPlace(RealPlace):
 
     async def content(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        async with redis.asyncio.Redis.from_url(self.settings.redis, decode_responses=True) as client:
+        async with redis.asyncio.Redis.from_url(self.settings.redis.get_secret_value(), decode_responses=True) as client:
             for key in sorted([key async for key in client.scan_iter(count=1000)]):
                 if key.startswith("user:"):
                     found[key] = await client.zrange(key, 0, -1, withscores=True)
@@ -326,7 +326,7 @@ class RedisPlace(RealPlace):
         return found
 
     async def empty(self) -> None:
-        async with redis.asyncio.Redis.from_url(self.settings.redis) as client:
+        async with redis.asyncio.Redis.from_url(self.settings.redis.get_secret_value()) as client:
             await client.flushdb()
 
 
@@ -380,6 +380,6 @@ async def new_database(stack: Servers, **changes: Any) -> Settings:
 async def drop_database(stack: Servers, settings: Settings) -> None:
     connection = await asyncpg.connect(stack.env["ORDERS_POSTGRES"])
     try:
-        await connection.execute(f"DROP DATABASE {settings.postgres.rsplit('/', 1)[1]} WITH (FORCE)")
+        await connection.execute(f"DROP DATABASE {settings.postgres.get_secret_value().rsplit('/', 1)[1]} WITH (FORCE)")
     finally:
         await connection.close()

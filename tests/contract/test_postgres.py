@@ -139,7 +139,7 @@ async def test_a_statement_that_takes_too_long_is_given_up_whole(postgres: Postg
     before = await postgres.content()
     impatient = PostgresSink(postgres.settings.model_copy(update={"postgres_statement_timeout": 0.1}))
     await impatient.start()
-    blocker = await asyncpg.connect(postgres.settings.postgres)
+    blocker = await asyncpg.connect(postgres.settings.postgres.get_secret_value())
     try:
         async with blocker.transaction():
             await blocker.execute("SELECT FROM orders_order FOR UPDATE")

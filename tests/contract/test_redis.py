@@ -29,7 +29,7 @@ ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(cache: RedisPlace) -> AsyncIterator[Any]:
-    async with redis.asyncio.Redis.from_url(cache.settings.redis, decode_responses=True) as client:
+    async with redis.asyncio.Redis.from_url(cache.settings.redis.get_secret_value(), decode_responses=True) as client:
         yield client
 
 

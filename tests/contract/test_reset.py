@@ -73,7 +73,7 @@ def test_postgres_is_away_for_a_moment(migrated: Settings) -> None:
         finally:
             await sink.close()
 
-    uvloop.run(through(migrated.postgres, use))
+    uvloop.run(through(migrated.postgres.get_secret_value(), use))
 
 
 def test_one_attempt_finds_out_that_all_connections_to_postgres_are_half_open(migrated: Settings) -> None:
@@ -94,7 +94,7 @@ def test_one_attempt_finds_out_that_all_connections_to_postgres_are_half_open(mi
         finally:
             await sink.close()
 
-    uvloop.run(through(migrated.postgres, use))
+    uvloop.run(through(migrated.postgres.get_secret_value(), use))
 
 
 class Pooler:
@@ -116,7 +116,7 @@ def test_a_slow_statement_is_only_slow(migrated: Settings, monkeypatch: pytest.M
         await sink.start()
         batch = RowBatch()
         replace(ORDER, version=ORDER.version + 1).rows(batch)
-        blocker = await asyncpg.connect(migrated.postgres)
+        blocker = await asyncpg.connect(migrated.postgres.get_secret_value())
         try:
             async with blocker.transaction():
                 await blocker.execute("LOCK orders_order IN ACCESS EXCLUSIVE MODE")
@@ -129,4 +129,4 @@ def test_a_slow_statement_is_only_slow(migrated: Settings, monkeypatch: pytest.M
             await blocker.close()
             await sink.close()
 
-    uvloop.run(through(migrated.postgres, use, wire))
+    uvloop.run(through(migrated.postgres.get_secret_value(), use, wire))

@@ -129,7 +129,7 @@ async def test_every_place_shows_the_same_of_orders_that_share_ids(places: list[
     try:
         assert await read(reader, set(shown)) == (shown, {"primary"})
         assert await read(reader, set(shown)) == (shown, {"cache"})
-        async with redis.asyncio.Redis.from_url(cache.settings.redis) as client:
+        async with redis.asyncio.Redis.from_url(cache.settings.redis.get_secret_value()) as client:
             await client.delete(*(f"tracking:{number}" for number in shown))
             assert await read(reader, set(shown)) == (shown, {"cache"}), "rows that a reader has put beside"
             await client.flushdb()
@@ -151,7 +151,7 @@ async def test_the_entry_of_one_order_does_not_hide_the_others(places: list[Plac
     assert {order_id for _, order_id, _ in parcels} > {str(one)}
     reader = Reader(places[0].settings)
     try:
-        async with redis.asyncio.Redis.from_url(places[1].settings.redis) as client:
+        async with redis.asyncio.Redis.from_url(places[1].settings.redis.get_secret_value()) as client:
             await client.flushdb()
             await places[1].sink.write([entry(one, orders[one])])
             assert await client.exists(f"tracking:{number}")

@@ -310,8 +310,8 @@ class World:
             "brokers": settings.brokers,
             "group": settings.group,
             "changelog": settings.changelog_topic,
-            "postgres": settings.postgres,
-            "redis": settings.redis,
+            "postgres": settings.postgres.get_secret_value(),
+            "redis": settings.redis.get_secret_value(),
             "data": settings.data,
         } | changes
         return await Auditor(Target(**values), most_findings=most).run()
@@ -325,13 +325,13 @@ def copy_headers(place: Place) -> Headers:
 
 @asynccontextmanager
 async def world_on(settings: Settings) -> AsyncIterator[World]:
-    database = await asyncpg.connect(settings.postgres)
+    database = await asyncpg.connect(settings.postgres.get_secret_value())
     admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers)
     try:
         await admin.start()
         async with (
             AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer,
-            Redis.from_url(settings.redis) as redis,
+            Redis.from_url(settings.redis.get_secret_value()) as redis,
         ):
             yield World(settings, producer, admin, database, redis, settings.partitions)
     finally:

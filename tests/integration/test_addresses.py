@@ -77,7 +77,7 @@ async def hush(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 @pytest.fixture
 async def server(settings: Settings) -> AsyncIterator[Server]:
     await migrate.upgrade(settings)
-    parts = urlsplit(settings.postgres)
+    parts = urlsplit(settings.postgres.get_secret_value())
     assert parts.port is not None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_name("key.pem"))
@@ -190,7 +190,7 @@ async def test_an_address_works_in_everything(
 async def test_an_address_that_cannot_be_used_is_one_line(
     settings: Settings, query: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ORDERS_POSTGRES", f"{settings.postgres}?{query}")
+    monkeypatch.setenv("ORDERS_POSTGRES", f"{settings.postgres.get_secret_value()}?{query}")
     commands: list[tuple[str, ...]] = [("db",), ("audit",)]
     if query not in ("channel_binding=require", "nonsense=1"):  # only the server knows that it doesn't know them
         commands.append(("api", "--port", "0"))
@@ -199,7 +199,7 @@ async def test_an_address_that_cannot_be_used_is_one_line(
         assert done.returncode == 2, (command, done.stderr)
         assert "Traceback" not in done.stderr
         assert says in done.stderr, command
-        assert (urlsplit(settings.postgres).password or "?") not in done.stderr
+        assert (urlsplit(settings.postgres.get_secret_value()).password or "?") not in done.stderr
 
 
 async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings, tmp_path: Path) -> None:
@@ -212,4 +212,4 @@ async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings
 async def test_no_host_is_what_is_asked_for(settings: Settings) -> None:
     """While a failover is under way: it passes, and isn't a bug of ours."""
     with pytest.raises(connection.NoSuchHost):
-        await connection.connect(f"{settings.postgres}?target_session_attrs=standby", "test", timeout=5)
+        await connection.connect(f"{settings.postgres.get_secret_value()}?target_session_attrs=standby", "test", timeout=5)

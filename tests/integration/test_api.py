@@ -28,7 +28,7 @@ from api import create_app
 from queries import statements
 from queries.databases import Database
 from queries.reader import Reader
-from settings import Settings
+from settings import PostgresUrl, Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
@@ -77,8 +77,8 @@ async def ask(url: str, statement: str) -> Any:
 async def replicated(settings: Settings) -> None:
     """Until the replica has all that the primary has now."""
     assert settings.postgres_replica is not None
-    position = await ask(settings.postgres, "SELECT pg_current_wal_lsn()::text")
-    replica = settings.postgres_replica
+    position = await ask(settings.postgres.get_secret_value(), "SELECT pg_current_wal_lsn()::text")
+    replica = settings.postgres_replica.get_secret_value()
     await eventually(lambda: ask(replica, f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"), "the replica has caught up")
 
 
@@ -135,7 +135,7 @@ def service(filled: Settings) -> Open:
         app = create_app(settings)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
-            Redis.from_url(filled.redis) as redis,
+            Redis.from_url(filled.redis.get_secret_value()) as redis,
             World(filled, ORDERS_THERE()) as world,
             httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
         ):
@@ -183,7 +183,7 @@ async def test_fifty_misses_at_once_are_one_read(service: Open) -> None:
         assert (await s.get(f"/orders/{order_id}")).headers["x-source"] == "cache"
         assert (await s.get(f"/orders/{order_id}/story")).headers["x-source"] == "cache"
         assert s.reads == (2, 0)
-        async with Redis.from_url(s.world.settings.redis) as redis:
+        async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             assert await redis.keys() == [f"rows:{order_id}".encode()], "the lanes' keys are the lanes'"
             assert 0 < await redis.ttl(f"rows:{order_id}") <= s.world.settings.cache_ttl_refill
 
@@ -239,7 +239,7 @@ async def test_a_story_is_read_anew_once_the_lanes_know_of_something_newer(servi
         story = await s.get(f"/orders/{order_id}/story")
         assert {each["status"] for each in story.json()["suborders"]} == {None}
         version = story.json()["version"]
-        async with Redis.from_url(s.world.settings.redis) as redis:
+        async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             await s.world.put_cache(order_id)
             summary = entry(order_id, s.world.orders[order_id]).summary
             story = await s.get(f"/orders/{order_id}/story")
@@ -258,13 +258,13 @@ async def test_what_is_not_ours_in_the_cache_is_not_there(service: Open) -> None
         order_id = s.first()
         user = s.world.user_of(order_id)
         for garbage in (b"", b"{", b'{"version":7}', b"[1]"):
-            async with Redis.from_url(s.world.settings.redis) as redis:
+            async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                 await redis.mset(
                     {f"order:{order_id}": garbage.replace(b"7", b"0"), f"rows:{order_id}": garbage, f"rows:user:{user}": garbage}
                 )
                 await redis.zadd(f"user:{user}:orders", {str(order_id): 1})
             assert (await s.get(f"/orders/{order_id}/story")).headers["x-source"] == "replica"
-            async with Redis.from_url(s.world.settings.redis) as redis:
+            async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                 await redis.set(f"rows:{order_id}", garbage)
             assert (await s.get(f"/orders/{order_id}")).headers["x-source"] == "replica"
             assert str(order_id) in (await s.get(f"/users/{user}/orders")).text
@@ -285,9 +285,9 @@ async def test_a_refill_never_replaces_a_newer_one(service: Open) -> None:
 
 
 async def test_partitioned_by_region_the_same_answers(filled: Settings, service: Open) -> None:
-    by_region = urlunsplit(urlsplit(filled.postgres)._replace(path="/by_region"))
-    await ask(filled.postgres, "CREATE DATABASE by_region")
-    settings = filled.model_copy(update={"postgres": by_region})
+    by_region = urlunsplit(urlsplit(filled.postgres.get_secret_value())._replace(path="/by_region"))
+    await ask(filled.postgres.get_secret_value(), "CREATE DATABASE by_region")
+    settings = filled.model_copy(update={"postgres": PostgresUrl(by_region)})
     await migrate.upgrade(settings, "region")
     async with World(settings, ORDERS_THERE()) as world:
         await world.put_rows()
@@ -299,7 +299,7 @@ async def test_partitioned_by_region_the_same_answers(filled: Settings, service:
         paths.append(f"/sellers/{UUID(bytes=order.created.items[0].seller_id)}/suborders?limit=50")
     async with service(postgres_replica=None, cache_ttl_refill=1) as s, service(postgres_replica=None, postgres=by_region) as other:
         answers = [(await s.get(path)).json() for path in paths]
-        async with Redis.from_url(filled.redis) as redis:
+        async with Redis.from_url(filled.redis.get_secret_value()) as redis:
             await redis.flushdb()
         assert [(await other.get(path)).json() for path in paths] == answers
         assert other.reads[1] >= len(set(paths)) // 2
@@ -350,7 +350,7 @@ async def test_one_read_finds_out_that_all_connections_are_half_open(service: Op
         paths = [f"/orders/{order_id}/story" for order_id in list(s.world.orders)[:6]]
         await asyncio.gather(*(s.get(path) for path in paths))
         assert s.primary.connections > 1
-        async with Redis.from_url(s.world.settings.redis) as redis:
+        async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             await redis.flushdb()
         s.primary.half_open()
         before = s.reads[1]
@@ -368,8 +368,8 @@ async def test_one_read_finds_out_that_all_connections_are_half_open(service: Op
 @pytest.mark.parametrize(("wanted", "standby"), [("read-write", False), ("primary", False), ("standby", True), ("prefer-standby", True)])
 async def test_of_several_hosts_the_one_that_is_asked_for(filled: Settings, wanted: str, standby: bool) -> None:
     assert filled.postgres_replica is not None
-    places = {url: urlsplit(url) for url in (filled.postgres, filled.postgres_replica)}
-    for order in (list(places.values()), list(places.values())[::-1]):
+    places = [urlsplit(url.get_secret_value()) for url in (filled.postgres, filled.postgres_replica)]
+    for order in (places, places[::-1]):
         first, second = order
         hosts = f"{first.netloc},127.0.0.1:{ports.choose(set())},{second.netloc.rpartition('@')[2]}"
         url = f"postgresql://{hosts}{first.path}?target_session_attrs={wanted}"
@@ -423,7 +423,7 @@ async def test_without_any_database_the_cache_answers_and_the_rest_is_a_problem(
 
 async def test_a_replica_that_follows_nobody_is_passed_over(service: Open, filled: Settings) -> None:
     """As one that was promoted by mistake: what it has may be old for ever. Without a primary it answers all the same."""
-    async with service(postgres_replica=filled.postgres) as s:
+    async with service(postgres_replica=filled.postgres.get_secret_value()) as s:
         first, second = list(s.world.orders)[:2]
         assert (await s.get(f"/orders/{first}")).headers["X-Source"] == "primary"
         await s.primary.cut()
@@ -433,8 +433,9 @@ async def test_a_replica_that_follows_nobody_is_passed_over(service: Open, fille
 @asynccontextmanager
 async def paused(s: Service) -> AsyncIterator[None]:
     """The replica takes in nothing more meanwhile."""
-    replica = s.world.settings.postgres_replica
-    assert replica is not None
+    url = s.world.settings.postgres_replica
+    assert url is not None
+    replica = url.get_secret_value()
     await ask(replica, "SELECT pg_wal_replay_pause()")
     await eventually(lambda: ask(replica, "SELECT pg_get_wal_replay_pause_state() = 'paused'"), "replay has paused")
     try:
@@ -456,10 +457,12 @@ async def placed(s: Service, user: UUID) -> UUID:
 async def write_newer(s: Service, order_id: UUID) -> int:
     """A version more in the primary's rows; the replica has received it once this returns."""
     version = await ask(
-        s.world.settings.postgres, f"UPDATE orders_order SET version = version + 1 WHERE id = '{order_id}' RETURNING version"
+        s.world.settings.postgres.get_secret_value(),
+        f"UPDATE orders_order SET version = version + 1 WHERE id = '{order_id}' RETURNING version",
     )
-    position = await ask(s.world.settings.postgres, "SELECT pg_current_wal_lsn()::text")
-    replica = s.world.settings.postgres_replica or ""
+    position = await ask(s.world.settings.postgres.get_secret_value(), "SELECT pg_current_wal_lsn()::text")
+    assert s.world.settings.postgres_replica is not None
+    replica = s.world.settings.postgres_replica.get_secret_value()
     await eventually(lambda: ask(replica, f"SELECT pg_last_wal_receive_lsn() >= '{position}'::pg_lsn"), "the replica has received it")
     return int(version)
 
@@ -504,7 +507,7 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
                 problem = await s.get(f"{path}?min_version={version + 1}", 503)
                 assert problem.json()["type"] == "urn:orders:version-not-there-yet"
                 assert problem.headers["retry-after"] == "1"
-                async with Redis.from_url(s.world.settings.redis) as redis:
+                async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                     await redis.flushdb()
             for path in (f"/users/{user}/orders?", f"/users/{user}/orders?from=2020-01-01T00:00:00Z&"):
                 assert (await s.get(path)).headers["x-source"] == "replica"
@@ -512,7 +515,7 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
                 assert answer.headers["x-source"] == "primary"
                 assert {each["order_id"]: each["version"] for each in answer.json()["orders"]}[str(order_id)] == version
                 assert (await s.get(f"{path}seen={order_id}:{version + 1}", 503)).json()["type"] == "urn:orders:version-not-there-yet"
-                async with Redis.from_url(s.world.settings.redis) as redis:
+                async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                     await redis.flushdb()
             # An order that the cache knows exists, whatever the replica thinks.
             new = uuid4()
@@ -520,7 +523,7 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
             batch.orders.append(row(new, user, datetime(2026, 5, 1, tzinfo=UTC)))
             await insert(s, batch)
             await s.get(f"/orders/{new}/story", 404)
-            async with Redis.from_url(s.world.settings.redis) as redis:
+            async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                 head = {"order_id": str(new), "user_id": str(user), "status": "pending", "currency": "EUR", "total_amount": "1.00"}
                 times = {"created_at": "2026-05-01T00:00:00+00:00", "updated_at": "2026-05-01T00:00:00+00:00"}
                 await redis.set(
@@ -637,7 +640,7 @@ async def test_recent_orders_show_what_the_lanes_wrote_since(service: Open) -> N
         again = await s.get(f"/users/{user}/orders")
         assert [each["order_id"] for each in again.json()["orders"]] == [str(new), *(each["order_id"] for each in first)]
         assert (again.headers["x-source"], s.reads) == ("cache", before)
-        async with Redis.from_url(s.world.settings.redis) as redis:
+        async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             await redis.delete(f"order:{new}")
         assert (await s.get(f"/users/{user}/orders")).headers["x-source"] == "replica", "an order of which nothing is known: asked again"
 

@@ -101,7 +101,11 @@ def answers(text: bytes) -> list[tuple[int, dict[str, str], bytes]]:
 def serve(settings: Settings, folder: Path, keys: str, order: str) -> Iterator[Served]:
     port = ports.choose(set())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
-    environment |= {"ORDERS_POSTGRES": settings.postgres, "ORDERS_REDIS": settings.redis, "ORDERS_API_KEYS": keys}
+    environment |= {
+        "ORDERS_POSTGRES": settings.postgres.get_secret_value(),
+        "ORDERS_REDIS": settings.redis.get_secret_value(),
+        "ORDERS_API_KEYS": keys,
+    }
     with (folder / "api.log").open("wb") as log:
         process = subprocess.Popen((*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=environment)
     try:

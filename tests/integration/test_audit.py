@@ -908,13 +908,16 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
     try:
         async with Log(world.settings.brokers) as log:
             before = await log.committed(world.settings.group)
-            report = await world.audit(postgres=_as(world.settings.postgres, role, "p"), redis=_as(world.settings.redis, user, "p"))
+            report = await world.audit(
+                postgres=_as(world.settings.postgres.get_secret_value(), role, "p"),
+                redis=_as(world.settings.redis.get_secret_value(), user, "p"),
+            )
             assert report.clean, report.findings
             assert "redis" in report.compared
             assert await log.committed(world.settings.group) == before
         assert sorted(await world.admin.list_consumer_groups()) == groups
         # The roles are what keeps it from writing, not its good will.
-        connection = await asyncpg.connect(_as(world.settings.postgres, role, "p"))
+        connection = await asyncpg.connect(_as(world.settings.postgres.get_secret_value(), role, "p"))
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("DELETE FROM orders_order")
         await connection.close()
@@ -998,8 +1001,8 @@ async def test_without_redis_it_says_so(world: World) -> None:
     ("name", "value", "said"),
     [
         ("ORDERS_KAFKA", "127.0.0.1:1", "orders: no Kafka at 127.0.0.1:1"),
-        ("ORDERS_POSTGRES", "postgresql://u:secret@127.0.0.1:1/x", "orders: no Postgres at postgresql://u@127.0.0.1:1/x"),
-        ("ORDERS_REDIS", "redis://:secret@127.0.0.1:1/0", "orders: no Redis at redis://@127.0.0.1:1/0"),
+        ("ORDERS_POSTGRES", "postgresql://u:secret@127.0.0.1:1/x", "orders: no Postgres at postgresql://***@127.0.0.1:1/x"),
+        ("ORDERS_REDIS", "redis://:secret@127.0.0.1:1/0", "orders: no Redis at redis://***@127.0.0.1:1/0"),
     ],
 )
 def test_servers_that_are_not_there(fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:

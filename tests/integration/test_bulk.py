@@ -121,7 +121,7 @@ async def read(settings: Settings, *topics: str) -> list[Any]:
 
 
 async def values(settings: Settings, query: str) -> list[Any]:
-    connection = await asyncpg.connect(settings.postgres)
+    connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         return [row[0] for row in await connection.fetch(query)]
     finally:
@@ -281,7 +281,7 @@ async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(fresh: Set
 
 async def test_an_unpacker_that_cannot_go_on_ends_its_worker(fresh: Settings, tmp_path: Path) -> None:
     """A bug, or what looks like one, is nothing to be lived with: the worker ends unacknowledged, and its successor takes the part."""
-    connection = await asyncpg.connect(fresh.postgres)
+    connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:
         await connection.execute("ALTER TABLE orders_bulk_job RENAME COLUMN done TO gone")
         with worker(tmp_path, "first") as first:

@@ -215,7 +215,7 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
 
     key = mark_key(fresh.group, 1)
     await states(fresh, 1, 5)
-    async with Redis.from_url(fresh.redis) as redis:
+    async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
         out, _ = await told("--json", code=0)
         assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, "without a mark nothing is old"
         await redis.set(key, "7 3 2")

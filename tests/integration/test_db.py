@@ -25,7 +25,7 @@ Orders = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
 async def database(stack: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
     """A database without tables, which is also that of the environment."""
     settings = await new_database(stack)
-    monkeypatch.setenv("ORDERS_POSTGRES", settings.postgres)
+    monkeypatch.setenv("ORDERS_POSTGRES", settings.postgres.get_secret_value())
     get_settings.cache_clear()
     yield settings
     get_settings.cache_clear()

@@ -88,7 +88,7 @@ async def records_of(settings: Settings, topic: str, partitions: int) -> list[An
 async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], old: int, new: int) -> str:
     """As if Redis had been away: an order that will move has an old summary, and the marks say so. Returns its key."""
     redis: Any
-    async with Redis.from_url(settings.redis) as redis:
+    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         keys = sorted([key async for key in redis.scan_iter(match="order:*")])
         key: str = next(key.decode() for key in keys if (name := key.removeprefix(b"order:")) in quiet and partition_of(name, new) >= old)
         summary = json.loads(await redis.get(key))
@@ -101,7 +101,7 @@ async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], ol
 
 async def refreshed(settings: Settings, key: str) -> bool:
     redis: Any
-    async with Redis.from_url(settings.redis) as redis:
+    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         return bool(json.loads(await redis.get(key))["version"] > 0)
 
 
@@ -162,7 +162,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
 
     # Folded again, an order's facts come out of both partitions.
     moved = sorted(str(order_id) for order_id, _ in truth["orders_order"] if partition_of(str(order_id).encode(), new) >= old)[:5]
-    database = await asyncpg.connect(grown.postgres)
+    database = await asyncpg.connect(grown.postgres.get_secret_value())
     await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
     await database.close()
     assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)

@@ -39,7 +39,7 @@ async def migrated(request: pytest.FixtureRequest, empty: Settings) -> tuple[Set
 
 
 async def rows(settings: Settings, query: str) -> list[tuple[Any, ...]]:
-    connection = await asyncpg.connect(settings.postgres)
+    connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         return [tuple(row) for row in await connection.fetch(query)]
     finally:
@@ -233,7 +233,7 @@ async def test_as_a_script_for_the_one_who_runs_it_by_hand(empty: Settings, caps
 
 
 async def rows_of_script(settings: Settings, script: str) -> None:
-    connection = await asyncpg.connect(settings.postgres)
+    connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         await connection.execute(script)
     finally:

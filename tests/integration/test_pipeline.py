@@ -44,7 +44,7 @@ async def test_generated_orders_end_as_an_independent_fold_says(fresh: Settings,
         processed()
         assert await rows(fresh, physical=True) == before, "a second time changes no row"
         audit()
-        async with Redis.from_url(fresh.redis) as redis:
+        async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
             await redis.flushdb()
         await send(fresh, generator.events(20, 12))
         processed()
@@ -79,7 +79,7 @@ async def test_every_refusal_is_a_dead_letter_and_harms_no_neighbour(fresh: Sett
         assert [letter.reason for letter in found][:1] == [each.reason], f"{each.name}: {found}"
         assert found[0].origin_topic == event.topic
         assert list(found[0].headers)[: len(event.headers)] == list(event.headers), each.name
-    connection = await asyncpg.connect(fresh.postgres)
+    connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:
         assert await connection.fetchval("SELECT count(*) FROM orders_order") == 30
     finally:
@@ -117,7 +117,7 @@ async def test_show_tells_a_story(fresh: Settings, tmp_path: Path) -> None:
     with worker(tmp_path):
         await send(fresh, generator.events(20, 6, generator.Shares(0, 0, 0)))
         processed()
-        connection = await asyncpg.connect(fresh.postgres)
+        connection = await asyncpg.connect(fresh.postgres.get_secret_value())
         try:
             row = await connection.fetchrow("SELECT id::text, status::text, version FROM orders_order ORDER BY version DESC LIMIT 1")
         finally:
@@ -141,7 +141,7 @@ async def test_olist_equals_a_fold_written_here(fresh: Settings, tmp_path: Path)
         await send(fresh, olist.events(folder))
         processed()
     expected = _olist_rows(folder)
-    connection = await asyncpg.connect(fresh.postgres)
+    connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:
         found = {
             row["id"]: (row["status"], row["total_amount"], row["region"], str(row["user_id"]), row["version"])
@@ -217,7 +217,7 @@ async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path:
     with worker(tmp_path):
         await send(fresh, history)
         processed()
-        async with Redis.from_url(fresh.redis) as redis:
+        async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
             keys = [key async for key in redis.scan_iter("order:*")]
             assert keys
             for key in keys:
@@ -236,7 +236,7 @@ async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
     """Once found by the successor of a worker that was killed, in the other mode of delivery; once by the one that was there."""
     history = list(generator.events(120, 9, generator.Shares(0, 0, 0)))
     half = len(history) // 2
-    url = urlsplit(fresh.redis)
+    url = urlsplit(fresh.redis.get_secret_value())
     assert url.port is not None
     proxy = Proxy("redis")
     await proxy.start(url.port)
@@ -279,12 +279,12 @@ def _complete(process: Worker, settings: Settings, times: int = 1) -> bool:
 
 
 async def _copy(settings: Settings) -> dict[bytes, bytes]:
-    async with Redis.from_url(settings.redis) as redis:
+    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         return {key: await redis.dump(key) or b"" async for key in redis.scan_iter(count=1000)}
 
 
 async def _put_back(settings: Settings, copy: dict[bytes, bytes]) -> None:
-    async with Redis.from_url(settings.redis) as redis:
+    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         await redis.flushdb()
         for key, value in copy.items():
             await redis.restore(key, 600_000, value)

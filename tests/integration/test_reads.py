@@ -107,7 +107,7 @@ async def test_one_row_an_order(read: tuple[Settings, PartitionBy]) -> None:
 @pytest.mark.parametrize(("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")])
 async def test_connections_plan_as_the_settings_say(read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str) -> None:
     settings = read[0].model_copy(update=asked)
-    sink, database = PostgresSink(settings), Database(settings, settings.postgres, "primary")
+    sink, database = PostgresSink(settings), Database(settings, settings.postgres.get_secret_value(), "primary")
     await sink.start()
     assert sink._pool is not None
     assert await sink._pool.fetchval("SHOW plan_cache_mode") == expected

@@ -76,7 +76,7 @@ def killed_later(*arguments: str, code: str = LOCK_SECONDS, **changes: str) -> I
 
 @pytest.fixture
 async def database(fresh: Settings) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(fresh.postgres)
+    connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     yield connection
     await connection.close()
 
@@ -128,7 +128,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
     await append(fresh, {behind: [states[behind][0]], "00000000-0000-4000-8000-00000000dead": [states[behind][-1]]})
     await database.execute("CREATE TABLE accounts_user (id uuid PRIMARY KEY); GRANT SELECT ON orders_order_p0 TO pg_monitor")
     await references.link(fresh, {"users": "accounts_user"})
-    async with Redis.from_url(fresh.redis) as redis:
+    async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
         await redis.set(f"order:{altered}", "{}", ex=600)
         hidden = (await redis.keys("tracking:*"))[0]
         there = json.loads(await redis.get(hidden) or "")
@@ -191,7 +191,7 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
 
     # A reader in a long transaction holds the switch up, then it is killed.
     await database.execute("UPDATE orders_order SET region = 'X'")
-    reader = await asyncpg.connect(fresh.postgres)
+    reader = await asyncpg.connect(fresh.postgres.get_secret_value())
     reading = reader.transaction()
     await reading.start()
     await reader.fetch("SELECT FROM orders_order LIMIT 1")
@@ -239,7 +239,7 @@ async def test_regions_transactions_and_enforced_references(settings: Settings, 
     await topics.delete_all(settings)
     await topics.ensure(settings)
     await migrate.upgrade(settings, "region")
-    database = await asyncpg.connect(settings.postgres)
+    database = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         with worker(tmp_path) as running:
             await send(settings, history(100, 74))

@@ -258,7 +258,7 @@ async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp
     sleepers: list[tuple[tuple[str, ...], subprocess.Popen[str]]] = []
     try:
         for fault in faults:
-            most = ("--max", "10") if fault[0].startswith("SIGKILL") else ()  # the others send to several partitions
+            most = ("--max", "10") if fault[0].startswith("SIGKILL") else ("--all",)  # the others send to several partitions
             arguments = (sys.executable, "-c", FAULTY, *fault, "dlq", "redrive", *most)
             started = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
             if fault[0].startswith("SIGKILL"):

@@ -37,7 +37,7 @@ async def shared(request: pytest.FixtureRequest, stack: Servers, monkeypatch: py
     settings = await new_database(stack)
     await migrate.upgrade(settings, request.param)
     await execute(settings, *(f"CREATE TABLE {table} (id uuid PRIMARY KEY)" for table in TARGETS.values()))
-    monkeypatch.setenv("ORDERS_POSTGRES", settings.postgres)
+    monkeypatch.setenv("ORDERS_POSTGRES", settings.postgres.get_secret_value())
     get_settings.cache_clear()
     yield settings
     get_settings.cache_clear()

@@ -198,7 +198,7 @@ async def test_only_where_regions_were_chosen(stack: Servers) -> None:
 
 
 async def test_by_the_command_line(by_region: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("ORDERS_POSTGRES", by_region.postgres)
+    monkeypatch.setenv("ORDERS_POSTGRES", by_region.postgres.get_secret_value())
     get_settings.cache_clear()
     await write(by_region, (returned(1), "SP"), (returned(2), "RJ"), (returned(3), ""))
 

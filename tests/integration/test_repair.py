@@ -72,13 +72,13 @@ def named(report: Mapping[str, Any]) -> dict[str, set[str]]:
 
 @pytest.fixture
 async def redis(fresh: Settings) -> AsyncIterator[Any]:
-    async with Redis.from_url(fresh.redis) as client:
+    async with Redis.from_url(fresh.redis.get_secret_value()) as client:
         yield client
 
 
 @pytest.fixture
 async def database(fresh: Settings) -> AsyncIterator[Any]:
-    connection = await asyncpg.connect(fresh.postgres)
+    connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     yield connection
     await connection.close()
 

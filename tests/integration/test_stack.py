@@ -85,6 +85,27 @@ async def execute(url: str, statement: str) -> object:
         await connection.close()
 
 
+def used_without_being_told(folder: Path, kafka: str) -> None:
+    """`orders` in a folder whose .stack is this one, with no server in the environment, and with one."""
+    (folder.parent / ".stack").symlink_to(folder)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")} | {"PYTHONPATH": str(ROOT)}
+
+    def run(*arguments: str, **more: str) -> tuple[int, str, str]:
+        command = (sys.executable, "-c", "from cli.main import main; main()", *arguments)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=plain | more)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = run("settings", "--json")
+    assert code == 0
+    assert {row["name"]: row["value"] for row in json.loads(out)}["ORDERS_KAFKA"] == kafka
+    assert (err.startswith("orders: using the stack in "), err.count("\n")) == (True, 1)
+    assert run("settings", "--help")[2] == "", "nobody needs a server for that"
+    code, out, err = run("db", ORDERS_KAFKA="127.0.0.1:1")
+    assert (code, out) == (2, "")
+    assert err.startswith("orders: set: ORDERS_KAFKA; not set: ORDERS_POSTGRES, ORDERS_REDIS.")
+    assert "cannot reach Postgres at postgresql://***@127.0.0.1:5432/orders" in err
+
+
 async def test_a_stack_is_started_asked_and_stopped_from_the_command_line(folder: Path) -> None:
     where = ("--dir", str(folder))
 
@@ -112,6 +133,8 @@ async def test_a_stack_is_started_asked_and_stopped_from_the_command_line(folder
         listening = {entry.laddr for entry in psutil.Process(server["pid"]).net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
         assert server["port"] in {address.port for address in listening}
         assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+    used_without_being_told(folder, values["ORDERS_KAFKA"])
 
     assert orders("down", *where).returncode == 0
     assert all(ended(server["pid"]) for server in servers)

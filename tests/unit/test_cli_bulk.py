@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from cli import bulk
-from cli.dlq import printable
 from cli.main import run
+from cli.text import printable
 from settings import Settings
 from sources.bulk import Job
 from tests.unit.test_sources_bulk import GIFT, GOOD, HEADER, PAID, SCAN

@@ -20,9 +20,9 @@ def printed(told: Story) -> str:
 def test_notes_have_a_column_when_there_are_some() -> None:
     told = Story()
     told.pay("5.00")
-    assert " note " in printed(told)
+    assert " note\n" in printed(told)
     assert "waits for its order" in printed(told)
     told.create(line(1))
-    assert " note " not in printed(told)
+    assert " note\n" not in printed(told)
     told.pay("5.00", 2, currency="USD")
     assert "refused" in printed(told)

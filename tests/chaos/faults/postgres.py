@@ -115,7 +115,7 @@ async def postgres_full(world: World, random: Random) -> AsyncIterator[str]:
     async def take() -> bool:
         """One slot, if there is one."""
         try:
-            taken.append(await asyncpg.connect(world.settings.postgres, timeout=10))
+            taken.append(await asyncpg.connect(world.settings.postgres.get_secret_value(), timeout=10))
         except asyncpg.TooManyConnectionsError:
             return False
         return True
@@ -152,7 +152,7 @@ async def replica_stop(world: World, random: Random) -> AsyncIterator[str]:
 async def replica_promoted(world: World, random: Random) -> AsyncIterator[str]:
     url = world.settings.postgres_replica
     assert url is not None
-    async with world.sql(url) as replica:
+    async with world.sql(url.get_secret_value()) as replica:
         data = Path(await replica.fetchval("SHOW data_directory"))
         await replica.execute("SELECT pg_promote()")
         before = await replica.fetchval("SELECT sum(version) FROM orders_order")

@@ -168,7 +168,7 @@ class Arena:
         ahead: bool = False,
     ) -> Life:
         """Start the worker that may die. Redis has forgotten the script: whoever comes first has to bring it."""
-        async with Redis.from_url(self.settings.redis) as redis:
+        async with Redis.from_url(self.settings.redis.get_secret_value()) as redis:
             await redis.script_flush()
             for lane in range(self.settings.partitions) if ahead else ():
                 await redis.set(mark_key(self.settings.group, lane), b"0 0 %d" % FAR)
@@ -212,12 +212,12 @@ class Arena:
     async def reset(self) -> None:
         """Empty topics, tables, cache and local state."""
         await topics.delete_all(self.settings)
-        connection = await asyncpg.connect(self.settings.postgres)
+        connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             await connection.execute("DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public")
         finally:
             await connection.close()
-        async with Redis.from_url(self.settings.redis) as redis:
+        async with Redis.from_url(self.settings.redis.get_secret_value()) as redis:
             await redis.flushdb()
         shutil.rmtree(self.data, ignore_errors=True)
         # In a process of its own: Alembic keeps its state in a module, and several arenas share this process.

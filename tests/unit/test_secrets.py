@@ -1,0 +1,175 @@
+"""Passwords in server URLs: wherever they stand in one, right or wrong, nothing prints them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from cli import main
+from settings import PostgresUrl, RedisUrl, ServerUrl, Settings, get_settings
+
+MARK = "MarkedSecret"
+NOWHERE = "127.0.0.1:1"
+
+POSTGRES = {
+    f"postgresql://u:{MARK}@{NOWHERE}/d": f"postgresql://***@{NOWHERE}/d",
+    f"postgresql://{MARK}@{NOWHERE}/d": f"postgresql://***@{NOWHERE}/d",
+    f"postgres://u:%2F{MARK}%40@{NOWHERE},h2/d": f"postgres://***@{NOWHERE},h2/d",
+    f"postgresql://u@{NOWHERE}/d?password={MARK}": f"postgresql://***@{NOWHERE}/d?***",
+    f"postgresql://{NOWHERE}/d?user=u&sslmode=disable&sslpassword={MARK}": f"postgresql://{NOWHERE}/d?***",
+    f"postgresql://u@{NOWHERE}/d?passfile=/{MARK}": f"postgresql://***@{NOWHERE}/d?***",
+    f"postgresql:///d?host=/nowhere&password={MARK}": "postgresql:///d?***",
+    f"postgresql://u:{MARK}@[::1]:1/d": "postgresql://***@[::1]:1/d",
+    f"postgresql://u@{NOWHERE}/d?target_session_attrs={MARK}": f"postgresql://***@{NOWHERE}/d?***",
+    f"postgresql://u@{NOWHERE}/d?sslmode={MARK}": f"postgresql://***@{NOWHERE}/d?***",
+    f"postgresql://u@{NOWHERE}/d?port={MARK}": f"postgresql://***@{NOWHERE}/d?***",
+}
+REDIS = {
+    f"redis://:{MARK}@{NOWHERE}/0": f"redis://***@{NOWHERE}/0",
+    f"redis://{MARK}@{NOWHERE}": f"redis://***@{NOWHERE}",
+    f"rediss://u:{MARK}@{NOWHERE}/": f"rediss://***@{NOWHERE}/",
+    f"redis://{NOWHERE}/0?password={MARK}": f"redis://{NOWHERE}/0?***",
+    f"redis://{NOWHERE}?username=u&password={MARK}": f"redis://{NOWHERE}?***",
+    f"unix://u:{MARK}@/nowhere.sock?db=1": "unix://***@/nowhere.sock?***",
+}
+WRONG = [
+    "",
+    MARK,
+    f"u:{MARK}@h/d",
+    f"{{}}//u:{MARK}@h/1",
+    f"{{}}:/u:{MARK}@h/1",
+    f"{{}}:///u:{MARK}@h/1",
+    f"{{}}:///u:{MARK}",
+    f"mysql://u:{MARK}@h/1",
+    f"{{}}://u:{MARK}/x@h/1",
+    f"{{}}://u:1/{MARK}@h/1",
+    f"{{}}://u:{MARK}#x@h/1",
+    f"{{}}://u:1#{MARK}@h/1",
+    f"{{}}://u:{MARK}?x@h/1",
+    f"{{}}://u:1?x={MARK}@h/1",
+    f"{{}}://u:{MARK}@x@h/1",
+    f"{{}}://u:x@{MARK}@h/1",
+    f"{{}}://u:[{MARK}@h/1",
+    f"{{}}://u:]{MARK}[@h/1",
+    f"{{}}://[{MARK}@h/1",
+    f"{{}}://u:{MARK} x@h/1",
+    f"{{}}://u:{MARK}\n@h/1",
+    f"{{}}://u:{MARK}\u202e@h/1",
+    f"{{}}://u:x@h:{MARK}/1",
+    f"{{}}://h:{MARK}",
+    f"{{}}://u:x@h:99999/1?password={MARK}",
+    f"{{}}://u:x@h/1?{MARK}",
+    f"{{}}://u:x@h/1?pass word={MARK}",
+    f" {{}}://u:{MARK}@h/1",
+]
+KAFKA = [
+    f"sasl_ssl://user:{MARK}@h:9092",
+    f"user:{MARK}@h:9092",
+    f"h:9092,SASL_SSL://u:{MARK}@h:9092",
+    f"kafka://{MARK}@h:1",
+    f"h:{MARK}",
+    f"{MARK}",
+    f"h:1?password={MARK}",
+    f"{MARK} x:1",
+    f"h:1/{MARK}",
+]
+UNUSABLE = [
+    *(
+        (name, value.format(scheme))
+        for name, scheme in (("POSTGRES", "postgresql"), ("POSTGRES_REPLICA", "postgresql"), ("REDIS", "redis"))
+        for value in WRONG
+    ),
+    *(("KAFKA", value) for value in KAFKA),
+    ("API_KEYS", f"{MARK}:"),
+]
+
+Orders = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def orders(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Orders:
+    """Run a command line in this process with settings -> exit code, and all that was printed and logged."""
+    caplog.set_level(logging.DEBUG)
+    for name in ("KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"):
+        monkeypatch.delenv(f"ORDERS_{name}", raising=False)
+
+    def run(*args: str, **settings: str) -> tuple[int, str, str]:
+        with monkeypatch.context() as patch:
+            for name, value in settings.items():
+                patch.setenv(f"ORDERS_{name}", value)
+            get_settings.cache_clear()
+            code = main.run(list(args))
+        get_settings.cache_clear()
+        out, err = capsys.readouterr()
+        return code, out, err + caplog.text
+
+    return run
+
+
+@pytest.mark.parametrize(("url", "shown"), [*POSTGRES.items(), *REDIS.items()])
+def test_a_url_shows_where_its_server_is_and_nothing_else(url: str, shown: str) -> None:
+    kind: type[ServerUrl] = PostgresUrl if url.startswith("postgres") else RedisUrl
+    made = kind(url)
+    assert made.get_secret_value() == url
+    assert (str(made), f"{made}", "%s" % made) == (shown,) * 3  # noqa: UP031
+    field: dict[str, Any] = {"postgres" if kind is PostgresUrl else "redis": url}
+    settings = Settings(**field)
+    told = [
+        repr(made),
+        repr(settings),
+        str(settings),
+        repr(settings.model_dump()),
+        settings.model_dump_json(),
+        json.dumps(settings.model_dump(mode="json")),
+    ]
+    told.append("".join(traceback.format_exception(RuntimeError(made, settings))))
+    assert [each for each in told if MARK in each] == []
+
+
+@pytest.mark.parametrize(("name", "value"), UNUSABLE)
+def test_what_cannot_be_used_is_refused_and_not_repeated(orders: Orders, name: str, value: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(**{name.lower(): value})  # type: ignore[arg-type]
+    assert MARK not in "".join(traceback.format_exception(refused.value))
+    for command in (("settings",), ("settings", "--json"), ("db",)):
+        code, out, err = orders(*command, **{name: value})
+        assert (code, out) == (2, "")
+        assert err.startswith(f"orders: ORDERS_{name}=***: ")
+        assert "Traceback" not in err
+        assert MARK not in err
+
+
+@pytest.mark.parametrize("url", POSTGRES)
+def test_postgres_passwords_are_not_printed(orders: Orders, url: str) -> None:
+    for command, code in (
+        (("settings",), 0),
+        (("settings", "--json"), 0),
+        (("db",), 2),
+        (("bulk", "status", "--json"), 2),
+        (("rebuild", "status"), 2),
+    ):
+        got, out, err = orders(*command, POSTGRES=url, POSTGRES_REPLICA=url)
+        assert got == code, (command, err)
+        assert MARK not in out + err, command
+        assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("url", REDIS)
+def test_redis_passwords_are_not_printed(orders: Orders, url: str) -> None:
+    for command in (("settings",), ("settings", "--json")):
+        code, out, err = orders(*command, REDIS=url)
+        assert (code, MARK in out + err) == (0, False)
+
+
+def test_a_login_for_kafka_is_refused_in_clear_words(orders: Orders) -> None:
+    code, _, err = orders("wait", KAFKA=KAFKA[0])
+    assert code == 2
+    assert err.startswith(
+        "orders: ORDERS_KAFKA=***: must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet;"
+    )
