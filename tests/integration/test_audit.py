@@ -160,7 +160,7 @@ async def not_passed_on(world: World, name: str) -> None:
     await world.put("order.paid", 0, b"other", value, event("order.paid", 1))
 
 
-@damage(("accounting", REKEYED), nameless=True)
+@damage(("accounting", DLQ), nameless=True)
 async def copy_without_coordinates(world: World, name: str) -> None:
     value = json.dumps(paid(name, "5.00")).encode()
     await world.put(REKEYED, world.lane(uid(name)), uid(name).encode(), value, event("order.paid", 1))

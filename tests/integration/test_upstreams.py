@@ -146,7 +146,7 @@ async def test_the_audit_stays_clean(fresh: Settings, tmp_path: Path) -> None:
         processed()
         counts = audit()["counts"]
         assert min(counts[each] for each in ("facts", "refused", "rekeyed", "conflicts", "duplicates", "checkouts", "derived_events")) > 5
-        done = orders("dlq", "redrive", "--json")
+        done = orders("dlq", "redrive", "--all", "--json")
         assert json.loads(done.stdout)["sent"] > 500, done.stderr
         processed()
         assert audit()["counts"]["redriven"] > 500
