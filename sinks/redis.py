@@ -283,7 +283,7 @@ class RedisSink:
         entries, at, lost = 0, 0, False
         clock = asyncio.get_running_loop().time
         try:
-            async with answered_within(self._timeout):
+            async with answered_within(self._timeout) as limit:
                 for first in range(0, len(batch) or 1, _ENTRIES_A_CALL):
                     if mark is not None and first + _ENTRIES_A_CALL < len(batch):
                         moved: Sequence[str | int] = mark._replace(to=mark.position)
@@ -292,6 +292,7 @@ class RedisSink:
                     some, at, gone = await self._call(_pack(batch[first : first + _ENTRIES_A_CALL]), *moved)
                     entries += some
                     lost |= gone
+                    limit.answered()
         except (RedisError, OSError, TimeoutError) as error:
             self.failures += 1
             if self._away_since is None:

@@ -16,28 +16,41 @@ class answered_within:  # noqa: N801 - as asyncio.timeout
     """`async with answered_within(seconds)`: as asyncio.timeout, but a loop that stands still (it folds for 200 ms at a time, say) uses up
     no more than a tenth of `seconds` each time.
 
-    Raises TimeoutError `seconds` after the beginning; with a busy loop later, but never before an answer that was there has been read.
+    Raises TimeoutError `seconds` after the beginning; with a busy loop later, but never before an answer that was there has been read. Who
+    asks several times within one limit tells it each answer.
     """
 
     def __init__(self, seconds: float) -> None:
         self._part = seconds / LOOKS
         self._looks = 0
+        self._late = 0
         self._timeout = asyncio.timeout(None)
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         await self._timeout.__aenter__()
-        self._next: asyncio.Handle = self._loop.call_later(self._part, self._look)
+        self._wait()
         return self
+
+    def answered(self) -> None:
+        """The server has answered, and the next question follows: parts that a busy loop used up don't count any more."""
+        self._looks -= self._late
+        self._late = 0
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._next.cancel()
         await self._timeout.__aexit__(kind, error, trace)
 
+    def _wait(self) -> None:
+        self._due = self._loop.time() + self._part
+        self._next: asyncio.Handle = self._loop.call_at(self._due, self._look)
+
     def _look(self) -> None:
         self._looks += 1
+        if self._looks <= LOOKS and self._loop.time() > self._due + self._part:
+            self._late += 1
         if self._looks < LOOKS:
-            self._next = self._loop.call_later(self._part, self._look)
+            self._wait()
         elif self._looks < LOOKS + _TURNS:
             self._next = self._loop.call_soon(self._look)
         else:
