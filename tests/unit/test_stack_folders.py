@@ -196,7 +196,7 @@ def test_a_name_that_is_not_utf_8_is_said_in_one_line(tmp_path: Path) -> None:
 
 def test_no_free_port_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "is_free", lambda port: False)
-    with pytest.raises(StackError, match="no port of 127.0.0.1 from 20000 to 31999 is free"):
+    with pytest.raises(StackError, match=r"no port of 127\.0\.0\.1 from 20000 to 31999 is free"):
         ports.choose(set())
 
 
