@@ -105,8 +105,7 @@ class Postgres(Server):
             if fresh.exists():
                 shutil.rmtree(fresh)  # a first start that was cut short
             fresh.mkdir(mode=0o700)
-            if self.account:
-                os.chown(fresh, self.account.pw_uid, self.account.pw_gid)
+            self._hand_over(fresh)
             self.fill(fresh)
             fresh.rename(self.data)
         wait_left(self.data, "postgres")
@@ -173,8 +172,19 @@ class Postgres(Server):
         """A file that only the account reads."""
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "w") as file:
             file.write(text)
-            if self.account:
-                os.fchown(file.fileno(), self.account.pw_uid, self.account.pw_gid)
+            self._hand_over(file.fileno())
+
+    def _hand_over(self, path: Path | int) -> None:
+        """Make the account the owner of a new file or folder."""
+        if self.account is None:
+            return
+        try:
+            os.chown(path, self.account.pw_uid, self.account.pw_gid)
+        except OSError as error:  # a container without root's rights, or with one user only
+            raise StackError(
+                f"PostgreSQL does not run as root, and this root may not hand its files over to {self.account.pw_name} ({error.strerror}); "
+                "run this as another user, or with CAP_CHOWN, CAP_SETUID and CAP_SETGID"
+            ) from error
 
 
 class Primary(Postgres):

@@ -36,7 +36,7 @@ class Valkey(Server):
 
     @property
     def _mark(self) -> str:
-        # It writes its title over its arguments, and cuts it after 255 bytes: a path may be longer.
+        # It writes its title over its arguments, and cuts it: a path may be longer, its program's too.
         return f"orders-stack-{hashlib.sha256(os.fsencode(self.home)).hexdigest()[:32]}"
 
     @property
@@ -55,7 +55,7 @@ class Valkey(Server):
             "maxmemory 256mb",
             "maxmemory-policy allkeys-lru",  # every key has a TTL and can be read anew from Postgres
             # By default the title holds the port only; with the mark the process can be recognised as this stack's.
-            f'proc-title-template "{{title}} {self._mark} "',
+            f'proc-title-template "valkey-server {self._mark} "',
         ]
         self.config.touch(mode=0o600)
         self.config.write_text("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""The demo from a folder as root's home is everywhere: nobody else may enter it. Its name has a blank and a letter beyond ASCII."""
+"""The demo from a folder as root's home is everywhere: nobody else may enter it. It has a long name with a blank and a letter like ß."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from tests.stackfixture import ROOT
 
@@ -19,7 +22,7 @@ def test_the_demo_runs_where_only_its_user_may_enter(tmp_path: Path) -> None:
     scratch = home / "tmp"
     for folder in (home, scratch):
         folder.mkdir(mode=0o700)
-    clone = home / "orders"
+    clone = home / "/".join(["long " * 40] * 5) / "orders"  # longer than the 1,023 bytes that Postgres makes room for
     shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info"))
     python = installed(clone / ".venv")
 
@@ -36,6 +39,17 @@ def test_the_demo_runs_where_only_its_user_may_enter(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Audit (orders audit): clean" in done.stdout
     assert list(scratch.iterdir()) == []
+    assert left_running(home) == []
+
+
+def left_running(home: Path) -> list[str]:
+    """The programs from below a folder that still run."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if Path(process.exe()).is_relative_to(home):
+                found.append(process.exe())
+    return found
 
 
 def installed(venv: Path) -> Path:

@@ -6,6 +6,7 @@ import os
 import pwd
 import re
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -193,7 +194,26 @@ def test_a_name_that_is_not_utf_8_is_said_in_one_line(tmp_path: Path) -> None:
     assert str(raised.value).encode()
 
 
-def test_no_loopback_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_free_port_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports, "is_free", lambda port: False)
-    with pytest.raises(StackError, match="is the loopback interface up"):
+    with pytest.raises(StackError, match=r"no port of 127\.0\.0\.1 from 20000 to 31999 is free"):
         ports.choose(set())
+
+
+def test_no_loopback_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    monkeypatch.setattr(socket.socket, "connect", unreachable)
+    with pytest.raises(StackError, match="ip link set lo up"):
+        ports.choose(set())
+
+
+def test_a_root_without_roots_rights_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(postgres, "account", lambda: pwd.getpwuid(os.geteuid()))
+    monkeypatch.setattr(os, "chown", refused)
+    with pytest.raises(StackError, match=r"may not hand its files over to .* \(Operation not permitted\); run this as another user"):
+        postgres.Primary(tmp_path, State(path=tmp_path / "stack.json", brokers=1)).prepare()
