@@ -265,7 +265,7 @@ def test_a_user_without_a_home_runs_a_stack() -> None:
     nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
     account = nobody if all(processes.permitted(nobody, place) for place in (ROOT / "stack", Path(sys.prefix) / "bin")) else None
     home = Path(tempfile.mkdtemp(prefix="orders-test-user-"))
-    shutil.copytree(Path(jars.class_path().split(os.pathsep)[0]).parent, home / "cache" / folders.NAME / jars.FOLDER)
+    shutil.copytree(Path(jars.class_path().split(os.pathsep)[0]).parent, home / "cache" / folders.NAME / jars.KAFKA.folder)
     if account:
         for path in (home, *home.rglob("*")):
             os.chown(path, account.pw_uid, account.pw_gid)
