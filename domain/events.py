@@ -487,6 +487,7 @@ _DECODE: Final = {
 _TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _STRUCTURED: Final = b"application/cloudevents+json"
 
+_LONGEST_DETAIL: Final = 200
 MOST_CHARACTERS: Final = 1_000
 """Of a text; the forms above say the same."""
 DEEPEST: Final = 500
@@ -590,8 +591,8 @@ def _parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> 
         return decode(value)
     except msgspec.ValidationError as error:
         what = str(error)
-        if what.startswith("Invalid enum value"):
-            what = "Not one of its words" + what[what.rindex(" - at ") :]
+        if what.startswith("Invalid enum value") and len(what) > _LONGEST_DETAIL:  # it repeats the value
+            what = "Invalid enum value of many characters" + what[what.rindex(" - at ") :]
         raise Refused(errors.FIELD_MISSING if "missing required field" in what else code, what) from None
     except msgspec.DecodeError as error:
         raise Refused(errors.NOT_JSON, str(error)) from None
