@@ -128,10 +128,10 @@ def service(filled: Settings) -> Open:
         lines = {name: Proxy(name) for name in ("redis", "postgres_replica", "postgres")}
         urls = {}
         for name, line in lines.items():
-            parts = urlsplit(getattr(filled, name))
+            parts = urlsplit(getattr(filled, name).get_secret_value())
             await line.start(parts.port or 0)
             urls[name] = urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{line.address}"))
-        settings = Settings.model_validate(filled.model_dump() | urls | changes)
+        settings = Settings.model_validate(dict(filled) | urls | changes)
         app = create_app(settings)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
@@ -759,7 +759,7 @@ async def test_the_openapi_document_is_valid_and_tells_of_every_answer(service: 
 
 def test_the_service_as_a_process(filled: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("postgres", "postgres_replica", "redis"):
-        monkeypatch.setenv(f"ORDERS_{name.upper()}", getattr(filled, name))
+        monkeypatch.setenv(f"ORDERS_{name.upper()}", getattr(filled, name).get_secret_value())
     monkeypatch.delenv("ORDERS_API_KEYS", raising=False)
     refused = orders("api", "--host", "0.0.0.0")
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1), refused.stderr
