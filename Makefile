@@ -34,6 +34,7 @@ $(STAMP): requirements.txt pyproject.toml
 	case "$$here" in *:*) echo "$$here has a colon in its name, with which Python makes no virtual environment; rename it" >&2; exit 1;; esac
 	echo "Installing the pinned packages into $(VENV) (once, a minute or two)"
 	if command -v uv >/dev/null 2>&1; then \
+	  cache="$$(uv cache dir)"; mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" || export UV_NO_CACHE=1; \
 	  { test -x $(BIN)/python || uv venv -q --python "$$(command -v "$(PYTHON)")" $(VENV); } && \
 	  uv pip install -q --python $(BIN)/python --require-hashes -r requirements.txt && \
 	  uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .; \

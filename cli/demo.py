@@ -46,7 +46,7 @@ def demo_command(
     orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="Synthetic orders to send.")] = 3000,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the servers and the worker running, with their data in DIR.")] = False,
     stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left running. The data stays.")] = False,
-    dir: Annotated[Path, typer.Option("--dir", help="The stack's folder with --keep and --stop.")] = Path(".stack"),
+    dir: Annotated[Path, typer.Option("--dir", readable=False, help="The stack's folder with --keep and --stop.")] = Path(".stack"),
 ) -> None:
     """Start the servers, stream thousands of orders through a worker, show what became of them, and stop everything again.
 

@@ -27,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Dir = Annotated[Path, typer.Option("--dir", help="The stack's folder: configuration, data, logs.", show_default=True)]
+Dir = Annotated[Path, typer.Option("--dir", readable=False, help="The stack's folder: configuration, data, logs.", show_default=True)]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")]
 
 DEFAULT = Path(".stack")

@@ -81,8 +81,9 @@ class State:
         with self._guard:
             fresh = self.path.with_suffix(".new")
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                if os.geteuid() == 0 and self.path.exists():
-                    os.fchown(file.fileno(), self.path.stat().st_uid, -1)  # root stopped another user's stack, who is to start it again
+                if os.geteuid() == 0 and self.path.exists():  # root stops another user's stack, who is to start it again
+                    before = self.path.stat()
+                    os.fchown(file.fileno(), before.st_uid, before.st_gid)
                 json.dump(document, file, indent=2)
                 file.flush()
                 os.fsync(file.fileno())

@@ -21,6 +21,14 @@ case "$*" in
 esac
 """
 
+UV = """#!/bin/sh
+printf '%s\\n' "uv $* ${UV_NO_CACHE:+without a cache}" >> "$NOTES"
+case "$1" in
+cache) echo "$CACHE";;
+venv) mkdir -p .venv/bin && cp "$4" .venv/bin/python;;
+esac
+"""
+
 
 class Clone:
     """What of a clone `make install` looks at, below `name` in a folder that everybody may enter."""
@@ -40,13 +48,13 @@ class Clone:
         for tool in ("cat", "cp", "make", "mkdir", "rm", "sh"):  # not uv, which this machine may have
             (place / "bin" / tool).symlink_to(str(shutil.which(tool)))
 
-    def install(self, uid: int | None = None) -> subprocess.CompletedProcess[str]:
+    def install(self, uid: int | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         """Run it, as another user if need be."""
         self.notes.touch()
         return subprocess.run(
             ["make", "install", f"PYTHON={self.python}"],
             cwd=self.folder,
-            env={"PATH": str(self.place / "bin"), "NOTES": str(self.notes)},
+            env={"PATH": str(self.place / "bin"), "NOTES": str(self.notes), **env},
             user=uid,
             capture_output=True,
             text=True,
@@ -87,6 +95,20 @@ def test_an_environment_from_elsewhere_or_without_its_python_is_made_anew(place:
     (clone.folder / ".venv" / "bin" / "python").unlink()
     assert clone.install().returncode == 0
     assert clone.environments == 3
+
+
+def test_uv_does_without_a_cache_where_there_is_no_home(place: Path) -> None:
+    clone = Clone(place, "first")
+    uv = place / "bin" / "uv"
+    uv.write_text(UV)
+    uv.chmod(0o755)
+    assert clone.install(CACHE=str(place / "cache")).returncode == 0
+    assert "without a cache" not in clone.notes.read_text()
+    (place / "file").touch()
+    shutil.rmtree(clone.folder / ".venv")
+    done = clone.install(CACHE=str(place / "file" / "uv"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "uv venv -q --python " + str(clone.python) + " .venv without a cache" in clone.notes.read_text()
 
 
 def test_a_link_to_the_folder_is_the_folder(place: Path) -> None:

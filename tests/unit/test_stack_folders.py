@@ -188,6 +188,15 @@ def test_another_users_stack_is_said_in_one_line(tmp_path: Path, monkeypatch: py
         Stack.start(tmp_path)
 
 
+def test_root_who_stops_a_stack_leaves_it_its_owners(tmp_path: Path) -> None:
+    state = State(path=tmp_path / "stack.json", brokers=1)
+    state.save()
+    owner = 54321 if os.geteuid() == 0 else os.geteuid()
+    os.chown(state.path, owner, -1)
+    state.save()
+    assert state.path.stat().st_uid == owner
+
+
 def test_a_name_that_is_not_utf_8_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StackError, match="gr�n is not UTF-8") as raised:
         Stack.start(Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfcn")))
