@@ -585,13 +585,17 @@ def _refuse_no_json(value: bytes) -> None:
     _refuse_deep(value)
 
 
+NO_WORD: Final = "Not one of its words"
+"""How a refusal begins of a text that has to be one of few: which it is, a dead letter's detail doesn't say."""
+
+
 def _parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> Any:
     try:
         return decode(value)
     except msgspec.ValidationError as error:
         what = str(error)
         if what.startswith("Invalid enum value"):
-            what = "Not one of its words" + what[what.rindex(" - at ") :]
+            what = NO_WORD + what[what.rindex(" - at ") :]
         raise Refused(errors.FIELD_MISSING if "missing required field" in what else code, what) from None
     except msgspec.DecodeError as error:
         raise Refused(errors.NOT_JSON, str(error)) from None

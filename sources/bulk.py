@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import re
 import sqlite3
 import sys
 from collections import Counter, deque
@@ -42,6 +43,8 @@ NOTED_EVERY: Final = 20
 MAX_ITEMS: Final = 1000
 """Most items of an order."""
 
+SPELLED: Final = 100
+"""Most characters of a word that a refusal repeats."""
 SILENCE: Final = 60.0
 """Seconds without an acknowledgement after which Kafka is given up: an idempotent producer alone would wait for ever."""
 STOPPING: Final = 2.0
@@ -167,8 +170,20 @@ def encode(kind: Kind, job: str, row: Row) -> bytes:
     if len(value) > EVENT_BYTES:
         raise Refused(errors.RECORD_TOO_LARGE, f"above {EVENT_BYTES:,} bytes as JSON")
     # As it came, where it came as JSON: what a member says that stands twice, is judged each time.
-    events.decode(type_, headers, row.raw or value)
+    try:
+        events.decode(type_, headers, row.raw or value)
+    except Refused as refused:
+        raise _spelled(refused, values) from None
     return value
+
+
+def _spelled(refused: Refused, values: dict[str, Any]) -> Refused:
+    """Whoever has the file may be told the word that is none: a status isn't free text."""
+    found = re.fullmatch(rf"{events.NO_WORD} - at `\$\.(\w+)`", refused.detail)
+    word = values.get(found[1]) if found else None
+    if found is None or not isinstance(word, str) or len(word) > SPELLED:
+        return refused
+    return Refused(refused.code, f"Invalid enum value '{word}' - at `$.{found[1]}`")
 
 
 async def send(settings: Settings, job: Job, *, again: bool = False, progress: Callable[[int], None] = lambda _: None) -> int:
