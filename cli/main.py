@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import sys
@@ -229,6 +230,10 @@ def _explain_one(error: BaseException) -> str | None:
             return _unreachable(server, error)
         if error.filename is not None and isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
             return f"{error.filename}: {error.strerror}; check the path"
+    # RocksDB has no class for it.
+    full = type(error) is Exception and "No space left on device" in str(error)
+    if full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({one_line(error)}); make room, or set TMPDIR for what is temporary and ORDERS_DATA for what isn't"
     return None
 
 

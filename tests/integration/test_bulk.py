@@ -46,11 +46,12 @@ main()
 
 AWAY = {
     "postgres": """
+from settings import PostgresUrl
 async def dying(self, job, part):
     await sent(self, job, part)
     if part == 2:
         self.drop()
-        self._settings = self._settings.model_copy(update={"postgres": "postgresql://127.0.0.1:1/gone"})
+        self._settings = self._settings.model_copy(update={"postgres": PostgresUrl("postgresql://127.0.0.1:1/gone")})
 BulkJobs.sent = dying
 """,
     "kafka": """

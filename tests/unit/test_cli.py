@@ -225,7 +225,10 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
         (asyncpg.InvalidPasswordError("no"), "check ORDERS_POSTGRES"),
         (asyncpg.ForeignKeyViolationError("no user"), "(no user): add what is missing, or run orders db unlink"),
         (FileNotFoundError(2, "No such file", "here.csv"), "here.csv: No such file; check the path"),
+        (OSError(28, "No space left on device"), "the disk is full"),
+        (Exception("IO error: No space left on device: While appending"), "the disk is full"),
         (ValueError("ours"), None),
+        (Exception("ours"), None),
         (OSError("ours"), None),
     ],
 )
