@@ -35,7 +35,8 @@ def api_command(
             # A server that is away comes back; an address that can't be used doesn't get better.
             asyncio.run(check((url or settings.postgres).get_secret_value()))
         except asyncpg.ClientConfigurationError as error:
-            raise UserError(f"{name}: {error}") from None
+            # What it got may be a secret.
+            raise UserError(f"{name}: {str(error).partition(', got ')[0]}") from None
     listening = _bound(host, port)
 
     import uvicorn
@@ -77,8 +78,12 @@ def _bound(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, kind, protocol)
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
+        try:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listening.bind(address)
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
         what = "is in use: choose another --port" if error.errno == errno.EADDRINUSE else f"can't be served: {error.strerror}"
         raise UserError(f"{host}:{port} {what}") from None

@@ -250,8 +250,8 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
     if outcome.dry_run:
         console.print(f"{what}; nothing sent (--dry-run)")
     elif outcome.failed:
-        console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed", soft_wrap=True)
-        console.print("the same command again goes on from there; orders bulk status tells how far it is", soft_wrap=True)
+        console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed")
+        console.print("the same command again goes on from there; orders bulk status tells how far it is")
     elif not job.parts:
         console.print(f"{what}; nothing to send")
     elif not sent:

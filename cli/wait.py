@@ -78,6 +78,7 @@ def wait_command(
     Example: [bold]orders wait --timeout 60[/bold]
     """
     from cli.terminal import messages, progress
+    from cli.text import printable
 
     try:
         with progress(messages()) as bar:
@@ -87,7 +88,7 @@ def wait_command(
                 bar.update(task, completed=handled, total=handled + lag)
 
             def say(what: str) -> None:
-                bar.console.print(f"orders: everything is processed; waiting for the cache: {what}", markup=False, soft_wrap=True)
+                bar.console.print(f"orders: everything is processed; waiting for the cache: {printable(what)}")
 
             outcome = asyncio.run(wait(get_settings(), timeout, show, cache=cache, say=say))
     except TopicsMissing as error:

@@ -244,7 +244,9 @@ def _read(url: str) -> _Address:
 
 
 def _unreadable(error: ValueError) -> asyncpg.ClientConfigurationError:
-    return asyncpg.ClientConfigurationError(f"the address can't be read: {error}")
+    # Without the value that wasn't understood ("invalid literal ...: 'x'"): it may be a password that stands in the wrong place.
+    what, _, _ = str(error).partition(": '")
+    return asyncpg.ClientConfigurationError(f"the address can't be read: {what}")
 
 
 class _Address:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,7 @@ POSTGRES = {
     f"postgresql://u@{NOWHERE}/d?target_session_attrs={MARK}": f"postgresql://***@{NOWHERE}/d?***",
     f"postgresql://u@{NOWHERE}/d?sslmode={MARK}": f"postgresql://***@{NOWHERE}/d?***",
     f"postgresql://u@{NOWHERE}/d?port={MARK}": f"postgresql://***@{NOWHERE}/d?***",
+    f"postgresql://u@/d?host=127.0.0.1&port={MARK}": "postgresql://***@/d?***",
 }
 REDIS = {
     f"redis://:{MARK}@{NOWHERE}/0": f"redis://***@{NOWHERE}/0",
@@ -158,6 +160,16 @@ def test_postgres_passwords_are_not_printed(orders: Orders, url: str) -> None:
         assert got == code, (command, err)
         assert MARK not in out + err, command
         assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("url", POSTGRES)
+def test_the_api_prints_no_password_at_its_start(orders: Orders, url: str) -> None:
+    with socket.socket() as taken:  # so it ends, whatever it thinks of the address
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        code, out, err = orders("api", "--port", str(taken.getsockname()[1]), POSTGRES=url, POSTGRES_REPLICA=url)
+    assert (code, out) == (2, "")
+    assert MARK not in err
 
 
 @pytest.mark.parametrize("url", REDIS)
