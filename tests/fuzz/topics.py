@@ -147,7 +147,7 @@ async def everywhere(settings: Settings, folder: Path, seed: int, batches: int) 
         letters = run("dlq", "list", "--limit", "100000")["dead_letters"]
         for letter in random.sample(letters, min(5, len(letters))):
             run("dlq", "show", f"{letter['partition']}:{letter['offset']}")
-        run("dlq", "redrive", "--max", "100000")
+        run("dlq", "redrive", "--all")
         await asyncio.to_thread(processed)
         run("whatif", codes=(0, 1))
         run("rebuild", "start")
