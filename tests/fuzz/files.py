@@ -220,8 +220,12 @@ def judge_orders(records: list[Record], columns: list[str], events: list[dict[st
     """Raises Broken when an order is sent without a record of its own, or otherwise than they say."""
     unreadable: set[str] = set()
     said: dict[str, list[dict[str, str]]] = {}
+    # A piece of a line, too short for an id, between two stray quotes: nobody can tell it from the second line of a note.
+    notes = [pair for pair in pairwise(records) if len(pair[1].text) < 36 and read(b"\n".join(each.text for each in pair), columns)]
     for record in records:
         cells = read(record.text, columns)
+        if cells is None and any(record in pair for pair in notes):
+            cells = next((read(b"\n".join(each.text for each in pair), columns) for pair in notes if record is pair[0]), {})
         if cells is None and not _blank(record.text) and record.owner is not None and not _renamed(record):
             unreadable.add(record.owner)
         if cells is not None and (id_ := _same_id(cells.get("order_id"))) is not None:
