@@ -65,9 +65,9 @@ def orders(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess
     return subprocess.run((*ORDERS, *arguments), capture_output=True, text=True, timeout=timeout, env=dict(os.environ))
 
 
-def processed() -> None:
-    """Wait until the lag is 0."""
-    done = orders("wait", "--timeout", "120", "--json")
+def processed(*, cache: bool = True) -> None:
+    """Wait until the lag is 0, and unless Redis is away until the cache is complete."""
+    done = orders("wait", "--timeout", "120", "--json", *(() if cache else ("--no-cache",)))
     assert done.returncode == 0, done.stdout + done.stderr
 
 

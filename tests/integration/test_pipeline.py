@@ -251,7 +251,7 @@ async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
                 older = await _copy(fresh)
                 await proxy.cut()
                 await send(fresh, history[half:])
-                await asyncio.to_thread(processed)  # a cache delays nothing
+                await asyncio.to_thread(processed, cache=False)  # it delays nothing
                 assert first.text().count("redis.away") == 1
                 first.kill()
             await proxy.heal()
@@ -263,7 +263,7 @@ async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
                 # The way is cut and mended in one worker's life, and Redis comes back as it was at half time.
                 await proxy.cut()
                 await send(fresh, generator.events(40, 10, generator.Shares(0, 0, 0)))
-                await asyncio.to_thread(processed)
+                await asyncio.to_thread(processed, cache=False)
                 await _put_back(fresh, older)
                 await proxy.heal()
                 await asyncio.to_thread(until, lambda: _complete(second, fresh, 2), "every lane's cache is complete again")
