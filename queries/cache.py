@@ -9,9 +9,9 @@ for settings.cache_ttl_refill seconds, and they are shown only where the lanes' 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 import redis.asyncio
@@ -22,6 +22,8 @@ from redis.exceptions import RedisError
 from queries.circuit import Circuit
 from settings import Settings
 from sinks.within import answered_within
+
+T = TypeVar("T")
 
 RECENT: Final = 50
 """Orders of a user that the cache knows, as in sinks.redis."""
@@ -35,6 +37,8 @@ redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
 
+_SUMMARIES_AT_ONCE: Final = 10
+_UUID: Final = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _VERSION: Final = re.compile(rb'"version":(\d+)')
 
 
@@ -44,12 +48,12 @@ def version_of(value: bytes | None) -> int:
     return 0 if found is None else int(found[1])
 
 
-class Recent(NamedTuple):
-    """A user's order as the lanes' keys have it. `created_ms` since 1970; `summary`: JSON, None if it has expired."""
+class Recent(NamedTuple, Generic[T]):
+    """A user's order as the lanes' keys have it. `created_ms` since 1970; `summary`: what was read of it, None if it has expired."""
 
     order_id: UUID
     created_ms: float
-    summary: bytes | None
+    summary: T
 
 
 class CacheReader:
@@ -78,8 +82,9 @@ class CacheReader:
         found = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
         return (None, None) if found is None else (found[0], found[1])
 
-    async def recent(self, user_id: UUID) -> tuple[bytes | None, list[Recent]]:
-        """-> (the refilled page of a user's newest orders, the orders that the lanes have written of late, newest first)."""
+    async def recent(self, user_id: UUID, read: Callable[[bytes | None], T]) -> tuple[bytes | None, list[Recent[T]]]:
+        """-> (the refilled page of a user's newest orders, the orders that the lanes have written of late, newest first). `read`: what is
+        wanted of a summary."""
         pipe = self._client.pipeline(transaction=False)
         pipe.get(f"rows:user:{user_id}")
         pipe.zrevrange(f"user:{user_id}:orders", 0, RECENT - 1, withscores=True)
@@ -87,15 +92,17 @@ class CacheReader:
         if found is None:
             return None, []
         page, members = found
-        summaries = await self.summaries([member.decode() for member, _ in members])
-        return page, [Recent(UUID(member.decode()), score, each) for (member, score), each in zip(members, summaries, strict=True)]
+        known = [(UUID(member.decode()), score) for member, score in members if _UUID.fullmatch(member)]
+        summaries = await self.summaries([order_id for order_id, _ in known], read)
+        return page, [Recent(order_id, score, each) for (order_id, score), each in zip(known, summaries, strict=True)]
 
-    async def summaries(self, order_ids: Sequence[str]) -> list[bytes | None]:
-        """The lanes' summaries of these orders."""
-        if not order_ids:
-            return []
-        found = await self._ask(self._client.mget, *(f"order:{each}" for each in order_ids))
-        return [None] * len(order_ids) if found is None else found
+    async def summaries(self, order_ids: Sequence[UUID], read: Callable[[bytes | None], T]) -> list[T]:
+        """What `read` finds in the lanes' summaries of these orders. A few at a time: one of them may have megabytes."""
+        found: list[T] = []
+        for start in range(0, len(order_ids), _SUMMARIES_AT_ONCE):
+            some = [f"order:{each}" for each in order_ids[start : start + _SUMMARIES_AT_ONCE]]
+            found += map(read, await self._ask(self._client.mget, *some) or [None] * len(some))
+        return found
 
     async def tracking(self, number: str) -> tuple[bytes | None, bytes | None]:
         """-> (the lanes' entry, what readers have refilled), as JSON."""

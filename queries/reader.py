@@ -147,9 +147,9 @@ class Reader:
 
     async def recent(self, user_id: UUID, limit: int, seen: Seen | None = None) -> Found:
         """A user's newest orders, at most `limit` (up to RECENT)."""
-        page, lately = await self.cache.recent(user_id)
+        page, lately = await self.cache.recent(user_id, partial(_decoded, _head))
         # What the lanes have written since the page was read, or since the replica's last transaction, is in the cache.
-        newer = [head for each in lately if (head := _decoded(_head, each.summary)) is not None]
+        newer = [each.summary for each in lately if each.summary is not None]
         kept = _decoded(_heads, page)
         if kept is not None and _covers(kept, lately) and _has(merged := _merged(kept, newer), seen):
             return Found(_encode(_page(merged, limit)), "cache")
@@ -189,11 +189,14 @@ class Reader:
         rows: Sequence[Sequence[Any]]
         rows, source = await self._list(lambda database: database.rows(query), seen, None)
         sold = [statements.as_sold(seller_id, row) for row in rows[:limit]]
-        for each, summary in zip(sold, await self.cache.summaries([str(each.order_id) for each in sold]), strict=True):
-            parts = _decoded(_suborders, summary) if version_of(summary) >= each.order_version else None
-            for part in () if parts is None else parts.suborders:
-                if part.seller_id == seller_id:
-                    each.status, each.total_amount = part.status, part.total_amount
+
+        def own(summary: bytes | None) -> tuple[int, list[Suborder]]:
+            parts = _decoded(_suborders, summary)
+            return version_of(summary), [] if parts is None else [part for part in parts.suborders if part.seller_id == seller_id]
+
+        for each, (version, parts) in zip(sold, await self.cache.summaries([each.order_id for each in sold], own), strict=True):
+            for part in parts if version >= each.order_version else ():
+                each.status, each.total_amount = part.status, part.total_amount
         more = len(rows) > limit
         return Found(_encode(Suborders(sold, Position(rows[limit - 1][1], sold[-1].order_id).cursor() if more else None)), source)
 
@@ -237,8 +240,8 @@ class Reader:
         """Those of which the cache doesn't know that they have another number since."""
         order_ids = list({each.order_id: None for each in parcels})
         known: dict[tuple[UUID, UUID], str | None] = {}
-        for order_id, summary in zip(order_ids, await self.cache.summaries([str(each) for each in order_ids]), strict=True):
-            for parcel in () if (found := _decoded(_parcels, summary)) is None else found.shipments:
+        for order_id, found in zip(order_ids, await self.cache.summaries(order_ids, partial(_decoded, _parcels)), strict=True):
+            for parcel in () if found is None else found.shipments:
                 known[order_id, parcel.shipment_id] = parcel.tracking_number
         return [each for each in parcels if known.get((each.order_id, each.shipment_id), number) == number]
 
@@ -315,7 +318,7 @@ def _place(head: Head) -> Any:
     return datetime.fromisoformat(head.created_at), head.order_id
 
 
-def _covers(page: Sequence[Head], lately: Sequence[Recent]) -> bool:
+def _covers(page: Sequence[Head], lately: Sequence[Recent[Head | None]]) -> bool:
     """Whether something is known of each of these orders: its summary, its line on the page, or that a full page is newer than it."""
     known = {head.order_id for head in page}
     oldest = datetime.fromisoformat(page[-1].created_at).timestamp() * 1000 if len(page) > RECENT else -math.inf
