@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -266,6 +267,9 @@ class _Address:
         fallback = query.pop("fallback_application_name", None)
         if fallback is not None:
             query.setdefault("application_name", fallback)
+        strange = next((name for name, value in given.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)), None)
+        if strange is not None:
+            raise ValueError(f"{strange} isn't a whole number")
         numbers = {name: int(value) for name, value in given.items()}
         #: Seconds for each host; 0: not said.
         self.connect_timeout = max(0, numbers.pop("connect_timeout", 0))
