@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from domain.order import Order, PaymentFailure
 from settings import Settings
-from sinks.redis import RedisSink, behind, mark_key
+from sinks.redis import Mark, RedisSink, behind, mark_key
 from sinks.rows import CacheEntry
 from streams import cache
 from streams.cache import CacheKeeper
@@ -238,6 +238,15 @@ async def test_a_server_that_has_gone_back_is_noticed_by_a_batch_and_without_one
         return lane.shown(A)["version"] == 2
 
     await eventually(refreshed, "the lane has looked by itself")
+
+
+async def test_what_a_former_owner_sends_is_refused(lane: Lane) -> None:
+    await lane.batch(A, state(1))
+    successor = RedisSink(Settings(), client=FakeRedis(lane.network, lane.keys))
+    await successor.put([entry(A, state(2))], Mark(KEY.decode(), 2, 1, 1, 1, "yes"))
+    await lane.batch(A, state(3))
+    assert lane.shown(A)["version"] == 2
+    assert lane.mark() == 1
 
 
 async def test_a_lane_at_rest_brings_its_mark_to_the_changelogs_end(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
