@@ -7,9 +7,18 @@ UTC, money is in minor units. Structs are arrays on the wire (tables.codec): a f
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Micros = Annotated[int, Meta(ge=-62_135_596_800_000_000, le=253_402_300_799_999_999)]
+"""Microseconds since 1970 UTC, from the year 1 to 9999."""
+Moment = Annotated[int, Meta(ge=0)]
+"""Milliseconds since 1970 by the brokers' time; 0: not known, or none."""
+Amount = Annotated[int, Meta(ge=0, le=1 << 62)]
+Units = Annotated[int, Meta(ge=1, le=100_000)]
+# What is outside of these bounds is no state of ours (tables.codec): they are checked where one is read, and nowhere else.
 
 PENDING: Final = 0
 CONFIRMED: Final = 1
@@ -53,41 +62,41 @@ BY_RELEASE: Final = 3
 BY_REJECTION: Final = 4
 BY_SILENCE: Final = 5
 
-Quantities = list[tuple[bytes, int]]
+Quantities = list[tuple[Id, Units]]
 """[(item_id, quantity)], as sent."""
 
 
 class Item(Struct, array_like=True, gc=False):
     """One line of an order. `shipping` is for the whole line; None: not sent."""
 
-    item_id: bytes
-    product_id: bytes
-    seller_id: bytes
-    warehouse_id: bytes | None
+    item_id: Id
+    product_id: Id
+    seller_id: Id
+    warehouse_id: Id | None
     sku: str
-    quantity: int
-    price: int
-    shipping: int | None
+    quantity: Units
+    price: Amount
+    shipping: Amount | None
 
 
 class Created(Struct, array_like=True, gc=False):
     """order.created. Natural key: the order itself."""
 
-    time: int
-    user_id: bytes
+    time: Micros
+    user_id: Id
     region: str | None
     currency: str
-    total: int
-    discount: int | None
+    total: Amount
+    discount: Amount | None
     items: list[Item]
 
 
 class Payment(Struct, array_like=True, gc=False):
     """order.paid: money captured. Natural key: payment_id."""
 
-    time: int
-    payment_id: bytes
-    amount: int
+    time: Micros
+    payment_id: Id
+    amount: Amount
     currency: str
     method: str | None = None
     refused: bool = False
@@ -99,8 +108,8 @@ class Payment(Struct, array_like=True, gc=False):
 class PaymentFailure(Struct, array_like=True, gc=False):
     """payment.failed. Natural key: payment_id."""
 
-    time: int
-    payment_id: bytes
+    time: Micros
+    payment_id: Id
     reason: str
     refused: bool = False
 
@@ -111,10 +120,10 @@ class PaymentFailure(Struct, array_like=True, gc=False):
 class StockReply(Struct, array_like=True, gc=False):
     """stock.reserved, rejected, released. Natural key: type, seller, items as sent. `items` None: all the seller's."""
 
-    time: int
-    type: int
-    seller_id: bytes
-    reservation_id: bytes
+    time: Micros
+    type: Annotated[int, Meta(ge=STOCK_RESERVED, le=STOCK_RELEASED)]
+    seller_id: Id
+    reservation_id: Id
     items: Quantities | None
     reason: str | None = None
     refused: bool = False
@@ -126,11 +135,11 @@ class StockReply(Struct, array_like=True, gc=False):
 class Cancellation(Struct, array_like=True, gc=False):
     """order.cancel_requested. Natural key: the seller, or None for the whole order."""
 
-    time: int
-    seller_id: bytes | None
+    time: Micros
+    seller_id: Id | None
     reason: str
     refused: bool = False
-    appended: int = 0
+    appended: Moment = 0
     """The broker's time of its record, ms: from here on the answer is waited for."""
 
     def key(self) -> tuple[object, ...]:
@@ -140,14 +149,14 @@ class Cancellation(Struct, array_like=True, gc=False):
 class Scan(Struct, array_like=True, gc=False):
     """shipment.updated: one scan of a parcel. Natural key: shipment_id, status, time. `rank` numbers SHIPMENT_STATUS."""
 
-    time: int
-    shipment_id: bytes
-    rank: int
-    seller_id: bytes
-    warehouse_id: bytes | None = None
+    time: Micros
+    shipment_id: Id
+    rank: Annotated[int, Meta(ge=0, lt=len(SHIPMENT_STATUS))]
+    seller_id: Id
+    warehouse_id: Id | None = None
     carrier: str | None = None
     tracking_number: str | None = None
-    estimated_delivery: int | None = None
+    estimated_delivery: Micros | None = None
     location: str | None = None
     items: Quantities | None = None
     refused: bool = False
@@ -159,13 +168,13 @@ class Scan(Struct, array_like=True, gc=False):
 class ReturnStage(Struct, array_like=True, gc=False):
     """order.returned: one stage of a return. Natural key: return_id, status."""
 
-    time: int
-    return_id: bytes
-    status: int
-    item_id: bytes
-    quantity: int | None
+    time: Micros
+    return_id: Id
+    status: Annotated[int, Meta(ge=REQUESTED, le=REJECTED)]
+    item_id: Id
+    quantity: Units | None
     reason: str
-    processed_at: int | None = None
+    processed_at: Micros | None = None
     restock: bool | None = None
     refused: bool = False
 
@@ -176,8 +185,8 @@ class ReturnStage(Struct, array_like=True, gc=False):
 class RefundReply(Struct, array_like=True, gc=False):
     """refund.completed, refund.failed. Natural key: refund_id and type."""
 
-    time: int
-    refund_id: bytes
+    time: Micros
+    refund_id: Id
     failed: bool
     reason: str | None = None
     refused: bool = False
@@ -189,15 +198,15 @@ class RefundReply(Struct, array_like=True, gc=False):
 class RefundDecision(Struct, array_like=True, gc=False):
     """refund.decided, our own fact: the n-th decision, what it pays for. n is its place in Order.decisions."""
 
-    time: int
-    n: int
+    time: Micros
+    n: Annotated[int, Meta(ge=0)]
     amount: int
-    cause: int
-    cause_id: bytes
-    units: list[tuple[bytes, int, int]]
+    cause: Annotated[int, Meta(ge=0, lt=len(CAUSES))]
+    cause_id: Id
+    units: list[tuple[Id, Annotated[int, Meta(ge=0, le=100_000)], Units]]
     """Spans of a line's units: (item_id, first unit number, how many)."""
-    shipping: list[bytes]
-    appended: int = 0
+    shipping: list[Id]
+    appended: Moment = 0
     """The broker's time of its record, ms: from here on its confirmation is waited for."""
 
 
@@ -207,13 +216,13 @@ class Deadline(Struct, array_like=True, gc=False):
     `what` numbers DEADLINES; `subject` is the seller's id or the refund's, None for the payment. `final`: it isn't asked for again.
     """
 
-    time: int
-    what: int
-    subject: bytes | None
+    time: Micros
+    what: Annotated[int, Meta(ge=0, lt=len(DEADLINES))]
+    subject: Id | None
     attempt: int
     final: bool
     refused: bool = False
-    appended: int = 0
+    appended: Moment = 0
     """The broker's time of its record, ms: from here on the next answer is waited for."""
 
     def key(self) -> tuple[object, ...]:
@@ -267,7 +276,7 @@ class Order(Struct, array_like=True, gc=False):
     `status`, `suborders`, `labelled` and `proposed` are what was published already, so that only changes are published again.
     """
 
-    version: int = 0
+    version: Annotated[int, Meta(ge=0)] = 0
     """Distinct natural keys taken in, refused ones included, decisions not. Never falls."""
     created: Created | None = None
     payments: list[Payment] = []
@@ -279,7 +288,7 @@ class Order(Struct, array_like=True, gc=False):
     refunds: list[RefundReply] = []
     decisions: list[RefundDecision] = []
     waiting: list[Waiting] = []
-    status: int = PENDING
+    status: Annotated[int, Meta(ge=PENDING, le=RETURNED)] = PENDING
     suborders: list[tuple[int, ...]] = []
     """Last published state of each seller's suborder, in the order of seller ids (domain.survey.Suborder.state)."""
     labelled: bool = False
@@ -287,9 +296,9 @@ class Order(Struct, array_like=True, gc=False):
     proposed: int = 0
     """Refund decisions written to orders.decisions so far, folded or on their way."""
     deadlines: list[Deadline] = []
-    appended: int = 0
+    appended: Moment = 0
     """The broker's time of order.created's record, ms; 0: not known, so nothing is waited for."""
-    labelled_at: int = 0
+    labelled_at: Moment = 0
     """The same of the event that had labels asked for."""
-    due: int = 0
+    due: Moment = 0
     """When the next deadline passes, by the broker's time, ms; 0: nothing is waited for (domain.deadlines)."""

@@ -10,7 +10,8 @@ from typing import Final
 
 import msgspec
 
-from domain.order import ORDER_STATUS, Order
+from domain import money
+from domain.order import ORDER_STATUS, PENDING, SUBORDER_STATUS, Order
 
 KEY_BYTES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -37,14 +38,35 @@ def decode(raw: bytes) -> Order:
 
 
 def is_state(key: bytes, raw: bytes) -> bool:
-    """Whether encode() may have made these bytes, of the order with this raw id. Anybody may write to a changelog. Pure."""
+    """Whether encode() may have made these bytes, of the order with this raw id: anybody may write to a changelog. Pure.
+
+    They decode within the bounds of the fields, the version counts the facts, and these speak of currencies, lines and sellers that are
+    there.
+    """
     if len(key) != KEY_BYTES:
         return False
     try:
         order = _decode(raw)
     except (msgspec.DecodeError, ValueError):
         return False
-    return order.version > 0 and order.version == natural_keys(order) and 0 <= order.status < len(ORDER_STATUS) and order.due >= 0
+    return order.version == natural_keys(order) > 0 and _coherent(order)
+
+
+def _coherent(order: Order) -> bool:
+    if not all(payment.currency in money.DIGITS for payment in order.payments):
+        return False
+    created = order.created
+    if created is None:
+        return not order.suborders and order.status == PENDING
+    lines = {item.item_id for item in created.items}
+    named = [fact.items for facts in (order.scans, order.stock) for fact in facts if fact.items and not fact.refused]
+    return (
+        created.currency in money.DIGITS
+        and len(order.suborders) in (0, len({item.seller_id for item in created.items}))
+        and all(item_id in lines for items in named for item_id, _ in items)
+        and all(stage.item_id in lines for stage in order.returns if not stage.refused)
+        and all(0 <= state[0] < len(SUBORDER_STATUS) for state in order.suborders if state)
+    )
 
 
 def natural_keys(order: Order) -> int:

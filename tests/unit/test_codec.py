@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from random import Random
+from typing import Any
+
 import msgspec
 import pytest
 
-from domain.order import Order
+from domain import events, ids, rows
+from domain.deadlines import next_due
+from domain.fold import fold
+from domain.order import Order, Origin
+from domain.sums import Sums
+from settings import Settings
+from sources import generator
 from tables import codec
-from tests.unit.wire import ANNA, BORIS, STRANGER, Story, line
+from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, VALID, Story, line, raw, record
 
 
 def typical() -> Story:
@@ -67,3 +76,60 @@ def test_foreign_bytes_are_an_error(raw: bytes) -> None:
 def test_a_state_of_an_older_program_is_read() -> None:
     older = msgspec.msgpack.encode(msgspec.msgpack.decode(codec.encode(typical().order))[:-1])
     assert codec.decode(older).proposed == 0
+
+
+# -- what others wrote to the changelog --------------------------------------------------------------------------------
+
+KEY = raw(ORDER)
+
+
+@pytest.mark.parametrize("told", [typical(), eventful()], ids=["typical", "eventful"])
+def test_a_state_is_one(told: Story) -> None:
+    assert codec.is_state(KEY, codec.encode(told.order))
+    assert not codec.is_state(KEY[:-1], codec.encode(told.order))
+
+
+def test_states_of_any_history_are_states() -> None:
+    for order_id, order in histories(60).items():
+        assert codec.is_state(order_id, codec.encode(order))
+        assert order.version == codec.natural_keys(order)
+
+
+def test_what_passes_for_a_state_ends_no_fold() -> None:
+    """Bytes of a state are changed at random. Most changes are noticed; whatever isn't must be as good as a state."""
+    random, passed = Random(7), 0
+    for order_id, order in histories(40).items():
+        sound = codec.encode(order)
+        for _ in range(60):
+            changed = bytearray(sound)
+            for _ in range(random.choice((1, 1, 2, 4))):
+                changed[random.randrange(len(changed))] = random.randrange(256)
+            if bytes(changed) == sound or not codec.is_state(order_id, bytes(changed)):
+                continue
+            passed += 1
+            again = codec.decode(bytes(changed))
+            next_due(again, order_id, Settings().patience)
+            if again.created is not None:
+                rows.order_row_and_summary(ids.text(order_id), order_id, again, None)
+                rows.item_rows(ids.text(order_id), again)
+                rows.shipment_rows(ids.text(order_id), again)
+                rows.return_rows(ids.text(order_id), again)
+            repeated = events.decode(*_record("order.paid", {**VALID["order.paid"], "order_id": ids.text(order_id)}))
+            fold(again, repeated, None if again.created is not None else Origin("order.paid", 0, 0), Sums(again))
+            codec.encode(again)
+    assert passed > 500
+
+
+def _record(type_: str, data: dict[str, Any]) -> tuple[str, Any, bytes]:
+    headers, value = record(type_, data)
+    return type_, headers, value
+
+
+def histories(count: int) -> dict[bytes, Order]:
+    """States of synthetic orders with everything that can happen to them."""
+    orders: dict[bytes, Order] = {}
+    for each in generator.events(count, 5):
+        event = events.decode(each.topic, each.headers, each.value, 1_000)
+        order = orders.setdefault(event.order_id, Order())
+        fold(order, event, Origin(each.topic, 0, 0) if order.created is None else None, Sums(order))
+    return orders
