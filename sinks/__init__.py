@@ -10,5 +10,5 @@ import structlog
 if not structlog.is_configured():  # a worker and the API say for themselves how they log (cli.logs)
     # By default structlog prints to stdout, where a command's JSON is and nothing else.
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
     )
