@@ -26,7 +26,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.fetch import FetchRequest
 
-from wire import AIOKafkaConsumer, PartitionRecords, RecordBatches
+from wire import AIOKafkaConsumer, PartitionRecords, RecordBatches, learn_topics
 
 Progress = Callable[[int], None]
 
@@ -177,6 +177,7 @@ class Log:
         if not wanted:
             return {}
         try:
+            await asyncio.wait_for(learn_topics(self._reader, {partition.topic for partition in wanted}), self._patience)
             starts = await asyncio.wait_for(self._reader.beginning_offsets(wanted), self._patience)
             ends = await asyncio.wait_for(self._reader.end_offsets(wanted), self._patience)
         except (KafkaError, TimeoutError) as error:

@@ -29,7 +29,7 @@ from streams.pipeline import Pipeline, Record, Touched, Work
 from streams.transport.batch import LaneBatch, Slice, cut
 from streams.transport.errors import PartitionMismatch
 from tables import codec
-from wire import AIOKafkaConsumer
+from wire import AIOKafkaConsumer, learn_topics
 
 FOLD_RECORDS: Final = 4_000
 """Records that are folded at once."""
@@ -148,6 +148,7 @@ class HistoryReader:
             for log in logs:
                 start = starts.get(lane, {}).get(log, 0)
                 wanted[_partition(log)] = min(start, wanted.get(_partition(log), start))
+        await learn_topics(self._consumer, {partition.topic for partition in wanted})
         for partition, start in (await self._consumer.beginning_offsets(list(wanted))).items():
             if start > wanted[partition]:
                 raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")

@@ -15,7 +15,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from domain.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
-from wire import AIOKafkaConsumer
+from wire import AIOKafkaConsumer, learn_topics
 
 COORDINATOR_SECONDS: Final = 30.0
 """How long a group's coordinator may be away: a new cluster makes its offsets topic when first asked, a broker that failed is replaced."""
@@ -138,6 +138,8 @@ class LagReader:
         missing = [name for name in topics if name not in described]
         if missing:
             raise TopicsMissing(f"topic {missing[0]} doesn't exist" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""))
+        for consumer in (self._offsets, self._stable):
+            await learn_topics(consumer, topics)
         return [TopicPartition(name, number) for name in topics for number in sorted(part["partition"] for part in described[name])]
 
 

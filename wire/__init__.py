@@ -14,6 +14,7 @@ from aiokafka.consumer import fetcher
 from aiokafka.producer import message_accumulator, producer
 
 from wire.builder import BatchBuilder, SizeEstimate
+from wire.metadata import learn_topics
 from wire.names import name_bytes
 from wire.reader import PartitionRecords, RecordBatches, UnreadableRecord
 
@@ -28,6 +29,7 @@ __all__ = [
     "PartitionRecords",
     "RecordBatches",
     "UnreadableRecord",
+    "learn_topics",
     "name_bytes",
     "raw_bytes",
     "unreadable",
