@@ -126,14 +126,15 @@ class Judge:
         order_id = key.decode("utf-8", "backslashreplace")
         at_home = is_canonical(key) and self._home(key) == self._lane.number
         held = self._fold(key, order_id, at_home, facts) if facts else None
+        if self._lane.changelog is not None:
+            # First: where the log allows several readings, the state says which one the pipeline took, and the rest must agree with it.
+            kept = self._judge_changelog(order_id, held, states)
+            self._judge_local(order_id, held, kept, states, local)
         if held is not None:
             self._count_order(held)
             self._judge_refunds(held)
             self._want_letters(held)
         self._judge_derived(order_id, held, derived)
-        if self._lane.changelog is not None:
-            kept = self._judge_changelog(order_id, held, states)
-            self._judge_local(order_id, held, kept, states, local)
         self._judge_rows(order_id, held, rows)
         if self._lane.cached:
             self._judge_cache(order_id, held, entries, members)
@@ -328,12 +329,16 @@ class Judge:
     # -- dead letters ------------------------------------------------------------------------------------------------
 
     def _want_letters(self, held: Held) -> None:
-        """The refused keys of an order: of a conflict every content that isn't surely the first, and what the order's sake refuses."""
+        """The refused keys of an order: of a conflict every content that isn't surely the first, and what the order's sake refuses.
+
+        What only some of the readings refuse may have a dead letter and needn't.
+        """
         order = held.order
         refused: dict[NaturalKey, set[str]] = {}
         for reading in held.readings:
             for key, refusal in reading.refused.items():
                 refused.setdefault(key, set()).add(refusal.code)
+        in_all = {key for key in refused if all(key in reading.refused for reading in held.readings)}
         for key, candidates in order.candidates.items():
             if len(candidates) == 1 and key not in refused:
                 continue
@@ -343,14 +348,22 @@ class Judge:
             winners = order.winners(key)
             losers = [each for each in candidates if key in refused or len(winners) > 1 or each is not winners[0]]
             self._counts["refused_keys"] += 1
-            self._want(order.order_id, codes, [place for each in losers for place in each.places], held.raws, losers)
+            due = len(candidates) > 1 or key in in_all
+            self._want(order.order_id, codes, [place for each in losers for place in each.places], held.raws, losers, due=due)
 
     def _want(
-        self, order_id: str, codes: set[str], places: list[Place], raws: Mapping[Place, Item], refused: Sequence[Candidate] = ()
+        self,
+        order_id: str,
+        codes: set[str],
+        places: list[Place],
+        raws: Mapping[Place, Item],
+        refused: Sequence[Candidate] = (),
+        *,
+        due: bool = True,
     ) -> None:
-        """At least one dead letter of one of these places is due."""
+        """At least one dead letter of one of these places is due, or may at least be there."""
         letters = self._index.letters_of(places)
-        if not letters:
+        if not letters and due:
             expected = f"a dead letter ({' or '.join(sorted(codes))})"
             self._findings.broken("accounting", order_id, DLQ, expected, "none", places[0], proven=True)
         for letter in letters:
@@ -451,6 +464,8 @@ class Judge:
         if all(apart):
             for each in min(apart, key=len):
                 self._findings.at_rest("changelog", held.order_id, f"{where} {each.field}", each.expected, each.found, each.fact)
+        else:
+            held.readings = [reading for reading, differs in zip(held.readings, apart, strict=True) if not differs]
 
     def _judge_local(self, order_id: str, held: Held | None, kept: bytes | None, states: Sequence[Item], items: Iterable[Item]) -> None:
         """A worker that starts with a local table, and reads the changelog on from where the table ends, has the state that is kept."""
