@@ -6,7 +6,8 @@ over the type and that id.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final, Literal
 
 import msgspec
@@ -199,12 +200,17 @@ DATA: Final[dict[str, type[Struct]]] = {
 
 
 class Derived(Struct, gc=False):
-    """One event to publish. `ce_name`: what its ce_id is the uuid5 of."""
+    """One event to publish. `ce_name`: what its ce_id is the uuid5 of. `made`: its data, or what makes them, the same each time."""
 
     topic: str
     type: str
     ce_name: str
-    data: Struct
+    made: Struct | Callable[[], Struct]
+
+    @property
+    def data(self) -> Struct:
+        """Its data. Pure."""
+        return self.made if isinstance(self.made, Struct) else self.made()
 
 
 class LateRefusal(Struct, gc=False):
@@ -234,21 +240,8 @@ class Writer:
     def id(self, name: str) -> str:
         return str(uuid5(self.namespace, name))
 
-    def _publish(self, type_: str, ce_id: str, data: Struct) -> None:
-        self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", data))
-
-    def _stock_items(self, items: Iterable[tuple[Item, int]]) -> list[StockItem]:
-        text = ids.text
-        return [
-            StockItem(
-                text(item.item_id),
-                text(item.product_id),
-                item.sku,
-                quantity,
-                UNSET if item.warehouse_id is None else text(item.warehouse_id),
-            )
-            for item, quantity in items
-        ]
+    def _publish(self, type_: str, ce_id: str, made: Struct | Callable[[], Struct]) -> None:
+        self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", made))
 
     def _suborder(self, kind: type[SuborderCreated], created: Created, suborder: Suborder, version: int) -> SuborderCreated:
         text, digits = ids.text, self.digits
@@ -294,19 +287,20 @@ class Writer:
 
     def stock_reserve(self, seller_id: bytes, items: Iterable[tuple[Item, int]]) -> None:
         seller = ids.text(seller_id)
-        data = StockReserve(self.id(f"reservation:{seller}"), self.order_text, seller, self._stock_items(items))
+        data = StockReserve(self.id(f"reservation:{seller}"), self.order_text, seller, _stock_items(items))
         self._publish("stock.reserve", data.reservation_id, data)
 
     def stock_release(self, seller_id: bytes, items: Iterable[tuple[Item, int]]) -> None:
         seller = ids.text(seller_id)
-        data = StockRelease(self.id(f"reservation:{seller}"), self.order_text, seller, self._stock_items(items))
+        data = StockRelease(self.id(f"reservation:{seller}"), self.order_text, seller, _stock_items(items))
         self._publish("stock.release", data.reservation_id, data)
 
-    def stock_commit(self, shipment_id: bytes, seller_id: bytes, items: Iterable[tuple[Item, int]]) -> None:
+    def stock_commit(self, shipment_id: bytes, seller_id: bytes, items: Callable[[], Iterable[tuple[Item, int]]]) -> None:
         seller, shipment = ids.text(seller_id), ids.text(shipment_id)
         commit = self.id(f"commit:{shipment}")
-        data = StockCommit(commit, shipment, self.id(f"reservation:{seller}"), self.order_text, seller, self._stock_items(items))
-        self._publish("stock.commit", commit, data)
+        reservation = self.id(f"reservation:{seller}")
+        # This one may leave thousands of times for one event: for parcels that waited for their order.
+        self._publish("stock.commit", commit, partial(_stock_commit, commit, shipment, reservation, self.order_text, seller, items))
 
     def stock_restock(self, item: Item, stage: ReturnStage) -> None:
         text = ids.text
@@ -385,6 +379,26 @@ class Writer:
         self.effects.append(LateRefusal(type_, fact, code, detail, origin))
 
 
+def _stock_commit(
+    commit: str, shipment: str, reservation: str, order: str, seller: str, items: Callable[[], Iterable[tuple[Item, int]]]
+) -> StockCommit:
+    return StockCommit(commit, shipment, reservation, order, seller, _stock_items(items()))
+
+
+def _stock_items(items: Iterable[tuple[Item, int]]) -> list[StockItem]:
+    text = ids.text
+    return [
+        StockItem(
+            text(item.item_id),
+            text(item.product_id),
+            item.sku,
+            quantity,
+            UNSET if item.warehouse_id is None else text(item.warehouse_id),
+        )
+        for item, quantity in items
+    ]
+
+
 def order_placed(event: Event) -> Derived:
     """The order.created that a checkout.completed becomes: the same fields as sent, normalised. Twice is once: one id, one content."""
     created = event.fact
@@ -447,9 +461,19 @@ def headers_of(event: Event) -> list[tuple[str, bytes]]:
 
 def encode(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) -> tuple[bytes, list[tuple[str, bytes]]]:
     """-> (value, headers) of a derived event, CloudEvents in the binary Kafka binding. `shared`: headers_of its event."""
+    return encode_data(effect), attributes(effect, order_id, shared)
+
+
+def encode_data(effect: Derived) -> bytes:
+    """The value alone."""
+    return _encode(effect.data)
+
+
+def attributes(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+    """The headers alone."""
     type_ = effect.type
     ce_id = ids.uuid5_text(order_id, effect.ce_name).encode()
-    return _encode(effect.data), [_SPEC, _TYPE_HEADER[type_], _SOURCE_HEADER, ("ce_id", ce_id), _SCHEMA_HEADER[type_], _CONTENT, *shared]
+    return [_SPEC, _TYPE_HEADER[type_], _SOURCE_HEADER, ("ce_id", ce_id), _SCHEMA_HEADER[type_], _CONTENT, *shared]
 
 
 def deadline_passed(due: Due, order_id: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:

@@ -9,6 +9,7 @@ no clock, no random, no I/O. Whatever the order of arrival, duplication or split
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final
 
 from msgspec import Struct, structs
@@ -264,7 +265,7 @@ def _answer(order: Order, created: Created, now: Survey, writer: Writer, fact: S
         _ask_back(created, now, writer, fact.seller_id)
     elif type(fact) is Scan:
         if first_move:
-            writer.stock_commit(fact.shipment_id, fact.seller_id, _parcel(created, fact))
+            writer.stock_commit(fact.shipment_id, fact.seller_id, partial(_parcel, created, fact))
     elif type(fact) is ReturnStage and fact.status == PROCESSED and fact.restock is not False:
         # For every processed stage, though a rejection may win by its time: so the set of restocks is the same in any arrival order.
         writer.stock_restock(next(item for item in created.items if item.item_id == fact.item_id), fact)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from time import perf_counter
 from typing import Any, Final, Protocol
 
@@ -97,7 +98,8 @@ class Touched:
 
 
 class Work:
-    """What a batch came to: everything that the steps 3 to 6 write. `done` counts the steps that succeeded, `size` the bytes of `out`."""
+    """What a batch came to: everything that the steps 3 to 6 write. `done` counts the steps that succeeded, `size` the bytes of `out`, but
+    for those that are made when they are sent."""
 
     def __init__(self) -> None:
         self.done = 0
@@ -112,7 +114,8 @@ class Work:
         """Dead letters, by reason."""
 
     def publish(self, topic: str, record: OutRecord) -> None:
-        self.size += len(record.value or b"")
+        if isinstance(record.value, bytes):
+            self.size += len(record.value)
         known = self.out.get(topic)
         if known is None:
             known = self.out[topic] = []
@@ -249,9 +252,12 @@ class Pipeline:
             work.outcomes[record.topic, _APPLIED if folded.changed else _DUPLICATE] += 1
         if folded.effects:
             shared = effects.headers_of(event)
+            most = work.size + self.held_bytes
             for effect in folded.effects:
                 if type(effect) is effects.Derived:
-                    value, headers = effects.encode(effect, event.order_id, shared)
+                    headers = effects.attributes(effect, event.order_id, shared)
+                    # One record can come to gigabytes: an order for which thousands of parcels have waited.
+                    value = effects.encode_data(effect) if work.size <= most else partial(effects.encode_data, effect)
                     work.publish(effect.topic, OutRecord(key, value, headers))
                 else:
                     self._refuse_late(work, event.order_id, effect)  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ import hashlib
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
@@ -179,9 +179,9 @@ class WhatIf:
     async def _take(self, lane: int, work: Work) -> None:
         for topic in _TOPICS:
             if topic in work.out:
-                self._note(topic, work.out[topic], _WOULD)
+                self._note(topic, (each._replace(value=each.content()) for each in work.out[topic]), _WOULD)
 
-    def _note(self, topic: str, records: Sequence[Any], side: int) -> set[bytes]:
+    def _note(self, topic: str, records: Iterable[Any], side: int) -> set[bytes]:
         """Keep what was (or would be) published; returns whose it is."""
         puts: dict[bytes, bytes | None] = {}
         first: dict[bytes, bytes] = {}
@@ -356,7 +356,7 @@ class WhatIf:
             would: dict[str, set[bytes]] = {topic: set() for topic in wanted}
             for work in fold(refold.pipeline, lane, arrival, lambda keys, states=states: [states.get(key) for key in keys]):  # type: ignore[misc]
                 for topic, names in would.items():
-                    parsed = [_parse(topic, record.key, record.value, record.headers) for record in work.out.get(topic, ())]
+                    parsed = [_parse(topic, each.key, each.content(), each.headers) for each in work.out.get(topic, ())]
                     names.update(each[1] + each[2] for each in parsed if each is not None)
                 states.update(work.states)
             for topic in sorted(wanted):

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
 
 class OutRecord(NamedTuple):
-    """A record to publish. `partition` None: the batch's own."""
+    """A record to publish. `value` may be a function that makes it when it is sent, the same each time. `partition` None: the batch's."""
 
     key: bytes | None
-    value: bytes | None
+    value: bytes | Callable[[], bytes] | None
     headers: list[tuple[str, bytes]]
     partition: int | None = None
+
+    def content(self) -> bytes | None:
+        """The value as it is sent. Pure."""
+        return self.value() if callable(self.value) else self.value
 
 
 @dataclass(frozen=True, slots=True)

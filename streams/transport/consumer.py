@@ -375,7 +375,7 @@ class Consumer(driver.Consumer):
             self._unserved_since = None
             return  # the broker is away: not this worker's fault
         for lane in self.lanes.values():
-            busy = lane.busy_since
+            busy = lane.moved_at
             if lane.ended_since is not None and now - lane.ended_since > limit:
                 raise Stalled(f"lane {lane.name} was taken over {now - lane.ended_since:.0f} s ago, but the group has not said who has it")
             if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:

@@ -136,6 +136,7 @@ class Lane:
         self.closing = asyncio.Event()
         self.closed = False
         self.busy_since: float | None = None
+        """By time.monotonic(): since when a batch is being handled."""
         self.ended_since: float | None = None
         self.batches = 0
         self.records = 0
@@ -252,6 +253,12 @@ class Lane:
             return
         assert self.producer is not None
         await self.producer.write_states(table, puts, self.partition, moved)
+
+    @property
+    def moved_at(self) -> float | None:
+        """By time.monotonic(): when the batch that is being handled began, or last got records acknowledged. None: there is none."""
+        busy = self.busy_since
+        return busy if busy is None or self.producer is None else max(busy, self.producer.delivered_at)
 
     def _check_claim(self) -> None:
         if self.closed or not self.claim.current():

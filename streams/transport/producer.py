@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 BATCH_BYTES = 1 << 20
 """A record batch ends before it is larger than this; a single larger record makes a batch of its own."""
+WINDOW_BYTES = 16 << 20
+"""Of values that are sent at once, about, whatever there is to send; what is made when it is sent is made then."""
 REQUEST_BYTES = 16 << 20
 """Largest request that aiokafka lets through; the broker's message.max.bytes decides."""
 GATE_INTERVAL = 0.05
@@ -107,6 +109,8 @@ class Gate(Protocol):
         """`ready` connects to the broker: before the last check, so that nothing between it and the socket takes its time."""
 
 
+_Queue = tuple[str, int, list[Batch]]
+"""Topic, partition, batches for it in their order."""
 Connect = Callable[[Mapping[str, Any], Gate], Connection]
 """(keyword arguments of AIOKafkaProducer, gate) -> connection, not started."""
 
@@ -138,6 +142,9 @@ class LaneProducer:
         self._producer: Connection | None = None
         self._starting = asyncio.Lock()
         self._closed = False
+        self.window_bytes = WINDOW_BYTES
+        self.delivered_at = 0.0
+        """By time.monotonic(): when the brokers acknowledged the last of what was sent at once."""
         self.fenced = False
         """The broker has refused this producer for good: another one has the lane, or had it."""
 
@@ -180,11 +187,18 @@ class LaneProducer:
             raise
 
     async def _deliver(self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int) -> list[Delivered]:
-        queues = list(self._batches(producer, records, partition))
+        delivered: list[Delivered] = []
+        for queues in self._windows(producer, records, partition):
+            self._check()
+            delivered += await self._deliver_window(producer, queues)
+            self.delivered_at = time.monotonic()
+        return delivered
+
+    async def _deliver_window(self, producer: Connection, queues: Sequence[_Queue]) -> list[Delivered]:
         sending: list[_Sending] = []
         errors: list[BaseException] = []
         try:
-            for turn in range(max((len(batches) for _, _, batches in queues), default=0)):
+            for turn in range(max(len(batches) for _, _, batches in queues)):
                 for topic, number, batches in queues:
                     if turn < len(batches):
                         batch = batches[turn]
@@ -247,21 +261,30 @@ class LaneProducer:
             except LeaseLost:
                 await asyncio.sleep(GATE_INTERVAL)
 
-    @staticmethod
-    def _batches(
-        producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int
-    ) -> Iterable[tuple[str, int, list[Batch]]]:
+    def _windows(self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int) -> Iterable[list[_Queue]]:
+        """The batches of all topics, so many of them at a time as hold `window_bytes`."""
         now = int(time.time() * 1000)
+        queues: list[_Queue] = []
+        size = 0
         for topic, items in records.items():
             by_partition: dict[int, list[Batch]] = {}
-            for key, value, headers, wanted in items:
-                batches = by_partition.setdefault(partition if wanted is None else wanted, [])
+            for key, given, headers, wanted in items:
+                value = given() if callable(given) else given
+                number = partition if wanted is None else wanted
+                batches = by_partition.get(number)
+                if batches is None:
+                    batches = by_partition[number] = []
+                    queues.append((topic, number, batches))
                 if not batches or batches[-1].append(timestamp=now, key=key, value=value, headers=headers) is None:
                     batches.append(producer.create_batch())
                     # The first record of a batch is never refused, however large.
                     batches[-1].append(timestamp=now, key=key, value=value, headers=headers)
-            for number, batches in by_partition.items():
-                yield topic, number, batches
+                size += len(value or b"")
+                if size > self.window_bytes:
+                    yield queues
+                    queues, by_partition, size = [], {}, 0
+        if queues:
+            yield queues
 
     async def _outcome(self, producer: Connection, sending: Sequence[_Sending]) -> None:
         pending = {item.future for item in sending}

@@ -372,6 +372,19 @@ async def test_publishing_to_several_topics_and_partitions(group: Counting, lane
     assert [r.value for r in await group.read(group.topics[0])] == [b"%d" % number * 100 for number in range(30_000)]
 
 
+async def test_values_that_are_made_when_they_are_sent(group: Counting, lane: LaneProducer) -> None:
+    acknowledged: list[float] = []
+
+    def made() -> bytes:
+        acknowledged.append(lane.delivered_at)
+        return bytes([len(acknowledged)]) * (6 << 20)
+
+    await lane.send({group.out: [OutRecord(b"a", made, []) for _ in range(7)]}, 0)
+    # Three of them are more than is sent at once.
+    assert [acknowledged.count(at) for at in dict.fromkeys(acknowledged)] == [3, 3, 1]
+    assert [record.value[0] for record in await group.read(group.out)] == [1, 2, 3, 4, 5, 6, 7]
+
+
 async def test_a_refused_batch_does_not_block_what_follows(group: Counting, lane: LaneProducer) -> None:
     topic = group.topics[0]  # its limit is the broker's
     await lane.send({topic: [OutRecord(b"a", b"1", [])]}, 0)

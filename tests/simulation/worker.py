@@ -287,7 +287,9 @@ class App:
             )
 
         waiting = lambda why: self.delivery.failed(name, why)  # noqa: E731
-        return LaneProducer(dict, check, waiting, settings.session_timeout * 2 / 3, connect)
+        producer = LaneProducer(dict, check, waiting, settings.session_timeout * 2 / 3, connect)
+        producer.window_bytes = servers.held_bytes
+        return producer
 
     async def revoked(self) -> None:
         """Faust's part of a revocation."""
