@@ -12,13 +12,15 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from domain.topics import CLOCK, DERIVED, DLQ, LANE
+from contracts.topics import CLOCK, DERIVED, DLQ, LANE
 from settings import Settings, get_settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
-from streams import history
+from streams import metrics
 from streams.bulk import BulkService
+from streams.lanes import lanes
 from streams.pipeline import Pipeline
+from streams.remedies import REMEDIES
 from streams.transport import BatchApp, LaneBatch
 from tables.codec import due_of, is_state, version_of
 
@@ -27,7 +29,8 @@ class OrdersApp(BatchApp):
     """The Faust app with its sinks, which are opened before the first batch and closed after the last."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings, writes=(*DERIVED, DLQ, CLOCK))
+        super().__init__(settings, writes=(*DERIVED, DLQ, CLOCK), remedies=REMEDIES)
+        self._all_settings = settings
         self.rows_sink = PostgresSink(settings)
         self.cache_sink = RedisSink(settings)
 
@@ -39,7 +42,7 @@ class OrdersApp(BatchApp):
 
     async def check_lanes(self) -> None:
         """Orders must be looked for where their states are. Raises PartitionMismatch, KafkaError."""
-        await history.lanes(self.settings)
+        await lanes(self._all_settings)
 
     async def on_shutdown(self) -> None:
         """Close the sinks: by now no lane is open."""
@@ -59,7 +62,7 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     state = app.state_table("state", version_of, due_of, is_state)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 
-    @app.lane(LANE, max_records=settings.batch_records, due=state, opened=pipeline.opened)
+    @app.lane(LANE, max_records=settings.batch_records, due=state, clock=CLOCK, opened=pipeline.opened, committed=metrics.commit_took)
     async def lane(batch: LaneBatch) -> None:
         await pipeline.handle(batch)
 

@@ -37,7 +37,7 @@ from audit.reference import (
 )
 from audit.states import State, differences, read_state, version_of
 from audit.stores import TABLES, Row, columns, comparable, line_of, row_of
-from domain.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, INTERNAL, LANE, REKEYED
+from audit.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, INTERNAL, LANE, REKEYED
 
 FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL = range(7)
 """Kinds of items. After (key, kind) come

@@ -25,7 +25,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from audit.currencies import MINOR_DIGITS
-from domain.topics import BULK, INPUT
+from audit.topics import BULK, INPUT
 
 NaturalKey = tuple[Hashable, ...]
 Headers = Sequence[tuple[str, bytes | None]]

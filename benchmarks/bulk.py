@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
-from domain.bulk import headers_of
-from sources.event import rfc3339
+from contracts.bulk import headers_of
+from contracts.cloudevents import rfc3339
 from stack import Stack
 from wire import AIOKafkaConsumer, AIOKafkaProducer
 

@@ -28,12 +28,12 @@ import asyncpg
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from contracts.cloudevents import SourceEvent
 from settings import Settings
-from sources.event import SourceEvent
-from sources.generator import workload
-from sources.producer import send
 from stack import Stack, ports
 from wire import AIOKafkaConsumer
+from workload.generator import workload
+from workload.producer import send
 
 STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "redis", "commit")
 """Steps as streams.pipeline names them, and the transaction; the first four never wait, so their time is CPU time."""

@@ -22,11 +22,11 @@ from typing import Any
 import asyncpg
 from redis.asyncio import Redis
 
-from domain import topics as names
+from contracts import topics as names
 from settings import Settings
-from sources.generator import workload
-from sources.producer import send
 from stack import Stack
+from workload.generator import workload
+from workload.producer import send
 
 COMMAND = (sys.executable, "-c", "from cli.main import main; main()")
 

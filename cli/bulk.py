@@ -22,11 +22,11 @@ import typer
 from cli.errors import UserError
 from cli.terminal import Rows, messages, output, progress
 from cli.text import printable
+from contracts.cloudevents import SourceError
+from operations.submit.files import temporary, write
+from operations.submit.jobs import Job, Refusal, prepare, send
 from settings import Settings, get_settings
 from sinks.bulk import BulkJobs, OtherJob
-from sources.bulk import Job, Refusal, prepare, send
-from sources.event import SourceError
-from sources.files import temporary, write
 from streams import topics
 
 app = typer.Typer(

@@ -17,8 +17,8 @@ import typer
 from cli.errors import UserError
 from cli.terminal import Rows, confirmed, interactive, output
 from cli.text import printable
+from operations.postgres import ddl, partitions, references, regions
 from settings import get_settings
-from sinks import ddl, partitions, references, regions
 from sinks.migrate import SchemaMismatch
 
 T = TypeVar("T")

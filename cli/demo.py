@@ -25,7 +25,8 @@ from rich.text import Text
 from cli.errors import UserError
 from cli.terminal import Rows, output, progress
 from cli.text import printable
-from domain.errors import REASONS
+from contracts.errors import REASONS
+from domain import explain
 from settings import Settings
 
 WORKER_FILE = "demo-worker"
@@ -170,7 +171,7 @@ def _stop(folder: Path) -> None:
 async def _circle(settings: Settings, worker: subprocess.Popen[bytes]) -> list[str]:
     """Carts checked out, and served by simulated inventory, payment and shipping services until every order has ended. The orders' ids."""
     from cli.simulate import run
-    from examples.services import Behaviour
+    from workload.services import Behaviour
 
     # Another seed each time: what --keep left has the checkouts of an earlier one.
     behaviour = Behaviour(delay=0.1, returns=0.25, seed=time.time_ns())
@@ -187,7 +188,7 @@ async def _circle(settings: Settings, worker: subprocess.Popen[bytes]) -> list[s
 
 def _events(orders: int) -> tuple[Iterable[Any], str]:
     """What to send, and in words."""
-    from sources import generator, olist
+    from workload import generator, olist
 
     synthetic = list(generator.events(orders, 7, generator.Shares(*SHARES)))
     words = f"{orders:,} synthetic orders ({len(synthetic):,} events, some twice, some late, some broken)"
@@ -200,7 +201,7 @@ def _events(orders: int) -> tuple[Iterable[Any], str]:
 
 async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[bytes]) -> None:
     from cli.wait import wait
-    from sources.producer import send
+    from workload.producer import send
 
     with console.status("making up orders"):
         events, words = _events(orders)
@@ -243,9 +244,8 @@ def _watched(worker: subprocess.Popen[bytes]) -> Iterator[None]:
 async def _summary(settings: Settings, circle: list[str]) -> None:
     from cli.dlq import read
     from cli.show import COLOURS, render
-    from domain import story
+    from operations.postgres.ddl import connect
     from queries.state import read_state
-    from sinks.ddl import connect
 
     async with connect(settings) as connection:
         counts = await connection.fetch("SELECT status::text, count(*) AS orders FROM orders_order GROUP BY status ORDER BY status")
@@ -274,7 +274,7 @@ async def _summary(settings: Settings, circle: list[str]) -> None:
         console.print(Text.assemble(("One order of several sellers", "bold"), " (orders show)"))
         order = await read_state(settings, UUID(str(chosen)))
         assert order is not None
-        console.print(render(story.tell(UUID(str(chosen)).bytes, order)))
+        console.print(render(explain.tell(UUID(str(chosen)).bytes, order)))
     console.print(Text.assemble(("\nDead letters", "bold"), " (orders dlq list)"))
     reasons = Counter([letter.reason async for letter in read(settings)])
     for reason, count in reasons.most_common():

@@ -19,11 +19,11 @@ from aiokafka.errors import InvalidTransactionTimeout, KafkaError, Transactional
 from cli.errors import UserError
 from cli.terminal import Rows, confirmed, interactive, messages, output, progress
 from cli.text import printable, second
-from domain.errors import REASONS
-from domain.topics import BULK, LANE
+from contracts.errors import REASONS
+from contracts.topics import BULK, LANE
+from operations.dead_letters import REDRIVE_COUNT, DeadLetter, Letters, NoSuchLetter, Redriven, State, state_of
+from operations.redrive import Outcome, Selection, TakenOver, redrive
 from settings import Settings, get_settings
-from sources.redrive import Outcome, Selection, TakenOver, redrive
-from streams.dead_letters import REDRIVE_COUNT, DeadLetter, Letters, NoSuchLetter, Redriven, State, state_of
 from streams.lag import TopicsMissing
 
 app = typer.Typer(

@@ -16,11 +16,12 @@ from redis.exceptions import RedisError
 
 from cli.errors import UserError
 from cli.terminal import messages, progress
+from operations import repartition
+from operations.grouplock import GroupBusy, GroupLock
+from operations.repartition import CannotGrow
 from settings import Settings, get_settings
-from streams import growth, topics
-from streams.grouplock import GroupBusy, GroupLock
-from streams.growth import CannotGrow
-from streams.history import Lanes, noted
+from streams import topics
+from streams.lanes import Lanes, noted
 from streams.transport.errors import LeaseLost, Stale
 
 
@@ -90,6 +91,6 @@ async def _grow(settings: Settings, partitions: int, *, cache: bool, quiet: bool
                 )
                 await redis.ping()
             lock = await stack.enter_async_context(GroupLock(settings))
-            return await growth.grow(
+            return await repartition.grow(
                 settings, lock, partitions, redis, lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole)
             )

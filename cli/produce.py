@@ -11,10 +11,10 @@ from typing import Annotated
 import typer
 
 from cli.errors import UserError
+from contracts.cloudevents import SourceError, SourceEvent
 from settings import Settings, get_settings
-from sources import generator, olist, producer
-from sources.event import SourceError, SourceEvent
 from streams import topics
+from workload import generator, olist, producer
 
 replay_app = typer.Typer(help="Real orders as events.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 

@@ -17,15 +17,15 @@ from rich.text import Text
 from cli.errors import UserError
 from cli.terminal import Rows, Terminal, confirmed, interactive, messages, output, progress
 from cli.text import printable
+from operations import rebuild
+from operations.differences import Differences
+from operations.grouplock import GroupBusy, GroupLock
+from operations.history import LogIncomplete
+from operations.postgres import ddl, shadow
+from operations.postgres.compare import Difference
+from operations.postgres.shadow import DEFAULT, Shadow
 from settings import Settings, get_settings
-from sinks import ddl, shadow
-from sinks.compare import Difference
 from sinks.migrate import SchemaMismatch
-from sinks.shadow import DEFAULT, Shadow
-from streams import rebuild
-from streams.differences import Differences
-from streams.grouplock import GroupBusy, GroupLock
-from streams.history import LogIncomplete
 from streams.lag import LagReader, TopicsMissing
 from streams.transport.errors import LeaseLost, Stale
 

@@ -19,11 +19,11 @@ from cli.audit import audit, show_findings, target_of
 from cli.errors import UserError
 from cli.terminal import output
 from cli.text import printable
+from operations.grouplock import GroupBusy, GroupLock
+from operations.history import LogIncomplete
+from operations.repair import Damage, Repairer
 from settings import Settings, get_settings
-from streams.grouplock import GroupBusy, GroupLock
-from streams.history import LogIncomplete
 from streams.lag import LagReader, TopicsMissing
-from streams.repair import Damage, Repairer
 from streams.transport.errors import LeaseLost, Stale
 
 STATE_CHECKS: Final = ("changelog", "versions", "tables")

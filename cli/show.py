@@ -14,7 +14,7 @@ from rich.text import Text
 from cli.errors import UserError
 from cli.terminal import Rows, output
 from cli.text import printable, second
-from domain import story
+from domain import explain
 from queries.state import read_state
 from settings import get_settings
 
@@ -60,7 +60,7 @@ def show_command(
         raise UserError(str(error)) from None
     if order is None:
         raise UserError(f"no fact of order {wanted} is known: was it sent, and does `orders wait` say that all is processed?")
-    told = story.tell(wanted.bytes, order)
+    told = explain.tell(wanted.bytes, order)
     if as_json:
         print(json.dumps(told, indent=2))
     else:

@@ -14,11 +14,11 @@ import typer
 
 from cli.errors import UserError
 from cli.terminal import Terminal, messages, progress
-from examples.market import Bazaar, Outcome
-from examples.services import Behaviour, Customers, order_of
 from queries.state import read_state
 from settings import Settings, get_settings
 from streams import topics
+from workload.services import Behaviour, Customers, order_of
+from workload.simulation import Bazaar, Outcome
 
 
 def simulate_command(

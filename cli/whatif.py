@@ -13,8 +13,8 @@ from rich.text import Text
 from cli.rebuild import Bar, document, run, show
 from cli.terminal import Terminal, output
 from cli.text import printable
+from operations.whatif import Deadlines, Outcome, Published, whatif
 from settings import get_settings
-from streams.whatif import Deadlines, Outcome, Published, whatif
 
 KINDS = {
     "would": "would be published and weren't",

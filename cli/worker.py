@@ -60,7 +60,7 @@ def worker_command(
     try:
         app.claim_folder()
     except FolderInUse as error:
-        raise UserError(str(error)) from None
+        raise UserError(app.explain(error)) from None
     _metrics(settings, start_http_server)
     # A batch makes some hundred thousand objects that all go by reference count; looking through them for cycles every 700 is a waste.
     gc.collect()
@@ -81,7 +81,7 @@ def _metrics(settings: Settings, start: Callable[..., Any]) -> None:
 async def _bulk(settings: Settings) -> int:
     """Unpack until a signal comes; returns the exit code."""
     from streams.bulk import serve
-    from streams.delivery import GaveUp
+    from streams.transport.delivery import GaveUp
 
     log, stop = logging.getLogger("streams.bulk"), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

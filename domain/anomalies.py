@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from domain import ids
+from contracts import ids
 from domain.order import CAUSES, DUE_LABEL, DUE_REFUND, DUE_RELEASE, PROCESSED, Order
 from domain.refunds import uncovered
-from domain.sums import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, winning_stages
-from domain.survey import Survey, survey
+from domain.status import Survey, survey
+from domain.totals import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, winning_stages
 
 
 def anomalies(order: Order, order_id: bytes) -> list[str]:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from domain import ids
+from contracts import ids
 from domain.order import (
     CLOSED,
     CONFIRMED,

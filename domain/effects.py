@@ -8,15 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Final, Literal
 
 import msgspec
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct
 from uuid_utils import UUID, uuid5
 
-from domain import ids, money, times
+from contracts import ids, money, times
+from contracts.incoming import DeadlinePassed, ItemData, OrderCreated, RefundDecided
+from contracts.outgoing import (
+    DATA,
+    SOURCE,
+    VERSION,
+    LabelItem,
+    OrderStatusChanged,
+    PaymentInitiate,
+    RefundRequest,
+    ShippingLabelCreate,
+    StatusCause,
+    StockCommit,
+    StockItem,
+    StockRelease,
+    StockReserve,
+    StockRestock,
+    SuborderCreated,
+    SuborderItem,
+    SuborderUnits,
+    SuborderUpdated,
+)
+from contracts.topics import CREATED, DECISIONS
 from domain.deadlines import Due
-from domain.events import DeadlinePassed, Event, ItemData, OrderCreated, RefundDecided, wire
+from domain.events import Event, wire
 from domain.order import (
     CAUSES,
     CLOSED_BECAUSE,
@@ -31,172 +52,7 @@ from domain.order import (
     ReturnStage,
     SimpleFact,
 )
-from domain.survey import Suborder, fresh_lines
-from domain.topics import CREATED, DECISIONS
-
-SOURCE: Final = b"/orders"
-"""ce_source of everything we publish."""
-
-VERSION: Final = 1
-"""Version of the data of everything we publish. A field may be added under it, never removed or narrowed (contracts/)."""
-
-
-class SuborderItem(Struct, gc=False):
-    item_id: str
-    product_id: str
-    sku: str
-    quantity: int
-    live_quantity: int
-    price: str
-    shipping_amount: str
-    warehouse_id: str | UnsetType = UNSET
-
-
-class SuborderUnits(Struct, gc=False):
-    """How many of a suborder's units there are, are live, and of the live ones reached a rank or more."""
-
-    ordered: int
-    live: int
-    in_transit: int
-    delivered: int
-    returned: int
-
-
-class SuborderCreated(Struct, gc=False):
-    """An order's part for one seller, as ordered. The same whatever else is known: status pending, full amounts, version 1."""
-
-    suborder_id: str
-    order_id: str
-    seller_id: str
-    status: Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
-    currency: str
-    items: list[SuborderItem]
-    items_amount: str
-    shipping_amount: str
-    discount_amount: str
-    total_amount: str
-    units: SuborderUnits
-    version: int
-    closed_because: Literal["cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered"] | UnsetType = UNSET
-
-
-class SuborderUpdated(SuborderCreated, gc=False):
-    """A suborder's status, amounts (over its live units) or unit counts changed."""
-
-
-class StockItem(Struct, gc=False):
-    item_id: str
-    product_id: str
-    sku: str
-    quantity: int
-    warehouse_id: str | UnsetType = UNSET
-
-
-class StockReserve(Struct, gc=False):
-    """Command to the inventory: reserve a seller's units."""
-
-    reservation_id: str
-    order_id: str
-    seller_id: str
-    items: list[StockItem]
-
-
-class StockRelease(StockReserve, gc=False):
-    """Command to the inventory: a cancellation; take back what has not left. Only its stock.released makes the units gone."""
-
-
-class StockCommit(Struct, gc=False):
-    """Command to the inventory: these units have left with a parcel."""
-
-    commit_id: str
-    shipment_id: str
-    reservation_id: str
-    order_id: str
-    seller_id: str
-    items: list[StockItem]
-
-
-class StockRestock(Struct, gc=False):
-    """Command to the inventory: sound goods came back."""
-
-    restock_id: str
-    order_id: str
-    seller_id: str
-    return_id: str
-    item_id: str
-    product_id: str
-    sku: str
-    quantity: int
-
-
-class PaymentInitiate(Struct, gc=False):
-    """Command to the payment service: collect the order's total."""
-
-    payment_request_id: str
-    order_id: str
-    user_id: str
-    amount: str
-    currency: str
-
-
-class LabelItem(Struct, gc=False):
-    item_id: str
-    product_id: str
-    sku: str
-    quantity: int
-    warehouse_id: str | UnsetType = UNSET
-
-
-class ShippingLabelCreate(Struct, gc=False):
-    """Command to the shipping service: the order is confirmed, a label for a seller's units that are not gone."""
-
-    label_request_id: str
-    order_id: str
-    suborder_id: str
-    seller_id: str
-    items: list[LabelItem]
-
-
-class RefundRequest(Struct, gc=False):
-    """Command to the payment service: pay back. Fixed by the decision that it follows."""
-
-    refund_id: str
-    order_id: str
-    amount: str
-    currency: str
-    cause: Literal["return", "stock", "closed"]
-    cause_id: str
-
-
-class StatusCause(Struct, gc=False):
-    type: str
-    id: str
-
-
-class OrderStatusChanged(Struct, gc=False):
-    """An order's status changed."""
-
-    order_id: str
-    user_id: str
-    from_: Literal["pending", "confirmed", "shipped", "delivered", "returned"] = msgspec.field(name="from")
-    to: Literal["pending", "confirmed", "shipped", "delivered", "returned"]
-    cause: StatusCause
-    version: int
-
-
-DATA: Final[dict[str, type[Struct]]] = {
-    "suborder.created": SuborderCreated,
-    "suborder.updated": SuborderUpdated,
-    "stock.reserve": StockReserve,
-    "payment.initiate": PaymentInitiate,
-    "shipping.label.create": ShippingLabelCreate,
-    "stock.release": StockRelease,
-    "stock.commit": StockCommit,
-    "stock.restock": StockRestock,
-    "refund.request": RefundRequest,
-    "order.status_changed": OrderStatusChanged,
-}
-"""Derived event type -> wire form of its data."""
+from domain.status import Suborder, fresh_lines
 
 
 class Derived(Struct, gc=False):

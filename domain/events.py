@@ -1,23 +1,41 @@
-"""Events of other services: their wire form (contracts: section 1) and the step from a Kafka record to a fact.
+"""The step from a Kafka record to a fact of an order.
 
 `decode` is the only door: a record either becomes one Event or raises Refused with a stable code and the path of what is wrong.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from typing import Annotated, Any, Final, Literal
-from uuid import UUID
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+from msgspec import UNSET, Raw, Struct, UnsetType
 
-from domain import errors, ids, money, times
-from domain.errors import Refused
+from contracts import errors, ids, money, times
+from contracts.cloudevents import data_of, known_text, read_attributes, schema_version, text, trace_of
+from contracts.errors import Refused
+from contracts.incoming import (
+    BULK,
+    DATA,
+    INPUT,
+    OWN,
+    BulkPart,
+    CheckoutCompleted,
+    DeadlinePassed,
+    ItemQuantity,
+    OrderCancelRequested,
+    OrderCreated,
+    OrderPaid,
+    OrderReturned,
+    PaymentFailed,
+    RefundCompleted,
+    RefundDecided,
+    ShipmentUpdated,
+    StockRejected,
+    StockReserved,
+)
+from contracts.strict_json import SHALLOW, parse_json, refuse_deep, refuse_no_json, refuse_nul, refuse_other_bytes
+from contracts.topics import DECISIONS, REKEYED
 from domain.order import (
     DEADLINES,
     PROCESSED,
@@ -43,242 +61,6 @@ from domain.order import (
     SimpleFact,
     StockReply,
 )
-from domain.topics import BULK, DECISIONS, INPUT, REKEYED
-
-Text = Annotated[str, Meta(max_length=1000)]
-Money = Annotated[
-    str,
-    Meta(
-        max_length=1000,
-        description="major units, ^(0|[1-9][0-9]*)(\\.[0-9]+)?$, at most the currency's minor digits and 10^15 minor units",
-    ),
-]
-Time = Annotated[str, Meta(max_length=1000, description="RFC 3339 with offset, cut to microseconds")]
-Day = Annotated[str, Meta(max_length=1000, description="RFC 3339 with offset, or YYYY-MM-DD")]
-Currency = Annotated[str, Meta(max_length=1000, description="ISO 4217")]
-Quantity = Annotated[int, Meta(ge=1, le=100_000)]
-BulkNumber = Annotated[int, Meta(ge=1, le=1_000_000, description="1, 2, ... up to parts")]
-
-
-class ItemData(Struct, gc=False):
-    item_id: UUID
-    product_id: UUID
-    seller_id: UUID
-    sku: Text
-    quantity: Quantity
-    price: Money
-    warehouse_id: UUID | UnsetType = UNSET
-    shipping_amount: Money | UnsetType = UNSET
-
-
-class ItemQuantity(Struct, gc=False):
-    item_id: UUID
-    quantity: Quantity
-
-
-Items = Annotated[list[ItemData], Meta(min_length=1, max_length=1000)]
-ItemQuantities = Annotated[list[ItemQuantity], Meta(max_length=1000)]
-
-
-class OrderCreated(Struct, gc=False):
-    """A customer placed an order. total_amount = sum(price * quantity + shipping_amount) - discount_amount, exactly."""
-
-    order_id: UUID
-    user_id: UUID
-    currency: Currency
-    total_amount: Money
-    items: Items
-    region: Text | UnsetType = UNSET
-    discount_amount: Money | UnsetType = UNSET
-
-
-class CheckoutCompleted(Struct, gc=False):
-    """A customer completed a checkout. Becomes order.created with order_id = uuid5(checkout_id, "order"), with the same refusals."""
-
-    checkout_id: UUID
-    user_id: UUID
-    currency: Currency
-    total_amount: Money
-    items: Items
-    region: Text | UnsetType = UNSET
-    discount_amount: Money | UnsetType = UNSET
-
-    @property
-    def order_id(self) -> UUID:
-        return UUID(bytes=ids.uuid5(self.checkout_id.bytes, "order"))
-
-
-class OrderPaid(Struct, gc=False):
-    """Money was captured. An order may have several payments."""
-
-    order_id: UUID
-    payment_id: UUID
-    amount: Money
-    currency: Currency
-    method: Text | UnsetType = UNSET
-
-
-class PaymentFailed(Struct, gc=False):
-    """A payment attempt failed."""
-
-    order_id: UUID
-    payment_id: UUID
-    reason: Text
-
-
-class StockReserved(Struct, gc=False):
-    """The inventory reserved a seller's units."""
-
-    order_id: UUID
-    seller_id: UUID
-    reservation_id: UUID
-
-
-class StockRejected(Struct, gc=False):
-    """These units are not to be had: never left and never will. Without items: all the seller's."""
-
-    order_id: UUID
-    seller_id: UUID
-    reservation_id: UUID
-    reason: Text | UnsetType = UNSET
-    items: ItemQuantities | UnsetType = UNSET
-
-
-class StockReleased(StockRejected, gc=False):
-    """These units went back to stock before they left. Without items: all the seller's."""
-
-
-class OrderCancelRequested(Struct, gc=False):
-    """Somebody asks to cancel the order, or one seller's part of it."""
-
-    order_id: UUID
-    reason: Text
-    seller_id: UUID | UnsetType = UNSET
-
-
-class ShipmentUpdated(Struct, gc=False):
-    """A parcel was scanned. Without items: it holds all the seller's units in this order."""
-
-    order_id: UUID
-    shipment_id: UUID
-    seller_id: UUID
-    status: Literal["pending", "in_transit", "delivered", "returned"]
-    warehouse_id: UUID | UnsetType = UNSET
-    carrier: Text | UnsetType = UNSET
-    tracking_number: Text | UnsetType = UNSET
-    estimated_delivery: Day | UnsetType = UNSET
-    location: Text | UnsetType = UNSET
-    items: ItemQuantities | UnsetType = UNSET
-
-
-class OrderReturned(Struct, gc=False):
-    """A return went through a stage. quantity absent: the whole line; processed_at absent: the event's time; restock absent: true."""
-
-    order_id: UUID
-    return_id: UUID
-    item_id: UUID
-    reason: Text
-    status: Literal["requested", "processed", "rejected"]
-    quantity: Quantity | UnsetType = UNSET
-    processed_at: Time | UnsetType = UNSET
-    restock: bool | UnsetType = UNSET
-
-
-class RefundCompleted(Struct, gc=False):
-    """The payment service paid a refund."""
-
-    order_id: UUID
-    refund_id: UUID
-    reason: Text | UnsetType = UNSET
-
-
-class RefundFailed(RefundCompleted, gc=False):
-    """The payment service couldn't pay a refund."""
-
-
-class RefundDecided(Struct, gc=False):
-    """Internal (orders.decisions): the n-th refund of an order, fixed for ever. amount in minor units; units are [item_id, unit number]."""
-
-    order_id: UUID
-    n: int
-    amount: int
-    cause: Literal["return", "stock", "closed"]
-    cause_id: UUID
-    units: list[tuple[UUID, int]]
-    shipping: list[UUID]
-
-
-class DeadlinePassed(Struct, gc=False):
-    """Internal (orders.decisions): an answer did not come in time, by the broker's clock. `final`: it isn't waited for any longer."""
-
-    order_id: UUID
-    deadline: Literal["payment", "stock", "release", "label", "refund"]
-    attempt: int
-    final: bool
-    seller_id: UUID | UnsetType = UNSET
-    refund_id: UUID | UnsetType = UNSET
-
-
-class BulkPart(Struct, gc=False):
-    """One part of a bulk job, whatever its events are: see domain.bulk."""
-
-    job_id: UUID
-    part: BulkNumber
-    parts: BulkNumber
-    events: Annotated[list[Raw], Meta(max_length=10_000)]
-
-    @property
-    def order_id(self) -> UUID:
-        """What its record is keyed by."""
-        return self.job_id
-
-
-class BulkOrder(OrderCreated, gc=False, kw_only=True):
-    """The data of order.created, with the id and the time of the event."""
-
-    id: Text
-    time: Time
-
-
-class BulkShipment(ShipmentUpdated, gc=False, kw_only=True):
-    """The data of shipment.updated, with the id and the time of the event."""
-
-    id: Text
-    time: Time
-
-
-class BulkReturn(OrderReturned, gc=False, kw_only=True):
-    """The data of order.returned, with the id and the time of the event."""
-
-    id: Text
-    time: Time
-
-
-class OrderBulk(Struct, gc=False):
-    """A part of a job: many orders at once. Each becomes an order.created, at a pace that leaves what is interactive its latency."""
-
-    job_id: UUID
-    part: BulkNumber
-    parts: BulkNumber
-    events: Annotated[list[BulkOrder], Meta(max_length=10_000)]
-
-
-class ShipmentBulk(Struct, gc=False):
-    """A part of a job: many scans at once. Each becomes a shipment.updated."""
-
-    job_id: UUID
-    part: BulkNumber
-    parts: BulkNumber
-    events: Annotated[list[BulkShipment], Meta(max_length=10_000)]
-
-
-class ReturnBulk(Struct, gc=False):
-    """A part of a job: many returns at once. Each becomes an order.returned."""
-
-    job_id: UUID
-    part: BulkNumber
-    parts: BulkNumber
-    events: Annotated[list[BulkReturn], Meta(max_length=10_000)]
 
 
 class Event(Struct, gc=False):
@@ -433,32 +215,11 @@ def _passed(data: DeadlinePassed, time: int) -> Fact:
 
 
 def _bulk(data: BulkPart, time: int) -> Any:
-    """The part itself: it adds no fact, it is taken apart (domain.bulk)."""
+    """The part itself: it adds no fact, it is taken apart (contracts.bulk)."""
     if data.part > data.parts:
         raise Refused(errors.FIELD_MALFORMED, "$.part: above parts")
     return data
 
-
-DATA: Final[dict[str, type[Struct]]] = {
-    "checkout.completed": CheckoutCompleted,
-    "order.created": OrderCreated,
-    "order.paid": OrderPaid,
-    "payment.failed": PaymentFailed,
-    "stock.reserved": StockReserved,
-    "stock.rejected": StockRejected,
-    "stock.released": StockReleased,
-    "order.cancel_requested": OrderCancelRequested,
-    "shipment.updated": ShipmentUpdated,
-    "order.returned": OrderReturned,
-    "refund.completed": RefundCompleted,
-    "refund.failed": RefundFailed,
-    "refund.decided": RefundDecided,
-    "deadline.passed": DeadlinePassed,
-    "order.bulk": OrderBulk,
-    "shipment.bulk": ShipmentBulk,
-    "return.bulk": ReturnBulk,
-}
-"""Event type -> wire form of its data."""
 
 _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
     "checkout.completed": _created,
@@ -476,239 +237,22 @@ _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
     "refund.decided": _decided,
     "deadline.passed": _passed,
 }
+_BULK: Final = frozenset(spec.type for spec in BULK)
+
 READS: Final[dict[tuple[str, int], tuple[type[Struct], Callable[[Any, int], Fact]]]] = {
-    (name, 1): (BulkPart, _bulk) if name in BULK else (data, _BUILD[name]) for name, data in DATA.items()
+    (name, 1): (BulkPart, _bulk) if name in _BULK else (data, _BUILD[name]) for name, data in DATA.items()
 }
 """(type, version) -> wire form and what it becomes. Versions of a type are read side by side: a new one is one more entry here."""
 
 _DECODE: Final = {
     (name, f"/v{version}".encode()): (msgspec.json.Decoder(data).decode, build) for (name, version), (data, build) in READS.items()
 }
-_TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
-_STRUCTURED: Final = b"application/cloudevents+json"
-
-_LONGEST_DETAIL: Final = 200
-MOST_CHARACTERS: Final = 1_000
-"""Of a text; the forms above say the same."""
-DEEPEST: Final = 500
-"""So many arrays and objects lie in each other at most. JSON's parsers stop somewhere, each elsewhere: what all of them read is a rule."""
-_SHALLOW: Final = 2 * DEEPEST
-"""A value of no more bytes can't be deeper."""
-_TOO_DEEP: Final = f"arrays and objects more than {DEEPEST} deep"
-_BESIDE_STRUCTURE: Final = bytes(set(range(256)) - set(b'[]{}"'))
-
-Attribute = str | None | UnsetType
-
-
-class _Envelope(Struct, gc=False):
-    """A whole CloudEvent as one JSON value; an attribute that is null is absent. What they say is checked as in the binary binding."""
-
-    specversion: Attribute = UNSET
-    id: Attribute = UNSET
-    source: Attribute = UNSET
-    type: Attribute = UNSET
-    time: Attribute = UNSET
-    dataschema: Attribute = UNSET
-    traceparent: Raw | UnsetType = UNSET
-    data: Raw | UnsetType = UNSET
-    data_base64: Attribute = UNSET
-
-
-class _Marked(Struct, gc=False):
-    """What tells an event in the structured binding from another JSON object."""
-
-    specversion: Raw | UnsetType = UNSET
-
-
-_envelope = msgspec.json.Decoder(_Envelope).decode
-_marked = msgspec.json.Decoder(_Marked).decode
-_text_of = msgspec.json.Decoder(str).decode
-_skip = msgspec.json.Decoder(Raw).decode
-_ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema")
-
-
-def _expected_types(topic: str) -> Sequence[str]:
-    if topic == DECISIONS:
-        return ("refund.decided", "deadline.passed")
-    if topic == REKEYED:
-        return INPUT
-    return ()
-
-
-# -- JSON ---------------------------------------------------------------------------------------------------------
-
-
-def _refuse_other_bytes(value: bytes) -> None:
-    """Raises Refused if `value` isn't UTF-8 all through: the decoders look only at the text of fields that they know."""
-    try:
-        value.decode()
-    except UnicodeDecodeError:
-        raise Refused(errors.NOT_JSON, "not UTF-8") from None
-
-
-def _refuse_deep(value: bytes, shallow: int = 0) -> None:
-    """Raises Refused if `value`, which is JSON, is more than DEEPEST deep. `shallow`: so many of its objects lie side by side in a list."""
-    if len(value) > _SHALLOW and _count(value, b"[") + _count(value, b"{") - shallow >= DEEPEST and _depth(value) > DEEPEST:
-        raise Refused(errors.NOT_JSON, _TOO_DEEP)
-
-
-def _count(value: bytes, char: bytes) -> int:
-    return len(value) - len(value.replace(char, b""))  # a third of what bytes.count takes
-
-
-def _depth(value: bytes) -> int:
-    """How deep arrays and objects lie in each other, if `value` is JSON; DEEPEST + 1 where it is more."""
-    if b"\\" in value:
-        value = re.sub(rb"\\.", b"", value, flags=re.DOTALL)
-    # Between quotes only brackets are left, so two quotes side by side may go: what lies between others stays there.
-    structure = value.translate(None, _BESIDE_STRUCTURE).replace(b'""', b"")
-    depth = deepest = 0
-    for char in b"".join(structure.split(b'"')[::2]):
-        if char in b"[{":
-            depth += 1
-            if depth > deepest:
-                deepest = depth
-                if deepest > DEEPEST:
-                    break
-        else:
-            depth -= 1
-    return deepest
-
-
-def _refuse_no_json(value: bytes) -> None:
-    """Raises Refused if `value` is no JSON somewhere: a decoder stops at the first thing that is wrong."""
-    try:
-        _skip(value)
-    except msgspec.DecodeError as error:
-        raise Refused(errors.NOT_JSON, str(error)) from None
-    except RecursionError:
-        raise Refused(errors.NOT_JSON, _TOO_DEEP) from None
-    _refuse_deep(value)
-
-
-def _parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> Any:
-    try:
-        return decode(value)
-    except msgspec.ValidationError as error:
-        what = str(error)
-        if what.startswith("Invalid enum value") and len(what) > _LONGEST_DETAIL:  # it repeats the value
-            what = "Invalid enum value of many characters" + what[what.rindex(" - at ") :]
-        raise Refused(errors.FIELD_MISSING if "missing required field" in what else code, what) from None
-    except msgspec.DecodeError as error:
-        raise Refused(errors.NOT_JSON, str(error)) from None
-    except RecursionError:
-        raise Refused(errors.NOT_JSON, _TOO_DEEP) from None
-
-
-def _refuse_nul(value: bytes | Raw, data: Struct) -> None:
-    """PostgreSQL's text cannot hold U+0000, which JSON can only write as an escape."""
-    if b"\\u0000" in bytes(value):
-        _look_for_nul(data, "$")
-
-
-def _look_for_nul(data: object, path: str) -> None:
-    if isinstance(data, str) and "\x00" in data:
-        raise Refused(errors.FIELD_MALFORMED, f"{path}: holds the character U+0000")
-    if isinstance(data, Struct):
-        for name in data.__struct_fields__:
-            _look_for_nul(getattr(data, name), f"{path}.{name}")
-    elif isinstance(data, list):
-        for i, element in enumerate(data):
-            _look_for_nul(element, f"{path}[{i}]")
-
-
-# -- the envelope -------------------------------------------------------------------------------------------------
-
-
-def _text(raw: bytes | None, name: str) -> str:
-    if not raw:
-        raise Refused(errors.NOT_CLOUDEVENT, f"{name}: missing or empty")
-    try:
-        text = raw.decode()
-    except UnicodeDecodeError:
-        raise Refused(errors.NOT_CLOUDEVENT, f"{name}: not UTF-8") from None
-    if len(text) > MOST_CHARACTERS:
-        raise Refused(errors.FIELD_MALFORMED, f"{name}: longer than 1,000 characters")
-    return text
-
-
-_known_text: Final = lru_cache(maxsize=1024)(_text)  # few senders, few types
-
-
-@lru_cache(maxsize=1024)
-def _version(schema: bytes) -> bytes:
-    """The end of a dataschema, which tells the version: b"/v1"."""
-    if schema:
-        _text(schema, "ce_dataschema")
-    return schema[schema.rfind(b"/") :]
+_TYPES_OF: Final = {DECISIONS: tuple(spec.type for spec in OWN), REKEYED: tuple(spec.type for spec in INPUT)}
+"""Topic -> types of events on it, where it isn't named after the one type that it holds."""
 
 
 def _versions(type_: str) -> str:
     return " or ".join(f"/v{version}" for name, version in READS if name == type_)
-
-
-def _structured(found: Mapping[str, bytes | None], value: bytes) -> _Envelope | None:
-    """The whole event, if it is in the structured binding: by its content-type, or because no header but the value says a specversion."""
-    media_type = (found.get("content-type") or b"").partition(b";")[0].strip().lower()
-    if media_type != _STRUCTURED and not (found.get("ce_specversion") is None and _is_marked(value)):
-        if media_type.startswith(b"application/cloudevents"):
-            raise Refused(errors.NOT_CLOUDEVENT, "content-type: of CloudEvents formats only application/cloudevents+json is read")
-        return None
-    try:
-        whole: _Envelope = _parse_json(_envelope, value, errors.NOT_CLOUDEVENT)
-    except Refused as refusal:
-        if refusal.detail.endswith("`$.time`"):
-            raise Refused(errors.FIELD_MALFORMED, refusal.detail) from None
-        raise
-    return whole
-
-
-def _is_marked(value: bytes) -> bool:
-    try:
-        mark = _marked(value).specversion
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return mark is not UNSET and bytes(mark).startswith(b'"')
-
-
-def _attributes(whole: _Envelope, traceparent: bytes | None) -> dict[str, bytes | None]:
-    """The attributes of a structured event as the binary binding has them. `traceparent`: a header, which is no attribute."""
-    found: dict[str, bytes | None] = {"traceparent": traceparent}
-    for name in _ATTRIBUTES:
-        text = getattr(whole, name)
-        if text is not UNSET and text is not None:
-            found[f"ce_{name}"] = text.encode()
-    if whole.traceparent is not UNSET:
-        try:
-            found["ce_traceparent"] = _text_of(whole.traceparent).encode()
-        except msgspec.ValidationError:
-            pass  # a trace that isn't valid is dropped
-    return found
-
-
-def _data_of(whole: _Envelope) -> bytes | Raw:
-    """The data of a structured event as JSON."""
-    if whole.data is not UNSET:
-        return whole.data
-    if whole.data_base64 is UNSET or whole.data_base64 is None:
-        raise Refused(errors.FIELD_MISSING, "$.data: missing")
-    try:
-        data = base64.b64decode(whole.data_base64, validate=True)
-    except (binascii.Error, ValueError):
-        raise Refused(errors.NOT_CLOUDEVENT, "data_base64: not base64") from None
-    _refuse_other_bytes(data)
-    _refuse_no_json(data)
-    return data
-
-
-def _trace_of(*candidates: bytes | None) -> str | None:
-    """The event's trace, else that of the header that a tracer adds to any record; one that isn't valid by the W3C's form is none."""
-    return next((raw.decode() for raw in candidates if raw is not None and _TRACEPARENT.fullmatch(raw)), None)
-
-
-def _last_of_each(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, bytes | None]:
-    """Name -> value, where a name stands twice: the last that isn't null, as a header that is null is none."""
-    return {name: raw for name, raw in headers if raw is not None}
 
 
 def decode(topic: str, headers: Sequence[tuple[str, bytes | None]], value: bytes | None, appended: int = 0) -> Event:
@@ -720,29 +264,19 @@ def decode(topic: str, headers: Sequence[tuple[str, bytes | None]], value: bytes
     if value is None:
         raise Refused(errors.TOMBSTONE, "the record has no value")
     if not value.isascii():
-        _refuse_other_bytes(value)
-    found = dict(headers)
-    if len(found) != len(headers):
-        found = _last_of_each(headers)
-    whole: _Envelope | None = None
+        refuse_other_bytes(value)
     payload: bytes | Raw = value
     try:
-        content_type = found.get("content-type")
-        if found.get("ce_specversion") != b"1.0" or (content_type is not None and content_type != b"application/json"):
-            whole = _structured(found, value)
-            if whole is not None:
-                found = _attributes(whole, found.get("traceparent"))
-            if found.get("ce_specversion") != b"1.0":
-                raise Refused(errors.NOT_CLOUDEVENT, "ce_specversion: must be 1.0")
-        event_id = _text(found.get("ce_id"), "ce_id")
-        _known_text(found.get("ce_source"), "ce_source")
-        type_ = _known_text(found.get("ce_type"), "ce_type")
-        if (type_ != topic or type_ not in DATA) and type_ not in _expected_types(topic):
+        found, whole = read_attributes(headers, value)
+        event_id = text(found.get("ce_id"), "ce_id")
+        known_text(found.get("ce_source"), "ce_source")
+        type_ = known_text(found.get("ce_type"), "ce_type")
+        if (type_ != topic or type_ not in DATA) and type_ not in _TYPES_OF.get(topic, ()):
             if type_ in DATA:
                 raise Refused(errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name")
             raise Refused(errors.TYPE_UNKNOWN, "ce_type: no such event type")
         schema = found.get("ce_dataschema")
-        reader = _DECODE.get((type_, b"/v1" if schema is None else _version(schema)))
+        reader = _DECODE.get((type_, b"/v1" if schema is None else schema_version(schema)))
         if reader is None:
             raise Refused(errors.VERSION_UNKNOWN, f"ce_dataschema: must end in {_versions(type_)}")
         parse, build = reader
@@ -751,18 +285,18 @@ def decode(topic: str, headers: Sequence[tuple[str, bytes | None]], value: bytes
             raise Refused(errors.FIELD_MISSING, "ce_time: missing")
         time = times.parse(when.decode("ascii", "replace"), "ce_time")
         if whole is not None:
-            payload = _data_of(whole)
-        data = _parse_json(parse, payload, errors.FIELD_MALFORMED)
+            payload = data_of(whole)
+        data = parse_json(parse, payload, errors.FIELD_MALFORMED)
     except Refused as refusal:
         if refusal.code != errors.NOT_JSON:
-            _refuse_no_json(value)
+            refuse_no_json(value)
         raise
-    if len(value) > _SHALLOW:
-        _refuse_deep(value, len(getattr(data, "items", None) or ()) if whole is None else 0)
+    if len(value) > SHALLOW:
+        refuse_deep(value, len(getattr(data, "items", None) or ()) if whole is None else 0)
     if b"\\" in value or whole is not None:
-        _refuse_nul(payload, data)
+        refuse_nul(payload, data)
     trace, tracer = found.get("ce_traceparent"), found.get("traceparent")
-    traceparent = None if trace is None and tracer is None else _trace_of(trace, tracer)
+    traceparent = None if trace is None and tracer is None else trace_of(trace, tracer)
     return Event(type_, data.order_id.bytes, build(data, time), event_id, time, traceparent, appended)
 
 

@@ -14,7 +14,8 @@ from typing import Final
 
 from msgspec import Struct, structs
 
-from domain import errors
+from contracts import errors
+from contracts.incoming import EVENTS
 from domain.effects import Effect, Writer, fresh_suborders
 from domain.events import Event
 from domain.limits import TYPE_BYTES, UNCOUNTED, size_of
@@ -44,8 +45,8 @@ from domain.order import (
     type_of,
 )
 from domain.refunds import owed
-from domain.sums import Sums
-from domain.survey import Survey, survey
+from domain.status import Survey, survey
+from domain.totals import Sums
 
 
 class Folded(Struct, gc=False):
@@ -58,19 +59,7 @@ class Folded(Struct, gc=False):
 
 _DUPLICATE: Final = Folded(False, None, [])
 _TOO_LARGE: Final = Folded(False, (errors.ORDER_TOO_LARGE, "the order has as many facts of this type as one order takes in"), [])
-_FIELD: Final = {
-    "order.paid": "payments",
-    "payment.failed": "failures",
-    "stock.reserved": "stock",
-    "stock.rejected": "stock",
-    "stock.released": "stock",
-    "order.cancel_requested": "cancellations",
-    "shipment.updated": "scans",
-    "order.returned": "returns",
-    "refund.completed": "refunds",
-    "refund.failed": "refunds",
-    "deadline.passed": "deadlines",
-}
+_FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts is not None}
 """Event type -> field of Order that holds its facts."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from contracts.incoming import EVENTS
 from domain.order import Payment, Scan, SimpleFact
 
 RECORD_BYTES: Final = 7 << 20
@@ -21,21 +22,7 @@ FACT_BYTES: Final = 80
 ITEM_BYTES: Final = 24
 """What one entry of a fact's `items` counts."""
 
-_MOST: Final = 1 << 20
-_MOST_SCANS: Final = 2 << 20
-
-TYPE_BYTES: Final[dict[str, int]] = {
-    "order.paid": _MOST,
-    "payment.failed": _MOST,
-    "stock.reserved": _MOST,
-    "stock.rejected": _MOST,
-    "stock.released": _MOST,
-    "order.cancel_requested": _MOST,
-    "shipment.updated": _MOST_SCANS,
-    "order.returned": _MOST,
-    "refund.completed": _MOST,
-    "refund.failed": _MOST,
-}
+TYPE_BYTES: Final[dict[str, int]] = {name: spec.most_bytes for name, spec in EVENTS.items() if spec.most_bytes is not None}
 """Event type -> most bytes, as size_of counts them, of the facts of that type that one order takes in: some 8,000 to 13,000.
 
 Ours, deadlines and decisions, have no limit but their number: an order has so many sellers, and each is asked so often."""

@@ -1,4 +1,4 @@
-"""An order is a set of facts with natural keys. Everything else about it is computed from them (domain.survey).
+"""An order is a set of facts with natural keys. Everything else about it is computed from them (domain.status).
 
 A fact is added once and never changed, but for two things: of repetitions the earliest time stays, and a fact may turn out to be refused
 once its order is known (it then keeps its key, so that a repetition is recognised). Ids are 16 raw bytes, times microseconds since 1970
@@ -7,9 +7,13 @@ UTC, money is in minor units. Structs are arrays on the wire (tables.codec): a f
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Annotated, Any, Final
 
 from msgspec import Meta, Struct
+
+from contracts.incoming import FACT_FIELDS
 
 Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Micros = Annotated[int, Meta(ge=-62_135_596_800_000_000, le=253_402_300_799_999_999)]
@@ -290,7 +294,7 @@ class Order(Struct, array_like=True, gc=False):
     waiting: list[Waiting] = []
     status: Annotated[int, Meta(ge=PENDING, le=RETURNED)] = PENDING
     suborders: list[tuple[int, ...]] = []
-    """Last published state of each seller's suborder, in the order of seller ids (domain.survey.Suborder.state)."""
+    """Last published state of each seller's suborder, in the order of seller ids (domain.status.Suborder.state)."""
     labelled: bool = False
     """The order was once confirmed or further: labels have been asked for."""
     proposed: int = 0
@@ -302,3 +306,7 @@ class Order(Struct, array_like=True, gc=False):
     """The same of the event that had labels asked for."""
     due: Moment = 0
     """When the next deadline passes, by the broker's time, ms; 0: nothing is waited for (domain.deadlines)."""
+
+
+fact_lists: Final[Callable[[Order], tuple[list[Any], ...]]] = attrgetter(*FACT_FIELDS)
+"""Order -> its facts, a list for each field of FACT_FIELDS. Pure."""

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from domain.order import PROCESSED, Order, RefundDecision
-from domain.sums import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, Paid, Sums
-from domain.survey import Line, Suborder, Survey
+from domain.status import Line, Suborder, Survey
+from domain.totals import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, Paid, Sums
 
 MOST_UNITS: Final = 10_000
 """Units that one decision about units gone pays for at most: its record names each of them. What is left is owed again at once."""

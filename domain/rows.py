@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from domain import ids, money, times
+from contracts import ids, money, times
 from domain.order import (
     CLOSED,
     DELIVERED,
@@ -25,8 +25,9 @@ from domain.order import (
     Order,
     ReturnStage,
     Scan,
+    fact_lists,
 )
-from domain.sums import winning_scans, winning_stages
+from domain.totals import winning_scans, winning_stages
 
 Row = tuple[str | int | None, ...]
 OrderRow = tuple[str, str, str, str, str, str, str, str, str, int]
@@ -41,8 +42,7 @@ def fact_times(order: Order) -> tuple[int, int]:
     created = order.created
     assert created is not None
     first = last = created.time
-    everything = (order.payments, order.scans, order.stock, order.returns, order.cancellations, order.failures, order.refunds)
-    for facts in (*everything, order.deadlines):
+    for facts in fact_lists(order):
         for fact in facts:
             if not fact.refused:
                 time = fact.time

@@ -15,7 +15,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
-from domain import ids, money, times
+from contracts import ids, money, times
 from queries.documents import Head, Item, Moment, Parcel, Return, Sold, Story, StoryParcel, Suborder, Summary, Tracked
 from queries.keyset import Position
 from sinks.schema import build_metadata

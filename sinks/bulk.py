@@ -9,7 +9,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
-from domain.bulk import Kind
+from contracts.bulk import Kind
 from settings import Settings
 from sinks.connection import Connection, connect, watched
 

@@ -4,7 +4,7 @@
 
 Every step is acknowledged before the next, so a crash anywhere repeats the part, and nothing of it is lost. Repeated events have the same
 ids and the same natural keys, and change nothing. It is no lane: it has a group of its own, so that a part is never in front of an
-interactive event, and its failures are judged by the same policy (streams.delivery).
+interactive event, and its failures are judged by the same policy (streams.transport.delivery).
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from aiokafka import TopicPartition
 from aiokafka.errors import CommitFailedError, IllegalStateError, RebalanceInProgressError
 from mode import Service
 
-from domain import bulk, events
-from domain.errors import RECORD_TOO_LARGE, UNREADABLE, Refused
-from domain.limits import RECORD_BYTES, record_size
+from contracts import bulk
+from contracts.errors import RECORD_TOO_LARGE, UNREADABLE, Refused
+from contracts.topics import BULK, BULK_COMPLETED, DLQ
+from domain import events
 from domain.order import Origin
-from domain.topics import BULK, BULK_COMPLETED, DLQ
 from settings import Settings
 from sinks.bulk import BulkJobs
 from streams import metrics
-from streams.delivery import Delivery
+from streams.dead_letters import letter_of, raw_value
 from streams.lag import LagReader, total
 from streams.partitioner import partition_of
-from streams.pipeline import dlq_headers, raw_value
+from streams.transport.delivery import Delivery
 from wire import AIOKafkaConsumer, AIOKafkaProducer, unreadable
 
 log = logging.getLogger(__name__)
@@ -130,7 +130,7 @@ class Unpacker:
             return
         part: Any = event.fact
         job, kind = str(part.job_id), bulk.KIND_OF[record.topic]
-        unpacked = list(bulk.unpack(event))
+        unpacked = list(bulk.unpack(record.topic, part, event.traceparent))
         for n, each in enumerate(unpacked):
             if len(each.value) > bulk.EVENT_BYTES:
                 detail = f"$.events[{n}]: above {bulk.EVENT_BYTES:,} bytes"
@@ -198,12 +198,9 @@ class Unpacker:
     async def _refuse(
         self, record: Any, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], refusal: Refused
     ) -> None:
-        detail = refusal.detail
-        if record_size(key, value, headers) > RECORD_BYTES:
-            key, value, headers = None, None, []
-            detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
-        headers += dlq_headers(Origin(record.topic, record.partition, record.offset), refusal.code, detail)
-        await self._producer.send_and_wait(DLQ, value, key=key, headers=headers, partition=record.partition)
+        origin = Origin(record.topic, record.partition, record.offset)
+        letter = letter_of(origin, key, value, headers, refusal.code, refusal.detail)
+        await self._producer.send_and_wait(DLQ, letter.value, key=letter.key, headers=letter.headers, partition=record.partition)
         metrics.DEAD_LETTERS.labels(refusal.code).inc()
 
 

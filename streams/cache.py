@@ -19,8 +19,8 @@ from aiokafka.errors import KafkaError
 from settings import Settings
 from sinks.redis import Mark, RedisSink, Written, mark_key
 from sinks.rows import CacheEntry
-from streams.delivery import Stale, describe
 from streams.transport import LaneBatch, OpenLane
+from streams.transport.delivery import Stale, describe
 from tables import codec
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError
 from aiokafka.structs import OffsetAndMetadata
 
-from domain.topics import DERIVED, DLQ, LANE, REDRIVEN
+from contracts.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
 from wire import AIOKafkaConsumer, learn_topics
 

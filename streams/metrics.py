@@ -19,5 +19,17 @@ STEP_SECONDS: Final = Histogram(
     ["step"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0),
 )
+
+
+def step_took(step: str, seconds: float) -> None:
+    """Note how long a step of a batch took. Never blocks."""
+    STEP_SECONDS.labels(step).observe(seconds)
+
+
+def commit_took(seconds: float) -> None:
+    """Note how long the commit of a batch's transaction took. Never blocks."""
+    step_took("commit", seconds)
+
+
 LAST_BATCH: Final = Gauge("orders_last_batch_timestamp_seconds", "When a batch was last finished, in seconds since 1970.")
 BATCH_RECORDS: Final = Histogram("orders_batch_records", "Records of a batch.", buckets=(1, 10, 50, 100, 250, 500, 1000, 2000, 5000))

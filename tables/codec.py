@@ -5,13 +5,12 @@ The first element is the version, so that recovery can compare two states of a k
 
 from __future__ import annotations
 
-from collections.abc import Sized
 from typing import Final
 
 import msgspec
 
-from domain import money
-from domain.order import ORDER_STATUS, PENDING, SUBORDER_STATUS, Order
+from contracts import money
+from domain.order import ORDER_STATUS, PENDING, SUBORDER_STATUS, Order, fact_lists
 
 KEY_BYTES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -71,9 +70,7 @@ def _coherent(order: Order) -> bool:
 
 def natural_keys(order: Order) -> int:
     """How many natural keys an order has taken in, by its facts: what its version is. Pure."""
-    facts: tuple[Sized, ...] = (order.payments, order.scans, order.stock, order.returns, order.cancellations)
-    facts = (*facts, order.failures, order.refunds, order.deadlines)
-    return (order.created is not None) + sum(map(len, facts))
+    return (order.created is not None) + sum(map(len, fact_lists(order)))
 
 
 def version_of(raw: bytes) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, Any, NoReturn, cast
@@ -17,12 +17,12 @@ from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from settings import Settings
-from streams.delivery import Delivery, Outage, describe
 from streams.transport.changelog import Changes, changes
 from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
+from streams.transport.config import TransportSettings
 from streams.transport.consumer import Consumer
-from streams.transport.errors import FolderInUse, PartitionMismatch, Unreachable
+from streams.transport.delivery import Delivery, Outage, describe
+from streams.transport.errors import FolderInUse, TooFewPartitions, Unreachable
 from streams.transport.lane import Handler, LaneSpec, Limits, Opened
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
@@ -72,10 +72,11 @@ class FaustWorker(faust.Worker):
 
     def execute_from_commandline(self) -> NoReturn:
         """Run the app; doesn't return. Refuses a folder that another worker has, in one line."""
+        app = cast(BatchApp, self.app)
         try:
-            cast(BatchApp, self.app).claim_folder()
+            app.claim_folder()
         except FolderInUse as exc:
-            print(f"faust: {exc}", file=sys.stderr)
+            print(f"faust: {app.explain(exc)}", file=sys.stderr)
             raise SystemExit(2) from None
         super().execute_from_commandline()
 
@@ -94,17 +95,20 @@ class BatchApp(faust.App):
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TransportSettings,
         *,
         writes: Sequence[str] = (),
         compression: str | None = None,
         metadata_age: float = 30.0,
+        remedies: Mapping[type[BaseException], str] | None = None,
         **options: Any,
     ) -> None:
         """`writes`: topics that handlers publish to, checked at the start to have as many partitions as the lanes' topics.
         `compression`: of what lanes write: None, 'gzip', 'lz4'. `metadata_age`: seconds until a change of the topics is noticed.
+        `remedies`: what to do about an error, in the words of the program: said where the worker ends for it.
         `options`: further settings of faust.App (broker_credentials, ...)."""
         self.settings = settings
+        self.remedies = dict(remedies or {})
         self.specs: list[LaneSpec] = []
         self.specs_by_topic: dict[str, LaneSpec] = {}
         self.delivery = Delivery(settings)
@@ -148,18 +152,28 @@ class BatchApp(faust.App):
     # -- definition --------------------------------------------------------------------------------------------
 
     def lane(
-        self, topics: Sequence[str], *, max_records: int, due: StateTable | None = None, opened: Opened | None = None
+        self,
+        topics: Sequence[str],
+        *,
+        max_records: int,
+        due: StateTable | None = None,
+        clock: str | None = None,
+        opened: Opened | None = None,
+        committed: Callable[[float], None] | None = None,
     ) -> Callable[[Handler], Handler]:
         """Decorator: call the handler with batches of `topics`, all of one partition number, at most `max_records` together.
 
         With `due` also when states of that table are due: with a batch that has a `moment` and no records, once everything that the brokers
-        appended before it has been handled.
+        appended before it has been handled. `clock` is then the topic to which empty records are written to learn the brokers' time.
 
         Partition numbers run side by side, each with one batch at a time. `opened` is called when a lane opens and runs beside it.
+        `committed` is told how many seconds each commit of a transaction took.
         """
+        if (due is None) != (clock is None):
+            raise ValueError("due and clock go together")
 
         def register(handler: Handler) -> Handler:
-            spec = LaneSpec(tuple(topics), handler, max_records, due, opened)
+            spec = LaneSpec(tuple(topics), handler, max_records, due, clock, opened, committed)
             taken = [topic for topic in topics if topic in self.specs_by_topic]
             if taken:
                 raise ValueError(f"read by two lanes: {', '.join(taken)}")
@@ -268,16 +282,18 @@ class BatchApp(faust.App):
         try:
             found = await inspect_cluster(producer.connection_options(), self.copartitioned)
         except (KafkaError, OSError) as exc:
-            raise Unreachable(f"no Kafka broker answers at {self.settings.kafka} (ORDERS_KAFKA): {describe(exc)}") from exc
+            raise Unreachable(f"no Kafka broker answers at {','.join(self.settings.brokers)}: {describe(exc)}") from exc
         count = check_topics(self.copartitioned, found.partitions)
         if count < self.settings.partitions:
-            raise PartitionMismatch(
-                f"the topics have {count} partitions, ORDERS_PARTITIONS is {self.settings.partitions}: set ORDERS_PARTITIONS={count} "
-                "(to give them more, see orders partitions --help)"
-            )
+            raise TooFewPartitions(f"the topics have {count} partitions, the setting is {self.settings.partitions}")
         await self.check_lanes()
         prepare_data_folder(self.conf.datadir, found.id)
         await super().on_first_start()
+
+    def explain(self, failure: BaseException) -> str:
+        """A failure's message, and what to do about it where the program says so. Pure."""
+        remedy = next((text for kind in type(failure).__mro__ if (text := self.remedies.get(kind)) is not None), None)
+        return str(failure) if remedy is None else f"{failure}. {remedy}"
 
     async def check_lanes(self) -> None:
         """For apps: what else of the lanes must hold before anything is read. Raises FailStop, KafkaError."""

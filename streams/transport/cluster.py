@@ -49,7 +49,7 @@ def check_topics(needed: Iterable[str], partitions: Mapping[str, int]) -> int:
     needed = list(needed)
     missing = sorted(topic for topic in needed if topic not in partitions)
     if missing:
-        raise TopicsMissing(f"topics don't exist: {', '.join(missing)}. Run `orders init` first.")
+        raise TopicsMissing(f"topics don't exist: {', '.join(missing)}")
     counts = {topic: partitions[topic] for topic in needed}
     if len(set(counts.values())) > 1:
         raise PartitionMismatch(mismatch(counts))
@@ -70,10 +70,7 @@ def hold_data_folder(path: Path) -> IO[str]:
         file.seek(0)
         owner = file.read().strip()
         file.close()
-        raise FolderInUse(
-            f"{path} is in use by another worker{f' (process {owner})' if owner else ''}: "
-            "give this one a --name of its own, or an ORDERS_DATA of its own"
-        ) from None
+        raise FolderInUse(f"{path} is in use by another worker{f' (process {owner})' if owner else ''}") from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()

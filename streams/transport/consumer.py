@@ -17,7 +17,7 @@ from mode import Service
 
 from streams.transport.batch import OpenLane
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
-from streams.transport.errors import FailStop, GroupRefused, OffsetBeyondEnd, PartitionMismatch, Stalled
+from streams.transport.errors import FailStop, GroupRefused, GroupShut, OffsetBeyondEnd, PartitionMismatch, Stalled
 from streams.transport.lane import Claim, Lane
 from streams.transport.ledger import Ledger, Offer
 
@@ -362,10 +362,7 @@ class Consumer(driver.Consumer):
         # A worker that never got in reads nothing, so it would never be told.
         refusal = self._thread.refusal()
         if isinstance(refusal, InconsistentGroupProtocolError):
-            raise GroupRefused(
-                f"group {self._app.settings.group} keeps workers out: `orders repair` or `orders rebuild` is at work in it, or "
-                "members that are no workers are in it. Start this worker again when they are gone"
-            ) from refusal
+            raise GroupShut(f"group {self._app.settings.group} keeps workers out") from refusal
         if refusal is not None:
             raise GroupRefused(f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}") from refusal
 
@@ -379,7 +376,7 @@ class Consumer(driver.Consumer):
             if lane.ended_since is not None and now - lane.ended_since > limit:
                 raise Stalled(f"lane {lane.name} was taken over {now - lane.ended_since:.0f} s ago, but the group has not said who has it")
             if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:
-                raise Stalled(f"lane {lane.name}: one batch has taken {now - busy:.0f} s (ORDERS_STALL_TIMEOUT is {limit:.0f} s)")
+                raise Stalled(f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)")
         assignment = self._thread.assignment_now()
         served = bool(self.lanes) or assignment is None or not any(tp.topic in self._app.specs_by_topic for tp in assignment.tps)
         if served:

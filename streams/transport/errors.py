@@ -1,10 +1,10 @@
-"""What can go wrong in the transport. `Stale` is streams.delivery's: the policy has to know it."""
+"""What can go wrong in the transport. `Stale` is streams.transport.delivery's: the policy has to know it."""
 
 from __future__ import annotations
 
 from aiokafka.errors import InvalidProducerEpoch, KafkaError, ProducerFenced
 
-from streams.delivery import GaveUp, Stale
+from streams.transport.delivery import GaveUp, Stale
 
 __all__ = [
     "FailStop",
@@ -12,6 +12,7 @@ __all__ = [
     "FolderInUse",
     "GaveUp",
     "GroupRefused",
+    "GroupShut",
     "LaneClosed",
     "LeaseLost",
     "OffsetBeyondEnd",
@@ -20,9 +21,11 @@ __all__ = [
     "Stale",
     "StateCorrupt",
     "Stalled",
+    "TooFewPartitions",
     "TopicsMissing",
     "TransactionsRefused",
     "Unreachable",
+    "WritersTimes",
     "is_fencing",
 ]
 
@@ -68,6 +71,14 @@ class PartitionMismatch(FailStop):
     """Topics that one lane reads or writes don't have the same number of partitions."""
 
 
+class TooFewPartitions(PartitionMismatch):
+    """The topics of the lanes have fewer partitions than the setting says."""
+
+
+class WritersTimes(FailStop):
+    """A topic keeps the times of its writers, where the brokers' time is to be learnt."""
+
+
 class TopicsMissing(FailStop):
     """Topics that the app needs don't exist."""
 
@@ -82,6 +93,10 @@ class TransactionsRefused(FailStop):
 
 class GroupRefused(FailStop):
     """The group's coordinator doesn't let this worker in, and never will."""
+
+
+class GroupShut(GroupRefused):
+    """The group's members take no workers beside them."""
 
 
 class RecoveryStalled(FailStop):

@@ -11,11 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from faust.types import TP
 
-from domain.topics import CLOCK
-from streams import metrics
-from streams.delivery import Delivery, Outcome
 from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
 from streams.transport.clock import Clock, Now
+from streams.transport.delivery import Delivery, Outcome
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.ledger import Ledger, shares
 from streams.transport.producer import LaneProducer
@@ -41,8 +39,12 @@ class LaneSpec:
     max_records: int
     due: StateTable | None = None
     """Table whose states may be due: then the handler is called with a batch of time."""
+    clock: str | None = None
+    """Topic that tells the brokers' time; with `due`."""
     opened: Opened | None = None
     """Runs beside the batches, from before the first one until the lane is over."""
+    committed: Callable[[float], None] | None = None
+    """Is told how many seconds each commit of a transaction took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,8 @@ class _Attempt:
         started = time.perf_counter()
         offsets = {_tp(item.ledger): item.part.to for item in self.finished}
         await lane.producer.acknowledge(offsets, {_tp(ledger): ledger.committed for ledger in lane.ledgers})
-        if lane.commits:
-            metrics.STEP_SECONDS.labels("commit").observe(time.perf_counter() - started)
+        if lane.commits and lane.spec.committed is not None:
+            lane.spec.committed(time.perf_counter() - started)
 
 
 def _tp(ledger: Ledger) -> TP:
@@ -328,7 +330,8 @@ class Lane:
         """Learn the brokers' time, and then where the logs end: everything appended before that time lies below."""
         assert self.producer is not None
         assert self._ends is not None
-        moment = await self.producer.tell_time(CLOCK, self.partition)
+        assert self.spec.clock is not None
+        moment = await self.producer.tell_time(self.spec.clock, self.partition)
         ends = await self._ends([TP(ledger.topic, ledger.partition) for ledger in self.ledgers])
         self._clock.looked(_now(), moment, ends)
 

@@ -29,7 +29,7 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams.transport.batch import OutRecord
-from streams.transport.errors import FailStop, LaneClosed, LeaseLost, Stale, is_fencing
+from streams.transport.errors import LaneClosed, LeaseLost, Stale, WritersTimes, is_fencing
 from wire import AIOKafkaProducer
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class LaneProducer:
     async def tell_time(self, topic: str, partition: int) -> int:
         """The broker's time, ms since 1970: what it gives to an empty record of `topic`. Blocks and raises like send.
 
-        Raises FailStop when the topic keeps its writers' times instead.
+        Raises WritersTimes when the topic keeps its writers' times instead.
         """
         (delivered,) = await self.send({topic: [NOTHING]}, partition)
         return time_of(delivered)
@@ -371,11 +371,11 @@ def last_offset(delivered: Sequence[Delivered]) -> int | None:
 
 
 def time_of(delivered: Delivered) -> int:
-    """When the broker took a record, ms. Raises KafkaError if it no longer knows, FailStop if its topic keeps its writers' times."""
+    """When the broker took a record, ms. Raises KafkaError if it no longer knows, WritersTimes if its topic keeps its writers' times."""
     if delivered.last is None:
         raise KafkaError("the broker has the record, but no longer knows when it took it")
     if delivered.time < 0:
-        raise FailStop(f"topic {delivered.topic} must have message.timestamp.type=LogAppendTime: orders init says how to set it")
+        raise WritersTimes(f"topic {delivered.topic} must have message.timestamp.type=LogAppendTime")
     return delivered.time
 
 

@@ -9,8 +9,8 @@ import os
 import signal
 import threading
 
-from streams.delivery import GaveUp
 from streams.transport.app import BatchApp
+from streams.transport.delivery import GaveUp
 from streams.transport.errors import FailStop
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ async def _serve(app: BatchApp) -> int:
             running.cancel()
     failure = failure or app.crash_reason
     if failure is not None:
-        _report(failure)
+        _report(app, failure)
     stopped = await _stop(app)
     ending.cancel()
     if not starting.done():
@@ -96,9 +96,9 @@ async def _stop(app: BatchApp) -> bool:
     return True
 
 
-def _report(failure: BaseException) -> None:
+def _report(app: BatchApp, failure: BaseException) -> None:
     if isinstance(failure, (FailStop, GaveUp)):
-        log.critical("the worker ends, nothing unfinished is acknowledged: %s", failure)
+        log.critical("the worker ends, nothing unfinished is acknowledged: %s", app.explain(failure))
     else:
         log.critical("the worker crashed, nothing unfinished is acknowledged", exc_info=failure)
 

@@ -12,10 +12,10 @@ from random import Random
 
 from aiokafka.errors import KafkaError
 
+from contracts.cloudevents import SourceEvent, binary, rfc3339
 from settings import Settings
-from sources import generator, poison
-from sources.event import SourceEvent, binary, rfc3339
-from sources.producer import send
+from workload import generator, poison
+from workload.producer import send
 
 log = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ from typing import TypeVar
 from aiokafka.admin import NewPartitions
 from aiokafka.errors import KafkaError
 
-from sources import generator
-from sources.producer import send
 from streams import topics
 from streams.lag import LagReader
 from tests.chaos.readers import Readers, api, environment, job_lines, percentile
 from tests.chaos.run import Injection, Outcome, Say
 from tests.chaos.workers import Supervised
 from tests.chaos.world import Shape, World, until, until_awaited
+from workload import generator
+from workload.producer import send
 
 METADATA_AGE = 30.0
 """Seconds after which a running worker looks at the topics again."""

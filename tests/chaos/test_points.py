@@ -131,8 +131,8 @@ def test_what_is_left_out_is_there() -> None:
 
 
 def test_early_imports_are_refused() -> None:
-    import streams.delivery
+    import streams.transport.delivery
 
-    assert streams.delivery.__name__ in MODULES
+    assert streams.transport.delivery.__name__ in MODULES
     with pytest.raises(RuntimeError, match=r"streams\.delivery"):
         hook.install()

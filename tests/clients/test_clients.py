@@ -18,9 +18,9 @@ from cloudevents.v1 import kafka as v1_kafka
 from jsonschema import Draft202012Validator
 from kafka import KafkaConsumer, TopicPartition
 
+from contracts.errors import Refused
+from contracts.topics import DERIVED, DLQ
 from domain import events
-from domain.errors import Refused
-from domain.topics import DERIVED, DLQ
 from settings import Settings
 from tests.clients import debezium, java, page, senders
 from tests.clients.page import EVENTS, FILES, order

@@ -18,7 +18,7 @@ from sinks.connection import HalfOpen
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import RowBatch
-from streams.delivery import Delivery, Outcome
+from streams.transport.delivery import Delivery, Outcome
 from tests.chaos.proxy import Proxy, Wire
 from tests.contract.places import Order, eventually
 from tests.stackfixture import Servers

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from domain.topics import DECISIONS, DERIVED, DLQ
+from contracts.topics import DECISIONS, DERIVED, DLQ
 from settings import Settings
-from sources import generator
-from sources.producer import send
 from streams.lag import LagReader
 from tests.waiting import eventually
 from tests.workers import audit, processed, worker
+from workload import generator
+from workload.producer import send
 
 
 async def _handled(settings: Settings) -> int:

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from domain.bulk import Kind
-from sources.bulk import ITEM_COLUMNS, prepare
-from sources.event import SourceError
+from contracts.bulk import Kind
+from contracts.cloudevents import SourceError
+from operations.submit.jobs import ITEM_COLUMNS, prepare
 
 COLUMNS: Final = [
     "order_id",

@@ -19,8 +19,8 @@ from uuid import UUID
 import typer
 
 from audit import reference
+from contracts.errors import FIELD_MALFORMED, FIELD_MISSING, Refused
 from domain import events
-from domain.errors import FIELD_MALFORMED, FIELD_MISSING, Refused
 from domain.events import Event
 from domain.order import RETURN_STATUS, SHIPMENT_STATUS, Created, ReturnStage, Scan
 from tests.fuzz.records import Record, record

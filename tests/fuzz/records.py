@@ -9,13 +9,15 @@ import base64
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 import msgspec
 
-from domain import bulk, events
-from domain.errors import Refused
-from domain.topics import BULK, INPUT
+from contracts import bulk
+from contracts.errors import Refused
+from contracts.incoming import BulkPart
+from contracts.topics import BULK, INPUT
+from domain import events
 from tests.unit.wire import ORDER, VALID, created, line
 
 DEEPEST: Final = 500
@@ -427,7 +429,7 @@ class Draft:
         headers = bulk.headers_of("order.bulk", "part-1", "2026-01-01T00:00:00Z", "/bulk")
         try:
             part = events.decode("order.bulk", headers, bulk.encode_part(job, 1, 1, [event]))
-            (unpacked,) = bulk.unpack(part)
+            (unpacked,) = bulk.unpack(part.type, cast(BulkPart, part.fact), part.traceparent)
         except (Refused, ValueError):
             return [("ce_specversion", b"1.0")], event
         headers = [(name, self.topic.encode() if name == "ce_type" else text) for name, text in unpacked.headers]

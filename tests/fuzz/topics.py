@@ -28,15 +28,15 @@ from uuid import UUID
 from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 
-from domain import topics as names
+from contracts import topics as names
+from contracts.cloudevents import SourceEvent
 from settings import Settings, get_settings
-from sources import generator
-from sources.event import SourceEvent
-from sources.producer import send
 from streams import topics
 from tests.fuzz.batches import Raw, odd, produce
 from tests.workers import orders, processed, worker
 from wire import AIOKafkaConsumer, name_bytes, unreadable
+from workload import generator
+from workload.producer import send
 
 ORDERS: Final = 40
 BEHIND: Final = 10

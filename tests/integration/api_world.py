@@ -6,16 +6,17 @@ from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
-from domain import events, ids, rows
-from domain.errors import Refused
+from contracts import ids
+from contracts.errors import Refused
+from domain import events, rows
 from domain.fold import fold
 from domain.order import Order
-from domain.sums import Sums
+from domain.totals import Sums
 from settings import Settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
-from sources import generator
+from workload import generator
 
 
 def folded(count: int, seed: int = 1) -> dict[UUID, Order]:

@@ -27,7 +27,7 @@ from audit.judge import summary_of
 from audit.reference import Decision, Fact, Order, Place, Reading, parse, parse_decision
 from audit.states import FIELDS, state_of
 from audit.stores import TABLES, columns, comparable
-from domain.topics import DECISIONS, DLQ, INPUT, REKEYED
+from contracts.topics import DECISIONS, DLQ, INPUT, REKEYED
 from settings import Settings
 from streams.transport.table import OFFSET
 

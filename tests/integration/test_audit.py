@@ -21,9 +21,9 @@ from aiokafka.admin import NewPartitions
 from audit.findings import CHECKS, Report
 from audit.log import Log
 from audit.stores import TABLES, Cache, StoreUnavailable
-from domain.topics import DECISIONS, DLQ, REKEYED
+from contracts.topics import DECISIONS, DLQ, REKEYED
+from operations.grouplock import GroupLock
 from settings import Settings
-from streams.grouplock import GroupLock
 from tests.integration.audit_world import (
     TRACE,
     TTL,

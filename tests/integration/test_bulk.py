@@ -21,9 +21,9 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from cli.bulk import status
-from domain.topics import BULK, BULK_COMPLETED, DLQ
+from contracts.topics import BULK, BULK_COMPLETED, DLQ
+from operations.dead_letters import Reader
 from settings import Settings
-from streams.dead_letters import Reader
 from tests.unit.wire import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, worker
@@ -31,7 +31,7 @@ from tests.workers import ORDERS, audit, orders, processed, worker
 KILLED = """
 import os, signal
 from sinks.bulk import BulkJobs
-from sources import bulk
+from operations.submit import jobs as bulk
 bulk.IN_FLIGHT = bulk.NOTED_EVERY = 1
 sent = BulkJobs.sent
 async def dying(self, job, part):

@@ -15,16 +15,16 @@ from redis.asyncio import Redis
 
 from cli import main
 from cli.wait import Cache, wait
+from contracts.cloudevents import SourceEvent
+from contracts.topics import DLQ, LANE
 from domain.order import Order
-from domain.topics import DLQ, LANE
 from settings import Settings, get_settings
 from sinks.redis import mark_key
-from sources import generator, producer
-from sources.event import SourceEvent
 from streams import topics
 from streams.lag import LagReader, TopicsMissing, by_topic, total
 from tables import codec
 from tests.waiting import eventually
+from workload import generator, producer
 
 
 async def read_all(settings: Settings, names: tuple[str, ...]) -> dict[TopicPartition, list[SourceEvent]]:

@@ -11,8 +11,9 @@ import pytest
 import pytest_asyncio
 
 from cli import main
+from operations.postgres import ddl, partitions
 from settings import Settings, get_settings
-from sinks import ddl, migrate, partitions
+from sinks import migrate
 from sinks.schema import TABLES
 from streams import topics
 from tests.contract.places import drop_database, new_database

@@ -13,12 +13,12 @@ from uuid import UUID, uuid5
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from domain.topics import DECISIONS
+from contracts.cloudevents import SourceEvent, binary, rfc3339
+from contracts.topics import DECISIONS
 from settings import Settings
-from sources.event import SourceEvent, binary, rfc3339
-from sources.producer import send
 from tests.waiting import eventually
 from tests.workers import audit, orders, processed, worker
+from workload.producer import send
 
 ORDER = "0a0a0a0a-0000-4000-8000-000000000001"
 SELLER = "aaaaaaaa-0000-4000-8000-000000000001"

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from aiokafka.client import AIOKafkaClient
 
-from domain import topics as names
+from contracts import topics as names
 from settings import Settings
-from sources.producer import send
 from streams.partitioner import partition_of
 from tests.fuzz.batches import ZSTD, Raw, batch_bytes, produce, record_bytes
 from tests.fuzz.topics import everywhere, ids_of, sound, upstream, written
 from tests.unit.wire import ORDER, VALID, record
 from tests.workers import audit, processed, rows, worker
+from workload.producer import send
 
 
 def seed_event(type_: str, order: str, **changes: Any) -> Raw:

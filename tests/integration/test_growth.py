@@ -17,22 +17,23 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from redis.asyncio import Redis
 
-from domain.topics import DECISIONS, REKEYED
+from contracts.cloudevents import SourceEvent
+from contracts.topics import DECISIONS, REKEYED
 from settings import Settings, get_settings
 from sinks.redis import mark_key
-from sources import generator
-from sources.event import SourceEvent
-from sources.producer import send
 from streams import topics
 from streams.partitioner import partition_of
 from tests.integration.test_repair import told
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
+from workload import generator
+from workload.producer import send
 
 CUT = """
 import os, signal, sys
 from aiokafka.errors import KafkaError
-from streams import growth, grouplock, topics
+from streams import topics
+from operations import repartition, grouplock
 from streams.transport.producer import LaneProducer
 grouplock.SESSION_SECONDS = 6.0
 place, how = sys.argv.pop(1), sys.argv.pop(1)

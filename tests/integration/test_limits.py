@@ -10,13 +10,13 @@ from pathlib import Path
 from aiokafka import AIOKafkaProducer
 
 from cli.dlq import read
+from contracts.cloudevents import SourceEvent
 from domain import limits
 from settings import Settings
-from sources import generator
-from sources.event import SourceEvent
-from sources.producer import send
 from tests.unit.wire import ORDER, STRANGER, VALID, at, record
 from tests.workers import audit, processed, rows, worker
+from workload import generator
+from workload.producer import send
 
 WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 

@@ -21,13 +21,13 @@ import pytest
 from redis.asyncio import Redis
 
 from cli.dlq import read
+from contracts.cloudevents import SourceEvent
 from settings import Settings
-from sources import generator, olist, poison
-from sources.event import SourceEvent
-from sources.producer import send
 from tests.chaos.proxy import Proxy
 from tests.waiting import until
 from tests.workers import ORDERS, Worker, audit, orders, processed, rows, worker
+from workload import generator, olist, poison
+from workload.producer import send
 
 
 async def test_generated_orders_end_as_an_independent_fold_says(fresh: Settings, tmp_path: Path) -> None:

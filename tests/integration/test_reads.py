@@ -13,10 +13,11 @@ import pytest_asyncio
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from operations.postgres import ddl, regions
 from queries.databases import Database
 from queries.statements import Query
 from settings import Settings
-from sinks import ddl, migrate, regions
+from sinks import migrate
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
 from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata

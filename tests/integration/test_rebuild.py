@@ -21,11 +21,10 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from redis.asyncio import Redis
 
 from cli import main
+from contracts.cloudevents import SourceEvent, binary, rfc3339
+from operations.postgres import references, regions, shadow
 from settings import Settings, get_settings
-from sinks import migrate, references, regions, shadow
-from sources import generator
-from sources.event import SourceEvent, binary, rfc3339
-from sources.producer import send
+from sinks import migrate
 from streams import topics
 from streams.partitioner import partition_of
 from tests.integration.test_deadlines import CREATED, now, records
@@ -33,9 +32,11 @@ from tests.integration.test_repair import append, grown_in, states_of
 from tests.mutants.planted import Mutant, planted
 from tests.waiting import eventually, until
 from tests.workers import TABLES, audit, orders, processed, rows, worker
+from workload import generator
+from workload.producer import send
 
 SHARES = generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)
-LOCK_SECONDS = "import streams.grouplock as g; g.SESSION_SECONDS = 6.0; from cli.main import main; main()"
+LOCK_SECONDS = "import operations.grouplock as g; g.SESSION_SECONDS = 6.0; from cli.main import main; main()"
 """A group lock that is given up soon after its process was killed."""
 
 

@@ -18,19 +18,20 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from cli.dlq import read
-from domain.topics import DLQ, INPUT, LANE, REDRIVEN
+from contracts.cloudevents import SourceEvent
+from contracts.topics import DLQ, INPUT, LANE, REDRIVEN
+from operations.dead_letters import DeadLetter, Reader
+from operations.redrive import Outcome, Selection, redrive
 from settings import Settings
-from sources import generator, poison
-from sources.event import SourceEvent
-from sources.producer import send
-from sources.redrive import Outcome, Selection, redrive
-from streams.dead_letters import DeadLetter, Reader
 from tests.unit.wire import CHECKOUT, ORDER, VALID, record
 from tests.waiting import until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
+from workload import generator, poison
+from workload.producer import send
 
 OLD = """
-from domain import errors, events
+from domain import events
+from contracts import errors
 decode = events.decode
 REFUSED = {"order.paid": errors.VERSION_UNKNOWN, "shipment.updated": errors.TYPE_UNKNOWN, "stock.reserved": errors.FIELD_MALFORMED,
            "checkout.completed": errors.FIELD_MALFORMED}

@@ -12,13 +12,14 @@ import pytest
 import pytest_asyncio
 
 from cli import main
+from operations.postgres import ddl, references, regions
+from operations.postgres.references import BrokenReferences, Kind, LinkError
 from settings import Settings, get_settings
-from sinks import ddl, migrate, references, regions
+from sinks import migrate
 from sinks.postgres import PostgresSink
-from sinks.references import BrokenReferences, Kind, LinkError
 from sinks.rows import RowBatch
 from sinks.schema import PARTITION_COLUMNS
-from streams.delivery import Verdict, judge
+from streams.transport.delivery import Verdict, judge
 from tests.contract.places import Order, drop_database, ident, new_database, rows_of
 from tests.stackfixture import Servers
 

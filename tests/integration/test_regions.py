@@ -13,13 +13,14 @@ import pytest
 import pytest_asyncio
 
 from cli import main
+from operations.postgres import ddl, regions
 from settings import Settings, get_settings
-from sinks import ddl, migrate, regions
+from sinks import migrate
 from sinks.migrate import SchemaMismatch
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
 from sinks.schema import FILLFACTOR, TABLES
-from streams.delivery import Verdict, judge
+from streams.transport.delivery import Verdict, judge
 from tests.contract.places import Order, drop_database, ident, new_database
 from tests.stackfixture import Servers
 from tests.waiting import eventually

@@ -17,11 +17,11 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from redis.asyncio import Redis
 
 from settings import Settings
-from sources import generator
-from sources.producer import send
 from streams.partitioner import partition_of
 from tables.codec import version_of
 from tests.workers import audit, orders, processed, rows, worker
+from workload import generator
+from workload.producer import send
 
 States = dict[str, list[bytes]]
 """Order id -> its states in the changelog, the oldest first."""

@@ -20,8 +20,8 @@ from faust.types import TP
 
 from cli import dlq
 from cli.wait import wait
+from contracts.topics import DLQ
 from domain.order import Order
-from domain.topics import DLQ
 from queries.state import read_state
 from settings import Settings
 from stack import Stack
@@ -212,7 +212,7 @@ async def test_a_timeout_that_the_brokers_do_not_allow_is_said_in_one_line(group
     async def committed(tps: Sequence[TP]) -> dict[TP, int | None]:
         return dict.fromkeys(tps)
 
-    with pytest.raises(TransactionsRefused, match=r"ORDERS_TRANSACTION_TIMEOUT .* \(transaction\.max\.timeout\.ms\)"):
+    with pytest.raises(TransactionsRefused, match=r"transaction_timeout .* \(transaction\.max\.timeout\.ms\)"):
         await lane(group, committed, seconds=100_000).start()
 
 

@@ -127,7 +127,7 @@ async def test_an_outage_past_the_limit_ends_the_worker(group: Counting) -> None
     await group.produce(100)
     worker = group.start(COUNTER_DOWN="1", ORDERS_RETRY_LIMIT="0.5")
     assert await worker.ended() == 1
-    assert "(ORDERS_RETRY_LIMIT is 0.5 s), at last: ConnectionError: injected" in worker.text()
+    assert "(the limit is 0.5 s), at last: ConnectionError: injected" in worker.text()
     assert await group.committed() == {} or set((await group.committed()).values()) == {0}
 
 
@@ -295,7 +295,7 @@ async def test_a_worker_without_a_broker_says_so(group: Counting) -> None:
 async def test_missing_topics_are_named(group: Counting) -> None:
     worker = group.start(COUNTER_OUT="not.there")
     assert await worker.ended() == 1
-    assert "topics don't exist: not.there. Run `orders init` first." in worker.text()
+    assert "topics don't exist: not.there" in worker.text()
 
 
 async def test_a_committed_offset_that_the_log_does_not_have_ends_the_worker(group: Counting) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from aiokafka import AIOKafkaProducer
 
-from domain.topics import BULK
+from contracts.topics import BULK
 from settings import Settings
 from tests.fuzz.records import record
 from tests.unit.wire import ANNA, ORDER, attributes, binary, created, item_id, line, parcel, payment, returned

@@ -9,9 +9,12 @@ from typing import Any
 import msgspec
 from hypothesis import strategies as st
 
-from domain import effects, events, ids
+from contracts import ids
+from contracts.incoming import DATA
+from contracts.topics import BULK
+from domain import effects, events
 from domain.effects import Derived, LateRefusal
-from domain.events import DATA, Event
+from domain.events import Event
 from domain.fold import fold
 from domain.order import (
     Cancellation,
@@ -27,8 +30,7 @@ from domain.order import (
     Scan,
     StockReply,
 )
-from domain.sums import Sums
-from domain.topics import BULK
+from domain.totals import Sums
 from tables import codec
 
 ORDER_ID = bytes(range(16))

@@ -22,22 +22,23 @@ from audit.derived import DERIVED, DerivedEvents
 from audit.derived import Event as DerivedEvent
 from audit.findings import Finding, Findings, Report
 from audit.index import Index
-from domain import effects, events, ids, rows
+from contracts import ids
+from contracts.errors import Refused
+from contracts.topics import DECISIONS
+from domain import effects, events, rows
 from domain.anomalies import anomalies
 from domain.effects import Derived, LateRefusal
-from domain.errors import Refused
 from domain.events import Event
 from domain.fold import fold
 from domain.order import (
     Order,
     Origin,
 )
-from domain.topics import DECISIONS
-from sources import generator
-from sources.poison import POISONS
 from tables import codec
 from tests.property.histories import SAME_IN_ANY_ORDER, histories
 from tests.property.wire import HOUR, Record, dense, record
+from workload import generator
+from workload.poison import POISONS
 
 ANOMALIES = {
     "overpaid": "captured_above_total",

@@ -10,11 +10,12 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain import rows, sums
+from domain import rows
+from domain import totals as sums
 from domain.anomalies import anomalies
 from domain.events import Event
 from domain.order import Order
-from domain.survey import survey
+from domain.status import survey
 from tables import codec
 from tests.property.histories import ORDER_ID, SAME_IN_ANY_ORDER, Run, histories
 

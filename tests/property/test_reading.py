@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from contracts import cloudevents
+from contracts.errors import REASONS, Refused
 from domain import events
-from domain.errors import REASONS, Refused
 from tests.fuzz import reading
 from tests.fuzz.reading import auditors, pipelines
 from tests.fuzz.records import DEEPEST, Record, record
@@ -244,18 +245,22 @@ def _bytes_for_characters(raw: bytes | None, name: str) -> str:
     return _text(raw, name)
 
 
-_text = events._text
+_text = cloudevents.text
 PLANTED = {
-    "bytes are counted": ("_text", _bytes_for_characters),
-    "the first of two headers counts": ("_last_of_each", lambda given: dict(reversed(given))),
-    "a trace of another form is carried on": ("_trace_of", lambda *given: next((raw.decode("latin-1") for raw in given if raw), None)),
-    "half of a document is JSON": ("_refuse_no_json", lambda value: None),
+    "bytes are counted": (events, "text", _bytes_for_characters),
+    "the first of two headers counts": (cloudevents, "_last_of_each", lambda given: dict(reversed(given))),
+    "a trace of another form is carried on": (
+        events,
+        "trace_of",
+        lambda *given: next((raw.decode("latin-1") for raw in given if raw), None),
+    ),
+    "half of a document is JSON": (events, "refuse_no_json", lambda value: None),
 }
 
 
 @pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED.keys())
-def test_a_difference_is_noticed(planted: tuple[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(events, *planted)
+def test_a_difference_is_noticed(planted: tuple[Any, str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(*planted)
     assert reading.run(1, 3_000).apart
 
 

@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from domain import events, ids
+from contracts import ids
+from domain import events
 from domain.anomalies import anomalies
 from domain.events import Event
 from domain.order import PROCESSED, Cancellation, Created, Item, Payment, ReturnStage, Scan, StockReply
-from domain.sums import winning_stages
-from domain.survey import survey
+from domain.status import survey
+from domain.totals import winning_stages
 from tests.property.histories import ORDER_ID, Run, raw_id
 from tests.property.wire import hour, record
 

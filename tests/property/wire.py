@@ -6,7 +6,8 @@ import json
 from random import Random
 from typing import Any, NamedTuple
 
-from domain import ids, money, times
+from contracts import ids, money, times
+from contracts.topics import DECISIONS
 from domain.events import Event
 from domain.order import (
     DEADLINES,
@@ -24,7 +25,6 @@ from domain.order import (
     Scan,
     StockReply,
 )
-from domain.topics import DECISIONS
 from tests.property.histories import raw_id
 
 HOUR = 3_600_000_000

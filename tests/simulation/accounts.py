@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 from aiokafka.structs import TopicPartition
 
 from audit.reference import Decision, Fact, NaturalKey, Place, Refusal, parse, parse_decision
-from domain import ids
+from contracts import ids
+from contracts.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, REKEYED
 from domain.order import DEADLINES, RETURN_STATUS, SHIPMENT_STATUS, Order, type_of
-from domain.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, REKEYED
 from streams.partitioner import partition_of
 from tables import codec
 from tests.simulation.histories import Arrival

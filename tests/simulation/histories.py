@@ -11,13 +11,13 @@ from uuid import UUID, uuid5
 import msgspec
 
 from audit.reference import Fact, Refusal, parse
-from domain.topics import CHECKOUT, CREATED, INPUT
-from examples.services import Behaviour, Customers, Later, Message, order_of
-from sources import generator
-from sources.event import binary, rfc3339
-from sources.poison import POISONS, Anchor
+from contracts.cloudevents import binary, rfc3339
+from contracts.topics import CHECKOUT, CREATED, INPUT
 from streams.partitioner import partition_of
 from tests.property.wire import dense
+from workload import generator
+from workload.poison import POISONS, Anchor
+from workload.services import Behaviour, Customers, Later, Message, order_of
 
 BLOCK = 2048
 """Seeds that share a corpus of orders to choose from."""

@@ -15,9 +15,9 @@ from aiokafka.structs import TopicPartition
 
 from audit.reference import Decision, Fact, Order, Place, Reading, Refusal
 from audit.stores import Row, comparable
+from contracts.topics import CHECKOUT, CREATED, DECISIONS, DERIVED, DLQ, INPUT, REKEYED
 from domain.anomalies import anomalies
 from domain.deadlines import next_due
-from domain.topics import CHECKOUT, CREATED, DECISIONS, DERIVED, DLQ, INPUT, REKEYED
 from sinks.schema import TABLES
 from streams.partitioner import partition_of
 from streams.transport.table import DUE, due_entry

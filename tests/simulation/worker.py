@@ -20,11 +20,10 @@ from aiokafka.structs import TopicPartition
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from domain.topics import CLOCK, DERIVED, DLQ
+from contracts.topics import CLOCK, DERIVED, DLQ
 from settings import Settings
 from sinks.redis import RedisSink
 from streams import cache as cache_module
-from streams.delivery import Delivery, GaveUp
 from streams.pipeline import Pipeline
 from streams.transport import consumer as consumer_module
 from streams.transport import consumer_thread, lane, producer
@@ -32,6 +31,7 @@ from streams.transport.batch import LaneBatch
 from streams.transport.changelog import Changes
 from streams.transport.consumer import Consumer
 from streams.transport.consumer_thread import ConsumerThread, Fetched
+from streams.transport.delivery import Delivery, GaveUp
 from streams.transport.errors import FailStop
 from streams.transport.lane import LaneSpec, Limits
 from streams.transport.lease import Lease
@@ -247,8 +247,8 @@ class App:
         self.rows = FakePostgres(servers.network, servers.tables)
         self.cache = RedisSink(settings, client=FakeRedis(servers.network, servers.keys))
         self.pipeline = Pipeline(settings, self.table, self.rows, self.cache)
-        self.pipeline.held_bytes = servers.held_bytes
-        self.specs = [LaneSpec(servers.lane_topics, self._handle, settings.batch_records, self.table, self.pipeline.opened)]  # type: ignore[arg-type]
+        self.pipeline.folder.held_bytes = servers.held_bytes
+        self.specs = [LaneSpec(servers.lane_topics, self._handle, settings.batch_records, self.table, CLOCK, self.pipeline.opened)]  # type: ignore[arg-type]
         self.specs_by_topic = dict.fromkeys(servers.lane_topics, self.specs[0])
         self.copartitioned = (*servers.lane_topics, settings.changelog_topic, *DERIVED, DLQ, CLOCK)
         self.recovery = Recovery(self)

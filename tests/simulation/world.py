@@ -16,11 +16,11 @@ from uuid import UUID
 
 from aiokafka.structs import TopicPartition
 
-from domain.topics import CLOCK, CREATED, DECISIONS, DERIVED, DLQ, REKEYED
+from contracts.topics import CLOCK, CREATED, DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
 from streams.cache import LOOK_INTERVAL
-from streams.delivery import GaveUp
-from streams.pipeline import HELD_BYTES
+from streams.folder import HELD_BYTES
+from streams.transport.delivery import GaveUp
 from tables import codec
 from tables.codec import version_of
 from tests.simulation.accounts import Accounts

@@ -20,12 +20,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit import reference, spill, states
+from audit import topics as audit_topics
 from audit.findings import Finding, Findings, Report
 from audit.index import Index, Letter
 from audit.log import partition_of
 from audit.reference import Place
 from audit.spill import Spill
 from audit.stores import comparable, line_of, row_of
+from contracts import topics
 
 
 @pytest.fixture
@@ -40,13 +42,19 @@ def test_it_shares_no_code_with_the_pipeline() -> None:
     code = (
         "import pkgutil, importlib, sys, audit\n"
         "for each in pkgutil.iter_modules(audit.__path__): importlib.import_module('audit.' + each.name)\n"
-        "ours = ('app', 'domain', 'faust', 'queries', 'settings', 'sinks', 'sources', 'streams', 'tables', 'uuid_utils')\n"
+        "ours = ('app', 'contracts', 'domain', 'faust', 'operations', 'queries', 'settings', 'sinks', 'streams', 'tables', 'uuid_utils')\n"
         "print(sorted(name for name in sys.modules if name.split('.')[0] in ours))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
-    assert loaded.stdout.strip() == "['domain', 'domain.topics']"
+    assert loaded.stdout.strip() == "[]"
     folder = Path(reference.__file__).parent
     assert [path.name for path in folder.glob("*.py") if "import_module" in path.read_text() or "__import__" in path.read_text()] == []
+
+
+def test_it_knows_the_topics_by_the_same_names() -> None:
+    names = [name for name in vars(audit_topics) if name.isupper()]
+    assert {"CHECKOUT", "CREATED", "INPUT", "DECISIONS", "REKEYED", "LANE", "DERIVED", "DLQ", "REDRIVEN", "PARTITIONS"} <= set(names)
+    assert [getattr(audit_topics, name) for name in names] == [getattr(topics, name) for name in names]
 
 
 @given(st.binary(max_size=60), st.integers(1, 1024))

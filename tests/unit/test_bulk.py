@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
-from domain import bulk, events
-from domain.bulk import Unpacked
-from domain.errors import Refused
+from contracts import bulk
+from contracts.bulk import Unpacked
+from contracts.errors import Refused
+from contracts.incoming import BulkPart
+from domain import events
 from tests.unit.wire import ORDER, VALID
 
 JOB = "00000000-0000-4000-8000-00000000000b"
@@ -18,7 +20,8 @@ EVENT = {**VALID["shipment.updated"], "id": "scan-1", "time": "2026-03-01T10:00:
 
 def unpacked(*written: bytes) -> list[Unpacked]:
     headers = bulk.headers_of("shipment.bulk", "part-1", "2026-03-01T10:00:00Z", "/tests")
-    return list(bulk.unpack(events.decode("shipment.bulk", headers, bulk.encode_part(JOB, 1, 1, list(written)))))
+    part = events.decode("shipment.bulk", headers, bulk.encode_part(JOB, 1, 1, list(written)))
+    return list(bulk.unpack(part.type, cast(BulkPart, part.fact), part.traceparent))
 
 
 def verdict(each: Unpacked) -> tuple[str, str]:

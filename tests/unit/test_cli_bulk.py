@@ -13,8 +13,8 @@ import pytest
 from cli import bulk
 from cli.main import run
 from cli.text import printable
+from operations.submit.jobs import Job
 from settings import Settings
-from sources.bulk import Job
 from tests.unit.test_sources_bulk import GIFT, GOOD, HEADER, PAID, SCAN
 from tests.unit.wire import at
 

@@ -7,13 +7,13 @@ from io import StringIO
 from rich.console import Console
 
 from cli.show import render
-from domain import story
+from domain import explain
 from tests.unit.wire import ORDER, Story, line, raw
 
 
 def printed(told: Story) -> str:
     out = StringIO()
-    Console(file=out, width=200).print(render(story.tell(raw(ORDER), told.order)))
+    Console(file=out, width=200).print(render(explain.tell(raw(ORDER), told.order)))
     return out.getvalue()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from domain import topics as names
+from contracts import topics as names
 from settings import Settings
 from streams import topics
 from streams.topics import TopicMismatch, TopicSpec, TopicState

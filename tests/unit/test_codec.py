@@ -8,15 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import events, ids, rows
+from contracts import ids
+from domain import events, rows
 from domain.deadlines import next_due
 from domain.fold import fold
 from domain.order import Order, Origin
-from domain.sums import Sums
+from domain.totals import Sums
 from settings import Settings
-from sources import generator
 from tables import codec
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, VALID, Story, line, raw, record
+from workload import generator
 
 
 def typical() -> Story:

@@ -11,13 +11,15 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from cli import contracts
-from cli.contracts import Breaking, asyncapi, breaking, schemas, way_of, write
 from cli.errors import UserError
-from cli.events import events_command, reference
-from domain import effects, events, topics
-from domain.errors import Refused
+from cli.events import events_command
+from contracts import outgoing, topics
+from contracts.errors import Refused
+from domain import events
 from domain.order import PaymentFailure
+from reference import compatibility
+from reference.compatibility import Breaking, asyncapi, breaking, schemas, way_of, write
+from reference.events import reference
 from tests.unit.wire import ORDER, payment, record
 
 FOLDER = Path(__file__).parents[2] / "contracts"
@@ -106,7 +108,7 @@ def test_a_breaking_schema_is_not_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(write(tmp_path)) == len(schemas()) + 1
     assert write(tmp_path) == []
     before = {path: path.read_text() for path in tmp_path.rglob("*.json")}
-    monkeypatch.setattr(contracts, "schemas", lambda: {"suborder.updated.v1.json": changed(properties__units=...)})
+    monkeypatch.setattr(compatibility, "schemas", lambda: {"suborder.updated.v1.json": changed(properties__units=...)})
     with pytest.raises(Breaking, match=r"suborder\.updated\.v1\.json: \$\.units is gone.*raise the version"):
         write(tmp_path)
     assert {path: path.read_text() for path in tmp_path.rglob("*.json")} == before
@@ -114,7 +116,7 @@ def test_a_breaking_schema_is_not_written(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_new_version_is_published_beside_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path)
-    monkeypatch.setattr(effects, "VERSION", 2)
+    monkeypatch.setattr(outgoing, "VERSION", 2)
     write(tmp_path)
     assert {"suborder.updated.v1.json", "suborder.updated.v2.json"} <= {path.name for path in (tmp_path / "schemas").iterdir()}
 

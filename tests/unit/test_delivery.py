@@ -10,7 +10,7 @@ import pytest
 from aiokafka import errors as kafka
 
 from settings import Settings
-from streams.delivery import Delivery, GaveUp, Outcome, Stale, Verdict, judge
+from streams.transport.delivery import Delivery, GaveUp, Outcome, Stale, Verdict, judge
 from streams.transport.errors import LeaseLost
 
 BUSY = asyncpg.InterfaceError("cannot perform operation: another operation is in progress")

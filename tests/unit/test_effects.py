@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from contracts.topics import DECISIONS, DERIVED
 from domain import effects
 from domain.effects import Derived
-from domain.topics import DECISIONS, DERIVED
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, USER, Story, event, item_id, line, made, moment, parcel, payment, raw, returned
 
 WAREHOUSE = STRANGER

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 
-from domain import errors, events
-from domain.errors import Refused
+from contracts import errors
+from contracts.errors import Refused
+from contracts.incoming import DATA
+from contracts.topics import BULK, INPUT
+from domain import events
 from domain.order import (
     PROCESSED,
     STOCK_REJECTED,
@@ -27,7 +30,6 @@ from domain.order import (
     Scan,
     StockReply,
 )
-from domain.topics import BULK, INPUT
 from tests.unit.wire import (
     ANNA,
     OPTIONAL,
@@ -130,7 +132,7 @@ def test_every_type_becomes_its_fact(type_: str, structured: bool) -> None:
 
 
 def test_every_input_topic_has_its_event_type() -> None:
-    assert set(events.DATA) == {*INPUT, *BULK, "refund.decided", "deadline.passed"}
+    assert set(DATA) == {*INPUT, *BULK, "refund.decided", "deadline.passed"}
 
 
 @pytest.mark.parametrize("type_", INPUT)

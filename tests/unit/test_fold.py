@@ -8,7 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import effects, errors, events, times
+from contracts import errors, times
+from domain import effects, events
 from domain.events import Event
 from domain.fold import Folded
 from domain.order import Origin

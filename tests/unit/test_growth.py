@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.growth import CannotGrow, check
-from streams.history import Lanes, sources
+from operations.repartition import CannotGrow, check
+from streams.lanes import Lanes, sources
 from streams.partitioner import partition_of
 
 

@@ -17,13 +17,13 @@ from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts.topics import LANE
 from domain.order import Cancellation, Created, Order, Origin, Payment, Waiting
-from domain.topics import LANE
+from operations.changelog import same
+from operations.history import HistoryReader, MemoryBatch
+from operations.replay import LocalStates, rules_of
+from operations.whatif import arrivals
 from settings import Settings
-from streams.history import HistoryReader, MemoryBatch
-from streams.refold import LocalStates, rules_of
-from streams.states import same
-from streams.whatif import arrivals
 
 Times = list[list[int]]
 """Of each topic, the brokers' times of its records."""
@@ -115,9 +115,9 @@ def test_a_long_topic_is_not_held_while_another_one_is_late() -> None:
 
 def test_a_batch_has_a_slice_for_each_run_of_a_topic() -> None:
     records: list[Any] = [SimpleNamespace(topic=topic, offset=at) for topic, at in (("a", 0), ("a", 1), ("b", 7), ("a", 2))]
-    batch = MemoryBatch(3, records, lambda keys: [b"state" for _ in keys])
+    batch = MemoryBatch(3, records)
     assert [(part.topic, len(part.records), part.to) for part in batch.slices] == [("a", 2, 2), ("b", 1, 8), ("a", 1, 3)]
-    assert (len(batch), batch.partition, batch.get_states(None, [b"x"])) == (4, 3, [b"state"])
+    assert batch.partition == 3
 
 
 # -- states that tell the same ---------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from domain import ids
+from contracts import ids
 
 
 @given(st.uuids(), st.text(st.characters(codec="utf-8")))

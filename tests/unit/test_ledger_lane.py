@@ -8,8 +8,8 @@ from collections.abc import Callable
 import pytest
 
 from settings import Settings
-from streams.delivery import Delivery
 from streams.transport.batch import LaneBatch
+from streams.transport.delivery import Delivery
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.lane import BATCH_BYTES, Claim, Handler, Lane, LaneSpec, Limits
 from streams.transport.lease import Lease

@@ -54,7 +54,7 @@ def test_a_deletion_is_kept_until_something_is_written_again() -> None:
 
 def test_topics_are_checked_before_the_start() -> None:
     assert check_topics(["a", "b"], {"a": 4, "b": 4}) == 4
-    with pytest.raises(TopicsMissing, match=r"topics don't exist: b\. Run `orders init` first"):
+    with pytest.raises(TopicsMissing, match=r"topics don't exist: b$"):
         check_topics(["a", "b"], {"a": 4})
     with pytest.raises(PartitionMismatch, match="b has 3, the others have 4"):
         check_topics(["a", "b", "c"], {"a": 4, "b": 3, "c": 4})
@@ -73,7 +73,7 @@ def test_a_data_folder_is_one_process_own_until_it_ends(tmp_path: Path) -> None:
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(FolderInUse, match=rf"{folder} is in use by another worker \(process {holder.pid}\): give this one a --name"):
+        with pytest.raises(FolderInUse, match=rf"{folder} is in use by another worker \(process {holder.pid}\)"):
             hold_data_folder(folder)
         hold_data_folder(folder.with_name("other")).close()
         holder.kill()

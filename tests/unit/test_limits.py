@@ -12,7 +12,8 @@ import pytest
 
 from audit import reference
 from audit.reference import Fact
-from domain import errors, fold, limits
+from contracts import errors
+from domain import fold, limits
 from domain.order import (
     Cancellation,
     Created,

@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
-from domain import money
-from domain.errors import FIELD_MALFORMED, Refused
+from contracts import money
+from contracts.errors import FIELD_MALFORMED, Refused
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from domain import ids
-from domain.topics import DLQ
+from contracts import ids
+from contracts.topics import DLQ
+from operations.history import fold
 from settings import Settings
-from streams.history import fold, folder
+from streams.folder import BatchFolder, BatchOutput
 from streams.partitioner import partition_of
-from streams.pipeline import Pipeline, Work
 from tests.unit.wire import ORDER, created, line, parcel, raw, record
 
 WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
@@ -38,16 +38,16 @@ def parcels(count: int, lines: int) -> list[Any]:
     return history
 
 
-def folded(pipeline: Pipeline, records: Sequence[Any]) -> list[Work]:
+def folded(folder: BatchFolder, records: Sequence[Any]) -> list[BatchOutput]:
     states: dict[bytes, bytes] = {}
-    works: list[Work] = []
-    for work in fold(pipeline, LANE, records, lambda keys: [states.get(key) for key in keys]):
+    works: list[BatchOutput] = []
+    for work in fold(folder, LANE, records, lambda keys: [states.get(key) for key in keys]):
         works.append(work)
         states.update(work.states)
     return works
 
 
-def published(works: Sequence[Work]) -> dict[str, list[Any]]:
+def published(works: Sequence[BatchOutput]) -> dict[str, list[Any]]:
     """What left, topic by topic, but for what is of the moment: dead letters' times, and notices, of which the last counts."""
     out: dict[str, list[Any]] = {}
     for work in works:
@@ -61,7 +61,7 @@ def published(works: Sequence[Work]) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("held", [1, 40_000, 150_000])
 def test_a_batch_in_stretches_comes_to_the_same(held: int) -> None:
     history = parcels(12, 5)
-    whole, parts = folder(Settings()), folder(Settings())
+    whole, parts = BatchFolder(Settings()), BatchFolder(Settings())
     parts.held_bytes = held
     (at_once,), some = folded(whole, history), folded(parts, history)
     assert len(some) > 1
@@ -73,25 +73,25 @@ def test_a_batch_in_stretches_comes_to_the_same(held: int) -> None:
 
 
 def test_what_a_batch_publishes_is_bounded() -> None:
-    pipeline = folder(Settings())
-    pipeline.held_bytes = 2 << 20
-    works = folded(pipeline, parcels(60, 100))
+    folder = BatchFolder(Settings())
+    folder.held_bytes = 2 << 20
+    works = folded(folder, parcels(60, 100))
     assert sum(work.size for work in works) > 20 << 20
     largest = max(len(each.value) for work in works for records in work.out.values() for each in records if isinstance(each.value, bytes))
-    assert max(work.size for work in works) < pipeline.held_bytes + 4 * largest
+    assert max(work.size for work in works) < folder.held_bytes + 4 * largest
 
 
 def test_what_one_record_publishes_is_bounded() -> None:
     """Parcels that came before their order: all that they come to leaves with order.created."""
     history = parcels(200, 20)
-    held, whole = folder(Settings()), folder(Settings())
+    held, whole = BatchFolder(Settings()), BatchFolder(Settings())
     held.held_bytes = 1 << 20
-    for pipeline in (held, whole):
-        states = {raw(ORDER): folded(pipeline, history[1:])[-1].states[raw(ORDER)]}
-        (work,) = fold(pipeline, LANE, history[:1], lambda keys, states=states: [states.get(key) for key in keys])  # type: ignore[misc]
+    for folder in (held, whole):
+        states = {raw(ORDER): folded(folder, history[1:])[-1].states[raw(ORDER)]}
+        (work,) = fold(folder, LANE, history[:1], lambda keys, states=states: [states.get(key) for key in keys])  # type: ignore[misc]
         commits = work.out["stock.commit"]
         assert len(commits) == 200
-        if pipeline is held:
+        if folder is held:
             first = published([work])
             assert work.size < held.held_bytes + 4 * len(commits[0].content() or b"")
         else:
@@ -100,9 +100,9 @@ def test_what_one_record_publishes_is_bounded() -> None:
 
 
 def test_what_a_batch_loads_is_bounded() -> None:
-    pipeline = folder(Settings())
-    pipeline.held_bytes = 100_000
-    state = folded(pipeline, parcels(0, 20))[0].states[raw(ORDER)]
+    folder = BatchFolder(Settings())
+    folder.held_bytes = 100_000
+    state = folded(folder, parcels(0, 20))[0].states[raw(ORDER)]
     asked: list[int] = []
 
     def states(keys: Sequence[bytes]) -> list[bytes | None]:
@@ -116,7 +116,7 @@ def test_what_a_batch_loads_is_bounded() -> None:
         headers, value = record("order.paid", paid, id=f"p-{n}")
         key = order_id.encode()
         history.append(SimpleNamespace(**{**vars(taken("order.paid", n, {})), "key": key, "value": value, "headers": headers}))
-    works = list(fold(pipeline, LANE, history, states))
+    works = list(fold(folder, LANE, history, states))
     assert len(works) > 5
     assert sum(len(work.states) for work in works) == 500
-    assert max(len(work.states) for work in works) * len(state) < pipeline.held_bytes + 2 * len(state)
+    assert max(len(work.states) for work in works) * len(state) < folder.held_bytes + 2 * len(state)

@@ -8,9 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from domain import ids
+from contracts import ids
+from contracts.topics import DECISIONS
 from domain.order import Order
-from domain.topics import DECISIONS
 from settings import Settings
 from sinks.redis import RedisSink
 from sinks.rows import RowBatch

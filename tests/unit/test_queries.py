@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from domain import money
+from contracts import money
 from queries import statements
 from queries.circuit import Circuit
 from queries.flight import SingleFlight

@@ -8,9 +8,9 @@ from uuid import UUID, uuid5
 
 import pytest
 
+from contracts.cloudevents import binary
 from domain import events
-from examples.services import Behaviour, Customers, Inventory, Later, Market, Message, Payments, Shipping, Steps
-from sources.event import binary
+from workload.services import Behaviour, Customers, Inventory, Later, Market, Message, Payments, Shipping, Steps
 
 ORDER = "0a0a0a0a-0000-4000-8000-000000000001"
 SELLER = "aaaaaaaa-0000-4000-8000-000000000001"

@@ -10,20 +10,22 @@ import resource
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid5
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from domain import bulk, errors, events
-from domain.errors import Refused
-from sources import bulk as files
-from sources import files as copies
-from sources import parquet as parquets
-from sources.bulk import Job, Refusal, prepare
-from sources.event import SourceError
+from contracts import bulk, errors
+from contracts.cloudevents import SourceError
+from contracts.errors import Refused
+from contracts.incoming import BulkPart
+from domain import events
+from operations.submit import files as copies
+from operations.submit import jobs as files
+from operations.submit import parquet as parquets
+from operations.submit.jobs import Job, Refusal, prepare
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, USER, VALID, at, created, item_id, line, parcel, record
 
 JOB = "0b0b0b0b-0000-4000-8000-000000000001"
@@ -425,7 +427,7 @@ def test_a_part_is_taken_apart_into_events_as_they_came() -> None:
     value = bulk.encode_part(JOB, 1, 2, [good, b'{"order_id":"x"}', b"7"])
     headers, _ = record("order.bulk", {})
     event = events.decode("order.bulk", headers, value)
-    first, *others = bulk.unpack(event)
+    first, *others = bulk.unpack(event.type, cast(BulkPart, event.fact), event.traceparent)
     assert (first.key, first.value, events.order_key(event)) == (ORDER.encode(), good, JOB.encode())
     assert events.decode("order.created", first.headers, first.value).id == "é"
     for each in others:

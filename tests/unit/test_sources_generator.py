@@ -13,15 +13,15 @@ from uuid import UUID, uuid5
 import pytest
 from aiokafka.partitioner import murmur2
 
-from domain import errors
-from domain.errors import Refused
+from contracts import errors
+from contracts.cloudevents import SourceEvent
+from contracts.errors import Refused
+from contracts.topics import INPUT
 from domain.events import decode
-from domain.topics import INPUT
-from sources import generator, producer
-from sources.event import SourceEvent
-from sources.generator import Shares
-from sources.poison import POISONS, Anchor
 from streams import partitioner
+from workload import generator, producer
+from workload.generator import Shares
+from workload.poison import POISONS, Anchor
 
 CLEAN = Shares(duplicates=0, shuffle=0, poison=0)
 DIGITS = {"JPY": 0, "EUR": 2, "USD": 2, "BRL": 2, "BHD": 3}

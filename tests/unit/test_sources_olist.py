@@ -14,8 +14,8 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from sources import olist
-from sources.event import SourceError, SourceEvent
+from contracts.cloudevents import SourceError, SourceEvent
+from workload import olist
 
 ORDER = "0123456789abcdef0123456789abcdef"
 EMPTY = "11112222333344445555666677778888"

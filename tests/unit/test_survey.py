@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 
-from domain import events, ids
+from contracts import ids
+from domain import events
 from domain.events import Event
 from domain.order import CAUSES, SUBORDER_STATUS
-from domain.sums import winning_scans, winning_stages
+from domain.totals import winning_scans, winning_stages
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Data, Story, item_id, line, made, parcel, raw, record, returned
 
 Told = tuple[Any, ...]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from domain import times
-from domain.errors import FIELD_MALFORMED, Refused
+from contracts import times
+from contracts.errors import FIELD_MALFORMED, Refused
 
 NEW_YEAR = 1_767_225_600_000_000
 """2026-01-01T00:00:00Z."""

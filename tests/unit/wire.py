@@ -19,7 +19,7 @@ from domain.effects import Derived, LateRefusal
 from domain.events import Event
 from domain.fold import Folded, fold
 from domain.order import Order, Origin
-from domain.survey import Survey, survey
+from domain.status import Survey, survey
 from tables import codec
 
 ORDER: Final = "0a0a0a0a-0000-4000-8000-000000000001"

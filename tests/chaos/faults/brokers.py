@@ -10,7 +10,7 @@ from random import Random
 
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
-from domain.topics import LANE
+from contracts.topics import LANE
 from tests.chaos.faults.base import fault
 from tests.chaos.world import World, until
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from random import Random
 
-from sources.producer import send
 from tests.chaos.faults.base import fault
 from tests.chaos.load import giant
 from tests.chaos.world import World
+from workload.producer import send
 
 
 @fault("duplicates-100", "load", (15.0, 25.0), what="every event comes a hundred times")

@@ -18,16 +18,16 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.protocol.group import LeaveGroupRequest
 from redis.asyncio import Redis
 
-from domain.topics import DECISIONS
+from contracts.topics import DECISIONS
 from settings import Settings
 from sinks.redis import mark_key
-from sources import generator
-from sources.producer import send
 from streams import topics
 from streams.lag import LagReader, total
 from tests.chaos.proxy import Proxy
 from tests.chaos.sweep.zygote import Child, Zygote
 from tests.chaos.world import settings_of
+from workload import generator
+from workload.producer import send
 
 Life = Child
 """One life of the worker that may die."""

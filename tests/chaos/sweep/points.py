@@ -12,7 +12,7 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 MODULES: Final = (
     "streams.pipeline",
     "streams.cache",
-    "streams.delivery",
+    "streams.transport.delivery",
     "streams.transport.lane",
     "streams.transport.batch",
     "streams.transport.changelog",

@@ -1,0 +1,307 @@
+"""Events that are read: the wire form of their data, and one entry for each (contracts: section 1)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+from uuid import UUID
+
+from msgspec import UNSET, Meta, Raw, Struct, UnsetType
+
+from contracts import ids
+from contracts.catalogue import EventSpec
+
+MOST_CHARACTERS: Final = 1_000
+"""Of a text."""
+MOST_ITEMS: Final = 1_000
+"""Of an order, a parcel or a reply."""
+
+Text = Annotated[str, Meta(max_length=MOST_CHARACTERS)]
+Money = Annotated[
+    str,
+    Meta(
+        max_length=MOST_CHARACTERS,
+        description="major units, ^(0|[1-9][0-9]*)(\\.[0-9]+)?$, at most the currency's minor digits and 10^15 minor units",
+    ),
+]
+Time = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 with offset, cut to microseconds")]
+Day = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 with offset, or YYYY-MM-DD")]
+Currency = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="ISO 4217")]
+Quantity = Annotated[int, Meta(ge=1, le=100_000)]
+BulkNumber = Annotated[int, Meta(ge=1, le=1_000_000, description="1, 2, ... up to parts")]
+
+
+class ItemData(Struct, gc=False):
+    item_id: UUID
+    product_id: UUID
+    seller_id: UUID
+    sku: Text
+    quantity: Quantity
+    price: Money
+    warehouse_id: UUID | UnsetType = UNSET
+    shipping_amount: Money | UnsetType = UNSET
+
+
+class ItemQuantity(Struct, gc=False):
+    item_id: UUID
+    quantity: Quantity
+
+
+Items = Annotated[list[ItemData], Meta(min_length=1, max_length=MOST_ITEMS)]
+ItemQuantities = Annotated[list[ItemQuantity], Meta(max_length=MOST_ITEMS)]
+
+
+class OrderCreated(Struct, gc=False):
+    """A customer placed an order. total_amount = sum(price * quantity + shipping_amount) - discount_amount, exactly."""
+
+    order_id: UUID
+    user_id: UUID
+    currency: Currency
+    total_amount: Money
+    items: Items
+    region: Text | UnsetType = UNSET
+    discount_amount: Money | UnsetType = UNSET
+
+
+class CheckoutCompleted(Struct, gc=False):
+    """A customer completed a checkout. Becomes order.created with order_id = uuid5(checkout_id, "order"), with the same refusals."""
+
+    checkout_id: UUID
+    user_id: UUID
+    currency: Currency
+    total_amount: Money
+    items: Items
+    region: Text | UnsetType = UNSET
+    discount_amount: Money | UnsetType = UNSET
+
+    @property
+    def order_id(self) -> UUID:
+        return UUID(bytes=ids.uuid5(self.checkout_id.bytes, "order"))
+
+
+class OrderPaid(Struct, gc=False):
+    """Money was captured. An order may have several payments."""
+
+    order_id: UUID
+    payment_id: UUID
+    amount: Money
+    currency: Currency
+    method: Text | UnsetType = UNSET
+
+
+class PaymentFailed(Struct, gc=False):
+    """A payment attempt failed."""
+
+    order_id: UUID
+    payment_id: UUID
+    reason: Text
+
+
+class StockReserved(Struct, gc=False):
+    """The inventory reserved a seller's units."""
+
+    order_id: UUID
+    seller_id: UUID
+    reservation_id: UUID
+
+
+class StockRejected(Struct, gc=False):
+    """These units are not to be had: never left and never will. Without items: all the seller's."""
+
+    order_id: UUID
+    seller_id: UUID
+    reservation_id: UUID
+    reason: Text | UnsetType = UNSET
+    items: ItemQuantities | UnsetType = UNSET
+
+
+class StockReleased(StockRejected, gc=False):
+    """These units went back to stock before they left. Without items: all the seller's."""
+
+
+class OrderCancelRequested(Struct, gc=False):
+    """Somebody asks to cancel the order, or one seller's part of it."""
+
+    order_id: UUID
+    reason: Text
+    seller_id: UUID | UnsetType = UNSET
+
+
+class ShipmentUpdated(Struct, gc=False):
+    """A parcel was scanned. Without items: it holds all the seller's units in this order."""
+
+    order_id: UUID
+    shipment_id: UUID
+    seller_id: UUID
+    status: Literal["pending", "in_transit", "delivered", "returned"]
+    warehouse_id: UUID | UnsetType = UNSET
+    carrier: Text | UnsetType = UNSET
+    tracking_number: Text | UnsetType = UNSET
+    estimated_delivery: Day | UnsetType = UNSET
+    location: Text | UnsetType = UNSET
+    items: ItemQuantities | UnsetType = UNSET
+
+
+class OrderReturned(Struct, gc=False):
+    """A return went through a stage. quantity absent: the whole line; processed_at absent: the event's time; restock absent: true."""
+
+    order_id: UUID
+    return_id: UUID
+    item_id: UUID
+    reason: Text
+    status: Literal["requested", "processed", "rejected"]
+    quantity: Quantity | UnsetType = UNSET
+    processed_at: Time | UnsetType = UNSET
+    restock: bool | UnsetType = UNSET
+
+
+class RefundCompleted(Struct, gc=False):
+    """The payment service paid a refund."""
+
+    order_id: UUID
+    refund_id: UUID
+    reason: Text | UnsetType = UNSET
+
+
+class RefundFailed(RefundCompleted, gc=False):
+    """The payment service couldn't pay a refund."""
+
+
+class RefundDecided(Struct, gc=False):
+    """Internal (orders.decisions): the n-th refund of an order, fixed for ever. amount in minor units; units are [item_id, unit number]."""
+
+    order_id: UUID
+    n: int
+    amount: int
+    cause: Literal["return", "stock", "closed"]
+    cause_id: UUID
+    units: list[tuple[UUID, int]]
+    shipping: list[UUID]
+
+
+class DeadlinePassed(Struct, gc=False):
+    """Internal (orders.decisions): an answer did not come in time, by the broker's clock. `final`: it isn't waited for any longer."""
+
+    order_id: UUID
+    deadline: Literal["payment", "stock", "release", "label", "refund"]
+    attempt: int
+    final: bool
+    seller_id: UUID | UnsetType = UNSET
+    refund_id: UUID | UnsetType = UNSET
+
+
+class BulkPart(Struct, gc=False):
+    """One part of a bulk job, whatever its events are: see contracts.bulk."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[Raw], Meta(max_length=10_000)]
+
+    @property
+    def order_id(self) -> UUID:
+        """What its record is keyed by."""
+        return self.job_id
+
+
+class BulkOrder(OrderCreated, gc=False, kw_only=True):
+    """The data of order.created, with the id and the time of the event."""
+
+    id: Text
+    time: Time
+
+
+class BulkShipment(ShipmentUpdated, gc=False, kw_only=True):
+    """The data of shipment.updated, with the id and the time of the event."""
+
+    id: Text
+    time: Time
+
+
+class BulkReturn(OrderReturned, gc=False, kw_only=True):
+    """The data of order.returned, with the id and the time of the event."""
+
+    id: Text
+    time: Time
+
+
+class OrderBulk(Struct, gc=False):
+    """A part of a job: many orders at once. Each becomes an order.created, at a pace that leaves what is interactive its latency."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[BulkOrder], Meta(max_length=10_000)]
+
+
+class ShipmentBulk(Struct, gc=False):
+    """A part of a job: many scans at once. Each becomes a shipment.updated."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[BulkShipment], Meta(max_length=10_000)]
+
+
+class ReturnBulk(Struct, gc=False):
+    """A part of a job: many returns at once. Each becomes an order.returned."""
+
+    job_id: UUID
+    part: BulkNumber
+    parts: BulkNumber
+    events: Annotated[list[BulkReturn], Meta(max_length=10_000)]
+
+
+DECISIONS: Final = "orders.decisions"
+"""The topic of the pipeline's own decisions, which come back as facts."""
+
+_MOST: Final = 1 << 20
+_MOST_SCANS: Final = 2 << 20
+
+INPUT: Final = (
+    EventSpec("checkout.completed", CheckoutCompleted, "checkout", "the order that it becomes"),
+    EventSpec("order.created", OrderCreated, "checkout", "the order itself"),
+    EventSpec("order.paid", OrderPaid, "payment service", "payment_id", "payments", _MOST),
+    EventSpec("payment.failed", PaymentFailed, "payment service", "payment_id", "failures", _MOST),
+    EventSpec("stock.reserved", StockReserved, "inventory", "seller_id", "stock", _MOST),
+    EventSpec(
+        "stock.rejected", StockRejected, "inventory", "seller_id and items as sent, so two partial rejections both count", "stock", _MOST
+    ),
+    EventSpec(
+        "stock.released", StockReleased, "inventory", "seller_id and items as sent, so two partial releases both count", "stock", _MOST
+    ),
+    EventSpec(
+        "order.cancel_requested",
+        OrderCancelRequested,
+        "customer service",
+        "seller_id, or the whole order without it",
+        "cancellations",
+        _MOST,
+    ),
+    EventSpec("shipment.updated", ShipmentUpdated, "shipping service", "shipment_id, status and the event's time", "scans", _MOST_SCANS),
+    EventSpec("order.returned", OrderReturned, "returns desk", "return_id and status", "returns", _MOST),
+    EventSpec("refund.completed", RefundCompleted, "payment service", "refund_id", "refunds", _MOST),
+    EventSpec("refund.failed", RefundFailed, "payment service", "refund_id", "refunds", _MOST),
+)
+"""Events of other services, in the order of an order's life."""
+
+OWN: Final = (
+    EventSpec("refund.decided", RefundDecided, "", "n", topic=DECISIONS),
+    EventSpec("deadline.passed", DeadlinePassed, "", "deadline, seller_id or refund_id, attempt", "deadlines", topic=DECISIONS),
+)
+"""The pipeline's own decisions. Without a limit: an order has so many sellers, and each is asked so often."""
+
+BULK: Final = (
+    EventSpec("order.bulk", OrderBulk, "", "job_id and part"),
+    EventSpec("shipment.bulk", ShipmentBulk, "", "job_id and part"),
+    EventSpec("return.bulk", ReturnBulk, "", "job_id and part"),
+)
+"""Parts of bulk jobs (contracts.bulk). They add no fact: what is in them does."""
+
+EVENTS: Final = {spec.type: spec for spec in (*INPUT, *OWN, *BULK)}
+"""Every event that is read, by its type."""
+
+DATA: Final[dict[str, type[Struct]]] = {name: spec.model for name, spec in EVENTS.items()}
+"""Event type -> wire form of its data."""
+
+FACT_FIELDS: Final = tuple(dict.fromkeys(spec.facts for spec in EVENTS.values() if spec.facts is not None))
+"""Fields of domain.order.Order that hold lists of facts."""

@@ -1,0 +1,87 @@
+"""Money is an integer of the currency's minor unit (cents, yen, fils). Exact, always."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+from contracts.errors import FIELD_MALFORMED, Refused
+
+LIMIT: Final = 10**15
+"""The most minor units of one amount."""
+
+_ZERO_DIGITS = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF XPF"
+_THREE_DIGITS = "BHD IQD JOD KWD LYD OMR TND"
+_FOUR_DIGITS = "CLF UYW"
+_TWO_DIGITS = (
+    "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF CHW CNY "
+    "COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR ILS INR IRR "
+    "JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO "
+    "NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS "
+    "TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED VES WST XAD XCD XCG YER ZAR ZMW ZWG "
+)
+DIGITS: Final[dict[str, int]] = {
+    **dict.fromkeys(_ZERO_DIGITS.split(), 0),
+    **dict.fromkeys(_TWO_DIGITS.split(), 2),
+    **dict.fromkeys(_THREE_DIGITS.split(), 3),
+    **dict.fromkeys(_FOUR_DIGITS.split(), 4),
+}
+"""Currency -> digits of its minor unit (ISO 4217, list one)."""
+
+_AMOUNT = re.compile(r"(0|[1-9][0-9]*)(?:\.([0-9]+))?", re.ASCII)
+
+
+@lru_cache(maxsize=65536)
+def parse(text: str, digits: int) -> int | None:
+    """Amount in major units as text -> minor units; None if the text is no amount with at most `digits` decimals, or above LIMIT."""
+    match = _AMOUNT.fullmatch(text) if len(text) < 40 else None
+    if match is None:
+        return None
+    whole, fraction = match.groups("")
+    if len(fraction) > digits:
+        return None
+    amount = int(whole + fraction.ljust(digits, "0"))
+    return amount if amount <= LIMIT else None
+
+
+def parse_field(text: str, digits: int, path: str) -> int:
+    """As parse; raises Refused naming `path` instead of returning None."""
+    amount = parse(text, digits)
+    if amount is None:
+        raise Refused(FIELD_MALFORMED, f"{path}: not an amount with at most {digits} decimals and at most 10^15 minor units")
+    return amount
+
+
+@lru_cache(maxsize=65536)
+def text(amount: int, digits: int) -> str:
+    """Minor units -> major units as text, with all `digits` decimals: text(1250, 2) == "12.50"."""
+    if digits == 0:
+        return str(amount)
+    padded = str(amount).rjust(digits + 1, "0")
+    return f"{padded[:-digits]}.{padded[-digits:]}"
+
+
+def allocate(amount: int, weights: Sequence[int]) -> list[int]:
+    """Split `amount` by `weights`, to the unit: largest remainder, ties to the earlier weight (contracts: section 2).
+
+    The shares add up to `amount` exactly. With amount <= sum(weights) no share is above its weight. All weights 0: all shares 0.
+    """
+    total = sum(weights)
+    if amount == 0 or total == 0:
+        return [0] * len(weights)
+    shares = [amount * weight // total for weight in weights]
+    left = amount - sum(shares)
+    if left:
+        # Python's sort is stable: of equal remainders the earlier weight comes first.
+        by_remainder = sorted(range(len(weights)), key=lambda i: -(amount * weights[i] % total))
+        for i in by_remainder[:left]:
+            shares[i] += 1
+    return shares
+
+
+def share_of_first(share: int, quantity: int, first: int) -> int:
+    """What the first `first` of a line's `quantity` units have of the line's discount `share` (largest remainder: ties to low numbers)."""
+    base, more = divmod(share, quantity)
+    return base * first + min(more, first)

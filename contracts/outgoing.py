@@ -1,0 +1,226 @@
+"""Events and commands that are published: the wire form of their data, and one entry for each (contracts: section 1, "Out")."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from contracts.catalogue import DerivedSpec
+
+SOURCE: Final = b"/orders"
+"""ce_source of everything we publish."""
+
+VERSION: Final = 1
+"""Version of the data of everything we publish. A field may be added under it, never removed or narrowed (contracts/)."""
+
+
+class SuborderItem(Struct, gc=False):
+    item_id: str
+    product_id: str
+    sku: str
+    quantity: int
+    live_quantity: int
+    price: str
+    shipping_amount: str
+    warehouse_id: str | UnsetType = UNSET
+
+
+class SuborderUnits(Struct, gc=False):
+    """How many of a suborder's units there are, are live, and of the live ones reached a rank or more."""
+
+    ordered: int
+    live: int
+    in_transit: int
+    delivered: int
+    returned: int
+
+
+class SuborderCreated(Struct, gc=False):
+    """An order's part for one seller, as ordered. The same whatever else is known: status pending, full amounts, version 1."""
+
+    suborder_id: str
+    order_id: str
+    seller_id: str
+    status: Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
+    currency: str
+    items: list[SuborderItem]
+    items_amount: str
+    shipping_amount: str
+    discount_amount: str
+    total_amount: str
+    units: SuborderUnits
+    version: int
+    closed_because: Literal["cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered"] | UnsetType = UNSET
+
+
+class SuborderUpdated(SuborderCreated, gc=False):
+    """A suborder's status, amounts (over its live units) or unit counts changed."""
+
+
+class StockItem(Struct, gc=False):
+    item_id: str
+    product_id: str
+    sku: str
+    quantity: int
+    warehouse_id: str | UnsetType = UNSET
+
+
+class StockReserve(Struct, gc=False):
+    """Command to the inventory: reserve a seller's units."""
+
+    reservation_id: str
+    order_id: str
+    seller_id: str
+    items: list[StockItem]
+
+
+class StockRelease(StockReserve, gc=False):
+    """Command to the inventory: a cancellation; take back what has not left. Only its stock.released makes the units gone."""
+
+
+class StockCommit(Struct, gc=False):
+    """Command to the inventory: these units have left with a parcel."""
+
+    commit_id: str
+    shipment_id: str
+    reservation_id: str
+    order_id: str
+    seller_id: str
+    items: list[StockItem]
+
+
+class StockRestock(Struct, gc=False):
+    """Command to the inventory: sound goods came back."""
+
+    restock_id: str
+    order_id: str
+    seller_id: str
+    return_id: str
+    item_id: str
+    product_id: str
+    sku: str
+    quantity: int
+
+
+class PaymentInitiate(Struct, gc=False):
+    """Command to the payment service: collect the order's total."""
+
+    payment_request_id: str
+    order_id: str
+    user_id: str
+    amount: str
+    currency: str
+
+
+class LabelItem(Struct, gc=False):
+    item_id: str
+    product_id: str
+    sku: str
+    quantity: int
+    warehouse_id: str | UnsetType = UNSET
+
+
+class ShippingLabelCreate(Struct, gc=False):
+    """Command to the shipping service: the order is confirmed, a label for a seller's units that are not gone."""
+
+    label_request_id: str
+    order_id: str
+    suborder_id: str
+    seller_id: str
+    items: list[LabelItem]
+
+
+class RefundRequest(Struct, gc=False):
+    """Command to the payment service: pay back. Fixed by the decision that it follows."""
+
+    refund_id: str
+    order_id: str
+    amount: str
+    currency: str
+    cause: Literal["return", "stock", "closed"]
+    cause_id: str
+
+
+class StatusCause(Struct, gc=False):
+    type: str
+    id: str
+
+
+class OrderStatusChanged(Struct, gc=False):
+    """An order's status changed."""
+
+    order_id: str
+    user_id: str
+    from_: Literal["pending", "confirmed", "shipped", "delivered", "returned"] = msgspec.field(name="from")
+    to: Literal["pending", "confirmed", "shipped", "delivered", "returned"]
+    cause: StatusCause
+    version: int
+
+
+DERIVED: Final = (
+    DerivedSpec(
+        "suborder.created",
+        SuborderCreated,
+        "order.created came: one for every seller, whatever else is known.",
+        "suborder_id",
+        "suborder:SELLER",
+        "never",
+    ),
+    DerivedSpec(
+        "suborder.updated",
+        SuborderUpdated,
+        "The status, the amounts or the unit counts of a seller's part changed.",
+        None,
+        "VERSION:SELLER",
+        "notice",
+    ),
+    DerivedSpec(
+        "stock.reserve",
+        StockReserve,
+        "order.created came: one for every seller, whatever else is known.",
+        "reservation_id",
+        "reservation:SELLER",
+        "never",
+    ),
+    DerivedSpec(
+        "payment.initiate", PaymentInitiate, "order.created came, unless its total is 0.", "payment_request_id", "payment", "never"
+    ),
+    DerivedSpec(
+        "shipping.label.create",
+        ShippingLabelCreate,
+        "The order is confirmed or further for the first time: one for each seller that has units not gone and no parcel in transit. "
+        "It does not wait for stock.reserved.",
+        "label_request_id",
+        "label:SELLER",
+        "command",
+    ),
+    DerivedSpec(
+        "stock.release",
+        StockRelease,
+        "A cancellation came: one for each seller meant that has units neither gone nor in transit.",
+        "reservation_id",
+        "reservation:SELLER",
+        "command",
+    ),
+    DerivedSpec(
+        "stock.commit", StockCommit, "A parcel is in transit or further for the first time.", "commit_id", "commit:SHIPMENT", "command"
+    ),
+    DerivedSpec("stock.restock", StockRestock, "A return was processed and its goods are sound.", "restock_id", "restock:RETURN", "never"),
+    DerivedSpec(
+        "refund.request",
+        RefundRequest,
+        "A refund was decided: its refund.decided came back from orders.decisions.",
+        "refund_id",
+        "refund:N",
+        "decided",
+    ),
+    DerivedSpec("order.status_changed", OrderStatusChanged, "The order's status changed.", None, "VERSION", "notice"),
+)
+
+SPECS: Final = {spec.type: spec for spec in DERIVED}
+"""Every event that is published, by its type."""
+
+DATA: Final[dict[str, type[Struct]]] = {name: spec.model for name, spec in SPECS.items()}
+"""Derived event type -> wire form of its data."""

@@ -1,0 +1,230 @@
+"""An order's story: its facts in time order, what they amount to, and which of them make its status true. For people and for --json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from contracts import ids, money, times
+from contracts.incoming import FACT_FIELDS
+from domain.anomalies import anomalies
+from domain.order import (
+    CAUSES,
+    CONFIRMED,
+    DEADLINES,
+    DELIVERED,
+    ORDER_STATUS,
+    PENDING,
+    PROCESSED,
+    RETURN_STATUS,
+    RETURNED,
+    SHIPMENT_STATUS,
+    SHIPPED,
+    SUBORDER_STATUS,
+    Cancellation,
+    Deadline,
+    Order,
+    Payment,
+    PaymentFailure,
+    Quantities,
+    RefundReply,
+    ReturnStage,
+    Scan,
+    SimpleFact,
+    StockReply,
+    type_of,
+)
+from domain.status import Suborder, Survey, survey
+from domain.totals import winning_scans, winning_stages
+
+Json = dict[str, Any]
+
+
+def tell(order_id: bytes, order: Order) -> Json:
+    """-> a JSON object: order, why, facts, lines, suborders, shipments, returns, money, refunds, anomalies. Never blocks."""
+    created = order.created
+    told: Json = {
+        "order_id": ids.text(order_id),
+        "known": created is not None,
+        "version": order.version,
+        "facts": _facts(order),
+    }
+    if created is None:
+        told["why"] = ["its order.created has not come: the facts below wait for it"]
+        return told
+    now = survey(order)
+    digits = money.DIGITS[created.currency]
+
+    def amount(minor: int) -> str:
+        return money.text(minor, digits)
+
+    live_total = sum(suborder.total for suborder in now.suborders)
+    told |= {
+        "status": ORDER_STATUS[now.status],
+        "why": _why(order, now, amount),
+        "user_id": ids.text(created.user_id),
+        "region": created.region or "",
+        "currency": created.currency,
+        "lines": [
+            {
+                "item_id": ids.text(line.item_id),
+                "seller_id": ids.text(line.seller_id),
+                "price": amount(line.price),
+                "discount": amount(line.discount),
+                "shipping": amount(line.shipping),
+                "quantity": line.quantity,
+                "gone": line.gone,
+                "live": line.live,
+                "in_transit": line.in_transit,
+                "delivered": line.delivered,
+                "returned": line.returned,
+            }
+            for line in now.lines
+        ],
+        "suborders": [_suborder(order_id, order, suborder, amount) for suborder in now.suborders],
+        "shipments": [
+            {
+                "shipment_id": ids.text(shipment_id),
+                "seller_id": ids.text(scan.seller_id),
+                "status": SHIPMENT_STATUS[scan.rank],
+                "carrier": scan.carrier,
+                "tracking_number": scan.tracking_number,
+                "items": _items(scan.items),
+            }
+            for shipment_id, scan in winning_scans(order).items()
+        ],
+        "returns": [
+            {
+                "return_id": ids.text(return_id),
+                "item_id": ids.text(stage.item_id),
+                "quantity": stage.quantity,
+                "status": RETURN_STATUS[stage.status],
+            }
+            for return_id, stage in winning_stages(order).items()
+        ],
+        "money": {
+            "total": amount(now.total),
+            "live_total": amount(live_total),
+            "captured": amount(now.captured),
+            "refunds_decided": amount(now.decided),
+        },
+        "refunds": [
+            {
+                "refund_id": ids.uuid5_text(order_id, f"refund:{decision.n}"),
+                "amount": amount(decision.amount),
+                "cause": CAUSES[decision.cause],
+                "cause_id": ids.text(decision.cause_id),
+                "units": [[ids.text(item_id), first, count] for item_id, first, count in decision.units],
+                "shipping": [ids.text(item_id) for item_id in decision.shipping],
+            }
+            for decision in order.decisions
+        ],
+        "anomalies": anomalies(order, order_id),
+    }
+    return told
+
+
+def _items(items: Quantities | None) -> Any:
+    return "all the seller's" if items is None else [[ids.text(item_id), quantity] for item_id, quantity in items]
+
+
+def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Any) -> Json:
+    seller = ids.text(suborder.seller_id)
+    told: Json = {
+        "suborder_id": ids.uuid5_text(order_id, f"suborder:{seller}"),
+        "seller_id": seller,
+        "status": SUBORDER_STATUS[suborder.status],
+        "units": {
+            "ordered": suborder.ordered,
+            "live": suborder.live,
+            "in_transit": suborder.in_transit,
+            "delivered": suborder.delivered,
+            "returned": suborder.returned,
+        },
+        "total_amount": amount(suborder.total),
+    }
+    if suborder.live < suborder.ordered:
+        types = {reply.type for reply in order.stock if not reply.refused and reply.seller_id == suborder.seller_id}
+        told["gone_because"] = [name for kind, name in ((1, "stock.rejected"), (2, "stock.released")) if kind in types]
+    return told
+
+
+def _facts(order: Order) -> list[Json]:
+    waiting = {(each.field, each.index) for each in order.waiting}
+    told: list[tuple[int, int, Json]] = []
+
+    def add(time: int, rank: int, type_: str, what: str, note: str) -> None:
+        told.append((time, rank, {"time": times.text(time), "type": type_, "what": what, "note": note}))
+
+    created = order.created
+    digits = money.DIGITS[created.currency] if created else 2
+    if created is not None:
+        sellers = len({item.seller_id for item in created.items})
+        units = sum(item.quantity for item in created.items)
+        what = f"{units} units in {len(created.items)} lines of {sellers} sellers, {money.text(created.total, digits)} {created.currency}"
+        add(created.time, 0, "order.created", what, "")
+    for field in FACT_FIELDS:
+        for index, fact in enumerate(getattr(order, field)):
+            note = "refused" if fact.refused else "waits for its order" if (field, index) in waiting else ""
+            add(fact.time, 1, type_of(fact), _describe(fact), note)
+    for decision in order.decisions:
+        currency = created.currency if created else "minor units"
+        what = f"number {decision.n}: {money.text(decision.amount, digits if created else 0)} {currency}, cause {CAUSES[decision.cause]}"
+        add(decision.time, 2, "refund.decided", what, "")
+    return [fact for _, _, fact in sorted(told, key=lambda each: each[:2])]
+
+
+def _describe(fact: SimpleFact) -> str:
+    """Content of a fact in words. Free text (reason, location) is left out: it may be personal."""
+    match fact:
+        case Payment():
+            return f"payment {ids.text(fact.payment_id)}: {money.text(fact.amount, money.DIGITS[fact.currency])} {fact.currency}"
+        case PaymentFailure():
+            return f"payment {ids.text(fact.payment_id)}"
+        case StockReply():
+            return f"seller {ids.text(fact.seller_id)}, {_count(fact.items)}"
+        case Cancellation():
+            return "the whole order" if fact.seller_id is None else f"seller {ids.text(fact.seller_id)}"
+        case Scan():
+            return f"parcel {ids.text(fact.shipment_id)} {SHIPMENT_STATUS[fact.rank]}, {_count(fact.items)}"
+        case ReturnStage():
+            units = "the whole line" if fact.quantity is None else f"{fact.quantity} units"
+            return f"return {ids.text(fact.return_id)} {RETURN_STATUS[fact.status]}, {units} of item {ids.text(fact.item_id)}"
+        case RefundReply():
+            return f"refund {ids.text(fact.refund_id)}"
+        case Deadline():
+            whose = "" if fact.subject is None else f" of {ids.text(fact.subject)}"
+            return f"no {DEADLINES[fact.what]}{whose} in time, number {fact.attempt}{', given up' if fact.final else ''}"
+
+
+def _count(items: Quantities | None) -> str:
+    return "all the seller's units" if items is None else f"{sum(quantity for _, quantity in items)} units"
+
+
+def _why(order: Order, now: Survey, amount: Any) -> list[str]:
+    """Which facts make the status true, and what the next one lacks."""
+    scans = winning_scans(order)
+    live = sum(suborder.live for suborder in now.suborders)
+    reached = {
+        rank: sum(getattr(suborder, name) for suborder in now.suborders)
+        for rank, name in ((1, "in_transit"), (2, "delivered"), (3, "returned"))
+    }
+    needed = sum(suborder.total for suborder in now.suborders) if live else now.total
+    whose = "the live units'" if live else "the order's"
+    paid = f"captured {amount(now.captured)} of {whose} total {amount(needed)}"
+    parcels = [f"parcel {ids.text(i)} is {SHIPMENT_STATUS[scan.rank]}" for i, scan in scans.items() if scan.rank]
+    returns = [f"return {ids.text(i)} is processed" for i, stage in winning_stages(order).items() if stage.status == PROCESSED]
+    if not live:
+        return ["no unit is live: all are rejected or released", paid]
+    match now.status:
+        case status if status == PENDING:
+            return [f"{paid}: not enough", "no live unit is in transit"]
+        case status if status == CONFIRMED:
+            return [f"{paid}: enough", "no live unit is in transit"]
+        case status if status == SHIPPED:
+            return [f"{reached[1]} of {live} live units are in transit or further, {reached[2]} delivered", *parcels, paid]
+        case status if status == DELIVERED:
+            return [f"all {live} live units are delivered, {reached[3]} returned", *parcels, *returns, paid]
+        case status if status == RETURNED:
+            return [f"all {live} live units are returned", *parcels, *returns, paid]
+        case _:
+            raise ValueError(now.status)

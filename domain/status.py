@@ -1,0 +1,245 @@
+"""What the facts of an order amount to: units and their ranks, live units, statuses, money (contracts: section 2).
+
+Pure functions of an Order whose order.created is known. A line's units are numbered from the highest rank down; the first `live` are live.
+"""
+
+from __future__ import annotations
+
+from operator import attrgetter
+from typing import Final
+
+from contracts import money
+from domain.order import (
+    BY_CANCELLATION,
+    BY_PAYMENT,
+    BY_REJECTION,
+    BY_RELEASE,
+    BY_SILENCE,
+    CLOSED,
+    CONFIRMED,
+    DELIVERED,
+    DUE_PAYMENT,
+    PENDING,
+    RETURNED,
+    SHIPPED,
+    STOCK_REJECTED,
+    STOCK_RELEASED,
+    Created,
+    Order,
+)
+from domain.totals import Sums
+
+_item_id: Final = attrgetter("item_id")
+_seller_id: Final = attrgetter("seller_id")
+
+
+class Line:
+    """One line: how many of its units reached which rank, by parcels and processed returns."""
+
+    __slots__ = (
+        "claimed",
+        "delivered",
+        "discount",
+        "gone",
+        "in_transit",
+        "item_id",
+        "live",
+        "moving",
+        "price",
+        "quantity",
+        "returned",
+        "seller_id",
+        "shipping",
+    )
+
+    def __init__(self, item_id: bytes, seller_id: bytes, quantity: int, price: int, shipping: int, discount: int) -> None:
+        self.item_id = item_id
+        self.seller_id = seller_id
+        self.quantity = quantity
+        self.price = price
+        self.shipping = shipping
+        self.discount = discount
+        """The whole line's share of the order's discount."""
+        self.gone = 0
+        self.claimed = 0
+        """Units in transit or further by what the parcels say, which may be more than there are."""
+        self.moving = 0
+        """The same, as far as there are any."""
+        self.in_transit = self.delivered = self.returned = 0
+        """Units at this rank or above, processed returns included."""
+        self.live = quantity
+
+    def discount_of_first(self, units: int) -> int:
+        return money.share_of_first(self.discount, self.quantity, units) if self.discount else 0
+
+    def net_of(self, number: int) -> int:
+        """Price of unit `number` less its share of the discount."""
+        return self.price - self.discount_of_first(number + 1) + self.discount_of_first(number)
+
+    @property
+    def worthless(self) -> int:
+        """How many of its units are worth nothing: the first ones, since none has a smaller share of the discount than a later one."""
+        share, more = divmod(self.discount, self.quantity)
+        return self.quantity if share == self.price else more if share + 1 == self.price else 0
+
+
+class Suborder:
+    """One seller's part of an order, over its live units. Amounts in minor units."""
+
+    __slots__ = (
+        "because",
+        "delivered",
+        "discount",
+        "in_transit",
+        "items_amount",
+        "lines",
+        "live",
+        "ordered",
+        "returned",
+        "seller_id",
+        "shipping",
+        "status",
+    )
+
+    def __init__(self, seller_id: bytes) -> None:
+        self.seller_id = seller_id
+        self.lines: list[Line] = []
+        self.ordered = self.live = self.in_transit = self.delivered = self.returned = 0
+        """Units: all, live, and live ones at this rank or above."""
+        self.items_amount = self.shipping = self.discount = 0
+        self.status = PENDING
+        self.because = 0
+        """Why none of its units is live: numbers order.CLOSED_BECAUSE."""
+
+    @property
+    def total(self) -> int:
+        return self.items_amount + self.shipping - self.discount
+
+    def add(self, line: Line) -> None:
+        live = line.live
+        self.lines.append(line)
+        self.ordered += line.quantity
+        self.live += live
+        if live:
+            if line.in_transit:
+                self.in_transit += min(live, line.in_transit)
+                self.delivered += min(live, line.delivered)
+                self.returned += min(live, line.returned)
+            self.items_amount += line.price * live
+            self.shipping += line.shipping
+            if line.discount:
+                self.discount += line.discount_of_first(live)
+
+    def state(self) -> tuple[int, ...]:
+        """What a suborder.updated tells: published again when it changes."""
+        return (
+            self.status,
+            self.items_amount,
+            self.shipping,
+            self.discount,
+            self.live,
+            self.in_transit,
+            self.delivered,
+            self.returned,
+            self.because,
+        )
+
+
+class Survey:
+    """An order, computed: lines (by item id), suborders (by seller id), captured and decided money, status."""
+
+    __slots__ = ("captured", "decided", "lines", "live", "status", "suborders", "total")
+
+    def __init__(self, lines: list[Line], suborders: list[Suborder], captured: int, decided: int, total: int) -> None:
+        self.lines = lines
+        self.suborders = suborders
+        self.captured = captured
+        self.decided = decided
+        self.total = total
+        self.live = 0
+        self.status = self._status()
+
+    def _status(self) -> int:
+        live = in_transit = delivered = returned = amount = 0
+        for suborder in self.suborders:
+            live += suborder.live
+            in_transit += suborder.in_transit
+            delivered += suborder.delivered
+            returned += suborder.returned
+            amount += suborder.items_amount + suborder.shipping - suborder.discount
+        self.live = live
+        paid = CONFIRMED if self.captured >= (amount if live else self.total) else PENDING
+        for suborder in self.suborders:
+            suborder.status = (
+                _milestone(suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid) if suborder.live else CLOSED
+            )
+        return _milestone(live, in_transit, delivered, returned, paid)
+
+
+def _milestone(live: int, in_transit: int, delivered: int, returned: int, paid: int) -> int:
+    if live and in_transit:
+        if returned == live:
+            return RETURNED
+        if delivered == live:
+            return DELIVERED
+        return SHIPPED
+    return paid
+
+
+def fresh_lines(created: Created) -> list[Line]:
+    """Lines by item id, with their shares of the discount, before anything happened to them."""
+    items = created.items
+    if len(items) > 1:
+        items = sorted(items, key=_item_id)
+    if created.discount:
+        shares = money.allocate(created.discount, [item.price * item.quantity for item in items])
+        return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, share) for i, share in zip(items, shares, strict=True)]
+    return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, 0) for i in items]
+
+
+def survey(order: Order, sums: Sums | None = None) -> Survey:
+    """Everything that follows from the order's facts. `order.created` must be known. `sums`: those of the order, if they are at hand."""
+    created = order.created
+    assert created is not None
+    if sums is None:
+        sums = Sums(order)
+    lines = fresh_lines(created)
+    claimed, returned, gone = sums.claimed, sums.returned, sums.gone
+    by_seller: dict[bytes, Suborder] = {}
+    for line in lines:
+        if claimed:
+            units = claimed.get(line.item_id)
+            if units is not None and units[0]:
+                quantity = line.quantity
+                line.claimed = units[0]
+                line.moving = line.in_transit = min(units[0], quantity)
+                line.delivered = min(units[1], quantity)
+                line.returned = min(units[2], quantity)
+        if returned and line.item_id in returned:
+            line.returned = min(line.quantity, line.returned + returned[line.item_id])
+            line.delivered = max(line.delivered, line.returned)
+            line.in_transit = max(line.in_transit, line.returned)
+        if gone and line.item_id in gone:
+            line.gone = min(line.quantity, gone[line.item_id])
+            line.live = max(line.quantity - line.gone, line.moving)
+        suborder = by_seller.get(line.seller_id)
+        if suborder is None:
+            suborder = by_seller[line.seller_id] = Suborder(line.seller_id)
+        suborder.add(line)
+    suborders = list(by_seller.values())
+    for suborder in suborders:
+        if not suborder.live:
+            suborder.because = _closed_because(order, suborder.seller_id)
+    if len(suborders) > 1:
+        suborders.sort(key=_seller_id)
+    return Survey(lines, suborders, sums.captured, sums.decided, created.total)
+
+
+def _closed_because(order: Order, seller_id: bytes) -> int:
+    """Why a seller's units are all gone: by what the inventory said, and what it was asked for."""
+    said = {reply.type for reply in order.stock if not reply.refused and reply.seller_id == seller_id}
+    if STOCK_RELEASED in said:
+        if any(not each.refused and each.seller_id in (None, seller_id) for each in order.cancellations):
+            return BY_CANCELLATION
+        return BY_PAYMENT if any(deadline.what == DUE_PAYMENT for deadline in order.deadlines) else BY_RELEASE
+    return BY_REJECTION if STOCK_REJECTED in said else BY_SILENCE

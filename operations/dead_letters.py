@@ -1,0 +1,268 @@
+"""The dead letters in orders.dlq, and what became of them (orders.redriven).
+
+Nothing here joins a group or writes. Everything may block for as long as the brokers take, and raises what aiokafka raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Collection
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Final, Literal, NamedTuple, Self
+
+import msgspec
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaTimeoutError
+
+from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
+from contracts.topics import DLQ, LANE, REDRIVEN
+from settings import Settings
+from streams import topics
+from streams.lag import TopicsMissing
+from wire import AIOKafkaConsumer
+
+REDRIVE_OF: Final = "redrive_of"
+"""Header of a redriven record: PARTITION:OFFSET of the dead letter in orders.dlq that it was made of."""
+REDRIVE_COUNT: Final = "redrive_count"
+"""Header of a redriven record: how often it has been redriven, 1 the first time."""
+
+State = Literal["new", "redriven", "parked", "final"]
+"""What became of a dead letter. new: it may go back. redriven: it went back. parked: it was redriven so often that it doesn't go any more.
+final: no fix can help it, see DeadLetter.stays."""
+
+_OURS: Final = ("dlq_topic", "dlq_partition", "dlq_offset", "dlq_reason", "dlq_detail", "dlq_time")
+_FOR_THE_ORDERS_SAKE: Final = (ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER)
+_STALLED: Final = 60.0
+"""Seconds without progress after which a read is given up."""
+
+
+class NoSuchLetter(Exception):
+    """There is no dead letter at the PARTITION:OFFSET that the message is."""
+
+
+class DeadLetter(NamedTuple):
+    """One refused record. `partition` and `offset` are its own in orders.dlq, `origin_...` those of the record; headers as it had them."""
+
+    partition: int
+    offset: int
+    reason: str
+    detail: str
+    time: str
+    origin_topic: str
+    origin_partition: int
+    origin_offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes | None], ...]
+
+    @property
+    def coordinates(self) -> str:
+        return f"{self.partition}:{self.offset}"
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Topic, partition and offset of its record."""
+        return self.origin_topic, self.origin_partition, self.origin_offset
+
+    @property
+    def origin(self) -> str:
+        return f"{self.origin_topic}:{self.origin_partition}:{self.origin_offset}"
+
+    @property
+    def redrives(self) -> int:
+        """How often its record had been redriven when it was refused."""
+        text = next((value for name, value in reversed(self.headers) if name == REDRIVE_COUNT), b"")
+        return _number((text or b"").decode("utf-8", "replace"), 0)
+
+    @property
+    def stays(self) -> str:
+        """Why it can never go back, whatever is mended; "" if it can."""
+        if self.reason in _FOR_THE_ORDERS_SAKE:
+            return "its order has taken the fact in, so what came again would be a repetition"
+        if self.reason == UNREADABLE:
+            return "no client can parse its record"
+        if self.reason == ORIGIN_UNKNOWN:
+            return "another program wrote it where only ours may"
+        if self.value is None:
+            return "it holds no value: a tombstone, or a record that is too large to be passed on"
+        if self.origin_topic not in LANE:
+            return f"it came from {self.origin_topic or 'nowhere'}, which no lane reads"
+        return ""
+
+
+class Redriven(msgspec.Struct, gc=False):
+    """Value of a dead letter's record in orders.redriven: it was sent back."""
+
+    at: str
+    by: str
+    """user@host."""
+    count: int
+    """redrive_count of the record that was sent."""
+    reason: str
+    origin: tuple[str, int, int]
+    """Topic, partition and offset of the refused record. By these a letter is known again: after a crash a record may have a second one."""
+    to: tuple[str, int, int]
+    """The same of the record that was sent."""
+
+
+def state_of(settings: Settings, letter: DeadLetter, note: Redriven | None) -> State:
+    """What a letter is to a redrive. Pure."""
+    if note is not None:
+        return "redriven"
+    if letter.stays:
+        return "final"
+    return "parked" if letter.redrives >= settings.redrive_limit else "new"
+
+
+class Reader:
+    """Reads whole partitions up to where they ended when it was opened. An async context manager."""
+
+    def __init__(self, settings: Settings, names: Collection[str]) -> None:
+        self._settings = settings
+        self._names = names
+        self._begins: dict[TopicPartition, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
+
+    async def __aenter__(self) -> Self:
+        """Raises TopicsMissing."""
+        found = await topics.describe(self._settings)
+        missing = [name for name in self._names if name not in found]
+        if missing:
+            raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {self._settings.kafka}")
+        self._consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._settings.brokers,
+            client_id="orders-dlq",
+            group_id=None,
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            isolation_level="read_committed",
+            fetch_max_wait_ms=100,
+        )
+        await self._consumer.start()
+        places = [TopicPartition(name, number) for name in self._names for number in range(found[name].partitions)]
+        self._begins = await self._consumer.beginning_offsets(places)
+        self._ends = await self._consumer.end_offsets(places)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._consumer.stop()
+
+    def partitions(self, topic: str) -> list[int]:
+        """Partition numbers of a topic."""
+        return sorted(place.partition for place in self._ends if place.topic == topic)
+
+    def count(self, topic: str) -> int:
+        """Offsets of a topic, over all partitions."""
+        return sum(end - self._begins[place] for place, end in self._ends.items() if place.topic == topic)
+
+    async def records(self, topic: str, partition: int, start: int | None = None) -> AsyncGenerator[Any, None]:
+        """A partition's records in order, from offset `start` (None: all); none when it lies outside."""
+        place = TopicPartition(topic, partition)
+        if place not in self._ends:
+            return
+        begin, end = self._begins[place], self._ends[place]
+        position = begin if start is None else start
+        if not begin <= position < end:
+            return
+        self._consumer.assign([place])
+        self._consumer.seek(place, position)
+        loop = asyncio.get_running_loop()
+        moved = loop.time()
+        while position < end:
+            for record in (await self._consumer.getmany(place, timeout_ms=1000)).get(place, ()):
+                if record.offset < end:
+                    yield record
+            # Behind the last record may lie offsets without records: compacted ones, markers of transactions.
+            before, position = position, await self._consumer.position(place)
+            if position > before:
+                moved = loop.time()
+            elif loop.time() - moved > _STALLED:
+                raise KafkaTimeoutError(f"{topic}:{partition} stands still at {position}, its end is {end}")
+
+
+class Letters:
+    """Dead letters and what became of them, partition by partition. An async context manager; raises TopicsMissing."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._letters = Reader(settings, (DLQ,))
+        self._ledger = Reader(settings, (REDRIVEN,))
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._letters)
+            await stack.enter_async_context(self._ledger)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    @property
+    def count(self) -> int:
+        """Offsets of orders.dlq: about how many letters there are."""
+        return self._letters.count(DLQ)
+
+    async def all(self) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
+        """Every dead letter there is, each partition's in order, with what the ledger says of it: a partition of it is held in memory."""
+        for partition in self._letters.partitions(DLQ):
+            notes = await self._notes(partition)
+            async with aclosing(self._letters.records(DLQ, partition)) as records:
+                async for record in records:
+                    letter = _letter(record)
+                    yield letter, notes.get(letter.place)
+
+    async def some(self, wanted: Collection[tuple[int, int]]) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
+        """Those at these (partition, offset). Raises NoSuchLetter before the first if one of them isn't there."""
+        found: list[DeadLetter] = []
+        for partition, offset in sorted(wanted):
+            async with aclosing(self._letters.records(DLQ, partition, offset)) as records:
+                record = await anext(records, None)
+            if record is None or record.offset != offset:
+                raise NoSuchLetter(f"{partition}:{offset}")
+            found.append(_letter(record))
+        notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in found}}
+        for letter in found:
+            yield letter, notes[letter.partition].get(letter.place)
+
+    async def _notes(self, partition: int) -> dict[tuple[str, int, int], Redriven]:
+        """Refused record -> the note of its letter, for the letters in this partition of orders.dlq."""
+        found: dict[tuple[str, int, int], Redriven] = {}
+        async with aclosing(self._ledger.records(REDRIVEN, partition)) as records:
+            async for record in records:
+                note = _note(record.value)
+                if note is not None:
+                    found[note.origin] = note
+        return found
+
+
+_decode: Final = msgspec.json.Decoder(Redriven).decode
+
+
+def _note(value: bytes | None) -> Redriven | None:
+    """What a record of orders.redriven says; None if it is no note: anybody may write there."""
+    try:
+        return _decode(value or b"")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _letter(record: Any) -> DeadLetter:
+    ours = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in _OURS}
+    return DeadLetter(
+        record.partition,
+        record.offset,
+        ours.get("dlq_reason", ""),
+        ours.get("dlq_detail", ""),
+        ours.get("dlq_time", ""),
+        ours.get("dlq_topic", ""),
+        _number(ours.get("dlq_partition", ""), -1),
+        _number(ours.get("dlq_offset", ""), -1),
+        record.key,
+        record.value,
+        tuple((name, value) for name, value in record.headers if name not in _OURS),
+    )
+
+
+def _number(text: str, otherwise: int) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else otherwise

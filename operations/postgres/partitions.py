@@ -1,0 +1,76 @@
+"""How large the tables are, partition by partition, and what of it is waste: by Postgres's own statistics, nothing is scanned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from operations.postgres import ddl
+from settings import Settings
+from sinks.migrate import NO_TABLES, Layout, SchemaMismatch, current, layout
+from sinks.schema import FILLFACTOR, TABLES
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """One partition of one table. Sizes in bytes."""
+
+    table: str
+    name: str
+    #: As Postgres says it: FOR VALUES ..., or DEFAULT.
+    bound: str
+    #: Estimates, kept by Postgres as rows are written.
+    rows: int
+    dead_rows: int
+    #: Without indexes, and the indexes.
+    table_bytes: int
+    index_bytes: int
+    #: What the rows don't need, estimated from their number and average width; None until the partition was analyzed.
+    bloat_bytes: int | None
+    #: The last vacuum, by Postgres itself or by hand; None: never.
+    vacuumed_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """The tables of a database."""
+
+    layout: Layout
+    revision: str | None
+    database_bytes: int
+    #: In the order of schema.TABLES, each table's by name, the default partition last.
+    partitions: list[Partition]
+
+
+# A row takes its item pointer (4 bytes), its header (24, or 32 where columns are null) and its columns, aligned to 8; a page holds 8,168
+# bytes, of which writing leaves some free (fillfactor). What else there is, is bloat: dead rows, and room that vacuum has freed and nobody
+# has taken yet.
+_PARTITIONS = f"""
+    SELECT parent.relname, part.relname, pg_get_expr(part.relpartbound, part.oid),
+           coalesce(nullif(stat.n_live_tup, 0), greatest(part.reltuples, 0))::bigint, coalesce(stat.n_dead_tup, 0),
+           pg_table_size(part.oid), pg_indexes_size(part.oid),
+           CASE WHEN width.bytes IS NOT NULL THEN greatest(0, pg_relation_size(part.oid) - 8192 * ceil(
+               coalesce(nullif(stat.n_live_tup, 0), greatest(part.reltuples, 0))
+               / floor(8168 * {FILLFACTOR / 100} / (4 + width.header + ceil(width.bytes / 8.0) * 8))))::bigint END,
+           greatest(stat.last_autovacuum, stat.last_vacuum)
+    FROM unnest($1::text[]) WITH ORDINALITY AS named(name, place)
+    JOIN pg_class parent ON parent.oid = to_regclass('public.' || named.name)
+    JOIN pg_inherits ON inhparent = parent.oid
+    JOIN pg_class part ON part.oid = inhrelid
+    LEFT JOIN pg_stat_all_tables stat ON stat.relid = part.oid
+    CROSS JOIN LATERAL (
+        SELECT sum((1 - null_frac) * avg_width) AS bytes, CASE WHEN max(null_frac) > 0 THEN 32 ELSE 24 END AS header
+        FROM pg_stats WHERE schemaname = 'public' AND tablename = part.relname
+    ) width
+    ORDER BY named.place, part.relname LIKE '%\\_default', length(part.relname), part.relname"""
+
+
+async def overview(settings: Settings) -> Overview:
+    """What there is now. Raises SchemaMismatch without tables of ours, and what asyncpg raises. Blocks for some milliseconds."""
+    found = await layout(settings)
+    if found is None:
+        raise SchemaMismatch(NO_TABLES)
+    revision = await current(settings)
+    async with ddl.connect(settings) as connection:
+        size = await connection.fetchval("SELECT pg_database_size(current_database())")
+        return Overview(found, revision, size, [Partition(*row) for row in await connection.fetch(_PARTITIONS, list(TABLES))])

@@ -1,0 +1,261 @@
+"""Dead letters back to their topics, in transactions: what is sent and its note in orders.redriven become visible together or not at all
+(docs/decisions/0013).
+
+A letter that the ledger has is done. Killed at any moment, a redrive is run again and goes on with what is not there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+from aiokafka.errors import (
+    IllegalOperation,
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    InvalidTxnState,
+    KafkaTimeoutError,
+    ProducerFenced,
+)
+
+from contracts.topics import LANE, REDRIVEN
+from domain.limits import record_size
+from operations.dead_letters import REDRIVE_COUNT, REDRIVE_OF, DeadLetter, Letters, Redriven, State, state_of
+from settings import Settings
+from streams import topics
+from streams.lag import TopicsMissing
+from wire import AIOKafkaProducer
+
+TRANSACTION_RECORDS: Final = 500
+"""Letters in one transaction."""
+TRANSACTION_BYTES: Final = 8 << 20
+"""The same in bytes; a single larger letter goes alone."""
+BATCH_BYTES: Final = 512 << 10
+REQUEST_BYTES: Final = 16 << 20
+START_SECONDS: Final = 30.0
+"""How long Kafka may take to shut an earlier redrive out. aiokafka itself asks for ever, silently."""
+
+_ENDED: Final = (ProducerFenced, InvalidProducerEpoch, InvalidProducerIdMapping, InvalidTxnState, IllegalOperation)
+"""How it shows that the transaction is no longer ours: which one it is depends on the request that is under way just then."""
+
+
+class TakenOver(Exception):
+    """Another redrive was begun meanwhile, or the brokers ended a transaction that took too long. What was noted until then was sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which letters: of these reasons, of these origin topics, at these (partition, offset). None: whichever. `most`: no more than that."""
+
+    reasons: frozenset[str] | None = None
+    topics: frozenset[str] | None = None
+    ids: frozenset[tuple[int, int]] | None = None
+    most: int | None = None
+
+    def takes(self, letter: DeadLetter) -> bool:
+        """Whether it is one of these letters, whatever became of it."""
+        return (self.reasons is None or letter.reason in self.reasons) and (self.topics is None or letter.origin_topic in self.topics)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a redrive did, or would do. Counts are of letters."""
+
+    sent: int = 0
+    by_reason: Counter[str] = field(default_factory=Counter)
+    """Of those sent."""
+    states: Counter[State] = field(default_factory=Counter)
+    """Of the others that were asked for: redriven before, parked, final."""
+    too_large: list[str] = field(default_factory=list)
+    """Their topic doesn't take them with the two headers more."""
+
+
+async def redrive(
+    settings: Settings,
+    selection: Selection,
+    *,
+    by: str,
+    dry_run: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Send the selected letters' records back to where they came from.
+
+    `by`: who asks, for the ledger. `dry_run`: send nothing. `progress` gets the letters looked at and how many there are. Letters refused
+    after the call are not looked at. Blocks for as long as it takes. Raises streams.lag.TopicsMissing, TakenOver, NoSuchLetter, and what
+    aiokafka raises.
+    """
+    outcome, places = Outcome(), set[tuple[str, int, int]]()
+    batch: list[DeadLetter] = []
+    size = 0
+    async with AsyncExitStack() as stack:
+        # First: from then on no earlier redrive can write, so the ledger that is read next is whole.
+        sender = None if dry_run else await stack.enter_async_context(_Sender(settings, by))
+        letters = await stack.enter_async_context(Letters(settings))
+
+        async def flush() -> None:
+            too_large = set() if sender is None else await sender.send(batch)
+            gone = [letter for letter in batch if letter.coordinates not in too_large]
+            outcome.sent += len(gone)
+            outcome.by_reason.update(letter.reason for letter in gone)
+            outcome.too_large += sorted(too_large)
+            batch.clear()
+
+        count = letters.count if selection.ids is None else len(selection.ids)
+        chosen = await stack.enter_async_context(aclosing(letters.all() if selection.ids is None else letters.some(selection.ids)))
+        seen = 0
+        async for letter, note in chosen:
+            seen += 1
+            if progress is not None and seen % 100 == 0:
+                progress(seen, count)
+            if not selection.takes(letter):
+                continue
+            # A record that was refused twice, before and after a worker's crash, goes once.
+            state = "redriven" if letter.place in places else state_of(settings, letter, note)
+            if state != "new":
+                outcome.states[state] += 1
+                continue
+            if selection.most is not None and outcome.sent + len(batch) >= selection.most:
+                await flush()
+                if outcome.sent >= selection.most:
+                    break
+            places.add(letter.place)
+            batch.append(letter)
+            size += record_size(letter.key, letter.value, letter.headers)
+            if len(batch) >= TRANSACTION_RECORDS or size >= TRANSACTION_BYTES:
+                await flush()
+                size = 0
+        await flush()
+    return outcome
+
+
+class _Sender:
+    """The way to Kafka: a transactional producer, whose id lets only the redrive begun last write. An async context manager."""
+
+    def __init__(self, settings: Settings, by: str) -> None:
+        self._settings = settings
+        self._by = by
+        self._limits: dict[str, int] = {}
+
+    async def __aenter__(self) -> _Sender:
+        found = await topics.describe(self._settings)
+        missing = [name for name in (*LANE, REDRIVEN) if name not in found]
+        if missing:
+            raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {self._settings.kafka}")
+        self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in found.items()}
+        self._partitions = {name: state.partitions for name, state in found.items()}
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self._settings.brokers,
+            client_id="orders-redrive",
+            transactional_id=f"{self._settings.group}-redrive",
+            transaction_timeout_ms=int(self._settings.transaction_timeout * 1000),
+            linger_ms=0,
+            max_batch_size=min([BATCH_BYTES, *self._limits.values()]),
+            max_request_size=REQUEST_BYTES,
+        )
+        try:
+            await asyncio.wait_for(self._producer.start(), START_SECONDS)
+        except BaseException as error:
+            await self._producer.stop()
+            if isinstance(error, TimeoutError):
+                raise KafkaTimeoutError("no transaction coordinator") from None
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._producer.stop()
+
+    async def send(self, letters: Sequence[DeadLetter]) -> set[str]:
+        """Send these letters' records and note it, in one transaction. Returns those that their topic doesn't take. Raises TakenOver."""
+        batches, too_large = self._packed(letters)
+        if not batches:
+            return too_large
+        try:
+            async with self._producer.transaction():
+                offsets = await self._deliver([(builder, topic, partition) for builder, topic, partition, _ in batches])
+                at, notes = datetime.now(UTC).isoformat(timespec="milliseconds"), dict[int, list[tuple[bytes, bytes]]]()
+                for (_, topic, partition, mine), offset in zip(batches, offsets, strict=True):
+                    for n, letter in enumerate(mine):
+                        # -1: the broker recognized a repetition, but no longer remembers its offset.
+                        to = (topic, partition, offset + n if offset >= 0 else -1)
+                        note = Redriven(at, self._by, letter.redrives + 1, letter.reason, letter.place, to)
+                        notes.setdefault(letter.partition, []).append((letter.coordinates.encode(), msgspec.json.encode(note)))
+                await self._deliver(self._notes(notes))
+        except Exception as error:
+            if _ended(error):
+                raise TakenOver from error
+            raise
+        return too_large
+
+    def _packed(self, letters: Iterable[DeadLetter]) -> tuple[list[tuple[Any, str, int, list[DeadLetter]]], set[str]]:
+        """Batches with the letters in each, and the coordinates of those that are too large."""
+        by_place: dict[tuple[str, int], list[DeadLetter]] = {}
+        for letter in letters:
+            # Where there is no such partition any other one will do: from there it is passed on to its order's lane.
+            known = 0 <= letter.origin_partition < self._partitions[letter.origin_topic]
+            by_place.setdefault((letter.origin_topic, letter.origin_partition if known else 0), []).append(letter)
+        batches: list[tuple[Any, str, int, list[DeadLetter]]] = []
+        too_large: set[str] = set()
+        now = int(time.time() * 1000)
+        for (topic, partition), mine in by_place.items():
+            builder: Any = None
+            for letter in mine:
+                record = {"timestamp": now, "key": letter.key, "value": letter.value, "headers": redriven_headers(letter)}
+                if builder is None or builder.append(**record) is None:
+                    builder = self._producer.create_batch()
+                    builder.append(**record)
+                    if builder.size() > self._limits[topic]:
+                        too_large.add(letter.coordinates)
+                        builder = None
+                        continue
+                    batches.append((builder, topic, partition, []))
+                batches[-1][3].append(letter)
+        return batches, too_large
+
+    def _notes(self, notes: dict[int, list[tuple[bytes, bytes]]]) -> list[tuple[Any, str, int]]:
+        batches = []
+        for partition, records in notes.items():
+            builder: Any = None
+            for key, value in records:
+                if builder is None or builder.append(timestamp=None, key=key, value=value) is None:
+                    builder = self._producer.create_batch()
+                    builder.append(timestamp=None, key=key, value=value)
+                    batches.append((builder, REDRIVEN, partition))
+        return batches
+
+    async def _deliver(self, batches: Sequence[tuple[Any, str, int]]) -> list[int]:
+        """The first offset of each batch, when all in-sync replicas have all of them."""
+        sending: list[asyncio.Future[Any]] = []
+        ended: BaseException | None = None
+        try:
+            for builder, topic, partition in batches:
+                builder.close()
+                sending.append(await self._producer.send_batch(builder, topic, partition=partition))
+        except IllegalOperation as error:
+            ended = error  # the transaction has failed meanwhile: the answers to what was sent say why
+        results: list[Any] = await asyncio.gather(*sending, return_exceptions=True)
+        for result in (*results, ended):
+            if isinstance(result, BaseException):
+                raise result
+        return [result.offset for result in results]
+
+
+def redriven_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
+    """Headers of a record that goes back: as they came, and that it is a redrive. Pure."""
+    kept = [header for header in letter.headers if header[0] not in (REDRIVE_OF, REDRIVE_COUNT)]
+    return [*kept, (REDRIVE_OF, letter.coordinates.encode()), (REDRIVE_COUNT, b"%d" % (letter.redrives + 1))]
+
+
+def _ended(error: BaseException | None) -> bool:
+    """Whether it says, perhaps underneath, that the transaction isn't ours any more."""
+    while error is not None:
+        if isinstance(error, _ENDED):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

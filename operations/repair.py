@@ -1,0 +1,206 @@
+"""Repair: orders whose changelog state, rows or summary aren't what their log says, folded again and written anew.
+
+The log of the input topics is the truth. A lane's records about an order, below what the group has committed, go through the pipeline's
+own fold once more, and what comes of it replaces what is there. Nothing else is written: no derived event, no decision, no dead letter, no
+offset.
+
+Only while no worker is in the group: operations.grouplock keeps them out, and every write asks it first.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import islice
+from types import TracebackType
+from typing import Final, Self
+
+import redis.asyncio
+from aiokafka import TopicPartition
+from redis.exceptions import ResponseError
+
+from operations.changelog import version, write_states
+from operations.grouplock import GroupLock
+from operations.history import FOLD_RECORDS, HistoryReader, committed, fold, project
+from settings import Settings
+from sinks.postgres import PostgresSink
+from sinks.redis import RedisSink
+from sinks.rows import CacheEntry, RowBatch
+from streams.dead_letters import Record
+from streams.folder import BatchFolder
+from streams.lag import LagReader
+from streams.lanes import lanes
+from streams.partitioner import partition_of
+
+log = logging.getLogger(__name__)
+
+ORDERS_A_PASS: Final = 20_000
+"""Orders of one lane whose records are held in memory at once. Each pass reads the lane's log again."""
+
+
+@dataclass(slots=True)
+class Damage:
+    """What is to be put right of one order. `keys`: Redis keys that hold something wrong of it."""
+
+    state: bool = False
+    rows: bool = False
+    keys: set[str] = field(default_factory=set)
+
+    @property
+    def stores(self) -> list[str]:
+        """Names of the stores."""
+        return [name for name, wrong in (("changelog", self.state), ("rows", self.rows), ("cache", bool(self.keys))) if wrong]
+
+
+class Repairer:
+    """Use as `async with Repairer(settings, lock) as repairer`, once the group is locked.
+
+    Entering raises what asyncpg, redis and aiokafka raise when a server isn't there.
+    """
+
+    def __init__(self, settings: Settings, lock: GroupLock, *, cache: bool = True) -> None:
+        """`cache`: whether Redis is to be written too."""
+        self._settings = settings
+        self._lock = lock
+        self._stack = AsyncExitStack()
+        self._rows = PostgresSink(settings)
+        self._redis = (
+            redis.asyncio.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10) if cache else None
+        )
+        self._cache = RedisSink(settings.model_copy(update={"redis_timeout": 10.0})) if cache else None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._reader = await stack.enter_async_context(HistoryReader(self._settings))
+            stack.push_async_callback(self._rows.close)
+            await self._rows.start()
+            if self._redis is not None and self._cache is not None:
+                stack.push_async_callback(self._redis.aclose)
+                stack.push_async_callback(self._cache.close)
+                await self._redis.ping()
+            async with LagReader(self._settings) as reader:
+                lag = await reader.lag()
+            self._positions = committed(lag, (await lanes(self._settings)).former)
+            self._partitions = self._settings.partitions
+            self._folder = BatchFolder(self._settings)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self._stack.aclose()
+
+    async def repair(self, damaged: Mapping[str, Damage]) -> dict[str, int]:
+        """Put these orders right, by canonical id. Returns the version that each has now; 0 for an order that the log doesn't know.
+
+        Blocks for as long as it takes to read the lanes' logs. Raises LogIncomplete before anything is written, LeaseLost when the lock is
+        lost, and what the servers raise; what was written until then is right, and doing it again does the rest.
+        """
+        by_lane: dict[int, list[str]] = {}
+        for order_id in sorted(damaged):
+            by_lane.setdefault(partition_of(order_id.encode(), self._partitions), []).append(order_id)
+        await self._reader.require({}, {lane: self._positions[lane] for lane in by_lane})
+        versions: dict[str, int] = {}
+        for lane, order_ids in sorted(by_lane.items()):
+            remaining = iter(order_ids)
+            while some := list(islice(remaining, ORDERS_A_PASS)):
+                versions |= await self._repair_lane(lane, {order_id: damaged[order_id] for order_id in some})
+        return versions
+
+    async def drop_keys(self, keys: Iterable[str]) -> None:
+        """Delete cache entries that belong to no order. Readers refill what they need."""
+        wanted = sorted(keys)
+        if self._redis is not None and wanted:
+            self._lock.check()
+            await self._redis.delete(*wanted)
+
+    # -- reading and folding -----------------------------------------------------------------------------------------
+
+    async def _repair_lane(self, lane: int, damaged: Mapping[str, Damage]) -> dict[str, int]:
+        keys = {order_id.encode() for order_id in damaged}
+        records: list[Record] = []
+        async for some in self._reader.lane({}, self._positions[lane]):
+            records += [record for record in some if record.key in keys]
+        states = self._fold(lane, records)
+        work = project(self._folder, states)
+        await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], work.rows)
+        await self._write_states(lane, [order_id for order_id, each in damaged.items() if each.state], work.states)
+        await self._write_cache({order_id: each.keys for order_id, each in damaged.items() if each.keys}, work.cache)
+        for order_id, each in damaged.items():
+            log.info("repaired: order %s, %s", order_id, ", ".join(each.stores))
+        return {order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0 for order_id in damaged}
+
+    def _fold(self, lane: int, records: Sequence[Record]) -> dict[bytes, bytes]:
+        """States by raw id after these records, as the lane would have them."""
+        states: dict[bytes, bytes] = {}
+        for start in range(0, len(records), FOLD_RECORDS):
+            some = records[start : start + FOLD_RECORDS]
+            for work in fold(self._folder, lane, some, lambda keys: [states.get(key) for key in keys]):
+                states.update(work.states)
+        return states
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    async def _write_rows(self, order_ids: Sequence[str], rows: RowBatch) -> None:
+        if not order_ids:
+            return
+        wanted = set(order_ids)
+        self._lock.check()
+        await self._rows.replace(
+            order_ids,
+            RowBatch(
+                [row for row in rows.orders if row[0] in wanted],
+                *([row for row in each if row[1] in wanted] for each in (rows.items, rows.shipments, rows.returns)),
+            ),
+        )
+
+    async def _write_states(self, lane: int, order_ids: Sequence[str], states: Mapping[bytes, bytes]) -> None:
+        """Append the states. Where the changelog has a higher version, or one that shouldn't be, it is deleted first: a deletion counts as
+        later than all before it."""
+        if not order_ids:
+            return
+        partition = TopicPartition(self._settings.changelog_topic, lane)
+        wanted = {_raw(order_id) for order_id in order_ids}
+        highest: dict[bytes, int] = {}
+        end = (await self._reader.ends([partition]))[partition]
+        async for records in self._reader.stretch(partition, 0, end):
+            for record in records:
+                if record.key in wanted:
+                    highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
+        await write_states(
+            self._settings, self._lock, lane, {raw_id: (highest.get(raw_id, 0), states.get(raw_id)) for raw_id in sorted(wanted)}
+        )
+
+    async def _write_cache(self, wrong: Mapping[str, set[str]], entries: Sequence[CacheEntry]) -> None:
+        """Take away what is wrong, and put the summary there again, with its parcels. Other orders' parcels stay where they are."""
+        if not wrong or self._redis is None or self._cache is None:
+            return
+        self._lock.check()
+        for order_id, keys in wrong.items():
+            for key in keys:
+                if key.startswith("user:"):
+                    await self._redis.zrem(key, order_id)
+                elif key.startswith("tracking:"):
+                    await self._untrack(self._redis, key, order_id)
+                else:
+                    await self._redis.delete(key)
+        if await self._cache.put([entry for entry in entries if entry.order_id in wrong]) is None:
+            raise ConnectionError("Redis took no entries; run orders repair again when it answers")
+
+    @staticmethod
+    async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:
+        """Take an order's parcels from under a tracking number. No worker writes meanwhile."""
+        try:
+            rest = [each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id]
+        except (ValueError, TypeError, KeyError, ResponseError):  # no list of parcels
+            rest = []
+        if rest:
+            await client.set(key, json.dumps(rest, separators=(",", ":"), ensure_ascii=False), keepttl=True)
+        else:
+            await client.delete(key)
+
+
+def _raw(order_id: str) -> bytes:
+    return bytes.fromhex(order_id.replace("-", ""))

@@ -1,0 +1,159 @@
+"""More lanes for topics that hold a history, while the workers are stopped: records stay where they are, states move.
+
+    note how many there were ─► changelog ─► states to their new lanes ─► every other topic, the lanes' last
+
+The new number is a multiple of the old one, so all orders of a new lane come out of one old lane: its own number modulo the old count.
+Workers refuse topics of unequal numbers, and a setting that isn't the note's, so none starts before the last step, wherever the others were
+cut short; run again, they are finished. Whoever folds a lane's history again reads the old partition too: see operations.history.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Final
+
+from aiokafka import TopicPartition
+from redis.asyncio import Redis
+
+from contracts import ids
+from contracts.topics import LANE, PARTITIONS
+from operations.changelog import producer_of, version
+from operations.grouplock import GroupLock
+from operations.history import HistoryReader
+from settings import Settings
+from sinks.redis import MARK_TTL, mark_key
+from streams import topics
+from streams.lanes import Lanes, noted
+from streams.partitioner import partition_of
+from streams.transport import OutRecord
+from streams.transport.producer import LaneProducer
+from streams.transport.table import of_states
+from tables import codec
+
+Progress = Callable[[str, int, int], None]
+"""(what is being done, done, of how many)"""
+
+_KEY: Final = b"partitions"
+_STATES: Final = 5_000
+"""States that are sent at once."""
+
+
+class CannotGrow(Exception):
+    """The topics can't have this number of partitions. The message says why."""
+
+
+async def grow(
+    settings: Settings, lock: GroupLock, partitions: int, cache: Redis | None, progress: Progress = lambda what, done, whole: None
+) -> int:
+    """Give every topic so many partitions, and as many lanes; returns how many states have moved. The group is locked: no worker runs.
+
+    `cache` None: what it hasn't got of orders that move, it won't get before they change again. Needs memory for the states of one
+    partition. Blocks while the changelog is read. Raises CannotGrow before anything is changed, LeaseLost when the lock is lost, KafkaError
+    and RedisError: run again it goes on.
+    """
+    names = [spec.name for spec in topics.specs(settings, 1)]
+    counts = {name: state.partitions for name, state in (await topics.describe(settings)).items()}
+    known = await noted(settings) or Lanes(settings.partitions)
+    old = check(names, counts, known, partitions)
+    if old == partitions:
+        return 0
+    changelog = settings.changelog_topic
+    producer = producer_of(settings, lock)
+    try:
+        note = json.dumps({"partitions": partitions, "former": sorted({*known.former, old})}).encode()
+        await producer.send({PARTITIONS: [OutRecord(_KEY, note, [])]}, 0)
+        lock.check()
+        await topics.grow(settings, [changelog], partitions)
+        moved = 0
+        async with HistoryReader(settings) as reader:
+            for number in range(old):
+                progress("partitions of the changelog", number, old)
+                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions, _Marks(settings, cache))
+    finally:
+        await producer.close()
+    progress("partitions of the changelog", old, old)
+    lock.check()
+    # The lanes' topics last: while one of them has fewer partitions than the changelog no worker starts.
+    await topics.grow(settings, [name for name in names if name not in LANE], partitions)
+    await topics.grow(settings, LANE, partitions)
+    return moved
+
+
+def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partitions: int) -> int:
+    """The number of lanes that `partitions` of them are made of; `partitions`: nothing is left to be done. Pure. Raises CannotGrow."""
+    missing = [name for name in names if name not in counts]
+    if missing:
+        raise CannotGrow(f"topic {missing[0]} doesn't exist; run orders init first")
+    fewest, most = min(counts.values()), max(counts.values())
+    begun = fewest < known.number
+    if begun and not known.former:
+        raise CannotGrow(f"ORDERS_PARTITIONS is {known.number}, but a topic has {fewest}: leave it as it was until this is done")
+    if begun and partitions != known.number:
+        raise CannotGrow(f"a change to {known.number} was begun and not finished: run orders partitions --to {known.number} first")
+    old = known.former[-1] if begun else known.number
+    if partitions < most:
+        raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away")
+    if partitions % old:
+        raise CannotGrow(f"{partitions} is no multiple of {old}: one lane's orders would come out of several; take {old * 2} or {old * 3}")
+    return old
+
+
+class _Marks:
+    """From where on the cache lacks what is in the changelog (streams.cache), by lane."""
+
+    def __init__(self, settings: Settings, cache: Redis | None) -> None:
+        self._group = settings.group
+        self._cache = cache
+
+    async def of(self, lane: int) -> int | None:
+        """None: it lacks nothing, as far as is known."""
+        found = None if self._cache is None else await self._cache.get(mark_key(self._group, lane))
+        return None if found is None else int(found.split()[2])
+
+    async def begin(self, lane: int, position: int) -> None:
+        """Of a lane that nobody has had yet. One that is there already is of an earlier run, and lower."""
+        if self._cache is not None:
+            await self._cache.set(mark_key(self._group, lane), f"0 0 {position}", nx=True, ex=MARK_TTL)
+
+
+async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, marks: _Marks) -> int:
+    """The states of one partition that belong to others now: written there, then deleted here. Those that the cache lacks come last, and
+    their new lanes' marks before them."""
+    kept: dict[bytes, tuple[bytes, int]] = {}
+    end = (await reader.ends([partition]))[partition]
+    async with aclosing(reader.stretch(partition, 0, end)) as stretches:
+        async for records in stretches:
+            for record in of_states(records, codec.is_state, f"{partition.topic}/{partition.partition}"):
+                raw, value = record.key or b"", record.value
+                if _lane(raw, partitions) == partition.partition:
+                    continue
+                if value is None:
+                    kept.pop(raw, None)
+                elif raw not in kept or version(value) >= version(kept[raw][0]):
+                    kept[raw] = value, record.offset
+    mark = await marks.of(partition.partition)
+    lacking = [] if mark is None else [raw for raw, (_, offset) in kept.items() if offset >= mark]
+    known = kept.keys() - set(lacking)
+
+    async def move(raws: Sequence[bytes]) -> None:
+        for some in _chunks(raws):
+            puts = [OutRecord(raw, kept[raw][0], [], _lane(raw, partitions)) for raw in some]
+            await producer.send({partition.topic: puts}, partition.partition)
+            await producer.send({partition.topic: [OutRecord(raw, None, []) for raw in some]}, partition.partition)
+
+    await move(list(known))
+    new = [TopicPartition(partition.topic, lane) for lane in sorted({_lane(raw, partitions) for raw in lacking})]
+    for place, end in (await reader.ends(new)).items() if new else ():
+        await marks.begin(place.partition, end)
+    await move(lacking)
+    return len(kept)
+
+
+def _lane(raw_id: bytes, partitions: int) -> int:
+    return partition_of(ids.text(raw_id).encode(), partitions)
+
+
+def _chunks(keys: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    return (keys[start : start + _STATES] for start in range(0, len(keys), _STATES))

@@ -1,0 +1,155 @@
+"""A file that somebody hands over: copied first to where nobody changes it, unpacked, with a bound, and looked at before it is believed."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import hashlib
+import io
+import os
+import stat
+import tempfile
+import zlib
+from contextlib import ExitStack
+from typing import IO, Any, Final, NamedTuple
+
+from contracts.cloudevents import SourceError
+
+MAX_BYTES: Final = 4 << 30
+"""Most bytes of a file, unpacked, unless somebody allows more."""
+MAX_RATIO: Final = 100
+"""So many times its own size gzip may unpack to, unless somebody allows more: text full of UUIDs has about 10."""
+ALWAYS: Final = 64 << 20
+"""Bytes to which any gzip may unpack."""
+
+_BLOCK: Final = 1 << 20
+_GZIP: Final = b"\x1f\x8b"
+_STRANGE: Final = (
+    (b"PARE", "encrypted Parquet; decrypt it first"),
+    (_GZIP, "gzip within gzip; unpack it once"),
+    (b"PK\x03\x04", "a ZIP archive or an Excel workbook; save it as CSV"),
+    (b"BZh", "bzip2; pack it with gzip or not at all"),
+    (b"\xfd7zXZ\x00", "xz; pack it with gzip or not at all"),
+    (b"\x28\xb5\x2f\xfd", "zstd; pack it with gzip or not at all"),
+    (b"\xff\xfe", "UTF-16; save it as UTF-8"),
+    (b"\xfe\xff", "UTF-16; save it as UTF-8"),
+)
+
+
+class Content(NamedTuple):
+    """What a file holds, unpacked: a private copy, at its begin. sha256 of it, and of the file as it came."""
+
+    file: io.BufferedReader
+    digest: str
+    packed: str
+
+
+class _Packed(io.RawIOBase):
+    """The rest of a file behind its first bytes, which were read already; counts what is taken."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head, self._rest, self.taken = head, rest, 0
+        self.digest = hashlib.sha256()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._head[: len(buffer)] if self._head else self._rest.read(len(buffer))
+        self._head = self._head[len(block) :]
+        buffer[: len(block)] = block
+        self.taken += len(block)
+        self.digest.update(block)
+        return len(block)
+
+
+def copied(path: str, stack: ExitStack, stdin: IO[bytes], limit: int | None = None) -> Content:
+    """Copy a file (`-`: stdin) into a nameless one below $TMPDIR, gunzipped, until `stack` is closed.
+
+    `limit`: most bytes, unpacked; without it MAX_BYTES, and MAX_RATIO for gzip. Blocks. Raises SourceError: it can't be read, changes
+    meanwhile, is larger, is broken, is of a kind that nobody here reads, or there is no room for it.
+    """
+    try:
+        source: Any = stdin if path == "-" else stack.enter_context(open(path, "rb"))  # noqa: SIM115
+        before = _state(source)
+        head = source.read(_BLOCK)
+        packed = _Packed(head, source)
+        copy = temporary(stack)
+        digest = _copy(path, packed, copy, limit, zipped=head.startswith(_GZIP))
+        if _state(source) != before:
+            raise SourceError(f"{path}: changed while it was read; nothing of it was sent; send it again when it is complete")
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SourceError(f"{path}: gzip that is cut short or broken ({error}); nothing of it was sent") from error
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror or error}; check the path") from error
+    copy.seek(0)
+    return Content(stack.enter_context(io.BufferedReader(copy)), digest, packed.digest.hexdigest())
+
+
+def temporary(stack: ExitStack) -> io.FileIO:
+    """A nameless file below $TMPDIR until `stack` is closed. Raises SourceError when there can't be one."""
+    try:
+        # Unbuffered: what doesn't fit is told where it is written, and not once more when the file is closed.
+        return stack.enter_context(tempfile.TemporaryFile(buffering=0))
+    except OSError as error:
+        raise no_room(error) from error
+
+
+def write(file: io.FileIO, data: bytes) -> None:
+    """Write all of it to a file of `temporary`. Raises SourceError when it doesn't fit."""
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+    except OSError as error:
+        raise no_room(error) from error
+
+
+def no_room(error: Exception) -> SourceError:
+    """What to tell when a temporary file can't be written."""
+    place = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"
+    full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
+    why = "no room left for temporary files" if full else f"cannot write temporary files ({error})"
+    return SourceError(f"{why} below {place}; make room or set TMPDIR; nothing was sent")
+
+
+def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zipped: bool) -> str:
+    reader = gzip.GzipFile(fileobj=packed) if zipped else io.BufferedReader(packed)
+    # What isn't packed is summed up once.
+    digest, total = hashlib.sha256() if zipped else packed.digest, 0
+    while block := reader.read(_BLOCK):
+        if not total:
+            _look(path, block)
+        total += len(block)
+        if total > (limit or MAX_BYTES):
+            raise SourceError(f"{path}: more than {limit or MAX_BYTES:,} bytes, unpacked; nothing of it was sent; --max-bytes allows more")
+        if zipped and limit is None and total > max(ALWAYS, MAX_RATIO * packed.taken):
+            raise SourceError(
+                f"{path}: gzip that unpacks to more than {MAX_RATIO} times its size; nothing of it was sent; --max-bytes allows it"
+            )
+        if zipped:
+            digest.update(block)
+        write(copy, block)
+    return digest.hexdigest()
+
+
+def _look(path: str, head: bytes) -> None:
+    """Raises SourceError for what looks like no text and no Parquet."""
+    if head.startswith(b"PAR1"):
+        return
+    found = next((what for magic, what in _STRANGE if head.startswith(magic)), None)
+    if found is None and head[257:262] == b"ustar":
+        found = "a tar archive; unpack it"
+    if found is None and b"\0" in head[:4]:
+        found = "it begins with NUL bytes, so it is no text in UTF-8"
+    if found is not None:
+        raise SourceError(f"{path}: {found}; nothing of it was sent")
+
+
+def _state(source: Any) -> tuple[int, int] | None:
+    """What of a regular file changes when somebody writes to it."""
+    try:
+        found = os.fstat(source.fileno())
+    except (OSError, AttributeError):  # not a file of the system's
+        return None
+    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None

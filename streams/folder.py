@@ -1,0 +1,355 @@
+"""What a batch comes to: its records decoded, folded into their orders, and those projected onto rows and cache entries. Pure.
+
+    decode ─► load the orders' states ─► fold each event into its order (domain.fold) ─► project: states, rows, cache entries
+
+Workers write what comes of it (streams.pipeline); operators fold a history again with it (operations).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from time import perf_counter
+from typing import Final, Protocol
+
+from contracts import ids
+from contracts.errors import RECORD_TOO_LARGE, UNREADABLE, Refused
+from contracts.topics import CHECKOUT, DECISIONS, DLQ, INTERNAL, REKEYED
+from domain import effects, events, rows
+from domain.deadlines import next_due, pending
+from domain.events import Event
+from domain.fold import fold
+from domain.limits import RECORD_BYTES, record_size
+from domain.order import DEADLINES, Created, Order, ReturnStage, Scan
+from domain.totals import Sums
+from settings import Settings
+from sinks.rows import CacheEntry, RowBatch
+from streams.dead_letters import REKEYED_FROM, Record, dead_letter, letter_headers, origin_of, rekeyed_from
+from streams.partitioner import partition_of
+from streams.transport import Moved, OutRecord, Slice
+from tables import codec
+from wire import unreadable
+
+States = Callable[[Sequence[bytes]], list[bytes | None]]
+"""Raw order ids -> their states, None where there is none."""
+Timed = Callable[[str, float], object]
+"""Is told how many seconds a step took."""
+
+HELD_BYTES: Final = 16 << 20
+"""Of states as they are stored, and of effects, each, that a batch holds before it is shortened. Objects take some times as much."""
+_STATES_AT_ONCE: Final = 64
+_REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "duplicate"
+
+
+class OrderInBatch:
+    """One order's state while a batch is folded, and which of its rows have to be written."""
+
+    __slots__ = ("changed", "created", "order", "repeated", "returns", "seen", "shipments", "sums")
+
+    def __init__(self, order: Order) -> None:
+        self.order = order
+        self.sums = Sums(order)
+        self.changed = False
+        self.repeated = False
+        """An event came again: perhaps since a worker died between writing the state and refreshing the cache."""
+        self.created = False
+        self.shipments: set[bytes] | None = None
+        self.returns: set[bytes] | None = None
+        self.seen: set[bytes] = set()
+        """Parcels of the scans that came again."""
+
+    def repeat(self, event: Event) -> None:
+        """`event` changed nothing."""
+        self.repeated = True
+        if type(event.fact) is Scan:
+            self.seen.add(event.fact.shipment_id)
+
+    def mark(self, event: Event) -> None:
+        """`event` changed the order."""
+        self.changed = True
+        fact = event.fact
+        if type(fact) is Scan:
+            if self.shipments is None:
+                self.shipments = set()
+            self.shipments.add(fact.shipment_id)
+        elif type(fact) is ReturnStage:
+            if self.returns is None:
+                self.returns = set()
+            self.returns.add(fact.return_id)
+        elif type(fact) is Created:
+            self.created = True
+
+
+class BatchOutput:
+    """What a batch comes to: everything that the steps 3 to 6 write. `size`: the bytes of `out`, but for those that are made when they are
+    sent."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self.out: dict[str, list[OutRecord]] = {}
+        self.rows = RowBatch()
+        self.states: dict[bytes, bytes] = {}
+        self.moved: list[Moved] = []
+        self.cache: list[CacheEntry] = []
+        self.outcomes: Counter[tuple[str, str]] = Counter()
+        self.letters: Counter[str] = Counter()
+        """Dead letters, by reason."""
+        self.deadlines: Counter[str] = Counter()
+        """Deadlines that passed."""
+
+    def publish(self, topic: str, record: OutRecord) -> None:
+        """Add a record to what leaves."""
+        if isinstance(record.value, bytes):
+            self.size += len(record.value)
+        known = self.out.get(topic)
+        if known is None:
+            known = self.out[topic] = []
+        known.append(record)
+
+
+class Batch(Protocol):
+    """Records of one lane."""
+
+    partition: int
+
+    @property
+    def slices(self) -> Sequence[Slice]:
+        """The records of each topic, in the order in which they are folded."""
+
+    def shorten(self, count: int) -> None:
+        """End the batch after so many of its records."""
+
+
+class BatchFolder:
+    """Folds batches, each of one lane."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._partitions = settings.partitions
+        self._ttl = (settings.cache_ttl_moving, settings.cache_ttl_settled)
+        self._patience = settings.patience
+        self.held_bytes = HELD_BYTES
+
+    def fold(self, batch: Batch, states: States, timed: Timed = lambda step, seconds: None) -> BatchOutput:
+        """What the batch comes to, given the states that there are. Writes nothing; blocks and raises as `states` does.
+
+        A small record can make megabytes of commands, and name an order of megabytes. So a batch whose states or effects are more than
+        HELD_BYTES is shortened to the records that come to so much, one of them at least.
+        """
+        work, stop = self._fold(batch, states, timed)
+        while stop is not None:
+            # What was refused or passed on behind it would be so again: the records before it are folded by themselves.
+            batch.shorten(_place(batch, stop))
+            work, stop = self._fold(batch, states, timed)
+        return work
+
+    def _fold(self, batch: Batch, states: States, timed: Timed) -> tuple[BatchOutput, Record | None]:
+        """What the batch comes to, up to the record before the one that is returned."""
+        started = perf_counter()
+        work = BatchOutput()
+        accepted = self._decode(batch, work)
+        timed("decode", (decoded := perf_counter()) - started)
+        touched = self._load(states, accepted)
+        timed("load", (loaded := perf_counter()) - decoded)
+        most = work.size + self.held_bytes
+        for record, event, key in accepted:
+            order = touched.get(event.order_id)
+            if order is None or work.size > most:
+                return work, record
+            self._take(work, record, event, key, order, batch.partition)
+        timed("fold", (folded := perf_counter()) - loaded)
+        self.project(work, touched)
+        timed("render", perf_counter() - folded)
+        return work, None
+
+    def _decode(self, batch: Batch, work: BatchOutput) -> list[tuple[Record, Event, bytes]]:
+        accepted: list[tuple[Record, Event, bytes]] = []
+        for part in batch.slices:
+            topic = part.topic
+            internal, rekeyed = topic in INTERNAL, topic == REKEYED
+            for record in part.records:
+                try:
+                    if record.value is None and (why := unreadable(record)) is not None:
+                        raise Refused(UNREADABLE, why)
+                    of = rekeyed_from(record).topic if rekeyed else topic
+                    event = events.decode(of, record.headers, record.value, record.timestamp if record.timestamp_type else 0)
+                except Refused as refusal:
+                    self._refuse(work, record, refusal.code, refusal.detail)
+                    continue
+                key = events.order_key(event)
+                if topic == CHECKOUT:
+                    self._place(work, event, key)
+                elif internal or record.key == key:
+                    accepted.append((record, event, key))
+                else:
+                    self._rekey(work, record, event)
+        return accepted
+
+    def _load(self, states: States, accepted: list[tuple[Record, Event, bytes]]) -> dict[bytes, OrderInBatch]:
+        """The orders of the first records, as far as their states are no more than HELD_BYTES; of one record at least."""
+        # In the order of their records, so that a batch is the same whatever the process's hash seed.
+        wanted = list({event.order_id: None for _, event, _ in accepted})
+        touched: dict[bytes, OrderInBatch] = {}
+        size = 0
+        for start in range(0, len(wanted), _STATES_AT_ONCE):
+            some = wanted[start : start + _STATES_AT_ONCE]
+            for order_id, raw in zip(some, states(some), strict=True):
+                if size > self.held_bytes:
+                    return touched
+                size += len(raw or b"")
+                touched[order_id] = OrderInBatch(Order() if raw is None else codec.decode(raw))
+        return touched
+
+    def _take(self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int) -> None:
+        order = touched.order
+        if order.version == 0 and partition_of(key, self._partitions) != lane:
+            # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
+            self._rekey(work, record, event)
+            return
+        folded = fold(order, event, None if order.created is not None else origin_of(record), touched.sums)
+        if folded.changed:
+            touched.mark(event)
+        else:
+            touched.repeat(event)
+        if folded.refused is not None:
+            self._refuse(work, record, *folded.refused)
+        else:
+            work.outcomes[record.topic, _APPLIED if folded.changed else _DUPLICATE] += 1
+        if folded.effects:
+            shared = effects.headers_of(event)
+            most = work.size + self.held_bytes
+            for effect in folded.effects:
+                if type(effect) is effects.Derived:
+                    headers = effects.attributes(effect, event.order_id, shared)
+                    # One record can come to gigabytes: an order for which thousands of parcels have waited.
+                    value = effects.encode_data(effect) if work.size <= most else partial(effects.encode_data, effect)
+                    work.publish(effect.topic, OutRecord(key, value, headers))
+                else:
+                    self._refuse_late(work, event.order_id, effect)  # type: ignore[arg-type]
+
+    def project(self, work: BatchOutput, touched: Mapping[bytes, OrderInBatch]) -> None:
+        """Adds what is to be written of these orders, by raw id: states, rows, cache entries. Pure."""
+        batch = work.rows
+        for raw_id, each in touched.items():
+            if not each.changed and not each.repeated:
+                continue
+            order = each.order
+            if each.changed:
+                self._await(work, raw_id, order, next_due(order, raw_id, self._patience))
+                work.states[raw_id] = codec.encode(order)
+            if order.created is None:
+                continue
+            order_id = ids.text(raw_id)
+            parcels = None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
+            row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
+            if each.changed:
+                batch.orders.append(row)
+            if each.created:
+                batch.items += rows.item_rows(order_id, order)
+                batch.shipments += rows.shipment_rows(order_id, order)
+                batch.returns += rows.return_rows(order_id, order)
+            else:
+                if each.shipments:
+                    batch.shipments += rows.shipment_rows(order_id, order, each.shipments)
+                if each.returns:
+                    batch.returns += rows.return_rows(order_id, order, each.returns)
+            work.cache.append(self._entry(order_id, order, brief))
+
+    def _entry(self, order_id: str, order: Order, brief: rows.Summary) -> CacheEntry:
+        moving, settled = self._ttl
+        return CacheEntry(
+            order_id,
+            brief.user_id,
+            brief.created_ms,
+            order.version,
+            settled if brief.settled else moving,
+            brief.value,
+            brief.tracking,
+            brief.untracked,
+        )
+
+    def entry_of(self, raw_id: bytes, state: bytes) -> CacheEntry | None:
+        """All that the cache shows of an order; None if its order.created isn't known yet."""
+        order = codec.decode(state)
+        if order.created is None:
+            return None
+        order_id = ids.text(raw_id)
+        return self._entry(order_id, order, rows.order_row_and_summary(order_id, raw_id, order, None)[1])
+
+    # -- deadlines -------------------------------------------------------------------------------------------------
+
+    def pass_deadlines(self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int) -> BatchOutput:
+        """No record, but time: the deadlines that passed at `moment` become records of orders.decisions, which count once they are folded.
+
+        Until then nothing more is waited for on their account: their orders' due times are those of the other deadlines. Dying in between
+        writes such a record again, and the second one changes nothing.
+        """
+        work = BatchOutput()
+        for at, order_id, raw in due_states:
+            order = None if raw is None else codec.decode(raw)
+            if order is None or order.due != at:  # never of what is written here, but an index may be older than its state
+                work.moved.append(Moved(order_id, at, 0))
+                continue
+            waits = pending(order, order_id, self._patience)
+            key = ids.text(order_id).encode()
+            for due in waits:
+                if due.at <= moment:
+                    value, headers = effects.deadline_passed(due, order_id)
+                    work.publish(DECISIONS, OutRecord(key, value, headers))
+                    work.deadlines[DEADLINES[due.what]] += 1
+            self._await(work, order_id, order, min((due.at for due in waits if due.at > moment), default=0))
+            work.states[order_id] = codec.encode(order)
+        return work
+
+    @staticmethod
+    def _await(work: BatchOutput, order_id: bytes, order: Order, due: int) -> None:
+        if due != order.due:
+            work.moved.append(Moved(order_id, order.due, due))
+            order.due = due
+
+    # -- intake, refused and re-keyed records --------------------------------------------------------------------------
+
+    def _place(self, work: BatchOutput, event: Event, key: bytes) -> None:
+        """A checkout becomes its order's order.created, in that order's partition."""
+        placed = effects.order_placed(event)
+        value, headers = effects.encode(placed, event.order_id, effects.headers_of(event))
+        work.publish(placed.topic, OutRecord(key, value, headers, partition_of(key, self._partitions)))
+        work.outcomes[CHECKOUT, _APPLIED] += 1
+
+    def _rekey(self, work: BatchOutput, record: Record, event: Event) -> None:
+        if record.topic in INTERNAL:
+            # It waited here while the topics were given more partitions (operations.repartition): another lane has its order since.
+            key = events.order_key(event)
+            work.publish(record.topic, OutRecord(key, record.value, list(record.headers), partition_of(key, self._partitions)))
+            work.outcomes[record.topic, _REKEY] += 1
+            return
+        if record_size(record.key, record.value, record.headers) > RECORD_BYTES:
+            self._refuse(work, record, RECORD_TOO_LARGE, f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key")
+            return
+        headers = [
+            *(header for header in record.headers if header[0] not in REKEYED_FROM),  # an upstream's own would be taken for ours
+            ("rekeyed_topic", record.topic.encode()),
+            ("rekeyed_partition", b"%d" % record.partition),
+            ("rekeyed_offset", b"%d" % record.offset),
+        ]
+        if record.key is not None:
+            headers.append(("rekeyed_key", record.key))
+        key = events.order_key(event)
+        work.publish(REKEYED, OutRecord(key, record.value, headers, partition_of(key, self._partitions)))
+        work.outcomes[record.topic, _REKEY] += 1
+
+    def _refuse(self, work: BatchOutput, record: Record, code: str, detail: str) -> None:
+        work.publish(DLQ, OutRecord(*dead_letter(record, code, detail)))
+        work.outcomes[record.topic, _REFUSED] += 1
+        work.letters[code] += 1
+
+    def _refuse_late(self, work: BatchOutput, order_id: bytes, late: effects.LateRefusal) -> None:
+        detail = f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at the coordinates"
+        key = ids.text(order_id).encode()
+        work.publish(DLQ, OutRecord(key, effects.normalised(late, order_id), letter_headers(late.origin, late.code, detail)))
+        work.letters[late.code] += 1
+
+
+def _place(batch: Batch, record: Record) -> int:
+    """How many of a batch's records are before this one."""
+    return next(at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record)

@@ -1,0 +1,193 @@
+"""The simulated services on Kafka: they read the pipeline's commands and send events back, until every order has ended.
+
+It reads from the end of the topics, without a consumer group: what it missed the pipeline asks for again when a deadline passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
+
+from aiokafka import TopicPartition
+
+from contracts.cloudevents import binary
+from settings import Settings
+from wire import AIOKafkaConsumer, AIOKafkaProducer
+from workload.services import Behaviour, Later, Market, Message, Steps, order_of
+
+ENDED = ("delivered", "returned", "closed")
+NOTICES = ("suborder.created", "suborder.updated")
+POLL_SECONDS = 0.2
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the checkouts. `ended`: order's id -> how; `hanging`: ids of those that did not."""
+
+    checkouts: int = 0
+    ended: dict[str, str] = field(default_factory=dict)
+    hanging: list[str] = field(default_factory=list)
+    commands: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    ignored: int = 0
+    duplicated: int = 0
+    seconds: float = 0.0
+
+
+class Bazaar:
+    """One run."""
+
+    def __init__(self, settings: Settings, behaviour: Behaviour) -> None:
+        self._settings = settings
+        self._behaviour = behaviour
+        self._market = Market(behaviour)
+        self._progress: Callable[[int, int], None] = lambda sent, ended: None
+        self._outbox: asyncio.Queue[Message] = asyncio.Queue()
+        self._scheduled = 0
+        self._suborders: dict[str, dict[str, tuple[int, str]]] = {}
+        self._open: set[str] = set()
+        self._duplicates = behaviour.luck("duplicates")
+        self.outcome = Outcome()
+
+    async def run(self, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]) -> Outcome:
+        """Check out `checkouts` carts, `rate` a second, and serve until all orders have ended, or `timeout` seconds after the last one.
+
+        `progress` is told (checked out, ended) now and then.
+        Raises aiokafka's errors when the brokers aren't there. Blocks meanwhile.
+        """
+        started = time.monotonic()
+        self._progress = progress
+        producer = AIOKafkaProducer(bootstrap_servers=self._settings.brokers, acks="all", enable_idempotence=True, linger_ms=5)
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self._settings.brokers, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
+        )
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await producer.start()
+            await consumer.start()
+            partitions = [
+                TopicPartition(topic, number)
+                for topic in (*self._market.commands, *NOTICES)
+                for number in sorted(await _partitions(consumer, topic))
+            ]
+            consumer.assign(partitions)
+            await consumer.seek_to_end(*partitions)
+            tasks = [asyncio.ensure_future(self._serve(consumer)), asyncio.ensure_future(self._send(producer))]
+            await self._until_ended(tasks, checkouts, rate, timeout)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await consumer.stop()
+            await producer.stop()
+        outcome = self.outcome
+        outcome.ignored = self._market.ignored
+        outcome.hanging = sorted(self._open)
+        outcome.ended = {order_id: self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open}
+        outcome.seconds = time.monotonic() - started
+        return outcome
+
+    async def _until_ended(self, tasks: Sequence[asyncio.Task[None]], checkouts: int, rate: float, timeout: float) -> None:
+        started = time.monotonic()
+        for n, (checkout, later) in enumerate(self._market.customers.checkouts(checkouts)):
+            pause = started + n / rate - time.monotonic()
+            if pause > 0:
+                self._tell()
+                await asyncio.sleep(pause)
+            order_id = order_of(checkout.key)
+            self._open.add(order_id)
+            self._suborders[order_id] = {line["seller_id"]: (0, "pending") for line in checkout.data["items"]}
+            self.outcome.checkouts += 1
+            self._follow([checkout, *later])
+            _raise(tasks)
+        deadline = time.monotonic() + timeout
+        while (self._open or self._scheduled or not self._outbox.empty()) and time.monotonic() < deadline:
+            self._tell()
+            _raise(tasks)
+            await asyncio.sleep(POLL_SECONDS)
+        self._tell()
+
+    def _tell(self) -> None:
+        self._progress(self.outcome.checkouts, self.outcome.checkouts - len(self._open))
+
+    def _follow(self, steps: Steps) -> None:
+        loop = asyncio.get_running_loop()
+        for step in steps:
+            if isinstance(step, Later):
+                self._scheduled += 1
+                loop.call_later(step.seconds, self._act, step)
+            else:
+                self._outbox.put_nowait(step)
+                if self._duplicates.random() < self._behaviour.duplicates:
+                    self._outbox.put_nowait(step)
+                    self.outcome.duplicated += 1
+
+    def _act(self, step: Later) -> None:
+        self._scheduled -= 1
+        self._follow(step.act())
+
+    async def _send(self, producer: AIOKafkaProducer) -> None:
+        while True:
+            message = await self._outbox.get()
+            if message.time is None:
+                message.time, message.id = datetime.now(UTC).isoformat(), str(uuid4())
+            attributes = {"specversion": "1.0", "id": message.id, "source": "/simulated", "type": message.type, "time": message.time}
+            headers, value = binary(attributes, message.data)
+            await producer.send(message.type, value, key=message.key.encode(), headers=headers)
+            self.outcome.sent[message.type] += 1
+
+    async def _serve(self, consumer: AIOKafkaConsumer) -> None:
+        async for record in consumer:
+            data = _data(record.value)
+            if data.get("order_id") not in self._suborders:
+                continue  # another run's, or none of the pipeline's
+            if record.topic in NOTICES:
+                self._note(data)
+                continue
+            self.outcome.commands[record.topic] += 1
+            self._follow(self._market.take(record.topic, data))
+
+    def _note(self, data: dict[str, object]) -> None:
+        order_id, seller = str(data["order_id"]), str(data["seller_id"])
+        suborders = self._suborders[order_id]
+        version = int(str(data["version"]))
+        if suborders[seller][0] <= version:
+            suborders[seller] = version, str(data["status"])
+        if all(status in ENDED for _, status in suborders.values()):
+            self._open.discard(order_id)
+
+    def _ended_as(self, order_id: str) -> str:
+        found = {status for _, status in self._suborders[order_id].values()} - {"closed"}
+        if not found:
+            return "closed"
+        return found.pop() if len(found) == 1 else "delivered, some of it returned"
+
+
+def _data(value: bytes | None) -> dict[str, Any]:
+    """Of a command or notice; empty for what is none: anybody may write to a topic."""
+    try:
+        data = json.loads(value or b"")
+    except ValueError:
+        return {}
+    return data if isinstance(data, dict) and isinstance(data.get("order_id"), str) else {}
+
+
+def _raise(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        if task.done():
+            task.result()
+
+
+async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+    await consumer._client.force_metadata_update()
+    found = consumer.partitions_for_topic(topic)
+    if not found:
+        raise LookupError(topic)
+    return set(found)
