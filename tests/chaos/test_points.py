@@ -134,5 +134,5 @@ def test_early_imports_are_refused() -> None:
     import streams.transport.delivery
 
     assert streams.transport.delivery.__name__ in MODULES
-    with pytest.raises(RuntimeError, match=r"streams\.delivery"):
+    with pytest.raises(RuntimeError, match=r"streams\.transport\.delivery"):
         hook.install()

@@ -431,7 +431,7 @@ def simulated(clock: Callable[[], float], wall_clock: Callable[[], float]) -> It
     with contextlib.ExitStack() as stack:
         for module, name, value in replaced:
             stack.enter_context(mock.patch.object(module, name, value))
-        for module in ("delivery", "cache", "transport.consumer", "transport.consumer_thread"):
+        for module in ("transport.delivery", "cache", "transport.consumer", "transport.consumer_thread"):
             stack.enter_context(mock.patch(f"streams.{module}.log", quiet))
         stack.enter_context(mock.patch("sinks.redis.log", quiet))
         yield
