@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
 FILES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
-MODULES = {name.removesuffix(".__init__"): path for path, name in FILES.items()} | {name: ROOT / f"{name}.py" for name in ("app", "settings")}
+MODULES = {name.removesuffix(".__init__"): path for path, name in FILES.items()}
+MODULES |= {name: ROOT / f"{name}.py" for name in ("app", "settings")}
 
 
 def imported(path: Path, *, for_types: bool) -> set[str]:
