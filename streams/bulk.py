@@ -203,7 +203,10 @@ class Unpacker:
             key, value, headers = None, None, []
             detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
         headers += dlq_headers(Origin(record.topic, record.partition, record.offset), refusal.code, detail)
-        await self._producer.send_and_wait(DLQ, value, key=key, headers=headers, partition=record.partition)
+        # As a batch: sent alone, aiokafka takes no record that has neither key nor value.
+        batch = self._producer.create_batch()
+        batch.append(timestamp=int(time.time() * 1000), key=key, value=value, headers=headers)
+        await (await self._producer.send_batch(batch, DLQ, partition=record.partition))
         metrics.DEAD_LETTERS.labels(refusal.code).inc()
 
 
