@@ -246,6 +246,7 @@ class Judge:
             if isinstance(decision, Refusal):
                 if decision.code != "type_unknown":
                     self._findings.broken("refunds", order_id, str(place), "refund.decided", f"{decision.code} {decision.detail}")
+                self._index.letters_of([place])  # it may have one
                 continue
             if held is None or decision.order_id != order_id:
                 found = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"

@@ -200,7 +200,10 @@ class Unpacker:
     ) -> None:
         origin = Origin(record.topic, record.partition, record.offset)
         letter = letter_of(origin, key, value, headers, refusal.code, refusal.detail)
-        await self._producer.send_and_wait(DLQ, letter.value, key=letter.key, headers=letter.headers, partition=record.partition)
+        # As a batch: sent alone, aiokafka takes no record that has neither key nor value.
+        batch = self._producer.create_batch()
+        batch.append(timestamp=int(time.time() * 1000), key=letter.key, value=letter.value, headers=letter.headers)
+        await (await self._producer.send_batch(batch, DLQ, partition=record.partition))
         metrics.DEAD_LETTERS.labels(refusal.code).inc()
 
 

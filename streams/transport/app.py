@@ -17,7 +17,7 @@ from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from streams.transport.changelog import Changes, changes
+from streams.transport.changelog import Stretch, stretches
 from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
 from streams.transport.config import TransportSettings
 from streams.transport.consumer import Consumer
@@ -266,9 +266,9 @@ class BatchApp(faust.App):
             lambda: options, check, waiting, patience, group=self.conf.id, committed=cast(Consumer, self.consumer).committed
         )
 
-    def changes(self, tp: TP, since: int, end: int) -> AsyncGenerator[Changes, None]:
-        """A stretch of a changelog: see changelog.changes."""
-        return changes(cast(FaustProducer, self.producer).connection_options(), tp, since, end)
+    def stretches(self, tp: TP, since: int, end: int) -> AsyncGenerator[Stretch, None]:
+        """Of a changelog: see changelog.stretches."""
+        return stretches(cast(FaustProducer, self.producer).connection_options(), tp, since, end)
 
     def claim_folder(self) -> None:
         """Take the data folder for as long as this process lives. Again is harmless. Raises FolderInUse, OSError."""

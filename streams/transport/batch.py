@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from faust.types import TP
 
-from streams.transport.changelog import Changes
+from streams.transport.changelog import Stretch
 from streams.transport.ledger import Record
+from streams.transport.table import newest, of_states
 
 if TYPE_CHECKING:
     from streams.transport.lane import Lane
@@ -124,21 +126,28 @@ class LaneBatch:
         await self._lane.write_table(table, puts, moved)
 
 
+class Changes(NamedTuple):
+    """Of some records of a changelog the state of each key that counts, and the position behind them."""
+
+    states: dict[bytes, bytes]
+    position: int
+
+
 class OpenLane:
     """What a lane's `opened` gets: reading only. It runs beside the batches and is cancelled when the lane is over."""
 
-    __slots__ = ("_changes", "_ends", "_lane", "generation", "partition")
+    __slots__ = ("_ends", "_lane", "_stretches", "generation", "partition")
 
     def __init__(
         self,
         lane: Lane,
         ends: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]],
-        changes: Callable[[TP, int, int], AsyncGenerator[Changes, None]],
+        stretches: Callable[[TP, int, int], AsyncGenerator[Stretch, None]],
     ) -> None:
-        """`ends` tells where logs end now, `changes` reads a stretch of one: see changelog."""
+        """`ends` tells where logs end now, `stretches` reads them: see changelog."""
         self._lane = lane
         self._ends = ends
-        self._changes = changes
+        self._stretches = stretches
         self.partition = lane.partition
         self.generation = lane.claim.generation
 
@@ -164,6 +173,11 @@ class OpenLane:
         tp = TP(table.changelog_topic_name, self.partition)
         return (await self._ends([tp]))[tp]
 
-    def changes(self, table: StateTable, since: int, end: int) -> AsyncGenerator[Changes, None]:
-        """The states that the table's changelog got from the position `since` on and below `end`. See changelog.changes."""
-        return self._changes(TP(table.changelog_topic_name, self.partition), since, end)
+    async def changes(self, table: StateTable, since: int, end: int) -> AsyncGenerator[Changes, None]:
+        """The states that the table's changelog got from the position `since` on and below `end`, some at a time: of a key the highest
+        version among them, as in a recovery. See changelog.stretches."""
+        tp = TP(table.changelog_topic_name, self.partition)
+        async with aclosing(self._stretches(tp, since, end)) as stretches:
+            async for records, position in stretches:
+                kept, _ = newest(of_states(records, table.is_state, f"{tp.topic}/{tp.partition}"), table.version_of)
+                yield Changes({key: state for key, state in kept.items() if state is not None}, position)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from aiokafka import TopicPartition
 from faust.types import TP
 
+from streams.transport.ledger import Record
 from wire import AIOKafkaConsumer
 
 AT_ONCE: Final = 50
@@ -17,14 +18,14 @@ WAIT: Final = 2.0
 """Seconds without anything to read after which it is given up for now."""
 
 
-class Changes(NamedTuple):
-    """Some records: the last state of each key, and the position behind them."""
+class Stretch(NamedTuple):
+    """Some records, and the position behind them."""
 
-    states: dict[bytes, bytes]
+    records: Sequence[Record]
     position: int
 
 
-async def changes(options: Mapping[str, Any], tp: TP, since: int, end: int) -> AsyncGenerator[Changes, None]:
+async def stretches(options: Mapping[str, Any], tp: TP, since: int, end: int) -> AsyncGenerator[Stretch, None]:
     """Committed records from position `since` (or where the log begins) up to `end` at least, AT_ONCE at a time.
 
     `options`: how to connect, as for any aiokafka client. Ends early while the brokers are away or a transaction is open. Raises
@@ -49,6 +50,6 @@ async def changes(options: Mapping[str, Any], tp: TP, since: int, end: int) -> A
             before, position = position, await consumer.position(source)
             if position == before:
                 return
-            yield Changes({record.key: record.value for record in records if record.key is not None and record.value is not None}, position)
+            yield Stretch(records, position)
     finally:
         await consumer.stop()

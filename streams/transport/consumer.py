@@ -228,7 +228,7 @@ class Consumer(driver.Consumer):
             assert lane.producer is not None
             if lane.spec.opened is not None:
                 # Tasks begin in the order in which they are made: this one before the lane's first batch.
-                lane.beside = asyncio.ensure_future(lane.spec.opened(OpenLane(lane, self._ends, app.changes)))
+                lane.beside = asyncio.ensure_future(lane.spec.opened(OpenLane(lane, self._ends, app.stretches)))
                 lane.beside.add_done_callback(self._beside_ended)
             lane.start(lane.producer, self._fetch_more, self._ends).add_done_callback(partial(self._lane_ended, lane))
         log.info(

@@ -309,9 +309,9 @@ class StateTable(Table):  # type: ignore[type-arg]
     def __init__(
         self, *args: Any, version_of: VersionOf, due_of: DueOf | None, is_state: IsState, cache: rocksdict.Cache, **kwargs: Any
     ) -> None:
-        self._version_of = version_of
-        self._due_of = due_of
-        self._is_state = is_state
+        self.version_of = version_of
+        self.due_of = due_of
+        self.is_state = is_state
         self._cache = cache
         super().__init__(*args, key_type=bytes, value_type=bytes, **kwargs)
 
@@ -333,9 +333,9 @@ class StateTable(Table):  # type: ignore[type-arg]
             value_serializer=self.value_serializer,
             value_type=self.value_type,
             loop=self.loop,
-            version_of=self._version_of,
-            due_of=self._due_of,
-            is_state=self._is_state,
+            version_of=self.version_of,
+            due_of=self.due_of,
+            is_state=self.is_state,
             cache=self._cache,
         )
 

@@ -12,8 +12,9 @@ from contracts import topics as names
 from settings import Settings
 from streams.partitioner import partition_of
 from tests.fuzz.batches import ZSTD, Raw, batch_bytes, produce, record_bytes
-from tests.fuzz.topics import everywhere, ids_of, sound, upstream, written
+from tests.fuzz.topics import everywhere, ids_of, run, sound, upstream, written
 from tests.unit.wire import ORDER, VALID, record
+from tests.waiting import eventually
 from tests.workers import audit, processed, rows, worker
 from workload.producer import send
 
@@ -94,6 +95,26 @@ async def test_an_order_whose_id_is_a_key_of_the_local_store(fresh: Settings, tm
             audit()
             assert running.terminate() == 0
     assert {str(key[0]) for key in (await rows(fresh))["orders_order"]} == set(reserved)
+
+
+async def test_a_record_without_key_and_value_on_every_topic_that_is_read(fresh: Settings, tmp_path: Path) -> None:
+    topics = [*names.LANE, *names.BULK]
+    with worker(tmp_path):
+        for topic in topics:
+            await put(fresh, topic, ORDER, Raw(None, None), Raw(None, None, [(b"n", None)]))
+        behind = sound(3, 8)
+        await send(fresh, behind)
+        processed()
+
+        async def unpacked() -> bool:
+            return len((await written(fresh, [names.DLQ]))[names.DLQ]) == 2 * len(topics)
+
+        await eventually(unpacked, "every record is a dead letter")
+        report = run("audit", codes=(1,))
+    assert report["dead_letters"] == {"tombstone": 2 * len(topics) - 2, "origin_unknown": 2}
+    # Nobody but the pipeline writes decisions.
+    assert report["broken"] == {"refunds": 2}
+    assert {str(key[0]) for key in (await rows(fresh))["orders_order"]} == set(ids_of(behind))
 
 
 @pytest.mark.parametrize("seed", [3])

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from unittest import mock
 
 from aiokafka.abc import ConsumerRebalanceListener
@@ -28,7 +28,7 @@ from streams.pipeline import Pipeline
 from streams.transport import consumer as consumer_module
 from streams.transport import consumer_thread, lane, producer
 from streams.transport.batch import LaneBatch
-from streams.transport.changelog import Changes
+from streams.transport.changelog import Stretch
 from streams.transport.consumer import Consumer
 from streams.transport.consumer_thread import ConsumerThread, Fetched
 from streams.transport.delivery import Delivery, GaveUp
@@ -37,7 +37,7 @@ from streams.transport.lane import LaneSpec, Limits
 from streams.transport.lease import Lease
 from streams.transport.ledger import Record
 from streams.transport.producer import Gate, LaneProducer
-from tables.codec import due_of, version_of
+from tables.codec import due_of, is_state, version_of
 from tests.simulation.clients import BROKER, FakeConnection, FakeConsumer, Leaving
 from tests.simulation.kafka import Broker, Group, Sent
 from tests.simulation.loop import OWNER, Process, VirtualLoop
@@ -243,7 +243,9 @@ class App:
         self.limits = Limits(settings.pending_records, settings.pending_bytes)
         self.should_stop = False
         self.store = FakeStore(files, servers.network, version_of, due_of)
-        self.table = SimpleNamespace(store=self.store, changelog_topic_name=settings.changelog_topic)
+        self.table = SimpleNamespace(
+            store=self.store, changelog_topic_name=settings.changelog_topic, version_of=version_of, is_state=is_state
+        )
         self.rows = FakePostgres(servers.network, servers.tables)
         self.cache = RedisSink(settings, client=FakeRedis(servers.network, servers.keys))
         self.pipeline = Pipeline(settings, self.table, self.rows, self.cache)
@@ -256,14 +258,14 @@ class App:
         self.consumer = SimulatedConsumer(self)
         self._recovering: asyncio.Task[None] | None = None
 
-    async def changes(self, tp: TP, since: int, end: int) -> AsyncGenerator[Changes, None]:
+    async def stretches(self, tp: TP, since: int, end: int) -> AsyncGenerator[Stretch, None]:
         """As BatchApp's."""
         network, log = self.servers.network, self.servers.broker.logs[TopicPartition(*tp)]
         position = since
         while position < end:
             read = partial(log.read, position, 2)
             records, position = await network.request(BROKER, "read", read, RequestTimedOutError)
-            yield Changes({record.key: record.value for record in records if record.key is not None and record.value is not None}, position)
+            yield Stretch(cast(Sequence[Record], records), position)
 
     async def _handle(self, batch: LaneBatch) -> None:
         self.servers.trace(self.worker.process, f"takes {batch!r}")

@@ -17,7 +17,7 @@ from sinks.rows import CacheEntry
 from streams import cache
 from streams.cache import CacheKeeper
 from streams.transport import LeaseLost
-from streams.transport.changelog import Changes
+from streams.transport.batch import Changes
 from tables import codec
 from tests.simulation.network import calm
 from tests.simulation.stores import REDIS, FakeRedis, Keys

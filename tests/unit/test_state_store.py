@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import pytest
 
 from domain.order import Order, PaymentFailure
 from settings import Settings
-from streams.transport import table
+from streams.transport import OpenLane, table
+from streams.transport.changelog import Stretch
 from streams.transport.errors import StateCorrupt
 from streams.transport.table import DueState, Moved, StateStore
 from tables import codec
 from tests.integration.transport_app import make_app
 
 KEYS = [b"%04d" % number for number in range(2000)]
+
+
+async def test_of_a_stretch_of_the_changelog_the_highest_version_counts() -> None:
+    """A worker that had lost its lane may have written an older state behind its successor's."""
+    older, newer = (codec.encode(Order(version=n, failures=[PaymentFailure(1, bytes(16), "x")] * n)) for n in (1, 2))
+    key, other = b"k" * 16, b"o" * 16
+    written = [(key, newer), (other, older), (key, older), (key, b"no state")]
+    records: list[Any] = [SimpleNamespace(key=key, value=value, offset=at) for at, (key, value) in enumerate(written)]
+
+    async def stretches(tp: object, since: int, end: int) -> AsyncGenerator[Stretch, None]:
+        yield Stretch(records, end)
+
+    table: Any = SimpleNamespace(changelog_topic_name="changelog", version_of=codec.version_of, is_state=codec.is_state)
+    lane: Any = SimpleNamespace(partition=3, claim=SimpleNamespace(generation=1))
+    found = [each async for each in OpenLane(lane, cast(Any, None), stretches).changes(table, 0, 4)]
+    assert found == [({key: newer, other: older}, 4)]
 
 
 def opened(folder: Path) -> StateStore:
