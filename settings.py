@@ -16,7 +16,7 @@ from pydantic import Field, GetCoreSchemaHandler, SecretStr, field_validator
 from pydantic_core import CoreSchema, core_schema
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from domain.deadlines import Patience
+from domain.deadlines import DeadlinePolicy
 
 _PARTS: Final = re.compile(
     r"(?P<scheme>[a-z]+)://(?:(?P<user>[^:/?#\[\]@]*)(?::(?P<password>[^/?#\[\]@]*))?@)?(?P<hosts>[^/?#@]*)"
@@ -321,13 +321,13 @@ class Settings(BaseSettings):
         return [broker.strip() for broker in self.kafka.split(",")]
 
     @property
-    def patience(self) -> Patience:
+    def deadline_policy(self) -> DeadlinePolicy:
         """How long answers may take."""
 
         def ms(seconds: float) -> int:
             return round(seconds * 1000)
 
-        return Patience(
+        return DeadlinePolicy(
             payment=ms(self.payment_deadline),
             stock=ms(self.stock_deadline),
             stock_asks=self.stock_asks,

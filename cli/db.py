@@ -42,7 +42,7 @@ class LinkKind(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-Patience = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to keep asking for locks that others hold.")]
+DeadlinePolicy = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to keep asking for locks that others hold.")]
 
 
 @app.callback()
@@ -92,7 +92,7 @@ def link_command(
         str | None, typer.Option(metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False)
     ] = None,
     enforced: Annotated[bool, typer.Option("--enforced", help="Check all rows, and hold new ones to it.")] = False,
-    timeout: Patience = 60.0,
+    timeout: DeadlinePolicy = 60.0,
     as_json: Json = False,
 ) -> None:
     """Make foreign keys to column id of other services' tables in this database: declared, or enforced. Again is harmless.
@@ -128,7 +128,7 @@ def link_command(
 @app.command("unlink")
 def unlink_command(
     kinds: Annotated[list[LinkKind] | None, typer.Argument(help="Which ones; all without it.", show_default=False)] = None,
-    timeout: Patience = 60.0,
+    timeout: DeadlinePolicy = 60.0,
     as_json: Json = False,
 ) -> None:
     """Take foreign keys to other services' tables away again; without a choice all of them (a person at a terminal is asked).
@@ -214,7 +214,7 @@ def _regions() -> None:
 @regions_app.command("add")
 def add_command(
     names: Annotated[list[str], typer.Argument(metavar="REGION...", help="Regions as the orders have them.", show_default=False)],
-    timeout: Patience = 60.0,
+    timeout: DeadlinePolicy = 60.0,
     as_json: Json = False,
 ) -> None:
     """Give regions partitions of their own, and move their rows there, while workers write.

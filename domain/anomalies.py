@@ -5,7 +5,7 @@ from __future__ import annotations
 from contracts import ids
 from domain.order import CAUSES, DUE_LABEL, DUE_REFUND, DUE_RELEASE, PROCESSED, Order
 from domain.refunds import uncovered
-from domain.status import Survey, survey
+from domain.status import OrderView, view_of
 from domain.totals import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, winning_stages
 
 
@@ -14,7 +14,7 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
     created = order.created
     if created is None:
         return []
-    now = survey(order)
+    now = view_of(order)
     found: list[str] = []
     if now.captured > now.total:
         found.append("overpaid: captured above the order's total")
@@ -45,7 +45,7 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
     return sorted(set(found))
 
 
-def _silences(order: Order, now: Survey) -> list[str]:
+def _silences(order: Order, now: OrderView) -> list[str]:
     """What was asked for until nobody asked any longer, and never answered."""
     given_up = {(deadline.what, deadline.subject) for deadline in order.deadlines if deadline.final}
     if not given_up:
@@ -65,7 +65,7 @@ def _silences(order: Order, now: Survey) -> list[str]:
     return found
 
 
-def _refund_anomalies(order: Order, now: Survey) -> list[str]:
+def _refund_anomalies(order: Order, now: OrderView) -> list[str]:
     found: list[str] = []
     if now.decided > now.captured:
         found.append("refund_above_captured: decided above what was captured")

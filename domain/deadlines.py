@@ -29,7 +29,7 @@ from domain.order import (
 )
 
 
-class Patience(Struct, frozen=True, gc=False):
+class DeadlinePolicy(Struct, frozen=True, gc=False):
     """How long an answer may take, in ms, and how often it is asked for (the first time included). 0 ms: it is not waited for."""
 
     payment: int
@@ -55,10 +55,10 @@ class Due(NamedTuple):
     final: bool
 
 
-def pending(order: Order, order_id: bytes, patience: Patience) -> list[Due]:
-    """All deadlines that an order waits for, in no order. It reads what was published last, so it costs no survey."""
+def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
+    """All deadlines that an order waits for, in no order. It reads what was published last, so it looks at no units."""
     created, armed = order.created, order.appended
-    if created is None or not armed or armed * 1000 - created.time > patience.history * 1000:
+    if created is None or not armed or armed * 1000 - created.time > policy.history * 1000:
         return []
     found: list[Due] = []
     last = {(each.what, each.subject): each for each in sorted(order.deadlines, key=_attempt)}
@@ -73,7 +73,7 @@ def pending(order: Order, order_id: bytes, patience: Patience) -> list[Due]:
     cancelled = {each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused}
     overdue = last.get((DUE_PAYMENT, None))
     if order.status < CONFIRMED and None not in cancelled and any(state[0] != CLOSED for state in order.suborders):
-        wait(DUE_PAYMENT, None, armed, patience.payment, 1)
+        wait(DUE_PAYMENT, None, armed, policy.payment, 1)
     answered = {reply.seller_id for reply in order.stock if not reply.refused}
     scanned = {scan.seller_id for scan in order.scans if not scan.refused}
     for seller_id, state in zip(sorted({item.seller_id for item in created.items}), order.suborders, strict=True):
@@ -81,23 +81,23 @@ def pending(order: Order, order_id: bytes, patience: Patience) -> list[Due]:
         if live <= in_transit:
             continue
         if seller_id not in answered and seller_id not in scanned:
-            wait(DUE_STOCK, seller_id, armed, patience.stock, patience.stock_asks)
+            wait(DUE_STOCK, seller_id, armed, policy.stock, policy.stock_asks)
         asked_back = [at for at in (cancelled.get(None), cancelled.get(seller_id), overdue and max(armed, overdue.appended)) if at]
         if asked_back:
-            wait(DUE_RELEASE, seller_id, min(asked_back), patience.release, patience.release_asks)
+            wait(DUE_RELEASE, seller_id, min(asked_back), policy.release, policy.release_asks)
         elif order.labelled_at and seller_id not in scanned:
-            wait(DUE_LABEL, seller_id, order.labelled_at, patience.label, patience.label_asks)
+            wait(DUE_LABEL, seller_id, order.labelled_at, policy.label, policy.label_asks)
     replied = {reply.refund_id for reply in order.refunds if not reply.refused}
     for decision in order.decisions:
         refund_id = ids.uuid5(order_id, f"refund:{decision.n}")
         if refund_id not in replied:
-            wait(DUE_REFUND, refund_id, max(armed, decision.appended), patience.refund, patience.refund_asks)
+            wait(DUE_REFUND, refund_id, max(armed, decision.appended), policy.refund, policy.refund_asks)
     return found
 
 
-def next_due(order: Order, order_id: bytes, patience: Patience) -> int:
+def next_due(order: Order, order_id: bytes, policy: DeadlinePolicy) -> int:
     """When the next deadline passes, ms by the broker's time; 0: none."""
-    waits = pending(order, order_id, patience)
+    waits = pending(order, order_id, policy)
     return min(due.at for due in waits) if waits else 0
 
 

@@ -33,7 +33,7 @@ from domain.order import (
     StockReply,
     type_of,
 )
-from domain.status import Suborder, Survey, survey
+from domain.status import OrderView, Suborder, view_of
 from domain.totals import winning_scans, winning_stages
 
 Json = dict[str, Any]
@@ -51,7 +51,7 @@ def tell(order_id: bytes, order: Order) -> Json:
     if created is None:
         told["why"] = ["its order.created has not come: the facts below wait for it"]
         return told
-    now = survey(order)
+    now = view_of(order)
     digits = money.DIGITS[created.currency]
 
     def amount(minor: int) -> str:
@@ -200,7 +200,7 @@ def _count(items: Quantities | None) -> str:
     return "all the seller's units" if items is None else f"{sum(quantity for _, quantity in items)} units"
 
 
-def _why(order: Order, now: Survey, amount: Any) -> list[str]:
+def _why(order: Order, now: OrderView, amount: Any) -> list[str]:
     """Which facts make the status true, and what the next one lacks."""
     scans = winning_scans(order)
     live = sum(suborder.live for suborder in now.suborders)

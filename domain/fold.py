@@ -44,9 +44,9 @@ from domain.order import (
     Waiting,
     type_of,
 )
-from domain.refunds import owed
-from domain.status import Survey, survey
-from domain.totals import Sums
+from domain.refunds import next_refund
+from domain.status import OrderView, view_of
+from domain.totals import RunningTotals
 
 
 class Folded(Struct, gc=False):
@@ -63,27 +63,27 @@ _FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts
 """Event type -> field of Order that holds its facts."""
 
 
-def fold(order: Order, event: Event, origin: Origin | None, sums: Sums | None = None) -> Folded:
+def fold(order: Order, event: Event, origin: Origin | None, totals: RunningTotals | None = None) -> Folded:
     """Take `event` into `order`. Never blocks.
 
-    `origin`: coordinates of its record, kept while the fact waits for its order; None will do once order.created is known. `sums`: those
+    `origin`: coordinates of its record, kept while the fact waits for its order; None will do once order.created is known. `totals`: those
     of the order, kept up to date here: whoever folds several events into one order keeps them too.
     """
     fact = event.fact
-    if sums is None:
-        sums = Sums(order)
+    if totals is None:
+        totals = RunningTotals(order)
     if type(fact) is Created:
-        return _fold_created(order, event, fact, sums)
+        return _fold_created(order, event, fact, totals)
     if type(fact) is RefundDecision:
-        return _fold_decision(order, event, fact, sums)
+        return _fold_decision(order, event, fact, totals)
     assert not isinstance(fact, (Created, RefundDecision))  # what type() has said: for the type checker
     field = _FIELD[event.type]
     facts: list[SimpleFact] = getattr(order, field)
     if facts:
-        known = sums.known(field, facts, fact)
+        known = totals.known(field, facts, fact)
         if known is not None:
-            return _repeated(order, event, known, fact, sums)
-        if len(facts) >= UNCOUNTED and event.type in TYPE_BYTES and sums.size(event.type, facts) + size_of(fact) > TYPE_BYTES[event.type]:
+            return _repeated(order, event, known, fact, totals)
+        if len(facts) >= UNCOUNTED and event.type in TYPE_BYTES and totals.size(event.type, facts) + size_of(fact) > TYPE_BYTES[event.type]:
             return _TOO_LARGE
     order.version += 1
     if isinstance(fact, (Cancellation, Deadline)):
@@ -93,32 +93,32 @@ def fold(order: Order, event: Event, origin: Origin | None, sums: Sums | None = 
         assert origin is not None
         order.waiting.append(Waiting(field, len(facts), origin))
         facts.append(fact)
-        sums.add(field, fact)
+        totals.add(field, fact)
         return Folded(True, None, [])
     refusal = _refusal(created, fact)
     if refusal is not None:
         fact.refused = True
         facts.append(fact)
-        sums.add(field, fact)
+        totals.add(field, fact)
         return Folded(True, refusal, [])
-    first_move = type(fact) is Scan and _first_move(sums, fact)
+    first_move = type(fact) is Scan and _first_move(totals, fact)
     facts.append(fact)
-    sums.add(field, fact)
-    now = survey(order, sums)
+    totals.add(field, fact)
+    now = view_of(order, totals)
     writer = Writer(event.order_id, created.currency)
-    _answer(order, created, now, writer, fact, first_move)
-    _settle(order, created, now, writer, event, sums)
+    _commands_for(order, created, now, writer, fact, first_move)
+    _publish_changes(order, created, now, writer, event, totals)
     return Folded(True, None, writer.effects)
 
 
-def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: SimpleFact | Created, sums: Sums) -> Folded:
+def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: SimpleFact | Created, totals: RunningTotals) -> Folded:
     """A natural key that is known: the first content stays, and of equal ones the earliest time (with its reason)."""
     if not _same_content(known, fact):
         return Folded(False, (errors.KEY_CONFLICT, "this natural key is known with other content; the first in the log stays"), [])
     reason, known_reason = getattr(fact, "reason", None) or "", getattr(known, "reason", None) or ""
     if (fact.time, reason) >= (known.time, known_reason):
         return _DUPLICATE
-    if reason != known_reason and not _reason_fits(order, event.type, known, fact, sums):  # type: ignore[arg-type]
+    if reason != known_reason and not _reason_fits(order, event.type, known, fact, totals):  # type: ignore[arg-type]
         return _TOO_LARGE
     known.time = fact.time
     if hasattr(known, "reason"):
@@ -127,19 +127,19 @@ def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: Sim
     if created is None or getattr(known, "refused", False):
         return Folded(True, None, [])
     if not isinstance(known, Created):
-        sums.earlier(known)
+        totals.earlier(known)
     writer = Writer(event.order_id, created.currency)
-    _settle(order, created, survey(order, sums), writer, event, sums)
+    _publish_changes(order, created, view_of(order, totals), writer, event, totals)
     return Folded(True, None, writer.effects)
 
 
-def _reason_fits(order: Order, type_: str, known: SimpleFact, fact: SimpleFact, sums: Sums) -> bool:
+def _reason_fits(order: Order, type_: str, known: SimpleFact, fact: SimpleFact, totals: RunningTotals) -> bool:
     """Whether the order may take a repetition's reason for the one it has. If so, counts it."""
     more = size_of(fact) - size_of(known)
     facts: list[SimpleFact] = getattr(order, _FIELD[type_])
-    if more > 0 and len(facts) >= UNCOUNTED and type_ in TYPE_BYTES and sums.size(type_, facts) + more > TYPE_BYTES[type_]:
+    if more > 0 and len(facts) >= UNCOUNTED and type_ in TYPE_BYTES and totals.size(type_, facts) + more > TYPE_BYTES[type_]:
         return False
-    sums.grow(known, more)
+    totals.grow(known, more)
     return True
 
 
@@ -182,17 +182,17 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
     return None
 
 
-def _first_move(sums: Sums, scan: Scan) -> bool:
+def _first_move(totals: RunningTotals, scan: Scan) -> bool:
     """Whether this scan is the first that says that its parcel is in transit or further."""
     if scan.rank < IN_TRANSIT:
         return False
-    winning = sums.parcels.get(scan.shipment_id)
+    winning = totals.parcels.get(scan.shipment_id)
     return winning is None or winning.rank < IN_TRANSIT
 
 
-def _fold_created(order: Order, event: Event, created: Created, sums: Sums) -> Folded:
+def _fold_created(order: Order, event: Event, created: Created, totals: RunningTotals) -> Folded:
     if order.created is not None:
-        return _repeated(order, event, order.created, created, sums)
+        return _repeated(order, event, order.created, created, totals)
     order.version += 1
     order.created = created
     order.appended = event.appended
@@ -211,8 +211,8 @@ def _fold_created(order: Order, event: Event, created: Created, sums: Sums) -> F
         writer.stock_reserve(suborder.seller_id, _units_of(created, suborder.seller_id))
     if created.total:
         writer.payment_initiate(created)
-    sums.rebuild()
-    now = survey(order, sums)
+    totals.rebuild()
+    now = view_of(order, totals)
     moved: set[bytes] = set()
     by_kind: tuple[Sequence[SimpleFact], ...] = (order.cancellations, order.scans, order.returns, order.stock, order.deadlines)
     for facts in by_kind:
@@ -221,14 +221,14 @@ def _fold_created(order: Order, event: Event, created: Created, sums: Sums) -> F
                 first_move = isinstance(fact, Scan) and fact.rank >= IN_TRANSIT and fact.shipment_id not in moved
                 if isinstance(fact, Scan) and first_move:
                     moved.add(fact.shipment_id)
-                _answer(order, created, now, writer, fact, first_move)
+                _commands_for(order, created, now, writer, fact, first_move)
     for decision in order.decisions:
         writer.refund_request(decision, created.currency)
-    _settle(order, created, now, writer, event, sums)
+    _publish_changes(order, created, now, writer, event, totals)
     return Folded(True, None, writer.effects)
 
 
-def _fold_decision(order: Order, event: Event, decision: RefundDecision, sums: Sums) -> Folded:
+def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals: RunningTotals) -> Folded:
     """The first record with each n counts. Counts neither in version nor in any row's time.
 
     After a crash a decision can be read before the facts that made it due are read again: it then waits for its order like any fact.
@@ -237,21 +237,21 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, sums: S
         return _DUPLICATE
     decision.appended = event.appended
     order.decisions.append(decision)
-    sums.decide(decision)
+    totals.decide(decision)
     order.proposed = max(order.proposed, len(order.decisions))
     created = order.created
     if created is None:
         return Folded(True, None, [])
     writer = Writer(event.order_id, created.currency)
     writer.refund_request(decision, created.currency)
-    _propose_refund(order, survey(order, sums), writer, event, sums)
+    _propose_refund(order, view_of(order, totals), writer, event, totals)
     return Folded(True, None, writer.effects)
 
 
-def _answer(order: Order, created: Created, now: Survey, writer: Writer, fact: SimpleFact, first_move: bool) -> None:
+def _commands_for(order: Order, created: Created, now: OrderView, writer: Writer, fact: SimpleFact, first_move: bool) -> None:
     """The commands that one fact asks for by itself."""
     if type(fact) is Cancellation:
-        _ask_back(created, now, writer, fact.seller_id)
+        _release_units(created, now, writer, fact.seller_id)
     elif type(fact) is Scan:
         if first_move:
             writer.stock_commit(fact.shipment_id, fact.seller_id, partial(_parcel, created, fact))
@@ -265,11 +265,11 @@ def _answer(order: Order, created: Created, now: Survey, writer: Writer, fact: S
         _answer_deadline(order, created, now, writer, fact)
 
 
-def _answer_deadline(order: Order, created: Created, now: Survey, writer: Writer, deadline: Deadline) -> None:
-    """What was waited for in vain is asked for again, under the same id; or given up, which the survey then counts."""
+def _answer_deadline(order: Order, created: Created, now: OrderView, writer: Writer, deadline: Deadline) -> None:
+    """What was waited for in vain is asked for again, under the same id; or given up, which then counts."""
     subject = deadline.subject
     if deadline.what == DUE_PAYMENT:
-        _ask_back(created, now, writer, None)
+        _release_units(created, now, writer, None)
     elif deadline.what == DUE_STOCK and subject is not None:
         units = _units_of(created, subject)
         if units and not deadline.final:
@@ -279,7 +279,7 @@ def _answer_deadline(order: Order, created: Created, now: Survey, writer: Writer
     elif deadline.final:
         return
     elif deadline.what == DUE_RELEASE:
-        _ask_back(created, now, writer, subject)
+        _release_units(created, now, writer, subject)
     elif deadline.what == DUE_LABEL:
         _ask_labels(created, now, writer, order, subject)
     elif deadline.what == DUE_REFUND:
@@ -297,7 +297,7 @@ def _units_of(created: Created, seller_id: bytes) -> list[tuple[Item, int]]:
     return [(item, item.quantity) for item in created.items if item.seller_id == seller_id]
 
 
-def _ask_back(created: Created, now: Survey, writer: Writer, seller_id: bytes | None) -> None:
+def _release_units(created: Created, now: OrderView, writer: Writer, seller_id: bytes | None) -> None:
     """Ask for the units that have not left: one seller's, or everybody's without one."""
     by_id = {item.item_id: item for item in created.items}
     for suborder in now.suborders:
@@ -316,7 +316,7 @@ def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
     return [(item, min(quantity, item.quantity)) for item, quantity in ((by_id[item_id], quantity) for item_id, quantity in scan.items)]
 
 
-def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: Event, sums: Sums) -> None:
+def _publish_changes(order: Order, created: Created, now: OrderView, writer: Writer, event: Event, totals: RunningTotals) -> None:
     """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
     version = order.version
     if now.status >= CONFIRMED and not order.labelled:
@@ -333,10 +333,10 @@ def _settle(order: Order, created: Created, now: Survey, writer: Writer, event: 
         writer.status_changed(created, order.status, now.status, event, version)
         order.status = now.status
     if now.captured > now.decided:
-        _propose_refund(order, now, writer, event, sums)
+        _propose_refund(order, now, writer, event, totals)
 
 
-def _ask_labels(created: Created, now: Survey, writer: Writer, order: Order, seller_id: bytes | None = None) -> None:
+def _ask_labels(created: Created, now: OrderView, writer: Writer, order: Order, seller_id: bytes | None = None) -> None:
     moving = {scan.seller_id for scan in order.scans if scan.rank >= IN_TRANSIT and not scan.refused}
     for suborder in now.suborders:
         if suborder.seller_id in moving or seller_id not in (None, suborder.seller_id):
@@ -347,11 +347,11 @@ def _ask_labels(created: Created, now: Survey, writer: Writer, order: Order, sel
             writer.label_create(suborder.seller_id, items)
 
 
-def _propose_refund(order: Order, now: Survey, writer: Writer, event: Event, sums: Sums) -> None:
+def _propose_refund(order: Order, now: OrderView, writer: Writer, event: Event, totals: RunningTotals) -> None:
     """Write the next decision, unless it is on its way: a state that says `proposed` was written after its record was delivered."""
     if order.proposed > len(order.decisions):
         return
-    decision = owed(order, now, event.order_id, event.time, sums)
+    decision = next_refund(order, now, event.order_id, event.time, totals)
     if decision is not None:
         order.proposed += 1
         writer.refund_decided(decision)

@@ -7,8 +7,8 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from domain.order import PROCESSED, Order, RefundDecision
-from domain.status import Line, Suborder, Survey
-from domain.totals import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, Paid, Sums
+from domain.status import Line, OrderView, Suborder
+from domain.totals import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, RefundedUnits, RunningTotals
 
 MOST_UNITS: Final = 10_000
 """Units that one decision about units gone pays for at most: its record names each of them. What is left is owed again at once."""
@@ -27,10 +27,10 @@ class Owed(NamedTuple):
     shipping: list[bytes]
 
 
-def owed(order: Order, now: Survey, order_id: bytes, time: int, sums: Sums | None = None) -> RefundDecision | None:
+def next_refund(order: Order, now: OrderView, order_id: bytes, time: int, totals: RunningTotals | None = None) -> RefundDecision | None:
     """The next decision: the first refund that captured money covers whole, or a piece of it; None if there is none.
 
-    `time` is that of the fact that made it due. `sums`: those of the order, if they are at hand.
+    `time` is that of the fact that made it due. `totals`: those of the order, if they are at hand.
     """
     free = now.captured - now.decided
     if free <= 0:
@@ -38,7 +38,7 @@ def owed(order: Order, now: Survey, order_id: bytes, time: int, sums: Sums | Non
     n = len(order.decisions)
     if not now.live:
         return RefundDecision(time, n, free, CAUSE_CLOSED, order_id, [], [])
-    for refund in _all_owed(order, now, sums):
+    for refund in _refunds_owed(order, now, totals):
         if refund.amount <= free:
             units = refund.units if refund.cause == CAUSE_RETURN else _piece(refund.units)
             amount = refund.amount if units is refund.units else refund.amount - _net(refund.units) + _net(units)
@@ -47,26 +47,26 @@ def owed(order: Order, now: Survey, order_id: bytes, time: int, sums: Sums | Non
     return None
 
 
-def uncovered(order: Order, now: Survey) -> list[Owed]:
+def uncovered(order: Order, now: OrderView) -> list[Owed]:
     """Refunds that are owed and that the captured money, less what was decided, does not cover whole: each looked at by itself."""
     free = now.captured - now.decided
-    return [refund for refund in _all_owed(order, now, None) if refund.amount > free] if now.live else []
+    return [refund for refund in _refunds_owed(order, now, None) if refund.amount > free] if now.live else []
 
 
-def _all_owed(order: Order, now: Survey, sums: Sums | None) -> Iterator[Owed]:
+def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals | None) -> Iterator[Owed]:
     """Every refund owed while some unit is live, covered or not. One of which a piece was decided last comes first, so that it ends."""
     if not order.returns and not order.stock and not order.deadlines:
         return
-    if sums is None:
-        sums = Sums(order)
-    paid = sums.payments_made()
+    if totals is None:
+        totals = RunningTotals(order)
+    paid = totals.payments_made()
     begun = _begun(order)
     gone = [suborder for suborder in now.suborders if suborder.live < suborder.ordered]
     for suborder in gone:
         if suborder.seller_id == begun:
             yield from _of_gone(paid, suborder)
-    if sums.returned:
-        yield from _of_returns(paid, now, sums)
+    if totals.returned:
+        yield from _of_returns(paid, now, totals)
     for suborder in gone:
         if suborder.seller_id != begun:
             yield from _of_gone(paid, suborder)
@@ -80,12 +80,12 @@ def _begun(order: Order) -> bytes | None:
     return last.cause_id
 
 
-def _of_returns(paid: Paid, now: Survey, sums: Sums) -> Iterator[Owed]:
+def _of_returns(paid: RefundedUnits, now: OrderView, totals: RunningTotals) -> Iterator[Owed]:
     """For each processed return not paid for: the lowest units; where these are worth nothing, the lowest that are worth something."""
     by_id = {line.item_id: line for line in now.lines}
-    unpaid = [return_id for return_id, stage in sums.returns.items() if stage.status == PROCESSED and return_id not in paid.returns]
+    unpaid = [return_id for return_id, stage in totals.returns.items() if stage.status == PROCESSED and return_id not in paid.returns]
     for return_id in sorted(unpaid):
-        stage = sums.returns[return_id]
+        stage = totals.returns[return_id]
         line = by_id[stage.item_id]
         most = stage.quantity or line.quantity
         units = _lowest(paid, line, 0, most)
@@ -97,7 +97,7 @@ def _of_returns(paid: Paid, now: Survey, sums: Sums) -> Iterator[Owed]:
             yield Owed(amount, CAUSE_RETURN, return_id, units, [])
 
 
-def _of_gone(paid: Paid, suborder: Suborder) -> Iterator[Owed]:
+def _of_gone(paid: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
     """Of a seller's units that are neither live nor paid for, all, with the shipping of lines that have no live unit."""
     units: Units = []
     postage = 0
@@ -121,7 +121,7 @@ def _piece(units: Units) -> Units:
     return _first(MOST_UNITS, [*worth, *((line, start, min(end, line.worthless)) for line, start, end in units)])
 
 
-def _lowest(paid: Paid, line: Line, first: int, most: int) -> Units:
+def _lowest(paid: RefundedUnits, line: Line, first: int, most: int) -> Units:
     """The lowest `most` units from `first` on that are not paid for."""
     # Each span has a unit at least, so more than `most` spans are never needed.
     return _first(most, [(line, start, end) for start, end in islice(paid.unpaid(line.item_id, first, line.quantity), most)])

@@ -27,7 +27,7 @@ from domain.order import (
     Created,
     Order,
 )
-from domain.totals import Sums
+from domain.totals import RunningTotals
 
 _item_id: Final = attrgetter("item_id")
 _seller_id: Final = attrgetter("seller_id")
@@ -145,7 +145,7 @@ class Suborder:
         )
 
 
-class Survey:
+class OrderView:
     """An order, computed: lines (by item id), suborders (by seller id), captured and decided money, status."""
 
     __slots__ = ("captured", "decided", "lines", "live", "status", "suborders", "total")
@@ -197,14 +197,14 @@ def fresh_lines(created: Created) -> list[Line]:
     return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, 0) for i in items]
 
 
-def survey(order: Order, sums: Sums | None = None) -> Survey:
-    """Everything that follows from the order's facts. `order.created` must be known. `sums`: those of the order, if they are at hand."""
+def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:
+    """Everything that follows from the order's facts. `order.created` must be known. `totals`: those of the order, if they are at hand."""
     created = order.created
     assert created is not None
-    if sums is None:
-        sums = Sums(order)
+    if totals is None:
+        totals = RunningTotals(order)
     lines = fresh_lines(created)
-    claimed, returned, gone = sums.claimed, sums.returned, sums.gone
+    claimed, returned, gone = totals.claimed, totals.returned, totals.gone
     by_seller: dict[bytes, Suborder] = {}
     for line in lines:
         if claimed:
@@ -232,7 +232,7 @@ def survey(order: Order, sums: Sums | None = None) -> Survey:
             suborder.because = _closed_because(order, suborder.seller_id)
     if len(suborders) > 1:
         suborders.sort(key=_seller_id)
-    return Survey(lines, suborders, sums.captured, sums.decided, created.total)
+    return OrderView(lines, suborders, totals.captured, totals.decided, created.total)
 
 
 def _closed_because(order: Order, seller_id: bytes) -> int:

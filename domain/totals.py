@@ -1,7 +1,7 @@
 """What an order's facts add up to, kept while the order is in hand: taking in a fact costs the same however many there are.
 
-    sums = Sums(order)      looks at every fact once
-    sums.add(fact)          for a fact that was appended to the order
+    totals = RunningTotals(order)      looks at every fact once
+    totals.add(fact)                   for a fact that was appended to the order
 
 Everything here follows from the order alone, whichever way it came about. Parcels, returns, units and captured money are there once
 order.created is known.
@@ -75,7 +75,7 @@ def _precedence(stage: ReturnStage) -> tuple[bool, int, int]:
     return (stage.status == REQUESTED, stage.time, stage.status)
 
 
-class Paid:
+class RefundedUnits:
     """What the refund decisions so far have paid for."""
 
     __slots__ = ("returns", "shipping", "units")
@@ -115,7 +115,7 @@ def _end(span: Span) -> int:
     return span[1]
 
 
-class Sums:
+class RunningTotals:
     """See the module. Made of an order and kept beside it: every fact that is appended to the order must be added here."""
 
     __slots__ = ("_index", "_lines", "_sizes", "captured", "claimed", "decided", "gone", "order", "paid", "parcels", "returned", "returns")
@@ -143,7 +143,7 @@ class Sums:
         """Parcel -> its winning scan."""
         self.returns: dict[bytes, ReturnStage] = {}
         """Return -> its winning stage."""
-        self.paid: Paid | None = None
+        self.paid: RefundedUnits | None = None
         self._lines: dict[bytes, list[tuple[bytes, int]]] = {}
         created = order.created
         for decision in order.decisions:
@@ -156,15 +156,15 @@ class Sums:
         if order.scans:
             self.parcels = winning_scans(order)
             for scan in self.parcels.values():
-                self._claim(created, scan, 1)
+                self._count_parcel(created, scan, 1)
         if order.returns:
             self.returns = winning_stages(order)
             for stage in self.returns.values():
-                self._send_back(created, stage, 1)
+                self._count_returned(created, stage, 1)
         for reply in order.stock:
-            self._take_away(created, reply)
+            self._count_unavailable(created, reply)
         for deadline in order.deadlines:
-            self._give_up(created, deadline)
+            self._count_unanswered(created, deadline)
 
     def add(self, field: str, fact: SimpleFact) -> None:
         """Take in a fact that was appended to a field of the order."""
@@ -179,17 +179,17 @@ class Sums:
             known = self.parcels.get(fact.shipment_id)
             if known is None or _beats(fact, known):
                 if known is not None:
-                    self._claim(created, known, -1)
-                self._claim(created, fact, 1)
+                    self._count_parcel(created, known, -1)
+                self._count_parcel(created, fact, 1)
                 self.parcels[fact.shipment_id] = fact
         elif type(fact) is Payment:
             self.captured += fact.amount
         elif type(fact) is StockReply:
-            self._take_away(created, fact)
+            self._count_unavailable(created, fact)
         elif type(fact) is ReturnStage:
-            self._win(created, fact)
+            self._supersede(created, fact)
         elif type(fact) is Deadline:
-            self._give_up(created, fact)
+            self._count_unanswered(created, fact)
 
     def decide(self, decision: RefundDecision) -> None:
         """Take in a refund decision that was appended."""
@@ -201,7 +201,7 @@ class Sums:
         """A fact's time has become an earlier one: another stage of its return may win."""
         created = self.order.created
         if type(fact) is ReturnStage and created is not None and not fact.refused:
-            self._win(created, fact)
+            self._supersede(created, fact)
 
     def known(self, field: str, facts: list[SimpleFact], fact: SimpleFact) -> SimpleFact | None:
         """The fact of the same natural key among `facts`, that field of the order."""
@@ -231,11 +231,11 @@ class Sums:
         if self._sizes is not None and type_ in self._sizes:
             self._sizes[type_] += by
 
-    def payments_made(self) -> Paid:
+    def payments_made(self) -> RefundedUnits:
         """What the decisions have paid for."""
         paid = self.paid
         if paid is None:
-            paid = self.paid = Paid()
+            paid = self.paid = RefundedUnits()
             for decision in self.order.decisions:
                 paid.add(decision)
         return paid
@@ -254,7 +254,7 @@ class Sums:
             pairs = self._lines[seller_id] = [(item.item_id, item.quantity) for item in created.items if item.seller_id == seller_id]
         return pairs
 
-    def _claim(self, created: Created, scan: Scan, sign: int) -> None:
+    def _count_parcel(self, created: Created, scan: Scan, sign: int) -> None:
         rank = scan.rank
         if rank < IN_TRANSIT:
             return
@@ -270,30 +270,30 @@ class Sums:
                 if rank == 3:
                     units[2] += quantity
 
-    def _take_away(self, created: Created, reply: StockReply) -> None:
+    def _count_unavailable(self, created: Created, reply: StockReply) -> None:
         if reply.type == STOCK_RESERVED or reply.refused:
             return
         gone = self.gone
         for item_id, quantity in self._pairs(created, reply.seller_id, reply.items):
             gone[item_id] = gone.get(item_id, 0) + quantity
 
-    def _give_up(self, created: Created, deadline: Deadline) -> None:
+    def _count_unanswered(self, created: Created, deadline: Deadline) -> None:
         """A seller's stock was never answered for: it counts as rejected."""
         if deadline.what == DUE_STOCK and deadline.final:
             for item in created.items:
                 if item.seller_id == deadline.subject:
                     self.gone[item.item_id] = self.gone.get(item.item_id, 0) + item.quantity
 
-    def _win(self, created: Created, stage: ReturnStage) -> None:
+    def _supersede(self, created: Created, stage: ReturnStage) -> None:
         known = self.returns.get(stage.return_id)
         if known is stage or (known is not None and _precedence(stage) >= _precedence(known)):
             return
         if known is not None:
-            self._send_back(created, known, -1)
-        self._send_back(created, stage, 1)
+            self._count_returned(created, known, -1)
+        self._count_returned(created, stage, 1)
         self.returns[stage.return_id] = stage
 
-    def _send_back(self, created: Created, stage: ReturnStage, sign: int) -> None:
+    def _count_returned(self, created: Created, stage: ReturnStage, sign: int) -> None:
         if stage.status == PROCESSED:
             quantity = stage.quantity or next(item.quantity for item in created.items if item.item_id == stage.item_id)
             self.returned[stage.item_id] = self.returned.get(stage.item_id, 0) + sign * quantity

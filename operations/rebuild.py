@@ -181,7 +181,7 @@ class Rebuild:
             return anew
         order = codec.decode(anew)
         order.labelled, order.labelled_at = was.labelled, was.labelled_at
-        order.due = next_due(order, raw_id, self._settings.patience)
+        order.due = next_due(order, raw_id, self._settings.deadline_policy)
         return codec.encode(order)
 
     # -- the cache ---------------------------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def rules_of(settings: Settings) -> str:
     """Fingerprint of the rules by which this program folds: its code, and the settings that count there."""
     modules = sorted(Path(str(domain.__file__)).parent.glob("*.py"))
     sources = [*modules, Path(pipeline.__file__), Path(codec.__file__)]
-    digest = hashlib.sha256(repr(settings.patience).encode())
+    digest = hashlib.sha256(repr(settings.deadline_policy).encode())
     for path in sources:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -31,9 +31,9 @@ from aiokafka import TopicPartition
 from contracts import ids, outgoing
 from contracts.topics import DECISIONS, DERIVED, DLQ, LANE, REKEYED
 from domain.deadlines import next_due
-from domain.refunds import owed
-from domain.status import survey
-from domain.totals import Sums
+from domain.refunds import next_refund
+from domain.status import view_of
+from domain.totals import RunningTotals
 from operations.changelog import decode, read_changelog
 from operations.differences import ROUNDS, Differences
 from operations.differences import compare as compare_rows
@@ -282,10 +282,10 @@ class WhatIf:
                 order = codec.decode(raw)
                 if order.created is None or order.proposed <= len(order.decisions):
                     continue
-                sums = Sums(order)
-                now = survey(order, sums)
+                totals = RunningTotals(order)
+                now = view_of(order, totals)
                 # What was proposed half way may not be owed at the end: another order of arrival, other proposals.
-                if now.captured > now.decided and owed(order, now, order_id, order.created.time, sums) is not None:
+                if now.captured > now.decided and next_refund(order, now, order_id, order.created.time, totals) is not None:
                     yield order_id, len(order.decisions)
 
     def _everybody(self) -> Iterator[bytes]:
@@ -389,7 +389,7 @@ class WhatIf:
                         order = None if again is not None else decode(raw)
                         if order is None:
                             continue
-                        due = next_due(order, order_id, self._settings.patience)
+                        due = next_due(order, order_id, self._settings.deadline_policy)
                         if due != order.due:
                             kind = "none" if not due else "new" if not order.due else "later" if due > order.due else "sooner"
                             found.counts[kind] += 1

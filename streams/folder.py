@@ -22,7 +22,7 @@ from domain.events import Event
 from domain.fold import fold
 from domain.limits import RECORD_BYTES, record_size
 from domain.order import DEADLINES, Created, Order, ReturnStage, Scan
-from domain.totals import Sums
+from domain.totals import RunningTotals
 from settings import Settings
 from sinks.rows import CacheEntry, RowBatch
 from streams.dead_letters import REKEYED_FROM, Record, dead_letter, letter_headers, origin_of, rekeyed_from
@@ -45,11 +45,11 @@ _REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "dupli
 class OrderInBatch:
     """One order's state while a batch is folded, and which of its rows have to be written."""
 
-    __slots__ = ("changed", "created", "order", "repeated", "returns", "seen", "shipments", "sums")
+    __slots__ = ("changed", "created", "order", "repeated", "returns", "seen", "shipments", "totals")
 
     def __init__(self, order: Order) -> None:
         self.order = order
-        self.sums = Sums(order)
+        self.totals = RunningTotals(order)
         self.changed = False
         self.repeated = False
         """An event came again: perhaps since a worker died between writing the state and refreshing the cache."""
@@ -127,7 +127,7 @@ class BatchFolder:
     def __init__(self, settings: Settings) -> None:
         self._partitions = settings.partitions
         self._ttl = (settings.cache_ttl_moving, settings.cache_ttl_settled)
-        self._patience = settings.patience
+        self._deadline_policy = settings.deadline_policy
         self.held_bytes = HELD_BYTES
 
     def fold(self, batch: Batch, states: States, timed: Timed = lambda step, seconds: None) -> BatchOutput:
@@ -206,7 +206,7 @@ class BatchFolder:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
             self._rekey(work, record, event)
             return
-        folded = fold(order, event, None if order.created is not None else origin_of(record), touched.sums)
+        folded = fold(order, event, None if order.created is not None else origin_of(record), touched.totals)
         if folded.changed:
             touched.mark(event)
         else:
@@ -235,7 +235,7 @@ class BatchFolder:
                 continue
             order = each.order
             if each.changed:
-                self._await(work, raw_id, order, next_due(order, raw_id, self._patience))
+                self._await(work, raw_id, order, next_due(order, raw_id, self._deadline_policy))
                 work.states[raw_id] = codec.encode(order)
             if order.created is None:
                 continue
@@ -290,7 +290,7 @@ class BatchFolder:
             if order is None or order.due != at:  # never of what is written here, but an index may be older than its state
                 work.moved.append(Moved(order_id, at, 0))
                 continue
-            waits = pending(order, order_id, self._patience)
+            waits = pending(order, order_id, self._deadline_policy)
             key = ids.text(order_id).encode()
             for due in waits:
                 if due.at <= moment:

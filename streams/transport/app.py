@@ -1,4 +1,4 @@
-"""BatchApp: a Faust app whose handlers get batches, with its own offset ledger. See docs/architecture for why."""
+"""BatchApp: a Faust app whose handlers get batches, with its own offset tracker. See docs/architecture for why."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ class BatchApp(faust.App):
         """A snapshot for metrics. Never blocks; to be called in the main thread."""
         consumer = cast("Consumer | None", self._consumer)
         lanes = list(consumer.lanes.values()) if consumer is not None else []
-        ledgers = {(tp.topic, tp.partition): ledger for tp, (_, ledger) in consumer.ledgers.items()} if consumer is not None else {}
+        trackers = {(tp.topic, tp.partition): tracker for tp, (_, tracker) in consumer.trackers.items()} if consumer is not None else {}
         return TransportStats(
             batches=sum(lane.batches for lane in lanes) + (consumer.finished_batches if consumer is not None else 0),
             records=sum(lane.records for lane in lanes) + (consumer.finished_records if consumer is not None else 0),
@@ -236,8 +236,8 @@ class BatchApp(faust.App):
             lanes=tuple(lane.name for lane in lanes),
             pending_records={lane.name: lane.pending_records for lane in lanes},
             pending_bytes={lane.name: lane.pending_bytes for lane in lanes},
-            done={tp: ledger.done for tp, ledger in ledgers.items()},
-            committed={tp: ledger.committed for tp, ledger in ledgers.items()},
+            done={tp: tracker.done for tp, tracker in trackers.items()},
+            committed={tp: tracker.committed for tp, tracker in trackers.items()},
             outages=tuple(self.delivery.outages.values()),
         )
 
@@ -257,13 +257,13 @@ class BatchApp(faust.App):
         """What the lane of this name writes with. `check` raises Stale or LeaseLost. Connects to nothing yet."""
         producer, settings = cast(FaustProducer, self.producer), self.settings
         options = producer.lane_options(f"{self.conf.id}-lane-{lane}", settings.producer_linger_ms, self._compression)
-        waiting, patience = partial(self.delivery.failed, lane), float(self.conf.producer_request_timeout)
+        waiting, report_interval = partial(self.delivery.failed, lane), float(self.conf.producer_request_timeout)
         if settings.delivery == "at_least_once":
-            return LaneProducer(lambda: options, check, waiting, patience)
+            return LaneProducer(lambda: options, check, waiting, report_interval)
         # The same for whoever has the lane, so that the broker lets only the latest one write.
         options |= {"transactional_id": f"{self.conf.id}-{lane}", "transaction_timeout_ms": int(settings.transaction_timeout * 1000)}
         return TransactionalLaneProducer(
-            lambda: options, check, waiting, patience, group=self.conf.id, committed=cast(Consumer, self.consumer).committed
+            lambda: options, check, waiting, report_interval, group=self.conf.id, committed=cast(Consumer, self.consumer).committed
         )
 
     def stretches(self, tp: TP, since: int, end: int) -> AsyncGenerator[Stretch, None]:

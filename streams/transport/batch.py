@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from faust.types import TP
 
 from streams.transport.changelog import Stretch
-from streams.transport.ledger import Record
+from streams.transport.offset_tracker import Record
 from streams.transport.table import newest, of_states
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The consumer: brings lists from the reader to the ledgers, opens and closes lanes, commits what is finished."""
+"""The consumer: brings lists from the reader to the trackers, opens and closes lanes, commits what is finished."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from streams.transport.batch import OpenLane
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
 from streams.transport.errors import FailStop, GroupRefused, GroupShut, OffsetBeyondEnd, PartitionMismatch, Stalled
 from streams.transport.lane import Claim, Lane
-from streams.transport.ledger import Ledger, Offer
+from streams.transport.offset_tracker import Offer, OffsetTracker
 
 if TYPE_CHECKING:
     from streams.transport.app import BatchApp
@@ -43,7 +43,7 @@ class Consumer(driver.Consumer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.lanes: dict[tuple[int, int], Lane] = {}
-        self.ledgers: dict[TP, tuple[Lane, Ledger]] = {}
+        self.trackers: dict[TP, tuple[Lane, OffsetTracker]] = {}
         self.rewinds = 0
         self.cancelled = 0
         self.finished_batches = 0
@@ -73,12 +73,12 @@ class Consumer(driver.Consumer):
     # -- delivery ----------------------------------------------------------------------------------------------
 
     def note_rewind(self, tp: TP, position: int, expected: int) -> None:
-        """A list was lost between reader and ledger, and is read again."""
+        """A list was lost between reader and tracker, and is read again."""
         self.rewinds += 1
         log.warning("read again: %s/%d stands at %d, expected %d", tp.topic, tp.partition, position, expected)
 
     def _wanted(self) -> dict[TP, int]:
-        wanted = {TP(ledger.topic, ledger.partition): ledger.next for lane in self.lanes.values() for ledger in lane.wanted()}
+        wanted = {TP(tracker.topic, tracker.partition): tracker.next for lane in self.lanes.values() for tracker in lane.wanted()}
         wanted.update(self._cursors)
         return wanted
 
@@ -102,7 +102,7 @@ class Consumer(driver.Consumer):
                     await self._more.wait()
                     continue
                 for fetched in await self._thread.in_thread(self._thread.fetch(wanted, FETCH_TIMEOUT, limit)):
-                    if fetched.tp in self.ledgers:
+                    if fetched.tp in self.trackers:
                         await self._offer(fetched)
                     elif fetched.tp in self._cursors:
                         await self._recover(fetched)
@@ -111,34 +111,34 @@ class Consumer(driver.Consumer):
                 raise
 
     async def _offer(self, fetched: Fetched) -> None:
-        lane, ledger = self.ledgers[fetched.tp]
+        lane, tracker = self.trackers[fetched.tp]
         if lane.claim.assignment is not fetched.assignment:
             return  # read before a rebalance
-        offer = ledger.offer(fetched.start, fetched.to, fetched.records)
+        offer = tracker.offer(fetched.start, fetched.to, fetched.records)
         if offer is Offer.GAP:
-            self.note_rewind(fetched.tp, fetched.start, ledger.next)
-            await self._read_again(fetched, lane, ledger)
+            self.note_rewind(fetched.tp, fetched.start, tracker.next)
+            await self._read_again(fetched, lane, tracker)
         elif offer is Offer.OVERLAP:
-            await self._verify_bounds(fetched, lane, ledger)
+            await self._verify_bounds(fetched, lane, tracker)
         lane.wake()
 
-    async def _read_again(self, fetched: Fetched, lane: Lane, ledger: Ledger) -> None:
-        await self._verify_bounds(fetched, lane, ledger)
-        await self._thread.in_thread(self._thread.rewind(fetched.tp, ledger.next, fetched.assignment))
+    async def _read_again(self, fetched: Fetched, lane: Lane, tracker: OffsetTracker) -> None:
+        await self._verify_bounds(fetched, lane, tracker)
+        await self._thread.in_thread(self._thread.rewind(fetched.tp, tracker.next, fetched.assignment))
 
-    async def _verify_bounds(self, fetched: Fetched, lane: Lane, ledger: Ledger) -> None:
+    async def _verify_bounds(self, fetched: Fetched, lane: Lane, tracker: OffsetTracker) -> None:
         """The reader stands where it should not: has the log itself changed?"""
         bounds = (await self._thread.in_thread(self._thread.bounds([fetched.tp])))[fetched.tp]
         if not lane.claim.current():
             return
-        name = f"{ledger.topic}/{ledger.partition}"
-        if bounds.high < ledger.done:
-            raise OffsetBeyondEnd(beyond_end(name, ledger.done, bounds.high))
-        if bounds.low > ledger.next:
+        name = f"{tracker.topic}/{tracker.partition}"
+        if bounds.high < tracker.done:
+            raise OffsetBeyondEnd(beyond_end(name, tracker.done, bounds.high))
+        if bounds.low > tracker.next:
             log.error(
-                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.", name, ledger.next, bounds.low
+                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.", name, tracker.next, bounds.low
             )
-            ledger.skip(bounds.low)
+            tracker.skip(bounds.low)
 
     async def _recover(self, fetched: Fetched) -> None:
         expected = self._cursors[fetched.tp]
@@ -193,14 +193,14 @@ class Consumer(driver.Consumer):
         await asyncio.gather(*(lane.prepare() for lane in self._opening.values()))
 
     async def perform_seek(self) -> None:
-        """Called by Faust when the tables are recovered: open the ledgers. From here on records are delivered."""
+        """Called by Faust when the tables are recovered: open the trackers. From here on records are delivered."""
         epoch, thread = self._epoch, self._thread
         self._cursors.clear()
         assignment = thread.assignment_now()
         if not self._assigned or assignment is None or not assignment.active or self.app.should_stop:
             return
         specs = self._app.specs_by_topic
-        tps = sorted(TP(*tp) for tp in assignment.tps if tp.topic in specs and TP(*tp) not in self.ledgers)
+        tps = sorted(TP(*tp) for tp in assignment.tps if tp.topic in specs and TP(*tp) not in self.trackers)
         if not tps:
             return
         self._check_partitions()
@@ -221,9 +221,9 @@ class Consumer(driver.Consumer):
         self.lanes.update(opening)
         for tp in sorted(starts, key=lambda tp: (tp.partition, order[tp.topic])):
             lane = self.lanes[app.specs.index(app.specs_by_topic[tp.topic]), tp.partition]
-            ledger = Ledger(tp.topic, tp.partition, *starts[tp])
-            lane.ledgers.append(ledger)
-            self.ledgers[tp] = (lane, ledger)
+            tracker = OffsetTracker(tp.topic, tp.partition, *starts[tp])
+            lane.trackers.append(tracker)
+            self.trackers[tp] = (lane, tracker)
         for lane in opening.values():
             assert lane.producer is not None
             if lane.spec.opened is not None:
@@ -298,7 +298,7 @@ class Consumer(driver.Consumer):
         self.finished_batches += sum(lane.batches for lane in lanes)
         self.finished_records += sum(lane.records for lane in lanes)
         self.lanes.clear()
-        self.ledgers.clear()
+        self.trackers.clear()
         log.info("lanes closed (%s) in %.2f s", why, time.monotonic() - begun)
 
     async def on_partitions_revoked(self, revoked: set[TP]) -> None:
@@ -324,17 +324,17 @@ class Consumer(driver.Consumer):
         await self.force_commit()
 
     async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
-        """Commit `done` of every ledger that has moved, and nothing else. False if there was nothing, or it did not work."""
+        """Commit `done` of every tracker that has moved, and nothing else. False if there was nothing, or it did not work."""
         async with self._committing:
-            moved = {tp: ledger for tp, (lane, ledger) in self.ledgers.items() if ledger.uncommitted and not lane.commits}
+            moved = {tp: tracker for tp, (lane, tracker) in self.trackers.items() if tracker.uncommitted and not lane.commits}
             if not moved:
                 return False
-            claim = self.ledgers[next(iter(moved))][0].claim
-            offsets = {tp: ledger.done for tp, ledger in moved.items()}
+            claim = self.trackers[next(iter(moved))][0].claim
+            offsets = {tp: tracker.done for tp, tracker in moved.items()}
             committed = await self._thread.in_thread(self._thread.commit_finished(claim.assignment, claim.generation, offsets))
             if committed:
-                for tp, ledger in moved.items():
-                    ledger.committed = offsets[tp]
+                for tp, tracker in moved.items():
+                    tracker.committed = offsets[tp]
             return committed
 
     # -- fail-stop ---------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from faust.types import TP
 
 from streams.transport.errors import OffsetBeyondEnd
 from streams.transport.lease import Lease, clock
-from streams.transport.ledger import Record
+from streams.transport.offset_tracker import Record
 from streams.transport.offsets import stable_offsets
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Fetched(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a ledger begins, and what the group has committed (None: nothing)."""
+    """Where a tracker begins, and what the group has committed (None: nothing)."""
 
     offset: int
     committed: int | None
@@ -267,7 +267,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return lists
 
     def _look_for_lost(self, consumer: Any, assignment: Any, wanted: Mapping[TP, int]) -> None:
-        """A reader that stands beyond what its ledger expects has lost a list on the way: read it again.
+        """A reader that stands beyond what its tracker expects has lost a list on the way: read it again.
 
         Waiting for the next list to show the gap would hang if the lost one was the log's last.
         """

@@ -15,7 +15,7 @@ from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
 from streams.transport.clock import Clock, Now
 from streams.transport.delivery import Delivery, Outcome
 from streams.transport.errors import LeaseLost, Stale
-from streams.transport.ledger import Ledger, shares
+from streams.transport.offset_tracker import OffsetTracker, shares
 from streams.transport.producer import LaneProducer
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Claim:
 
 
 class _Taken(NamedTuple):
-    ledger: Ledger
+    tracker: OffsetTracker
     part: Slice
 
 
@@ -94,7 +94,7 @@ class _Attempt:
         """What the handler has taken in, once it has returned: all, unless it has shortened the batch."""
         parts = {part.topic: part for part in self.batch.slices}
         return [
-            item if not item.part.records else _Taken(item.ledger, parts[item.part.topic])
+            item if not item.part.records else _Taken(item.tracker, parts[item.part.topic])
             for item in self._taken
             if not item.part.records or item.part.topic in parts
         ]
@@ -102,8 +102,8 @@ class _Attempt:
     @property
     def left(self) -> list[_Taken]:
         """The rest of a batch that was shortened."""
-        ledgers = {item.part.topic: item.ledger for item in self._taken}
-        return [_Taken(ledgers[part.topic], part) for part in self.batch.rest]
+        trackers = {item.part.topic: item.tracker for item in self._taken}
+        return [_Taken(trackers[part.topic], part) for part in self.batch.rest]
 
     async def __call__(self) -> None:
         lane = self._lane
@@ -112,25 +112,25 @@ class _Attempt:
             self._handled = True
         assert lane.producer is not None
         started = time.perf_counter()
-        offsets = {_tp(item.ledger): item.part.to for item in self.finished}
-        await lane.producer.acknowledge(offsets, {_tp(ledger): ledger.committed for ledger in lane.ledgers})
+        offsets = {_tp(item.tracker): item.part.to for item in self.finished}
+        await lane.producer.acknowledge(offsets, {_tp(tracker): tracker.committed for tracker in lane.trackers})
         if lane.commits and lane.spec.committed is not None:
             lane.spec.committed(time.perf_counter() - started)
 
 
-def _tp(ledger: Ledger) -> TP:
-    return TP(ledger.topic, ledger.partition)
+def _tp(tracker: OffsetTracker) -> TP:
+    return TP(tracker.topic, tracker.partition)
 
 
 class Lane:
-    """One partition number. Made when it is assigned, begun when its ledgers open, closed at the next rebalance; never reopened."""
+    """One partition number. Made when it is assigned, begun when its trackers open, closed at the next rebalance; never reopened."""
 
     def __init__(self, name: str, spec: LaneSpec, partition: int, claim: Claim, delivery: Delivery, limits: Limits) -> None:
         self.spec = spec
         self.partition = partition
         self.name = name
         self.claim = claim
-        self.ledgers: list[Ledger] = []
+        self.trackers: list[OffsetTracker] = []
         self.producer: LaneProducer | None = None
         self.task: asyncio.Task[None] | None = None
         self.beside: asyncio.Task[None] | None = None
@@ -185,25 +185,25 @@ class Lane:
     @property
     def pending_records(self) -> int:
         """Records in memory that no handler has got yet."""
-        return sum(ledger.count for ledger in self.ledgers)
+        return sum(tracker.count for tracker in self.trackers)
 
     @property
     def pending_bytes(self) -> int:
         """The same in bytes."""
-        return sum(ledger.size for ledger in self.ledgers)
+        return sum(tracker.size for tracker in self.trackers)
 
     @property
     def full(self) -> bool:
-        """True while only ledgers that have nothing pending are fetched."""
+        """True while only trackers that have nothing pending are fetched."""
         return self.pending_records >= self._limits.records or self.pending_bytes >= self._limits.bytes
 
-    def wanted(self) -> list[Ledger]:
-        """Ledgers to fetch for. A full lane still fetches for its empty ledgers: no topic starves behind another's backlog."""
+    def wanted(self) -> list[OffsetTracker]:
+        """Trackers to fetch for. A full lane still fetches for its empty trackers: no topic starves behind another's backlog."""
         if self.closing.is_set():
             return []
         if self.full:
-            return [ledger for ledger in self.ledgers if not ledger.pending]
-        return self.ledgers
+            return [tracker for tracker in self.trackers if not tracker.pending]
+        return self.trackers
 
     def close(self) -> None:
         """Take nothing more; finish what is in the handler's hands."""
@@ -301,9 +301,9 @@ class Lane:
                 return
             self._see_due(fired=moment is not None)
             for item in attempt.finished:
-                item.ledger.finish(item.part.to)
+                item.tracker.finish(item.part.to)
                 if self.commits:
-                    item.ledger.committed = item.part.to
+                    item.tracker.committed = item.part.to
             if taken:
                 self._left = attempt.left
             await asyncio.sleep(0)
@@ -332,24 +332,24 @@ class Lane:
         assert self._ends is not None
         assert self.spec.clock is not None
         moment = await self.producer.tell_time(self.spec.clock, self.partition)
-        ends = await self._ends([TP(ledger.topic, ledger.partition) for ledger in self.ledgers])
+        ends = await self._ends([TP(tracker.topic, tracker.partition) for tracker in self.trackers])
         self._clock.looked(_now(), moment, ends)
 
     def _done(self, tp: TP) -> int:
-        return next(ledger.done for ledger in self.ledgers if ledger.topic == tp.topic)
+        return next(tracker.done for tracker in self.trackers if tracker.topic == tp.topic)
 
     def _take(self) -> list[_Taken]:
         was_full = self.full
-        counts = [ledger.count for ledger in self.ledgers]
+        counts = [tracker.count for tracker in self.trackers]
         given = shares(counts, self.spec.max_records, self._served)
         taken: dict[int, _Taken] = {}
         room = BATCH_BYTES
         for turn in range(len(counts)):
             at = (self._served + turn) % len(counts)  # where there isn't room for all, another topic comes first each time
-            ledger = self.ledgers[at]
-            chunk = ledger.take(given[at], max(0, room)) if room > 0 or not given[at] else None
+            tracker = self.trackers[at]
+            chunk = tracker.take(given[at], max(0, room)) if room > 0 or not given[at] else None
             if chunk is not None:
-                taken[at] = _Taken(ledger, Slice(ledger.topic, chunk.records, chunk.to))
+                taken[at] = _Taken(tracker, Slice(tracker.topic, chunk.records, chunk.to))
                 room -= chunk.size
         self._served += 1
         if was_full and not self.full:

@@ -129,15 +129,15 @@ class LaneProducer:
         options: Callable[[], Mapping[str, Any]],
         check: Callable[[], None],
         waiting: Callable[[str], object],
-        patience: float,
+        report_interval: float,
         connect: Connect | None = None,
     ) -> None:
         """`options`: keyword arguments of AIOKafkaProducer. `check` raises Stale or LeaseLost. `waiting` is told every
-        `patience` seconds that deliveries are outstanding, and may raise to give up. `connect`: AiokafkaConnection."""
+        `report_interval` seconds that deliveries are outstanding, and may raise to give up. `connect`: AiokafkaConnection."""
         self._options = options
         self._check = check
         self._waiting = waiting
-        self._patience = patience
+        self._report_interval = report_interval
         self._connect: Connect = connect or AiokafkaConnection
         self._producer: Connection | None = None
         self._starting = asyncio.Lock()
@@ -290,11 +290,11 @@ class LaneProducer:
         pending = {item.future for item in sending}
         progress = time.monotonic()
         while pending:
-            done, pending = await asyncio.wait(pending, timeout=min(WATCH_INTERVAL, self._patience))
+            done, pending = await asyncio.wait(pending, timeout=min(WATCH_INTERVAL, self._report_interval))
             now = time.monotonic()
             if done:
                 progress = now
-            elif now - progress >= self._patience:
+            elif now - progress >= self._report_interval:
                 progress = now
                 topics = sorted({item.topic for item in sending if item.future in pending})
                 self._waiting(f"Kafka has not acknowledged records for {', '.join(topics)}")

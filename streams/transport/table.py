@@ -19,7 +19,7 @@ from faust.tables.table import Table
 from faust.types import TP, CollectionT
 
 from streams.transport.errors import StateCorrupt
-from streams.transport.ledger import Record
+from streams.transport.offset_tracker import Record
 from wire import unreadable
 
 log = logging.getLogger(__name__)

@@ -109,7 +109,7 @@ class TransactionalLaneProducer(LaneProducer):
         options: Callable[[], Mapping[str, Any]],
         check: Callable[[], None],
         waiting: Callable[[str], object],
-        patience: float,
+        report_interval: float,
         *,
         group: str,
         committed: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int | None]]],
@@ -117,14 +117,14 @@ class TransactionalLaneProducer(LaneProducer):
     ) -> None:
         """Beyond LaneProducer's: `group` whose offsets are committed, and `committed`, which asks for them when no transaction may still
         change them. `options` hold the transactional id."""
-        super().__init__(options, check, waiting, patience, connect or TransactionalAiokafkaConnection)
+        super().__init__(options, check, waiting, report_interval, connect or TransactionalAiokafkaConnection)
         self._group = group
         self._committed = committed
         self._staged: dict[str, list[OutRecord]] = {}
         self._puts: list[tuple[StateTable, Mapping[bytes, bytes | None], Sequence[Moved]]] = []
         self._partition = -1
         self._in_doubt = True
-        """Whether somebody may have written for the lane, we or another, since the committed offsets that the ledgers know."""
+        """Whether somebody may have written for the lane, we or another, since the committed offsets that the trackers know."""
         self._changed: dict[str, int | None] | None = None
         """Once the transaction is in: last offset by changelog topic."""
         self._ended = asyncio.Event()
@@ -247,7 +247,7 @@ class TransactionalLaneProducer(LaneProducer):
         either: set[asyncio.Future[Any]] = {task, ended}
         try:
             while True:
-                await asyncio.wait(either, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(either, timeout=self._report_interval, return_when=asyncio.FIRST_COMPLETED)
                 if task.done():
                     return task.result()
                 if ended.done():

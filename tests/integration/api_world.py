@@ -11,7 +11,7 @@ from contracts.errors import Refused
 from domain import events, rows
 from domain.fold import fold
 from domain.order import Order
-from domain.totals import Sums
+from domain.totals import RunningTotals
 from settings import Settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
@@ -21,7 +21,7 @@ from workload import generator
 
 def folded(count: int, seed: int = 1) -> dict[UUID, Order]:
     """So many generated orders, each with all of its facts."""
-    found: dict[UUID, tuple[Order, Sums]] = {}
+    found: dict[UUID, tuple[Order, RunningTotals]] = {}
     for each in generator.events(count, seed, generator.Shares(0, 0, 0)):
         try:
             event = events.decode(each.topic, each.headers, each.value, 0)
@@ -30,9 +30,9 @@ def folded(count: int, seed: int = 1) -> dict[UUID, Order]:
         order_id = UUID(bytes=event.order_id)
         if order_id not in found:
             order = Order()
-            found[order_id] = order, Sums(order)
-        order, sums = found[order_id]
-        fold(order, event, None, sums)
+            found[order_id] = order, RunningTotals(order)
+        order, totals = found[order_id]
+        fold(order, event, None, totals)
     return {order_id: order for order_id, (order, _) in found.items() if order.created is not None}
 
 

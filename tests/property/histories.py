@@ -30,7 +30,7 @@ from domain.order import (
     Scan,
     StockReply,
 )
-from domain.totals import Sums
+from domain.totals import RunningTotals
 from tables import codec
 
 ORDER_ID = bytes(range(16))
@@ -130,7 +130,7 @@ class Run:
     def __init__(self, cuts: Sequence[bool] = ()) -> None:
         self.raw: bytes | None = None
         self.cuts = cuts
-        self.held: tuple[Order, Sums] | None = None
+        self.held: tuple[Order, RunningTotals] | None = None
         self.derived: list[Derived] = []
         self.refusals: list[tuple[str, str]] = []
         self.late: list[LateRefusal] = []
@@ -142,12 +142,12 @@ class Run:
         return codec.decode(self.raw) if self.raw else Order()
 
     def take(self, event: Event) -> None:
-        order, sums = self.held or (self.order, None)
-        sums = sums or Sums(order)
+        order, totals = self.held or (self.order, None)
+        totals = totals or RunningTotals(order)
         # fold takes the fact over: in the pipeline it was decoded for this record alone.
         fact = msgspec.msgpack.decode(msgspec.msgpack.encode(event.fact), type=type(event.fact))
-        folded = fold(order, msgspec.structs.replace(event, fact=fact), Origin(event.type, 0, self.offset), sums)
-        self.held = (order, sums) if self.cuts and not self.cuts[self.offset % len(self.cuts)] else None
+        folded = fold(order, msgspec.structs.replace(event, fact=fact), Origin(event.type, 0, self.offset), totals)
+        self.held = (order, totals) if self.cuts and not self.cuts[self.offset % len(self.cuts)] else None
         self.offset += 1
         if folded.refused:
             self.refusals.append(folded.refused)

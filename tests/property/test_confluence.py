@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from domain import rows
-from domain import totals as sums
+from domain import totals as totals
 from domain.anomalies import anomalies
 from domain.events import Event
 from domain.order import Order
-from domain.status import survey
+from domain.status import view_of
 from tables import codec
 from tests.property.histories import ORDER_ID, SAME_IN_ANY_ORDER, Run, histories
 
@@ -139,7 +139,7 @@ def test_refunds_stay_within_captured_money_and_pay_each_unit_once(history: list
 @given(histories())
 def test_an_order_with_no_live_unit_keeps_no_money(history: list[Event]) -> None:
     order = Run().take_all(history).order
-    now = survey(order)
+    now = view_of(order)
     if now.live == 0:
         assert now.decided == now.captured
 
@@ -154,7 +154,7 @@ def test_sums_kept_over_a_batch_tell_the_same_as_fresh_ones(history: list[Event]
     random.shuffle(history)
     fresh, kept = Run(), Run(cuts)
     fresh.take_all(history, pace)
-    with patch.object(sums, "INDEX_FROM", 2):
+    with patch.object(totals, "INDEX_FROM", 2):
         kept.take_all(history, pace)
     assert kept.raw == fresh.raw
     assert [(each.ce_name, each.data) for each in kept.derived] == [(each.ce_name, each.data) for each in fresh.derived]
@@ -180,7 +180,7 @@ def test_state_bytes_round_trip_and_tell_their_version(history: list[Event]) -> 
 def test_live_units_and_shares_add_up(history: list[Event]) -> None:
     order = Run().take_all(history).order
     assert order.created is not None
-    now = survey(order)
+    now = view_of(order)
     assert sum(line.discount for line in now.lines) == (order.created.discount or 0)
     for line in now.lines:
         assert 0 <= line.live <= line.quantity

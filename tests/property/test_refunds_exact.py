@@ -19,7 +19,7 @@ from domain import events
 from domain.anomalies import anomalies
 from domain.events import Event
 from domain.order import PROCESSED, Cancellation, Created, Item, Payment, ReturnStage, Scan, StockReply
-from domain.status import survey
+from domain.status import view_of
 from domain.totals import winning_stages
 from tests.property.histories import ORDER_ID, Run, raw_id
 from tests.property.wire import hour, record
@@ -71,7 +71,7 @@ def check(created: Created, run: Run) -> list[str]:
             )
         refunded += Fraction(request.amount)
     assert refunded <= captured
-    now = survey(run.order)
+    now = view_of(run.order)
     if now.live == 0:
         assert refunded == captured
     elif "refund_uncovered" not in codes(run):
@@ -222,6 +222,6 @@ def test_all_that_came_back_or_never_left_is_paid_back(most_units: int, order: t
     run = Run().take_all(list(wired(iter(facts))), pace)
     check(created, run)
     assert "refund_uncovered" not in codes(run)
-    lines = survey(run.order).lines
+    lines = view_of(run.order).lines
     stays = sum(line.shipping for line in lines if line.live) if any(line.live for line in lines) else 0
     assert sum(decision.amount for decision in run.order.decisions) == created.total - stays

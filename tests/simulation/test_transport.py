@@ -49,7 +49,7 @@ def test_lanes_stay_closed_between_revocation_and_assignment(world: World) -> No
         late = world.loop.create_task(app.consumer.perform_seek())
     until(world.loop, late.done)
     assert app.consumer.lanes == {}
-    assert app.consumer.ledgers == {}
+    assert app.consumer.trackers == {}
 
 
 def test_a_commit_that_was_held_up_is_not_sent_in_a_later_generation(world: World) -> None:
@@ -64,7 +64,7 @@ def test_a_commit_that_was_held_up_is_not_sent_in_a_later_generation(world: Worl
     app.client._coordinator.ensure_coordinator_known = found.wait  # type: ignore[method-assign, assignment]
     with world.loop.entered():
         world.arrive(world.plan.arrivals[0]._replace(partition=1))
-    until(world.loop, lambda: any(ledger.done for _, ledger in app.consumer.ledgers.values()))
+    until(world.loop, lambda: any(tracker.done for _, tracker in app.consumer.trackers.values()))
     with world.loop.entered():
         commit = world.loop.create_task(app.consumer.force_commit())
         world.start(1)

@@ -292,7 +292,7 @@ class Verifier:
         for key, raw in self.world.accounts.states.items():
             if str(UUID(bytes=key)) in self.world.hidden:
                 continue
-            due, wanted = codec.due_of(raw), next_due(codec.decode(raw), key, self.world.settings.patience)
+            due, wanted = codec.due_of(raw), next_due(codec.decode(raw), key, self.world.settings.deadline_policy)
             if 0 < due <= now:
                 yield f"order {UUID(bytes=key)}: due {now - due} ms ago"
             if due != wanted:

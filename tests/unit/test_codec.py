@@ -13,7 +13,7 @@ from domain import events, rows
 from domain.deadlines import next_due
 from domain.fold import fold
 from domain.order import Order, Origin
-from domain.totals import Sums
+from domain.totals import RunningTotals
 from settings import Settings
 from tables import codec
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, VALID, Story, line, raw, record
@@ -109,14 +109,14 @@ def test_what_passes_for_a_state_ends_no_fold() -> None:
                 continue
             passed += 1
             again = codec.decode(bytes(changed))
-            next_due(again, order_id, Settings().patience)
+            next_due(again, order_id, Settings().deadline_policy)
             if again.created is not None:
                 rows.order_row_and_summary(ids.text(order_id), order_id, again, None)
                 rows.item_rows(ids.text(order_id), again)
                 rows.shipment_rows(ids.text(order_id), again)
                 rows.return_rows(ids.text(order_id), again)
             repeated = events.decode(*_record("order.paid", {**VALID["order.paid"], "order_id": ids.text(order_id)}))
-            fold(again, repeated, None if again.created is not None else Origin("order.paid", 0, 0), Sums(again))
+            fold(again, repeated, None if again.created is not None else Origin("order.paid", 0, 0), RunningTotals(again))
             codec.encode(again)
     assert passed > 500
 
@@ -132,5 +132,5 @@ def histories(count: int) -> dict[bytes, Order]:
     for each in generator.events(count, 5):
         event = events.decode(each.topic, each.headers, each.value, 1_000)
         order = orders.setdefault(event.order_id, Order())
-        fold(order, event, Origin(each.topic, 0, 0) if order.created is None else None, Sums(order))
+        fold(order, event, Origin(each.topic, 0, 0) if order.created is None else None, RunningTotals(order))
     return orders

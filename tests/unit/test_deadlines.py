@@ -8,14 +8,14 @@ import msgspec
 import pytest
 
 from domain import effects, events
-from domain.deadlines import Due, Patience, next_due, pending
+from domain.deadlines import DeadlinePolicy, Due, next_due, pending
 from domain.events import Event
 from domain.order import DEADLINES, DUE_LABEL, DUE_PAYMENT, DUE_REFUND, DUE_RELEASE, DUE_STOCK
 from tests.unit.wire import ANNA, BORIS, ORDER, Story, created, event, line, made, raw
 
 T0 = 1_767_225_600_000
 """When the order's events happened and were appended, ms: hour 0 of tests.unit.wire."""
-PATIENCE = Patience(
+PATIENCE = DeadlinePolicy(
     payment=1_000, stock=100, stock_asks=3, release=200, release_asks=2, label=300, label_asks=2, refund=400, refund_asks=2, history=60_000
 )
 
@@ -98,7 +98,7 @@ def test_a_record_without_a_brokers_time_waits_for_nothing() -> None:
 
 def test_a_wait_of_0_is_none() -> None:
     told = ordered()
-    assert pending(told.order, raw(ORDER), Patience(0, 0, 3, 0, 3, 0, 3, 0, 3, 60_000)) == []
+    assert pending(told.order, raw(ORDER), DeadlinePolicy(0, 0, 3, 0, 3, 0, 3, 0, 3, 60_000)) == []
 
 
 def test_stock_is_asked_for_again_under_the_same_id_and_at_last_counts_as_rejected() -> None:

@@ -15,8 +15,8 @@ from streams.transport.errors import Fenced, is_fencing
 from streams.transport.lane import Lane
 from streams.transport.producer import Delivered, LaneProducer, last_offset
 from streams.transport.transaction import Settled, settle
-from tests.unit.test_ledger import recs
-from tests.unit.test_ledger_lane import Group, end, lane_of, until
+from tests.unit.test_lane import Group, end, lane_of, until
+from tests.unit.test_offset_tracker import recs
 
 A, B, C = (TP(topic, 0) for topic in "abc")
 
@@ -79,7 +79,7 @@ async def test_an_acknowledgement_that_fails_is_tried_again_without_the_handler(
         handled.append(batch)
 
     lane = lane_of(handler, Group())
-    a, b = lane.ledgers
+    a, b = lane.trackers
     producer = Acknowledging(lane, kafka.RequestTimedOutError(), kafka.RequestTimedOutError())
     task = lane.start(producer, lambda: None)
     a.offer(0, 3, recs(0, 1, 2))
@@ -103,8 +103,8 @@ async def test_a_lane_that_is_shut_out_ends_and_leaves_its_batch_unfinished() ->
         return
 
     lane = lane_of(handler, Group())
-    lane.ledgers[0].offer(0, 3, recs(0, 1, 2))
+    lane.trackers[0].offer(0, 3, recs(0, 1, 2))
     producer = Acknowledging(lane, Fenced("by another"))
     await asyncio.wait_for(lane.start(producer, lambda: None), 5)
     assert len(producer.calls) == 1
-    assert (lane.fenced, lane.ledgers[0].done, lane.ledgers[0].committed) == (True, 0, None)
+    assert (lane.fenced, lane.trackers[0].done, lane.trackers[0].committed) == (True, 0, None)

@@ -19,7 +19,7 @@ from domain.effects import Derived, LateRefusal
 from domain.events import Event
 from domain.fold import Folded, fold
 from domain.order import Order, Origin
-from domain.status import Survey, survey
+from domain.status import OrderView, view_of
 from tables import codec
 
 ORDER: Final = "0a0a0a0a-0000-4000-8000-000000000001"
@@ -246,8 +246,8 @@ class Story:
         return self
 
     @property
-    def now(self) -> Survey:
-        return survey(self.order)
+    def now(self) -> OrderView:
+        return view_of(self.order)
 
     @property
     def status(self) -> str:

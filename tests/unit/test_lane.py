@@ -1,4 +1,4 @@
-"""A lane on ledgers: one batch at a time, from all topics, finished only when the handler has returned."""
+"""A lane on trackers: one batch at a time, from all topics, finished only when the handler has returned."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from streams.transport.delivery import Delivery
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.lane import BATCH_BYTES, Claim, Handler, Lane, LaneSpec, Limits
 from streams.transport.lease import Lease
-from streams.transport.ledger import Ledger
+from streams.transport.offset_tracker import OffsetTracker
 from streams.transport.producer import LaneProducer
-from tests.unit.test_ledger import Rec, recs
+from tests.unit.test_offset_tracker import Rec, recs
 
 
 class Group:
@@ -33,7 +33,7 @@ def lane_of(handler: Handler, group: Group, *, topics: tuple[str, ...] = ("a", "
     settings = Settings(retry_first=0.001, retry_longest=0.001)
     spec = LaneSpec(topics, handler, max_records)
     lane = Lane("0", spec, 0, group.claim(), Delivery(settings), Limits(limit, 1 << 20))
-    lane.ledgers.extend(Ledger(topic, 0, 0, None) for topic in topics)
+    lane.trackers.extend(OffsetTracker(topic, 0, 0, None) for topic in topics)
     return lane
 
 
@@ -62,7 +62,7 @@ async def test_a_batch_holds_all_topics_and_is_finished_when_the_handler_returns
         await release.wait()
 
     lane = lane_of(handler, Group())
-    a, b = lane.ledgers
+    a, b = lane.trackers
     a.offer(0, 3, recs(0, 1, 2))
     b.offer(0, 9, recs(4))
     task = start(lane)
@@ -82,8 +82,8 @@ async def test_a_backlog_of_one_topic_does_not_starve_another() -> None:
         sizes.append({part.topic: len(part.records) for part in batch.slices})
 
     lane = lane_of(handler, Group(), max_records=10)
-    lane.ledgers[0].offer(0, 95, recs(*range(95)))
-    lane.ledgers[1].offer(0, 3, recs(0, 1, 2))
+    lane.trackers[0].offer(0, 95, recs(*range(95)))
+    lane.trackers[1].offer(0, 3, recs(0, 1, 2))
     task = start(lane)
     await until(lambda: lane.records == 98)
     await end(lane, task)
@@ -107,7 +107,7 @@ async def test_what_a_handler_leaves_comes_first_and_is_finished_by_itself() -> 
         await release.wait()
 
     lane = lane_of(handler, Group())
-    a, b = lane.ledgers
+    a, b = lane.trackers
     a.offer(0, 12, recs(0, 4, 7))
     b.offer(0, 9, recs(4, 5))
     release.set()
@@ -128,8 +128,8 @@ async def test_a_batch_holds_no_more_bytes_than_it_may_and_no_topic_starves() ->
 
     large = bytes(BATCH_BYTES // 3)
     lane = lane_of(handler, Group())
-    lane.ledgers[0].offer(0, 9, [Rec(offset, large) for offset in range(9)])
-    lane.ledgers[1].offer(0, 1, [Rec(0, bytes(2 * BATCH_BYTES))])
+    lane.trackers[0].offer(0, 9, [Rec(offset, large) for offset in range(9)])
+    lane.trackers[1].offer(0, 1, [Rec(0, bytes(2 * BATCH_BYTES))])
     task = start(lane)
     await until(lambda: lane.records == 10)
     await end(lane, task)
@@ -145,9 +145,9 @@ async def test_a_temporary_failure_is_tried_again_with_the_same_batch() -> None:
             raise ConnectionError("away")
 
     lane = lane_of(handler, Group())
-    lane.ledgers[0].offer(0, 3, recs(0, 1, 2))
+    lane.trackers[0].offer(0, 3, recs(0, 1, 2))
     task = start(lane)
-    await until(lambda: lane.ledgers[0].done == 3)
+    await until(lambda: lane.trackers[0].done == 3)
     await end(lane, task)
     assert seen[0] is seen[1] is seen[2]
 
@@ -160,11 +160,11 @@ async def test_closing_during_an_outage_leaves_the_batch_unfinished() -> None:
         raise ConnectionError("away")
 
     lane = lane_of(handler, Group())
-    lane.ledgers[0].offer(0, 3, recs(0, 1, 2))
+    lane.trackers[0].offer(0, 3, recs(0, 1, 2))
     task = start(lane)
     await asyncio.wait_for(tried.wait(), 5)
     await end(lane, task)
-    assert lane.ledgers[0].done == 0
+    assert lane.trackers[0].done == 0
 
 
 async def test_a_bug_ends_the_lane_with_its_exception() -> None:
@@ -172,12 +172,12 @@ async def test_a_bug_ends_the_lane_with_its_exception() -> None:
         raise KeyError("bug")
 
     lane = lane_of(handler, Group())
-    lane.ledgers[0].offer(0, 3, recs(0, 1, 2))
+    lane.trackers[0].offer(0, 3, recs(0, 1, 2))
     task = start(lane)
     with pytest.raises(KeyError) as caught:
         await asyncio.wait_for(task, 5)
     assert "a 3 to 3" in caught.value.__notes__[0]
-    assert lane.ledgers[0].done == 0
+    assert lane.trackers[0].done == 0
 
 
 async def test_a_stale_batch_is_dropped_without_a_word() -> None:
@@ -188,9 +188,9 @@ async def test_a_stale_batch_is_dropped_without_a_word() -> None:
         batch.check()
 
     lane = lane_of(handler, group)
-    lane.ledgers[0].offer(0, 3, recs(0, 1, 2))
+    lane.trackers[0].offer(0, 3, recs(0, 1, 2))
     await asyncio.wait_for(start(lane), 5)
-    assert lane.ledgers[0].done == 0
+    assert lane.trackers[0].done == 0
 
 
 async def test_a_batch_that_ends_after_the_epoch_is_not_finished() -> None:
@@ -201,14 +201,14 @@ async def test_a_batch_that_ends_after_the_epoch_is_not_finished() -> None:
         await release.wait()
 
     lane = lane_of(handler, Group())
-    lane.ledgers[0].offer(0, 3, recs(0, 1, 2))
+    lane.trackers[0].offer(0, 3, recs(0, 1, 2))
     task = start(lane)
     await asyncio.wait_for(entered.wait(), 5)
     lane.close()
     await lane.end()
     release.set()
     await asyncio.wait_for(task, 5)
-    assert lane.ledgers[0].done == 0
+    assert lane.trackers[0].done == 0
 
 
 async def test_the_check_before_a_write() -> None:
@@ -232,7 +232,7 @@ async def test_the_check_before_a_write() -> None:
         batch.check()
 
 
-async def test_a_full_lane_fetches_only_for_its_empty_ledgers() -> None:
+async def test_a_full_lane_fetches_only_for_its_empty_trackers() -> None:
     release = asyncio.Event()
     rested: list[bool] = []
 
@@ -240,7 +240,7 @@ async def test_a_full_lane_fetches_only_for_its_empty_ledgers() -> None:
         await release.wait()
 
     lane = lane_of(handler, Group(), max_records=5, limit=10)
-    a, b = lane.ledgers
+    a, b = lane.trackers
     assert lane.wanted() == [a, b]
     a.offer(0, 20, recs(*range(20)))
     assert lane.wanted() == [b]

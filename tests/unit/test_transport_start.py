@@ -1,4 +1,4 @@
-"""Where a ledger begins, what recovery keeps, and what a worker checks before it starts."""
+"""Where a tracker begins, what recovery keeps, and what a worker checks before it starts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from streams.transport.cluster import MARKER, check_topics, hold_data_folder, pr
 from streams.transport.consumer_thread import Bounds, ConsumerThread, Start, resolve_start
 from streams.transport.errors import FolderInUse, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
 from streams.transport.table import newest
-from tests.unit.test_ledger import Rec
+from tests.unit.test_offset_tracker import Rec
 
 
 def test_without_a_committed_offset_reading_begins_at_the_log_start() -> None:

@@ -1,6 +1,6 @@
-"""The offset ledger: which records a lane has, and which it has finished. Pure.
+"""The offset tracker: which records a lane has, and which it has finished. Pure.
 
-One ledger keeps one topic's partition during one assignment:
+One tracker keeps one topic's partition during one assignment:
 
     committed <= done <= next
                    |       the next offset that may be delivered
@@ -40,11 +40,11 @@ class Record(Protocol):
 
 
 class Offer(enum.Enum):
-    """A ledger's answer to a list."""
+    """A tracker's answer to a list."""
 
     TAKEN = "taken"
-    OVERLAP = "overlap"  # taken as far as it was new, if at all: the reader stood behind the ledger, which it should not
-    GAP = "gap"  # refused: records between the ledger and the list are missing, read again from `next`
+    OVERLAP = "overlap"  # taken as far as it was new, if at all: the reader stood behind the tracker, which it should not
+    GAP = "gap"  # refused: records between the tracker and the list are missing, read again from `next`
 
 
 class Chunk(NamedTuple):
@@ -55,7 +55,7 @@ class Chunk(NamedTuple):
     size: int
 
 
-class Ledger:
+class OffsetTracker:
     """See the module. Offsets are Kafka's; sizes are bytes."""
 
     __slots__ = ("committed", "count", "done", "next", "partition", "pending", "size", "topic")
