@@ -174,8 +174,9 @@ def create_app(settings: Settings) -> FastAPI:
     async def tracking(
         number: Annotated[str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")],
     ) -> Response:
-        """Where the cache knows parcels under this number, these are the answer: those that had an event within the last 10 to 30
-        minutes.
+        """The parcels of all orders that have this number: from rows, or a copy of them in the cache that is a minute old at most (five, if
+        so configured), and over these what the lanes have written to the cache since. Where no database answers, the cache alone: parcels
+        that had an event within the last 10 to 30 minutes.
         """
         if "\0" in number:
             raise invalid(("path.number", "no carrier's number holds a NUL"))

@@ -111,7 +111,8 @@ class Connection(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:  # a trailer isn't a header
-            super().on_header(name, value)
+            # llhttp keeps the blanks behind a value, which aren't part of it (RFC 9112, 5.1).
+            super().on_header(name, value.strip(b" \t"))
 
     def on_headers_complete(self) -> None:
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MOST_HEAD:

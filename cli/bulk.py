@@ -153,7 +153,7 @@ class _Refused:
     """The refused lines: the first ones for the summary, all of them for --report, which is written once the file has been read."""
 
     def __init__(self, report: Path | None, file: str, stack: ExitStack) -> None:
-        """Opens the report, and changes nothing of it. Raises UserError: it can't be written, or it is the file that will be read."""
+        """Opens the report, and changes nothing of it. Raises UserError: it can't be written, or is read, or printed to."""
         self.first: list[Refusal] = []
         self.failed: OSError | None = None
         self._out: int | None = None
@@ -174,6 +174,8 @@ class _Refused:
         self._report = report
         if ordinary and os.path.samestat(source, os.fstat(self._out)):
             raise self._overwrites()
+        if ordinary and any(_same_file(self._out, number) for number in (1, 2)):
+            raise UserError(f"--report {report} is where this command prints to; choose another file")
         try:
             self._all = temporary(stack)
         except SourceError as error:
@@ -206,6 +208,14 @@ class _Refused:
 
     def _overwrites(self) -> UserError:
         return UserError(f"--report {self._report} would overwrite what is read; choose another file")
+
+
+def _same_file(one: int, other: int) -> bool:
+    """Whether two descriptors are of one file; a closed one is of none."""
+    try:
+        return os.path.samestat(os.fstat(one), os.fstat(other))
+    except OSError:
+        return False
 
 
 def _fail(failure: BaseException, sent: int) -> NoReturn:

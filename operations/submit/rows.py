@@ -200,8 +200,7 @@ class Csv:
         except Refused as refused:
             why = refused
         except csv.Error as error:
-            unclosed = str(error) == "unexpected end of data"
-            why = Refused(errors.FIELD_MALFORMED, "a quote isn't closed" if unclosed else f"not CSV: {error}")
+            why = Refused(errors.FIELD_MALFORMED, _told(error))
         text = held[0] if len(held) == 1 else "".join(held)
         if not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text):
             why = Refused(errors.FIELD_MALFORMED, "not UTF-8")
@@ -244,6 +243,16 @@ def _lines(content: io.BufferedReader) -> Iterator[tuple[int, bytes, bool]]:
 def _text(line: bytes) -> str:
     """What isn't UTF-8 becomes lone surrogates: the cells around it can still be told apart."""
     return line.decode("utf-8", "surrogateescape")
+
+
+def _told(error: csv.Error) -> str:
+    """What the library says, for somebody who doesn't write Python."""
+    said = str(error)
+    if said == "unexpected end of data":
+        return "a quote isn't closed"
+    if said.startswith("new-line character"):
+        return "a carriage return that ends no line: save it with LF or CRLF"
+    return f"not CSV: {said}"
 
 
 def _too_long() -> Refused:

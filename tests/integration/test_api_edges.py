@@ -157,6 +157,7 @@ def locked(filled: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactor
 
 ANSWERED = (
     *("localhost", "LocalHost", "localhost:1", "localhost:", "127.0.0.1", "127.0.0.1:8080", "[::1]", "[::1]:8080", "[0:0:0:0:0:0:0:1]"),
+    *("localhost ", "127.0.0.1:8080\t", "\t [::1] \t"),
 )
 FORBIDDEN = (
     *("evil.example", "evil.example:", "evil.example:80", "localhost.", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.2"),
@@ -336,6 +337,8 @@ def test_values_that_are_none(served: Served, path: str, values: tuple[str, ...]
 def test_headers_that_are_parameters(served: Served) -> None:
     for value in ("", "-1", "1_0", "1.0", "9" * 5000, "x", "\xb2"):
         assert served.get(f"/orders/{NOBODY}", f"X-Order-Version: {value}")[0] == 422, value
+    for value in ("1", "1 ", "\t1\t "):
+        assert served.get(f"/orders/{served.order}", f"X-Order-Version: {value}")[0] == 200, value
     status, _, body = served.get(f"/orders/{NOBODY}", "X-Order-Version: 1", "x-order-version: 1")
     assert (status, json.loads(body)["errors"][0]["where"]) == (422, "header.x-order-version")
     assert served.get(f"/orders/{served.order}", "X-Unknown: 1", "X-Unknown: 2", "Cookie: a", "Range: bytes=0-1")[0] == 200

@@ -61,6 +61,22 @@ def test_nor_does_it_what_comes_through_stdin(file: Path, monkeypatch: pytest.Mo
     assert file.read_text() == BAD
 
 
+@pytest.mark.parametrize(("report", "number"), [("/dev/stdout", 1), ("/dev/stderr", 2), ("log", 1)])
+def test_nor_does_it_what_the_command_prints_to(file: Path, report: str, number: int, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("log").write_text("older\n")
+    kept = os.dup(number)
+    with open("log", "ab") as log:
+        os.dup2(log.fileno(), number)
+        try:
+            code = submit("orders.csv", "--dry-run", "--report", report)
+        finally:
+            os.dup2(kept, number)
+            os.close(kept)
+    assert code == 2
+    assert Path("log").read_text().startswith("older\n")
+    assert "is where this command prints to" in Path("log").read_text() + capfd.readouterr().err
+
+
 def test_a_report_holds_every_refused_line_and_nothing_older(file: Path) -> None:
     report = Path("refused.ndjson")
     report.write_text("older\n" * 1000)

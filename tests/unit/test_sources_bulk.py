@@ -443,3 +443,12 @@ def test_what_is_no_part_is_refused(change: dict[str, Any]) -> None:
     assert events.decode("order.bulk", headers, json.dumps(good).encode()).type == "order.bulk"
     with pytest.raises(Refused):
         events.decode("order.bulk", headers, json.dumps({**good, **change}).encode())
+
+
+def test_line_ends_that_are_none_are_told_as_such() -> None:
+    """As old spreadsheets on a Mac write them."""
+    told = "a carriage return that ends no line: save it with LF or CRLF"
+    with pytest.raises(SourceError, match=told):
+        taken((HEADER + FIRST + SECOND).replace("\n", "\r").encode())
+    refused = taken((HEADER + FIRST + SECOND.replace("sku-2", "sku\r2")).encode())[2]
+    assert [(each.line, each.detail) for each in refused] == [(2, f"in line 3: {told}")]
