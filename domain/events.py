@@ -57,6 +57,7 @@ Time = Annotated[str, Meta(max_length=1000, description="RFC 3339 with offset, c
 Day = Annotated[str, Meta(max_length=1000, description="RFC 3339 with offset, or YYYY-MM-DD")]
 Currency = Annotated[str, Meta(max_length=1000, description="ISO 4217")]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
+UnitNumber = Annotated[int, Meta(ge=0, lt=100_000)]
 BulkNumber = Annotated[int, Meta(ge=1, le=1_000_000, description="1, 2, ... up to parts")]
 
 
@@ -200,11 +201,11 @@ class RefundDecided(Struct, gc=False):
     """Internal (orders.decisions): the n-th refund of an order, fixed for ever. amount in minor units; units are [item_id, unit number]."""
 
     order_id: UUID
-    n: int
-    amount: int
+    n: Annotated[int, Meta(ge=0)]
+    amount: Annotated[int, Meta(ge=1)]
     cause: Literal["return", "stock", "closed"]
     cause_id: UUID
-    units: list[tuple[UUID, int]]
+    units: list[tuple[UUID, UnitNumber]]
     shipping: list[UUID]
 
 
@@ -213,7 +214,7 @@ class DeadlinePassed(Struct, gc=False):
 
     order_id: UUID
     deadline: Literal["payment", "stock", "release", "label", "refund"]
-    attempt: int
+    attempt: Quantity
     final: bool
     seller_id: UUID | UnsetType = UNSET
     refund_id: UUID | UnsetType = UNSET
@@ -300,6 +301,10 @@ _RETURN_STATUS = {"requested": REQUESTED, "processed": PROCESSED, "rejected": RE
 _RANK = {name: rank for rank, name in enumerate(SHIPMENT_STATUS)}
 _CAUSE = {"return": 0, "stock": 1, "closed": 2}
 _DEADLINE = {name: number for number, name in enumerate(DEADLINES)}
+_SUBJECT: Final = {"payment": None, "stock": "seller_id", "release": "seller_id", "label": "seller_id", "refund": "refund_id"}
+"""Deadline -> the field that says whose it is."""
+MOST_REFUND: Final = (1 << 64) - 1
+"""Minor units: what a state can hold, and more than all the payments that one order takes in."""
 
 
 def _digits(currency: str) -> int:
@@ -418,6 +423,8 @@ def _refund(failed: bool) -> Callable[[RefundCompleted, int], Fact]:
 
 
 def _decided(data: RefundDecided, time: int) -> Fact:
+    if data.amount > MOST_REFUND:
+        raise Refused(errors.FIELD_MALFORMED, f"$.amount: above {MOST_REFUND}")
     units: list[tuple[bytes, int, int]] = []
     for item, number in data.units:
         if units and units[-1][0] == item.bytes and units[-1][1] + units[-1][2] == number:
@@ -428,7 +435,10 @@ def _decided(data: RefundDecided, time: int) -> Fact:
 
 
 def _passed(data: DeadlinePassed, time: int) -> Fact:
-    subject = data.refund_id if data.refund_id is not UNSET else data.seller_id
+    name = _SUBJECT[data.deadline]
+    subject = UNSET if name is None else getattr(data, name)
+    if name is not None and subject is UNSET:
+        raise Refused(errors.FIELD_MISSING, f"$.{name}: missing")
     return Deadline(time, _DEADLINE[data.deadline], None if subject is UNSET else subject.bytes, data.attempt, data.final)
 
 

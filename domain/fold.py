@@ -246,6 +246,8 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, sums: S
     """
     if decision.n != len(order.decisions):
         return _DUPLICATE
+    if sums.size("refund.decided", order.decisions) + size_of(decision) > TYPE_BYTES["refund.decided"]:
+        return _TOO_LARGE
     decision.appended = event.appended
     order.decisions.append(decision)
     sums.decide(decision)
