@@ -40,7 +40,9 @@ MOST_PASSED_ON: Final = 7 << 20
 """Bytes of a record, uncompressed, with 10 more for each header: a larger one is neither re-keyed nor held by its dead letter."""
 MOST_FACTS: Final = 1 << 20
 MOST_SCANS: Final = 2 << 20
-"""Bytes of the facts of one event type (of shipment.updated) that one order takes in, as `size` counts them."""
+MOST_DECISIONS: Final = 11 << 20
+"""Bytes of the facts of one event type (of shipment.updated and deadline.passed, of refund.decided) that one order takes in, as `size`
+counts them."""
 FIRST_UNIT: Final = 0
 """Number of a line's first unit in refund.decided."""
 
@@ -82,11 +84,11 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """A refund.decided record. `amount` is decimal text (major units) or an int (minor units), as written; `time` its event's."""
+    """A refund.decided record. `amount` in minor units; `time` its event's."""
 
     order_id: str
     n: int
-    amount: str | int
+    amount: int
     cause: str
     cause_id: str
     units: tuple[tuple[str, int], ...]
@@ -127,18 +129,23 @@ def read(topic: str, value: bytes | None, headers: Headers) -> Parsed:
             raise Refused("type_unknown", type_[:100])
         if type_ != topic:
             raise Refused("type_wrong_topic", f"{type_} on {topic}")
-        schema = envelope.text("dataschema")
-        if schema is not None and len(schema) > MOST_CHARACTERS:
-            raise Refused("field_malformed", "dataschema")
-        if schema is not None and not schema.endswith("/v1"):
-            raise Refused("version_unknown", "dataschema")
-        time = envelope.time()
-        if time is None:
-            raise Refused("field_missing", "time")
-        fact = _fact(type_, _time(time, "time"), envelope.data())
+        fact = _fact(type_, _happened(envelope), envelope.data())
         return Parsed(fact, event_id, envelope.traceparent())
     except Refused as refused:
         return Parsed(refused.refusal, "", None)
+
+
+def _happened(envelope: Envelope) -> datetime:
+    """When it happened, of an event whose version is known."""
+    schema = envelope.text("dataschema")
+    if schema is not None and len(schema) > MOST_CHARACTERS:
+        raise Refused("field_malformed", "dataschema")
+    if schema is not None and not schema.endswith("/v1"):
+        raise Refused("version_unknown", "dataschema")
+    time = envelope.time()
+    if time is None:
+        raise Refused("field_missing", "time")
+    return _time(time, "time")
 
 
 def normalised(type_: str, value: bytes | None) -> Fact | Refusal:
@@ -155,40 +162,46 @@ def normalised(type_: str, value: bytes | None) -> Fact | Refusal:
 def parse_decision(value: bytes | None, headers: Headers) -> Decision | Fact | Refusal:
     """What a record of orders.decisions says: a refund, or a deadline that has passed, which is a fact. Another type is a Refusal."""
     try:
-        event = unwrap(value, headers)
-        if event.type == "deadline.passed":
-            passed = _time(event.time, "time")
-            content = _fields(event.data, *_DEADLINE_FIELDS)
-            return Fact(event.type, content["order_id"], passed, natural_key(event.type, passed, content), content)
-        if event.type != "refund.decided":
-            raise Refused("type_unknown", event.type[:100])
-        if not isinstance(event.data, dict):
-            raise Refused("field_malformed", "data")
-        data = event.data
-        n, amount = data.get("n"), data.get("amount")
-        if type(n) is not int or n < 0:
-            raise Refused("field_malformed", "n")
-        if type(amount) is not int and not isinstance(amount, str):
-            raise Refused("field_malformed", "amount")
-        return Decision(
-            order_id=_uuid(data.get("order_id"), "order_id"),
-            n=n,
-            amount=amount,
-            cause=_one_of("return", "stock", "closed")(data.get("cause"), "cause"),
-            cause_id=_uuid(data.get("cause_id"), "cause_id"),
-            units=tuple(_decided_unit(unit) for unit in data.get("units") or ()),
-            shipping=tuple(_uuid(item, "shipping") for item in data.get("shipping") or ()),
-            time=None if event.time is None else _time(event.time, "time"),
-        )
+        envelope = Envelope(value, headers)
+        _, type_ = envelope.names()
+        if type_ not in ("refund.decided", "deadline.passed"):
+            raise Refused("type_unknown", type_[:100])
+        time = _happened(envelope)
+        if type_ == "refund.decided":
+            decided = _fields(envelope.data(), _DECISION_FIELDS, {})
+            if decided["amount"] >= 1 << 64:
+                raise Refused("field_malformed", "amount")
+            return Decision(**decided, time=time)
+        content = _fields(envelope.data(), *_DEADLINE_FIELDS)
+        whose = _WHOSE[content["deadline"]]
+        if whose is not None and whose not in content:
+            raise Refused("field_missing", whose)
+        content = {name: each for name, each in content.items() if name not in ("seller_id", "refund_id") or name == whose}
+        return Fact(type_, content["order_id"], time, natural_key(type_, time, content), content)
     except Refused as refused:
         return refused.refusal
 
 
-def _decided_unit(unit: Any) -> tuple[str, int]:
-    pair = list(unit.values()) if isinstance(unit, dict) else unit
-    if not isinstance(pair, list) or len(pair) != 2 or type(pair[1]) is not int:
-        raise Refused("field_malformed", "units")
-    return _uuid(pair[0], "units"), pair[1]
+def _whole(least: int, most: int | None = None) -> Reader:
+    def read(value: Any, path: str) -> int:
+        if type(value) is not int or value < least or (most is not None and value > most):
+            raise Refused("field_malformed", path)
+        return value
+
+    return read
+
+
+def _decided_units(value: Any, path: str) -> tuple[tuple[str, int], ...]:
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise Refused("field_malformed", path)
+    number = _whole(FIRST_UNIT, FIRST_UNIT + MOST_QUANTITY - 1)
+    return tuple((_uuid(item, path), number(unit, path)) for item, unit in value)
+
+
+def _decided_lines(value: Any, path: str) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise Refused("field_malformed", path)
+    return tuple(_uuid(item, path) for item in value)
 
 
 def unwrap(value: bytes | None, headers: Headers) -> Event:
@@ -464,14 +477,6 @@ def money(text: str, currency: str) -> int:
     return minor
 
 
-def is_money(amount: str | int, currency: str) -> bool:
-    """Whether a decision's amount, written either way, is money in a currency."""
-    try:
-        return isinstance(amount, int) or money(amount, currency) >= 0
-    except ValueError:
-        return False
-
-
 def money_text(minor: int, currency: str) -> str:
     """Minor units as decimal text in major units, with all of the currency's digits."""
     digits = MINOR_DIGITS[currency]
@@ -522,6 +527,16 @@ _DEADLINE_FIELDS: Final[tuple[dict[str, Reader], dict[str, Reader]]] = (
     {"order_id": _uuid, "deadline": _one_of(*DEADLINES), "attempt": _quantity, "final": _boolean},
     {"seller_id": _uuid, "refund_id": _uuid},
 )
+_WHOSE: Final = {"payment": None, "stock": "seller_id", "release": "seller_id", "label": "seller_id", "refund": "refund_id"}
+_DECISION_FIELDS: Final[dict[str, Reader]] = {
+    "order_id": _uuid,
+    "n": _whole(0),
+    "amount": _whole(1),
+    "cause": _one_of("return", "stock", "closed"),
+    "cause_id": _uuid,
+    "units": _decided_units,
+    "shipping": _decided_lines,
+}
 _LINES: Final = _items(
     {"item_id": _uuid, "product_id": _uuid, "seller_id": _uuid, "sku": _text, "quantity": _quantity, "price": _text},
     {"warehouse_id": _uuid, "shipping_amount": _text},
@@ -643,6 +658,13 @@ def size(fact: Fact) -> int:
     return 80 + sum(len(text.encode()) for text in texts) + 24 * len(fact.content.get("items", ()))
 
 
+def _size_of_decision(decision: Decision) -> int:
+    """80 bytes, 24 for each run of units of one line, 24 for each line's shipping."""
+    units = decision.units
+    runs = sum(1 for before, unit in zip((None, *units), units, strict=False) if before != (unit[0], unit[1] - 1))
+    return 80 + 24 * (runs + len(decision.shipping))
+
+
 # -- one order ----------------------------------------------------------------------------------------------------
 
 
@@ -692,9 +714,10 @@ class Order:
         candidate = next((each for each in rivals if each.fact.content == fact.content), None)
         earlier = fact if candidate is None else min(candidate.fact, fact, key=lambda each: (each.time, each.reason or ""))
         # Of conflicting contents only the first is kept, so only it counts.
-        if fact.type not in ("order.created", "deadline.passed") and (not rivals or candidate is rivals[0]):
+        if fact.type != "order.created" and (not rivals or candidate is rivals[0]):
             whole = self._sizes.get(fact.type, 0) + size(earlier) - (0 if candidate is None else size(candidate.fact))
-            if whole > max(self._sizes.get(fact.type, 0), MOST_SCANS if fact.type == "shipment.updated" else MOST_FACTS):
+            most = MOST_SCANS if fact.type in ("shipment.updated", "deadline.passed") else MOST_FACTS
+            if whole > max(self._sizes.get(fact.type, 0), most):
                 return Refusal("order_too_large", fact.type)
             self._sizes[fact.type] = whole
         if candidate is None:
@@ -708,8 +731,10 @@ class Order:
 
     def decide(self, decision: Decision) -> bool:
         """Take in a decision: the first with each number counts, and a number counts when it is the next. True if it was taken."""
-        if decision.n != len(self.decisions):
+        whole = self._sizes.get("refund.decided", 0) + _size_of_decision(decision)
+        if decision.n != len(self.decisions) or whole > MOST_DECISIONS:
             return False
+        self._sizes["refund.decided"] = whole
         self.decisions[decision.n] = decision
         return True
 
@@ -1118,14 +1143,10 @@ class Reading:
 
     # .. refunds ..................................................................................................
 
-    def decided(self, decision: Decision) -> int:
-        """A decision's amount in minor units. Raises ValueError when it is no money."""
-        return decision.amount if isinstance(decision.amount, int) else money(decision.amount, self.currency)
-
     @property
     def refunded(self) -> int:
         """Minor units of all decisions."""
-        return sum(self.decided(decision) for decision in self.decisions)
+        return sum(decision.amount for decision in self.decisions)
 
     def owed(self) -> list[Owed]:
         """Refunds due and not decided, each looked at by itself; one that captured money doesn't cover is not `covered`."""
@@ -1292,7 +1313,7 @@ class Reading:
             events["refund.request", refund_id] = {
                 "refund_id": refund_id,
                 "order_id": self.order_id,
-                "amount": money_text(self.decided(decision), currency),
+                "amount": money_text(decision.amount, currency),
                 "currency": currency,
                 "cause": decision.cause,
                 "cause_id": decision.cause_id,

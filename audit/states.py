@@ -102,7 +102,7 @@ def state_of(reading: Reading) -> State:
         else:
             field, values = _simple(fact, fact.key in reading.refused)
             state[field].add(values)
-    state["decisions"] = tuple(_decision(reading, decision) for decision in reading.decisions)
+    state["decisions"] = tuple(_decision(decision) for decision in reading.decisions)
     state["status"] = 0
     state["suborders"] = ()
     if reading.created is not None:
@@ -211,20 +211,16 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
     return "stock", (time, *reply, _quantities(content.get("items")), fact.reason, refused)
 
 
-def _decision(reading: Reading, decision: Decision) -> Values:
+def _decision(decision: Decision) -> Values:
     spans: list[list[Any]] = []
     for item_id, number in decision.units:
         if spans and spans[-1][0] == item_id and spans[-1][1] + spans[-1][2] == number:
             spans[-1][2] += 1
         else:
             spans.append([item_id, number, 1])
-    try:
-        amount = reading.decided(decision)
-    except LookupError:  # the order isn't known
-        amount = -1
     units = tuple((uuid_bytes(item_id), first, count) for item_id, first, count in spans)
     cause = (_CAUSES.index(decision.cause), uuid_bytes(decision.cause_id))
-    return (_us(decision.time), decision.n, amount, *cause, units, tuple(map(uuid_bytes, decision.shipping)))
+    return (_us(decision.time), decision.n, decision.amount, *cause, units, tuple(map(uuid_bytes, decision.shipping)))
 
 
 def _id(text: str | None) -> bytes | None:

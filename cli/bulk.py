@@ -165,13 +165,16 @@ class _Refused:
             source = os.fstat(sys.stdin.fileno()) if file == "-" else os.stat(file)
         except (OSError, ValueError):
             return  # whoever reads it will tell
+        self._report = report
         try:
-            ordinary = not report.exists() or report.is_file()
+            there = os.stat(report) if report.exists() else None
+            if there is not None and not stat.S_ISCHR(there.st_mode) and os.path.samestat(source, there):
+                raise self._overwrites()  # of a pipe: opened for writing as well, it would never end
+            ordinary = there is None or stat.S_ISREG(there.st_mode)
             self._out = os.open(report, os.O_RDWR | os.O_CREAT if ordinary else os.O_WRONLY, 0o666)
         except OSError as error:
             raise UserError(f"--report {report}: {error.strerror}; check the path") from None
         stack.callback(os.close, self._out)
-        self._report = report
         if ordinary and os.path.samestat(source, os.fstat(self._out)):
             raise self._overwrites()
         if ordinary and any(_same_file(self._out, number) for number in (1, 2)):

@@ -27,6 +27,7 @@ Time = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 wit
 Day = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 with offset, or YYYY-MM-DD")]
 Currency = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="ISO 4217")]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
+UnitNumber = Annotated[int, Meta(ge=0, lt=100_000)]
 BulkNumber = Annotated[int, Meta(ge=1, le=1_000_000, description="1, 2, ... up to parts")]
 
 
@@ -170,11 +171,11 @@ class RefundDecided(Struct, gc=False):
     """Internal (orders.decisions): the n-th refund of an order, fixed for ever. amount in minor units; units are [item_id, unit number]."""
 
     order_id: UUID
-    n: int
-    amount: int
+    n: Annotated[int, Meta(ge=0)]
+    amount: Annotated[int, Meta(ge=1)]
     cause: Literal["return", "stock", "closed"]
     cause_id: UUID
-    units: list[tuple[UUID, int]]
+    units: list[tuple[UUID, UnitNumber]]
     shipping: list[UUID]
 
 
@@ -183,7 +184,7 @@ class DeadlinePassed(Struct, gc=False):
 
     order_id: UUID
     deadline: Literal["payment", "stock", "release", "label", "refund"]
-    attempt: int
+    attempt: Quantity
     final: bool
     seller_id: UUID | UnsetType = UNSET
     refund_id: UUID | UnsetType = UNSET
@@ -256,6 +257,7 @@ DECISIONS: Final = "orders.decisions"
 
 _MOST: Final = 1 << 20
 _MOST_SCANS: Final = 2 << 20
+_MOST_DECISIONS: Final = 11 << 20
 
 INPUT: Final = (
     EventSpec("checkout.completed", CheckoutCompleted, "checkout", "the order that it becomes"),
@@ -285,10 +287,10 @@ INPUT: Final = (
 """Events of other services, in the order of an order's life."""
 
 OWN: Final = (
-    EventSpec("refund.decided", RefundDecided, "", "n", topic=DECISIONS),
-    EventSpec("deadline.passed", DeadlinePassed, "", "deadline, seller_id or refund_id, attempt", "deadlines", topic=DECISIONS),
+    EventSpec("refund.decided", RefundDecided, "", "n", None, _MOST_DECISIONS, DECISIONS),
+    EventSpec("deadline.passed", DeadlinePassed, "", "deadline, seller_id or refund_id, attempt", "deadlines", _MOST_SCANS, DECISIONS),
 )
-"""The pipeline's own decisions. Without a limit: an order has so many sellers, and each is asked so often."""
+"""The pipeline's own decisions. They come to less than their limits by themselves; but anybody may write to orders.decisions."""
 
 BULK: Final = (
     EventSpec("order.bulk", OrderBulk, "", "job_id and part"),

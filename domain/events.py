@@ -82,6 +82,10 @@ _RETURN_STATUS = {"requested": REQUESTED, "processed": PROCESSED, "rejected": RE
 _RANK = {name: rank for rank, name in enumerate(SHIPMENT_STATUS)}
 _CAUSE = {"return": 0, "stock": 1, "closed": 2}
 _DEADLINE = {name: number for number, name in enumerate(DEADLINES)}
+_SUBJECT: Final = {"payment": None, "stock": "seller_id", "release": "seller_id", "label": "seller_id", "refund": "refund_id"}
+"""Deadline -> the field that says whose it is."""
+MOST_REFUND: Final = (1 << 64) - 1
+"""Minor units: what a state can hold, and more than all the payments that one order takes in."""
 
 
 def _digits(currency: str) -> int:
@@ -200,6 +204,8 @@ def _refund(failed: bool) -> Callable[[RefundCompleted, int], Fact]:
 
 
 def _decided(data: RefundDecided, time: int) -> Fact:
+    if data.amount > MOST_REFUND:
+        raise Refused(errors.FIELD_MALFORMED, f"$.amount: above {MOST_REFUND}")
     units: list[tuple[bytes, int, int]] = []
     for item, number in data.units:
         if units and units[-1][0] == item.bytes and units[-1][1] + units[-1][2] == number:
@@ -210,7 +216,10 @@ def _decided(data: RefundDecided, time: int) -> Fact:
 
 
 def _passed(data: DeadlinePassed, time: int) -> Fact:
-    subject = data.refund_id if data.refund_id is not UNSET else data.seller_id
+    name = _SUBJECT[data.deadline]
+    subject = UNSET if name is None else getattr(data, name)
+    if name is not None and subject is UNSET:
+        raise Refused(errors.FIELD_MISSING, f"$.{name}: missing")
     return Deadline(time, _DEADLINE[data.deadline], None if subject is UNSET else subject.bytes, data.attempt, data.final)
 
 

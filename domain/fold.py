@@ -235,6 +235,8 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals:
     """
     if decision.n != len(order.decisions):
         return _DUPLICATE
+    if totals.size("refund.decided", order.decisions) + size_of(decision) > TYPE_BYTES["refund.decided"]:
+        return _TOO_LARGE
     decision.appended = event.appended
     order.decisions.append(decision)
     totals.decide(decision)

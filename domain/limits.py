@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from contracts.incoming import EVENTS
-from domain.order import Payment, Scan, SimpleFact
+from domain.order import Payment, RefundDecision, Scan, SimpleFact
 
 RECORD_BYTES: Final = 7 << 20
 """Most bytes, uncompressed, of a record that is passed on to orders.dlq or orders.rekeyed, which take 8 MiB: our headers come beside it."""
@@ -23,9 +23,7 @@ ITEM_BYTES: Final = 24
 """What one entry of a fact's `items` counts."""
 
 TYPE_BYTES: Final[dict[str, int]] = {name: spec.most_bytes for name, spec in EVENTS.items() if spec.most_bytes is not None}
-"""Event type -> most bytes, as size_of counts them, of the facts of that type that one order takes in: some 8,000 to 13,000.
-
-Ours, deadlines and decisions, have no limit but their number: an order has so many sellers, and each is asked so often."""
+"""Event type -> most bytes, as size_of counts them, of the facts of that type that one order takes in: some 8,000 to 26,000."""
 
 UNCOUNTED: Final = 24
 """So many facts of a type are within its limit, however large each is: 80 + 3 * 4,000 + 1,000 * 24 bytes at most."""
@@ -37,8 +35,10 @@ def record_size(key: bytes | None, value: bytes | None, headers: Iterable[tuple[
     return size + sum(len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + HEADER_BYTES for name, text in headers)
 
 
-def size_of(fact: SimpleFact) -> int:
-    """What a fact counts: FACT_BYTES, its free texts in UTF-8, ITEM_BYTES for each entry of its items."""
+def size_of(fact: SimpleFact | RefundDecision) -> int:
+    """What a fact counts: FACT_BYTES, its free texts in UTF-8, ITEM_BYTES for each entry of its items (of a decision's units, shipping)."""
+    if type(fact) is RefundDecision:
+        return FACT_BYTES + ITEM_BYTES * (len(fact.units) + len(fact.shipping))
     if type(fact) is Scan:
         size = FACT_BYTES + _length(fact.carrier) + _length(fact.tracking_number) + _length(fact.location)
         return size + ITEM_BYTES * len(fact.items) if fact.items else size

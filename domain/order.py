@@ -237,7 +237,7 @@ Fact = Created | Payment | PaymentFailure | StockReply | Cancellation | Scan | R
 SimpleFact = Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | Deadline
 
 
-def type_of(fact: SimpleFact) -> str:
+def type_of(fact: SimpleFact | RefundDecision) -> str:
     """The type of the event that brings such a fact."""
     match fact:
         case Payment():
@@ -256,6 +256,8 @@ def type_of(fact: SimpleFact) -> str:
             return "refund.failed" if fact.failed else "refund.completed"
         case Deadline():
             return "deadline.passed"
+        case RefundDecision():
+            return "refund.decided"
 
 
 class Origin(Struct, array_like=True, gc=False):

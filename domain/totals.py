@@ -10,7 +10,7 @@ order.created is known.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from domain.limits import size_of
@@ -194,6 +194,8 @@ class RunningTotals:
     def decide(self, decision: RefundDecision) -> None:
         """Take in a refund decision that was appended."""
         self.decided += decision.amount
+        if self._sizes is not None:
+            self.grow(decision, size_of(decision))
         if self.paid is not None:
             self.paid.add(decision)
 
@@ -217,7 +219,7 @@ class RunningTotals:
             self._index[field] = {each.key(): each for each in facts}
         return self._index[field].get(key)
 
-    def size(self, type_: str, facts: list[SimpleFact]) -> int:
+    def size(self, type_: str, facts: Sequence[SimpleFact | RefundDecision]) -> int:
         """Size of the facts of one event type among `facts`, that type's field of the order (domain.limits)."""
         if self._sizes is None:
             self._sizes = {}
@@ -225,7 +227,7 @@ class RunningTotals:
             self._sizes[type_] = sum(size_of(each) for each in facts if type_of(each) == type_)
         return self._sizes[type_]
 
-    def grow(self, fact: SimpleFact, by: int) -> None:
+    def grow(self, fact: SimpleFact | RefundDecision, by: int) -> None:
         """A fact takes so many bytes more."""
         type_ = type_of(fact)
         if self._sizes is not None and type_ in self._sizes:

@@ -58,6 +58,7 @@ FAILED: Final = 100
 """... until so many orders weren't explained: then it is the rule, and few are tried. The likely ones come first."""
 FEWER: Final = 6
 _TOPICS: Final = (*DERIVED, DLQ)
+_REFOLDED: Final = {topic.encode() for topic in LANE}
 _NUMBER: Final = {topic: number for number, topic in enumerate(_TOPICS)}
 _COMMAND, _TOLD, _MOVED, _OWED, _PINNED = b"C", b"T", b"M", b"D", b"V"
 _WOULD, _WAS = 1, 2
@@ -415,6 +416,8 @@ def _parse(
             reason = found["dlq_reason"]
         except KeyError:
             return None
+        if found["dlq_topic"] not in _REFOLDED:
+            return None  # a bulk worker's: what it reads isn't folded here
         name = hashlib.blake2b(where, digest_size=_ID).digest()
         return name, name, _mark(reason), None, b"%s %s" % (where, reason)
     try:

@@ -48,7 +48,8 @@ def is_state(key: bytes, raw: bytes) -> bool:
         order = _decode(raw)
     except (msgspec.DecodeError, ValueError):
         return False
-    return order.version == natural_keys(order) > 0 and _coherent(order)
+    # Decisions are no natural keys: after a crash one may be all that an order has.
+    return order.version == natural_keys(order) and (order.version > 0 or bool(order.decisions)) and _coherent(order)
 
 
 def _coherent(order: Order) -> bool:

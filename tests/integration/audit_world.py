@@ -141,7 +141,7 @@ class World:
             await self.put(REKEYED, self.lane(order_id), order_id.encode(), value, [*headers, *copy_headers(place)])
         return place
 
-    async def decide(self, order: str, n: int, amount: str, **more: Any) -> None:
+    async def decide(self, order: str, n: int, amount: int | str, **more: Any) -> None:
         order_id = uid(order)
         cause = {"cause": "return", "cause_id": uid(f"return {order}"), "units": [], "shipping": []}
         value = json.dumps({"order_id": order_id, "n": n, "amount": amount, **cause, **more}).encode()

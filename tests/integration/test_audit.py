@@ -85,7 +85,7 @@ async def with_return(world: World, name: str) -> None:
 
 async def refunded(world: World, name: str) -> None:
     await with_return(world, name)
-    await world.decide(name, 0, "10.00", units=[[uid(f"{name} ann"), 0]])
+    await world.decide(name, 0, 1000, units=[[uid(f"{name} ann"), 0]])
 
 
 async def cancelling(world: World, name: str) -> None:
@@ -419,17 +419,17 @@ async def undecided(world: World, name: str) -> None:
     pass
 
 
-async def of_cause_closed(world: World, name: str, amount: str) -> None:
+async def of_cause_closed(world: World, name: str, amount: int) -> None:
     await ordinary(world, name)
     await world.decide(name, 0, amount, cause="closed", cause_id=uid(name))
 
 
-@damage(("refunds", DECISIONS), story=lambda world, name: of_cause_closed(world, name, "40.01"))
+@damage(("refunds", DECISIONS), story=lambda world, name: of_cause_closed(world, name, 4001))
 async def more_than_was_captured(world: World, name: str) -> None:
     pass
 
 
-@damage(("refunds", DECISIONS), story=lambda world, name: of_cause_closed(world, name, "0.00"))
+@damage(("refunds", DECISIONS), story=lambda world, name: of_cause_closed(world, name, 0))
 async def a_refund_of_nothing(world: World, name: str) -> None:
     pass
 
@@ -441,7 +441,7 @@ async def an_amount_that_is_none(world: World, name: str) -> None:
 
 async def paid_twice(world: World, name: str) -> None:
     await refunded(world, name)
-    await world.decide(name, 1, "10.00", units=[[uid(f"{name} ann"), 0]])
+    await world.decide(name, 1, 1000, units=[[uid(f"{name} ann"), 0]])
 
 
 @damage(("refunds", DECISIONS), story=paid_twice)
@@ -451,7 +451,7 @@ async def a_unit_paid_for_twice(world: World, name: str) -> None:
 
 async def too_cheap(world: World, name: str) -> None:
     await with_return(world, name)
-    await world.decide(name, 0, "9.00", units=[[uid(f"{name} ann"), 0]])
+    await world.decide(name, 0, 900, units=[[uid(f"{name} ann"), 0]])
 
 
 @damage(("refunds", f"{DECISIONS} n 0"), story=too_cheap)
@@ -461,7 +461,7 @@ async def an_amount_for_something_else(world: World, name: str) -> None:
 
 async def unit_of_nothing(world: World, name: str) -> None:
     await with_return(world, name)
-    await world.decide(name, 0, "10.00", units=[[uid(f"{name} ann"), 2]])
+    await world.decide(name, 0, 1000, units=[[uid(f"{name} ann"), 2]])
 
 
 @damage(("refunds", f"{DECISIONS} n 0"), story=unit_of_nothing)
@@ -471,22 +471,22 @@ async def a_unit_that_does_not_exist(world: World, name: str) -> None:
 
 @damage(("refunds", DECISIONS), story=refunded)
 async def a_gap_in_the_decisions(world: World, name: str) -> None:
-    await world.decide(name, 2, "10.00")
+    await world.decide(name, 2, 1000)
 
 
 @damage(("refunds", DECISIONS), story=unknown)
 async def a_decision_about_nothing(world: World, name: str) -> None:
-    await world.decide(name, 0, "10.00")
+    await world.decide(name, 0, 1000)
 
 
 @damage(("refunds", DECISIONS), story=ordinary)
 async def a_decision_that_is_none(world: World, name: str) -> None:
-    await world.decide(name, 0, "10.00", cause="whim")
+    await world.decide(name, 0, 1000, cause="whim")
 
 
 @damage(("refunds", DECISIONS), ("refunds", DECISIONS), ("changelog", CHANGELOG), story=only_paid)
 async def a_decision_too_early(world: World, name: str) -> None:
-    await world.decide(name, 0, "1.00")
+    await world.decide(name, 0, 100)
 
 
 # states
@@ -703,7 +703,7 @@ async def fill(world: World) -> None:
     await refunded(world, "second")
     await cancelling(world, "fifth")
     await world.send("stock.released", gone("fifth"), 4)
-    await world.decide("fifth", 0, "20.00", cause="stock", cause_id=uid("bob"), units=[[uid("fifth bob"), 0], [uid("fifth bob"), 1]])
+    await world.decide("fifth", 0, 2000, cause="stock", cause_id=uid("bob"), units=[[uid("fifth bob"), 0], [uid("fifth bob"), 1]])
     await world.send("order.paid", paid("plain", "40.00"), 1)  # again
     await world.send("order.paid", paid("plain", "1.00", "extra"), 3, key=uid("payment"))  # under another key
     await world.send("order.paid", paid("nobody", "5.00"), 1)

@@ -288,7 +288,7 @@ async def test_partitions_added_to_one_topic_end_the_worker(group: Counting) -> 
 async def test_a_worker_without_a_broker_says_so(group: Counting) -> None:
     worker = group.start(ORDERS_KAFKA="127.0.0.1:1")
     assert await worker.ended() == 1
-    assert "no Kafka broker answers at 127.0.0.1:1 (ORDERS_KAFKA)" in worker.text()
+    assert "no Kafka broker answers at 127.0.0.1:1: " in worker.text()
     assert "Traceback" not in worker.text()
 
 

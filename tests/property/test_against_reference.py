@@ -202,10 +202,10 @@ class Witnessed(Ours):
         assert set(decision.units) <= set(whole.units)
         assert len(decision.units) == min(self.most_units if whole.cause == "stock" else len(whole.units), len(whole.units))
         assert decision.shipping == tuple(item_id for item_id in whole.shipping if now.items[item_id].get("shipping_amount"))
-        assert 0 < now.decided(decision) <= whole.amount
-        assert now.pays_for(decision) in (None, now.decided(decision))
+        assert 0 < decision.amount <= whole.amount
+        assert now.pays_for(decision) in (None, decision.amount)
         if len(decision.units) == len(whole.units):
-            assert now.decided(decision) == whole.amount
+            assert decision.amount == whole.amount
         else:
             self.seen["pieces"] += 1
         begun = now.decisions[-1] if now.decisions else None

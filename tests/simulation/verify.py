@@ -259,7 +259,7 @@ class Verifier:
                 if reading.decisions:
                     yield f"order {order_id}: decisions before order.created"
                 continue
-            amounts = [reading.decided(decision) for decision in reading.decisions]
+            amounts = [decision.amount for decision in reading.decisions]
             if any(amount <= 0 for amount in amounts) or sum(amounts) > max(each.captured for each in readings):
                 yield f"order {order_id}: refunds {amounts}, captured {reading.captured}"
             for what in ("units", "shipping"):

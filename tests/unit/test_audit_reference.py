@@ -540,7 +540,7 @@ def test_nothing_is_written_of_an_unknown_order() -> None:
 
 
 def decision(
-    n: int, amount: str | int, cause: str, cause_id: str, numbers: Sequence[tuple[str, int]] = (), ships: Sequence[str] = ()
+    n: int, amount: int, cause: str, cause_id: str, numbers: Sequence[tuple[str, int]] = (), ships: Sequence[str] = ()
 ) -> Decision:
     return Decision(ORDER, n, amount, cause, cause_id, tuple(numbers), tuple(ships))
 
@@ -549,7 +549,7 @@ def test_a_return_is_owed_its_units_less_their_discount() -> None:
     facts = [order(item(quantity=3, price="1.00"), discount_amount="0.10"), paid("2.90"), scan("delivered"), back(quantity=2)]
     (owed,) = fold(*facts).owed()
     assert (owed.amount, owed.cause, owed.cause_id, owed.units, owed.covered) == (96 + 97, "return", uid("r"), ((A, 0), (A, 1)), True)
-    paid_for = decision(0, "1.93", "return", uid("r"), [(A, 0), (A, 1)])
+    paid_for = decision(0, 193, "return", uid("r"), [(A, 0), (A, 1)])
     assert fold(*facts, decisions=[paid_for]).owed() == []
     (rest,) = fold(*facts, back(name="r2", quantity=2), decisions=[paid_for]).owed()
     assert (rest.amount, rest.units) == (97, ((A, 2),))
@@ -589,16 +589,16 @@ def test_a_dead_order_is_closed_with_all_that_was_captured() -> None:
 def test_the_first_decision_of_each_number_counts() -> None:
     held = Order(ORDER)
     held.add(order())
-    assert held.decide(decision(0, "1.00", "return", uid("r")))
-    assert not held.decide(decision(0, "2.00", "return", uid("r")))
-    assert not held.decide(decision(2, "2.00", "return", uid("r")))
+    assert held.decide(decision(0, 100, "return", uid("r")))
+    assert not held.decide(decision(0, 200, "return", uid("r")))
+    assert not held.decide(decision(2, 200, "return", uid("r")))
     assert held.reading().refunded == 100
 
 
 def test_a_decision_record() -> None:
-    data = {"order_id": ORDER, "n": 0, "amount": "1.00", "cause": "stock", "cause_id": ANN, "units": [[A, 1]], "shipping": [A]}
+    data = {"order_id": ORDER, "n": 0, "amount": 100, "cause": "stock", "cause_id": ANN, "units": [[A, 1]], "shipping": [A]}
     read = parse_decision(json.dumps(data).encode(), headers("refund.decided"))
-    assert read == decision(0, "1.00", "stock", ANN, [(A, 1)], [A])
+    assert read == decision(0, 100, "stock", ANN, [(A, 1)], [A])
     assert parse_decision(json.dumps(data).encode(), headers("order.paid")) == Refusal("type_unknown", "order.paid")
 
 
@@ -608,7 +608,7 @@ def test_a_decision_record() -> None:
 def test_derived_events() -> None:
     lines = (item(A, ANN, 2, shipping_amount="1.00"), item(B, BOB, 1, "0.01"))
     processed = [back(quantity=9), back("rejected", 4), back(name="r2", restock=False)]
-    reading = fold(order(*lines, discount_amount="0.10"), *processed, decisions=[decision(0, "0.50", "return", uid("r"))])
+    reading = fold(order(*lines, discount_amount="0.10"), *processed, decisions=[decision(0, 50, "return", uid("r"))])
     events = reading.derived()
 
     def own(name: str) -> str:

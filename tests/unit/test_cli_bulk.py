@@ -77,6 +77,18 @@ def test_nor_does_it_what_the_command_prints_to(file: Path, report: str, number:
     assert "is where this command prints to" in Path("log").read_text() + capfd.readouterr().err
 
 
+def test_a_pipe_is_not_its_own_report(file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """Opened for writing as well, it never ends."""
+    os.mkfifo("pipe")
+    assert submit("pipe", "--dry-run", "--report", "pipe") == 2
+    reader, writer = os.pipe()
+    os.close(writer)
+    with open(reader, "rb") as pipe:
+        piped(monkeypatch, pipe)
+        assert submit("-", "--dry-run", "--report", f"/dev/fd/{reader}") == 2
+    assert capfd.readouterr().err.count("would overwrite what is read") == 2
+
+
 def test_a_report_holds_every_refused_line_and_nothing_older(file: Path) -> None:
     report = Path("refused.ndjson")
     report.write_text("older\n" * 1000)

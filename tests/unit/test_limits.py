@@ -17,6 +17,7 @@ from domain import fold, limits
 from domain.order import (
     Cancellation,
     Created,
+    Deadline,
     Item,
     Order,
     Origin,
@@ -26,7 +27,6 @@ from domain.order import (
     RefundReply,
     ReturnStage,
     Scan,
-    SimpleFact,
     StockReply,
     Waiting,
     type_of,
@@ -37,6 +37,8 @@ from tests.unit.wire import ANNA, ORDER, STRANGER, VALID, Story, at, line, recor
 
 WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 """As many bytes of UTF-8 as a text can have."""
+FACTS = [type_ for type_ in limits.TYPE_BYTES if type_ not in ("deadline.passed", "refund.decided")]
+"""Those of other services; ours are in test_decisions."""
 ITEMS = [(bytes([n % 256, n // 256]) * 8, 100_000) for n in range(1000)]
 
 
@@ -52,7 +54,7 @@ def large(type_: str, n: int) -> dict[str, Any]:
     return data
 
 
-@pytest.mark.parametrize("type_", list(limits.TYPE_BYTES))
+@pytest.mark.parametrize("type_", FACTS)
 def test_beyond_its_limit_a_type_is_refused_and_nothing_of_the_order_changes(type_: str) -> None:
     told = Story()
     told.create(line(1))
@@ -73,7 +75,7 @@ def test_beyond_its_limit_a_type_is_refused_and_nothing_of_the_order_changes(typ
     assert (again.changed, again.refused[0], again.effects) == (False, errors.ORDER_TOO_LARGE, [])
     assert codec.encode(told.order) == before
     version = told.order.version
-    for other in set(limits.TYPE_BYTES) - {type_}:
+    for other in set(FACTS) - {type_}:
         folded = told.tell(other, **{k: v for k, v in VALID[other].items() if k != "order_id"})
         assert folded.refused is None or folded.refused[0] != errors.ORDER_TOO_LARGE, "another type has room of its own"
     assert told.order.version > version
@@ -102,7 +104,7 @@ def test_ten_thousand_scans_of_the_usual_size_fit() -> None:
     assert 10_000 * limits.size_of(scan) <= limits.TYPE_BYTES["shipment.updated"]
 
 
-def full(fact: SimpleFact) -> list[SimpleFact]:
+def full(fact: Any) -> list[Any]:
     """As many facts like this one as an order takes in."""
     return [fact] * (limits.TYPE_BYTES[type_of(fact)] // limits.size_of(fact))
 
@@ -128,6 +130,18 @@ def test_the_largest_state_fits_its_topic_while_its_facts_wait() -> None:
     assert len(codec.encode(msgspec.structs.replace(Order(version=1 << 40, waiting=waiting), **facts))) + 100_000 < STATE_MAX_BYTES
 
 
+def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions() -> None:
+    far, raw = 1 << 60, b"\xff" * 16
+    lines = [Item(raw, raw, raw, raw, WIDE, 100_000, 10**15, 10**15) for _ in range(1000)]
+    created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
+    spans = [(raw, 99_999, 100_000)] * 100_000
+    decisions = full(RefundDecision(far, 1 << 31, 1 << 63, 1, raw, spans, [], far))
+    decisions += full(RefundDecision(far, 1 << 31, 1 << 63, 1, raw, [], [], far))[: 20_000 - len(decisions)]
+    deadlines = full(Deadline(far, 4, raw, 100_000, False, False, far))
+    order = Order(version=1 << 40, created=created, decisions=decisions, deadlines=deadlines, suborders=[(5,) * 8] * 1000)
+    assert len(codec.encode(msgspec.structs.replace(order, **short()))) + 100_000 < STATE_MAX_BYTES
+
+
 @pytest.mark.parametrize("items", [None, ITEMS], ids=["short facts", "long lists"])
 def test_the_largest_state_fits_its_topic_once_its_order_is_known(items: list[tuple[bytes, int]] | None) -> None:
     far, raw = 1 << 60, b"\xff" * 16
@@ -145,7 +159,9 @@ def test_the_largest_state_fits_its_topic_once_its_order_is_known(items: list[tu
     decisions = [small] * (len(facts["returns"]) + len(facts["payments"]) + 10_000)
     decisions += [RefundDecision(far, 100_000, 10**15, 1, raw, spans, []) for _ in turning]
     decisions.append(RefundDecision(far, 100_000, 10**15, 1, raw, spans, [raw] * 1000))
+    assert sum(map(limits.size_of, decisions)) <= limits.TYPE_BYTES["refund.decided"]
     order = Order(version=1 << 40, created=created, decisions=decisions, suborders=[(5,) * 8] * 1000)
+    order.deadlines = full(Deadline(far, 4, raw, 100_000, False, False, far))
     assert len(codec.encode(msgspec.structs.replace(order, **facts))) + 100_000 < STATE_MAX_BYTES
 
 
