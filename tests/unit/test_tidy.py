@@ -1,0 +1,41 @@
+"""What a reader follows is there: links of pages, and files that pages and docstrings name."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for pattern in ("*.md", "*.py", "docs/**/*.md", *(f"{init.parent.name}/**/*.py" for init in ROOT.glob("*/__init__.py")))
+    for path in ROOT.glob(pattern)
+)
+PAGES = [name for name in FILES if name.endswith(".md")]
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")
+ROOMS = sorted({name.partition("/")[0] for name in FILES if "/" in name})
+NAMED = re.compile(rf"(?<![\w/.-])((?:{'|'.join(ROOMS)})(?:/[\w.-]+)+\.(?:py|md|json|toml|sql|patch))\b")
+
+
+def test_it_looks_at_something() -> None:
+    assert len(PAGES) > 30
+    assert len(FILES) > 300
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    assert [link for link in LINK.findall(page.read_text()) if not (page.parent / link).exists()] == []
+
+
+def test_files_that_are_named_are_there() -> None:
+    dead = {
+        (name, named)
+        for name in FILES
+        if name != "CHANGELOG.md"  # it tells of what was
+        for named in NAMED.findall((ROOT / name).read_text())
+        if "NAME" not in named and not (ROOT / named).exists()
+    }
+    assert dead == set()
