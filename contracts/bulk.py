@@ -1,4 +1,4 @@
-"""Bulk: many events of one job in one record, and the step back to a record for each (contracts: section 1).
+"""Bulk: many events of one job in one record, and the step back to a record for each (docs/bulk.md).
 
 A part is read by events.decode like every other record. What is in it is not looked at: each of its events is an ordinary one in the
 end, and is judged where it arrives, so that one that is refused harms no other.

@@ -1,4 +1,4 @@
-"""Events that are read: the wire form of their data, and one entry for each (contracts: section 1)."""
+"""Events that are read: the wire form of their data, and one entry for each (docs/events.md, In)."""
 
 from __future__ import annotations
 

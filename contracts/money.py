@@ -64,9 +64,10 @@ def text(amount: int, digits: int) -> str:
 
 
 def allocate(amount: int, weights: Sequence[int]) -> list[int]:
-    """Split `amount` by `weights`, to the unit: largest remainder, ties to the earlier weight (contracts: section 2).
+    """Split `amount` by `weights`, to the unit: largest remainder, ties to the earlier weight.
 
-    The shares add up to `amount` exactly. With amount <= sum(weights) no share is above its weight. All weights 0: all shares 0.
+    The shares add up to `amount` exactly. With amount <= sum(weights) no share is above its weight. All weights 0: all
+    shares 0. A discount is shared like this (docs/rules.md, Money).
     """
     total = sum(weights)
     if amount == 0 or total == 0:

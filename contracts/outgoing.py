@@ -1,4 +1,4 @@
-"""Events and commands that are published: the wire form of their data, and one entry for each (contracts: section 1, "Out")."""
+"""Events and commands that are published: the wire form of their data, one entry for each (docs/events.md, Out)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of all topics. Each is named after the type of the events in it (contracts: section 1)."""
+"""Names of all topics. Each is named after the type of the events in it (docs/events.md, Records)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What isn't refused because it would depend on what came first: kept, counted as far as it goes, reported (contracts: section 1)."""
+"""Anomalies of an order: what is odd, but never refused, because it depends on which fact came first.
+
+It is kept, counts as far as it goes, and is reported (docs/rules.md, Anomalies).
+"""
 
 from __future__ import annotations
 

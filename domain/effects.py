@@ -1,4 +1,4 @@
-"""What leaves the pipeline: derived events and commands (contracts: section 1, "Out"), and their deterministic ids.
+"""What leaves the pipeline: derived events, commands and their deterministic ids (docs/rules.md, Commands).
 
 Each builder is pure. An id is uuid5 in the namespace of the order's UUID, so whoever receives a command twice can tell; `ce_id` is uuid5
 over the type and that id.

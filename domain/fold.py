@@ -144,7 +144,7 @@ def _reason_fits(order: Order, type_: str, known: SimpleFact, fact: SimpleFact, 
 
 
 def _same_content(known: SimpleFact | Created, fact: SimpleFact | Created) -> bool:
-    """Time, reason and our own mark are not content (contracts: section 1)."""
+    """Time, reason and our own mark are not content (docs/rules.md, Repetitions and conflicts)."""
     for name, mine, theirs in zip(known.__struct_fields__, structs.astuple(known), structs.astuple(fact), strict=True):
         if mine != theirs and name not in ("time", "reason", "refused", "appended"):
             return False

@@ -1,4 +1,7 @@
-"""Which refunds are owed (contracts: section 2). Units are kept and counted in spans: a line may have 100,000 of them."""
+"""Which refunds are owed (docs/rules.md, Refunds).
+
+Units are kept and counted in spans: a line may have 100,000 of them.
+"""
 
 from __future__ import annotations
 

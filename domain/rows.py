@@ -196,7 +196,7 @@ class ShipmentSummary(Struct, gc=False):
 
 
 class OrderSummary(Struct, gc=False):
-    """Value of `order:{order_id}` in Redis (contracts: section 4)."""
+    """Value of `order:{order_id}` in Redis (docs/rules.md, Summaries in Redis)."""
 
     order_id: str
     user_id: str

@@ -1,4 +1,4 @@
-"""What the facts of an order amount to: units and their ranks, live units, statuses, money (contracts: section 2).
+"""What the facts of an order amount to: units and their ranks, live units, statuses, money (docs/rules.md).
 
 Pure functions of an Order whose order.created is known. A line's units are numbered from the highest rank down; the first `live` are live.
 """

@@ -1,4 +1,7 @@
-"""Records that must be refused, one for every way of being wrong (contracts: section 1), each with the reason code it must get."""
+"""Records that must be refused, one for every way of being wrong, each with the reason code that it must get.
+
+The codes: docs/rules.md, Refusals.
+"""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from tables import codec
 
 ORDER_ID = bytes(range(16))
 SAME_IN_ANY_ORDER = ("suborder.created", "stock.reserve", "payment.initiate", "stock.restock")
-"""Derived events whose set is the same in any arrival order (contracts: section 1)."""
+"""Derived events whose set is the same in any arrival order (docs/rules.md, Facts)."""
 
 
 def raw_id(kind: int, number: int) -> bytes:

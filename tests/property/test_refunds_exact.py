@@ -106,7 +106,7 @@ def as_sent(value: bytes) -> tuple[dict[bytes, Fraction], dict[bytes, list[Fract
 
 
 def apportion(amount: Fraction, weights: dict[Any, Fraction], quantum: Fraction) -> dict[Any, Fraction]:
-    """By the largest remainder in whole quanta, ties by key (contracts: section 2)."""
+    """By the largest remainder in whole quanta, ties by key (docs/rules.md, Money)."""
     whole = sum(weights.values())
     if not whole:
         return dict.fromkeys(weights, Fraction(0))

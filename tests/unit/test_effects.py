@@ -1,4 +1,4 @@
-"""Every derived event: when it leaves, under which id, with what in it (contracts: section 1, "Out")."""
+"""Every derived event: when it leaves, under which id, with what in it (docs/rules.md, Commands)."""
 
 from __future__ import annotations
 

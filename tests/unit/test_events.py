@@ -1,4 +1,7 @@
-"""From a Kafka record to a fact, or to a refusal with its code and path: every refusal that needs no order (contracts: section 1)."""
+"""From a Kafka record to a fact, or to a refusal with its code and path (docs/rules.md, Refusals).
+
+All refusals that need no order are here.
+"""
 
 from __future__ import annotations
 

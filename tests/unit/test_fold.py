@@ -1,4 +1,4 @@
-"""Taking in facts: natural keys, repetitions, conflicts, refusals for the order's sake, versions (contracts: section 1)."""
+"""Facts: natural keys, repetitions, conflicts, refusals for the order's sake, versions (docs/rules.md, Facts)."""
 
 from __future__ import annotations
 

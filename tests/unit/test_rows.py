@@ -1,4 +1,4 @@
-"""Rows of the four tables, and what the cache gets (contracts: sections 3 and 4)."""
+"""Rows of the four tables, and what the cache gets (docs/rules.md, Rows and summaries)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Olist's files as events, against contracts section 7: on made-up rows, and on the real ones where they are."""
+"""Olist's files as events, as workload/olist.py maps them: on made-up rows, and on the real ones where they are."""
 
 from __future__ import annotations
 

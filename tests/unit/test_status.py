@@ -1,4 +1,4 @@
-"""What facts amount to: units and ranks, live units, statuses, discount shares, refunds owed, anomalies (contracts: section 2)."""
+"""What facts amount to: units, statuses, shares of a discount, refunds owed, anomalies (docs/rules.md)."""
 
 from __future__ import annotations
 
