@@ -58,7 +58,7 @@ def forwarding(port: int, context: ssl.SSLContext | None = None) -> Callable[...
         target.close()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):  # of a client that doesn't like the certificate
+        with suppress(OSError, EOFError):  # of a client that doesn't like the certificate, or that goes without a word
             if context is not None:
                 assert await reader.readexactly(8) == b"\0\0\0\x08\x04\xd2\x16\x2f"
                 writer.write(b"S")
