@@ -11,7 +11,7 @@ export STACK
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help install test chaos fuzz mutants lint format types layers demo up down bench docs requirements clean
+.PHONY: help install test check chaos fuzz mutants lint format types layers demo up down bench docs requirements clean
 
 # A virtual environment holds absolute paths: one that was copied here from elsewhere, or that lost its Python, is made anew.
 ifneq ($(shell test ! -e $(STAMP) || { test "$$(cat $(STAMP))" = "$$(pwd -P)" && test -x $(BIN)/python; } || rm -rf $(VENV) 2>&1 || echo kept),)
@@ -50,6 +50,9 @@ $(STAMP): requirements.txt pyproject.toml
 
 test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
 	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 2 --dist worksteal)
+
+check: lint types layers ## What to run while working: lint, types, layers, tests without servers; a minute
+	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
