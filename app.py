@@ -1,6 +1,6 @@
 """The whole topology on one page.
 
-    14 topics, same partition number = one lane ─► decode ─► fold ─► derived topics, orders.decisions, orders.dlq
+    the same partition of all topics = one lane ─► decode ─► fold ─► derived topics, orders.decisions, orders.dlq
                                                              │   └─► Postgres ─► state (changelog, RocksDB) ─► Redis ─► ack
                                                              └─ one order's facts: domain/
 

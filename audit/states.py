@@ -15,6 +15,8 @@ import msgspec
 
 from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Place, Reading, uuid_bytes, uuid_text
 
+ADDED: Final[dict[str, Any]] = {"deadlines": [], "appended": 0, "labelled_at": 0, "due": 0}
+"""Elements that came later, in their order, and what a state from before them says. A new one is added at the end."""
 FIELDS: Final = (
     "version",
     "created",
@@ -31,7 +33,7 @@ FIELDS: Final = (
     "suborders",
     "labelled",
     "proposed",
-    "deadlines",
+    *ADDED,
 )
 _FACTS: Final = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
 _TIMED: Final = {"cancellations": 4, "deadlines": 6, "decisions": 7}
@@ -76,9 +78,10 @@ def read_state(raw: bytes) -> State:
         decoded = msgspec.msgpack.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueError(str(error)) from None
-    if not isinstance(decoded, list) or len(decoded) < len(FIELDS) - 1:
-        raise ValueError(f"no array of {len(FIELDS)} elements")
-    decoded = [*decoded, []] if len(decoded) < len(FIELDS) else decoded  # from before there were deadlines
+    least = len(FIELDS) - len(ADDED)
+    if not isinstance(decoded, list) or len(decoded) < least:
+        raise ValueError(f"no array of at least {least} elements")
+    decoded += list(ADDED.values())[len(decoded) - least :]
     state = {name: _tuples(value) for name, value in zip(FIELDS, decoded, strict=False)}
     for name, size in _TIMED.items():
         if isinstance(state[name], tuple) and all(isinstance(each, tuple) for each in state[name]):

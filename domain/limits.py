@@ -7,10 +7,10 @@ from one topic, so counting by type makes what is refused follow from that topic
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, get_args, get_type_hints
 
 from contracts.incoming import EVENTS
-from domain.order import Payment, RefundDecision, Scan, SimpleFact
+from domain.order import RefundDecision, SimpleFact
 
 RECORD_BYTES: Final = 7 << 20
 """Most bytes, uncompressed, of a record that is passed on to orders.dlq or orders.rekeyed, which take 8 MiB: our headers come beside it."""
@@ -28,6 +28,14 @@ TYPE_BYTES: Final[dict[str, int]] = {name: spec.most_bytes for name, spec in EVE
 UNCOUNTED: Final = 24
 """So many facts of a type are within its limit, however large each is: 80 + 3 * 4,000 + 1,000 * 24 bytes at most."""
 
+_TEXTS: Final[dict[type, tuple[str, ...]]] = {
+    fact: tuple(name for name, hint in get_type_hints(fact).items() if str in (hint, *get_args(hint)) and name != "currency")
+    for fact in get_args(SimpleFact)
+}
+"""Kind of fact -> its free texts: every text that no list of words bounds."""
+TEXTS: Final = tuple(dict.fromkeys(name for names in _TEXTS.values() for name in names))
+"""The names of all free texts."""
+
 
 def record_size(key: bytes | None, value: bytes | None, headers: Iterable[tuple[str, bytes | None]]) -> int:
     """Bytes of a record, uncompressed."""
@@ -39,14 +47,10 @@ def size_of(fact: SimpleFact | RefundDecision) -> int:
     """What a fact counts: FACT_BYTES, its free texts in UTF-8, ITEM_BYTES for each entry of its items (of a decision's units, shipping)."""
     if type(fact) is RefundDecision:
         return FACT_BYTES + ITEM_BYTES * (len(fact.units) + len(fact.shipping))
-    if type(fact) is Scan:
-        size = FACT_BYTES + _length(fact.carrier) + _length(fact.tracking_number) + _length(fact.location)
-        return size + ITEM_BYTES * len(fact.items) if fact.items else size
-    if type(fact) is Payment:
-        return FACT_BYTES + _length(fact.method)
+    size = FACT_BYTES
+    for name in _TEXTS[type(fact)]:
+        text = getattr(fact, name)
+        if text:
+            size += len(text.encode())
     items = getattr(fact, "items", None)
-    return FACT_BYTES + _length(getattr(fact, "reason", None)) + (ITEM_BYTES * len(items) if items else 0)
-
-
-def _length(text: str | None) -> int:
-    return len(text.encode()) if text else 0
+    return size + ITEM_BYTES * len(items) if items else size

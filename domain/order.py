@@ -233,8 +233,9 @@ class Deadline(Struct, array_like=True, gc=False):
         return (self.what, self.subject, self.attempt)
 
 
-Fact = Created | Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | RefundDecision | Deadline
 SimpleFact = Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | Deadline
+"""Facts that an order holds in a list of their kind, a field of FACT_FIELDS."""
+Fact = Created | RefundDecision | SimpleFact
 
 
 def type_of(fact: SimpleFact | RefundDecision) -> str:

@@ -252,7 +252,7 @@ def _page(found: Json) -> Iterator[str]:
         f"usual size). A fact counts {limits.FACT_BYTES} bytes,"
     )
     yield (
-        "its texts (`reason`, `method`, `carrier`, `tracking_number`, `location`) in UTF-8, "
+        f"its texts ({', '.join(f'`{name}`' for name in limits.TEXTS)}) in UTF-8, "
         f"and {limits.ITEM_BYTES} bytes for each entry of its `items`. What goes beyond is"
     )
     yield "refused with `order_too_large`, in the order of that type's log, and keeps no natural key."

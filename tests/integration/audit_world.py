@@ -25,7 +25,7 @@ from audit.auditor import Auditor, Target
 from audit.findings import Report
 from audit.judge import summary_of
 from audit.reference import Decision, Fact, Order, Place, Reading, parse, parse_decision
-from audit.states import FIELDS, state_of
+from audit.states import ADDED, FIELDS, state_of
 from audit.stores import TABLES, columns, comparable
 from contracts.topics import DECISIONS, DLQ, INPUT, REKEYED
 from settings import Settings
@@ -98,7 +98,7 @@ def made(order: str, name: str) -> str:
 
 def state_bytes(reading: Reading, places: Mapping[tuple[Any, ...], Place], **changes: Any) -> bytes:
     """The order's state as the changelog has it. `places`: of the facts by natural key."""
-    state = state_of(reading)
+    state = ADDED | state_of(reading)
     waiting = reading.facts if reading.created is None else []
     state["waiting"] = [["payments", n, list(places[fact.key])] for n, fact in enumerate(waiting)]
     state |= {"labelled": state["status"] > 0, "proposed": len(reading.decisions)} | changes

@@ -22,7 +22,7 @@ from audit.derived import DERIVED, DerivedEvents
 from audit.derived import Event as DerivedEvent
 from audit.findings import Finding, Findings, Report
 from audit.index import Index
-from contracts import ids
+from contracts import ids, outgoing
 from contracts.errors import Refused
 from contracts.topics import DECISIONS
 from domain import effects, events, rows
@@ -147,13 +147,7 @@ def hashable(value: Any) -> Any:
     return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
-OUR_IDS = {
-    "suborder.created": "suborder_id",
-    "stock.reserve": "reservation_id",
-    "payment.initiate": "payment_request_id",
-    "stock.restock": "restock_id",
-    "refund.request": "refund_id",
-}
+OUR_IDS = {spec.type: spec.id_field for spec in outgoing.DERIVED if spec.id_field is not None and spec.varies in ("never", "decided")}
 """Type -> the field of its data that tells one from another."""
 
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from contracts import ids, money, times
 from contracts.topics import DECISIONS
+from domain import events
 from domain.events import Event
 from domain.order import (
     DEADLINES,
@@ -105,7 +106,7 @@ def wire(fact: Any) -> dict[str, Any]:
             return known | ({} if fact.subject is None else {whose: ids.text(fact.subject)})
         case RefundReply():
             return {"refund_id": ids.text(fact.refund_id)}
-    raise AssertionError(f"no wire form of {fact}")
+    return {name: value for name, value in events.wire(fact, bytes(16)).items() if name != "order_id"}
 
 
 def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | None:

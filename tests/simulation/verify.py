@@ -15,6 +15,7 @@ from aiokafka.structs import TopicPartition
 
 from audit.reference import Decision, Fact, Order, Place, Reading, Refusal
 from audit.stores import Row, comparable
+from contracts import outgoing
 from contracts.topics import CHECKOUT, CREATED, DECISIONS, DERIVED, DLQ, INPUT, REKEYED
 from domain.anomalies import anomalies
 from domain.deadlines import next_due
@@ -26,13 +27,7 @@ from tests.simulation.accounts import coordinates, natural_keys
 from tests.simulation.kafka import Record
 from tests.simulation.world import World
 
-SAME = {
-    "suborder.created": "suborder_id",
-    "stock.reserve": "reservation_id",
-    "payment.initiate": "payment_request_id",
-    "stock.restock": "restock_id",
-    "refund.request": "refund_id",
-}
+SAME = {spec.type: spec.id_field for spec in outgoing.DERIVED if spec.id_field is not None and spec.varies in ("never", "decided")}
 """Derived events whose set and content don't depend on the order of arrival, and the field that is their id."""
 
 

@@ -19,7 +19,7 @@ from aiokafka.partitioner import murmur2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit import reference, spill, states
+from audit import derived, reference, spill, states
 from audit import topics as audit_topics
 from audit.findings import Finding, Findings, Report
 from audit.index import Index, Letter
@@ -27,7 +27,7 @@ from audit.log import partition_of
 from audit.reference import Place
 from audit.spill import Spill
 from audit.stores import comparable, line_of, row_of
-from contracts import topics
+from contracts import outgoing, topics
 
 
 @pytest.fixture
@@ -55,6 +55,15 @@ def test_it_knows_the_topics_by_the_same_names() -> None:
     names = [name for name in vars(audit_topics) if name.isupper()]
     assert {"CHECKOUT", "CREATED", "INPUT", "DECISIONS", "REKEYED", "LANE", "DERIVED", "DLQ", "REDRIVEN", "PARTITIONS"} <= set(names)
     assert [getattr(audit_topics, name) for name in names] == [getattr(topics, name) for name in names]
+
+
+def test_it_judges_derived_events_as_their_specs_say() -> None:
+    def ids_of(*varies: str) -> dict[str, str | None]:
+        return {spec.type: spec.id_field for spec in outgoing.DERIVED if spec.varies in varies}
+
+    assert ids_of("never", "decided") == derived.SAME
+    assert ids_of("command") == derived.VARYING
+    assert tuple(ids_of("notice")) == derived.NOTICES
 
 
 @given(st.binary(max_size=60), st.integers(1, 1024))
@@ -192,9 +201,12 @@ def test_bytes_that_are_no_state(raw: bytes) -> None:
         states.read_state(raw)
 
 
-def test_more_elements_may_follow() -> None:
-    known: list[Any] = [0, None, [], [], [], [], [], [], [], [], [], 0, [], False, 0, []]
+def test_a_state_may_have_more_elements_or_those_of_before() -> None:
+    known: list[Any] = [0, None, [], [], [], [], [], [], [], [], [], 0, [], False, 0, *states.ADDED.values()]
     assert states.read_state(msgspec.msgpack.encode([*known, "later"])) == states.read_state(msgspec.msgpack.encode(known))
+    assert states.read_state(msgspec.msgpack.encode(known[: -len(states.ADDED)])) == states.read_state(msgspec.msgpack.encode(known))
+    with pytest.raises(ValueError, match="at least 15 elements"):
+        states.read_state(msgspec.msgpack.encode(known[:14]))
     with pytest.raises(ValueError, match="payments"):
         states.read_state(msgspec.msgpack.encode([*known[:2], [{}], *known[3:]]))
     with pytest.raises(ValueError, match="scans is no list"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from random import Random
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import msgspec
 import pytest
@@ -13,6 +13,7 @@ import pytest
 from audit import reference
 from audit.reference import Fact
 from contracts import errors
+from contracts.incoming import DATA, Text
 from domain import fold, limits
 from domain.order import (
     Cancellation,
@@ -45,9 +46,10 @@ ITEMS = [(bytes([n % 256, n // 256]) * 8, 100_000) for n in range(1000)]
 def large(type_: str, n: int) -> dict[str, Any]:
     """Data of an event of the type, as large as it can be; n makes it another fact."""
     number = f"{n:012d}"
-    data = VALID[type_] | {name: WIDE for name in ("reason", "carrier", "tracking_number", "location", "method") if name in VALID[type_]}
-    for name in ("payment_id", "shipment_id", "return_id", "refund_id", "reservation_id", "seller_id"):
-        if name in data:
+    hints = get_type_hints(DATA[type_], include_extras=True)
+    data = {name: WIDE if Text in (hints[name], *get_args(hints[name])) else value for name, value in VALID[type_].items()}
+    for name in data:
+        if name.endswith("_id") and name not in ("order_id", "item_id"):
             data[name] = data[name][:24] + number
     if "items" in data:
         data["items"] = [{"item_id": f"10000000-0000-4000-8000-{i:012d}", "quantity": 1} for i in range(1000)]
