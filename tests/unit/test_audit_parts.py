@@ -28,6 +28,7 @@ from audit.reference import Place
 from audit.spill import Spill
 from audit.stores import comparable, line_of, row_of
 from contracts import outgoing, topics
+from domain.order import Order
 
 
 @pytest.fixture
@@ -55,6 +56,10 @@ def test_it_knows_the_topics_by_the_same_names() -> None:
     names = [name for name in vars(audit_topics) if name.isupper()]
     assert {"CHECKOUT", "CREATED", "INPUT", "DECISIONS", "REKEYED", "LANE", "DERIVED", "DLQ", "REDRIVEN", "PARTITIONS"} <= set(names)
     assert [getattr(audit_topics, name) for name in names] == [getattr(topics, name) for name in names]
+
+
+def test_it_knows_the_elements_of_a_state_by_the_same_names() -> None:
+    assert Order.__struct_fields__ == states.FIELDS
 
 
 def test_it_judges_derived_events_as_their_specs_say() -> None:
