@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -129,3 +130,12 @@ def test_an_event_added_by_its_recipe_works(tmp_path: Path) -> None:
         assert codec.decode(new) == codec.decode(old)
     assert codec.decode(with_a_note).version == 2
     assert len(msgspec.msgpack.decode(with_a_note)[-1]) == 1
+
+
+def test_the_first_page_of_the_documentation_leads_to_every_other() -> None:
+    docs = ROOT / "docs"
+    named = set(re.findall(r"\]\(([^)#]+)\)", (docs / "README.md").read_text(encoding="utf-8")))
+    assert all((docs / path).exists() for path in named)
+    pages = {str(path.relative_to(docs)) for path in docs.rglob("*.md") if path.parent.name != "decisions"}
+    assert pages - named == {"README.md"}
+    assert "](docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")

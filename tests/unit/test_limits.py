@@ -14,7 +14,7 @@ from audit import reference
 from audit.reference import Fact
 from contracts import errors
 from contracts.incoming import DATA, Text
-from domain import fold, limits
+from domain import events, fold, limits
 from domain.order import (
     Cancellation,
     Created,
@@ -54,6 +54,15 @@ def large(type_: str, n: int) -> dict[str, Any]:
     if "items" in data:
         data["items"] = [{"item_id": f"10000000-0000-4000-8000-{i:012d}", "quantity": 1} for i in range(1000)]
     return data
+
+
+@pytest.mark.parametrize("type_", FACTS)
+def test_the_auditor_counts_a_fact_the_same(type_: str) -> None:
+    headers, value = record(type_, large(type_, 1))
+    read = reference.parse(type_, ORDER.encode(), value, headers)
+    assert isinstance(read, Fact)
+    fact: Any = events.decode(type_, headers, value).fact
+    assert reference.size(read) == limits.size_of(fact)
 
 
 @pytest.mark.parametrize("type_", FACTS)
