@@ -1,23 +1,25 @@
 """Kafka's record batches as bytes: aiokafka's clients, which no record ends and to which no record is unwritable.
 
 aiokafka's parser raises at the first record that it can't take, and everything behind it in the partition stays hidden. Its builder takes
-no header name that isn't UTF-8. Both are replaced here, for every client of this process: aiokafka has no other place for it. So clients
-are imported from here, never from aiokafka.
+no header name that isn't UTF-8. Both are replaced here, and its connection, for every client of this process: aiokafka has no other place
+for it. So clients are imported from here, never from aiokafka.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, conn
 from aiokafka.consumer import fetcher
 from aiokafka.producer import message_accumulator, producer
 
 from wire.builder import BatchBuilder, SizeEstimate
+from wire.connection import Connection
 from wire.metadata import learn_topics
 from wire.names import name_bytes
 from wire.reader import PartitionRecords, RecordBatches, UnreadableRecord
 
+conn.AIOKafkaConnection = Connection
 fetcher.MemoryRecords = RecordBatches
 fetcher.PartitionRecords = PartitionRecords
 message_accumulator.BatchBuilder = BatchBuilder

@@ -348,8 +348,12 @@ class AiokafkaConnection:
         sender = producer._sender.sender_task
         if sender is not None:
             sender.cancel()
-        with contextlib.suppress(TimeoutError):
+        try:
             await asyncio.wait_for(producer.client.close(), CLOSE_TIMEOUT)
+        except TimeoutError:
+            pass
+        except Exception as exc:  # of a task of aiokafka's that had ended long before
+            log.warning("a client was in disorder when it was closed: %r", exc)
         if sender is not None and not sender.done():
             # Cancelled once, it waits for its requests; cancelled again, it leaves them.
             await asyncio.wait([sender], timeout=CLOSE_TIMEOUT)

@@ -7,9 +7,12 @@ import sys
 import tracemalloc
 from collections.abc import Sequence
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import conn
+from aiokafka.errors import KafkaConnectionError
 
 from tests.fuzz.batches import GZIP, LZ4, NONE, SNAPPY, ZSTD, Raw, batch_bytes, odd, pack, record_bytes
 from wire import RecordBatches, name_bytes, unreadable
@@ -184,3 +187,41 @@ print(fetcher.MemoryRecords.__module__, fetcher.PartitionRecords.__module__, mes
 """
     done = subprocess.run((sys.executable, "-c", said), capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["wire.reader", "wire.reader", "wire.builder"]
+
+
+class Struck:
+    """What stands behind a connection, and a request to it."""
+
+    def __init__(self, *, closing: bool) -> None:
+        self._closing = closing
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")
+
+    def is_closing(self) -> bool:
+        return self._closing
+
+    def close(self) -> None:
+        self.closed = True
+
+    def prepare(self, versions: object) -> Struck:
+        return self
+
+    def build_request_header(self, **_: object) -> Struck:
+        return self
+
+    def encode(self) -> bytes:
+        return b""
+
+
+async def test_a_write_to_a_closed_connection_is_a_broken_connection() -> None:
+    """As uvloop tells it: aiokafka's own tasks would end with it, and its metadata stay as they are for ever."""
+    for closing, expected in ((True, KafkaConnectionError), (False, RuntimeError)):
+        connection: Any = conn.AIOKafkaConnection("127.0.0.1", 1)
+        connection._writer = struck = Struck(closing=closing)
+        connection._reader, connection._read_task = SimpleNamespace(at_eof=lambda: False), SimpleNamespace(done=lambda: True)
+        with pytest.raises(expected):
+            connection.send(struck)
+        assert (connection._writer is None, struck.closed) == (closing, closing)
+        connection.close()
