@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from faust.types import TP
 
@@ -133,6 +132,28 @@ class Changes(NamedTuple):
     position: int
 
 
+class ChangesReader:
+    """An async iterator over Changes. No generator around the one that it reads: closing it closes that one."""
+
+    def __init__(self, stretches: AsyncGenerator[Stretch, None], table: StateTable, where: str) -> None:
+        """`where` names the changelog in the log."""
+        self._stretches = stretches
+        self._table = table
+        self._where = where
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Changes:
+        records, position = await anext(self._stretches)
+        kept, _ = newest(of_states(records, self._table.is_state, self._where), self._table.version_of)
+        return Changes({key: state for key, state in kept.items() if state is not None}, position)
+
+    async def aclose(self) -> None:
+        """Stop reading. Blocks until the reader's connection is closed."""
+        await self._stretches.aclose()
+
+
 class OpenLane:
     """What a lane's `opened` gets: reading only. It runs beside the batches and is cancelled when the lane is over."""
 
@@ -173,11 +194,8 @@ class OpenLane:
         tp = TP(table.changelog_topic_name, self.partition)
         return (await self._ends([tp]))[tp]
 
-    async def changes(self, table: StateTable, since: int, end: int) -> AsyncGenerator[Changes, None]:
+    def changes(self, table: StateTable, since: int, end: int) -> ChangesReader:
         """The states that the table's changelog got from the position `since` on and below `end`, some at a time: of a key the highest
         version among them, as in a recovery. See changelog.stretches."""
         tp = TP(table.changelog_topic_name, self.partition)
-        async with aclosing(self._stretches(tp, since, end)) as stretches:
-            async for records, position in stretches:
-                kept, _ = newest(of_states(records, table.is_state, f"{tp.topic}/{tp.partition}"), table.version_of)
-                yield Changes({key: state for key, state in kept.items() if state is not None}, position)
+        return ChangesReader(self._stretches(tp, since, end), table, f"{tp.topic}/{tp.partition}")
