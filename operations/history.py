@@ -22,7 +22,7 @@ from streams.dead_letters import Record
 from streams.folder import BatchFolder, BatchOutput, OrderInBatch, States
 from streams.lag import Lag
 from streams.lanes import sources
-from streams.transport.batch import Slice, cut
+from streams.transport.records import Slice, cut
 from tables import codec
 from wire import learn_topics
 from wire.log import LogReader

@@ -11,11 +11,12 @@ What holds:
 from __future__ import annotations
 
 from streams.transport.app import BatchApp, TransportStats
-from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
+from streams.transport.batch import LaneBatch, OpenLane
 from streams.transport.cluster import prepare_data_folder
 from streams.transport.delivery import Stale
 from streams.transport.errors import FailStop, FolderInUse, LeaseLost, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
-from streams.transport.table import Moved, StateTable
+from streams.transport.records import Moved, OutRecord, Slice
+from streams.transport.table import StateTable
 from streams.transport.worker import run_worker
 
 __all__ = [

@@ -227,15 +227,15 @@ class BatchApp(faust.App):
         lanes = list(consumer.lanes.values()) if consumer is not None else []
         trackers = {(tp.topic, tp.partition): tracker for tp, (_, tracker) in consumer.trackers.items()} if consumer is not None else {}
         return TransportStats(
-            batches=sum(lane.batches for lane in lanes) + (consumer.finished_batches if consumer is not None else 0),
-            records=sum(lane.records for lane in lanes) + (consumer.finished_records if consumer is not None else 0),
+            batches=sum(lane.progress.batches for lane in lanes) + (consumer.finished_batches if consumer is not None else 0),
+            records=sum(lane.progress.records for lane in lanes) + (consumer.finished_records if consumer is not None else 0),
             retries=self.delivery.retries,
             rewinds=consumer.rewinds if consumer is not None else 0,
             cancelled=consumer.cancelled if consumer is not None else 0,
             recovered=self.recovery.recovered if self.tables else 0,
             lanes=tuple(lane.name for lane in lanes),
-            pending_records={lane.name: lane.pending_records for lane in lanes},
-            pending_bytes={lane.name: lane.pending_bytes for lane in lanes},
+            pending_records={lane.name: lane.intake.pending_records for lane in lanes},
+            pending_bytes={lane.name: lane.intake.pending_bytes for lane in lanes},
             done={tp: tracker.done for tp, tracker in trackers.items()},
             committed={tp: tracker.committed for tp, tracker in trackers.items()},
             outages=tuple(self.delivery.outages.values()),

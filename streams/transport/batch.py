@@ -3,56 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from faust.types import TP
 
 from streams.transport.changelog import Stretch
-from streams.transport.offset_tracker import Record
-from streams.transport.table import newest, of_states
-
-if TYPE_CHECKING:
-    from streams.transport.lane import Lane
-    from streams.transport.table import DueState, Moved, StateTable
+from streams.transport.records import DueState, Moved, OutRecord, Slice, cut
+from streams.transport.table import StateTable, newest, of_states
 
 
-class OutRecord(NamedTuple):
-    """A record to publish. `value` may be a function that makes it when it is sent, the same each time. `partition` None: the batch's."""
+class ReadableLane(Protocol):
+    """What everything that a lane hands out may ask of it."""
 
-    key: bytes | None
-    value: bytes | Callable[[], bytes] | None
-    headers: list[tuple[str, bytes]]
-    partition: int | None = None
+    partition: int
 
-    def content(self) -> bytes | None:
-        """The value as it is sent. Pure."""
-        return self.value() if callable(self.value) else self.value
+    def check(self) -> None:
+        """Raises Stale or LeaseLost if nothing may be written now."""
 
+    def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See LaneBatch.get_states."""
 
-@dataclass(frozen=True, slots=True)
-class Slice:
-    """One topic's part of a batch: records in offset order, without a hole, and the position after them."""
-
-    topic: str
-    records: Sequence[Record]
-    to: int
+    def position(self, table: StateTable) -> int:
+        """See LaneBatch.position."""
 
 
-def cut(slices: Sequence[Slice], count: int) -> tuple[tuple[Slice, ...], tuple[Slice, ...]]:
-    """The first so many records, and the others. Pure."""
-    first: list[Slice] = []
-    rest: list[Slice] = []
-    for part in slices:
-        here = min(count, len(part.records))
-        count -= here
-        if here == len(part.records):
-            first.append(part)
-            continue
-        if here:
-            first.append(Slice(part.topic, part.records[:here], part.records[here - 1].offset + 1))
-        rest.append(Slice(part.topic, part.records[here:], part.to))
-    return tuple(first), tuple(rest)
+class BatchLane(ReadableLane, Protocol):
+    """The lane as its batches see it."""
+
+    async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
+        """See LaneBatch.publish."""
+
+    def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
+        """See LaneBatch.due_states."""
+
+    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved]) -> None:
+        """See LaneBatch.write_table."""
+
+
+class OpenedLane(ReadableLane, Protocol):
+    """The lane as what runs beside its batches sees it."""
+
+    @property
+    def generation(self) -> int:
+        """Of the group, when it gave the lane to this worker."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is being handled or acknowledged."""
 
 
 class LaneBatch:
@@ -67,7 +64,7 @@ class LaneBatch:
 
     __slots__ = ("_lane", "_whole", "moment", "partition", "rest", "slices", "work")
 
-    def __init__(self, lane: Lane, slices: tuple[Slice, ...], moment: int | None = None) -> None:
+    def __init__(self, lane: BatchLane, slices: tuple[Slice, ...], moment: int | None = None) -> None:
         self._lane = lane
         self.moment = moment
         """No records, but time has passed: everything appended before this, ms by the brokers' clock, has been handled. See due_states."""
@@ -161,7 +158,7 @@ class OpenLane:
 
     def __init__(
         self,
-        lane: Lane,
+        lane: OpenedLane,
         ends: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]],
         stretches: Callable[[TP, int, int], AsyncGenerator[Stretch, None]],
     ) -> None:
@@ -170,12 +167,12 @@ class OpenLane:
         self._ends = ends
         self._stretches = stretches
         self.partition = lane.partition
-        self.generation = lane.claim.generation
+        self.generation = lane.generation
 
     @property
     def busy(self) -> bool:
         """Whether a batch is being handled or acknowledged."""
-        return self._lane.busy_since is not None
+        return self._lane.busy
 
     def position(self, table: StateTable) -> int:
         """As LaneBatch.position."""

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 from aiokafka import TopicPartition
 from faust.types import TP
 
-from streams.transport.offset_tracker import Record
+from streams.transport.records import Record
 from wire import AIOKafkaConsumer
 
 AT_ONCE: Final = 50

@@ -12,7 +12,6 @@ from typing import IO, Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
 
-from streams.transport.consumer import mismatch
 from streams.transport.errors import FolderInUse, PartitionMismatch, TopicsMissing
 
 log = logging.getLogger(__name__)
@@ -54,6 +53,13 @@ def check_topics(needed: Iterable[str], partitions: Mapping[str, int]) -> int:
     if len(set(counts.values())) > 1:
         raise PartitionMismatch(mismatch(counts))
     return next(iter(counts.values()))
+
+
+def mismatch(counts: Mapping[str, int]) -> str:
+    """The message for a person: which topics differ."""
+    usual = max(set(counts.values()), key=list(counts.values()).count)
+    odd = ", ".join(f"{topic} has {count}" for topic, count in sorted(counts.items()) if count != usual)
+    return f"all topics of a lane need the same number of partitions: {odd}, the others have {usual}. Stop all workers and make them equal."
 
 
 def hold_data_folder(path: Path) -> IO[str]:

@@ -8,21 +8,19 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from aiokafka.errors import ConsumerStoppedError, InconsistentGroupProtocolError
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 from mode import Service
 
-from streams.transport.batch import OpenLane
+from streams.transport.cluster import mismatch
+from streams.transport.consumer_app import ConsumerApp
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
 from streams.transport.errors import FailStop, GroupRefused, GroupShut, OffsetBeyondEnd, PartitionMismatch, Stalled
-from streams.transport.lane import Claim, Lane
+from streams.transport.lane import Claim, Lane, LaneContext, LaneState
 from streams.transport.offset_tracker import Offer, OffsetTracker
-
-if TYPE_CHECKING:
-    from streams.transport.app import BatchApp
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +59,8 @@ class Consumer(driver.Consumer):
         self._unserved_since: float | None = None
 
     @property
-    def _app(self) -> BatchApp:
-        return cast("BatchApp", self.app)
+    def _app(self) -> ConsumerApp:
+        return cast(ConsumerApp, self.app)
 
     def _new_consumer_thread(self) -> ConsumerThread:
         return ConsumerThread(self, loop=self.loop, thread_loop=self._app.new_event_loop(), beacon=self.beacon)
@@ -181,6 +179,14 @@ class Consumer(driver.Consumer):
         if any(lane.claim.assignment is not assignment for lane in self._opening.values()):
             return  # an epoch that ends
         claim = Claim(assignment, generation, thread.current, thread.leased)
+        context = LaneContext(
+            app.delivery,
+            app.limits,
+            app.lane_producer,
+            rested=self._fetch_more,
+            ends=self._ends,
+            stretches=app.stretches,
+        )
         for topic, partition in sorted(assignment.tps):
             spec = app.specs_by_topic.get(topic)
             if spec is None:
@@ -188,8 +194,7 @@ class Consumer(driver.Consumer):
             key = (app.specs.index(spec), partition)
             if key not in self._opening and key not in self.lanes:
                 name = str(partition) if len(app.specs) == 1 else f"{spec.topics[0]}/{partition}"
-                lane = self._opening[key] = Lane(name, spec, partition, claim, app.delivery, app.limits)
-                lane.producer = app.lane_producer(lane.name, lane.check)
+                self._opening[key] = Lane(name, spec, partition, claim, context)
         await asyncio.gather(*(lane.prepare() for lane in self._opening.values()))
 
     async def perform_seek(self) -> None:
@@ -225,12 +230,10 @@ class Consumer(driver.Consumer):
             lane.trackers.append(tracker)
             self.trackers[tp] = (lane, tracker)
         for lane in opening.values():
-            assert lane.producer is not None
-            if lane.spec.opened is not None:
-                # Tasks begin in the order in which they are made: this one before the lane's first batch.
-                lane.beside = asyncio.ensure_future(lane.spec.opened(OpenLane(lane, self._ends, app.stretches)))
-                lane.beside.add_done_callback(self._beside_ended)
-            lane.start(lane.producer, self._fetch_more, self._ends).add_done_callback(partial(self._lane_ended, lane))
+            tasks = lane.start()
+            tasks.batches.add_done_callback(partial(self._lane_ended, lane))
+            if tasks.beside is not None:
+                tasks.beside.add_done_callback(self._beside_ended)
         log.info(
             "lanes %s open, generation %d, at offsets %s",
             ", ".join(lane.name for lane in opening.values()),
@@ -244,12 +247,11 @@ class Consumer(driver.Consumer):
 
     def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         if task.cancelled():
-            if not lane.closed:
+            if lane.state is not LaneState.CLOSED:
                 self._crash(RuntimeError(f"lane {lane.name} was cancelled"))
         elif (exc := task.exception()) is not None:
             self._crash(exc)
-        elif lane.fenced and not lane.closed:
-            lane.ended_since = time.monotonic()
+        elif lane.producer.fenced and lane.state is not LaneState.CLOSED:
             log.warning("lane %s: another worker has taken it over, or its transaction took too long; asking the group", lane.name)
             self._app.add_future(self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation)))
 
@@ -280,14 +282,16 @@ class Consumer(driver.Consumer):
         begun = time.monotonic()
         for lane in lanes:
             lane.close()
-        tasks = [lane.task for lane in lanes if lane.task is not None]
-        _, unfinished = await asyncio.wait(tasks, timeout=self._app.settings.drain_timeout)
+        tasks = [lane.tasks.batches for lane in lanes if lane.tasks is not None]
+        unfinished: set[asyncio.Task[None]] = set()
+        if tasks:  # none if the first one's state was found broken as it opened
+            _, unfinished = await asyncio.wait(tasks, timeout=self._app.settings.drain_timeout)
         try:
             await asyncio.wait_for(self.force_commit(), COMMIT_TIMEOUT)
         except (Exception, asyncio.CancelledError) as exc:
             log.warning("the last commit did not work, some records will be read again: %r", exc)
         for lane in lanes:
-            lane.closed = True
+            lane.revoke()
         for task in unfinished:
             task.cancel()
         self.cancelled += len(unfinished)
@@ -295,8 +299,8 @@ class Consumer(driver.Consumer):
         if unfinished:
             _, deaf = await asyncio.wait(unfinished, timeout=CANCEL_TIMEOUT)
             log.error("%d lanes did not finish in time and were cancelled (%d of them don't react)", len(unfinished), len(deaf))
-        self.finished_batches += sum(lane.batches for lane in lanes)
-        self.finished_records += sum(lane.records for lane in lanes)
+        self.finished_batches += sum(lane.progress.batches for lane in lanes)
+        self.finished_records += sum(lane.progress.records for lane in lanes)
         self.lanes.clear()
         self.trackers.clear()
         log.info("lanes closed (%s) in %.2f s", why, time.monotonic() - begun)
@@ -373,8 +377,9 @@ class Consumer(driver.Consumer):
             return  # the broker is away: not this worker's fault
         for lane in self.lanes.values():
             busy = lane.moved_at
-            if lane.ended_since is not None and now - lane.ended_since > limit:
-                raise Stalled(f"lane {lane.name} was taken over {now - lane.ended_since:.0f} s ago, but the group has not said who has it")
+            fenced = now - lane.state_since if lane.state is LaneState.FENCED else 0.0
+            if fenced > limit:
+                raise Stalled(f"lane {lane.name} was taken over {fenced:.0f} s ago, but the group has not said who has it")
             if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:
                 raise Stalled(f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)")
         assignment = self._thread.assignment_now()
@@ -389,10 +394,3 @@ class Consumer(driver.Consumer):
             where = f"; {self._app.recovery.standstill()}"
         if now - since > limit:
             raise Stalled(f"partitions are assigned, but no lane is open since {now - since:.0f} s{where}")
-
-
-def mismatch(counts: Mapping[str, int]) -> str:
-    """The message for a person: which topics differ."""
-    usual = max(set(counts.values()), key=list(counts.values()).count)
-    odd = ", ".join(f"{topic} has {count}" for topic, count in sorted(counts.items()) if count != usual)
-    return f"all topics of a lane need the same number of partitions: {odd}, the others have {usual}. Stop all workers and make them equal."

@@ -21,8 +21,8 @@ from faust.types import TP
 
 from streams.transport.errors import OffsetBeyondEnd
 from streams.transport.lease import Lease, clock
-from streams.transport.offset_tracker import Record
 from streams.transport.offsets import stable_offsets
+from streams.transport.records import Record
 
 log = logging.getLogger(__name__)
 

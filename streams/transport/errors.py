@@ -13,6 +13,7 @@ __all__ = [
     "GaveUp",
     "GroupRefused",
     "GroupShut",
+    "ImpossibleTransition",
     "LaneClosed",
     "LeaseLost",
     "OffsetBeyondEnd",
@@ -42,6 +43,10 @@ class LaneClosed(KafkaError):  # type: ignore[misc]
 
 class Fenced(Stale):
     """The broker refused a transaction because a newer producer has its lane. Only the group can tell who has it."""
+
+
+class ImpossibleTransition(Exception):
+    """A lane can't come to this state from the one that it is in: a bug."""
 
 
 def is_fencing(exc: BaseException) -> bool:

@@ -1,33 +1,72 @@
-"""The lane: runs a handler for one partition number of a set of topics, one batch at a time."""
+"""The lane: runs a handler for one partition number of a set of topics, one batch at a time.
+
+                             ┌──► ENDED ────┐
+    CREATED ──► PREPARED ──► OPEN ──────────┼──► CLOSING ──► CLOSED
+       │           │         └──► FENCED ───┘       ▲
+       └───────────┴────────────────────────────────┘
+
+A lane is made for one assignment and goes this way once: it is never opened again. LaneState says what each
+state means. That a batch is being handled is no state of its own: one may be in OPEN, in CLOSING, and even in
+CLOSED if the handler doesn't react, but then nothing may be written for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from faust.types import TP
 
-from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
+from streams.transport.batch import LaneBatch, OpenLane
+from streams.transport.changelog import Stretch
 from streams.transport.clock import Clock, Now
 from streams.transport.delivery import Delivery, Outcome
-from streams.transport.errors import LeaseLost, Stale
-from streams.transport.offset_tracker import OffsetTracker, shares
+from streams.transport.errors import ImpossibleTransition, LeaseLost, Stale
+from streams.transport.intake import Intake, Taken
+from streams.transport.offset_tracker import OffsetTracker
 from streams.transport.producer import LaneProducer
-
-if TYPE_CHECKING:
-    from streams.transport.table import DueState, Moved, StateTable
+from streams.transport.records import DueState, Moved, OutRecord
+from streams.transport.table import StateTable
 
 Handler = Callable[[LaneBatch], Awaitable[None]]
 Opened = Callable[[OpenLane], Coroutine[Any, Any, None]]
 CANCEL_TIMEOUT = 5.0
-BATCH_BYTES = 16 << 20
-"""What the records of a batch hold at most, about; one larger record is a batch of its own."""
-Ends = Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]]
-"""Where logs end now."""
+
+
+class LaneState(enum.Enum):
+    """Where a lane is on its way. See the module for the way."""
+
+    CREATED = "created"
+    """It has its partition number, and nobody has been shut out yet."""
+    PREPARED = "prepared"
+    """Its producer works: with transactions, its former owner can't write any more. Recovery is under way."""
+    OPEN = "open"
+    """It takes batches."""
+    ENDED = "ended"
+    """It has stopped by itself: its batch was stale, as the group will say, or an error ends the worker."""
+    FENCED = "fenced"
+    """It has stopped by itself: the broker has refused its producer, and the group was asked who has it."""
+    CLOSING = "closing"
+    """It takes nothing more. The batch that is being handled may still be written and acknowledged."""
+    CLOSED = "closed"
+    """Its assignment is over. Whatever its handler still does, nothing may be written for it."""
+
+
+TRANSITIONS: Final[Mapping[LaneState, frozenset[LaneState]]] = {
+    LaneState.CREATED: frozenset({LaneState.PREPARED, LaneState.CLOSING}),
+    LaneState.PREPARED: frozenset({LaneState.OPEN, LaneState.CLOSING}),
+    LaneState.OPEN: frozenset({LaneState.ENDED, LaneState.FENCED, LaneState.CLOSING}),
+    LaneState.ENDED: frozenset({LaneState.CLOSING}),
+    LaneState.FENCED: frozenset({LaneState.CLOSING}),
+    LaneState.CLOSING: frozenset({LaneState.CLOSED}),
+    LaneState.CLOSED: frozenset(),
+}
+"""Each state, and the states that may follow it."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -75,42 +114,69 @@ class Claim:
         return self._leased()
 
 
-class _Taken(NamedTuple):
-    tracker: OffsetTracker
-    part: Slice
+class LaneContext(NamedTuple):
+    """What all lanes of a worker share."""
+
+    delivery: Delivery
+    limits: Limits
+    producer: Callable[[str, Callable[[], None]], LaneProducer]
+    """(name of a lane, its `check`) -> what it writes with, not started."""
+    rested: Callable[[], None]
+    """Is called when a lane that was full has room again."""
+    ends: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]]
+    """Tells where logs end now."""
+    stretches: Callable[[TP, int, int], AsyncGenerator[Stretch, None]]
+    """Reads a changelog: see changelog.stretches."""
+
+
+class LaneTasks(NamedTuple):
+    """What runs for a lane, from when it opens."""
+
+    batches: asyncio.Task[None]
+    beside: asyncio.Task[None] | None
+    """What LaneSpec.opened does."""
+
+
+@dataclass(slots=True)
+class LaneProgress:
+    """What a lane has done and is doing."""
+
+    batches: int = 0
+    records: int = 0
+    busy_since: float | None = None
+    """By time.monotonic(): since when a batch is being handled or acknowledged. None: there is none."""
 
 
 class _Attempt:
     """What a lane does with what it has taken: the handler, once it works, then the acknowledgement. Called until both have returned."""
 
-    def __init__(self, lane: Lane, taken: Sequence[_Taken], moment: int | None) -> None:
+    def __init__(self, lane: Lane, taken: Sequence[Taken], moment: int | None) -> None:
         self.batch = LaneBatch(lane, tuple(item.part for item in taken if item.part.records), moment)
         self._lane = lane
         self._taken = taken
         self._handled = not self.batch and moment is None
 
     @property
-    def finished(self) -> list[_Taken]:
+    def finished(self) -> list[Taken]:
         """What the handler has taken in, once it has returned: all, unless it has shortened the batch."""
         parts = {part.topic: part for part in self.batch.slices}
         return [
-            item if not item.part.records else _Taken(item.tracker, parts[item.part.topic])
+            item if not item.part.records else Taken(item.tracker, parts[item.part.topic])
             for item in self._taken
             if not item.part.records or item.part.topic in parts
         ]
 
     @property
-    def left(self) -> list[_Taken]:
+    def left(self) -> list[Taken]:
         """The rest of a batch that was shortened."""
         trackers = {item.part.topic: item.tracker for item in self._taken}
-        return [_Taken(trackers[part.topic], part) for part in self.batch.rest]
+        return [Taken(trackers[part.topic], part) for part in self.batch.rest]
 
     async def __call__(self) -> None:
         lane = self._lane
         if not self._handled:
             await lane.spec.handler(self.batch)
             self._handled = True
-        assert lane.producer is not None
         started = time.perf_counter()
         offsets = {_tp(item.tracker): item.part.to for item in self.finished}
         await lane.producer.acknowledge(offsets, {_tp(tracker): tracker.committed for tracker in lane.trackers})
@@ -123,115 +189,139 @@ def _tp(tracker: OffsetTracker) -> TP:
 
 
 class Lane:
-    """One partition number. Made when it is assigned, begun when its trackers open, closed at the next rebalance; never reopened."""
+    """One partition number. Made when it is assigned, opened when its state is there, closed at a rebalance.
 
-    def __init__(self, name: str, spec: LaneSpec, partition: int, claim: Claim, delivery: Delivery, limits: Limits) -> None:
+    What moves it to a state raises ImpossibleTransition where the drawing has no arrow.
+    """
+
+    def __init__(self, name: str, spec: LaneSpec, partition: int, claim: Claim, context: LaneContext) -> None:
         self.spec = spec
         self.partition = partition
         self.name = name
         self.claim = claim
-        self.trackers: list[OffsetTracker] = []
-        self.producer: LaneProducer | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.beside: asyncio.Task[None] | None = None
-        """What LaneSpec.opened does."""
-        self.closing = asyncio.Event()
-        self.closed = False
-        self.busy_since: float | None = None
-        """By time.monotonic(): since when a batch is being handled."""
-        self.ended_since: float | None = None
-        self.batches = 0
-        self.records = 0
-        self._delivery = delivery
-        self._limits = limits
-        self._wake = asyncio.Event()
-        self._served = 0
-        self._rested: Callable[[], None] = lambda: None
+        self._state = LaneState.CREATED
+        self.state_since = time.monotonic()
+        """Since when it is in its state."""
+        self.intake = Intake(spec.max_records, context.limits.records, context.limits.bytes)
+        self.producer = context.producer(name, self.check)
+        self.tasks: LaneTasks | None = None
+        """None until it opens."""
+        self.progress = LaneProgress()
+        self._context = context
+        self._delivery = context.delivery
         self._clock = Clock()
-        self._ends: Ends | None = None
-        self._left: list[_Taken] = []
-        """Of a batch that its handler has shortened."""
+        self._wake = asyncio.Event()
+        self._closing = asyncio.Event()
+        """Set when it comes to CLOSING: ends a wait for the next attempt."""
+
+    @property
+    def state(self) -> LaneState:
+        """Where it is on its way."""
+        return self._state
+
+    def _to(self, state: LaneState) -> None:
+        if state not in TRANSITIONS[self._state]:
+            raise ImpossibleTransition(f"lane {self.name} can't go from {self._state.value} to {state.value}")
+        self._state = state
+        self.state_since = time.monotonic()
+        if state is LaneState.CLOSING:
+            self._closing.set()
+
+    def _is(self, *states: LaneState) -> bool:
+        return self._state in states
+
+    # -- what the consumer sees ------------------------------------------------------------------------------
 
     async def prepare(self) -> None:
-        """Start the producer; may be called again. Blocks until it works or the lane closes. Raises what Delivery.run raises."""
-        assert self.producer is not None
-        await self._delivery.run(self.name, self.producer.start, self.closing)
+        """CREATED to PREPARED: start the producer. Does nothing again, or if the lane was closed meanwhile.
 
-    # -- what the reader sees ----------------------------------------------------------------------------------
+        Blocks until the producer works or the lane closes. Raises what Delivery.run raises.
+        """
+        if self._is(LaneState.CREATED):
+            outcome = await self._delivery.run(self.name, self.producer.start, self._closing)
+            if outcome is Outcome.DONE and self._is(LaneState.CREATED):
+                self._to(LaneState.PREPARED)
 
-    def start(self, producer: LaneProducer, rested: Callable[[], None], ends: Ends | None = None) -> asyncio.Task[None]:
-        """Begin. `rested` is called when a full lane has room again. `ends` is needed if states may be due."""
-        self.producer = producer
-        self._rested = rested
-        self._ends = ends
+    def start(self) -> LaneTasks:
+        """PREPARED to OPEN: begin with the batches. Its trackers are there."""
+        self._to(LaneState.OPEN)
         self._see_due()
-        self.task = asyncio.ensure_future(self._run())
-        return self.task
+        beside: asyncio.Task[None] | None = None
+        if self.spec.opened is not None:
+            # Tasks begin in the order in which they are made: this one before the first batch.
+            opened = OpenLane(self, self._context.ends, self._context.stretches)
+            beside = asyncio.ensure_future(self.spec.opened(opened))
+        self.tasks = LaneTasks(asyncio.ensure_future(self._run()), beside)
+        return self.tasks
+
+    def close(self) -> None:
+        """To CLOSING: take nothing more; finish what is in the handler's hands. Again it does nothing."""
+        if not self._is(LaneState.CLOSING, LaneState.CLOSED):
+            self._to(LaneState.CLOSING)
+        self._wake.set()
+
+    def revoke(self) -> None:
+        """To CLOSED: the assignment is over, nothing may be written from now on. Again it does nothing."""
+        self.close()
+        if not self._is(LaneState.CLOSED):
+            self._to(LaneState.CLOSED)
+
+    async def end(self) -> None:
+        """Revoke it, end what runs beside it, and close its producer. Blocks for seconds at most."""
+        self.revoke()
+        self._delivery.forget(self.name)
+        if self.tasks is not None and self.tasks.beside is not None:
+            self.tasks.beside.cancel()
+            await asyncio.wait([self.tasks.beside], timeout=CANCEL_TIMEOUT)
+        await self.producer.close()
 
     def wake(self) -> None:
         """There is something to take."""
         self._wake.set()
 
+    def wanted(self) -> list[OffsetTracker]:
+        """Trackers to fetch for: none once it is closing, otherwise see Intake.wanted."""
+        return [] if self._is(LaneState.CLOSING, LaneState.CLOSED) else self.intake.wanted()
+
+    @property
+    def trackers(self) -> list[OffsetTracker]:
+        """One for each of its topics."""
+        return self.intake.trackers
+
     @property
     def commits(self) -> bool:
         """Whether the lane's offsets are committed with each batch, by its own producer."""
-        return self.producer is not None and self.producer.commits
+        return self.producer.commits
 
     @property
-    def fenced(self) -> bool:
-        """True if the broker has refused the lane's producer: the lane can't go on, whatever the group says."""
-        return self.producer is not None and self.producer.fenced
+    def moved_at(self) -> float | None:
+        """By time.monotonic(): when the batch that is being handled began, or last got records acknowledged.
+
+        None: there is no such batch.
+        """
+        busy = self.progress.busy_since
+        return busy if busy is None else max(busy, self.producer.delivered_at)
+
+    # -- what the batch sees, and what runs beside it --------------------------------------------------------
 
     @property
-    def pending_records(self) -> int:
-        """Records in memory that no handler has got yet."""
-        return sum(tracker.count for tracker in self.trackers)
+    def generation(self) -> int:
+        """Of the group, when it gave the lane to this worker."""
+        return self.claim.generation
 
     @property
-    def pending_bytes(self) -> int:
-        """The same in bytes."""
-        return sum(tracker.size for tracker in self.trackers)
-
-    @property
-    def full(self) -> bool:
-        """True while only trackers that have nothing pending are fetched."""
-        return self.pending_records >= self._limits.records or self.pending_bytes >= self._limits.bytes
-
-    def wanted(self) -> list[OffsetTracker]:
-        """Trackers to fetch for. A full lane still fetches for its empty trackers: no topic starves behind another's backlog."""
-        if self.closing.is_set():
-            return []
-        if self.full:
-            return [tracker for tracker in self.trackers if not tracker.pending]
-        return self.trackers
-
-    def close(self) -> None:
-        """Take nothing more; finish what is in the handler's hands."""
-        self.closing.set()
-        self._wake.set()
-
-    async def end(self) -> None:
-        """The assignment is over: whatever the handler still does, it can't write (`closed`). Blocks for seconds at most."""
-        self.closed = True
-        self._delivery.forget(self.name)
-        if self.beside is not None:
-            self.beside.cancel()
-            await asyncio.wait([self.beside], timeout=CANCEL_TIMEOUT)
-        if self.producer is not None:
-            await self.producer.close()
-
-    # -- what the batch sees -----------------------------------------------------------------------------------
+    def busy(self) -> bool:
+        """Whether a batch is being handled or acknowledged."""
+        return self.progress.busy_since is not None
 
     def check(self) -> None:
         """Raises Stale or LeaseLost."""
-        if self.closed or not self.claim.current():
-            raise Stale(f"lane {self.name} belongs to another assignment now")
+        self._check_claim()
         if not self.claim.leased():
             raise LeaseLost(f"lane {self.name}: no heartbeat was accepted recently")
 
     async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
         """See LaneBatch.publish."""
-        assert self.producer is not None
         await self.producer.publish(records, self.partition)
 
     def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -253,66 +343,87 @@ class Lane:
         """See LaneBatch.write_table."""
         if not puts and not moved:
             return
-        assert self.producer is not None
         await self.producer.write_states(table, puts, self.partition, moved)
 
-    @property
-    def moved_at(self) -> float | None:
-        """By time.monotonic(): when the batch that is being handled began, or last got records acknowledged. None: there is none."""
-        busy = self.busy_since
-        return busy if busy is None or self.producer is None else max(busy, self.producer.delivered_at)
+    def _owned(self) -> bool:
+        return not self._is(LaneState.CLOSED) and self.claim.current()
 
     def _check_claim(self) -> None:
-        if self.closed or not self.claim.current():
+        if not self._owned():
             raise Stale(f"lane {self.name} belongs to another assignment now")
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        while not self.closing.is_set():
+        try:
+            await self._take_batches()
+        finally:
+            if self._is(LaneState.OPEN):  # nobody has told it to stop
+                self._to(LaneState.FENCED if self.producer.fenced else LaneState.ENDED)
+
+    async def _take_batches(self) -> None:
+        while self._is(LaneState.OPEN):
             moment: int | None = None
-            taken: list[_Taken] = []
+            taken: list[Taken] = []
             if self._clock.ripe(self._done):
                 moment = self._clock.moment
             elif self._clock.pause(_now()) == 0:
-                if self._ended(await self._delivery.run(self.name, self._look, self.closing), "a look at the brokers' time"):
+                outcome = await self._delivery.run(self.name, self._look, self._closing)
+                if self._ended(outcome, "a look at the brokers' time"):
                     return
                 continue
             else:
-                taken, self._left = self._left or self._take(), []
+                taken = self._take()
                 if not taken:
                     await self._rest()
                     continue
-            attempt = _Attempt(self, taken, moment)
-            self.busy_since = time.monotonic()
-            try:
-                outcome = await self._delivery.run(self.name, attempt, self.closing)
-            except Exception as exc:
-                exc.add_note(f"in {attempt.batch!r}")
-                raise
-            finally:
-                self.busy_since = None
-            if self._ended(outcome, attempt.batch):
+            if not await self._handle(taken, moment):
                 return
-            if attempt.batch:
-                self.batches += 1
-                self.records += len(attempt.batch)
-            if self.closed:
-                return
-            self._see_due(fired=moment is not None)
-            for item in attempt.finished:
-                item.tracker.finish(item.part.to)
-                if self.commits:
-                    item.tracker.committed = item.part.to
-            if taken:
-                self._left = attempt.left
             await asyncio.sleep(0)
+
+    async def _handle(self, taken: Sequence[Taken], moment: int | None) -> bool:
+        """Take one batch through the handler and acknowledge it. False if the lane ends with it.
+
+        Raises what Delivery.run raises.
+        """
+        attempt = _Attempt(self, taken, moment)
+        progress = self.progress
+        progress.busy_since = time.monotonic()
+        try:
+            outcome = await self._delivery.run(self.name, attempt, self._closing)
+        except Exception as exc:
+            exc.add_note(f"in {attempt.batch!r}")
+            raise
+        finally:
+            progress.busy_since = None
+        if self._ended(outcome, attempt.batch):
+            return False
+        if attempt.batch:
+            progress.batches += 1
+            progress.records += len(attempt.batch)
+        if self._is(LaneState.CLOSED):
+            return False
+        self._see_due(fired=moment is not None)
+        for item in attempt.finished:
+            item.tracker.finish(item.part.to)
+            if self.commits:
+                item.tracker.committed = item.part.to
+        if taken:
+            self.intake.put_back(attempt.left)
+        return True
 
     def _ended(self, outcome: Outcome, what: object) -> bool:
         """Whether the lane ends with this. Raises RuntimeError if nobody else can have its partition: it would stand still for ever."""
-        if outcome is Outcome.STALE and not self.fenced and not self.closed and self.claim.current():
+        if outcome is Outcome.STALE and not self.producer.fenced and self._owned():
             raise RuntimeError(f"{what!r} was called stale, but its assignment is the current one")
         return outcome is not Outcome.DONE
+
+    def _take(self) -> list[Taken]:
+        was_full = self.intake.full
+        taken = self.intake.take()
+        if was_full and not self.intake.full:
+            self._context.rested()
+        return taken
 
     async def _rest(self) -> None:
         """Wait until there may be something to take, or it is time to look for what is due."""
@@ -328,33 +439,13 @@ class Lane:
 
     async def _look(self) -> None:
         """Learn the brokers' time, and then where the logs end: everything appended before that time lies below."""
-        assert self.producer is not None
-        assert self._ends is not None
         assert self.spec.clock is not None
         moment = await self.producer.tell_time(self.spec.clock, self.partition)
-        ends = await self._ends([TP(tracker.topic, tracker.partition) for tracker in self.trackers])
+        ends = await self._context.ends([TP(tracker.topic, tracker.partition) for tracker in self.trackers])
         self._clock.looked(_now(), moment, ends)
 
     def _done(self, tp: TP) -> int:
         return next(tracker.done for tracker in self.trackers if tracker.topic == tp.topic)
-
-    def _take(self) -> list[_Taken]:
-        was_full = self.full
-        counts = [tracker.count for tracker in self.trackers]
-        given = shares(counts, self.spec.max_records, self._served)
-        taken: dict[int, _Taken] = {}
-        room = BATCH_BYTES
-        for turn in range(len(counts)):
-            at = (self._served + turn) % len(counts)  # where there isn't room for all, another topic comes first each time
-            tracker = self.trackers[at]
-            chunk = tracker.take(given[at], max(0, room)) if room > 0 or not given[at] else None
-            if chunk is not None:
-                taken[at] = _Taken(tracker, Slice(tracker.topic, chunk.records, chunk.to))
-                room -= chunk.size
-        self._served += 1
-        if was_full and not self.full:
-            self._rested()
-        return [taken[at] for at in sorted(taken)]
 
 
 def _now() -> Now:

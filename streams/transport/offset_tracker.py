@@ -18,25 +18,13 @@ import sys
 from collections import deque
 from collections.abc import Sequence
 from operator import attrgetter
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from streams.transport.records import Record
 from wire import raw_bytes
 
 OVERHEAD = 100
 """Bytes that a record costs in memory beside its value, roughly."""
-
-
-class Record(Protocol):
-    """aiokafka's ConsumerRecord. `timestamp` in milliseconds; `timestamp_type` 1: it is the broker's append time."""
-
-    topic: str
-    partition: int
-    offset: int
-    timestamp: int
-    timestamp_type: int
-    key: bytes | None
-    value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
 
 
 class Offer(enum.Enum):

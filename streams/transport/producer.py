@@ -20,7 +20,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, ProducerClosed
@@ -28,12 +28,10 @@ from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from streams.transport.batch import OutRecord
 from streams.transport.errors import LaneClosed, LeaseLost, Stale, WritersTimes, is_fencing
+from streams.transport.records import Moved, OutRecord
+from streams.transport.table import StateTable
 from wire import AIOKafkaProducer
-
-if TYPE_CHECKING:
-    from streams.transport.table import Moved, StateTable
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from faust.types import TP
 from mode import Service
 
 from streams.transport.errors import RecoveryStalled
-from streams.transport.offset_tracker import Record
+from streams.transport.records import Record
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from faust.tables.table import Table
 from faust.types import TP, CollectionT
 
 from streams.transport.errors import StateCorrupt
-from streams.transport.offset_tracker import Record
+from streams.transport.records import DueState, Moved, Record
 from wire import unreadable
 
 log = logging.getLogger(__name__)
@@ -39,28 +39,9 @@ OFFSET: Final = b"offset of the changelog"
 """Where a store says how far it goes."""
 _FORMER_OFFSET: Final = rocksdb.Store.offset_key
 """Where it said so before: as long as a state's key, and so perhaps one."""
-
-
 DUE_BYTES: Final = 16 << 20
 """Of states that are due, about: more are due the next time."""
 _DUE_AT_ONCE: Final = 64
-
-
-class Moved(NamedTuple):
-    """A state's due time has changed, ms; 0: none."""
-
-    key: bytes
-    before: int
-    now: int
-
-
-class DueState(NamedTuple):
-    """An entry of the index: when, whose, and the state as it is (None: deleted). Its own due time may have changed since."""
-
-    at: int
-    key: bytes
-    state: bytes | None
-
 
 MEMORY = 64 << 20
 """Bytes of block cache that all partitions of a worker share (Faust's default is 2 GiB for each)."""

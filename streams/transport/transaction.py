@@ -20,7 +20,7 @@ import contextlib
 import enum
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from aiokafka.errors import (
     InvalidTransactionTimeout,
@@ -32,7 +32,6 @@ from aiokafka.producer.transaction_manager import TransactionState
 from aiokafka.structs import TopicPartition
 from faust.types import TP
 
-from streams.transport.batch import OutRecord
 from streams.transport.errors import Fenced, LeaseLost, Stale, TransactionsRefused, is_fencing
 from streams.transport.producer import (
     CLOSE_TIMEOUT,
@@ -47,9 +46,8 @@ from streams.transport.producer import (
     retrieve,
     time_of,
 )
-
-if TYPE_CHECKING:
-    from streams.transport.table import Moved, StateTable
+from streams.transport.records import Moved, OutRecord
+from streams.transport.table import StateTable
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,8 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from audit.reference import Fact
+from streams.transport.errors import StateCorrupt
+from streams.transport.table import StateStore
 from tests.simulation import run
 from tests.simulation.kafka import NO_MEMBER, Sent
 from tests.simulation.loop import VirtualLoop
@@ -50,6 +52,26 @@ def test_lanes_stay_closed_between_revocation_and_assignment(world: World) -> No
     until(world.loop, late.done)
     assert app.consumer.lanes == {}
     assert app.consumer.trackers == {}
+
+
+def test_a_worker_whose_lanes_fail_to_open_stops(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are lanes then of which no task has begun."""
+
+    def broken(store: StateStore, partition: int) -> int:
+        raise StateCorrupt(f"local state of partition {partition}")
+
+    monkeypatch.setattr(StateStore, "first_due", broken)
+    with world.loop.entered():
+        world.start(0)
+    until(world.loop, lambda: 0 in world.running and world.running[0].app is not None)
+    worker = world.running[0]
+    app = worker.app
+    assert app is not None
+    until(world.loop, lambda: worker.failure is not None)
+    until(world.loop, lambda: not worker.process.alive)
+    assert isinstance(worker.failure, StateCorrupt)
+    assert app.consumer.lanes == {}
+    assert world.violations == []
 
 
 def test_a_commit_that_was_held_up_is_not_sent_in_a_later_generation(world: World) -> None:

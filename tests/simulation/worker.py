@@ -35,8 +35,8 @@ from streams.transport.delivery import Delivery, GaveUp
 from streams.transport.errors import FailStop
 from streams.transport.lane import LaneSpec, Limits
 from streams.transport.lease import Lease
-from streams.transport.offset_tracker import Record
 from streams.transport.producer import Gate, LaneProducer
+from streams.transport.records import Record
 from tables.codec import due_of, is_state, version_of
 from tests.simulation.clients import BROKER, FakeConnection, FakeConsumer, Leaving
 from tests.simulation.kafka import Broker, Group, Sent

@@ -466,7 +466,7 @@ class World:
                 return False
             for lane in app.consumer.lanes.values():
                 served.append(lane.partition)
-                if lane.busy_since is not None or lane.pending_records:
+                if lane.busy or lane.intake.pending_records:
                     return False
         return sorted(served) == list(range(self.plan.partitions))
 

@@ -14,15 +14,14 @@ MODULES = {name.removesuffix(".__init__"): path for path, name in FILES.items()}
 MODULES |= {name: ROOT / f"{name}.py" for name in ("app", "settings")}
 
 
-def imported(path: Path, *, for_types: bool) -> set[str]:
-    """Modules of ours that a file imports; `for_types`: also under TYPE_CHECKING. Imports inside of functions are left out."""
+def imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports, also for types. Imports inside of functions are left out."""
     found: set[str] = set()
     waiting: list[ast.stmt] = list(ast.parse(path.read_text()).body)
     while waiting:
         node = waiting.pop()
         if isinstance(node, (ast.If, ast.Try)):
-            if for_types or not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
-                waiting += node.body
+            waiting += node.body
         elif isinstance(node, ast.Import):
             found.update(each.name for each in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -39,12 +38,12 @@ def imported(path: Path, *, for_types: bool) -> set[str]:
     ],
 )
 def test_a_module_at_the_top_keeps_to_its_floor(module: str, allowed: set[str]) -> None:
-    rooms = {name.partition(".")[0] for name in imported(MODULES[module], for_types=True)}
+    rooms = {name.partition(".")[0] for name in imported(MODULES[module])}
     assert rooms <= allowed
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
-    left = {name: imported(path, for_types=False) - {name} for name, path in MODULES.items()}
+    left = {name: imported(path) - {name} for name, path in MODULES.items()}
     while free := [name for name, needs in left.items() if not needs & left.keys()]:
         for name in free:
             del left[name]

@@ -16,7 +16,8 @@ from settings import Settings
 from streams.transport import OpenLane, table
 from streams.transport.changelog import Stretch
 from streams.transport.errors import StateCorrupt
-from streams.transport.table import DueState, Moved, StateStore
+from streams.transport.records import DueState, Moved
+from streams.transport.table import StateStore
 from tables import codec
 from tests.integration.transport_app import make_app
 
@@ -34,7 +35,7 @@ async def test_of_a_stretch_of_the_changelog_the_highest_version_counts() -> Non
         yield Stretch(records, end)
 
     table: Any = SimpleNamespace(changelog_topic_name="changelog", version_of=codec.version_of, is_state=codec.is_state)
-    lane: Any = SimpleNamespace(partition=3, claim=SimpleNamespace(generation=1))
+    lane: Any = SimpleNamespace(partition=3, generation=1)
     found = [each async for each in OpenLane(lane, cast(Any, None), stretches).changes(table, 0, 4)]
     assert found == [({key: newer, other: older}, 4)]
 

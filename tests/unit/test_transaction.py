@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 import pytest
@@ -12,10 +12,10 @@ from faust.types import TP
 
 from streams.transport.batch import LaneBatch
 from streams.transport.errors import Fenced, is_fencing
-from streams.transport.lane import Lane
+from streams.transport.lane import Lane, LaneState
 from streams.transport.producer import Delivered, LaneProducer, last_offset
 from streams.transport.transaction import Settled, settle
-from tests.unit.test_lane import Group, end, lane_of, until
+from tests.unit.test_lane import Group, end, lane_of, start, until
 from tests.unit.test_offset_tracker import recs
 
 A, B, C = (TP(topic, 0) for topic in "abc")
@@ -59,8 +59,8 @@ class Acknowledging(LaneProducer):
 
     commits: ClassVar[bool] = True
 
-    def __init__(self, lane: Lane, *failures: Exception) -> None:
-        super().__init__(dict, lane.check, lambda why: None, 1.0)
+    def __init__(self, check: Callable[[], None], *failures: Exception) -> None:
+        super().__init__(dict, check, lambda why: None, 1.0)
         self.failures = list(failures)
         self.calls: list[tuple[dict[TP, int], dict[TP, int | None]]] = []
 
@@ -72,16 +72,22 @@ class Acknowledging(LaneProducer):
             raise failure
 
 
+def acknowledging(lane: Lane) -> Acknowledging:
+    assert isinstance(lane.producer, Acknowledging)
+    return lane.producer
+
+
 async def test_an_acknowledgement_that_fails_is_tried_again_without_the_handler() -> None:
     handled: list[LaneBatch] = []
 
     async def handler(batch: LaneBatch) -> None:
         handled.append(batch)
 
-    lane = lane_of(handler, Group())
+    failures = (kafka.RequestTimedOutError(), kafka.RequestTimedOutError())
+    lane = lane_of(handler, Group(), producer=lambda name, check: Acknowledging(check, *failures))
     a, b = lane.trackers
-    producer = Acknowledging(lane, kafka.RequestTimedOutError(), kafka.RequestTimedOutError())
-    task = lane.start(producer, lambda: None)
+    producer = acknowledging(lane)
+    task = await start(lane)
     a.offer(0, 3, recs(0, 1, 2))
     b.offer(0, 9, recs(4))
     lane.wake()
@@ -102,9 +108,9 @@ async def test_a_lane_that_is_shut_out_ends_and_leaves_its_batch_unfinished() ->
     async def handler(batch: LaneBatch) -> None:
         return
 
-    lane = lane_of(handler, Group())
+    lane = lane_of(handler, Group(), producer=lambda name, check: Acknowledging(check, Fenced("by another")))
     lane.trackers[0].offer(0, 3, recs(0, 1, 2))
-    producer = Acknowledging(lane, Fenced("by another"))
-    await asyncio.wait_for(lane.start(producer, lambda: None), 5)
-    assert len(producer.calls) == 1
-    assert (lane.fenced, lane.trackers[0].done, lane.trackers[0].committed) == (True, 0, None)
+    await asyncio.wait_for(await start(lane), 5)
+    assert len(acknowledging(lane).calls) == 1
+    tracker = lane.trackers[0]
+    assert (lane.state, tracker.done, tracker.committed) == (LaneState.FENCED, 0, None)
