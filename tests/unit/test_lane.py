@@ -161,6 +161,21 @@ async def test_a_batch_holds_no_more_bytes_than_it_may_and_no_topic_starves() ->
     assert sizes == [{"a": 2, "b": 1}, {"a": 2}, {"a": 2}, {"a": 2}, {"a": 1}]
 
 
+async def test_where_there_is_no_room_for_all_each_topic_comes_first_in_turn() -> None:
+    seen: list[str] = []
+
+    async def handler(batch: LaneBatch) -> None:
+        seen.extend(part.topic for part in batch.slices)
+
+    lane = lane_of(handler, Group(), max_records=1)
+    for tracker in lane.trackers:
+        tracker.offer(0, 3, recs(0, 1, 2))
+    task = await start(lane)
+    await until(lambda: lane.progress.records == 6)
+    await end(lane, task)
+    assert seen == ["a", "b"] * 3
+
+
 async def test_a_temporary_failure_is_tried_again_with_the_same_batch() -> None:
     seen: list[LaneBatch] = []
 
