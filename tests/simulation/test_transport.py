@@ -9,11 +9,14 @@ import pytest
 from aiokafka.structs import TopicPartition
 
 from audit.reference import Fact
-from streams.transport.errors import StateCorrupt
+from streams.transport.consumer_thread import ConsumerThread
+from streams.transport.errors import Fenced, Stalled, StateCorrupt
+from streams.transport.lane import Lane, LaneState
 from streams.transport.table import StateStore
 from tests.simulation import run
 from tests.simulation.kafka import NO_MEMBER, Sent
 from tests.simulation.loop import VirtualLoop
+from tests.simulation.worker import App
 from tests.simulation.world import World
 
 
@@ -71,6 +74,50 @@ def test_a_worker_whose_lanes_fail_to_open_stops(world: World, monkeypatch: pyte
     until(world.loop, lambda: not worker.process.alive)
     assert isinstance(worker.failure, StateCorrupt)
     assert app.consumer.lanes == {}
+    assert world.violations == []
+
+
+def refuse(world: World) -> tuple[App, Lane]:
+    """A worker with open lanes, and one of them whose producer the broker refuses with its next batch."""
+    with world.loop.entered():
+        world.start(0)
+    until(world.loop, lambda: 0 in world.running and world.running[0].app is not None)
+    app = world.running[0].app
+    assert app is not None
+    until(world.loop, lambda: len(app.consumer.lanes) == 3)
+    lane = next(lane for lane in app.consumer.lanes.values() if lane.partition == 1)
+
+    async def acknowledge(offsets: object, before: object) -> None:
+        lane.producer.fenced = True
+        raise Fenced("by another")
+
+    lane.producer.acknowledge = acknowledge  # type: ignore[method-assign]
+    with world.loop.entered():
+        world.arrive(world.plan.arrivals[0]._replace(partition=1))
+    until(world.loop, lambda: lane.state is LaneState.FENCED)
+    return app, lane
+
+
+def test_a_lane_that_is_fenced_asks_the_group_and_is_made_anew(world: World) -> None:
+    app, lane = refuse(world)
+    until(world.loop, lambda: world.group.generation == 2 and len(app.consumer.lanes) == 3)
+    assert lane.state is LaneState.CLOSED
+    assert lane not in app.consumer.lanes.values()
+    until(world.loop, lambda: sum(tracker.done for _, tracker in app.consumer.trackers.values()))
+    assert world.violations == []
+
+
+def test_a_worker_does_not_wait_for_ever_for_the_group_to_say_who_has_a_lane(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unheard(thread: ConsumerThread, assignment: object, generation: int) -> None:
+        """The group's coordinator isn't reached."""
+
+    monkeypatch.setattr(ConsumerThread, "rejoin", unheard)
+    app, lane = refuse(world)
+    worker = app.worker
+    until(world.loop, lambda: worker.failure is not None, app.settings.stall_timeout + 30)
+    assert isinstance(worker.failure, Stalled)
+    assert "lane 1 was taken over" in str(worker.failure)
+    until(world.loop, lambda: lane.state is LaneState.CLOSED)
     assert world.violations == []
 
 
