@@ -71,9 +71,9 @@ def _opening() -> Iterator[str]:
     yield from _heading("# Events")
     yield from _prose(
         """
-        Every event that the pipeline reads and writes. This page is the output of `orders events`, which makes it from
-        the code; `make docs` writes it anew, and a test compares the two. `orders events --json` gives the same with
-        JSON Schemas.
+        Every event that the pipeline reads and writes. This page is the output of `orders events`, which
+        makes it from the code; `make docs` writes it anew, and a test compares the two. `orders events
+        --json` gives the same with JSON Schemas.
         """
     )
     yield "| in | out |"
@@ -88,30 +88,32 @@ def _records() -> Iterator[str]:
     yield from _heading("## Records")
     yield from _prose(
         f"""
-        A topic has the name of the type of its events. A record is a CloudEvents 1.0 event, in either Kafka binding:
-        binary (attributes as headers `ce_...`, the value is the data) or structured (the value is the whole event). It
-        is structured by its content-type `application/cloudevents+json`, or when there is no header `ce_specversion`
-        and the value is a JSON object with a text member `specversion`; then headers that begin with `ce_` are ignored.
-        What we write is binary. The record key is the order's id in canonical text form, in and out; an event under
-        another key is re-keyed by the order_id in its data.
+        A topic has the name of the type of its events. A record is a CloudEvents 1.0 event, in either Kafka
+        binding: binary (attributes as headers `ce_...`, the value is the data) or structured (the value is
+        the whole event). It is structured by its content-type `application/cloudevents+json`, or when there
+        is no header `ce_specversion` and the value is a JSON object with a text member `specversion`; then
+        headers that begin with `ce_` are ignored. What we write is binary. The record key is the order's id
+        in canonical text form, in and out; an event under another key is re-keyed by the order_id in its
+        data.
 
         - **Ids** are UUIDs, read with or without dashes and in any case, written in canonical text form.
-        - **Times** are RFC 3339 with offset, cut to microseconds; a leap second (`:60`) is the last microsecond of its
-          minute.
-        - **Money** is text in major units with at most the currency's minor digits (ISO 4217: JPY 0, EUR 2, BHD 3), at
-          most 10^15 minor units.
-        - **Text** has at most 1,000 characters (not bytes), in an attribute too. Unknown fields are ignored; `null` is
-          no value of any field.
-        - **Headers and attributes** that aren't named here are never looked at: their names and values may be any
-          bytes. One that is null is absent. Of several headers of one name the last that isn't null counts. Names are
-          as written here: `CE_ID` is another header.
-        - **JSON** is UTF-8 all through, without NaN, without halves of surrogate pairs, at most {DEEPEST} arrays and
-          objects in each other, the envelope's among them. Of a member that stands twice the last counts, but each must
-          be well formed: of its JSON type, an id, one of the words, within its length and range.
-        - **Of several faults** the first of these is told: no value, no JSON, a member of the envelope of the wrong
-          JSON type, the attributes in the order specversion, id, source, type, dataschema, time, then the data: its
-          fields in the order in which they stand, missing ones, and what only the whole tells (currency, amounts, an
-          item twice, the total).
+        - **Times** are RFC 3339 with offset, cut to microseconds; a leap second (`:60`) is the last
+          microsecond of its minute.
+        - **Money** is text in major units with at most the currency's minor digits (ISO 4217: JPY 0, EUR 2,
+          BHD 3), at most 10^15 minor units.
+        - **Text** has at most 1,000 characters (not bytes), in an attribute too. Unknown fields are
+          ignored; `null` is no value of any field.
+        - **Headers and attributes** that aren't named here are never looked at: their names and values may
+          be any bytes. One that is null is absent. Of several headers of one name the last that isn't null
+          counts. Names are as written here: `CE_ID` is another header.
+        - **JSON** is UTF-8 all through, without NaN, without halves of surrogate pairs, at most {DEEPEST}
+          arrays and objects in each other, the envelope's among them. Of a member that stands twice the
+          last counts, but each must be well formed: of its JSON type, an id, one of the words, within its
+          length and range.
+        - **Of several faults** the first of these is told: no value, no JSON, a member of the envelope of
+          the wrong JSON type, the attributes in the order specversion, id, source, type, dataschema, time,
+          then the data: its fields in the order in which they stand, missing ones, and what only the whole
+          tells (currency, amounts, an item twice, the total).
         """
     )
 
@@ -129,9 +131,9 @@ def _events_in(events: list[Json], components: dict[str, Json]) -> Iterator[str]
     yield from _heading("## In")
     yield from _prose(
         """
-        An event adds a fact to its order. A fact has a natural key: the same key with the same content again changes
-        nothing (of repetitions the earliest time stays), with other content it is refused. Time, id, source and reason
-        are not content.
+        An event adds a fact to its order. A fact has a natural key: the same key with the same content
+        again changes nothing (of repetitions the earliest time stays), with other content it is refused.
+        Time, id, source and reason are not content.
         """
     )
     for event in events:
@@ -145,9 +147,9 @@ def _events_out(events: list[Json], components: dict[str, Json]) -> Iterator[str
     yield from _heading("## Out")
     yield from _prose(
         """
-        Ids that we make are uuid5 of a name in the namespace of the order's UUID, and so is the event's own id: whoever
-        receives a command twice can tell. SELLER, SHIPMENT and RETURN stand for UUIDs in canonical text form, N for 0,
-        1, ... by decision, VERSION for the data's version.
+        Ids that we make are uuid5 of a name in the namespace of the order's UUID, and so is the event's own
+        id: whoever receives a command twice can tell. SELLER, SHIPMENT and RETURN stand for UUIDs in
+        canonical text form, N for 0, 1, ... by decision, VERSION for the data's version.
         """
     )
     for event in events:
@@ -163,10 +165,11 @@ def _bulk(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
     yield from _heading("## Bulk")
     yield from _prose(
         """
-        Many events at once, of one job ([bulk.md](bulk.md)). Key: the job's id in canonical text form. Each event in a
-        part has an id and a time of its own and becomes a record of its type, as if it had been sent by itself;
-        unpacked twice it changes nothing. `bulk.completed` follows when every part from 1 to `parts` has been unpacked;
-        its id is uuid5 of `bulk.completed` in the namespace of the job's UUID.
+        Many events at once, of one job ([bulk.md](bulk.md)). Key: the job's id in canonical text form. Each
+        event in a part has an id and a time of its own and becomes a record of its type, as if it had been
+        sent by itself; unpacked twice it changes nothing. `bulk.completed` follows when every part from 1
+        to `parts` has been unpacked; its id is uuid5 of `bulk.completed` in the namespace of the job's
+        UUID.
         """
     )
     for event in events:
@@ -180,8 +183,8 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
     yield from _heading(f"### {topics.DECISIONS}")
     yield from _prose(
         """
-        What would depend on which of two came first is decided once. Written by the pipeline alone, each comes back to
-        it as a fact; the first record with each natural key counts.
+        What would depend on which of two came first is decided once. Written by the pipeline alone, each
+        comes back to it as a fact; the first record with each natural key counts.
         """
     )
     for event in events:
@@ -190,25 +193,25 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
     yield from _heading(f"### {topics.REKEYED}")
     yield from _prose(
         """
-        Events that came under another key than their order's, as they came, on their way to their order's partition.
-        The headers `rekeyed_topic`, `rekeyed_partition`, `rekeyed_offset` and `rekeyed_key` (absent if there was none)
-        say where they came from.
+        Events that came under another key than their order's, as they came, on their way to their order's
+        partition. The headers `rekeyed_topic`, `rekeyed_partition`, `rekeyed_offset` and `rekeyed_key`
+        (absent if there was none) say where they came from.
         """
     )
     yield from _heading(f"### {topics.REDRIVEN}")
     yield from _prose(
         """
-        What `orders dlq redrive` has sent back: compacted, kept for ever. Key `PARTITION:OFFSET` of a dead letter,
-        value JSON: `at`, `by`, `count`, `reason`, `origin` and `to` ([topic, partition, offset] of the refused record
-        and of the one that was sent).
+        What `orders dlq redrive` has sent back: compacted, kept for ever. Key `PARTITION:OFFSET` of a dead
+        letter, value JSON: `at`, `by`, `count`, `reason`, `origin` and `to` ([topic, partition, offset] of
+        the refused record and of the one that was sent).
         """
     )
     yield from _heading(f"### {topics.PARTITIONS}")
     yield from _prose(
         """
-        Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition 0). Value
-        JSON: `partitions`, the number by which an order's lane is found, and `former`, those of before: an order's
-        older records lie in partition hash mod each. Empty where there were never more.
+        Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition
+        0). Value JSON: `partitions`, the number by which an order's lane is found, and `former`, those of
+        before: an order's older records lie in partition hash mod each. Empty where there were never more.
         """
     )
 
@@ -218,18 +221,18 @@ def _refused() -> Iterator[str]:
     yield from _heading(f"### {topics.DLQ}")
     yield from _prose(
         f"""
-        A refused record with its key, value and headers as they came, and these headers beside them. A fact that waited
-        for its order and is refused once the order is known is there in normalised form (`dlq_detail` says so); its
-        record is found at the coordinates. So is that of a record above {limits.RECORD_BYTES >> 20} MiB uncompressed:
-        its dead letter holds no value.
+        A refused record with its key, value and headers as they came, and these headers beside them. A fact
+        that waited for its order and is refused once the order is known is there in normalised form
+        (`dlq_detail` says so); its record is found at the coordinates. So is that of a record above
+        {limits.RECORD_BYTES >> 20} MiB uncompressed: its dead letter holds no value.
         """
     )
     yield from _table(("header", "what"), ((f"`{name}`", what) for name, what in DLQ_HEADERS))
     yield ""
     yield from _prose(
         """
-        A record that `orders dlq redrive` sends back is as it came, with these headers beside. It keeps them if it is
-        refused again:
+        A record that `orders dlq redrive` sends back is as it came, with these headers beside. It keeps
+        them if it is refused again:
         """
     )
     yield from _table(("header", "what"), ((f"`{name}`", what) for name, what in _REDRIVE_HEADERS))
@@ -241,13 +244,13 @@ def _reasons() -> Iterator[str]:
     yield from _table(("dlq_reason", "why"), ((f"`{code}`", why) for code, why in REASONS.items()))
     yield ""
     most, scans = min(limits.TYPE_BYTES.values()) >> 20, limits.TYPE_BYTES["shipment.updated"] >> 20
+    texts = ", ".join(f"`{name}`" for name in limits.TEXTS)
     yield from _prose(
         f"""
-        One order takes in at most {most} MiB of facts of each type, {scans} MiB of `shipment.updated` (more than 10,000
-        scans of the usual size). A fact counts {limits.FACT_BYTES} bytes, its texts
-        ({", ".join(f"`{name}`" for name in limits.TEXTS)}) in UTF-8, and {limits.ITEM_BYTES} bytes for each entry of
-        its `items`. What goes beyond is refused with `order_too_large`, in the order of that type's log, and keeps no
-        natural key.
+        One order takes in at most {most} MiB of facts of each type, {scans} MiB of `shipment.updated` (more
+        than 10,000 scans of the usual size). A fact counts {limits.FACT_BYTES} bytes, its texts ({texts}) in
+        UTF-8, and {limits.ITEM_BYTES} bytes for each entry of its `items`. What goes beyond is refused with
+        `order_too_large`, in the order of that type's log, and keeps no natural key.
         """
     )
 
