@@ -28,19 +28,21 @@ MOST: Final = 200
 
 _ABOUT = """Reads of orders. Nothing is written here.
 
-**Where answers come from.** The cache, else the replica, else the primary; `X-Source` says which. What is down is passed over, and so is a
-replica that is too far behind. `stale replica`: nothing else answered.
+**Where answers come from.** The cache, else the replica, else the primary; `X-Source` says which.
+What is down is passed over, and so is a replica that is too far behind. `stale replica`: nothing
+else answered.
 
-**Reading one's own writes.** An order's version grows with each fact; it is in `ETag`, in `X-Order-Version`, in each summary and in the
-events. Give it back as `X-Order-Version` (or `min_version`; for lists `seen=ORDER_ID:VERSION`), and no older answer comes. Where no
-place has it yet, the answer is 503 `urn:orders:version-not-there-yet` with `Retry-After`: whoever knows of a version knows that it
-will come, and events are published before their rows are written.
+**Reading one's own writes.** An order's version grows with each fact; it is in `ETag`, in
+`X-Order-Version`, in each summary and in the events. Give it back as `X-Order-Version` (or
+`min_version`; for lists `seen=ORDER_ID:VERSION`), and no older answer comes. Where no place has it
+yet, the answer is 503 `urn:orders:version-not-there-yet` with `Retry-After`: whoever knows of a
+version knows that it will come, and events are published before their rows are written.
 
-**What only the cache knows.** A suborder's status and live amount, and a parcel's location, are in no row: null when the cache has
-forgotten the order (10 to 30 minutes after its last event).
+**What only the cache knows.** A suborder's status and live amount, and a parcel's location, are in
+no row: null when the cache has forgotten the order (10 to 30 minutes after its last event).
 
-**Parameters** are what is written here and nothing else: an unknown one, one that is given twice, an empty one is an error.
-HEAD answers as GET does, without the body.
+**Parameters** are what is written here and nothing else: an unknown one, one that is given twice,
+an empty one is an error. HEAD answers as GET does, without the body.
 
 Errors are `application/problem+json` (RFC 9457)."""
 

@@ -40,7 +40,8 @@ _DONE: Final = """
         (parts, parts_done, events, done, completed_at, updated_at, version) = (
         SELECT $3, (SELECT sum(upper(r) - lower(r)) FROM unnest(was + excluded.done) r),
             counted + CASE WHEN was @> $4 THEN 0 ELSE $5 END, was + excluded.done,
-            CASE WHEN (was + excluded.done) @> int4range(1, $3, '[]') THEN coalesce(j.completed_at, now()) END,
+            CASE WHEN (was + excluded.done) @> int4range(1, $3, '[]')
+                THEN coalesce(j.completed_at, now()) END,
             now(), j.version + 1
         FROM (
             SELECT CASE WHEN j.parts = $3 THEN j.done ELSE '{}' END AS was,
