@@ -34,6 +34,9 @@ class ConsumerApp(Protocol):
     def recovery(self) -> ListRecovery:
         """See BatchApp."""
 
+    def is_ordinary(self, topic: str) -> bool:
+        """See BatchApp."""
+
     def lane_producer(self, lane: str, check: Callable[[], None]) -> LaneProducer:
         """See BatchApp."""
 

@@ -71,7 +71,7 @@ TRANSITIONS: Final[Mapping[LaneState, frozenset[LaneState]]] = {
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LaneSpec:
-    """What BatchApp.lane registers: topics that are read together, by partition number."""
+    """What BatchApp.batches registers: topics that are read together, by partition number."""
 
     topics: tuple[str, ...]
     handler: Handler
