@@ -16,9 +16,9 @@ from aiokafka.errors import KafkaTimeoutError
 
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
 from contracts.topics import DLQ, LANE, REDRIVEN
+from errors import OrdersError
 from settings import Settings
 from streams import topics
-from streams.lag import TopicsMissing
 from wire import AIOKafkaConsumer
 
 REDRIVE_OF: Final = "redrive_of"
@@ -36,8 +36,10 @@ _STALLED: Final = 60.0
 """Seconds without progress after which a read is given up."""
 
 
-class NoSuchLetter(Exception):
-    """There is no dead letter at the PARTITION:OFFSET that the message is."""
+class NoSuchLetter(OrdersError):
+    """There is no dead letter at the PARTITION:OFFSET that the message names."""
+
+    remedy = "orders dlq list has them"
 
 
 class DeadLetter(NamedTuple):
@@ -126,9 +128,7 @@ class Reader:
     async def __aenter__(self) -> Self:
         """Raises TopicsMissing."""
         found = await topics.describe(self._settings)
-        missing = [name for name in self._names if name not in found]
-        if missing:
-            raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {self._settings.kafka}")
+        topics.require(self._settings, self._names, found)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=self._settings.brokers,
             client_id="orders-dlq",
@@ -219,7 +219,7 @@ class Letters:
             async with aclosing(self._letters.records(DLQ, partition, offset)) as records:
                 record = await anext(records, None)
             if record is None or record.offset != offset:
-                raise NoSuchLetter(f"{partition}:{offset}")
+                raise NoSuchLetter(f"no dead letter at {partition}:{offset}")
             found.append(_letter(record))
         notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in found}}
         for letter in found:

@@ -27,6 +27,7 @@ from aiokafka import TopicPartition
 
 from contracts import ids
 from domain.deadlines import next_due
+from errors import OrdersError
 from operations.changelog import STALE, decode, read_changelog, same, version, write_states
 from operations.differences import Differences
 from operations.differences import compare as compare_rows
@@ -50,12 +51,16 @@ KEYS_AT_ONCE: Final = 500
 Say = Callable[[str], None]
 
 
-class NotReady(Exception):
-    """There is no shadow that could be used. The message says why and what to do."""
+class NotReady(OrdersError):
+    """There is no shadow that could be used. The message says why."""
+
+    remedy = "run orders rebuild start, which begins again"
 
 
-class BrokenReference(Exception):
+class BrokenReference(OrdersError):
     """An enforced reference doesn't hold for the rebuilt rows, so they can't go live. Nothing was changed."""
+
+    remedy = "add what is missing, or run orders db unlink"
 
 
 @dataclass
@@ -110,7 +115,7 @@ class Rebuild:
         try:
             await shadow.prepare(self._connection, self.made)
         except asyncpg.ForeignKeyViolationError as error:
-            raise BrokenReference(f"{error.args[0]}: {error.detail} Add what is missing, or run orders db unlink") from error
+            raise BrokenReference(f"{error.args[0]}: {(error.detail or '').rstrip('.')}") from error
         say("comparing states with the changelog")
         done = Switched("", records=self.records)
         for lane in sorted({lane for _, lane in await self._refold.lag()}):
@@ -300,7 +305,7 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
         await shadow.hold(connection, schema)
         made = await shadow.find(connection, schema)
         if made is not None and made.group != settings.group:
-            raise NotReady(f"schema {schema} is of group {made.group}: choose another name with --schema")
+            raise NotReady(f"schema {schema} is of group {made.group}", "choose another name with --schema")
         if made is not None and (reason := await _unusable(settings, connection, made)) is not None:
             say(f"beginning again: {reason}")
             await drop(settings, connection, made)
@@ -326,12 +331,12 @@ async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
         await shadow.hold(connection, schema)
         made = await shadow.find(connection, schema)
         if made is None:
-            raise NotReady(f"there is no schema {schema}: run orders rebuild start")
+            raise NotReady(f"there is no schema {schema}", "run orders rebuild start")
         if (reason := await _unusable(settings, connection, made)) is not None:
-            raise NotReady(f"schema {schema} is of no use any more, {reason}: run orders rebuild start, which begins again")
+            raise NotReady(f"schema {schema} is of no use any more, {reason}")
         async with _opened(settings, connection, made) as rebuild:
             if rebuild is None:
-                raise NotReady(f"schema {schema} is ahead, the group's offsets were set back: run orders rebuild start, which begins again")
+                raise NotReady(f"schema {schema} is ahead, the group's offsets were set back")
             yield rebuild
 
 

@@ -19,6 +19,7 @@ from redis.asyncio import Redis
 
 from contracts import ids
 from contracts.topics import LANE, PARTITIONS
+from errors import OrdersError
 from operations.changelog import producer_of, version
 from operations.grouplock import GroupLock
 from operations.history import HistoryReader
@@ -40,7 +41,7 @@ _STATES: Final = 5_000
 """States that are sent at once."""
 
 
-class CannotGrow(Exception):
+class CannotGrow(OrdersError):
     """The topics can't have this number of partitions. The message says why."""
 
 
@@ -85,18 +86,20 @@ def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partiti
     """The number of lanes that `partitions` of them are made of; `partitions`: nothing is left to be done. Pure. Raises CannotGrow."""
     missing = [name for name in names if name not in counts]
     if missing:
-        raise CannotGrow(f"topic {missing[0]} doesn't exist; run orders init first")
+        raise CannotGrow(f"topic {missing[0]} doesn't exist", "run orders init first")
     fewest, most = min(counts.values()), max(counts.values())
     begun = fewest < known.number
     if begun and not known.former:
-        raise CannotGrow(f"ORDERS_PARTITIONS is {known.number}, but a topic has {fewest}: leave it as it was until this is done")
+        raise CannotGrow(f"ORDERS_PARTITIONS is {known.number}, but a topic has {fewest}", "leave it as it was until this is done")
     if begun and partitions != known.number:
-        raise CannotGrow(f"a change to {known.number} was begun and not finished: run orders partitions --to {known.number} first")
+        raise CannotGrow(f"a change to {known.number} was begun and not finished", f"run orders partitions --to {known.number} first")
     old = known.former[-1] if begun else known.number
     if partitions < most:
-        raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away")
+        raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away", f"take {most} or more")
     if partitions % old:
-        raise CannotGrow(f"{partitions} is no multiple of {old}: one lane's orders would come out of several; take {old * 2} or {old * 3}")
+        raise CannotGrow(
+            f"{partitions} is no multiple of {old}: one lane's orders would come out of several", f"take {old * 2} or {old * 3}"
+        )
     return old
 
 

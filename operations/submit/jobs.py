@@ -247,7 +247,7 @@ def _rows(path: str, content: io.BufferedReader, kind: Kind, made: Job, limit: i
         needed += _names(incoming.ItemData, required=True)
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise SourceError(f"{path}: no column {missing[0]}; {kind} need {', '.join(needed)}")
+        raise SourceError(f"{path}: no column {missing[0]}", f"{kind} need {', '.join(needed)}")
     known = {*own, "id", "time", *(ITEM_COLUMNS if flat else ())}
     made.ignored += [name for name in table.columns if name not in known]
 
