@@ -11,10 +11,10 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cli.errors import UserError
 from cli.terminal import Rows, output
 from cli.text import printable, second
 from domain import explain
+from errors import OrdersError
 from queries.state import read_state
 from settings import get_settings
 
@@ -52,14 +52,10 @@ def show_command(
     try:
         wanted = UUID(order_id)
     except ValueError:
-        raise UserError(f"{order_id!r} is not a UUID: give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6") from None
-    settings = get_settings()
-    try:
-        order = asyncio.run(read_state(settings, wanted))
-    except LookupError as error:
-        raise UserError(str(error)) from None
+        raise OrdersError(f"{order_id!r} is not a UUID", "give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6") from None
+    order = asyncio.run(read_state(get_settings(), wanted))
     if order is None:
-        raise UserError(f"no fact of order {wanted} is known: was it sent, and does `orders wait` say that all is processed?")
+        raise OrdersError(f"no fact of order {wanted} is known", "see that it was sent, and that orders wait says that all is processed")
     told = explain.tell(wanted.bytes, order)
     if as_json:
         print(json.dumps(told, indent=2))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -36,6 +37,7 @@ from operations.history import committed, project
 from operations.postgres import compare, ddl, shadow
 from operations.postgres.shadow import Shadow
 from operations.replay import LocalStates, Progress, Refold, rules_of
+from operations.servers import require
 from settings import Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
@@ -292,6 +294,90 @@ class Rebuild:
                 count += len(wrong)
                 concerned += wrong
         return count, concerned
+
+
+# -- the steps, each as a command runs it --------------------------------------------------------------------------
+
+
+async def start(settings: Settings, schema: str, progress: Progress, step: Say, say: Say) -> tuple[int, float]:
+    """Fold into the shadow up to what the group has committed; returns how many records, and in how many seconds. Blocks.
+
+    `step` is told what is at work, `say` what a person should know. Raises as started() and Rebuild.catch_up().
+    """
+    async with started(settings, schema, say) as shadowed:
+        begun = time.monotonic()
+        step("folding")
+        await shadowed.catch_up(progress)
+        return shadowed.records, time.monotonic() - begun
+
+
+async def diff(settings: Settings, schema: str, examples: int, progress: Progress, step: Say) -> Differences:
+    """The shadow's rows against the live ones, once it is caught up. Raises as existing(); blocks."""
+    async with existing(settings, schema) as shadowed:
+        step("catching up")
+        await shadowed.catch_up(progress)
+        return await shadowed.diff(examples, progress, step)
+
+
+async def switch(settings: Settings, schema: str, cache: bool, patience: float, progress: Progress, step: Say) -> Switched:
+    """Put the shadow in the place of the live rows, or finish a switch that was killed. `cache`: Redis too. Blocks.
+
+    Raises GroupBusy or TopicsMissing before anything is done, LockLost, and as existing() and Rebuild.switch(); run again, it goes on.
+    """
+    await require(settings)
+    async with GroupLock(settings) as lock:
+        async with unsettled(settings) as left:
+            if left is not None:
+                step("catching up")
+                await left.catch_up(progress)
+                entries = await left.settle(lock, cache, step)
+                return Switched(left.made.schema, entries=entries, records=left.records)
+        async with existing(settings, schema) as shadowed:
+            step("catching up")
+            await shadowed.catch_up(progress)
+            done = await shadowed.switch(lock, patience, progress, step)
+            done.entries = await shadowed.settle(lock, cache, step)
+            return done
+
+
+async def status(settings: Settings) -> list[dict[str, Any]]:
+    """All schemas of rebuilds, the one that is being filled first, as JSON has them. Raises what the servers raise; blocks."""
+    async with ddl.connect(settings) as connection:
+        return [
+            {
+                "schema": each.schema,
+                "state": _state(each),
+                "group": each.group,
+                "started_at": each.started_at.isoformat(),
+                "switched_at": each.switched_at and each.switched_at.isoformat(),
+                "left": None if each.before else await left(settings, each),
+                "rows": {} if each.before else await shadow.count(connection, each),
+            }
+            for each in await shadow.listed(connection)
+        ]
+
+
+def _state(each: Shadow) -> str:
+    if not each.before:
+        return "shadow"
+    return "was live" if each.settled else "was live; run orders rebuild switch once more"
+
+
+async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
+    """Take these schemas of rebuilds away, or all of them if none is named; returns their names. Raises NotReady, Held; blocks."""
+    async with ddl.connect(settings) as connection:
+        there = {each.schema: each for each in await shadow.listed(connection)}
+        for name in names:
+            if name not in there:
+                raise NotReady(f"schema {name} is none of orders rebuild's", "orders rebuild status lists them")
+        wanted = [there[name] for name in names] if names else list(there.values())
+        for each in wanted:
+            if each.before and not each.settled:
+                raise NotReady(f"the switch that left {each.schema} isn't done", "run orders rebuild switch once more first")
+            await shadow.hold(connection, each.schema)
+        for each in wanted:
+            await drop(settings, connection, each)
+        return [each.schema for each in wanted]
 
 
 # -- beginning, going on, and looking ------------------------------------------------------------------------------

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Final
 
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from contracts import ids
 from contracts.topics import LANE, PARTITIONS
@@ -43,6 +45,36 @@ _STATES: Final = 5_000
 
 class CannotGrow(OrdersError):
     """The topics can't have this number of partitions. The message says why."""
+
+
+class CutShort(OrdersError):
+    """A server went away in the middle. What was done stays."""
+
+
+async def look(settings: Settings) -> tuple[list[int], Lanes]:
+    """Numbers of partitions that topics have (one, unless a change is under way), and the lanes. Raises TopicsMissing; blocks."""
+    states = await topics.describe(settings)
+    if not states:
+        topics.require(settings, LANE, states)
+    return sorted({state.partitions for state in states.values()}), await noted(settings) or Lanes(settings.partitions)
+
+
+async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, whole: None) -> int:
+    """grow(), with the group locked. `cache`: take along what Redis lacks; it must be there. Blocks.
+
+    Raises CannotGrow or GroupBusy before anything is changed, LockLost or CutShort in the middle: run again it goes on.
+    """
+    try:
+        async with AsyncExitStack() as stack:
+            redis = None
+            if cache:
+                url = settings.redis.get_secret_value()
+                redis = await stack.enter_async_context(Redis.from_url(url, socket_timeout=10, socket_connect_timeout=10))
+                await redis.ping()
+            lock = await stack.enter_async_context(GroupLock(settings))
+            return await grow(settings, lock, partitions, redis, progress)
+    except (KafkaError, RedisError) as error:
+        raise CutShort(f"{error}; not done yet", f"run orders partitions --to {partitions} again, it goes on") from error
 
 
 async def grow(
