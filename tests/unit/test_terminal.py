@@ -141,6 +141,18 @@ def test_a_table_fits_and_cuts_nothing_that_is_needed_again(columns: int, encodi
         assert len(out.splitlines()) == 4, "what is no terminal needs no wrapping"
 
 
+def test_a_wide_table_has_one_line_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Rows("order", "record", "time", "reason", "detail", prose={"detail"}, wide=True)
+    table.add(*IDS, "a text that is rather long " * 9)
+    file = stream("utf-8")
+    Terminal(file=file).print(table)
+    heading, row = written(file).splitlines()
+    assert row.split()[:4] == list(IDS)
+    assert row.endswith("rather long")
+    assert heading.index("detail") == row.index("a text")
+
+
 # -- the command line ----------------------------------------------------------------------------------------------
 
 HELP = [
