@@ -259,7 +259,7 @@ def shell(line: str, **environment: str) -> Printed:
         ("orders settings 2>/dev/full >/dev/null", 0, ""),
         ("orders settings | head -1 >/dev/null; exit ${PIPESTATUS[0]}", 1, ""),
         ("orders settings | true; exit ${PIPESTATUS[0]}", 1, ""),
-        ("orders bulk submit orders - <&-", 2, "orders: standard input is closed: name a file, or pipe one in\n"),
+        ("orders bulk submit orders - <&-", 2, "orders: standard input is closed; name a file, or pipe one in\n"),
     ],
 )
 def test_streams_that_are_closed_or_full(line: str, code: int, said: str) -> None:
