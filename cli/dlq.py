@@ -73,10 +73,12 @@ def list_command(
         table.add(letter.coordinates, letter.reason, letter.detail, letter.origin, second(letter.time), state_of(settings, letter, note))
     console.print(table)
     console.print()
+    summary = Rows("letters", "reason", "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide)
     for code, count in reasons.most_common():
-        console.print(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}")
+        summary.add(f"{count:,}", code, REASONS.get(code, "an unknown reason"))
+    console.print(summary)
     told = ", ".join(f"{states[name]:,} {name}" for name in STATES)
-    console.print(f"{reasons.total():>8,}  in all: {told}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
+    console.print(f"{reasons.total():,} in all: {told}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
 
 
 @app.command("show")
