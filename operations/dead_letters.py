@@ -16,6 +16,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
+from contracts.strict_json import read_foreign
 from contracts.topics import DLQ, LANE, REDRIVEN
 from errors import OrdersError
 from settings import Settings
@@ -242,10 +243,7 @@ _decode: Final = msgspec.json.Decoder(Redriven).decode
 
 def _note(value: bytes | None) -> Redriven | None:
     """What a record of orders.redriven says; None if it is no note: anybody may write there."""
-    try:
-        return _decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return read_foreign(_decode, value)
 
 
 def _letter(record: Any) -> DeadLetter:
