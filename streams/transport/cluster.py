@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from aiokafka.admin import AIOKafkaAdminClient
 
-from streams.transport.errors import FolderInUse, PartitionMismatch, TopicsMissing
+from streams.transport.errors import FolderInUse, PartitionMismatch, UnknownTopics
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ async def inspect_cluster(options: Mapping[str, Any], topics: Iterable[str]) -> 
 
 
 def check_topics(needed: Iterable[str], partitions: Mapping[str, int]) -> int:
-    """The number of partitions that all `needed` topics have. Pure. Raises TopicsMissing or PartitionMismatch."""
+    """The number of partitions that all `needed` topics have. Pure. Raises UnknownTopics or PartitionMismatch."""
     needed = list(needed)
     missing = sorted(topic for topic in needed if topic not in partitions)
     if missing:
-        raise TopicsMissing(f"topics don't exist: {', '.join(missing)}")
+        raise UnknownTopics(f"topics don't exist: {', '.join(missing)}")
     counts = {topic: partitions[topic] for topic in needed}
     if len(set(counts.values())) > 1:
         raise PartitionMismatch(mismatch(counts))
@@ -59,7 +59,7 @@ def mismatch(counts: Mapping[str, int]) -> str:
     """The message for a person: which topics differ."""
     usual = max(set(counts.values()), key=list(counts.values()).count)
     odd = ", ".join(f"{topic} has {count}" for topic, count in sorted(counts.items()) if count != usual)
-    return f"all topics of a lane need the same number of partitions: {odd}, the others have {usual}. Stop all workers and make them equal."
+    return f"all topics of a lane need the same number of partitions: {odd}, the others have {usual}"
 
 
 def hold_data_folder(path: Path) -> IO[str]:
