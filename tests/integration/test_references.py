@@ -76,7 +76,7 @@ async def write(settings: Settings, batch: RowBatch) -> None:
 def order(name: str, warehouse: str | None = None) -> RowBatch:
     """An order and a parcel; the parcel comes from a warehouse."""
     batch = rows_of([Order(name, 1, parcels=((f"parcel of {name}", "pending"),))])
-    batch.shipments = [(*row[:5], warehouse, *row[6:]) for row in batch.shipments]
+    batch.shipments = [row._replace(warehouse_id=warehouse) for row in batch.shipments]
     return batch
 
 
