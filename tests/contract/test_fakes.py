@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import astuple
 
 from audit.stores import TABLES, comparable
 from contracts.statuses import OrderStatusText, ParcelStatusText
@@ -80,7 +81,7 @@ def as_text(value: Any) -> Any:
 async def test_rows(postgres: PostgresPlace, fake_postgres: FakePostgresPlace, seed: int) -> None:
     for batch in row_batches(Random(seed)):
         assert await postgres.sink.write(batch) == await fake_postgres.sink.write(batch)
-        fake = {table: {comparable(table, row) for row in there.values()} for table, there in fake_postgres.tables.rows.items()}
+        fake = {table: {comparable(table, astuple(row)) for row in there.values()} for table, there in fake_postgres.tables.rows.items()}
         assert await rows(postgres) == fake
 
 

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from audit import reference, states
 from audit.derived import DERIVED, DerivedEvents
@@ -124,10 +125,10 @@ class Ours:
         }
         if order.created is not None:
             found = {
-                "orders_order": [rows.order_row(text, order)],
-                "orders_order_item": [*rows.item_rows(text, order)],
-                "orders_shipment": [*rows.shipment_rows(text, order)],
-                "orders_return": [*rows.return_rows(text, order)],
+                "orders_order": [astuple(rows.order_row(text, order))],
+                "orders_order_item": [astuple(row) for row in rows.item_rows(text, order)],
+                "orders_shipment": [astuple(row) for row in rows.shipment_rows(text, order)],
+                "orders_return": [astuple(row) for row in rows.return_rows(text, order)],
             }
         kept = [(each.type, msgspec.json.decode(msgspec.json.encode(each.data))) for each in self.derived[order_id] if each.type in OUR_IDS]
         published = [(type_, data[OUR_IDS[type_]], data) for type_, data in kept]

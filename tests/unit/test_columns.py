@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
+from msgspec import Struct, structs
 
 from domain.rows import ReturnRow
 from sinks.postgres import check_columns, columns_of, given_rows, statement
@@ -13,14 +12,14 @@ from sinks.schema import TABLES, build_metadata
 from tests.unit.wire import ANNA, ORDER
 
 
-class Turned(NamedTuple):
+class Turned(Struct):
     """A row of orders_return whose fields stand in another order."""
 
     version: int
     id: str
 
 
-class Short(NamedTuple):
+class Short(Struct):
     """A row that lacks columns, and has one that the table hasn't."""
 
     id: str
@@ -30,7 +29,8 @@ class Short(NamedTuple):
 def test_each_table_has_a_row_with_its_columns() -> None:
     tables = build_metadata().tables
     assert tuple(ROWS) == TABLES
-    assert {name: sorted(row._fields) for name, row in ROWS.items()} == {name: sorted(tables[name].columns.keys()) for name in TABLES}
+    for name, row in ROWS.items():
+        assert sorted(row.__struct_fields__) == sorted(tables[name].columns.keys())
     check_columns()
 
 
@@ -50,7 +50,7 @@ def test_the_statement_takes_a_rows_fields_by_name(monkeypatch: pytest.MonkeyPat
 
 def test_columns_come_in_the_order_of_the_fields() -> None:
     row = ReturnRow(ANNA, ORDER, "user", "SP", "item", 2, 'too "small"', "processed", None, "first", "last", 3)
-    columns = dict(zip(ReturnRow._fields, columns_of([row, row._replace(quantity=7)]), strict=True))
+    columns = dict(zip(ReturnRow.__struct_fields__, columns_of([row, structs.replace(row, quantity=7)]), strict=True))
     assert (columns["quantity"], columns["processed_at"]) == ("[2,7]", "[null,null]")
     assert columns["reason"] == r'["too \"small\"","too \"small\""]'
 

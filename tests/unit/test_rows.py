@@ -27,7 +27,9 @@ def summary(told: Story) -> rows.Summary:
 
 
 def test_an_orders_row() -> None:
-    assert rows.order_row(ORDER, story().order) == (ORDER, USER, "SP", "pending", "EUR", "51.00", "1.00", moment(3), moment(3), 1)
+    assert rows.order_row(ORDER, story().order) == rows.OrderRow(
+        ORDER, USER, "SP", "pending", "EUR", "51.00", "1.00", moment(3), moment(3), 1
+    )
 
 
 def test_what_was_not_sent_is_its_default() -> None:
@@ -103,8 +105,8 @@ def test_items_rows() -> None:
     time = moment(3)
     head = (ORDER, USER, "SP")
     assert rows.item_rows(ORDER, told.order) == [
-        (item_id(1), *head, LINES[0]["product_id"], ANNA, STRANGER, "sku-1", 2, "10.00", "2.00", time, time, 1),
-        (item_id(2), *head, LINES[1]["product_id"], BORIS, None, "sku-2", 1, "30.00", "0.00", time, time, 1),
+        rows.ItemRow(item_id(1), *head, LINES[0]["product_id"], ANNA, STRANGER, "sku-1", 2, "10.00", "2.00", time, time, 1),
+        rows.ItemRow(item_id(2), *head, LINES[1]["product_id"], BORIS, None, "sku-2", 1, "30.00", "0.00", time, time, 1),
     ]
 
 
@@ -117,7 +119,7 @@ def test_a_shipments_row() -> None:
     told.scan("delivered", hour=8, carrier="Alba", tracking_number="T1", warehouse_id=STRANGER, estimated_delivery="2026-01-05")
     told.scan("in_transit", hour=9, tracking_number="T2")
     assert rows.shipment_rows(ORDER, told.order) == [
-        (
+        rows.ShipmentRow(
             parcel(1),
             ORDER,
             USER,
@@ -208,7 +210,7 @@ def test_a_returns_row(stages: list[tuple[str, int, dict[str, Any]]], row: tuple
     told = story()
     for status, hour, more in stages:
         told.give_back(status, 1, hour, **more)
-    assert rows.return_rows(ORDER, told.order) == [(returned(1), ORDER, USER, "SP", item_id(1), *row)]
+    assert rows.return_rows(ORDER, told.order) == [rows.ReturnRow(returned(1), ORDER, USER, "SP", item_id(1), *row)]
 
 
 def test_only_the_wanted_returns() -> None:
