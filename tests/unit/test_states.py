@@ -53,7 +53,7 @@ def test_a_part_of_a_state_is_the_array_of_its_fields(order_id: bytes, state: by
 
 
 def test_an_element_of_a_part_keeps_its_meaning() -> None:
-    names = "status items_amount shipping discount live in_transit delivered returned because".split()
+    names = ["status", "items_amount", "shipping", "discount", "live", "in_transit", "delivered", "returned", "because"]
     assert list(PublishedSuborder.__struct_fields__)[: len(names)] == names
 
 
