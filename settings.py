@@ -359,4 +359,4 @@ find_servers: Callable[[], dict[str, str]] = dict
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """The settings of this process, read from the environment once. Raises pydantic.ValidationError."""
-    return Settings(**find_servers())  # type: ignore[arg-type]
+    return Settings.model_validate(find_servers())

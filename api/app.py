@@ -17,8 +17,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.parameters import Id, Integer, Time, invalid, names_version, only_known
 from api.problems import Problem, install
 from api.requests import Requests
+from contracts.statuses import OrderStatusText
 from queries.cache import RECENT
-from queries.documents import Health, Orders, OrderStatus, Story, Suborders, Summary, Tracked
+from queries.documents import Health, Orders, Story, Suborders, Summary, Tracked
 from queries.keyset import Position
 from queries.reader import Found, Reader, Seen
 from settings import Settings
@@ -165,7 +166,7 @@ def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
     @get("/users/{user_id}/orders", summary="A user's orders", responses=_responses(Orders, "A page, newest first."), tags=["orders"])
     async def orders(
         user_id: Annotated[Id, Path(description=_DASHES)],
-        status: Annotated[OrderStatus | None, Query(description="Only those of this status now.")] = None,
+        status: Annotated[OrderStatusText | None, Query(description="Only those of this status now.")] = None,
         since: Annotated[Time | None, Query(alias="from", description="Placed then or later (RFC 3339).")] = None,
         until: Annotated[Time | None, Query(alias="to", description="Placed before (RFC 3339).")] = None,
         cursor: Cursor = None,

@@ -147,7 +147,7 @@ class _Bench:
         self.env = {**stack.env, "ORDERS_DELIVERY": plan.delivery}
         if plan.open_orders:
             self.env |= WAITING
-        self.settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
+        self.settings = Settings.model_validate({name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})
 
     def run(self) -> dict[str, Any]:
         plan = self.plan

@@ -73,7 +73,7 @@ def measure(orders: int, spread: int) -> dict[str, Any]:
 
 
 def _measure(stack: Stack, folder: Path, orders: int, spread: int) -> dict[str, Any]:
-    settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
+    settings = Settings.model_validate({name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})
     data = folder / "stack" / "kafka"
     _orders(stack.env, "init")
     before, log_before = asyncio.run(_stores(settings)), log_bytes(data, settings.group)

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -81,7 +81,7 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
     worker: subprocess.Popen[bytes] | None = None
     done = False
     try:
-        settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
+        settings = Settings.model_validate({name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})
         _step("servers", f"Kafka {settings.kafka}, PostgreSQL and Valkey on this machine's loopback")
         with console.status("creating topics and tables"):
             subprocess.run([*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL)
@@ -185,7 +185,7 @@ async def _circle(settings: Settings, worker: subprocess.Popen[bytes]) -> list[s
     return list(outcome.ended)
 
 
-def _events(orders: int) -> tuple[Iterable[Any], str]:
+def _events(orders: int) -> tuple[list[Any], str]:
     """What to send, and in words."""
     from workload import generator, olist
 
@@ -204,7 +204,7 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
 
     with console.status("making up orders"):
         events, words = _events(orders)
-    total = len(events)  # type: ignore[arg-type]
+    total = len(events)
     started = time.monotonic()
     with progress("sent", total, console=console, form="  {task.description:<10}") as sent_bar:
         done_bar = sent_bar.another("processed", total)

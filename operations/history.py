@@ -165,6 +165,11 @@ def fold(folder: BatchFolder, lane: int, records: Sequence[Record], states: Stat
         records = batch.left
 
 
+def at_hand(states: Mapping[bytes, bytes]) -> States:
+    """These states, as fold() asks for them: also those that are put among them later."""
+    return lambda keys: [states.get(key) for key in keys]
+
+
 def project(folder: BatchFolder, states: Mapping[bytes, bytes]) -> BatchOutput:
     """All that is to be written of these orders, by raw id, whatever is there: states with their due times, rows, cache entries. Pure."""
     touched: dict[bytes, OrderInBatch] = {}

@@ -32,7 +32,7 @@ from errors import OrdersError
 from operations.auditing import Progress, audit, target_of
 from operations.changelog import version, write_states
 from operations.grouplock import GroupLock
-from operations.history import FOLD_RECORDS, HistoryReader, committed, fold, project
+from operations.history import FOLD_RECORDS, HistoryReader, at_hand, committed, fold, project
 from operations.servers import require
 from settings import Settings
 from sinks.postgres import PostgresSink
@@ -155,7 +155,7 @@ class Repairer:
         states: dict[bytes, bytes] = {}
         for start in range(0, len(records), FOLD_RECORDS):
             some = records[start : start + FOLD_RECORDS]
-            for work in fold(self._folder, lane, some, lambda keys: [states.get(key) for key in keys]):
+            for work in fold(self._folder, lane, some, at_hand(states)):
                 states.update(work.states)
         return states
 
@@ -169,8 +169,10 @@ class Repairer:
         await self._rows.replace(
             order_ids,
             RowBatch(
-                [row for row in rows.orders if row[0] in wanted],
-                *([row for row in each if row[1] in wanted] for each in (rows.items, rows.shipments, rows.returns)),
+                [row for row in rows.orders if row.id in wanted],
+                [row for row in rows.items if row.order_id in wanted],
+                [row for row in rows.shipments if row.order_id in wanted],
+                [row for row in rows.returns if row.order_id in wanted],
             ),
         )
 

@@ -38,7 +38,7 @@ from domain.totals import RunningTotals
 from operations.changelog import decode, read_changelog
 from operations.differences import ROUNDS, Differences
 from operations.differences import compare as compare_rows
-from operations.history import fold, project
+from operations.history import at_hand, fold, project
 from operations.postgres import compare, ddl
 from operations.replay import LocalStates, Progress, Refold
 from settings import Settings
@@ -358,7 +358,7 @@ class WhatIf:
         for arrival in islice(arrivals(records, pins, random.Random(order_id)), tries):
             states: dict[bytes, bytes] = {}
             would: dict[str, set[bytes]] = {topic: set() for topic in wanted}
-            for work in fold(refold.folder, lane, arrival, lambda keys, states=states: [states.get(key) for key in keys]):  # type: ignore[misc]
+            for work in fold(refold.folder, lane, arrival, at_hand(states)):
                 for topic, names in would.items():
                     parsed = [_parse(topic, each.key, each.content(), each.headers) for each in work.out.get(topic, ())]
                     names.update(each[1] + each[2] for each in parsed if each is not None)

@@ -11,10 +11,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-OrderStatus = Literal["pending", "confirmed", "shipped", "delivered", "returned"]
-ParcelStatus = Literal["pending", "in_transit", "delivered", "returned"]
-ReturnStatus = Literal["requested", "processed", "rejected"]
-SuborderStatus = Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
+from contracts.statuses import OrderStatusText, ParcelStatusText, ReturnStatusText, SuborderStatusText
 
 Amount = Annotated[str, Field(description="Decimal text in major units.", examples=["129.90"])]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
@@ -27,7 +24,7 @@ class Suborder:
 
     suborder_id: UUID
     seller_id: UUID
-    status: Annotated[SuborderStatus | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
+    status: Annotated[SuborderStatusText | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
     total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
 
 
@@ -37,7 +34,7 @@ class Parcel:
 
     shipment_id: UUID
     seller_id: UUID
-    status: ParcelStatus
+    status: ParcelStatusText
     carrier: str | None
     tracking_number: str | None
     estimated_delivery: Time | None
@@ -49,7 +46,7 @@ class Head:
 
     order_id: UUID
     user_id: UUID
-    status: OrderStatus
+    status: OrderStatusText
     currency: str
     total_amount: Amount
     created_at: Time
@@ -95,7 +92,7 @@ class Return:
     return_id: UUID
     item_id: UUID
     quantity: int
-    status: ReturnStatus
+    status: ReturnStatusText
     processed_at: Time | None
     created_at: Time
     updated_at: Time
@@ -140,7 +137,7 @@ class Tracked:
     order_id: UUID
     shipment_id: UUID
     carrier: str | None
-    status: ParcelStatus
+    status: ParcelStatusText
     location: Annotated[str | None, Field(description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten.")]
     estimated_delivery: Time | None
 
@@ -152,14 +149,14 @@ class Sold:
     suborder_id: UUID
     order_id: UUID
     created_at: Time
-    order_status: OrderStatus
+    order_status: OrderStatusText
     currency: str
     quantity: Annotated[int, Field(description="Units in all lines.")]
     items_amount: Amount
     shipping_amount: Amount
     order_version: int
     shipments: list[Parcel]
-    status: Annotated[SuborderStatus | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
+    status: Annotated[SuborderStatusText | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
     total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
 
 

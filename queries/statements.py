@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from contracts import ids, money, times
+from contracts.statuses import ParcelStatusText, ReturnStatusText
 from queries.documents import Head, Item, Moment, Parcel, Return, Sold, Story, StoryParcel, Suborder, Summary, Tracked
 from queries.keyset import Position
 from sinks.schema import build_metadata
@@ -272,7 +273,7 @@ class _Item(msgspec.Struct):
 class _Parcel(msgspec.Struct):
     shipment_id: UUID
     seller_id: UUID
-    status: str
+    status: ParcelStatusText
     carrier: str | None
     tracking_number: str | None
     estimated_delivery: str | None
@@ -285,7 +286,7 @@ class _Return(msgspec.Struct):
     return_id: UUID
     item_id: UUID
     quantity: int
-    status: str
+    status: ReturnStatusText
     processed_at: str | None
     created_at: str
     updated_at: str
@@ -340,7 +341,7 @@ def as_story(row: Sequence[Any]) -> Story:
                 each.return_id,
                 each.item_id,
                 each.quantity,
-                each.status,  # type: ignore[arg-type]
+                each.status,
                 None if each.processed_at is None else _iso(each.processed_at),
                 _iso(each.created_at),
                 _iso(each.updated_at),
@@ -402,7 +403,7 @@ def suborder_id(order_id: UUID, seller_id: UUID) -> UUID:
     return UUID(ids.uuid5_text(order_id.bytes, f"suborder:{seller_id}"))
 
 
-def _parcel_fields(each: _Parcel) -> tuple[UUID, UUID, Any, str | None, str | None, str | None]:
+def _parcel_fields(each: _Parcel) -> tuple[UUID, UUID, ParcelStatusText, str | None, str | None, str | None]:
     estimated = None if each.estimated_delivery is None else _iso(each.estimated_delivery)
     return each.shipment_id, each.seller_id, each.status, each.carrier, each.tracking_number, estimated
 

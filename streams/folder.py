@@ -22,7 +22,7 @@ from domain.deadlines import next_due, pending
 from domain.events import Event
 from domain.fold import fold
 from domain.limits import RECORD_BYTES, record_size
-from domain.order import DEADLINES, Created, Order, ReturnStage, Scan
+from domain.order import Created, Order, ReturnStage, Scan
 from domain.totals import RunningTotals
 from settings import Settings
 from sinks.rows import CacheEntry, RowBatch
@@ -220,13 +220,13 @@ class BatchFolder:
             shared = effects.headers_of(event)
             most = work.size + self.held_bytes
             for effect in folded.effects:
-                if type(effect) is effects.Derived:
+                if isinstance(effect, effects.Derived):
                     headers = effects.attributes(effect, event.order_id, shared)
                     # One record can come to gigabytes: an order for which thousands of parcels have waited.
                     value = effects.encode_data(effect) if work.size <= most else partial(effects.encode_data, effect)
                     work.publish(effect.topic, OutRecord(key, value, headers))
                 else:
-                    self._refuse_late(work, event.order_id, effect)  # type: ignore[arg-type]
+                    self._refuse_late(work, event.order_id, effect)
 
     def project(self, work: BatchOutput, touched: Mapping[bytes, OrderInBatch]) -> None:
         """Adds what is to be written of these orders, by raw id: states, rows, cache entries. Pure."""
@@ -297,7 +297,7 @@ class BatchFolder:
                 if due.at <= moment:
                     value, headers = effects.deadline_passed(due, order_id)
                     work.publish(DECISIONS, OutRecord(key, value, headers))
-                    work.deadlines[DEADLINES[due.what]] += 1
+                    work.deadlines[due.what.text] += 1
             self._await(work, order_id, order, min((due.at for due in waits if due.at > moment), default=0))
             work.states[order_id] = codec.encode(order)
         return work

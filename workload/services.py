@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -39,6 +40,10 @@ class Later(NamedTuple):
 
 
 Steps = Iterable[Message | Later]
+
+
+def _only(message: Message) -> Steps:
+    return [message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +188,7 @@ class Shipping:
             rest = {item: count // 2 for item, count in items.items() if count // 2}
             parcels = [first, rest] if rest else [items]
         return [
-            Later(luck.expovariate(1 / self._behaviour.delay) * (1 + n), lambda n=n, items=items: self._depart(command, n, items, scans))  # type: ignore[misc]
+            Later(luck.expovariate(1 / self._behaviour.delay) * (1 + n), partial(self._depart, command, n, items, scans))
             for n, items in enumerate(parcels)
         ]
 
@@ -244,7 +249,7 @@ class Customers:
                 cancel = Message("order.cancel_requested", order_id, {"order_id": order_id, "reason": "changed_my_mind"})
                 if luck.random() < 0.3:
                     cancel.data["seller_id"] = lines[0]["seller_id"]
-                later.append(Later(luck.expovariate(1 / self._behaviour.delay) * 3, lambda cancel=cancel: [cancel]))  # type: ignore[misc]
+                later.append(Later(luck.expovariate(1 / self._behaviour.delay) * 3, partial(_only, cancel)))
             yield Message("checkout.completed", checkout_id, data), later
 
     def delivered(self, order_id: str, shipment_id: str, items: dict[str, int]) -> Steps:
@@ -253,12 +258,12 @@ class Customers:
             luck = self._behaviour.luck("return", shipment_id, item_id)
             if luck.random() >= self._behaviour.returns:
                 continue
-            data = {"order_id": order_id, "return_id": _id(f"{shipment_id}:{item_id}"), "item_id": item_id, "reason": "too_small"}
-            data |= {"quantity": luck.randint(1, count)}  # type: ignore[dict-item]
+            data: Data = {"order_id": order_id, "return_id": _id(f"{shipment_id}:{item_id}"), "item_id": item_id, "reason": "too_small"}
+            data["quantity"] = luck.randint(1, count)
             verdict = "processed" if luck.random() >= self._behaviour.refusals else "rejected"
             yield Message("order.returned", order_id, data | {"status": "requested"})
             answer = Message("order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8})
-            yield Later(luck.expovariate(1 / self._behaviour.delay), lambda answer=answer: [answer])  # type: ignore[misc]
+            yield Later(luck.expovariate(1 / self._behaviour.delay), partial(_only, answer))
 
     @staticmethod
     def _line(checkout_id: str, n: int, luck: Random) -> Data:

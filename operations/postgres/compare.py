@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from operations.postgres import ddl
 from sinks.postgres import columns_of, given_rows
-from sinks.rows import Row, RowBatch
+from sinks.rows import RowBatch
 from sinks.schema import TABLES, build_metadata
 
 _METADATA: Final = build_metadata()
@@ -72,10 +72,10 @@ async def with_schema(connection: ddl.Connection, schema: str, order_ids: Sequen
 
 async def with_rows(connection: ddl.Connection, rows: RowBatch, order_ids: Sequence[str]) -> list[Difference]:
     """Where the live rows of these orders differ from `rows`, which are all that they should have. Blocks."""
-    given: Mapping[str, Sequence[Row]] = dict(zip(TABLES, (rows.orders, rows.items, rows.shipments, rows.returns), strict=True))
+    given = rows.by_table()
     found: list[Difference] = []
     for table in TABLES:
-        if given[table]:
+        if table in given:
             anew, arguments = given_rows(_METADATA.tables[table], 2), columns_of(given[table])
         else:
             anew, arguments = f"SELECT * FROM public.{table} WHERE false", []

@@ -81,7 +81,8 @@ async def listed(connection: ddl.Connection) -> list[Shadow]:
         " WHERE c.relname = $1 AND c.relkind = 'r' AND obj_description(c.oid) = 'orders rebuild' ORDER BY n.nspname",
         _NOTE,
     )
-    found = [Shadow(schema, *await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]  # type: ignore[misc]
+    notes = [(schema, await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]
+    found = [Shadow(schema, *note) for schema, note in notes if note is not None]
     return sorted(found, key=lambda shadow: (shadow.before, shadow.started_at))
 
 

@@ -6,13 +6,15 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from decimal import Decimal
 from random import Random
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import astuple
 
 from audit.stores import TABLES, comparable
+from contracts.statuses import OrderStatusText, ParcelStatusText
 from settings import Settings
 from sinks.redis import Mark
 from sinks.rows import CacheEntry, RowBatch
@@ -29,7 +31,8 @@ from tests.contract.places import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-STATUS = ("pending", "confirmed", "shipped", "delivered", "returned")
+STATUS: tuple[OrderStatusText, ...] = get_args(OrderStatusText)
+PARCELS: tuple[ParcelStatusText, ...] = ("pending", "in_transit", "delivered")
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -54,7 +57,7 @@ def row_batches(rng: Random) -> Iterator[RowBatch]:
         batch = RowBatch()
         for name in rng.sample("abc", rng.randint(1, 2)):
             created = rng.randint(1, 3)
-            parcels = tuple((f"{name}{n}", rng.choice(("pending", "in_transit", "delivered"))) for n in range(rng.randint(0, 2)))
+            parcels = tuple((f"{name}{n}", rng.choice(PARCELS)) for n in range(rng.randint(0, 2)))
             status = rng.choice(STATUS)
             Order(name, rng.randint(1, 4), status, created, rng.randint(4, 6), rng.choice(("1.50", "2")), parcels).rows(batch)
         yield batch
@@ -78,7 +81,7 @@ def as_text(value: Any) -> Any:
 async def test_rows(postgres: PostgresPlace, fake_postgres: FakePostgresPlace, seed: int) -> None:
     for batch in row_batches(Random(seed)):
         assert await postgres.sink.write(batch) == await fake_postgres.sink.write(batch)
-        fake = {table: {comparable(table, row) for row in there.values()} for table, there in fake_postgres.tables.rows.items()}
+        fake = {table: {comparable(table, astuple(row)) for row in there.values()} for table, there in fake_postgres.tables.rows.items()}
         assert await rows(postgres) == fake
 
 

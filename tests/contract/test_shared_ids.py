@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 import redis.asyncio
+from msgspec.structs import astuple
 
 from audit.stores import TABLES, comparable
 from domain.order import Order
@@ -123,7 +124,9 @@ async def test_every_place_shows_the_same_of_orders_that_share_ids(places: list[
 
     told = {table: {comparable(table, row) for reading in readings for row in reading.rows()[table]} for table in TABLES}
     assert await rows(postgres) == told
-    assert {table: {comparable(table, row) for row in there.values()} for table, there in fake_postgres.tables.rows.items()} == told
+    assert {
+        table: {comparable(table, astuple(row)) for row in there.values()} for table, there in fake_postgres.tables.rows.items()
+    } == told
 
     reader = Reader(postgres.settings)
     try:

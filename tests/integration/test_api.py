@@ -25,6 +25,8 @@ from openapi_spec_validator import validate
 from redis.asyncio import Redis
 
 from api import create_app
+from contracts.statuses import OrderStatusText
+from domain.rows import ItemRow, OrderRow
 from queries import statements
 from queries.databases import Database
 from queries.reader import Reader
@@ -535,13 +537,13 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
 # -- lists ---------------------------------------------------------------------------------------------------------
 
 
-def row(order_id: UUID, user: UUID, time: datetime, status: str = "pending") -> Any:
-    return str(order_id), str(user), "", status, "EUR", "1.00", "0", time.isoformat(), time.isoformat(), 1
+def row(order_id: UUID, user: UUID, time: datetime, status: OrderStatusText = "pending") -> OrderRow:
+    return OrderRow(str(order_id), str(user), "", status, "EUR", "1.00", "0", time.isoformat(), time.isoformat(), 1)
 
 
-def line(order_id: UUID, user: UUID, seller: UUID, time: datetime) -> Any:
+def line(order_id: UUID, user: UUID, seller: UUID, time: datetime) -> ItemRow:
     ids_ = str(uuid4()), str(order_id), str(user), "", str(uuid4()), str(seller), None
-    return *ids_, "SKU", 2, "1.50", "0.25", time.isoformat(), time.isoformat(), 1
+    return ItemRow(*ids_, "SKU", 2, "1.50", "0.25", time.isoformat(), time.isoformat(), 1)
 
 
 async def insert(s: Service, batch: RowBatch) -> None:

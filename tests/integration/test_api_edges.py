@@ -84,7 +84,9 @@ def answers(text: bytes) -> list[tuple[int, dict[str, str], bytes]]:
         head, end, text = text.partition(b"\r\n\r\n")
         assert end, head
         first, *lines = head.decode("latin-1").split("\r\n")
-        status = int(re.fullmatch(r"HTTP/1\.1 (\d{3}) [A-Za-z -]+", first)[1])  # type: ignore[index]
+        matched = re.fullmatch(r"HTTP/1\.1 (\d{3}) [A-Za-z -]+", first)
+        assert matched, first
+        status = int(matched[1])
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         assert len(headers) == len(lines), lines
         size = 0 if status == 304 or text.startswith(b"HTTP/1.1 ") or not text else int(headers["content-length"])

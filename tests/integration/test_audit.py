@@ -388,7 +388,7 @@ async def notice_of_a_version_to_come(world: World, name: str) -> None:
 
 @damage(("derived", "order.status_changed"))
 async def notice_of_another_cause(world: World, name: str) -> None:
-    await world.notice(name, "shipped", 4, cause={"type": "order.paid", "id": "x"})  # type: ignore[arg-type]
+    await world.notice(name, "shipped", 4, cause={"type": "order.paid", "id": "x"})
 
 
 @damage(("notices", "order.status_changed"))

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
+from contracts.statuses import ParcelStatusText, ReturnStatusText
+from domain.rows import ItemRow, OrderRow, ReturnRow, ShipmentRow
 from operations.postgres import ddl, regions
 from queries.databases import Database
 from queries.statements import Query
@@ -20,7 +21,7 @@ from settings import Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
-from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
+from sinks.schema import DIALECT, PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
 from tests.contract.places import at, drop_database, ident, new_database
 from tests.stackfixture import Servers
 
@@ -37,17 +38,17 @@ def order(number: int, region: str = "SP") -> RowBatch:
     made = (at(number), at(number), 1)
     later = (at(number + 1), at(number + 2), 2)
 
-    def line(name: str, seller: str, quantity: int, price: str, shipping: str) -> tuple[str | int | None, ...]:
-        return (ident(f"{name} {number}"), *whose, ident("product"), seller, None, "S", quantity, price, shipping, *made)
+    def line(name: str, seller: str, quantity: int, price: str, shipping: str) -> ItemRow:
+        return ItemRow(ident(f"{name} {number}"), *whose, ident("product"), seller, None, "S", quantity, price, shipping, *made)
 
-    def parcel(name: str, status: str) -> tuple[str | int | None, ...]:
-        return (ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later)
+    def parcel(name: str, status: ParcelStatusText) -> ShipmentRow:
+        return ShipmentRow(ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later)
 
-    def back(name: str, item: str, status: str) -> tuple[str | int | None, ...]:
-        return (ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later)
+    def back(name: str, item: str, status: ReturnStatusText) -> ReturnRow:
+        return ReturnRow(ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later)
 
     return RowBatch(
-        [(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
+        [OrderRow(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
         [line("a", ANNA, 2, "10.00", "5.00"), line("b", ANNA, 1, "20.00", "0"), line("c", BORIS, 1, "15.00", "0")],
         [parcel("p", "in_transit"), parcel("q", "delivered")],
         [back("r", "a", "processed"), back("s", "c", "requested")],
@@ -134,7 +135,7 @@ def scanned(plan: Any) -> set[str]:
 async def explain(settings: Settings, query: sa.Select[Any] | str, analyze: bool = False) -> set[str]:
     text = query
     if not isinstance(query, str):
-        text = str(query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))  # type: ignore[no-untyped-call]
+        text = str(query.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
     ((row),) = await fetch(settings, f"EXPLAIN (FORMAT JSON, ANALYZE {analyze}) {text}")
     return scanned(json.loads(row["QUERY PLAN"])[0]["Plan"])
 

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from cli import main
 from operations.postgres import ddl, regions
@@ -46,10 +47,10 @@ def batch(orders: list[tuple[Order, str]]) -> RowBatch:
     for order, region in orders:
         one = RowBatch()
         order.rows(one)
-        made.orders += [(*row[:2], region, *row[3:]) for row in one.orders]
-        made.items += [(*row[:3], region, *row[4:]) for row in one.items]
-        made.shipments += [(*row[:3], region, *row[4:]) for row in one.shipments]
-        made.returns += [(*row[:3], region, *row[4:]) for row in one.returns]
+        made.orders += [structs.replace(row, region=region) for row in one.orders]
+        made.items += [structs.replace(row, region=region) for row in one.items]
+        made.shipments += [structs.replace(row, region=region) for row in one.shipments]
+        made.returns += [structs.replace(row, region=region) for row in one.returns]
     return made
 
 

@@ -501,9 +501,9 @@ class World:
             self.lines.append(f"{self.loop.now:9.3f}  {'' if process is None else process.name:6} {each}")
 
 
-def _not_older(record: Sent | Record, known: Mapping[bytes, bytes | None] | Mapping[bytes | None, bytes | None]) -> bool:
+def _not_older(record: Sent | Record, known: Mapping[Any, bytes | None]) -> bool:
     """Whether a state is of no lower version than the known one of its order."""
-    old = known.get(record.key)  # type: ignore[arg-type]
+    old = known.get(record.key)
     return old is None or record.value is None or version_of(record.value) >= version_of(old)
 
 

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.topics import LANE
-from domain.order import Cancellation, Created, Order, Origin, Payment, Waiting
+from domain.enums import OrderStatus, SuborderStatus
+from domain.order import Cancellation, Created, Order, Origin, Payment, PublishedSuborder, Waiting
 from operations.changelog import same
 from operations.history import HistoryReader, MemoryBatch
 from operations.replay import LocalStates, rules_of
@@ -127,6 +128,10 @@ GIVEN_UP, CHANGED_MIND = Cancellation(1, None, "late"), Cancellation(1, None, "c
 CREATED = Created(5, b"u" * 16, None, "EUR", 300, None, [])
 
 
+def part(live: int) -> PublishedSuborder:
+    return PublishedSuborder(SuborderStatus.CONFIRMED, 100, 0, 0, live, 0, 0, 0)
+
+
 def waiting(*payments: Payment) -> Order:
     origins = {ONE.payment_id: Origin("order.paid", 0, 1), TWO.payment_id: Origin("order.paid", 0, 2)}
     whats = [Waiting("payments", at, origins[each.payment_id]) for at, each in enumerate(payments)]
@@ -145,8 +150,8 @@ def waiting(*payments: Payment) -> Order:
         (Order(3, CREATED, [ONE]), Order(3, CREATED, [TWO]), False),
         (Order(3, CREATED), Order(4, CREATED), False),
         (Order(3, CREATED), Order(3, None), False),
-        (Order(3, CREATED, status=1), Order(3, CREATED, status=2), False),
-        (Order(3, CREATED, suborders=[(1,)]), Order(3, CREATED, suborders=[(2,)]), False),
+        (Order(3, CREATED, status=OrderStatus.CONFIRMED), Order(3, CREATED, status=OrderStatus.SHIPPED), False),
+        (Order(3, CREATED, suborders=[part(1)]), Order(3, CREATED, suborders=[part(2)]), False),
         (
             Order(3, CREATED, cancellations=[Cancellation(1, None, "a")]),
             Order(3, CREATED, cancellations=[Cancellation(1, None, "b")]),
