@@ -95,14 +95,14 @@ class Auditor:
         *,
         most_findings: int = 100,
         progress: Progress | None = None,
-        hear: Callable[[Finding], None] | None = None,
+        on_finding: Callable[[Finding], None] | None = None,
         only: frozenset[str] | None = None,
     ) -> None:
-        """`hear` is told every broken finding. `only`: audit these orders and nothing else (canonical ids)."""
+        """`on_finding` is called with every broken finding. `only`: audit these orders and nothing else (canonical ids)."""
         self.report = Report(target.group)
         self._target = target
         self._most = most_findings
-        self._hear = hear
+        self._on_finding = on_finding
         self._only = None if only is None else frozenset(order_id.encode() for order_id in only)
         self._progress = progress or (lambda what, done, whole: None)
         self._done = 0
@@ -130,7 +130,7 @@ class Auditor:
                 stack.push_async_callback(cache.close)
             self._index = Index(folder)
             stack.callback(self._index.close)
-            self._findings = Findings(self.report, self._index, self._most, self._hear)
+            self._findings = Findings(self.report, self._index, self._most, self._on_finding)
             await self._look(log, rows, cache)
             # An order's rows and cache entries lie apart, so that remembering its partition would seldom help.
             self._home = functools.partial(partition_of, partitions=self._target.partitions or self._lanes)
@@ -564,11 +564,11 @@ class Auditor:
                 for partition, span in self._spans.items():
                     async for records in log.read(partition, Span(span.end, ends[partition])):
                         self._index.forget({order_id for record in records for order_id in _about(partition.topic, record)})
-            report.unjudged = before - self._index.waiting_by_check()
+            report.inconclusive = before - self._index.waiting_by_check()
             what = f"lag {report.lag}" if report.lag else "records came in during the audit"
             report.notices.append(
                 f"{what}: the pipeline is at work or stopped before the end, so some orders may be ahead of what is committed; "
-                f"{report.unjudged.total()} differences of such orders were not judged. Run `orders wait`, then audit again"
+                f"{report.inconclusive.total()} differences of such orders are inconclusive. Run `orders wait`, then audit again"
             )
         self._findings.judge()
 

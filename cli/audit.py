@@ -82,16 +82,16 @@ async def audit(
     max_findings: int,
     quiet: bool,
     only: frozenset[str] | None = None,
-    hear: Callable[[Finding], None] | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> Report:
-    """The same in an event loop that runs. `only`, `hear`: see Auditor."""
+    """The same in an event loop that runs. `only`, `on_finding`: see Auditor."""
     with progress(messages(), quiet=quiet, transient=False) as bar:
         task = bar.add_task("audit", total=None)
         auditor = Auditor(
             target,
             most_findings=max_findings,
             progress=lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole),
-            hear=hear,
+            on_finding=on_finding,
             only=only,
         )
         # Millions of objects that all go by reference count: looking through them for cycles every 700 is a waste.
@@ -147,8 +147,8 @@ def _verdict(report: Report, check: str) -> tuple[str, str]:
         return f"{report.broken[check]:,} broken", "bold red"
     if {"cache": "redis", "tables": "local tables"}.get(check, "log") not in report.compared:
         return "not looked at", "dim"
-    if report.unjudged[check]:
-        return f"{report.unjudged[check]:,} not judged", "yellow"
+    if report.inconclusive[check]:
+        return f"{report.inconclusive[check]:,} inconclusive", "yellow"
     return "holds", "green"
 
 
@@ -163,7 +163,7 @@ def show_findings(findings: list[Finding], whole: int, console: Terminal) -> Non
             line.append(f"  order {printable(finding.order_id)}", "cyan")
         if finding.fact:
             line.append(f"  by {printable(finding.fact)}", "dim")
-        line.append(f"\n      expected {printable(finding.expected)}\n      found    {printable(finding.found)}")
+        line.append(f"\n      expected {printable(finding.expected)}\n      actual   {printable(finding.actual)}")
         console.print(line)
     if whole > len(findings):
         console.print(f"and {whole - len(findings):,} more; --max-findings keeps more")

@@ -1,4 +1,4 @@
-"""`orders repair`: what the audit finds wrong of states, rows and cache, written anew from the log."""
+"""`orders repair`: write the states, rows and cache entries again that the audit finds broken."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 import json as jsonlib
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -34,29 +34,34 @@ MOST_TEXT: Final = 64 << 20
 
 
 @dataclass
-class Outcome:
-    """What was repaired, by order: its stores and the version that it has now. `left`: broken still, by check."""
+class RepairResult:
+    """The result of a repair, or with `dry_run` what it would be."""
 
     dry_run: bool
     repaired: dict[str, tuple[list[str], int | None]] = field(default_factory=dict)
+    """By order id: its repaired stores, and the version that it has now."""
     keys: list[str] = field(default_factory=list)
-    left: Counter[str] = field(default_factory=Counter)
+    """Redis keys that belong to no order and were deleted."""
+    remaining: Counter[str] = field(default_factory=Counter)
+    """What is still broken, by check."""
     findings: list[Finding] = field(default_factory=list)
-    unjudged: int = 0
+    inconclusive: int = 0
 
     def document(self) -> dict[str, Any]:
-        """As one JSON document."""
+        """Return the JSON document, with the keys of the release before beside the new ones."""
         return {
             "dry_run": self.dry_run,
-            "clean": not self.left,
+            "clean": not self.remaining,
             "repaired": [
                 {"order_id": order_id, "stores": stores, "version": version}
                 for order_id, (stores, version) in sorted(self.repaired.items())
             ],
             "deleted_keys": self.keys,
-            "left": self.left,
-            "findings": [asdict(finding) for finding in self.findings],
-            "unjudged": self.unjudged,
+            "remaining": self.remaining,
+            "left": self.remaining,
+            "findings": [finding.document() for finding in self.findings],
+            "inconclusive": self.inconclusive,
+            "unjudged": self.inconclusive,
         }
 
 
@@ -71,21 +76,22 @@ def repair_command(
     ] = 50,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Fold orders again from the log, and make their state in the changelog, their rows and their cache entries right.
+    """Repair orders whose state, rows or cache entries the audit finds broken, by folding their log again.
 
-    Which ones, the audit says; it is run before and after. Stop all workers first: while it is at work the group lets none in. Derived
-    events, decisions and dead letters are not written: what is wrong of them is named and stays.
+    It runs the audit before and after. Stop all workers first: the group lets none in while the repair runs. It doesn't
+    write derived events, decisions or dead letters; it names those that are broken.
 
-    Exits 0 when nothing is broken any more, 1 when something is left (or, with --dry-run, would be repaired), 2 when it couldn't work.
+    Exits 0 when nothing is broken any more, 1 when something still is (or, with --dry-run, would be repaired), 2 when it
+    couldn't run.
 
     Example:
 
         orders repair --dry-run; orders repair && orders audit
     """
-    wanted = None if ids is None else _parse(ids)
+    order_ids = None if ids is None else _parse(ids)
     quiet = json or not sys.stderr.isatty()
     try:
-        outcome = asyncio.run(_repair(get_settings(), wanted, dry_run=dry_run, cache=cache, max_findings=max_findings, quiet=quiet))
+        outcome = asyncio.run(_repair(get_settings(), order_ids, dry_run=dry_run, cache=cache, max_findings=max_findings, quiet=quiet))
     except GroupBusy as error:
         raise UserError(f"{error}: stop all workers (SIGTERM lets them finish), and run orders repair again") from None
     except LogIncomplete as error:
@@ -98,24 +104,26 @@ def repair_command(
         print(jsonlib.dumps(outcome.document(), indent=2, sort_keys=True))
     else:
         _show(outcome)
-    if outcome.left or (dry_run and (outcome.repaired or outcome.keys)):
+    if outcome.remaining or (dry_run and (outcome.repaired or outcome.keys)):
         raise typer.Exit(1)
 
 
-async def _repair(settings: Settings, ids: frozenset[str] | None, *, dry_run: bool, cache: bool, max_findings: int, quiet: bool) -> Outcome:
-    outcome, target = Outcome(dry_run), target_of(settings, cache=cache, tables=True)
+async def _repair(
+    settings: Settings, ids: frozenset[str] | None, *, dry_run: bool, cache: bool, max_findings: int, quiet: bool
+) -> RepairResult:
+    outcome, target = RepairResult(dry_run), target_of(settings, cache=cache, tables=True)
     if dry_run:
-        damaged, keys, first = await _look(target, ids, max_findings, quiet)
+        damaged, keys, first = await _find_damage(target, ids, max_findings, quiet)
         outcome.repaired = {order_id: (damage.stores, None) for order_id, damage in damaged.items()}
         outcome.keys = sorted(keys)
-        _take(outcome, first, max_findings, mended=False)
+        _count(outcome, first, max_findings, mended=False)
         return outcome
     async with LagReader(settings) as reader:  # says at once which server or topic is missing
         await reader.lag()
     target = replace(target, patience=0.0)  # a member of the group that refreshes nothing keeps those out that would
     async with GroupLock(settings) as lock:
-        damaged, keys, first = await _look(target, ids, max_findings, quiet)
-        _take(outcome, first, max_findings, mended=False)
+        damaged, keys, first = await _find_damage(target, ids, max_findings, quiet)
+        _count(outcome, first, max_findings, mended=False)
         if damaged or keys:
             async with Repairer(settings, lock, cache=cache) as repairer:
                 versions = await repairer.repair(damaged)
@@ -124,16 +132,18 @@ async def _repair(settings: Settings, ids: frozenset[str] | None, *, dry_run: bo
             outcome.keys = sorted(keys)
         if damaged:
             again = await audit(target, max_findings=max_findings, quiet=quiet, only=frozenset(damaged))
-            _take(outcome, again, max_findings, mended=True)
+            _count(outcome, again, max_findings, mended=True)
     return outcome
 
 
-async def _look(target: Any, ids: frozenset[str] | None, max_findings: int, quiet: bool) -> tuple[dict[str, Damage], set[str], Report]:
-    """What the audit finds that can be repaired: by order, and Redis keys that belong to none."""
+async def _find_damage(
+    target: Any, ids: frozenset[str] | None, max_findings: int, quiet: bool
+) -> tuple[dict[str, Damage], set[str], Report]:
+    """Run the audit. Returns what can be repaired by order, the wrong Redis keys that belong to no order, and the report."""
     damaged: dict[str, Damage] = {}
     keys: set[str] = set()
 
-    def hear(finding: Finding) -> None:
+    def on_finding(finding: Finding) -> None:
         if finding.check not in MENDED:
             return
         if not finding.order_id or not _is_id(finding.order_id):
@@ -146,22 +156,22 @@ async def _look(target: Any, ids: frozenset[str] | None, max_findings: int, quie
         if finding.check == "cache":
             damage.keys.add(finding.where)
 
-    report = await audit(target, max_findings=max_findings, quiet=quiet, only=ids, hear=hear)
+    report = await audit(target, max_findings=max_findings, quiet=quiet, only=ids, on_finding=on_finding)
     return damaged, keys, report
 
 
-def _take(outcome: Outcome, report: Report, most: int, *, mended: bool) -> None:
-    """Count what a report says is broken, of checks that repair mends or of the others."""
+def _count(outcome: RepairResult, report: Report, most: int, *, mended: bool) -> None:
+    """Add what a report calls broken to `outcome`: of the checks that repair mends if `mended`, else of the others."""
     for check, count in report.broken.items():
         if (check in MENDED) == mended:
-            outcome.left[check] += count
-    found = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
-    outcome.findings += found[: most - len(outcome.findings)]
-    outcome.unjudged = report.unjudged.total()
+            outcome.remaining[check] += count
+    findings = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
+    outcome.findings += findings[: most - len(outcome.findings)]
+    outcome.inconclusive = report.inconclusive.total()
 
 
 def _parse(text: str) -> frozenset[str]:
-    """Order ids in any form -> canonical. Raises UserError."""
+    """Parse order ids in any form into canonical ones. Raises UserError."""
     words = text.split(",")
     if text.startswith("@"):
         try:
@@ -175,12 +185,12 @@ def _parse(text: str) -> frozenset[str]:
             raise UserError(f"--ids {text}: more than {MOST_TEXT:,} characters; without --ids every order is looked at")
         words = listed.split()
     try:
-        found = frozenset(str(UUID(word.strip())) for word in words if word.strip())
+        order_ids = frozenset(str(UUID(word.strip())) for word in words if word.strip())
     except ValueError as error:
         raise UserError(f"--ids: {error}; order ids such as 3fa85f64-5717-4562-b3fc-2c963f66afa6, separated by commas") from None
-    if not found:
+    if not order_ids:
         raise UserError("--ids names no order")
-    return found
+    return order_ids
 
 
 def _is_id(text: str) -> bool:
@@ -190,20 +200,19 @@ def _is_id(text: str) -> bool:
         return False
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: RepairResult) -> None:
     console = output()
     verb = "would repair" if outcome.dry_run else "repaired"
     for order_id, (stores, version) in sorted(outcome.repaired.items()):
-        now = "" if version is None else f"  version {version}" if version else "  the log has no such order: taken away"
+        now = "" if version is None else f"  version {version}" if version else "  the log has no such order: deleted"
         console.print(Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}"))
     for key in outcome.keys:
         console.print(f"{'would delete' if outcome.dry_run else 'deleted'} {printable(repr(key))} in Redis")
     if not outcome.repaired and not outcome.keys:
         console.print("nothing to repair")
-    if outcome.unjudged:
-        console.print(
-            f"{outcome.unjudged:,} differences of orders that records wait for were not judged: let workers finish first", style="yellow"
-        )
-    show_findings(outcome.findings, outcome.left.total(), console)
-    if outcome.left:
-        console.print("That is left: repair writes states, rows and cache, nothing else.", style="yellow")
+    if outcome.inconclusive:
+        why = "records about their orders aren't committed: let workers finish first"
+        console.print(f"{outcome.inconclusive:,} differences are inconclusive: {why}", style="yellow")
+    show_findings(outcome.findings, outcome.remaining.total(), console)
+    if outcome.remaining:
+        console.print("These remain: repair writes states, rows and cache, nothing else.", style="yellow")

@@ -795,7 +795,7 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     assert found == {}
     assert not report.clean
     assert set(report.broken) == set(CHECKS)
-    told = {(finding.where, finding.expected, finding.found) for finding in report.findings}
+    told = {(finding.where, finding.expected, finding.actual) for finding in report.findings}
     assert (f"orders_shipment {uid('parcel altered_text')} carrier", "C", "o\ther") in told
     assert (f"orders_order_item {uid('altered_money ann')} price", "10.00", "10.0001") in told
 
@@ -848,7 +848,7 @@ async def test_behind_the_log_only_orders_at_rest_are_judged(world: World) -> No
         uid("still"): {("rows", f"orders_order {uid('still')} status")},
         uid("behind"): {("rows", f"orders_order {uid('behind')} version")},  # what was committed must be there
     }
-    assert dict(report.unjudged) == {"rows": 1}
+    assert dict(report.inconclusive) == {"rows": 1}
     assert any(notice.startswith("lag 2: ") for notice in report.notices)
 
 
@@ -861,7 +861,7 @@ async def test_a_record_under_a_foreign_key_moves_its_order(world: World) -> Non
     value = json.dumps(paid("moving", "5.00", "extra")).encode()
     await world.put("order.paid", 0, b"other", value, event("order.paid", 1))
     report = await world.audit()
-    assert (report.clean, dict(report.unjudged)) == (True, {"rows": 1})
+    assert (report.clean, dict(report.inconclusive)) == (True, {"rows": 1})
 
 
 async def test_nothing_committed_counts_from_the_start(world: World) -> None:

@@ -111,7 +111,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
             " created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
         )
         found = told("rebuild", "diff", "--examples", "2", code=1)
-        assert {name: (each["missing"], each["extra"], each["changed"]) for name, each in found["tables"].items()} == {
+        assert {name: (each["missing"], each["unexpected"], each["different"]) for name, each in found["tables"].items()} == {
             "orders_order": (0, 0, 1),
             "orders_order_item": (1, 0, 0),
             "orders_return": (0, 1, 0),
@@ -119,7 +119,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
         columns = found["tables"]["orders_order"]["columns"]
         assert set(columns) == {"region", "version"}
         (region,) = columns["region"]["values"]
-        assert (region["live"], region["rows"]) == ("X", 1)
+        assert (region["actual"], region["live"], region["rows"]) == ("X", "X", 1)
         assert (found["orders"], len(found["examples"])) == (len({altered, items[1][1]}) + 1, 2)
         assert running.terminate() == 0
 
@@ -139,7 +139,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
         await redis.zadd("user:x:orders", {str(altered): 5})
         await redis.expire("user:x:orders", 600)
         done = told("rebuild", "switch")
-        assert (done["before"], done["states"], done["gone"]) == ("orders_before_1", 2, 1)
+        assert (done["before"], done["states"], done["deleted"]) == ("orders_before_1", 2, 1)
         assert done["entries"] >= 5
         assert not await redis.exists("rows:order:x", "tracking:nobody's")
         assert json.loads(await redis.get(hidden) or "") == there
@@ -290,7 +290,7 @@ async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, 
         # Nothing changed says nothing, while the pipeline goes on.
         await send(fresh, history(150, 76))
         nothing = told("whatif")
-        assert (nothing["nothing"], nothing["rows"]["orders"], nothing["published"]["topics"]) == (True, 0, {})
+        assert (nothing["same"], nothing["rows"]["orders"], nothing["published"]["differences"]) == (True, 0, {})
         processed()
         assert running.terminate() == 0
     truth = await rows(fresh, physical=True)
@@ -298,9 +298,9 @@ async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, 
     with monkeypatch.context() as patch:
         patch.setenv("ORDERS_STOCK_DEADLINE", "900")
         patient = told("whatif", code=1)
-    assert (patient["rows"]["orders"], patient["published"]["topics"], patient["deadlines"]["orders"]) == (0, {}, {"later": 3})
+    assert (patient["rows"]["orders"], patient["published"]["differences"], patient["deadlines"]["orders"]) == (0, {}, {"later": 3})
     assert {each["order_id"] for each in patient["deadlines"]["examples"]} == set(waiting)
-    assert {each["anew"] - each["live"] for each in patient["deadlines"]["examples"]} == {300_000}
+    assert {each["expected"] - each["actual"] for each in patient["deadlines"]["examples"]} == {300_000}
 
     # A rule changed in a copy.
     with planted(Mutant("", "", "", 0, None)) as copy:
@@ -316,13 +316,15 @@ async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, 
     changed = json.loads(done.stdout)
     counts = {table: await database.fetchval(f"SELECT count(*) FROM {table} WHERE region = ''") for table in TABLES}
     assert counts["orders_order"] >= len(waiting)
+    values = {"actual": "", "expected": "nowhere", "live": "", "anew": "nowhere"}
     assert {
-        table: {name: each["values"] for name, each in found["columns"].items()} for table, found in changed["rows"]["tables"].items()
-    } == {table: {"region": [{"live": "", "anew": "nowhere", "rows": count}]} for table, count in counts.items() if count}
+        table: {name: each["values"] for name, each in changes["columns"].items()} for table, changes in changed["rows"]["tables"].items()
+    } == {table: {"region": [{**values, "rows": count}]} for table, count in counts.items() if count}
     labels = await published(fresh, "shipping.label.create")
-    assert changed["published"]["topics"] == {"shipping.label.create": {"was": len(labels)}}
+    assert changed["published"]["differences"] == {"shipping.label.create": {"unexpected": len(labels)}}
+    assert changed["published"]["topics"] == {"shipping.label.create": {"was": len(labels)}}, "of the release before"
     (example,) = changed["published"]["examples"]
-    assert (example["topic"], example["kind"], example["id"] in labels) == ("shipping.label.create", "was", True)
+    assert (example["topic"], example["difference"], example["id"] in labels) == ("shipping.label.create", "unexpected", True)
     assert await rows(fresh, physical=True) == truth
 
 

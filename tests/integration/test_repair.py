@@ -175,7 +175,7 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings,
     done = told("repair", code=0)
     assert {each["order_id"] for each in done["repaired"]} == set(wrong) - {"", row_gone, row_altered}
     assert {each["order_id"]: each["version"] for each in done["repaired"]}[ghost] == 0
-    assert (done["clean"], done["left"]) == (True, {})
+    assert (done["clean"], done["remaining"]) == (True, {})
     assert json.loads(await redis.get(beside)) == there, "other orders' parcels stay under the number"
     audit()
     assert await rows(fresh) == truth
@@ -216,12 +216,12 @@ async def test_what_it_does_not_mend_is_named_and_left(fresh: Settings, database
     async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
         await producer.send_and_wait("stock.restock", b"{}", order_id.encode(), partition=partition_of(order_id.encode(), fresh.partitions))
     outcome = told("repair", code=1)
-    assert outcome["left"] == {"derived": 1}
+    assert outcome["remaining"] == outcome["left"] == {"derived": 1}
     assert [finding["check"] for finding in outcome["findings"]] == ["derived"]
     assert named(told("audit", code=1)) == {order_id: {"derived"}}
     text = orders("repair")
     assert "nothing to repair" in text.stdout
-    assert "That is left" in text.stdout
+    assert "These remain" in text.stdout
 
 
 async def test_without_the_log_there_is_no_repair(fresh: Settings, database: Any, tmp_path: Path) -> None:

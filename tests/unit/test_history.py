@@ -134,7 +134,7 @@ def waiting(*payments: Payment) -> Order:
 
 
 @pytest.mark.parametrize(
-    ("live", "anew", "expected"),
+    ("one", "other", "equal"),
     [
         (Order(3, CREATED, [ONE, TWO]), Order(3, CREATED, [TWO, ONE]), True),
         (Order(3, CREATED, labelled=True, labelled_at=7, due=9), Order(3, CREATED), True),
@@ -154,9 +154,9 @@ def waiting(*payments: Payment) -> Order:
         ),
     ],
 )
-def test_states_that_tell_the_same(live: Order, anew: Order, expected: bool) -> None:
-    assert same(live, anew) is expected
-    assert same(anew, live) is expected
+def test_states_that_are_the_same(one: Order, other: Order, equal: bool) -> None:
+    assert same(one, other) is equal
+    assert same(other, one) is equal
 
 
 # -- orders of arrival -------------------------------------------------------------------------------------------------
