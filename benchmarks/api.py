@@ -145,7 +145,7 @@ class _Bench:
             "order, hit": (True, [f"/orders/{order_id}" for order_id, _ in orders]),
             "tracking, hit": (True, [f"/tracking/{number}" for number in numbers]),
             "order, miss": (False, [f"/orders/{order_id}" for order_id, _ in orders]),
-            "story, miss": (False, [f"/orders/{order_id}/story" for order_id, _ in orders]),
+            "details, miss": (False, [f"/orders/{order_id}/explain" for order_id, _ in orders]),
             "history": (False, [f"/users/{user_id}/orders?from=2020-01-01T00:00:00Z" for _, user_id in orders]),
             "seller's suborders": (False, [f"/sellers/{seller_id}/suborders" for seller_id in sellers]),
         }

@@ -43,7 +43,7 @@ SUBCOMMANDS: Final = (
     Subcommand("bulk", "cli.bulk", "app", "Files of orders, shipping updates or returns as background jobs."),
     Subcommand("simulate", "cli.simulate", "simulate_command", "The services around it, simulated: the whole circle."),
     Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
-    Subcommand("show", "cli.show", "show_command", "One order's story."),
+    Subcommand("show", "cli.show", "show_command", "Explain one order: its facts, its status, its money."),
     Subcommand("api", "cli.api", "api_command", "Orders over HTTP, for readers."),
     Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
     Subcommand("repair", "cli.repair", "repair_command", "Make states, rows and cache right again from the log."),

@@ -43,7 +43,7 @@ _VERSION: Final = re.compile(rb'"version":(\d+)')
 
 
 def version_of(value: bytes | None) -> int:
-    """Version of the order whose summary or story this is; 0 for None."""
+    """Version of the order whose summary or details this is; 0 for None."""
     found = None if value is None else _VERSION.search(value)
     return 0 if found is None else int(found[1])
 
@@ -78,7 +78,7 @@ class CacheReader:
         return self._circuit.open
 
     async def order(self, order_id: UUID) -> tuple[bytes | None, bytes | None]:
-        """-> (the lane's summary, the story that readers have refilled), as JSON."""
+        """-> (the lane's summary, the details that readers have refilled), as JSON."""
         found = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
         return (None, None) if found is None else (found[0], found[1])
 
@@ -109,9 +109,9 @@ class CacheReader:
         found = await self._ask(self._client.mget, f"tracking:{number}", f"rows:tracking:{number}")
         return (None, None) if found is None else (found[0], found[1])
 
-    async def refill_order(self, order_id: UUID, version: int, story: bytes) -> None:
-        """Put a story beside the cache, unless a newer one is there."""
-        await self._ask(self._refill, keys=[f"rows:{order_id}"], args=[version, story, self._ttl])
+    async def refill_order(self, order_id: UUID, version: int, details: bytes) -> None:
+        """Put a details beside the cache, unless a newer one is there."""
+        await self._ask(self._refill, keys=[f"rows:{order_id}"], args=[version, details, self._ttl])
 
     async def refill(self, what: str, value: bytes) -> None:
         """Put a page beside the cache; `what`: user:ID or tracking:NUMBER."""

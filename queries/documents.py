@@ -80,7 +80,7 @@ class Item:
 
 
 @dataclass(slots=True)
-class StoryParcel(Parcel):
+class ParcelDetails(Parcel):
     """A parcel with the times of its first and latest scan."""
 
     created_at: Time
@@ -104,7 +104,7 @@ class Return:
 
 @dataclass(slots=True)
 class Moment:
-    """Something that happened, as far as the rows tell."""
+    """Something that happened, as far as the rows show it."""
 
     time: Time
     what: Literal["created", "parcel first scanned", "parcel status", "return requested", "return status", "last fact"]
@@ -113,13 +113,13 @@ class Moment:
 
 
 @dataclass(slots=True)
-class Story(Head):
-    """An order with all that the rows tell of it."""
+class OrderDetails(Head):
+    """An order with everything that its rows hold."""
 
     region: str
     discount_amount: Amount
     items: list[Item]
-    shipments: list[StoryParcel]
+    shipments: list[ParcelDetails]
     returns: list[Return]
     moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(default_factory=list)
     suborders: list[Suborder] = field(default_factory=list)
@@ -173,7 +173,7 @@ class Suborders:
 
 @dataclass(slots=True)
 class SourceHealth:
-    """Whether a place to read from answers."""
+    """Whether a source of answers is up."""
 
     up: bool
     lag: Annotated[float | None, Field(description="Seconds that a replica is behind; null: unknown, or not a replica.")] = None
@@ -182,7 +182,7 @@ class SourceHealth:
 
 @dataclass(slots=True)
 class Health:
-    """ok: every place answers; degraded: some do, and so does the service; down: no database does."""
+    """The health of the service: ok if every source is used, degraded if only some are, down if no database answers."""
 
     status: Literal["ok", "degraded", "down"]
     sources: dict[str, SourceHealth]
