@@ -230,8 +230,8 @@ end
 return cmsgpack.pack({scanned[1], found})
 """
 _SCAN_COUNT: Final = 1000
-_MARK: Final = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+)")
-"""A lane's mark: generation of the group, number of the write, position in the changelog."""
+_CHECKPOINT: Final = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+)")
+"""A lane's checkpoint: generation of the group, number of the write, position in the changelog."""
 _ORDERS_A_CALL: Final = 100
 
 
@@ -301,15 +301,15 @@ class Cache:
         return found
 
     async def behind(self, group: str, ends: Mapping[int, int]) -> dict[int, int]:
-        """Lane -> records of its changelog, below `ends`, that its mark doesn't say to be in the cache. Without a mark nothing is old."""
+        """Return, by lane, the records of its changelog between its checkpoint in Redis and `ends`; without a checkpoint nothing is old."""
         lanes = [lane for lane, end in ends.items() if end > 0]
         try:
-            marks = await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []
+            checkpoints = await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
         found = {}
-        for lane, mark in zip(lanes, marks, strict=True):
-            position = _MARK.fullmatch(_plain(mark))
+        for lane, checkpoint in zip(lanes, checkpoints, strict=True):
+            position = _CHECKPOINT.fullmatch(_plain(checkpoint))
             if position is not None and int(position[1]) < ends[lane]:
                 found[lane] = ends[lane] - int(position[1])
         return found

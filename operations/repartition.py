@@ -23,7 +23,7 @@ from operations.changelog import producer_of, version
 from operations.grouplock import GroupLock
 from operations.history import HistoryReader
 from settings import Settings
-from sinks.redis import MARK_TTL, mark_key
+from sinks.redis import CHECKPOINT_TTL, checkpoint_key
 from streams import topics
 from streams.lanes import Lanes, noted
 from streams.partitioner import partition_of
@@ -70,7 +70,7 @@ async def grow(
         async with HistoryReader(settings) as reader:
             for number in range(old):
                 progress("partitions of the changelog", number, old)
-                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions, _Marks(settings, cache))
+                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions, _Checkpoints(settings, cache))
     finally:
         await producer.close()
     progress("partitions of the changelog", old, old)
@@ -100,7 +100,7 @@ def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partiti
     return old
 
 
-class _Marks:
+class _Checkpoints:
     """From where on the cache lacks what is in the changelog (streams.cache), by lane."""
 
     def __init__(self, settings: Settings, cache: Redis | None) -> None:
@@ -109,18 +109,20 @@ class _Marks:
 
     async def of(self, lane: int) -> int | None:
         """None: it lacks nothing, as far as is known."""
-        found = None if self._cache is None else await self._cache.get(mark_key(self._group, lane))
+        found = None if self._cache is None else await self._cache.get(checkpoint_key(self._group, lane))
         return None if found is None else int(found.split()[2])
 
     async def begin(self, lane: int, position: int) -> None:
         """Of a lane that nobody has had yet. One that is there already is of an earlier run, and lower."""
         if self._cache is not None:
-            await self._cache.set(mark_key(self._group, lane), f"0 0 {position}", nx=True, ex=MARK_TTL)
+            await self._cache.set(checkpoint_key(self._group, lane), f"0 0 {position}", nx=True, ex=CHECKPOINT_TTL)
 
 
-async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, marks: _Marks) -> int:
+async def _move(
+    reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, checkpoints: _Checkpoints
+) -> int:
     """The states of one partition that belong to others now: written there, then deleted here. Those that the cache lacks come last, and
-    their new lanes' marks before them."""
+    their new lanes' checkpoints before them."""
     kept: dict[bytes, tuple[bytes, int]] = {}
     end = (await reader.ends([partition]))[partition]
     async with aclosing(reader.stretch(partition, 0, end)) as stretches:
@@ -133,8 +135,8 @@ async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicP
                     kept.pop(raw, None)
                 elif raw not in kept or version(value) >= version(kept[raw][0]):
                     kept[raw] = value, record.offset
-    mark = await marks.of(partition.partition)
-    lacking = [] if mark is None else [raw for raw, (_, offset) in kept.items() if offset >= mark]
+    checkpoint = await checkpoints.of(partition.partition)
+    lacking = [] if checkpoint is None else [raw for raw, (_, offset) in kept.items() if offset >= checkpoint]
     known = kept.keys() - set(lacking)
 
     async def move(raws: Sequence[bytes]) -> None:
@@ -146,7 +148,7 @@ async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicP
     await move(list(known))
     new = [TopicPartition(partition.topic, lane) for lane in sorted({_lane(raw, partitions) for raw in lacking})]
     for place, end in (await reader.ends(new)).items() if new else ():
-        await marks.begin(place.partition, end)
+        await checkpoints.begin(place.partition, end)
     await move(lacking)
     return len(kept)
 

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from audit.stores import TABLES, comparable
 from settings import Settings
-from sinks.redis import Mark
+from sinks.redis import CacheCheckpoint
 from sinks.rows import CacheEntry, RowBatch
 from tests.contract.places import (
     FakePostgresPlace,
@@ -110,7 +110,7 @@ def entries(rng: Random) -> Iterator[list[CacheEntry]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_marks(cache: RedisPlace, fake_cache: FakeRedisPlace, seed: int) -> None:
+async def test_checkpoints(cache: RedisPlace, fake_cache: FakeRedisPlace, seed: int) -> None:
     rng = Random(seed)
     for number in range(60):
         if rng.random() < 0.05:
@@ -118,9 +118,11 @@ async def test_marks(cache: RedisPlace, fake_cache: FakeRedisPlace, seed: int) -
             await fake_cache.empty()
         position = rng.randint(0, 9)
         key, generation, sequence = rng.choice(("cache:g:0", "cache:g:1")), rng.randint(1, 3), rng.randint(1, number + 2)
-        mark = Mark(key, generation, sequence, position, position + rng.randint(0, 3), rng.choice(("", "", "", "", "yes", "anew")))
+        checkpoint = CacheCheckpoint(
+            key, generation, sequence, position, position + rng.randint(0, 3), rng.choice(("", "", "", "", "claim", "reset"))
+        )
         batch = [Order(f"o{n}", number).entry() for n in range(rng.choice((0, 1, 250)))]
-        assert await cache.sink.put(batch, mark) == await fake_cache.sink.put(batch, mark)
+        assert await cache.sink.put(batch, checkpoint) == await fake_cache.sink.put(batch, checkpoint)
         real, fake = await cache.content(), await fake_cache.content()
         assert real == fake
 

@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from contracts.cloudevents import SourceEvent
 from contracts.topics import DECISIONS, REKEYED
 from settings import Settings, get_settings
-from sinks.redis import mark_key
+from sinks.redis import checkpoint_key
 from streams import topics
 from streams.partitioner import partition_of
 from tests.integration.test_repair import told
@@ -87,7 +87,7 @@ async def records_of(settings: Settings, topic: str, partitions: int) -> list[An
 
 
 async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], old: int, new: int) -> str:
-    """As if Redis had been away: an order that will move has an old summary, and the marks say so. Returns its key."""
+    """As if Redis had been away: an order that will move has an old summary, and the checkpoints say so. Returns its key."""
     redis: Any
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         keys = sorted([key async for key in redis.scan_iter(match="order:*")])
@@ -95,8 +95,8 @@ async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], ol
         summary = json.loads(await redis.get(key))
         await redis.set(key, json.dumps({**summary, "version": 0}), keepttl=True)
         for lane in range(old):
-            generation, number, _ = (await redis.get(mark_key(settings.group, lane))).split()
-            await redis.set(mark_key(settings.group, lane), b"%b %b 0" % (generation, number))
+            generation, number, _ = (await redis.get(checkpoint_key(settings.group, lane))).split()
+            await redis.set(checkpoint_key(settings.group, lane), b"%b %b 0" % (generation, number))
     return key
 
 

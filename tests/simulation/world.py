@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition
 
 from contracts.topics import CLOCK, CREATED, DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
-from streams.cache import LOOK_INTERVAL
+from streams.cache import CHECK_INTERVAL
 from streams.folder import HELD_BYTES
 from streams.transport.delivery import GaveUp
 from tables import codec
@@ -450,7 +450,7 @@ class World:
             self._later(LOOK, self._look)
 
     def _at_rest(self) -> bool:
-        if self.loop.now < self._redis_older_at + 2 * LOOK_INTERVAL:
+        if self.loop.now < self._redis_older_at + 2 * CHECK_INTERVAL:
             return False  # a lane without work looks only now and then
         if self._pending or self.network.under_way or self.network.down or self.group.preparing:
             return False
