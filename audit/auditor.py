@@ -55,7 +55,7 @@ _MOST_PARCELS: Final = 100
 """That one tracking number shows."""
 _LOOK: Final = 0.5
 """Seconds between two looks whether the cache is complete."""
-_BREATH: Final = 500
+_YIELD_EVERY: Final = 500
 """Orders after which whatever else runs in this event loop has its turn: a heartbeat, say."""
 _FACT_TOPICS: Final = (REKEYED, *INPUT, DECISIONS)
 _NUMBER: Final = {topic: number for number, topic in enumerate(LANE)}
@@ -363,11 +363,11 @@ class Auditor:
                 for count, (key, state) in enumerate(table.states()):
                     if self._wanted(key):
                         spill.add(crc32(key) % len(spill), (key, LOCAL, place, state), len(state) + 36)
-                    if count % _BREATH == 0:
+                    if count % _YIELD_EVERY == 0:
                         await asyncio.sleep(0)
             for count, item in enumerate(stores.items(number)):
                 spill.add(crc32(item[0]) % len(spill), tuple(item), 200)
-                if count % _BREATH == 0:
+                if count % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
             local = [(str(table.path), table.offset) for table in tables]
             lane = Lane(number, self._target.changelog if changelog in spans else None, complete, local, self._target.redis is not None)
@@ -377,7 +377,7 @@ class Auditor:
                 for group in spill.groups(bucket):
                     for count, (key, items) in enumerate(group.items()):
                         judge.order(key, items)
-                        if count % _BREATH == 0:
+                        if count % _YIELD_EVERY == 0:
                             await asyncio.sleep(0)
         finally:
             spill.close()

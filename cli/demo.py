@@ -36,7 +36,7 @@ CHECKOUTS = 300
 DEADLINES = {"ORDERS_PAYMENT_DEADLINE": "5"}
 """Some of the simulated customers' cards are declined: those orders close while one watches."""
 CHECKOUT_RATE = 100.0
-CIRCLE_SECONDS = 60.0
+SIMULATION_SECONDS = 60.0
 SHARES = (0.02, 0.1, 0.005)
 """Duplicates, late events, poison: what a marketplace's topics look like on an ordinary day."""
 
@@ -86,9 +86,9 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
         _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 5 tables in PostgreSQL")
         worker = _worker(folder, stack.env)
         _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
-        circle = asyncio.run(_circle(settings, worker))
+        simulated = asyncio.run(_simulate(settings, worker))
         asyncio.run(_stream(settings, orders, worker))
-        asyncio.run(_summary(settings, circle))
+        asyncio.run(_summary(settings, simulated))
         _verdict(settings)
         done = True
     finally:
@@ -168,19 +168,19 @@ def _stop(folder: Path) -> None:
     console.print("stopped; the data stays in " + str(folder))
 
 
-async def _circle(settings: Settings, worker: subprocess.Popen[bytes]) -> list[str]:
-    """Carts checked out, and served by simulated inventory, payment and shipping services until every order has ended. The orders' ids."""
+async def _simulate(settings: Settings, worker: subprocess.Popen[bytes]) -> list[str]:
+    """Simulate customers and services until every order has ended, and return the orders' ids."""
     from cli.simulate import run
     from workload.services import Behaviour
 
     # Another seed each time: what --keep left has the checkouts of an earlier one.
     behaviour = Behaviour(delay=0.1, returns=0.25, seed=time.time_ns())
     with _watched(worker):
-        outcome = await run(settings, behaviour, CHECKOUTS, CHECKOUT_RATE, CIRCLE_SECONDS, console)
+        outcome = await run(settings, behaviour, CHECKOUTS, CHECKOUT_RATE, SIMULATION_SECONDS, console)
     if outcome.hanging:
-        raise UserError(f"{len(outcome.hanging)} orders did not end within {CIRCLE_SECONDS:.0f} s; orders show {outcome.hanging[0]}")
+        raise UserError(f"{len(outcome.hanging)} orders did not end within {SIMULATION_SECONDS:.0f} s; orders show {outcome.hanging[0]}")
     served = f"simulated inventory, payment and shipping answered {outcome.commands.total():,} commands"
-    _step("circle", f"{CHECKOUTS:,} carts checked out; {served}")
+    _step("services", f"{CHECKOUTS:,} carts checked out; {served}")
     ended = Counter(outcome.ended.values())
     _step("", "every order ended: " + ", ".join(f"{count:,} {how}" for how, count in ended.most_common()))
     return list(outcome.ended)
@@ -241,7 +241,7 @@ def _watched(worker: subprocess.Popen[bytes]) -> Iterator[None]:
         raise UserError(f"the worker ended with exit code {worker.returncode}; its log tells why")
 
 
-async def _summary(settings: Settings, circle: list[str]) -> None:
+async def _summary(settings: Settings, simulated: list[str]) -> None:
     from cli.dlq import read
     from cli.show import COLOURS, render
     from operations.postgres.ddl import connect
@@ -259,7 +259,7 @@ async def _summary(settings: Settings, circle: list[str]) -> None:
             " LEFT JOIN orders_return r ON r.order_id = o.id AND r.user_id = o.user_id AND r.status = 'processed'"
             " WHERE o.id = ANY($1::uuid[]) GROUP BY o.id, o.version HAVING count(DISTINCT i.seller_id) > 1"
             " ORDER BY count(r.id) > 0 DESC, o.version, o.id LIMIT 1",
-            circle,
+            simulated,
         )
     console.print()
     most = max((row["orders"] for row in counts), default=1)

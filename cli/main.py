@@ -41,7 +41,7 @@ SUBCOMMANDS: Final = (
     Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
     Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),
     Subcommand("bulk", "cli.bulk", "app", "Files of orders, shipping updates or returns as background jobs."),
-    Subcommand("simulate", "cli.simulate", "simulate_command", "The services around it, simulated: the whole circle."),
+    Subcommand("simulate", "cli.simulate", "simulate_command", "Simulate customers and services: orders from checkout to their end."),
     Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
     Subcommand("show", "cli.show", "show_command", "Explain one order: its facts, its status, its money."),
     Subcommand("api", "cli.api", "api_command", "Orders over HTTP, for readers."),

@@ -162,7 +162,7 @@ class Unpacker:
     async def _publish(self, topic: str, unpacked: list[bulk.Unpacked]) -> None:
         """Returns once every event is acknowledged; they leave a tick's worth at a time, and only while the pipeline keeps up.
 
-        Lane by lane (an order's in their order), so that a handful is one batch more for one lane and not a batch more for each.
+        Lane by lane, each order's events in their order, so that one chunk is an additional batch for one lane and not for each.
         """
         at_once = max(1, int(self._settings.bulk_rate * TICK))
         unpacked = sorted(unpacked, key=lambda each: 0 if each.key is None else partition_of(each.key, self._settings.partitions))

@@ -273,8 +273,8 @@ class Customers:
         }
 
 
-class Market:
-    """All of them together: commands in, messages out."""
+class SimulatedServices:
+    """All simulated services together: they take commands and answer with messages."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
@@ -289,15 +289,15 @@ class Market:
             "refund.request": ("refund_id", payments.refund),
             "shipping.label.create": ("label_request_id", shipping.label),
         }
-        """Command -> (field of its id, who takes it)."""
+        """Command -> (field of its id, method that handles it)."""
         self.ignored = 0
-        self._asked: dict[tuple[str, str], int] = defaultdict(int)
+        self._attempts: dict[tuple[str, str], int] = defaultdict(int)
 
-    def take(self, type_: str, data: Data) -> Steps:
-        """What a command leads to: nothing, if it is overlooked this time."""
+    def handle(self, type_: str, data: Data) -> Steps:
+        """Handle a command, and yield what follows from it: nothing if the service overlooks it this time."""
         field_, service = self.commands[type_]
-        self._asked[type_, data[field_]] += 1
-        luck = self.behaviour.luck("silence", type_, data[field_], self._asked[type_, data[field_]])
+        self._attempts[type_, data[field_]] += 1
+        luck = self.behaviour.luck("silence", type_, data[field_], self._attempts[type_, data[field_]])
         if luck.random() < self.behaviour.silence:
             self.ignored += 1
             return
