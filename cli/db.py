@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Coroutine
 from dataclasses import asdict
 from enum import StrEnum
 from itertools import groupby
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import asyncpg
 import typer
 
-from cli.errors import UserError
 from cli.terminal import Rows, confirmed, interactive, output
 from cli.text import printable
-from operations.postgres import ddl, partitions, references, regions
+from errors import OrdersError
+from operations.postgres import partitions, references, regions
 from settings import get_settings
-from sinks.migrate import SchemaMismatch
-
-T = TypeVar("T")
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -55,10 +50,10 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
     """
     if ctx.invoked_subcommand is not None:
         if as_json:
-            raise UserError(f"--json belongs after {ctx.invoked_subcommand}; see orders db {ctx.invoked_subcommand} --help")
+            raise OrdersError(f"--json belongs after {ctx.invoked_subcommand}", f"see orders db {ctx.invoked_subcommand} --help")
         return
-    found = _run(partitions.overview(get_settings()))
-    links = _run(references.listed(get_settings()))
+    found = asyncio.run(partitions.overview(get_settings()))
+    links = asyncio.run(references.listed(get_settings()))
     if as_json:
         tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(found)]
         document = {
@@ -106,9 +101,9 @@ def link_command(
     given = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
     targets = {kind: given[kind] or "" for kind in references.KINDS if given[kind] is not None}
     if not targets:
-        raise UserError("nothing to link: give at least one of --users, --products, --warehouses, --sellers; see orders db link --help")
+        raise OrdersError("nothing to link", "give at least one of --users, --products, --warehouses, --sellers; see orders db link --help")
     try:
-        done = _run(references.link(get_settings(), targets, enforced, timeout, _say))
+        done = asyncio.run(references.link(get_settings(), targets, enforced, timeout, _say))
     except references.BrokenReferences as error:
         if as_json:
             print(json.dumps({"references": [], "broken": [asdict(each) for each in error.broken]}))
@@ -136,11 +131,11 @@ def unlink_command(
     Example: [bold]orders db unlink users[/bold]
     """
     if not kinds and not as_json and interactive():
-        links = _run(references.listed(get_settings()))
+        links = asyncio.run(references.listed(get_settings()))
         if links and not confirmed(f"{len(links)} foreign keys: take all of them away?"):
             print("nothing unlinked")
             raise typer.Exit(1)
-    gone = _run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
+    gone = asyncio.run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
     if as_json:
         print(json.dumps({"unlinked": [asdict(each) for each in gone]}))
         return
@@ -223,7 +218,7 @@ def add_command(
 
     Example: [bold]orders db regions add SP RJ[/bold]
     """
-    made = _run(regions.add(get_settings(), names, timeout, _say))
+    made = asyncio.run(regions.add(get_settings(), names, timeout, _say))
     if as_json:
         print(json.dumps({"regions": [asdict(each) for each in made]}))
         return
@@ -246,7 +241,7 @@ def list_command(as_json: Json = False) -> None:
 
     Example: [bold]orders db regions list[/bold]
     """
-    found = _run(regions.listed(get_settings()))
+    found = asyncio.run(regions.listed(get_settings()))
     own = sorted(name for name, count in found.items() if count is None)
     default = {name: count for name, count in sorted(found.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
     if as_json:
@@ -262,15 +257,3 @@ def _named(region: str) -> str:
 
 def _say(line: str) -> None:
     typer.echo(printable(line), err=True)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; what a person can mend becomes a UserError."""
-    try:
-        return asyncio.run(work)
-    except (SchemaMismatch, ddl.Busy, references.LinkError) as error:
-        raise UserError(str(error)) from error
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise UserError(f"Postgres says: {error}; run it as the owner of the tables") from error
-    except asyncpg.FeatureNotSupportedError as error:
-        raise UserError(f"this Postgres can't do that: {error}") from error

@@ -11,10 +11,10 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cli.errors import UserError
 from cli.terminal import Rows, output
 from cli.text import printable, second
 from domain import explain
+from errors import OrdersError
 from queries.state import read_state
 from settings import get_settings
 
@@ -52,14 +52,11 @@ def show_command(
     try:
         order_uuid = UUID(order_id)
     except ValueError:
-        raise UserError(f"{order_id!r} is not a UUID: give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6") from None
-    settings = get_settings()
-    try:
-        order = asyncio.run(read_state(settings, order_uuid))
-    except LookupError as error:
-        raise UserError(str(error)) from None
+        raise OrdersError(f"{order_id!r} is not a UUID", "give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6") from None
+    order = asyncio.run(read_state(get_settings(), order_uuid))
     if order is None:
-        raise UserError(f"no fact of order {order_uuid} is known: was it sent, and does `orders wait` say that all is processed?")
+        remedy = "see that it was sent, and that orders wait says that all is processed"
+        raise OrdersError(f"no fact of order {order_uuid} is known", remedy)
     explanation = explain.tell(order_uuid.bytes, order)
     if as_json:
         print(json.dumps(explanation, indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -9,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from cli.rebuild import Bar, document, run, show, sides
-from cli.terminal import Terminal, output
+from cli.rebuild import document, show, sides
+from cli.terminal import Terminal, output, progress
 from cli.text import printable
 from operations.whatif import Deadlines, EventDifference, EventKind, Published, WhatIfResult, whatif
 from settings import get_settings
@@ -41,9 +42,8 @@ def whatif_command(
 
         ORDERS_PAYMENT_DEADLINE=7200 orders whatif --examples 3
     """
-    bar = Bar(as_json)
-    with bar.running():
-        result = run(whatif(get_settings(), examples, bar.show, bar.step))
+    with progress(quiet=as_json, rate=True) as bar:
+        result = asyncio.run(whatif(get_settings(), examples, bar.show, bar.step))
     if as_json:
         print(json.dumps(_document(result)))
     else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,6 +28,7 @@ from aiokafka import TopicPartition
 
 from contracts import ids
 from domain.deadlines import next_due
+from errors import OrdersError
 from operations.changelog import STALE, decode, read_changelog, same, version, write_states
 from operations.differences import Differences
 from operations.differences import compare as compare_rows
@@ -35,6 +37,7 @@ from operations.history import committed, project
 from operations.postgres import compare, ddl, shadow
 from operations.postgres.shadow import Shadow
 from operations.replay import LocalStates, Progress, Replay, rules_of
+from operations.servers import require
 from settings import Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
@@ -50,12 +53,16 @@ KEYS_AT_ONCE: Final = 500
 Say = Callable[[str], None]
 
 
-class NotReady(Exception):
-    """Raised when there is no shadow that can be used. The message says why and what to do."""
+class NotReady(OrdersError):
+    """Raised when there is no shadow that can be used. The message says why."""
+
+    remedy = "run orders rebuild start, which begins again"
 
 
-class BrokenReference(Exception):
+class BrokenReference(OrdersError):
     """Raised when an enforced reference doesn't hold for the rebuilt rows. Nothing was changed."""
+
+    remedy = "add what is missing, or run orders db unlink"
 
 
 @dataclass
@@ -121,7 +128,7 @@ class Rebuild:
         try:
             await shadow.prepare(self._connection, self.made)
         except asyncpg.ForeignKeyViolationError as error:
-            raise BrokenReference(f"{error.args[0]}: {error.detail} Add what is missing, or run orders db unlink") from error
+            raise BrokenReference(f"{error.args[0]}: {(error.detail or '').rstrip('.')}") from error
         say("comparing states with the changelog")
         done = Switched("", records=self.records)
         for lane in sorted({lane for _, lane in await self._replay.lag()}):
@@ -307,6 +314,92 @@ class Rebuild:
         return count, affected
 
 
+# -- the steps, each as a command runs it --------------------------------------------------------------------------
+
+
+async def start(settings: Settings, schema: str, progress: Progress, step: Say, say: Say) -> tuple[int, float]:
+    """Replay into the shadow up to what the group has committed. Returns the number of records and the seconds. Blocks.
+
+    `step` is called with the name of each step, `say` with what a person should know. Raises what started() and
+    Rebuild.catch_up() raise.
+    """
+    async with started(settings, schema, say) as rebuild:
+        begun = time.monotonic()
+        step("replaying")
+        await rebuild.catch_up(progress)
+        return rebuild.records, time.monotonic() - begun
+
+
+async def diff(settings: Settings, schema: str, examples: int, progress: Progress, step: Say) -> Differences:
+    """Catch up, and compare the shadow's rows with the live ones. Blocks. Raises what existing() raises."""
+    async with existing(settings, schema) as rebuild:
+        step("catching up")
+        await rebuild.catch_up(progress)
+        return await rebuild.diff(examples, progress, step)
+
+
+async def switch(settings: Settings, schema: str, cache: bool, lock_timeout: float, progress: Progress, step: Say) -> Switched:
+    """Replace the live rows with the shadow's, or finish a switch that was killed. Without `cache` Redis is left out. Blocks.
+
+    Raises GroupBusy or TopicsMissing before anything is done, LockLost, and what existing() and Rebuild.switch() raise; run
+    again, it goes on.
+    """
+    await require(settings)
+    async with GroupLock(settings) as lock:
+        async with unsettled(settings) as interrupted:
+            if interrupted is not None:
+                step("catching up")
+                await interrupted.catch_up(progress)
+                entries = await interrupted.settle(lock, cache, step)
+                return Switched(interrupted.made.schema, entries=entries, records=interrupted.records)
+        async with existing(settings, schema) as rebuild:
+            step("catching up")
+            await rebuild.catch_up(progress)
+            switched = await rebuild.switch(lock, lock_timeout, progress, step)
+            switched.entries = await rebuild.settle(lock, cache, step)
+            return switched
+
+
+async def status(settings: Settings) -> list[dict[str, Any]]:
+    """Return all schemas of rebuilds for JSON, the shadow first. Blocks. Raises what the servers raise."""
+    async with ddl.connect(settings) as connection:
+        return [
+            {
+                "schema": each.schema,
+                "state": _state(each),
+                "group": each.group,
+                "started_at": each.started_at.isoformat(),
+                "switched_at": each.switched_at and each.switched_at.isoformat(),
+                "lag": None if each.before else await lag(settings, each),
+                "rows": {} if each.before else await shadow.count(connection, each),
+            }
+            for each in await shadow.listed(connection)
+        ]
+
+
+def _state(each: Shadow) -> str:
+    if not each.before:
+        return "shadow"
+    return "was live" if each.settled else "was live; run orders rebuild switch once more"
+
+
+async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
+    """Delete these schemas of rebuilds, all of them if none is named, and return their names. Blocks. Raises NotReady, Held."""
+    async with ddl.connect(settings) as connection:
+        listed = {each.schema: each for each in await shadow.listed(connection)}
+        for name in names:
+            if name not in listed:
+                raise NotReady(f"schema {name} is none of orders rebuild's", "orders rebuild status lists them")
+        shadows = [listed[name] for name in names] if names else list(listed.values())
+        for each in shadows:
+            if each.before and not each.settled:
+                raise NotReady(f"the switch that left {each.schema} isn't done", "run orders rebuild switch once more first")
+            await shadow.hold(connection, each.schema)
+        for each in shadows:
+            await drop(settings, connection, each)
+        return [each.schema for each in shadows]
+
+
 # -- beginning, going on, and looking ------------------------------------------------------------------------------
 
 
@@ -318,7 +411,7 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
         await shadow.hold(connection, schema)
         made = await shadow.find(connection, schema)
         if made is not None and made.group != settings.group:
-            raise NotReady(f"schema {schema} is of group {made.group}: choose another name with --schema")
+            raise NotReady(f"schema {schema} is of group {made.group}", "choose another name with --schema")
         if made is not None and (reason := await _unusable(settings, connection, made)) is not None:
             say(f"beginning again: {reason}")
             await drop(settings, connection, made)
@@ -344,12 +437,12 @@ async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
         await shadow.hold(connection, schema)
         made = await shadow.find(connection, schema)
         if made is None:
-            raise NotReady(f"there is no schema {schema}: run orders rebuild start")
+            raise NotReady(f"there is no schema {schema}", "run orders rebuild start")
         if (reason := await _unusable(settings, connection, made)) is not None:
-            raise NotReady(f"schema {schema} is of no use any more, {reason}: run orders rebuild start, which begins again")
+            raise NotReady(f"schema {schema} is of no use any more, {reason}")
         async with _opened(settings, connection, made) as rebuild:
             if rebuild is None:
-                raise NotReady(f"schema {schema} is ahead, the group's offsets were set back: run orders rebuild start, which begins again")
+                raise NotReady(f"schema {schema} is ahead, the group's offsets were set back")
             yield rebuild
 
 

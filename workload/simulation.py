@@ -13,14 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from aiokafka import TopicPartition
 
 from contracts.cloudevents import binary
+from errors import OrdersError
+from operations.servers import require
+from queries.state import read_state
 from settings import Settings
 from wire import AIOKafkaConsumer, AIOKafkaProducer
-from workload.services import Behaviour, Later, Message, SimulatedServices, Steps, order_of
+from workload.services import Behaviour, Customers, Later, Message, SimulatedServices, Steps, order_of
 
 ENDED = ("delivered", "returned", "closed")
 NOTICES = ("suborder.created", "suborder.updated")
@@ -168,6 +171,24 @@ class Simulation:
         if not statuses:
             return "closed"
         return statuses.pop() if len(statuses) == 1 else "delivered, some of it returned"
+
+
+class SeedTaken(OrdersError):
+    """Raised when the checkouts of this seed are there already."""
+
+    remedy = "leave --seed out or take another one"
+
+
+async def simulate(
+    settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]
+) -> SimulationResult:
+    """Run a simulation. Blocks. Raises TopicsMissing, and SeedTaken if the checkouts of this seed are there already."""
+    await require(settings)
+    [(checkout, _)] = Customers(behaviour).checkouts(1)
+    first = order_of(checkout.key)
+    if await read_state(settings, UUID(first)) is not None:
+        raise SeedTaken(f"order {first}, the first one of seed {behaviour.seed}, is there already")
+    return await Simulation(settings, behaviour).run(checkouts, rate, timeout, progress)
 
 
 def _data(value: bytes | None) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from faust.types import TP
 
 from cli import dlq
-from cli.wait import wait
 from contracts.topics import DLQ
 from domain.order import Order
+from operations.wait import wait
 from queries.state import read_state
 from settings import Settings
 from stack import Stack

@@ -261,10 +261,10 @@ async def test_a_lane_at_rest_brings_its_checkpoint_to_the_changelogs_end(lane: 
     lane.markers = 1
     lane.log.append((B, state(2)))
     await eventually(at_end, "and a transaction's end")
-    settled = lane.keeper._lanes[0].number
+    settled = lane.keeper._lanes[0].sequence
     await lane.batch(A, state(2))
     await eventually(at_end, "as before")
-    assert lane.keeper._lanes[0].number == settled + 2, "a batch, and its transaction's end"
+    assert lane.keeper._lanes[0].sequence == settled + 2, "a batch, and its transaction's end"
     monkeypatch.setattr(cache, "CHECK_INTERVAL", 0.0)
     lane.markers = 2
     await eventually(at_end, "the end of a transaction comes late")

@@ -11,12 +11,12 @@ from uuid import UUID
 import msgspec
 import pytest
 
-from cli.errors import UserError
 from cli.events import events_command
 from contracts import outgoing, topics
 from contracts.errors import Refused
 from domain import events
 from domain.order import PaymentFailure
+from errors import OrdersError
 from reference import compatibility
 from reference.compatibility import Breaking, asyncapi, breaking, schemas, way_of, write
 from reference.events import reference
@@ -152,10 +152,10 @@ def test_the_command_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_p
     assert str(tmp_path / "asyncapi.json") in capsys.readouterr().out
     events_command(write=tmp_path)
     assert capsys.readouterr().out == "nothing has changed\n"
-    with pytest.raises(UserError, match="one of --json"):
+    with pytest.raises(OrdersError, match="one of them at a time"):
         events_command(as_json=True, as_asyncapi=True)
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--write"):
+    with pytest.raises(OrdersError, match="--write"):
         events_command(write=tmp_path / "file")
 
 
