@@ -1,8 +1,9 @@
 """The whole topology on one page.
 
-    the same partition of all topics = one lane ─► decode ─► fold ─► derived topics, orders.decisions, orders.dlq
-                                                             │   └─► Postgres ─► state (changelog, RocksDB) ─► Redis ─► ack
-                                                             └─ one order's facts: domain/
+    the same partition of all topics = one lane
+      ─► decode ─► fold ─► derived topics, orders.decisions, orders.dlq
+                   │   └─► Postgres ─► state (changelog, RocksDB) ─► Redis ─► ack
+                   └─ one order's facts: domain/
 
 An order's events share a key, so they share a partition number, and one lane per partition number reads all input topics: no order
 is ever folded by two at once. What a lane does with a batch: streams/pipeline.py. What happens when something dies: docs/delivery.md.

@@ -44,13 +44,15 @@ local call, find, sub = redis.call, string.find, string.sub
 local PARCEL = '"shipment_id":"'
 local VERSION = '"version":'
 
--- The other parcels under a number (the same parcel may hold several orders). Values that aren't parcels are left out.
+-- The other parcels under a number (the same parcel may hold several orders). Values that aren't parcels are
+-- left out.
 local function others(found, order, parcel)
   local rest = {}
   local fine, entries = pcall(cjson.decode, found)
   if not fine or type(entries) ~= 'table' then return rest end
   for _, each in ipairs(entries) do
-    local ours = type(each) == 'table' and type(each.order_id) == 'string' and type(each.shipment_id) == 'string'
+    local ours = type(each) == 'table' and type(each.order_id) == 'string'
+      and type(each.shipment_id) == 'string'
     if ours and not (each.order_id == order and each.shipment_id == parcel) then rest[#rest + 1] = each end
   end
   return rest
@@ -61,7 +63,8 @@ local function before(a, b)
   return a.order_id < b.order_id
 end
 
--- Adds a parcel's entry to those of a tracking number, MOST_PARCELS at most. Nearly always it is the only one; then nothing is parsed.
+-- Adds a parcel's entry to those of a tracking number, MOST_PARCELS at most. Nearly always it is the only
+-- one; then nothing is parsed.
 local function track(number, order, parcel, json, ttl)
   local key = 'tracking:' .. number
   local found = call('GET', key)
@@ -109,7 +112,8 @@ local function put(e)
   return 1
 end
 
--- Deletes values of another type under our keys. Values of the right type stay: they may hold other orders' parcels.
+-- Deletes values of another type under our keys. Values of the right type stay: they may hold other orders'
+-- parcels.
 local function clear(e)
   if not pcall(call, 'GET', 'order:' .. e[1]) then call('DEL', 'order:' .. e[1]) end
   local recent = 'user:' .. e[2] .. ':orders'
@@ -122,7 +126,8 @@ local function clear(e)
   end
 end
 
--- The lane's checkpoint: "GENERATION SEQUENCE POSITION". Writes of a former owner are refused, and writes that were sent before the latest.
+-- The lane's checkpoint: "GENERATION SEQUENCE POSITION". Writes of a former owner are refused, and so are
+-- writes that were sent before the latest.
 local key, generation, sequence, position, to, claim, acknowledged = unpack(ARGV, 2, 8)
 local at, lost = 0, 0
 if key then
@@ -132,7 +137,8 @@ if key then
   if claim == 'reset' then found = position end
   by, last, at = tonumber(by or 0), tonumber(last or 0), tonumber(found or position)
   if claim == '' and (by > generation or by == generation and last > sequence) then return {0, at, 0} end
-  -- The owner had a later write acknowledged than the server has: the server is an older copy, even with the same position.
+  -- The owner had a later write acknowledged than the server has: the server is an older copy, even with the
+  -- same position.
   if found and claim == '' and acknowledged > 0 and (by < generation or last < acknowledged) then lost = 1 end
 end
 
@@ -140,7 +146,8 @@ local written = 0
 for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   local fine, done = pcall(put, e)
   if not fine then
-    -- Out of memory is no reason to delete what is there; and after a DEL the server would let a script write beyond its limit.
+    -- Out of memory is no reason to delete what is there; and after a DEL the server would let a script write
+    -- beyond its limit.
     local reason = type(done) == 'table' and done.err or done
     if find(reason, '^OOM') then return redis.error_reply(reason) end
     clear(e)

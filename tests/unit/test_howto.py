@@ -54,7 +54,8 @@ assert take(order, TYPE, {**told, "text": "another"}, "2026-03-01T13:00:00Z").re
 take(order, "order.created", sent["order.created"], "2026-03-01T10:00:00Z")
 assert order.version == 2
 
-lines = [line for line in tell(bytes.fromhex(told["order_id"].replace("-", "")), order)["facts"] if line["type"] == TYPE]
+facts = tell(bytes.fromhex(told["order_id"].replace("-", "")), order)["facts"]
+lines = [line for line in facts if line["type"] == TYPE]
 assert len(lines) == 1 and told["note_id"] in lines[0]["what"], lines
 
 page = io.StringIO()
