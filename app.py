@@ -73,6 +73,6 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
 def __getattr__(name: str) -> Any:
     """`app`, for `faust -A app worker`: made when it is asked for, so that importing this module builds no client."""
     if name == "app":
-        globals()["app"] = made = create_app(get_settings())
-        return made
+        globals()["app"] = application = create_app(get_settings())
+        return application
     raise AttributeError(name)

@@ -119,10 +119,10 @@ def _allowed(keys: Sequence[str]) -> Callable[..., Awaitable[None]]:
     """What lets through whoever gives one of these keys, or everybody where there is none; raises HTTPException (401)."""
     digests = [sha256(key.encode()).digest() for key in keys]
 
-    async def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+    async def allowed(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         if not digests:
             return
-        digest = sha256(given.credentials.encode()).digest() if given is not None else b""
+        digest = sha256(credentials.credentials.encode()).digest() if credentials is not None else b""
         # Of digests: the time it takes says nothing about a key.
         if not any(hmac.compare_digest(digest, each) for each in digests):
             raise HTTPException(401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})

@@ -121,11 +121,11 @@ class Connection(HttpToolsProtocol):
             raise Refused(505, "HTTP/1.1 or 1.0")
         if any(name == b"content-length" and int(value) > MOST_BODY for name, value in self.headers):
             raise _too_much()
-        whole = _ABSOLUTE.fullmatch(self.url)
-        if whole is not None:
+        absolute = _ABSOLUTE.fullmatch(self.url)
+        if absolute is not None:
             # The host is its authority, whatever the header says (RFC 9112, 3.2.2).
-            self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"] + [(b"host", whole[1])]
-            self.url = whole[2] if whole[2][:1] == b"/" else b"/" + whole[2]
+            self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"] + [(b"host", absolute[1])]
+            self.url = absolute[2] if absolute[2][:1] == b"/" else b"/" + absolute[2]
         self._in_head, self._size = False, 0
         super().on_headers_complete()
         if self.expect_100_continue:
@@ -188,8 +188,8 @@ class Connection(HttpToolsProtocol):
             except Refused as refused:
                 self._refuse(refused)
             except httptools.HttpParserError as error:
-                told = error.__context__
-                self._refuse(told if isinstance(told, Refused) else Refused(400, "this can't be read as HTTP"))
+                cause = error.__context__
+                self._refuse(cause if isinstance(cause, Refused) else Refused(400, "this can't be read as HTTP"))
         if self._rest and not self._deaf:
             self.flow.pause_reading()
 

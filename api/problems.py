@@ -44,14 +44,14 @@ def problem(
     status: int, detail: str | None = None, kind: str | None = None, *, errors: list[Fault] | None = None, headers: Any = None
 ) -> ProblemResponse:
     """An answer that says what went wrong."""
-    told = Problem(
+    document = Problem(
         type="about:blank" if kind is None else f"urn:orders:{kind}",
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         errors=errors,
     )
-    return ProblemResponse(told.model_dump(exclude_none=True), status, headers=headers)
+    return ProblemResponse(document.model_dump(exclude_none=True), status, headers=headers)
 
 
 def install(app: FastAPI) -> None:

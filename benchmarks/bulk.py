@@ -48,7 +48,7 @@ def order(name: str) -> tuple[str, dict[str, Any]]:
 async def measure(brokers: str, name: str, seconds: float) -> list[float]:
     """Send for so long; returns every order's latency in seconds, sorted. Raises RuntimeError if an order has none."""
     sent: dict[bytes, float] = {}
-    found: list[float] = []
+    latencies: list[float] = []
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=0))
         consumer = await stack.enter_async_context(AIOKafkaConsumer("suborder.created", bootstrap_servers=brokers, group_id=None))
@@ -58,7 +58,7 @@ async def measure(brokers: str, name: str, seconds: float) -> list[float]:
         async def listen() -> None:
             async for record in consumer:
                 if (since := sent.pop(record.key, None)) is not None:
-                    found.append(time.perf_counter() - since)
+                    latencies.append(time.perf_counter() - since)
                 if not sent and time.perf_counter() - started > seconds:
                     return
 
@@ -77,7 +77,7 @@ async def measure(brokers: str, name: str, seconds: float) -> list[float]:
         listening.cancel()
     if sent:
         raise RuntimeError(f"{len(sent)} orders have no suborder after 30 s")
-    return sorted(found)
+    return sorted(latencies)
 
 
 @contextmanager
@@ -134,10 +134,10 @@ def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
             stack.purge()
     if job["state"] == "completed":
         raise RuntimeError("the job was done before the measurement: more --lines")
-    found: dict[str, Any] = {name: {f"p{q}_ms": _percentile(each, q) for q in (50, 90, 99)} for name, each in latencies.items()}
-    ratio = found["with"]["p99_ms"] / found["without"]["p99_ms"]
+    results: dict[str, Any] = {name: {f"p{q}_ms": _percentile(each, q) for q in (50, 90, 99)} for name, each in latencies.items()}
+    ratio = results["with"]["p99_ms"] / results["without"]["p99_ms"]
     return {
-        **found,
+        **results,
         "ratio_p99": round(ratio, 2),
         "unpacked": job["events"],
         "load": os.getloadavg()[0],

@@ -166,15 +166,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bench", type=Path, default=BENCH, help=f"a file of `orders bench` (default: {BENCH.name})")
     parser.add_argument("--sizes", type=Path, default=SIZES, help=f"a file of benchmarks.sizes (default: {SIZES.name})")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        costs = Costs.read(json.loads(given.bench.read_text()), json.loads(given.sizes.read_text()))
-        needs = [need(costs, rate, given.headroom, given.replication, given.pool) for rate in given.rate or RATES]
+        costs = Costs.read(json.loads(options.bench.read_text()), json.loads(options.sizes.read_text()))
+        needs = [need(costs, rate, options.headroom, options.replication, options.pool) for rate in options.rate or RATES]
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyError as error:
-        parser.error(f"{given.bench} or {given.sizes} has no {error}: give files of `orders bench` and of benchmarks.sizes")
-    if given.json:
+        parser.error(f"{options.bench} or {options.sizes} has no {error}: give files of `orders bench` and of benchmarks.sizes")
+    if options.json:
         sys.stdout.write(json.dumps({"costs": asdict(costs), "needs": [asdict(each) for each in needs]}, indent=2) + "\n")
     else:
         sys.stdout.write(table(needs) + "\n")

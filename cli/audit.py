@@ -93,11 +93,11 @@ def _verdict(report: Report, check: str) -> tuple[str, str]:
     return "holds", "green"
 
 
-def show_findings(findings: list[Finding], whole: int, console: Terminal) -> None:
+def show_findings(findings: list[Finding], total: int, console: Terminal) -> None:
     """Lines, not a table: ids and places are long, and someone copies them."""
     if not findings:
         return
-    console.print(f"{whole:,} broken", style="bold red")
+    console.print(f"{total:,} broken", style="bold red")
     for finding in findings:
         line = Text.assemble(("  " + finding.check, "bold"), f"  {printable(finding.where)}")
         if finding.order_id:
@@ -106,8 +106,8 @@ def show_findings(findings: list[Finding], whole: int, console: Terminal) -> Non
             line.append(f"  by {printable(finding.fact)}", "dim")
         line.append(f"\n      expected {printable(finding.expected)}\n      actual   {printable(finding.actual)}")
         console.print(line)
-    if whole > len(findings):
-        console.print(f"and {whole - len(findings):,} more; --max-findings keeps more")
+    if total > len(findings):
+        console.print(f"and {total - len(findings):,} more; --max-findings keeps more")
 
 
 def _listed(counts: dict[str, int]) -> str:

@@ -97,7 +97,7 @@ def submit_command(
     with ExitStack() as stack:
         refused = _Refused(report, file, stack)
         bar = stack.enter_context(progress("lines read", quiet=as_json))
-        made = prepare(
+        prepared = prepare(
             file,
             kind.value,
             stack,
@@ -108,9 +108,9 @@ def submit_command(
             refuse=refused.add,
             progress=bar.show,
         )
-        refused.write(made)
-        if made.parts and not dry_run:
-            sending = bar.another("parts sent", len(made.parts))
+        refused.write(prepared)
+        if prepared.parts and not dry_run:
+            sending = bar.another("parts sent", len(prepared.parts))
 
             def count(part: int) -> None:
                 nonlocal sent
@@ -118,18 +118,18 @@ def submit_command(
                 sending.show(part)
 
             try:
-                asyncio.run(_send(settings, made, again, count))
+                asyncio.run(_send(settings, prepared, again, count))
             except OtherJob:
                 raise  # nothing was sent
             except BaseException as error:
                 failure = error
     outcome = Outcome(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
-    _report(made, refused.first, outcome, as_json)
+    _report(prepared, refused.first, outcome, as_json)
     if refused.failed is not None:
         print(f"orders: --report {report}: {refused.failed.strerror}; it doesn't hold every refused line", file=sys.stderr)
     if failure is not None:
         _fail(failure, sent)
-    if made.refused or refused.failed is not None:
+    if prepared.refused or refused.failed is not None:
         raise typer.Exit(1)
 
 
@@ -274,21 +274,21 @@ def status_command(
 
     Example: [bold]orders bulk status[/bold]
     """
-    wanted = None if job is None else _uuid(job)
-    rows = asyncio.run(status(get_settings(), wanted, limit))
+    job_id = None if job is None else _uuid(job)
+    rows = asyncio.run(status(get_settings(), job_id, limit))
     if as_json:
         print(json.dumps({"jobs": rows}, default=_text))
     else:
         numbers = ("lines", "refused", "parts sent", "parts done", "events")
         table = Rows("job", "kind", *numbers, "state", right=numbers)
         for row in rows:
-            known = {name: "?" if row[name] is None else f"{row[name]:,}" for name in ("lines", "refused")}
+            counts = {name: "?" if row[name] is None else f"{row[name]:,}" for name in ("lines", "refused")}
             sent = "?" if row["digest"] is None else f"{row['parts_sent']:,}/{row['parts']:,}"
             done = f"{row['parts_done']:,}/{row['parts']:,}"
-            table.add(row["job_id"], row["kind"], known["lines"], known["refused"], sent, done, f"{row['events']:,}", row["state"])
+            table.add(row["job_id"], row["kind"], counts["lines"], counts["refused"], sent, done, f"{row['events']:,}", row["state"])
         output().print(table if rows else "no jobs")
-    if wanted is not None and not rows:
-        print(f"orders: no job {wanted}", file=sys.stderr)
+    if job_id is not None and not rows:
+        print(f"orders: no job {job_id}", file=sys.stderr)
         raise typer.Exit(1)
 
 

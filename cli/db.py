@@ -52,23 +52,23 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
         if as_json:
             raise OrdersError(f"--json belongs after {ctx.invoked_subcommand}", f"see orders db {ctx.invoked_subcommand} --help")
         return
-    found = asyncio.run(partitions.overview(get_settings()))
+    overview = asyncio.run(partitions.overview(get_settings()))
     links = asyncio.run(references.listed(get_settings()))
     if as_json:
-        tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(found)]
+        tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(overview)]
         document = {
-            "partition_by": found.layout.partition_by,
-            "revision": found.revision,
-            "database_bytes": found.database_bytes,
+            "partition_by": overview.layout.partition_by,
+            "revision": overview.revision,
+            "database_bytes": overview.database_bytes,
             "tables": tables,
             "references": [asdict(each) for each in links],
         }
         print(json.dumps(document))
         return
     console = output()
-    how = "hash of user_id" if found.layout.partition_by == "user_id" else "region"
-    console.print(f"partitioned by {how}; revision {found.revision}; the database takes {_size(found.database_bytes)}")
-    console.print(_table(found))
+    how = "hash of user_id" if overview.layout.partition_by == "user_id" else "region"
+    console.print(f"partitioned by {how}; revision {overview.revision}; the database takes {_size(overview.database_bytes)}")
+    console.print(_table(overview))
     for each in links:
         console.print(_link(each))
     console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
@@ -98,8 +98,8 @@ def link_command(
 
     Example: [bold]orders db link --users accounts_user --products products_product --warehouses warehouse[/bold]
     """
-    given = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
-    targets = {kind: given[kind] or "" for kind in references.KINDS if given[kind] is not None}
+    tables = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
+    targets = {kind: tables[kind] or "" for kind in references.KINDS if tables[kind] is not None}
     if not targets:
         raise OrdersError("nothing to link", "give at least one of --users, --products, --warehouses, --sellers; see orders db link --help")
     try:
@@ -145,13 +145,13 @@ def unlink_command(
         print("there was none")
 
 
-def _link(found: references.Link) -> str:
-    how = "not enforced" if not found.enforced else "enforced" if found.valid else "enforced for new rows only: link it once more"
-    return printable(f"{found.table}.{found.column} refers to {found.to}: {how}")
+def _link(link: references.Link) -> str:
+    how = "not enforced" if not link.enforced else "enforced" if link.valid else "enforced for new rows only: link it once more"
+    return printable(f"{link.table}.{link.column} refers to {link.to}: {how}")
 
 
-def _by_table(found: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:
-    return [(name, list(parts)) for name, parts in groupby(found.partitions, key=lambda part: part.table)]
+def _by_table(overview: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:
+    return [(name, list(parts)) for name, parts in groupby(overview.partitions, key=lambda part: part.table)]
 
 
 def _sums(parts: list[partitions.Partition]) -> dict[str, int]:
@@ -169,10 +169,10 @@ def _plain(part: partitions.Partition) -> dict[str, Any]:
     return {**asdict(part), "vacuumed_at": None if at is None else at.isoformat()}
 
 
-def _table(found: partitions.Overview) -> Rows:
+def _table(overview: partitions.Overview) -> Rows:
     numbers = ("rows", "table", "indexes", "dead", "bloat", "vacuumed")
     table = Rows("partition", "holds", *numbers, prose={"holds"}, right=numbers)
-    for name, parts in _by_table(found):
+    for name, parts in _by_table(overview):
         sums = _sums(parts)
         cells = (name, "", f"{sums['rows']:,}", _size(sums["table_bytes"]), _size(sums["index_bytes"]), f"{sums['dead_rows']:,}")
         table.add(*((cell, "bold") for cell in (*cells, _size(sums["bloat_bytes"]), "")))
@@ -218,11 +218,11 @@ def add_command(
 
     Example: [bold]orders db regions add SP RJ[/bold]
     """
-    made = asyncio.run(regions.add(get_settings(), names, timeout, _say))
+    added = asyncio.run(regions.add(get_settings(), names, timeout, _say))
     if as_json:
-        print(json.dumps({"regions": [asdict(each) for each in made]}))
+        print(json.dumps({"regions": [asdict(each) for each in added]}))
         return
-    for each in made:
+    for each in added:
         if not each.created:
             print(f"{_named(each.region)}: has its partitions already")
             continue
@@ -241,9 +241,9 @@ def list_command(as_json: Json = False) -> None:
 
     Example: [bold]orders db regions list[/bold]
     """
-    found = asyncio.run(regions.listed(get_settings()))
-    own = sorted(name for name, count in found.items() if count is None)
-    default = {name: count for name, count in sorted(found.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
+    listed = asyncio.run(regions.listed(get_settings()))
+    own = sorted(name for name, count in listed.items() if count is None)
+    default = {name: count for name, count in sorted(listed.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
     if as_json:
         print(json.dumps({"own_partitions": own, "in_default": default}))
         return

@@ -215,8 +215,8 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
             sent = records
             sent_bar.show(sent)
 
-        def processed(_: int, left: int) -> None:
-            done_bar.show(max(0, sent - left))
+        def processed(_: int, remaining: int) -> None:
+            done_bar.show(max(0, sent - remaining))
 
         sending = asyncio.ensure_future(send(settings, events, progress=count))
         with _watched(worker):

@@ -74,8 +74,8 @@ def list_command(
     console.print()
     for code, count in reasons.most_common():
         console.print(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}")
-    told = ", ".join(f"{states[name]:,} {name}" for name in STATES)
-    console.print(f"{reasons.total():>8,}  in all: {told}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
+    summary = ", ".join(f"{states[name]:,} {name}" for name in STATES)
+    console.print(f"{reasons.total():>8,}  in all: {summary}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
 
 
 @app.command("show")
@@ -233,13 +233,13 @@ def _check_topics(names: Sequence[str]) -> None:
 def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
     if text is None:
         return None
-    found: set[tuple[int, int]] = set()
+    ids: set[tuple[int, int]] = set()
     for each in text.split(","):
         partition, _, offset = each.strip().partition(":")
         if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in (partition, offset)):
             raise OrdersError(f"--ids {each.strip()!r} is not PARTITION:OFFSET", "orders dlq list has them")
-        found.add((int(partition), int(offset)))
-    return frozenset(found)
+        ids.add((int(partition), int(offset)))
+    return frozenset(ids)
 
 
 def pretty(value: bytes) -> str:
@@ -279,10 +279,10 @@ def _decoded(value: bytes) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise ValueError("a name stands twice")
-    return found
+    return members
 
 
 def _refuse(token: str) -> Any:

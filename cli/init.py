@@ -42,5 +42,5 @@ def init_command(
     if as_json:
         print(json.dumps({"topics_created": created, "partitions": settings.partitions, "partition_by": partition_by.value}))
         return
-    made = f"{len(created)} topics created" if created else "all topics were there"
-    print(f"{made}, {settings.partitions} partitions each; the schema is up to date, partitioned by {partition_by.value}")
+    summary = f"{len(created)} topics created" if created else "all topics were there"
+    print(f"{summary}, {settings.partitions} partitions each; the schema is up to date, partitioned by {partition_by.value}")

@@ -74,10 +74,10 @@ class SubcommandGroup(TyperGroup):
         return [sub.name for sub in SUBCOMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        found = next((sub for sub in SUBCOMMANDS if sub.name == cmd_name), None)
-        if found is None:
+        subcommand = next((sub for sub in SUBCOMMANDS if sub.name == cmd_name), None)
+        if subcommand is None:
             return None
-        return TyperCommand(name=found.name, help=found.help) if self._listing else load(found)
+        return TyperCommand(name=subcommand.name, help=subcommand.help) if self._listing else load(subcommand)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         # typer suggests near names out of this mapping, which is empty while nothing is imported.
@@ -289,9 +289,9 @@ def _address(server: str) -> str:
 def _connecting(traceback: TracebackType | None) -> str | None:
     """Which server's client raised it: a refused connection itself names no more than an errno."""
     clients = {"aiokafka": "kafka", "asyncpg": "postgres", "redis": "redis"}
-    found: str | None = None
+    server: str | None = None
     while traceback is not None:
         name = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        found = clients.get(name.partition(".")[0], "postgres" if name == "sinks.connection" else found)
+        server = clients.get(name.partition(".")[0], "postgres" if name == "sinks.connection" else server)
         traceback = traceback.tb_next
-    return found
+    return server

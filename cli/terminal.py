@@ -126,11 +126,11 @@ class Bar:
         self._line = lines.add_task(what, total=total, rate="")
         self._begun = time.monotonic()
 
-    def show(self, done: int, whole: int | None = None) -> None:
+    def show(self, done: int, total: int | None = None) -> None:
         """Say how much is done and, where it wasn't known or changes, of how much."""
         elapsed = time.monotonic() - self._begun
         rate = f"{done / elapsed:,.0f}/s" if elapsed > RATE_SECONDS else ""
-        self._lines.update(self._line, completed=done, total=whole, rate=rate)
+        self._lines.update(self._line, completed=done, total=total, rate=rate)
 
     def step(self, what: str) -> None:
         """Begin another kind of work, at nothing."""
@@ -139,10 +139,10 @@ class Bar:
         self._lines.remove_task(self._line)
         self._line = self._lines.add_task(what, total=None, rate="")
 
-    def work(self, what: str, done: int, whole: int) -> None:
+    def work(self, what: str, done: int, total: int) -> None:
         """show() of work that names itself each time."""
         self._lines.update(self._line, description=what)
-        self.show(done, whole)
+        self.show(done, total)
 
     def say(self, what: str) -> None:
         """Print a line that stays, above the progress; also where that is silent."""
@@ -209,20 +209,20 @@ class Rows:
         columns = list(zip(*rows, strict=True))
         heads = [cell_len(heading) if self._header else 0 for heading in self._headings]
         natural = [max(head, *(cell.cell_len for cell in cells)) for head, cells in zip(heads, columns, strict=True)]
-        left = width - len(GAP) * (len(natural) - 1)
-        if sum(natural) <= left:
+        remaining = width - len(GAP) * (len(natural) - 1)
+        if sum(natural) <= remaining:
             return natural
         least = [
-            min(whole, max(20, head, *(min(_longest_word(cell), NARROWEST) for cell in cells))) if prose else whole
-            for whole, head, cells, prose in zip(natural, heads, columns, self._prose, strict=True)
+            min(full, max(20, head, *(min(_longest_word(cell), NARROWEST) for cell in cells))) if prose else full
+            for full, head, cells, prose in zip(natural, heads, columns, self._prose, strict=True)
         ]
-        left -= sum(least)
-        if left < 0:
+        remaining -= sum(least)
+        if remaining < 0:
             return None
-        for number, whole in enumerate(natural):
-            more = min(whole - least[number], left)
+        for number, full in enumerate(natural):
+            more = min(full - least[number], remaining)
             least[number] += more
-            left -= more
+            remaining -= more
         return least
 
     def _grid(self, console: Console, rows: Sequence[Sequence[Text]], widths: Sequence[int]) -> Iterator[Text]:

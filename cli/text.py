@@ -16,10 +16,10 @@ def printable(text: object, *, lines: bool = False) -> str:
     A line break is escaped too, unless `lines`: then what is printed may have several. For Rich it still has to be printed as text, not
     as markup. Never blocks, never raises.
     """
-    whole = str(text)
-    if whole.isascii() and whole.isprintable():
-        return whole
-    return "".join(char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode() for char in whole)
+    plain = str(text)
+    if plain.isascii() and plain.isprintable():
+        return plain
+    return "".join(char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode() for char in plain)
 
 
 def one_line(text: object) -> str:

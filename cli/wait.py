@@ -68,6 +68,6 @@ def _told(outcome: WaitResult) -> str:
     """What is left, for a person."""
     nobody = "" if outcome.members else "; no worker is running: start one with orders worker"
     if outcome.left:
-        left = ", ".join(f"{topic} {count:,}" for topic, count in outcome.left.items())
-        return f"{sum(outcome.left.values()):,} records are left after {outcome.seconds:.1f} s ({left}){nobody}"
+        remaining = ", ".join(f"{topic} {count:,}" for topic, count in outcome.left.items())
+        return f"{sum(outcome.left.values()):,} records are left after {outcome.seconds:.1f} s ({remaining}){nobody}"
     return f"everything is processed, but after {outcome.seconds:.1f} s {outcome.cache}{nobody} (--no-cache doesn't wait for it)"

@@ -73,11 +73,11 @@ def allocate(amount: int, weights: Sequence[int]) -> list[int]:
     if amount == 0 or total == 0:
         return [0] * len(weights)
     shares = [amount * weight // total for weight in weights]
-    left = amount - sum(shares)
-    if left:
+    remainder = amount - sum(shares)
+    if remainder:
         # Python's sort is stable: of equal remainders the earlier weight comes first.
         by_remainder = sorted(range(len(weights)), key=lambda i: -(amount * weights[i] % total))
-        for i in by_remainder[:left]:
+        for i in by_remainder[:remainder]:
             shares[i] += 1
     return shares
 

@@ -128,8 +128,8 @@ class Reader:
 
     async def __aenter__(self) -> Self:
         """Raises TopicsMissing."""
-        found = await topics.describe(self._settings)
-        topics.require(self._settings, self._names, found)
+        described = await topics.describe(self._settings)
+        topics.require(self._settings, self._names, described)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=self._settings.brokers,
             client_id="orders-dlq",
@@ -140,7 +140,7 @@ class Reader:
             fetch_max_wait_ms=100,
         )
         await self._consumer.start()
-        places = [TopicPartition(name, number) for name in self._names for number in range(found[name].partitions)]
+        places = [TopicPartition(name, number) for name in self._names for number in range(described[name].partitions)]
         self._begins = await self._consumer.beginning_offsets(places)
         self._ends = await self._consumer.end_offsets(places)
         return self
@@ -213,28 +213,28 @@ class Letters:
                     letter = _letter(record)
                     yield letter, notes.get(letter.place)
 
-    async def some(self, wanted: Collection[tuple[int, int]]) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
+    async def some(self, ids: Collection[tuple[int, int]]) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
         """Those at these (partition, offset). Raises NoSuchLetter before the first if one of them isn't there."""
-        found: list[DeadLetter] = []
-        for partition, offset in sorted(wanted):
+        letters: list[DeadLetter] = []
+        for partition, offset in sorted(ids):
             async with aclosing(self._letters.records(DLQ, partition, offset)) as records:
                 record = await anext(records, None)
             if record is None or record.offset != offset:
                 raise NoSuchLetter(f"no dead letter at {partition}:{offset}")
-            found.append(_letter(record))
-        notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in found}}
-        for letter in found:
+            letters.append(_letter(record))
+        notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in letters}}
+        for letter in letters:
             yield letter, notes[letter.partition].get(letter.place)
 
     async def _notes(self, partition: int) -> dict[tuple[str, int, int], Redriven]:
         """Refused record -> the note of its letter, for the letters in this partition of orders.dlq."""
-        found: dict[tuple[str, int, int], Redriven] = {}
+        notes: dict[tuple[str, int, int], Redriven] = {}
         async with aclosing(self._ledger.records(REDRIVEN, partition)) as records:
             async for record in records:
                 note = _note(record.value)
                 if note is not None:
-                    found[note.origin] = note
-        return found
+                    notes[note.origin] = note
+        return notes
 
 
 _decode: Final = msgspec.json.Decoder(Redriven).decode
@@ -275,8 +275,8 @@ Found = tuple[DeadLetter, Redriven | None]
 
 async def read(settings: Settings) -> AsyncGenerator[DeadLetter, None]:
     """Every dead letter there is at the call, each partition's in order. Raises TopicsMissing."""
-    async with Letters(settings) as letters, aclosing(letters.all()) as found:
-        async for letter, _ in found:
+    async with Letters(settings) as letters, aclosing(letters.all()) as pairs:
+        async for letter, _ in pairs:
             yield letter
 
 
@@ -290,8 +290,8 @@ async def newest_of(
     newest: list[Found] = []
     reasons: Counter[str] = Counter()
     states: Counter[str] = Counter()
-    async with Letters(settings) as letters, aclosing(letters.all()) as found:
-        async for letter, note in found:
+    async with Letters(settings) as letters, aclosing(letters.all()) as pairs:
+        async for letter, note in pairs:
             its = state_of(settings, letter, note)
             if (reason in (None, letter.reason)) and (topic in (None, letter.origin_topic)) and (state in (None, its)):
                 reasons[letter.reason] += 1
@@ -306,8 +306,8 @@ async def find(settings: Settings, topic: str | None, partition: int, offset: in
     """The letter at this place in orders.dlq or, with a topic, of the record at this place. Raises NoSuchLetter, TopicsMissing."""
     async with Letters(settings) as letters:
         source = letters.some([(partition, offset)]) if topic is None else letters.all()
-        async with aclosing(source) as found:
-            async for letter, note in found:
+        async with aclosing(source) as pairs:
+            async for letter, note in pairs:
                 if topic is None or letter.place == (topic, partition, offset):
                     return letter, note
     raise NoSuchLetter(f"no dead letter of {topic}:{partition}:{offset}")

@@ -57,14 +57,14 @@ class HistoryReader(LogReader):
 
     async def require(self, starts: Mapping[int, Positions], ends: Mapping[int, Positions]) -> None:
         """Raises LogIncomplete if a lane's logs (those of `ends`) don't reach back to its start; what isn't named there starts at 0."""
-        wanted: dict[TopicPartition, int] = {}
+        needed: dict[TopicPartition, int] = {}
         for lane, logs in ends.items():
             for log in logs:
                 start = starts.get(lane, {}).get(log, 0)
-                wanted[_partition(log)] = min(start, wanted.get(_partition(log), start))
-        await learn_topics(self._consumer, {partition.topic for partition in wanted})
-        for partition, start in (await self._consumer.beginning_offsets(list(wanted))).items():
-            if start > wanted[partition]:
+                needed[_partition(log)] = min(start, needed.get(_partition(log), start))
+        await learn_topics(self._consumer, {partition.topic for partition in needed})
+        for partition, start in (await self._consumer.beginning_offsets(list(needed))).items():
+            if start > needed[partition]:
                 raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")
 
     async def lane(self, start: Positions, end: Positions) -> AsyncGenerator[list[Any], None]:
@@ -172,8 +172,8 @@ def project(folder: BatchFolder, states: Mapping[bytes, bytes]) -> BatchOutput:
         order = codec.decode(raw)
         # A decision of ours that isn't in the log was never made. It is looked at again when the order's next event comes.
         order.proposed = len(order.decisions)
-        whole = touched[raw_id] = OrderInBatch(order)
-        whole.changed = whole.created = True
+        order_in_batch = touched[raw_id] = OrderInBatch(order)
+        order_in_batch.changed = order_in_batch.created = True
     work = BatchOutput()
     folder.project(work, touched)
     return work

@@ -156,10 +156,10 @@ class _Sender:
         self._limits: dict[str, int] = {}
 
     async def __aenter__(self) -> _Sender:
-        found = await topics.describe(self._settings)
-        topics.require(self._settings, (*LANE, REDRIVEN), found)
-        self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in found.items()}
-        self._partitions = {name: state.partitions for name, state in found.items()}
+        described = await topics.describe(self._settings)
+        topics.require(self._settings, (*LANE, REDRIVEN), described)
+        self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in described.items()}
+        self._partitions = {name: state.partitions for name, state in described.items()}
         self._producer = AIOKafkaProducer(
             bootstrap_servers=self._settings.brokers,
             client_id="orders-redrive",
@@ -217,8 +217,8 @@ class _Sender:
         by_place: dict[tuple[str, int], list[DeadLetter]] = {}
         for letter in letters:
             # Where there is no such partition any other one will do: from there it is passed on to its order's lane.
-            known = 0 <= letter.origin_partition < self._partitions[letter.origin_topic]
-            by_place.setdefault((letter.origin_topic, letter.origin_partition if known else 0), []).append(letter)
+            has_partition = 0 <= letter.origin_partition < self._partitions[letter.origin_topic]
+            by_place.setdefault((letter.origin_topic, letter.origin_partition if has_partition else 0), []).append(letter)
         batches: list[tuple[Any, str, int, list[DeadLetter]]] = []
         too_large: set[str] = set()
         now = int(time.time() * 1000)

@@ -88,14 +88,14 @@ async def grow(
     """
     names = [spec.name for spec in topics.specs(settings, 1)]
     counts = {name: state.partitions for name, state in (await topics.describe(settings)).items()}
-    known = await noted(settings) or Lanes(settings.partitions)
-    old = check(names, counts, known, partitions)
+    noted_lanes = await noted(settings) or Lanes(settings.partitions)
+    old = check(names, counts, noted_lanes, partitions)
     if old == partitions:
         return 0
     changelog = settings.changelog_topic
     producer = producer_of(settings, lock)
     try:
-        note = json.dumps({"partitions": partitions, "former": sorted({*known.former, old})}).encode()
+        note = json.dumps({"partitions": partitions, "former": sorted({*noted_lanes.former, old})}).encode()
         await producer.send({PARTITIONS: [OutRecord(_KEY, note, [])]}, 0)
         lock.check()
         await topics.grow(settings, [changelog], partitions)
@@ -114,18 +114,19 @@ async def grow(
     return moved
 
 
-def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partitions: int) -> int:
+def check(names: Sequence[str], counts: Mapping[str, int], noted_lanes: Lanes, partitions: int) -> int:
     """The number of lanes that `partitions` of them are made of; `partitions`: nothing is left to be done. Pure. Raises CannotGrow."""
     missing = [name for name in names if name not in counts]
     if missing:
         raise CannotGrow(f"topic {missing[0]} doesn't exist", "run orders init first")
     fewest, most = min(counts.values()), max(counts.values())
-    begun = fewest < known.number
-    if begun and not known.former:
-        raise CannotGrow(f"ORDERS_PARTITIONS is {known.number}, but a topic has {fewest}", "leave it as it was until this is done")
-    if begun and partitions != known.number:
-        raise CannotGrow(f"a change to {known.number} was begun and not finished", f"run orders partitions --to {known.number} first")
-    old = known.former[-1] if begun else known.number
+    begun = fewest < noted_lanes.number
+    if begun and not noted_lanes.former:
+        raise CannotGrow(f"ORDERS_PARTITIONS is {noted_lanes.number}, but a topic has {fewest}", "leave it as it was until this is done")
+    if begun and partitions != noted_lanes.number:
+        begun_to = noted_lanes.number
+        raise CannotGrow(f"a change to {begun_to} was begun and not finished", f"run orders partitions --to {begun_to} first")
+    old = noted_lanes.former[-1] if begun else noted_lanes.number
     if partitions < most:
         raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away", f"take {most} or more")
     if partitions % old:
@@ -144,8 +145,8 @@ class _Checkpoints:
 
     async def of(self, lane: int) -> int | None:
         """None: it lacks nothing, as far as is known."""
-        found = None if self._cache is None else await self._cache.get(checkpoint_key(self._group, lane))
-        return None if found is None else int(found.split()[2])
+        checkpoint = None if self._cache is None else await self._cache.get(checkpoint_key(self._group, lane))
+        return None if checkpoint is None else int(checkpoint.split()[2])
 
     async def begin(self, lane: int, position: int) -> None:
         """Of a lane that nobody has had yet. One that is there already is of an earlier run, and lower."""
@@ -172,7 +173,7 @@ async def _move(
                     kept[raw] = value, record.offset
     checkpoint = await checkpoints.of(partition.partition)
     lacking = [] if checkpoint is None else [raw for raw, (_, offset) in kept.items() if offset >= checkpoint]
-    known = kept.keys() - set(lacking)
+    cached = kept.keys() - set(lacking)
 
     async def move(raws: Sequence[bytes]) -> None:
         for some in _chunks(raws):
@@ -180,7 +181,7 @@ async def _move(
             await producer.send({partition.topic: puts}, partition.partition)
             await producer.send({partition.topic: [OutRecord(raw, None, []) for raw in some]}, partition.partition)
 
-    await move(list(known))
+    await move(list(cached))
     new = [TopicPartition(partition.topic, lane) for lane in sorted({_lane(raw, partitions) for raw in lacking})]
     for place, end in (await reader.ends(new)).items() if new else ():
         await checkpoints.begin(place.partition, end)

@@ -44,8 +44,8 @@ _VERSION: Final = re.compile(rb'"version":(\d+)')
 
 def version_of(value: bytes | None) -> int:
     """Version of the order whose summary or details this is; 0 for None."""
-    found = None if value is None else _VERSION.search(value)
-    return 0 if found is None else int(found[1])
+    match = None if value is None else _VERSION.search(value)
+    return 0 if match is None else int(match[1])
 
 
 class Recent(NamedTuple, Generic[T]):
@@ -79,8 +79,8 @@ class CacheReader:
 
     async def order(self, order_id: UUID) -> tuple[bytes | None, bytes | None]:
         """-> (the lane's summary, the details that readers have refilled), as JSON."""
-        found = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
-        return (None, None) if found is None else (found[0], found[1])
+        values = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
+        return (None, None) if values is None else (values[0], values[1])
 
     async def recent(self, user_id: UUID, read: Callable[[bytes | None], T]) -> tuple[bytes | None, list[Recent[T]]]:
         """-> (the refilled page of a user's newest orders, the orders that the lanes have written of late, newest first). `read`: what is
@@ -88,26 +88,26 @@ class CacheReader:
         pipe = self._client.pipeline(transaction=False)
         pipe.get(f"rows:user:{user_id}")
         pipe.zrevrange(f"user:{user_id}:orders", 0, RECENT - 1, withscores=True)
-        found = await self._ask(pipe.execute)
-        if found is None:
+        answers = await self._ask(pipe.execute)
+        if answers is None:
             return None, []
-        page, members = found
-        known = [(UUID(member.decode()), score) for member, score in members if _UUID.fullmatch(member)]
-        summaries = await self.summaries([order_id for order_id, _ in known], read)
-        return page, [Recent(order_id, score, each) for (order_id, score), each in zip(known, summaries, strict=True)]
+        page, members = answers
+        orders = [(UUID(member.decode()), score) for member, score in members if _UUID.fullmatch(member)]
+        summaries = await self.summaries([order_id for order_id, _ in orders], read)
+        return page, [Recent(order_id, score, each) for (order_id, score), each in zip(orders, summaries, strict=True)]
 
     async def summaries(self, order_ids: Sequence[UUID], read: Callable[[bytes | None], T]) -> list[T]:
         """What `read` finds in the lanes' summaries of these orders. A few at a time: one of them may have megabytes."""
-        found: list[T] = []
+        summaries: list[T] = []
         for start in range(0, len(order_ids), _SUMMARIES_AT_ONCE):
             some = [f"order:{each}" for each in order_ids[start : start + _SUMMARIES_AT_ONCE]]
-            found += map(read, await self._ask(self._client.mget, *some) or [None] * len(some))
-        return found
+            summaries += map(read, await self._ask(self._client.mget, *some) or [None] * len(some))
+        return summaries
 
     async def tracking(self, number: str) -> tuple[bytes | None, bytes | None]:
         """-> (the lanes' entry, what readers have refilled), as JSON."""
-        found = await self._ask(self._client.mget, f"tracking:{number}", f"rows:tracking:{number}")
-        return (None, None) if found is None else (found[0], found[1])
+        values = await self._ask(self._client.mget, f"tracking:{number}", f"rows:tracking:{number}")
+        return (None, None) if values is None else (values[0], values[1])
 
     async def refill_order(self, order_id: UUID, version: int, details: bytes) -> None:
         """Put a details beside the cache, unless a newer one is there."""

@@ -93,7 +93,7 @@ class Database:
                 task.add_done_callback(self._forget)
                 self._connector.drop()
                 raise TimeoutError(f"no answer for {self._timeout + _MARGIN:g} s") from None
-            found = task.result()
+            result = task.result()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
             state = getattr(getattr(error, "orig", error), "sqlstate", None) or ""
             if state == "57014":
@@ -105,7 +105,7 @@ class Database:
         finally:
             self._places.release()
         self._circuit.worked()
-        return found
+        return result
 
     async def lag(self) -> float | None:
         """Seconds behind; 0 for a primary. Raises as `rows`."""

@@ -95,12 +95,12 @@ class Reader:
     async def order(self, order_id: UUID, seen: int = 0) -> Answer:
         """Return an order's summary. Raises NotFound."""
         summary, refilled = await self.cache.order(order_id)
-        version, known = version_of(summary), version_of(refilled)
-        if summary is not None and version >= max(known, seen, 1):
+        version, refilled_version = version_of(summary), version_of(refilled)
+        if summary is not None and version >= max(refilled_version, seen, 1):
             return Answer(summary, "cache", version)
-        refill = _decoded(_details, refilled) if known >= seen else None
+        refill = _decoded(_details, refilled) if refilled_version >= seen else None
         if refill is not None:
-            return Answer(_encode(statements.as_summary(refill)), "cache", known)
+            return Answer(_encode(statements.as_summary(refill)), "cache", refilled_version)
         details, source = await self._rows_of(order_id, seen, summary)
         return Answer(_encode(statements.as_summary(details)), source, details.version)
 

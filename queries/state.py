@@ -65,5 +65,5 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
 
 async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int] | None:
     await consumer._client.force_metadata_update()
-    found: set[int] | None = consumer.partitions_for_topic(topic)
-    return found
+    partitions: set[int] | None = consumer.partitions_for_topic(topic)
+    return partitions

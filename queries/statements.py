@@ -111,8 +111,8 @@ def _details(by_user: bool) -> sa.Select[Any]:
         version=_return.c.version,
     )
     columns = (*_head(), _order.c.region, sa.cast(_order.c.discount_amount, sa.Text), items, shipments, returns)
-    found = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
-    return found.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else found
+    query = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
+    return query.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else query
 
 
 def history(user_id: UUID, status: str | None, since: datetime | None, until: datetime | None, after: Position | None, limit: int) -> Query:
@@ -121,23 +121,23 @@ def history(user_id: UUID, status: str | None, since: datetime | None, until: da
     Served by the index orders_order_user.
     """
     values = {"user_id": user_id, "status": status, "since": since, "until": until, **_after(after)}
-    given = {name: value for name, value in values.items() if value is not None}
-    return Query(_history(frozenset(given), limit), given)
+    filters = {name: value for name, value in values.items() if value is not None}
+    return Query(_history(frozenset(filters), limit), filters)
 
 
 @lru_cache(maxsize=256)
-def _history(given: frozenset[str], limit: int) -> sa.Select[Any]:
+def _history(filters: frozenset[str], limit: int) -> sa.Select[Any]:
     time, id_ = _order.c.created_at, _order.c.id
-    found = sa.select(*_head()).where(_order.c.user_id == _value("user_id", _order.c.user_id))
-    if "status" in given:
-        found = found.where(_order.c.status == _value("status", _order.c.status))
-    if "since" in given:
-        found = found.where(time >= _value("since", time))
-    if "until" in given:
-        found = found.where(time < _value("until", time))
-    if "after_time" in given:
-        found = found.where(*_behind(time, id_))
-    return found.order_by(time.desc(), id_.desc()).limit(_rows(limit))
+    query = sa.select(*_head()).where(_order.c.user_id == _value("user_id", _order.c.user_id))
+    if "status" in filters:
+        query = query.where(_order.c.status == _value("status", _order.c.status))
+    if "since" in filters:
+        query = query.where(time >= _value("since", time))
+    if "until" in filters:
+        query = query.where(time < _value("until", time))
+    if "after_time" in filters:
+        query = query.where(*_behind(time, id_))
+    return query.order_by(time.desc(), id_.desc()).limit(_rows(limit))
 
 
 def version(order_id: UUID, user_id: UUID | None) -> Query:
@@ -147,8 +147,8 @@ def version(order_id: UUID, user_id: UUID | None) -> Query:
 
 @cache
 def _version(by_user: bool) -> sa.Select[Any]:
-    found = sa.select(_order.c.version).where(_order.c.id == _value("order_id", _order.c.id))
-    return found.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else found
+    query = sa.select(_order.c.version).where(_order.c.id == _value("order_id", _order.c.id))
+    return query.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else query
 
 
 def tracking(number: str) -> Query:
@@ -160,8 +160,8 @@ def tracking(number: str) -> Query:
 def _tracking() -> sa.Select[Any]:
     c = _shipment.c
     columns = (c.order_id, c.id, c.carrier, c.status, c.estimated_delivery)
-    found = sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number))
-    return found.order_by(c.id, c.order_id).limit(_rows(TRACKED))
+    query = sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number))
+    return query.order_by(c.id, c.order_id).limit(_rows(TRACKED))
 
 
 def suborders(seller_id: UUID, after: Position | None, limit: int) -> Query:

@@ -89,9 +89,11 @@ class Connection(asyncpg.Connection):
             async with asyncio.timeout(LOOK):
                 other = await asyncpg.connect(self.address, **host, server_settings={"application_name": "orders-look"})
                 try:
-                    own, known = await other.fetchrow("SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid)
+                    own, still_there = await other.fetchrow(
+                        "SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid
+                    )
                     # A pool's session ids are its own, not the server's.
-                    return bool(own == other.get_server_pid() and not known)
+                    return bool(own == other.get_server_pid() and not still_there)
                 finally:
                     other.terminate()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
@@ -124,14 +126,14 @@ async def connect(
         settings["application_name"] = name
     share = address.connect_timeout or timeout / len(address.hosts)
     last: OSError | asyncpg.CannotConnectNowError | None = None
-    for host, wanted in address.attempts():
+    for host, session in address.attempts():
         try:
-            made = await asyncpg.connect(
+            opened = await asyncpg.connect(
                 host,
                 timeout=share,
                 command_timeout=command_timeout,
                 server_settings=settings,
-                **options | {"connection_class": Connection, "target_session_attrs": wanted},
+                **options | {"connection_class": Connection, "target_session_attrs": session},
             )
         except asyncpg.TargetServerAttributeNotMatched as error:
             last = NoSuchHost(str(error))
@@ -142,7 +144,7 @@ async def connect(
         except ValueError as error:
             raise _unreadable(error) from None
         else:
-            connection = cast(Connection, made)
+            connection = cast(Connection, opened)
             connection.address = host
             _keep_alive(connection._transport, address.keepalive)  # type: ignore[attr-defined]
             return connection
@@ -186,9 +188,9 @@ class Connector:
 
     async def __call__(self, *_: Any, **options: Any) -> Connection:
         """As `connect`. `options`: what the pool adds."""
-        made = await connect(self._url, self._name, **self._options, **options)
-        self._made.add(made)
-        return made
+        connection = await connect(self._url, self._name, **self._options, **options)
+        self._made.add(connection)
+        return connection
 
     def drop(self) -> None:
         """End the connections without a watched statement: one of them was dead, so each of them would cost an attempt. Never blocks."""
@@ -263,14 +265,14 @@ class _Address:
         for name, same in _UNCHANGED.items():
             if query.get(name) in same:
                 del query[name]
-        given = {name: query.pop(name) for name in (*_KEEPALIVE, "keepalives", "connect_timeout") if name in query}
+        keepalive = {name: query.pop(name) for name in (*_KEEPALIVE, "keepalives", "connect_timeout") if name in query}
         fallback = query.pop("fallback_application_name", None)
         if fallback is not None:
             query.setdefault("application_name", fallback)
-        strange = next((name for name, value in given.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)), None)
+        strange = next((name for name, value in keepalive.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)), None)
         if strange is not None:
             raise ValueError(f"{strange} isn't a whole number")
-        numbers = {name: int(value) for name, value in given.items()}
+        numbers = {name: int(value) for name, value in keepalive.items()}
         #: Seconds for each host; 0: not said.
         self.connect_timeout = max(0, numbers.pop("connect_timeout", 0))
         #: libpq's parameters; none: they are switched off.
@@ -304,9 +306,9 @@ class _Address:
     def attempts(self) -> Iterator[tuple[str, str | None]]:
         """Which hosts to try, one after the other, and as what."""
         first = ("standby", "any") if self._wanted == "prefer-standby" and len(self.hosts) > 1 else (None,)
-        for wanted in first:
+        for session in first:
             for host in self.hosts:
-                yield host, wanted
+                yield host, session
 
 
 def _keep_alive(transport: asyncio.Transport, options: Mapping[str, int]) -> None:

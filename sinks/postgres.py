@@ -35,10 +35,10 @@ def given_rows(table: sa.Table, first: int) -> str:
     """SELECT of the rows given by parameters $first, ..., one JSON array for each column (see columns_of)."""
     names = [column.name for column in table.columns]
     types = [column.type.compile(_DIALECT) for column in table.columns]
-    given = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
+    arrays = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
     return (
         f"SELECT {', '.join(f'{name}::{type_}' for name, type_ in zip(names, types, strict=True))}"
-        f" FROM ROWS FROM ({', '.join(given)}) new({', '.join(names)})"
+        f" FROM ROWS FROM ({', '.join(arrays)}) new({', '.join(names)})"
     )
 
 
@@ -138,14 +138,14 @@ class PostgresSink:
         if self._pool is None:
             raise RuntimeError("PostgresSink.write() before start()")
         tables = zip(TABLES, (batch.orders, batch.items, batch.shipments, batch.returns), strict=True)
-        given = [(name, rows) for name, rows in tables if rows]
-        if not given:
+        filled = [(name, rows) for name, rows in tables if rows]
+        if not filled:
             return 0
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
         async with self._pool.acquire() as connection:
             try:
                 async with watched(connection):
-                    return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
+                    return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
             except (HalfOpen, asyncpg.PostgresConnectionError):
                 self._connector.drop()
                 raise
@@ -169,20 +169,20 @@ class PostgresSink:
         if self._pool is None:
             raise RuntimeError("PostgresSink.replace() before start()")
         tables = zip(TABLES, (batch.orders, batch.items, batch.shipments, batch.returns), strict=True)
-        given = [(name, rows) for name, rows in tables if rows]
+        filled = [(name, rows) for name, rows in tables if rows]
         async with self._pool.acquire() as connection, watched(connection), connection.transaction():
             for name in TABLES:
                 column = "id" if name == "orders_order" else "order_id"
                 await connection.execute(f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids)
-            if given:
-                await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
+            if filled:
+                await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
 
-    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], given: Sequence[tuple[str, Sequence[Row]]]) -> int:
+    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], filled: Sequence[tuple[str, Sequence[Row]]]) -> int:
         arguments: list[str] = []
-        for _, rows in given:
+        for _, rows in filled:
             arguments += columns_of(rows)
         by = self._partition_by or await self._read_partition_by(connection)
-        return cast(int, await connection.fetchval(statement(tuple(name for name, _ in given), by, self._schema), *arguments))
+        return cast(int, await connection.fetchval(statement(tuple(name for name, _ in filled), by, self._schema), *arguments))
 
     async def close(self) -> None:
         """Closes the connections, waiting for writes under way as long as a statement may take. Doesn't raise when the server is away."""

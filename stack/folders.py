@@ -88,8 +88,8 @@ def _own() -> list[Path]:
     except RuntimeError:  # neither $HOME nor /etc/passwd tells of a home
         return []
     # A home that isn't there was never meant to be.
-    known = folder.is_absolute() and os.path.isdir(folder.parent.parent) and not _of_another(folder)
-    return [folder] if known else []
+    usable = folder.is_absolute() and os.path.isdir(folder.parent.parent) and not _of_another(folder)
+    return [folder] if usable else []
 
 
 def _user(uid: int) -> str:

@@ -180,12 +180,12 @@ class Stack:
     @property
     def pids(self) -> dict[str, list[int]]:
         """kafka, postgres, redis -> pids of the main processes that run. A Postgres has children besides: see cpu_seconds."""
-        found: dict[str, list[int]] = {}
+        pids: dict[str, list[int]] = {}
         for status in self.status:
-            members = found.setdefault(status.kind, [])
+            members = pids.setdefault(status.kind, [])
             if status.pid is not None:
                 members.append(status.pid)
-        return found
+        return pids
 
     def cpu_seconds(self) -> dict[str, float]:
         """kafka, postgres, redis -> seconds of CPU that they used since their start, children included."""

@@ -243,25 +243,25 @@ def wait_left(folder: Path, comm: str, patience: float = STOP_TIMEOUT) -> None:
     Postgres over them would be two writers on one folder.
     """
     deadline = time.monotonic() + patience
-    while left := _working_in(folder, comm):
+    while remaining := _working_in(folder, comm):
         if time.monotonic() > deadline:
-            for process in left:
+            for process in remaining:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         if time.monotonic() > deadline + patience:
             raise StackError(
-                f"processes {[process.pid for process in left]} still work in {folder} and do not end", "end them, and run this again"
+                f"processes {[process.pid for process in remaining]} still work in {folder} and do not end", "end them, and run this again"
             )
         time.sleep(POLL)
 
 
 def _working_in(folder: Path, comm: str) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             if process.name() == comm and process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == folder:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def cpu_seconds(pid: int) -> float:

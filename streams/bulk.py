@@ -147,17 +147,17 @@ class Unpacker:
 
     async def _note(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write to Postgres until it works: what was published isn't published again for its sake. Raises GaveUp."""
-        found: list[T] = []
+        results: list[T] = []
 
         async def attempt() -> None:
             try:
-                found.append(await write())
+                results.append(await write())
             except BaseException:
                 self._jobs.drop()  # its connection may have an answer under way
                 raise
 
         await self._delivery.run(LANE, attempt, self._never)
-        return found[0]
+        return results[0]
 
     async def _publish(self, topic: str, unpacked: list[bulk.Unpacked]) -> None:
         """Returns once every event is acknowledged; they leave a tick's worth at a time, and only while the pipeline keeps up.

@@ -103,10 +103,10 @@ class BatchOutput:
         """Add a record to what leaves."""
         if isinstance(record.value, bytes):
             self.size += len(record.value)
-        known = self.out.get(topic)
-        if known is None:
-            known = self.out[topic] = []
-        known.append(record)
+        records = self.out.get(topic)
+        if records is None:
+            records = self.out[topic] = []
+        records.append(record)
 
 
 class Batch(Protocol):
@@ -189,11 +189,11 @@ class BatchFolder:
     def _load(self, states: States, accepted: list[tuple[Record, Event, bytes]]) -> dict[bytes, OrderInBatch]:
         """The orders of the first records, as far as their states are no more than HELD_BYTES; of one record at least."""
         # In the order of their records, so that a batch is the same whatever the process's hash seed.
-        wanted = list({event.order_id: None for _, event, _ in accepted})
+        order_ids = list({event.order_id: None for _, event, _ in accepted})
         touched: dict[bytes, OrderInBatch] = {}
         size = 0
-        for start in range(0, len(wanted), _STATES_AT_ONCE):
-            some = wanted[start : start + _STATES_AT_ONCE]
+        for start in range(0, len(order_ids), _STATES_AT_ONCE):
+            some = order_ids[start : start + _STATES_AT_ONCE]
             for order_id, raw in zip(some, states(some), strict=True):
                 if size > self.held_bytes:
                     return touched

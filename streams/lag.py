@@ -93,13 +93,13 @@ class LagReader:
         committed = await self._committed()
         starts = await self._offsets.beginning_offsets(partitions)
         ends = await self._offsets.end_offsets(partitions)
-        found: Lag = {}
+        positions: Lag = {}
         for partition in partitions:
             commit = committed.get(partition)
             start = starts[partition]
             position = start if commit is None or commit.offset < 0 else max(commit.offset, start)
-            found[partition.topic, partition.partition] = Position(position, ends[partition])
-        return found
+            positions[partition.topic, partition.partition] = Position(position, ends[partition])
+        return positions
 
     async def unseen(self) -> dict[str, int]:
         """Of the topics that the pipeline writes: offsets that readers of committed records don't get to yet, by topic, without those at 0.

@@ -67,6 +67,6 @@ class LogReader:
         consumer.seek(partition, start)
         while await consumer.position(partition) < end:
             records = (await consumer.getmany(partition, timeout_ms=500)).get(partition, ())
-            wanted = [record for record in records if record.offset < end]
-            if wanted:
-                yield wanted
+            stretch = [record for record in records if record.offset < end]
+            if stretch:
+                yield stretch

@@ -157,7 +157,7 @@ class Batch:
     def _records(self) -> Iterator[Any]:
         header = _HEADER.unpack_from(self._raw)
         attributes, delta, count = header[5], header[6], header[12]
-        whole = count == delta + 1  # nothing is compacted away: offsets have no holes
+        complete = count == delta + 1  # nothing is compacted away: offsets have no holes
         expected, end = self.base_offset, self.next_offset
         codec = attributes & CODEC_MASK
         packed = self._raw[_HEADER.size :]
@@ -170,7 +170,7 @@ class Batch:
             parser = DefaultRecordBatch(head[:_ATTRIBUTES_AT] + plain + head[_ATTRIBUTES_AT + 2 :] + content)
         try:
             for record in parser:
-                if record.offset != expected if whole else not expected <= record.offset < end:
+                if record.offset != expected if complete else not expected <= record.offset < end:
                     break
                 yield record
                 expected = record.offset + 1
@@ -217,22 +217,22 @@ def _salvage(data: bytes, header: tuple[int, ...], expected: int, why: str) -> I
     """The records of a batch from the offset `expected` on, read one by one."""
     base, attributes, delta, first_time, last_time, count = (header[at] for at in (0, 5, 6, 7, 8, 12))
     append_time = bool(attributes & _APPEND_TIME)
-    whole, last = count == delta + 1, base + delta
+    complete, last = count == delta + 1, base + delta
     reader = _Reader(data)
-    left = count
+    remaining = count
     for number in range(count):
         try:
             raw = reader.take(reader.number())
         except _Malformed:
             break
-        left -= 1
+        remaining -= 1
         try:
             at, time, key, value, headers = _parse(raw)
         except _Malformed as error:
-            offset, record = base + number if whole else expected, None
+            offset, record = base + number if complete else expected, None
             reason = str(error)
         else:
-            offset, time = base + (number if whole else at), last_time if append_time else _signed(first_time + time)
+            offset, time = base + (number if complete else at), last_time if append_time else _signed(first_time + time)
             record = Parsed(offset, time, int(append_time), key, value, headers)
             if offset > last:
                 offset, record, reason = expected, None, "its offset lies outside of its batch"
@@ -241,7 +241,7 @@ def _salvage(data: bytes, header: tuple[int, ...], expected: int, why: str) -> I
         yield record or Unread(offset, last_time, int(append_time), reason, raw)
         expected = offset + 1
     # What follows can't be told apart, not even where it begins.
-    for offset in range(expected, min(last + 1, expected + left)):
+    for offset in range(expected, min(last + 1, expected + remaining)):
         yield Unread(offset, last_time, int(append_time), f"it can't be found among the bytes{why or ' of its batch'}", None)
 
 
@@ -275,15 +275,15 @@ class _Reader:
 
     def number(self, bits: int = 32) -> int:
         """A varint, zigzag. So many bits of it count."""
-        found = 0
+        value = 0
         for shift in range(0, bits + 6, 7):
             if shift >= bits:
                 break
             byte = self.take(1)[0]
-            found |= (byte & 0x7F) << shift
+            value |= (byte & 0x7F) << shift
             if byte < 0x80:
-                found &= (1 << bits) - 1
-                return (found >> 1) ^ -(found & 1)
+                value &= (1 << bits) - 1
+                return (value >> 1) ^ -(value & 1)
         raise _Malformed(f"a number of more than {bits} bits")
 
 

@@ -162,8 +162,8 @@ def _orders(folder: Path) -> Iterator[_Order]:
         mine = items.pop(uuid, [])
         sellers = list(dict.fromkeys(item["seller_id"] for item in mine))
         yield _Order(uuid, row, customers.get(row["customer_id"]), mine, payments.pop(uuid, []), sellers)
-    for name, left in ((_ITEMS, items), (_PAYMENTS, payments)):
-        for rows in left.values():
+    for name, remaining in ((_ITEMS, items), (_PAYMENTS, payments)):
+        for rows in remaining.values():
             raise _bad(folder, name, rows[0], "order_id", f"is no order of {_ORDERS}: one of its own would go without this")
 
 

@@ -84,14 +84,15 @@ class Inventory:
         if reservation is None:
             reservation = self._reservations[command["reservation_id"]] = Reservation()
             luck = self._behaviour.luck("stock", command["reservation_id"])
-            wanted = {item["item_id"]: item["quantity"] for item in command["items"]}
+            quantities = {item["item_id"]: item["quantity"] for item in command["items"]}
             refused: dict[str, int] = {}
             if luck.random() < self._behaviour.refusals:
-                refused = wanted if luck.random() < 0.5 else {item: luck.randint(1, count) for item, count in sorted(wanted.items())[:1]}
-            reservation.held = {item: count - refused.get(item, 0) for item, count in wanted.items()}
+                first = sorted(quantities.items())[:1]
+                refused = quantities if luck.random() < 0.5 else {item: luck.randint(1, count) for item, count in first}
+            reservation.held = {item: count - refused.get(item, 0) for item, count in quantities.items()}
             if refused:
                 reservation.answers.append(_stock("stock.rejected", command, refused, "out_of_stock"))
-            if refused != wanted:
+            if refused != quantities:
                 reservation.answers.append(_stock("stock.reserved", command))
         return reservation.answers
 
@@ -100,14 +101,14 @@ class Inventory:
         reservation = self._reservations.get(command["reservation_id"])
         if reservation is None:
             reservation = self._reservations[command["reservation_id"]] = Reservation()
-            given = {item["item_id"]: item["quantity"] for item in command["items"]}
+            quantities = {item["item_id"]: item["quantity"] for item in command["items"]}
         else:
-            given = {item["item_id"]: min(item["quantity"], reservation.free(item["item_id"])) for item in command["items"]}
-            given = {item: count for item, count in given.items() if count > 0}
-        if given:
-            for item, count in given.items():
+            quantities = {item["item_id"]: min(item["quantity"], reservation.free(item["item_id"])) for item in command["items"]}
+            quantities = {item: count for item, count in quantities.items() if count > 0}
+        if quantities:
+            for item, count in quantities.items():
                 reservation.held[item] = reservation.held.get(item, count) - count
-            reservation.answers.append(_stock("stock.released", command, given, "cancelled"))
+            reservation.answers.append(_stock("stock.released", command, quantities, "cancelled"))
         return [answer for answer in reservation.answers if answer.type == "stock.released"]
 
     def expect(self, reservation_id: str, items: dict[str, int]) -> None:

@@ -69,7 +69,7 @@ async def in_short_waits(
 
 async def _holders(connection: Connection, tables: Sequence[str]) -> str:
     """Who uses the tables or their partitions at this moment, the oldest transactions first."""
-    found = await connection.fetch(
+    rows = await connection.fetch(
         """
         SELECT a.pid, a.application_name, a.state,
             extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
@@ -82,8 +82,8 @@ async def _holders(connection: Connection, tables: Sequence[str]) -> str:
         ORDER BY a.xact_start LIMIT 5""",
         list(tables),
     )
-    told = [f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)" for row in found]
-    return ", ".join(told) or "nobody any more"
+    holders = [f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)" for row in rows]
+    return ", ".join(holders) or "nobody any more"
 
 
 def literal(text: str) -> str:

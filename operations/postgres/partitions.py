@@ -70,10 +70,10 @@ _PARTITIONS = f"""
 
 async def overview(settings: Settings) -> Overview:
     """What there is now. Raises SchemaMismatch without tables of ours, and what asyncpg raises. Blocks for some milliseconds."""
-    found = await layout(settings)
-    if found is None:
+    tables = await layout(settings)
+    if tables is None:
         raise no_tables()
     revision = await current(settings)
     async with ddl.connect(settings) as connection:
         size = await connection.fetchval("SELECT pg_database_size(current_database())")
-        return Overview(found, revision, size, [Partition(*row) for row in await connection.fetch(_PARTITIONS, list(TABLES))])
+        return Overview(tables, revision, size, [Partition(*row) for row in await connection.fetch(_PARTITIONS, list(TABLES))])

@@ -98,8 +98,8 @@ _FOUND = """
 
 
 async def _links(connection: ddl.Connection) -> dict[Reference, Link]:
-    found = {(row[0], row[1]): row for row in await connection.fetch(_FOUND, list(TABLES))}
-    rows = {reference: found.get((reference.table, reference.name)) for reference in REFERENCES}
+    constraints = {(row[0], row[1]): row for row in await connection.fetch(_FOUND, list(TABLES))}
+    rows = {reference: constraints.get((reference.table, reference.name)) for reference in REFERENCES}
     return {
         reference: Link(reference.table, reference.column, row[2], row[3], row[4]) for reference, row in rows.items() if row is not None
     }
@@ -203,7 +203,7 @@ async def _target(connection: ddl.Connection, reference: Reference, table: str) 
 async def _require_kept(connection: ddl.Connection, wanted: Mapping[Reference, str]) -> None:
     broken: list[Broken] = []
     for reference, to in wanted.items():
-        found = await connection.fetch(
+        rows = await connection.fetch(
             f"""
             SELECT part.relname, count(*),
                 ARRAY[min(ours.{reference.column}::text), max(ours.{reference.column}::text)]
@@ -212,7 +212,7 @@ async def _require_kept(connection: ddl.Connection, wanted: Mapping[Reference, s
                 AND NOT EXISTS (SELECT FROM {to} theirs WHERE theirs.id = ours.{reference.column})
             GROUP BY part.relname ORDER BY part.relname"""
         )
-        broken += [Broken(reference.table, reference.column, to, row[0], row[1], sorted(set(row[2]))) for row in found]
+        broken += [Broken(reference.table, reference.column, to, row[0], row[1], sorted(set(row[2]))) for row in rows]
     if broken:
         raise BrokenReferences(broken)
 

@@ -50,8 +50,8 @@ def partition_name(table: str, region: str) -> str:
 
 async def _require_regions(settings: Settings) -> None:
     await check(settings)
-    found = await layout(settings)
-    if found is None or found.partition_by != "region":
+    columns = await layout(settings)
+    if columns is None or columns.partition_by != "region":
         raise SchemaMismatch(
             "the tables are partitioned by user_id",
             "choose regions at the start: orders init --partition-by region on an empty database",
@@ -124,8 +124,8 @@ async def _add(connection: ddl.Connection, region: str, patience: float, say: dd
         ended = time.monotonic()
         return Region(region, True, moved, ended - begun, ended - shut)
 
-    made = await ddl.in_short_waits(connection, work, patience, say)
-    for table in made.moved:
+    added = await ddl.in_short_waits(connection, work, patience, say)
+    for table in added.moved:
         # The planner knows nothing of rows that were moved in until somebody looks at them.
         await connection.execute(f"ANALYZE {partition_name(table, region)}")
-    return made
+    return added

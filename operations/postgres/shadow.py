@@ -81,8 +81,8 @@ async def listed(connection: ddl.Connection) -> list[Shadow]:
         " WHERE c.relname = $1 AND c.relkind = 'r' AND obj_description(c.oid) = 'orders rebuild' ORDER BY n.nspname",
         _NOTE,
     )
-    found = [Shadow(schema, *await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]  # type: ignore[misc]
-    return sorted(found, key=lambda shadow: (shadow.before, shadow.started_at))
+    shadows = [Shadow(schema, *await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]  # type: ignore[misc]
+    return sorted(shadows, key=lambda shadow: (shadow.before, shadow.started_at))
 
 
 async def find(connection: ddl.Connection, schema: str) -> Shadow | None:
@@ -155,9 +155,9 @@ async def create(connection: ddl.Connection, schema: str, id: str, group: str, r
         await connection.execute(
             f'INSERT INTO {schema}.{_NOTE} (id, "group", rules, layout) VALUES ($1, $2, $3, $4)', id, group, rules, await layout(connection)
         )
-    found = await find(connection, schema)
-    assert found is not None
-    return found
+    existing = await find(connection, schema)
+    assert existing is not None
+    return existing
 
 
 async def _create_table(connection: ddl.Connection, schema: str, table: str) -> None:
@@ -271,8 +271,8 @@ async def switch(
             f"DROP SCHEMA {shadow.schema} CASCADE"
         )
         check()
-        found = [each for each in await listed(connection) if each.schema == before]
-        return found[0]
+        switched = [each for each in await listed(connection) if each.schema == before]
+        return switched[0]
 
     tables = [f"public.{table}" for table in TABLES]
     return await ddl.in_short_waits(connection, work, patience, say, tables)
@@ -302,8 +302,8 @@ async def _keep_for_reading(connection: ddl.Connection, schema: str, table: str,
             f'{schema}."{part}"',
         ):
             await connection.execute(f'ALTER TABLE {schema}."{part}" DROP CONSTRAINT {name}')
-    whole = " UNION ALL ".join(f'SELECT * FROM {schema}."{part}"' for part in parts)
-    await connection.execute(f"CREATE VIEW {schema}.{table} AS {whole}")
+    union = " UNION ALL ".join(f'SELECT * FROM {schema}."{part}"' for part in parts)
+    await connection.execute(f"CREATE VIEW {schema}.{table} AS {union}")
 
 
 async def settle(connection: ddl.Connection, before: Shadow) -> None:

@@ -139,19 +139,19 @@ def _look(path: str, head: bytes) -> None:
     """Raises SourceError for what looks like no text and no Parquet."""
     if head.startswith(b"PAR1"):
         return
-    found = next((what for magic, what in _STRANGE if head.startswith(magic)), None)
-    if found is None and head[257:262] == b"ustar":
-        found = "a tar archive; unpack it"
-    if found is None and b"\0" in head[:4]:
-        found = "it begins with NUL bytes, so it is no text in UTF-8"
-    if found is not None:
-        raise SourceError(f"{path}: {found}; nothing of it was sent")
+    format_name = next((what for magic, what in _STRANGE if head.startswith(magic)), None)
+    if format_name is None and head[257:262] == b"ustar":
+        format_name = "a tar archive; unpack it"
+    if format_name is None and b"\0" in head[:4]:
+        format_name = "it begins with NUL bytes, so it is no text in UTF-8"
+    if format_name is not None:
+        raise SourceError(f"{path}: {format_name}; nothing of it was sent")
 
 
 def _state(source: Any) -> tuple[int, int] | None:
     """What of a regular file changes when somebody writes to it."""
     try:
-        found = os.fstat(source.fileno())
+        status = os.fstat(source.fileno())
     except (OSError, AttributeError):  # not a file of the system's
         return None
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

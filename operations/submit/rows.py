@@ -128,7 +128,7 @@ class Csv:
         if repeated is not None:
             raise SourceError(f"{path}: column {repeated!r} stands twice in its first line, which is the header; nothing of it was sent")
 
-    def rows(self, known: Collection[str], order_id: int | None = None) -> Iterator[Row]:
+    def rows(self, allowed: Collection[str], order_id: int | None = None) -> Iterator[Row]:
         """Every record but the header, with the cells of known columns that aren't empty. A record without any text is none.
 
         `order_id`: the column that says to which order a row belongs, where a row is an item.
@@ -143,7 +143,7 @@ class Csv:
                     values = {
                         name: _cell(name, text)
                         for name, text in zip(self.columns, record.cells, strict=True)
-                        if text and name in known
+                        if text and name in allowed
                     }  # fmt: skip
             except Refused as why:
                 refused = why
