@@ -105,7 +105,7 @@ class Auditor:
         self._most = most_findings
         self._on_finding = on_finding
         self._only = None if only is None else frozenset(order_id.encode() for order_id in only)
-        self._progress = progress or (lambda what, done, whole: None)
+        self._progress = progress or (lambda what, done, total: None)
         self._done = 0
         self._whole = 0
         self._lanes = 0
@@ -237,12 +237,12 @@ class Auditor:
             missing.append("dlq_time")
         if place is not None and place.topic in BULK and not missing:
             return None  # a part of a bulk job: it was to become records of the log, and became none
-        known = place is not None and TopicPartition(place.topic, place.partition) in self._spans
-        if missing or not known or place is None:
+        read = place is not None and TopicPartition(place.topic, place.partition) in self._spans
+        if missing or not read or place is None:
             where = f"{DLQ}/{lane}@{record.offset}"
             expected = "headers dlq_topic, dlq_partition, dlq_offset (of an input record), dlq_reason, dlq_detail, dlq_time"
-            found = f"{', '.join(missing)} missing" if missing else f"coordinates {place or 'missing'}"
-            self._findings.broken("letters", "", where, expected, found, proven=True)
+            actual = f"{', '.join(missing)} missing" if missing else f"coordinates {place or 'missing'}"
+            self._findings.broken("letters", "", where, expected, actual, proven=True)
             return None
         value = record.value if code.startswith("order_") else None
         return Letter(place, code, headers["dlq_detail"], record.key, digest_of(record.value, record.headers), value, lane, record.offset)
@@ -264,10 +264,10 @@ class Auditor:
 
     def _note(self, lane: int, record: Record) -> Note | None:
         try:
-            told = json.loads(record.value or b"")
-            (topic, partition, offset), (to_topic, to_partition, to_offset) = told["origin"], told["to"]
+            note = json.loads(record.value or b"")
+            (topic, partition, offset), (to_topic, to_partition, to_offset) = note["origin"], note["to"]
             origin, to = Place(str(topic), int(partition), int(offset)), Place(str(to_topic), int(to_partition), int(to_offset))
-            return Note(_text(record.key or b""), str(told["reason"]), origin, to)
+            return Note(_text(record.key or b""), str(note["reason"]), origin, to)
         except (ValueError, TypeError, KeyError) as error:
             expected = "reason, origin and place of a redriven record"
             self._findings.broken("letters", "", f"{REDRIVEN}/{lane}@{record.offset}", expected, f"{type(error).__name__}: {error}")
@@ -295,16 +295,16 @@ class Auditor:
         ends = {partition.partition: span.end for partition, span in (await log.spans(lanes)).items()}
         least, since = 0, time.monotonic()
         while behind := await cache.behind(self._target.group, ends):
-            left = sum(behind.values())
-            if least == 0 or left < least:
-                least, since = left, time.monotonic()
+            behind_by = sum(behind.values())
+            if least == 0 or behind_by < least:
+                least, since = behind_by, time.monotonic()
             stands = time.monotonic() - since
             if stands >= self._target.patience or not await log.members(self._target.group):
                 who = f"for {stands:.0f} s nothing came" if stands >= self._target.patience else "no worker is running"
-                told = f"the cache of lanes {', '.join(map(str, sorted(behind)))} is behind by {left:,} records of the changelog"
-                self.report.notices.append(f"{told}, and {who}: what is old there counts as broken")
+                message = f"the cache of lanes {', '.join(map(str, sorted(behind)))} is behind by {behind_by:,} records of the changelog"
+                self.report.notices.append(f"{message}, and {who}: what is old there counts as broken")
                 return
-            self._progress(f"the cache is refreshed, {left:,} records left", self._done, self._whole)
+            self._progress(f"the cache is refreshed, {behind_by:,} records left", self._done, self._whole)
             await asyncio.sleep(_LOOK)
 
     async def _read_cache(self, cache: Cache, stores: Spill) -> None:
@@ -396,7 +396,7 @@ class Auditor:
     def _open_local(self, number: int, changelog: Span | None) -> list[LocalTable]:
         if self._target.data is None or changelog is None:
             return []
-        found = []
+        tables = []
         for path, partition in local_tables(self._target.data, self._target.group, self._cluster).items():
             if partition != number:
                 continue
@@ -408,10 +408,10 @@ class Auditor:
             if table.offset >= changelog.end:
                 expected = f"at most {changelog.end - 1}, the last of {self._target.changelog}/{number}"
                 self._findings.broken("tables", "", str(path), expected, f"read to {table.offset}")
-            found.append(table)
-        if found and "local tables" not in self.report.compared:
+            tables.append(table)
+        if tables and "local tables" not in self.report.compared:
             self.report.compared.append("local tables")
-        return found
+        return tables
 
     async def _spill_facts(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
         number, buckets, add, place = _NUMBER[partition.topic], len(spill), spill.add, partition.partition
@@ -438,15 +438,15 @@ class Auditor:
                 key, value = record.key or b"", record.value
                 if (self._only is not None and key not in self._only) or (moved and self._owner(key, partition.partition) != lane):
                     continue
-                found = dict(record.headers)
-                if found.get("ce_specversion") != b"1.0" or found.get("ce_type") != ce_type or not value:
-                    found, value = self._structured(partition, record)
+                headers = dict(record.headers)
+                if headers.get("ce_specversion") != b"1.0" or headers.get("ce_type") != ce_type or not value:
+                    headers, value = self._structured(partition, record)
                     if value is None:
                         continue
-                event_id, cause, trace = found.get("ce_id"), found.get("ce_causeid"), found.get("ce_traceparent")
-                if not event_id or not cause or not found.get("ce_source") or not found.get("ce_time"):
+                event_id, cause, trace = headers.get("ce_id"), headers.get("ce_causeid"), headers.get("ce_traceparent")
+                if not event_id or not cause or not headers.get("ce_source") or not headers.get("ce_time"):
                     where = f"{_name(partition)}@{record.offset}"
-                    present = sorted(name for name in found if name.startswith("ce_"))
+                    present = sorted(name for name in headers if name.startswith("ce_"))
                     self._findings.broken("derived", _text(key), where, "attributes id, source, time, causeid", present)
                 item = (
                     key,
@@ -468,11 +468,11 @@ class Auditor:
             event = unwrap(record.value, record.headers)
             if event.type != partition.topic:
                 raise Refused("type_wrong_topic", event.type)
-            whole = json.loads(record.value or b"")
+            envelope = json.loads(record.value or b"")
         except (Refused, ValueError) as error:
             self._findings.broken("derived", _text(record.key or b""), where, f"a CloudEvent of type {partition.topic}", error)
             return {}, None
-        attributes = {f"ce_{name}": str(text).encode() for name, text in whole.items() if isinstance(text, str)}
+        attributes = {f"ce_{name}": str(text).encode() for name, text in envelope.items() if isinstance(text, str)}
         return {**dict(record.headers), **attributes}, json.dumps(event.data).encode()
 
     async def _spill_states(self, log: Log, partition: TopicPartition, span: Span, spill: Spill) -> None:
@@ -507,9 +507,9 @@ class Auditor:
                     for record in records:
                         outcome = parse(letter.place.topic, record.key, record.value, record.headers)
                         order_id = outcome.order_id if isinstance(outcome, Fact) else ""
-            found = f"a dead letter with reason {letter.code}"
+            actual = f"a dead letter with reason {letter.code}"
             self._findings.truncated = False
-            self._findings.at_rest("letters", order_id, f"{DLQ}/{letter.lane}@{letter.at}", f"{letter.place} is a fact that counts", found)
+            self._findings.at_rest("letters", order_id, f"{DLQ}/{letter.lane}@{letter.at}", f"{letter.place} is a fact that counts", actual)
 
     def _judge_redrives(self) -> None:
         """Each record that went back is in the log once, and in the ledger."""
@@ -548,8 +548,8 @@ class Auditor:
                 if order_id in there.orders and (order_id, shipment_id) not in there.parcels:
                     if await cache.evicts():
                         tell = self._findings.note
-                    found = f"{len(there.parcels)} others" if there.parcels else "none"
-                    tell("cache", order_id, key, f"an entry of parcel {shipment_id}", found)
+                    actual = f"{len(there.parcels)} others" if there.parcels else "none"
+                    tell("cache", order_id, key, f"an entry of parcel {shipment_id}", actual)
 
     async def _settle(self, log: Log) -> None:
         """What only holds at rest is judged of those orders about which no record waits to be committed.
@@ -594,13 +594,13 @@ def _lanes_told(value: bytes | None) -> tuple[int, list[int]] | None:
 
 def _about(topic: str, record: Record) -> list[str]:
     """Ids of the orders that a record may be about: by its key and by what it says."""
-    found = [_text(record.key or b"")] if is_canonical(record.key) else []
+    order_ids = [_text(record.key or b"")] if is_canonical(record.key) else []
     if topic == DECISIONS:
         decision = parse_decision(record.value, record.headers)
-        return found if isinstance(decision, Refusal) else [*found, decision.order_id]
+        return order_ids if isinstance(decision, Refusal) else [*order_ids, decision.order_id]
     origin = origin_of_copy(record.headers) if topic == REKEYED else None
     fact = parse(origin.topic if origin else topic, record.key, record.value, record.headers)
-    return [*found, fact.order_id] if isinstance(fact, Fact) else found
+    return [*order_ids, fact.order_id] if isinstance(fact, Fact) else order_ids
 
 
 def _orders_of(tracking: bytes | None) -> list[bytes]:

@@ -108,19 +108,19 @@ class Findings:
         self._on_finding = on_finding
 
     def broken(
-        self, check: str, order_id: str, where: str, expected: object, found: object, fact: Place | None = None, *, proven: bool = False
+        self, check: str, order_id: str, where: str, expected: object, actual: object, fact: Place | None = None, *, proven: bool = False
     ) -> None:
         """`proven`: also when the log's beginning is gone."""
-        self._add(Finding(check, self._severity(check, proven), order_id, where, plain(expected), plain(found), str(fact or "")))
+        self._add(Finding(check, self._severity(check, proven), order_id, where, plain(expected), plain(actual), str(fact or "")))
 
-    def at_rest(self, check: str, order_id: str, where: str, expected: object, found: object, fact: Place | None = None) -> None:
+    def at_rest(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: Place | None = None) -> None:
         """Broken, unless a record about the order isn't committed yet."""
         severity = self._severity(check, False)
-        self._index.wait(Pending(order_id, check, severity, where, plain(expected), plain(found), str(fact or "")))
+        self._index.wait(Pending(order_id, check, severity, where, plain(expected), plain(actual), str(fact or "")))
 
-    def note(self, check: str, order_id: str, where: str, expected: object, found: object, fact: Place | None = None) -> None:
+    def note(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: Place | None = None) -> None:
         """Worth knowing, not broken."""
-        self._add(Finding(check, "report", order_id, where, plain(expected), plain(found), str(fact or "")))
+        self._add(Finding(check, "report", order_id, where, plain(expected), plain(actual), str(fact or "")))
 
     def judge(self) -> None:
         """What still waits in the index is true."""

@@ -89,15 +89,15 @@ class Index:
         """The dead letters of some records; they count as matched from now on."""
         if not self.letters:
             return []
-        found: list[Letter] = []
+        letters: list[Letter] = []
         for place in places:
             rows = self._db.execute(
                 "SELECT code, detail, key, digest, value, lane, at FROM letter WHERE topic = ? AND partition = ? AND offset = ?", place
             ).fetchall()
             if rows:
                 self._db.execute("UPDATE letter SET matched = 1 WHERE topic = ? AND partition = ? AND offset = ?", place)
-                found += [Letter(place, *row) for row in rows]
-        return found
+                letters += [Letter(place, *row) for row in rows]
+        return letters
 
     def unmatched_letters(self) -> Iterator[Letter]:
         """Dead letters that no refused record has asked for, in the order of their own places."""

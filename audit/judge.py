@@ -190,9 +190,9 @@ class Judge:
                 self._want("", {"record_too_large"}, places, {})
             elif fact.order_id != order_id or not at_home:
                 if topic == REKEYED:
-                    found = f"key {order_id} in partition {partition}"
+                    actual = f"key {order_id} in partition {partition}"
                     home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, str(place), f"key {fact.order_id} in partition {home}", found)
+                    self._findings.broken("accounting", fact.order_id, str(place), f"key {fact.order_id} in partition {home}", actual)
                 elif not self._index.has_copy(place):
                     home = self._home(fact.order_id.encode())
                     self._findings.broken("accounting", fact.order_id, REKEYED, f"a copy in partition {home}", "none", place)
@@ -251,8 +251,8 @@ class Judge:
                 self._index.letters_of([place])  # it may have one
                 continue
             if held is None or decision.order_id != order_id:
-                found = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"
-                self._findings.at_rest("refunds", decision.order_id, str(place), "a decision about a known order", found)
+                actual = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"
+                self._findings.at_rest("refunds", decision.order_id, str(place), "a decision about a known order", actual)
                 continue
             if isinstance(decision, Fact):
                 self._add(held, decision, [place], item)
@@ -290,8 +290,8 @@ class Judge:
         reading, order_id = held.reading, held.order_id
         if reading.created is None:
             if reading.decisions:
-                found = f"{len(reading.decisions)} decisions"
-                self._findings.at_rest("refunds", order_id, DECISIONS, "order.created before a decision", found)
+                actual = f"{len(reading.decisions)} decisions"
+                self._findings.at_rest("refunds", order_id, DECISIONS, "order.created before a decision", actual)
             return
         if not reading.decisions and reading.captured == 0:
             return
@@ -400,8 +400,8 @@ class Judge:
                 self._findings.broken("derived", order_id, where, "a JSON object", error)
                 continue
             if events is None:
-                made = event.data.get(SAME.get(event.type, "")) or event.event_id
-                self._findings.at_rest("derived", order_id, where, "no such event: the log has no such order in this lane", made)
+                subject_id = event.data.get(SAME.get(event.type, "")) or event.event_id
+                self._findings.at_rest("derived", order_id, where, "no such event: the log has no such order in this lane", subject_id)
             else:
                 events.take(event)
         if events is not None:
@@ -434,8 +434,8 @@ class Judge:
                 kept, stale = (version, offset, value), None
         if kept is None:
             if held is not None:
-                found = "none" if deleted is None else f"deleted at {deleted}"
-                self._findings.broken("changelog", order_id, f"{topic}/{lane}", f"a state of version {held.order.version}", found)
+                actual = "none" if deleted is None else f"deleted at {deleted}"
+                self._findings.broken("changelog", order_id, f"{topic}/{lane}", f"a state of version {held.order.version}", actual)
             return None
         self._counts["states"] += 1
         version, offset, value = kept
@@ -469,9 +469,9 @@ class Judge:
 
     def _judge_local(self, order_id: str, held: Held | None, kept: bytes | None, states: Sequence[Item], items: Iterable[Item]) -> None:
         """A worker that starts with a local table, and reads the changelog on from where the table ends, has the state that is kept."""
-        found = {item[2]: item[3] for item in items}
+        stored = {item[2]: item[3] for item in items}
         for number, (path, read_to) in enumerate(self._lane.local):
-            local: bytes | None = found.get(number)
+            local: bytes | None = stored.get(number)
             if local is not None:
                 self._counts["local_states"] += 1
             state, changelog = local, f"{self._lane.changelog}/{self._lane.number}"
@@ -492,11 +492,11 @@ class Judge:
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def _judge_rows(self, order_id: str, held: Held | None, items: Sequence[Item]) -> None:
-        found: list[list[bytes]] = [[] for _ in TABLES]
+        actual: list[list[bytes]] = [[] for _ in TABLES]
         for item in items:
-            found[item[2]].append(item[3])
+            actual[item[2]].append(item[3])
         if held is None:
-            for table, lines in zip(TABLES, found, strict=True):
+            for table, lines in zip(TABLES, actual, strict=True):
                 for line in lines:
                     row_id = line[:36].decode()
                     self._findings.at_rest("rows", order_id, f"{table} {row_id}", "no row: the log has no such order", "a row")
@@ -506,18 +506,18 @@ class Judge:
         for table, rows in zip(TABLES, expected[0], strict=True):
             self._checked[table] += len(rows)
         # Of each reading the rows that only one side has, a second row of one id counted.
-        apart = [sum(_apart(wanted, got) for wanted, got in zip(each, found, strict=True)) for each in written]
+        apart = [sum(_apart(wanted, got) for wanted, got in zip(each, actual, strict=True)) for each in written]
         if 0 in apart:
             return
         # Where the log allows several readings, the nearest is compared.
         nearest = expected[apart.index(min(apart))]
-        for table, rows, got in zip(TABLES, nearest, found, strict=True):
+        for table, rows, got in zip(TABLES, nearest, actual, strict=True):
             self._judge_table(held, table, rows, [row_of(table, line) for line in got])
 
-    def _judge_table(self, held: Held, table: str, expected: Iterable[Row], found: Iterable[Row]) -> None:
+    def _judge_table(self, held: Held, table: str, expected: Iterable[Row], actual: Iterable[Row]) -> None:
         order_id, names = held.order_id, columns(table)
         there: dict[str, list[Row]] = {}
-        for row in found:
+        for row in actual:
             there.setdefault(row[0], []).append(row)
         for wanted in (comparable(table, row) for row in expected):
             twins = there.pop(wanted[0], [])
@@ -530,16 +530,16 @@ class Judge:
                 self._findings.broken("rows", order_id, where, "one row", f"{len(twins)} rows: {owners}", fact)
             row = min(twins, key=lambda each: sum(one != other for one, other in zip(wanted, each, strict=True)))
             add = self._findings.broken if row[-1] < wanted[-1] else self._findings.at_rest
-            for name, value, given in zip(names, wanted, row, strict=True):
-                if value != given:
-                    add("rows", order_id, f"{where} {name}", value, given, fact)
+            for name, value, value_there in zip(names, wanted, row, strict=True):
+                if value != value_there:
+                    add("rows", order_id, f"{where} {name}", value, value_there, fact)
         for row_id, extra in there.items():
             self._findings.at_rest("rows", order_id, f"{table} {row_id}", "no row", f"a row of version {extra[0][-1]}")
 
     # -- cache -------------------------------------------------------------------------------------------------------
 
     def _judge_cache(self, order_id: str, held: Held | None, entries: Iterable[Item], members: Iterable[Item]) -> None:
-        known = held if held is not None and held.reading.created is not None else None
+        placed = held if held is not None and held.reading.created is not None else None
         seen: set[str] = set()
         tracked: set[tuple[str, str]] = set()
         for _, _, key, ttl, value in entries:
@@ -548,26 +548,26 @@ class Judge:
             seen.add(key)
             if value is None:
                 self._findings.broken("cache", order_id, key, "a string", "another type")
-            elif known is None:
+            elif placed is None:
                 self._findings.at_rest("cache", order_id, key, "nothing: the log has no such order", "an entry")
             elif key.startswith("order:"):
                 self._counts["cached_orders"] += 1
-                self._judge_summary(known, key, value)
+                self._judge_summary(placed, key, value)
                 self._judge_ttl(order_id, key, ttl)
             else:
                 self._counts["cached_parcels"] += 1
-                tracked.update((key, shipment_id) for shipment_id in self._judge_tracking(known, key, value))
+                tracked.update((key, shipment_id) for shipment_id in self._judge_tracking(placed, key, value))
                 self._judge_ttl(order_id, key, ttl)
-        if known is not None and f"order:{order_id}" in seen:
-            self._miss_parcels(known, tracked)
+        if placed is not None and f"order:{order_id}" in seen:
+            self._miss_parcels(placed, tracked)
         for _, _, key, ttl, score in members:
             self._counts["cached_places"] += 1
-            readings = [] if known is None else known.readings
-            wanted = {f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings}
-            if key not in wanted:
+            readings = [] if placed is None else placed.readings
+            places = {f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings}
+            if key not in places:
                 self._findings.at_rest("cache", order_id, key, "no such member", "the order")
-            elif all(abs(score - ms) >= 1 for ms in wanted.values()):
-                self._findings.at_rest("cache", order_id, key, f"score {min(wanted.values()):.0f}", f"{score:.0f}")
+            elif all(abs(score - ms) >= 1 for ms in places.values()):
+                self._findings.at_rest("cache", order_id, key, f"score {min(places.values()):.0f}", f"{score:.0f}")
             self._judge_ttl(order_id, key, ttl)
 
     def _judge_ttl(self, order_id: str, key: str, ttl: int) -> None:
@@ -576,8 +576,8 @@ class Judge:
 
     def _judge_summary(self, held: Held, key: str, value: bytes) -> None:
         try:
-            found = json.loads(value)
-            apart = [difference(summary_of(reading), found) for reading in held.readings]
+            summary = json.loads(value)
+            apart = [difference(summary_of(reading), summary) for reading in held.readings]
         except (ValueError, TypeError, AttributeError) as error:
             self._findings.broken("cache", held.order_id, key, "a JSON object", error)
             return
@@ -623,11 +623,11 @@ def _numbers(reading: Reading) -> set[tuple[str, str]]:
     return {(f"tracking:{number}", shipment_id) for shipment_id, number in numbers if number}
 
 
-def _apart(wanted: Sequence[bytes], got: Sequence[bytes]) -> int:
+def _apart(expected: Sequence[bytes], got: Sequence[bytes]) -> int:
     """How many rows only one side has, or has once more."""
-    if len(wanted) == len(got) == 1:
-        return wanted[0] != got[0]
-    return len(set(wanted) ^ set(got)) + abs(len(got) - len(set(got)))
+    if len(expected) == len(got) == 1:
+        return expected[0] != got[0]
+    return len(set(expected) ^ set(got)) + abs(len(got) - len(set(got)))
 
 
 def summary_of(reading: Reading) -> dict[str, Any]:

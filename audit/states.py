@@ -116,32 +116,32 @@ def state_of(reading: Reading) -> State:
     return state
 
 
-def differences(reading: Reading, found: State, places: Callable[[Fact], Place | None], origins: Iterable[Place]) -> list[Difference]:
+def differences(reading: Reading, actual: State, places: Callable[[Fact], Place | None], origins: Iterable[Place]) -> list[Difference]:
     """Where a state isn't what it must be. `origins`: where the order's records lie."""
     expected = state_of(reading)
-    differing = [name for name in expected if expected[name] != found[name]]
+    differing = [name for name in expected if expected[name] != actual[name]]
     result = []
     for name in differing:
         if name in _FACTS:
-            missing, extra = expected[name] - found[name], found[name] - expected[name]
+            missing, extra = expected[name] - actual[name], actual[name] - expected[name]
             facts = [
                 fact for fact in reading.facts if fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in missing
             ]
             place = places(facts[0]) if facts else None
             result.append(Difference(name, _readable(sorted(missing, key=repr)), _readable(sorted(extra, key=repr)), place))
         else:
-            result.append(Difference(name, _readable(expected[name]), _readable(found[name]), None))
+            result.append(Difference(name, _readable(expected[name]), _readable(actual[name]), None))
     waiting = len(reading.facts) if reading.created is None else 0
-    if len(found["waiting"]) != waiting:
-        result.append(Difference("waiting", f"{waiting} facts", f"{len(found['waiting'])}", None))
+    if len(actual["waiting"]) != waiting:
+        result.append(Difference("waiting", f"{waiting} facts", f"{len(actual['waiting'])}", None))
     elif waiting:
-        known = {tuple(place) for place in origins}
-        strange = [origin for _, _, origin in found["waiting"] if tuple(origin) not in known]
+        expected_waiting = {tuple(place) for place in origins}
+        strange = [origin for _, _, origin in actual["waiting"] if tuple(origin) not in expected_waiting]
         if strange:
             result.append(Difference("waiting", "coordinates of the order's records", _readable(strange[0]), None))
-    if found["proposed"] < len(reading.decisions):
-        result.append(Difference("proposed", f"at least {len(reading.decisions)}", str(found["proposed"]), None))
-    if not found["labelled"] and expected["status"] > 0:
+    if actual["proposed"] < len(reading.decisions):
+        result.append(Difference("proposed", f"at least {len(reading.decisions)}", str(actual["proposed"]), None))
+    if not actual["labelled"] and expected["status"] > 0:
         result.append(Difference("labelled", "true: the order is confirmed or further", "false", None))
     return result
 

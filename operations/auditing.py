@@ -39,7 +39,7 @@ async def audit(
     target: Target,
     *,
     max_findings: int,
-    progress: Progress = lambda what, done, whole: None,
+    progress: Progress = lambda what, done, total: None,
     only: frozenset[str] | None = None,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Report:

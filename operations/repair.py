@@ -263,7 +263,7 @@ async def repair(
     dry_run: bool,
     cache: bool,
     max_findings: int,
-    progress: Progress = lambda what, done, whole: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> RepairResult:
     """Audit orders, repair what is broken, and audit the repaired orders again.
 

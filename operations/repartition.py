@@ -59,7 +59,7 @@ async def look(settings: Settings) -> tuple[list[int], Lanes]:
     return sorted({state.partitions for state in states.values()}), await noted(settings) or Lanes(settings.partitions)
 
 
-async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, whole: None) -> int:
+async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, total: None) -> int:
     """grow(), with the group locked. `cache`: take along what Redis lacks; it must be there. Blocks.
 
     Raises CannotGrow or GroupBusy before anything is changed, LockLost or CutShort in the middle: run again it goes on.
@@ -78,7 +78,7 @@ async def change(settings: Settings, partitions: int, *, cache: bool, progress: 
 
 
 async def grow(
-    settings: Settings, lock: GroupLock, partitions: int, cache: Redis | None, progress: Progress = lambda what, done, whole: None
+    settings: Settings, lock: GroupLock, partitions: int, cache: Redis | None, progress: Progress = lambda what, done, total: None
 ) -> int:
     """Give every topic so many partitions, and as many lanes; returns how many states have moved. The group is locked: no worker runs.
 
