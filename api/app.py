@@ -17,8 +17,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from api.parameters import Id, Integer, Time, invalid, names_version, only_known
 from api.problems import Problem, install
 from api.requests import Requests
+from contracts.statuses import OrderStatusText
 from queries.cache import RECENT
-from queries.documents import Health, OrderDetails, Orders, OrderStatus, Suborders, Summary, Tracked
+from queries.documents import Health, OrderDetails, Orders, Suborders, Summary, Tracked
 from queries.keyset import Position
 from queries.reader import Answer, Reader, Seen
 from settings import Settings
@@ -62,16 +63,27 @@ _Get = Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]]
 """Registers the answer to a path, behind a key."""
 
 _DASHES: Final = "With or without dashes."
-_bearer = HTTPBearer(auto_error=False, description="One of ORDERS_API_KEYS; none is needed where none is set.")
+_bearer = HTTPBearer(
+    auto_error=False, description="One of ORDERS_API_KEYS; none is needed where none is set."
+)
 _encode = msgspec.json.Encoder().encode
 
 
-def _responses(model: Any, description: str, *, versioned: bool = False, missing: bool = False) -> dict[int | str, dict[str, Any]]:
+def _responses(
+    model: Any, description: str, *, versioned: bool = False, missing: bool = False
+) -> dict[int | str, dict[str, Any]]:
     responses: dict[int | str, dict[str, Any]] = {
-        200: {"model": model, "description": description, "headers": {**_SOURCE, **(_VERSIONED if versioned else {})}},
+        200: {
+            "model": model,
+            "description": description,
+            "headers": {**_SOURCE, **(_VERSIONED if versioned else {})},
+        },
         401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
         422: {"description": "An invalid request.", "content": _PROBLEM},
-        503: {"description": "Temporarily unavailable; try again after `Retry-After` seconds.", "content": _PROBLEM},
+        503: {
+            "description": "Temporarily unavailable; try again after `Retry-After` seconds.",
+            "content": _PROBLEM,
+        },
     }
     if versioned:
         responses[304] = {"description": "The caller's version is the newest.", "headers": _VERSIONED}
@@ -125,7 +137,9 @@ def _allowed(keys: Sequence[str]) -> Callable[..., Awaitable[None]]:
         digest = sha256(credentials.credentials.encode()).digest() if credentials is not None else b""
         # Of digests: the time it takes says nothing about a key.
         if not any(hmac.compare_digest(digest, each) for each in digests):
-            raise HTTPException(401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+            raise HTTPException(
+                401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"}
+            )
 
     return allowed
 
@@ -138,12 +152,17 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
         tags=["orders"],
     )
     async def order(
-        order_id: OrderId, min_version: MinVersion = 0, x_order_version: OrderVersion = 0, if_none_match: IfNoneMatch = None
+        order_id: OrderId,
+        min_version: MinVersion = 0,
+        x_order_version: OrderVersion = 0,
+        if_none_match: IfNoneMatch = None,
     ) -> Response:
         """Status, amount, suborders and parcels: from the cache, else from the rows."""
         return _one(await reader.order(order_id, max(min_version, x_order_version)), if_none_match)
 
-    details = _responses(OrderDetails, "The order with everything that its rows hold.", versioned=True, missing=True)
+    details = _responses(
+        OrderDetails, "The order with everything that its rows hold.", versioned=True, missing=True
+    )
 
     @get("/orders/{order_id}/explain", summary="An order's details", responses=details, tags=["orders"])
     @get(
@@ -154,7 +173,10 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
         deprecated=True,
     )
     async def explain(
-        order_id: OrderId, min_version: MinVersion = 0, x_order_version: OrderVersion = 0, if_none_match: IfNoneMatch = None
+        order_id: OrderId,
+        min_version: MinVersion = 0,
+        x_order_version: OrderVersion = 0,
+        if_none_match: IfNoneMatch = None,
     ) -> Response:
         """The order's items, parcels and returns, each with its latest state and the times of its first and latest fact, and
         what happened in the order of time. Payments, stock replies and single scans are only in the changelog: `orders show`
@@ -167,11 +189,18 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
 
 
 def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
-    @get("/users/{user_id}/orders", summary="A user's orders", responses=_responses(Orders, "A page, newest first."), tags=["orders"])
+    @get(
+        "/users/{user_id}/orders",
+        summary="A user's orders",
+        responses=_responses(Orders, "A page, newest first."),
+        tags=["orders"],
+    )
     async def orders(
         user_id: Annotated[Id, Path(description=_DASHES)],
-        status: Annotated[OrderStatus | None, Query(description="Only those of this status now.")] = None,
-        since: Annotated[Time | None, Query(alias="from", description="Placed then or later (RFC 3339).")] = None,
+        status: Annotated[OrderStatusText | None, Query(description="Only those of this status now.")] = None,
+        since: Annotated[
+            Time | None, Query(alias="from", description="Placed then or later (RFC 3339).")
+        ] = None,
         until: Annotated[Time | None, Query(alias="to", description="Placed before (RFC 3339).")] = None,
         cursor: Cursor = None,
         limit: Limit = 20,
@@ -203,7 +232,9 @@ def _answer_parcels(get: _Get, reader: Reader) -> None:
         tags=["parcels"],
     )
     async def tracking(
-        number: Annotated[str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")],
+        number: Annotated[
+            str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")
+        ],
     ) -> Response:
         """The parcels of all orders with this number, 100 at most. They come from the rows, or from a copy of them in the cache that is
         at most `ORDERS_CACHE_TTL_REFILL` seconds old, with what was written to the cache since. Where no database answers, only
@@ -222,7 +253,10 @@ def _answer_a_sellers_suborders(get: _Get, reader: Reader) -> None:
         tags=["sellers"],
     )
     async def suborders(
-        seller_id: Annotated[Id, Path(description=_DASHES)], cursor: Cursor = None, limit: Limit = 20, seen: SeenToken = None
+        seller_id: Annotated[Id, Path(description=_DASHES)],
+        cursor: Cursor = None,
+        limit: Limit = 20,
+        seen: SeenToken = None,
     ) -> Response:
         """The seller's part of each order, and its parcels. Partitions are by user or region, so all of them are searched, by the
         index on seller and time. Every page costs about the same.
@@ -245,7 +279,9 @@ def _answer_health(app: FastAPI, reader: Reader) -> None:
     async def service_health() -> Response:
         """Needs no key."""
         health = await reader.health()
-        return Response(_encode(health), 503 if health.status == "down" else 200, media_type="application/json")
+        return Response(
+            _encode(health), 503 if health.status == "down" else 200, media_type="application/json"
+        )
 
 
 def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
@@ -267,10 +303,20 @@ def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], di
 
 
 OrderId = Annotated[Id, Path(description=_DASHES)]
-MinVersion = Annotated[Integer, Query(ge=0, le=2**31 - 1, description="The oldest version to return; the same as X-Order-Version.")]
-OrderVersion = Annotated[Integer, Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is returned.")]
-IfNoneMatch = Annotated[list[str] | None, Header(description="ETags that the caller has: 304 if the newest is among them.")]
-Cursor = Annotated[str | None, Query(description="`next` of the previous page; give the same filters.", max_length=64)]
+MinVersion = Annotated[
+    Integer,
+    Query(ge=0, le=2**31 - 1, description="The oldest version to return; the same as X-Order-Version."),
+]
+OrderVersion = Annotated[
+    Integer,
+    Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is returned."),
+]
+IfNoneMatch = Annotated[
+    list[str] | None, Header(description="ETags that the caller has: 304 if the newest is among them.")
+]
+Cursor = Annotated[
+    str | None, Query(description="`next` of the previous page; give the same filters.", max_length=64)
+]
 Limit = Annotated[Integer, Query(ge=1, le=MOST, description="The most rows of a page.")]
 SeenToken = Annotated[
     str | None,
@@ -283,14 +329,23 @@ SeenToken = Annotated[
 
 def _one(answer: Answer, if_none_match: list[str] | None) -> Response:
     etag = f'W/"{answer.version}"'
-    headers = {"ETag": etag, "X-Order-Version": str(answer.version), "X-Source": answer.source, "Cache-Control": "private, no-cache"}
+    headers = {
+        "ETag": etag,
+        "X-Order-Version": str(answer.version),
+        "X-Source": answer.source,
+        "Cache-Control": "private, no-cache",
+    }
     if names_version(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     return Response(answer.body, headers=headers, media_type="application/json")
 
 
 def _answer(answer: Answer) -> Response:
-    return Response(answer.body, headers={"X-Source": answer.source, "Cache-Control": "private, no-cache"}, media_type="application/json")
+    return Response(
+        answer.body,
+        headers={"X-Source": answer.source, "Cache-Control": "private, no-cache"},
+        media_type="application/json",
+    )
 
 
 def _position(cursor: str | None) -> Position | None:

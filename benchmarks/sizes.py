@@ -53,13 +53,21 @@ async def _stores(settings: Settings) -> dict[str, int]:
     try:
         wal = await connection.fetchval("SELECT wal_bytes::int8 FROM pg_stat_wal")
         full_pages = await connection.fetchval("SELECT wal_fpi FROM pg_stat_wal")
-        tables = await connection.fetchval("SELECT sum(pg_total_relation_size(inhrelid))::int8 FROM pg_inherits")
+        tables = await connection.fetchval(
+            "SELECT sum(pg_total_relation_size(inhrelid))::int8 FROM pg_inherits"
+        )
         rows = await connection.fetchval("SELECT sum(n_tup_ins + n_tup_upd)::int8 FROM pg_stat_user_tables")
     finally:
         await connection.close()
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         memory = (await redis.info("memory"))["used_memory"]
-    return {"wal": wal, "full_pages": full_pages, "postgres": tables, "row_writes": rows or 0, "redis": memory}
+    return {
+        "wal": wal,
+        "full_pages": full_pages,
+        "postgres": tables,
+        "row_writes": rows or 0,
+        "redis": memory,
+    }
 
 
 def measure(orders: int, spread: int) -> dict[str, Any]:
@@ -73,13 +81,17 @@ def measure(orders: int, spread: int) -> dict[str, Any]:
 
 
 def _measure(stack: Stack, folder: Path, orders: int, spread: int) -> dict[str, Any]:
-    settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
+    settings = Settings.model_validate(
+        {name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()}
+    )
     data = folder / "stack" / "kafka"
     _orders(stack.env, "init")
     before, log_before = asyncio.run(_stores(settings)), log_bytes(data, settings.group)
     events = asyncio.run(send(settings, workload(orders, 1, spread))).records
     with (folder / "worker.log").open("w") as log:
-        worker = subprocess.Popen([*COMMAND, "worker", "--name", "w"], env={**os.environ, **stack.env}, stdout=log, stderr=log)
+        worker = subprocess.Popen(
+            [*COMMAND, "worker", "--name", "w"], env={**os.environ, **stack.env}, stdout=log, stderr=log
+        )
         try:
             _orders(stack.env, "wait", "--timeout", "900")
         finally:
@@ -101,20 +113,34 @@ def _measure(stack: Stack, folder: Path, orders: int, spread: int) -> dict[str, 
         },
         "rows_written_per_event": round(grown["row_writes"] / events, 2),
         "full_pages_in_wal": grown["full_pages"],
-        "conditions": {"orders": orders, "events": events, "spread": spread, "kafka_replication": 1, "workers": 1},
+        "conditions": {
+            "orders": orders,
+            "events": events,
+            "spread": spread,
+            "kafka_replication": 1,
+            "workers": 1,
+        },
     }
 
 
 def _orders(env: Mapping[str, str], *arguments: str) -> None:
-    done = subprocess.run([*COMMAND, *arguments], check=False, env={**os.environ, **env}, capture_output=True, text=True)
+    done = subprocess.run(
+        [*COMMAND, *arguments], check=False, env={**os.environ, **env}, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"orders {' '.join(arguments)}: {done.stderr[-2000:] or done.stdout[-2000:]}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--orders", type=int, default=20_000, help="how many orders (default: 20000; each has 4.08 events)")
-    parser.add_argument("--spread", type=int, default=15_000, help="orders between two events of one order (default: 15000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--orders", type=int, default=20_000, help="how many orders (default: 20000; each has 4.08 events)"
+    )
+    parser.add_argument(
+        "--spread", type=int, default=15_000, help="orders between two events of one order (default: 15000)"
+    )
     parser.add_argument("--out", type=Path, help="write there instead of stdout")
     options = parser.parse_args()
     text = json.dumps(measure(options.orders, options.spread), indent=2) + "\n"

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -50,9 +50,15 @@ class DemoFailed(OrdersError):
 
 def demo_command(
     orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="Synthetic orders to send.")] = 3000,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers and the worker running, with their data in DIR.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left running. The data stays.")] = False,
-    dir: Annotated[Path, typer.Option("--dir", readable=False, help="The stack's folder with --keep and --stop.")] = Path(".stack"),
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the servers and the worker running, with their data in DIR.")
+    ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop what --keep left running. The data stays.")
+    ] = False,
+    dir: Annotated[
+        Path, typer.Option("--dir", readable=False, help="The stack's folder with --keep and --stop.")
+    ] = Path(".stack"),
 ) -> None:
     """Start the servers, stream thousands of orders through a worker, show what became of them, and stop everything again.
 
@@ -67,7 +73,10 @@ def demo_command(
     try:
         scratch = tempfile.TemporaryDirectory(prefix="orders-demo-")
     except OSError as error:
-        raise OrdersError(f"there is no temporary folder to work in ({error.strerror or error})", "set TMPDIR to one of yours") from None
+        raise OrdersError(
+            f"there is no temporary folder to work in ({error.strerror or error})",
+            "set TMPDIR to one of yours",
+        ) from None
     with scratch as folder:
         _run(Path(folder) / "stack", orders, keep=False)
 
@@ -81,10 +90,14 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
     worker: subprocess.Popen[bytes] | None = None
     done = False
     try:
-        settings = Settings(**{name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})  # type: ignore[arg-type]
+        settings = Settings.model_validate(
+            {name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()}
+        )
         _step("servers", f"Kafka {settings.kafka}, PostgreSQL and Valkey on this machine's loopback")
         with console.status("creating topics and tables"):
-            subprocess.run([*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL
+            )
         _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 5 tables in PostgreSQL")
         worker = _worker(folder, stack.env)
         _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
@@ -106,7 +119,9 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
                 "\nIt all still runs, and in this folder orders uses it: orders generate, show, audit ... Stop it with: make down"
             )
         else:
-            console.print(f'\nIt all still runs. For this shell: eval "$(orders stack env --dir {shlex.quote(str(folder))})"')
+            console.print(
+                f'\nIt all still runs. For this shell: eval "$(orders stack env --dir {shlex.quote(str(folder))})"'
+            )
             console.print(f"Stop it with: orders demo --stop --dir {shlex.quote(str(folder))}")
     else:
         console.print("\nEverything is stopped again. make up leaves it running, make test proves it.")
@@ -116,7 +131,9 @@ _ORDERS = (sys.executable, "-c", "from cli.main import main; main()")
 
 
 def _step(name: str, text: str) -> None:
-    console.print(Text.assemble(("✓" if console.can("✓") else "*", "green"), " ", (f"{name:<8}", "bold"), " ", text))
+    console.print(
+        Text.assemble(("✓" if console.can("✓") else "*", "green"), " ", (f"{name:<8}", "bold"), " ", text)
+    )
 
 
 def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -125,14 +142,22 @@ def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     log = folder / "worker.log"
     with log.open("wb") as out:
         worker = subprocess.Popen(
-            [*_ORDERS, "worker", "--name", "demo"], env={**os.environ, **DEADLINES, **env}, stdout=out, stderr=out, start_new_session=True
+            [*_ORDERS, "worker", "--name", "demo"],
+            env={**os.environ, **DEADLINES, **env},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     (folder / WORKER_FILE).write_text(f"{worker.pid} {psutil.Process(worker.pid).create_time()}")
     deadline = time.monotonic() + READY_SECONDS
     with console.status("starting a worker"):
         while "worker ready" not in log.read_text(errors="replace"):
             if worker.poll() is not None or time.monotonic() > deadline:
-                raise OrdersError("the worker did not start", "see the last lines of its log", log=log.read_text(errors="replace")[-2000:])
+                raise OrdersError(
+                    "the worker did not start",
+                    "see the last lines of its log",
+                    log=log.read_text(errors="replace")[-2000:],
+                )
             time.sleep(0.1)
     return worker
 
@@ -177,7 +202,9 @@ async def _simulate(settings: Settings, worker: subprocess.Popen[bytes]) -> list
     with _watched(worker):
         outcome = await run(settings, behaviour, CHECKOUTS, CHECKOUT_RATE, SIMULATION_SECONDS, console)
     if outcome.hanging:
-        raise DemoFailed(f"{len(outcome.hanging)} orders did not end within {SIMULATION_SECONDS:.0f} s, one of them {outcome.hanging[0]}")
+        raise DemoFailed(
+            f"{len(outcome.hanging)} orders did not end within {SIMULATION_SECONDS:.0f} s, one of them {outcome.hanging[0]}"
+        )
     served = f"simulated inventory, payment and shipping answered {outcome.commands.total():,} commands"
     _step("services", f"{CHECKOUTS:,} carts checked out; {served}")
     ended = Counter(outcome.ended.values())
@@ -185,7 +212,7 @@ async def _simulate(settings: Settings, worker: subprocess.Popen[bytes]) -> list
     return list(outcome.ended)
 
 
-def _events(orders: int) -> tuple[Iterable[Any], str]:
+def _events(orders: int) -> tuple[list[Any], str]:
     """What to send, and in words."""
     from workload import generator, olist
 
@@ -204,7 +231,7 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
 
     with console.status("making up orders"):
         events, words = _events(orders)
-    total = len(events)  # type: ignore[arg-type]
+    total = len(events)
     started = time.monotonic()
     with progress("sent", total, console=console, form="  {task.description:<10}") as sent_bar:
         done_bar = sent_bar.another("processed", total)
@@ -225,10 +252,15 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
             await sending
             outcome = await wait(settings, DRAIN_SECONDS, processed)
     if not outcome.done:
-        raise DemoFailed(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}")
+        raise DemoFailed(
+            f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}"
+        )
     seconds = time.monotonic() - started
     _step("orders", words)
-    _step("speed", f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s")
+    _step(
+        "speed",
+        f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s",
+    )
 
 
 @contextmanager
@@ -245,7 +277,9 @@ async def _summary(settings: Settings, simulated: list[str]) -> None:
     from queries.state import read_state
 
     async with connect(settings) as connection:
-        counts = await connection.fetch("SELECT status::text, count(*) AS orders FROM orders_order GROUP BY status ORDER BY status")
+        counts = await connection.fetch(
+            "SELECT status::text, count(*) AS orders FROM orders_order GROUP BY status ORDER BY status"
+        )
         rows = await connection.fetchrow(
             "SELECT (SELECT count(*) FROM orders_order_item) AS items, (SELECT count(*) FROM orders_shipment) AS shipments,"
             " (SELECT count(*) FROM orders_return) AS returns"
@@ -263,10 +297,16 @@ async def _summary(settings: Settings, simulated: list[str]) -> None:
     table = Rows("status", "orders", "share", title="Orders by status", right={"orders"}, header=False)
     block = "█" if console.can("█") else "#"
     for row in counts:
-        table.add(row["status"], f"{row['orders']:,}", (block * max(1, round(40 * row["orders"] / most)), COLOURS[row["status"]]))
+        table.add(
+            row["status"],
+            f"{row['orders']:,}",
+            (block * max(1, round(40 * row["orders"] / most)), COLOURS[row["status"]]),
+        )
     console.print(table)
     assert rows is not None
-    console.print(f"with {rows['items']:,} items, {rows['shipments']:,} shipments, {rows['returns']:,} returns\n")
+    console.print(
+        f"with {rows['items']:,} items, {rows['shipments']:,} shipments, {rows['returns']:,} returns\n"
+    )
     if chosen is not None:
         console.print(Text.assemble(("One order of several sellers", "bold"), " (orders show)"))
         order = await read_state(settings, UUID(str(chosen)))
@@ -275,7 +315,9 @@ async def _summary(settings: Settings, simulated: list[str]) -> None:
     console.print(Text.assemble(("\nDead letters", "bold"), " (orders dlq list)"))
     reasons = Counter([letter.reason async for letter in read(settings)])
     for reason, count in reasons.most_common():
-        console.print(Text.assemble(f"  {count:>5,}  ", (printable(reason), "yellow"), f"  {REASONS.get(reason, '')}"))
+        console.print(
+            Text.assemble(f"  {count:>5,}  ", (printable(reason), "yellow"), f"  {REASONS.get(reason, '')}")
+        )
 
 
 def _verdict(settings: Settings) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 from uuid import UUID
 
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from contracts import ids
 from contracts.catalogue import EventSpec
+from contracts.statuses import DeadlineText, ParcelStatusText, RefundCauseText, ReturnStatusText
 
 MOST_CHARACTERS: Final = 1_000
 """Of a text."""
@@ -133,7 +134,7 @@ class ShipmentUpdated(Struct, gc=False):
     order_id: UUID
     shipment_id: UUID
     seller_id: UUID
-    status: Literal["pending", "in_transit", "delivered", "returned"]
+    status: ParcelStatusText
     warehouse_id: UUID | UnsetType = UNSET
     carrier: Text | UnsetType = UNSET
     tracking_number: Text | UnsetType = UNSET
@@ -149,7 +150,7 @@ class OrderReturned(Struct, gc=False):
     return_id: UUID
     item_id: UUID
     reason: Text
-    status: Literal["requested", "processed", "rejected"]
+    status: ReturnStatusText
     quantity: Quantity | UnsetType = UNSET
     processed_at: Time | UnsetType = UNSET
     restock: bool | UnsetType = UNSET
@@ -173,7 +174,7 @@ class RefundDecided(Struct, gc=False):
     order_id: UUID
     n: Annotated[int, Meta(ge=0)]
     amount: Annotated[int, Meta(ge=1)]
-    cause: Literal["return", "stock", "closed"]
+    cause: RefundCauseText
     cause_id: UUID
     units: list[tuple[UUID, UnitNumber]]
     shipping: list[UUID]
@@ -183,7 +184,7 @@ class DeadlinePassed(Struct, gc=False):
     """Internal (orders.decisions): an answer did not come in time, by the broker's clock. `final`: it isn't waited for any longer."""
 
     order_id: UUID
-    deadline: Literal["payment", "stock", "release", "label", "refund"]
+    deadline: DeadlineText
     attempt: Quantity
     final: bool
     seller_id: UUID | UnsetType = UNSET

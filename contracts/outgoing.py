@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from contracts.catalogue import DerivedSpec
+from contracts.statuses import ClosedBecauseText, OrderStatusText, RefundCauseText, SuborderStatusText
 
 SOURCE: Final = b"/orders"
 """ce_source of everything we publish."""
@@ -43,7 +44,7 @@ class SuborderCreated(Struct, gc=False):
     suborder_id: str
     order_id: str
     seller_id: str
-    status: Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
+    status: SuborderStatusText
     currency: str
     items: list[SuborderItem]
     items_amount: str
@@ -52,7 +53,7 @@ class SuborderCreated(Struct, gc=False):
     total_amount: str
     units: SuborderUnits
     version: int
-    closed_because: Literal["cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered"] | UnsetType = UNSET
+    closed_because: ClosedBecauseText | UnsetType = UNSET
 
 
 class SuborderUpdated(SuborderCreated, gc=False):
@@ -139,7 +140,7 @@ class RefundRequest(Struct, gc=False):
     order_id: str
     amount: str
     currency: str
-    cause: Literal["return", "stock", "closed"]
+    cause: RefundCauseText
     cause_id: str
 
 
@@ -153,8 +154,8 @@ class OrderStatusChanged(Struct, gc=False):
 
     order_id: str
     user_id: str
-    from_: Literal["pending", "confirmed", "shipped", "delivered", "returned"] = msgspec.field(name="from")
-    to: Literal["pending", "confirmed", "shipped", "delivered", "returned"]
+    from_: OrderStatusText = msgspec.field(name="from")
+    to: OrderStatusText
     cause: StatusCause
     version: int
 

@@ -6,10 +6,11 @@ It is kept, counts as far as it goes, and is reported (docs/rules.md, Anomalies)
 from __future__ import annotations
 
 from contracts import ids
-from domain.order import CAUSES, DUE_LABEL, DUE_REFUND, DUE_RELEASE, PROCESSED, Order
+from domain.enums import DeadlineKind, RefundCause, ReturnStatus
+from domain.order import Order
 from domain.refunds import uncovered
 from domain.status import OrderView, view_of
-from domain.totals import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, winning_stages
+from domain.totals import winning_stages
 
 
 def anomalies(order: Order, order_id: bytes) -> list[str]:
@@ -24,7 +25,7 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
     returned: dict[bytes, int] = {}
     quantity = {line.item_id: line.quantity for line in now.lines}
     for stage in winning_stages(order).values():
-        if stage.status == PROCESSED:
+        if stage.status is ReturnStatus.PROCESSED:
             returned[stage.item_id] = returned.get(stage.item_id, 0) + (stage.quantity or quantity[stage.item_id])
     for line in now.lines:
         name = ids.text(line.item_id)
@@ -57,13 +58,13 @@ def _silences(order: Order, now: OrderView) -> list[str]:
     scanned = {scan.seller_id for scan in order.scans if not scan.refused}
     for suborder in now.suborders:
         seller = ids.text(suborder.seller_id)
-        if (DUE_RELEASE, suborder.seller_id) in given_up and suborder.live > suborder.in_transit:
+        if (DeadlineKind.RELEASE, suborder.seller_id) in given_up and suborder.live > suborder.in_transit:
             found.append(f"release_unanswered: seller {seller}: the stock was asked back in vain")
-        if (DUE_LABEL, suborder.seller_id) in given_up and suborder.live and suborder.seller_id not in scanned:
+        if (DeadlineKind.LABEL, suborder.seller_id) in given_up and suborder.live and suborder.seller_id not in scanned:
             found.append(f"label_unscanned: seller {seller}: no scan since its label was asked for")
     replied = {refund.refund_id for refund in order.refunds}
     for what, subject in given_up:
-        if what == DUE_REFUND and subject is not None and subject not in replied:
+        if what is DeadlineKind.REFUND and subject is not None and subject not in replied:
             found.append(f"refund_unconfirmed: refund {ids.text(subject)}")
     return found
 
@@ -75,14 +76,16 @@ def _refund_anomalies(order: Order, now: OrderView) -> list[str]:
     if not now.live:
         return found
     for refund in uncovered(order, now):
-        found.append(f"refund_uncovered: {CAUSES[refund.cause]} {ids.text(refund.cause_id)}: captured money does not cover this refund")
+        found.append(f"refund_uncovered: {refund.cause.text} {ids.text(refund.cause_id)}: captured money does not cover this refund")
     live = {line.item_id: line.live for line in now.lines}
     stages = winning_stages(order)
     for decision in order.decisions:
-        if decision.cause == CAUSE_RETURN and (decision.cause_id not in stages or stages[decision.cause_id].status != PROCESSED):
+        stage = stages.get(decision.cause_id)
+        processed = stage is not None and stage.status is ReturnStatus.PROCESSED
+        if decision.cause is RefundCause.RETURN and not processed:
             found.append(f"refund_contradicted: decision {decision.n}: its return is not processed after all")
-        if decision.cause == CAUSE_STOCK and any(first < live[item_id] for item_id, first, _ in decision.units):
+        if decision.cause is RefundCause.STOCK and any(first < live[item_id] for item_id, first, _ in decision.units):
             found.append(f"refund_contradicted: decision {decision.n}: a unit that it paid for is live after all")
-        if decision.cause == CAUSE_CLOSED:
+        if decision.cause is RefundCause.CLOSED:
             found.append(f"refund_contradicted: decision {decision.n}: the order was closed, but a unit is live after all")
     return found

@@ -12,21 +12,16 @@ deadline that passes becomes a record in orders.decisions, once, and counts when
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from operator import attrgetter
+from typing import Final, NamedTuple
 
 from msgspec import Struct
 
 from contracts import ids
-from domain.order import (
-    CLOSED,
-    CONFIRMED,
-    DUE_LABEL,
-    DUE_PAYMENT,
-    DUE_REFUND,
-    DUE_RELEASE,
-    DUE_STOCK,
-    Order,
-)
+from domain.enums import DeadlineKind, OrderStatus, SuborderStatus
+from domain.order import Order
+
+_attempt: Final = attrgetter("attempt")
 
 
 class DeadlinePolicy(Struct, frozen=True, gc=False):
@@ -49,7 +44,7 @@ class Due(NamedTuple):
     """One deadline: `at` by the broker's time, ms; the rest as in order.Deadline."""
 
     at: int
-    what: int
+    what: DeadlineKind
     subject: bytes | None
     attempt: int
     final: bool
@@ -63,35 +58,57 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
     found: list[Due] = []
     last = {(each.what, each.subject): each for each in sorted(order.deadlines, key=_attempt)}
 
-    def wait(what: int, subject: bytes | None, asked: int, limit: int, asks: int) -> None:
+    def wait(what: DeadlineKind, subject: bytes | None, asked: int, limit: int, asks: int) -> None:
         known = last.get((what, subject))
         if limit and (known is None or not known.final):
             attempt = 1 if known is None else known.attempt + 1
             since = asked if known is None else max(asked, known.appended)
             found.append(Due(since + limit, what, subject, attempt, attempt >= asks))
 
-    cancelled = {each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused}
-    overdue = last.get((DUE_PAYMENT, None))
-    if order.status < CONFIRMED and None not in cancelled and any(state[0] != CLOSED for state in order.suborders):
-        wait(DUE_PAYMENT, None, armed, policy.payment, 1)
+    cancelled = {
+        each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused
+    }
+    overdue = last.get((DeadlineKind.PAYMENT, None))
+    unpaid = order.status < OrderStatus.CONFIRMED
+    if (
+        unpaid
+        and None not in cancelled
+        and any(part.status is not SuborderStatus.CLOSED for part in order.suborders)
+    ):
+        wait(DeadlineKind.PAYMENT, None, armed, policy.payment, 1)
     answered = {reply.seller_id for reply in order.stock if not reply.refused}
     scanned = {scan.seller_id for scan in order.scans if not scan.refused}
-    for seller_id, state in zip(sorted({item.seller_id for item in created.items}), order.suborders, strict=True):
-        live, in_transit = state[4], state[5]
-        if live <= in_transit:
+    for seller_id, part in zip(
+        sorted({item.seller_id for item in created.items}), order.suborders, strict=True
+    ):
+        if part.live <= part.in_transit:
             continue
         if seller_id not in answered and seller_id not in scanned:
-            wait(DUE_STOCK, seller_id, armed, policy.stock, policy.stock_asks)
-        asked_back = [at for at in (cancelled.get(None), cancelled.get(seller_id), overdue and max(armed, overdue.appended)) if at]
+            wait(DeadlineKind.STOCK, seller_id, armed, policy.stock, policy.stock_asks)
+        asked_back = [
+            at
+            for at in (
+                cancelled.get(None),
+                cancelled.get(seller_id),
+                overdue and max(armed, overdue.appended),
+            )
+            if at
+        ]
         if asked_back:
-            wait(DUE_RELEASE, seller_id, min(asked_back), policy.release, policy.release_asks)
+            wait(DeadlineKind.RELEASE, seller_id, min(asked_back), policy.release, policy.release_asks)
         elif order.labelled_at and seller_id not in scanned:
-            wait(DUE_LABEL, seller_id, order.labelled_at, policy.label, policy.label_asks)
+            wait(DeadlineKind.LABEL, seller_id, order.labelled_at, policy.label, policy.label_asks)
     replied = {reply.refund_id for reply in order.refunds if not reply.refused}
     for decision in order.decisions:
         refund_id = ids.uuid5(order_id, f"refund:{decision.n}")
         if refund_id not in replied:
-            wait(DUE_REFUND, refund_id, max(armed, decision.appended), policy.refund, policy.refund_asks)
+            wait(
+                DeadlineKind.REFUND,
+                refund_id,
+                max(armed, decision.appended),
+                policy.refund,
+                policy.refund_asks,
+            )
     return found
 
 
@@ -99,7 +116,3 @@ def next_due(order: Order, order_id: bytes, policy: DeadlinePolicy) -> int:
     """When the next deadline passes, ms by the broker's time; 0: none."""
     waits = pending(order, order_id, policy)
     return min(due.at for due in waits) if waits else 0
-
-
-def _attempt(deadline: object) -> int:
-    return deadline.attempt  # type: ignore[attr-defined,no-any-return]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Struct
-from uuid_utils import UUID, uuid5
 
 from contracts import ids, money, times
 from contracts.incoming import DeadlinePassed, ItemData, OrderCreated, RefundDecided
@@ -37,14 +37,9 @@ from contracts.outgoing import (
 )
 from contracts.topics import CREATED, DECISIONS
 from domain.deadlines import Due
+from domain.enums import ClosedBecause, DeadlineKind, OrderStatus
 from domain.events import Event, wire
 from domain.order import (
-    CAUSES,
-    CLOSED_BECAUSE,
-    DEADLINES,
-    DUE_REFUND,
-    ORDER_STATUS,
-    SUBORDER_STATUS,
     Created,
     Item,
     Origin,
@@ -85,16 +80,16 @@ Effect = Derived | LateRefusal
 class Writer:
     """Builds the effects of one order while it takes in one event."""
 
-    __slots__ = ("digits", "effects", "namespace", "order_text")
+    __slots__ = ("digits", "effects", "order_id", "order_text")
 
     def __init__(self, order_id: bytes, currency: str) -> None:
-        self.namespace = UUID(bytes=order_id)
+        self.order_id = order_id
         self.order_text = ids.text(order_id)
         self.digits = money.DIGITS[currency]
         self.effects: list[Effect] = []
 
     def id(self, name: str) -> str:
-        return str(uuid5(self.namespace, name))
+        return ids.uuid5_text(self.order_id, name)
 
     def _publish(self, type_: str, ce_id: str, made: Struct | Callable[[], Struct]) -> None:
         self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", made))
@@ -121,7 +116,7 @@ class Writer:
             self.id(f"suborder:{seller}"),
             self.order_text,
             seller,
-            SUBORDER_STATUS[suborder.status],
+            suborder.status.text,
             created.currency,
             items,
             money.text(suborder.items_amount, digits),
@@ -130,7 +125,7 @@ class Writer:
             money.text(suborder.total, digits),
             SuborderUnits(suborder.ordered, suborder.live, suborder.in_transit, suborder.delivered, suborder.returned),
             version,
-            CLOSED_BECAUSE[suborder.because] if suborder.because else UNSET,  # type: ignore[arg-type]
+            UNSET if suborder.because is ClosedBecause.NOT_CLOSED else suborder.because.text,
         )
 
     def suborder_created(self, created: Created, suborder: Suborder) -> None:
@@ -195,7 +190,7 @@ class Writer:
         self._publish("shipping.label.create", data.label_request_id, data)
 
     def refund_id(self, decision: RefundDecision) -> bytes:
-        return uuid5(self.namespace, f"refund:{decision.n}").bytes
+        return ids.uuid5(self.order_id, f"refund:{decision.n}")
 
     def refund_request(self, decision: RefundDecision, currency: str) -> None:
         data = RefundRequest(
@@ -203,29 +198,30 @@ class Writer:
             self.order_text,
             money.text(decision.amount, self.digits),
             currency,
-            CAUSES[decision.cause],
+            decision.cause.text,
             ids.text(decision.cause_id),
         )
         self._publish("refund.request", data.refund_id, data)
 
     def refund_decided(self, decision: RefundDecision) -> None:
+        spans = [(UUID(bytes=item_id), first, count) for item_id, first, count in decision.units]
         data = RefundDecided(
-            self.order_text,  # type: ignore[arg-type]
+            UUID(bytes=self.order_id),
             decision.n,
             decision.amount,
-            CAUSES[decision.cause],
-            ids.text(decision.cause_id),  # type: ignore[arg-type]
-            [(ids.text(item_id), number) for item_id, first, count in decision.units for number in range(first, first + count)],  # type: ignore[misc]
-            [ids.text(item_id) for item_id in decision.shipping],  # type: ignore[misc]
+            decision.cause.text,
+            UUID(bytes=decision.cause_id),
+            [(item_id, number) for item_id, first, count in spans for number in range(first, first + count)],
+            [UUID(bytes=item_id) for item_id in decision.shipping],
         )
         self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
 
-    def status_changed(self, created: Created, before: int, after: int, event: Event, version: int) -> None:
+    def status_changed(self, created: Created, before: OrderStatus, after: OrderStatus, event: Event, version: int) -> None:
         data = OrderStatusChanged(
             self.order_text,
             ids.text(created.user_id),
-            ORDER_STATUS[before],
-            ORDER_STATUS[after],
+            before.text,
+            after.text,
             StatusCause(event.type, event.id),
             version,
         )
@@ -259,31 +255,30 @@ def order_placed(event: Event) -> Derived:
     """The order.created that a checkout.completed becomes: the same fields as sent, normalised. Twice is once: one id, one content."""
     created = event.fact
     assert isinstance(created, Created)
-    text, digits = ids.text, money.DIGITS[created.currency]
-    order_id = text(event.order_id)
+    digits = money.DIGITS[created.currency]
     items = [
         ItemData(
-            text(item.item_id),  # type: ignore[arg-type]
-            text(item.product_id),  # type: ignore[arg-type]
-            text(item.seller_id),  # type: ignore[arg-type]
+            UUID(bytes=item.item_id),
+            UUID(bytes=item.product_id),
+            UUID(bytes=item.seller_id),
             item.sku,
             item.quantity,
             money.text(item.price, digits),
-            UNSET if item.warehouse_id is None else text(item.warehouse_id),  # type: ignore[arg-type]
+            UNSET if item.warehouse_id is None else UUID(bytes=item.warehouse_id),
             UNSET if item.shipping is None else money.text(item.shipping, digits),
         )
         for item in created.items
     ]
     data = OrderCreated(
-        order_id,  # type: ignore[arg-type]
-        text(created.user_id),  # type: ignore[arg-type]
+        UUID(bytes=event.order_id),
+        UUID(bytes=created.user_id),
         created.currency,
         money.text(created.total, digits),
         items,
         UNSET if created.region is None else created.region,
         UNSET if created.discount is None else money.text(created.discount, digits),
     )
-    return Derived(CREATED, CREATED, f"{CREATED}:{order_id}", data)
+    return Derived(CREATED, CREATED, f"{CREATED}:{data.order_id}", data)
 
 
 def fresh_suborders(created: Created) -> list[Suborder]:
@@ -334,15 +329,15 @@ def attributes(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]
 
 def deadline_passed(due: Due, order_id: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
     """-> (value, headers) of the record for orders.decisions that says so. No event caused it; it has the time at which it passed."""
-    subject = None if due.subject is None else ids.text(due.subject)
-    refund = due.what == DUE_REFUND
+    subject = None if due.subject is None else UUID(bytes=due.subject)
+    refund = due.what is DeadlineKind.REFUND
     data = DeadlinePassed(
-        ids.text(order_id),  # type: ignore[arg-type]
-        DEADLINES[due.what],
+        UUID(bytes=order_id),
+        due.what.text,
         due.attempt,
         due.final,
-        UNSET if subject is None or refund else subject,  # type: ignore[arg-type]
-        subject if subject is not None and refund else UNSET,  # type: ignore[arg-type]
+        UNSET if subject is None or refund else subject,
+        subject if subject is not None and refund else UNSET,
     )
     name = f"deadline.passed:{data.deadline}:{subject or ''}:{due.attempt}"
     at = ("ce_time", times.text(due.at * 1000).encode())

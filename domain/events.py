@@ -36,16 +36,8 @@ from contracts.incoming import (
 )
 from contracts.strict_json import SHALLOW, parse_json, refuse_deep, refuse_no_json, refuse_nul, refuse_other_bytes
 from contracts.topics import DECISIONS, REKEYED
+from domain.enums import DeadlineKind, Numbered, Rank, RefundCause, ReturnStatus, StockAnswer
 from domain.order import (
-    DEADLINES,
-    PROCESSED,
-    REJECTED,
-    REQUESTED,
-    RETURN_STATUS,
-    SHIPMENT_STATUS,
-    STOCK_REJECTED,
-    STOCK_RELEASED,
-    STOCK_RESERVED,
     Cancellation,
     Created,
     Deadline,
@@ -78,10 +70,10 @@ class Event(Struct, gc=False):
     appended: int = 0
 
 
-_RETURN_STATUS = {"requested": REQUESTED, "processed": PROCESSED, "rejected": REJECTED}
-_RANK = {name: rank for rank, name in enumerate(SHIPMENT_STATUS)}
-_CAUSE = {"return": 0, "stock": 1, "closed": 2}
-_DEADLINE = {name: number for number, name in enumerate(DEADLINES)}
+_RETURN_STATUS: Final = {each.text: each for each in ReturnStatus}
+_RANK: Final = {each.text: each for each in Rank}
+_CAUSE: Final = {each.text: each for each in RefundCause}
+_DEADLINE: Final = {each.text: each for each in DeadlineKind}
 _SUBJECT: Final = {"payment": None, "stock": "seller_id", "release": "seller_id", "label": "seller_id", "refund": "refund_id"}
 """Deadline -> the field that says whose it is."""
 MOST_REFUND: Final = (1 << 64) - 1
@@ -152,13 +144,13 @@ def _payment_failed(data: PaymentFailed, time: int) -> Fact:
 
 
 def _reserved(data: StockReserved, time: int) -> Fact:
-    return StockReply(time, STOCK_RESERVED, data.seller_id.bytes, data.reservation_id.bytes, None)
+    return StockReply(time, StockAnswer.RESERVED, data.seller_id.bytes, data.reservation_id.bytes, None)
 
 
-def _stock(kind: int) -> Callable[[StockRejected, int], Fact]:
+def _stock(answer: StockAnswer) -> Callable[[StockRejected, int], Fact]:
     def build(data: StockRejected, time: int) -> Fact:
         reason = None if data.reason is UNSET else data.reason
-        return StockReply(time, kind, data.seller_id.bytes, data.reservation_id.bytes, _quantities(data.items), reason)
+        return StockReply(time, answer, data.seller_id.bytes, data.reservation_id.bytes, _quantities(data.items), reason)
 
     return build
 
@@ -236,8 +228,8 @@ _BUILD: Final[dict[str, Callable[[Any, int], Fact]]] = {
     "order.paid": _paid,
     "payment.failed": _payment_failed,
     "stock.reserved": _reserved,
-    "stock.rejected": _stock(STOCK_REJECTED),
-    "stock.released": _stock(STOCK_RELEASED),
+    "stock.rejected": _stock(StockAnswer.REJECTED),
+    "stock.released": _stock(StockAnswer.RELEASED),
     "order.cancel_requested": _cancelled,
     "shipment.updated": _scan,
     "order.returned": _returned,
@@ -323,9 +315,9 @@ def wire(fact: SimpleFact, order_id: bytes) -> dict[str, Any]:
         if value is None or name in ("time", "refused", "type", "failed"):
             continue
         if name == "rank":
-            name, value = "status", SHIPMENT_STATUS[value]
-        elif name == "status":
-            value = RETURN_STATUS[value]
+            name = "status"
+        if isinstance(value, Numbered):
+            value = value.text
         elif name == "amount":
             value = money.text(value, digits)
         elif name in ("estimated_delivery", "processed_at"):

@@ -7,19 +7,8 @@ from typing import Any
 from contracts import ids, money, times
 from contracts.incoming import FACT_FIELDS
 from domain.anomalies import anomalies
+from domain.enums import OrderStatus, Rank, ReturnStatus, StockAnswer
 from domain.order import (
-    CAUSES,
-    CONFIRMED,
-    DEADLINES,
-    DELIVERED,
-    ORDER_STATUS,
-    PENDING,
-    PROCESSED,
-    RETURN_STATUS,
-    RETURNED,
-    SHIPMENT_STATUS,
-    SHIPPED,
-    SUBORDER_STATUS,
     Cancellation,
     Deadline,
     Order,
@@ -59,7 +48,7 @@ def tell(order_id: bytes, order: Order) -> Json:
 
     live_total = sum(suborder.total for suborder in now.suborders)
     told |= {
-        "status": ORDER_STATUS[now.status],
+        "status": now.status.text,
         "why": _why(order, now, amount),
         "user_id": ids.text(created.user_id),
         "region": created.region or "",
@@ -85,7 +74,7 @@ def tell(order_id: bytes, order: Order) -> Json:
             {
                 "shipment_id": ids.text(shipment_id),
                 "seller_id": ids.text(scan.seller_id),
-                "status": SHIPMENT_STATUS[scan.rank],
+                "status": scan.rank.text,
                 "carrier": scan.carrier,
                 "tracking_number": scan.tracking_number,
                 "items": _items(scan.items),
@@ -97,7 +86,7 @@ def tell(order_id: bytes, order: Order) -> Json:
                 "return_id": ids.text(return_id),
                 "item_id": ids.text(stage.item_id),
                 "quantity": stage.quantity,
-                "status": RETURN_STATUS[stage.status],
+                "status": stage.status.text,
             }
             for return_id, stage in winning_stages(order).items()
         ],
@@ -111,7 +100,7 @@ def tell(order_id: bytes, order: Order) -> Json:
             {
                 "refund_id": ids.uuid5_text(order_id, f"refund:{decision.n}"),
                 "amount": amount(decision.amount),
-                "cause": CAUSES[decision.cause],
+                "cause": decision.cause.text,
                 "cause_id": ids.text(decision.cause_id),
                 "units": [[ids.text(item_id), first, count] for item_id, first, count in decision.units],
                 "shipping": [ids.text(item_id) for item_id in decision.shipping],
@@ -132,7 +121,7 @@ def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Any) ->
     told: Json = {
         "suborder_id": ids.uuid5_text(order_id, f"suborder:{seller}"),
         "seller_id": seller,
-        "status": SUBORDER_STATUS[suborder.status],
+        "status": suborder.status.text,
         "units": {
             "ordered": suborder.ordered,
             "live": suborder.live,
@@ -144,7 +133,7 @@ def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Any) ->
     }
     if suborder.live < suborder.ordered:
         types = {reply.type for reply in order.stock if not reply.refused and reply.seller_id == suborder.seller_id}
-        told["gone_because"] = [name for kind, name in ((1, "stock.rejected"), (2, "stock.released")) if kind in types]
+        told["gone_because"] = [f"stock.{answer.text}" for answer in (StockAnswer.REJECTED, StockAnswer.RELEASED) if answer in types]
     return told
 
 
@@ -168,7 +157,7 @@ def _facts(order: Order) -> list[Json]:
             add(fact.time, 1, type_of(fact), _describe(fact), note)
     for decision in order.decisions:
         currency = created.currency if created else "minor units"
-        what = f"number {decision.n}: {money.text(decision.amount, digits if created else 0)} {currency}, cause {CAUSES[decision.cause]}"
+        what = f"number {decision.n}: {money.text(decision.amount, digits if created else 0)} {currency}, cause {decision.cause.text}"
         add(decision.time, 2, "refund.decided", what, "")
     return [fact for _, _, fact in sorted(told, key=lambda each: each[:2])]
 
@@ -185,15 +174,15 @@ def _describe(fact: SimpleFact) -> str:
         case Cancellation():
             return "the whole order" if fact.seller_id is None else f"seller {ids.text(fact.seller_id)}"
         case Scan():
-            return f"parcel {ids.text(fact.shipment_id)} {SHIPMENT_STATUS[fact.rank]}, {_count(fact.items)}"
+            return f"parcel {ids.text(fact.shipment_id)} {fact.rank.text}, {_count(fact.items)}"
         case ReturnStage():
             units = "the whole line" if fact.quantity is None else f"{fact.quantity} units"
-            return f"return {ids.text(fact.return_id)} {RETURN_STATUS[fact.status]}, {units} of item {ids.text(fact.item_id)}"
+            return f"return {ids.text(fact.return_id)} {fact.status.text}, {units} of item {ids.text(fact.item_id)}"
         case RefundReply():
             return f"refund {ids.text(fact.refund_id)}"
         case Deadline():
             whose = "" if fact.subject is None else f" of {ids.text(fact.subject)}"
-            return f"no {DEADLINES[fact.what]}{whose} in time, number {fact.attempt}{', given up' if fact.final else ''}"
+            return f"no {fact.what.text}{whose} in time, number {fact.attempt}{', given up' if fact.final else ''}"
 
 
 def _count(items: Quantities | None) -> str:
@@ -204,27 +193,24 @@ def _why(order: Order, now: OrderView, amount: Any) -> list[str]:
     """Which facts make the status true, and what the next one lacks."""
     scans = winning_scans(order)
     live = sum(suborder.live for suborder in now.suborders)
-    reached = {
-        rank: sum(getattr(suborder, name) for suborder in now.suborders)
-        for rank, name in ((1, "in_transit"), (2, "delivered"), (3, "returned"))
-    }
+    in_transit = sum(suborder.in_transit for suborder in now.suborders)
+    delivered = sum(suborder.delivered for suborder in now.suborders)
+    returned = sum(suborder.returned for suborder in now.suborders)
     needed = sum(suborder.total for suborder in now.suborders) if live else now.total
     whose = "the live units'" if live else "the order's"
     paid = f"captured {amount(now.captured)} of {whose} total {amount(needed)}"
-    parcels = [f"parcel {ids.text(i)} is {SHIPMENT_STATUS[scan.rank]}" for i, scan in scans.items() if scan.rank]
-    returns = [f"return {ids.text(i)} is processed" for i, stage in winning_stages(order).items() if stage.status == PROCESSED]
+    parcels = [f"parcel {ids.text(i)} is {scan.rank.text}" for i, scan in scans.items() if scan.rank >= Rank.IN_TRANSIT]
+    returns = [f"return {ids.text(i)} is processed" for i, stage in winning_stages(order).items() if stage.status is ReturnStatus.PROCESSED]
     if not live:
         return ["no unit is live: all are rejected or released", paid]
     match now.status:
-        case status if status == PENDING:
+        case OrderStatus.PENDING:
             return [f"{paid}: not enough", "no live unit is in transit"]
-        case status if status == CONFIRMED:
+        case OrderStatus.CONFIRMED:
             return [f"{paid}: enough", "no live unit is in transit"]
-        case status if status == SHIPPED:
-            return [f"{reached[1]} of {live} live units are in transit or further, {reached[2]} delivered", *parcels, paid]
-        case status if status == DELIVERED:
-            return [f"all {live} live units are delivered, {reached[3]} returned", *parcels, *returns, paid]
-        case status if status == RETURNED:
+        case OrderStatus.SHIPPED:
+            return [f"{in_transit} of {live} live units are in transit or further, {delivered} delivered", *parcels, paid]
+        case OrderStatus.DELIVERED:
+            return [f"all {live} live units are delivered, {returned} returned", *parcels, *returns, paid]
+        case OrderStatus.RETURNED:
             return [f"all {live} live units are returned", *parcels, *returns, paid]
-        case _:
-            raise ValueError(now.status)

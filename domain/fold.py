@@ -17,18 +17,10 @@ from msgspec import Struct, structs
 from contracts import errors
 from contracts.incoming import EVENTS
 from domain.effects import Effect, Writer, fresh_suborders
+from domain.enums import DeadlineKind, OrderStatus, Rank, ReturnStatus, StockAnswer
 from domain.events import Event
 from domain.limits import TYPE_BYTES, UNCOUNTED, size_of
 from domain.order import (
-    CONFIRMED,
-    DUE_LABEL,
-    DUE_PAYMENT,
-    DUE_REFUND,
-    DUE_RELEASE,
-    DUE_STOCK,
-    IN_TRANSIT,
-    PROCESSED,
-    STOCK_RESERVED,
     Cancellation,
     Created,
     Deadline,
@@ -61,6 +53,10 @@ _DUPLICATE: Final = Folded(False, None, [])
 _TOO_LARGE: Final = Folded(False, (errors.ORDER_TOO_LARGE, "the order has as many facts of this type as one order takes in"), [])
 _FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts is not None}
 """Event type -> field of Order that holds its facts."""
+_OF_THE_EARLIEST: Final = ("time", "reason")
+"""What equal facts may differ in: that of the earliest stays."""
+_NO_CONTENT: Final = (*_OF_THE_EARLIEST, "refused", "appended")
+"""The same, and what is noted here (docs/rules.md, Repetitions and conflicts)."""
 
 
 def fold(order: Order, event: Event, origin: Origin | None, totals: RunningTotals | None = None) -> Folded:
@@ -89,21 +85,17 @@ def fold(order: Order, event: Event, origin: Origin | None, totals: RunningTotal
     if isinstance(fact, (Cancellation, Deadline)):
         fact.appended = event.appended
     created = order.created
+    refusal = None
     if created is None:
         assert origin is not None
         order.waiting.append(Waiting(field, len(facts), origin))
-        facts.append(fact)
-        totals.add(field, fact)
-        return Folded(True, None, [])
-    refusal = _refusal(created, fact)
-    if refusal is not None:
-        fact.refused = True
-        facts.append(fact)
-        totals.add(field, fact)
-        return Folded(True, refusal, [])
+    else:
+        refusal = _refusal(created, fact)
+        fact.refused = refusal is not None
     first_move = type(fact) is Scan and _first_move(totals, fact)
-    facts.append(fact)
-    totals.add(field, fact)
+    totals.add(field, facts, fact)
+    if created is None or refusal is not None:
+        return Folded(True, refusal, [])
     now = view_of(order, totals)
     writer = Writer(event.order_id, created.currency)
     _commands_for(order, created, now, writer, fact, first_move)
@@ -118,11 +110,14 @@ def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: Sim
     reason, known_reason = getattr(fact, "reason", None) or "", getattr(known, "reason", None) or ""
     if (fact.time, reason) >= (known.time, known_reason):
         return _DUPLICATE
-    if reason != known_reason and not _reason_fits(order, event.type, known, fact, totals):  # type: ignore[arg-type]
-        return _TOO_LARGE
-    known.time = fact.time
-    if hasattr(known, "reason"):
-        known.reason = fact.reason  # type: ignore[union-attr]
+    if reason != known_reason:
+        assert not isinstance(known, Created)  # it has no reason: for the type checker
+        assert not isinstance(fact, Created)
+        if not _reason_fits(order, event.type, known, fact, totals):
+            return _TOO_LARGE
+    for name in _OF_THE_EARLIEST:
+        if hasattr(known, name):
+            setattr(known, name, getattr(fact, name))
     created = order.created
     if created is None or getattr(known, "refused", False):
         return Folded(True, None, [])
@@ -144,9 +139,8 @@ def _reason_fits(order: Order, type_: str, known: SimpleFact, fact: SimpleFact, 
 
 
 def _same_content(known: SimpleFact | Created, fact: SimpleFact | Created) -> bool:
-    """Time, reason and our own mark are not content (docs/rules.md, Repetitions and conflicts)."""
     for name, mine, theirs in zip(known.__struct_fields__, structs.astuple(known), structs.astuple(fact), strict=True):
-        if mine != theirs and name not in ("time", "reason", "refused", "appended"):
+        if mine != theirs and name not in _NO_CONTENT:
             return False
     return True
 
@@ -184,10 +178,10 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
 
 def _first_move(totals: RunningTotals, scan: Scan) -> bool:
     """Whether this scan is the first that says that its parcel is in transit or further."""
-    if scan.rank < IN_TRANSIT:
+    if scan.rank < Rank.IN_TRANSIT:
         return False
     winning = totals.parcels.get(scan.shipment_id)
-    return winning is None or winning.rank < IN_TRANSIT
+    return winning is None or winning.rank < Rank.IN_TRANSIT
 
 
 def _fold_created(order: Order, event: Event, created: Created, totals: RunningTotals) -> Folded:
@@ -218,7 +212,7 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
     for facts in by_kind:
         for fact in facts:
             if not fact.refused:
-                first_move = isinstance(fact, Scan) and fact.rank >= IN_TRANSIT and fact.shipment_id not in moved
+                first_move = isinstance(fact, Scan) and fact.rank >= Rank.IN_TRANSIT and fact.shipment_id not in moved
                 if isinstance(fact, Scan) and first_move:
                     moved.add(fact.shipment_id)
                 _commands_for(order, created, now, writer, fact, first_move)
@@ -238,7 +232,6 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals:
     if totals.size("refund.decided", order.decisions) + size_of(decision) > TYPE_BYTES["refund.decided"]:
         return _TOO_LARGE
     decision.appended = event.appended
-    order.decisions.append(decision)
     totals.decide(decision)
     order.proposed = max(order.proposed, len(order.decisions))
     created = order.created
@@ -257,10 +250,10 @@ def _commands_for(order: Order, created: Created, now: OrderView, writer: Writer
     elif type(fact) is Scan:
         if first_move:
             writer.stock_commit(fact.shipment_id, fact.seller_id, partial(_parcel, created, fact))
-    elif type(fact) is ReturnStage and fact.status == PROCESSED and fact.restock is not False:
+    elif type(fact) is ReturnStage and fact.status is ReturnStatus.PROCESSED and fact.restock is not False:
         # For every processed stage, though a rejection may win by its time: so the set of restocks is the same in any arrival order.
         writer.stock_restock(next(item for item in created.items if item.item_id == fact.item_id), fact)
-    elif type(fact) is StockReply and fact.type == STOCK_RESERVED:
+    elif type(fact) is StockReply and fact.type is StockAnswer.RESERVED:
         if _given_up(order, fact.seller_id):
             writer.stock_release(fact.seller_id, _units_of(created, fact.seller_id))
     elif type(fact) is Deadline:
@@ -270,21 +263,21 @@ def _commands_for(order: Order, created: Created, now: OrderView, writer: Writer
 def _answer_deadline(order: Order, created: Created, now: OrderView, writer: Writer, deadline: Deadline) -> None:
     """What was waited for in vain is asked for again, under the same id; or given up, which then counts."""
     subject = deadline.subject
-    if deadline.what == DUE_PAYMENT:
+    if deadline.what is DeadlineKind.PAYMENT:
         _release_units(created, now, writer, None)
-    elif deadline.what == DUE_STOCK and subject is not None:
+    elif deadline.what is DeadlineKind.STOCK and subject is not None:
         units = _units_of(created, subject)
         if units and not deadline.final:
             writer.stock_reserve(subject, units)
-        elif any(r.type == STOCK_RESERVED and r.seller_id == subject and not r.refused for r in order.stock):
+        elif any(r.type is StockAnswer.RESERVED and r.seller_id == subject and not r.refused for r in order.stock):
             writer.stock_release(subject, units)
     elif deadline.final:
         return
-    elif deadline.what == DUE_RELEASE:
+    elif deadline.what is DeadlineKind.RELEASE:
         _release_units(created, now, writer, subject)
-    elif deadline.what == DUE_LABEL:
+    elif deadline.what is DeadlineKind.LABEL:
         _ask_labels(created, now, writer, order, subject)
-    elif deadline.what == DUE_REFUND:
+    elif deadline.what is DeadlineKind.REFUND:
         for decision in order.decisions:
             if writer.refund_id(decision) == subject:
                 writer.refund_request(decision, created.currency)
@@ -292,7 +285,7 @@ def _answer_deadline(order: Order, created: Created, now: OrderView, writer: Wri
 
 def _given_up(order: Order, seller_id: bytes) -> bool:
     """The seller's stock was never answered for, and counts as rejected."""
-    return any(d.what == DUE_STOCK and d.final and d.subject == seller_id for d in order.deadlines)
+    return any(d.what is DeadlineKind.STOCK and d.final and d.subject == seller_id for d in order.deadlines)
 
 
 def _units_of(created: Created, seller_id: bytes) -> list[tuple[Item, int]]:
@@ -321,7 +314,7 @@ def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
 def _publish_changes(order: Order, created: Created, now: OrderView, writer: Writer, event: Event, totals: RunningTotals) -> None:
     """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
     version = order.version
-    if now.status >= CONFIRMED and not order.labelled:
+    if now.status >= OrderStatus.CONFIRMED and not order.labelled:
         order.labelled = True
         order.labelled_at = event.appended
         _ask_labels(created, now, writer, order)
@@ -339,7 +332,7 @@ def _publish_changes(order: Order, created: Created, now: OrderView, writer: Wri
 
 
 def _ask_labels(created: Created, now: OrderView, writer: Writer, order: Order, seller_id: bytes | None = None) -> None:
-    moving = {scan.seller_id for scan in order.scans if scan.rank >= IN_TRANSIT and not scan.refused}
+    moving = {scan.seller_id for scan in order.scans if scan.rank >= Rank.IN_TRANSIT and not scan.refused}
     for suborder in now.suborders:
         if suborder.seller_id in moving or seller_id not in (None, suborder.seller_id):
             continue

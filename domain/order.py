@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 from msgspec import Meta, Struct
 
 from contracts.incoming import FACT_FIELDS
+from domain.enums import ClosedBecause, DeadlineKind, OrderStatus, Rank, RefundCause, ReturnStatus, StockAnswer, SuborderStatus
 
 Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Micros = Annotated[int, Meta(ge=-62_135_596_800_000_000, le=253_402_300_799_999_999)]
@@ -23,48 +24,6 @@ Moment = Annotated[int, Meta(ge=0)]
 Amount = Annotated[int, Meta(ge=0, le=1 << 62)]
 Units = Annotated[int, Meta(ge=1, le=100_000)]
 # What is outside of these bounds is no state of ours (tables.codec): they are checked where one is read, and nowhere else.
-
-PENDING: Final = 0
-CONFIRMED: Final = 1
-SHIPPED: Final = 2
-DELIVERED: Final = 3
-RETURNED: Final = 4
-CLOSED: Final = 5
-ORDER_STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned")
-SUBORDER_STATUS: Final = (*ORDER_STATUS, "closed")
-"""An order's status by number; a suborder may also be closed: none of its units is live."""
-
-SHIPMENT_STATUS: Final = ("pending", "in_transit", "delivered", "returned")
-"""A parcel's status by rank."""
-IN_TRANSIT: Final = 1
-
-REQUESTED: Final = 0
-PROCESSED: Final = 1
-REJECTED: Final = 2
-RETURN_STATUS: Final = ("requested", "processed", "rejected")
-
-STOCK_RESERVED: Final = 0
-STOCK_REJECTED: Final = 1
-STOCK_RELEASED: Final = 2
-
-CAUSES: Final = ("return", "stock", "closed")
-"""Why a refund is owed, by number."""
-
-DEADLINES: Final = ("payment", "stock", "release", "label", "refund")
-"""What was waited for in vain, by number."""
-DUE_PAYMENT: Final = 0
-DUE_STOCK: Final = 1
-DUE_RELEASE: Final = 2
-DUE_LABEL: Final = 3
-DUE_REFUND: Final = 4
-
-CLOSED_BECAUSE: Final = ("", "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered")
-"""Why none of a seller's units is live, by number; 0: some is."""
-BY_CANCELLATION: Final = 1
-BY_PAYMENT: Final = 2
-BY_RELEASE: Final = 3
-BY_REJECTION: Final = 4
-BY_SILENCE: Final = 5
 
 Quantities = list[tuple[Id, Units]]
 """[(item_id, quantity)], as sent."""
@@ -125,7 +84,7 @@ class StockReply(Struct, array_like=True, gc=False):
     """stock.reserved, rejected, released. Natural key: type, seller, items as sent. `items` None: all the seller's."""
 
     time: Micros
-    type: Annotated[int, Meta(ge=STOCK_RESERVED, le=STOCK_RELEASED)]
+    type: StockAnswer
     seller_id: Id
     reservation_id: Id
     items: Quantities | None
@@ -151,11 +110,11 @@ class Cancellation(Struct, array_like=True, gc=False):
 
 
 class Scan(Struct, array_like=True, gc=False):
-    """shipment.updated: one scan of a parcel. Natural key: shipment_id, status, time. `rank` numbers SHIPMENT_STATUS."""
+    """shipment.updated: one scan of a parcel. Natural key: shipment_id, status, time."""
 
     time: Micros
     shipment_id: Id
-    rank: Annotated[int, Meta(ge=0, lt=len(SHIPMENT_STATUS))]
+    rank: Rank
     seller_id: Id
     warehouse_id: Id | None = None
     carrier: str | None = None
@@ -174,7 +133,7 @@ class ReturnStage(Struct, array_like=True, gc=False):
 
     time: Micros
     return_id: Id
-    status: Annotated[int, Meta(ge=REQUESTED, le=REJECTED)]
+    status: ReturnStatus
     item_id: Id
     quantity: Units | None
     reason: str
@@ -205,7 +164,7 @@ class RefundDecision(Struct, array_like=True, gc=False):
     time: Micros
     n: Annotated[int, Meta(ge=0)]
     amount: int
-    cause: Annotated[int, Meta(ge=0, lt=len(CAUSES))]
+    cause: RefundCause
     cause_id: Id
     units: list[tuple[Id, Annotated[int, Meta(ge=0, le=100_000)], Units]]
     """Spans of a line's units: (item_id, first unit number, how many)."""
@@ -215,13 +174,13 @@ class RefundDecision(Struct, array_like=True, gc=False):
 
 
 class Deadline(Struct, array_like=True, gc=False):
-    """deadline.passed, our own fact: what was asked for did not come in time. Natural key: what, whose, the how manieth time.
+    """deadline.passed, our own fact: what was asked for did not come in time. Natural key: what, whose, and the number of the attempt.
 
-    `what` numbers DEADLINES; `subject` is the seller's id or the refund's, None for the payment. `final`: it isn't asked for again.
+    `subject` is the seller's id or the refund's, None for the payment. `final`: it isn't asked for again.
     """
 
     time: Micros
-    what: Annotated[int, Meta(ge=0, lt=len(DEADLINES))]
+    what: DeadlineKind
     subject: Id | None
     attempt: int
     final: bool
@@ -246,7 +205,7 @@ def type_of(fact: SimpleFact | RefundDecision) -> str:
         case PaymentFailure():
             return "payment.failed"
         case StockReply():
-            return ("stock.reserved", "stock.rejected", "stock.released")[fact.type]
+            return f"stock.{fact.type.text}"
         case Cancellation():
             return "order.cancel_requested"
         case Scan():
@@ -277,6 +236,26 @@ class Waiting(Struct, array_like=True, gc=False):
     origin: Origin
 
 
+class PublishedSuborder(Struct, array_like=True, gc=False):
+    """What was published last of a seller's part: over its live units, amounts in minor units."""
+
+    status: SuborderStatus
+    items_amount: int
+    shipping: int
+    discount: int
+    live: int
+    """Units; the next three: those of them at this rank or above."""
+    in_transit: int
+    delivered: int
+    returned: int
+    because: ClosedBecause = ClosedBecause.NOT_CLOSED
+
+    @property
+    def total(self) -> int:
+        """Minor units."""
+        return self.items_amount + self.shipping - self.discount
+
+
 class Order(Struct, array_like=True, gc=False):
     """All that is kept of one order. The first element is the version: recovery compares it (tables.codec).
 
@@ -295,9 +274,9 @@ class Order(Struct, array_like=True, gc=False):
     refunds: list[RefundReply] = []
     decisions: list[RefundDecision] = []
     waiting: list[Waiting] = []
-    status: Annotated[int, Meta(ge=PENDING, le=RETURNED)] = PENDING
-    suborders: list[tuple[int, ...]] = []
-    """Last published state of each seller's suborder, in the order of seller ids (domain.status.Suborder.state)."""
+    status: OrderStatus = OrderStatus.PENDING
+    suborders: list[PublishedSuborder] = []
+    """Of each seller, in the order of seller ids."""
     labelled: bool = False
     """The order was once confirmed or further: labels have been asked for."""
     proposed: int = 0

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final, NamedTuple
 
-from domain.order import PROCESSED, Order, RefundDecision
+from domain.enums import RefundCause, ReturnStatus
+from domain.order import Order, RefundDecision
 from domain.status import Line, OrderView, Suborder
-from domain.totals import CAUSE_CLOSED, CAUSE_RETURN, CAUSE_STOCK, RefundedUnits, RunningTotals
+from domain.totals import RefundedUnits, RunningTotals
 
 MOST_UNITS: Final = 10_000
 """Units that one decision about units gone pays for at most: its record names each of them. What is left is owed again at once."""
@@ -24,7 +25,7 @@ class Owed(NamedTuple):
     """A refund that is owed, the whole of it: more units, perhaps, than one decision names. `amount`: minor units, above 0."""
 
     amount: int
-    cause: int
+    cause: RefundCause
     cause_id: bytes
     units: Units
     shipping: list[bytes]
@@ -40,10 +41,10 @@ def next_refund(order: Order, now: OrderView, order_id: bytes, time: int, totals
         return None
     n = len(order.decisions)
     if not now.live:
-        return RefundDecision(time, n, free, CAUSE_CLOSED, order_id, [], [])
+        return RefundDecision(time, n, free, RefundCause.CLOSED, order_id, [], [])
     for refund in _refunds_owed(order, now, totals):
         if refund.amount <= free:
-            units = refund.units if refund.cause == CAUSE_RETURN else _piece(refund.units)
+            units = refund.units if refund.cause is RefundCause.RETURN else _piece(refund.units)
             amount = refund.amount if units is refund.units else refund.amount - _net(refund.units) + _net(units)
             spans = [(line.item_id, start, end - start) for line, start, end in units]
             return RefundDecision(time, n, amount, refund.cause, refund.cause_id, spans, refund.shipping)
@@ -78,7 +79,7 @@ def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals | None) ->
 def _begun(order: Order) -> bytes | None:
     """The seller of whose units gone the last decision named as many as it could: more of them may be owed."""
     last = order.decisions[-1] if order.decisions else None
-    if last is None or last.cause != CAUSE_STOCK or sum(count for _, _, count in last.units) < MOST_UNITS:
+    if last is None or last.cause is not RefundCause.STOCK or sum(count for _, _, count in last.units) < MOST_UNITS:
         return None
     return last.cause_id
 
@@ -86,7 +87,9 @@ def _begun(order: Order) -> bytes | None:
 def _of_returns(paid: RefundedUnits, now: OrderView, totals: RunningTotals) -> Iterator[Owed]:
     """For each processed return not paid for: the lowest units; where these are worth nothing, the lowest that are worth something."""
     by_id = {line.item_id: line for line in now.lines}
-    unpaid = [return_id for return_id, stage in totals.returns.items() if stage.status == PROCESSED and return_id not in paid.returns]
+    unpaid = [
+        return_id for return_id, stage in totals.returns.items() if stage.status is ReturnStatus.PROCESSED and return_id not in paid.returns
+    ]
     for return_id in sorted(unpaid):
         stage = totals.returns[return_id]
         line = by_id[stage.item_id]
@@ -97,7 +100,7 @@ def _of_returns(paid: RefundedUnits, now: OrderView, totals: RunningTotals) -> I
             units = _lowest(paid, line, line.worthless, most)
             amount = _net(units)
         if amount:
-            yield Owed(amount, CAUSE_RETURN, return_id, units, [])
+            yield Owed(amount, RefundCause.RETURN, return_id, units, [])
 
 
 def _of_gone(paid: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
@@ -113,7 +116,7 @@ def _of_gone(paid: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
                 postage += line.shipping
     amount = _net(units) + postage
     if units and amount:
-        yield Owed(amount, CAUSE_STOCK, suborder.seller_id, units, shipping)
+        yield Owed(amount, RefundCause.STOCK, suborder.seller_id, units, shipping)
 
 
 def _piece(units: Units) -> Units:

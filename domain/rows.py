@@ -1,27 +1,22 @@
 """An order as rows of the four tables, and as the summary that readers find in Redis. Pure; text as PostgreSQL takes it.
 
-Column orders are those of sinks.schema. created_at and updated_at are the earliest and the latest event time of the row's own facts, the
-version of a parcel's or a return's row counts that row's own natural keys, so rows are the same in any order of arrival.
+A row's fields are the columns of its table, by name (sinks.schema): ids, enums, money (decimal text in major units) and times (RFC 3339,
++00:00) as text, None for NULL. created_at and updated_at are the earliest and the latest event time of the row's own facts, the version of
+a parcel's or a return's row counts that row's own natural keys, so rows are the same in any order of arrival.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from contracts import ids, money, times
+from contracts.statuses import OrderStatusText, ParcelStatusText, ReturnStatusText, SuborderStatusText
+from domain.enums import OrderStatus, Rank, ReturnStatus, SuborderStatus
 from domain.order import (
-    CLOSED,
-    DELIVERED,
-    IN_TRANSIT,
-    ORDER_STATUS,
-    PROCESSED,
-    RETURN_STATUS,
-    SHIPMENT_STATUS,
-    SUBORDER_STATUS,
     Order,
     ReturnStage,
     Scan,
@@ -29,8 +24,77 @@ from domain.order import (
 )
 from domain.totals import winning_scans, winning_stages
 
-Row = tuple[str | int | None, ...]
-OrderRow = tuple[str, str, str, str, str, str, str, str, str, int]
+
+class OrderRow(NamedTuple):
+    """Of orders_order."""
+
+    id: str
+    user_id: str
+    region: str
+    status: OrderStatusText
+    currency: str
+    total_amount: str
+    discount_amount: str
+    created_at: str
+    updated_at: str
+    version: int
+
+
+class ItemRow(NamedTuple):
+    """Of orders_order_item."""
+
+    id: str
+    order_id: str
+    user_id: str
+    region: str
+    product_id: str
+    seller_id: str
+    warehouse_id: str | None
+    sku: str
+    quantity: int
+    price: str
+    shipping_amount: str
+    created_at: str
+    updated_at: str
+    version: int
+
+
+class ShipmentRow(NamedTuple):
+    """Of orders_shipment."""
+
+    id: str
+    order_id: str
+    user_id: str
+    region: str
+    seller_id: str
+    warehouse_id: str | None
+    carrier: str | None
+    tracking_number: str | None
+    status: ParcelStatusText
+    estimated_delivery: str | None
+    created_at: str
+    updated_at: str
+    version: int
+
+
+class ReturnRow(NamedTuple):
+    """Of orders_return."""
+
+    id: str
+    order_id: str
+    user_id: str
+    region: str
+    order_item_id: str
+    quantity: int
+    reason: str
+    status: ReturnStatusText
+    processed_at: str | None
+    created_at: str
+    updated_at: str
+    version: int
+
+
+Row = OrderRow | ItemRow | ShipmentRow | ReturnRow
 
 
 def _optional(raw: bytes | None) -> str | None:
@@ -62,48 +126,48 @@ def _order_row(order_id: str, order: Order, first: int, last: int) -> OrderRow:
     created = order.created
     assert created is not None
     digits = money.DIGITS[created.currency]
-    return (
-        order_id,
-        ids.text(created.user_id),
-        created.region or "",
-        ORDER_STATUS[order.status],
-        created.currency,
-        money.text(created.total, digits),
-        money.text(created.discount or 0, digits),
-        times.text(first),
-        times.text(last),
-        order.version,
+    return OrderRow(
+        id=order_id,
+        user_id=ids.text(created.user_id),
+        region=created.region or "",
+        status=order.status.text,
+        currency=created.currency,
+        total_amount=money.text(created.total, digits),
+        discount_amount=money.text(created.discount or 0, digits),
+        created_at=times.text(first),
+        updated_at=times.text(last),
+        version=order.version,
     )
 
 
-def item_rows(order_id: str, order: Order) -> list[Row]:
+def item_rows(order_id: str, order: Order) -> list[ItemRow]:
     """Rows of orders_order_item. Their only fact is order.created."""
     created = order.created
     assert created is not None
     digits = money.DIGITS[created.currency]
     user_id, region, time = ids.text(created.user_id), created.region or "", times.text(created.time)
     return [
-        (
-            ids.text(item.item_id),
-            order_id,
-            user_id,
-            region,
-            ids.text(item.product_id),
-            ids.text(item.seller_id),
-            _optional(item.warehouse_id),
-            item.sku,
-            item.quantity,
-            money.text(item.price, digits),
-            money.text(item.shipping or 0, digits),
-            time,
-            time,
-            1,
+        ItemRow(
+            id=ids.text(item.item_id),
+            order_id=order_id,
+            user_id=user_id,
+            region=region,
+            product_id=ids.text(item.product_id),
+            seller_id=ids.text(item.seller_id),
+            warehouse_id=_optional(item.warehouse_id),
+            sku=item.sku,
+            quantity=item.quantity,
+            price=money.text(item.price, digits),
+            shipping_amount=money.text(item.shipping or 0, digits),
+            created_at=time,
+            updated_at=time,
+            version=1,
         )
         for item in created.items
     ]
 
 
-def shipment_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = None) -> list[Row]:
+def shipment_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = None) -> list[ShipmentRow]:
     """Rows of orders_shipment for the `wanted` parcels (all without it)."""
     created = order.created
     assert created is not None
@@ -113,7 +177,7 @@ def shipment_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = 
     for scan in order.scans:
         if scan.shipment_id in by_parcel:
             by_parcel[scan.shipment_id].append(scan)
-    rows: list[Row] = []
+    rows: list[ShipmentRow] = []
     for shipment_id, scans in by_parcel.items():
         winner = winners.get(shipment_id)
         if winner is None:
@@ -121,26 +185,26 @@ def shipment_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = 
         seen = [scan.time for scan in scans if not scan.refused]
         estimated = winner.estimated_delivery
         rows.append(
-            (
-                ids.text(shipment_id),
-                order_id,
-                user_id,
-                region,
-                ids.text(winner.seller_id),
-                _optional(winner.warehouse_id),
-                winner.carrier,
-                winner.tracking_number,
-                SHIPMENT_STATUS[winner.rank],
-                None if estimated is None else times.text(estimated),
-                times.text(min(seen)),
-                times.text(max(seen)),
-                len(scans),
+            ShipmentRow(
+                id=ids.text(shipment_id),
+                order_id=order_id,
+                user_id=user_id,
+                region=region,
+                seller_id=ids.text(winner.seller_id),
+                warehouse_id=_optional(winner.warehouse_id),
+                carrier=winner.carrier,
+                tracking_number=winner.tracking_number,
+                status=winner.rank.text,
+                estimated_delivery=None if estimated is None else times.text(estimated),
+                created_at=times.text(min(seen)),
+                updated_at=times.text(max(seen)),
+                version=len(scans),
             )
         )
     return rows
 
 
-def return_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = None) -> list[Row]:
+def return_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = None) -> list[ReturnRow]:
     """Rows of orders_return for the `wanted` returns (all without it)."""
     created = order.created
     assert created is not None
@@ -151,29 +215,29 @@ def return_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = No
     for stage in order.returns:
         if stage.return_id in by_return:
             by_return[stage.return_id].append(stage)
-    rows: list[Row] = []
+    rows: list[ReturnRow] = []
     for return_id, stages in by_return.items():
         winner = winners.get(return_id)
         if winner is None:
             continue
         seen = [stage.time for stage in stages if not stage.refused]
         processed = None
-        if winner.status == PROCESSED:
+        if winner.status is ReturnStatus.PROCESSED:
             processed = times.text(winner.time if winner.processed_at is None else winner.processed_at)
         rows.append(
-            (
-                ids.text(return_id),
-                order_id,
-                user_id,
-                region,
-                ids.text(winner.item_id),
-                winner.quantity or quantity[winner.item_id],
-                winner.reason,
-                RETURN_STATUS[winner.status],
-                processed,
-                times.text(min(seen)),
-                times.text(max(seen)),
-                len(stages),
+            ReturnRow(
+                id=ids.text(return_id),
+                order_id=order_id,
+                user_id=user_id,
+                region=region,
+                order_item_id=ids.text(winner.item_id),
+                quantity=winner.quantity or quantity[winner.item_id],
+                reason=winner.reason,
+                status=winner.status.text,
+                processed_at=processed,
+                created_at=times.text(min(seen)),
+                updated_at=times.text(max(seen)),
+                version=len(stages),
             )
         )
     return rows
@@ -182,14 +246,14 @@ def return_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = No
 class SuborderSummary(Struct, gc=False):
     suborder_id: str
     seller_id: str
-    status: str
+    status: SuborderStatusText
     total_amount: str
 
 
 class ShipmentSummary(Struct, gc=False):
     shipment_id: str
     seller_id: str
-    status: str
+    status: ParcelStatusText
     carrier: str | None
     tracking_number: str | None
     estimated_delivery: str | None
@@ -200,7 +264,7 @@ class OrderSummary(Struct, gc=False):
 
     order_id: str
     user_id: str
-    status: str
+    status: OrderStatusText
     currency: str
     total_amount: str
     created_at: str
@@ -216,7 +280,7 @@ class Tracking(Struct, gc=False):
     order_id: str
     shipment_id: str
     carrier: str | None
-    status: str
+    status: ParcelStatusText
     location: str | None
     estimated_delivery: str | None
 
@@ -253,10 +317,10 @@ def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: i
     digits = money.DIGITS[created.currency]
     sellers = sorted({item.seller_id for item in created.items}) if len(created.items) > 1 else [created.items[0].seller_id]
     suborders = []
-    for seller_id, state in zip(sellers, order.suborders, strict=True):
+    for seller_id, part in zip(sellers, order.suborders, strict=True):
         seller = ids.text(seller_id)
-        total = money.text(state[1] + state[2] - state[3], digits)
-        suborders.append(SuborderSummary(ids.uuid5_text(raw_id, f"suborder:{seller}"), seller, SUBORDER_STATUS[state[0]], total))
+        total = money.text(part.total, digits)
+        suborders.append(SuborderSummary(ids.uuid5_text(raw_id, f"suborder:{seller}"), seller, part.status.text, total))
     shipments: list[ShipmentSummary] = []
     tracking: list[tuple[str, str, bytes]] = []
     untracked: list[tuple[str, str]] = []
@@ -268,10 +332,10 @@ def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: i
             changed = None
         for shipment_id, scan in winners.items():
             shipment = ids.text(shipment_id)
-            status = SHIPMENT_STATUS[scan.rank]
+            status = scan.rank.text
             estimated = None if scan.estimated_delivery is None else times.text(scan.estimated_delivery)
             shipments.append(ShipmentSummary(shipment, ids.text(scan.seller_id), status, scan.carrier, scan.tracking_number, estimated))
-            moving = moving or scan.rank == IN_TRANSIT
+            moving = moving or scan.rank is Rank.IN_TRANSIT
             if scan.tracking_number and (changed is None or shipment_id in changed):
                 entry = Tracking(order_id, shipment, scan.carrier, status, scan.location, estimated)
                 shown[scan.tracking_number] = count = shown.get(scan.tracking_number, 0) + 1
@@ -287,18 +351,18 @@ def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: i
                 and winners[scan.shipment_id].tracking_number != scan.tracking_number
             }
             untracked = [(number, ids.text(shipment_id)) for number, shipment_id in sorted(stale)]
-    _, user_id, _, status, currency, total_amount, _, created_at, updated_at, version = row
     value = OrderSummary(
         order_id,
-        user_id,
-        status,
-        currency,
-        total_amount,
-        created_at,
-        updated_at,
-        version,
+        row.user_id,
+        row.status,
+        row.currency,
+        row.total_amount,
+        row.created_at,
+        row.updated_at,
+        row.version,
         suborders,
         shipments,
     )
-    settled = not moving and (order.status >= DELIVERED or all(state[0] == CLOSED for state in order.suborders))
-    return Summary(user_id, first // 1000, settled, _encode(value), tracking, untracked)
+    closed = all(part.status is SuborderStatus.CLOSED for part in order.suborders)
+    settled = not moving and (order.status >= OrderStatus.DELIVERED or closed)
+    return Summary(row.user_id, first // 1000, settled, _encode(value), tracking, untracked)

@@ -9,28 +9,14 @@ from operator import attrgetter
 from typing import Final
 
 from contracts import money
-from domain.order import (
-    BY_CANCELLATION,
-    BY_PAYMENT,
-    BY_REJECTION,
-    BY_RELEASE,
-    BY_SILENCE,
-    CLOSED,
-    CONFIRMED,
-    DELIVERED,
-    DUE_PAYMENT,
-    PENDING,
-    RETURNED,
-    SHIPPED,
-    STOCK_REJECTED,
-    STOCK_RELEASED,
-    Created,
-    Order,
-)
+from domain.enums import ClosedBecause, DeadlineKind, OrderStatus, StockAnswer, SuborderStatus
+from domain.order import Created, Order, PublishedSuborder
 from domain.totals import RunningTotals
 
 _item_id: Final = attrgetter("item_id")
 _seller_id: Final = attrgetter("seller_id")
+_SUBORDER_STATUS: Final = tuple(SuborderStatus)
+"""The status of a seller's part by that which an order of these units would have."""
 
 
 class Line:
@@ -107,9 +93,8 @@ class Suborder:
         self.ordered = self.live = self.in_transit = self.delivered = self.returned = 0
         """Units: all, live, and live ones at this rank or above."""
         self.items_amount = self.shipping = self.discount = 0
-        self.status = PENDING
-        self.because = 0
-        """Why none of its units is live: numbers order.CLOSED_BECAUSE."""
+        self.status = SuborderStatus.PENDING
+        self.because = ClosedBecause.NOT_CLOSED
 
     @property
     def total(self) -> int:
@@ -130,9 +115,9 @@ class Suborder:
             if line.discount:
                 self.discount += line.discount_of_first(live)
 
-    def state(self) -> tuple[int, ...]:
+    def state(self) -> PublishedSuborder:
         """What a suborder.updated tells: published again when it changes."""
-        return (
+        return PublishedSuborder(
             self.status,
             self.items_amount,
             self.shipping,
@@ -159,7 +144,7 @@ class OrderView:
         self.live = 0
         self.status = self._status()
 
-    def _status(self) -> int:
+    def _status(self) -> OrderStatus:
         live = in_transit = delivered = returned = amount = 0
         for suborder in self.suborders:
             live += suborder.live
@@ -168,21 +153,23 @@ class OrderView:
             returned += suborder.returned
             amount += suborder.items_amount + suborder.shipping - suborder.discount
         self.live = live
-        paid = CONFIRMED if self.captured >= (amount if live else self.total) else PENDING
+        paid = OrderStatus.CONFIRMED if self.captured >= (amount if live else self.total) else OrderStatus.PENDING
         for suborder in self.suborders:
-            suborder.status = (
-                _milestone(suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid) if suborder.live else CLOSED
-            )
+            if suborder.live:
+                milestone = _milestone(suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid)
+                suborder.status = _SUBORDER_STATUS[milestone]
+            else:
+                suborder.status = SuborderStatus.CLOSED
         return _milestone(live, in_transit, delivered, returned, paid)
 
 
-def _milestone(live: int, in_transit: int, delivered: int, returned: int, paid: int) -> int:
+def _milestone(live: int, in_transit: int, delivered: int, returned: int, paid: OrderStatus) -> OrderStatus:
     if live and in_transit:
         if returned == live:
-            return RETURNED
+            return OrderStatus.RETURNED
         if delivered == live:
-            return DELIVERED
-        return SHIPPED
+            return OrderStatus.DELIVERED
+        return OrderStatus.SHIPPED
     return paid
 
 
@@ -209,12 +196,12 @@ def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:
     for line in lines:
         if claimed:
             units = claimed.get(line.item_id)
-            if units is not None and units[0]:
+            if units is not None and units.in_transit:
                 quantity = line.quantity
-                line.claimed = units[0]
-                line.moving = line.in_transit = min(units[0], quantity)
-                line.delivered = min(units[1], quantity)
-                line.returned = min(units[2], quantity)
+                line.claimed = units.in_transit
+                line.moving = line.in_transit = min(units.in_transit, quantity)
+                line.delivered = min(units.delivered, quantity)
+                line.returned = min(units.returned, quantity)
         if returned and line.item_id in returned:
             line.returned = min(line.quantity, line.returned + returned[line.item_id])
             line.delivered = max(line.delivered, line.returned)
@@ -235,11 +222,12 @@ def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:
     return OrderView(lines, suborders, totals.captured, totals.decided, created.total)
 
 
-def _closed_because(order: Order, seller_id: bytes) -> int:
+def _closed_because(order: Order, seller_id: bytes) -> ClosedBecause:
     """Why a seller's units are all gone: by what the inventory said, and what it was asked for."""
     said = {reply.type for reply in order.stock if not reply.refused and reply.seller_id == seller_id}
-    if STOCK_RELEASED in said:
+    if StockAnswer.RELEASED in said:
         if any(not each.refused and each.seller_id in (None, seller_id) for each in order.cancellations):
-            return BY_CANCELLATION
-        return BY_PAYMENT if any(deadline.what == DUE_PAYMENT for deadline in order.deadlines) else BY_RELEASE
-    return BY_REJECTION if STOCK_REJECTED in said else BY_SILENCE
+            return ClosedBecause.CANCELLED
+        overdue = any(deadline.what is DeadlineKind.PAYMENT for deadline in order.deadlines)
+        return ClosedBecause.PAYMENT_OVERDUE if overdue else ClosedBecause.STOCK_RELEASED
+    return ClosedBecause.STOCK_REJECTED if StockAnswer.REJECTED in said else ClosedBecause.STOCK_UNANSWERED

@@ -1,7 +1,7 @@
 """What an order's facts add up to, kept while the order is in hand: taking in a fact costs the same however many there are.
 
     totals = RunningTotals(order)      looks at every fact once
-    totals.add(fact)                   for a fact that was appended to the order
+    totals.add(field, facts, fact)     appends a fact to that list of the order, and counts it
 
 Everything here follows from the order alone, whichever way it came about. Parcels, returns, units and captured money are there once
 order.created is known.
@@ -13,13 +13,9 @@ from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from domain.enums import DeadlineKind, Rank, RefundCause, ReturnStatus, StockAnswer
 from domain.limits import size_of
 from domain.order import (
-    DUE_STOCK,
-    IN_TRANSIT,
-    PROCESSED,
-    REQUESTED,
-    STOCK_RESERVED,
     Created,
     Deadline,
     Order,
@@ -31,10 +27,6 @@ from domain.order import (
     StockReply,
     type_of,
 )
-
-CAUSE_RETURN: Final = 0
-CAUSE_STOCK: Final = 1
-CAUSE_CLOSED: Final = 2
 
 INDEX_FROM: Final = 24
 """Facts of one kind from which on a dictionary finds a natural key faster than looking at each."""
@@ -71,8 +63,17 @@ def _beats(scan: Scan, known: Scan) -> bool:
     return (scan.rank, scan.time) > (known.rank, known.time)
 
 
-def _precedence(stage: ReturnStage) -> tuple[bool, int, int]:
-    return (stage.status == REQUESTED, stage.time, stage.status)
+def _precedence(stage: ReturnStage) -> tuple[bool, int, ReturnStatus]:
+    return (stage.status is ReturnStatus.REQUESTED, stage.time, stage.status)
+
+
+class ParcelUnits:
+    """Units of an item that parcels hold at this rank or above, as sent: perhaps more than there are."""
+
+    __slots__ = ("delivered", "in_transit", "returned")
+
+    def __init__(self) -> None:
+        self.in_transit = self.delivered = self.returned = 0
 
 
 class RefundedUnits:
@@ -88,7 +89,7 @@ class RefundedUnits:
 
     def add(self, decision: RefundDecision) -> None:
         """Take in the next decision."""
-        if decision.cause == CAUSE_RETURN:
+        if decision.cause is RefundCause.RETURN:
             self.returns.add(decision.cause_id)
         self.shipping.update(decision.shipping)
         for item_id, first, count in decision.units:
@@ -116,7 +117,7 @@ def _end(span: Span) -> int:
 
 
 class RunningTotals:
-    """See the module. Made of an order and kept beside it: every fact that is appended to the order must be added here."""
+    """See the module. Made of an order and kept beside it: every fact that the order takes in is added here."""
 
     __slots__ = ("_index", "_lines", "_sizes", "captured", "claimed", "decided", "gone", "order", "paid", "parcels", "returned", "returns")
 
@@ -133,8 +134,8 @@ class RunningTotals:
         """Money, minor units, of the payments that count."""
         self.decided = 0
         """The same of the refund decisions."""
-        self.claimed: dict[bytes, list[int]] = {}
-        """Item -> units that parcels hold at rank in_transit, delivered, returned or above, as sent: perhaps more than there are."""
+        self.claimed: dict[bytes, ParcelUnits] = {}
+        """Item -> what parcels hold of it."""
         self.gone: dict[bytes, int] = {}
         """Item -> units rejected or released, as sent, or given up."""
         self.returned: dict[bytes, int] = {}
@@ -166,8 +167,9 @@ class RunningTotals:
         for deadline in order.deadlines:
             self._count_unanswered(created, deadline)
 
-    def add(self, field: str, fact: SimpleFact) -> None:
-        """Take in a fact that was appended to a field of the order."""
+    def add(self, field: str, facts: list[SimpleFact], fact: SimpleFact) -> None:
+        """Append a fact to `facts`, that field of the order, and count it."""
+        facts.append(fact)
         if self._index is not None and field in self._index:
             self._index[field][fact.key()] = fact
         if self._sizes is not None:
@@ -192,7 +194,8 @@ class RunningTotals:
             self._count_unanswered(created, fact)
 
     def decide(self, decision: RefundDecision) -> None:
-        """Take in a refund decision that was appended."""
+        """Append a refund decision to the order's, and count it."""
+        self.order.decisions.append(decision)
         self.decided += decision.amount
         if self._sizes is not None:
             self.grow(decision, size_of(decision))
@@ -258,22 +261,22 @@ class RunningTotals:
 
     def _count_parcel(self, created: Created, scan: Scan, sign: int) -> None:
         rank = scan.rank
-        if rank < IN_TRANSIT:
+        if rank < Rank.IN_TRANSIT:
             return
         claimed = self.claimed
         for item_id, quantity in self._pairs(created, scan.seller_id, scan.items):
             units = claimed.get(item_id)
             if units is None:
-                units = claimed[item_id] = [0, 0, 0]
+                units = claimed[item_id] = ParcelUnits()
             quantity *= sign
-            units[0] += quantity
-            if rank >= 2:
-                units[1] += quantity
-                if rank == 3:
-                    units[2] += quantity
+            units.in_transit += quantity
+            if rank >= Rank.DELIVERED:
+                units.delivered += quantity
+                if rank is Rank.RETURNED:
+                    units.returned += quantity
 
     def _count_unavailable(self, created: Created, reply: StockReply) -> None:
-        if reply.type == STOCK_RESERVED or reply.refused:
+        if reply.type is StockAnswer.RESERVED or reply.refused:
             return
         gone = self.gone
         for item_id, quantity in self._pairs(created, reply.seller_id, reply.items):
@@ -281,7 +284,7 @@ class RunningTotals:
 
     def _count_unanswered(self, created: Created, deadline: Deadline) -> None:
         """A seller's stock was never answered for: it counts as rejected."""
-        if deadline.what == DUE_STOCK and deadline.final:
+        if deadline.what is DeadlineKind.STOCK and deadline.final:
             for item in created.items:
                 if item.seller_id == deadline.subject:
                     self.gone[item.item_id] = self.gone.get(item.item_id, 0) + item.quantity
@@ -296,6 +299,6 @@ class RunningTotals:
         self.returns[stage.return_id] = stage
 
     def _count_returned(self, created: Created, stage: ReturnStage, sign: int) -> None:
-        if stage.status == PROCESSED:
+        if stage.status is ReturnStatus.PROCESSED:
             quantity = stage.quantity or next(item.quantity for item in created.items if item.item_id == stage.item_id)
             self.returned[stage.item_id] = self.returned.get(stage.item_id, 0) + sign * quantity

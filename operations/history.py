@@ -44,7 +44,11 @@ class LogIncomplete(OrdersError):
 def committed(lag: Lag, former: Sequence[int]) -> dict[int, dict[str, int]]:
     """Partition number -> positions that the group has committed, in all logs that hold the history of the lane with this number."""
     return {
-        lane: {f"{topic}/{number}": lag[topic, number].committed for topic in LANE for number in sources(lane, former)}
+        lane: {
+            f"{topic}/{number}": lag[topic, number].committed
+            for topic in LANE
+            for number in sources(lane, former)
+        }
         for lane in sorted({number for _, number in lag})
     }
 
@@ -65,7 +69,9 @@ class HistoryReader(LogReader):
         await learn_topics(self._consumer, {partition.topic for partition in needed})
         for partition, start in (await self._consumer.beginning_offsets(list(needed))).items():
             if start > needed[partition]:
-                raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")
+                raise LogIncomplete(
+                    f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again"
+                )
 
     async def lane(self, start: Positions, end: Positions) -> AsyncGenerator[list[Any], None]:
         """The records of a lane's logs (those of `end`) between these positions as one stream, at least one at a time.
@@ -79,7 +85,9 @@ class HistoryReader(LogReader):
         for log in logs:
             consumer.seek(_partition(log), start.get(log, 0))
         while True:
-            while hungry := {source.partition: source for source in sources if source.open and not source.records}:
+            while hungry := {
+                source.partition: source for source in sources if source.open and not source.records
+            }:
                 for partition, records in (await consumer.getmany(*hungry, timeout_ms=500)).items():
                     hungry[partition].add(records)
                 for partition, source in hungry.items():
@@ -144,7 +152,9 @@ class MemoryBatch:
     def __init__(self, lane: int, records: Sequence[Record]) -> None:
         self.partition = lane
         self.slices = tuple(
-            Slice(topic, part, part[-1].offset + 1) for topic, group in groupby(records, attrgetter("topic")) for part in (list(group),)
+            Slice(topic, part, part[-1].offset + 1)
+            for topic, group in groupby(records, attrgetter("topic"))
+            for part in (list(group),)
         )
         self.left: Sequence[Record] = ()
         self._records = records
@@ -163,6 +173,11 @@ def fold(folder: BatchFolder, lane: int, records: Sequence[Record], states: Stat
         if not batch.left:
             return
         records = batch.left
+
+
+def at_hand(states: Mapping[bytes, bytes]) -> States:
+    """These states, as fold() asks for them: also those that are put among them later."""
+    return lambda keys: [states.get(key) for key in keys]
 
 
 def project(folder: BatchFolder, states: Mapping[bytes, bytes]) -> BatchOutput:

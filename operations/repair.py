@@ -30,7 +30,7 @@ from errors import OrdersError
 from operations.auditing import Progress, audit, target_of
 from operations.changelog import version, write_states
 from operations.grouplock import GroupLock
-from operations.history import FOLD_RECORDS, HistoryReader, committed, fold, project
+from operations.history import FOLD_RECORDS, HistoryReader, at_hand, committed, fold, project
 from operations.servers import require
 from settings import Settings
 from sinks.postgres import PostgresSink
@@ -68,7 +68,11 @@ class Damage:
     @property
     def stores(self) -> list[str]:
         """Names of the broken stores."""
-        return [name for name, wrong in (("changelog", self.state), ("rows", self.rows), ("cache", bool(self.keys))) if wrong]
+        return [
+            name
+            for name, wrong in (("changelog", self.state), ("rows", self.rows), ("cache", bool(self.keys)))
+            if wrong
+        ]
 
 
 class Repairer:
@@ -84,7 +88,11 @@ class Repairer:
         self._stack = AsyncExitStack()
         self._rows = PostgresSink(settings)
         self._redis = (
-            redis.asyncio.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10) if cache else None
+            redis.asyncio.Redis.from_url(
+                settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10
+            )
+            if cache
+            else None
         )
         self._cache = RedisSink(settings.model_copy(update={"redis_timeout": 10.0})) if cache else None
 
@@ -105,7 +113,9 @@ class Repairer:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._stack.aclose()
 
     async def repair(self, damaged: Mapping[str, Damage]) -> dict[str, int]:
@@ -142,18 +152,25 @@ class Repairer:
         states = self._fold(lane, records)
         output = project(self._folder, states)
         await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], output.rows)
-        await self._write_states(lane, [order_id for order_id, each in damaged.items() if each.state], output.states)
-        await self._write_cache({order_id: each.keys for order_id, each in damaged.items() if each.keys}, output.cache)
+        await self._write_states(
+            lane, [order_id for order_id, each in damaged.items() if each.state], output.states
+        )
+        await self._write_cache(
+            {order_id: each.keys for order_id, each in damaged.items() if each.keys}, output.cache
+        )
         for order_id, each in damaged.items():
             log.info("repaired: order %s, %s", order_id, ", ".join(each.stores))
-        return {order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0 for order_id in damaged}
+        return {
+            order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0
+            for order_id in damaged
+        }
 
     def _fold(self, lane: int, records: Sequence[Record]) -> dict[bytes, bytes]:
         """Fold these records, and return the states by raw id as the lane would have them."""
         states: dict[bytes, bytes] = {}
         for start in range(0, len(records), FOLD_RECORDS):
             chunk = records[start : start + FOLD_RECORDS]
-            for output in fold(self._folder, lane, chunk, lambda keys: [states.get(key) for key in keys]):
+            for output in fold(self._folder, lane, chunk, at_hand(states)):
                 states.update(output.states)
         return states
 
@@ -167,8 +184,10 @@ class Repairer:
         await self._rows.replace(
             order_ids,
             RowBatch(
-                [row for row in rows.orders if row[0] in broken],
-                *([row for row in each if row[1] in broken] for each in (rows.items, rows.shipments, rows.returns)),
+                [row for row in rows.orders if row.id in broken],
+                [row for row in rows.items if row.order_id in broken],
+                [row for row in rows.shipments if row.order_id in broken],
+                [row for row in rows.returns if row.order_id in broken],
             ),
         )
 
@@ -183,9 +202,14 @@ class Repairer:
         async for records in self._reader.stretch(partition, 0, end):
             for record in records:
                 if record.key in raw_ids:
-                    highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
+                    highest[record.key] = (
+                        0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
+                    )
         await write_states(
-            self._settings, self._lock, lane, {raw_id: (highest.get(raw_id, 0), states.get(raw_id)) for raw_id in sorted(raw_ids)}
+            self._settings,
+            self._lock,
+            lane,
+            {raw_id: (highest.get(raw_id, 0), states.get(raw_id)) for raw_id in sorted(raw_ids)},
         )
 
     async def _write_cache(self, wrong: Mapping[str, set[str]], entries: Sequence[CacheEntry]) -> None:
@@ -208,7 +232,9 @@ class Repairer:
     async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:
         """Remove an order's parcels from those of a tracking number. No worker writes meanwhile."""
         try:
-            rest = [each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id]
+            rest = [
+                each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id
+            ]
         except (ValueError, TypeError, KeyError, ResponseError):  # no list of parcels
             rest = []
         if rest:
@@ -279,7 +305,9 @@ async def repair(
         _count(outcome, first, max_findings, mended=False)
         return outcome
     await require(settings)
-    target = replace(target, patience=0.0)  # a member of the group that refreshes nothing keeps those out that would
+    target = replace(
+        target, patience=0.0
+    )  # a member of the group that refreshes nothing keeps those out that would
     async with GroupLock(settings) as lock:
         damaged, keys, first = await _find_damage(target, ids, max_findings, progress)
         _count(outcome, first, max_findings, mended=False)
@@ -287,7 +315,9 @@ async def repair(
             async with Repairer(settings, lock, cache=cache) as repairer:
                 versions = await repairer.repair(damaged)
                 await repairer.drop_keys(keys)
-            outcome.repaired = {order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()}
+            outcome.repaired = {
+                order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()
+            }
             outcome.keys = sorted(keys)
         if damaged:
             again = await audit(target, max_findings=max_findings, progress=progress, only=frozenset(damaged))
@@ -315,7 +345,9 @@ async def _find_damage(
         if finding.check == "cache":
             damage.keys.add(finding.where)
 
-    report = await audit(target, max_findings=max_findings, progress=progress, only=ids, on_finding=on_finding)
+    report = await audit(
+        target, max_findings=max_findings, progress=progress, only=ids, on_finding=on_finding
+    )
     return damaged, keys, report
 
 
@@ -324,7 +356,9 @@ def _count(outcome: RepairResult, report: Report, most: int, *, mended: bool) ->
     for check, count in report.broken.items():
         if (check in MENDED) == mended:
             outcome.remaining[check] += count
-    findings = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
+    findings = [
+        each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended
+    ]
     outcome.findings += findings[: most - len(outcome.findings)]
     outcome.inconclusive = report.inconclusive.total()
 

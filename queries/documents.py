@@ -11,14 +11,14 @@ from uuid import UUID
 
 from pydantic import Field
 
-OrderStatus = Literal["pending", "confirmed", "shipped", "delivered", "returned"]
-ParcelStatus = Literal["pending", "in_transit", "delivered", "returned"]
-ReturnStatus = Literal["requested", "processed", "rejected"]
-SuborderStatus = Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
+from contracts.statuses import OrderStatusText, ParcelStatusText, ReturnStatusText, SuborderStatusText
 
 Amount = Annotated[str, Field(description="Decimal text in major units.", examples=["129.90"])]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-Version = Annotated[int, Field(description="Grows with each fact taken in; the ETag, and the token for reading one's own writes.")]
+Version = Annotated[
+    int,
+    Field(description="Grows with each fact taken in; the ETag, and the token for reading one's own writes."),
+]
 
 
 @dataclass(slots=True)
@@ -27,8 +27,13 @@ class Suborder:
 
     suborder_id: UUID
     seller_id: UUID
-    status: Annotated[SuborderStatus | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
-    total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
+    status: Annotated[
+        SuborderStatusText | None,
+        Field(description="null: only the cache knows it, and it has forgotten the order."),
+    ] = None
+    total_amount: Annotated[
+        str | None, Field(description="Of the live units, less their discount. null: as with status.")
+    ] = None
 
 
 @dataclass(slots=True)
@@ -37,7 +42,7 @@ class Parcel:
 
     shipment_id: UUID
     seller_id: UUID
-    status: ParcelStatus
+    status: ParcelStatusText
     carrier: str | None
     tracking_number: str | None
     estimated_delivery: Time | None
@@ -49,7 +54,7 @@ class Head:
 
     order_id: UUID
     user_id: UUID
-    status: OrderStatus
+    status: OrderStatusText
     currency: str
     total_amount: Amount
     created_at: Time
@@ -95,7 +100,7 @@ class Return:
     return_id: UUID
     item_id: UUID
     quantity: int
-    status: ReturnStatus
+    status: ReturnStatusText
     processed_at: Time | None
     created_at: Time
     updated_at: Time
@@ -107,7 +112,9 @@ class Moment:
     """Something that happened, as far as the rows show it."""
 
     time: Time
-    what: Literal["created", "parcel first scanned", "parcel status", "return requested", "return status", "last fact"]
+    what: Literal[
+        "created", "parcel first scanned", "parcel status", "return requested", "return status", "last fact"
+    ]
     id: Annotated[UUID, Field(description="Of the order, parcel or return.")]
     status: Annotated[str | None, Field(description="Since then.")] = None
 
@@ -121,7 +128,9 @@ class OrderDetails(Head):
     items: list[Item]
     shipments: list[ParcelDetails]
     returns: list[Return]
-    moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(default_factory=list)
+    moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(
+        default_factory=list
+    )
     suborders: list[Suborder] = field(default_factory=list)
 
 
@@ -130,7 +139,10 @@ class Orders:
     """A page of a user's orders, newest first."""
 
     orders: list[Head]
-    next: Annotated[str | None, Field(description="Give it as `cursor` for the page after this one; null: this was the last one.")]
+    next: Annotated[
+        str | None,
+        Field(description="Give it as `cursor` for the page after this one; null: this was the last one."),
+    ]
 
 
 @dataclass(slots=True)
@@ -140,8 +152,13 @@ class Tracked:
     order_id: UUID
     shipment_id: UUID
     carrier: str | None
-    status: ParcelStatus
-    location: Annotated[str | None, Field(description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten.")]
+    status: ParcelStatusText
+    location: Annotated[
+        str | None,
+        Field(
+            description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten."
+        ),
+    ]
     estimated_delivery: Time | None
 
 
@@ -152,15 +169,20 @@ class Sold:
     suborder_id: UUID
     order_id: UUID
     created_at: Time
-    order_status: OrderStatus
+    order_status: OrderStatusText
     currency: str
     quantity: Annotated[int, Field(description="Units in all lines.")]
     items_amount: Amount
     shipping_amount: Amount
     order_version: int
     shipments: list[Parcel]
-    status: Annotated[SuborderStatus | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
-    total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
+    status: Annotated[
+        SuborderStatusText | None,
+        Field(description="null: only the cache knows it, and it has forgotten the order."),
+    ] = None
+    total_amount: Annotated[
+        str | None, Field(description="Of the live units, less their discount. null: as with status.")
+    ] = None
 
 
 @dataclass(slots=True)
@@ -168,7 +190,10 @@ class Suborders:
     """A page of a seller's suborders, newest first."""
 
     suborders: list[Sold]
-    next: Annotated[str | None, Field(description="Give it as `cursor` for the page after this one; null: this was the last one.")]
+    next: Annotated[
+        str | None,
+        Field(description="Give it as `cursor` for the page after this one; null: this was the last one."),
+    ]
 
 
 @dataclass(slots=True)
@@ -176,8 +201,12 @@ class SourceHealth:
     """Whether a source of answers is up."""
 
     up: bool
-    lag: Annotated[float | None, Field(description="Seconds that a replica is behind; null: unknown, or not a replica.")] = None
-    used: Annotated[bool, Field(description="False: passed over, because it is down or too far behind.")] = True
+    lag: Annotated[
+        float | None, Field(description="Seconds that a replica is behind; null: unknown, or not a replica.")
+    ] = None
+    used: Annotated[bool, Field(description="False: passed over, because it is down or too far behind.")] = (
+        True
+    )
 
 
 @dataclass(slots=True)

@@ -16,7 +16,20 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from contracts import ids, money, times
-from queries.documents import Head, Item, Moment, OrderDetails, Parcel, ParcelDetails, Return, Sold, Suborder, Summary, Tracked
+from contracts.statuses import ParcelStatusText, ReturnStatusText
+from queries.documents import (
+    Head,
+    Item,
+    Moment,
+    OrderDetails,
+    Parcel,
+    ParcelDetails,
+    Return,
+    Sold,
+    Suborder,
+    Summary,
+    Tracked,
+)
 from queries.keyset import Position
 from sinks.schema import build_metadata
 
@@ -65,7 +78,9 @@ ONE: Final = Query(sa.text("SELECT 1"), {})
 def details(order_id: UUID, user_id: UUID | None = None) -> Query:
     """One order with its parts. With its user one partition is read, without all of them, by their primary keys."""
     values = {"order_id": order_id, "user_id": user_id}
-    return Query(_details(user_id is not None), {name: value for name, value in values.items() if value is not None})
+    return Query(
+        _details(user_id is not None), {name: value for name, value in values.items() if value is not None}
+    )
 
 
 @cache
@@ -73,8 +88,17 @@ def _details(by_user: bool) -> sa.Select[Any]:
     def parts(table: sa.Table, **columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         built = aggregate_order_by(_object(**columns), table.c.created_at, table.c.id)
         # Both columns that tables may be partitioned by: one partition is read.
-        same = (table.c.order_id == _order.c.id, table.c.user_id == _order.c.user_id, table.c.region == _order.c.region)
-        return sa.select(sa.cast(sa.func.json_agg(built), sa.Text)).where(*same).correlate(_order).scalar_subquery()
+        same = (
+            table.c.order_id == _order.c.id,
+            table.c.user_id == _order.c.user_id,
+            table.c.region == _order.c.region,
+        )
+        return (
+            sa.select(sa.cast(sa.func.json_agg(built), sa.Text))
+            .where(*same)
+            .correlate(_order)
+            .scalar_subquery()
+        )
 
     items = parts(
         _item,
@@ -110,12 +134,26 @@ def _details(by_user: bool) -> sa.Select[Any]:
         updated_at=_return.c.updated_at,
         version=_return.c.version,
     )
-    columns = (*_head(), _order.c.region, sa.cast(_order.c.discount_amount, sa.Text), items, shipments, returns)
+    columns = (
+        *_head(),
+        _order.c.region,
+        sa.cast(_order.c.discount_amount, sa.Text),
+        items,
+        shipments,
+        returns,
+    )
     query = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
     return query.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else query
 
 
-def history(user_id: UUID, status: str | None, since: datetime | None, until: datetime | None, after: Position | None, limit: int) -> Query:
+def history(
+    user_id: UUID,
+    status: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    after: Position | None,
+    limit: int,
+) -> Query:
     """A user's orders, newest first: placed at `since` or later and before `until`, behind the position `after`.
 
     Served by the index orders_order_user.
@@ -142,7 +180,10 @@ def _history(filters: frozenset[str], limit: int) -> sa.Select[Any]:
 
 def version(order_id: UUID, user_id: UUID | None) -> Query:
     """An order's version."""
-    return Query(_version(user_id is not None), {"order_id": order_id} | ({} if user_id is None else {"user_id": user_id}))
+    return Query(
+        _version(user_id is not None),
+        {"order_id": order_id} | ({} if user_id is None else {"user_id": user_id}),
+    )
 
 
 @cache
@@ -183,7 +224,12 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
     ).where(_item.c.seller_id == seller_id)
     if paged:
         page = page.where(*_behind(_item.c.created_at, _item.c.order_id))
-    page_ = page.group_by(*group).order_by(_item.c.created_at.desc(), _item.c.order_id.desc()).limit(_rows(limit)).subquery("page")
+    page_ = (
+        page.group_by(*group)
+        .order_by(_item.c.created_at.desc(), _item.c.order_id.desc())
+        .limit(_rows(limit))
+        .subquery("page")
+    )
     parcel = _object(
         shipment_id=_shipment.c.id,
         seller_id=_shipment.c.seller_id,
@@ -193,7 +239,11 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
         estimated_delivery=_shipment.c.estimated_delivery,
     )
     parcels = (
-        sa.select(sa.cast(sa.func.json_agg(aggregate_order_by(parcel, _shipment.c.created_at, _shipment.c.id)), sa.Text))
+        sa.select(
+            sa.cast(
+                sa.func.json_agg(aggregate_order_by(parcel, _shipment.c.created_at, _shipment.c.id)), sa.Text
+            )
+        )
         .where(
             _shipment.c.order_id == page_.c.order_id,
             _shipment.c.user_id == page_.c.user_id,
@@ -206,7 +256,11 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
     # With a limit it stays what it is: a look into one partition for each row of the page, whatever the planner thinks of the tables.
     own = (
         sa.select(_order.c.status, _order.c.currency, _order.c.version)
-        .where(_order.c.id == page_.c.order_id, _order.c.user_id == page_.c.user_id, _order.c.region == page_.c.region)
+        .where(
+            _order.c.id == page_.c.order_id,
+            _order.c.user_id == page_.c.user_id,
+            _order.c.region == page_.c.region,
+        )
         .limit(1)
         .lateral("own")
     )
@@ -221,7 +275,11 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
         own.c.version,
         parcels,
     )
-    return sa.select(*columns).select_from(page_.join(own, sa.true())).order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
+    return (
+        sa.select(*columns)
+        .select_from(page_.join(own, sa.true()))
+        .order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
+    )
 
 
 def _rows(limit: int) -> sa.ColumnElement[int]:
@@ -231,7 +289,16 @@ def _rows(limit: int) -> sa.ColumnElement[int]:
 
 def _head() -> tuple[sa.ColumnElement[Any], ...]:
     c = _order.c
-    return (c.id, c.user_id, c.status, c.currency, sa.cast(c.total_amount, sa.Text), c.created_at, c.updated_at, c.version)
+    return (
+        c.id,
+        c.user_id,
+        c.status,
+        c.currency,
+        sa.cast(c.total_amount, sa.Text),
+        c.created_at,
+        c.updated_at,
+        c.version,
+    )
 
 
 def _object(**columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -272,7 +339,7 @@ class _Item(msgspec.Struct):
 class _Parcel(msgspec.Struct):
     shipment_id: UUID
     seller_id: UUID
-    status: str
+    status: ParcelStatusText
     carrier: str | None
     tracking_number: str | None
     estimated_delivery: str | None
@@ -285,7 +352,7 @@ class _Return(msgspec.Struct):
     return_id: UUID
     item_id: UUID
     quantity: int
-    status: str
+    status: ReturnStatusText
     processed_at: str | None
     created_at: str
     updated_at: str
@@ -300,7 +367,16 @@ _returns: Final = msgspec.json.Decoder(list[_Return])
 def as_head(row: Sequence[Any]) -> Head:
     """Convert a row of `history`."""
     id_, user_id, status, currency, total, created_at, updated_at, version_ = row
-    return Head(id_, user_id, status, currency, _amount(total, currency), _time(created_at), _time(updated_at), version_)
+    return Head(
+        id_,
+        user_id,
+        status,
+        currency,
+        _amount(total, currency),
+        _time(created_at),
+        _time(updated_at),
+        version_,
+    )
 
 
 def as_details(row: Sequence[Any]) -> OrderDetails:
@@ -340,7 +416,7 @@ def as_details(row: Sequence[Any]) -> OrderDetails:
                 each.return_id,
                 each.item_id,
                 each.quantity,
-                each.status,  # type: ignore[arg-type]
+                each.status,
                 None if each.processed_at is None else _iso(each.processed_at),
                 _iso(each.created_at),
                 _iso(each.updated_at),
@@ -358,7 +434,14 @@ def as_details(row: Sequence[Any]) -> OrderDetails:
 def as_summary(details: OrderDetails) -> Summary:
     """Return the part of an order's summary that its rows hold."""
     shipments = [
-        Parcel(each.shipment_id, each.seller_id, each.status, each.carrier, each.tracking_number, each.estimated_delivery)
+        Parcel(
+            each.shipment_id,
+            each.seller_id,
+            each.status,
+            each.carrier,
+            each.tracking_number,
+            each.estimated_delivery,
+        )
         for each in details.shipments
     ]
     return Summary(
@@ -378,7 +461,9 @@ def as_summary(details: OrderDetails) -> Summary:
 def as_tracked(row: Sequence[Any]) -> Tracked:
     """Convert a row of `tracking`."""
     order_id, shipment_id, carrier, status, estimated = row
-    return Tracked(order_id, shipment_id, carrier, status, None, None if estimated is None else _time(estimated))
+    return Tracked(
+        order_id, shipment_id, carrier, status, None, None if estimated is None else _time(estimated)
+    )
 
 
 def as_sold(seller_id: UUID, row: Sequence[Any]) -> Sold:
@@ -403,7 +488,7 @@ def suborder_id(order_id: UUID, seller_id: UUID) -> UUID:
     return UUID(ids.uuid5_text(order_id.bytes, f"suborder:{seller_id}"))
 
 
-def _parcel_fields(each: _Parcel) -> tuple[UUID, UUID, Any, str | None, str | None, str | None]:
+def _parcel_fields(each: _Parcel) -> tuple[UUID, UUID, ParcelStatusText, str | None, str | None, str | None]:
     estimated = None if each.estimated_delivery is None else _iso(each.estimated_delivery)
     return each.shipment_id, each.seller_id, each.status, each.carrier, each.tracking_number, estimated
 
@@ -415,7 +500,9 @@ def _moments(details: OrderDetails) -> list[Moment]:
         moments.append(Moment(parcel.updated_at, "parcel status", parcel.shipment_id, parcel.status))
     for each in details.returns:
         moments.append(Moment(each.created_at, "return requested", each.return_id))
-        moments.append(Moment(each.processed_at or each.updated_at, "return status", each.return_id, each.status))
+        moments.append(
+            Moment(each.processed_at or each.updated_at, "return status", each.return_id, each.status)
+        )
     moments.append(Moment(details.updated_at, "last fact", details.order_id, details.status))
     return sorted(moments, key=lambda moment: datetime.fromisoformat(moment.time))
 

@@ -12,9 +12,10 @@ from contracts.bulk import EVENT, TOPIC, completed, event_id
 from domain import effects, events
 from domain.deadlines import Due
 from domain.effects import Derived
+from domain.enums import DeadlineKind
 from domain.events import Event
 from domain.fold import fold
-from domain.order import DUE_STOCK, Order, Origin
+from domain.order import Order, Origin
 
 Json = dict[str, Any]
 
@@ -105,7 +106,7 @@ def examples() -> tuple[dict[str, Json], dict[str, Json]]:
     sent: dict[str, Json] = {}
     published: dict[str, Json] = {}
     order = Order()
-    due = Due(0, DUE_STOCK, bytes.fromhex(_ANNA.replace("-", "")), 1, False)
+    due = Due(0, DeadlineKind.STOCK, bytes.fromhex(_ANNA.replace("-", "")), 1, False)
     published["deadline.passed"] = json.loads(effects.deadline_passed(due, bytes.fromhex(_ORDER.replace("-", "")))[0])
     for n, (time, type_, fields) in enumerate(_story()):
         data = {"order_id": _ORDER, **fields}

@@ -10,31 +10,29 @@ and 23; UPDATE
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import asyncpg
 import msgspec
 import sqlalchemy as sa
 import structlog
-from sqlalchemy.dialects import postgresql as pg
 
+from domain.rows import Row
 from settings import Settings
 from sinks.connection import Connector, HalfOpen, watched
-from sinks.rows import Row, RowBatch
-from sinks.schema import TABLES, PartitionBy, build_metadata
+from sinks.rows import ROWS, RowBatch
+from sinks.schema import DIALECT, TABLES, PartitionBy, build_metadata
 
 log = structlog.get_logger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
-_DIALECT = cast(sa.Dialect, pg.dialect())  # type: ignore[no-untyped-call]
-
 
 def given_rows(table: sa.Table, first: int) -> str:
-    """SELECT of the rows given by parameters $first, ..., one JSON array for each column (see columns_of)."""
-    names = [column.name for column in table.columns]
-    types = [column.type.compile(_DIALECT) for column in table.columns]
+    """SELECT of the rows given by parameters $first, ..., one JSON array for each field of a row (see columns_of)."""
+    names = ROWS[table.name]._fields
+    types = [table.columns[name].type.compile(DIALECT) for name in names]
     arrays = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
     return (
         f"SELECT {', '.join(f'{name}::{type_}' for name, type_ in zip(names, types, strict=True))}"
@@ -43,7 +41,7 @@ def given_rows(table: sa.Table, first: int) -> str:
 
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
-    """Rows as given_rows takes them: one JSON array for each column."""
+    """Rows as given_rows takes them: one JSON array for each field."""
     return [_encode(column).decode() for column in zip(*rows, strict=True)]
 
 
@@ -53,7 +51,7 @@ def _upsert(table: sa.Table, first: int, schema: str) -> str:
     A row is replaced by one of a higher version; at the same version by another one whose times aren't later (the earlier time of a
     repeated fact lowers them, and can make another stage of a return win). Otherwise the row isn't touched: no new row version, no WAL.
     """
-    names = [column.name for column in table.columns]
+    names = ROWS[table.name]._fields
     key = [column.name for column in table.primary_key.columns]
     values = [name for name in names if name not in key]
     changes = ", ".join(f"{name} = excluded.{name}" for name in values)
@@ -76,9 +74,17 @@ def statement(tables: tuple[str, ...], partition_by: PartitionBy = "user_id", sc
     for name in tables:
         table = metadata.tables[name]
         parts.append(f"{name}_ AS ({_upsert(table, first, schema)})")
-        first += len(table.columns)
+        first += len(ROWS[name]._fields)
     counts = " + ".join(f"(SELECT count(*) FROM {name}_)" for name in tables)
     return f"WITH {', '.join(parts)} SELECT {counts}"
+
+
+def check_columns() -> None:
+    """Raise TypeError unless each row has a field for every column of its table, and no other."""
+    for name, table in build_metadata().tables.items():
+        if name in ROWS and set(ROWS[name]._fields) != set(table.columns.keys()):
+            differ = sorted(set(ROWS[name]._fields) ^ set(table.columns.keys()))
+            raise TypeError(f"{ROWS[name].__name__} and the columns of {name} differ: {', '.join(differ)}")
 
 
 async def _keep(connection: object) -> None:
@@ -115,8 +121,9 @@ class PostgresSink:
 
     async def start(self) -> None:
         """Opens the pool and one connection of it. Raises OSError, TimeoutError or asyncpg.PostgresError when the server isn't there or
-        refuses.
+        refuses, TypeError when rows and tables differ in their columns.
         """
+        check_columns()
         settings = self._settings
         self._pool = await asyncpg.create_pool(
             connect=self._connector,
@@ -137,8 +144,7 @@ class PostgresSink:
         """
         if self._pool is None:
             raise RuntimeError("PostgresSink.write() before start()")
-        tables = zip(TABLES, (batch.orders, batch.items, batch.shipments, batch.returns), strict=True)
-        filled = [(name, rows) for name, rows in tables if rows]
+        filled = batch.by_table()
         if not filled:
             return 0
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
@@ -159,7 +165,9 @@ class PostgresSink:
                 # canceled.
                 connection.terminate()
                 self._connector.drop()
-                raise TimeoutError(f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s") from error
+                raise TimeoutError(
+                    f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s"
+                ) from error
 
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
         """Makes `batch` all that there is of these orders, whatever is there and whatever its version, in one transaction.
@@ -168,21 +176,24 @@ class PostgresSink:
         """
         if self._pool is None:
             raise RuntimeError("PostgresSink.replace() before start()")
-        tables = zip(TABLES, (batch.orders, batch.items, batch.shipments, batch.returns), strict=True)
-        filled = [(name, rows) for name, rows in tables if rows]
+        filled = batch.by_table()
         async with self._pool.acquire() as connection, watched(connection), connection.transaction():
             for name in TABLES:
                 column = "id" if name == "orders_order" else "order_id"
-                await connection.execute(f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids)
+                await connection.execute(
+                    f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids
+                )
             if filled:
                 await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
 
-    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], filled: Sequence[tuple[str, Sequence[Row]]]) -> int:
+    async def _write(
+        self, connection: asyncpg.Connection[asyncpg.Record], filled: Mapping[str, Sequence[Row]]
+    ) -> int:
         arguments: list[str] = []
-        for _, rows in filled:
+        for rows in filled.values():
             arguments += columns_of(rows)
         by = self._partition_by or await self._read_partition_by(connection)
-        return cast(int, await connection.fetchval(statement(tuple(name for name, _ in filled), by, self._schema), *arguments))
+        return cast(int, await connection.fetchval(statement(tuple(filled), by, self._schema), *arguments))
 
     async def close(self) -> None:
         """Closes the connections, waiting for writes under way as long as a statement may take. Doesn't raise when the server is away."""

@@ -1,13 +1,20 @@
-"""What the pipeline hands to the sinks: rows for Postgres, entries for Redis. Plain tuples: nothing is built per field."""
+"""What the pipeline hands to the sinks: rows for Postgres (domain.rows), entries for Redis."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-#: One row, in the column order of `sinks.schema`: ids, enums, money (decimal text in major units) and times (RFC 3339, +00:00) as text,
-#: quantity and version as int, None for NULL.
-Row = tuple[str | int | None, ...]
+from domain.rows import ItemRow, OrderRow, ReturnRow, Row, ShipmentRow
+
+#: Table -> its row, whose fields are the table's columns (sinks.postgres holds them to each other by name).
+ROWS: Final[dict[str, type[Row]]] = {
+    "orders_order": OrderRow,
+    "orders_order_item": ItemRow,
+    "orders_shipment": ShipmentRow,
+    "orders_return": ReturnRow,
+}
 
 
 @dataclass(slots=True)
@@ -16,10 +23,15 @@ class RowBatch:
     of batches.
     """
 
-    orders: list[Row] = field(default_factory=list)
-    items: list[Row] = field(default_factory=list)
-    shipments: list[Row] = field(default_factory=list)
-    returns: list[Row] = field(default_factory=list)
+    orders: list[OrderRow] = field(default_factory=list)
+    items: list[ItemRow] = field(default_factory=list)
+    shipments: list[ShipmentRow] = field(default_factory=list)
+    returns: list[ReturnRow] = field(default_factory=list)
+
+    def by_table(self) -> dict[str, Sequence[Row]]:
+        """Table -> its rows, in the order of `sinks.schema.TABLES`; tables without rows are left out."""
+        lists: tuple[Sequence[Row], ...] = (self.orders, self.items, self.shipments, self.returns)
+        return {table: rows for table, rows in zip(ROWS, lists, strict=True) if rows}
 
     def __len__(self) -> int:
         """Rows in all four tables."""

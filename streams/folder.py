@@ -22,7 +22,7 @@ from domain.deadlines import next_due, pending
 from domain.events import Event
 from domain.fold import fold
 from domain.limits import RECORD_BYTES, record_size
-from domain.order import DEADLINES, Created, Order, ReturnStage, Scan
+from domain.order import Created, Order, ReturnStage, Scan
 from domain.totals import RunningTotals
 from settings import Settings
 from sinks.rows import CacheEntry, RowBatch
@@ -173,7 +173,9 @@ class BatchFolder:
                     if record.value is None and (why := unreadable(record)) is not None:
                         raise Refused(UNREADABLE, why)
                     of = rekeyed_from(record).topic if rekeyed else topic
-                    event = events.decode(of, record.headers, record.value, record.timestamp if record.timestamp_type else 0)
+                    event = events.decode(
+                        of, record.headers, record.value, record.timestamp if record.timestamp_type else 0
+                    )
                 except Refused as refusal:
                     self._refuse(work, record, refusal.code, refusal.detail)
                     continue
@@ -201,7 +203,9 @@ class BatchFolder:
                 touched[order_id] = OrderInBatch(Order() if raw is None else codec.decode(raw))
         return touched
 
-    def _take(self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int) -> None:
+    def _take(
+        self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int
+    ) -> None:
         order = touched.order
         if order.version == 0 and partition_of(key, self._partitions) != lane:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
@@ -220,13 +224,17 @@ class BatchFolder:
             shared = effects.headers_of(event)
             most = work.size + self.held_bytes
             for effect in folded.effects:
-                if type(effect) is effects.Derived:
+                if isinstance(effect, effects.Derived):
                     headers = effects.attributes(effect, event.order_id, shared)
                     # One record can come to gigabytes: an order for which thousands of parcels have waited.
-                    value = effects.encode_data(effect) if work.size <= most else partial(effects.encode_data, effect)
+                    value = (
+                        effects.encode_data(effect)
+                        if work.size <= most
+                        else partial(effects.encode_data, effect)
+                    )
                     work.publish(effect.topic, OutRecord(key, value, headers))
                 else:
-                    self._refuse_late(work, event.order_id, effect)  # type: ignore[arg-type]
+                    self._refuse_late(work, event.order_id, effect)
 
     def project(self, work: BatchOutput, touched: Mapping[bytes, OrderInBatch]) -> None:
         """Adds what is to be written of these orders, by raw id: states, rows, cache entries. Pure."""
@@ -241,7 +249,9 @@ class BatchFolder:
             if order.created is None:
                 continue
             order_id = ids.text(raw_id)
-            parcels = None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
+            parcels = (
+                None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
+            )
             row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
             if each.changed:
                 batch.orders.append(row)
@@ -279,7 +289,9 @@ class BatchFolder:
 
     # -- deadlines -------------------------------------------------------------------------------------------------
 
-    def pass_deadlines(self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int) -> BatchOutput:
+    def pass_deadlines(
+        self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int
+    ) -> BatchOutput:
         """No record, but time: the deadlines that passed at `moment` become records of orders.decisions, which count once they are folded.
 
         Until then nothing more is waited for on their account: their orders' due times are those of the other deadlines. Dying in between
@@ -288,7 +300,9 @@ class BatchFolder:
         work = BatchOutput()
         for at, order_id, raw in due_states:
             order = None if raw is None else codec.decode(raw)
-            if order is None or order.due != at:  # never of what is written here, but an index may be older than its state
+            if (
+                order is None or order.due != at
+            ):  # never of what is written here, but an index may be older than its state
                 work.moved.append(Moved(order_id, at, 0))
                 continue
             waits = pending(order, order_id, self._deadline_policy)
@@ -297,7 +311,7 @@ class BatchFolder:
                 if due.at <= moment:
                     value, headers = effects.deadline_passed(due, order_id)
                     work.publish(DECISIONS, OutRecord(key, value, headers))
-                    work.deadlines[DEADLINES[due.what]] += 1
+                    work.deadlines[due.what.text] += 1
             self._await(work, order_id, order, min((due.at for due in waits if due.at > moment), default=0))
             work.states[order_id] = codec.encode(order)
         return work
@@ -321,14 +335,24 @@ class BatchFolder:
         if record.topic in INTERNAL:
             # It waited here while the topics were given more partitions (operations.repartition): another lane has its order since.
             key = events.order_key(event)
-            work.publish(record.topic, OutRecord(key, record.value, list(record.headers), partition_of(key, self._partitions)))
+            work.publish(
+                record.topic,
+                OutRecord(key, record.value, list(record.headers), partition_of(key, self._partitions)),
+            )
             work.outcomes[record.topic, _REKEY] += 1
             return
         if record_size(record.key, record.value, record.headers) > RECORD_BYTES:
-            self._refuse(work, record, RECORD_TOO_LARGE, f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key")
+            self._refuse(
+                work,
+                record,
+                RECORD_TOO_LARGE,
+                f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key",
+            )
             return
         headers = [
-            *(header for header in record.headers if header[0] not in REKEYED_FROM),  # an upstream's own would be taken for ours
+            *(
+                header for header in record.headers if header[0] not in REKEYED_FROM
+            ),  # an upstream's own would be taken for ours
             ("rekeyed_topic", record.topic.encode()),
             ("rekeyed_partition", b"%d" % record.partition),
             ("rekeyed_offset", b"%d" % record.offset),
@@ -347,10 +371,17 @@ class BatchFolder:
     def _refuse_late(self, work: BatchOutput, order_id: bytes, late: effects.LateRefusal) -> None:
         detail = f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at the coordinates"
         key = ids.text(order_id).encode()
-        work.publish(DLQ, OutRecord(key, effects.normalised(late, order_id), letter_headers(late.origin, late.code, detail)))
+        work.publish(
+            DLQ,
+            OutRecord(
+                key, effects.normalised(late, order_id), letter_headers(late.origin, late.code, detail)
+            ),
+        )
         work.letters[late.code] += 1
 
 
 def _place(batch: Batch, record: Record) -> int:
     """How many of a batch's records are before this one."""
-    return next(at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record)
+    return next(
+        at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record
+    )

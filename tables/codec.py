@@ -5,12 +5,14 @@ The first element is the version, so that recovery can compare two states of a k
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import msgspec
 
 from contracts import money
-from domain.order import ORDER_STATUS, PENDING, SUBORDER_STATUS, Order, fact_lists
+from domain.enums import OrderStatus
+from domain.order import Order, fact_lists
 
 KEY_BYTES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -23,7 +25,7 @@ _Peek: Final = msgspec.defstruct(
     array_like=True,
     gc=False,
 )
-_peek: Final = msgspec.msgpack.Decoder(_Peek).decode
+_peek: Final[Callable[[bytes], Any]] = msgspec.msgpack.Decoder(_Peek).decode
 
 
 def encode(order: Order) -> bytes:
@@ -57,7 +59,7 @@ def _coherent(order: Order) -> bool:
         return False
     created = order.created
     if created is None:
-        return not order.suborders and order.status == PENDING
+        return not order.suborders and order.status is OrderStatus.PENDING
     lines = {item.item_id for item in created.items}
     named = [fact.items for facts in (order.scans, order.stock) for fact in facts if fact.items and not fact.refused]
     return (
@@ -65,7 +67,6 @@ def _coherent(order: Order) -> bool:
         and len(order.suborders) in (0, len({item.seller_id for item in created.items}))
         and all(item_id in lines for items in named for item_id, _ in items)
         and all(stage.item_id in lines for stage in order.returns if not stage.refused)
-        and all(0 <= state[0] < len(SUBORDER_STATUS) for state in order.suborders if state)
     )
 
 
@@ -87,9 +88,10 @@ def version_of(raw: bytes) -> int:
 
 def due_of(raw: bytes) -> int:
     """When the order's next deadline passes, ms by the broker's time; 0: none."""
-    return _peek(raw).due  # type: ignore[attr-defined,no-any-return]
+    due: int = _peek(raw).due
+    return due
 
 
 def status_of(raw: bytes) -> str:
     """The order's status by name."""
-    return ORDER_STATUS[decode(raw).status]
+    return decode(raw).status.text

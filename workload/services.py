@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from random import Random
 from typing import Any, NamedTuple
 from uuid import UUID, uuid5
@@ -39,6 +40,10 @@ class Later(NamedTuple):
 
 
 Steps = Iterable[Message | Later]
+
+
+def _only(message: Message) -> Steps:
+    return [message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +93,11 @@ class Inventory:
             refused: dict[str, int] = {}
             if luck.random() < self._behaviour.refusals:
                 first = sorted(quantities.items())[:1]
-                refused = quantities if luck.random() < 0.5 else {item: luck.randint(1, count) for item, count in first}
+                refused = (
+                    quantities
+                    if luck.random() < 0.5
+                    else {item: luck.randint(1, count) for item, count in first}
+                )
             reservation.held = {item: count - refused.get(item, 0) for item, count in quantities.items()}
             if refused:
                 reservation.answers.append(_stock("stock.rejected", command, refused, "out_of_stock"))
@@ -103,7 +112,10 @@ class Inventory:
             reservation = self._reservations[command["reservation_id"]] = Reservation()
             quantities = {item["item_id"]: item["quantity"] for item in command["items"]}
         else:
-            quantities = {item["item_id"]: min(item["quantity"], reservation.free(item["item_id"])) for item in command["items"]}
+            quantities = {
+                item["item_id"]: min(item["quantity"], reservation.free(item["item_id"]))
+                for item in command["items"]
+            }
             quantities = {item: count for item, count in quantities.items() if count > 0}
         if quantities:
             for item, count in quantities.items():
@@ -138,7 +150,11 @@ class Payments:
         if luck.random() >= self._behaviour.refusals:
             yield self._paid(command, f"{request}:1")
             return
-        yield Message("payment.failed", order_id, {"order_id": order_id, "payment_id": _id(f"{request}:1"), "reason": "card_declined"})
+        yield Message(
+            "payment.failed",
+            order_id,
+            {"order_id": order_id, "payment_id": _id(f"{request}:1"), "reason": "card_declined"},
+        )
         if luck.random() < 0.5:
             yield Later(self._behaviour.delay, lambda: [self._paid(command, f"{request}:2")])
 
@@ -155,14 +171,24 @@ class Payments:
 
     @staticmethod
     def _paid(command: Data, payment: str) -> Message:
-        data = {"payment_id": _id(payment), "amount": command["amount"], "currency": command["currency"], "method": "card"}
+        data = {
+            "payment_id": _id(payment),
+            "amount": command["amount"],
+            "currency": command["currency"],
+            "method": "card",
+        }
         return Message("order.paid", command["order_id"], {"order_id": command["order_id"], **data})
 
 
 class Shipping:
     """Packs one or two parcels a label, carries them, and rarely brings one back."""
 
-    def __init__(self, behaviour: Behaviour, inventory: Inventory, delivered: Callable[[str, str, dict[str, int]], Steps]) -> None:
+    def __init__(
+        self,
+        behaviour: Behaviour,
+        inventory: Inventory,
+        delivered: Callable[[str, str, dict[str, int]], Steps],
+    ) -> None:
         """`delivered`: told (order_id, shipment_id, items) of every parcel that arrived."""
         self._behaviour = behaviour
         self._inventory = inventory
@@ -184,7 +210,10 @@ class Shipping:
             rest = {item: count // 2 for item, count in items.items() if count // 2}
             parcels = [first, rest] if rest else [items]
         return [
-            Later(luck.expovariate(1 / self._behaviour.delay) * (1 + n), lambda n=n, items=items: self._depart(command, n, items, scans))  # type: ignore[misc]
+            Later(
+                luck.expovariate(1 / self._behaviour.delay) * (1 + n),
+                partial(self._depart, command, n, items, scans),
+            )
             for n, items in enumerate(parcels)
         ]
 
@@ -202,7 +231,9 @@ class Shipping:
             lambda: self._arrive(command, shipment_id, taken, scans, "returned" if back else "delivered"),
         )
 
-    def _arrive(self, command: Data, shipment_id: str, items: dict[str, int], scans: list[Message], status: str) -> Steps:
+    def _arrive(
+        self, command: Data, shipment_id: str, items: dict[str, int], scans: list[Message], status: str
+    ) -> Steps:
         scans.append(self._scan(command, shipment_id, items, status))
         yield scans[-1]
         if status == "delivered":
@@ -210,7 +241,12 @@ class Shipping:
 
     @staticmethod
     def _scan(command: Data, shipment_id: str, items: dict[str, int], status: str) -> Message:
-        data = {"shipment_id": shipment_id, "seller_id": command["seller_id"], "status": status, "carrier": "Corvo"}
+        data = {
+            "shipment_id": shipment_id,
+            "seller_id": command["seller_id"],
+            "status": status,
+            "carrier": "Corvo",
+        }
         data |= {"tracking_number": f"S{shipment_id[:12].upper()}", "items": _items(items)}
         return Message("shipment.updated", command["order_id"], {"order_id": command["order_id"], **data})
 
@@ -242,10 +278,12 @@ class Customers:
             }
             later: list[Later] = []
             if luck.random() < self._behaviour.cancellations:
-                cancel = Message("order.cancel_requested", order_id, {"order_id": order_id, "reason": "changed_my_mind"})
+                cancel = Message(
+                    "order.cancel_requested", order_id, {"order_id": order_id, "reason": "changed_my_mind"}
+                )
                 if luck.random() < 0.3:
                     cancel.data["seller_id"] = lines[0]["seller_id"]
-                later.append(Later(luck.expovariate(1 / self._behaviour.delay) * 3, lambda cancel=cancel: [cancel]))  # type: ignore[misc]
+                later.append(Later(luck.expovariate(1 / self._behaviour.delay) * 3, partial(_only, cancel)))
             yield Message("checkout.completed", checkout_id, data), later
 
     def delivered(self, order_id: str, shipment_id: str, items: dict[str, int]) -> Steps:
@@ -254,12 +292,19 @@ class Customers:
             luck = self._behaviour.luck("return", shipment_id, item_id)
             if luck.random() >= self._behaviour.returns:
                 continue
-            data = {"order_id": order_id, "return_id": _id(f"{shipment_id}:{item_id}"), "item_id": item_id, "reason": "too_small"}
-            data |= {"quantity": luck.randint(1, count)}  # type: ignore[dict-item]
+            data: Data = {
+                "order_id": order_id,
+                "return_id": _id(f"{shipment_id}:{item_id}"),
+                "item_id": item_id,
+                "reason": "too_small",
+            }
+            data["quantity"] = luck.randint(1, count)
             verdict = "processed" if luck.random() >= self._behaviour.refusals else "rejected"
             yield Message("order.returned", order_id, data | {"status": "requested"})
-            answer = Message("order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8})
-            yield Later(luck.expovariate(1 / self._behaviour.delay), lambda answer=answer: [answer])  # type: ignore[misc]
+            answer = Message(
+                "order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8}
+            )
+            yield Later(luck.expovariate(1 / self._behaviour.delay), partial(_only, answer))
 
     @staticmethod
     def _line(checkout_id: str, n: int, luck: Random) -> Data:
@@ -310,7 +355,9 @@ def order_of(checkout_id: str) -> str:
     return str(uuid5(UUID(checkout_id), "order"))
 
 
-def _stock(type_: str, command: Data, items: dict[str, int] | None = None, reason: str | None = None) -> Message:
+def _stock(
+    type_: str, command: Data, items: dict[str, int] | None = None, reason: str | None = None
+) -> Message:
     data = {name: command[name] for name in ("order_id", "seller_id", "reservation_id")}
     if items is not None:
         data |= {"items": _items(items), "reason": reason}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from operations.postgres import ddl
 from sinks.postgres import columns_of, given_rows
-from sinks.rows import Row, RowBatch
+from sinks.rows import RowBatch
 from sinks.schema import TABLES, build_metadata
 
 _METADATA: Final = build_metadata()
@@ -76,14 +76,16 @@ async def with_schema(connection: ddl.Connection, schema: str, order_ids: Sequen
 
 async def with_rows(connection: ddl.Connection, rows: RowBatch, order_ids: Sequence[str]) -> list[Difference]:
     """Compare the live rows of these orders with `rows`, which are all that they should have. Blocks."""
-    by_table: Mapping[str, Sequence[Row]] = dict(zip(TABLES, (rows.orders, rows.items, rows.shipments, rows.returns), strict=True))
+    by_table = rows.by_table()
     differences: list[Difference] = []
     for table in TABLES:
-        if by_table[table]:
+        if table in by_table:
             expected, arguments = given_rows(_METADATA.tables[table], 2), columns_of(by_table[table])
         else:
             expected, arguments = f"SELECT * FROM public.{table} WHERE false", []
-        differences += _differences(table, await connection.fetch(_query(table, expected), order_ids, *arguments))
+        differences += _differences(
+            table, await connection.fetch(_query(table, expected), order_ids, *arguments)
+        )
     return differences
 
 

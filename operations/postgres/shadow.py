@@ -68,7 +68,10 @@ class Shadow:
 def require_name(schema: str) -> None:
     """Raises SchemaTaken unless a shadow may be called so."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", schema):
-        raise SchemaTaken(f"{schema!r} can't be the schema's name", "take small letters, digits and _, 41 at most, no digit first")
+        raise SchemaTaken(
+            f"{schema!r} can't be the schema's name",
+            "take small letters, digits and _, 41 at most, no digit first",
+        )
     if schema in ("public", "information_schema") or schema.startswith(("pg_", BEFORE)):
         raise SchemaTaken(f"{schema!r} is a schema of others", f"choose another name, such as {DEFAULT}")
 
@@ -81,7 +84,8 @@ async def listed(connection: ddl.Connection) -> list[Shadow]:
         " WHERE c.relname = $1 AND c.relkind = 'r' AND obj_description(c.oid) = 'orders rebuild' ORDER BY n.nspname",
         _NOTE,
     )
-    shadows = [Shadow(schema, *await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]  # type: ignore[misc]
+    notes = [(schema, await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]
+    shadows = [Shadow(schema, *note) for schema, note in notes if note is not None]
     return sorted(shadows, key=lambda shadow: (shadow.before, shadow.started_at))
 
 
@@ -92,13 +96,17 @@ async def find(connection: ddl.Connection, schema: str) -> Shadow | None:
         if shadow.schema == schema:
             return shadow
     if await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema):
-        raise SchemaTaken(f"schema {schema} is there and wasn't made by orders rebuild", "choose another name with --schema")
+        raise SchemaTaken(
+            f"schema {schema} is there and wasn't made by orders rebuild", "choose another name with --schema"
+        )
     return None
 
 
 async def hold(connection: ddl.Connection, schema: str) -> None:
     """Keep others away from a shadow as long as the connection is open. Raises Held."""
-    if not await connection.fetchval("SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK & 0x7FFFFFFF, schema):
+    if not await connection.fetchval(
+        "SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK & 0x7FFFFFFF, schema
+    ):
         raise Held(f"another orders rebuild is at work in schema {schema}")
 
 
@@ -133,7 +141,9 @@ async def layout(connection: ddl.Connection) -> str:
 async def require_layout(connection: ddl.Connection, shadow: Shadow) -> None:
     """Raises LayoutChanged."""
     if await layout(connection) != shadow.layout:
-        raise LayoutChanged("the live tables have other columns, partitions or indexes than when the rebuild was begun")
+        raise LayoutChanged(
+            "the live tables have other columns, partitions or indexes than when the rebuild was begun"
+        )
 
 
 async def create(connection: ddl.Connection, schema: str, id: str, group: str, rules: str) -> Shadow:
@@ -143,7 +153,9 @@ async def create(connection: ddl.Connection, schema: str, id: str, group: str, r
         try:
             await connection.execute(f"CREATE SCHEMA {schema}")
         except asyncpg.DuplicateSchemaError as error:
-            raise SchemaTaken(f"schema {schema} is there", "drop it with orders rebuild drop, or choose another name") from error
+            raise SchemaTaken(
+                f"schema {schema} is there", "drop it with orders rebuild drop, or choose another name"
+            ) from error
         for table in TABLES:
             await _create_table(connection, schema, table)
         await connection.execute(f"""
@@ -153,7 +165,11 @@ async def create(connection: ddl.Connection, schema: str, id: str, group: str, r
                 settled boolean NOT NULL DEFAULT false);
             COMMENT ON TABLE {schema}.{_NOTE} IS 'orders rebuild'""")
         await connection.execute(
-            f'INSERT INTO {schema}.{_NOTE} (id, "group", rules, layout) VALUES ($1, $2, $3, $4)', id, group, rules, await layout(connection)
+            f'INSERT INTO {schema}.{_NOTE} (id, "group", rules, layout) VALUES ($1, $2, $3, $4)',
+            id,
+            group,
+            rules,
+            await layout(connection),
         )
     existing = await find(connection, schema)
     assert existing is not None
@@ -164,9 +180,12 @@ async def _create_table(connection: ddl.Connection, schema: str, table: str) -> 
     live = f"public.{table}"
     key = await connection.fetchval("SELECT pg_get_partkeydef(to_regclass($1))", live)
     # LIKE would give the indexes other names.
-    await connection.execute(f"CREATE TABLE {schema}.{table} (LIKE {live} INCLUDING ALL EXCLUDING INDEXES) PARTITION BY {key}")
+    await connection.execute(
+        f"CREATE TABLE {schema}.{table} (LIKE {live} INCLUDING ALL EXCLUDING INDEXES) PARTITION BY {key}"
+    )
     for name, definition in await connection.fetch(
-        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype IN ('p', 'u')", live
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype IN ('p', 'u')",
+        live,
     ):
         await connection.execute(f"ALTER TABLE {schema}.{table} ADD CONSTRAINT {name} {definition}")
     for definition in await ddl.fetch_values(
@@ -175,13 +194,19 @@ async def _create_table(connection: ddl.Connection, schema: str, table: str) -> 
         " AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)",
         live,
     ):
-        await connection.execute(re.sub(rf" ON (ONLY )?public\.{table} ", f" ON {schema}.{table} ", definition))
+        await connection.execute(
+            re.sub(rf" ON (ONLY )?public\.{table} ", f" ON {schema}.{table} ", definition)
+        )
     for part in await connection.fetch(_PARTS, table):
         name = f'{schema}."{part["name"]}"'
         options = f" WITH ({', '.join(part['options'])})" if part["options"] else ""
-        await connection.execute(f"CREATE TABLE {name} PARTITION OF {schema}.{table} {part['bound']}{options}")
+        await connection.execute(
+            f"CREATE TABLE {name} PARTITION OF {schema}.{table} {part['bound']}{options}"
+        )
         if part["implied"] is not None:  # a default partition alone takes whatever comes
-            await connection.execute(f"ALTER TABLE {name} ADD CONSTRAINT {_IMPLIED} CHECK ({part['implied']})")
+            await connection.execute(
+                f"ALTER TABLE {name} ADD CONSTRAINT {_IMPLIED} CHECK ({part['implied']})"
+            )
 
 
 async def drop(connection: ddl.Connection, shadow: Shadow) -> None:
@@ -225,7 +250,11 @@ async def prepare(connection: ddl.Connection, shadow: Shadow) -> None:
 
 
 async def switch(
-    connection: ddl.Connection, shadow: Shadow, check: Callable[[], None], patience: float, say: ddl.Say = lambda _: None
+    connection: ddl.Connection,
+    shadow: Shadow,
+    check: Callable[[], None],
+    patience: float,
+    say: ddl.Say = lambda _: None,
 ) -> Shadow:
     """Put the shadow's partitions in the place of the live ones, which go to a schema of their own, in one transaction.
 
@@ -235,7 +264,9 @@ async def switch(
 
     async def work() -> Shadow:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-        await connection.execute(f"LOCK TABLE {', '.join(f'public.{table}' for table in TABLES)} IN ACCESS EXCLUSIVE MODE")
+        await connection.execute(
+            f"LOCK TABLE {', '.join(f'public.{table}' for table in TABLES)} IN ACCESS EXCLUSIVE MODE"
+        )
         await require_layout(connection, shadow)
         number = 1
         while await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", f"{BEFORE}{number}"):
@@ -254,7 +285,8 @@ async def switch(
                 await connection.execute(
                     f"ALTER TABLE public.{table} DETACH PARTITION public.{name}; ALTER TABLE public.{name} SET SCHEMA {before};"
                     f"ALTER TABLE {shadow.schema}.{table} DETACH PARTITION {shadow.schema}.{name};"
-                    f"ALTER TABLE {shadow.schema}.{name} SET SCHEMA public;" + "".join(f"{grant};" for grant in grants)
+                    f"ALTER TABLE {shadow.schema}.{name} SET SCHEMA public;"
+                    + "".join(f"{grant};" for grant in grants)
                 )
         for table in TABLES:
             for part in parts[table]:

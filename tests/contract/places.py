@@ -18,6 +18,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import redis.asyncio
 
+from contracts.statuses import OrderStatusText, ParcelStatusText
+from domain.rows import ItemRow, OrderRow, ReturnRow, ShipmentRow
 from settings import PostgresUrl, RedisUrl, Settings
 from sinks.base import Sink
 from sinks.postgres import PostgresSink
@@ -48,23 +50,24 @@ class Order:
 
     name: str
     version: int
-    status: str = "pending"
+    status: OrderStatusText = "pending"
     created: int = 10
     updated: int = 20
     total: str = "12.50"
-    parcels: tuple[tuple[str, str], ...] = ()  # name, status
+    parcels: tuple[tuple[str, ParcelStatusText], ...] = ()  # name, status
 
     def rows(self, into: RowBatch) -> None:
         order, user = ident(self.name), ident(f"user of {self.name}")
         created, updated = at(self.created), at(self.updated)
-        into.orders.append((order, user, "SP", self.status, "BRL", self.total, "0", created, updated, self.version))
+        into.orders.append(OrderRow(order, user, "SP", self.status, "BRL", self.total, "0", created, updated, self.version))
         product, seller, item = ident("product"), ident("seller"), ident(f"item of {self.name}")
-        into.items.append((item, order, user, "SP", product, seller, None, "SKU-1", 2, "5.00", "2.50", created, created, 1))
+        into.items.append(ItemRow(item, order, user, "SP", product, seller, None, "SKU-1", 2, "5.00", "2.50", created, created, 1))
         ends = (created, updated, self.version)
         for parcel, status in self.parcels:
-            into.shipments.append((ident(parcel), order, user, "SP", seller, None, "DHL", f"T-{parcel}", status, None, *ends))
+            into.shipments.append(ShipmentRow(ident(parcel), order, user, "SP", seller, None, "DHL", f"T-{parcel}", status, None, *ends))
         if self.status == "returned":
-            into.returns.append((ident(f"return of {self.name}"), order, user, "SP", item, 1, "too small", "processed", updated, *ends))
+            id = ident(f"return of {self.name}")
+            into.returns.append(ReturnRow(id, order, user, "SP", item, 1, "too small", "processed", updated, *ends))
 
     def entry(self) -> CacheEntry:
         order, user = ident(self.name), ident(f"user of {self.name}")

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from decimal import Decimal
 from random import Random
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 import pytest
 import pytest_asyncio
 
 from audit.stores import TABLES, comparable
+from contracts.statuses import OrderStatusText, ParcelStatusText
 from settings import Settings
 from sinks.redis import CacheCheckpoint
 from sinks.rows import CacheEntry, RowBatch
@@ -29,7 +30,8 @@ from tests.contract.places import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-STATUS = ("pending", "confirmed", "shipped", "delivered", "returned")
+STATUS: tuple[OrderStatusText, ...] = get_args(OrderStatusText)
+PARCELS: tuple[ParcelStatusText, ...] = ("pending", "in_transit", "delivered")
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -54,16 +56,26 @@ def row_batches(rng: Random) -> Iterator[RowBatch]:
         batch = RowBatch()
         for name in rng.sample("abc", rng.randint(1, 2)):
             created = rng.randint(1, 3)
-            parcels = tuple((f"{name}{n}", rng.choice(("pending", "in_transit", "delivered"))) for n in range(rng.randint(0, 2)))
+            parcels = tuple((f"{name}{n}", rng.choice(PARCELS)) for n in range(rng.randint(0, 2)))
             status = rng.choice(STATUS)
-            Order(name, rng.randint(1, 4), status, created, rng.randint(4, 6), rng.choice(("1.50", "2")), parcels).rows(batch)
+            Order(
+                name,
+                rng.randint(1, 4),
+                status,
+                created,
+                rng.randint(4, 6),
+                rng.choice(("1.50", "2")),
+                parcels,
+            ).rows(batch)
         yield batch
 
 
 async def rows(place: PostgresPlace) -> dict[str, set[Any]]:
     found = {}
     for table in TABLES:
-        found[table] = {comparable(table, tuple(map(as_text, row))) for row in await place.fetch(f"SELECT * FROM {table}")}
+        found[table] = {
+            comparable(table, tuple(map(as_text, row))) for row in await place.fetch(f"SELECT * FROM {table}")
+        }
     return found
 
 
@@ -78,7 +90,10 @@ def as_text(value: Any) -> Any:
 async def test_rows(postgres: PostgresPlace, fake_postgres: FakePostgresPlace, seed: int) -> None:
     for batch in row_batches(Random(seed)):
         assert await postgres.sink.write(batch) == await fake_postgres.sink.write(batch)
-        fake = {table: {comparable(table, row) for row in there.values()} for table, there in fake_postgres.tables.rows.items()}
+        fake = {
+            table: {comparable(table, row) for row in there.values()}
+            for table, there in fake_postgres.tables.rows.items()
+        }
         assert await rows(postgres) == fake
 
 
@@ -99,12 +114,23 @@ def entries(rng: Random) -> Iterator[list[CacheEntry]]:
             for parcel in rng.sample("pqr", rng.randint(0, 2)):
                 number = f"T{rng.randint(1, 2)}"
                 location = rng.choice((None, "hub", '"shipment_id":"x"'))
-                tracking.append((number, ident(parcel), parcel_json(order, parcel, rng.choice(STATUS), location)))
+                tracking.append(
+                    (number, ident(parcel), parcel_json(order, parcel, rng.choice(STATUS), location))
+                )
             for parcel in rng.sample("pqr", rng.randint(0, 1)):
                 untracked.append((f"T{rng.randint(1, 2)}", ident(parcel)))
             user = rng.choice(("u", "v"))
             batch.append(
-                CacheEntry(order, user, rng.randint(1, 9), version, rng.choice((600, 1800)), compact(summary), tracking, untracked)
+                CacheEntry(
+                    order,
+                    user,
+                    rng.randint(1, 9),
+                    version,
+                    rng.choice((600, 1800)),
+                    compact(summary),
+                    tracking,
+                    untracked,
+                )
             )
         yield batch
 
@@ -117,9 +143,18 @@ async def test_checkpoints(cache: RedisPlace, fake_cache: FakeRedisPlace, seed: 
             await cache.empty()
             await fake_cache.empty()
         position = rng.randint(0, 9)
-        key, generation, sequence = rng.choice(("cache:g:0", "cache:g:1")), rng.randint(1, 3), rng.randint(1, number + 2)
+        key, generation, sequence = (
+            rng.choice(("cache:g:0", "cache:g:1")),
+            rng.randint(1, 3),
+            rng.randint(1, number + 2),
+        )
         checkpoint = CacheCheckpoint(
-            key, generation, sequence, position, position + rng.randint(0, 3), rng.choice(("", "", "", "", "claim", "reset"))
+            key,
+            generation,
+            sequence,
+            position,
+            position + rng.randint(0, 3),
+            rng.choice(("", "", "", "", "claim", "reset")),
         )
         batch = [Order(f"o{n}", number).entry() for n in range(rng.choice((0, 1, 250)))]
         assert await cache.sink.put(batch, checkpoint) == await fake_cache.sink.put(batch, checkpoint)

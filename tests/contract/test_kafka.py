@@ -343,7 +343,11 @@ async def test_a_batch_that_the_gate_holds_back_leaves_a_hole(kafka: Kafka) -> N
 
 async def test_an_abandoned_connection_sends_nothing_more(kafka: Kafka) -> None:
     passing = asyncio.Event()
-    connection = await kafka.connect(lambda: passing.wait())  # type: ignore[arg-type]
+
+    async def gate(ready: Ready = None) -> None:
+        await passing.wait()
+
+    connection = await kafka.connect(gate)
     future = await connection.send_batch(batch_of(connection, b"1"), kafka.topic, partition=0)
     await asyncio.sleep(0)
     await connection.abandon()

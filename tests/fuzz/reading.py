@@ -22,7 +22,7 @@ from audit import reference
 from contracts.errors import FIELD_MALFORMED, FIELD_MISSING, Refused
 from domain import events
 from domain.events import Event
-from domain.order import RETURN_STATUS, SHIPMENT_STATUS, Created, ReturnStage, Scan
+from domain.order import Created, ReturnStage, Scan
 from tests.fuzz.records import Record, record
 
 CHUNK: Final = 5_000
@@ -76,9 +76,9 @@ def _said(event: Event) -> tuple[str, dict[str, Any], str | None]:
     elif content.get("items") is not None:
         content["items"] = tuple({"item_id": _plain(item_id), "quantity": quantity} for item_id, quantity in content["items"])
     if isinstance(fact, Scan):
-        content["status"] = SHIPMENT_STATUS[content.pop("rank")]
+        content["status"] = content.pop("rank").text
     if isinstance(fact, ReturnStage):
-        content["status"] = RETURN_STATUS[fact.status]
+        content["status"] = fact.status.text
     for name in ("estimated_delivery", "processed_at"):
         if content.get(name) is not None:
             content[name] = _time(content[name])

@@ -172,7 +172,7 @@ class World:
         key = key or uid(order)
         return await self.put(type_, self.lane(key), key.encode(), json.dumps({"order_id": uid(order), **data}).encode(), headers)
 
-    async def notice(self, order: str, to: str, version: int, **more: str) -> None:
+    async def notice(self, order: str, to: str, version: int, **more: Any) -> None:
         user = self.reading(order).known["user_id"]
         data = {"user_id": user, "from": "pending", "to": to, "cause": {"type": "order.paid", "id": "e"}, "version": version}
         await self.derive("order.status_changed", order, {**data, **more}, str(version))

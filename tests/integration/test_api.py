@@ -25,6 +25,8 @@ from openapi_spec_validator import validate
 from redis.asyncio import Redis
 
 from api import create_app
+from contracts.statuses import OrderStatusText
+from domain.rows import ItemRow, OrderRow
 from queries import statements
 from queries.databases import Database
 from queries.reader import Reader
@@ -49,7 +51,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder = tmp_path_factory.mktemp("replicated") / "stack"
     try:
         env = Stack.start(folder, replica=True).env
-        yield Settings.model_validate({name.removeprefix("ORDERS_").lower(): value for name, value in env.items()})
+        yield Settings.model_validate(
+            {name.removeprefix("ORDERS_").lower(): value for name, value in env.items()}
+        )
     finally:
         purge(folder)
 
@@ -79,7 +83,10 @@ async def replicated(settings: Settings) -> None:
     assert settings.postgres_replica is not None
     position = await ask(settings.postgres.get_secret_value(), "SELECT pg_current_wal_lsn()::text")
     replica = settings.postgres_replica.get_secret_value()
-    await eventually(lambda: ask(replica, f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"), "the replica has caught up")
+    await eventually(
+        lambda: ask(replica, f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"),
+        "the replica has caught up",
+    )
 
 
 #: What is in the databases.
@@ -130,7 +137,9 @@ def service(filled: Settings) -> Open:
         for name, line in lines.items():
             parts = urlsplit(getattr(filled, name).get_secret_value())
             await line.start(parts.port or 0)
-            urls[name] = urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{line.address}"))
+            urls[name] = urlunsplit(
+                parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{line.address}")
+            )
         settings = Settings.model_validate(dict(filled) | urls | changes)
         app = create_app(settings)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -215,12 +224,18 @@ async def test_the_rows_say_what_the_cache_says(service: Open) -> None:
             told = (await s.get(f"/orders/{order_id}")).json()
             for suborder in cached["suborders"]:
                 suborder |= {"status": None, "total_amount": None}
-            assert sorted(told.pop("shipments"), key=by_shipment) == sorted(cached.pop("shipments"), key=by_shipment)
+            assert sorted(told.pop("shipments"), key=by_shipment) == sorted(
+                cached.pop("shipments"), key=by_shipment
+            )
             assert told == cached
             details = (await s.get(f"/orders/{order_id}/explain")).json()
             created = order.created
-            assert [UUID(item["item_id"]).bytes for item in details["items"]] == sorted(item.item_id for item in created.items)
-            assert {each["return_id"] for each in details["returns"]} == {str(UUID(bytes=each.return_id)) for each in order.returns}
+            assert [UUID(item["item_id"]).bytes for item in details["items"]] == sorted(
+                item.item_id for item in created.items
+            )
+            assert {each["return_id"] for each in details["returns"]} == {
+                str(UUID(bytes=each.return_id)) for each in order.returns
+            }
             times = [datetime.fromisoformat(moment["time"]) for moment in details["moments"]]
             assert times == sorted(times)
             seen_parcels += len(details["shipments"])
@@ -249,7 +264,10 @@ async def test_details_are_read_again_once_the_lanes_know_of_something_newer(ser
             await redis.set(f"order:{order_id}", newer)
             assert (await s.get(f"/orders/{order_id}/explain")).headers["x-source"] == "replica"
             # And where the lanes are behind (an outage of Redis), what readers have read is the newer one.
-            await redis.set(f"order:{order_id}", summary.replace(b'"version":%d' % version, b'"version":%d' % (version - 1)))
+            await redis.set(
+                f"order:{order_id}",
+                summary.replace(b'"version":%d' % version, b'"version":%d' % (version - 1)),
+            )
             assert (await s.get(f"/orders/{order_id}")).json()["version"] == version
 
 
@@ -260,7 +278,11 @@ async def test_what_is_not_ours_in_the_cache_is_not_there(service: Open) -> None
         for garbage in (b"", b"{", b'{"version":7}', b"[1]"):
             async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                 await redis.mset(
-                    {f"order:{order_id}": garbage.replace(b"7", b"0"), f"rows:{order_id}": garbage, f"rows:user:{user}": garbage}
+                    {
+                        f"order:{order_id}": garbage.replace(b"7", b"0"),
+                        f"rows:{order_id}": garbage,
+                        f"rows:user:{user}": garbage,
+                    }
                 )
                 await redis.zadd(f"user:{user}:orders", {str(order_id): 1})
             assert (await s.get(f"/orders/{order_id}/explain")).headers["x-source"] == "replica"
@@ -276,7 +298,9 @@ async def test_a_refill_never_replaces_a_newer_one(service: Open) -> None:
         details = (await s.reader.details(order_id)).body
         version = json.loads(details)["version"]
         await s.reader.cache.refill_order(
-            order_id, version - 1, details.replace(b'"version":%d' % version, b'"version":%d' % (version - 1), 1)
+            order_id,
+            version - 1,
+            details.replace(b'"version":%d' % version, b'"version":%d' % (version - 1), 1),
         )
         assert (await s.reader.cache.order(order_id))[1] == details
         newer = details.replace(b'"version":%d' % version, b'"version":%d' % (version + 1), 1)
@@ -297,7 +321,10 @@ async def test_partitioned_by_region_the_same_answers(filled: Settings, service:
         paths += [f"/orders/{order_id}/explain", f"/users/{world.user_of(order_id)}/orders?limit=100"]
         paths += [f"/tracking/{scan.tracking_number}" for scan in order.scans if scan.tracking_number]
         paths.append(f"/sellers/{UUID(bytes=order.created.items[0].seller_id)}/suborders?limit=50")
-    async with service(postgres_replica=None, cache_ttl_refill=1) as s, service(postgres_replica=None, postgres=by_region) as other:
+    async with (
+        service(postgres_replica=None, cache_ttl_refill=1) as s,
+        service(postgres_replica=None, postgres=by_region) as other,
+    ):
         answers = [(await s.get(path)).json() for path in paths]
         async with Redis.from_url(filled.redis.get_secret_value()) as redis:
             await redis.flushdb()
@@ -319,11 +346,15 @@ async def test_partitioned_by_region_the_same_answers(filled: Settings, service:
         ("black_hole", ("primary",), "replica"),
     ],
 )
-async def test_it_answers_while_servers_are_away(service: Open, how: str, away: tuple[str, ...], source: str) -> None:
+async def test_it_answers_while_servers_are_away(
+    service: Open, how: str, away: tuple[str, ...], source: str
+) -> None:
     async with service(redis_timeout=0.2, read_timeout=0.2) as s:
         order_id = s.first()
         user = s.world.user_of(order_id)
-        await s.get(f"/orders/{s.first(lambda order: order is not s.world.orders[order_id])}")  # connections are open
+        await s.get(
+            f"/orders/{s.first(lambda order: order is not s.world.orders[order_id])}"
+        )  # connections are open
         for name in away:
             broken = getattr(s, name)
             if how == "cut":
@@ -332,7 +363,9 @@ async def test_it_answers_while_servers_are_away(service: Open, how: str, away: 
                 broken.black_hole()
         answer = await s.get(f"/orders/{order_id}")
         assert answer.headers["x-source"] == source
-        assert (await s.get(f"/users/{user}/orders?status={answer.json()['status']}")).headers["x-source"] == source
+        assert (await s.get(f"/users/{user}/orders?status={answer.json()['status']}")).headers[
+            "x-source"
+        ] == source
         health = (await s.get("/health")).json()
         assert health["status"] == "degraded"
         assert {name for name, each in health["sources"].items() if not each["up"]} == set(away)
@@ -365,8 +398,13 @@ async def test_one_read_finds_out_that_all_connections_are_half_open(service: Op
             await s.get(path)
 
 
-@pytest.mark.parametrize(("wanted", "standby"), [("read-write", False), ("primary", False), ("standby", True), ("prefer-standby", True)])
-async def test_of_several_hosts_the_one_that_is_asked_for(filled: Settings, wanted: str, standby: bool) -> None:
+@pytest.mark.parametrize(
+    ("wanted", "standby"),
+    [("read-write", False), ("primary", False), ("standby", True), ("prefer-standby", True)],
+)
+async def test_of_several_hosts_the_one_that_is_asked_for(
+    filled: Settings, wanted: str, standby: bool
+) -> None:
     assert filled.postgres_replica is not None
     places = [urlsplit(url.get_secret_value()) for url in (filled.postgres, filled.postgres_replica)]
     for order in (places, places[::-1]):
@@ -437,7 +475,9 @@ async def paused(s: Service) -> AsyncIterator[None]:
     assert url is not None
     replica = url.get_secret_value()
     await ask(replica, "SELECT pg_wal_replay_pause()")
-    await eventually(lambda: ask(replica, "SELECT pg_get_wal_replay_pause_state() = 'paused'"), "replay has paused")
+    await eventually(
+        lambda: ask(replica, "SELECT pg_get_wal_replay_pause_state() = 'paused'"), "replay has paused"
+    )
     try:
         yield
     finally:
@@ -463,7 +503,10 @@ async def write_newer(s: Service, order_id: UUID) -> int:
     position = await ask(s.world.settings.postgres.get_secret_value(), "SELECT pg_current_wal_lsn()::text")
     assert s.world.settings.postgres_replica is not None
     replica = s.world.settings.postgres_replica.get_secret_value()
-    await eventually(lambda: ask(replica, f"SELECT pg_last_wal_receive_lsn() >= '{position}'::pg_lsn"), "the replica has received it")
+    await eventually(
+        lambda: ask(replica, f"SELECT pg_last_wal_receive_lsn() >= '{position}'::pg_lsn"),
+        "the replica has received it",
+    )
     return int(version)
 
 
@@ -484,7 +527,9 @@ async def test_a_replica_behind_its_bound_is_passed_over(service: Open) -> None:
             await s.primary.cut()
             answer = await s.get(f"/orders/{other}")
             assert answer.headers["x-source"] == "stale replica", "better than nothing, and it says so"
-            assert (await s.get(f"/orders/{uuid4()}", 503)).json()["type"] == "urn:orders:unavailable", "it may only not know it yet"
+            assert (await s.get(f"/orders/{uuid4()}", 503)).json()["type"] == "urn:orders:unavailable", (
+                "it may only not know it yet"
+            )
             await s.primary.heal()
 
         async def used() -> bool:
@@ -513,8 +558,12 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
                 assert (await s.get(path)).headers["x-source"] == "replica"
                 answer = await s.get(f"{path}seen={order_id}:{version}")
                 assert answer.headers["x-source"] == "primary"
-                assert {each["order_id"]: each["version"] for each in answer.json()["orders"]}[str(order_id)] == version
-                assert (await s.get(f"{path}seen={order_id}:{version + 1}", 503)).json()["type"] == "urn:orders:version-not-there-yet"
+                assert {each["order_id"]: each["version"] for each in answer.json()["orders"]}[
+                    str(order_id)
+                ] == version
+                assert (await s.get(f"{path}seen={order_id}:{version + 1}", 503)).json()[
+                    "type"
+                ] == "urn:orders:version-not-there-yet"
                 async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                     await redis.flushdb()
             # An order that the cache knows exists, whatever the replica thinks.
@@ -524,10 +573,20 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
             await insert(s, batch)
             await s.get(f"/orders/{new}/explain", 404)
             async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
-                head = {"order_id": str(new), "user_id": str(user), "status": "pending", "currency": "EUR", "total_amount": "1.00"}
+                head = {
+                    "order_id": str(new),
+                    "user_id": str(user),
+                    "status": "pending",
+                    "currency": "EUR",
+                    "total_amount": "1.00",
+                }
                 times = {"created_at": "2026-05-01T00:00:00+00:00", "updated_at": "2026-05-01T00:00:00+00:00"}
                 await redis.set(
-                    f"order:{new}", json.dumps({**head, **times, "version": 1, "suborders": [], "shipments": []}, separators=(",", ":"))
+                    f"order:{new}",
+                    json.dumps(
+                        {**head, **times, "version": 1, "suborders": [], "shipments": []},
+                        separators=(",", ":"),
+                    ),
                 )
             assert (await s.get(f"/orders/{new}/explain")).headers["x-source"] == "primary"
 
@@ -535,13 +594,15 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
 # -- lists ---------------------------------------------------------------------------------------------------------
 
 
-def row(order_id: UUID, user: UUID, time: datetime, status: str = "pending") -> Any:
-    return str(order_id), str(user), "", status, "EUR", "1.00", "0", time.isoformat(), time.isoformat(), 1
+def row(order_id: UUID, user: UUID, time: datetime, status: OrderStatusText = "pending") -> OrderRow:
+    return OrderRow(
+        str(order_id), str(user), "", status, "EUR", "1.00", "0", time.isoformat(), time.isoformat(), 1
+    )
 
 
-def line(order_id: UUID, user: UUID, seller: UUID, time: datetime) -> Any:
+def line(order_id: UUID, user: UUID, seller: UUID, time: datetime) -> ItemRow:
     ids_ = str(uuid4()), str(order_id), str(user), "", str(uuid4()), str(seller), None
-    return *ids_, "SKU", 2, "1.50", "0.25", time.isoformat(), time.isoformat(), 1
+    return ItemRow(*ids_, "SKU", 2, "1.50", "0.25", time.isoformat(), time.isoformat(), 1)
 
 
 async def insert(s: Service, batch: RowBatch) -> None:
@@ -585,7 +646,10 @@ async def test_pages_are_complete_and_without_doubles_while_orders_come(service:
             moment = start + timedelta(seconds=second, microseconds=second)
             for order_id in await place(*[moment] * 4):
                 times[order_id] = moment
-        expected = [str(order_id) for order_id, _ in sorted(times.items(), key=lambda each: (each[1], each[0]), reverse=True)]
+        expected = [
+            str(order_id)
+            for order_id, _ in sorted(times.items(), key=lambda each: (each[1], each[0]), reverse=True)
+        ]
         newest = start + timedelta(days=1)
 
         async def between() -> None:
@@ -599,7 +663,9 @@ async def test_pages_are_complete_and_without_doubles_while_orders_come(service:
         rows = await turn(s, path, "suborders" if what == "suborders" else "orders", between)
         assert [each["order_id"] for each in rows] == expected
         if what == "suborders":
-            assert {(each["quantity"], each["items_amount"], each["shipping_amount"]) for each in rows} == {(4, "6.00", "0.50")}
+            assert {(each["quantity"], each["items_amount"], each["shipping_amount"]) for each in rows} == {
+                (4, "6.00", "0.50")
+            }
 
 
 async def test_history_by_status_and_time(service: Open) -> None:
@@ -608,7 +674,9 @@ async def test_history_by_status_and_time(service: Open) -> None:
         start = datetime(2026, 4, 1, tzinfo=UTC)
         batch = RowBatch()
         for hour in range(10):
-            batch.orders.append(row(uuid4(), user, start + timedelta(hours=hour), "delivered" if hour % 2 else "pending"))
+            batch.orders.append(
+                row(uuid4(), user, start + timedelta(hours=hour), "delivered" if hour % 2 else "pending")
+            )
         await insert(s, batch)
         await replicated(s.world.settings)
 
@@ -619,7 +687,9 @@ async def test_history_by_status_and_time(service: Open) -> None:
         assert await hours("") == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
         assert await hours("status=delivered") == [9, 7, 5, 3, 1]
         assert await hours("status=returned") == []
-        assert await hours("from=2026-04-01T03:00:00Z&to=2026-04-01T06:00:00Z") == [5, 4, 3], "from is in, to isn't"
+        assert await hours("from=2026-04-01T03:00:00Z&to=2026-04-01T06:00:00Z") == [5, 4, 3], (
+            "from is in, to isn't"
+        )
         assert await hours("from=2026-04-01T03:00:00%2B01:00&to=2026-04-01T06:00:00%2B01:00") == [4, 3, 2]
         assert await hours("status=delivered&from=2026-04-01T03:00:00Z&limit=2") == [9, 7]
 
@@ -635,14 +705,27 @@ async def test_recent_orders_show_what_the_lanes_wrote_since(service: Open) -> N
         summary = re.sub(rb'"order_id":"[^"]+"', b'"order_id":"%s"' % str(new).encode(), newer.summary)
         summary = re.sub(rb'"created_at":"[^"]+"', b'"created_at":"2026-12-01T00:00:00+00:00"', summary)
         await s.world._cache.write(
-            [newer._replace(order_id=str(new), created_ms=1_796_083_200_000, summary=summary, tracking=[], untracked=[])]
+            [
+                newer._replace(
+                    order_id=str(new),
+                    created_ms=1_796_083_200_000,
+                    summary=summary,
+                    tracking=[],
+                    untracked=[],
+                )
+            ]
         )
         again = await s.get(f"/users/{user}/orders")
-        assert [each["order_id"] for each in again.json()["orders"]] == [str(new), *(each["order_id"] for each in first)]
+        assert [each["order_id"] for each in again.json()["orders"]] == [
+            str(new),
+            *(each["order_id"] for each in first),
+        ]
         assert (again.headers["x-source"], s.reads) == ("cache", before)
         async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             await redis.delete(f"order:{new}")
-        assert (await s.get(f"/users/{user}/orders")).headers["x-source"] == "replica", "an order of which nothing is known: asked again"
+        assert (await s.get(f"/users/{user}/orders")).headers["x-source"] == "replica", (
+            "an order of which nothing is known: asked again"
+        )
 
 
 async def test_tracking(service: Open) -> None:
@@ -669,7 +752,9 @@ async def test_a_seller_sees_what_the_cache_knows_of_the_suborder(service: Open)
         path = f"/sellers/{suborder['seller_id']}/suborders?limit=200"
 
         async def shown() -> Any:
-            return next(each for each in (await s.get(path)).json()["suborders"] if each["order_id"] == str(order_id))
+            return next(
+                each for each in (await s.get(path)).json()["suborders"] if each["order_id"] == str(order_id)
+            )
 
         told = await shown()
         assert (told["suborder_id"], told["order_status"]) == (suborder["suborder_id"], summary["status"])
@@ -698,7 +783,11 @@ async def test_every_error_is_a_problem(service: Open) -> None:
     async with service() as s:
         await s.get("/nowhere", 404)
         answer = await s.client.post(f"/orders/{uuid4()}")
-        assert (answer.status_code, answer.headers["content-type"], answer.headers["allow"]) == (405, PROBLEM, "GET, HEAD")
+        assert (answer.status_code, answer.headers["content-type"], answer.headers["allow"]) == (
+            405,
+            PROBLEM,
+            "GET, HEAD",
+        )
         assert (await s.get(f"/orders/{uuid4()}", 404)).json()["type"] == "urn:orders:not-found"
         user = f"/users/{uuid4()}/orders"
         for path, where in (
@@ -754,7 +843,11 @@ async def test_the_openapi_document_is_valid_and_tells_of_every_answer(service: 
         for path, methods in document["paths"].items():
             answers = methods["get"]["responses"]
             assert path == "/health" or {"200", "401", "422", "503"} <= answers.keys()
-            assert all(PROBLEM in answers[status]["content"] for status in answers if status[0] in "45" and path != "/health")
+            assert all(
+                PROBLEM in answers[status]["content"]
+                for status in answers
+                if status[0] in "45" and path != "/health"
+            )
         deprecated = {path for path, methods in document["paths"].items() if methods["get"].get("deprecated")}
         assert deprecated == {"/orders/{order_id}/story"}
         assert "HTTPValidationError" not in json.dumps(document)
@@ -777,7 +870,9 @@ def test_the_service_as_a_process(filled: Settings, tmp_path: Path, monkeypatch:
     assert "ORDERS_API_KEYS" in refused.stderr
     port = ports.choose(set())
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen((*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=dict(os.environ))
+        process = subprocess.Popen(
+            (*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=dict(os.environ)
+        )
     try:
 
         def ready() -> bool:

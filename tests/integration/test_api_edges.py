@@ -62,7 +62,11 @@ class Served(NamedTuple):
             return answers(received(line))
 
     def get(self, target: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-        [answer] = self.ask("\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode("latin-1"))
+        [answer] = self.ask(
+            "\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode(
+                "latin-1"
+            )
+        )
         return answer
 
 
@@ -84,10 +88,16 @@ def answers(text: bytes) -> list[tuple[int, dict[str, str], bytes]]:
         head, end, text = text.partition(b"\r\n\r\n")
         assert end, head
         first, *lines = head.decode("latin-1").split("\r\n")
-        status = int(re.fullmatch(r"HTTP/1\.1 (\d{3}) [A-Za-z -]+", first)[1])  # type: ignore[index]
+        matched = re.fullmatch(r"HTTP/1\.1 (\d{3}) [A-Za-z -]+", first)
+        assert matched, first
+        status = int(matched[1])
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         assert len(headers) == len(lines), lines
-        size = 0 if status == 304 or text.startswith(b"HTTP/1.1 ") or not text else int(headers["content-length"])
+        size = (
+            0
+            if status == 304 or text.startswith(b"HTTP/1.1 ") or not text
+            else int(headers["content-length"])
+        )
         body, text = text[:size], text[size:]
         assert len(body) == size, "cut off"
         assert status != 500, body
@@ -107,7 +117,9 @@ def serve(settings: Settings, folder: Path, keys: str, order: str) -> Iterator[S
         "ORDERS_API_KEYS": keys,
     }
     with (folder / "api.log").open("wb") as log:
-        process = subprocess.Popen((*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(
+            (*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=environment
+        )
     try:
 
         def ready() -> bool:
@@ -156,15 +168,56 @@ def locked(filled: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactor
 # -- who is asked --------------------------------------------------------------------------------------------------
 
 ANSWERED = (
-    *("localhost", "LocalHost", "localhost:1", "localhost:", "127.0.0.1", "127.0.0.1:8080", "[::1]", "[::1]:8080", "[0:0:0:0:0:0:0:1]"),
+    *(
+        "localhost",
+        "LocalHost",
+        "localhost:1",
+        "localhost:",
+        "127.0.0.1",
+        "127.0.0.1:8080",
+        "[::1]",
+        "[::1]:8080",
+        "[0:0:0:0:0:0:0:1]",
+    ),
     *("localhost ", "127.0.0.1:8080\t", "\t [::1] \t"),
 )
 FORBIDDEN = (
-    *("evil.example", "evil.example:", "evil.example:80", "localhost.", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.2"),
-    *("127.1", "2130706433", "0x7f.0.0.1", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "xn--localhost", "_", "-"),
+    *(
+        "evil.example",
+        "evil.example:",
+        "evil.example:80",
+        "localhost.",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.2",
+    ),
+    *(
+        "127.1",
+        "2130706433",
+        "0x7f.0.0.1",
+        "0.0.0.0",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "xn--localhost",
+        "_",
+        "-",
+    ),
 )
 BROKEN = (
-    *('a"b.evil.example', "a`b.evil.example", "a{b}.evil.example", "localhost@evil.example", "[", "]", "[]", "", ":", ":80", "@", "/"),
+    *(
+        'a"b.evil.example',
+        "a`b.evil.example",
+        "a{b}.evil.example",
+        "localhost@evil.example",
+        "[",
+        "]",
+        "[]",
+        "",
+        ":",
+        ":80",
+        "@",
+        "/",
+    ),
     *(
         "evil.example@localhost",
         "user:pass@localhost",
@@ -201,10 +254,14 @@ BROKEN = (
 )
 
 
-@pytest.mark.parametrize(("hosts", "status"), [(ANSWERED, 404), (FORBIDDEN, 403), (BROKEN, 400)], ids=["ours", "others", "broken"])
+@pytest.mark.parametrize(
+    ("hosts", "status"), [(ANSWERED, 404), (FORBIDDEN, 403), (BROKEN, 400)], ids=["ours", "others", "broken"]
+)
 def test_hosts(served: Served, hosts: tuple[str, ...], status: int) -> None:
     for host in hosts:
-        [(told, _, _)] = served.ask(f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1"))
+        [(told, _, _)] = served.ask(
+            f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
+        )
         assert told == status, host
 
 
@@ -219,8 +276,14 @@ def test_hosts(served: Served, hosts: tuple[str, ...], status: int) -> None:
         (b"GET http://localhost@evil.example%s HTTP/1.1\r\nHost: localhost\r\n", 400),
         (b"GET http://localhost%s HTTP/1.1\r\nHost: evil.example\r\n", 404),
         (b"GET http://%s HTTP/1.1\r\nHost: localhost\r\n", 400),
-        (b"GET %s HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: localhost\r\nForwarded: host=localhost\r\n", 403),
-        (b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-For: \xff, x\r\n", 404),
+        (
+            b"GET %s HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: localhost\r\nForwarded: host=localhost\r\n",
+            403,
+        ),
+        (
+            b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-For: \xff, x\r\n",
+            404,
+        ),
     ],
     ids=repr,
 )
@@ -236,10 +299,20 @@ def test_every_path_is_only_for_localhost(served: Served) -> None:
 
 
 def test_with_keys_any_host_that_can_be_read(locked: Served) -> None:
-    for host, status in (("orders.example", 404), ("10.1.2.3:80", 404), ("[2001:db8::1]", 404), ("a{b}.example", 400), ("", 400)):
-        told = locked.ask(f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
+    for host, status in (
+        ("orders.example", 404),
+        ("10.1.2.3:80", 404),
+        ("[2001:db8::1]", 404),
+        ("a{b}.example", 400),
+        ("", 400),
+    ):
+        told = locked.ask(
+            f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
+        )
         assert [each[0] for each in told] == [status], host
-    assert [each[0] for each in locked.ask(b"GET /health HTTP/1.0\r\n\r\n")] == [200], "as old health checks ask"
+    assert [each[0] for each in locked.ask(b"GET /health HTTP/1.0\r\n\r\n")] == [200], (
+        "as old health checks ask"
+    )
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------
@@ -282,7 +355,11 @@ DASHED = "12345678-1234-1234-1234-123456789abc"
         (f"/orders/{DASHED}?min_version=1&min_version=1", 422, "query.min_version"),
         (f"/users/{DASHED}/orders?limit=200", 200, None),
         (f"/users/{DASHED}/orders?status=pending", 200, None),
-        (f"/users/{DASHED}/orders?from=2026-01-01T00:00:00.1234567Z&to=9999-12-31T23:59:59%2B14:00", 200, None),
+        (
+            f"/users/{DASHED}/orders?from=2026-01-01T00:00:00.1234567Z&to=9999-12-31T23:59:59%2B14:00",
+            200,
+            None,
+        ),
         (f"/sellers/{DASHED}/suborders?status=pending", 422, "query.status"),
         ("/tracking/a%2Fb", 404, None),
         ("/tracking/a/b", 404, None),
@@ -301,11 +378,15 @@ DASHED = "12345678-1234-1234-1234-123456789abc"
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else None,
 )
-def test_parameters_mean_what_the_document_says(served: Served, target: str, status: int, where: str | None) -> None:
+def test_parameters_mean_what_the_document_says(
+    served: Served, target: str, status: int, where: str | None
+) -> None:
     told, _, body = served.get(target)
     assert told == status, body
     faults = json.loads(body).get("errors") if status >= 400 else None
-    assert (None if faults is None else [each["where"] for each in faults]) == (None if where is None else [where])
+    assert (None if faults is None else [each["where"] for each in faults]) == (
+        None if where is None else [where]
+    )
 
 
 @pytest.mark.parametrize(
@@ -313,25 +394,56 @@ def test_parameters_mean_what_the_document_says(served: Served, target: str, sta
     [
         (
             "/orders/{}?min_version=",
-            ("", "-1", "+1", "%2B1", "01", "1_0", "1.0", "1e3", "%201", "%D9%A1", "2147483648", "9" * 5000, "true"),
+            (
+                "",
+                "-1",
+                "+1",
+                "%2B1",
+                "01",
+                "1_0",
+                "1.0",
+                "1e3",
+                "%201",
+                "%D9%A1",
+                "2147483648",
+                "9" * 5000,
+                "true",
+            ),
         ),
         ("/users/{}/orders?limit=", ("", "0", "201", "-1", "1%00", "null", "5,6")),
         ("/users/{}/orders?status=", ("", "lost", "PENDING", "pending%00", "pending,shipped")),
-        ("/users/{}/orders?from=", ("", "0", "1700000000", "2026-01-01", "2026-01-01T00:00Z", "2026-01-01T00:00:00", "now")),
+        (
+            "/users/{}/orders?from=",
+            ("", "0", "1700000000", "2026-01-01", "2026-01-01T00:00Z", "2026-01-01T00:00:00", "now"),
+        ),
         (
             "/users/{}/orders?to=",
-            ("2026-01-01%2000:00:00Z", "2026-01-01T00:00:00+01:00", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00%2B24:00"),
+            (
+                "2026-01-01%2000:00:00Z",
+                "2026-01-01T00:00:00+01:00",
+                "2026-13-01T00:00:00Z",
+                "2026-01-01T00:00:00%2B24:00",
+            ),
         ),
-        ("/users/{}/orders?to=", ("9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00%2B01:00", "2026-01-01T00:00:00%2B24:00")),
+        (
+            "/users/{}/orders?to=",
+            ("9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00%2B01:00", "2026-01-01T00:00:00%2B24:00"),
+        ),
         ("/users/{}/orders?cursor=", ("", "A", "%00", "x" * 65, "AAAA", "%F0%9F%98%80")),
-        ("/users/{}/orders?seen=", ("", ":", f"{DASHED}:", f"{DASHED}:-1", f"{DASHED}:1%0a", f"{'-' * 36}:1", f"{DASHED[1:]}1:1")),
+        (
+            "/users/{}/orders?seen=",
+            ("", ":", f"{DASHED}:", f"{DASHED}:-1", f"{DASHED}:1%0a", f"{'-' * 36}:1", f"{DASHED[1:]}1:1"),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_values_that_are_none(served: Served, path: str, values: tuple[str, ...]) -> None:
     for value in values:
         told, _, body = served.get(path.format(DASHED) + value)
-        assert (told, [each["where"] for each in json.loads(body)["errors"]]) == (422, [f"query.{path.partition('?')[2][:-1]}"]), value
+        assert (told, [each["where"] for each in json.loads(body)["errors"]]) == (
+            422,
+            [f"query.{path.partition('?')[2][:-1]}"],
+        ), value
 
 
 def test_headers_that_are_parameters(served: Served) -> None:
@@ -341,13 +453,24 @@ def test_headers_that_are_parameters(served: Served) -> None:
         assert served.get(f"/orders/{served.order}", f"X-Order-Version: {value}")[0] == 200, value
     status, _, body = served.get(f"/orders/{NOBODY}", "X-Order-Version: 1", "x-order-version: 1")
     assert (status, json.loads(body)["errors"][0]["where"]) == (422, "header.x-order-version")
-    assert served.get(f"/orders/{served.order}", "X-Unknown: 1", "X-Unknown: 2", "Cookie: a", "Range: bytes=0-1")[0] == 200
+    assert (
+        served.get(
+            f"/orders/{served.order}", "X-Unknown: 1", "X-Unknown: 2", "Cookie: a", "Range: bytes=0-1"
+        )[0]
+        == 200
+    )
 
 
 def test_head_is_get_without_the_body(served: Served) -> None:
     order = served.order
     for target in (
-        *(f"/orders/{order}", f"/orders/{order}/explain", f"/users/{NOBODY}/orders", "/tracking/x", f"/sellers/{NOBODY}/suborders"),
+        *(
+            f"/orders/{order}",
+            f"/orders/{order}/explain",
+            f"/users/{NOBODY}/orders",
+            "/tracking/x",
+            f"/sellers/{NOBODY}/suborders",
+        ),
         *("/health", "/openapi.json", "/nowhere", f"/orders/{NOBODY}", f"/orders/{order}?x=1"),
     ):
         served.get(target)  # so that both come from the same place
@@ -372,7 +495,9 @@ def test_several_lines_of_if_none_match(served: Served) -> None:
         (("x" * 60_000,), 200),
         ((",".join(['"x"'] * 10_000),), 200),
     ):
-        assert served.get(f"/orders/{served.order}", *(f"If-None-Match: {line}" for line in lines))[0] == status, lines
+        assert (
+            served.get(f"/orders/{served.order}", *(f"If-None-Match: {line}" for line in lines))[0] == status
+        ), lines
 
 
 # -- how it is sent ------------------------------------------------------------------------------------------------
@@ -391,7 +516,10 @@ GET = f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: localhost\r\n".encode()
         ((GET + b"Connection: close\r\n\r\n" + GET + b"\r\n",), [404]),
         ((GET + b"Content-Length: 3\r\n\r\nabc" + GET + b"\r\n",), [404, 404]),
         ((GET + b"Content-Length: 3\r\n\r\n", b"ab", b"c" + GET + b"\r\n"), [404, 404]),
-        ((GET + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nHost: evil\r\n\r\n" + GET + b"\r\n",), [404, 404]),
+        (
+            (GET + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nHost: evil\r\n\r\n" + GET + b"\r\n",),
+            [404, 404],
+        ),
         ((GET + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n",), [404]),
         ((GET + b"Upgrade: websocket\r\nConnection: upgrade\r\n\r\n" + b"x" * 100_000,), [404]),
         ((GET + b"Upgrade: h2c\r\nConnection: upgrade\r\n\r\n",), [404]),
@@ -426,7 +554,9 @@ GET = f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: localhost\r\n".encode()
     ],
     ids=lambda value: repr(value)[-50:],
 )
-def test_what_is_sent_is_answered_or_refused(served: Served, pieces: tuple[bytes, ...], statuses: list[int]) -> None:
+def test_what_is_sent_is_answered_or_refused(
+    served: Served, pieces: tuple[bytes, ...], statuses: list[int]
+) -> None:
     assert [each[0] for each in served.ask(*pieces)] == statuses
 
 
@@ -482,7 +612,9 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
         "blank lines": (b"", b"\r\n"),
         "after an answer": (GET + b"\r\n", b"\r\n"),
     }
-    threads = [threading.Thread(target=drip, args=(name, *each)) for name, each in slow.items()] + [threading.Thread(target=unread)]
+    threads = [threading.Thread(target=drip, args=(name, *each)) for name, each in slow.items()] + [
+        threading.Thread(target=unread)
+    ]
     try:
         with ExitStack() as lines:
             half = [lines.enter_context(served.connect()) for _ in range(many)]
@@ -508,11 +640,40 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
 
 # -- anything ------------------------------------------------------------------------------------------------------
 
-METHODS = st.sampled_from([b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"G\0T"])
+METHODS = st.sampled_from(
+    [b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"G\0T"]
+)
 TARGETS = st.sampled_from(
     [
-        *(b"/orders/", b"/users/", b"/sellers/", b"/tracking/", b"/health", b"/openapi.json", b"/", b"*", b"//", b"http://localhost/"),
-        *(NOBODY.encode(), b"/orders", b"/suborders", b"/explain", b"%2F", b"%00", b"%ff", b"%", b"..", b"?", b"&", b"=", b"#", b";", b"+"),
+        *(
+            b"/orders/",
+            b"/users/",
+            b"/sellers/",
+            b"/tracking/",
+            b"/health",
+            b"/openapi.json",
+            b"/",
+            b"*",
+            b"//",
+            b"http://localhost/",
+        ),
+        *(
+            NOBODY.encode(),
+            b"/orders",
+            b"/suborders",
+            b"/explain",
+            b"%2F",
+            b"%00",
+            b"%ff",
+            b"%",
+            b"..",
+            b"?",
+            b"&",
+            b"=",
+            b"#",
+            b";",
+            b"+",
+        ),
         *(
             b"limit=",
             b"from=",
@@ -531,7 +692,15 @@ TARGETS = st.sampled_from(
 )
 HEADERS = st.sampled_from(
     [
-        *(b"Host: localhost", b"Host: localhost", b"Host: [::1]:1", b"Host: a{b}", b"Host:", b"X-Order-Version: 1", b"X-Order-Version: x"),
+        *(
+            b"Host: localhost",
+            b"Host: localhost",
+            b"Host: [::1]:1",
+            b"Host: a{b}",
+            b"Host:",
+            b"X-Order-Version: 1",
+            b"X-Order-Version: x",
+        ),
         *(
             b"If-None-Match: *",
             b'If-None-Match: W/"1"',
@@ -540,11 +709,27 @@ HEADERS = st.sampled_from(
             b"Content-Length: x",
             b"Connection: close",
         ),
-        *(b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip", b"Expect: 100-continue", b"Upgrade: h2c\r\nConnection: upgrade"),
-        *(b"Authorization: Bearer x", b"Authorization: \xff", b"Accept: \0", b"X", b": y", b" folded", b"\xff: y", b"X: " + b"y" * 5000),
+        *(
+            b"Transfer-Encoding: chunked",
+            b"Transfer-Encoding: gzip",
+            b"Expect: 100-continue",
+            b"Upgrade: h2c\r\nConnection: upgrade",
+        ),
+        *(
+            b"Authorization: Bearer x",
+            b"Authorization: \xff",
+            b"Accept: \0",
+            b"X",
+            b": y",
+            b" folded",
+            b"\xff: y",
+            b"X: " + b"y" * 5000,
+        ),
     ]
 )
-BODIES = st.sampled_from([b"", b"", b"{}", b"0\r\n\r\n", b"2\r\nab\r\n0\r\n\r\n", b"\0", b"GET / HTTP/1.1\r\n\r\n"])
+BODIES = st.sampled_from(
+    [b"", b"", b"{}", b"0\r\n\r\n", b"2\r\nab\r\n0\r\n\r\n", b"\0", b"GET / HTTP/1.1\r\n\r\n"]
+)
 VERSIONS = st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9", b"", b"HTTP"])
 
 

@@ -212,7 +212,9 @@ async def letter_of_nowhere(world: World, name: str) -> None:
 
 @damage(("letters", DLQ))
 async def letter_of_a_fact_that_counts(world: World, name: str) -> None:
-    place = await world.send("payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3)
+    place = await world.send(
+        "payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3
+    )
     await again(world, name)
     await world.letter(place, "field_missing", uid(name).encode(), b"{}", event("payment.failed"))
 
@@ -221,7 +223,11 @@ async def letter_of_a_fact_that_counts(world: World, name: str) -> None:
 async def letter_of_a_waiting_fact_that_says_something_else(world: World, name: str) -> None:
     place = await world.send("order.paid", paid(name, "1.00", "dollars", "USD"), 7)
     await again(world, name)
-    fact = {"type": "order.paid", "time": "2026-01-02T03:07:00+00:00", "data": paid(name, "2.00", "dollars", "USD")}
+    fact = {
+        "type": "order.paid",
+        "time": "2026-01-02T03:07:00+00:00",
+        "data": paid(name, "2.00", "dollars", "USD"),
+    }
     value, detail = json.dumps(fact).encode(), "the value is the normalised fact"
     await world.letter(place, "order_currency", uid(name).encode(), value, [], dlq_detail=detail)
 
@@ -231,22 +237,30 @@ async def letter_of_a_waiting_fact_that_says_something_else(world: World, name: 
 
 @damage(("rows", "orders_shipment {parcel} carrier"))
 async def altered_text(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_shipment SET carrier = E'o\\ther' WHERE id = $1", uid(f"parcel {name}"))
+    await world.database.execute(
+        "UPDATE orders_shipment SET carrier = E'o\\ther' WHERE id = $1", uid(f"parcel {name}")
+    )
 
 
 @damage(("rows", "orders_order {order} created_at"))
 async def altered_time(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order SET created_at = created_at + interval '1 us' WHERE id = $1", uid(name))
+    await world.database.execute(
+        "UPDATE orders_order SET created_at = created_at + interval '1 us' WHERE id = $1", uid(name)
+    )
 
 
 @damage(("rows", "orders_order_item {ann} price"))
 async def altered_money(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order_item SET price = price + 0.0001 WHERE id = $1", uid(f"{name} ann"))
+    await world.database.execute(
+        "UPDATE orders_order_item SET price = price + 0.0001 WHERE id = $1", uid(f"{name} ann")
+    )
 
 
 @damage(("rows", "orders_order {order} status"), ("rows", "orders_order {order} version"))
 async def older_row(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order SET status = 'pending', version = 2 WHERE id = $1", uid(name))
+    await world.database.execute(
+        "UPDATE orders_order SET status = 'pending', version = 2 WHERE id = $1", uid(name)
+    )
 
 
 @damage(("rows", "orders_order_item {ann}"))
@@ -258,7 +272,16 @@ async def deleted_row(world: World, name: str) -> None:
 async def row_too_many(world: World, name: str) -> None:
     rows = world.reading(name).rows()
     item = rows["orders_order_item"][0]
-    row = (uid(f"return {name}"), *item[1:4], uid(f"{name} ann"), 1, "x", "requested", None, *rows["orders_order"][0][7:])
+    row = (
+        uid(f"return {name}"),
+        *item[1:4],
+        uid(f"{name} ann"),
+        1,
+        "x",
+        "requested",
+        None,
+        *rows["orders_order"][0][7:],
+    )
     await world.insert("orders_return", [row])
 
 
@@ -282,7 +305,13 @@ async def row_of_an_order_that_waits(world: World, name: str) -> None:
 
 # derived events and notices
 
-for _type in ("suborder.created", "stock.reserve", "payment.initiate", "shipping.label.create", "stock.commit"):
+for _type in (
+    "suborder.created",
+    "stock.reserve",
+    "payment.initiate",
+    "shipping.label.create",
+    "stock.commit",
+):
     missing(_type, "derived", _type)
 missing("stock.restock", "derived", "stock.restock", refunded)
 missing("refund.request", "derived", "refund.request", refunded)
@@ -305,18 +334,32 @@ async def second_id(world: World, name: str) -> None:
 @damage(("derived", "payment.initiate"))
 async def other_event_id(world: World, name: str) -> None:
     made_id = made(name, "payment")
-    await world.derive("payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], "something")
+    await world.derive(
+        "payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], "something"
+    )
 
 
 @damage(("derived", "payment.initiate"))
 async def event_of_no_cause(world: World, name: str) -> None:
     made_id = made(name, "payment")
-    await world.derive("payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], made_id, cause="nothing")
+    await world.derive(
+        "payment.initiate",
+        name,
+        world.reading(name).derived()["payment.initiate", made_id],
+        made_id,
+        cause="nothing",
+    )
 
 
 async def traced(world: World, name: str) -> None:
     await ordinary(world, name)
-    await world.send("payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3, id_="traced", traceparent=TRACE)
+    await world.send(
+        "payment.failed",
+        {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"},
+        3,
+        id_="traced",
+        traceparent=TRACE,
+    )
 
 
 @damage(("derived", "payment.initiate"), story=traced)
@@ -328,18 +371,26 @@ async def lost_trace(world: World, name: str) -> None:
 
 @damage(("derived", "payment.initiate"), story=unknown)
 async def event_of_an_order_that_nobody_sent(world: World, name: str) -> None:
-    await world.derive("payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment"))
+    await world.derive(
+        "payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment")
+    )
 
 
 @damage(("derived", "payment.initiate"), story=only_paid)
 async def event_of_an_order_that_waits(world: World, name: str) -> None:
-    await world.derive("payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment"))
+    await world.derive(
+        "payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment")
+    )
 
 
 @damage(("derived", "payment.initiate"), story=unknown)
 async def event_of_another_order_under_this_key(world: World, name: str) -> None:
     await world.derive(
-        "payment.initiate", "plain", {"payment_request_id": made("plain", "payment")}, made("plain", "payment"), key=uid(name)
+        "payment.initiate",
+        "plain",
+        {"payment_request_id": made("plain", "payment")},
+        made("plain", "payment"),
+        key=uid(name),
     )
 
 
@@ -372,13 +423,17 @@ async def release_that_nobody_asked_for(world: World, name: str) -> None:
 @damage(("derived", "stock.commit"))
 async def commit_of_other_items(world: World, name: str) -> None:
     data = world.reading(name).commits[uid(f"parcel {name}")][0]
-    await world.derive("stock.commit", name, {**data, "items": [{**data["items"][0], "quantity": 1}]}, data["commit_id"])
+    await world.derive(
+        "stock.commit", name, {**data, "items": [{**data["items"][0], "quantity": 1}]}, data["commit_id"]
+    )
 
 
 @damage(("derived", "stock.commit"), story=only_created)
 async def commit_of_no_parcel(world: World, name: str) -> None:
     commit_id = made(name, f"commit:{uid('no parcel')}")
-    await world.derive("stock.commit", name, {"commit_id": commit_id, "shipment_id": uid("no parcel")}, commit_id)
+    await world.derive(
+        "stock.commit", name, {"commit_id": commit_id, "shipment_id": uid("no parcel")}, commit_id
+    )
 
 
 @damage(("derived", "order.status_changed"))
@@ -388,7 +443,7 @@ async def notice_of_a_version_to_come(world: World, name: str) -> None:
 
 @damage(("derived", "order.status_changed"))
 async def notice_of_another_cause(world: World, name: str) -> None:
-    await world.notice(name, "shipped", 4, cause={"type": "order.paid", "id": "x"})  # type: ignore[arg-type]
+    await world.notice(name, "shipped", 4, cause={"type": "order.paid", "id": "x"})
 
 
 @damage(("notices", "order.status_changed"))
@@ -665,7 +720,9 @@ async def a_list_that_is_none(world: World, name: str) -> None:
 LOCAL = ("local_table_behind", "local_table_without_it", "local_table_of_other_content", "local_table_ahead")
 for _name in LOCAL[:3]:
     DAMAGES[_name] = Damage(ordinary, nothing, frozenset({("tables", "{table}")}), (), False)
-DAMAGES[LOCAL[3]] = Damage(ordinary, nothing, frozenset(), (), False)  # told of the changelog, where that has lost it
+DAMAGES[LOCAL[3]] = Damage(
+    ordinary, nothing, frozenset(), (), False
+)  # told of the changelog, where that has lost it
 
 
 async def again(world: World, name: str) -> None:
@@ -692,7 +749,10 @@ def expected_of(name: str, damage: Damage, world: World, tables: dict[int, Any])
         "stranger": uid("stranger"),
         "table": str(tables[world.lane(uid(name))]),
     }
-    return {(check, where.format(**words).replace(CHANGELOG, world.settings.changelog_topic)) for check, where in damage.found}
+    return {
+        (check, where.format(**words).replace(CHANGELOG, world.settings.changelog_topic))
+        for check, where in damage.found
+    }
 
 
 async def fill(world: World) -> None:
@@ -703,7 +763,14 @@ async def fill(world: World) -> None:
     await refunded(world, "second")
     await cancelling(world, "fifth")
     await world.send("stock.released", gone("fifth"), 4)
-    await world.decide("fifth", 0, 2000, cause="stock", cause_id=uid("bob"), units=[[uid("fifth bob"), 0], [uid("fifth bob"), 1]])
+    await world.decide(
+        "fifth",
+        0,
+        2000,
+        cause="stock",
+        cause_id=uid("bob"),
+        units=[[uid("fifth bob"), 0], [uid("fifth bob"), 1]],
+    )
     await world.send("order.paid", paid("plain", "40.00"), 1)  # again
     await world.send("order.paid", paid("plain", "1.00", "extra"), 3, key=uid("payment"))  # under another key
     await world.send("order.paid", paid("nobody", "5.00"), 1)
@@ -711,15 +778,36 @@ async def fill(world: World) -> None:
     poison = await world.put("order.paid", 0, b"\xff\xfe", b"{not json", event("order.paid"))
     await world.letter(poison, "not_json", b"\xff\xfe", b"{not json", event("order.paid"))
     conflict = await world.send("order.paid", paid("third", "39.00"), 7)
-    await world.letter(conflict, "key_conflict", uid("third").encode(), json.dumps(paid("third", "39.00")).encode(), event("order.paid", 7))
+    await world.letter(
+        conflict,
+        "key_conflict",
+        uid("third").encode(),
+        json.dumps(paid("third", "39.00")).encode(),
+        event("order.paid", 7),
+    )
     for name in ("dollars", "early"):
         place = await world.send("order.paid", paid("third", "1.00", name, "USD"), 8)
         data = paid("third", "1.00", name, "USD")
         if name == "dollars":
-            await world.letter(place, "order_currency", uid("third").encode(), json.dumps(data).encode(), event("order.paid", 8))
+            await world.letter(
+                place,
+                "order_currency",
+                uid("third").encode(),
+                json.dumps(data).encode(),
+                event("order.paid", 8),
+            )
         else:
-            value = json.dumps({"type": "order.paid", "time": "2026-01-02T03:08:00+00:00", "data": data}).encode()
-            await world.letter(place, "order_currency", uid("third").encode(), value, [], dlq_detail="the value is the normalised fact")
+            value = json.dumps(
+                {"type": "order.paid", "time": "2026-01-02T03:08:00+00:00", "data": data}
+            ).encode()
+            await world.letter(
+                place,
+                "order_currency",
+                uid("third").encode(),
+                value,
+                [],
+                dlq_detail="the value is the normalised fact",
+            )
     # A stale write, and a newer one after it.
     await world.redis.set("somebody else's", "x")
     await world.redis.set("order", "x")
@@ -730,7 +818,9 @@ def broken(report: Report, names: dict[str, str]) -> dict[str, set[tuple[str, st
     found: dict[str, set[tuple[str, str]]] = {}
     for finding in report.findings:
         if finding.severity == "broken":
-            found.setdefault(names.get(finding.order_id, finding.order_id), set()).add((finding.check, finding.where))
+            found.setdefault(names.get(finding.order_id, finding.order_id), set()).add(
+                (finding.check, finding.where)
+            )
     return found
 
 
@@ -747,8 +837,19 @@ async def test_a_world_in_order_is_clean(world: World) -> None:
     assert (report.settled, report.lag, report.notices) == (True, 0, [])
     assert report.compared == ["log", "changelog", "postgres", "redis", "local tables"]
     counts = report.counts
-    assert (counts["orders"], counts["waiting_facts"], counts["duplicates"], counts["conflicts"], counts["stale_states"]) == (5, 1, 1, 1, 1)
-    assert (counts["cached_orders"], counts["cached_parcels"], counts["local_states"], counts["states"]) == (5, 5, 6, 6)
+    assert (
+        counts["orders"],
+        counts["waiting_facts"],
+        counts["duplicates"],
+        counts["conflicts"],
+        counts["stale_states"],
+    ) == (5, 1, 1, 1, 1)
+    assert (counts["cached_orders"], counts["cached_parcels"], counts["local_states"], counts["states"]) == (
+        5,
+        5,
+        6,
+        6,
+    )
     assert dict(report.dead_letters) == {"not_json": 1, "key_conflict": 1, "order_currency": 2}
     assert dict(report.anomalies) == {"captured_above_total": 1}
     assert {table: report.checked[table] for table in TABLES} == {
@@ -764,7 +865,9 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     for name, damage in DAMAGES.items():
         world.name(name)
         await damage.story(world, name)
-    await world.write(frozenset((type_, name) for name, damage in DAMAGES.items() for type_ in damage.without))
+    await world.write(
+        frozenset((type_, name) for name, damage in DAMAGES.items() for type_ in damage.without)
+    )
     old = {
         name: msgspec.msgpack.encode([version, *msgspec.msgpack.decode(world.states[uid(name)])[1:]])
         for name, version in ((LOCAL[0], 3), (LOCAL[3], 9))
@@ -781,17 +884,33 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     nameless = found.pop("", set())
     for number in range(51):  # the members of a list of too many
         assert found.pop(uid(f"a_list_of_too_many {number}")) == {("cache", "user:many:orders")}
-    every = {each for name, damage in DAMAGES.items() if damage.nameless for each in expected_of(name, damage, world, tables)}
-    assert all(any(each == check and place.startswith(where) for check, where in every) for each, place in nameless), sorted(nameless)
+    every = {
+        each
+        for name, damage in DAMAGES.items()
+        if damage.nameless
+        for each in expected_of(name, damage, world, tables)
+    }
+    assert all(
+        any(each == check and place.startswith(where) for check, where in every) for each, place in nameless
+    ), sorted(nameless)
     for name, damage in DAMAGES.items():
         wanted = expected_of(name, damage, world, tables)
         if damage.nameless:
             for check, where in wanted:
-                assert any(each == check and place.startswith(where) for each, place in nameless), (name, sorted(nameless))
+                assert any(each == check and place.startswith(where) for each, place in nameless), (
+                    name,
+                    sorted(nameless),
+                )
         else:
             got = found.pop(name, set())
-            assert all(any(each == check and place.startswith(where) for each, place in got) for check, where in wanted), (name, got)
-            assert all(any(each == check and place.startswith(where) for check, where in wanted) for each, place in got), (name, got)
+            assert all(
+                any(each == check and place.startswith(where) for each, place in got)
+                for check, where in wanted
+            ), (name, got)
+            assert all(
+                any(each == check and place.startswith(where) for check, where in wanted)
+                for each, place in got
+            ), (name, got)
     assert found == {}
     assert not report.clean
     assert set(report.broken) == set(CHECKS)
@@ -799,7 +918,9 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     assert (f"orders_shipment {uid('parcel altered_text')} carrier", "C", "o\ther") in told
     assert (f"orders_order_item {uid('altered_money ann')} price", "10.00", "10.0001") in told
 
-    out = await asyncio.to_thread(subprocess.run, [*ORDERS, "audit", "--json"], capture_output=True, text=True)
+    out = await asyncio.to_thread(
+        subprocess.run, [*ORDERS, "audit", "--json"], capture_output=True, text=True
+    )
     assert out.returncode == 1, out.stderr
     document = json.loads(out.stdout)
     assert (document["clean"], document["broken"]) == (False, dict(report.broken))
@@ -846,7 +967,9 @@ async def test_behind_the_log_only_orders_at_rest_are_judged(world: World) -> No
     assert (report.lag, report.settled, report.clean) == (2, False, False)
     assert broken(report, {}) == {
         uid("still"): {("rows", f"orders_order {uid('still')} status")},
-        uid("behind"): {("rows", f"orders_order {uid('behind')} version")},  # what was committed must be there
+        uid("behind"): {
+            ("rows", f"orders_order {uid('behind')} version")
+        },  # what was committed must be there
     }
     assert dict(report.inconclusive) == {"rows": 1}
     assert any(notice.startswith("lag 2: ") for notice in report.notices)
@@ -881,14 +1004,22 @@ async def test_where_the_log_does_not_tell_the_state_does(world: World) -> None:
     first, second = order.readings()
     assert {first.status(), second.status()} == {"confirmed", "pending"}
     loser = order.candidates["order.paid", uid("p plain")][1].places[0]
-    await world.letter(loser, "key_conflict", uid("payment").encode(), json.dumps(paid("plain", "30.00")).encode(), event("order.paid", 1))
+    await world.letter(
+        loser,
+        "key_conflict",
+        uid("payment").encode(),
+        json.dumps(paid("plain", "30.00")).encode(),
+        event("order.paid", 1),
+    )
     await world.write()
     await world.commit()
     report = await world.audit()
     assert report.clean, report.findings
     for other in ("pending", "shipped"):
         await world.database.execute("UPDATE orders_order SET status = $1", other)
-        assert broken(await world.audit(), {}) == {uid("plain"): {("rows", f"orders_order {uid('plain')} status")}}
+        assert broken(await world.audit(), {}) == {
+            uid("plain"): {("rows", f"orders_order {uid('plain')} status")}
+        }
 
 
 @pytest.mark.parametrize("away", [False, True])
@@ -902,7 +1033,9 @@ async def test_a_fact_that_only_one_of_two_orders_refuses(world: World, away: bo
     order = world.orders[uid("plain")]
     assert [len(reading.refused) for reading in order.readings()] == [0, 1]
     loser = order.candidates["created",][1].places[0]
-    await world.letter(loser, "key_conflict", uid("elsewhere").encode(), json.dumps(other).encode(), event("order.created"))
+    await world.letter(
+        loser, "key_conflict", uid("elsewhere").encode(), json.dumps(other).encode(), event("order.created")
+    )
     await world.write()
     if away:
         # A state of no use: all that is known is that one of the two is right.
@@ -921,7 +1054,13 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
     await world.database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT pg_read_all_data TO {role}")
     user = f"audit-{world.settings.group}"
     await world.redis.acl_setuser(
-        user, enabled=True, reset=True, passwords=["+p"], keys=["*"], categories=["+@read", "+@connection"], commands=["+eval_ro"]
+        user,
+        enabled=True,
+        reset=True,
+        passwords=["+p"],
+        keys=["*"],
+        categories=["+@read", "+@connection"],
+        commands=["+eval_ro"],
     )
     groups = sorted(await world.admin.list_consumer_groups())
     try:
@@ -950,7 +1089,9 @@ def _as(url: str, user: str, password: str) -> str:
     return f"{scheme}://{user}:{password}@{rest.rpartition('@')[2]}"
 
 
-async def test_a_parcel_that_may_have_been_evicted_is_only_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_parcel_that_may_have_been_evicted_is_only_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.name("plain")
     await combined(world, "plain")
     await world.write()
@@ -968,7 +1109,9 @@ async def test_a_parcel_that_may_have_been_evicted_is_only_told(world: World, mo
     assert [(each.check, each.where) for each in report.findings] == [("cache", "tracking:T-plain")]
 
 
-async def test_a_cache_that_is_being_refreshed_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cache_that_is_being_refreshed_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.name("plain")
     await ordinary(world, "plain")
     await world.write()
@@ -1020,11 +1163,17 @@ async def test_without_redis_it_says_so(world: World) -> None:
     ("name", "value", "said"),
     [
         ("ORDERS_KAFKA", "127.0.0.1:1", "orders: no Kafka at 127.0.0.1:1"),
-        ("ORDERS_POSTGRES", "postgresql://u:secret@127.0.0.1:1/x", "orders: no Postgres at postgresql://***@127.0.0.1:1/x"),
+        (
+            "ORDERS_POSTGRES",
+            "postgresql://u:secret@127.0.0.1:1/x",
+            "orders: no Postgres at postgresql://***@127.0.0.1:1/x",
+        ),
         ("ORDERS_REDIS", "redis://:secret@127.0.0.1:1/0", "orders: no Redis at redis://***@127.0.0.1:1/0"),
     ],
 )
-def test_servers_that_are_not_there(fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+def test_servers_that_are_not_there(
+    fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
     monkeypatch.setenv(name, value)
     told = subprocess.run([*ORDERS, "audit"], capture_output=True, text=True)
     assert told.returncode == 2
@@ -1033,4 +1182,6 @@ def test_servers_that_are_not_there(fresh: Settings, monkeypatch: pytest.MonkeyP
     assert "secret" not in told.stderr
     assert len(told.stderr.strip().splitlines()) == 1
     if name == "ORDERS_REDIS":
-        assert subprocess.run([*ORDERS, "audit", "--no-cache"], capture_output=True, text=True).returncode == 0
+        assert (
+            subprocess.run([*ORDERS, "audit", "--no-cache"], capture_output=True, text=True).returncode == 0
+        )

@@ -14,12 +14,11 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy.dialects import postgresql
 
 from settings import Settings
 from sinks import migrate
 from sinks.migrate import Alembic, Layout, SchemaMismatch
-from sinks.schema import ENUMS, FILLFACTOR, PARTITION_COLUMNS, TABLES, VIEWS, PartitionBy, build_metadata, build_views
+from sinks.schema import DIALECT, ENUMS, FILLFACTOR, PARTITION_COLUMNS, TABLES, VIEWS, PartitionBy, build_metadata, build_views
 from tests.contract.places import drop_database, new_database
 from tests.stackfixture import Servers
 
@@ -95,7 +94,7 @@ async def test_views_equal_the_declaration(migrated: tuple[Settings, PartitionBy
     settings, by = migrated
     assert await rows(settings, "SELECT viewname FROM pg_views WHERE schemaname = 'public' ORDER BY 1") == [(name,) for name in VIEWS]
     for name, select in build_views(build_metadata(by)).items():
-        declared = select.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})  # type: ignore[no-untyped-call]
+        declared = select.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
         await rows(settings, f"CREATE VIEW declared AS {declared}")
         ((found, wanted),) = await rows(settings, f"SELECT pg_get_viewdef('{name}'), pg_get_viewdef('declared')")
         assert found == wanted

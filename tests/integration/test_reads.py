@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
 
+from contracts.statuses import ParcelStatusText, ReturnStatusText
+from domain.rows import ItemRow, OrderRow, ReturnRow, ShipmentRow
 from operations.postgres import ddl, regions
 from queries.databases import Database
 from queries.statements import Query
@@ -20,7 +21,7 @@ from settings import Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
-from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
+from sinks.schema import DIALECT, PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
 from tests.contract.places import at, drop_database, ident, new_database
 from tests.stackfixture import Servers
 
@@ -37,18 +38,37 @@ def order(number: int, region: str = "SP") -> RowBatch:
     made = (at(number), at(number), 1)
     later = (at(number + 1), at(number + 2), 2)
 
-    def line(name: str, seller: str, quantity: int, price: str, shipping: str) -> tuple[str | int | None, ...]:
-        return (ident(f"{name} {number}"), *whose, ident("product"), seller, None, "S", quantity, price, shipping, *made)
+    def line(name: str, seller: str, quantity: int, price: str, shipping: str) -> ItemRow:
+        return ItemRow(
+            ident(f"{name} {number}"),
+            *whose,
+            ident("product"),
+            seller,
+            None,
+            "S",
+            quantity,
+            price,
+            shipping,
+            *made,
+        )
 
-    def parcel(name: str, status: str) -> tuple[str | int | None, ...]:
-        return (ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later)
+    def parcel(name: str, status: ParcelStatusText) -> ShipmentRow:
+        return ShipmentRow(
+            ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later
+        )
 
-    def back(name: str, item: str, status: str) -> tuple[str | int | None, ...]:
-        return (ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later)
+    def back(name: str, item: str, status: ReturnStatusText) -> ReturnRow:
+        return ReturnRow(
+            ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later
+        )
 
     return RowBatch(
-        [(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
-        [line("a", ANNA, 2, "10.00", "5.00"), line("b", ANNA, 1, "20.00", "0"), line("c", BORIS, 1, "15.00", "0")],
+        [OrderRow(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
+        [
+            line("a", ANNA, 2, "10.00", "5.00"),
+            line("b", ANNA, 1, "20.00", "0"),
+            line("c", BORIS, 1, "15.00", "0"),
+        ],
         [parcel("p", "in_transit"), parcel("q", "delivered")],
         [back("r", "a", "processed"), back("s", "c", "requested")],
     )
@@ -88,7 +108,13 @@ async def test_a_sellers_suborders(read: tuple[Settings, PartitionBy]) -> None:
         "created_at": datetime.fromisoformat(at(11)), "updated_at": datetime.fromisoformat(at(13)),
     }  # fmt: skip
     (boris, *_) = await fetch(settings, query, BORIS)
-    assert [boris[name] for name in ("items", "units", "parcels", "returns", "units_returned")] == [1, 1, 0, 1, 0]
+    assert [boris[name] for name in ("items", "units", "parcels", "returns", "units_returned")] == [
+        1,
+        1,
+        0,
+        1,
+        0,
+    ]
     assert (boris["items_amount"], boris["updated_at"]) == (Decimal("15"), datetime.fromisoformat(at(13)))
     assert await fetch(settings, "SELECT count(*) FROM orders_suborder") == [{"count": 24}]
 
@@ -109,10 +135,17 @@ async def test_one_row_an_order(read: tuple[Settings, PartitionBy]) -> None:
     assert await fetch(settings, "SELECT count(*) FROM orders_summary") == [{"count": 12}]
 
 
-@pytest.mark.parametrize(("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")])
-async def test_connections_plan_as_the_settings_say(read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")]
+)
+async def test_connections_plan_as_the_settings_say(
+    read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str
+) -> None:
     settings = read[0].model_copy(update=asked)
-    sink, database = PostgresSink(settings), Database(settings, settings.postgres.get_secret_value(), "primary")
+    sink, database = (
+        PostgresSink(settings),
+        Database(settings, settings.postgres.get_secret_value(), "primary"),
+    )
     await sink.start()
     assert sink._pool is not None
     assert await sink._pool.fetchval("SHOW plan_cache_mode") == expected
@@ -134,7 +167,7 @@ def scanned(plan: Any) -> set[str]:
 async def explain(settings: Settings, query: sa.Select[Any] | str, analyze: bool = False) -> set[str]:
     text = query
     if not isinstance(query, str):
-        text = str(query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))  # type: ignore[no-untyped-call]
+        text = str(query.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True}))
     ((row),) = await fetch(settings, f"EXPLAIN (FORMAT JSON, ANALYZE {analyze}) {text}")
     return scanned(json.loads(row["QUERY PLAN"])[0]["Plan"])
 
@@ -152,7 +185,9 @@ def history(by: PartitionBy, **known: object) -> sa.Select[Any]:
     return (
         sa.select(table)
         .where(*(table.c[name] == value for name, value in known.items()))
-        .where(table.c.status.in_(["shipped", "delivered"]), table.c.created_at >= last[0] - timedelta(days=30))
+        .where(
+            table.c.status.in_(["shipped", "delivered"]), table.c.created_at >= last[0] - timedelta(days=30)
+        )
         .where(sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(*map(sa.literal, last)))
         .order_by(table.c.created_at.desc(), table.c.id.desc())
         .limit(20)
@@ -165,21 +200,29 @@ def whole(by: PartitionBy, table: str, **known: object) -> sa.Select[Any]:
     return sa.select(declared).where(*(declared.c[name] == value for name, value in known.items()))
 
 
-async def test_history_and_one_order_read_one_partition_of_each_table(read: tuple[Settings, PartitionBy]) -> None:
+async def test_history_and_one_order_read_one_partition_of_each_table(
+    read: tuple[Settings, PartitionBy],
+) -> None:
     settings, by = read
     known = {"user_id": USER, "region": "RJ"}
     assert partitions(await explain(settings, history(by, **known))) == {"orders_order": 1}
     assert partitions(await explain(settings, history(by, **{by: known[by]}))) == {"orders_order": 1}
     for table in TABLES:
         key = "id" if table == "orders_order" else "order_id"
-        assert partitions(await explain(settings, whole(by, table, **known, **{key: ident("order 1")}))) == {table: 1}
+        assert partitions(await explain(settings, whole(by, table, **known, **{key: ident("order 1")}))) == {
+            table: 1
+        }
     # Without the column every partition is looked into: the test can tell.
     other = {name: value for name, value in known.items() if name != by}
-    assert partitions(await explain(settings, history(by, **other))) == {"orders_order": 4 if by == "user_id" else 3}
+    assert partitions(await explain(settings, history(by, **other))) == {
+        "orders_order": 4 if by == "user_id" else 3
+    }
 
 
 @pytest.mark.parametrize("view", ["orders_summary", "orders_suborder"])
-async def test_summaries_read_one_partition_of_each_table(read: tuple[Settings, PartitionBy], view: str) -> None:
+async def test_summaries_read_one_partition_of_each_table(
+    read: tuple[Settings, PartitionBy], view: str
+) -> None:
     settings, by = read
     one = dict.fromkeys(TABLES, 1)
     known = {"user_id": f"user_id = '{USER}'", "region": "region = 'RJ'"}

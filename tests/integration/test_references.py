@@ -23,7 +23,11 @@ from streams.transport.delivery import Verdict, judge
 from tests.contract.places import Order, drop_database, ident, new_database, rows_of
 from tests.stackfixture import Servers
 
-TARGETS: dict[Kind, str] = {"users": "accounts_user", "products": "products_product", "warehouses": "warehouse"}
+TARGETS: dict[Kind, str] = {
+    "users": "accounts_user",
+    "products": "products_product",
+    "warehouses": "warehouse",
+}
 COLUMNS = [
     ("orders_order", "user_id", "accounts_user"),
     ("orders_order_item", "product_id", "products_product"),
@@ -33,7 +37,9 @@ COLUMNS = [
 
 
 @pytest_asyncio.fixture(params=PARTITION_COLUMNS)
-async def shared(request: pytest.FixtureRequest, stack: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
+async def shared(
+    request: pytest.FixtureRequest, stack: Servers, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Settings]:
     """A database with our tables and those of other services, which are empty. It is also that of the environment."""
     settings = await new_database(stack)
     await migrate.upgrade(settings, request.param)
@@ -76,7 +82,7 @@ async def write(settings: Settings, batch: RowBatch) -> None:
 def order(name: str, warehouse: str | None = None) -> RowBatch:
     """An order and a parcel; the parcel comes from a warehouse."""
     batch = rows_of([Order(name, 1, parcels=((f"parcel of {name}", "pending"),))])
-    batch.shipments = [(*row[:5], warehouse, *row[6:]) for row in batch.shipments]
+    batch.shipments = [row._replace(warehouse_id=warehouse) for row in batch.shipments]
     return batch
 
 
@@ -90,22 +96,36 @@ def parents(name: str) -> list[str]:
 async def test_declared_they_promise_nothing_and_again_is_harmless(shared: Settings) -> None:
     await write(shared, order("a", ident("nowhere")))
     done = await references.link(shared, TARGETS)
-    assert [(each.table, each.column, each.to, each.changed) for each in done] == [(*column, True) for column in COLUMNS]
+    assert [(each.table, each.column, each.to, each.changed) for each in done] == [
+        (*column, True) for column in COLUMNS
+    ]
     assert await constraints(shared) == [(*column, False, False) for column in COLUMNS]
     await write(shared, order("b", ident("nowhere")))
     assert [each.changed for each in await references.link(shared, TARGETS)] == [False] * 4
     assert {each.to for each in await references.listed(shared)} == set(TARGETS.values())
-    assert [each.column for each in await references.unlink(shared, ["users", "warehouses"])] == ["user_id", "warehouse_id", "warehouse_id"]
+    assert [each.column for each in await references.unlink(shared, ["users", "warehouses"])] == [
+        "user_id",
+        "warehouse_id",
+        "warehouse_id",
+    ]
     assert await constraints(shared) == [(*COLUMNS[1], False, False)]
     assert len(await references.unlink(shared)) == 1
     assert await references.unlink(shared) == []
     assert await constraints(shared) == []
 
 
-async def test_enforced_only_once_all_rows_keep_it(shared: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_enforced_only_once_all_rows_keep_it(
+    shared: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     await write(shared, order("a", ident("nowhere")))
     await references.link(shared, TARGETS)
-    command = ["db", "link", "--enforced", "--json", *(word for kind, table in TARGETS.items() for word in (f"--{kind}", table))]
+    command = [
+        "db",
+        "link",
+        "--enforced",
+        "--json",
+        *(word for kind, table in TARGETS.items() for word in (f"--{kind}", table)),
+    ]
     assert await asyncio.to_thread(main.run, command) == 1
     broken = json.loads(capsys.readouterr().out)["broken"]
     assert [(each["table"], each["column"], each["rows"], each["missing"]) for each in broken] == [
@@ -141,7 +161,9 @@ async def test_a_batch_waits_for_what_it_refers_to(shared: Settings) -> None:
 
 
 @pytest.mark.parametrize("shared", ["user_id"], indirect=True)
-async def test_rows_that_break_it_meanwhile_leave_it_not_enforced(shared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_that_break_it_meanwhile_leave_it_not_enforced(
+    shared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await write(shared, order("a"))
     look, looks = references._require_kept, []
 
@@ -162,7 +184,9 @@ async def test_a_region_that_is_added_later_is_held_to_it_too(stack: Servers, en
     try:
         await migrate.upgrade(settings, "region")
         await execute(
-            settings, "CREATE TABLE accounts_user (id uuid PRIMARY KEY)", f"INSERT INTO accounts_user VALUES ('{ident('user of a')}')"
+            settings,
+            "CREATE TABLE accounts_user (id uuid PRIMARY KEY)",
+            f"INSERT INTO accounts_user VALUES ('{ident('user of a')}')",
         )
         await references.link(settings, {"users": "accounts_user"}, enforced)
         await write(settings, order("a"))
@@ -201,7 +225,9 @@ async def test_what_does_not_fit_says_why(shared: Settings) -> None:
     assert await constraints(shared) == []
     (odd,) = await references.link(shared, {"users": 'hr."An odd ""name"'}, enforced=True)
     assert odd.to == 'hr."An odd ""name"'
-    with pytest.raises(LinkError, match=r"orders_order.user_id refers to hr.* orders db unlink users comes first"):
+    with pytest.raises(
+        LinkError, match=r"orders_order.user_id refers to hr.* orders db unlink users comes first"
+    ):
         await references.link(shared, {"users": "accounts_user"})
 
 
@@ -213,7 +239,11 @@ async def test_by_the_command_line(shared: Settings, capsys: pytest.CaptureFixtu
     code, out, err = await orders("link", "--users", "nobody")
     assert (code, out) == (2, "")
     assert err.startswith("orders: there is no table 'nobody' in this database")
-    assert await orders("link", "--users", "accounts_user") == (0, "orders_order.user_id refers to accounts_user: not enforced\n", "")
+    assert await orders("link", "--users", "accounts_user") == (
+        0,
+        "orders_order.user_id refers to accounts_user: not enforced\n",
+        "",
+    )
     assert await orders("link", "--users", "accounts_user") == (
         0,
         "orders_order.user_id refers to accounts_user: not enforced, as before\n",

@@ -46,10 +46,10 @@ def batch(orders: list[tuple[Order, str]]) -> RowBatch:
     for order, region in orders:
         one = RowBatch()
         order.rows(one)
-        made.orders += [(*row[:2], region, *row[3:]) for row in one.orders]
-        made.items += [(*row[:3], region, *row[4:]) for row in one.items]
-        made.shipments += [(*row[:3], region, *row[4:]) for row in one.shipments]
-        made.returns += [(*row[:3], region, *row[4:]) for row in one.returns]
+        made.orders += [row._replace(region=region) for row in one.orders]
+        made.items += [row._replace(region=region) for row in one.items]
+        made.shipments += [row._replace(region=region) for row in one.shipments]
+        made.returns += [row._replace(region=region) for row in one.returns]
     return made
 
 

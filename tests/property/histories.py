@@ -15,6 +15,7 @@ from contracts.outgoing import DERIVED
 from contracts.topics import BULK
 from domain import effects, events
 from domain.effects import Derived, LateRefusal
+from domain.enums import DeadlineKind, Rank, ReturnStatus, StockAnswer
 from domain.events import Event
 from domain.fold import fold
 from domain.order import (
@@ -86,24 +87,25 @@ def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
     if kind == "payment.failed":
         return kind, PaymentFailure(time, raw_id(1, draw(st.integers(0, 3))), "declined")
     if kind.startswith("stock."):
-        number = ("stock.reserved", "stock.rejected", "stock.released").index(kind)
-        items = None if number == 0 else draw(_quantities(created, seller))
+        answer = StockAnswer[kind.removeprefix("stock.").upper()]
+        items = None if answer is StockAnswer.RESERVED else draw(_quantities(created, seller))
         reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(seller)}")
-        return kind, StockReply(time, number, seller, reservation, items)
+        return kind, StockReply(time, answer, seller, reservation, items)
     if kind == "order.cancel_requested":
         return kind, Cancellation(time, draw(st.none() | st.just(seller)), "changed my mind")
     if kind == "shipment.updated":
-        shipment, rank = raw_id(2, draw(st.integers(0, 3))), draw(st.integers(0, 3))
+        shipment, rank = raw_id(2, draw(st.integers(0, 3))), draw(st.sampled_from(Rank))
         tracking = draw(st.none() | st.just("T1"))
         return kind, Scan(time, shipment, rank, seller, None, None, tracking, None, None, draw(_quantities(created, seller)))
     if kind == "order.returned":
         item = draw(st.sampled_from([item.item_id for item in created.items]))
         quantity = draw(st.none() | st.integers(1, 5))
         restock = draw(st.none() | st.booleans())
-        return kind, ReturnStage(time, raw_id(3, draw(st.integers(0, 2))), draw(st.integers(0, 2)), item, quantity, "broken", None, restock)
+        return_id, status = raw_id(3, draw(st.integers(0, 2))), draw(st.sampled_from(ReturnStatus))
+        return kind, ReturnStage(time, return_id, status, item, quantity, "broken", None, restock)
     refund = ids.uuid5(ORDER_ID, f"refund:{draw(st.integers(0, 1))}")
     if kind == "deadline.passed":
-        what = draw(st.integers(0, 4))
+        what = draw(st.sampled_from(DeadlineKind))
         subject = (None, seller, seller, seller, refund)[what]
         return kind, Deadline(time, what, subject, draw(st.integers(1, 2)), draw(st.booleans()))
     if kind.startswith("refund."):

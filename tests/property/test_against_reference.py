@@ -30,10 +30,7 @@ from domain.anomalies import anomalies
 from domain.effects import Derived, LateRefusal
 from domain.events import Event
 from domain.fold import fold
-from domain.order import (
-    Order,
-    Origin,
-)
+from domain.order import Created, Order, Origin, RefundDecision
 from tables import codec
 from tests.property.histories import SAME_IN_ANY_ORDER, histories
 from tests.property.wire import HOUR, Record, dense, record
@@ -106,7 +103,8 @@ class Ours:
             else:
                 self._leave(event, effect)
         if folded.refused is not None and folded.refused[0] != "key_conflict":
-            self.refused[event.order_id].add((folded.refused[0], event.type, *map(hashable, event.fact.key())))  # type: ignore[union-attr]
+            assert not isinstance(event.fact, (Created, RefundDecision))
+            self.refused[event.order_id].add((folded.refused[0], event.type, *map(hashable, event.fact.key())))
         return "ok" if folded.refused is None else folded.refused[0]
 
     def _leave(self, event: Event, effect: Derived) -> None:
@@ -127,9 +125,9 @@ class Ours:
         if order.created is not None:
             found = {
                 "orders_order": [rows.order_row(text, order)],
-                "orders_order_item": rows.item_rows(text, order),
-                "orders_shipment": rows.shipment_rows(text, order),
-                "orders_return": rows.return_rows(text, order),
+                "orders_order_item": [*rows.item_rows(text, order)],
+                "orders_shipment": [*rows.shipment_rows(text, order)],
+                "orders_return": [*rows.return_rows(text, order)],
             }
         kept = [(each.type, msgspec.json.decode(msgspec.json.encode(each.data))) for each in self.derived[order_id] if each.type in OUR_IDS]
         published = [(type_, data[OUR_IDS[type_]], data) for type_, data in kept]

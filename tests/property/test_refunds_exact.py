@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from contracts import ids
 from domain import events
 from domain.anomalies import anomalies
+from domain.enums import Rank, ReturnStatus, StockAnswer
 from domain.events import Event
-from domain.order import PROCESSED, Cancellation, Created, Item, Payment, ReturnStage, Scan, StockReply
+from domain.order import Cancellation, Created, Item, Payment, ReturnStage, Scan, StockReply
 from domain.status import view_of
 from domain.totals import winning_stages
 from tests.property.histories import ORDER_ID, Run, raw_id
@@ -77,7 +78,11 @@ def check(created: Created, run: Run) -> list[str]:
     elif "refund_uncovered" not in codes(run):
         # Where as many units were sent back as there are live ones, each unit has been paid for, but for those that are worth nothing.
         for line in now.lines:
-            stages = [stage for stage in winning_stages(run.order).values() if (stage.item_id, stage.status) == (line.item_id, PROCESSED)]
+            stages = [
+                stage
+                for stage in winning_stages(run.order).values()
+                if (stage.item_id, stage.status) == (line.item_id, ReturnStatus.PROCESSED)
+            ]
             if sum(stage.quantity or line.quantity for stage in stages) >= line.live:
                 unpaid = [n for n in range(line.quantity) if (line.item_id, n) not in paid_for]
                 assert all(prices[line.item_id] == shares[line.item_id][n] for n in unpaid)
@@ -154,23 +159,24 @@ def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
         reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(seller)}")
         kind = rng.random()
         if kind < 0.4:
-            stage = ReturnStage(hour(rng), raw_id(3, n % 60), rng.randrange(3), item.item_id, rng.randint(1, 2), "worn", None, None)
+            status = ReturnStatus(rng.randrange(3))
+            stage = ReturnStage(hour(rng), raw_id(3, n % 60), status, item.item_id, rng.randint(1, 2), "worn", None, None)
             facts.append(("order.returned", stage))
         elif kind < 0.8 and leaves:
-            facts.append(("shipment.updated", Scan(hour(rng), raw_id(2, n % 9), rng.randrange(4), seller, items=some)))
+            facts.append(("shipment.updated", Scan(hour(rng), raw_id(2, n % 9), Rank(rng.randrange(4)), seller, items=some)))
         elif 0.8 <= kind < 0.86:
-            verb = rng.randrange(1, 3)
-            facts.append((("stock.rejected", "stock.released")[verb - 1], StockReply(hour(rng), verb, seller, reservation, some)))
+            answer = StockAnswer(rng.randrange(1, 3))
+            facts.append((f"stock.{answer.text}", StockReply(hour(rng), answer, seller, reservation, some)))
         elif 0.86 <= kind < 0.89:
             facts.append(("order.cancel_requested", Cancellation(hour(rng), seller, "late")))
         elif 0.89 <= kind < 0.9:
-            facts.append(("stock.released", StockReply(hour(rng), 2, seller, reservation, None)))
+            facts.append(("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None)))
         elif 0.9 <= kind < 0.93:
             facts.append(("order.paid", Payment(hour(rng), raw_id(1, 10 + n), rng.randint(1, 99), created.currency)))
     if not leaves:
         for seller in sorted({item.seller_id for item in created.items}):
             reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(seller)}")
-            facts.append(("stock.released", StockReply(hour(rng), 2, seller, reservation, None)))
+            facts.append(("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None)))
     yield from facts
 
 
@@ -203,14 +209,19 @@ def orders_given_back(draw: st.DrawFn) -> tuple[Created, list[tuple[str, Any]]]:
     for item in items:
         gone = draw(st.integers(0, item.quantity))
         rejected = draw(st.integers(0, gone))
-        for verb, name, quantity in ((1, "stock.rejected", rejected), (2, "stock.released", gone - rejected)):
+        for answer, quantity in ((StockAnswer.REJECTED, rejected), (StockAnswer.RELEASED, gone - rejected)):
             if quantity:
-                facts.append((name, StockReply(0, verb, item.seller_id, raw_id(4, 0), [(item.item_id, quantity)])))
+                facts.append((f"stock.{answer.text}", StockReply(0, answer, item.seller_id, raw_id(4, 0), [(item.item_id, quantity)])))
         left = item.quantity - gone
         while left:
             quantity = draw(st.integers(1, left))
             left -= quantity
-            facts.append(("order.returned", ReturnStage(0, raw_id(3, len(facts)), PROCESSED, item.item_id, quantity, "worn", None, None)))
+            facts.append(
+                (
+                    "order.returned",
+                    ReturnStage(0, raw_id(3, len(facts)), ReturnStatus.PROCESSED, item.item_id, quantity, "worn", None, None),
+                )
+            )
     created = Created(0, raw_id(0xD0, 0), None, currency, total, discount, items)
     return created, [("order.created", created), *draw(st.permutations(facts))]
 

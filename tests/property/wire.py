@@ -9,12 +9,9 @@ from typing import Any, NamedTuple
 from contracts import ids, money, times
 from contracts.topics import DECISIONS
 from domain import events
+from domain.enums import DeadlineKind, Rank, ReturnStatus, StockAnswer
 from domain.events import Event
 from domain.order import (
-    DEADLINES,
-    DUE_REFUND,
-    RETURN_STATUS,
-    SHIPMENT_STATUS,
     Cancellation,
     Created,
     Deadline,
@@ -87,22 +84,22 @@ def wire(fact: Any) -> dict[str, Any]:
             return {
                 "shipment_id": ids.text(fact.shipment_id),
                 "seller_id": ids.text(fact.seller_id),
-                "status": SHIPMENT_STATUS[fact.rank],
+                "status": fact.rank.text,
                 "tracking_number": fact.tracking_number,
                 "items": quantities(fact.items),
             }
         case ReturnStage():
             return {
                 "return_id": ids.text(fact.return_id),
-                "status": RETURN_STATUS[fact.status],
+                "status": fact.status.text,
                 "item_id": ids.text(fact.item_id),
                 "quantity": fact.quantity,
                 "reason": fact.reason,
                 "restock": fact.restock,
             }
         case Deadline():
-            whose = "refund_id" if fact.what == DUE_REFUND else "seller_id"
-            known = {"deadline": DEADLINES[fact.what], "attempt": fact.attempt, "final": fact.final}
+            whose = "refund_id" if fact.what is DeadlineKind.REFUND else "seller_id"
+            known = {"deadline": fact.what.text, "attempt": fact.attempt, "final": fact.final}
             return known | ({} if fact.subject is None else {whose: ids.text(fact.subject)})
         case RefundReply():
             return {"refund_id": ids.text(fact.refund_id)}
@@ -140,13 +137,25 @@ def dense(n: int, rng: Random) -> list[Record]:
         kind = rng.randrange(20)
         if kind < 7:
             scan = Scan(
-                hour(rng), raw_id(2, rng.randrange(2)), rng.randrange(4), seller, tracking_number=rng.choice((None, "T1", "T2")), items=many
+                hour(rng),
+                raw_id(2, rng.randrange(2)),
+                Rank(rng.randrange(4)),
+                seller,
+                tracking_number=rng.choice((None, "T1", "T2")),
+                items=many,
             )
             facts.append(("shipment.updated", scan))
         elif kind < 11:
             quantity = rng.choice((None, 1, 2, 5))
             stage = ReturnStage(
-                hour(rng), raw_id(3, rng.randrange(2)), rng.randrange(3), item.item_id, quantity, "r", None, rng.choice((None, False))
+                hour(rng),
+                raw_id(3, rng.randrange(2)),
+                ReturnStatus(rng.randrange(3)),
+                item.item_id,
+                quantity,
+                "r",
+                None,
+                rng.choice((None, False)),
             )
             facts.append(("order.returned", stage))
         elif kind < 15:
@@ -154,9 +163,9 @@ def dense(n: int, rng: Random) -> list[Record]:
                 ("order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), rng.choice((1, max(1, total // 2), max(1, total))), "EUR"))
             )
         elif kind < 18:
-            verb = rng.randrange(1, 3)
+            answer = StockAnswer(rng.randrange(1, 3))
             reservation = ids.uuid5(order_id, f"reservation:{ids.text(seller)}")
-            facts.append((("stock.rejected", "stock.released")[verb - 1], StockReply(hour(rng), verb, seller, reservation, many)))
+            facts.append((f"stock.{answer.text}", StockReply(hour(rng), answer, seller, reservation, many)))
         elif kind < 19:
             facts.append(("order.cancel_requested", Cancellation(hour(rng), rng.choice((None, seller)), "r")))
         else:

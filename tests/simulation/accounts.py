@@ -10,7 +10,7 @@ from aiokafka.structs import TopicPartition
 from audit.reference import Decision, Fact, NaturalKey, Place, Refusal, parse, parse_decision
 from contracts import ids
 from contracts.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, REKEYED
-from domain.order import DEADLINES, RETURN_STATUS, SHIPMENT_STATUS, Order, type_of
+from domain.order import Order, type_of
 from streams.partitioner import partition_of
 from tables import codec
 from tests.simulation.histories import Arrival
@@ -43,11 +43,11 @@ def natural_keys(order: Order) -> set[NaturalKey]:
     keys.update((type_of(fact), text(fact.seller_id), items(fact.items)) for fact in order.stock)
     keys.update(("cancelled", None if fact.seller_id is None else text(fact.seller_id)) for fact in order.cancellations)
     for scan in order.scans:
-        keys.add(("scan", text(scan.shipment_id), SHIPMENT_STATUS[scan.rank], _EPOCH + timedelta(microseconds=scan.time)))
-    keys.update(("return", text(fact.return_id), RETURN_STATUS[fact.status]) for fact in order.returns)
+        keys.add(("scan", text(scan.shipment_id), scan.rank.text, _EPOCH + timedelta(microseconds=scan.time)))
+    keys.update(("return", text(fact.return_id), fact.status.text) for fact in order.returns)
     keys.update((type_of(fact), text(fact.refund_id)) for fact in order.refunds)
     for fact in order.deadlines:
-        keys.add((type_of(fact), DEADLINES[fact.what], None if fact.subject is None else text(fact.subject), fact.attempt))
+        keys.add((type_of(fact), fact.what.text, None if fact.subject is None else text(fact.subject), fact.attempt))
     return keys
 
 

@@ -10,6 +10,7 @@ import json
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -17,8 +18,9 @@ import msgspec
 import redis.exceptions
 from lupa import lua51
 
+from domain.rows import Row
 from sinks.redis import _SCRIPT
-from sinks.rows import Row, RowBatch
+from sinks.rows import RowBatch
 from sinks.schema import TABLES, build_metadata
 from streams.transport.table import DUE, StateStore
 from tables.codec import is_state
@@ -30,11 +32,8 @@ POSTGRES, REDIS = "postgres", "redis"
 # -- Postgres -----------------------------------------------------------------------------------------------------------
 
 _METADATA = build_metadata("user_id")
-_KEYS: Final = {
-    name: tuple(at for at, column in enumerate(_METADATA.tables[name].columns) if column.name in _METADATA.tables[name].primary_key.columns)
-    for name in TABLES
-}
-"""Table -> places of its primary key's columns."""
+_KEYS: Final = {name: attrgetter(*_METADATA.tables[name].primary_key.columns.keys()) for name in TABLES}
+"""Table -> the primary key of a row."""
 
 
 class Tables:
@@ -45,18 +44,15 @@ class Tables:
 
     def write(self, given: Mapping[str, Sequence[Row]]) -> int:
         """Write rows in one transaction; returns how many are new or changed."""
-        return sum(self._put(self.rows[table], _KEYS[table], row) for table, rows in given.items() for row in rows)
+        return sum(self._put(self.rows[table], _KEYS[table](row), row) for table, rows in given.items() for row in rows)
 
     @staticmethod
-    def _put(table: dict[tuple[Any, ...], Row], places: Sequence[int], row: Row) -> bool:
-        key = tuple([row[at] for at in places])
+    def _put(table: dict[tuple[Any, ...], Row], key: tuple[Any, ...], row: Row) -> bool:
         old = table.get(key)
         if old is not None:
-            created, updated, version = row[-3:]
-            old_created, old_updated, old_version = old[-3:]
             # Times are RFC 3339 texts of one form, so they compare as texts.
-            no_later = created <= old_created and updated <= old_updated  # type: ignore[operator]
-            if not (version > old_version or (version == old_version and no_later and row != old)):  # type: ignore[operator]
+            no_later = row.created_at <= old.created_at and row.updated_at <= old.updated_at
+            if not (row.version > old.version or (row.version == old.version and no_later and row != old)):
                 return False
         table[key] = row
         return True
@@ -79,8 +75,7 @@ class FakePostgres:
 
     async def write(self, batch: RowBatch, /) -> int:
         """See Sink. Raises asyncpg.ConnectionDoesNotExistError, and TimeoutError."""
-        lists = (batch.orders, batch.items, batch.shipments, batch.returns)
-        given = {name: tuple(rows) for name, rows in zip(TABLES, lists, strict=True) if rows}
+        given = {table: tuple(rows) for table, rows in batch.by_table().items()}
         if not given:
             return 0
         return await self._network.request(POSTGRES, "rows", lambda: self._tables.write(given), _connection_lost, self._timeout)

@@ -33,7 +33,8 @@ from tests.simulation.stores import POSTGRES, REDIS, Files, Keys, Tables
 from tests.simulation.worker import Worker
 
 SETTINGS = Settings.model_construct(
-    **{name: each.default for name, each in Settings.model_fields.items()} | {"data": Path("unused"), "redis_timeout": 0.5}
+    **{name: each.default for name, each in Settings.model_fields.items()}
+    | {"data": Path("unused"), "redis_timeout": 0.5}
 )
 START = 1_767_225_600.0
 """The machines' clocks at the beginning: seconds since 1970."""
@@ -72,7 +73,17 @@ CHANCES: Mapping[str, Mapping[str, float]] = {
 
 ACTIONS: Mapping[str, tuple[str, ...]] = {
     "calm": ("rejoin", "compact", "clock", "term"),
-    "losses": ("rejoin", "compact", "clock", "kafka down", "postgres down", "redis down", "redis flush", "redis keep", "redis older"),
+    "losses": (
+        "rejoin",
+        "compact",
+        "clock",
+        "kafka down",
+        "postgres down",
+        "redis down",
+        "redis flush",
+        "redis keep",
+        "redis older",
+    ),
     "deaths": ("kill", "kill", "term", "compact", "compact", "rejoin", "keep"),
     "zombies": ("stop", "stop", "stop long", "kill", "compact", "rejoin"),
     "all": (
@@ -86,7 +97,9 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
 def _patience(rng: Random) -> dict[str, Any]:
     """Deadlines of seconds, some of them off; in some histories all are: then a world rests sooner."""
     off = rng.random() < 0.3
-    patience: dict[str, Any] = {f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS}
+    patience: dict[str, Any] = {
+        f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS
+    }
     patience |= {f"{name}_asks": rng.choice((1, 2, 3)) for name in ANSWERS[1:]}
     return patience
 
@@ -122,7 +135,13 @@ class World:
         self.plan = self._make_plan()
         plan = self.plan
         faults = Faults(CHANCES[plan.mood], rng.randint(1, 6))
-        self.network = Network(rng, faults, self, usual=rng.choice((0.002, 0.01, 0.05)), late=rng.choice((1.0, 2 * SESSION, 4 * SESSION)))
+        self.network = Network(
+            rng,
+            faults,
+            self,
+            usual=rng.choice((0.002, 0.01, 0.05)),
+            late=rng.choice((1.0, 2 * SESSION, 4 * SESSION)),
+        )
         self.network.trace = self.trace
         self.settings = SETTINGS.model_copy(
             update={
@@ -140,8 +159,12 @@ class World:
         self.lost_lists = 0.0 if plan.mood == "calm" else rng.choice((0.0, 0.0, 0.3))
         self.lane_topics = (*topics_of(plan.arrivals), DECISIONS, REKEYED)
         self.broker = Broker()
-        self.broker.create((*self.lane_topics, *DERIVED, DLQ, CLOCK, self.settings.changelog_topic), plan.partitions)
-        self.group = Group(self._assign, SESSION, self.settings.drain_timeout + 20, self._later, self.loop.time)
+        self.broker.create(
+            (*self.lane_topics, *DERIVED, DLQ, CLOCK, self.settings.changelog_topic), plan.partitions
+        )
+        self.group = Group(
+            self._assign, SESSION, self.settings.drain_timeout + 20, self._later, self.loop.time
+        )
         self.group.on_commit = self._committing
         self.group.on_generation = self._new_generation
         self.tables = Tables()
@@ -189,7 +212,11 @@ class World:
         order = [*members[turn:], *members[:turn]]
         topics = (*self.lane_topics, self.settings.changelog_topic)
         return {
-            member: [TopicPartition(topic, number) for number in range(place, self.plan.partitions, len(order)) for topic in topics]
+            member: [
+                TopicPartition(topic, number)
+                for number in range(place, self.plan.partitions, len(order))
+                for topic in topics
+            ]
             for place, member in enumerate(order)
         }
 
@@ -199,7 +226,8 @@ class World:
         """Live through it. Raises AssertionError if the world doesn't come to rest; `violations` tells what was seen on the way."""
         plan = self.plan
         self.trace(
-            None, f"seed {self.seed}: {plan.mood}, {plan.partitions} partitions, {plan.workers} workers, {len(plan.arrivals)} records"
+            None,
+            f"seed {self.seed}: {plan.mood}, {plan.partitions} partitions, {plan.workers} workers, {len(plan.arrivals)} records",
         )
         early = self.rng.random() < 0.3  # the log is there before the workers
         begin = 2.0 if early else 0.0
@@ -241,10 +269,15 @@ class World:
     def arrive(self, arrival: Arrival) -> None:
         """Upstream appends a record."""
         tp = TopicPartition(arrival.topic, arrival.partition)
-        offset = self.broker.logs[tp].append([Sent(arrival.key, arrival.value, arrival.headers)], self.milliseconds())
+        offset = self.broker.logs[tp].append(
+            [Sent(arrival.key, arrival.value, arrival.headers)], self.milliseconds()
+        )
         self.accounts.arrived(tp, offset, arrival)
         if self.trace is not quiet:
-            self.trace(None, f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}: {self.accounts.told(arrival)}")
+            self.trace(
+                None,
+                f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}: {self.accounts.told(arrival)}",
+            )
 
     def milliseconds(self) -> int:
         """The brokers' time."""
@@ -276,7 +309,9 @@ class World:
                     log = self.broker.logs[TopicPartition(self.settings.changelog_topic, number)]
                     log.compact()
                     # Of an order whose older state landed last, the newer one is gone now.
-                    self._hide(record for record in log.records if not _not_older(record, self.accounts.states))
+                    self._hide(
+                        record for record in log.records if not _not_older(record, self.accounts.states)
+                    )
             case "clock":
                 jump = rng.choice((-86_400.0, -3.0, 3.0, 86_400.0))
                 self._clock_jump += jump
@@ -371,16 +406,30 @@ class World:
         for lane in worker.app.consumer.lanes.values():
             generation = lane.claim.generation
             self.openings.setdefault(lane.partition, []).append((self.loop.now, generation))
-        self.trace(worker.process, f"opens lanes {', '.join(lane.name for lane in worker.app.consumer.lanes.values())}")
+        self.trace(
+            worker.process,
+            f"opens lanes {', '.join(lane.name for lane in worker.app.consumer.lanes.values())}",
+        )
 
-    def landed(self, worker: Worker, leaving: Leaving, tp: TopicPartition, offset: int, records: Sequence[Sent]) -> None:
+    def landed(
+        self, worker: Worker, leaving: Leaving, tp: TopicPartition, offset: int, records: Sequence[Sent]
+    ) -> None:
         """See Servers."""
         if self.trace is not quiet:
-            self.trace(worker.process, f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more", *self.accounts.read(tp, records))
-        known = {record.key: self.accounts.states.get(record.key) for record in records if record.key is not None}
+            self.trace(
+                worker.process,
+                f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more",
+                *self.accounts.read(tp, records),
+            )
+        known = {
+            record.key: self.accounts.states.get(record.key) for record in records if record.key is not None
+        }
         self.accounts.written(tp, offset, records)
         began, opened = (
-            min((at for at, generation in of.get(tp.partition, ()) if generation > leaving.stamp), default=None)
+            min(
+                (at for at, generation in of.get(tp.partition, ()) if generation > leaving.stamp),
+                default=None,
+            )
             for of in (self.recoveries, self.openings)
         )
         if began is None or tp.topic in (REKEYED, CREATED):
@@ -426,7 +475,9 @@ class World:
                 self.violate(f"{tp.topic}/{tp.partition}: {offset} was committed after {before}")
             if tp not in owned:
                 self.violate(f"{tp.topic}/{tp.partition}: committed by a member that doesn't own it")
-            for missing in self.accounts.unaccounted(self.broker.logs[tp].records, before, offset, self.hidden):
+            for missing in self.accounts.unaccounted(
+                self.broker.logs[tp].records, before, offset, self.hidden
+            ):
                 self.violate(f"{tp.topic}/{tp.partition}: {offset} was committed, but {missing}")
 
     def _new_generation(self) -> None:
@@ -483,7 +534,11 @@ class World:
         """Orders of which something is due, or will be soon."""
         soon = self.milliseconds() + SOON
         states = self.accounts.states.items()
-        return [name for key, raw in states if 0 < codec.due_of(raw) <= soon and (name := str(UUID(bytes=key))) not in self.hidden]
+        return [
+            name
+            for key, raw in states
+            if 0 < codec.due_of(raw) <= soon and (name := str(UUID(bytes=key))) not in self.hidden
+        ]
 
     def _unrest(self) -> str:
         lags = [
@@ -492,7 +547,9 @@ class World:
             for number in range(self.plan.partitions)
             if self.broker.logs[tp := TopicPartition(topic, number)].end != self.group.offsets.get(tp, 0)
         ]
-        pending = f"{self._pending} planned, {self.network.under_way} under way, {sorted(self.network.down)} down"
+        pending = (
+            f"{self._pending} planned, {self.network.under_way} under way, {sorted(self.network.down)} down"
+        )
         lags += [f"order {order_id} due" for order_id in self._due()]
         return f"{', '.join(lags) or 'no lag'}; {pending}; {sorted(worker.process.name for worker in self.running.values())} run"
 
@@ -501,9 +558,9 @@ class World:
             self.lines.append(f"{self.loop.now:9.3f}  {'' if process is None else process.name:6} {each}")
 
 
-def _not_older(record: Sent | Record, known: Mapping[bytes, bytes | None] | Mapping[bytes | None, bytes | None]) -> bool:
+def _not_older(record: Sent | Record, known: Mapping[Any, bytes | None]) -> bool:
     """Whether a state is of no lower version than the known one of its order."""
-    old = known.get(record.key)  # type: ignore[arg-type]
+    old = known.get(record.key)
     return old is None or record.value is None or version_of(record.value) >= version_of(old)
 
 

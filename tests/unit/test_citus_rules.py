@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql as pg
 
 from sinks.postgres import statement
-from sinks.schema import TABLES, build_metadata, build_views
+from sinks.schema import DIALECT, TABLES, build_metadata, build_views
 
 DISTRIBUTED_BY = "user_id"
 METADATA = build_metadata("user_id")
@@ -95,8 +92,7 @@ def test_the_upsert_never_changes_the_user_and_names_it_in_its_conflict() -> Non
 
 def test_views_join_by_the_user() -> None:
     """Then each node joins what it has."""
-    dialect = cast(sa.Dialect, pg.dialect())  # type: ignore[no-untyped-call]
     for name, select in build_views(METADATA).items():
-        sql = str(select.compile(dialect=dialect))
+        sql = str(select.compile(dialect=DIALECT))
         # Every join of this schema names the region.
         assert sql.count("user_id = ") == sql.count("region = ") >= 3, name

@@ -9,8 +9,8 @@ import pytest
 
 from domain import effects, events
 from domain.deadlines import DeadlinePolicy, Due, next_due, pending
+from domain.enums import DeadlineKind
 from domain.events import Event
-from domain.order import DEADLINES, DUE_LABEL, DUE_PAYMENT, DUE_REFUND, DUE_RELEASE, DUE_STOCK
 from tests.unit.wire import ANNA, BORIS, ORDER, Story, created, event, line, made, raw
 
 T0 = 1_767_225_600_000
@@ -33,11 +33,11 @@ class Timed(Story):
     def waits(self) -> set[tuple[int, str, str | None, int, bool]]:
         """(ms after T0, what, whose, attempt, final)"""
         names = {None: None, raw(ANNA): "anna", raw(BORIS): "boris", raw(made("refund:0")): "refund:0"}
-        return {(d.at - T0, DEADLINES[d.what], names[d.subject], d.attempt, d.final) for d in pending(self.order, raw(ORDER), PATIENCE)}
+        return {(d.at - T0, d.what.text, names[d.subject], d.attempt, d.final) for d in pending(self.order, raw(ORDER), PATIENCE)}
 
-    def let_pass(self, what: int) -> None:
+    def let_pass(self, what: DeadlineKind) -> None:
         """The clock reaches the next deadline of this kind: its record is written, and comes back."""
-        due = min(d for d in pending(self.order, raw(ORDER), PATIENCE) if d.what == what)
+        due = min(d for d in pending(self.order, raw(ORDER), PATIENCE) if d.what is what)
         self.clock = due.at - T0
         self.take(comes_back(due))
 
@@ -104,12 +104,12 @@ def test_a_wait_of_0_is_none() -> None:
 def test_stock_is_asked_for_again_under_the_same_id_and_at_last_counts_as_rejected() -> None:
     told = ordered()
     first = told.published("stock.reserve")
-    told.let_pass(DUE_STOCK)
+    told.let_pass(DeadlineKind.STOCK)
     assert told.waits() == {(1_000, "payment", None, 1, True), (200, "stock", "anna", 2, False), (100, "stock", "boris", 1, False)}
     told.stock("reserved", BORIS)
-    told.let_pass(DUE_STOCK)
+    told.let_pass(DeadlineKind.STOCK)
     assert told.published("stock.reserve") == [*first, first[0], first[0]]
-    told.let_pass(DUE_STOCK)
+    told.let_pass(DeadlineKind.STOCK)
     assert told.published("stock.reserve") == [*first, first[0], first[0]]
     assert told.waits() == {(1_000, "payment", None, 1, True)}
     closed = told.published("suborder.updated")[-1]
@@ -120,7 +120,7 @@ def test_stock_is_asked_for_again_under_the_same_id_and_at_last_counts_as_reject
 def test_money_for_stock_that_nobody_answered_goes_back() -> None:
     told = ordered()
     told.pay("20.00")
-    told.take(comes_back(Due(T0, DUE_STOCK, raw(ANNA), 3, True)))
+    told.take(comes_back(Due(T0, DeadlineKind.STOCK, raw(ANNA), 3, True)))
     told.decide()
     (asked,) = told.published("refund.request")
     assert (asked["cause"], asked["cause_id"], asked["amount"]) == ("stock", ANNA, "10.00")
@@ -129,7 +129,7 @@ def test_money_for_stock_that_nobody_answered_goes_back() -> None:
 def test_a_late_reservation_is_released() -> None:
     told = ordered()
     for attempt in (1, 2, 3):
-        told.take(comes_back(Due(T0, DUE_STOCK, raw(ANNA), attempt, attempt == 3)))
+        told.take(comes_back(Due(T0, DeadlineKind.STOCK, raw(ANNA), attempt, attempt == 3)))
     told.stock("reserved", ANNA)
     (asked,) = told.published("stock.release")
     assert (asked["reservation_id"], [each["quantity"] for each in asked["items"]]) == (made(f"reservation:{ANNA}"), [1])
@@ -138,7 +138,7 @@ def test_a_late_reservation_is_released() -> None:
 def test_a_reservation_read_before_its_last_deadline_is_released_too() -> None:
     told = ordered()
     told.stock("reserved", ANNA)
-    told.take(comes_back(Due(T0, DUE_STOCK, raw(ANNA), 3, True)))
+    told.take(comes_back(Due(T0, DeadlineKind.STOCK, raw(ANNA), 3, True)))
     assert [each["seller_id"] for each in told.published("stock.release")] == [ANNA]
 
 
@@ -146,11 +146,11 @@ def test_an_unpaid_order_asks_its_stock_back_and_closes() -> None:
     told = ordered()
     told.stock("reserved", ANNA)
     told.stock("reserved", BORIS)
-    told.let_pass(DUE_PAYMENT)
+    told.let_pass(DeadlineKind.PAYMENT)
     assert [each["seller_id"] for each in told.published("stock.release")] == [ANNA, BORIS]
     assert told.waits() == {(1_200, "release", "anna", 1, False), (1_200, "release", "boris", 1, False)}
     told.stock("released", ANNA)
-    told.let_pass(DUE_RELEASE)
+    told.let_pass(DeadlineKind.RELEASE)
     assert [each["seller_id"] for each in told.published("stock.release")] == [ANNA, BORIS, BORIS]
     told.stock("released", BORIS)
     assert {each["closed_because"] for each in told.published("suborder.updated") if each["status"] == "closed"} == {"payment_overdue"}
@@ -160,7 +160,7 @@ def test_an_unpaid_order_asks_its_stock_back_and_closes() -> None:
 
 def test_money_that_comes_after_the_deadline_goes_back() -> None:
     told = ordered()
-    told.let_pass(DUE_PAYMENT)
+    told.let_pass(DeadlineKind.PAYMENT)
     told.stock("released", ANNA)
     told.stock("released", BORIS)
     told.pay("20.00")
@@ -176,8 +176,8 @@ def test_a_stock_never_given_back_is_an_anomaly() -> None:
     told.stock("reserved", BORIS)
     told.pay("20.00")
     told.cancel(ANNA)
-    told.let_pass(DUE_RELEASE)
-    told.let_pass(DUE_RELEASE)
+    told.let_pass(DeadlineKind.RELEASE)
+    told.let_pass(DeadlineKind.RELEASE)
     assert told.anomalies == ["release_unanswered"]
     assert len(told.published("stock.release")) == 2
     told.stock("released", ANNA)
@@ -191,9 +191,9 @@ def test_a_label_is_asked_for_again_for_this_seller_alone() -> None:
     told.pay("20.00")
     asked = told.published("shipping.label.create")
     told.scan("in_transit", seller=BORIS)
-    told.let_pass(DUE_LABEL)
+    told.let_pass(DeadlineKind.LABEL)
     assert told.published("shipping.label.create") == [*asked, asked[0]]
-    told.let_pass(DUE_LABEL)
+    told.let_pass(DeadlineKind.LABEL)
     assert len(told.published("shipping.label.create")) == 3
     assert told.anomalies == ["label_unscanned"]
     assert told.waits() == set()
@@ -207,9 +207,9 @@ def test_a_refund_is_asked_for_again_and_then_reported() -> None:
     told.pay("10.00")
     told.stock("rejected")
     told.settle()
-    told.let_pass(DUE_REFUND)
+    told.let_pass(DeadlineKind.REFUND)
     assert told.published("refund.request")[0] == told.published("refund.request")[1]
-    told.let_pass(DUE_REFUND)
+    told.let_pass(DeadlineKind.REFUND)
     assert len(told.published("refund.request")) == 2
     assert told.anomalies == ["refund_unconfirmed"]
     told.tell("refund.completed", refund_id=made("refund:0"))
@@ -230,16 +230,16 @@ def test_an_answered_refund_is_not_waited_for(verb: str) -> None:
 
 def test_a_deadline_counts_once() -> None:
     told = ordered()
-    told.let_pass(DUE_STOCK)
+    told.let_pass(DeadlineKind.STOCK)
     before = told.order.version
-    told.take(comes_back(Due(T0 + 100, DUE_STOCK, raw(ANNA), 1, False)))
+    told.take(comes_back(Due(T0 + 100, DeadlineKind.STOCK, raw(ANNA), 1, False)))
     assert told.order.version == before
     assert len(told.published("stock.reserve")) == 3
 
 
 def test_a_deadline_read_before_its_order_waits_for_it() -> None:
     told = Timed()
-    told.take(comes_back(Due(T0, DUE_STOCK, raw(ANNA), 1, True)))
+    told.take(comes_back(Due(T0, DeadlineKind.STOCK, raw(ANNA), 1, True)))
     told.take(event("order.created", created(line(1), line(2, BORIS))))
     assert [suborder.live for suborder in told.now.suborders] == [0, 1]
 

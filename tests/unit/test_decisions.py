@@ -10,6 +10,7 @@ import pytest
 from audit import reference
 from contracts.errors import Refused
 from contracts.topics import DECISIONS
+from domain.enums import DeadlineKind
 from domain.events import MOST_REFUND, decode
 from domain.fold import fold
 from domain.limits import TYPE_BYTES, size_of
@@ -116,8 +117,8 @@ def test_an_order_takes_in_a_bounded_amount_of_them() -> None:
 
 def test_an_order_takes_in_a_bounded_number_of_deadlines() -> None:
     pipeline, auditor = Order(), reference.Order(ORDER)
-    most = TYPE_BYTES["deadline.passed"] // size_of(Deadline(0, 0, None, 1, False))
-    pipeline.deadlines = [Deadline(0, 1, raw(ANNA), number + 1, False) for number in range(most)]
+    most = TYPE_BYTES["deadline.passed"] // size_of(Deadline(0, DeadlineKind.PAYMENT, None, 1, False))
+    pipeline.deadlines = [Deadline(0, DeadlineKind.STOCK, raw(ANNA), number + 1, False) for number in range(most)]
     for number in range(most + 1):
         data = {**DEADLINE, "attempt": number + 1, "final": False}
         value = json.dumps(data).encode()

@@ -74,7 +74,7 @@ class Clock:
 
 
 def settings(**values: float) -> Settings:
-    return Settings(**{"retry_first": 0.5, "retry_longest": 4.0, "retry_limit": 100.0, **values})  # type: ignore[arg-type]
+    return Settings.model_validate({"retry_first": 0.5, "retry_longest": 4.0, "retry_limit": 100.0, **values})
 
 
 def test_pauses_double_up_to_the_longest() -> None:

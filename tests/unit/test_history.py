@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contracts.topics import LANE
-from domain.order import Cancellation, Created, Order, Origin, Payment, Waiting
+from domain.enums import OrderStatus, SuborderStatus
+from domain.order import Cancellation, Created, Order, Origin, Payment, PublishedSuborder, Waiting
 from operations.changelog import same
 from operations.history import HistoryReader, MemoryBatch
 from operations.replay import LocalStates, rules_of
@@ -34,7 +35,9 @@ class Broker:
 
     def __init__(self, times: Times, dice: random.Random, after: int) -> None:
         self.logs = {
-            TopicPartition(topic, 0): [SimpleNamespace(topic=topic, offset=at, timestamp=time) for at, time in enumerate(of_topic)]
+            TopicPartition(topic, 0): [
+                SimpleNamespace(topic=topic, offset=at, timestamp=time) for at, time in enumerate(of_topic)
+            ]
             for topic, of_topic in zip(LANE, times, strict=False)
         }
         self.dice = dice
@@ -56,7 +59,9 @@ class Broker:
     async def position(self, partition: TopicPartition) -> int:
         return self.at[partition]
 
-    async def getmany(self, *partitions: TopicPartition, timeout_ms: int) -> Mapping[TopicPartition, list[Any]]:
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int
+    ) -> Mapping[TopicPartition, list[Any]]:
         assert not self.paused & set(partitions)
         found = {}
         for partition in self.dice.sample(partitions, self.dice.randint(1, len(partitions))):
@@ -72,7 +77,10 @@ def read(broker: Broker, start: Mapping[str, int], end: Mapping[str, int]) -> li
     async def run() -> list[list[tuple[str, int]]]:
         reader = object.__new__(HistoryReader)
         reader._consumer = broker
-        return [[(record.topic, record.offset) for record in some] async for some in reader.lane(_logs(start), _logs(end))]
+        return [
+            [(record.topic, record.offset) for record in some]
+            async for some in reader.lane(_logs(start), _logs(end))
+        ]
 
     return asyncio.run(run())
 
@@ -114,9 +122,15 @@ def test_a_long_topic_is_not_held_while_another_one_is_late() -> None:
 
 
 def test_a_batch_has_a_slice_for_each_run_of_a_topic() -> None:
-    records: list[Any] = [SimpleNamespace(topic=topic, offset=at) for topic, at in (("a", 0), ("a", 1), ("b", 7), ("a", 2))]
+    records: list[Any] = [
+        SimpleNamespace(topic=topic, offset=at) for topic, at in (("a", 0), ("a", 1), ("b", 7), ("a", 2))
+    ]
     batch = MemoryBatch(3, records)
-    assert [(part.topic, len(part.records), part.to) for part in batch.slices] == [("a", 2, 2), ("b", 1, 8), ("a", 1, 3)]
+    assert [(part.topic, len(part.records), part.to) for part in batch.slices] == [
+        ("a", 2, 2),
+        ("b", 1, 8),
+        ("a", 1, 3),
+    ]
     assert batch.partition == 3
 
 
@@ -125,6 +139,10 @@ def test_a_batch_has_a_slice_for_each_run_of_a_topic() -> None:
 ONE, TWO = Payment(1, b"1" * 16, 100, "EUR"), Payment(2, b"2" * 16, 200, "EUR")
 GIVEN_UP, CHANGED_MIND = Cancellation(1, None, "late"), Cancellation(1, None, "changed")
 CREATED = Created(5, b"u" * 16, None, "EUR", 300, None, [])
+
+
+def part(live: int) -> PublishedSuborder:
+    return PublishedSuborder(SuborderStatus.CONFIRMED, 100, 0, 0, live, 0, 0, 0)
 
 
 def waiting(*payments: Payment) -> Order:
@@ -145,8 +163,12 @@ def waiting(*payments: Payment) -> Order:
         (Order(3, CREATED, [ONE]), Order(3, CREATED, [TWO]), False),
         (Order(3, CREATED), Order(4, CREATED), False),
         (Order(3, CREATED), Order(3, None), False),
-        (Order(3, CREATED, status=1), Order(3, CREATED, status=2), False),
-        (Order(3, CREATED, suborders=[(1,)]), Order(3, CREATED, suborders=[(2,)]), False),
+        (
+            Order(3, CREATED, status=OrderStatus.CONFIRMED),
+            Order(3, CREATED, status=OrderStatus.SHIPPED),
+            False,
+        ),
+        (Order(3, CREATED, suborders=[part(1)]), Order(3, CREATED, suborders=[part(2)]), False),
         (
             Order(3, CREATED, cancellations=[Cancellation(1, None, "a")]),
             Order(3, CREATED, cancellations=[Cancellation(1, None, "b")]),
@@ -173,7 +195,10 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
         arrived("order.paid", b"p2"),
         arrived("order.created", b"c"),
     ]
-    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
+    found = [
+        [dict(record.headers)["ce_id"] for record in arrival]
+        for arrival in islice(arrivals(records, {}, random.Random(1)), 60)
+    ]
     assert found[0] == [b"c", b"p1", b"p2", b"s1"]
     assert found[1] == [b"p1", b"s1", b"p2", b"c"]
     assert all(sorted(each) == sorted(found[0]) and each.index(b"p1") < each.index(b"p2") for each in found)
@@ -181,16 +206,32 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
 
 
 def test_what_another_lane_sent_on_may_have_been_taken_in_as_a_copy_only() -> None:
-    records = [arrived("order.created", b"c"), arrived("order.paid", b"p1"), arrived("order.paid", b"p2"), arrived("orders.rekeyed", b"p1")]
-    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
+    records = [
+        arrived("order.created", b"c"),
+        arrived("order.paid", b"p1"),
+        arrived("order.paid", b"p2"),
+        arrived("orders.rekeyed", b"p1"),
+    ]
+    found = [
+        [dict(record.headers)["ce_id"] for record in arrival]
+        for arrival in islice(arrivals(records, {}, random.Random(1)), 60)
+    ]
     assert (found[0], found[3]) == ([b"c", b"p2", b"p1"], [b"c", b"p1", b"p2", b"p1"])
     assert {len(each) for each in found} == {3, 4}
 
 
 def test_it_keeps_to_what_notices_tell() -> None:
-    records = [arrived("order.created", b"c"), arrived("order.paid", b"p"), arrived("shipment.updated", b"s"), arrived("order.paid", b"p")]
+    records = [
+        arrived("order.created", b"c"),
+        arrived("order.paid", b"p"),
+        arrived("shipment.updated", b"s"),
+        arrived("order.paid", b"p"),
+    ]
     pins = {1: b"s", 3: b"p"}
-    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, pins, random.Random(1)), 60)]
+    found = [
+        [dict(record.headers)["ce_id"] for record in arrival]
+        for arrival in islice(arrivals(records, pins, random.Random(1)), 60)
+    ]
     assert {tuple(each) for each in [*found[1:3], *found[3::2]]} == {(b"s", b"c", b"p", b"p")}
 
 

@@ -15,6 +15,7 @@ from audit.reference import Fact
 from contracts import errors
 from contracts.incoming import DATA, Text
 from domain import events, fold, limits
+from domain.enums import ClosedBecause, DeadlineKind, Rank, RefundCause, ReturnStatus, StockAnswer, SuborderStatus
 from domain.order import (
     Cancellation,
     Created,
@@ -24,6 +25,7 @@ from domain.order import (
     Origin,
     Payment,
     PaymentFailure,
+    PublishedSuborder,
     RefundDecision,
     RefundReply,
     ReturnStage,
@@ -40,6 +42,7 @@ WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 """As many bytes of UTF-8 as a text can have."""
 FACTS = [type_ for type_ in limits.TYPE_BYTES if type_ not in ("deadline.passed", "refund.decided")]
 """Those of other services; ours are in test_decisions."""
+PARTS = [PublishedSuborder(SuborderStatus.CLOSED, 10**15, 10**15, 10**15, 100_000, 0, 0, 0, ClosedBecause.STOCK_UNANSWERED)] * 1000
 ITEMS = [(bytes([n % 256, n // 256]) * 8, 100_000) for n in range(1000)]
 
 
@@ -76,8 +79,8 @@ def test_beyond_its_limit_a_type_is_refused_and_nothing_of_the_order_changes(typ
         taken += 1
         assert taken < 20_000
         if type_ == "stock.reserved" and taken == limits.UNCOUNTED:  # they hold no text: 13,000 would take long here
-            fact: Any = StockReply(0, 0, bytes(16), bytes(16), None)
-            told.order.stock += [StockReply(0, 0, n.to_bytes(16, "big"), bytes(16), None) for n in range(13_000)]
+            fact: Any = StockReply(0, StockAnswer.RESERVED, bytes(16), bytes(16), None)
+            told.order.stock += [StockReply(0, StockAnswer.RESERVED, n.to_bytes(16, "big"), bytes(16), None) for n in range(13_000)]
             taken = limits.TYPE_BYTES[type_] // limits.size_of(fact)
     assert taken >= limits.UNCOUNTED
     before = codec.encode(told.order)
@@ -111,7 +114,7 @@ def test_facts_that_are_not_counted_fit_whatever_they_hold() -> None:
 
 
 def test_ten_thousand_scans_of_the_usual_size_fit() -> None:
-    scan = Scan(0, bytes(16), 1, bytes(16), bytes(16), "Interparcel", "1Z999AA10123456784", 0, "Sorting centre", ITEMS[:2])
+    scan = Scan(0, bytes(16), Rank.IN_TRANSIT, bytes(16), bytes(16), "Interparcel", "1Z999AA10123456784", 0, "Sorting centre", ITEMS[:2])
     assert 10_000 * limits.size_of(scan) <= limits.TYPE_BYTES["shipment.updated"]
 
 
@@ -126,10 +129,10 @@ def short() -> dict[str, list[Any]]:
     return {
         "payments": full(Payment(far, raw, 10**15, "EUR")),
         "failures": full(PaymentFailure(far, raw, "")),
-        "stock": [fact for kind in range(3) for fact in full(StockReply(far, kind, raw, raw, None))],
+        "stock": [fact for answer in StockAnswer for fact in full(StockReply(far, answer, raw, raw, None))],
         "cancellations": full(Cancellation(far, raw, "")),
-        "scans": full(Scan(far, raw, 1, raw, raw, None, None, far)),
-        "returns": full(ReturnStage(far, raw, 1, raw, 100_000, "", far, True)),
+        "scans": full(Scan(far, raw, Rank.IN_TRANSIT, raw, raw, None, None, far)),
+        "returns": full(ReturnStage(far, raw, ReturnStatus.PROCESSED, raw, 100_000, "", far, True)),
         "refunds": [fact for failed in (True, False) for fact in full(RefundReply(far, raw, failed))],
     }
 
@@ -146,10 +149,10 @@ def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions()
     lines = [Item(raw, raw, raw, raw, WIDE, 100_000, 10**15, 10**15) for _ in range(1000)]
     created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
     spans = [(raw, 99_999, 100_000)] * 100_000
-    decisions = full(RefundDecision(far, 1 << 31, 1 << 63, 1, raw, spans, [], far))
-    decisions += full(RefundDecision(far, 1 << 31, 1 << 63, 1, raw, [], [], far))[: 20_000 - len(decisions)]
-    deadlines = full(Deadline(far, 4, raw, 100_000, False, False, far))
-    order = Order(version=1 << 40, created=created, decisions=decisions, deadlines=deadlines, suborders=[(5,) * 8] * 1000)
+    decisions = full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, spans, [], far))
+    decisions += full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, [], [], far))[: 20_000 - len(decisions)]
+    deadlines = full(Deadline(far, DeadlineKind.REFUND, raw, 100_000, False, False, far))
+    order = Order(version=1 << 40, created=created, decisions=decisions, deadlines=deadlines, suborders=PARTS)
     assert len(codec.encode(msgspec.structs.replace(order, **short()))) + 100_000 < STATE_MAX_BYTES
 
 
@@ -158,21 +161,21 @@ def test_the_largest_state_fits_its_topic_once_its_order_is_known(items: list[tu
     far, raw = 1 << 60, b"\xff" * 16
     facts = short()
     if items is not None:
-        facts["scans"] = full(Scan(far, raw, 1, raw, raw, None, None, far, None, items))
-        facts["stock"] = [fact for kind in range(3) for fact in full(StockReply(far, kind, raw, raw, items))]
+        facts["scans"] = full(Scan(far, raw, Rank.IN_TRANSIT, raw, raw, None, None, far, None, items))
+        facts["stock"] = [fact for answer in StockAnswer for fact in full(StockReply(far, answer, raw, raw, items))]
     lines = [Item(raw, raw, raw, raw, WIDE, 100_000, 10**15, 10**15) for _ in range(1000)]
     created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
     # A refund for each return and each payment, and one for each fact that can turn units; it names a span of every line that the fact
     # names. Beside them, those that a line of 100,000 units is split into.
     turning = [*facts["scans"], *facts["stock"]]
     spans = [(raw, 99_999, 100_000)] * len(items or [raw])
-    small = RefundDecision(far, 100_000, 10**15, 0, raw, [(raw, 99_999, 100_000)], [])
+    small = RefundDecision(far, 100_000, 10**15, RefundCause.RETURN, raw, [(raw, 99_999, 100_000)], [])
     decisions = [small] * (len(facts["returns"]) + len(facts["payments"]) + 10_000)
-    decisions += [RefundDecision(far, 100_000, 10**15, 1, raw, spans, []) for _ in turning]
-    decisions.append(RefundDecision(far, 100_000, 10**15, 1, raw, spans, [raw] * 1000))
+    decisions += [RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, spans, []) for _ in turning]
+    decisions.append(RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, spans, [raw] * 1000))
     assert sum(map(limits.size_of, decisions)) <= limits.TYPE_BYTES["refund.decided"]
-    order = Order(version=1 << 40, created=created, decisions=decisions, suborders=[(5,) * 8] * 1000)
-    order.deadlines = full(Deadline(far, 4, raw, 100_000, False, False, far))
+    order = Order(version=1 << 40, created=created, decisions=decisions, suborders=PARTS)
+    order.deadlines = full(Deadline(far, DeadlineKind.REFUND, raw, 100_000, False, False, far))
     assert len(codec.encode(msgspec.structs.replace(order, **facts))) + 100_000 < STATE_MAX_BYTES
 
 

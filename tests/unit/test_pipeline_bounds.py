@@ -10,7 +10,7 @@ import pytest
 
 from contracts import ids
 from contracts.topics import DLQ
-from operations.history import fold
+from operations.history import at_hand, fold
 from settings import Settings
 from streams.folder import BatchFolder, BatchOutput
 from streams.partitioner import partition_of
@@ -41,7 +41,7 @@ def parcels(count: int, lines: int) -> list[Any]:
 def folded(folder: BatchFolder, records: Sequence[Any]) -> list[BatchOutput]:
     states: dict[bytes, bytes] = {}
     works: list[BatchOutput] = []
-    for work in fold(folder, LANE, records, lambda keys: [states.get(key) for key in keys]):
+    for work in fold(folder, LANE, records, at_hand(states)):
         works.append(work)
         states.update(work.states)
     return works
@@ -88,7 +88,7 @@ def test_what_one_record_publishes_is_bounded() -> None:
     held.held_bytes = 1 << 20
     for folder in (held, whole):
         states = {raw(ORDER): folded(folder, history[1:])[-1].states[raw(ORDER)]}
-        (work,) = fold(folder, LANE, history[:1], lambda keys, states=states: [states.get(key) for key in keys])  # type: ignore[misc]
+        (work,) = fold(folder, LANE, history[:1], at_hand(states))
         commits = work.out["stock.commit"]
         assert len(commits) == 200
         if folder is held:

@@ -34,8 +34,8 @@ def test_what_was_not_sent_is_its_default() -> None:
     told = Story()
     told.create(line(1), hour=3)
     row = rows.order_row(ORDER, told.order)
-    assert (row[2], row[6]) == ("", "0.00")
-    assert rows.item_rows(ORDER, told.order)[0][10] == "0.00"
+    assert (row.region, row.discount_amount) == ("", "0.00")
+    assert rows.item_rows(ORDER, told.order)[0].shipping_amount == "0.00"
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_what_was_not_sent_is_its_default() -> None:
 def test_money_has_the_currencys_digits(currency: str, price: str, total: str) -> None:
     told = Story()
     told.create(line(1, price=price), currency=currency)
-    assert rows.order_row(ORDER, told.order)[5] == total
-    assert rows.item_rows(ORDER, told.order)[0][9] == total
+    assert rows.order_row(ORDER, told.order).total_amount == total
+    assert rows.item_rows(ORDER, told.order)[0].price == total
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,8 @@ def test_created_at_and_updated_at(events: list[tuple[Any, ...]], span: tuple[in
         if name == "create":
             keywords, arguments = {"hour": 1, "region": "SP", "discount": "1.00"}, LINES
         getattr(told, name)(*arguments, **keywords)
-    assert rows.order_row(ORDER, told.order)[7:9] == (moment(span[0]), moment(span[1]))
+    row = rows.order_row(ORDER, told.order)
+    assert (row.created_at, row.updated_at) == (moment(span[0]), moment(span[1]))
 
 
 def test_a_decision_moves_neither_version_nor_time() -> None:
@@ -89,7 +90,7 @@ def test_version_counts_refused_keys_too() -> None:
     told = story()
     told.pay("1.00", currency="USD")
     told.pay("1.00", currency="USD")
-    assert rows.order_row(ORDER, told.order)[9] == 2
+    assert rows.order_row(ORDER, told.order).version == 2
 
 
 # -- orders_order_item ------------------------------------------------------------------------------------------------------
@@ -138,7 +139,9 @@ def test_what_the_winning_scan_does_not_say_is_null() -> None:
     told = story()
     told.scan("pending", hour=4, carrier="Corvo", tracking_number="T1", estimated_delivery="2026-01-05", warehouse_id=STRANGER)
     told.scan("in_transit", hour=5)
-    assert rows.shipment_rows(ORDER, told.order)[0][5:10] == (None, None, None, "in_transit", None)
+    (row,) = rows.shipment_rows(ORDER, told.order)
+    unsaid = (row.warehouse_id, row.carrier, row.tracking_number, row.estimated_delivery)
+    assert (row.status, unsaid) == ("in_transit", (None, None, None, None))
 
 
 def test_a_refused_scan_counts_in_the_version_of_its_parcel_alone() -> None:
@@ -146,16 +149,15 @@ def test_a_refused_scan_counts_in_the_version_of_its_parcel_alone() -> None:
     told.scan("in_transit", hour=4)
     told.scan("delivered", hour=9, seller=STRANGER)
     told.scan("delivered", 2, hour=9, seller=STRANGER)
-    assert [(row[0], row[8], row[10:]) for row in rows.shipment_rows(ORDER, told.order)] == [
-        (parcel(1), "in_transit", (moment(4), moment(4), 2))
-    ]
+    (row,) = rows.shipment_rows(ORDER, told.order)
+    assert (row.id, row.status, row.created_at, row.updated_at, row.version) == (parcel(1), "in_transit", moment(4), moment(4), 2)
 
 
 def test_only_the_wanted_parcels() -> None:
     told = story()
     for n in (1, 2, 3):
         told.scan("pending", n)
-    assert [row[0] for row in rows.shipment_rows(ORDER, told.order, [raw(parcel(2)), raw(parcel(9))])] == [parcel(2)]
+    assert [row.id for row in rows.shipment_rows(ORDER, told.order, [raw(parcel(2)), raw(parcel(9))])] == [parcel(2)]
 
 
 # -- orders_return ----------------------------------------------------------------------------------------------------------
@@ -213,7 +215,7 @@ def test_only_the_wanted_returns() -> None:
     told = story()
     told.give_back("requested", 1)
     told.give_back("requested", 2)
-    assert [row[0] for row in rows.return_rows(ORDER, told.order, [raw(returned(2))])] == [returned(2)]
+    assert [row.id for row in rows.return_rows(ORDER, told.order, [raw(returned(2))])] == [returned(2)]
 
 
 # -- the cache ----------------------------------------------------------------------------------------------------------------

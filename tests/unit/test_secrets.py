@@ -137,7 +137,7 @@ def test_a_url_shows_where_its_server_is_and_nothing_else(url: str, shown: str) 
 @pytest.mark.parametrize(("name", "value"), UNUSABLE)
 def test_what_cannot_be_used_is_refused_and_not_repeated(orders: Orders, name: str, value: str) -> None:
     with pytest.raises(ValidationError) as refused:
-        Settings(**{name.lower(): value})  # type: ignore[arg-type]
+        Settings.model_validate({name.lower(): value})
     assert MARK not in "".join(traceback.format_exception(refused.value))
     for command in (("settings",), ("settings", "--json"), ("db",)):
         code, out, err = orders(*command, **{name: value})

@@ -82,7 +82,7 @@ def test_orders_add_up(clean: list[SourceEvent]) -> None:
         lines = sum(Decimal(item["price"]) * item["quantity"] + Decimal(item.get("shipping_amount", 0)) for item in order["items"])
         discount = Decimal(order.get("discount_amount", 0))
         assert Decimal(order["total_amount"]) == lines - discount
-        assert -Decimal(order["total_amount"]).as_tuple().exponent == DIGITS[order["currency"]]  # type: ignore[operator]
+        assert len(order["total_amount"].partition(".")[2]) == DIGITS[order["currency"]]
     assert {order["currency"] for order in orders} == set(DIGITS)
     assert max(len({item["seller_id"] for item in order["items"]}) for order in orders) >= 3
     assert any("discount_amount" in order for order in orders)

@@ -9,7 +9,6 @@ import pytest
 from contracts import ids
 from domain import events
 from domain.events import Event
-from domain.order import CAUSES, SUBORDER_STATUS
 from domain.totals import winning_scans, winning_stages
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Data, Story, item_id, line, made, parcel, raw, record, returned
 
@@ -290,7 +289,7 @@ def test_a_payment_in_another_currency_pays_nothing() -> None:
     ],
 )
 def test_status_of_suborders(events: list[Told], anna: str, boris: str) -> None:
-    assert [SUBORDER_STATUS[each.status] for each in told(TWO, *events).now.suborders] == [anna, boris]
+    assert [each.status.text for each in told(TWO, *events).now.suborders] == [anna, boris]
 
 
 def test_suborders_count_live_units_alone() -> None:
@@ -376,7 +375,7 @@ def refunds(story: Story) -> list[Refund]:
     return [
         (
             d.amount,
-            CAUSES[d.cause],
+            d.cause.text,
             ids.text(d.cause_id),
             [(ids.text(item), n) for item, first, count in d.units for n in range(first, first + count)],
             [ids.text(item) for item in d.shipping],

@@ -1,0 +1,16 @@
+"""Words that events, rows and answers share: statuses, causes, deadlines. domain.enums has the number of each in an order's state."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+OrderStatusText = Literal["pending", "confirmed", "shipped", "delivered", "returned"]
+SuborderStatusText = Literal["pending", "confirmed", "shipped", "delivered", "returned", "closed"]
+ParcelStatusText = Literal["pending", "in_transit", "delivered", "returned"]
+ReturnStatusText = Literal["requested", "processed", "rejected"]
+RefundCauseText = Literal["return", "stock", "closed"]
+"""Why a refund is owed."""
+DeadlineText = Literal["payment", "stock", "release", "label", "refund"]
+"""What was waited for in vain."""
+ClosedBecauseText = Literal["cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered"]
+"""Why none of a seller's units is live."""
