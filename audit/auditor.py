@@ -41,7 +41,7 @@ from audit.judge import (
     origin_of_copy,
 )
 from audit.log import Log, LogUnavailable, Record, Span, partition_of
-from audit.reference import Fact, Place, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
+from audit.reference import Fact, RecordId, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
 from audit.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
@@ -229,23 +229,25 @@ class Auditor:
 
     def _letter(self, lane: int, record: Record) -> Letter | None:
         headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
-        place, code = coordinates(record.headers, "dlq"), headers.get("dlq_reason", "")
+        record_id, code = coordinates(record.headers, "dlq"), headers.get("dlq_reason", "")
         self.report.counts["dead_letters"] += 1
         self.report.dead_letters[code or "(none)"] += 1
         missing = [name for name in ("dlq_reason", "dlq_detail") if not headers.get(name)]
         if not _is_time(headers.get("dlq_time", "")):
             missing.append("dlq_time")
-        if place is not None and place.topic in BULK and not missing:
+        if record_id is not None and record_id.topic in BULK and not missing:
             return None  # a part of a bulk job: it was to become records of the log, and became none
-        read = place is not None and TopicPartition(place.topic, place.partition) in self._spans
-        if missing or not read or place is None:
+        read = record_id is not None and TopicPartition(record_id.topic, record_id.partition) in self._spans
+        if missing or not read or record_id is None:
             where = f"{DLQ}/{lane}@{record.offset}"
             expected = "headers dlq_topic, dlq_partition, dlq_offset (of an input record), dlq_reason, dlq_detail, dlq_time"
-            actual = f"{', '.join(missing)} missing" if missing else f"coordinates {place or 'missing'}"
+            actual = f"{', '.join(missing)} missing" if missing else f"coordinates {record_id or 'missing'}"
             self._findings.broken("letters", "", where, expected, actual, proven=True)
             return None
         value = record.value if code.startswith("order_") else None
-        return Letter(place, code, headers["dlq_detail"], record.key, digest_of(record.value, record.headers), value, lane, record.offset)
+        return Letter(
+            record_id, code, headers["dlq_detail"], record.key, digest_of(record.value, record.headers), value, lane, record.offset
+        )
 
     async def _read_copies(self, log: Log) -> None:
         """Also those beyond what is committed: they are no facts yet, but prove that their records were passed on."""
@@ -266,10 +268,10 @@ class Auditor:
         try:
             note = json.loads(record.value or b"")
             (topic, partition, offset), (to_topic, to_partition, to_offset) = note["origin"], note["to"]
-            origin, to = Place(str(topic), int(partition), int(offset)), Place(str(to_topic), int(to_partition), int(to_offset))
+            origin, to = RecordId(str(topic), int(partition), int(offset)), RecordId(str(to_topic), int(to_partition), int(to_offset))
             return Note(_text(record.key or b""), str(note["reason"]), origin, to)
         except (ValueError, TypeError, KeyError) as error:
-            expected = "reason, origin and place of a redriven record"
+            expected = "reason, refused record and sent record of a redrive"
             self._findings.broken("letters", "", f"{REDRIVEN}/{lane}@{record.offset}", expected, f"{type(error).__name__}: {error}")
             return None
 
@@ -362,10 +364,10 @@ class Auditor:
                         await self._spill_derived(log, partition, spans[partition], spill, number)
             if changelog in spans:
                 await self._spill_states(log, changelog, spans[changelog], spill)
-            for place, table in enumerate(tables):
+            for record_id, table in enumerate(tables):
                 for count, (key, state) in enumerate(table.states()):
                     if self._wanted(key):
-                        spill.add(crc32(key) % len(spill), (key, LOCAL, place, state), len(state) + 36)
+                        spill.add(crc32(key) % len(spill), (key, LOCAL, record_id, state), len(state) + 36)
                     if count % _YIELD_EVERY == 0:
                         await asyncio.sleep(0)
             for count, item in enumerate(stores.items(number)):
@@ -414,19 +416,19 @@ class Auditor:
         return tables
 
     async def _spill_facts(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
-        number, buckets, add, place = _NUMBER[partition.topic], len(spill), spill.add, partition.partition
+        number, buckets, add, record_id = _NUMBER[partition.topic], len(spill), spill.add, partition.partition
         moved = bool(self._former)
         async for records in self._read(log, partition, span):
             for record in records:
                 key, value = record.key or b"", record.value
-                if (self._only is None or key in self._only) and not (moved and self._owner(key, place) != lane):
+                if (self._only is None or key in self._only) and not (moved and self._owner(key, record_id) != lane):
                     headers: Any = record.headers
                     kind: type = type(record)
                     if kind is Unread:
                         headers, value = None, raw_bytes(record)
                     elif kind is Parsed:
                         headers = [(name_bytes(name), text) for name, text in headers]
-                    item = (key, FACT, number, place, record.offset, record.timestamp, value, headers)
+                    item = (key, FACT, number, record_id, record.offset, record.timestamp, value, headers)
                     add(crc32(key) % buckets, item, len(value or b"") + 250)
 
     async def _spill_derived(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
@@ -496,30 +498,32 @@ class Auditor:
             return
         read = 0
         for letter in self._index.unmatched_letters():
-            partition = TopicPartition(letter.place.topic, letter.place.partition)
+            partition = TopicPartition(letter.record_id.topic, letter.record_id.partition)
             span = self._spans[partition]
-            if not span.start <= letter.place.offset < span.end:
+            if not span.start <= letter.record_id.offset < span.end:
                 self.report.counts["letters_out_of_sight"] += 1
                 continue
             order_id, read = "", read + 1
             if read <= self._most:
-                async for records in log.read(partition, Span(letter.place.offset, letter.place.offset + 1)):
+                async for records in log.read(partition, Span(letter.record_id.offset, letter.record_id.offset + 1)):
                     for record in records:
-                        outcome = parse(letter.place.topic, record.key, record.value, record.headers)
+                        outcome = parse(letter.record_id.topic, record.key, record.value, record.headers)
                         order_id = outcome.order_id if isinstance(outcome, Fact) else ""
             actual = f"a dead letter with reason {letter.code}"
             self._findings.truncated = False
-            self._findings.at_rest("letters", order_id, f"{DLQ}/{letter.lane}@{letter.at}", f"{letter.place} is a fact that counts", actual)
+            self._findings.at_rest(
+                "letters", order_id, f"{DLQ}/{letter.lane}@{letter.at}", f"{letter.record_id} is a fact that counts", actual
+            )
 
     def _judge_redrives(self) -> None:
         """Each record that went back is in the log once, and in the ledger."""
         if self._only is not None:
             return
-        for letter, place in self._index.sent_without_note():
+        for letter, record_id in self._index.sent_without_note():
             # A record and its note are one transaction, and any upstream can send, or copy, such a header.
-            self._findings.note("letters", "", REDRIVEN, f"a note that dead letter {letter} is at {place}", "none", place)
-        for place, count in self._index.redriven_twice():
-            self._findings.broken("letters", "", REDRIVEN, "one redrive of this record", count, place, proven=True)
+            self._findings.note("letters", "", REDRIVEN, f"a note that dead letter {letter} is at {record_id}", "none", record_id)
+        for record_id, count in self._index.redriven_twice():
+            self._findings.broken("letters", "", REDRIVEN, "one redrive of this record", count, record_id, proven=True)
         for note in self._index.notes_without_sent():
             span = self._spans.get(TopicPartition(note.to.topic, note.to.partition))
             if span is not None and span.start <= note.to.offset < span.end:
@@ -529,9 +533,9 @@ class Auditor:
     def _judge_checkouts(self) -> None:
         """Each accepted checkout has become an order.created, in whichever lane."""
         self._findings.truncated = False
-        for order_id, place in self._index.unplaced_checkouts():
+        for order_id, record_id in self._index.unplaced_checkouts():
             if self._only is None:
-                self._findings.at_rest("accounting", order_id, CREATED, "an order.created made of the checkout", "none", place)
+                self._findings.at_rest("accounting", order_id, CREATED, "an order.created made of the checkout", "none", record_id)
 
     async def _judge_absent(self, cache: Cache) -> None:
         """Parcels that lack under their tracking number what others have there: readers of Redis take it for all that there is.

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from audit.findings import Findings, plain
-from audit.reference import Fact, Place, Reading
+from audit.reference import Fact, Reading, RecordId
 
 SAME: Final = {
     "suborder.created": "suborder_id",
@@ -31,7 +31,7 @@ DERIVED: Final = (*SAME, *VARYING, *NOTICES)
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
-Places = Callable[[Fact], Place | None]
+RecordOf = Callable[[Fact], RecordId | None]
 
 
 class Event:
@@ -56,12 +56,12 @@ class Event:
 class DerivedEvents:
     """All derived events of one order. `complete`: topics of which no record has been deleted."""
 
-    def __init__(self, readings: Sequence[Reading], causes: Mapping[str, set[str | None]], place: Places, findings: Findings) -> None:
+    def __init__(self, readings: Sequence[Reading], causes: Mapping[str, set[str | None]], record_id: RecordOf, findings: Findings) -> None:
         """`causes`: id of each of the order's events -> the traces that events of this id carry."""
         self._readings = readings
         self._first = readings[0]
         self._causes = causes
-        self._place = place
+        self._record_of = record_id
         self._findings = findings
         self._order_id = self._first.order_id
         self._expected = [reading.derived() for reading in readings]
@@ -225,9 +225,9 @@ class DerivedEvents:
     def _where(self, event: Event) -> str:
         return f"{event.type}/{event.partition}@{event.offset}"
 
-    def _fact_of(self, type_: str) -> Place | None:
+    def _fact_of(self, type_: str) -> RecordId | None:
         fact_type = "order.returned" if type_ == "stock.restock" else "order.created"
-        return next((self._place(fact) for fact in self._first.facts if fact.type == fact_type), None)
+        return next((self._record_of(fact) for fact in self._first.facts if fact.type == fact_type), None)
 
 
 def _lines_of(reading: Reading, seller: Any) -> dict[str, int]:

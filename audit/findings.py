@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from audit.index import Index, Pending
-from audit.reference import Place
+from audit.reference import RecordId
 
 Severity = Literal["broken", "report"]
 CHECKS = {
@@ -108,17 +108,17 @@ class Findings:
         self._on_finding = on_finding
 
     def broken(
-        self, check: str, order_id: str, where: str, expected: object, actual: object, fact: Place | None = None, *, proven: bool = False
+        self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None, *, proven: bool = False
     ) -> None:
         """`proven`: also when the log's beginning is gone."""
         self._add(Finding(check, self._severity(check, proven), order_id, where, plain(expected), plain(actual), str(fact or "")))
 
-    def at_rest(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: Place | None = None) -> None:
+    def at_rest(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None) -> None:
         """Broken, unless a record about the order isn't committed yet."""
         severity = self._severity(check, False)
         self._index.wait(Pending(order_id, check, severity, where, plain(expected), plain(actual), str(fact or "")))
 
-    def note(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: Place | None = None) -> None:
+    def note(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None) -> None:
         """Worth knowing, not broken."""
         self._add(Finding(check, "report", order_id, where, plain(expected), plain(actual), str(fact or "")))
 

@@ -26,8 +26,8 @@ from audit.reference import (
     Fact,
     NaturalKey,
     Order,
-    Place,
     Reading,
+    RecordId,
     Refusal,
     is_canonical,
     normalised,
@@ -83,11 +83,14 @@ class Lane:
 
 @dataclass(slots=True)
 class Held:
-    """An order that the log knows. `raws`: its records as they came, by place; `causes`: their ids, and the traces that go on from them."""
+    """An order of the log.
+
+    `raws` are its records as they came, `causes` the ids of its events with the traces that go on from them.
+    """
 
     order: Order
     appended: int
-    raws: dict[Place, Item] = field(default_factory=dict)
+    raws: dict[RecordId, Item] = field(default_factory=dict)
     causes: dict[str, set[str | None]] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
 
@@ -100,11 +103,11 @@ class Held:
         """The first reading."""
         return self.readings[0]
 
-    def place(self, fact: Fact) -> Place | None:
+    def record_of(self, fact: Fact) -> RecordId | None:
         """Where the log says this."""
         for candidate in self.order.candidates.get(fact.key, ()):
-            if candidate.fact is fact and candidate.places:
-                return candidate.places[0]
+            if candidate.fact is fact and candidate.records:
+                return candidate.records[0]
         return None
 
 
@@ -150,57 +153,57 @@ class Judge:
             item = _as_read(item)
             _, _, number, partition, offset, timestamp, value, headers = item
             topic = LANE[number]
-            place = Place(topic, partition, offset)
+            record_id = RecordId(topic, partition, offset)
             if type(headers) is _Unreadable:
                 self._counts["records"] += topic not in INTERNAL
                 self._counts["refused"] += 1
-                self._want("", {"unreadable"}, [place], {place: item})
+                self._want("", {"unreadable"}, [record_id], {record_id: item})
                 continue
             # In the order's partition of before it was either taken there, or passed on after the change.
-            at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(place))
+            at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(record_id))
             if topic != REKEYED:
                 for name, text in headers:
                     if name == "redrive_of":
-                        self._index.add_sent((text or b"").decode("utf-8", "replace"), place)
+                        self._index.add_sent((text or b"").decode("utf-8", "replace"), record_id)
             if topic == DECISIONS:
-                decisions.append((place, value, headers, item))
+                decisions.append((record_id, value, headers, item))
                 continue
             if topic == CHECKOUT:
-                self._take_checkout(place, value, headers, item)
+                self._take_checkout(record_id, value, headers, item)
                 continue
-            places = [place]
+            record_ids = [record_id]
             if topic == REKEYED:
                 self._counts["rekeyed"] += 1
                 origin = origin_of_copy(headers)
                 if origin is None:
                     self._counts["refused"] += 1
-                    self._want("", {"origin_unknown"}, [place], {place: item})
+                    self._want("", {"origin_unknown"}, [record_id], {record_id: item})
                     continue
-                places.append(origin)
+                record_ids.append(origin)
                 parsed = read(origin.topic, value, own_headers(headers))
             else:
                 self._counts["records"] += 1
                 parsed = read(topic, value, headers)
-            fact = self._of_then(parsed.outcome, places[-1])
+            fact = self._of_then(parsed.outcome, record_ids[-1])
             if isinstance(fact, Refusal):
                 self._counts["refused"] += 1
-                self._want("", {fact.code}, places, dict.fromkeys(places, item))
+                self._want("", {fact.code}, record_ids, dict.fromkeys(record_ids, item))
             elif topic != REKEYED and (fact.order_id != order_id or not at_home) and _size(item) > MOST_PASSED_ON:
                 self._counts["refused"] += 1
-                self._want("", {"record_too_large"}, places, {})
+                self._want("", {"record_too_large"}, record_ids, {})
             elif fact.order_id != order_id or not at_home:
                 if topic == REKEYED:
                     actual = f"key {order_id} in partition {partition}"
                     home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, str(place), f"key {fact.order_id} in partition {home}", actual)
-                elif not self._index.has_copy(place):
+                    self._findings.broken("accounting", fact.order_id, str(record_id), f"key {fact.order_id} in partition {home}", actual)
+                elif not self._index.has_copy(record_id):
                     home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, REKEYED, f"a copy in partition {home}", "none", place)
+                    self._findings.broken("accounting", fact.order_id, REKEYED, f"a copy in partition {home}", "none", record_id)
             else:
                 if held is None:
                     held = Held(Order(order_id), timestamp)
                 held.appended = min(held.appended, timestamp)
-                self._add(held, fact, places, item)
+                self._add(held, fact, record_ids, item)
                 held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
                 if topic == CREATED and dict(headers).get("ce_source") == OURS:
                     self._index.add_placed(order_id)
@@ -209,53 +212,53 @@ class Judge:
             held.readings = held.order.readings()
         return held
 
-    def _take_checkout(self, place: Place, value: bytes | None, headers: Any, item: Item) -> None:
+    def _take_checkout(self, record_id: RecordId, value: bytes | None, headers: Any, item: Item) -> None:
         self._counts["records"] += 1
-        fact = self._of_then(read(CHECKOUT, value, headers).outcome, place)
+        fact = self._of_then(read(CHECKOUT, value, headers).outcome, record_id)
         if isinstance(fact, Refusal):
             self._counts["refused"] += 1
-            self._want("", {fact.code}, [place], {place: item})
+            self._want("", {fact.code}, [record_id], {record_id: item})
         else:
             self._counts["checkouts"] += 1
-            self._index.add_checkout(fact.order_id, place)
+            self._index.add_checkout(fact.order_id, record_id)
 
-    def _of_then(self, outcome: Fact | Refusal, place: Place) -> Fact | Refusal:
+    def _of_then(self, outcome: Fact | Refusal, record_id: RecordId) -> Fact | Refusal:
         """What a record was when it came: one that was refused by other rules and went back since is none, its copy counts.
 
         But for a conflict: there a record is refused because of another one, and goes on counting as the other content.
         """
         if isinstance(outcome, Refusal):
             return outcome
-        reason = self._index.reason_of_redriven(place)
+        reason = self._index.reason_of_redriven(record_id)
         return outcome if reason in (None, "key_conflict") else Refusal(reason, "redriven")
 
-    def _add(self, held: Held, fact: Fact, places: list[Place], item: Item) -> None:
+    def _add(self, held: Held, fact: Fact, record_ids: list[RecordId], item: Item) -> None:
         order = held.order
         before = len(order.candidates.get(fact.key, ()))
-        candidate = order.add(fact, places[0], rekeyed=len(places) > 1)
+        candidate = order.add(fact, record_ids[0], rekeyed=len(record_ids) > 1)
         if isinstance(candidate, Refusal):
             self._counts["refused"] += 1
-            self._want("", {candidate.code}, places, dict.fromkeys(places, item))
+            self._want("", {candidate.code}, record_ids, dict.fromkeys(record_ids, item))
             return
-        repeated = len(candidate.places) > 1
-        candidate.places.extend(places[1:])
+        repeated = len(candidate.records) > 1
+        candidate.records.extend(record_ids[1:])
         self._counts["duplicates" if repeated else "facts" if before == 0 else "conflicts"] += 1
-        held.raws.update(dict.fromkeys(places, item))
+        held.raws.update(dict.fromkeys(record_ids, item))
 
-    def _decide(self, held: Held | None, order_id: str, decisions: Iterable[tuple[Place, bytes | None, Any, Item]]) -> Held | None:
-        for place, value, headers, item in decisions:
+    def _decide(self, held: Held | None, order_id: str, decisions: Iterable[tuple[RecordId, bytes | None, Any, Item]]) -> Held | None:
+        for record_id, value, headers, item in decisions:
             decision = parse_decision(value, headers)
             if isinstance(decision, Refusal):
                 if decision.code != "type_unknown":
-                    self._findings.broken("refunds", order_id, str(place), "refund.decided", f"{decision.code} {decision.detail}")
-                self._index.letters_of([place])  # it may have one
+                    self._findings.broken("refunds", order_id, str(record_id), "refund.decided", f"{decision.code} {decision.detail}")
+                self._index.letters_of([record_id])  # it may have one
                 continue
             if held is None or decision.order_id != order_id:
                 actual = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"
-                self._findings.at_rest("refunds", decision.order_id, str(place), "a decision about a known order", actual)
+                self._findings.at_rest("refunds", decision.order_id, str(record_id), "a decision about a known order", actual)
                 continue
             if isinstance(decision, Fact):
-                self._add(held, decision, [place], item)
+                self._add(held, decision, [record_id], item)
                 event = unwrap(value, headers)
                 held.causes.setdefault(event.id, set()).add(event.traceparent)
                 continue
@@ -263,8 +266,8 @@ class Judge:
             held.causes.setdefault(event.id, set()).add(event.traceparent)
             expected = len(held.order.decisions)
             if not held.order.decide(decision) and decision.n >= expected:
-                self._findings.at_rest("refunds", order_id, str(place), f"decision {expected} next", decision.n)
-                self._index.letters_of([place])  # one too many has one
+                self._findings.at_rest("refunds", order_id, str(record_id), f"decision {expected} next", decision.n)
+                self._index.letters_of([record_id])  # one too many has one
         return held
 
     def _count_order(self, held: Held) -> None:
@@ -349,39 +352,39 @@ class Judge:
             losers = [each for each in candidates if key in refused or len(winners) > 1 or each is not winners[0]]
             self._counts["refused_keys"] += 1
             due = len(candidates) > 1 or key in in_all
-            self._want(order.order_id, codes, [place for each in losers for place in each.places], held.raws, losers, due=due)
+            self._want(order.order_id, codes, [record_id for each in losers for record_id in each.records], held.raws, losers, due=due)
 
     def _want(
         self,
         order_id: str,
         codes: set[str],
-        places: list[Place],
-        raws: Mapping[Place, Item],
+        record_ids: list[RecordId],
+        raws: Mapping[RecordId, Item],
         refused: Sequence[Candidate] = (),
         *,
         due: bool = True,
     ) -> None:
-        """At least one dead letter of one of these places is due, or may at least be there."""
-        letters = self._index.letters_of(places)
+        """At least one dead letter of one of these record_ids is due, or may at least be there."""
+        letters = self._index.letters_of(record_ids)
         if not letters and due:
             expected = f"a dead letter ({' or '.join(sorted(codes))})"
-            self._findings.broken("accounting", order_id, DLQ, expected, "none", places[0], proven=True)
+            self._findings.broken("accounting", order_id, DLQ, expected, "none", record_ids[0], proven=True)
         for letter in letters:
             where = f"{DLQ}/{letter.lane}@{letter.at}"
             if letter.code not in codes:
-                self._findings.note("letters", order_id, where, " or ".join(sorted(codes)), letter.code, letter.place)
-            item = raws.get(letter.place)
+                self._findings.note("letters", order_id, where, " or ".join(sorted(codes)), letter.code, letter.record_id)
+            item = raws.get(letter.record_id)
             if item is None or _size(item) > MOST_PASSED_ON or is_raw(letter, item):
                 continue
             if letter.code in _ORDER_CODES and self._is_fact(letter, refused):
                 continue
-            expected = f"key, value and headers of {letter.place}" + (", or its fact normalised" if letter.code in _ORDER_CODES else "")
-            self._findings.broken("letters", order_id, where, expected, "something else", letter.place, proven=True)
+            expected = f"key, value and headers of {letter.record_id}" + (", or its fact normalised" if letter.code in _ORDER_CODES else "")
+            self._findings.broken("letters", order_id, where, expected, "something else", letter.record_id, proven=True)
 
     @staticmethod
     def _is_fact(letter: Letter, refused: Sequence[Candidate]) -> bool:
         """Whether the letter of a fact that waited holds it in normalised form, and says so."""
-        candidate = next((each for each in refused if letter.place in each.places), None)
+        candidate = next((each for each in refused if letter.record_id in each.records), None)
         if candidate is None or "normalised" not in letter.detail or letter.key != candidate.fact.order_id.encode():
             return False
         fact = normalised(candidate.fact.type, letter.value)
@@ -390,7 +393,7 @@ class Judge:
     # -- derived events ----------------------------------------------------------------------------------------------
 
     def _judge_derived(self, order_id: str, held: Held | None, items: Iterable[Item]) -> None:
-        events = None if held is None else DerivedEvents(held.readings, held.causes, held.place, self._findings)
+        events = None if held is None else DerivedEvents(held.readings, held.causes, held.record_of, self._findings)
         for _, _, number, partition, offset, event_id, cause, trace, value in items:
             self._counts["derived_events"] += 1
             where = f"{DERIVED[number]}/{partition}@{offset}"
@@ -457,7 +460,7 @@ class Judge:
     def _compare_state(self, held: Held, where: str, value: bytes) -> None:
         try:
             state: State = read_state(value)
-            apart = [differences(reading, state, held.place, held.raws) for reading in held.readings]
+            apart = [differences(reading, state, held.record_of, held.raws) for reading in held.readings]
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             self._findings.broken("changelog", held.order_id, where, "a state", f"{type(error).__name__}: {error}")
             return
@@ -563,11 +566,11 @@ class Judge:
         for _, _, key, ttl, score in members:
             self._counts["cached_places"] += 1
             readings = [] if placed is None else placed.readings
-            places = {f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings}
-            if key not in places:
+            scores = {f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings}
+            if key not in scores:
                 self._findings.at_rest("cache", order_id, key, "no such member", "the order")
-            elif all(abs(score - ms) >= 1 for ms in places.values()):
-                self._findings.at_rest("cache", order_id, key, f"score {min(places.values()):.0f}", f"{score:.0f}")
+            elif all(abs(score - ms) >= 1 for ms in scores.values()):
+                self._findings.at_rest("cache", order_id, key, f"score {min(scores.values()):.0f}", f"{score:.0f}")
             self._judge_ttl(order_id, key, ttl)
 
     def _judge_ttl(self, order_id: str, key: str, ttl: int) -> None:
@@ -666,22 +669,22 @@ def _version(value: bytes) -> int:
         return -1
 
 
-def _fact_behind(held: Held, table: str, row_id: str) -> Place | None:
+def _fact_behind(held: Held, table: str, row_id: str) -> RecordId | None:
     """The record whose fact makes this row what it is."""
     reading = held.reading
     fact = {"orders_shipment": reading.parcels, "orders_return": reading.returns}.get(table, {}).get(row_id, reading.created)
-    return None if fact is None else held.place(fact)
+    return None if fact is None else held.record_of(fact)
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def coordinates(headers: Iterable[Sequence[Any]], prefix: str) -> Place | None:
-    """The place that headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
+def coordinates(headers: Iterable[Sequence[Any]], prefix: str) -> RecordId | None:
+    """Return the record that the headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
     texts = {name: (value or b"").decode("utf-8", "replace") for name, value in headers if name.startswith(prefix)}
     topic, partition, offset = (texts.get(f"{prefix}_{what}", "") for what in ("topic", "partition", "offset"))
     numbers = all(_NUMBER.fullmatch(text) for text in (partition, offset))
-    return Place(topic, int(partition), int(offset)) if numbers else None
+    return RecordId(topic, int(partition), int(offset)) if numbers else None
 
 
 class _Unreadable(tuple[()]):
@@ -698,10 +701,10 @@ def _as_read(item: Item) -> Item:
     return item
 
 
-def origin_of_copy(headers: Iterable[Sequence[Any]]) -> Place | None:
+def origin_of_copy(headers: Iterable[Sequence[Any]]) -> RecordId | None:
     """Where a record of orders.rekeyed came from; None if it doesn't say: then the pipeline didn't write it."""
-    place = coordinates(headers, "rekeyed")
-    return None if place is None or place.topic not in INPUT or place.topic == CHECKOUT else place
+    record_id = coordinates(headers, "rekeyed")
+    return None if record_id is None or record_id.topic not in INPUT or record_id.topic == CHECKOUT else record_id
 
 
 def own_headers(headers: Iterable[Sequence[Any]]) -> list[tuple[str, bytes | None]]:

@@ -669,8 +669,8 @@ def _size_of_decision(decision: Decision) -> int:
 # -- one order ----------------------------------------------------------------------------------------------------
 
 
-class Place(NamedTuple):
-    """Where a record lies in the log."""
+class RecordId(NamedTuple):
+    """Where a record is in the log."""
 
     topic: str
     partition: int
@@ -685,7 +685,7 @@ class Candidate:
     """One content of a natural key, with the earliest time (and that time's reason) of its repetitions and where they lie."""
 
     fact: Fact
-    places: list[Place] = field(default_factory=list)
+    records: list[RecordId] = field(default_factory=list)
 
 
 class Order:
@@ -709,7 +709,7 @@ class Order:
         """Distinct natural keys taken in, refused ones included."""
         return len(self.candidates)
 
-    def add(self, fact: Fact, place: Place | None = None, *, rekeyed: bool = False) -> Candidate | Refusal:
+    def add(self, fact: Fact, record: RecordId | None = None, *, rekeyed: bool = False) -> Candidate | Refusal:
         """Take in one fact; the same again only lowers its time. Returns the content it belongs to, or why it isn't taken in."""
         rivals = self.candidates.get(fact.key, [])
         candidate = next((each for each in rivals if each.fact.content == fact.content), None)
@@ -725,8 +725,8 @@ class Order:
             candidate = Candidate(fact)
             self.candidates.setdefault(fact.key, []).append(candidate)
         candidate.fact = earlier
-        if place is not None:
-            candidate.places.append(place)
+        if record is not None:
+            candidate.records.append(record)
         self._first.setdefault((fact.key, rekeyed), candidate)
         return candidate
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Place, Reading, uuid_bytes, uuid_text
+from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Reading, RecordId, uuid_bytes, uuid_text
 
 ADDED: Final[dict[str, Any]] = {"deadlines": [], "appended": 0, "labelled_at": 0, "due": 0}
 """Elements that came later, in their order, and what a state from before them says. A new one is added at the end."""
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
     field: str
     expected: str
     found: str
-    fact: Place | None
+    fact: RecordId | None
 
 
 def version_of(raw: bytes) -> int:
@@ -116,7 +116,9 @@ def state_of(reading: Reading) -> State:
     return state
 
 
-def differences(reading: Reading, actual: State, places: Callable[[Fact], Place | None], origins: Iterable[Place]) -> list[Difference]:
+def differences(
+    reading: Reading, actual: State, record_ids: Callable[[Fact], RecordId | None], origins: Iterable[RecordId]
+) -> list[Difference]:
     """Where a state isn't what it must be. `origins`: where the order's records lie."""
     expected = state_of(reading)
     differing = [name for name in expected if expected[name] != actual[name]]
@@ -127,15 +129,15 @@ def differences(reading: Reading, actual: State, places: Callable[[Fact], Place 
             facts = [
                 fact for fact in reading.facts if fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in missing
             ]
-            place = places(facts[0]) if facts else None
-            result.append(Difference(name, _readable(sorted(missing, key=repr)), _readable(sorted(extra, key=repr)), place))
+            record_id = record_ids(facts[0]) if facts else None
+            result.append(Difference(name, _readable(sorted(missing, key=repr)), _readable(sorted(extra, key=repr)), record_id))
         else:
             result.append(Difference(name, _readable(expected[name]), _readable(actual[name]), None))
     waiting = len(reading.facts) if reading.created is None else 0
     if len(actual["waiting"]) != waiting:
         result.append(Difference("waiting", f"{waiting} facts", f"{len(actual['waiting'])}", None))
     elif waiting:
-        expected_waiting = {tuple(place) for place in origins}
+        expected_waiting = {tuple(record_id) for record_id in origins}
         strange = [origin for _, _, origin in actual["waiting"] if tuple(origin) not in expected_waiting]
         if strange:
             result.append(Difference("waiting", "coordinates of the order's records", _readable(strange[0]), None))

@@ -69,13 +69,13 @@ def list_command(
         return
     table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"})
     for letter, note in newest:
-        table.add(letter.coordinates, letter.reason, letter.detail, letter.origin, second(letter.time), state_of(settings, letter, note))
+        table.add(letter.id, letter.reason, letter.detail, str(letter.record), second(letter.time), state_of(settings, letter, note))
     console.print(table)
     console.print()
     for code, count in reasons.most_common():
         console.print(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}")
     summary = ", ".join(f"{states[name]:,} {name}" for name in STATES)
-    console.print(f"{reasons.total():>8,}  in all: {summary}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
+    console.print(f"{reasons.total():>8,}  in all: {summary}; one whole with: orders dlq show {newest[-1][0].id}", style="bold")
 
 
 @app.command("show")
@@ -108,12 +108,12 @@ def show_command(
 
     line("reason", f"{letter.reason}: {REASONS.get(letter.reason, 'an unknown reason')}", "red")
     line("detail", letter.detail)
-    line("record", letter.origin)
+    line("record", str(letter.record))
     line("refused at", letter.time)
-    line("dead letter", letter.coordinates)
+    line("dead letter", letter.id)
     line("redrive", _became(settings, letter, note))
     if note is not None:
-        line("redriven as", f"{':'.join(map(str, note.to))} by {note.by}")
+        line("redriven as", f"{note.to} by {note.by}")
     line("key", "none" if letter.key is None else _decoded(letter.key))
     for name, value in letter.headers:
         line("header", f"{name}: {'none' if value is None else _decoded(value)}")
@@ -258,7 +258,7 @@ def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> d
         "reason": letter.reason,
         "detail": letter.detail,
         "time": letter.time,
-        "origin": {"topic": letter.origin_topic, "partition": letter.origin_partition, "offset": letter.origin_offset},
+        "origin": {"topic": letter.record.topic, "partition": letter.record.partition, "offset": letter.record.offset},
         "state": state_of(settings, letter, note),
         "redrives_before": letter.redrives,
         "redriven": None if note is None else _redriven(note),
@@ -266,8 +266,8 @@ def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> d
 
 
 def _redriven(note: Redriven) -> dict[str, Any]:
-    topic, partition, offset = note.to
-    return {"at": note.at, "by": note.by, "count": note.count, "to": {"topic": topic, "partition": partition, "offset": offset}}
+    to = {"topic": note.to.topic, "partition": note.to.partition, "offset": note.to.offset}
+    return {"at": note.at, "by": note.by, "count": note.count, "to": to}
 
 
 def _base64(value: bytes | None) -> str | None:

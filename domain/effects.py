@@ -35,6 +35,7 @@ from contracts.outgoing import (
     SuborderUnits,
     SuborderUpdated,
 )
+from contracts.record_id import RecordId
 from contracts.topics import CREATED, DECISIONS
 from domain.deadlines import Due
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus
@@ -42,7 +43,6 @@ from domain.events import Event, wire
 from domain.order import (
     Created,
     Item,
-    Origin,
     RefundDecision,
     ReturnStage,
     SimpleFact,
@@ -71,7 +71,7 @@ class LateRefusal(Struct, gc=False):
     fact: SimpleFact
     code: str
     detail: str
-    origin: Origin
+    record: RecordId
 
 
 Effect = Derived | LateRefusal
@@ -227,8 +227,8 @@ class Writer:
         )
         self._publish("order.status_changed", str(version), data)
 
-    def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, origin: Origin) -> None:
-        self.effects.append(LateRefusal(type_, fact, code, detail, origin))
+    def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, record: RecordId) -> None:
+        self.effects.append(LateRefusal(type_, fact, code, detail, record))
 
 
 def _stock_commit(

@@ -126,8 +126,8 @@ def _sorted(facts: list[SimpleFact]) -> list[SimpleFact]:
     return facts if len(facts) < 2 else sorted(facts, key=lambda fact: repr(fact.key()))
 
 
-_origin = attrgetter("topic", "partition", "offset")
-
-
 def _waiting(order: Order) -> list[tuple[Any, ...]]:
-    return sorted((each.field, repr(getattr(order, each.field)[each.index].key()), *_origin(each.origin)) for each in order.waiting)
+    return sorted(
+        (each.field, repr(getattr(order, each.field)[each.index].key()), each.record.topic, each.record.partition, each.record.offset)
+        for each in order.waiting
+    )

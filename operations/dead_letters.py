@@ -16,6 +16,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
+from contracts.record_id import RecordId
 from contracts.topics import DLQ, LANE, REDRIVEN
 from errors import OrdersError
 from settings import Settings
@@ -44,32 +45,22 @@ class NoSuchLetter(OrdersError):
 
 
 class DeadLetter(NamedTuple):
-    """One refused record. `partition` and `offset` are its own in orders.dlq, `origin_...` those of the record; headers as it had them."""
+    """A dead letter. `partition` and `offset` are its own in orders.dlq, `record` is the refused record, with its headers."""
 
     partition: int
     offset: int
     reason: str
     detail: str
     time: str
-    origin_topic: str
-    origin_partition: int
-    origin_offset: int
+    record: RecordId
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
 
     @property
-    def coordinates(self) -> str:
+    def id(self) -> str:
+        """PARTITION:OFFSET in orders.dlq, by which commands know it."""
         return f"{self.partition}:{self.offset}"
-
-    @property
-    def place(self) -> tuple[str, int, int]:
-        """Topic, partition and offset of its record."""
-        return self.origin_topic, self.origin_partition, self.origin_offset
-
-    @property
-    def origin(self) -> str:
-        return f"{self.origin_topic}:{self.origin_partition}:{self.origin_offset}"
 
     @property
     def redrives(self) -> int:
@@ -88,8 +79,8 @@ class DeadLetter(NamedTuple):
             return "another program wrote it where only ours may"
         if self.value is None:
             return "it holds no value: a tombstone, or a record that is too large to be passed on"
-        if self.origin_topic not in LANE:
-            return f"it came from {self.origin_topic or 'nowhere'}, which no lane reads"
+        if self.record.topic not in LANE:
+            return f"it came from {self.record.topic or 'nowhere'}, which no lane reads"
         return ""
 
 
@@ -102,10 +93,10 @@ class Redriven(msgspec.Struct, gc=False):
     count: int
     """redrive_count of the record that was sent."""
     reason: str
-    origin: tuple[str, int, int]
-    """Topic, partition and offset of the refused record. By these a letter is known again: after a crash a record may have a second one."""
-    to: tuple[str, int, int]
-    """The same of the record that was sent."""
+    origin: RecordId
+    """The refused record. It identifies a letter, because a record may have a second letter after a crash."""
+    to: RecordId
+    """The record that was sent."""
 
 
 def state_of(settings: Settings, letter: DeadLetter, note: Redriven | None) -> State:
@@ -211,7 +202,7 @@ class Letters:
             async with aclosing(self._letters.records(DLQ, partition)) as records:
                 async for record in records:
                     letter = _letter(record)
-                    yield letter, notes.get(letter.place)
+                    yield letter, notes.get(letter.record)
 
     async def some(self, ids: Collection[tuple[int, int]]) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
         """Those at these (partition, offset). Raises NoSuchLetter before the first if one of them isn't there."""
@@ -224,11 +215,11 @@ class Letters:
             letters.append(_letter(record))
         notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in letters}}
         for letter in letters:
-            yield letter, notes[letter.partition].get(letter.place)
+            yield letter, notes[letter.partition].get(letter.record)
 
-    async def _notes(self, partition: int) -> dict[tuple[str, int, int], Redriven]:
+    async def _notes(self, partition: int) -> dict[RecordId, Redriven]:
         """Refused record -> the note of its letter, for the letters in this partition of orders.dlq."""
-        notes: dict[tuple[str, int, int], Redriven] = {}
+        notes: dict[RecordId, Redriven] = {}
         async with aclosing(self._ledger.records(REDRIVEN, partition)) as records:
             async for record in records:
                 note = _note(record.value)
@@ -256,9 +247,7 @@ def _letter(record: Any) -> DeadLetter:
         ours.get("dlq_reason", ""),
         ours.get("dlq_detail", ""),
         ours.get("dlq_time", ""),
-        ours.get("dlq_topic", ""),
-        _number(ours.get("dlq_partition", ""), -1),
-        _number(ours.get("dlq_offset", ""), -1),
+        RecordId(ours.get("dlq_topic", ""), _number(ours.get("dlq_partition", ""), -1), _number(ours.get("dlq_offset", ""), -1)),
         record.key,
         record.value,
         tuple((name, value) for name, value in record.headers if name not in _OURS),
@@ -293,7 +282,7 @@ async def newest_of(
     async with Letters(settings) as letters, aclosing(letters.all()) as pairs:
         async for letter, note in pairs:
             its = state_of(settings, letter, note)
-            if (reason in (None, letter.reason)) and (topic in (None, letter.origin_topic)) and (state in (None, its)):
+            if (reason in (None, letter.reason)) and (topic in (None, letter.record.topic)) and (state in (None, its)):
                 reasons[letter.reason] += 1
                 states[its] += 1
                 newest.append((_slim(letter), note))
@@ -303,12 +292,15 @@ async def newest_of(
 
 
 async def find(settings: Settings, topic: str | None, partition: int, offset: int) -> Found:
-    """The letter at this place in orders.dlq or, with a topic, of the record at this place. Raises NoSuchLetter, TopicsMissing."""
+    """Find the letter at this partition and offset of orders.dlq or, with a topic, the letter of that record.
+
+    Raises NoSuchLetter, TopicsMissing.
+    """
     async with Letters(settings) as letters:
         source = letters.some([(partition, offset)]) if topic is None else letters.all()
         async with aclosing(source) as pairs:
             async for letter, note in pairs:
-                if topic is None or letter.place == (topic, partition, offset):
+                if topic is None or letter.record == RecordId(topic, partition, offset):
                     return letter, note
     raise NoSuchLetter(f"no dead letter of {topic}:{partition}:{offset}")
 

@@ -27,6 +27,7 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
 )
 
+from contracts.record_id import RecordId
 from contracts.topics import LANE, REDRIVEN
 from domain.limits import record_size
 from errors import OrdersError
@@ -73,7 +74,7 @@ class Selection:
 
     def takes(self, letter: DeadLetter) -> bool:
         """Whether it is one of these letters, whatever became of it."""
-        return (self.reasons is None or letter.reason in self.reasons) and (self.topics is None or letter.origin_topic in self.topics)
+        return (self.reasons is None or letter.reason in self.reasons) and (self.topics is None or letter.record.topic in self.topics)
 
 
 @dataclass(slots=True)
@@ -103,7 +104,7 @@ async def redrive(
     after the call are not looked at. Blocks for as long as it takes. Raises TopicsMissing, TakenOver, NoSuchLetter, and what
     aiokafka raises.
     """
-    outcome, places = Outcome(), set[tuple[str, int, int]]()
+    outcome, records_seen = Outcome(), set[RecordId]()
     batch: list[DeadLetter] = []
     size = 0
     async with AsyncExitStack() as stack:
@@ -113,7 +114,7 @@ async def redrive(
 
         async def flush() -> None:
             too_large = set() if sender is None else await sender.send(batch)
-            gone = [letter for letter in batch if letter.coordinates not in too_large]
+            gone = [letter for letter in batch if letter.id not in too_large]
             outcome.sent += len(gone)
             outcome.by_reason.update(letter.reason for letter in gone)
             outcome.too_large += sorted(too_large)
@@ -129,7 +130,7 @@ async def redrive(
             if not selection.takes(letter):
                 continue
             # A record that was refused twice, before and after a worker's crash, goes once.
-            state = "redriven" if letter.place in places else state_of(settings, letter, note)
+            state = "redriven" if letter.record in records_seen else state_of(settings, letter, note)
             if state != "new":
                 outcome.states[state] += 1
                 continue
@@ -137,7 +138,7 @@ async def redrive(
                 await flush()
                 if outcome.sent >= selection.most:
                     break
-            places.add(letter.place)
+            records_seen.add(letter.record)
             batch.append(letter)
             size += record_size(letter.key, letter.value, letter.headers)
             if len(batch) >= TRANSACTION_RECORDS or size >= TRANSACTION_BYTES:
@@ -198,9 +199,9 @@ class _Sender:
                 for (_, topic, partition, mine), offset in zip(batches, offsets, strict=True):
                     for n, letter in enumerate(mine):
                         # -1: the broker recognized a repetition, but no longer remembers its offset.
-                        to = (topic, partition, offset + n if offset >= 0 else -1)
-                        note = Redriven(at, self._by, letter.redrives + 1, letter.reason, letter.place, to)
-                        notes.setdefault(letter.partition, []).append((letter.coordinates.encode(), msgspec.json.encode(note)))
+                        to = RecordId(topic, partition, offset + n if offset >= 0 else -1)
+                        note = Redriven(at, self._by, letter.redrives + 1, letter.reason, letter.record, to)
+                        notes.setdefault(letter.partition, []).append((letter.id.encode(), msgspec.json.encode(note)))
                 await self._deliver(self._notes(notes))
         except Exception as error:
             if isinstance(error, _REFUSED):
@@ -213,16 +214,16 @@ class _Sender:
         return too_large
 
     def _packed(self, letters: Iterable[DeadLetter]) -> tuple[list[tuple[Any, str, int, list[DeadLetter]]], set[str]]:
-        """Batches with the letters in each, and the coordinates of those that are too large."""
-        by_place: dict[tuple[str, int], list[DeadLetter]] = {}
+        """Batches with the letters in each, and the ids of those that are too large."""
+        by_partition: dict[tuple[str, int], list[DeadLetter]] = {}
         for letter in letters:
             # Where there is no such partition any other one will do: from there it is passed on to its order's lane.
-            has_partition = 0 <= letter.origin_partition < self._partitions[letter.origin_topic]
-            by_place.setdefault((letter.origin_topic, letter.origin_partition if has_partition else 0), []).append(letter)
+            has_partition = 0 <= letter.record.partition < self._partitions[letter.record.topic]
+            by_partition.setdefault((letter.record.topic, letter.record.partition if has_partition else 0), []).append(letter)
         batches: list[tuple[Any, str, int, list[DeadLetter]]] = []
         too_large: set[str] = set()
         now = int(time.time() * 1000)
-        for (topic, partition), mine in by_place.items():
+        for (topic, partition), mine in by_partition.items():
             builder: Any = None
             for letter in mine:
                 record = {"timestamp": now, "key": letter.key, "value": letter.value, "headers": redriven_headers(letter)}
@@ -230,7 +231,7 @@ class _Sender:
                     builder = self._producer.create_batch()
                     builder.append(**record)
                     if builder.size() > self._limits[topic]:
-                        too_large.add(letter.coordinates)
+                        too_large.add(letter.id)
                         builder = None
                         continue
                     batches.append((builder, topic, partition, []))
@@ -268,7 +269,7 @@ class _Sender:
 def redriven_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
     """Headers of a record that goes back: as they came, and that it is a redrive. Pure."""
     kept = [header for header in letter.headers if header[0] not in (REDRIVE_OF, REDRIVE_COUNT)]
-    return [*kept, (REDRIVE_OF, letter.coordinates.encode()), (REDRIVE_COUNT, b"%d" % (letter.redrives + 1))]
+    return [*kept, (REDRIVE_OF, letter.id.encode()), (REDRIVE_COUNT, b"%d" % (letter.redrives + 1))]
 
 
 def _ended(error: BaseException | None) -> bool:

@@ -9,13 +9,14 @@ from typing import Any, Final
 
 from contracts import ids, topics
 from contracts.bulk import EVENT, TOPIC, completed, event_id
+from contracts.record_id import RecordId
 from domain import effects, events
 from domain.deadlines import Due
 from domain.effects import Derived
 from domain.enums import DeadlineKind
 from domain.events import Event
 from domain.fold import fold
-from domain.order import Order, Origin
+from domain.order import Order
 
 Json = dict[str, Any]
 
@@ -134,7 +135,7 @@ def bulk_examples(sent: dict[str, Json]) -> dict[str, Json]:
 
 def _publish(order: Order, event: Event, published: dict[str, Json]) -> Iterator[Event]:
     """Fold one event, note what leaves, and give the decisions that come back."""
-    for effect in fold(order, event, Origin(event.type, 0, 0)).effects:
+    for effect in fold(order, event, RecordId(event.type, 0, 0)).effects:
         if isinstance(effect, Derived):
             value, headers = effects.encode(effect, event.order_id, effects.headers_of(event))
             published.setdefault(effect.type, json.loads(value))

@@ -23,9 +23,9 @@ from mode import Service
 
 from contracts import bulk
 from contracts.errors import RECORD_TOO_LARGE, UNREADABLE, Refused
+from contracts.record_id import RecordId
 from contracts.topics import BULK, BULK_COMPLETED, DLQ
 from domain import events
-from domain.order import Origin
 from settings import Settings
 from sinks.bulk import BulkJobs
 from streams import metrics
@@ -198,8 +198,8 @@ class Unpacker:
     async def _refuse(
         self, record: Any, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], refusal: Refused
     ) -> None:
-        origin = Origin(record.topic, record.partition, record.offset)
-        letter = letter_of(origin, key, value, headers, refusal.code, refusal.detail)
+        record_id = RecordId(record.topic, record.partition, record.offset)
+        letter = letter_of(record_id, key, value, headers, refusal.code, refusal.detail)
         # As a batch: sent alone, aiokafka takes no record that has neither key nor value.
         batch = self._producer.create_batch()
         batch.append(timestamp=int(time.time() * 1000), key=letter.key, value=letter.value, headers=letter.headers)

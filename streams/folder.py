@@ -26,7 +26,7 @@ from domain.order import Created, Order, ReturnStage, Scan
 from domain.totals import RunningTotals
 from settings import Settings
 from sinks.rows import CacheEntry, RowBatch
-from streams.dead_letters import REKEYED_FROM, Record, dead_letter, letter_headers, origin_of, rekeyed_from
+from streams.dead_letters import REKEYED_FROM, Record, dead_letter, letter_headers, record_id_of, rekeyed_from
 from streams.partitioner import partition_of
 from streams.transport import Moved, OutRecord, Slice
 from tables import codec
@@ -173,9 +173,7 @@ class BatchFolder:
                     if record.value is None and (why := unreadable(record)) is not None:
                         raise Refused(UNREADABLE, why)
                     of = rekeyed_from(record).topic if rekeyed else topic
-                    event = events.decode(
-                        of, record.headers, record.value, record.timestamp if record.timestamp_type else 0
-                    )
+                    event = events.decode(of, record.headers, record.value, record.timestamp if record.timestamp_type else 0)
                 except Refused as refusal:
                     self._refuse(work, record, refusal.code, refusal.detail)
                     continue
@@ -203,15 +201,13 @@ class BatchFolder:
                 touched[order_id] = OrderInBatch(Order() if raw is None else codec.decode(raw))
         return touched
 
-    def _take(
-        self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int
-    ) -> None:
+    def _take(self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int) -> None:
         order = touched.order
         if order.version == 0 and partition_of(key, self._partitions) != lane:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
             self._rekey(work, record, event)
             return
-        folded = fold(order, event, None if order.created is not None else origin_of(record), touched.totals)
+        folded = fold(order, event, None if order.created is not None else record_id_of(record), touched.totals)
         if folded.changed:
             touched.mark(event)
         else:
@@ -227,11 +223,7 @@ class BatchFolder:
                 if isinstance(effect, effects.Derived):
                     headers = effects.attributes(effect, event.order_id, shared)
                     # One record can come to gigabytes: an order for which thousands of parcels have waited.
-                    value = (
-                        effects.encode_data(effect)
-                        if work.size <= most
-                        else partial(effects.encode_data, effect)
-                    )
+                    value = effects.encode_data(effect) if work.size <= most else partial(effects.encode_data, effect)
                     work.publish(effect.topic, OutRecord(key, value, headers))
                 else:
                     self._refuse_late(work, event.order_id, effect)
@@ -249,9 +241,7 @@ class BatchFolder:
             if order.created is None:
                 continue
             order_id = ids.text(raw_id)
-            parcels = (
-                None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
-            )
+            parcels = None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
             row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
             if each.changed:
                 batch.orders.append(row)
@@ -289,9 +279,7 @@ class BatchFolder:
 
     # -- deadlines -------------------------------------------------------------------------------------------------
 
-    def pass_deadlines(
-        self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int
-    ) -> BatchOutput:
+    def pass_deadlines(self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int) -> BatchOutput:
         """No record, but time: the deadlines that passed at `moment` become records of orders.decisions, which count once they are folded.
 
         Until then nothing more is waited for on their account: their orders' due times are those of the other deadlines. Dying in between
@@ -300,9 +288,7 @@ class BatchFolder:
         work = BatchOutput()
         for at, order_id, raw in due_states:
             order = None if raw is None else codec.decode(raw)
-            if (
-                order is None or order.due != at
-            ):  # never of what is written here, but an index may be older than its state
+            if order is None or order.due != at:  # never of what is written here, but an index may be older than its state
                 work.moved.append(Moved(order_id, at, 0))
                 continue
             waits = pending(order, order_id, self._deadline_policy)
@@ -350,9 +336,7 @@ class BatchFolder:
             )
             return
         headers = [
-            *(
-                header for header in record.headers if header[0] not in REKEYED_FROM
-            ),  # an upstream's own would be taken for ours
+            *(header for header in record.headers if header[0] not in REKEYED_FROM),  # an upstream's own would be taken for ours
             ("rekeyed_topic", record.topic.encode()),
             ("rekeyed_partition", b"%d" % record.partition),
             ("rekeyed_offset", b"%d" % record.offset),
@@ -373,15 +357,11 @@ class BatchFolder:
         key = ids.text(order_id).encode()
         work.publish(
             DLQ,
-            OutRecord(
-                key, effects.normalised(late, order_id), letter_headers(late.origin, late.code, detail)
-            ),
+            OutRecord(key, effects.normalised(late, order_id), letter_headers(late.record, late.code, detail)),
         )
         work.letters[late.code] += 1
 
 
 def _place(batch: Batch, record: Record) -> int:
     """How many of a batch's records are before this one."""
-    return next(
-        at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record
-    )
+    return next(at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record)

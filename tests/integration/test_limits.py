@@ -79,5 +79,5 @@ async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: 
     for letter, key, headers in ((letters["field_malformed"], ORDER, refused[0]), (letters["record_too_large"], "another", astray[0])):
         assert (letter.key, letter.value, list(letter.headers)) == (key.encode(), None, headers)
         assert letter.detail.endswith("the raw record is at the coordinates")
-    assert Counter(letter.origin_topic for letter in letters.values()) == {"payment.failed": 2}
+    assert Counter(letter.record.topic for letter in letters.values()) == {"payment.failed": 2}
     assert json.loads(refused[1])["reason"] == 1

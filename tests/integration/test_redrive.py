@@ -137,19 +137,24 @@ async def test_after_a_fix_they_count_as_if_they_had_come_first(fresh: Settings,
         missed = json.loads(orders("audit", "--json").stdout)
         assert {"letters", "rows"} <= set(missed["broken"]), "what the newer version would have taken isn't there"
         outcome = command(*asked)
-        places = {letter.place for letter in before if letter.reason in fixed}
-        assert outcome["sent"] == len(places) > 50
+        refused = {letter.record for letter in before if letter.reason in fixed}
+        assert outcome["sent"] == len(refused) > 50
         assert set(outcome["by_reason"]) == set(fixed)
         processed()
-        assert audit()["counts"]["redriven"] == len(places)
+        assert audit()["counts"]["redriven"] == len(refused)
         assert (await back(topics=frozenset(("order.paid",)))).states == {"redriven": outcome["by_reason"]["version_unknown"]}
         assert len((await rows(fresh))["orders_shipment"]) > 20
-    by_coordinates = {letter.coordinates: letter for letter in before}
+    by_id = {letter.id: letter for letter in before}
     for copy in await copies(fresh):
         marks = dict(copy.headers)
-        letter = by_coordinates[marks["redrive_of"].decode()]
-        assert [*copy.headers] == [*letter.headers, ("redrive_of", letter.coordinates.encode()), ("redrive_count", b"1")]
-        assert (copy.topic, copy.partition, copy.key, copy.value) == (*letter.place[:2], letter.key, letter.value)
+        letter = by_id[marks["redrive_of"].decode()]
+        assert [*copy.headers] == [*letter.headers, ("redrive_of", letter.id.encode()), ("redrive_count", b"1")]
+        assert (copy.topic, copy.partition, copy.key, copy.value) == (
+            letter.record.topic,
+            letter.record.partition,
+            letter.key,
+            letter.value,
+        )
 
 
 async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +251,7 @@ async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp
     await send(fresh, [SourceEvent("order.paid", f"k{n}".encode(), b"{", headers, 0) for n in range(90)])
     with worker(tmp_path):
         processed()
-    known = {letter.coordinates for letter in await letters(fresh)}
+    known = {letter.id for letter in await letters(fresh)}
     faults: list[tuple[str, ...]] = [
         ("SIGKILL before EndTxnRequest 1",),
         ("SIGKILL after EndTxnRequest 1",),

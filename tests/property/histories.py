@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from contracts import ids
 from contracts.incoming import DATA
 from contracts.outgoing import DERIVED
+from contracts.record_id import RecordId
 from contracts.topics import BULK
 from domain import effects, events
 from domain.effects import Derived, LateRefusal
@@ -24,7 +25,6 @@ from domain.order import (
     Deadline,
     Item,
     Order,
-    Origin,
     Payment,
     PaymentFailure,
     RefundReply,
@@ -153,7 +153,7 @@ class Run:
         totals = totals or RunningTotals(order)
         # fold takes the fact over: in the pipeline it was decoded for this record alone.
         fact = msgspec.msgpack.decode(msgspec.msgpack.encode(event.fact), type=type(event.fact))
-        folded = fold(order, msgspec.structs.replace(event, fact=fact), Origin(event.type, 0, self.offset), totals)
+        folded = fold(order, msgspec.structs.replace(event, fact=fact), RecordId(event.type, 0, self.offset), totals)
         self.held = (order, totals) if self.cuts and not self.cuts[self.offset % len(self.cuts)] else None
         self.offset += 1
         if folded.refused:

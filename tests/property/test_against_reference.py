@@ -24,13 +24,14 @@ from audit.findings import Finding, Findings, Report
 from audit.index import Index
 from contracts import ids, outgoing
 from contracts.errors import Refused
+from contracts.record_id import RecordId
 from contracts.topics import DECISIONS
 from domain import effects, events, rows
 from domain.anomalies import anomalies
 from domain.effects import Derived, LateRefusal
 from domain.events import Event
 from domain.fold import fold
-from domain.order import Created, Order, Origin, RefundDecision
+from domain.order import Created, Order, RefundDecision
 from tables import codec
 from tests.property.histories import SAME_IN_ANY_ORDER, histories
 from tests.property.wire import HOUR, Record, dense, record
@@ -94,7 +95,7 @@ class Ours:
             return refused.code
         raw = self.states.get(event.order_id)
         order = Order() if raw is None else codec.decode(raw)
-        folded = fold(order, event, Origin(each.topic, 0, 0))
+        folded = fold(order, event, RecordId(each.topic, 0, 0))
         if folded.changed:
             self.states[event.order_id] = codec.encode(order)
         for effect in folded.effects:
@@ -271,7 +272,7 @@ def compare(records: list[Record], pace: int) -> None:
             assert {key: without_extras(data, there[key]) for key, data in here.items()} == there
         reading = theirs.orders[ids.text(order_id)].reading()
         state = states.read_state(ours.states[order_id])
-        assert states.differences(reading, state, lambda fact: None, [reference.Place(each.topic, 0, 0) for each in records]) == []
+        assert states.differences(reading, state, lambda fact: None, [reference.RecordId(each.topic, 0, 0) for each in records]) == []
         assert unexpected(reading, ours.derived[order_id], order_id) == []
         if reading.created is not None:
             assert_no_more_than_there_is(reading, ours.derived[order_id])

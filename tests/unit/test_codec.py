@@ -9,10 +9,11 @@ import msgspec
 import pytest
 
 from contracts import ids
+from contracts.record_id import RecordId
 from domain import events, rows
 from domain.deadlines import next_due
 from domain.fold import fold
-from domain.order import Order, Origin
+from domain.order import Order
 from domain.totals import RunningTotals
 from settings import Settings
 from tables import codec
@@ -116,7 +117,7 @@ def test_what_passes_for_a_state_ends_no_fold() -> None:
                 rows.shipment_rows(ids.text(order_id), again)
                 rows.return_rows(ids.text(order_id), again)
             repeated = events.decode(*_record("order.paid", {**VALID["order.paid"], "order_id": ids.text(order_id)}))
-            fold(again, repeated, None if again.created is not None else Origin("order.paid", 0, 0), RunningTotals(again))
+            fold(again, repeated, None if again.created is not None else RecordId("order.paid", 0, 0), RunningTotals(again))
             codec.encode(again)
     assert passed > 500
 
@@ -132,5 +133,5 @@ def histories(count: int) -> dict[bytes, Order]:
     for each in generator.events(count, 5):
         event = events.decode(each.topic, each.headers, each.value, 1_000)
         order = orders.setdefault(event.order_id, Order())
-        fold(order, event, Origin(each.topic, 0, 0) if order.created is None else None, RunningTotals(order))
+        fold(order, event, RecordId(each.topic, 0, 0) if order.created is None else None, RunningTotals(order))
     return orders

@@ -9,16 +9,17 @@ import pytest
 
 from audit import reference
 from contracts.errors import Refused
+from contracts.record_id import RecordId
 from contracts.topics import DECISIONS
 from domain.enums import DeadlineKind
 from domain.events import MOST_REFUND, decode
 from domain.fold import fold
 from domain.limits import TYPE_BYTES, size_of
-from domain.order import Deadline, Order, Origin
+from domain.order import Deadline, Order
 from tables import codec
 from tests.unit.wire import ANNA, ORDER, raw
 
-ORIGIN = Origin(DECISIONS, 0, 0)
+ORIGIN = RecordId(DECISIONS, 0, 0)
 LINE = "0e0e0e0e-0000-4000-8000-000000000001"
 TAKEN = "taken"
 REFUND = {"order_id": ORDER, "n": 0, "amount": 500, "cause": "return", "cause_id": ANNA, "units": [[LINE, 0]], "shipping": [LINE]}

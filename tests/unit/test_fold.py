@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from contracts import errors, times
+from contracts.record_id import RecordId
 from domain import effects, events
 from domain.events import Event
 from domain.fold import Folded
-from domain.order import Origin
 from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, Story, created, event, item_id, line, parcel, payment, raw, returned
 
 LINES = [line(1, ANNA, 2), line(2, BORIS, 1)]
@@ -266,7 +266,7 @@ def test_refused_once_the_order_is_known(type_: str, data: Any, code: str, path:
     told.create(*LINES)
     (late,) = told.late
     assert (late.type, late.code, late.detail.partition(":")[0]) == (type_, code, path)
-    assert late.origin == Origin(type_, 3, 41)
+    assert late.record == RecordId(type_, 3, 41)
     assert told.order.version == 4
     assert told.order.waiting == []
     assert told.order.status == 0
@@ -346,7 +346,7 @@ def test_the_first_record_of_a_waiting_fact_is_the_one_named() -> None:
     told.take(foreign, offset=10)
     told.take(event("order.paid", {"order_id": ORDER, **PAYMENT, "currency": "USD"}, hour=4), offset=11)
     told.create(*LINES)
-    assert [late.origin.offset for late in told.late] == [10]
+    assert [late.record.offset for late in told.late] == [10]
 
 
 # -- version, waiting --------------------------------------------------------------------------------------------------------

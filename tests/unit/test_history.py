@@ -17,9 +17,10 @@ from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts.record_id import RecordId
 from contracts.topics import LANE
 from domain.enums import OrderStatus, SuborderStatus
-from domain.order import Cancellation, Created, Order, Origin, Payment, PublishedSuborder, Waiting
+from domain.order import Cancellation, Created, Order, Payment, PublishedSuborder, Waiting
 from operations.changelog import same
 from operations.history import HistoryReader, MemoryBatch
 from operations.replay import LocalStates, rules_of
@@ -35,9 +36,7 @@ class Broker:
 
     def __init__(self, times: Times, dice: random.Random, after: int) -> None:
         self.logs = {
-            TopicPartition(topic, 0): [
-                SimpleNamespace(topic=topic, offset=at, timestamp=time) for at, time in enumerate(of_topic)
-            ]
+            TopicPartition(topic, 0): [SimpleNamespace(topic=topic, offset=at, timestamp=time) for at, time in enumerate(of_topic)]
             for topic, of_topic in zip(LANE, times, strict=False)
         }
         self.dice = dice
@@ -59,9 +58,7 @@ class Broker:
     async def position(self, partition: TopicPartition) -> int:
         return self.at[partition]
 
-    async def getmany(
-        self, *partitions: TopicPartition, timeout_ms: int
-    ) -> Mapping[TopicPartition, list[Any]]:
+    async def getmany(self, *partitions: TopicPartition, timeout_ms: int) -> Mapping[TopicPartition, list[Any]]:
         assert not self.paused & set(partitions)
         found = {}
         for partition in self.dice.sample(partitions, self.dice.randint(1, len(partitions))):
@@ -77,10 +74,7 @@ def read(broker: Broker, start: Mapping[str, int], end: Mapping[str, int]) -> li
     async def run() -> list[list[tuple[str, int]]]:
         reader = object.__new__(HistoryReader)
         reader._consumer = broker
-        return [
-            [(record.topic, record.offset) for record in some]
-            async for some in reader.lane(_logs(start), _logs(end))
-        ]
+        return [[(record.topic, record.offset) for record in some] async for some in reader.lane(_logs(start), _logs(end))]
 
     return asyncio.run(run())
 
@@ -122,9 +116,7 @@ def test_a_long_topic_is_not_held_while_another_one_is_late() -> None:
 
 
 def test_a_batch_has_a_slice_for_each_run_of_a_topic() -> None:
-    records: list[Any] = [
-        SimpleNamespace(topic=topic, offset=at) for topic, at in (("a", 0), ("a", 1), ("b", 7), ("a", 2))
-    ]
+    records: list[Any] = [SimpleNamespace(topic=topic, offset=at) for topic, at in (("a", 0), ("a", 1), ("b", 7), ("a", 2))]
     batch = MemoryBatch(3, records)
     assert [(part.topic, len(part.records), part.to) for part in batch.slices] == [
         ("a", 2, 2),
@@ -146,7 +138,7 @@ def part(live: int) -> PublishedSuborder:
 
 
 def waiting(*payments: Payment) -> Order:
-    origins = {ONE.payment_id: Origin("order.paid", 0, 1), TWO.payment_id: Origin("order.paid", 0, 2)}
+    origins = {ONE.payment_id: RecordId("order.paid", 0, 1), TWO.payment_id: RecordId("order.paid", 0, 2)}
     whats = [Waiting("payments", at, origins[each.payment_id]) for at, each in enumerate(payments)]
     return Order(2, payments=list(payments), waiting=whats)
 
@@ -195,10 +187,7 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
         arrived("order.paid", b"p2"),
         arrived("order.created", b"c"),
     ]
-    found = [
-        [dict(record.headers)["ce_id"] for record in arrival]
-        for arrival in islice(arrivals(records, {}, random.Random(1)), 60)
-    ]
+    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
     assert found[0] == [b"c", b"p1", b"p2", b"s1"]
     assert found[1] == [b"p1", b"s1", b"p2", b"c"]
     assert all(sorted(each) == sorted(found[0]) and each.index(b"p1") < each.index(b"p2") for each in found)
@@ -212,10 +201,7 @@ def test_what_another_lane_sent_on_may_have_been_taken_in_as_a_copy_only() -> No
         arrived("order.paid", b"p2"),
         arrived("orders.rekeyed", b"p1"),
     ]
-    found = [
-        [dict(record.headers)["ce_id"] for record in arrival]
-        for arrival in islice(arrivals(records, {}, random.Random(1)), 60)
-    ]
+    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
     assert (found[0], found[3]) == ([b"c", b"p2", b"p1"], [b"c", b"p1", b"p2", b"p1"])
     assert {len(each) for each in found} == {3, 4}
 
@@ -228,10 +214,7 @@ def test_it_keeps_to_what_notices_tell() -> None:
         arrived("order.paid", b"p"),
     ]
     pins = {1: b"s", 3: b"p"}
-    found = [
-        [dict(record.headers)["ce_id"] for record in arrival]
-        for arrival in islice(arrivals(records, pins, random.Random(1)), 60)
-    ]
+    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, pins, random.Random(1)), 60)]
     assert {tuple(each) for each in [*found[1:3], *found[3::2]]} == {(b"s", b"c", b"p", b"p")}
 
 

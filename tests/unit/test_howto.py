@@ -31,7 +31,7 @@ from cli.events import events_command
 from domain import events
 from domain.explain import tell
 from domain.fold import fold
-from domain.order import Order, Origin
+from domain.order import Order
 from reference.examples import examples
 from tables import codec
 
@@ -45,7 +45,7 @@ def record(type_, data, time):
 
 def take(order, type_, data, time):
     headers, value = record(type_, data, time)
-    return fold(order, events.decode(type_, headers, value), Origin(type_, 0, 0))
+    return fold(order, events.decode(type_, headers, value), RecordId(type_, 0, 0))
 
 order = Order()
 assert take(order, TYPE, told, "2026-03-01T12:00:00Z").changed

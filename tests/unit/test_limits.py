@@ -14,6 +14,7 @@ from audit import reference
 from audit.reference import Fact
 from contracts import errors
 from contracts.incoming import DATA, Text
+from contracts.record_id import RecordId
 from domain import events, fold, limits
 from domain.enums import ClosedBecause, DeadlineKind, Rank, RefundCause, ReturnStatus, StockAnswer, SuborderStatus
 from domain.order import (
@@ -22,7 +23,6 @@ from domain.order import (
     Deadline,
     Item,
     Order,
-    Origin,
     Payment,
     PaymentFailure,
     PublishedSuborder,
@@ -139,7 +139,7 @@ def short() -> dict[str, list[Any]]:
 
 def test_the_largest_state_fits_its_topic_while_its_facts_wait() -> None:
     facts = short()
-    origin = Origin("order.cancel_requested", 1023, 1 << 60)
+    origin = RecordId("order.cancel_requested", 1023, 1 << 60)
     waiting = [Waiting(field, n, origin) for field, held in facts.items() for n in range(len(held))]
     assert len(codec.encode(msgspec.structs.replace(Order(version=1 << 40, waiting=waiting), **facts))) + 100_000 < STATE_MAX_BYTES
 

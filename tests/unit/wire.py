@@ -13,12 +13,13 @@ from uuid import UUID, uuid5
 
 import msgspec
 
+from contracts.record_id import RecordId
 from domain import effects, events
 from domain.anomalies import anomalies
 from domain.effects import Derived, LateRefusal
 from domain.events import Event
 from domain.fold import Folded, fold
-from domain.order import Order, Origin
+from domain.order import Order
 from domain.status import OrderView, view_of
 from reference.examples import examples
 from tables import codec
@@ -180,7 +181,7 @@ class Story:
         self.told = 0
 
     def take(self, event: Event, offset: int | None = None) -> Folded:
-        origin = Origin(event.type, 3, self.told if offset is None else offset)
+        origin = RecordId(event.type, 3, self.told if offset is None else offset)
         folded = fold(self.order, event, origin)
         self.told += 1
         if folded.refused is not None:
