@@ -31,6 +31,8 @@ from cli.events import events_command
 from domain import events
 from domain.explain import tell
 from domain.fold import fold
+from contracts.record_id import RecordId
+from domain.order import Order
 from domain.order import Order
 from reference.examples import examples
 from tables import codec
