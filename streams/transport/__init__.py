@@ -10,16 +10,25 @@ What holds:
 
 from __future__ import annotations
 
+from streams.transport.agents import Batches
 from streams.transport.app import BatchApp, TransportStats
 from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
 from streams.transport.cluster import prepare_data_folder
 from streams.transport.delivery import Stale
-from streams.transport.errors import FailStop, FolderInUse, LeaseLost, OffsetBeyondEnd, PartitionMismatch, UnknownTopics
+from streams.transport.errors import (
+    FailStop,
+    FolderInUse,
+    LeaseLost,
+    OffsetBeyondEnd,
+    PartitionMismatch,
+    UnknownTopics,
+)
 from streams.transport.table import Moved, StateTable
 from streams.transport.worker import run_worker
 
 __all__ = [
     "BatchApp",
+    "Batches",
     "FailStop",
     "FolderInUse",
     "LaneBatch",

@@ -17,9 +17,17 @@ from mode import Service
 
 from streams.transport.batch import OpenLane
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
-from streams.transport.errors import FailStop, GroupRefused, GroupShut, OffsetBeyondEnd, PartitionMismatch, Stalled
+from streams.transport.errors import (
+    FailStop,
+    GroupRefused,
+    GroupShut,
+    OffsetBeyondEnd,
+    PartitionMismatch,
+    Stalled,
+)
 from streams.transport.lane import Claim, Lane
 from streams.transport.offset_tracker import Offer, OffsetTracker
+from streams.transport.ordinary import OrdinaryTopics
 
 if TYPE_CHECKING:
     from streams.transport.app import BatchApp
@@ -59,13 +67,21 @@ class Consumer(driver.Consumer):
         self._committing = asyncio.Lock()
         self._closing = asyncio.Lock()
         self._unserved_since: float | None = None
+        self._ordinary = OrdinaryTopics(self)
+
+    @property
+    def thread(self) -> ConsumerThread:
+        """The half that reads and commits."""
+        return self._thread
 
     @property
     def _app(self) -> BatchApp:
         return cast("BatchApp", self.app)
 
     def _new_consumer_thread(self) -> ConsumerThread:
-        return ConsumerThread(self, loop=self.loop, thread_loop=self._app.new_event_loop(), beacon=self.beacon)
+        return ConsumerThread(
+            self, loop=self.loop, thread_loop=self._app.new_event_loop(), beacon=self.beacon
+        )
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's livelock detector reads counters of streams; there are none. `_watch` does its work."""
@@ -78,7 +94,11 @@ class Consumer(driver.Consumer):
         log.warning("read again: %s/%d stands at %d, expected %d", tp.topic, tp.partition, position, expected)
 
     def _wanted(self) -> dict[TP, int]:
-        wanted = {TP(tracker.topic, tracker.partition): tracker.next for lane in self.lanes.values() for tracker in lane.wanted()}
+        wanted = {
+            TP(tracker.topic, tracker.partition): tracker.next
+            for lane in self.lanes.values()
+            for tracker in lane.wanted()
+        }
         wanted.update(self._cursors)
         return wanted
 
@@ -93,22 +113,25 @@ class Consumer(driver.Consumer):
         self._fetch_more()
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        limit = self._app.settings.batch_records
         try:
-            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
-                wanted = self._wanted() if self.flow_active else {}
-                if not wanted:
-                    self._more.clear()
-                    await self._more.wait()
-                    continue
-                for fetched in await self._thread.in_thread(self._thread.fetch(wanted, FETCH_TIMEOUT, limit)):
-                    if fetched.tp in self.trackers:
-                        await self._offer(fetched)
-                    elif fetched.tp in self._cursors:
-                        await self._recover(fetched)
+            await asyncio.gather(self._drain_lanes(fetcher), self._ordinary.deliver(fetcher))
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
+
+    async def _drain_lanes(self, fetcher: Any) -> None:
+        limit = self._app.settings.batch_records
+        while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+            wanted = self._wanted() if self.flow_active else {}
+            if not wanted:
+                self._more.clear()
+                await self._more.wait()
+                continue
+            for fetched in await self._thread.in_thread(self._thread.fetch(wanted, FETCH_TIMEOUT, limit)):
+                if fetched.tp in self.trackers:
+                    await self._offer(fetched)
+                elif fetched.tp in self._cursors:
+                    await self._recover(fetched)
 
     async def _offer(self, fetched: Fetched) -> None:
         lane, tracker = self.trackers[fetched.tp]
@@ -136,7 +159,10 @@ class Consumer(driver.Consumer):
             raise OffsetBeyondEnd(beyond_end(name, tracker.done, bounds.high))
         if bounds.low > tracker.next:
             log.error(
-                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.", name, tracker.next, bounds.low
+                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.",
+                name,
+                tracker.next,
+                bounds.low,
             )
             tracker.skip(bounds.low)
 
@@ -194,6 +220,14 @@ class Consumer(driver.Consumer):
 
     async def perform_seek(self) -> None:
         """Called by Faust when the tables are recovered: open the trackers. From here on records are delivered."""
+        await self._open_lanes()
+        assignment = self._thread.assignment_now()
+        if self._assigned and assignment is not None and assignment.active and not self.app.should_stop:
+            self._ordinary.begin(
+                [TP(*tp) for tp in assignment.tps if self._app.is_ordinary(tp.topic)], assignment
+            )
+
+    async def _open_lanes(self) -> None:
         epoch, thread = self._epoch, self._thread
         self._cursors.clear()
         assignment = thread.assignment_now()
@@ -228,19 +262,27 @@ class Consumer(driver.Consumer):
             assert lane.producer is not None
             if lane.spec.opened is not None:
                 # Tasks begin in the order in which they are made: this one before the lane's first batch.
-                lane.beside = asyncio.ensure_future(lane.spec.opened(OpenLane(lane, self._ends, app.stretches)))
+                lane.beside = asyncio.ensure_future(
+                    lane.spec.opened(OpenLane(lane, self._ends, app.stretches))
+                )
                 lane.beside.add_done_callback(self._beside_ended)
-            lane.start(lane.producer, self._fetch_more, self._ends).add_done_callback(partial(self._lane_ended, lane))
+            lane.start(lane.producer, self._fetch_more, self._ends).add_done_callback(
+                partial(self._lane_ended, lane)
+            )
         log.info(
             "lanes %s open, generation %d, at offsets %s",
             ", ".join(lane.name for lane in opening.values()),
             next(iter(opening.values())).claim.generation,
-            ", ".join(f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset),
+            ", ".join(
+                f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset
+            ),
         )
 
     async def _ends(self, tps: Sequence[TP]) -> dict[TP, int]:
         """Where logs end now. Raises KafkaError."""
-        return {tp: bounds.high for tp, bounds in (await self._thread.in_thread(self._thread.bounds(tps))).items()}
+        return {
+            tp: bounds.high for tp, bounds in (await self._thread.in_thread(self._thread.bounds(tps))).items()
+        }
 
     def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -250,8 +292,13 @@ class Consumer(driver.Consumer):
             self._crash(exc)
         elif lane.fenced and not lane.closed:
             lane.ended_since = time.monotonic()
-            log.warning("lane %s: another worker has taken it over, or its transaction took too long; asking the group", lane.name)
-            self._app.add_future(self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation)))
+            log.warning(
+                "lane %s: another worker has taken it over, or its transaction took too long; asking the group",
+                lane.name,
+            )
+            self._app.add_future(
+                self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation))
+            )
 
     def _beside_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (exc := task.exception()) is not None:
@@ -267,6 +314,7 @@ class Consumer(driver.Consumer):
         self._cursors.clear()
         async with self._closing:  # a rebalance and the worker's stop may come at once
             await self._close_lanes(why)
+        self._ordinary.clear()
 
     async def _close_lanes(self, why: str) -> None:
         opening = list(self._opening.values())
@@ -294,7 +342,11 @@ class Consumer(driver.Consumer):
         await asyncio.gather(*(lane.end() for lane in lanes))
         if unfinished:
             _, deaf = await asyncio.wait(unfinished, timeout=CANCEL_TIMEOUT)
-            log.error("%d lanes did not finish in time and were cancelled (%d of them don't react)", len(unfinished), len(deaf))
+            log.error(
+                "%d lanes did not finish in time and were cancelled (%d of them don't react)",
+                len(unfinished),
+                len(deaf),
+            )
         self.finished_batches += sum(lane.batches for lane in lanes)
         self.finished_records += sum(lane.records for lane in lanes)
         self.lanes.clear()
@@ -324,14 +376,39 @@ class Consumer(driver.Consumer):
         await self.force_commit()
 
     async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
-        """Commit `done` of every tracker that has moved, and nothing else. False if there was nothing, or it did not work."""
+        """Commit what is finished. False if there was nothing, or it did not work."""
+        committed = await self._commit_lanes()
+        return (bool(self._ordinary) and await super().force_commit()) or committed
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        """Called by Faust: commit what ordinary agents have acknowledged. Where Faust ends the worker, this tries again the next time."""
+        await self.app.producer.flush()
+        claimed = self._thread.claimed()
+        committed = claimed is not None and await self._thread.in_thread(
+            self._thread.commit_finished(*claimed, offsets)
+        )
+        for tp, offset in offsets.items():
+            if committed:
+                self._committed_offset[tp] = offset
+            else:
+                self._acked[tp].append(offset - 1)
+        return committed
+
+    async def _commit_lanes(self) -> bool:
+        """Commit `done` of every tracker that has moved, and nothing else."""
         async with self._committing:
-            moved = {tp: tracker for tp, (lane, tracker) in self.trackers.items() if tracker.uncommitted and not lane.commits}
+            moved = {
+                tp: tracker
+                for tp, (lane, tracker) in self.trackers.items()
+                if tracker.uncommitted and not lane.commits
+            }
             if not moved:
                 return False
             claim = self.trackers[next(iter(moved))][0].claim
             offsets = {tp: tracker.done for tp, tracker in moved.items()}
-            committed = await self._thread.in_thread(self._thread.commit_finished(claim.assignment, claim.generation, offsets))
+            committed = await self._thread.in_thread(
+                self._thread.commit_finished(claim.assignment, claim.generation, offsets)
+            )
             if committed:
                 for tp, tracker in moved.items():
                     tracker.committed = offsets[tp]
@@ -364,7 +441,9 @@ class Consumer(driver.Consumer):
         if isinstance(refusal, InconsistentGroupProtocolError):
             raise GroupShut(f"group {self._app.settings.group} keeps workers out") from refusal
         if refusal is not None:
-            raise GroupRefused(f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}") from refusal
+            raise GroupRefused(
+                f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}"
+            ) from refusal
 
     def _check_progress(self, now: float) -> None:
         limit = self._app.settings.stall_timeout
@@ -374,11 +453,19 @@ class Consumer(driver.Consumer):
         for lane in self.lanes.values():
             busy = lane.moved_at
             if lane.ended_since is not None and now - lane.ended_since > limit:
-                raise Stalled(f"lane {lane.name} was taken over {now - lane.ended_since:.0f} s ago, but the group has not said who has it")
+                raise Stalled(
+                    f"lane {lane.name} was taken over {now - lane.ended_since:.0f} s ago, but the group has not said who has it"
+                )
             if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:
-                raise Stalled(f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)")
+                raise Stalled(
+                    f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)"
+                )
         assignment = self._thread.assignment_now()
-        served = bool(self.lanes) or assignment is None or not any(tp.topic in self._app.specs_by_topic for tp in assignment.tps)
+        served = (
+            bool(self.lanes)
+            or assignment is None
+            or not any(tp.topic in self._app.specs_by_topic for tp in assignment.tps)
+        )
         if served:
             self._unserved_since = None
             return

@@ -30,9 +30,8 @@ from audit import reference, states
 from cli.events import events_command
 from domain import events
 from domain.explain import tell
-from domain.fold import fold
 from contracts.record_id import RecordId
-from domain.order import Order
+from domain.fold import fold
 from domain.order import Order
 from reference.examples import examples
 from tables import codec
@@ -83,15 +82,28 @@ def copy_of_the_source(folder: Path) -> Path:
     """All that the pipeline is made of, without tests."""
     for room in ROOT.glob("*/__init__.py"):
         if room.parent.name != "tests":
-            shutil.copytree(room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__")
+            )
     for name in ("app.py", "errors.py", "settings.py"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "tests" / "contract", folder / "tests" / "contract", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "tests" / "contract",
+        folder / "tests" / "contract",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     return folder
 
 
 def test_there_are_recipes() -> None:
-    assert RECIPES == ["add-a-column.md", "add-a-derived-event.md", "add-a-setting.md", "add-a-sink.md", "add-an-event.md"]
+    assert RECIPES == [
+        "add-a-column.md",
+        "add-a-derived-event.md",
+        "add-a-setting.md",
+        "add-a-sink.md",
+        "add-an-agent.md",
+        "add-an-event.md",
+    ]
 
 
 @pytest.mark.parametrize("page", RECIPES)
@@ -101,9 +113,14 @@ def test_its_diffs_fit_the_code(page: str, tmp_path: Path) -> None:
         compile((source / path).read_text(), path, "exec")
 
 
-@pytest.mark.parametrize(("page", "most"), [("add-an-event.md", 5), ("add-a-derived-event.md", 3), ("add-a-setting.md", 2)])
+@pytest.mark.parametrize(
+    ("page", "most"), [("add-an-event.md", 5), ("add-a-derived-event.md", 3), ("add-a-setting.md", 2)]
+)
 def test_it_touches_few_files_beside_the_auditors(page: str, most: int, tmp_path: Path) -> None:
-    assert len([path for path in apply(page, copy_of_the_source(tmp_path)) if not path.startswith("audit/")]) <= most
+    assert (
+        len([path for path in apply(page, copy_of_the_source(tmp_path)) if not path.startswith("audit/")])
+        <= most
+    )
 
 
 def stories() -> list[Story]:
@@ -121,14 +138,21 @@ def test_an_event_added_by_its_recipe_works(tmp_path: Path) -> None:
     apply("add-an-event.md", copy_of_the_source(tmp_path))
     before = [codec.encode(told.order) for told in stories()]
     run = subprocess.run(
-        [sys.executable, "-c", CHECK, *(raw.hex() for raw in before)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHECK, *(raw.hex() for raw in before)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     *after, with_a_note = (bytes.fromhex(text) for text in run.stdout.split())
     elements = len(Order.__struct_fields__)
     for old, new in zip(before, after, strict=True):
         # An array of one element more: each of those of before has its bytes, the new one is an empty list.
-        assert (old[:3], new[:3]) == (b"\xdc" + elements.to_bytes(2, "big"), b"\xdc" + (elements + 1).to_bytes(2, "big"))
+        assert (old[:3], new[:3]) == (
+            b"\xdc" + elements.to_bytes(2, "big"),
+            b"\xdc" + (elements + 1).to_bytes(2, "big"),
+        )
         assert new[3:] == old[3:] + b"\x90"
         assert codec.decode(new) == codec.decode(old)
     assert codec.decode(with_a_note).version == 2
