@@ -18,7 +18,7 @@ from contracts.errors import Refused
 from contracts.incoming import BulkPart
 from contracts.topics import BULK, INPUT
 from domain import events
-from tests.unit.wire import ORDER, VALID, created, line
+from tests.unit.builders import ORDER, VALID, created, line
 
 DEEPEST: Final = 500
 
@@ -85,7 +85,11 @@ TEXTS: Final[tuple[Any, ...]] = (
     "",
     " ",
     "plain",
-    *(char * count for char in ("a", "é", "€", "😀", "e\u0301") for count in (_LONG // len(char), _LONG // len(char) + 1)),
+    *(
+        char * count
+        for char in ("a", "é", "€", "😀", "e\u0301")
+        for count in (_LONG // len(char), _LONG // len(char) + 1)
+    ),
     *("é" * count for count in (500, 501, 600)),
     "\0",
     "a\0b",
@@ -123,8 +127,36 @@ TEXTS: Final[tuple[Any, ...]] = (
 )
 NUMBERS: Final[tuple[Any, ...]] = (
     *(0, 1, 2, -1, 100_000, 100_001, 2**53, 2**63, 2**64, 1.5),
-    *map(Token, (b"-0", b"1.0", b"1e2", b"1E400", b"-1e-400", b"01", b"1.", b".5", b"+1", b"-", b"0x10", b"1_000", b"NaN", b"-Infinity")),
-    *map(Token, (b"9" * 99, b"9" * 100, b"-" + b"9" * 5_000, b"9" * 5_000, b"1" + b"0" * 30, b"0." + b"0" * 400 + b"1")),
+    *map(
+        Token,
+        (
+            b"-0",
+            b"1.0",
+            b"1e2",
+            b"1E400",
+            b"-1e-400",
+            b"01",
+            b"1.",
+            b".5",
+            b"+1",
+            b"-",
+            b"0x10",
+            b"1_000",
+            b"NaN",
+            b"-Infinity",
+        ),
+    ),
+    *map(
+        Token,
+        (
+            b"9" * 99,
+            b"9" * 100,
+            b"-" + b"9" * 5_000,
+            b"9" * 5_000,
+            b"1" + b"0" * 30,
+            b"0." + b"0" * 400 + b"1",
+        ),
+    ),
 )
 OTHERS: Final[tuple[Any, ...]] = (
     None,
@@ -135,7 +167,21 @@ OTHERS: Final[tuple[Any, ...]] = (
     [[]],
     [None],
     {"a": 1},
-    *map(Token, (b"", b"nul", b"True", b"[1,]", b'{"a":1,}', b'{"a"}', b"{1:2}", b"/* */ 1", b'{"a":1,"a":2}', b'{"\\ud800":1}')),
+    *map(
+        Token,
+        (
+            b"",
+            b"nul",
+            b"True",
+            b"[1,]",
+            b'{"a":1,}',
+            b'{"a"}',
+            b"{1:2}",
+            b"/* */ 1",
+            b'{"a":1,"a":2}',
+            b'{"\\ud800":1}',
+        ),
+    ),
     *(Token(b"[" * depth + b"]" * depth) for depth in range(DEEPEST - 5, DEEPEST + 3)),
     *(Token(b'{"a":' * depth + b"1" + b"}" * depth) for depth in range(DEEPEST - 5, DEEPEST + 3)),
     Token(b'["[",' * (DEEPEST // 2) + b'"]\\"["' + b"]" * (DEEPEST // 2)),
@@ -164,11 +210,66 @@ IDS: Final[tuple[Any, ...]] = (
     Token(b'"' + "".join(f"\\u{ord(char):04x}" for char in ORDER).encode() + b'"'),
 )
 AMOUNTS: Final[tuple[Any, ...]] = (
-    *("0", "0.00", "1", "1.5", "10.00", "22.00", "00", "01.00", "1.", ".5", "1.000", "1.0000", "-1.00", "-0", "+1", "1e2", "1,00", "1_0"),
-    *(" 1.00", "1.00 ", "1.00\n", "١.00", "１.00", "1.０", "NaN", "Infinity", "0x1", "10000000000000.00", "10000000000000.01"),
-    *("9" * 38, "9" * 39, "9" * 40, "9" * 1_000, "9" * 1_001, "0." + "0" * 38, "1." + "0" * 998, "1000000000000000", "1000000000000001"),
+    *(
+        "0",
+        "0.00",
+        "1",
+        "1.5",
+        "10.00",
+        "22.00",
+        "00",
+        "01.00",
+        "1.",
+        ".5",
+        "1.000",
+        "1.0000",
+        "-1.00",
+        "-0",
+        "+1",
+        "1e2",
+        "1,00",
+        "1_0",
+    ),
+    *(
+        " 1.00",
+        "1.00 ",
+        "1.00\n",
+        "١.00",
+        "１.00",
+        "1.０",
+        "NaN",
+        "Infinity",
+        "0x1",
+        "10000000000000.00",
+        "10000000000000.01",
+    ),
+    *(
+        "9" * 38,
+        "9" * 39,
+        "9" * 40,
+        "9" * 1_000,
+        "9" * 1_001,
+        "0." + "0" * 38,
+        "1." + "0" * 998,
+        "1000000000000000",
+        "1000000000000001",
+    ),
 )
-CURRENCIES: Final = ("EUR", "JPY", "BHD", "CLF", "USD", "eur", "", "EURO", "XAU", "€", "EUR ", "EUR\0", "e" * 1_001)
+CURRENCIES: Final = (
+    "EUR",
+    "JPY",
+    "BHD",
+    "CLF",
+    "USD",
+    "eur",
+    "",
+    "EURO",
+    "XAU",
+    "€",
+    "EUR ",
+    "EUR\0",
+    "e" * 1_001,
+)
 TIMES: Final[tuple[Any, ...]] = (
     "2026-01-01T00:00:00Z",
     "2026-01-01t00:00:00z",
@@ -224,7 +325,19 @@ TIMES: Final[tuple[Any, ...]] = (
     "2026-1-5",
     "2026-01-05Z",
 )
-WORDS: Final = ("pending", "in_transit", "delivered", "returned", "requested", "processed", "rejected", "lost", "", "Pending", "q" * 3_000)
+WORDS: Final = (
+    "pending",
+    "in_transit",
+    "delivered",
+    "returned",
+    "requested",
+    "processed",
+    "rejected",
+    "lost",
+    "",
+    "Pending",
+    "q" * 3_000,
+)
 TRACES: Final[tuple[Any, ...]] = (
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
@@ -314,7 +427,17 @@ OTHER_HEADERS: Final = (
     "ce_\udcff",
     "\u2028",
 )
-BYTES: Final = (b"", b"x", b"\xff\xfe", b"Z\xfcrich", b"\x00", "é".encode(), b"1.0", b"x" * 70_000, b"\xed\xa0\x80")
+BYTES: Final = (
+    b"",
+    b"x",
+    b"\xff\xfe",
+    b"Z\xfcrich",
+    b"\x00",
+    "é".encode(),
+    b"1.0",
+    b"x" * 70_000,
+    b"\xed\xa0\x80",
+)
 
 _ODD: Final[dict[str, tuple[Any, ...]]] = {
     "quantity": NUMBERS,
@@ -351,7 +474,9 @@ def odd_bytes(name: str, dice: Random) -> bytes | None:
     if dice.random() < 0.3:
         return dice.choice(BYTES)
     text = dice.choice(_ODD.get(name.removeprefix("ce_"), TEXTS))
-    return bytes(text) if isinstance(text, Token) else text.encode() if isinstance(text, str) else written(text)
+    return (
+        bytes(text) if isinstance(text, Token) else text.encode() if isinstance(text, str) else written(text)
+    )
 
 
 # -- a record in parts ------------------------------------------------------------------------------------------------
@@ -372,9 +497,17 @@ class Draft:
 
     def __init__(self, type_: str, dice: Random) -> None:
         self.topic = type_
-        self.binding = dice.choice(("binary", "binary", "binary", "structured", "structured", "unmarked", "beside", "base64", "bulk"))
+        self.binding = dice.choice(
+            ("binary", "binary", "binary", "structured", "structured", "unmarked", "beside", "base64", "bulk")
+        )
         self.attributes = Members(
-            {"specversion": "1.0", "id": "event-1", "source": "/fuzz", "type": type_, "time": "2026-01-01T00:00:00Z"}.items()
+            {
+                "specversion": "1.0",
+                "id": "event-1",
+                "source": "/fuzz",
+                "type": type_,
+                "time": "2026-01-01T00:00:00Z",
+            }.items()
         )
         if dice.random() < 0.2:
             self.attributes.append(("traceparent", TRACES[0]))
@@ -394,7 +527,13 @@ class Draft:
         found = [self.attributes, self.more]
         if isinstance(self.data, Members):
             found += [self.data] * 5
-            found += [item for _, items in self.data if isinstance(items, list) for item in items if isinstance(item, Members)]
+            found += [
+                item
+                for _, items in self.data
+                if isinstance(items, list)
+                for item in items
+                if isinstance(item, Members)
+            ]
         return found
 
     def record(self, dice: Random) -> Record:
@@ -407,7 +546,10 @@ class Draft:
     def _written(self, dice: Random) -> tuple[list[tuple[str, bytes | None]], bytes]:
         data = written(self.data)
         if self.binding == "binary":
-            headers = [(f"ce_{name}" if isinstance(name, str) else "ce_token", _header(text)) for name, text in self.attributes]
+            headers = [
+                (f"ce_{name}" if isinstance(name, str) else "ce_token", _header(text))
+                for name, text in self.attributes
+            ]
             return [*headers, ("content-type", b"application/json")], data
         if self.binding == "bulk":
             return self._unpacked(data)
@@ -424,7 +566,11 @@ class Draft:
     def _unpacked(self, data: bytes) -> tuple[list[tuple[str, bytes | None]], bytes]:
         """As an event of a bulk part arrives; what can't be part of one, as binary."""
         told = {name: text for name, text in self.attributes if name in ("id", "time")}
-        event = data[:-1] + b"," + written(Members(told.items()))[1:] if told and data.endswith(b"}") and len(data) > 2 else data
+        event = (
+            data[:-1] + b"," + written(Members(told.items()))[1:]
+            if told and data.endswith(b"}") and len(data) > 2
+            else data
+        )
         job = "00000000-0000-4000-8000-000000000001"
         headers = bulk.headers_of("order.bulk", "part-1", "2026-01-01T00:00:00Z", "/bulk")
         try:
@@ -432,14 +578,22 @@ class Draft:
             (unpacked,) = bulk.unpack(part.type, cast(BulkPart, part.fact), part.traceparent)
         except (Refused, ValueError):
             return [("ce_specversion", b"1.0")], event
-        headers = [(name, self.topic.encode() if name == "ce_type" else text) for name, text in unpacked.headers]
+        headers = [
+            (name, self.topic.encode() if name == "ce_type" else text) for name, text in unpacked.headers
+        ]
         return list(headers), unpacked.value
 
 
 def _header(value: Any) -> bytes | None:
     if value is None:
         return None
-    return bytes(value) if isinstance(value, Token) else value.encode() if isinstance(value, str) else written(value)
+    return (
+        bytes(value)
+        if isinstance(value, Token)
+        else value.encode()
+        if isinstance(value, str)
+        else written(value)
+    )
 
 
 # -- changes --------------------------------------------------------------------------------------------------------
@@ -473,13 +627,26 @@ def twice(draft: Draft, dice: Random) -> None:
     part = dice.choice(draft.parts())
     if part:
         name, value = dice.choice(part)
-        part.insert(dice.randrange(len(part) + 1), (name, value if dice.random() < 0.2 else odd(str(name), dice)))
+        part.insert(
+            dice.randrange(len(part) + 1), (name, value if dice.random() < 0.2 else odd(str(name), dice))
+        )
 
 
 def unknown(draft: Draft, dice: Random) -> None:
     part = dice.choice(draft.parts())
     name: Name = dice.choice(
-        ("extra", "subject", "datacontenttype", "data", "id", "", "order_ID", "é", Token(rb'"\ud83d\ude00"'), Token(rb'"\ud800"'))
+        (
+            "extra",
+            "subject",
+            "datacontenttype",
+            "data",
+            "id",
+            "",
+            "order_ID",
+            "é",
+            Token(rb'"\ud83d\ude00"'),
+            Token(rb'"\ud800"'),
+        )
     )
     part.insert(dice.randrange(len(part) + 1), (name, odd("extra", dice)))
 
@@ -538,8 +705,29 @@ def other_bytes(draft: Draft, dice: Random) -> None:
 
 
 CHANGES: Final = (
-    *(other_value, other_value, other_value, other_attribute, other_attribute, without, twice, twice, unknown, escaped_name),
-    *(another_order, more_items, other_data, other_topic, header_again, another_header, null_header, content_type, other_bytes),
+    *(
+        other_value,
+        other_value,
+        other_value,
+        other_attribute,
+        other_attribute,
+        without,
+        twice,
+        twice,
+        unknown,
+        escaped_name,
+    ),
+    *(
+        another_order,
+        more_items,
+        other_data,
+        other_topic,
+        header_again,
+        another_header,
+        null_header,
+        content_type,
+        other_bytes,
+    ),
 )
 
 
@@ -556,20 +744,44 @@ def _inserted(value: bytes, dice: Random) -> bytes:
     at = dice.randrange(len(value) + 1)
     return (
         value[:at]
-        + dice.choice((b" ", b"\t\r\n", b"\x0c", b"\xa0", b"\xef\xbb\xbf", b"\x00", b",", b'"', b"\\", b"{", b"}", b"\xff"))
+        + dice.choice(
+            (
+                b" ",
+                b"\t\r\n",
+                b"\x0c",
+                b"\xa0",
+                b"\xef\xbb\xbf",
+                b"\x00",
+                b",",
+                b'"',
+                b"\\",
+                b"{",
+                b"}",
+                b"\xff",
+            )
+        )
         + value[at:]
     )
 
 
 def _around(value: bytes, dice: Random) -> bytes:
     before, behind = dice.choice(
-        ((b"\xef\xbb\xbf", b""), (b" \n", b"\r\t"), (b"", b"{}"), (b"", b"\x00"), (b"[", b"]"), (b"\x00\x00\x00\x00\x07", b""))
+        (
+            (b"\xef\xbb\xbf", b""),
+            (b" \n", b"\r\t"),
+            (b"", b"{}"),
+            (b"", b"\x00"),
+            (b"[", b"]"),
+            (b"\x00\x00\x00\x00\x07", b""),
+        )
     )
     return before + value + behind
 
 
 def _encoded(value: bytes, dice: Random) -> bytes:
-    return value.decode("utf-8", "replace").encode(dice.choice(("utf-16", "utf-16-le", "utf-32", "latin-1", "utf-8-sig")), "replace")
+    return value.decode("utf-8", "replace").encode(
+        dice.choice(("utf-16", "utf-16-le", "utf-32", "latin-1", "utf-8-sig")), "replace"
+    )
 
 
 def _nothing(value: bytes, dice: Random) -> bytes | None:

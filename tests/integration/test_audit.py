@@ -58,9 +58,9 @@ Step = Callable[[World, str], Awaitable[object]]
 
 
 class Damage(NamedTuple):
-    """`story`: its order's facts; `then`: done when everything is written. `found`: (check, how `where` begins) of all that is broken."""
+    """`facts`: its order's facts; `then`: done when everything is written. `found`: (check, how `where` begins) of all that is broken."""
 
-    story: Step
+    facts: Step
     then: Step
     found: frozenset[tuple[str, str]]
     without: tuple[str, ...]
@@ -119,20 +119,20 @@ async def nothing(world: World, name: str) -> None:
 
 
 def damage(
-    *found: tuple[str, str], story: Step = ordinary, without: tuple[str, ...] = (), nameless: bool = False
+    *found: tuple[str, str], facts: Step = ordinary, without: tuple[str, ...] = (), nameless: bool = False
 ) -> Callable[[Step], Step]:
     """Registers a damage under its function's name. `nameless`: no order can be told."""
 
     def register(then: Step) -> Step:
-        DAMAGES[then.__name__] = Damage(story, then, frozenset(found), without, nameless)
+        DAMAGES[then.__name__] = Damage(facts, then, frozenset(found), without, nameless)
         return then
 
     return register
 
 
-def missing(type_: str, check: str, where: str, story: Step = ordinary) -> None:
+def missing(type_: str, check: str, where: str, facts: Step = ordinary) -> None:
     """An event that has to be there isn't."""
-    DAMAGES[f"no_{type_}"] = Damage(story, nothing, frozenset({(check, where)}), (type_,), False)
+    DAMAGES[f"no_{type_}"] = Damage(facts, nothing, frozenset({(check, where)}), (type_,), False)
 
 
 # accounting and letters
@@ -143,18 +143,18 @@ async def refused_without_a_letter(world: World, name: str) -> None:
     await world.put("order.paid", 1, b"k", b"no letter", event("order.paid"))
 
 
-@damage(("accounting", DLQ), story=ordinary)
+@damage(("accounting", DLQ), facts=ordinary)
 async def conflict_without_a_letter(world: World, name: str) -> None:
     await world.send("order.paid", paid(name, "39.00"), 7)
 
 
-@damage(("accounting", DLQ), story=ordinary)
+@damage(("accounting", DLQ), facts=ordinary)
 async def currency_refused_without_a_letter(world: World, name: str) -> None:
     await world.send("order.paid", paid(name, "1.00", "dollars", "USD"), 7)
     await again(world, name)
 
 
-@damage(("accounting", REKEYED), story=unknown)
+@damage(("accounting", REKEYED), facts=unknown)
 async def not_passed_on(world: World, name: str) -> None:
     value = json.dumps(paid(name, "5.00")).encode()
     await world.put("order.paid", 0, b"other", value, event("order.paid", 1))
@@ -166,11 +166,13 @@ async def copy_without_coordinates(world: World, name: str) -> None:
     await world.put(REKEYED, world.lane(uid(name)), uid(name).encode(), value, event("order.paid", 1))
 
 
-@damage(("accounting", REKEYED), story=unknown)
+@damage(("accounting", REKEYED), facts=unknown)
 async def copy_in_a_wrong_lane(world: World, name: str) -> None:
     value, lane = json.dumps(paid(name, "5.00")).encode(), (world.lane(uid(name)) + 1) % world.lanes
     record_id = await world.put("order.paid", lane, b"other", value, event("order.paid", 1))
-    await world.put(REKEYED, lane, uid(name).encode(), value, [*event("order.paid", 1), *copy_headers(record_id)])
+    await world.put(
+        REKEYED, lane, uid(name).encode(), value, [*event("order.paid", 1), *copy_headers(record_id)]
+    )
 
 
 @damage(("letters", DLQ), nameless=True)
@@ -212,7 +214,9 @@ async def letter_of_nowhere(world: World, name: str) -> None:
 
 @damage(("letters", DLQ))
 async def letter_of_a_fact_that_counts(world: World, name: str) -> None:
-    record_id = await world.send("payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3)
+    record_id = await world.send(
+        "payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3
+    )
     await again(world, name)
     await world.letter(record_id, "field_missing", uid(name).encode(), b"{}", event("payment.failed"))
 
@@ -235,22 +239,30 @@ async def letter_of_a_waiting_fact_that_says_something_else(world: World, name: 
 
 @damage(("rows", "orders_shipment {parcel} carrier"))
 async def altered_text(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_shipment SET carrier = E'o\\ther' WHERE id = $1", uid(f"parcel {name}"))
+    await world.database.execute(
+        "UPDATE orders_shipment SET carrier = E'o\\ther' WHERE id = $1", uid(f"parcel {name}")
+    )
 
 
 @damage(("rows", "orders_order {order} created_at"))
 async def altered_time(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order SET created_at = created_at + interval '1 us' WHERE id = $1", uid(name))
+    await world.database.execute(
+        "UPDATE orders_order SET created_at = created_at + interval '1 us' WHERE id = $1", uid(name)
+    )
 
 
 @damage(("rows", "orders_order_item {ann} price"))
 async def altered_money(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order_item SET price = price + 0.0001 WHERE id = $1", uid(f"{name} ann"))
+    await world.database.execute(
+        "UPDATE orders_order_item SET price = price + 0.0001 WHERE id = $1", uid(f"{name} ann")
+    )
 
 
 @damage(("rows", "orders_order {order} status"), ("rows", "orders_order {order} version"))
 async def older_row(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order SET status = 'pending', version = 2 WHERE id = $1", uid(name))
+    await world.database.execute(
+        "UPDATE orders_order SET status = 'pending', version = 2 WHERE id = $1", uid(name)
+    )
 
 
 @damage(("rows", "orders_order_item {ann}"))
@@ -281,13 +293,13 @@ async def row_twice(world: World, name: str) -> None:
     await world.insert("orders_order", [(row[0], uid("another user"), *row[2:])])
 
 
-@damage(("rows", "orders_order {order}"), story=unknown)
+@damage(("rows", "orders_order {order}"), facts=unknown)
 async def row_of_an_order_that_nobody_sent(world: World, name: str) -> None:
     other = world.reading("plain").rows()["orders_order"][0]
     await world.insert("orders_order", [(uid(name), *other[1:])])
 
 
-@damage(("rows", "orders_order {order}"), story=only_paid)
+@damage(("rows", "orders_order {order}"), facts=only_paid)
 async def row_of_an_order_that_waits(world: World, name: str) -> None:
     other = world.reading("plain").rows()["orders_order"][0]
     await world.insert("orders_order", [(uid(name), *other[1:])])
@@ -324,7 +336,9 @@ async def second_id(world: World, name: str) -> None:
 @damage(("derived", "payment.initiate"))
 async def other_event_id(world: World, name: str) -> None:
     made_id = made(name, "payment")
-    await world.derive("payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], "something")
+    await world.derive(
+        "payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], "something"
+    )
 
 
 @damage(("derived", "payment.initiate"))
@@ -350,24 +364,28 @@ async def traced(world: World, name: str) -> None:
     )
 
 
-@damage(("derived", "payment.initiate"), story=traced)
+@damage(("derived", "payment.initiate"), facts=traced)
 async def lost_trace(world: World, name: str) -> None:
     data = world.reading(name).derived()["payment.initiate", made(name, "payment")]
     for more in ({}, {"traceparent": TRACE}):
         await world.derive("payment.initiate", name, data, made(name, "payment"), cause="traced", **more)
 
 
-@damage(("derived", "payment.initiate"), story=unknown)
+@damage(("derived", "payment.initiate"), facts=unknown)
 async def event_of_an_order_that_nobody_sent(world: World, name: str) -> None:
-    await world.derive("payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment"))
+    await world.derive(
+        "payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment")
+    )
 
 
-@damage(("derived", "payment.initiate"), story=only_paid)
+@damage(("derived", "payment.initiate"), facts=only_paid)
 async def event_of_an_order_that_waits(world: World, name: str) -> None:
-    await world.derive("payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment"))
+    await world.derive(
+        "payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment")
+    )
 
 
-@damage(("derived", "payment.initiate"), story=unknown)
+@damage(("derived", "payment.initiate"), facts=unknown)
 async def event_of_another_order_under_this_key(world: World, name: str) -> None:
     await world.derive(
         "payment.initiate",
@@ -407,13 +425,17 @@ async def release_that_nobody_asked_for(world: World, name: str) -> None:
 @damage(("derived", "stock.commit"))
 async def commit_of_other_items(world: World, name: str) -> None:
     data = world.reading(name).commits[uid(f"parcel {name}")][0]
-    await world.derive("stock.commit", name, {**data, "items": [{**data["items"][0], "quantity": 1}]}, data["commit_id"])
+    await world.derive(
+        "stock.commit", name, {**data, "items": [{**data["items"][0], "quantity": 1}]}, data["commit_id"]
+    )
 
 
-@damage(("derived", "stock.commit"), story=only_created)
+@damage(("derived", "stock.commit"), facts=only_created)
 async def commit_of_no_parcel(world: World, name: str) -> None:
     commit_id = made(name, f"commit:{uid('no parcel')}")
-    await world.derive("stock.commit", name, {"commit_id": commit_id, "shipment_id": uid("no parcel")}, commit_id)
+    await world.derive(
+        "stock.commit", name, {"commit_id": commit_id, "shipment_id": uid("no parcel")}, commit_id
+    )
 
 
 @damage(("derived", "order.status_changed"))
@@ -449,7 +471,7 @@ async def last_suborder_costs_something_else(world: World, name: str) -> None:
 # refunds
 
 
-@damage(("refunds", DECISIONS), story=with_return)
+@damage(("refunds", DECISIONS), facts=with_return)
 async def undecided(world: World, name: str) -> None:
     pass
 
@@ -459,12 +481,12 @@ async def of_cause_closed(world: World, name: str, amount: int) -> None:
     await world.decide(name, 0, amount, cause="closed", cause_id=uid(name))
 
 
-@damage(("refunds", DECISIONS), story=lambda world, name: of_cause_closed(world, name, 4001))
+@damage(("refunds", DECISIONS), facts=lambda world, name: of_cause_closed(world, name, 4001))
 async def more_than_was_captured(world: World, name: str) -> None:
     pass
 
 
-@damage(("refunds", DECISIONS), story=lambda world, name: of_cause_closed(world, name, 0))
+@damage(("refunds", DECISIONS), facts=lambda world, name: of_cause_closed(world, name, 0))
 async def a_refund_of_nothing(world: World, name: str) -> None:
     pass
 
@@ -479,7 +501,7 @@ async def paid_twice(world: World, name: str) -> None:
     await world.decide(name, 1, 1000, units=[[uid(f"{name} ann"), 0]])
 
 
-@damage(("refunds", DECISIONS), story=paid_twice)
+@damage(("refunds", DECISIONS), facts=paid_twice)
 async def a_unit_paid_for_twice(world: World, name: str) -> None:
     pass
 
@@ -489,7 +511,7 @@ async def too_cheap(world: World, name: str) -> None:
     await world.decide(name, 0, 900, units=[[uid(f"{name} ann"), 0]])
 
 
-@damage(("refunds", f"{DECISIONS} n 0"), story=too_cheap)
+@damage(("refunds", f"{DECISIONS} n 0"), facts=too_cheap)
 async def an_amount_for_something_else(world: World, name: str) -> None:
     pass
 
@@ -499,27 +521,27 @@ async def unit_of_nothing(world: World, name: str) -> None:
     await world.decide(name, 0, 1000, units=[[uid(f"{name} ann"), 2]])
 
 
-@damage(("refunds", f"{DECISIONS} n 0"), story=unit_of_nothing)
+@damage(("refunds", f"{DECISIONS} n 0"), facts=unit_of_nothing)
 async def a_unit_that_does_not_exist(world: World, name: str) -> None:
     pass
 
 
-@damage(("refunds", DECISIONS), story=refunded)
+@damage(("refunds", DECISIONS), facts=refunded)
 async def a_gap_in_the_decisions(world: World, name: str) -> None:
     await world.decide(name, 2, 1000)
 
 
-@damage(("refunds", DECISIONS), story=unknown)
+@damage(("refunds", DECISIONS), facts=unknown)
 async def a_decision_about_nothing(world: World, name: str) -> None:
     await world.decide(name, 0, 1000)
 
 
-@damage(("refunds", DECISIONS), story=ordinary)
+@damage(("refunds", DECISIONS), facts=ordinary)
 async def a_decision_that_is_none(world: World, name: str) -> None:
     await world.decide(name, 0, 1000, cause="whim")
 
 
-@damage(("refunds", DECISIONS), ("refunds", DECISIONS), ("changelog", CHANGELOG), story=only_paid)
+@damage(("refunds", DECISIONS), ("refunds", DECISIONS), ("changelog", CHANGELOG), facts=only_paid)
 async def a_decision_too_early(world: World, name: str) -> None:
     await world.decide(name, 0, 100)
 
@@ -558,7 +580,7 @@ async def a_state_of_no_order(world: World, name: str) -> None:
     await world.put(world.settings.changelog_topic, 0, b"key", b"\x91\x01", [])
 
 
-@damage(("changelog", CHANGELOG), story=unknown)
+@damage(("changelog", CHANGELOG), facts=unknown)
 async def a_state_that_nobody_sent(world: World, name: str) -> None:
     raw = world.states[uid("plain")]
     await world.put(world.settings.changelog_topic, world.lane(uid(name)), UUID(uid(name)).bytes, raw, [])
@@ -590,17 +612,17 @@ async def a_state_that_asked_for_no_label(world: World, name: str) -> None:
     await world.state(name, labelled=False)
 
 
-@damage(("changelog", CHANGELOG), story=refunded)
+@damage(("changelog", CHANGELOG), facts=refunded)
 async def a_state_that_forgot_a_decision(world: World, name: str) -> None:
     await world.state(name, decisions=[], proposed=0)
 
 
-@damage(("changelog", CHANGELOG), story=only_paid)
+@damage(("changelog", CHANGELOG), facts=only_paid)
 async def a_waiting_fact_of_elsewhere(world: World, name: str) -> None:
     await world.state(name, waiting=[["payments", 0, ["order.paid", 0, 999]]])
 
 
-@damage(("changelog", CHANGELOG), story=only_paid)
+@damage(("changelog", CHANGELOG), facts=only_paid)
 async def a_waiting_fact_forgotten(world: World, name: str) -> None:
     await world.state(name, waiting=[])
 
@@ -641,7 +663,7 @@ async def a_summary_for_too_long(world: World, name: str) -> None:
     await world.redis.expire(f"order:{uid(name)}", 1900)
 
 
-@damage(("cache", "order:{order}"), story=unknown)
+@damage(("cache", "order:{order}"), facts=unknown)
 async def a_summary_that_nobody_sent(world: World, name: str) -> None:
     await world.redis.set(f"order:{uid(name)}", "{}", ex=TTL)
 
@@ -651,7 +673,7 @@ async def an_old_parcel(world: World, name: str) -> None:
     await world.track(f"T-{name}", uid(name), uid(f"parcel {name}"), "pending")
 
 
-@damage(("cache", "tracking:T-{name}"), story=combined)
+@damage(("cache", "tracking:T-{name}"), facts=combined)
 async def a_parcel_that_another_order_hides(world: World, name: str) -> None:
     others = [each for each in await world.tracked(f"T-{name}") if each["order_id"] != uid(name)]
     assert others
@@ -700,7 +722,9 @@ async def a_list_that_is_none(world: World, name: str) -> None:
 LOCAL = ("local_table_behind", "local_table_without_it", "local_table_of_other_content", "local_table_ahead")
 for _name in LOCAL[:3]:
     DAMAGES[_name] = Damage(ordinary, nothing, frozenset({("tables", "{table}")}), (), False)
-DAMAGES[LOCAL[3]] = Damage(ordinary, nothing, frozenset(), (), False)  # told of the changelog, where that has lost it
+DAMAGES[LOCAL[3]] = Damage(
+    ordinary, nothing, frozenset(), (), False
+)  # told of the changelog, where that has lost it
 
 
 async def again(world: World, name: str) -> None:
@@ -727,7 +751,10 @@ def expected_of(name: str, damage: Damage, world: World, tables: dict[int, Any])
         "stranger": uid("stranger"),
         "table": str(tables[world.lane(uid(name))]),
     }
-    return {(check, where.format(**words).replace(CHANGELOG, world.settings.changelog_topic)) for check, where in damage.found}
+    return {
+        (check, where.format(**words).replace(CHANGELOG, world.settings.changelog_topic))
+        for check, where in damage.found
+    }
 
 
 async def fill(world: World) -> None:
@@ -772,7 +799,9 @@ async def fill(world: World) -> None:
                 event("order.paid", 8),
             )
         else:
-            value = json.dumps({"type": "order.paid", "time": "2026-01-02T03:08:00+00:00", "data": data}).encode()
+            value = json.dumps(
+                {"type": "order.paid", "time": "2026-01-02T03:08:00+00:00", "data": data}
+            ).encode()
             await world.letter(
                 record_id,
                 "order_currency",
@@ -791,7 +820,9 @@ def broken(report: Report, names: dict[str, str]) -> dict[str, set[tuple[str, st
     found: dict[str, set[tuple[str, str]]] = {}
     for finding in report.findings:
         if finding.severity == "broken":
-            found.setdefault(names.get(finding.order_id, finding.order_id), set()).add((finding.check, finding.where))
+            found.setdefault(names.get(finding.order_id, finding.order_id), set()).add(
+                (finding.check, finding.where)
+            )
     return found
 
 
@@ -835,8 +866,10 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     await fill(world)
     for name, damage in DAMAGES.items():
         world.name(name)
-        await damage.story(world, name)
-    await world.write(frozenset((type_, name) for name, damage in DAMAGES.items() for type_ in damage.without))
+        await damage.facts(world, name)
+    await world.write(
+        frozenset((type_, name) for name, damage in DAMAGES.items() for type_ in damage.without)
+    )
     old = {
         name: msgspec.msgpack.encode([version, *msgspec.msgpack.decode(world.states[uid(name)])[1:]])
         for name, version in ((LOCAL[0], 3), (LOCAL[3], 9))
@@ -853,10 +886,16 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     nameless = found.pop("", set())
     for number in range(51):  # the members of a list of too many
         assert found.pop(uid(f"a_list_of_too_many {number}")) == {("cache", "user:many:orders")}
-    every = {each for name, damage in DAMAGES.items() if damage.nameless for each in expected_of(name, damage, world, tables)}
-    assert all(any(each == check and record_id.startswith(where) for check, where in every) for each, record_id in nameless), sorted(
-        nameless
-    )
+    every = {
+        each
+        for name, damage in DAMAGES.items()
+        if damage.nameless
+        for each in expected_of(name, damage, world, tables)
+    }
+    assert all(
+        any(each == check and record_id.startswith(where) for check, where in every)
+        for each, record_id in nameless
+    ), sorted(nameless)
     for name, damage in DAMAGES.items():
         wanted = expected_of(name, damage, world, tables)
         if damage.nameless:
@@ -867,11 +906,17 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
                 )
         else:
             got = found.pop(name, set())
-            assert all(any(each == check and record_id.startswith(where) for each, record_id in got) for check, where in wanted), (
+            assert all(
+                any(each == check and record_id.startswith(where) for each, record_id in got)
+                for check, where in wanted
+            ), (
                 name,
                 got,
             )
-            assert all(any(each == check and record_id.startswith(where) for check, where in wanted) for each, record_id in got), (
+            assert all(
+                any(each == check and record_id.startswith(where) for check, where in wanted)
+                for each, record_id in got
+            ), (
                 name,
                 got,
             )
@@ -882,7 +927,9 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     assert (f"orders_shipment {uid('parcel altered_text')} carrier", "C", "o\ther") in told
     assert (f"orders_order_item {uid('altered_money ann')} price", "10.00", "10.0001") in told
 
-    out = await asyncio.to_thread(subprocess.run, [*ORDERS, "audit", "--json"], capture_output=True, text=True)
+    out = await asyncio.to_thread(
+        subprocess.run, [*ORDERS, "audit", "--json"], capture_output=True, text=True
+    )
     assert out.returncode == 1, out.stderr
     document = json.loads(out.stdout)
     assert (document["clean"], document["broken"]) == (False, dict(report.broken))
@@ -929,7 +976,9 @@ async def test_behind_the_log_only_orders_at_rest_are_judged(world: World) -> No
     assert (report.lag, report.settled, report.clean) == (2, False, False)
     assert broken(report, {}) == {
         uid("still"): {("rows", f"orders_order {uid('still')} status")},
-        uid("behind"): {("rows", f"orders_order {uid('behind')} version")},  # what was committed must be there
+        uid("behind"): {
+            ("rows", f"orders_order {uid('behind')} version")
+        },  # what was committed must be there
     }
     assert dict(report.inconclusive) == {"rows": 1}
     assert any(notice.startswith("lag 2: ") for notice in report.notices)
@@ -977,7 +1026,9 @@ async def test_where_the_log_does_not_tell_the_state_does(world: World) -> None:
     assert report.clean, report.findings
     for other in ("pending", "shipped"):
         await world.database.execute("UPDATE orders_order SET status = $1", other)
-        assert broken(await world.audit(), {}) == {uid("plain"): {("rows", f"orders_order {uid('plain')} status")}}
+        assert broken(await world.audit(), {}) == {
+            uid("plain"): {("rows", f"orders_order {uid('plain')} status")}
+        }
 
 
 @pytest.mark.parametrize("away", [False, True])
@@ -991,7 +1042,9 @@ async def test_a_fact_that_only_one_of_two_orders_refuses(world: World, away: bo
     order = world.orders[uid("plain")]
     assert [len(reading.refused) for reading in order.readings()] == [0, 1]
     loser = order.candidates["created",][1].records[0]
-    await world.letter(loser, "key_conflict", uid("elsewhere").encode(), json.dumps(other).encode(), event("order.created"))
+    await world.letter(
+        loser, "key_conflict", uid("elsewhere").encode(), json.dumps(other).encode(), event("order.created")
+    )
     await world.write()
     if away:
         # A state of no use: all that is known is that one of the two is right.
@@ -1045,7 +1098,9 @@ def _as(url: str, user: str, password: str) -> str:
     return f"{scheme}://{user}:{password}@{rest.rpartition('@')[2]}"
 
 
-async def test_a_parcel_that_may_have_been_evicted_is_only_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_parcel_that_may_have_been_evicted_is_only_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.name("plain")
     await combined(world, "plain")
     await world.write()
@@ -1063,7 +1118,9 @@ async def test_a_parcel_that_may_have_been_evicted_is_only_told(world: World, mo
     assert [(each.check, each.where) for each in report.findings] == [("cache", "tracking:T-plain")]
 
 
-async def test_a_cache_that_is_being_refreshed_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cache_that_is_being_refreshed_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.name("plain")
     await ordinary(world, "plain")
     await world.write()
@@ -1123,7 +1180,9 @@ async def test_without_redis_it_says_so(world: World) -> None:
         ("ORDERS_REDIS", "redis://:secret@127.0.0.1:1/0", "orders: no Redis at redis://***@127.0.0.1:1/0"),
     ],
 )
-def test_servers_that_are_not_there(fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+def test_servers_that_are_not_there(
+    fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
     monkeypatch.setenv(name, value)
     told = subprocess.run([*ORDERS, "audit"], capture_output=True, text=True)
     assert told.returncode == 2
@@ -1132,4 +1191,6 @@ def test_servers_that_are_not_there(fresh: Settings, monkeypatch: pytest.MonkeyP
     assert "secret" not in told.stderr
     assert len(told.stderr.strip().splitlines()) == 1
     if name == "ORDERS_REDIS":
-        assert subprocess.run([*ORDERS, "audit", "--no-cache"], capture_output=True, text=True).returncode == 0
+        assert (
+            subprocess.run([*ORDERS, "audit", "--no-cache"], capture_output=True, text=True).returncode == 0
+        )

@@ -24,7 +24,7 @@ from contracts.topics import BULK, BULK_COMPLETED, DLQ
 from operations.dead_letters import Reader
 from operations.submit.jobs import status
 from settings import Settings
-from tests.unit.wire import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
+from tests.unit.builders import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, worker
 
@@ -91,7 +91,9 @@ def in_csv(n: int, total: str = "30.00", quantity: str = "1") -> list[str]:
     ]
 
 
-def submit(kind: str, file: Path | str, *more: str, code: int = 0, stdin: bytes | None = None) -> dict[str, Any]:
+def submit(
+    kind: str, file: Path | str, *more: str, code: int = 0, stdin: bytes | None = None
+) -> dict[str, Any]:
     command = (*ORDERS, "bulk", "submit", kind, str(file), "--json", *more)
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=dict(os.environ))
     assert done.returncode == code, done.stdout.decode()[-2000:] + done.stderr.decode()[-3000:]
@@ -145,7 +147,9 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     ]  # fmt: skip
     assert jobs[1]["ignored_columns"] == ["note"]
     # The same content is the same job, from wherever it comes, and is sent once.
-    assert (again := submit("orders", "-", stdin=gzip.compress(plain.read_bytes())))["job_id"] == jobs[0]["job_id"]
+    assert (again := submit("orders", "-", stdin=gzip.compress(plain.read_bytes())))["job_id"] == jobs[0][
+        "job_id"
+    ]
     assert again["parts_sent_now"] == 0
 
     # From stdin, with lines that can't be taken in between those that can.
@@ -158,24 +162,57 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     assert (mixed["accepted"], mixed["refused"], mixed["refusals"][0]["reason"]) == (2, 3, "total_mismatch")
     # A line that may belong to any order of its file.
     for nobodys in (b'"open,', b"a,b", b"\xff,"):
-        none = submit("orders", "-", stdin="\n".join([COLUMNS, *in_csv(12)]).encode() + b"\n" + nobodys, code=1)
+        none = submit(
+            "orders", "-", stdin="\n".join([COLUMNS, *in_csv(12)]).encode() + b"\n" + nobodys, code=1
+        )
         assert (none["accepted"], none["refused"], none["parts_sent_now"]) == (0, 2, 0)
 
-    scans = [{"order_id": order_id(n), "shipment_id": parcel(n), "seller_id": ANNA, "status": "in_transit", "time": at(3)} for n in (1, 3)]
-    more = submit("shipments", "-", stdin=ndjson(*scans, {"order_id": 1}, [], {**scans[0], "time": None}), code=1)
-    assert [each["reason"] for each in more["refusals"]] == ["field_missing", "field_malformed", "field_missing"]
+    scans = [
+        {
+            "order_id": order_id(n),
+            "shipment_id": parcel(n),
+            "seller_id": ANNA,
+            "status": "in_transit",
+            "time": at(3),
+        }
+        for n in (1, 3)
+    ]
+    more = submit(
+        "shipments", "-", stdin=ndjson(*scans, {"order_id": 1}, [], {**scans[0], "time": None}), code=1
+    )
+    assert [each["reason"] for each in more["refusals"]] == [
+        "field_missing",
+        "field_malformed",
+        "field_missing",
+    ]
     flat = "order_id,shipment_id,seller_id,status,time,items\n"
     flat += f"{order_id(5)},{parcel(5)},{ANNA},in_transit,{at(3)},"
     flat += f'"[{{""item_id"":""{item_id(1)}"",""quantity"":1}}]"\n'
     shipped = submit("shipments", "-", stdin=flat.encode())
     buffer = io.BytesIO()
-    back = {"order_id": order_id(5), "return_id": returned(1), "item_id": item_id(1), "reason": "broken", "status": "processed"}
-    pq.write_table(pa.Table.from_pylist([{**back, "time": datetime.fromisoformat(at(5)), "restock": False, "quantity": 1}]), buffer)
+    back = {
+        "order_id": order_id(5),
+        "return_id": returned(1),
+        "item_id": item_id(1),
+        "reason": "broken",
+        "status": "processed",
+    }
+    pq.write_table(
+        pa.Table.from_pylist(
+            [{**back, "time": datetime.fromisoformat(at(5)), "restock": False, "quantity": 1}]
+        ),
+        buffer,
+    )
     came = submit("returns", "-", stdin=buffer.getvalue())
 
     # What is no part, and what is in a part and no event, is a dead letter and harms nothing.
     headers, _ = record("order.bulk", {})
-    part = {"job_id": ORDER, "part": 1, "parts": 1, "events": [an_order(12, id="12"), {"order_id": 7}, an_order(13, id="13")]}
+    part = {
+        "job_id": ORDER,
+        "part": 1,
+        "parts": 1,
+        "events": [an_order(12, id="12"), {"order_id": 7}, an_order(13, id="13")],
+    }
     async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
         for value in (b"{", json.dumps(part | {"part": 2}).encode(), json.dumps(part).encode()):
             await producer.send_and_wait("order.bulk", value, headers=headers)
@@ -183,7 +220,9 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
         await completed(fresh, ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came)))
         processed()
         assert both.terminate() == 0, both.text()[-3000:]
-    assert sorted(map(str, await values(fresh, "SELECT id FROM orders_order"))) == [order_id(n) for n in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)]
+    assert sorted(map(str, await values(fresh, "SELECT id FROM orders_order"))) == [
+        order_id(n) for n in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)
+    ]
     assert await values(fresh, "SELECT count(*) FROM orders_shipment WHERE status = 'in_transit'") == [3]
     assert await values(fresh, "SELECT status FROM orders_return") == ["processed"]
     letters = Counter(dict(each.headers)["dlq_topic"] for each in await read(fresh, DLQ))
@@ -245,11 +284,18 @@ async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Pat
 
 
 @pytest.mark.parametrize("server", AWAY)
-async def test_a_server_that_goes_away_leaves_the_summary(fresh: Settings, tmp_path: Path, server: str) -> None:
+async def test_a_server_that_goes_away_leaves_the_summary(
+    fresh: Settings, tmp_path: Path, server: str
+) -> None:
     """How many parts were sent, the job's id, one line of what is wrong; and the same command goes on."""
     file = tmp_path / "orders.ndjson"
     file.write_bytes(ndjson(*(an_order(n) for n in range(1600))))
-    script = "import asyncio, json\n" + KILLED.partition("async def dying")[0] + AWAY[server] + "from cli.main import main\nmain()\n"
+    script = (
+        "import asyncio, json\n"
+        + KILLED.partition("async def dying")[0]
+        + AWAY[server]
+        + "from cli.main import main\nmain()\n"
+    )
     command = (sys.executable, "-c", script, "bulk", "submit", "orders", str(file), "--json")
     done = subprocess.run(command, capture_output=True, timeout=60)
     assert done.returncode == 1, done.stderr.decode()[-2000:]
@@ -261,7 +307,9 @@ async def test_a_server_that_goes_away_leaves_the_summary(fresh: Settings, tmp_p
     assert (rest["job_id"], rest["parts_sent_now"]) == (told["job_id"], 2)
 
 
-async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(fresh: Settings, tmp_path: Path, monkeypatch: Any) -> None:
+async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(
+    fresh: Settings, tmp_path: Path, monkeypatch: Any
+) -> None:
     """Without a pipeline that works it off, no more is unpacked than it may have before it."""
     monkeypatch.setenv("ORDERS_BULK_BACKLOG", "40")
     monkeypatch.setenv("ORDERS_LOG_LEVEL", "debug")

@@ -13,7 +13,7 @@ from contracts.cloudevents import SourceEvent
 from domain import limits
 from operations.dead_letters import read
 from settings import Settings
-from tests.unit.wire import ORDER, STRANGER, VALID, at, record
+from tests.unit.builders import ORDER, STRANGER, VALID, at, record
 from tests.workers import audit, processed, rows, worker
 from workload import generator
 from workload.producer import send
@@ -58,7 +58,9 @@ async def test_an_order_of_any_size_stops_no_lane(fresh: Settings, tmp_path: Pat
         assert report["dead_letters"] == {"order_too_large": 2 * (4_000 - taken)}
 
 
-async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: Settings, tmp_path: Path) -> None:
+async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(
+    fresh: Settings, tmp_path: Path
+) -> None:
     """Its topic takes it, since it's small as it came; what we write isn't compressed."""
     huge = {"note": "x" * (20 << 20)}
     refused = record("payment.failed", VALID["payment.failed"] | {"reason": 1} | huge)
@@ -66,7 +68,10 @@ async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: 
     taken = record("payment.failed", VALID["payment.failed"] | {"payment_id": STRANGER} | huge)
     with worker(tmp_path, "w1"):
         async with AIOKafkaProducer(
-            bootstrap_servers=fresh.brokers, compression_type="gzip", max_request_size=32 << 20, max_batch_size=32 << 20
+            bootstrap_servers=fresh.brokers,
+            compression_type="gzip",
+            max_request_size=32 << 20,
+            max_batch_size=32 << 20,
         ) as producer:
             for key, (headers, value) in ((ORDER, refused), ("another", astray), (ORDER, taken)):
                 await producer.send_and_wait("payment.failed", value, key.encode(), headers=headers)
@@ -76,7 +81,10 @@ async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: 
     assert report["dead_letters"] == {"field_malformed": 1, "record_too_large": 1}
     assert report["counts"]["waiting_facts"] == 1
     letters = {letter.reason: letter async for letter in read(fresh)}
-    for letter, key, headers in ((letters["field_malformed"], ORDER, refused[0]), (letters["record_too_large"], "another", astray[0])):
+    for letter, key, headers in (
+        (letters["field_malformed"], ORDER, refused[0]),
+        (letters["record_too_large"], "another", astray[0]),
+    ):
         assert (letter.key, letter.value, list(letter.headers)) == (key.encode(), None, headers)
         assert letter.detail.endswith("the raw record is at the coordinates")
     assert Counter(letter.record.topic for letter in letters.values()) == {"payment.failed": 2}

@@ -20,8 +20,8 @@ from aiokafka import AIOKafkaProducer
 
 from cli import main
 from settings import Settings, get_settings
+from tests.unit.builders import ANNA, ORDER, created, line, parcel, record
 from tests.unit.test_terminal import ENVIRONMENTS, harmful, stream, written
-from tests.unit.wire import ANNA, ORDER, created, line, parcel, record
 from tests.workers import ORDERS, orders, processed, worker
 
 HOSTILE = (
@@ -45,11 +45,22 @@ async def fill(settings: Settings, folder: Path) -> tuple[str, list[str]]:
         for topic, data in (
             ("order.created", created(line(1), region=HOSTILE)),
             ("shipment.updated", scan),
-            ("order.returned", {"order_id": ORDER, "return_id": parcel(2), "item_id": HOSTILE, "reason": HOSTILE, "status": HOSTILE}),
+            (
+                "order.returned",
+                {
+                    "order_id": ORDER,
+                    "return_id": parcel(2),
+                    "item_id": HOSTILE,
+                    "reason": HOSTILE,
+                    "status": HOSTILE,
+                },
+            ),
         ):
             headers, value = record(topic, data)
             await producer.send_and_wait(topic, value, key=ORDER.encode(), headers=headers)
-        await producer.send_and_wait("order.paid", HOSTILE.encode(), key=HOSTILE.encode(), headers=[(HOSTILE, HOSTILE.encode())])
+        await producer.send_and_wait(
+            "order.paid", HOSTILE.encode(), key=HOSTILE.encode(), headers=[(HOSTILE, HOSTILE.encode())]
+        )
     file = folder / "job.csv"
     file.write_text(f"{COLUMNS},note\n{ORDER},x,EUR,1,x,x,x,x,x,1,1,x\n" + good())
     with worker(folder):
@@ -66,7 +77,9 @@ def good() -> str:
     return f"{ids[0]},{ids[1]},EUR,1.00,2026-01-01T01:00:00Z,{ids[2]},{ids[3]},{ids[4]},sku,1,1.00,x\n"
 
 
-async def test_hostile_texts_steer_no_terminal(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hostile_texts_steer_no_terminal(
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job, letters = await fill(fresh, tmp_path)
     hostile = tmp_path / "hostile.csv"
     text = HOSTILE.partition("\r")[0]  # no line break: it would end the header
@@ -80,7 +93,11 @@ async def test_hostile_texts_steer_no_terminal(fresh: Settings, tmp_path: Path, 
         (("dlq", "redrive", "--dry-run"), 0, []),
         (("bulk", "status"), 0, [job]),
         (("bulk", "status", job, "--json"), 0, [job]),
-        (("bulk", "submit", "orders", str(hostile), "--dry-run"), 1, ["ignored columns: ", "field_malformed"]),
+        (
+            ("bulk", "submit", "orders", str(hostile), "--dry-run"),
+            1,
+            ["ignored columns: ", "field_malformed"],
+        ),
         (("audit",), 0, ["clean"]),
         (("wait", "--timeout", "30"), 0, []),
         (("repair", "--dry-run"), 0, []),
@@ -98,14 +115,20 @@ async def test_hostile_texts_steer_no_terminal(fresh: Settings, tmp_path: Path, 
             for name, value in environment.items():
                 patch.setenv(name, value)
             for command, code, whole in commands:
-                if command[0] in ("audit", "repair") and parameters not in (ENVIRONMENTS[0], ENVIRONMENTS[-1]):
+                if command[0] in ("audit", "repair") and parameters not in (
+                    ENVIRONMENTS[0],
+                    ENVIRONMENTS[-1],
+                ):
                     continue  # a second each
                 got, out, err = await run(encoding, *command)
                 plain = re.sub(r"\x1b\[[0-9;]*m", "", out) if "FORCE_COLOR" in environment else out
                 assert got == code, (parameters.id, command, out, err)
                 assert out.strip(), (parameters.id, command)
                 assert not harmful((plain + err).replace("\n", "")), (parameters.id, command, out)
-                assert not [line for line in out.splitlines() if line.startswith("forged")], (parameters.id, command)
+                assert not [line for line in out.splitlines() if line.startswith("forged")], (
+                    parameters.id,
+                    command,
+                )
                 assert [each for each in whole if each not in plain] == [], (parameters.id, command, out)
                 assert "…" not in plain, (parameters.id, command, out)
 
@@ -126,8 +149,12 @@ def at_terminal(*args: str, columns: int, answer: str = "", question: str = "") 
     """A command line in a process of its own at a terminal of so many columns -> exit code, what the person saw."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
-    with subprocess.Popen((*ORDERS, *args), stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True) as process:
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {
+        "TERM": "xterm"
+    }
+    with subprocess.Popen(
+        (*ORDERS, *args), stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
         os.close(theirs)
         seen = io.BytesIO()
         while True:
@@ -143,7 +170,9 @@ def at_terminal(*args: str, columns: int, answer: str = "", question: str = "") 
                 answer = ""
         code = process.wait(30)
     os.close(ours)
-    return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.getvalue().decode(errors="replace")).replace("\r\n", "\n")
+    return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.getvalue().decode(errors="replace")).replace(
+        "\r\n", "\n"
+    )
 
 
 async def test_a_person_at_a_terminal(fresh: Settings, tmp_path: Path) -> None:

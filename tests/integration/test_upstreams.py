@@ -15,7 +15,18 @@ from aiokafka import AIOKafkaProducer
 from contracts.topics import BULK
 from settings import Settings
 from tests.fuzz.records import record
-from tests.unit.wire import ANNA, ORDER, attributes, binary, created, item_id, line, parcel, payment, returned
+from tests.unit.builders import (
+    ANNA,
+    ORDER,
+    attributes,
+    binary,
+    created,
+    item_id,
+    line,
+    parcel,
+    payment,
+    returned,
+)
 from tests.workers import audit, orders, processed, worker
 
 SEED = 12
@@ -41,13 +52,24 @@ def mutated() -> Iterator[Sent]:
         given, dice = record(SEED, n), Random(n)
         if given.value is not None:
             order = str(uuid5(UUID(ORDER), str(n // OF_AN_ORDER)))
-            value = given.value.replace(ORDER.encode(), order.encode()).replace(ORDER.upper().encode(), order.upper().encode())
-            headers = [(name, text) for name, text in given.headers if name.isprintable()]  # aiokafka takes no others
+            value = given.value.replace(ORDER.encode(), order.encode()).replace(
+                ORDER.upper().encode(), order.upper().encode()
+            )
+            headers = [
+                (name, text) for name, text in given.headers if name.isprintable()
+            ]  # aiokafka takes no others
             for _ in range(dice.choice((0, 0, 1, 3))):
-                forged = dice.choice((None, b"", b"0", b"0:0", b"order.created", b"\xff", order.encode(), b"9" * 30))
+                forged = dice.choice(
+                    (None, b"", b"0", b"0:0", b"order.created", b"\xff", order.encode(), b"9" * 30)
+                )
                 headers.insert(dice.randrange(len(headers) + 1), (dice.choice(OURS), forged))
             own = order.encode()
-            yield Sent(given.topic, dice.choice((own, own, own, own, None, b"", own.upper(), b"\xff\xfe", b"%d" % n)), value, headers)
+            yield Sent(
+                given.topic,
+                dice.choice((own, own, own, own, None, b"", own.upper(), b"\xff\xfe", b"%d" % n)),
+                value,
+                headers,
+            )
 
 
 def extreme(n: int, time: str, text: str) -> Iterator[Sent]:
@@ -95,9 +117,16 @@ def large() -> Iterator[Sent]:
             for type_, data in (("order.created", created()), ("payment.failed", {})):
                 order = str(uuid5(UUID(ORDER), f"large {n} {key!r} {type_}"))
                 headers: list[tuple[str, bytes | None]] = [*binary(attributes(type_)), ("dlq_x", b"x" * size)]
-                yield Sent(type_, key and order.encode(), json.dumps({**data, "order_id": order}).encode(), headers)
+                yield Sent(
+                    type_, key and order.encode(), json.dumps({**data, "order_id": order}).encode(), headers
+                )
     scan = {"order_id": ORDER, "shipment_id": parcel(1), "seller_id": ANNA, "status": "x" * (5 << 20)}
-    yield Sent("shipment.updated", ORDER.encode(), json.dumps(scan).encode(), [*binary(attributes("shipment.updated"))])
+    yield Sent(
+        "shipment.updated",
+        ORDER.encode(),
+        json.dumps(scan).encode(),
+        [*binary(attributes("shipment.updated"))],
+    )
 
 
 def astray() -> Iterator[Sent]:
@@ -118,14 +147,36 @@ def checkouts() -> Iterator[Sent]:
         headers = binary(attributes("checkout.completed", source=source))
         yield Sent("checkout.completed", key.encode(), json.dumps(data).encode(), [*headers])
     headers = binary(attributes("order.created", source="/orders"))
-    yield Sent("order.created", order.encode(), json.dumps({**created(line(2)), "order_id": order}).encode(), [*headers])
+    yield Sent(
+        "order.created",
+        order.encode(),
+        json.dumps({**created(line(2)), "order_id": order}).encode(),
+        [*headers],
+    )
 
 
 def parts() -> Iterator[Sent]:
     """Parts of bulk jobs with events of any form."""
-    whole = {**created(), "order_id": str(uuid5(UUID(ORDER), "bulk")), "id": "é" * 1_000, "time": "2026-03-01T10:00:00Z"}
-    odd = [{name: value for name, value in whole.items() if name != left} for left in ("id", "time", "order_id")]
-    events: list[Any] = [whole, *odd, whole | {"time": 5}, whole | {"id": "x" * 3_000_000}, whole | {"id": None}, 5, None, [], {}]
+    whole = {
+        **created(),
+        "order_id": str(uuid5(UUID(ORDER), "bulk")),
+        "id": "é" * 1_000,
+        "time": "2026-03-01T10:00:00Z",
+    }
+    odd = [
+        {name: value for name, value in whole.items() if name != left} for left in ("id", "time", "order_id")
+    ]
+    events: list[Any] = [
+        whole,
+        *odd,
+        whole | {"time": 5},
+        whole | {"id": "x" * 3_000_000},
+        whole | {"id": None},
+        5,
+        None,
+        [],
+        {},
+    ]
     for topic in BULK:
         job = str(uuid5(UUID(ORDER), topic))
         data = {"job_id": job, "part": 1, "parts": 1, "events": events}
@@ -136,7 +187,9 @@ async def test_the_audit_stays_clean(fresh: Settings, tmp_path: Path) -> None:
     times = ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "2016-12-31T23:59:60Z")
     texts = ("", "😀" * 1_000, "\x01\b\t\n\v\f\r\\\"'\x7f", "\\N\\.\u2028\uffff", "[bold]%s{}\x1b[31m")
     ends = [each for n in range(15) for each in extreme(n, times[n % 3], texts[n % 5])]
-    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, compression_type="gzip", max_request_size=32 << 20) as producer:
+    async with AIOKafkaProducer(
+        bootstrap_servers=fresh.brokers, compression_type="gzip", max_request_size=32 << 20
+    ) as producer:
         sending = []
         for topic, key, value, headers in (*mutated(), *ends, *large(), *astray(), *checkouts(), *parts()):
             place = {"partition": 0} if key is None else {}
@@ -145,7 +198,21 @@ async def test_the_audit_stays_clean(fresh: Settings, tmp_path: Path) -> None:
     with worker(tmp_path):
         processed()
         counts = audit()["counts"]
-        assert min(counts[each] for each in ("facts", "refused", "rekeyed", "conflicts", "duplicates", "checkouts", "derived_events")) > 5
+        assert (
+            min(
+                counts[each]
+                for each in (
+                    "facts",
+                    "refused",
+                    "rekeyed",
+                    "conflicts",
+                    "duplicates",
+                    "checkouts",
+                    "derived_events",
+                )
+            )
+            > 5
+        )
         done = orders("dlq", "redrive", "--all", "--json")
         assert json.loads(done.stdout)["sent"] > 500, done.stderr
         processed()

@@ -14,7 +14,7 @@ from audit.reference import Fact, Refusal, parse
 from contracts.cloudevents import binary, rfc3339
 from contracts.topics import CHECKOUT, CREATED, INPUT
 from streams.partitioner import partition_of
-from tests.property.wire import dense
+from tests.property.records import dense
 from workload import generator
 from workload.poison import POISONS, Anchor
 from workload.services import Behaviour, Customers, Later, Message, order_of
@@ -75,7 +75,12 @@ def corpus(block: int) -> Corpus:
             poison.append(sent)
     rng = Random(f"dense {block}")
     crowded = [[_sent(*each) for each in dense(n, rng)] for n in range(DENSE)]
-    return Corpus(list(orders.values()), crowded, [_placed(*each) for each in Customers(Behaviour(seed=block)).checkouts(PLACED)], poison)
+    return Corpus(
+        list(orders.values()),
+        crowded,
+        [_placed(*each) for each in Customers(Behaviour(seed=block)).checkouts(PLACED)],
+        poison,
+    )
 
 
 def _placed(checkout: Message, cancellations: list[Later]) -> list[Sent]:
@@ -85,18 +90,36 @@ def _placed(checkout: Message, cancellations: list[Later]) -> list[Sent]:
     lines = checkout.data["items"]
     messages = [checkout]
     for seller in sorted({line["seller_id"] for line in lines}):
-        reservation = {"seller_id": seller, "reservation_id": str(uuid5(UUID(order_id), f"reservation:{seller}"))}
+        reservation = {
+            "seller_id": seller,
+            "reservation_id": str(uuid5(UUID(order_id), f"reservation:{seller}")),
+        }
         messages.append(Message("stock.reserved", order_id, order | reservation))
     amount = {"amount": checkout.data["total_amount"], "currency": checkout.data["currency"]}
     messages.append(Message("order.paid", order_id, order | amount | {"payment_id": checkout.key}))
-    items = [{"item_id": line["item_id"], "quantity": line["quantity"]} for line in lines if line["seller_id"] == lines[0]["seller_id"]]
+    items = [
+        {"item_id": line["item_id"], "quantity": line["quantity"]}
+        for line in lines
+        if line["seller_id"] == lines[0]["seller_id"]
+    ]
     parcel = {"shipment_id": checkout.key, "seller_id": lines[0]["seller_id"], "items": items}
-    messages += [Message("shipment.updated", order_id, order | parcel | {"status": status}) for status in ("in_transit", "delivered")]
-    messages += [message for later in cancellations for message in later.act() if isinstance(message, Message)]
+    messages += [
+        Message("shipment.updated", order_id, order | parcel | {"status": status})
+        for status in ("in_transit", "delivered")
+    ]
+    messages += [
+        message for later in cancellations for message in later.act() if isinstance(message, Message)
+    ]
     sent = []
     for n, message in enumerate(messages):
         time = rfc3339(generator.EPOCH_US + n * 3_600_000_000)
-        attributes = {"specversion": "1.0", "id": f"{checkout.key}{n}", "source": "/simulated", "type": message.type, "time": time}
+        attributes = {
+            "specversion": "1.0",
+            "id": f"{checkout.key}{n}",
+            "source": "/simulated",
+            "type": message.type,
+            "time": time,
+        }
         headers, value = binary(attributes, message.data)
         sent.append(_sent(message.type, message.key.encode(), value, headers))
     return sent
@@ -112,7 +135,9 @@ def history(seed: int, rng: Random, partitions: int) -> list[Arrival]:
     records = records[:MOST_EVENTS]
     if rng.random() < 0.4:
         records += [_poisoned(rng, records, found) for _ in range(rng.randint(1, 6))]
-    duplicates, displaced, miskeyed, misplaced = (rng.choice((0.0, 0.0, share)) for share in (0.3, 0.5, 0.3, 0.2))
+    duplicates, displaced, miskeyed, misplaced = (
+        rng.choice((0.0, 0.0, share)) for share in (0.3, 0.5, 0.3, 0.2)
+    )
     if rng.random() < 0.2:
         rng.shuffle(records)
     span = rng.choice((0.0, 0.5, 3.0, 8.0))
@@ -145,7 +170,9 @@ def _told_later(sent: Sent, rng: Random) -> Sent:
     if time is None or sent.topic == "shipment.updated" or not isinstance(sent.parsed, Fact):
         return sent
     hour = b"%02d" % rng.randrange(24)
-    changed = [(name, time[:11] + hour + time[13:] if name == "ce_time" else value) for name, value in sent.headers]
+    changed = [
+        (name, time[:11] + hour + time[13:] if name == "ce_time" else value) for name, value in sent.headers
+    ]
     return _sent(sent.topic, sent.key, sent.value, changed)
 
 
@@ -155,7 +182,9 @@ def _poisoned(rng: Random, records: list[Sent], found: Corpus) -> Sent:
     created = [each for each in facts if each.topic == "order.created" and "ce_id" in dict(each.headers)]
     if created and rng.random() < 0.5:
         poison = rng.choice([each for each in POISONS.values() if each.needs_order])
-        made = poison.make(rng, Anchor(msgspec.json.decode(rng.choice(created).value or b""), generator.EPOCH_US))
+        made = poison.make(
+            rng, Anchor(msgspec.json.decode(rng.choice(created).value or b""), generator.EPOCH_US)
+        )
         return _sent(made.topic, made.key, made.value, made.headers)
     return rng.choice(found.poison)
 

@@ -20,7 +20,7 @@ from errors import OrdersError
 from reference import compatibility
 from reference.compatibility import Breaking, Way, asyncapi, breaking, schemas, way_of, write
 from reference.events import reference
-from tests.unit.wire import ORDER, payment, record
+from tests.unit.builders import ORDER, payment, record
 
 FOLDER = Path(__file__).parents[2] / "contracts"
 PUBLISHED = sorted((FOLDER / "schemas").glob("*.json"))

@@ -17,12 +17,20 @@ from domain.fold import fold
 from domain.limits import TYPE_BYTES, size_of
 from domain.order import Deadline, Order
 from tables import codec
-from tests.unit.wire import ANNA, ORDER, raw
+from tests.unit.builders import ANNA, ORDER, raw
 
 ORIGIN = RecordId(DECISIONS, 0, 0)
 LINE = "0e0e0e0e-0000-4000-8000-000000000001"
 TAKEN = "taken"
-REFUND = {"order_id": ORDER, "n": 0, "amount": 500, "cause": "return", "cause_id": ANNA, "units": [[LINE, 0]], "shipping": [LINE]}
+REFUND = {
+    "order_id": ORDER,
+    "n": 0,
+    "amount": 500,
+    "cause": "return",
+    "cause_id": ANNA,
+    "units": [[LINE, 0]],
+    "shipping": [LINE],
+}
 DEADLINE = {"order_id": ORDER, "deadline": "stock", "attempt": 1, "final": True, "seller_id": ANNA}
 
 
@@ -61,7 +69,13 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 def headers(data: dict[str, Any], **other: str) -> list[tuple[str, bytes | None]]:
     type_ = "deadline.passed" if "deadline" in data else "refund.decided"
-    attributes = {"specversion": "1.0", "id": "e", "source": "/strangers", "type": type_, "time": "2026-01-02T03:04:05Z"} | other
+    attributes = {
+        "specversion": "1.0",
+        "id": "e",
+        "source": "/strangers",
+        "type": type_,
+        "time": "2026-01-02T03:04:05Z",
+    } | other
     return [(f"ce_{name}", value.encode()) for name, value in attributes.items() if value]
 
 
@@ -84,12 +98,16 @@ def test_what_is_a_decision(data: dict[str, Any], verdict: str) -> None:
     assert auditors(data) == verdict
 
 
-@pytest.mark.parametrize(("other", "verdict"), [({"time": ""}, "field_missing"), ({"dataschema": "/v2"}, "version_unknown")])
+@pytest.mark.parametrize(
+    ("other", "verdict"), [({"time": ""}, "field_missing"), ({"dataschema": "/v2"}, "version_unknown")]
+)
 def test_its_envelope_is_read_as_any(other: dict[str, str], verdict: str) -> None:
     assert pipelines(REFUND, **other) == auditors(REFUND, **other) == verdict
 
 
-@pytest.mark.parametrize("data", [data for data, verdict in CASES.values() if verdict == TAKEN and data.get("n", 0) == 0])
+@pytest.mark.parametrize(
+    "data", [data for data, verdict in CASES.values() if verdict == TAKEN and data.get("n", 0) == 0]
+)
 def test_what_is_taken_can_be_stored_and_recovered(data: dict[str, Any]) -> None:
     """A decision may be all that an order has: after a crash it is read before the facts that made it due."""
     order = Order()
@@ -119,7 +137,9 @@ def test_an_order_takes_in_a_bounded_amount_of_them() -> None:
 def test_an_order_takes_in_a_bounded_number_of_deadlines() -> None:
     pipeline, auditor = Order(), reference.Order(ORDER)
     most = TYPE_BYTES["deadline.passed"] // size_of(Deadline(0, DeadlineKind.PAYMENT, None, 1, False))
-    pipeline.deadlines = [Deadline(0, DeadlineKind.STOCK, raw(ANNA), number + 1, False) for number in range(most)]
+    pipeline.deadlines = [
+        Deadline(0, DeadlineKind.STOCK, raw(ANNA), number + 1, False) for number in range(most)
+    ]
     for number in range(most + 1):
         data = {**DEADLINE, "attempt": number + 1, "final": False}
         value = json.dumps(data).encode()

@@ -12,7 +12,7 @@ from operations.history import fold
 from settings import Settings
 from streams.folder import BatchFolder, BatchOutput
 from streams.partitioner import partition_of
-from tests.unit.wire import CHECKOUT, ORDER, PLACED, VALID, payment, record
+from tests.unit.builders import CHECKOUT, ORDER, PLACED, VALID, payment, record
 
 LANES = Settings().partitions
 
@@ -22,7 +22,10 @@ def folded(topic: str, key: str, count: int = 1) -> BatchOutput:
     headers, value = record(topic, VALID[topic])
     lane = partition_of(key.encode(), LANES)
     taken: dict[str, Any] = {"topic": topic, "partition": lane, "timestamp": 1, "timestamp_type": 1}
-    records: Any = [SimpleNamespace(**taken, offset=7 + n, key=key.encode(), value=value, headers=headers) for n in range(count)]
+    records: Any = [
+        SimpleNamespace(**taken, offset=7 + n, key=key.encode(), value=value, headers=headers)
+        for n in range(count)
+    ]
     (work,) = fold(BatchFolder(Settings()), lane, records, lambda keys: [None] * len(keys))
     return work
 

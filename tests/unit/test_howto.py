@@ -13,8 +13,8 @@ import pytest
 
 from domain.order import Order
 from tables import codec
+from tests.unit.builders import ANNA, BORIS, OrderBuilder, line
 from tests.unit.recipes import PAGES, ROOT, apply
-from tests.unit.wire import ANNA, BORIS, Story, line
 
 RECIPES = sorted(path.name for path in PAGES.glob("add-*.md"))
 
@@ -123,20 +123,20 @@ def test_it_touches_few_files_beside_the_auditors(page: str, most: int, tmp_path
     )
 
 
-def stories() -> list[Story]:
-    paid = Story()
+def built_orders() -> list[OrderBuilder]:
+    paid = OrderBuilder()
     paid.create(line(1), line(2, BORIS))
     paid.pay("20.00")
     paid.scan("delivered")
     paid.give_back("processed")
-    waiting = Story()
+    waiting = OrderBuilder()
     waiting.stock("rejected", ANNA)
-    return [Story(), paid.settle(), waiting]
+    return [OrderBuilder(), paid.settle(), waiting]
 
 
 def test_an_event_added_by_its_recipe_works(tmp_path: Path) -> None:
     apply("add-an-event.md", copy_of_the_source(tmp_path))
-    before = [codec.encode(told.order) for told in stories()]
+    before = [codec.encode(builder.order) for builder in built_orders()]
     run = subprocess.run(
         [sys.executable, "-c", CHECK, *(raw.hex() for raw in before)],
         cwd=tmp_path,

@@ -14,7 +14,7 @@ from operations.history import at_hand, fold
 from settings import Settings
 from streams.folder import BatchFolder, BatchOutput
 from streams.partitioner import partition_of
-from tests.unit.wire import ORDER, created, line, parcel, raw, record
+from tests.unit.builders import ORDER, created, line, parcel, raw, record
 
 WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 KEY = ids.text(raw(ORDER)).encode()
@@ -23,7 +23,16 @@ LANE = partition_of(KEY, Settings().partitions)
 
 def taken(topic: str, offset: int, data: dict[str, Any], **changes: Any) -> Any:
     headers, value = record(topic, data, **changes)
-    return SimpleNamespace(topic=topic, partition=LANE, offset=offset, timestamp=1, timestamp_type=1, key=KEY, value=value, headers=headers)
+    return SimpleNamespace(
+        topic=topic,
+        partition=LANE,
+        offset=offset,
+        timestamp=1,
+        timestamp_type=1,
+        key=KEY,
+        value=value,
+        headers=headers,
+    )
 
 
 def parcels(count: int, lines: int) -> list[Any]:
@@ -54,7 +63,9 @@ def published(works: Sequence[BatchOutput]) -> dict[str, list[Any]]:
         for topic, records in work.out.items():
             if topic not in ("suborder.updated", "order.status_changed"):
                 sent = [each._replace(value=each.content()) for each in records]
-                out.setdefault(topic, []).extend(each._replace(headers=[h for h in each.headers if h[0] != "dlq_time"]) for each in sent)
+                out.setdefault(topic, []).extend(
+                    each._replace(headers=[h for h in each.headers if h[0] != "dlq_time"]) for each in sent
+                )
     return out
 
 
@@ -77,7 +88,13 @@ def test_what_a_batch_publishes_is_bounded() -> None:
     folder.held_bytes = 2 << 20
     works = folded(folder, parcels(60, 100))
     assert sum(work.size for work in works) > 20 << 20
-    largest = max(len(each.value) for work in works for records in work.out.values() for each in records if isinstance(each.value, bytes))
+    largest = max(
+        len(each.value)
+        for work in works
+        for records in work.out.values()
+        for each in records
+        if isinstance(each.value, bytes)
+    )
     assert max(work.size for work in works) < folder.held_bytes + 4 * largest
 
 
@@ -115,7 +132,11 @@ def test_what_a_batch_loads_is_bounded() -> None:
         paid = {"order_id": order_id, "payment_id": parcel(n), "amount": "1.00", "currency": "EUR"}
         headers, value = record("order.paid", paid, id=f"p-{n}")
         key = order_id.encode()
-        history.append(SimpleNamespace(**{**vars(taken("order.paid", n, {})), "key": key, "value": value, "headers": headers}))
+        history.append(
+            SimpleNamespace(
+                **{**vars(taken("order.paid", n, {})), "key": key, "value": value, "headers": headers}
+            )
+        )
     works = list(fold(folder, LANE, history, states))
     assert len(works) > 5
     assert sum(len(work.states) for work in works) == 500

@@ -26,7 +26,20 @@ from operations.submit import files as copies
 from operations.submit import jobs as files
 from operations.submit import parquet as parquets
 from operations.submit.jobs import Job, Refusal, prepare
-from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, USER, VALID, at, created, item_id, line, parcel, record
+from tests.unit.builders import (
+    ANNA,
+    BORIS,
+    ORDER,
+    STRANGER,
+    USER,
+    VALID,
+    at,
+    created,
+    item_id,
+    line,
+    parcel,
+    record,
+)
 
 JOB = "0b0b0b0b-0000-4000-8000-000000000001"
 PRODUCT = "50000000-0000-4000-8000-000000000001"
@@ -37,7 +50,9 @@ OTHER = FIRST.replace(ORDER, STRANGER).replace("30.00", "10.00")
 SCAN = VALID["shipment.updated"]
 
 
-def taken(content: bytes, kind: bulk.Kind = "orders", **options: Any) -> tuple[Job, list[list[dict[str, Any]]], list[Refusal]]:
+def taken(
+    content: bytes, kind: bulk.Kind = "orders", **options: Any
+) -> tuple[Job, list[list[dict[str, Any]]], list[Refusal]]:
     """The job of a file, the events of each of its parts, and its refused lines."""
     refused: list[Refusal] = []
     with ExitStack() as stack:
@@ -72,7 +87,10 @@ def reasons(content: str | bytes, kind: bulk.Kind = "orders") -> list[tuple[int,
         (HEADER + FIRST.replace(at(1), "") + OTHER, [(2, errors.FIELD_MISSING)]),
         (HEADER + FIRST.replace(at(1), "2026-01-01 10:00") + OTHER, [(2, errors.FIELD_MALFORMED)]),
         (HEADER + FIRST.replace("EUR", "EURO") + OTHER, [(2, errors.CURRENCY_UNKNOWN)]),
-        (HEADER.encode() + b"\xff,\n" + OTHER.encode(), [(2, errors.FIELD_MALFORMED), (3, errors.FIELD_MALFORMED)]),
+        (
+            HEADER.encode() + b"\xff,\n" + OTHER.encode(),
+            [(2, errors.FIELD_MALFORMED), (3, errors.FIELD_MALFORMED)],
+        ),
         (HEADER + FIRST + ",,,,,,,,,,\n" + SECOND + " , ,\n", []),
     ],
 )
@@ -88,7 +106,9 @@ GOOD = OTHER.rstrip()
 
 def orders_sent(*lines: str | bytes, header: str = HEADER) -> dict[str, int]:
     """Of a file of these lines: the orders that would be sent, and how many items each has."""
-    text = b"\n".join([header.rstrip().encode(), *(line if isinstance(line, bytes) else line.encode() for line in lines)])
+    text = b"\n".join(
+        [header.rstrip().encode(), *(line if isinstance(line, bytes) else line.encode() for line in lines)]
+    )
     return {each["order_id"]: len(each["items"]) for part in taken(text)[1] for each in part}
 
 
@@ -96,7 +116,9 @@ BROKEN: dict[str, str | bytes] = {
     "a quote that isn't closed": GIFT.replace("gift", '"gift'),
     "a quote that isn't opened": GIFT.replace("gift", 'gift","'),
     "not UTF-8": GIFT.encode().replace(b"gift", b"g\xefft"),
-    "not UTF-8, id in upper case": GIFT.encode().replace(ORDER.encode(), ORDER.upper().encode()).replace(b"gift", b"g\xefft"),
+    "not UTF-8, id in upper case": GIFT.encode()
+    .replace(ORDER.encode(), ORDER.upper().encode())
+    .replace(b"gift", b"g\xefft"),
     "a cell too few": GIFT.replace("gift,", ""),
     "a cell too many": GIFT + ",",
     "a cell too many before the id": "x," + GIFT,
@@ -126,7 +148,9 @@ NOBODYS: dict[str, str | bytes] = {
 
 @pytest.mark.parametrize("gift", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("where", [0, 1, 2, 3])
-def test_an_order_of_which_a_line_cannot_be_read_is_refused_wherever_it_stands(gift: str | bytes, where: int) -> None:
+def test_an_order_of_which_a_line_cannot_be_read_is_refused_wherever_it_stands(
+    gift: str | bytes, where: int
+) -> None:
     lines: list[str | bytes] = [PAID, GOOD, GOOD.replace(STRANGER, STRANGER.replace("c", "d"))]
     lines.insert(where, gift)
     found = orders_sent(*lines)
@@ -164,14 +188,22 @@ def test_a_quoted_cell_holds_line_breaks(end: str) -> None:
     noted = HEADER.rstrip() + ",note,remark\n"
     for note in ("ring twice{0}please", '""hello""{0}, she said', "{0}{0}", "a, b{0}c, d{0}e"):
         quoted = f',"{note.format(end)}",'
-        assert orders_sent(PAID + ",,", GIFT + quoted, GOOD + quoted + "x", header=noted) == {ORDER: 2, STRANGER: 1}
+        assert orders_sent(PAID + ",,", GIFT + quoted, GOOD + quoted + "x", header=noted) == {
+            ORDER: 2,
+            STRANGER: 1,
+        }
     head = f'"a{end}note",' + HEADER
     assert orders_sent(f'"x{end}y",' + PAID, "," + GIFT, header=head) == {ORDER: 2}
 
 
 def test_a_quote_that_is_not_closed_takes_in_no_other_line() -> None:
     """Read as one record, the lines between two stray quotes would have the right number of cells."""
-    torn = [PAID, GIFT.replace("gift", '"gift'), GOOD, GOOD.replace(STRANGER, STRANGER.replace("c", "d")).replace("sku-1", 'sku-1"')]
+    torn = [
+        PAID,
+        GIFT.replace("gift", '"gift'),
+        GOOD,
+        GOOD.replace(STRANGER, STRANGER.replace("c", "d")).replace("sku-1", 'sku-1"'),
+    ]
     assert orders_sent(*torn) == {STRANGER: 1}
     assert orders_sent(*torn[:2], torn[3]) == {}
     refused = taken("\n".join([HEADER.rstrip(), *torn]).encode())[2]
@@ -213,7 +245,11 @@ def test_a_refused_line_of_ndjson_leaves_its_neighbours_alone(bad: bytes, reason
 
 
 def test_a_line_is_refused_as_the_pipeline_refuses_its_event() -> None:
-    for data in ({**VALID["order.created"], "total_amount": "1.00"}, {**VALID["order.created"], "items": []}, {"order_id": ORDER}):
+    for data in (
+        {**VALID["order.created"], "total_amount": "1.00"},
+        {**VALID["order.created"], "items": []},
+        {"order_id": ORDER},
+    ):
         [refused] = taken(json.dumps({**data, "time": at(1)}).encode())[2]
         with pytest.raises(Refused) as caught:
             events.decode("order.created", *record("order.created", data))
@@ -230,7 +266,14 @@ def test_one_content_is_one_job_in_whatever_wrapping() -> None:
 
 
 def test_members_of_gzip_are_one_file() -> None:
-    assert taken(gzip.compress(HEADER.encode()) + gzip.compress((PAID + "\n").encode()) + gzip.compress(GIFT.encode()))[0].accepted == 1
+    assert (
+        taken(
+            gzip.compress(HEADER.encode())
+            + gzip.compress((PAID + "\n").encode())
+            + gzip.compress(GIFT.encode())
+        )[0].accepted
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -261,7 +304,9 @@ def test_a_file_that_cannot_be_read_as_a_whole(content: bytes, says: str) -> Non
 
 
 def test_parts_hold_so_many_events_and_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = b"\n".join(json.dumps({**SCAN, "shipment_id": parcel(n), "time": at(1)}).encode() for n in range(25))
+    lines = b"\n".join(
+        json.dumps({**SCAN, "shipment_id": parcel(n), "time": at(1)}).encode() for n in range(25)
+    )
     monkeypatch.setattr(files, "PART_EVENTS", 10)
     assert [len(part) for part in taken(lines, "shipments")[1]] == [10, 10, 5]
     monkeypatch.setattr(files, "PART_BYTES", 1000)
@@ -289,7 +334,14 @@ def test_parquet_nested_and_a_row_an_item() -> None:
         "quantity": 1,
         "price": Decimal("10.00"),
     }
-    flat = {"order_id": ORDER, "time": None, "user_id": USER, "currency": "EUR", "total_amount": "20.00", **item}
+    flat = {
+        "order_id": ORDER,
+        "time": None,
+        "user_id": USER,
+        "currency": "EUR",
+        "total_amount": "20.00",
+        **item,
+    }
     for content in (
         parquet(order),
         parquet({**order, "time": 1_700_000_000_000_000_123}, time=pa.timestamp("ns", "UTC")),
@@ -299,7 +351,9 @@ def test_parquet_nested_and_a_row_an_item() -> None:
         assert refused == []
         assert len(event["items"]) == 2
         assert "region" not in event
-    assert [(each.line, each.reason) for each in taken(parquet({**flat, "time": at(1), "price": 10.0}))[2]] == [(1, "field_malformed")]
+    assert [
+        (each.line, each.reason) for each in taken(parquet({**flat, "time": at(1), "price": 10.0}))[2]
+    ] == [(1, "field_malformed")]
 
 
 @pytest.mark.parametrize(
@@ -318,10 +372,20 @@ def test_parquet_nested_and_a_row_an_item() -> None:
         ("time", pa.timestamp("ms", "UTC"), 1_700_000_000_000, 1 << 52, "$.time: of a type"),
     ],
 )
-def test_each_value_of_parquet_is_judged_by_itself(column: str, type_: pa.DataType, good: Any, bad: Any, refused: str) -> None:
-    item = {"item_id": item_id(1), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": "10.00"}
+def test_each_value_of_parquet_is_judged_by_itself(
+    column: str, type_: pa.DataType, good: Any, bad: Any, refused: str
+) -> None:
+    item = {
+        "item_id": item_id(1),
+        "product_id": PRODUCT,
+        "seller_id": ANNA,
+        "sku": "lamp",
+        "quantity": 1,
+        "price": "10.00",
+    }
     rows = [
-        {"order_id": id_, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item} for id_ in (ORDER, STRANGER)
+        {"order_id": id_, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item}
+        for id_ in (ORDER, STRANGER)
     ]
     table = pa.Table.from_pylist(rows)
     for values, count in (([good, good], 2), ([good, bad], 1)):
@@ -330,16 +394,36 @@ def test_each_value_of_parquet_is_judged_by_itself(column: str, type_: pa.DataTy
         pq.write_table(changed, buffer)
         job, parts, told = taken(buffer.getvalue())
         assert job.accepted == count, told
-        assert all(column != "sku" or each["items"][0]["sku"] in ("lamp", "0123456789abcdef") for each in parts[0])
+        assert all(
+            column != "sku" or each["items"][0]["sku"] in ("lamp", "0123456789abcdef") for each in parts[0]
+        )
     assert refused in told[0].detail
 
 
 def test_money_of_several_currencies_in_one_column_of_decimals() -> None:
-    amounts = [("EUR", Decimal("10.0000")), ("JPY", Decimal("1000.0000")), ("BHD", Decimal("1.2340")), ("JPY", Decimal("0.5000"))]
+    amounts = [
+        ("EUR", Decimal("10.0000")),
+        ("JPY", Decimal("1000.0000")),
+        ("BHD", Decimal("1.2340")),
+        ("JPY", Decimal("0.5000")),
+    ]
     rows = []
     for n, (currency, amount) in enumerate(amounts):
-        item = {"item_id": item_id(n), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": amount}
-        order = {"order_id": parcel(n), "time": at(1), "user_id": USER, "currency": currency, "total_amount": amount}
+        item = {
+            "item_id": item_id(n),
+            "product_id": PRODUCT,
+            "seller_id": ANNA,
+            "sku": "lamp",
+            "quantity": 1,
+            "price": amount,
+        }
+        order = {
+            "order_id": parcel(n),
+            "time": at(1),
+            "user_id": USER,
+            "currency": currency,
+            "total_amount": amount,
+        }
         rows.append(order | {"items": [item]})
     _, parts, refused = taken(parquet(*rows, total_amount=pa.decimal128(20, 4)))
     assert [each["total_amount"] for each in parts[0]] == ["10", "1000", "1.234"]
@@ -347,8 +431,22 @@ def test_money_of_several_currencies_in_one_column_of_decimals() -> None:
 
 
 def test_a_row_of_parquet_without_an_order_refuses_all() -> None:
-    item = {"item_id": item_id(1), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": "10.00"}
-    order = {"order_id": ORDER, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item}
+    item = {
+        "item_id": item_id(1),
+        "product_id": PRODUCT,
+        "seller_id": ANNA,
+        "sku": "lamp",
+        "quantity": 1,
+        "price": "10.00",
+    }
+    order = {
+        "order_id": ORDER,
+        "time": at(1),
+        "user_id": USER,
+        "currency": "EUR",
+        "total_amount": "10.00",
+        **item,
+    }
     assert taken(parquet(order, {**order, "order_id": None}))[0].accepted == 0
 
 
@@ -369,7 +467,9 @@ def test_small_files_that_unpack_to_gigabytes_are_refused(monkeypatch: pytest.Mo
         assert len(buffer.getvalue()) < 50_000
         with pytest.raises(SourceError, match=says):
             taken(buffer.getvalue())
-    many = pa.table({name: pa.array([""]).take(pa.array([0] * 100_000)) for name in HEADER.strip().split(",")})
+    many = pa.table(
+        {name: pa.array([""]).take(pa.array([0] * 100_000)) for name in HEADER.strip().split(",")}
+    )
     buffer = io.BytesIO()
     pq.write_table(many, buffer)
     with pytest.raises(SourceError, match="more than 1,000,000 bytes"):
@@ -388,7 +488,9 @@ def test_gzip_that_unpacks_to_much_more_than_its_size_is_refused(monkeypatch: py
 
 
 @pytest.mark.parametrize("change", ["grow", "shrink", "write"])
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     file = tmp_path / "orders.csv"
     file.write_text(HEADER + PAID + "\n" + GIFT)
     look = copies._look
@@ -410,7 +512,11 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
 
 
 def test_what_cannot_be_read_or_copied_is_one_line(tmp_path: Path) -> None:
-    for path, says in ((tmp_path, "Is a directory"), (tmp_path / "none", "No such file"), (Path("/dev/zero"), "NUL")):
+    for path, says in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none", "No such file"),
+        (Path("/dev/zero"), "NUL"),
+    ):
         with ExitStack() as stack, pytest.raises(SourceError, match=says):
             prepare(str(path), "orders", stack, stdin=io.BytesIO())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -436,7 +542,9 @@ def test_a_part_is_taken_apart_into_events_as_they_came() -> None:
             events.decode("order.created", each.headers, each.value)
 
 
-@pytest.mark.parametrize("change", [{"part": 3}, {"part": 0}, {"parts": 0}, {"job_id": "x"}, {"events": None}, {"part": None}])
+@pytest.mark.parametrize(
+    "change", [{"part": 3}, {"part": 0}, {"parts": 0}, {"job_id": "x"}, {"events": None}, {"part": None}]
+)
 def test_what_is_no_part_is_refused(change: dict[str, Any]) -> None:
     headers, _ = record("order.bulk", {})
     good = {"job_id": JOB, "part": 1, "parts": 2, "events": []}

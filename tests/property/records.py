@@ -38,7 +38,13 @@ class Record(NamedTuple):
 def record(event: Event) -> Record:
     """The record that an upstream service sends for this event."""
     order_id = ids.text(event.order_id)
-    attributes = {"specversion": "1.0", "id": event.id, "source": "/tests", "type": event.type, "time": times.text(event.time)}
+    attributes = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": "/tests",
+        "type": event.type,
+        "time": times.text(event.time),
+    }
     headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
     data = {name: value for name, value in wire(event.fact).items() if value is not None}
     topic = DECISIONS if isinstance(event.fact, Deadline) else event.type
@@ -63,7 +69,11 @@ def wire(fact: Any) -> dict[str, Any]:
                         "sku": item.sku,
                         "quantity": item.quantity,
                         "price": money.text(item.price, digits),
-                        **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, digits)}),
+                        **(
+                            {}
+                            if item.shipping is None
+                            else {"shipping_amount": money.text(item.shipping, digits)}
+                        ),
                     }
                     for item in fact.items
                 ],
@@ -77,9 +87,16 @@ def wire(fact: Any) -> dict[str, Any]:
         case PaymentFailure():
             return {"payment_id": ids.text(fact.payment_id), "reason": fact.reason}
         case StockReply():
-            return {"seller_id": ids.text(fact.seller_id), "reservation_id": ids.text(fact.reservation_id), "items": quantities(fact.items)}
+            return {
+                "seller_id": ids.text(fact.seller_id),
+                "reservation_id": ids.text(fact.reservation_id),
+                "items": quantities(fact.items),
+            }
         case Cancellation():
-            return {"seller_id": None if fact.seller_id is None else ids.text(fact.seller_id), "reason": fact.reason}
+            return {
+                "seller_id": None if fact.seller_id is None else ids.text(fact.seller_id),
+                "reason": fact.reason,
+            }
         case Scan():
             return {
                 "shipment_id": ids.text(fact.shipment_id),
@@ -107,7 +124,11 @@ def wire(fact: Any) -> dict[str, Any]:
 
 
 def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | None:
-    return None if items is None else [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in items]
+    return (
+        None
+        if items is None
+        else [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in items]
+    )
 
 
 def dense(n: int, rng: Random) -> list[Record]:
@@ -130,7 +151,9 @@ def dense(n: int, rng: Random) -> list[Record]:
     goods = sum(item.price * item.quantity for item in items)
     discount = rng.choice((None, min(goods, 1), rng.randint(0, goods)))
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
-    facts: list[tuple[str, Any]] = [("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))]
+    facts: list[tuple[str, Any]] = [
+        ("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))
+    ]
     for _ in range(rng.randint(0, 30)):
         item = rng.choice(items)
         seller, many = item.seller_id, rng.choice((None, [(item.item_id, rng.randint(1, 3))]))
@@ -160,7 +183,15 @@ def dense(n: int, rng: Random) -> list[Record]:
             facts.append(("order.returned", stage))
         elif kind < 15:
             facts.append(
-                ("order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), rng.choice((1, max(1, total // 2), max(1, total))), "EUR"))
+                (
+                    "order.paid",
+                    Payment(
+                        hour(rng),
+                        raw_id(1, rng.randrange(3)),
+                        rng.choice((1, max(1, total // 2), max(1, total))),
+                        "EUR",
+                    ),
+                )
             )
         elif kind < 18:
             answer = StockAnswer(rng.randrange(1, 3))
