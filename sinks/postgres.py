@@ -10,13 +10,13 @@ and 23; UPDATE
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping, Sequence
 from typing import cast
 
 import asyncpg
 import msgspec
 import sqlalchemy as sa
-import structlog
 
 from domain.rows import Row
 from settings import Settings
@@ -24,7 +24,7 @@ from sinks.connection import Connector, HalfOpen, watched
 from sinks.rows import ROWS, RowBatch
 from sinks.schema import DIALECT, TABLES, PartitionBy, build_metadata
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -165,9 +165,7 @@ class PostgresSink:
                 # canceled.
                 connection.terminate()
                 self._connector.drop()
-                raise TimeoutError(
-                    f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s"
-                ) from error
+                raise TimeoutError(f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s") from error
 
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
         """Makes `batch` all that there is of these orders, whatever is there and whatever its version, in one transaction.
@@ -180,15 +178,11 @@ class PostgresSink:
         async with self._pool.acquire() as connection, watched(connection), connection.transaction():
             for name in TABLES:
                 column = "id" if name == "orders_order" else "order_id"
-                await connection.execute(
-                    f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids
-                )
+                await connection.execute(f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids)
             if filled:
                 await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
 
-    async def _write(
-        self, connection: asyncpg.Connection[asyncpg.Record], filled: Mapping[str, Sequence[Row]]
-    ) -> int:
+    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], filled: Mapping[str, Sequence[Row]]) -> int:
         arguments: list[str] = []
         for rows in filled.values():
             arguments += columns_of(rows)
@@ -203,7 +197,7 @@ class PostgresSink:
         try:
             await pool.close()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            log.warning("postgres.close_failed", error=repr(error))
+            log.warning("postgres.close_failed: %r", error)
             pool.terminate()
 
     async def _read_partition_by(self, connection: asyncpg.Connection[asyncpg.Record]) -> PartitionBy:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 import redis.asyncio
-import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -24,7 +24,7 @@ from settings import Settings
 from sinks.rows import CacheEntry
 from sinks.within import answered_within
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 #: Entries of one script call. Redis serves nobody else during a call; 200 entries take about 2 ms.
 _ENTRIES_A_CALL = 200
@@ -305,10 +305,10 @@ class RedisSink:
             self.failures += 1
             if self._away_since is None:
                 self._away_since = clock()
-                log.warning("redis.away", error=f"{type(error).__name__}: {error}", entries=len(batch))
+                log.warning("redis.away: %d entries are left out: %s: %s", len(batch), type(error).__name__, error)
             return None
         if self._away_since is not None:
-            log.info("redis.back", seconds=round(clock() - self._away_since, 1), failures=self.failures)
+            log.info("redis.back: after %.1f s, %d failures in all", clock() - self._away_since, self.failures)
             self._away_since = None
         return Written(entries, position, lost)
 

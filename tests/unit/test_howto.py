@@ -82,9 +82,7 @@ def copy_of_the_source(folder: Path) -> Path:
     """All that the pipeline is made of, without tests."""
     for room in ROOT.glob("*/__init__.py"):
         if room.parent.name != "tests":
-            shutil.copytree(
-                room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            shutil.copytree(room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("app.py", "errors.py", "settings.py"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(
@@ -113,14 +111,9 @@ def test_its_diffs_fit_the_code(page: str, tmp_path: Path) -> None:
         compile((source / path).read_text(), path, "exec")
 
 
-@pytest.mark.parametrize(
-    ("page", "most"), [("add-an-event.md", 5), ("add-a-derived-event.md", 3), ("add-a-setting.md", 2)]
-)
+@pytest.mark.parametrize(("page", "most"), [("add-an-event.md", 5), ("add-a-derived-event.md", 3), ("add-a-setting.md", 2)])
 def test_it_touches_few_files_beside_the_auditors(page: str, most: int, tmp_path: Path) -> None:
-    assert (
-        len([path for path in apply(page, copy_of_the_source(tmp_path)) if not path.startswith("audit/")])
-        <= most
-    )
+    assert len([path for path in apply(page, copy_of_the_source(tmp_path)) if not path.startswith("audit/")]) <= most
 
 
 def built_orders() -> list[OrderBuilder]:
