@@ -17,6 +17,8 @@ class OrdersError(Exception):
         self.message = message
         self.remedy = remedy or type(self).remedy
         self.log = log
+        if log:
+            self.add_note(log)  # for whoever sees a traceback instead
 
     def __str__(self) -> str:
         return f"{self.message}; {self.remedy}"

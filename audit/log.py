@@ -148,13 +148,13 @@ class Log:
     @property
     def _reader(self) -> Any:
         if self._consumer is None:
-            raise LogUnavailable("the log is not open; use it as `async with Log(...)`")
+            raise RuntimeError("the log is not open: use it as `async with Log(...)`")
         return self._consumer
 
     @property
     def _cluster(self) -> AIOKafkaAdminClient:
         if self._admin is None:
-            raise LogUnavailable("the log is not open; use it as `async with Log(...)`")
+            raise RuntimeError("the log is not open: use it as `async with Log(...)`")
         return self._admin
 
     async def partitions(self, topics: Iterable[str]) -> dict[str, int]:

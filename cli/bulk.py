@@ -19,7 +19,7 @@ from uuid import UUID
 
 import typer
 
-from cli.terminal import Rows, output, progress
+from cli.terminal import Rows, Wide, output, progress
 from cli.text import printable
 from errors import OrdersError
 from operations.servers import require
@@ -268,6 +268,7 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
 def status_command(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    wide: Wide = False,
     as_json: Json = False,
 ) -> None:
     """How far bulk jobs are: parts sent and unpacked, lines refused. Exits 1 if the job that was asked for isn't known.
@@ -280,7 +281,7 @@ def status_command(
         print(json.dumps({"jobs": rows}, default=_text))
     else:
         numbers = ("lines", "refused", "parts sent", "parts done", "events")
-        table = Rows("job", "kind", *numbers, "state", right=numbers)
+        table = Rows("job", "kind", *numbers, "state", right=numbers, wide=wide)
         for row in rows:
             counts = {name: "?" if row[name] is None else f"{row[name]:,}" for name in ("lines", "refused")}
             sent = "?" if row["digest"] is None else f"{row['parts_sent']:,}/{row['parts']:,}"

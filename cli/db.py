@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import Rows, confirmed, interactive, output
+from cli.terminal import Rows, Wide, confirmed, interactive, output
 from cli.text import printable
 from errors import OrdersError
 from operations.postgres import partitions, references, regions
@@ -41,7 +41,7 @@ DeadlinePolicy = Annotated[float, typer.Option("--timeout", min=0, help="Seconds
 
 
 @app.callback()
-def db_command(ctx: typer.Context, as_json: Json = False) -> None:
+def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) -> None:
     """Without a command: how large the Postgres tables are, partition by partition.
 
     Rows, dead rows and bloat are estimates from Postgres's statistics; nothing is scanned.
@@ -49,6 +49,8 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
     Example: [bold]orders db --json[/bold]
     """
     if ctx.invoked_subcommand is not None:
+        if wide:
+            raise OrdersError("--wide is for orders db alone", f"leave it out of orders db {ctx.invoked_subcommand}")
         if as_json:
             raise OrdersError(f"--json belongs after {ctx.invoked_subcommand}", f"see orders db {ctx.invoked_subcommand} --help")
         return
@@ -68,7 +70,7 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
     console = output()
     how = "hash of user_id" if overview.layout.partition_by == "user_id" else "region"
     console.print(f"partitioned by {how}; revision {overview.revision}; the database takes {_size(overview.database_bytes)}")
-    console.print(_table(overview))
+    console.print(_table(overview, wide))
     for each in links:
         console.print(_link(each))
     console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
@@ -169,9 +171,9 @@ def _plain(part: partitions.Partition) -> dict[str, Any]:
     return {**asdict(part), "vacuumed_at": None if at is None else at.isoformat()}
 
 
-def _table(overview: partitions.Overview) -> Rows:
+def _table(overview: partitions.Overview, wide: bool) -> Rows:
     numbers = ("rows", "table", "indexes", "dead", "bloat", "vacuumed")
-    table = Rows("partition", "holds", *numbers, prose={"holds"}, right=numbers)
+    table = Rows("partition", "holds", *numbers, prose={"holds"}, right=numbers, wide=wide)
     for name, parts in _by_table(overview):
         sums = _sums(parts)
         cells = (name, "", f"{sums['rows']:,}", _size(sums["table_bytes"]), _size(sums["index_bytes"]), f"{sums['dead_rows']:,}")

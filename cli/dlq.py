@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, get_args
 import typer
 from aiokafka.errors import KafkaError
 
-from cli.terminal import Rows, confirmed, interactive, output, progress
+from cli.terminal import Rows, Wide, confirmed, interactive, output, progress
 from cli.text import printable, second
 from contracts.errors import REASONS
 from contracts.topics import BULK, LANE
@@ -43,6 +43,7 @@ def list_command(
     topic: Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)] = None,
     state: Annotated[str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many; the summary counts all.")] = 50,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """The refused records, the newest last, what became of each, and a summary by reason.
@@ -67,7 +68,7 @@ def list_command(
     if not reasons:
         console.print("no dead letters")
         return
-    table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"})
+    table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"}, wide=wide)
     for letter, note in newest:
         table.add(letter.id, letter.reason, letter.detail, str(letter.record), second(letter.time), state_of(settings, letter, note))
     console.print(table)

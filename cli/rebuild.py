@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from cli.terminal import Rows, Terminal, confirmed, interactive, output, progress
+from cli.terminal import Rows, Terminal, Wide, confirmed, interactive, output, progress
 from cli.text import printable
 from operations import rebuild
 from operations.differences import Differences
@@ -98,7 +98,7 @@ def switch_command(
 
 
 @app.command("status")
-def status_command(as_json: Json = False) -> None:
+def status_command(wide: Wide = False, as_json: Json = False) -> None:
     """List the schemas of rebuilds: the shadow with its lag, and what was live before each switch.
 
     Example: [bold]orders rebuild status[/bold]
@@ -110,7 +110,7 @@ def status_command(as_json: Json = False) -> None:
     if not rows:
         print("there is none: orders rebuild start begins one")
         return
-    table = Rows("schema", "", "begun", "records to go", "rows", prose={"rows"}, right={"records to go"})
+    table = Rows("schema", "", "begun", "records to go", "rows", prose={"rows"}, right={"records to go"}, wide=wide)
     for row in rows:
         lag = "" if row["lag"] is None else f"{row['lag']:,}"
         counted = "  ".join(f"{name.removeprefix('orders_')} {count:,}" for name, count in row["rows"].items())

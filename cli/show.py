@@ -11,7 +11,7 @@ import typer
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from cli.terminal import Rows, output
+from cli.terminal import Rows, Wide, output
 from cli.text import printable, second
 from domain import explain
 from errors import OrdersError
@@ -43,6 +43,7 @@ RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units",
 
 def show_command(
     order_id: Annotated[str, typer.Argument(help="The order's id, a UUID, with or without dashes.")],
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
 ) -> None:
     """Explain an order: its facts in the order of time, its units and its money, and the facts that give it its status.
@@ -61,11 +62,11 @@ def show_command(
     if as_json:
         print(json.dumps(explanation, indent=2))
     else:
-        output().print(render(explanation))
+        output().print(render(explanation, wide))
 
 
-def render(explanation: dict[str, Any]) -> Group:
-    """Render an explanation for rich."""
+def render(explanation: dict[str, Any], wide: bool = False) -> Group:
+    """Render an explanation for rich. `wide`: one line a row."""
     status = explanation.get("status", "waiting")
     parts: list[RenderableType] = [
         Text.assemble(
@@ -80,7 +81,7 @@ def render(explanation: dict[str, Any]) -> Group:
     facts = {"time": "time", "type": "type", "what": "what"}
     if any(fact["note"] for fact in explanation["facts"]):
         facts["note"] = "note"
-    parts += _table("Facts", explanation["facts"], facts)
+    parts += _table("Facts", explanation["facts"], facts, wide)
     if explanation["known"]:
         currency = explanation["currency"]
         money = explanation["money"]
@@ -92,21 +93,21 @@ def render(explanation: dict[str, Any]) -> Group:
                 f"refunds decided {money['refunds_decided']}",
             ),
         ]
-        parts += _table("Units (of each line: how many reached at least that)", explanation["lines"], UNITS)
-        parts += _table("Suborders", explanation["suborders"], {"seller_id": "seller", "status": "status", "total_amount": currency})
-        parts += _table("Shipments", explanation["shipments"], SHIPMENTS)
-        parts += _table("Returns", explanation["returns"], RETURNS)
-        parts += _table("Refunds", explanation["refunds"], {"refund_id": "refund", "amount": currency, "cause": "cause"})
+        parts += _table("Units (of each line: how many reached at least that)", explanation["lines"], UNITS, wide)
+        parts += _table("Suborders", explanation["suborders"], {"seller_id": "seller", "status": "status", "total_amount": currency}, wide)
+        parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)
+        parts += _table("Returns", explanation["returns"], RETURNS, wide)
+        parts += _table("Refunds", explanation["refunds"], {"refund_id": "refund", "amount": currency, "cause": "cause"}, wide)
         if explanation["anomalies"]:
             parts += [Text(), Text("Anomalies", "yellow"), *(Text(f"  {printable(line)}", "yellow") for line in explanation["anomalies"])]
     return Group(*parts)
 
 
-def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str]) -> list[RenderableType]:
+def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str], wide: bool) -> list[RenderableType]:
     if not rows:
         return []
     numbers = [heading for name, heading in columns.items() if isinstance(rows[0].get(name), int)]
-    table = Rows(*columns.values(), title=title, prose=("what", "note", "carrier", "tracking"), right=numbers)
+    table = Rows(*columns.values(), title=title, prose=("what", "note", "carrier", "tracking"), right=numbers, wide=wide)
     for each in rows:
         cells = [(name, "" if each.get(name) is None else str(each[name])) for name in columns]
         cells = [(name, second(text) if name == "time" else text) for name, text in cells]

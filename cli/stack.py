@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from cli.terminal import Rows, messages, output
+from cli.terminal import Rows, Wide, messages, output
 from cli.text import printable
 from errors import OrdersError
 
@@ -71,7 +71,7 @@ def down(
 
 
 @app.command(epilog="Example: orders stack status --json")
-def status(dir: Dir = DEFAULT, as_json: Json = False) -> None:
+def status(dir: Dir = DEFAULT, wide: Wide = False, as_json: Json = False) -> None:
     """Tell which servers run, on which ports, and where their logs are. Exit code 1 when one of them does not run."""
     stack = _opened(dir)
     servers = stack.status
@@ -81,7 +81,7 @@ def status(dir: Dir = DEFAULT, as_json: Json = False) -> None:
         rows = [{name: getattr(each, name) for name in names} | {"log": str(each.log)} for each in servers]
         print(json.dumps({"dir": str(stack.folder), "running": running, "servers": rows}, indent=2))
     else:
-        table = Rows("server", "", "port", "pid", "log")
+        table = Rows("server", "", "port", "pid", "log", wide=wide)
         for each in servers:
             table.add(each.name, ("runs", "green") if each.running else ("down", "red"), each.port, each.pid or "-", each.log)
         output().print(table)

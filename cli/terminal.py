@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Final
+from typing import IO, Annotated, Any, Final
 
 import typer
 from rich.cells import cell_len
@@ -27,6 +27,8 @@ USUAL: Final = (80, 25)
 RATE_SECONDS: Final = 0.2
 """Seconds of work before which its rate says nothing."""
 GAP: Final = "  "
+
+Wide = Annotated[bool, typer.Option("--wide", help="One line a row, however wide it gets.")]
 
 Cell = object | tuple[object, str]
 """What str() makes a cell of, or that and its style."""
@@ -178,11 +180,21 @@ def progress(
 class Rows:
     """A table that fits: as one where the terminal is wide enough, else a few lines for each row. No cell is cut.
 
-    `prose`: headings of columns that may be wrapped. `right`: of those that are numbers. The first column is what a row is known by.
+    `prose`: headings of columns that may be wrapped. `right`: of those that are numbers. `wide`: one line a row, whatever the terminal has.
+    The first column is what a row is known by.
     """
 
-    def __init__(self, *headings: str, title: str = "", prose: Iterable[str] = (), right: Iterable[str] = (), header: bool = True) -> None:
+    def __init__(
+        self,
+        *headings: str,
+        title: str = "",
+        prose: Iterable[str] = (),
+        right: Iterable[str] = (),
+        header: bool = True,
+        wide: bool = False,
+    ) -> None:
         self.title = title
+        self._wide = wide
         self._headings = headings
         self._prose = [heading in prose for heading in headings]
         self._right = [heading in right for heading in headings]
@@ -200,7 +212,7 @@ class Rows:
         if not self._rows:
             return
         rows = [[Text(encodable(text, options.encoding), style) for text, style in row] for row in self._rows]
-        widths = self._widths(rows, options.max_width)
+        widths = self._widths(rows, UNCUT if self._wide else options.max_width)
         for line in self._records(console, rows, options.max_width) if widths is None else self._grid(console, rows, widths):
             yield _line(line)
 

@@ -79,14 +79,13 @@ def _metrics(settings: Settings, start: Callable[..., Any]) -> None:
 async def _bulk(settings: Settings) -> int:
     """Unpack until a signal comes; returns the exit code."""
     from streams.bulk import serve
-    from streams.transport.delivery import GaveUp
 
     log, stop = logging.getLogger("streams.bulk"), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await serve(settings, stop, lambda: log.info("worker ready"))
-    except GaveUp as failure:
+    except OrdersError as failure:
         log.critical("the worker ends, nothing unfinished is acknowledged: %s", failure)
         return 1
     except Exception:

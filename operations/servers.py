@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from settings import Settings
-from sinks import migrate
 from streams import topics
 
 
@@ -12,6 +11,8 @@ async def create(settings: Settings, partition_by: str = "user_id") -> list[str]
 
     Raises TopicMismatch, SchemaMismatch, or what the clients raise.
     """
+    from sinks import migrate
+
     created = await topics.ensure(settings)
     await migrate.upgrade(settings, partition_by)
     return created
@@ -25,4 +26,6 @@ async def require(settings: Settings, *, schema: bool = False) -> None:
     """
     topics.require(settings, await topics.missing(settings), ())
     if schema:
+        from sinks import migrate  # here: SQLAlchemy and Alembic take their time, and most commands ask for topics only
+
         await migrate.check(settings)

@@ -145,7 +145,7 @@ def write(folder: Path) -> list[Path]:
                 raise Breaking(f"{path}: not JSON ({error})", "restore it, or delete it if it was never published") from None
             broken = breaking(old, schema, way_of(type_))
             if broken:
-                raise Breaking(f"{path.name} is published: {'; '.join(broken)}", "raise the version and keep the old one beside it")
+                raise Breaking(f"{path.name}, which is published: {'; '.join(broken)}", "raise the version and keep the old one beside it")
     changed: list[Path] = []
     for path, document in {**files, folder / "asyncapi.json": asyncapi()}.items():
         text = json.dumps(document, indent=2) + "\n"

@@ -302,7 +302,7 @@ def _make(folder: Path) -> None:
     except FileExistsError as error:
         raise StackError(f"{folder} is a file", "name a folder with --dir") from error
     except OSError as error:
-        raise StackError(folders.refused(folder, error)) from error
+        raise folders.refused(folder, error) from error
 
 
 @contextmanager
@@ -311,7 +311,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         file = (folder / "lock").open("w")
     except OSError as error:
-        raise StackError(folders.refused(folder, error)) from error
+        raise folders.refused(folder, error) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

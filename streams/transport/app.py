@@ -253,16 +253,10 @@ class BatchApp(faust.App):
         """A snapshot for metrics. Never blocks; to be called in the main thread."""
         consumer = cast("Consumer | None", self._consumer)
         lanes = list(consumer.lanes.values()) if consumer is not None else []
-        trackers = (
-            {(tp.topic, tp.partition): tracker for tp, (_, tracker) in consumer.trackers.items()}
-            if consumer is not None
-            else {}
-        )
+        trackers = {(tp.topic, tp.partition): tracker for tp, (_, tracker) in consumer.trackers.items()} if consumer is not None else {}
         return TransportStats(
-            batches=sum(lane.batches for lane in lanes)
-            + (consumer.finished_batches if consumer is not None else 0),
-            records=sum(lane.records for lane in lanes)
-            + (consumer.finished_records if consumer is not None else 0),
+            batches=sum(lane.batches for lane in lanes) + (consumer.finished_batches if consumer is not None else 0),
+            records=sum(lane.records for lane in lanes) + (consumer.finished_records if consumer is not None else 0),
             retries=self.delivery.retries,
             rewinds=consumer.rewinds if consumer is not None else 0,
             cancelled=consumer.cancelled if consumer is not None else 0,
@@ -285,16 +279,12 @@ class BatchApp(faust.App):
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """A loop for the consumer's thread, of the kind that the app itself runs in."""
-        return (
-            type(self.loop)() if type(self.loop).__module__.startswith("uvloop") else asyncio.new_event_loop()
-        )
+        return type(self.loop)() if type(self.loop).__module__.startswith("uvloop") else asyncio.new_event_loop()
 
     def lane_producer(self, lane: str, check: Callable[[], None]) -> LaneProducer:
         """What the lane of this name writes with. `check` raises Stale or LeaseLost. Connects to nothing yet."""
         producer, settings = cast(FaustProducer, self.producer), self.settings
-        options = producer.lane_options(
-            f"{self.conf.id}-lane-{lane}", settings.producer_linger_ms, self._compression
-        )
+        options = producer.lane_options(f"{self.conf.id}-lane-{lane}", settings.producer_linger_ms, self._compression)
         waiting, report_interval = (
             partial(self.delivery.failed, lane),
             float(self.conf.producer_request_timeout),
@@ -338,14 +328,10 @@ class BatchApp(faust.App):
         try:
             found = await inspect_cluster(producer.connection_options(), self.copartitioned)
         except (KafkaError, OSError) as exc:
-            raise Unreachable(
-                f"no Kafka broker answers at {','.join(self.settings.brokers)}: {describe(exc)}"
-            ) from exc
+            raise Unreachable(f"no Kafka broker answers at {','.join(self.settings.brokers)}: {describe(exc)}") from exc
         count = check_topics(self.copartitioned, found.partitions)
         if count < self.settings.partitions:
-            raise TooFewPartitions(
-                f"the topics have {count} partitions, the setting is {self.settings.partitions}"
-            )
+            raise TooFewPartitions(f"the topics have {count} partitions, the setting is {self.settings.partitions}")
         await self.check_lanes()
         prepare_data_folder(self.conf.datadir, found.id)
         await super().on_first_start()

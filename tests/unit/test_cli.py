@@ -82,7 +82,7 @@ def one_line(err: str) -> str:
         (("dlq", "redrive", "--all", "--topic", "order.paid"), "--all and --reason, --topic or --ids contradict each other"),
         (("db", "--json", "regions", "list"), "--json belongs after regions"),
         (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
-        (("db", "link"), "nothing to link: give at least one of --users"),
+        (("db", "link"), "nothing to link; give at least one of --users"),
         (("db", "unlink", "friends"), "'friends' is not one of 'users', 'products', 'warehouses', 'sellers'"),
         (("db", "regions", "add"), "Missing argument 'REGION...'"),
         (("db", "regions", "add", "SP", "--timeout", "-1"), "'--timeout'"),
