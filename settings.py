@@ -1,4 +1,5 @@
-"""All settings. Each is an environment variable with the prefix ORDERS_, and `orders settings` prints them as a table.
+"""All settings. Each is an environment variable with the prefix ORDERS_, and `orders settings` prints them as
+a table.
 
 The description of a setting gives its unit and the reason for its default.
 """
@@ -29,8 +30,8 @@ _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5}
 class ServerUrl(SecretStr):
     """A server's URL, which may hold passwords. Only the server's client may call get_secret_value().
 
-    As text, in logs, in errors and in dumps it shows only where the server is, never what stands before the @ or after the
-    ?. Raises ValueError, without repeating the URL, if its parts are ambiguous. Never blocks.
+    As text, in logs, in errors and in dumps it shows only where the server is, never what stands before the @
+    or after the ?. Raises ValueError, without repeating the URL, if its parts are ambiguous. Never blocks.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
@@ -463,11 +464,14 @@ class Settings(BaseSettings):
 
 
 find_servers: Callable[[], dict[str, str]] = dict
-"""Returns settings, by name, of servers that the environment doesn't name. Only the command line replaces it: it looks for
-a local stack."""
+"""Returns settings, by name, of servers that the environment doesn't name.
+
+Only the command line replaces it: it looks for a local stack.
+"""
 
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Return the settings of this process, read from the environment once. Raises pydantic.ValidationError."""
+    """Return the settings of this process, read from the environment once. Raises pydantic.ValidationError.
+    """
     return Settings.model_validate(find_servers())

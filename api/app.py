@@ -93,7 +93,10 @@ def _responses(
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Create the ASGI application. It connects at its first request; its lifespan closes the connections. Never blocks."""
+    """Create the ASGI application.
+
+    It connects at its first request; its lifespan closes the connections. Never blocks.
+    """
     reader = Reader(settings)
     allowed = _allowed(settings.bearer_keys)
 
@@ -128,7 +131,10 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _allowed(keys: Sequence[str]) -> Callable[..., Awaitable[None]]:
-    """What lets through whoever gives one of these keys, or everybody where there is none; raises HTTPException (401)."""
+    """Return a dependency that admits callers with one of these keys, or everybody if there is none.
+
+    It raises HTTPException (401).
+    """
     digests = [sha256(key.encode()).digest() for key in keys]
 
     async def allowed(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
@@ -178,12 +184,13 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
         x_order_version: OrderVersion = 0,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """The order's items, parcels and returns, each with its latest state and the times of its first and latest fact, and
-        what happened in the order of time. Payments, stock replies and single scans are only in the changelog: `orders show`
-        prints them. The answer may be as far behind the summary as the replica is.
+        """The order's items, parcels and returns, each with its latest state and the times of its first and
+        latest fact, and what happened in the order of time. Payments, stock replies and single scans are only
+        in the changelog: `orders show` prints them. The answer may be as far behind the summary as the
+        replica is.
 
-        An order's partition follows from its user. Where the cache doesn't know the user, every partition is searched by its
-        primary key.
+        An order's partition follows from its user. Where the cache doesn't know the user, every partition is
+        searched by its primary key.
         """
         return _one(await reader.details(order_id, max(min_version, x_order_version)), if_none_match)
 
@@ -206,9 +213,10 @@ def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
         limit: Limit = 20,
         seen: SeenToken = None,
     ) -> Response:
-        """Without a filter and up to 50, the recent orders come from the cache, else from the rows. An order that is created between two
-        pages is on one of them or on none. Only an order whose time of creation changes, because an earlier fact came late,
-        may be on two.
+        """Without a filter and up to 50, the recent orders come from the cache, else from the rows.
+
+        An order that is created between two pages is on one of them or on none. Only an order whose time of
+        creation changes, because an earlier fact came late, may be on two.
         """
         if status is None and since is None and until is None and cursor is None and limit <= RECENT:
             return _answer(await reader.recent(user_id, limit, _seen(seen)))
@@ -236,9 +244,11 @@ def _answer_parcels(get: _Get, reader: Reader) -> None:
             str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")
         ],
     ) -> Response:
-        """The parcels of all orders with this number, 100 at most. They come from the rows, or from a copy of them in the cache that is
-        at most `ORDERS_CACHE_TTL_REFILL` seconds old, with what was written to the cache since. Where no database answers, only
-        parcels with an event within the last 10 to 30 minutes are found.
+        """The parcels of all orders with this number, 100 at most.
+
+        They come from the rows, or from a copy of them in the cache that is at most `ORDERS_CACHE_TTL_REFILL`
+        seconds old, with what was written to the cache since. Where no database answers, only parcels with an
+        event within the last 10 to 30 minutes are found.
         """
         if "\0" in number:
             raise invalid(("path.number", "no carrier's number holds a NUL"))
@@ -258,8 +268,10 @@ def _answer_a_sellers_suborders(get: _Get, reader: Reader) -> None:
         limit: Limit = 20,
         seen: SeenToken = None,
     ) -> Response:
-        """The seller's part of each order, and its parcels. Partitions are by user or region, so all of them are searched, by the
-        index on seller and time. Every page costs about the same.
+        """The seller's part of each order, and its parcels.
+
+        Partitions are by user or region, so all of them are searched, by the index on seller and time. Every
+        page costs about the same.
         """
         return _answer(await reader.suborders(seller_id, limit, after=_position(cursor), seen=_seen(seen)))
 

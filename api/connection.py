@@ -133,7 +133,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """Nothing reads it."""
+        """Drop the body: no path reads it."""
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -210,7 +210,7 @@ class Connection(HttpToolsProtocol):
         self._wait_for_client(_LINGER)
 
     def _wait_for_client(self, seconds: float | None) -> None:
-        """From now on; None: no longer."""
+        """Start the time limit of waiting for the client; None stops it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""What parameters may look like: what the OpenAPI document says, where pydantic would take more for the same."""
+"""Types of parameters that accept what the OpenAPI document says, where pydantic would accept more."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Fault(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """An error, as RFC 9457 describes it."""
 
     type: str = Field("about:blank", description="urn:orders:..., stable; about:blank: the status says it all.")
     title: str

@@ -1,4 +1,5 @@
-"""What every request must be before anybody looks at what it asks for: for a host that is served here, and written as URLs are."""
+"""Checks of every request before its path is looked at: that its host is served here, and its URL well
+formed."""
 
 from __future__ import annotations
 

@@ -99,7 +99,10 @@ class Auditor:
         on_finding: Callable[[Finding], None] | None = None,
         only: frozenset[str] | None = None,
     ) -> None:
-        """`on_finding` is called with every broken finding. `only`: audit these orders and nothing else (canonical ids)."""
+        """`on_finding` is called with every broken finding.
+
+        `only`: audit these orders and nothing else (canonical ids).
+        """
         self.report = Report(target.group)
         self._target = target
         self._most = most_findings

@@ -41,7 +41,8 @@ class Finding:
     fact: str = ""
 
     def document(self) -> dict[str, str]:
-        """Return the finding as JSON, with the key of the release before (`found`) beside the new one (`actual`)."""
+        """Return the finding as JSON, with the key of the release before (`found`) beside the new one
+        (`actual`)."""
         return {**asdict(self), "found": self.actual}
 
 
@@ -49,10 +50,10 @@ class Finding:
 class Report:
     """The result of one audit.
 
-    `lag` counts the input records that weren't committed when the audit began; `settled` is true if there were none and
-    none came in meanwhile. `inconclusive` counts, by check, the differences of orders with uncommitted records: whether
-    something is broken shows once these are handled. `seen_from` names the input partitions whose first records are gone.
-    `compared` names the stores that were compared.
+    `lag` counts the input records that weren't committed when the audit began; `settled` is true if there
+    were none and none came in meanwhile. `inconclusive` counts, by check, the differences of orders with
+    uncommitted records: whether something is broken shows once these are handled. `seen_from` names the input
+    partitions whose first records are gone. `compared` names the stores that were compared.
     """
 
     group: str

@@ -1,4 +1,5 @@
-"""An index on disk: of dead letters and re-keyed copies by their records, and of findings that aren't judged yet.
+"""An index on disk: of dead letters and re-keyed copies by their records, and of findings that aren't judged
+yet.
 
 In SQLite, in a file of the audit's own: memory stays the same however many there are.
 """
@@ -31,7 +32,10 @@ CREATE TABLE absent (key, order_id, shipment_id);
 
 
 class Letter(NamedTuple):
-    """A dead letter of the record `record_id`, at `lane` and `at` of orders.dlq. `value` is kept if it may be a normalised fact."""
+    """A dead letter of the record `record_id`, at `lane` and `at` of orders.dlq.
+
+    `value` is kept if it may be a normalised fact.
+    """
 
     record_id: RecordId
     code: str

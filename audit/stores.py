@@ -305,7 +305,8 @@ class Cache:
         return tracked
 
     async def behind(self, group: str, ends: Mapping[int, int]) -> dict[int, int]:
-        """Return, by lane, the records of its changelog between its checkpoint in Redis and `ends`; without a checkpoint nothing is old."""
+        """Return, by lane, the records of its changelog between its checkpoint in Redis and `ends`; without a
+        checkpoint nothing is old."""
         lanes = [lane for lane, end in ends.items() if end > 0]
         try:
             checkpoints = await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []

@@ -47,7 +47,7 @@ class _Client:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
 
     async def get(self, path: str) -> None:
-        """Raises RuntimeError for any answer but 200."""
+        """Send a GET request. Raises RuntimeError for any answer but 200."""
         self._writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
         fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)

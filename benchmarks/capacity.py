@@ -32,7 +32,7 @@ CACHE_SECONDS: Final = 1_800
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What was measured. Times in microseconds of CPU, sizes in bytes."""
+    """Measured costs: times in microseconds of CPU, sizes in bytes."""
 
     #: Per event, by server, with full batches; and at a low rate, where batches are small.
     full: Mapping[str, float]
@@ -46,7 +46,7 @@ class Costs:
 
     @classmethod
     def read(cls, bench: Mapping[str, Any], sizes: Mapping[str, Any]) -> Costs:
-        """From a results file of each kind. Raises KeyError for what a file lacks."""
+        """Read costs from a results file of each kind. Raises KeyError for what a file lacks."""
         return cls(
             full={name: bench["cpu_us_per_event"][name] for name in SERVERS},
             small={name: bench["latency_cpu_us_per_event"][name] for name in SERVERS},
@@ -60,7 +60,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a rate needs. Sizes in bytes, cores with headroom, disks without."""
+    """The needs of a rate: sizes in bytes, cores with headroom, disks without."""
 
     events_per_second: float
     orders_per_second: float

@@ -49,14 +49,14 @@ POLL_SECONDS = 0.5
 
 
 class BenchFailed(OrdersError):
-    """Nothing could be measured."""
+    """Raised when nothing could be measured."""
 
     remedy = "run it again when the machine has less to do, or with fewer --orders"
 
 
 @dataclass
 class Plan:
-    """What to measure. `orders` are drained, then `rate` events a second are sent for `seconds`."""
+    """A plan of what to measure: `orders` are drained, then `rate` events a second are sent for `seconds`."""
 
     orders: int = 60_000
     spread: int = 50_000
@@ -71,7 +71,10 @@ class Plan:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Measure and return one JSON object. Blocks for minutes. Raises BenchFailed if a worker dies or stands still."""
+    """Measure and return one JSON object.
+
+    Blocks for minutes. Raises BenchFailed if a worker dies or stands still.
+    """
     with tempfile.TemporaryDirectory(prefix="orders-bench-") as folder:
         stack = Stack.start(Path(folder) / "stack")
         try:

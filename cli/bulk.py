@@ -42,7 +42,7 @@ KEPT: Final = 1000
 
 
 class KindName(Enum):
-    """What a file holds."""
+    """The kind of events that a file holds."""
 
     orders = "orders"
     shipments = "shipments"
@@ -50,7 +50,7 @@ class KindName(Enum):
 
 
 class FormatName(Enum):
-    """How a file is written."""
+    """The format of a file."""
 
     csv = "csv"
     ndjson = "ndjson"
@@ -134,7 +134,7 @@ def submit_command(
 
 
 class Outcome(NamedTuple):
-    """What became of a submitted file: parts sent now, and whether it was then given up."""
+    """The result of submitting a file: parts sent now, and whether it was given up after them."""
 
     sent: int
     rate: float
@@ -147,7 +147,10 @@ class _Refused:
     """The refused lines: the first ones for the summary, all of them for --report, which is written once the file has been read."""
 
     def __init__(self, report: Path | None, file: str, stack: ExitStack) -> None:
-        """Opens the report, and changes nothing of it. Raises OrdersError: it can't be written, or is read, or printed to."""
+        """Opens the report, and changes nothing of it.
+
+        Raises OrdersError: it can't be written, or is read, or printed to.
+        """
         self.first: list[Refusal] = []
         self.failed: OSError | None = None
         self._out: int | None = None
@@ -183,7 +186,10 @@ class _Refused:
             write(self._all, json.dumps(refusal._asdict()).encode() + b"\n")
 
     def write(self, job: Job) -> None:
-        """Write the report; what goes wrong is kept in `failed`. Raises OrdersError when it holds what was read, through a pipe perhaps."""
+        """Write the report; what goes wrong is kept in `failed`.
+
+        Raises OrdersError when it holds what was read, through a pipe perhaps.
+        """
         if self._out is None:
             return
         try:
@@ -205,7 +211,7 @@ class _Refused:
 
 
 def _same_file(one: int, other: int) -> bool:
-    """Whether two descriptors are of one file; a closed one is of none."""
+    """Tell whether two descriptors are of the same file; a closed one is of none."""
     try:
         return os.path.samestat(os.fstat(one), os.fstat(other))
     except OSError:

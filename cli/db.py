@@ -28,7 +28,7 @@ app.add_typer(regions_app, name="regions")
 
 
 class LinkKind(StrEnum):
-    """What is referred to."""
+    """The kind of table that is referred to."""
 
     users = "users"
     products = "products"

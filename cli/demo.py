@@ -213,7 +213,7 @@ async def _simulate(settings: Settings, worker: subprocess.Popen[bytes]) -> list
 
 
 def _events(orders: int) -> tuple[list[Any], str]:
-    """What to send, and in words."""
+    """Return the events to send, and their description in words."""
     from workload import generator, olist
 
     synthetic = list(generator.events(orders, 7, generator.Shares(*SHARES)))

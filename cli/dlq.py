@@ -209,7 +209,7 @@ def _told_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
 
 
 def _became(settings: Settings, letter: DeadLetter, note: Redriven | None) -> str:
-    """What became of a letter, in words."""
+    """Describe what became of a letter."""
     state: str = state_of(settings, letter, note)
     if note is not None:
         return f"redriven {note.at[:19]}"

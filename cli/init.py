@@ -14,7 +14,7 @@ from settings import get_settings
 
 
 class PartitionColumn(StrEnum):
-    """By what the Postgres tables are partitioned."""
+    """The column by which the Postgres tables are partitioned."""
 
     user_id = "user_id"
     region = "region"

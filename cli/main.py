@@ -24,7 +24,7 @@ from errors import OrdersError
 
 
 class Subcommand(NamedTuple):
-    """Where a subcommand lives. `attribute` is a typer.Typer (a group) or a function (a command)."""
+    """A subcommand and its module. `attribute` is a typer.Typer (a group) or a function (a command)."""
 
     name: str
     module: str
@@ -168,7 +168,10 @@ def run(args: list[str]) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """What a person can do about this failure, one line a problem; None when it is a defect of ours. Never blocks."""
+    """Return what a person can do about a failure, one line for each problem; None if it is our defect.
+
+    Never blocks.
+    """
     for cause in _causes(error):
         line = _explain_one(cause)
         if line is not None:
@@ -287,7 +290,7 @@ def _address(server: str) -> str:
 
 
 def _connecting(traceback: TracebackType | None) -> str | None:
-    """Which server's client raised it: a refused connection itself names no more than an errno."""
+    """Return the server whose client raised the error: a refused connection itself names only an errno."""
     clients = {"aiokafka": "kafka", "asyncpg": "postgres", "redis": "redis"}
     server: str | None = None
     while traceback is not None:

@@ -1,4 +1,5 @@
-"""`orders rebuild`: rebuild rows, states and cache from the log beside the pipeline, compare them, and switch to them."""
+"""`orders rebuild`: rebuild rows, states and cache from the log beside the pipeline, compare them, and switch
+to them."""
 
 from __future__ import annotations
 
@@ -37,10 +38,12 @@ def _rebuild() -> None:
 
 @app.command("start")
 def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
-    """Replay the log into a shadow schema, up to what the group has committed. Workers may run; nothing live is written.
+    """Replay the log into a shadow schema, up to what the group has committed.
 
-    Run it again to catch up, or after it was killed: it goes on from where it was. It starts over, and says why, if the
-    rules or the tables have changed.
+    Workers may run; nothing live is written.
+
+    Run it again to catch up, or after it was killed: it goes on from where it was. It starts over, and says
+    why, if the rules or the tables have changed.
 
     Example: [bold]orders rebuild start && orders rebuild diff[/bold]
     """
@@ -55,7 +58,9 @@ def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
 
 @app.command("diff")
 def diff_command(schema: Schema = DEFAULT, examples: Examples = 10, as_json: Json = False) -> None:
-    """Compare the shadow's rows with the live ones. Workers may run; what they change meanwhile is no difference.
+    """Compare the shadow's rows with the live ones.
+
+    Workers may run; what they change meanwhile is no difference.
 
     Exits 1 if there are differences.
 
@@ -78,7 +83,9 @@ def switch_command(
     timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to keep asking for locks that others hold.")] = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Replace the live rows, states and cache entries with the shadow's. Stop all workers first. It publishes nothing.
+    """Replace the live rows, states and cache entries with the shadow's.
+
+    Stop all workers first. It publishes nothing.
 
     What was live stays in a schema orders_before_N until orders rebuild drop. If it is killed, run it again.
 

@@ -46,7 +46,8 @@ def show_command(
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
 ) -> None:
-    """Explain an order: its facts in the order of time, its units and its money, and the facts that give it its status.
+    """Explain an order: its facts in the order of time, its units and its money, and the facts that give it
+    its status.
 
     Example: orders show 3fa85f64-5717-4562-b3fc-2c963f66afa6
     """

@@ -32,7 +32,8 @@ def simulate_command(
     ] = 300.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Check out carts and answer the pipeline's commands until every order has ended: delivered, returned or closed.
+    """Check out carts and answer the pipeline's commands until every order has ended: delivered, returned or
+    closed.
 
     It needs a running worker. The worker sends an overlooked command again when its deadline passes
     (ORDERS_STOCK_DEADLINE and others). Exits 1 when some orders haven't ended.

@@ -1,4 +1,5 @@
-"""How every command prints: consoles that fit any terminal and any encoding, tables that cut no id, progress where a person looks."""
+"""Printing for all commands: consoles that fit any terminal and encoding, tables that cut no id, progress for
+people."""
 
 from __future__ import annotations
 
@@ -111,7 +112,7 @@ def messages() -> Terminal:
 
 
 def interactive() -> bool:
-    """Whether a person can be asked: they see standard error and answer on standard input."""
+    """Tell whether a person can be asked: they see standard error and answer on standard input."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -166,7 +167,9 @@ def progress(
     console: Terminal | None = None,
     form: str = "{task.description}",
 ) -> Iterator[Bar]:
-    """Show progress on standard error (or `console`) where a person looks, unless `quiet`. `rate`: with what it does a second.
+    """Show progress on standard error (or `console`) where a person looks, unless `quiet`.
+
+    `rate`: with what it does a second.
 
     `transient`: nothing of it stays. `form`: how the description is set.
     """
@@ -178,10 +181,12 @@ def progress(
 
 
 class Rows:
-    """A table that fits: as one where the terminal is wide enough, else a few lines for each row. No cell is cut.
+    """A table that fits: as one where the terminal is wide enough, else a few lines for each row.
 
-    `prose`: headings of columns that may be wrapped. `right`: of those that are numbers. `wide`: one line a row, whatever the terminal has.
-    The first column is what a row is known by.
+    No cell is cut.
+
+    `prose`: headings of columns that may be wrapped. `right`: of those that are numbers. `wide`: one line a
+    row, whatever the terminal has. The first column is what a row is known by.
     """
 
     def __init__(

@@ -23,7 +23,7 @@ def printable(text: object, *, lines: bool = False) -> str:
 
 
 def one_line(text: object) -> str:
-    """The same of a text of several lines, such as a server's error, put into one."""
+    """Make a text of several lines, such as a server's error, printable in one line."""
     return printable(" ".join(line.strip() for line in str(text).splitlines() if line.strip()))
 
 
@@ -33,7 +33,7 @@ def second(time: str) -> str:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """What the encoding lacks escaped."""
+    """Escape the characters that an encoding lacks."""
     try:
         return text.encode(encoding, "backslashreplace").decode(encoding)
     except (LookupError, UnicodeError):

@@ -65,7 +65,7 @@ def _document(outcome: WaitResult, cache: bool) -> dict[str, Any]:
 
 
 def _told(outcome: WaitResult) -> str:
-    """What is left, for a person."""
+    """Describe what is left, for a person."""
     nobody = "" if outcome.members else "; no worker is running: start one with orders worker"
     if outcome.left:
         remaining = ", ".join(f"{topic} {count:,}" for topic, count in outcome.left.items())

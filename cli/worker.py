@@ -19,7 +19,7 @@ from settings import Settings, get_settings
 
 
 class Role(Enum):
-    """What a worker does."""
+    """The roles of a worker."""
 
     all = "all"
     realtime = "realtime"

@@ -99,7 +99,7 @@ def unpack(topic: str, part: BulkPart, traceparent: str | None) -> Iterator[Unpa
 
 
 def _id_of(value: bytes) -> str | None:
-    """None: it has none that is text."""
+    """Return an event's id as sent; None if it has none that is text."""
     try:
         id = _id(value).id
     except msgspec.ValidationError:
@@ -108,7 +108,7 @@ def _id_of(value: bytes) -> str | None:
 
 
 def _time_of(value: bytes) -> str | None:
-    """None: it has none. Empty, which is no time: one that isn't text."""
+    """Return an event's time as sent; None if it has none, empty (which is no time) if it isn't text."""
     try:
         time = _time(value).time
     except msgspec.ValidationError:

@@ -87,7 +87,7 @@ class Envelope(Struct, gc=False):
 
 
 class _Marked(Struct, gc=False):
-    """What tells an event in the structured binding from another JSON object."""
+    """The member that tells an event in the structured binding from another JSON object."""
 
     specversion: Raw | UnsetType = UNSET
 

@@ -23,7 +23,10 @@ class NoRoom(OrdersError):
 
 
 def target_of(settings: Settings, *, cache: bool, tables: bool) -> Target:
-    """Return what is audited. Without `cache` Redis is left out, without `tables` the workers' local tables. Pure."""
+    """Return what is audited.
+
+    Without `cache` Redis is left out, without `tables` the workers' local tables. Pure.
+    """
     return Target(
         brokers=settings.brokers,
         group=settings.group,
@@ -43,7 +46,9 @@ async def audit(
     only: frozenset[str] | None = None,
     on_finding: Callable[[Finding], None] | None = None,
 ) -> Report:
-    """Audit everything. Blocks for as long as it takes to read the log. `only` and `on_finding` are those of Auditor.
+    """Audit everything. Blocks for as long as it takes to read the log.
+
+    `only` and `on_finding` are those of Auditor.
 
     Raises LogUnavailable, StoreUnavailable, OtherLanes, and NoRoom for its own files.
     """

@@ -37,11 +37,12 @@ def version(raw: bytes) -> int:
 async def write_states(settings: Settings, lock: GroupLock, lane: int, states: Mapping[bytes, tuple[int, bytes | None]]) -> None:
     """Append states to a lane's partition of the changelog.
 
-    `states` gives, by raw order id, the highest version that the changelog holds and the new state; None deletes it. A
-    higher version than the new state's is deleted first, because a deletion counts as later than all before it.
+    `states` gives, by raw order id, the highest version that the changelog holds and the new state; None
+    deletes it. A higher version than the new state's is deleted first, because a deletion counts as later
+    than all before it.
 
-    Blocks until all is delivered. Raises LeaseLost or Stale when the lock is lost, KafkaTimeoutError, and what the brokers
-    raise; some states may be written then.
+    Blocks until all is delivered. Raises LeaseLost or Stale when the lock is lost, KafkaTimeoutError, and
+    what the brokers raise; some states may be written then.
     """
     records: list[OutRecord] = []
     for raw_id, (highest, state) in states.items():
@@ -57,10 +58,11 @@ async def write_states(settings: Settings, lock: GroupLock, lane: int, states: M
 
 
 async def read_changelog(reader: HistoryReader, partition: TopicPartition, start: int, states: LocalStates) -> int:
-    """Read a changelog from `start` on into `states`, as a worker recovers from it, and return where it ended.
+    """Read a changelog from `start` on into `states`, as a worker recovers from it, and return where it
+    ended.
 
-    Of each key the highest version counts. Where an older version comes last, which is the one that compaction would keep,
-    `states` also gets the key STALE + key. Blocks.
+    Of each key the highest version counts. Where an older version comes last, which is the one that
+    compaction would keep, `states` also gets the key STALE + key. Blocks.
     """
     end = (await reader.ends([partition]))[partition]
     async with aclosing(reader.stretch(partition, start, end)) as stretches:
@@ -107,10 +109,11 @@ def decode(raw: bytes) -> Order | None:
 
 
 def same(actual: Order, expected: Order) -> bool:
-    """Tell whether two states of an order are the same but for what depends on the order in which its facts arrived.
+    """Tell whether two states of an order are the same but for what depends on the order in which its facts
+    arrived.
 
-    That is: the order of facts, whether and when labels were requested and so when the next ones are due, and a decision
-    that has been proposed and isn't in the log yet.
+    That is: the order of facts, whether and when labels were requested and so when the next ones are due, and
+    a decision that has been proposed and isn't in the log yet.
     """
     if actual.labelled_at == expected.labelled_at and actual.due != expected.due:
         return False

@@ -45,7 +45,8 @@ class NoSuchLetter(OrdersError):
 
 
 class DeadLetter(NamedTuple):
-    """A dead letter. `partition` and `offset` are its own in orders.dlq, `record` is the refused record, with its headers."""
+    """A dead letter. `partition` and `offset` are its own in orders.dlq, `record` is the refused record, with
+    its headers."""
 
     partition: int
     offset: int
@@ -64,7 +65,7 @@ class DeadLetter(NamedTuple):
 
     @property
     def redrives(self) -> int:
-        """How often its record had been redriven when it was refused."""
+        """How often the record had been redriven before it was refused."""
         text = next((value for name, value in reversed(self.headers) if name == REDRIVE_COUNT), b"")
         return _number((text or b"").decode("utf-8", "replace"), 0)
 
@@ -100,7 +101,7 @@ class Redriven(msgspec.Struct, gc=False):
 
 
 def state_of(settings: Settings, letter: DeadLetter, note: Redriven | None) -> State:
-    """What a letter is to a redrive. Pure."""
+    """Return what a redrive does with a letter. Pure."""
     if note is not None:
         return "redriven"
     if letter.stays:
@@ -205,7 +206,10 @@ class Letters:
                     yield letter, notes.get(letter.record)
 
     async def some(self, ids: Collection[tuple[int, int]]) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
-        """Those at these (partition, offset). Raises NoSuchLetter before the first if one of them isn't there."""
+        """Yield the letters at these (partition, offset).
+
+        Raises NoSuchLetter before the first if one of them isn't there.
+        """
         letters: list[DeadLetter] = []
         for partition, offset in sorted(ids):
             async with aclosing(self._letters.records(DLQ, partition, offset)) as records:
@@ -232,7 +236,7 @@ _decode: Final = msgspec.json.Decoder(Redriven).decode
 
 
 def _note(value: bytes | None) -> Redriven | None:
-    """What a record of orders.redriven says; None if it is no note: anybody may write there."""
+    """Decode a record of orders.redriven; None if it is no note, since anybody may write there."""
     try:
         return _decode(value or b"")
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -272,7 +276,8 @@ async def read(settings: Settings) -> AsyncGenerator[DeadLetter, None]:
 async def newest_of(
     settings: Settings, reason: str | None, topic: str | None, state: str | None, limit: int
 ) -> tuple[list[Found], Counter[str], Counter[str]]:
-    """The newest `limit` letters of this reason, origin topic and state (None: whichever), the newest last, without what takes memory.
+    """The newest `limit` letters of this reason, origin topic and state (None: whichever), the newest last,
+    without what takes memory.
 
     With them how many there are of each reason and of each state. Raises TopicsMissing.
     """

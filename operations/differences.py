@@ -1,10 +1,10 @@
 """Compare the rows that a replay of the log expects with the actual, live rows, while the pipeline goes on.
 
-An order may differ only because workers have changed it since it was replayed. So orders that differ are compared
-again after the replay has caught up. A difference counts when the live rows are still what they were in the first
-comparison and the replay holds everything that was in the log by then, since live rows hold nothing else. Orders
-whose live rows changed are compared once more, up to ROUNDS times. Memory doesn't grow with the number of
-differences: the orders to be compared again are kept in a file.
+An order may differ only because workers have changed it since it was replayed. So orders that differ are
+compared again after the replay has caught up. A difference counts when the live rows are still what they were
+in the first comparison and the replay holds everything that was in the log by then, since live rows hold
+nothing else. Orders whose live rows changed are compared once more, up to ROUNDS times. Memory doesn't grow
+with the number of differences: the orders to be compared again are kept in a file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ ORDERS_AT_ONCE: Final = 2_000
 ROUNDS: Final = 10
 """Comparisons after which an order whose live rows still change is counted as inconclusive."""
 VALUES: Final = 200
-"""How many distinct pairs of values are counted for one column, so that times or ids don't fill the memory."""
+"""How many distinct pairs of values are counted for one column, so that times or ids don't fill the memory.
+"""
 
 Differ = Callable[[Sequence[str]], Awaitable[list[Difference]]]
 """Takes some thousands of order ids at most, and returns the rows of these orders that differ."""
@@ -39,8 +40,8 @@ Differ = Callable[[Sequence[str]], Awaitable[list[Difference]]]
 class Changes:
     """The differences of one table.
 
-    `columns` counts, for each column, the rows that differ in it. `values` counts the same rows by (actual, expected),
-    for the first VALUES pairs of each column.
+    `columns` counts, for each column, the rows that differ in it. `values` counts the same rows by (actual,
+    expected), for the first VALUES pairs of each column.
     """
 
     missing: int = 0
@@ -90,7 +91,8 @@ class Differences:
         return sum(changes.rows for changes in self.tables.values())
 
     def add(self, differences: Sequence[Difference], examples: int) -> None:
-        """Count the differences of one order, and keep them as examples while there are fewer than `examples`."""
+        """Count the differences of one order, and keep them as examples while there are fewer than
+        `examples`."""
         self.orders += 1
         for difference in differences:
             self.tables[difference.table].add(difference)
@@ -136,7 +138,8 @@ async def compare(
 ) -> Differences:
     """Compare all orders of the log and of the live tables, as this module's docstring says.
 
-    It replays what is new in the log between two comparisons. Blocks; raises what the servers and Replay.catch_up raise.
+    It replays what is new in the log between two comparisons. Blocks; raises what the servers and
+    Replay.catch_up raise.
     """
     result = Differences()
     suspects = _Suspects()
@@ -185,7 +188,8 @@ def _by_order(differences: Iterable[Difference]) -> Iterable[tuple[str, str, lis
 
 
 def _ahead(difference: Difference) -> bool:
-    """Tell whether the live row may come from records that aren't committed: it is newer than expected, or not expected."""
+    """Tell whether the live row may come from records that aren't committed: it is newer than expected, or
+    not expected."""
     if difference.actual is None:
         return False
     if difference.expected is None:

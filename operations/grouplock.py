@@ -55,8 +55,8 @@ class LockLost(OrdersError):
 class GroupLock:
     """Use as `async with GroupLock(settings) as lock`, and call `lock.check()` right before every write.
 
-    Entering raises GroupBusy, or a KafkaError when no coordinator answers. Nobody else must block the event loop for longer than the
-    session, or the lock is lost: what check() raised leaves the block as LockLost.
+    Entering raises GroupBusy, or a KafkaError when no coordinator answers. Nobody else must block the event
+    loop for longer than the session, or the lock is lost: what check() raised leaves the block as LockLost.
     """
 
     def __init__(self, settings: Settings) -> None:

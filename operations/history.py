@@ -60,7 +60,8 @@ class HistoryReader(LogReader):
         super().__init__(settings.brokers, "orders-history")
 
     async def require(self, starts: Mapping[int, Positions], ends: Mapping[int, Positions]) -> None:
-        """Raises LogIncomplete if a lane's logs (those of `ends`) don't reach back to its start; what isn't named there starts at 0."""
+        """Raise LogIncomplete if the logs in `ends` don't reach back to `starts`; a log without a start
+        starts at 0. Blocks."""
         needed: dict[TopicPartition, int] = {}
         for lane, logs in ends.items():
             for log in logs:
@@ -105,7 +106,10 @@ def _partition(log: str) -> TopicPartition:
 
 
 class Source:
-    """What was fetched of one topic and not yet merged. `times`: of each record the latest up to it, so that none overtakes another."""
+    """Records of one topic that were fetched and not merged yet.
+
+    `times` are the latest up to each, so that none overtakes another.
+    """
 
     def __init__(self, partition: TopicPartition, end: int) -> None:
         self.partition = partition
@@ -181,7 +185,8 @@ def at_hand(states: Mapping[bytes, bytes]) -> States:
 
 
 def project(folder: BatchFolder, states: Mapping[bytes, bytes]) -> BatchOutput:
-    """All that is to be written of these orders, by raw id, whatever is there: states with their due times, rows, cache entries. Pure."""
+    """Return what the stores should hold of these orders, by raw id: states with due times, rows and cache
+    entries. Pure."""
     touched: dict[bytes, OrderInBatch] = {}
     for raw_id, raw in states.items():
         order = codec.decode(raw)

@@ -67,7 +67,7 @@ class BrokenReference(OrdersError):
 
 @dataclass
 class Switched:
-    """What a switch did."""
+    """The result of a switch."""
 
     before: str
     """Schema that now holds what was live."""
@@ -109,7 +109,10 @@ class Rebuild:
         await self._replay.catch_up(await self._replay.lag(), progress)
 
     async def diff(self, examples: int, progress: Progress, say: Say) -> Differences:
-        """Compare the shadow's rows with the live ones, and return the differences with `examples` of them. Blocks."""
+        """Compare the shadow's rows with the live ones, and return the differences with `examples` of them.
+
+        Blocks.
+        """
 
         async def differ(order_ids: Sequence[str]) -> list[compare.Difference]:
             return await compare.with_schema(self._connection, self.made.schema, order_ids)
@@ -119,10 +122,11 @@ class Rebuild:
     async def switch(self, lock: GroupLock, lock_timeout: float, progress: Progress, say: Say) -> Switched:
         """Write the states that differ, then exchange the rows; settle() comes next. Blocks.
 
-        The lock must be held, and catch_up() must have run since it was taken. `lock_timeout`: seconds to ask for locks on
-        tables.
+        The lock must be held, and catch_up() must have run since it was taken. `lock_timeout`: seconds to ask
+        for locks on tables.
 
-        Raises LeaseLost or Stale, LayoutChanged, BrokenReference, ddl.Busy, and what the servers raise; run again, it goes on.
+        Raises LeaseLost or Stale, LayoutChanged, BrokenReference, ddl.Busy, and what the servers raise; run
+        again, it goes on.
         """
         say("statistics and references of the rebuilt rows")
         try:
@@ -141,7 +145,8 @@ class Rebuild:
         return done
 
     async def settle(self, lock: GroupLock, cache: bool, say: Say) -> int:
-        """Renew the cache after a switch, delete the shadow's states, and return how many cache entries changed. Blocks.
+        """Renew the cache after a switch, delete the shadow's states, and return how many cache entries
+        changed. Blocks.
 
         It may be run again, from a new process: this object can't be used any more.
         """
@@ -157,7 +162,10 @@ class Rebuild:
     # -- states ------------------------------------------------------------------------------------------------------
 
     async def _write_states(self, lock: GroupLock, lane: int) -> tuple[int, int]:
-        """Write those of the lane's states that the changelog has otherwise. Returns how many, and how many were deleted."""
+        """Write those of the lane's states that the changelog has otherwise.
+
+        Returns how many, and how many were deleted.
+        """
         written = deleted = 0
         partition = TopicPartition(self._settings.changelog_topic, lane)
         with TemporaryDirectory(prefix="orders-changelog-") as folder:
@@ -195,7 +203,8 @@ class Rebuild:
         return project(self._replay.folder, states).states
 
     def _with_labels(self, raw_id: bytes, actual: bytes, expected: bytes) -> bytes:
-        """Return the expected state with what the actual one says of labels: a replay has published no request for them."""
+        """Return the expected state with what the actual one says of labels: a replay has published no
+        request for them."""
         before = decode(actual)
         if before is None:
             return expected
@@ -207,7 +216,8 @@ class Rebuild:
     # -- the cache ---------------------------------------------------------------------------------------------------
 
     async def _renew_cache(self, lock: GroupLock) -> int:
-        """Delete what is in Redis and differs from the states, and write it again where its order is known."""
+        """Delete what is in Redis and differs from the states, and write it again where its order is known.
+        """
         sink = RedisSink(self._settings.model_copy(update={"redis_timeout": 10.0}))
         client = redis.asyncio.Redis.from_url(
             self._settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10, encoding_errors="surrogateescape"
@@ -235,7 +245,8 @@ class Rebuild:
         return changed
 
     def _entries(self, order_ids: Sequence[str]) -> dict[str, CacheEntry | None]:
-        """Return the entry that the cache should have of each order, None for an unknown one; what is no order id is left out."""
+        """Return the entry that the cache should have of each order, None for an unknown one; what is no
+        order id is left out."""
         raw_ids = {order_id: raw_id for order_id in order_ids if (raw_id := _raw(order_id)) is not None}
         replayed = zip(raw_ids.values(), self._states.get(list(raw_ids.values())), strict=True)
         states = {raw_id: state for raw_id, state in replayed if state is not None}
@@ -318,10 +329,12 @@ class Rebuild:
 
 
 async def start(settings: Settings, schema: str, progress: Progress, step: Say, say: Say) -> tuple[int, float]:
-    """Replay into the shadow up to what the group has committed. Returns the number of records and the seconds. Blocks.
+    """Replay into the shadow up to what the group has committed.
 
-    `step` is called with the name of each step, `say` with what a person should know. Raises what started() and
-    Rebuild.catch_up() raise.
+    Returns the number of records and the seconds. Blocks.
+
+    `step` is called with the name of each step, `say` with what a person should know. Raises what started()
+    and Rebuild.catch_up() raise.
     """
     async with started(settings, schema, say) as rebuild:
         begun = time.monotonic()
@@ -339,10 +352,12 @@ async def diff(settings: Settings, schema: str, examples: int, progress: Progres
 
 
 async def switch(settings: Settings, schema: str, cache: bool, lock_timeout: float, progress: Progress, step: Say) -> Switched:
-    """Replace the live rows with the shadow's, or finish a switch that was killed. Without `cache` Redis is left out. Blocks.
+    """Replace the live rows with the shadow's, or finish a switch that was killed.
 
-    Raises GroupBusy or TopicsMissing before anything is done, LockLost, and what existing() and Rebuild.switch() raise; run
-    again, it goes on.
+    Without `cache` Redis is left out. Blocks.
+
+    Raises GroupBusy or TopicsMissing before anything is done, LockLost, and what existing() and
+    Rebuild.switch() raise; run again, it goes on.
     """
     await require(settings)
     async with GroupLock(settings) as lock:
@@ -384,7 +399,10 @@ def _state(each: Shadow) -> str:
 
 
 async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
-    """Delete these schemas of rebuilds, all of them if none is named, and return their names. Blocks. Raises NotReady, Held."""
+    """Delete these schemas of rebuilds, all of them if none is named, and return their names.
+
+    Blocks. Raises NotReady, Held.
+    """
     async with ddl.connect(settings) as connection:
         listed = {each.schema: each for each in await shadow.listed(connection)}
         for name in names:
@@ -405,7 +423,10 @@ async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
 
 @asynccontextmanager
 async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Rebuild]:
-    """Open the shadow that can go on, else create a new one and `say` why. Raises SchemaTaken, Held, NotReady."""
+    """Open the shadow that can go on, else create a new one and `say` why.
+
+    Raises SchemaTaken, Held, NotReady.
+    """
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)
@@ -448,7 +469,8 @@ async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
 
 @asynccontextmanager
 async def unsettled(settings: Settings) -> AsyncIterator[Rebuild | None]:
-    """Open the shadow of a switch that was killed after its rows went live, to renew the cache; None if there is none."""
+    """Open the shadow of a switch that was killed after its rows went live, to renew the cache; None if there
+    is none."""
     async with ddl.connect(settings) as connection:
         shadows = [each for each in await shadow.listed(connection) if each.before and not each.settled and each.group == settings.group]
         if not shadows:

@@ -65,7 +65,8 @@ class TransactionsRefused(OrdersError):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which letters: of these reasons, of these origin topics, at these (partition, offset). None: whichever. `most`: no more than that."""
+    """A selection of letters: by reason, by topic of the record, by (partition, offset) in orders.dlq; None:
+    all. At most `most`."""
 
     reasons: frozenset[str] | None = None
     topics: frozenset[str] | None = None
@@ -73,13 +74,13 @@ class Selection:
     most: int | None = None
 
     def takes(self, letter: DeadLetter) -> bool:
-        """Whether it is one of these letters, whatever became of it."""
+        """Tell whether a letter is selected, whatever became of it."""
         return (self.reasons is None or letter.reason in self.reasons) and (self.topics is None or letter.record.topic in self.topics)
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a redrive did, or would do. Counts are of letters."""
+    """The result of a redrive, done or tried. Counts are of letters."""
 
     sent: int = 0
     by_reason: Counter[str] = field(default_factory=Counter)
@@ -100,9 +101,9 @@ async def redrive(
 ) -> Outcome:
     """Send the selected letters' records back to where they came from.
 
-    `by`: who asks, for the ledger. `dry_run`: send nothing. `progress` gets the letters looked at and how many there are. Letters refused
-    after the call are not looked at. Blocks for as long as it takes. Raises TopicsMissing, TakenOver, NoSuchLetter, and what
-    aiokafka raises.
+    `by`: who asks, for the ledger. `dry_run`: send nothing. `progress` gets the letters looked at and how
+    many there are. Letters refused after the call are not looked at. Blocks for as long as it takes. Raises
+    TopicsMissing, TakenOver, NoSuchLetter, and what aiokafka raises.
     """
     outcome, records_seen = Outcome(), set[RecordId]()
     batch: list[DeadLetter] = []
@@ -273,7 +274,7 @@ def redriven_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
 
 
 def _ended(error: BaseException | None) -> bool:
-    """Whether it says, perhaps underneath, that the transaction isn't ours any more."""
+    """Tell whether the error, or one that caused it, says that the transaction isn't ours any more."""
     while error is not None:
         if isinstance(error, _ENDED):
             return True

@@ -1,10 +1,11 @@
 """Repair orders whose changelog state, rows or summary aren't what their log says, by folding the log again.
 
-The log of the input topics is the truth. A lane's records about an order, up to what the group has committed, go through
-the pipeline's own fold once more, and the result replaces what is there. Nothing else is written: no derived event, no
-decision, no dead letter, no offset.
+The log of the input topics is the truth. A lane's records about an order, up to what the group has committed,
+go through the pipeline's own fold once more, and the result replaces what is there. Nothing else is written:
+no derived event, no decision, no dead letter, no offset.
 
-A repair needs a group without workers: operations.grouplock keeps them out, and every write checks the lock first.
+A repair needs a group without workers: operations.grouplock keeps them out, and every write checks the lock
+first.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ log = logging.getLogger(__name__)
 ORDERS_A_PASS: Final = 20_000
 """Orders of one lane whose records are held in memory at once. Each pass reads the lane's log again."""
 STATE_CHECKS: Final = ("changelog", "versions", "tables")
-"""Checks whose findings a new record in the changelog mends; a worker's local table takes it over at its next start."""
+"""Checks whose findings a new record in the changelog mends; a worker's local table takes it over at its next
+start."""
 MENDED: Final = (*STATE_CHECKS, "rows", "cache")
 
 
@@ -119,10 +121,13 @@ class Repairer:
         await self._stack.aclose()
 
     async def repair(self, damaged: Mapping[str, Damage]) -> dict[str, int]:
-        """Repair these orders, by canonical id. Returns the version that each has now; 0 for an order that the log doesn't know.
+        """Repair these orders, by canonical id.
 
-        Blocks while the lanes' logs are read. Raises LogIncomplete before anything is written, LeaseLost when the lock is
-        lost, and what the servers raise; what was written until then is right, and doing it again does the rest.
+        Returns the version that each has now; 0 for an order that the log doesn't know.
+
+        Blocks while the lanes' logs are read. Raises LogIncomplete before anything is written, LeaseLost when
+        the lock is lost, and what the servers raise; what was written until then is right, and doing it again
+        does the rest.
         """
         by_lane: dict[int, list[str]] = {}
         for order_id in sorted(damaged):
@@ -192,7 +197,8 @@ class Repairer:
         )
 
     async def _write_states(self, lane: int, order_ids: Sequence[str], states: Mapping[bytes, bytes]) -> None:
-        """Append the states. A higher version in the changelog is deleted first: a deletion counts as later than all before it."""
+        """Append the states. A higher version in the changelog is deleted first: a deletion counts as later
+        than all before it."""
         if not order_ids:
             return
         partition = TopicPartition(self._settings.changelog_topic, lane)
@@ -293,9 +299,9 @@ async def repair(
 ) -> RepairResult:
     """Audit orders, repair what is broken, and audit the repaired orders again.
 
-    `ids` are canonical order ids; None: all orders. With `dry_run` it writes nothing; without `cache` it leaves Redis out.
-    Blocks for as long as it takes to read the log. Raises GroupBusy, LockLost, LogIncomplete, TopicsMissing, what an audit
-    raises, and what the servers raise.
+    `ids` are canonical order ids; None: all orders. With `dry_run` it writes nothing; without `cache` it
+    leaves Redis out. Blocks for as long as it takes to read the log. Raises GroupBusy, LockLost,
+    LogIncomplete, TopicsMissing, what an audit raises, and what the servers raise.
     """
     outcome, target = RepairResult(dry_run), target_of(settings, cache=cache, tables=True)
     if dry_run:
@@ -328,7 +334,8 @@ async def repair(
 async def _find_damage(
     target: Target, ids: frozenset[str] | None, max_findings: int, progress: Progress
 ) -> tuple[dict[str, Damage], set[str], Report]:
-    """Run the audit. Returns what can be repaired by order, the wrong Redis keys that belong to no order, and the report."""
+    """Run the audit. Returns what can be repaired by order, the wrong Redis keys that belong to no order, and
+    the report."""
     damaged: dict[str, Damage] = {}
     keys: set[str] = set()
 
@@ -352,7 +359,8 @@ async def _find_damage(
 
 
 def _count(outcome: RepairResult, report: Report, most: int, *, mended: bool) -> None:
-    """Add what a report calls broken to `outcome`: of the checks that repair mends if `mended`, else of the others."""
+    """Add what a report calls broken to `outcome`: of the checks that repair mends if `mended`, else of the
+    others."""
     for check, count in report.broken.items():
         if (check in MENDED) == mended:
             outcome.remaining[check] += count

@@ -52,7 +52,10 @@ class CutShort(OrdersError):
 
 
 async def look(settings: Settings) -> tuple[list[int], Lanes]:
-    """Numbers of partitions that topics have (one, unless a change is under way), and the lanes. Raises TopicsMissing; blocks."""
+    """Numbers of partitions that topics have (one, unless a change is under way), and the lanes.
+
+    Raises TopicsMissing; blocks.
+    """
     states = await topics.describe(settings)
     if not states:
         topics.require(settings, LANE, states)
@@ -62,7 +65,8 @@ async def look(settings: Settings) -> tuple[list[int], Lanes]:
 async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, total: None) -> int:
     """grow(), with the group locked. `cache`: take along what Redis lacks; it must be there. Blocks.
 
-    Raises CannotGrow or GroupBusy before anything is changed, LockLost or CutShort in the middle: run again it goes on.
+    Raises CannotGrow or GroupBusy before anything is changed, LockLost or CutShort in the middle: run again
+    it goes on.
     """
     try:
         async with AsyncExitStack() as stack:
@@ -137,19 +141,19 @@ def check(names: Sequence[str], counts: Mapping[str, int], noted_lanes: Lanes, p
 
 
 class _Checkpoints:
-    """From where on the cache lacks what is in the changelog (streams.cache), by lane."""
+    """The lanes' checkpoints in the cache (streams.cache)."""
 
     def __init__(self, settings: Settings, cache: Redis | None) -> None:
         self._group = settings.group
         self._cache = cache
 
     async def of(self, lane: int) -> int | None:
-        """None: it lacks nothing, as far as is known."""
+        """Return a lane's checkpoint; None if there is none, so that nothing is known to be missing."""
         checkpoint = None if self._cache is None else await self._cache.get(checkpoint_key(self._group, lane))
         return None if checkpoint is None else int(checkpoint.split()[2])
 
     async def begin(self, lane: int, position: int) -> None:
-        """Of a lane that nobody has had yet. One that is there already is of an earlier run, and lower."""
+        """Set the checkpoint of a new lane. One that is there is from an earlier run and lower, and stays."""
         if self._cache is not None:
             await self._cache.set(checkpoint_key(self._group, lane), f"0 0 {position}", nx=True, ex=CHECKPOINT_TTL)
 
@@ -157,8 +161,10 @@ class _Checkpoints:
 async def _move(
     reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, checkpoints: _Checkpoints
 ) -> int:
-    """The states of one partition that belong to others now: written there, then deleted here. Those that the cache lacks come last, and
-    their new lanes' checkpoints before them."""
+    """The states of one partition that belong to others now: written there, then deleted here.
+
+    Those that the cache lacks come last, and their new lanes' checkpoints before them.
+    """
     kept: dict[bytes, tuple[bytes, int]] = {}
     end = (await reader.ends([partition]))[partition]
     async with aclosing(reader.stretch(partition, 0, end)) as stretches:

@@ -1,8 +1,9 @@
 """Replay every lane's log up to what the group has committed, with the states in a RocksDB on the local disk.
 
-The output of each batch goes to a function of the caller first: rebuild writes its rows to a shadow schema, whatif keeps
-its events. Then the states and the positions are written in one step. A replay that was killed goes on from these
-positions; it may write some rows twice, which is harmless because a row never goes back to an older version.
+The output of each batch goes to a function of the caller first: rebuild writes its rows to a shadow schema,
+whatif keeps its events. Then the states and the positions are written in one step. A replay that was killed
+goes on from these positions; it may write some rows twice, which is harmless because a row never goes back to
+an older version.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ Take = Callable[[int, BatchOutput], Awaitable[None]]
 
 
 def rules_of(settings: Settings) -> str:
-    """Return a fingerprint of the rules by which this program folds: of its code and of the deadline policy."""
+    """Return a fingerprint of the rules by which this program folds: of its code and of the deadline policy.
+    """
     modules = sorted(Path(str(domain.__file__)).parent.glob("*.py"))
     sources = [*modules, Path(pipeline.__file__), Path(codec.__file__)]
     digest = hashlib.sha256(repr(settings.deadline_policy).encode())
@@ -58,10 +60,16 @@ def rules_of(settings: Settings) -> str:
 
 
 class LocalStates:
-    """States by raw order id, and the position of each lane, in a RocksDB. Every call blocks for the local disk."""
+    """States by raw order id, and the position of each lane, in a RocksDB.
+
+    Every call blocks for the local disk.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Open the database, or create it. With `read_only` another process may have it open; later writes aren't seen."""
+        """Open the database, or create it.
+
+        With `read_only` another process may have it open; later writes aren't seen.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         blocks = rocksdict.BlockBasedOptions()
         blocks.set_block_cache(rocksdict.Cache(_MEMORY))
@@ -102,7 +110,8 @@ class LocalStates:
         return {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, int])
 
     def items(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Yield all entries whose keys begin with `prefix`, in the order of the keys; positions are among them."""
+        """Yield all entries whose keys begin with `prefix`, in the order of the keys; positions are among
+        them."""
         cursor = self._db.iter()
         cursor.seek(prefix)
         while cursor.valid() and (key := cursor.key()).startswith(prefix):
@@ -167,7 +176,8 @@ class Replay:
         return await self._lag.lag()
 
     def ahead(self, lag: Lag) -> bool:
-        """Tell whether the states go beyond what the group has committed, because its offsets were set back."""
+        """Tell whether the states go beyond what the group has committed, because its offsets were set back.
+        """
         return any(
             position > end.get(log, 0) for lane, end in self.ends(lag).items() for log, position in self._states.positions(lane).items()
         )
@@ -205,9 +215,12 @@ class Replay:
         progress(total, total)
 
     async def reached(self, lag: Lag, waiting: Callable[[int], None] = lambda remaining: None) -> tuple[Lag, bool]:
-        """Wait until the group has committed all that was in the logs at `lag`. Returns the lag then, and whether it has.
+        """Wait until the group has committed all that was in the logs at `lag`.
 
-        It stops waiting after STALL seconds without a commit. `waiting` is called with the number of remaining records.
+        Returns the lag then, and whether it has.
+
+        It stops waiting after STALL seconds without a commit. `waiting` is called with the number of
+        remaining records.
         """
         clock = asyncio.get_running_loop().time
         best, since = -1, clock()

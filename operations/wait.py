@@ -25,7 +25,10 @@ SAY_AFTER: Final = 2.0
 
 
 class Cache(NamedTuple):
-    """How far the cache is behind, by lane, in records of the changelog. `behind` is None if Redis doesn't answer."""
+    """How far the cache is behind, by lane, in records of the changelog.
+
+    `behind` is None if Redis doesn't answer.
+    """
 
     behind: Mapping[int, int] | None
 
@@ -41,7 +44,7 @@ class Cache(NamedTuple):
 
 
 class WaitResult(NamedTuple):
-    """What was reached."""
+    """The result of waiting."""
 
     left: dict[str, int]
     """Records that are still to be handled, by topic; empty if all are done."""
@@ -65,10 +68,13 @@ async def wait(
     cache: bool = True,
     say: Callable[[str], None] = lambda what: None,
 ) -> WaitResult:
-    """Poll until the lag is 0 and the cache is complete, or `timeout` seconds are over. Without `cache` Redis isn't asked.
+    """Poll until the lag is 0 and the cache is complete, or `timeout` seconds are over.
 
-    `progress` is called with the records handled so far and those left. When the cache takes long, `say` is called once with
-    a sentence about it. Raises TopicsMissing, and aiokafka's errors when the brokers go away.
+    Without `cache` Redis isn't asked.
+
+    `progress` is called with the records handled so far and those left. When the cache takes long, `say` is
+    called once with a sentence about it. Raises TopicsMissing, and aiokafka's errors when the brokers go
+    away.
     """
     started = time.monotonic()
     processed: float | None = None

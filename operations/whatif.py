@@ -52,13 +52,18 @@ from tables import codec
 
 NOTICES: Final = {spec.type for spec in outgoing.DERIVED if spec.varies == "notice"}
 BY_ARRIVAL: Final = {"shipping.label.create", "stock.release"}
-"""Events that depend, in whether they are sent and in their content, on which of an order's facts arrived first."""
+"""Events that depend, in whether they are sent and in their content, on which of an order's facts arrived
+first."""
 ORDERS_A_PASS: Final = 10_000
-"""Orders whose records are held in memory at once, to try other orders of arrival. Each pass reads the log once."""
+"""Orders whose records are held in memory at once, to try other orders of arrival.
+
+Each pass reads the log once.
+"""
 ARRIVALS: Final = 240
 """Orders of arrival that are tried for one order, the likely ones first."""
 UNEXPLAINED_MOST: Final = 100
-"""Orders that no order of arrival explains, after which a changed rule is the likely cause and fewer are tried."""
+"""Orders that no order of arrival explains, after which a changed rule is the likely cause and fewer are
+tried."""
 ARRIVALS_FEWER: Final = 6
 _TOPICS: Final = (*DERIVED, DLQ)
 _REPLAYED: Final = {topic.encode() for topic in LANE}
@@ -85,10 +90,11 @@ EventKind = Literal["missing", "unexpected", "different", "notice"]
 class EventDifference:
     """A derived event or a dead letter that isn't what these rules would have published.
 
-    `kind` is "missing" (it would be published and wasn't), "unexpected" (it was published and wouldn't be), "different"
-    (it would have other content under the same id) or "notice" (the last notice would be another one: `actual` is the
-    status that it gives, `expected` the one that it would give). `id` is the ce_id; for a notice the id of its order or
-    suborder, for a dead letter the topic, partition and offset of its record with the reason.
+    `kind` is "missing" (it would be published and wasn't), "unexpected" (it was published and wouldn't be),
+    "different" (it would have other content under the same id) or "notice" (the last notice would be another
+    one: `actual` is the status that it gives, `expected` the one that it would give). `id` is the ce_id; for
+    a notice the id of its order or suborder, for a dead letter the topic, partition and offset of its record
+    with the reason.
     """
 
     topic: str
@@ -114,8 +120,8 @@ class Published:
     by_arrival: int = 0
     """Orders whose labels or releases another order of arrival explains."""
     incomplete: dict[str, str] = field(default_factory=dict)
-    """Topics whose first records are gone, so that missing events can't be told from deleted ones -> a sentence naming
-    the partition."""
+    """Topics whose first records are gone, so that missing events can't be told from deleted ones -> a
+    sentence naming the partition."""
     examples: list[EventDifference] = field(default_factory=list)
 
     @property
@@ -123,7 +129,8 @@ class Published:
         return sum(kinds.total() for kinds in self.counts.values())
 
     def add(self, differences: Sequence[EventDifference], examples: int) -> None:
-        """Count the differences of one order, and keep them as examples while there are fewer than `examples`."""
+        """Count the differences of one order, and keep them as examples while there are fewer than
+        `examples`."""
         self.orders += 1
         for each in differences:
             self.counts.setdefault(each.topic, Counter())[each.kind] += 1
@@ -253,7 +260,8 @@ class WhatIf:
         return order_ids
 
     async def _read_published(self, replay: Replay, number: int) -> None:
-        """Read the derived topics on to where they end now, and note under `number` the orders with new events."""
+        """Read the derived topics on to where they end now, and note under `number` the orders with new
+        events."""
         lanes = sorted({lane for _, lane in await replay.lag()})
         for topic in _TOPICS:
             for lane in lanes:
@@ -306,7 +314,8 @@ class WhatIf:
         self.published.inconclusive = len(changing or ())
 
     async def _compare_decisions(self, replay: Replay, examples: int) -> None:
-        """Count the refunds that these rules owe and no worker has decided, although everything in the log is replayed."""
+        """Count the refunds that these rules owe and no worker has decided, although everything in the log is
+        replayed."""
         for order_id, n in self._refunds_due():
             self._events.write({_REFUND_DUE + order_id: n.to_bytes(4, "big")})
         lag, complete = await replay.reached(await replay.lag())
@@ -320,7 +329,8 @@ class WhatIf:
                 )
 
     def _refunds_due(self) -> Iterator[tuple[bytes, int]]:
-        """Yield the orders that these rules owe a refund, with the number of the decision that would come next."""
+        """Yield the orders that these rules owe a refund, with the number of the decision that would come
+        next."""
         for states in self._states.states(2_000):
             for order_id, raw in states.items():
                 order = codec.decode(raw)
@@ -347,7 +357,10 @@ class WhatIf:
                         yield order_id
 
     def _compare_order(self, order_id: bytes, *, complete: bool) -> Iterator[EventDifference]:
-        """Yield an order's differences. `complete`: everything in the log is replayed, so unexpected events count."""
+        """Yield an order's differences.
+
+        `complete`: everything in the log is replayed, so unexpected events count.
+        """
         text = ids.text(order_id)
         events = list(self._events.items(_COMMAND + order_id))
         for (number, subject), group in groupby(
@@ -383,7 +396,8 @@ class WhatIf:
     async def _try_arrivals(
         self, replay: Replay, lag: Lag, suspects: Mapping[bytes, list[EventDifference]], examples: int
     ) -> None:
-        """Count the suspects' differences, except for labels and releases that another order of arrival explains."""
+        """Count the suspects' differences, except for labels and releases that another order of arrival
+        explains."""
         by_lane: dict[int, dict[bytes, bytes]] = {}
         for order_id in suspects:
             by_lane.setdefault(replay.lane_of(order_id), {})[ids.text(order_id).encode()] = order_id
@@ -491,7 +505,7 @@ def _status(notice: Mapping[str, Any]) -> str:
 
 
 class _DerivedEvent(NamedTuple):
-    """What is compared of a derived event or a dead letter."""
+    """The parts of a derived event or a dead letter that are compared."""
 
     order_id: bytes
     subject: bytes
@@ -547,7 +561,8 @@ _version: Final = msgspec.json.Decoder(_Versioned).decode
 
 
 def _pin(notice: Any) -> tuple[bytes, bytes] | None:
-    """Return (the order's version, ce_id of the event that raised it) as a notice has them; None if it has no cause."""
+    """Return (the order's version, ce_id of the event that raised it) as a notice has them; None if it has no
+    cause."""
     cause = dict(notice.headers).get("ce_causeid")
     try:
         return None if cause is None else (_version(notice.value).version.to_bytes(4, "big"), cause)
@@ -564,8 +579,8 @@ def arrivals(
 ) -> Iterator[list[Record]]:
     """Yield orders in which a lane may have taken in one order's records, the likely ones first.
 
-    Records of one topic keep their order. `records` are sorted by time. `pins` gives, for a version of the order, the ce_id
-    of the event that raised it to that version, where a notice says so. It never ends.
+    Records of one topic keep their order. `records` are sorted by time. `pins` gives, for a version of the
+    order, the ce_id of the event that raised it to that version, where a notice says so. It never ends.
     """
     arrived = [_Arrived.of(at, record) for at, record in enumerate(records)]
     copied = {each.id for each in arrived if each.record.topic == REKEYED}
@@ -648,10 +663,11 @@ async def _opened(settings: Settings) -> AsyncIterator[WhatIf]:
 async def whatif(
     settings: Settings, examples: int, progress: Progress, say: Callable[[str], None]
 ) -> WhatIfResult:
-    """Replay the whole log with these rules and settings, and return what would change, with `examples` of each kind.
+    """Replay the whole log with these rules and settings, and return what would change, with `examples` of
+    each kind.
 
-    Needs space below $TMPDIR for all states and the ids of all events. Blocks until all is read. Raises LogIncomplete,
-    SchemaMismatch, TopicsMissing, and what the servers raise.
+    Needs space below $TMPDIR for all states and the ids of all events. Blocks until all is read. Raises
+    LogIncomplete, SchemaMismatch, TopicsMissing, and what the servers raise.
     """
     await migrate.check(settings)
     async with _opened(settings) as run:

@@ -78,7 +78,7 @@ class CacheReader:
         return self._circuit.open
 
     async def order(self, order_id: UUID) -> tuple[bytes | None, bytes | None]:
-        """-> (the lane's summary, the details that readers have refilled), as JSON."""
+        """Return (the lane's summary, the details that readers have refilled) of an order, as JSON."""
         values = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
         return (None, None) if values is None else (values[0], values[1])
 
@@ -97,7 +97,10 @@ class CacheReader:
         return page, [Recent(order_id, score, each) for (order_id, score), each in zip(orders, summaries, strict=True)]
 
     async def summaries(self, order_ids: Sequence[UUID], read: Callable[[bytes | None], T]) -> list[T]:
-        """What `read` finds in the lanes' summaries of these orders. A few at a time: one of them may have megabytes."""
+        """Return what `read` finds in the lanes' summaries of these orders.
+
+        A few are read at a time: one may have megabytes.
+        """
         summaries: list[T] = []
         for start in range(0, len(order_ids), _SUMMARIES_AT_ONCE):
             some = [f"order:{each}" for each in order_ids[start : start + _SUMMARIES_AT_ONCE]]
@@ -105,12 +108,12 @@ class CacheReader:
         return summaries
 
     async def tracking(self, number: str) -> tuple[bytes | None, bytes | None]:
-        """-> (the lanes' entry, what readers have refilled), as JSON."""
+        """Return (the lanes' entry, the page that readers have refilled) of a tracking number, as JSON."""
         values = await self._ask(self._client.mget, f"tracking:{number}", f"rows:tracking:{number}")
         return (None, None) if values is None else (values[0], values[1])
 
     async def refill_order(self, order_id: UUID, version: int, details: bytes) -> None:
-        """Put a details beside the cache, unless a newer one is there."""
+        """Put an order's details beside the cache, unless newer ones are there."""
         await self._ask(self._refill, keys=[f"rows:{order_id}"], args=[version, details, self._ttl])
 
     async def refill(self, what: str, value: bytes) -> None:
@@ -118,11 +121,11 @@ class CacheReader:
         await self._ask(self._client.set, f"rows:{what}", value, ex=self._ttl)
 
     async def ping(self) -> bool:
-        """Whether it answers."""
+        """Tell whether Redis answers."""
         return await self._ask(self._client.ping) is not None
 
     async def close(self) -> None:
-        """Closes the connections. Blocks for settings.redis_timeout at most."""
+        """Close the connections. Blocks for settings.redis_timeout at most."""
         with suppress(TimeoutError):
             async with answered_within(self._timeout):
                 await self._client.aclose()

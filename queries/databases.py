@@ -112,7 +112,7 @@ class Database:
         return 0.0
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._engine.dispose()
 
     async def _connect(self) -> Connection:
@@ -147,7 +147,8 @@ class Replica(Database):
         self._lag: float | None = None
 
     async def lag(self) -> float | None:
-        """As it was within the last LOOK_INTERVAL; None: it doesn't know."""
+        """Return the lag in seconds, read within the last LOOK_INTERVAL; None if the server doesn't know it.
+        """
         now = asyncio.get_running_loop().time()
         if self._looked is None or now >= self._looked + LOOK_INTERVAL:
             await self._flight.do("lag", self._look)
@@ -159,7 +160,7 @@ class Replica(Database):
 
 
 class Databases:
-    """Where rows are read, best place first."""
+    """The databases that rows are read from, the best one first."""
 
     def __init__(self, settings: Settings) -> None:
         self.primary = Database(settings, settings.postgres.get_secret_value(), "primary")
@@ -168,7 +169,7 @@ class Databases:
         self._most = settings.replica_max_lag
 
     def fresh(self, lag: float | None) -> bool:
-        """Whether a replica that is so far behind may be asked."""
+        """Tell whether a replica with this lag may be asked."""
         return lag is not None and lag <= self._most
 
     async def each(self) -> AsyncIterator[tuple[Database, bool]]:
@@ -191,7 +192,7 @@ class Databases:
             yield self.replica, False
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self.primary.close()
         if self.replica is not None:
             await self.replica.close()

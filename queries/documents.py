@@ -211,7 +211,8 @@ class SourceHealth:
 
 @dataclass(slots=True)
 class Health:
-    """The health of the service: ok if every source is used, degraded if only some are, down if no database answers."""
+    """The health of the service: ok if every source is used, degraded if only some are, down if no database
+    answers."""
 
     status: Literal["ok", "degraded", "down"]
     sources: dict[str, SourceHealth]

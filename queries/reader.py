@@ -1,6 +1,7 @@
 """Read orders from the first source that can answer: the cache, the replica, the primary.
 
-A source that is down is skipped, and so is a replica that is too far behind or lacks the version that the caller has seen.
+A source that is down is skipped, and so is a replica that is too far behind or lacks the version that the
+caller has seen.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ _tracked: Final = msgspec.json.Decoder(list[Tracked])
 
 
 class Answer(NamedTuple):
-    """An answer as JSON, its source, and the version of the order that it is about (0 if it is about several)."""
+    """An answer as JSON, its source, and the version of the order that it is about (0 if it is about
+    several)."""
 
     body: bytes
     source: Source
@@ -74,9 +76,9 @@ class Seen(NamedTuple):
 class Reader:
     """All reads of orders. A process needs one; its methods may run at the same time.
 
-    Each blocks for some ms, and at most for settings.redis_timeout and twice settings.read_timeout for each database. Each
-    raises Unavailable when no source answers. `seen` is the version that the caller has seen; where no source that answers
-    has it, NotYet is raised.
+    Each blocks for some ms, and at most for settings.redis_timeout and twice settings.read_timeout for each
+    database. Each raises Unavailable when no source answers. `seen` is the version that the caller has seen;
+    where no source that answers has it, NotYet is raised.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -179,7 +181,8 @@ class Reader:
         after: Position | None = None,
         seen: Seen | None = None,
     ) -> Answer:
-        """Return a page of a user's orders, newest first: of one status, created at `since` or later and before `until`."""
+        """Return a page of a user's orders, newest first: of one status, created at `since` or later and
+        before `until`."""
         query = statements.history(user_id, status, since, until, after, limit + 1)
         rows, source = await self._list(lambda database: database.rows(query), seen, user_id)
         return Answer(_encode(_page([statements.as_head(row) for row in rows], limit)), source)
@@ -204,8 +207,9 @@ class Reader:
     async def tracking(self, number: str) -> Answer:
         """Return the parcels under a tracking number, 100 at most. Raises NotFound.
 
-        The lanes' own list holds only orders that changed within half an hour, and another order may have a parcel of this
-        number. So the answer is a page of rows, with what the lanes have written since in place of older parcels.
+        The lanes' own list holds only orders that changed within half an hour, and another order may have a
+        parcel of this number. So the answer is a page of rows, with what the lanes have written since in
+        place of older parcels.
         """
         entry, refilled = await self.cache.tracking(number)
         lately, page = _decoded(_tracked, entry) or [], _decoded(_tracked, refilled)
@@ -265,7 +269,10 @@ class Reader:
     # -- health ----------------------------------------------------------------------------------------------------
 
     async def health(self) -> Health:
-        """Return the health within the last second. It is kept that long because anybody may ask, without a key."""
+        """Return the health within the last second.
+
+        It is kept that long because anybody may ask, without a key.
+        """
         now = asyncio.get_running_loop().time()
         if self._last_health is None or now >= self._last_health[0] + 1.0:
             self._last_health = now, await self._flight.do("health", self._health)
@@ -294,7 +301,8 @@ async def _health_of(database: Database) -> SourceHealth:
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T | None:
-    """Decode a value; None for what another release or another program has written, since it is only a cache."""
+    """Decode a value; None for what another release or another program has written, since it is only a cache.
+    """
     try:
         return None if value is None else decoder.decode(value)
     except msgspec.DecodeError:
@@ -320,7 +328,8 @@ def _position(head: Head) -> Any:
 
 
 def _covers(page: Sequence[Head], lately: Sequence[Recent[Head | None]]) -> bool:
-    """Tell whether the page and the summaries cover all of these orders, or a full page has only newer ones."""
+    """Tell whether the page and the summaries cover all of these orders, or a full page has only newer ones.
+    """
     on_page = {head.order_id for head in page}
     oldest = datetime.fromisoformat(page[-1].created_at).timestamp() * 1000 if len(page) > RECENT else -math.inf
     return all(each.summary is not None or each.order_id in on_page or each.created_ms < oldest for each in lately)

@@ -1,4 +1,4 @@
-"""Reads one order's state from the table's changelog: the table itself is open in a worker."""
+"""Read one order's state from the changelog, because a worker has the table itself open."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class StatesMissing(OrdersError):
 async def read_state(settings: Settings, order_id: UUID) -> Order | None:
     """The order's newest state, or None if no fact of it is known.
 
-    Blocks while one partition of the changelog is read: about a second for a quarter of a million states. Raises StatesMissing if the topic
-    is missing and what aiokafka raises when no broker answers.
+    Blocks while one partition of the changelog is read: about a second for a quarter of a million states.
+    Raises StatesMissing if the topic is missing and what aiokafka raises when no broker answers.
     """
     topic = settings.changelog_topic
     key = order_id.bytes

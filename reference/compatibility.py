@@ -40,7 +40,7 @@ def version_of(type_: str) -> int:
 
 
 def way_of(type_: str) -> Way:
-    """Whether we read or write it."""
+    """Return whether we read or write an event."""
     return "out" if type_ in OUT else "in"
 
 

@@ -100,5 +100,5 @@ def schemas_of(models: Iterable[type[msgspec.Struct]], references: str) -> tuple
 
 
 def meaning(data: type[msgspec.Struct]) -> str:
-    """What an event says, by the docstring of its model. Pure."""
+    """Return what an event means, from the docstring of its model. Pure."""
     return " ".join((data.__doc__ or "").split())

@@ -1,4 +1,4 @@
-"""What every sink promises. The pipeline relies on nothing else."""
+"""The protocol of a sink."""
 
 from __future__ import annotations
 

@@ -60,7 +60,10 @@ class OtherJob(OrdersError):
 
 
 class Progress(NamedTuple):
-    """Of a job, once a part more is done. `events` so far; `announced`: its bulk.completed is known to have been published."""
+    """The progress of a job.
+
+    `events` so far; `announced`: its bulk.completed is known to have been published.
+    """
 
     parts: int
     events: int

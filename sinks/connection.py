@@ -58,7 +58,7 @@ class HalfOpen(ConnectionResetError):
 
 
 class NoSuchHost(ConnectionError):
-    """None of an address's hosts is what its target_session_attrs asks for, now: a failover may be under way."""
+    """Raised when no host of an address is what its target_session_attrs asks for, as during a failover."""
 
 
 class Connection(asyncpg.Connection):
@@ -154,7 +154,7 @@ async def connect(
 
 
 async def check(url: str) -> None:
-    """Raises asyncpg.ClientConfigurationError for an address that can't be used, wherever it leads to. Connects to nothing."""
+    """Raise asyncpg.ClientConfigurationError for an address that can't be used. It doesn't connect."""
     address = _read(url)
     address.require_files()
     for host in address.hosts:
@@ -170,7 +170,7 @@ async def check(url: str) -> None:
 
 
 def plain(url: str) -> str:
-    """The same address for whoever hands it to asyncpg as it is. Raises asyncpg.ClientConfigurationError."""
+    """Return the address as asyncpg itself reads it. Raises asyncpg.ClientConfigurationError."""
     address = _read(url)
     address.require_files()
     return address.plain
@@ -187,7 +187,7 @@ class Connector:
         self._made: WeakSet[Connection] = WeakSet()
 
     async def __call__(self, *_: Any, **options: Any) -> Connection:
-        """As `connect`. `options`: what the pool adds."""
+        """Connect as connect() does; `options` are those that the pool adds."""
         connection = await connect(self._url, self._name, **self._options, **options)
         self._made.add(connection)
         return connection
@@ -296,7 +296,8 @@ class _Address:
             self.hosts = [with_(f"{user}{at}{host}", query) for host in hosts.split(",")]
 
     def require_files(self) -> None:
-        """Raises asyncpg.ClientConfigurationError for one that can't be read: asyncpg says so as if it were the server."""
+        """Raise asyncpg.ClientConfigurationError for a file that can't be read: asyncpg would blame the
+        server."""
         for name, path in self._files.items():
             try:
                 Path(path).read_bytes()
@@ -304,7 +305,7 @@ class _Address:
                 raise asyncpg.ClientConfigurationError(f"{name}={path}: {error.strerror}") from None
 
     def attempts(self) -> Iterator[tuple[str, str | None]]:
-        """Which hosts to try, one after the other, and as what."""
+        """Yield the hosts to try in turn, each with the session that it must offer."""
         first = ("standby", "any") if self._wanted == "prefer-standby" and len(self.hosts) > 1 else (None,)
         for session in first:
             for host in self.hosts:

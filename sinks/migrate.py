@@ -44,7 +44,7 @@ def no_tables() -> SchemaMismatch:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the four tables are partitioned."""
+    """The partitioning of the four tables."""
 
     partition_by: PartitionBy
     #: Of each table; for region, how many there are now.
@@ -52,7 +52,7 @@ class Layout:
 
 
 class Alembic:
-    """What Alembic must be told about our database."""
+    """What Alembic needs to know about our database."""
 
     @staticmethod
     def config(**attributes: object) -> Config:
@@ -139,7 +139,10 @@ def _require(actual: Layout, expected: Layout) -> None:
 
 
 async def layout(settings: Settings) -> Layout | None:
-    """How the tables of the database are partitioned; None without tables. Raises SchemaMismatch for tables that aren't ours; blocks."""
+    """Return how the tables are partitioned; None without tables.
+
+    Blocks. Raises SchemaMismatch for tables that aren't ours.
+    """
     async with connect(settings) as connection:
         return await connection.run_sync(_layout)
 

@@ -30,7 +30,8 @@ _encode = msgspec.json.Encoder().encode
 
 
 def given_rows(table: sa.Table, first: int) -> str:
-    """SELECT of the rows given by parameters $first, ..., one JSON array for each field of a row (see columns_of)."""
+    """SELECT of the rows given by parameters $first, ..., one JSON array for each field of a row (see
+    columns_of)."""
     names = ROWS[table.name]._fields
     types = [table.columns[name].type.compile(DIALECT) for name in names]
     arrays = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
@@ -120,8 +121,10 @@ class PostgresSink:
         )
 
     async def start(self) -> None:
-        """Opens the pool and one connection of it. Raises OSError, TimeoutError or asyncpg.PostgresError when the server isn't there or
-        refuses, TypeError when rows and tables differ in their columns.
+        """Opens the pool and one connection of it.
+
+        Raises OSError, TimeoutError or asyncpg.PostgresError when the server isn't there or refuses,
+        TypeError when rows and tables differ in their columns.
         """
         check_columns()
         settings = self._settings
@@ -190,7 +193,10 @@ class PostgresSink:
         return cast(int, await connection.fetchval(statement(tuple(filled), by, self._schema), *arguments))
 
     async def close(self) -> None:
-        """Closes the connections, waiting for writes under way as long as a statement may take. Doesn't raise when the server is away."""
+        """Close the connections, waiting for writes as long as a statement may take.
+
+        Doesn't raise when the server is away.
+        """
         pool, self._pool = self._pool, None
         if pool is None:
             return

@@ -1,7 +1,8 @@
 """The cache in Redis: summaries of orders, a user's recent orders, parcels by tracking number.
 
-It may be empty, down or flushed at any time, because readers fall back to Postgres; so a failure here delays nobody. But
-it must not go on showing what was true before an outage. So each lane has a checkpoint in it (streams/cache.py).
+It may be empty, down or flushed at any time, because readers fall back to Postgres; so a failure here delays
+nobody. But it must not go on showing what was true before an outage. So each lane has a checkpoint in it
+(streams/cache.py).
 """
 
 from __future__ import annotations
@@ -194,7 +195,8 @@ class Client(Protocol):
 
 
 class CacheCheckpoint(NamedTuple):
-    """A lane's checkpoint, and how its owner advances it: up to `position` the cache was complete, with this write up to `to`."""
+    """A lane's checkpoint, and how its owner advances it: up to `position` the cache was complete, with this
+    write up to `to`."""
 
     key: str
     #: Of the group, as the owner knows it. Writes of a former owner are refused.
@@ -228,10 +230,11 @@ def checkpoint_key(group: str, lane: int) -> str:
 
 
 async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int]) -> dict[int, int]:
-    """Return the lanes whose checkpoint in Redis is below the changelog's end in `ends`, with the number of records between.
+    """Return the lanes whose checkpoint in Redis is below the changelog's end in `ends`, with the number of
+    records between.
 
-    Lanes without a checkpoint are left out: where nothing was written, or all was flushed, nothing is old. Blocks for a
-    round trip. Raises RedisError, OSError.
+    Lanes without a checkpoint are left out: where nothing was written, or all was flushed, nothing is old.
+    Blocks for a round trip. Raises RedisError, OSError.
     """
     lanes = [lane for lane, end in ends.items() if end > 0]
     checkpoints = await client.mget([checkpoint_key(group, lane) for lane in lanes]) if lanes else []
@@ -244,9 +247,12 @@ async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int
 
 
 class RedisSink:
-    """Writes cache entries. A sinks.base.Sink[Sequence[CacheEntry]] whose writes neither raise nor wait when Redis is away.
+    """Writes cache entries.
 
-    It needs a single Redis or Valkey (with replicas), not a sharded cluster: the script uses keys that it isn't given.
+    A sinks.base.Sink[Sequence[CacheEntry]] whose writes neither raise nor wait when Redis is away.
+
+    It needs a single Redis or Valkey (with replicas), not a sharded cluster: the script uses keys that it
+    isn't given.
     """
 
     def __init__(self, settings: Settings, *, client: Client | None = None) -> None:
@@ -280,9 +286,10 @@ class RedisSink:
     async def put(self, batch: Sequence[CacheEntry], checkpoint: CacheCheckpoint | None = None, *, probe: bool = False) -> Written | None:
         """Write the entries that aren't older than what is there, then advance the checkpoint.
 
-        Returns None if Redis took only a part of it, or nothing; it isn't tried again. A batch may hold several entries of
-        an order; the highest version wins. Never raises what Redis raises. Blocks for settings.redis_timeout at most, and
-        not at all while Redis is known to be away, unless this is a `probe` whether it is back.
+        Returns None if Redis took only a part of it, or nothing; it isn't tried again. A batch may hold
+        several entries of an order; the highest version wins. Never raises what Redis raises. Blocks for
+        settings.redis_timeout at most, and not at all while Redis is known to be away, unless this is a
+        `probe` whether it is back.
         """
         if not batch and checkpoint is None:
             return Written(0, 0)

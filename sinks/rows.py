@@ -1,4 +1,4 @@
-"""What the pipeline hands to the sinks: rows for Postgres (domain.rows), entries for Redis."""
+"""The rows for Postgres (domain.rows) and the entries for Redis that the pipeline hands to the sinks."""
 
 from __future__ import annotations
 

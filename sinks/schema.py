@@ -231,7 +231,7 @@ class _Rows(NamedTuple):
     back: sa.FromClause
 
     def parcels(self) -> list[sa.Label[Any]]:
-        """How many there are, and how many have come to each status."""
+        """Count the parcels, and those that have reached each status."""
         return [
             _count("parcels"),
             *(
@@ -241,7 +241,7 @@ class _Rows(NamedTuple):
         ]
 
     def returns(self) -> list[sa.Label[Any]]:
-        """How many there are, and how many units have come back."""
+        """Count the returns, and the units that came back."""
         units = sa.func.sum(self.back.c.quantity).filter(self.back.c.status == "processed")
         return [_count("returns"), _whole(sa.func.coalesce(units, sa.literal(0)), "units_returned")]
 

@@ -254,7 +254,7 @@ class Stack:
             raise
 
     def _adopted(self, server: Server) -> bool:
-        """Whether a server runs already, be it from a start that was cut short; waits for it when it is still on its way up or down."""
+        """Tell whether a server runs already, and wait for one that is starting or stopping."""
         pid = self._pid(server)
         if pid is None:
             return False

@@ -86,7 +86,7 @@ class Unpacker:
         )
 
     async def __aenter__(self) -> Unpacker:
-        """Raises what aiokafka raises when no broker answers."""
+        """Connect. Raises what aiokafka raises when no broker answers."""
         try:
             await self._lag.__aenter__()
             await self._producer.start()
@@ -107,7 +107,11 @@ class Unpacker:
         self._jobs.drop()
 
     async def run(self) -> None:
-        """Part after part. Raises what aiokafka raises when Kafka fails, GaveUp once Postgres has for longer than retry_limit."""
+        """Unpack part after part.
+
+        Raises what aiokafka raises when Kafka fails, and GaveUp if Postgres fails for longer than
+        retry_limit.
+        """
         while True:
             record = await self._consumer.getone()
             await self._take(record)
@@ -120,7 +124,7 @@ class Unpacker:
             self._delivery.recovered(LANE)
 
     async def _take(self, record: Any) -> None:
-        """One record, until everything that it comes to is acknowledged."""
+        """Unpack one record, until everything that it contains is acknowledged."""
         try:
             if (why := unreadable(record)) is not None:
                 raise Refused(UNREADABLE, why)
@@ -160,9 +164,12 @@ class Unpacker:
         return results[0]
 
     async def _publish(self, topic: str, unpacked: list[bulk.Unpacked]) -> None:
-        """Returns once every event is acknowledged; they leave a tick's worth at a time, and only while the pipeline keeps up.
+        """Publish events, as many as are due in each tick and only while the pipeline keeps up.
 
-        Lane by lane, each order's events in their order, so that one chunk is an additional batch for one lane and not for each.
+        Returns once all are acknowledged.
+
+        Lane by lane, each order's events in their order, so that one chunk is an additional batch for one
+        lane and not for each.
         """
         at_once = max(1, int(self._settings.bulk_rate * TICK))
         unpacked = sorted(unpacked, key=lambda each: 0 if each.key is None else partition_of(each.key, self._settings.partitions))
@@ -182,7 +189,7 @@ class Unpacker:
                 raise result
 
     async def _pace(self, count: int) -> None:
-        """Wait until `count` events may leave: by the rate, and by the records that the pipeline has before it."""
+        """Wait until `count` events may be sent, by the rate and by the lag of the pipeline."""
         await asyncio.sleep(max(0.0, self._due - time.monotonic()))
         # From now, not from when it was due: time lost to waiting isn't made up for by a burst.
         self._due = time.monotonic() + count / self._settings.bulk_rate
@@ -237,7 +244,8 @@ async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -
 
 
 async def serve(settings: Settings, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-    """The same until `stop` is set. What is in hand then is unpacked again by the next."""
+    """Unpack parts until `stop` is set. A part that isn't finished then is unpacked again by the next worker.
+    """
     running, asked = asyncio.ensure_future(unpack(settings, ready)), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,9 +1,10 @@
 """Keep the cache as new as the states, even if workers die while Redis is away for a long time.
 
-What Redis didn't take isn't kept in memory: it is in the changelog. Each lane has a checkpoint, the position in the
-changelog up to which all of its orders are in the cache. The checkpoint is in Redis too, and the script call that writes
-a batch's last entries advances it. While a lane is behind, its checkpoint stays where it is, its batches are written as
-always, and beside them the changelog is read from the checkpoint on and its orders are refreshed.
+What Redis didn't take isn't kept in memory: it is in the changelog. Each lane has a checkpoint, the position
+in the changelog up to which all of its orders are in the cache. The checkpoint is in Redis too, and the
+script call that writes a batch's last entries advances it. While a lane is behind, its checkpoint stays where
+it is, its batches are written as always, and beside them the changelog is read from the checkpoint on and its
+orders are refreshed.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ log = logging.getLogger(__name__)
 PAUSE: Final = 1.0
 """Seconds between two checks whether a lane is behind and Redis is back."""
 CHECK_INTERVAL: Final = 30.0
-"""Seconds after which a lane that isn't behind checks its checkpoint in Redis, which may be an older copy by now."""
+"""Seconds after which a lane that isn't behind checks its checkpoint in Redis, which may be an older copy by
+now."""
 SHARE: Final = 0.2
-"""Share of the event loop's time that all lanes of a worker together take to catch up; live events have the rest."""
+"""Share of the event loop's time that all lanes of a worker together take to catch up; live events have the
+rest."""
 
 EntryOf = Callable[[bytes, bytes], CacheEntry | None]
 """Makes the cache entry of an order from its raw id and state; None while there is nothing to show."""
@@ -44,20 +47,24 @@ class _Lane:
         self.key = key
         self.generation = generation
         self.complete_to = opened_at
-        """The checkpoint: of each record below this position of the changelog, the cache has the state, a newer one, or nothing."""
+        """The checkpoint: of each record below this position of the changelog, the cache has the state, a
+        newer one, or nothing."""
         self.sequence = 0
         """Sequence number of the last write."""
         self.acknowledged = 0
         """Sequence number of the last write that Redis acknowledged."""
         self.claimed = False
-        """Whether the checkpoint in Redis is this generation's. Before, nothing is written, and `complete_to` only counts if
-        Redis has no checkpoint."""
+        """Whether the checkpoint in Redis is this generation's.
+
+        Before, nothing is written, and `complete_to` only counts if Redis has no checkpoint.
+        """
         self.behind = True
         """Whether the cache may lack something below the position of the local store."""
         self.gaps = 0
         """How often a write was missed, or an earlier one was found to be lost."""
         self.settled: tuple[int, int] | None = None
-        """Position of the local store and end of the changelog when the checkpoint was last advanced to that end."""
+        """Position of the local store and end of the changelog when the checkpoint was last advanced to that
+        end."""
         self.seen: tuple[int, int] | None = None
         """The same, as it was at the check before."""
         self.missed = False
@@ -79,7 +86,9 @@ class _Lane:
         self.behind = True
 
     def on_written(self, checkpoint: CacheCheckpoint, written: Written) -> bool:
-        """Take over what Redis answered. Returns False if Redis has lost the checkpoint or an acknowledged write.
+        """Take over what Redis answered.
+
+        Returns False if Redis has lost the checkpoint or an acknowledged write.
 
         That happens when an older replica took over or a snapshot was loaded.
         """
@@ -98,7 +107,10 @@ def _idle(open_lane: OpenLane, lane: _Lane) -> bool:
 
 
 class CacheKeeper:
-    """Writes and refreshes the cache of a worker's lanes. It lives in the main event loop and never raises what Redis raises."""
+    """Writes and refreshes the cache of a worker's lanes.
+
+    It lives in the main event loop and never raises what Redis raises.
+    """
 
     def __init__(self, settings: Settings, table: Any, cache: RedisSink, entry_of: EntryOf) -> None:
         """`table` holds the states that `entry_of` makes entries from."""
@@ -115,7 +127,8 @@ class CacheKeeper:
         return [number for number, lane in self._lanes.items() if lane.behind]
 
     async def write(self, batch: LaneBatch, entries: Sequence[CacheEntry]) -> None:
-        """Write a batch's entries once its states are written, or with exactly_once are part of its transaction.
+        """Write a batch's entries once its states are written, or with exactly_once are part of its
+        transaction.
 
         Blocks as RedisSink.put does. Raises Stale.
         """
@@ -138,7 +151,10 @@ class CacheKeeper:
                 lane.latest = entries
 
     async def opened(self, open_lane: OpenLane) -> None:
-        """Refresh what the cache has missed, as long as the lane is open. Start it before the lane's first batch."""
+        """Refresh what the cache has missed, as long as the lane is open.
+
+        Start it before the lane's first batch.
+        """
         number = open_lane.partition
         try:
             position = open_lane.position(self._table)
@@ -174,7 +190,10 @@ class CacheKeeper:
             await asyncio.sleep(PAUSE)
 
     async def _claim_checkpoint(self, lane: _Lane) -> bool:
-        """Read the checkpoint from Redis and claim it for this generation. Returns False if Redis doesn't answer."""
+        """Read the checkpoint from Redis and claim it for this generation.
+
+        Returns False if Redis doesn't answer.
+        """
         async with lane.writing:
             checkpoint = lane.checkpoint(lane.complete_to, lane.complete_to, "" if lane.claimed else "claim")
             written = await self._cache.put((), checkpoint, probe=True)
@@ -187,10 +206,11 @@ class CacheKeeper:
             return True
 
     async def _settle(self, open_lane: OpenLane, lane: _Lane) -> None:
-        """Advance the checkpoint of an idle lane to the changelog's end, so that others see that the cache is complete.
+        """Advance the checkpoint of an idle lane to the changelog's end, so that others see that the cache is
+        complete.
 
-        Batches don't advance it past states without a cache entry (facts that wait for their order, passed deadlines) or
-        past the end of a transaction.
+        Batches don't advance it past states without a cache entry (facts that wait for their order, passed
+        deadlines) or past the end of a transaction.
         """
         if not _idle(open_lane, lane):
             return
@@ -244,7 +264,8 @@ class CacheKeeper:
             log.info("lane %d: its cache is complete, %d orders refreshed", open_lane.partition, refreshed)
 
     def _entries(self, open_lane: OpenLane, lane: _Lane, states: dict[bytes, bytes], position: int) -> list[CacheEntry]:
-        """Make entries of those of `states`, read from below `position`, that no later state has replaced or deleted."""
+        """Make entries of those of `states`, read from below `position`, that no later state has replaced or
+        deleted."""
         stored = open_lane.position(self._table) >= position
         latest = {entry.order_id for entry in lane.latest}
         entries: list[CacheEntry] = []

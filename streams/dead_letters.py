@@ -45,7 +45,10 @@ class Letter(NamedTuple):
 
 
 def dead_letter(record: Record, code: str, detail: str) -> Letter:
-    """Make the dead letter of a refused record: the record as it was first, and the reason. Pure but for the time of day."""
+    """Make the dead letter of a refused record: the record as it was first, and the reason.
+
+    Pure but for the time of day.
+    """
     record_id, key, headers = record_id_of(record), record.key, list(record.headers)
     if record_id.topic != record.topic:
         key = dict(headers).get("rekeyed_key")
@@ -56,7 +59,10 @@ def dead_letter(record: Record, code: str, detail: str) -> Letter:
 def letter_of(
     record_id: RecordId, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]], code: str, detail: str
 ) -> Letter:
-    """Make the dead letter of a record by its parts. A value or key that is too large for orders.dlq is left out."""
+    """Make the dead letter of a record by its parts.
+
+    A value or key that is too large for orders.dlq is left out.
+    """
     if record_size(key, value, headers) > RECORD_BYTES:
         value = None
         if record_size(key, None, headers) > RECORD_BYTES:
@@ -66,7 +72,10 @@ def letter_of(
 
 
 def record_id_of(record: Record) -> RecordId:
-    """Return where the record was first. A re-keyed one says so in its headers; without them its own id counts."""
+    """Return where the record was first.
+
+    A re-keyed one says so in its headers; without them its own id counts.
+    """
     if record.topic == REKEYED:
         try:
             return rekeyed_from(record)
@@ -76,7 +85,10 @@ def record_id_of(record: Record) -> RecordId:
 
 
 def rekeyed_from(record: Record) -> RecordId:
-    """Return where a record of orders.rekeyed was first. Raises Refused if its headers don't say so: no worker wrote it."""
+    """Return where a record of orders.rekeyed was first.
+
+    Raises Refused if its headers don't say so: no worker wrote it.
+    """
     headers = dict(record.headers)
     topic, *numbers = (headers.get(name) or b"" for name in REKEYED_FROM[:3])
     name = _REKEYED_TOPICS.get(topic)
@@ -86,12 +98,14 @@ def rekeyed_from(record: Record) -> RecordId:
 
 
 def raw_value(record: Record) -> bytes | None:
-    """Return a record's value as it came, and the bytes of one that can't be parsed, if there are any. Pure."""
+    """Return a record's value as it came, and the bytes of one that can't be parsed, if there are any. Pure.
+    """
     return raw_bytes(record) if record.value is None else record.value
 
 
 def letter_headers(record_id: RecordId, code: str, detail: str) -> list[tuple[str, bytes]]:
-    """Return the headers that a dead letter has beside its record's: where that was, why it was refused, and when."""
+    """Return the headers that a dead letter has beside its record's: where that was, why it was refused, and
+    when."""
     return [
         ("dlq_topic", record_id.topic.encode()),
         ("dlq_partition", b"%d" % record_id.partition),

@@ -145,7 +145,7 @@ class BatchFolder:
         return work
 
     def _fold(self, batch: Batch, states: States, timed: Timed) -> tuple[BatchOutput, Record | None]:
-        """What the batch comes to, up to the record before the one that is returned."""
+        """Fold the batch up to the record before the one that is returned."""
         started = perf_counter()
         work = BatchOutput()
         accepted = self._decode(batch, work)
@@ -270,7 +270,7 @@ class BatchFolder:
         )
 
     def entry_of(self, raw_id: bytes, state: bytes) -> CacheEntry | None:
-        """All that the cache shows of an order; None if its order.created isn't known yet."""
+        """Return the cache entry of an order; None if its order.created isn't known yet."""
         order = codec.decode(state)
         if order.created is None:
             return None
@@ -363,5 +363,5 @@ class BatchFolder:
 
 
 def _place(batch: Batch, record: Record) -> int:
-    """How many of a batch's records are before this one."""
+    """Return how many of a batch's records come before this one."""
     return next(at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record)

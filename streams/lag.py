@@ -1,4 +1,4 @@
-"""How far a consumer group is behind on the topics of the lanes."""
+"""The lag of a consumer group on the topics of the lanes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ COORDINATOR_SECONDS: Final = 30.0
 
 
 class Position(NamedTuple):
-    """Of one partition: the next offset the group would read, and the one that the next record will get."""
+    """Position in one partition: the next offset that the group would read, and the one that the next record
+    will get."""
 
     committed: int
     end: int
@@ -54,7 +55,7 @@ class LagReader:
         )
 
     async def __aenter__(self) -> LagReader:
-        """Raises aiokafka.errors.KafkaConnectionError when no broker answers."""
+        """Connect. Raises aiokafka.errors.KafkaConnectionError when no broker answers."""
         try:
             await self._admin.start()
             await self._offsets.start()
@@ -117,7 +118,7 @@ class LagReader:
         return {tp.partition: end for tp, end in (await self._offsets.end_offsets(partitions)).items()}
 
     async def members(self) -> int:
-        """How many consumers are in the group: 0 means that nobody works the lag off."""
+        """Return how many consumers are in the group; with 0 the lag doesn't shrink."""
         responses = await self._admin.describe_consumer_groups([self._group])
         return sum(len(group[5]) for response in responses for group in response.groups)
 

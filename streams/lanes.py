@@ -16,7 +16,8 @@ from wire.log import LogReader
 
 
 class Lanes(NamedTuple):
-    """By how many partitions an order's lane is found, and was found before, the fewest first."""
+    """The number of partitions that an order's lane follows from, and the earlier numbers, the fewest first.
+    """
 
     number: int
     former: Sequence[int] = ()
@@ -28,7 +29,10 @@ def sources(lane: int, former: Sequence[int]) -> list[int]:
 
 
 async def noted(settings: Settings) -> Lanes | None:
-    """What was noted when the topics were given more partitions; None: they never were. Reads one small topic. Raises KafkaError."""
+    """Read what was noted when the topics got more partitions; None if they never did.
+
+    Blocks. Raises KafkaError.
+    """
     newest: Lanes | None = None
     async with LogReader(settings.brokers, "orders-lanes") as reader:
         partition = TopicPartition(PARTITIONS, 0)
@@ -48,7 +52,7 @@ class _Note(msgspec.Struct):
 
 
 def _note(value: bytes | None) -> Lanes | None:
-    """What a record of orders.partitions says; None if it is no note: anybody may write there."""
+    """Decode a record of orders.partitions; None if it is no note, since anybody may write there."""
     try:
         note = msgspec.json.decode(value or b"", type=_Note)
     except (msgspec.DecodeError, UnicodeDecodeError):

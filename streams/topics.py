@@ -61,7 +61,7 @@ class TopicConfig:
     reason: str
 
     def accepts(self, actual: str) -> bool:
-        """Whether an existing topic may have this value. `free` ones are the operator's to change."""
+        """Tell whether an existing topic may have this value; an operator may change `free` ones."""
         if self.rule == "free":
             return True
         if self.rule == "exactly":
@@ -70,7 +70,7 @@ class TopicConfig:
 
     @property
     def wanted(self) -> str:
-        """What is wanted, in words."""
+        """Describe the expected value."""
         return self.value if self.rule == "exactly" else f"{self.rule} {self.value}"
 
 
@@ -252,7 +252,9 @@ async def missing(settings: Settings) -> list[str]:
 
 
 async def grow(settings: Settings, names: Sequence[str], partitions: int) -> list[str]:
-    """Give the topics that have fewer this many partitions, and return their names. Blocks until every broker knows.
+    """Give the topics that have fewer this many partitions, and return their names.
+
+    Blocks until every broker knows.
 
     Doing it again is harmless. Raises KafkaError when the brokers refuse.
     """
@@ -293,7 +295,7 @@ def _in_sync(replication: int) -> TopicConfig:
 
 
 def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list[tuple[str, str]]:
-    """What is wrong with a topic, each with its remedy."""
+    """Return what is wrong with a topic, each with its remedy."""
     differences: list[tuple[str, str]] = []
     if settings.replication is not None and state.replication < settings.replication:
         differences.append(

@@ -71,7 +71,7 @@ def _coherent(order: Order) -> bool:
 
 
 def natural_keys(order: Order) -> int:
-    """How many natural keys an order has taken in, by its facts: what its version is. Pure."""
+    """Return how many natural keys an order has taken in, by its facts; this is its version. Pure."""
     return (order.created is not None) + sum(map(len, fact_lists(order)))
 
 

@@ -30,7 +30,7 @@ _GZIP: Final = b"\x1f\x8b"
 
 
 def at_most(size: int, codec: int) -> int:
-    """What so many packed bytes of an old format can become, at most. Pure."""
+    """Return how many bytes packed bytes of an old format unpack to at most. Pure."""
     return size * _OLD_MOST.get(codec, 1)
 
 

@@ -45,15 +45,15 @@ class LogReader:
         await self._consumer.stop()
 
     async def exists(self, topic: str) -> bool:
-        """Whether the brokers have a topic."""
+        """Tell whether the brokers have a topic."""
         return topic in await self._consumer.topics()
 
     async def beginnings(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where these logs begin."""
+        """Return the first offsets of these logs."""
         return cast(dict[TopicPartition, int], await self._consumer.beginning_offsets(list(partitions)))
 
     async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where these logs end now, for a reader of committed records."""
+        """Return the end offsets of these logs now, for a reader of committed records."""
         return cast(dict[TopicPartition, int], await self._consumer.end_offsets(list(partitions)))
 
     async def stretch(self, partition: TopicPartition, start: int, end: int) -> AsyncGenerator[list[Any], None]:

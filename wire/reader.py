@@ -44,7 +44,7 @@ class UnreadableRecord(ConsumerRecord):  # type: ignore[misc]
 
 
 class Unread(NamedTuple):
-    """The same, as a batch has it: in place of a record of aiokafka's parser."""
+    """An unreadable record in a batch, in place of a record of aiokafka's parser."""
 
     offset: int
     timestamp: int
@@ -103,7 +103,7 @@ class RecordBatches:
         return len(self._data)
 
     def has_next(self) -> bool:
-        """Whether a whole batch follows."""
+        """Tell whether a complete batch follows."""
         if self._last is not None:
             self._unpacked += self._last.unpacked
             self._last = None
@@ -145,7 +145,10 @@ class Batch:
 
     @property
     def aborts(self) -> bool:
-        """Whether it is the marker of an aborted transaction. Compaction may have left a marker's batch and taken the marker."""
+        """Tell whether it is the marker of an aborted transaction.
+
+        Compaction may leave a marker's batch without the marker.
+        """
         for record in self._records():
             return record.key is not None and len(record.key) >= 4 and int.from_bytes(record.key[2:4], "big") == _ABORT
         return False
@@ -250,7 +253,10 @@ class _Malformed(Exception):
 
 
 class _Reader:
-    """Takes numbers and bytes off some bytes, as Kafka's own reader does: what is too much of a number is cut off. Raises _Malformed."""
+    """Reads numbers and bytes as Kafka's own reader does: extra bits of a number are cut off.
+
+    Raises _Malformed.
+    """
 
     __slots__ = ("_at", "_data")
 
@@ -303,6 +309,6 @@ def _parse(raw: bytes) -> tuple[int, int, bytes | None, bytes | None, list[tuple
 
 
 def _signed(number: int) -> int:
-    """As 64 bits with a sign: what is too much of it is cut off."""
+    """Return the number as 64 bits with a sign; extra bits are cut off."""
     number &= (1 << 64) - 1
     return number - (1 << 64) if number >> 63 else number

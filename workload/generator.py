@@ -42,7 +42,7 @@ _ID_FIELDS: Final = frozenset(
 
 
 class Shares(NamedTuple):
-    """How much of the stream is disturbed, each from 0 to 1."""
+    """Shares of the stream that are disturbed, each from 0 to 1."""
 
     duplicates: float = 0.02
     """Events that come once more, later; some as a new event with the same content."""
@@ -149,7 +149,7 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
 
 
 class _World:
-    """Who buys and sells."""
+    """The buyers and sellers."""
 
     def __init__(self, rng: Random, orders: int) -> None:
         self.users = [_uuid(rng) for _ in range(max(5, min(orders // 3, 50_000)))]

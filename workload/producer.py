@@ -33,7 +33,8 @@ IN_FLIGHT: Final = 64
 
 @dataclass(slots=True)
 class Sent:
-    """What `send` did: records by topic, bytes of keys and values, seconds from first to last acknowledgement."""
+    """The result of send(): records by topic, bytes of keys and values, seconds from first to last
+    acknowledgement."""
 
     by_topic: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
@@ -98,7 +99,8 @@ def _chunks(events: Iterable[SourceEvent]) -> Iterator[list[SourceEvent]]:
 
 
 async def _paced(sender: _Sender, events: Iterator[SourceEvent], rate: float) -> None:
-    """By the clock, not by pauses: a late tick sends what has become due meanwhile, so the rate holds over time."""
+    """Yield events at a rate by the clock: a late tick sends what became due meanwhile, so the rate holds
+    over time."""
     started = time.monotonic()
     taken = 0
     while True:

@@ -33,7 +33,7 @@ class Message:
 
 
 class Later(NamedTuple):
-    """What is to be done `seconds` from now."""
+    """An action that is due `seconds` from now."""
 
     seconds: float
     act: Callable[[], Iterable[Message | Later]]
@@ -60,7 +60,7 @@ class Behaviour:
     seed: int = 0
 
     def luck(self, *what: object) -> Random:
-        """The same chances for the same thing, in every run of this seed."""
+        """Return a random source that is the same for the same names in every run of this seed."""
         return Random(f"{self.seed}:{':'.join(map(str, what))}")
 
 

@@ -1,6 +1,8 @@
-"""The simulated services on Kafka: they read the pipeline's commands and send events back, until every order has ended.
+"""The simulated services on Kafka: they read the pipeline's commands and send events back, until every order
+has ended.
 
-It reads from the end of the topics, without a consumer group. A command that it misses is sent again when its deadline passes.
+It reads from the end of the topics, without a consumer group. A command that it misses is sent again when its
+deadline passes.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ POLL_SECONDS = 0.2
 
 @dataclass(slots=True)
 class SimulationResult:
-    """The result of a simulation. `ended` gives, by order id, how an order ended; `hanging` are the ids of the others."""
+    """The result of a simulation.
+
+    `ended` gives, by order id, how an order ended; `hanging` are the ids of the others.
+    """
 
     checkouts: int = 0
     ended: dict[str, str] = field(default_factory=dict)
@@ -62,8 +67,8 @@ class Simulation:
     async def run(self, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]) -> SimulationResult:
         """Check out `checkouts` carts, `rate` a second, and answer commands until all orders have ended.
 
-        It stops `timeout` seconds after the last checkout. `progress` is called with (checked out, ended) now and then.
-        Blocks meanwhile. Raises aiokafka's errors when the brokers aren't there.
+        It stops `timeout` seconds after the last checkout. `progress` is called with (checked out, ended) now
+        and then. Blocks meanwhile. Raises aiokafka's errors when the brokers aren't there.
         """
         started = time.monotonic()
         self._progress = progress
@@ -182,7 +187,10 @@ class SeedTaken(OrdersError):
 async def simulate(
     settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]
 ) -> SimulationResult:
-    """Run a simulation. Blocks. Raises TopicsMissing, and SeedTaken if the checkouts of this seed are there already."""
+    """Run a simulation. Blocks.
+
+    Raises TopicsMissing, and SeedTaken if the checkouts of this seed are there already.
+    """
     await require(settings)
     [(checkout, _)] = Customers(behaviour).checkouts(1)
     first = order_of(checkout.key)

@@ -20,7 +20,10 @@ Values = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row that isn't as it should be. `actual` is None where a row is missing, `expected` where there should be none."""
+    """A row that isn't as it should be.
+
+    `actual` is None where a row is missing, `expected` where there should be none.
+    """
 
     table: str
     id: str
@@ -66,7 +69,8 @@ def _query(table: str, expected: str) -> str:
 
 
 async def with_schema(connection: ddl.Connection, schema: str, order_ids: Sequence[str]) -> list[Difference]:
-    """Compare the live rows of these orders with those in `schema`, and return the rows that differ. Blocks."""
+    """Compare the live rows of these orders with those in `schema`, and return the rows that differ. Blocks.
+    """
     differences: list[Difference] = []
     for table in TABLES:
         expected = f"SELECT * FROM {schema}.{table} WHERE {order_column(table)} = ANY($1::uuid[])"

@@ -30,7 +30,8 @@ Say = Callable[[str], None]
 
 
 class Busy(OrdersError):
-    """The locks were not to be had within the patience. Nothing was changed. The message names who held them."""
+    """The locks were not to be had within the patience. Nothing was changed. The message names who held them.
+    """
 
     remedy = "run it again when they are done, or with a longer --timeout"
 
@@ -68,7 +69,7 @@ async def in_short_waits(
 
 
 async def _holders(connection: Connection, tables: Sequence[str]) -> str:
-    """Who uses the tables or their partitions at this moment, the oldest transactions first."""
+    """Return who uses the tables or their partitions now, the oldest transactions first."""
     rows = await connection.fetch(
         """
         SELECT a.pid, a.application_name, a.state,

@@ -1,4 +1,5 @@
-"""How large the tables are, partition by partition, and what of it is waste: by Postgres's own statistics, nothing is scanned."""
+"""Sizes and waste of the tables, partition by partition, from Postgres's own statistics; nothing is scanned.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +70,10 @@ _PARTITIONS = f"""
 
 
 async def overview(settings: Settings) -> Overview:
-    """What there is now. Raises SchemaMismatch without tables of ours, and what asyncpg raises. Blocks for some milliseconds."""
+    """Return the partitions now.
+
+    Blocks for some milliseconds. Raises SchemaMismatch without our tables, and what asyncpg raises.
+    """
     tables = await layout(settings)
     if tables is None:
         raise no_tables()

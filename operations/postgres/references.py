@@ -31,7 +31,7 @@ class Reference(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the constraint."""
+        """Name of the constraint."""
         return f"{self.table}_{self.column}_fkey"
 
 
@@ -156,7 +156,10 @@ async def link(
 
 
 async def unlink(settings: Settings, kinds: Sequence[Kind] = KINDS, patience: float = 60.0, say: ddl.Say = lambda _: None) -> list[Link]:
-    """Takes references of these kinds away; returns those that there were. Raises and blocks as link()."""
+    """Remove the references of these kinds, and return those that were there.
+
+    Blocks and raises as link() does.
+    """
     await check(settings)
     async with ddl.connect(settings) as connection:
         there = {reference: found for reference, found in (await _links(connection)).items() if reference.kind in kinds}

@@ -66,7 +66,7 @@ class Shadow:
 
 
 def require_name(schema: str) -> None:
-    """Raises SchemaTaken unless a shadow may be called so."""
+    """Raise SchemaTaken unless a shadow may have this name."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", schema):
         raise SchemaTaken(
             f"{schema!r} can't be the schema's name",
@@ -139,7 +139,7 @@ async def layout(connection: ddl.Connection) -> str:
 
 
 async def require_layout(connection: ddl.Connection, shadow: Shadow) -> None:
-    """Raises LayoutChanged."""
+    """Raise LayoutChanged if the live tables aren't what the shadow was made for."""
     if await layout(connection) != shadow.layout:
         raise LayoutChanged(
             "the live tables have other columns, partitions or indexes than when the rebuild was begun"
@@ -326,7 +326,8 @@ _GRANTS = """
 
 
 async def _keep_for_reading(connection: ddl.Connection, schema: str, table: str, parts: list[str]) -> None:
-    """What was live, without ties to anything: no references of others' tables, and a view that shows it as one table."""
+    """Keep what was live without references to or from other tables, with a view that shows it as one table.
+    """
     for part in parts:
         for name in await ddl.fetch_values(
             connection,
@@ -347,6 +348,6 @@ async def settle(connection: ddl.Connection, before: Shadow) -> None:
 
 
 async def in_database(settings: Settings, work: Callable[[ddl.Connection], Awaitable[ddl.T]]) -> ddl.T:
-    """Does `work` on a connection of its own."""
+    """Run `work` on a connection of its own."""
     async with ddl.connect(settings) as connection:
         return await work(connection)

@@ -37,7 +37,7 @@ _STRANGE: Final = (
 
 
 class Content(NamedTuple):
-    """What a file holds, unpacked: a private copy, at its begin. sha256 of it, and of the file as it came."""
+    """The unpacked content of a file, as a private copy, with its sha256 and that of the file."""
 
     file: io.BufferedReader
     digest: str
@@ -106,7 +106,7 @@ def write(file: io.FileIO, data: bytes) -> None:
 
 
 def no_room(error: Exception) -> SourceError:
-    """What to tell when a temporary file can't be written."""
+    """Return the error to raise when a temporary file can't be written."""
     place = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
     why = "no room left for temporary files" if full else f"cannot write temporary files ({error})"
@@ -136,7 +136,7 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zip
 
 
 def _look(path: str, head: bytes) -> None:
-    """Raises SourceError for what looks like no text and no Parquet."""
+    """Raise SourceError for content that is neither text nor Parquet."""
     if head.startswith(b"PAR1"):
         return
     format_name = next((what for magic, what in _STRANGE if head.startswith(magic)), None)
@@ -149,7 +149,7 @@ def _look(path: str, head: bytes) -> None:
 
 
 def _state(source: Any) -> tuple[int, int] | None:
-    """What of a regular file changes when somebody writes to it."""
+    """Return what changes of a regular file when somebody writes to it."""
     try:
         status = os.fstat(source.fileno())
     except (OSError, AttributeError):  # not a file of the system's

@@ -148,7 +148,10 @@ def prepare(
 
 
 async def status(settings: Settings, job: str | None, most: int) -> list[dict[str, Any]]:
-    """Rows of orders_bulk_job, the newest job first, each with its state in words. Raises what asyncpg raises. Blocks."""
+    """Rows of orders_bulk_job, the newest job first, each with its state in words.
+
+    Raises what asyncpg raises. Blocks.
+    """
     async with BulkJobs(settings, "orders-bulk-status") as jobs:
         return [{**row, "state": _state(row)} for row in await jobs.jobs(job, most)]
 
@@ -280,7 +283,7 @@ class _Lines:
     """
 
     def __init__(self, rows: Iterable[Row], stack: ExitStack) -> None:
-        """Reads all rows. Raises SourceError when there is no room."""
+        """Read all rows. Raises SourceError when there is no room."""
         self.lost: int | None = None
         """The first line that may belong to any order."""
         self._db = stack.enter_context(closing(sqlite3.connect("", isolation_level=None)))
@@ -363,7 +366,8 @@ def _order(rows: list[Row], lines: _Lines) -> Row:
 
 
 def _same(name: str, value: Any, first: dict[str, Any]) -> bool:
-    """Whether a line says of its order what the order's first line says; an id may be written otherwise, as far as it is one."""
+    """Tell whether a line says the same about its order as the order's first line; ids may be written
+    differently."""
     if value == first.get(name):
         return True
     try:

@@ -109,7 +109,7 @@ class Parquet:
         return values
 
     def _guarded(self, read: Callable[[], Any], number: int = 0) -> Any:
-        """What the library returns. It raises much, on a file that is broken: all of it is the file's fault. Raises SourceError."""
+        """Return what the library returns. Whatever it raises on a broken file is raised as SourceError."""
         try:
             return read()
         except MemoryError as error:

@@ -58,7 +58,10 @@ Step = Callable[[World, str], Awaitable[object]]
 
 
 class Damage(NamedTuple):
-    """`facts`: its order's facts; `then`: done when everything is written. `found`: (check, how `where` begins) of all that is broken."""
+    """`facts`: its order's facts; `then`: done when everything is written.
+
+    `found`: (check, how `where` begins) of all that is broken.
+    """
 
     facts: Step
     then: Step

@@ -1,4 +1,5 @@
-"""Deadlines and simulated services on real servers: what isn't answered is asked for again, and every order ends."""
+"""Deadlines and simulated services on real servers: what isn't answered is asked for again, and every order
+ends."""
 
 from __future__ import annotations
 

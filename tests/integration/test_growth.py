@@ -87,7 +87,10 @@ async def records_of(settings: Settings, topic: str, partitions: int) -> list[An
 
 
 async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], old: int, new: int) -> str:
-    """As if Redis had been away: an order that will move has an old summary, and the checkpoints say so. Returns its key."""
+    """As if Redis had been away: an order that will move has an old summary, and the checkpoints say so.
+
+    Returns its key.
+    """
     redis: Any
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         keys = sorted([key async for key in redis.scan_iter(match="order:*")])

@@ -250,7 +250,8 @@ async def test_what_a_former_owner_sends_is_refused(lane: Lane) -> None:
 
 
 async def test_a_lane_at_rest_brings_its_checkpoint_to_the_changelogs_end(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is shown to nobody moves no checkpoint, nor do the ends of transactions; who waits for the cache would wait for ever."""
+    """What is shown to nobody moves no checkpoint, nor do the ends of transactions; who waits for the cache
+    would wait for ever."""
 
     async def at_end() -> bool:
         return lane.checkpoint() == len(lane.log) + lane.markers
