@@ -94,10 +94,11 @@ class Report:
 
 
 class Findings:
-    """Where checks tell what they find.
+    """Collects what the checks find.
 
-    What may only be on its way (`at_rest`) waits in the index until it is known which orders are at rest. `truncated`: the beginning of
-    the lane's log is gone, so that what rests on all of an order's facts is no proof.
+    A difference that may pass (`at_rest`) waits in the index until it is known which orders are at rest.
+    `truncated` means that the lane's first records are gone, so that nothing that rests on all facts of an
+    order is proven.
     """
 
     def __init__(self, report: Report, index: Index, most: int, on_finding: Callable[[Finding], None] | None = None) -> None:

@@ -29,7 +29,7 @@ from settings import Settings, get_settings
 from sinks.bulk import OtherJob
 
 app = typer.Typer(
-    help="Files of orders, shipping updates or returns as background jobs.",
+    help="Send files of orders, shipping updates or returns as background jobs.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -68,25 +68,41 @@ def _bulk() -> None:
 @app.command("submit")
 def submit_command(
     kind: Annotated[KindName, typer.Argument(help="What the file holds.")],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")],
-    job: Annotated[str | None, typer.Option(help="The job's UUID. Without it made of kind and content.", show_default=False)] = None,
-    format: Annotated[FormatName | None, typer.Option(help="Without it told by the content.", show_default=False)] = None,
-    report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)] = None,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")
+    ],
+    job: Annotated[
+        str | None,
+        typer.Option(help="The job's UUID. Default: one made from kind and content.", show_default=False),
+    ] = None,
+    format: Annotated[
+        FormatName | None,
+        typer.Option(help="Format of the file. Default: recognised by its content.", show_default=False),
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)
+    ] = None,
     max_bytes: Annotated[
         int | None,
-        typer.Option(min=1, help="Most bytes of the file, unpacked. Without it 4 GiB, and 100 times its size.", show_default=False),
+        typer.Option(
+            min=1,
+            help="Most bytes of the unpacked file. Default: 4 GiB, and 100 times the size of the file.",
+            show_default=False,
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Send the whole job even if it was sent before.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send the whole job even if it was sent before.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Validate a file line by line and send what is right as a bulk job. A refused line harms no other.
+    """Validate a file line by line, and send the valid lines as a bulk job. A refused line harms no other.
 
-    The same file is the same job: submitted twice it is sent once, and after a kill it goes on where it was. orders worker (role bulk or
-    all) unpacks it. docs/bulk.md has the columns.
+    The same file is the same job: submitted twice it is sent once, and after a kill it goes on where it was.
+    A worker with the role bulk or all unpacks it. docs/bulk.md lists the columns.
 
-    Exits 0 when every line was taken, 1 when some were refused (the others are sent) or sending failed in the middle, 2 when nothing was
-    sent because it couldn't work.
+    Exits 0 if every line was accepted, 1 if some were refused (the others are sent) or sending failed in the
+    middle, 2 if it couldn't run and sent nothing.
 
     Example: [bold]orders bulk submit orders orders.csv.gz --report refused.ndjson[/bold]
     """
@@ -126,7 +142,10 @@ def submit_command(
     outcome = Outcome(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
     _report(prepared, refused.first, outcome, as_json)
     if refused.failed is not None:
-        print(f"orders: --report {report}: {refused.failed.strerror}; it doesn't hold every refused line", file=sys.stderr)
+        print(
+            f"orders: --report {report}: {refused.failed.strerror}; it doesn't hold every refused line",
+            file=sys.stderr,
+        )
     if failure is not None:
         _fail(failure, sent)
     if prepared.refused or refused.failed is not None:
@@ -237,11 +256,30 @@ async def _send(settings: Settings, job: Job, again: bool, progress: Any) -> int
 def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) -> None:
     sent = outcome.sent
     if as_json:
-        document = {"job_id": job.id, "kind": job.kind, "format": job.format, "dry_run": outcome.dry_run, "lines": job.lines}
-        counts = {"accepted": job.accepted, "refused": job.refused, "by_reason": dict(job.reasons.most_common())}
-        parts = {"parts": len(job.parts), "parts_sent_now": sent, "failed": outcome.failed, "ignored_columns": job.ignored}
+        document = {
+            "job_id": job.id,
+            "kind": job.kind,
+            "format": job.format,
+            "dry_run": outcome.dry_run,
+            "lines": job.lines,
+        }
+        counts = {
+            "accepted": job.accepted,
+            "refused": job.refused,
+            "by_reason": dict(job.reasons.most_common()),
+        }
+        parts = {
+            "parts": len(job.parts),
+            "parts_sent_now": sent,
+            "failed": outcome.failed,
+            "ignored_columns": job.ignored,
+        }
         listed = [refusal._asdict() for refusal in refusals]
-        print(json.dumps({**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}))
+        print(
+            json.dumps(
+                {**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}
+            )
+        )
         return
     console = output()
     if job.ignored:
@@ -257,7 +295,9 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
     if outcome.dry_run:
         console.print(f"{what}; nothing sent (--dry-run)")
     elif outcome.failed:
-        console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed")
+        console.print(
+            f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed"
+        )
         console.print("the same command again goes on from there; orders bulk status tells how far it is")
     elif not job.parts:
         console.print(f"{what}; nothing to send")
@@ -267,17 +307,22 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
         console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}")
         took = timedelta(seconds=ceil(job.accepted / outcome.rate))
         rate = f"ORDERS_BULK_RATE={outcome.rate:g}"
-        console.print(f"at {rate} a bulk worker takes at least {took} for it; orders bulk status tells how far it is")
+        console.print(
+            f"at {rate} a bulk worker takes at least {took} for it; orders bulk status tells how far it is"
+        )
 
 
 @app.command("status")
 def status_command(
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many jobs are shown, the newest.")] = 50,
     wide: Wide = False,
     as_json: Json = False,
 ) -> None:
-    """How far bulk jobs are: parts sent and unpacked, lines refused. Exits 1 if the job that was asked for isn't known.
+    """Show the progress of bulk jobs: parts sent and unpacked, lines refused. Exits 1 if the named job isn't
+    known.
 
     Example: [bold]orders bulk status[/bold]
     """
@@ -292,7 +337,16 @@ def status_command(
             counts = {name: "?" if row[name] is None else f"{row[name]:,}" for name in ("lines", "refused")}
             sent = "?" if row["digest"] is None else f"{row['parts_sent']:,}/{row['parts']:,}"
             done = f"{row['parts_done']:,}/{row['parts']:,}"
-            table.add(row["job_id"], row["kind"], counts["lines"], counts["refused"], sent, done, f"{row['events']:,}", row["state"])
+            table.add(
+                row["job_id"],
+                row["kind"],
+                counts["lines"],
+                counts["refused"],
+                sent,
+                done,
+                f"{row['events']:,}",
+                row["state"],
+            )
         output().print(table if rows else "no jobs")
     if job_id is not None and not rows:
         print(f"orders: no job {job_id}", file=sys.stderr)

@@ -24,7 +24,10 @@ from operations.redrive import Outcome, Selection, redrive
 from settings import Settings, get_settings
 
 app = typer.Typer(
-    help="Dead letters: what was refused and why, and its way back.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+    help="List dead letters, and send them back after a fix.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
 )
 
 SHOWN_CHARACTERS: Final = 4000
@@ -41,15 +44,19 @@ def _dlq() -> None:
 def list_command(
     reason: Annotated[str | None, typer.Option(help="Only this reason code.", show_default=False)] = None,
     topic: Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)] = None,
-    state: Annotated[str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many; the summary counts all.")] = 50,
+    state: Annotated[
+        str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="How many are shown, the newest; the summary counts all.")
+    ] = 50,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """The refused records, the newest last, what became of each, and a summary by reason.
+    """List the dead letters, the newest last, with what became of each, and a summary by reason.
 
-    new: not redriven since it was refused. redriven: its record went back to its topic. parked: redriven ORDERS_REDRIVE_LIMIT times,
-    refused each time. final: no fix can help it.
+    new: not redriven since it was refused. redriven: its record went back to its topic. parked: redriven
+    ORDERS_REDRIVE_LIMIT times and refused each time. final: no fix can help it.
 
     Example: [bold]orders dlq list --reason total_mismatch --limit 10[/bold]
     """
@@ -61,7 +68,11 @@ def list_command(
     newest, reasons, states = asyncio.run(newest_of(settings, reason, topic, state, limit))
     if as_json:
         rows = [_summary(settings, letter, note) for letter, note in newest]
-        counts = {"total": reasons.total(), "by_reason": dict(reasons.most_common()), "by_state": {name: states[name] for name in STATES}}
+        counts = {
+            "total": reasons.total(),
+            "by_reason": dict(reasons.most_common()),
+            "by_state": {name: states[name] for name in STATES},
+        }
         print(json.dumps({**counts, "dead_letters": rows}))
         return
     console = output()
@@ -70,34 +81,61 @@ def list_command(
         return
     table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"}, wide=wide)
     for letter, note in newest:
-        table.add(letter.id, letter.reason, letter.detail, str(letter.record), second(letter.time), state_of(settings, letter, note))
+        table.add(
+            letter.id,
+            letter.reason,
+            letter.detail,
+            str(letter.record),
+            second(letter.time),
+            state_of(settings, letter, note),
+        )
     console.print(table)
     console.print()
     for code, count in reasons.most_common():
         console.print(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}")
     summary = ", ".join(f"{states[name]:,} {name}" for name in STATES)
-    console.print(f"{reasons.total():>8,}  in all: {summary}; one whole with: orders dlq show {newest[-1][0].id}", style="bold")
+    console.print(
+        f"{reasons.total():>8,}  in all: {summary}; one whole with: orders dlq show {newest[-1][0].id}",
+        style="bold",
+    )
 
 
 @app.command("show")
 def show_command(
-    coordinates: Annotated[str, typer.Argument(help="PARTITION:OFFSET in orders.dlq, or TOPIC:PARTITION:OFFSET of the refused record.")],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, bytes in base64.")] = False,
+    coordinates: Annotated[
+        str,
+        typer.Argument(
+            help="PARTITION:OFFSET in orders.dlq, or TOPIC:PARTITION:OFFSET of the refused record."
+        ),
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout, bytes in base64.")
+    ] = False,
 ) -> None:
-    """One refused record: its reason, its headers and its bytes as they came.
+    """Show one dead letter: its reason, its headers, and its bytes as they came.
 
     Example: [bold]orders dlq show 0:17[/bold]
     """
     parts = coordinates.rsplit(":", 2)
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() for part in parts[-2:]):
-        raise OrdersError(f"{coordinates!r} is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET", "orders dlq list has them")
+        raise OrdersError(
+            f"{coordinates!r} is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET",
+            "orders dlq list has them",
+        )
     partition, offset = int(parts[-2]), int(parts[-1])
     settings = get_settings()
     letter, note = asyncio.run(find(settings, parts[0] if len(parts) == 3 else None, partition, offset))
     if as_json:
         headers = [[name, _base64(value)] for name, value in letter.headers]
         print(
-            json.dumps({**_summary(settings, letter, note), "key": _base64(letter.key), "value": _base64(letter.value), "headers": headers})
+            json.dumps(
+                {
+                    **_summary(settings, letter, note),
+                    "key": _base64(letter.key),
+                    "value": _base64(letter.value),
+                    "headers": headers,
+                }
+            )
         )
         return
     from rich.text import Text
@@ -126,31 +164,48 @@ def show_command(
     # Set in, so that no line of a value can be taken for one of ours.
     console.print(indent(printable(shown[:SHOWN_CHARACTERS], lines=True), "  "))
     if len(shown) > SHOWN_CHARACTERS:
-        console.print(f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim")
+        console.print(
+            f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim"
+        )
 
 
 @app.command("redrive")
 def redrive_command(
-    reason: Annotated[list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)] = None,
-    topic: Annotated[list[str] | None, typer.Option(help="Only records of this topic; may be given again.", show_default=False)] = None,
-    ids: Annotated[str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)] = None,
+    reason: Annotated[
+        list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)
+    ] = None,
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(help="Only records of this topic; may be given again.", show_default=False),
+    ] = None,
+    ids: Annotated[
+        str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter that can go back.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell how many would go, and change nothing.")] = False,
-    most: Annotated[int | None, typer.Option("--max", min=1, help="Send so many at most.", show_default=False)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many would be sent, and change nothing.")
+    ] = False,
+    most: Annotated[
+        int | None, typer.Option("--max", min=1, help="Most letters to send.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Send dead letters' records back to the topics that they came from, after a fix: of the rules, or of what was wrong upstream.
+    """Send dead letters' records back to their topics, after a fix of the rules or of what was wrong
+    upstream.
 
-    Say which ones. Without a choice a person at a terminal is asked, and everybody else gets exit code 2: --all sends every one.
-    What went back already doesn't go again, so it can be run again after anything, also after a kill -9. What was refused after
-    ORDERS_REDRIVE_LIMIT redrives is parked. docs/dlq.md says for each reason when a redrive helps. Exits 1 when a letter that was named
-    by --ids stays, or one is too large for its topic.
+    Choose the letters with --reason, --topic, --ids or --max; --all sends every one. Without a choice it asks
+    at a terminal, and exits 2 elsewhere. It may be run again at any time, also after a kill -9: what went
+    back already doesn't go again. What was refused after ORDERS_REDRIVE_LIMIT redrives is parked. docs/dlq.md
+    says for each reason when a redrive helps. Exits 1 if a letter named by --ids stays, or one is too large
+    for its topic.
 
     Example: [bold]orders dlq redrive --reason version_unknown --dry-run[/bold]
     """
     _check_reasons(reason or [])
     _check_topics(topic or [])
-    selection = Selection(frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most)
+    selection = Selection(
+        frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most
+    )
     if everything and (reason or topic or ids):
         raise OrdersError("--all and --reason, --topic or --ids contradict each other", "leave one away")
     if not (everything or reason or topic or ids or most or dry_run):
@@ -160,7 +215,17 @@ def redrive_command(
     if as_json:
         counts = {"sent": 0 if dry_run else outcome.sent, "would_send": outcome.sent if dry_run else 0}
         by_reason = dict(outcome.by_reason.most_common())
-        print(json.dumps({"dry_run": dry_run, **counts, "by_reason": by_reason, **states, "too_large": outcome.too_large}))
+        print(
+            json.dumps(
+                {
+                    "dry_run": dry_run,
+                    **counts,
+                    "by_reason": by_reason,
+                    **states,
+                    "too_large": outcome.too_large,
+                }
+            )
+        )
     else:
         verb = "would go back" if dry_run else "sent back"
         listed = ", ".join(f"{printable(code)} {count:,}" for code, count in outcome.by_reason.most_common())
@@ -169,8 +234,14 @@ def redrive_command(
         if stay:
             print(f"the others: {stay}; orders dlq list --state STATE has them")
         if outcome.too_large:
-            more = f" and {len(outcome.too_large) - SHOWN_IDS:,} more" if len(outcome.too_large) > SHOWN_IDS else ""
-            print(f"too large for their topics (max.message.bytes), so they stay: {', '.join(outcome.too_large[:SHOWN_IDS])}{more}")
+            more = (
+                f" and {len(outcome.too_large) - SHOWN_IDS:,} more"
+                if len(outcome.too_large) > SHOWN_IDS
+                else ""
+            )
+            print(
+                f"too large for their topics (max.message.bytes), so they stay: {', '.join(outcome.too_large[:SHOWN_IDS])}{more}"
+            )
     if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
         raise typer.Exit(1)
 
@@ -179,13 +250,16 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
     """Returns if everything is to be sent. Raises OrdersError where nobody can be asked, typer.Exit on no."""
     if not (may_ask and interactive()):
         raise OrdersError(
-            "nothing says which dead letters", "--all for every one, or --reason, --topic, --ids, --max; --dry-run tells how many would go"
+            "nothing says which dead letters",
+            "--all for every one, or --reason, --topic, --ids, --max; --dry-run tells how many would go",
         )
     would = _redrive(get_settings(), selection, dry_run=True, quiet=False)
     if not would.sent:
         return
     reasons = ", ".join(f"{printable(code)} {count:,}" for code, count in would.by_reason.most_common())
-    if not confirmed(f"{would.sent:,} dead letters would go back to their topics ({reasons}). Send all of them?"):
+    if not confirmed(
+        f"{would.sent:,} dead letters would go back to their topics ({reasons}). Send all of them?"
+    ):
         print("nothing sent")
         raise typer.Exit(1)
 
@@ -228,7 +302,9 @@ def _check_reasons(reasons: Sequence[str]) -> None:
 def _check_topics(names: Sequence[str]) -> None:
     for name in names:
         if name not in (*LANE, *BULK):
-            raise OrdersError(f"no dead letter comes from a topic {name!r}", f"one of {', '.join((*LANE, *BULK))}")
+            raise OrdersError(
+                f"no dead letter comes from a topic {name!r}", f"one of {', '.join((*LANE, *BULK))}"
+            )
 
 
 def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
@@ -246,7 +322,13 @@ def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
 def pretty(value: bytes) -> str:
     """A value as text for a person: indented when that loses nothing of its JSON, otherwise as it came, what isn't text escaped."""
     try:
-        parsed = json.loads(value, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_same_float, parse_int=_same_int)
+        parsed = json.loads(
+            value,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse,
+            parse_float=_same_float,
+            parse_int=_same_int,
+        )
         return json.dumps(parsed, indent=2, allow_nan=False)
     except (ValueError, RecursionError):
         return printable(_decoded(value), lines=True)
@@ -259,7 +341,11 @@ def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> d
         "reason": letter.reason,
         "detail": letter.detail,
         "time": letter.time,
-        "origin": {"topic": letter.record.topic, "partition": letter.record.partition, "offset": letter.record.offset},
+        "origin": {
+            "topic": letter.record.topic,
+            "partition": letter.record.partition,
+            "offset": letter.record.offset,
+        },
         "state": state_of(settings, letter, note),
         "redrives_before": letter.redrives,
         "redriven": None if note is None else _redriven(note),

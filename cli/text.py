@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 _UNSEEN: Final = frozenset(
-    map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, 0xFFA0, *range(0xE0100, 0xE01F0)))
+    map(
+        chr,
+        (
+            0x34F,
+            0x115F,
+            0x1160,
+            0x17B4,
+            0x17B5,
+            *range(0x180B, 0x1810),
+            0x3164,
+            0xFFA0,
+            *range(0xE0100, 0xE01F0),
+        ),
+    )
 )
 """What Python calls printable and nobody sees."""
 
@@ -19,7 +32,10 @@ def printable(text: object, *, lines: bool = False) -> str:
     plain = str(text)
     if plain.isascii() and plain.isprintable():
         return plain
-    return "".join(char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode() for char in plain)
+    return "".join(
+        char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode()
+        for char in plain
+    )
 
 
 def one_line(text: object) -> str:

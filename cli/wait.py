@@ -16,15 +16,18 @@ from settings import get_settings
 
 def wait_command(
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to wait at most; without it as long as it takes.", show_default=False)
+        float | None,
+        typer.Option(min=0, help="Seconds to wait at most. Default: no limit.", show_default=False),
     ] = None,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Wait until the cache shows it too. --no-cache: even if Redis is away.")
+        bool, typer.Option("--cache/--no-cache", help="Wait for the cache too. --no-cache leaves Redis out.")
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Wait until everything that was sent is processed: lag 0 on every topic that the workers read, internal ones too, what they have
-    written to be seen by readers of committed records, and the cache of every lane to be as new as its orders.
+    """Wait until everything that was sent is processed, and the cache shows it.
+
+    That is: the lag is 0 on every topic that the workers read, internal ones too; readers of committed
+    records see what was written; and every lane's cache is as new as its orders.
 
     Exits 1 when the time is up, and says what is left.
 
@@ -53,7 +56,11 @@ def wait_command(
 
 def _document(outcome: WaitResult, cache: bool) -> dict[str, Any]:
     seen = outcome.cache
-    lanes = None if seen is None or seen.behind is None else {str(lane): count for lane, count in sorted(seen.behind.items())}
+    lanes = (
+        None
+        if seen is None or seen.behind is None
+        else {str(lane): count for lane, count in sorted(seen.behind.items())}
+    )
     return {
         "lag": sum(outcome.left.values()),
         "left": outcome.left,

@@ -28,20 +28,28 @@ class Role(Enum):
 
 def worker_command(
     name: Annotated[
-        str, typer.Option(help="Tells several workers on one machine apart: the name of its folder in ORDERS_DATA.")
+        str, typer.Option(help="Name of the worker, unique on its machine: it is its folder in ORDERS_DATA.")
     ] = "worker",
     role: Annotated[
-        Role, typer.Option(help="realtime: the pipeline. bulk: unpacks bulk jobs into its topics, paced. all: both in this process.")
+        Role,
+        typer.Option(
+            help="realtime runs the pipeline; bulk unpacks bulk jobs into its topics, paced; all does both in this process."
+        ),
     ] = Role.all,
 ) -> None:
-    """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight and exits 0.
+    """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight, then it exits
+    0.
 
-    Start several with different names to share the partitions. If it can't go on it exits 1 without acknowledging: start it again.
+    Start several with different names to share the partitions. A worker that can't go on exits 1 without
+    acknowledging its batch: start it again.
 
     Example: orders worker --name w1; orders worker --name b1 --role bulk
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name.startswith("."):
-        raise OrdersError(f"--name {name!r} can't be a folder's name", "take at most 64 letters, digits, dots, dashes and underscores")
+        raise OrdersError(
+            f"--name {name!r} can't be a folder's name",
+            "take at most 64 letters, digits, dots, dashes and underscores",
+        )
     settings = get_settings()
     settings = settings.model_copy(update={"data": settings.data / name})
 
@@ -73,7 +81,9 @@ def _metrics(settings: Settings, start: Callable[..., Any]) -> None:
             start(settings.metrics_port, addr=settings.metrics_host)
         except OSError as error:
             where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
-            raise OrdersError(f"{where}: {error.strerror}", "choose another port or address, or port 0") from None
+            raise OrdersError(
+                f"{where}: {error.strerror}", "choose another port or address, or port 0"
+            ) from None
 
 
 async def _bulk(settings: Settings) -> int:

@@ -1,8 +1,9 @@
-"""The group's door, shut: a membership of the consumer group that keeps every worker out.
+"""A lock on the consumer group: a membership that keeps all workers out.
 
-Kafka lets a member in only if it shares an assignment protocol with all who are in. This one speaks a protocol of its own that nobody else
-knows, so the coordinator itself sees to it that while it is in no worker can join, and that it can't join while a worker is in. It takes no
-partition and commits nothing; the group's offsets stay as they are.
+Kafka admits a member only if it shares an assignment protocol with all other members. This member has a
+protocol of its own. So the coordinator itself admits no worker while the lock is held, and doesn't grant the
+lock while a worker is in the group. The lock takes no partition and commits nothing; the group's offsets stay
+as they are.
 """
 
 from __future__ import annotations

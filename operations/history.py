@@ -1,9 +1,11 @@
-"""A lane's history: its topics read as one stream, in about the order in which the lane read them, and folded again.
+"""A lane's history: its topics read as one stream, in about the order in which the lane read them, and folded
+again.
 
-A lane reads the partitions of its number. Since the topics were given more partitions (operations.repartition), what is older lies in
-other ones, among records of other lanes, which the fold leaves out as the pipeline does: by their keys. Records are put in order by the
-brokers' time, each log's in its own order. Which of two records of different topics a lane took first can't be known; rows and states come
-out the same in any order (docs/architecture.md). Nothing here writes anywhere.
+A lane reads the partitions of its number. Once the topics got more partitions (operations.repartition), its
+older records are in other partitions, among records of other lanes; the fold leaves those out by their keys,
+as the pipeline does. Records of one log keep their order, and logs are merged by the brokers' time. Which of
+two records of different topics a lane took in first isn't known, but rows and states are the same in any
+order (docs/architecture.md). Nothing here writes anywhere.
 """
 
 from __future__ import annotations
@@ -134,9 +136,10 @@ class Source:
 
 
 def merge(sources: Sequence[Source]) -> list[Any]:
-    """Takes what can be put in order: nothing that is still to be fetched comes before it. Of equal times, the earlier topic's first.
+    """Take the records whose order is certain: no record that is still to be fetched comes before them.
 
-    Every open source must have records. Takes all of one source at least.
+    Of equal times, the earlier topic's records come first. Every open source must have records. It takes all
+    records of at least one source.
     """
     last = min(((source.times[-1], at) for at, source in enumerate(sources) if source.open), default=None)
     taken: list[tuple[int, Any]] = []
@@ -169,8 +172,11 @@ class MemoryBatch:
 
 
 def fold(folder: BatchFolder, lane: int, records: Sequence[Record], states: States) -> Iterator[BatchOutput]:
-    """What these records of a lane come to, given the `states` by raw id: once, or some of them after others where it is more than is held
-    at once. The states of what came must be there before the next one is asked for. Blocks for the states only."""
+    """Fold a lane's records, given the `states` by raw id, and yield the output.
+
+    It yields more than once if the output is more than is held at once; then the states of each output must
+    be stored before the next one is taken. Blocks only for the states.
+    """
     while True:
         batch = MemoryBatch(lane, records)
         yield folder.fold(batch, states)

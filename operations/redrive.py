@@ -1,7 +1,8 @@
-"""Dead letters back to their topics, in transactions: what is sent and its note in orders.redriven become visible together or not at all
+"""Send dead letters back to their topics, each with a note in orders.redriven in one transaction
 (docs/decisions/0013).
 
-A letter that the ledger has is done. Killed at any moment, a redrive is run again and goes on with what is not there.
+So a record and its note become visible together or not at all. A letter that has a note is done. A redrive
+that was killed is run again and goes on.
 """
 
 from __future__ import annotations
@@ -101,8 +102,8 @@ async def redrive(
 ) -> Outcome:
     """Send the selected letters' records back to where they came from.
 
-    `by`: who asks, for the ledger. `dry_run`: send nothing. `progress` gets the letters looked at and how
-    many there are. Letters refused after the call are not looked at. Blocks for as long as it takes. Raises
+    `by` says who asks, for the note. With `dry_run` nothing is sent. `progress` is called with the letters
+    that were looked at and their number. Letters refused after the call are not looked at. Blocks. Raises
     TopicsMissing, TakenOver, NoSuchLetter, and what aiokafka raises.
     """
     outcome, records_seen = Outcome(), set[RecordId]()

@@ -1,10 +1,12 @@
-"""More lanes for topics that hold a history, while the workers are stopped: records stay where they are, states move.
+"""Give topics with a history more partitions, and so more lanes, while no worker runs. Records stay, states
+move.
 
-    note how many there were ─► changelog ─► states to their new lanes ─► every other topic, the lanes' last
+    note the old number ─► changelog ─► states to their new lanes ─► every other topic, the lanes' topics last
 
-The new number is a multiple of the old one, so all orders of a new lane come out of one old lane: its own number modulo the old count.
-Workers refuse topics of unequal numbers, and a setting that isn't the note's, so none starts before the last step, wherever the others were
-cut short; run again, they are finished. Whoever folds a lane's history again reads the old partition too: see operations.history.
+The new number is a multiple of the old one, so all orders of a new lane come from one old lane: its number
+modulo the old count. A worker doesn't start if topics have different numbers of partitions or its setting
+isn't the noted number, so none starts before the last step is done. If it is cut short, it is run again and
+goes on. A replay of a lane reads the old partition too: see operations.history.
 """
 
 from __future__ import annotations
@@ -63,10 +65,10 @@ async def look(settings: Settings) -> tuple[list[int], Lanes]:
 
 
 async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, total: None) -> int:
-    """grow(), with the group locked. `cache`: take along what Redis lacks; it must be there. Blocks.
+    """Lock the group and call grow(). Blocks.
 
-    Raises CannotGrow or GroupBusy before anything is changed, LockLost or CutShort in the middle: run again
-    it goes on.
+    With `cache` it also moves what Redis lacks; Redis must be there. Raises CannotGrow or GroupBusy before
+    anything is changed, LockLost or CutShort in between; run again, it goes on.
     """
     try:
         async with AsyncExitStack() as stack:
@@ -84,11 +86,11 @@ async def change(settings: Settings, partitions: int, *, cache: bool, progress: 
 async def grow(
     settings: Settings, lock: GroupLock, partitions: int, cache: Redis | None, progress: Progress = lambda what, done, total: None
 ) -> int:
-    """Give every topic so many partitions, and as many lanes; returns how many states have moved. The group is locked: no worker runs.
+    """Give every topic this many partitions, and return how many states were moved. The group must be locked.
 
-    `cache` None: what it hasn't got of orders that move, it won't get before they change again. Needs memory for the states of one
-    partition. Blocks while the changelog is read. Raises CannotGrow before anything is changed, LeaseLost when the lock is lost, KafkaError
-    and RedisError: run again it goes on.
+    Without `cache`, an order that Redis lacks stays missing or old there until it changes again. Needs memory
+    for the states of one partition. Blocks while the changelog is read. Raises CannotGrow before anything is
+    changed, LeaseLost if the lock is lost, KafkaError and RedisError; run again, it goes on.
     """
     names = [spec.name for spec in topics.specs(settings, 1)]
     counts = {name: state.partitions for name, state in (await topics.describe(settings)).items()}
@@ -161,9 +163,10 @@ class _Checkpoints:
 async def _move(
     reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, checkpoints: _Checkpoints
 ) -> int:
-    """The states of one partition that belong to others now: written there, then deleted here.
+    """Move the states of one partition that belong to other lanes now: write them there, then delete them
+    here.
 
-    Those that the cache lacks come last, and their new lanes' checkpoints before them.
+    The states that the cache lacks come last, after their new lanes' checkpoints are set.
     """
     kept: dict[bytes, tuple[bytes, int]] = {}
     end = (await reader.ends([partition]))[partition]

@@ -1,9 +1,10 @@
-"""Reading the cache, and what readers put beside it.
+"""Read the cache, and write what readers refill beside it.
 
-The keys that sinks.redis writes belong to the lanes, and no reader writes them. A reader doesn't know what they hold (a suborder's status,
-a parcel's location are in no row), and what it has read may be older than what the lane has written, or would have written had the entry
-not been evicted meanwhile: the promise of decision 14 would be gone. What readers refill are keys of their own, `rows:...`, made of rows,
-for settings.cache_ttl_refill seconds, and they are shown only where the lanes' keys know of nothing newer.
+The keys that sinks.redis writes belong to the lanes, and no reader writes them. A reader lacks parts of an
+entry (a suborder's status, a parcel's location are in no row), and what it has read may be older than what
+the lane has written, or would have written if the entry hadn't been evicted. That would break the promise of
+decision 14. So readers refill keys of their own, `rows:...`, from rows, for settings.cache_ttl_refill
+seconds, and these are shown only where the lanes' keys have nothing newer.
 """
 
 from __future__ import annotations

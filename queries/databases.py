@@ -173,10 +173,11 @@ class Databases:
         return lag is not None and lag <= self._most
 
     async def each(self) -> AsyncIterator[tuple[Database, bool]]:
-        """The places to ask, one after the other, and whether each is known to be as new as it has to be: the replica unless it is too far
-        behind; the primary; and when that doesn't answer either, the replica however far it is behind.
+        """Yield the databases to ask, each with whether it is known to be fresh.
 
-        Whoever got an answer stops here. Ask each for its rows at once: Away is for the caller to go on with the next.
+        First comes the replica, unless it is too far behind; then the primary; and if that doesn't answer
+        either, the replica however far behind it is. A caller that has an answer stops. Ask each at once for
+        its rows; on Away go on with the next.
         """
         late = False
         if self.replica is not None:

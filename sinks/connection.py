@@ -77,8 +77,10 @@ class Connection(asyncpg.Connection):
         self.statements -= 1
 
     async def forgotten(self) -> bool:
-        """Whether its server has no such session. False also where that can't be told: the server isn't reached, or a pool of sessions
-        (PgBouncer) is in between. Blocks up to LOOK seconds; never raises.
+        """Tell whether the server has no such session. Blocks for up to LOOK seconds; never raises.
+
+        False also where that can't be known: the server isn't reached, or a pool of sessions (PgBouncer) is
+        in between.
         """
         pid = self.get_server_pid()
         host: dict[str, Any] = {}
@@ -110,14 +112,14 @@ async def connect(
     server_settings: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Connection:
-    """A connection to the first host of `url` that can be used; each gets an equal share of `timeout` (seconds; connect_timeout in the URL
-    is for each host and comes first).
+    """Connect to the first usable host of `url`; each host gets an equal share of `timeout` (seconds).
 
-    `name` tells the server's operator who it is, unless the URL does. `server_settings` come before the URL's. Of the session, only the
-    schema public is looked into. Other options are asyncpg.connect's.
+    connect_timeout in the URL is for each host and comes first. `name` tells the server's operator who
+    connects, unless the URL does. `server_settings` come before the URL's. The session's search path is the
+    schema public. Other options are those of asyncpg.connect.
 
-    Raises asyncpg.ClientConfigurationError for an address that can't be used; OSError, TimeoutError or asyncpg.PostgresError when no host
-    is there or one refuses. Blocks until connected.
+    Blocks until connected. Raises asyncpg.ClientConfigurationError for an address that can't be used;
+    OSError, TimeoutError or asyncpg.PostgresError if no host is there or one refuses.
     """
     address = _read(url)
     # What the URL says is the server's; what this program relies on comes before it.
@@ -201,8 +203,11 @@ class Connector:
 
 @asynccontextmanager
 async def watched(connection: Any) -> AsyncIterator[None]:
-    """Around statements on a connection of `connect`, also a pool's: after LOOK seconds, and again and again, its server is asked whether
-    it knows the session. If it doesn't, the connection is ended, and HalfOpen raised. A statement that the server works on isn't cut.
+    """Watch statements on a connection of connect(), also one of a pool.
+
+    After LOOK seconds, and again and again, the server is asked on another connection whether it knows the
+    session. If it doesn't, the connection is ended and HalfOpen raised. A statement that the server works on
+    isn't cut off.
     """
     lost = False
     looking: asyncio.Task[None] | None = None

@@ -13,11 +13,13 @@ _TURNS: Final = 4
 
 
 class answered_within:  # noqa: N801 - as asyncio.timeout
-    """`async with answered_within(seconds)`: as asyncio.timeout, but a loop that stands still (it folds for 200 ms at a time, say) uses up
-    no more than a tenth of `seconds` each time.
+    """Limit the time of an answer: `async with answered_within(seconds)`.
 
-    Raises TimeoutError `seconds` after the beginning; with a busy loop later, but never before an answer that was there has been read. Who
-    asks several times within one limit tells it each answer.
+    It is like asyncio.timeout, but a loop that stands still, because it folds for 200 ms for example, uses up
+    at most a tenth of `seconds` each time.
+
+    Raises TimeoutError `seconds` after the beginning or, with a busy loop, later, but never before an answer
+    that has arrived is read. A caller that asks several times within one limit reports each answer.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -1,10 +1,12 @@
-"""The bulk worker: takes parts of jobs off the bulk topics and puts their events on the ordinary ones, paced.
+"""The bulk worker: it takes parts of jobs from the bulk topics and publishes their events on the ordinary
+topics, paced.
 
     part ─► decode ─► publish, paced ─► orders_bulk_job ─► bulk.completed after the last ─► commit
 
-Every step is acknowledged before the next, so a crash anywhere repeats the part, and nothing of it is lost. Repeated events have the same
-ids and the same natural keys, and change nothing. It is no lane: it has a group of its own, so that a part is never in front of an
-interactive event, and its failures are judged by the same policy (streams.transport.delivery).
+Every step is acknowledged before the next one, so a crash anywhere repeats the part, and nothing of it is
+lost. Repeated events have the same ids and natural keys, and change nothing. It is no lane: it has a consumer
+group of its own, so that a part never delays an interactive event. Its failures follow the same policy
+(streams.transport.delivery).
 """
 
 from __future__ import annotations
@@ -166,10 +168,8 @@ class Unpacker:
     async def _publish(self, topic: str, unpacked: list[bulk.Unpacked]) -> None:
         """Publish events, as many as are due in each tick and only while the pipeline keeps up.
 
-        Returns once all are acknowledged.
-
-        Lane by lane, each order's events in their order, so that one chunk is an additional batch for one
-        lane and not for each.
+        Returns once all are acknowledged. Events are sent lane by lane, each order's in their order, so that
+        one chunk is an additional batch for one lane and not for each.
         """
         at_once = max(1, int(self._settings.bulk_rate * TICK))
         unpacked = sorted(unpacked, key=lambda each: 0 if each.key is None else partition_of(each.key, self._settings.partitions))
@@ -229,9 +229,11 @@ class BulkService(Service):
 
 
 async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
-    """Unpack until cancelled. `ready` is called whenever it is in the group. Raises GaveUp past retry_limit, and what is a bug.
+    """Unpack until cancelled. `ready` is called whenever it has joined the group. Raises GaveUp past
+    retry_limit, and what a bug raises.
 
-    When Kafka fails everything is made anew, from the committed offset on: a producer that has lost a batch isn't used any more.
+    When Kafka fails it connects again from the committed offset on, because a producer that has lost a batch
+    isn't used any more.
     """
     delivery = Delivery(settings)
 

@@ -1,9 +1,10 @@
-"""What a batch comes to: its records decoded, folded into their orders, and those projected onto rows and cache entries. Pure.
+"""The fold of a batch: records are decoded and folded into their orders, and the orders projected onto rows
+and cache entries. Pure.
 
     decode ─► load the orders' states ─► fold each event into its order (domain.fold)
            ─► project: states, rows, cache entries
 
-Workers write what comes of it (streams.pipeline); operators fold a history again with it (operations).
+Workers write the output (streams.pipeline); operators replay a history with it (operations).
 """
 
 from __future__ import annotations
@@ -132,10 +133,10 @@ class BatchFolder:
         self.held_bytes = HELD_BYTES
 
     def fold(self, batch: Batch, states: States, timed: Timed = lambda step, seconds: None) -> BatchOutput:
-        """What the batch comes to, given the states that there are. Writes nothing; blocks and raises as `states` does.
+        """Fold a batch, given the states. Writes nothing; blocks and raises as `states` does.
 
-        A small record can make megabytes of commands, and name an order of megabytes. So a batch whose states or effects are more than
-        HELD_BYTES is shortened to the records that come to so much, one of them at least.
+        A small record can cause megabytes of commands, and can name an order of megabytes. So a batch whose
+        states or effects exceed HELD_BYTES is shortened to the records that stay below, at least one.
         """
         work, stop = self._fold(batch, states, timed)
         while stop is not None:
@@ -280,10 +281,11 @@ class BatchFolder:
     # -- deadlines -------------------------------------------------------------------------------------------------
 
     def pass_deadlines(self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int) -> BatchOutput:
-        """No record, but time: the deadlines that passed at `moment` become records of orders.decisions, which count once they are folded.
+        """Make records of orders.decisions from the deadlines that passed at `moment`. They count once they
+        are folded.
 
-        Until then nothing more is waited for on their account: their orders' due times are those of the other deadlines. Dying in between
-        writes such a record again, and the second one changes nothing.
+        Until then these deadlines no longer make an order due; its due time is that of its other deadlines.
+        If the worker dies in between, such a record is written again, and the second one changes nothing.
         """
         work = BatchOutput()
         for at, order_id, raw in due_states:

@@ -103,9 +103,11 @@ class LagReader:
         return positions
 
     async def unseen(self) -> dict[str, int]:
-        """Of the topics that the pipeline writes: offsets that readers of committed records don't get to yet, by topic, without those at 0.
+        """Return, by topic, the offsets that readers of committed records don't reach yet, on the topics that
+        the pipeline writes.
 
-        Empty: they see everything that was written before this call. A transaction is in its offsets first, on each topic a moment later.
+        If it is empty, they see everything that was written before this call. A committed transaction is in
+        the offsets first, and visible on each topic a moment later.
         """
         partitions = await self._partitions(self._written)
         ends = await self._offsets.end_offsets(partitions)

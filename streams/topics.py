@@ -1,7 +1,7 @@
-"""Which topics there are and how they are kept; creating them, and saying what is wrong with those that exist.
+"""The topics: which ones there are, how they are created, and what is wrong with those that exist.
 
-Everything here asks the brokers and may block for as long as they take, up to the deadlines named. Servers that aren't there
-raise aiokafka.errors.KafkaConnectionError.
+Everything here asks the brokers and may block as long as they take, up to the named deadlines. Servers that
+aren't there raise aiokafka.errors.KafkaConnectionError.
 """
 
 from __future__ import annotations
@@ -182,10 +182,11 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
 
 
 async def ensure(settings: Settings) -> list[str]:
-    """Create the topics that are missing; returns their names (none: all were there).
+    """Create the missing topics, and return their names.
 
-    When it returns, every partition has a leader that every broker knows. Doing it again is harmless, also at the same time elsewhere.
-    Raises TopicMismatch, before anything is created, when a topic exists that the pipeline must not run on.
+    When it returns, every broker knows a leader of every partition. Again is harmless, also at the same time
+    elsewhere. Raises TopicMismatch, before anything is created, if a topic exists that the pipeline must not
+    run on.
     """
     async with _admin(settings) as admin:
         brokers = await _broker_ids(admin)
@@ -252,11 +253,9 @@ async def missing(settings: Settings) -> list[str]:
 
 
 async def grow(settings: Settings, names: Sequence[str], partitions: int) -> list[str]:
-    """Give the topics that have fewer this many partitions, and return their names.
+    """Give the topics that have fewer this many partitions, and return their names. Again is harmless.
 
-    Blocks until every broker knows.
-
-    Doing it again is harmless. Raises KafkaError when the brokers refuse.
+    Blocks until every broker knows. Raises KafkaError if the brokers refuse.
     """
     async with _admin(settings) as admin:
         counts = await _partition_counts(admin)
@@ -268,9 +267,10 @@ async def grow(settings: Settings, names: Sequence[str], partitions: int) -> lis
 
 
 async def delete_all(settings: Settings) -> list[str]:
-    """Delete the pipeline's topics with all they hold; returns the names of those that were there. For tests and demos.
+    """Delete the pipeline's topics with all they hold, and return their names. For tests and demos.
 
-    When it returns no broker lists them any more, so they can be made again at once. Raises KafkaTimeoutError after SETTLE_SECONDS.
+    When it returns no broker lists them any more, so they can be created again at once. Raises
+    KafkaTimeoutError after SETTLE_SECONDS.
     """
     async with _admin(settings) as admin:
         existing = await _partition_counts(admin)

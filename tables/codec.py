@@ -39,10 +39,11 @@ def decode(raw: bytes) -> Order:
 
 
 def is_state(key: bytes, raw: bytes) -> bool:
-    """Whether encode() may have made these bytes, of the order with this raw id: anybody may write to a changelog. Pure.
+    """Tell whether encode() may have made these bytes for the order with this raw id: anybody may write to a
+    changelog. Pure.
 
-    They decode within the bounds of the fields, the version counts the facts, and these speak of currencies, lines and sellers that are
-    there.
+    The bytes must decode within the bounds of the fields, the version must be the number of facts, and the
+    facts may name only currencies, lines and sellers that the order has.
     """
     if len(key) != KEY_BYTES:
         return False

@@ -50,9 +50,10 @@ async def connect(settings: Settings) -> AsyncIterator[Connection]:
 async def in_short_waits(
     connection: Connection, work: Callable[[], Awaitable[T]], patience: float, say: Say, tables: Sequence[str] = TABLES
 ) -> T:
-    """Runs `work` in a transaction whose waits for locks are short; all over again when one was in vain, for `patience` seconds.
+    """Run `work` in a transaction that waits for locks only briefly, and start it again until it gets them.
 
-    `tables` are those that it locks. Raises Busy past that, and whatever `work` raises; then nothing of it is done. Blocks.
+    `tables` are those that it locks. Blocks. Raises Busy when the time is up, and what `work` raises; then
+    nothing is changed.
     """
     deadline = time.monotonic() + patience
     while True:

@@ -1,7 +1,8 @@
-"""References to other services' tables: foreign keys from our columns, added where those tables exist, taken away again.
+"""References to other services' tables: foreign keys from our columns, added where those tables exist.
 
-Not enforced (PostgreSQL 18) they cost nothing and promise nothing: they tell people and tools what belongs to what. Enforced, Postgres
-looks up what each new row refers to, and an order whose user, product or warehouse isn't there waits, with its lane, until it is.
+A reference that isn't enforced (PostgreSQL 18) costs nothing and promises nothing: it shows people and tools
+what belongs together. For an enforced one Postgres looks up each new row's target, and a lane waits with an
+order whose user, product or warehouse isn't there yet.
 """
 
 from __future__ import annotations
@@ -120,12 +121,15 @@ async def link(
     patience: float = 60.0,
     say: ddl.Say = lambda _: None,
 ) -> list[Link]:
-    """Makes the columns of these kinds refer to column id of these tables, enforced or not; what is so already is left as it is.
+    """Make the columns of these kinds refer to column id of these tables, enforced or not. What is so already
+    stays.
 
-    To enforce, all rows are checked first, without locks; then new rows are held to it from a short lock on, and the old ones are checked
-    again beside the writers. Raises BrokenReferences when rows break it: then it is as it was, or not enforced if rows broke it only
-    meanwhile. Raises LinkError when a table is missing or doesn't fit; SchemaMismatch without tables of ours; ddl.Busy without locks in
-    `patience` seconds a reference (those before it are done); what asyncpg raises. Blocks.
+    To enforce a reference, all rows are checked without locks first. Then it holds for new rows, after a
+    short lock, and the old rows are checked again beside the writers.
+
+    Blocks. Raises BrokenReferences if rows break a reference, which then isn't enforced; LinkError if a table
+    is missing or doesn't fit; SchemaMismatch without our tables; ddl.Busy if a reference doesn't get its
+    locks (those before it are done); and what asyncpg raises.
     """
     await check(settings)
     async with ddl.connect(settings) as connection:

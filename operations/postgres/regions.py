@@ -81,10 +81,11 @@ async def _with_partition(connection: ddl.Connection, table: str) -> list[str]:
 
 
 async def add(settings: Settings, regions: Sequence[str], patience: float = 60.0, say: ddl.Say = lambda _: None) -> list[Region]:
-    """Gives each region a partition of each table, with the rows that it has. One transaction a region; again is harmless.
+    """Give each region a partition of each table, with its rows, in one transaction for each region. Again is
+    harmless.
 
-    Raises SchemaMismatch when the tables aren't partitioned by region; ddl.Busy when the locks aren't to be had in `patience` seconds
-    a region (those before it are done); what asyncpg raises. Blocks for as long as the rows take to move.
+    Blocks while rows move. Raises SchemaMismatch if the tables aren't partitioned by region; ddl.Busy if a
+    region doesn't get its locks (those before it are done); and what asyncpg raises.
     """
     await _require_regions(settings)
     async with ddl.connect(settings) as connection:

@@ -1,7 +1,7 @@
-"""The four tables once more, in a schema of their own, and how they take the place of the live ones.
+"""The shadow: the four tables once more, in a schema of their own, and their exchange with the live ones.
 
-The shadow's partitions, indexes and constraints are those that the live tables have at that moment, read from Postgres's catalog. Only
-partitions change places: the tables that views, grants and references know stay what they are (docs/decisions/0019).
+Its partitions, indexes and constraints are those of the live tables, read from Postgres's catalog. Only
+partitions are exchanged: the tables that views, grants and references name stay (docs/decisions/0019).
 """
 
 from __future__ import annotations
@@ -230,9 +230,10 @@ async def count(connection: ddl.Connection, shadow: Shadow) -> dict[str, int]:
 
 
 async def prepare(connection: ddl.Connection, shadow: Shadow) -> None:
-    """Before the switch, beside readers: statistics, and every enforced reference of the live tables checked on the shadow's rows.
+    """Prepare a switch beside readers: gather statistics, and check every enforced reference on the shadow's
+    rows.
 
-    Raises LayoutChanged, asyncpg.ForeignKeyViolationError. Again is harmless. Blocks for as long as reading the rows takes.
+    Raises LayoutChanged, asyncpg.ForeignKeyViolationError. Again is harmless. Blocks while the rows are read.
     """
     await require_layout(connection, shadow)
     for table in TABLES:
@@ -256,10 +257,11 @@ async def switch(
     patience: float,
     say: ddl.Say = lambda _: None,
 ) -> Shadow:
-    """Put the shadow's partitions in the place of the live ones, which go to a schema of their own, in one transaction.
+    """Exchange the live partitions for the shadow's in one transaction, and return what was live, in its own
+    schema.
 
-    `check` is called right before the commit, and may raise. Raises LayoutChanged; ddl.Busy without locks in `patience` seconds. Then
-    nothing is changed. Returns what was live. Readers wait for as long as the catalog takes, not for rows.
+    `check` is called right before the commit and may raise. Raises LayoutChanged, and ddl.Busy if it doesn't
+    get its locks; then nothing is changed. Readers wait while the catalog is changed, not for rows.
     """
 
     async def work() -> Shadow:
