@@ -79,9 +79,7 @@ class Consumer(driver.Consumer):
         return cast("BatchApp", self.app)
 
     def _new_consumer_thread(self) -> ConsumerThread:
-        return ConsumerThread(
-            self, loop=self.loop, thread_loop=self._app.new_event_loop(), beacon=self.beacon
-        )
+        return ConsumerThread(self, loop=self.loop, thread_loop=self._app.new_event_loop(), beacon=self.beacon)
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's livelock detector reads counters of streams; there are none. `_watch` does its work."""
@@ -94,11 +92,7 @@ class Consumer(driver.Consumer):
         log.warning("read again: %s/%d stands at %d, expected %d", tp.topic, tp.partition, position, expected)
 
     def _wanted(self) -> dict[TP, int]:
-        wanted = {
-            TP(tracker.topic, tracker.partition): tracker.next
-            for lane in self.lanes.values()
-            for tracker in lane.wanted()
-        }
+        wanted = {TP(tracker.topic, tracker.partition): tracker.next for lane in self.lanes.values() for tracker in lane.wanted()}
         wanted.update(self._cursors)
         return wanted
 
@@ -113,11 +107,15 @@ class Consumer(driver.Consumer):
         self._fetch_more()
 
     async def _drain_messages(self, fetcher: Any) -> None:
+        deliveries = [asyncio.ensure_future(self._drain_lanes(fetcher)), asyncio.ensure_future(self._ordinary.deliver(fetcher))]
         try:
-            await asyncio.gather(self._drain_lanes(fetcher), self._ordinary.deliver(fetcher))
+            await asyncio.gather(*deliveries)
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
+        finally:
+            for delivery in deliveries:
+                delivery.cancel()
 
     async def _drain_lanes(self, fetcher: Any) -> None:
         limit = self._app.settings.batch_records
@@ -223,9 +221,7 @@ class Consumer(driver.Consumer):
         await self._open_lanes()
         assignment = self._thread.assignment_now()
         if self._assigned and assignment is not None and assignment.active and not self.app.should_stop:
-            self._ordinary.begin(
-                [TP(*tp) for tp in assignment.tps if self._app.is_ordinary(tp.topic)], assignment
-            )
+            self._ordinary.begin([TP(*tp) for tp in assignment.tps if self._app.is_ordinary(tp.topic)], assignment)
 
     async def _open_lanes(self) -> None:
         epoch, thread = self._epoch, self._thread
@@ -262,27 +258,19 @@ class Consumer(driver.Consumer):
             assert lane.producer is not None
             if lane.spec.opened is not None:
                 # Tasks begin in the order in which they are made: this one before the lane's first batch.
-                lane.beside = asyncio.ensure_future(
-                    lane.spec.opened(OpenLane(lane, self._ends, app.stretches))
-                )
+                lane.beside = asyncio.ensure_future(lane.spec.opened(OpenLane(lane, self._ends, app.stretches)))
                 lane.beside.add_done_callback(self._beside_ended)
-            lane.start(lane.producer, self._fetch_more, self._ends).add_done_callback(
-                partial(self._lane_ended, lane)
-            )
+            lane.start(lane.producer, self._fetch_more, self._ends).add_done_callback(partial(self._lane_ended, lane))
         log.info(
             "lanes %s open, generation %d, at offsets %s",
             ", ".join(lane.name for lane in opening.values()),
             next(iter(opening.values())).claim.generation,
-            ", ".join(
-                f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset
-            ),
+            ", ".join(f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset),
         )
 
     async def _ends(self, tps: Sequence[TP]) -> dict[TP, int]:
         """Where logs end now. Raises KafkaError."""
-        return {
-            tp: bounds.high for tp, bounds in (await self._thread.in_thread(self._thread.bounds(tps))).items()
-        }
+        return {tp: bounds.high for tp, bounds in (await self._thread.in_thread(self._thread.bounds(tps))).items()}
 
     def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -296,9 +284,7 @@ class Consumer(driver.Consumer):
                 "lane %s: another worker has taken it over, or its transaction took too long; asking the group",
                 lane.name,
             )
-            self._app.add_future(
-                self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation))
-            )
+            self._app.add_future(self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation)))
 
     def _beside_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (exc := task.exception()) is not None:
@@ -384,9 +370,7 @@ class Consumer(driver.Consumer):
         """Called by Faust: commit what ordinary agents have acknowledged. Where Faust ends the worker, this tries again the next time."""
         await self.app.producer.flush()
         claimed = self._thread.claimed()
-        committed = claimed is not None and await self._thread.in_thread(
-            self._thread.commit_finished(*claimed, offsets)
-        )
+        committed = claimed is not None and await self._thread.in_thread(self._thread.commit_finished(*claimed, offsets))
         for tp, offset in offsets.items():
             if committed:
                 self._committed_offset[tp] = offset
@@ -397,18 +381,12 @@ class Consumer(driver.Consumer):
     async def _commit_lanes(self) -> bool:
         """Commit `done` of every tracker that has moved, and nothing else."""
         async with self._committing:
-            moved = {
-                tp: tracker
-                for tp, (lane, tracker) in self.trackers.items()
-                if tracker.uncommitted and not lane.commits
-            }
+            moved = {tp: tracker for tp, (lane, tracker) in self.trackers.items() if tracker.uncommitted and not lane.commits}
             if not moved:
                 return False
             claim = self.trackers[next(iter(moved))][0].claim
             offsets = {tp: tracker.done for tp, tracker in moved.items()}
-            committed = await self._thread.in_thread(
-                self._thread.commit_finished(claim.assignment, claim.generation, offsets)
-            )
+            committed = await self._thread.in_thread(self._thread.commit_finished(claim.assignment, claim.generation, offsets))
             if committed:
                 for tp, tracker in moved.items():
                     tracker.committed = offsets[tp]
@@ -441,9 +419,7 @@ class Consumer(driver.Consumer):
         if isinstance(refusal, InconsistentGroupProtocolError):
             raise GroupShut(f"group {self._app.settings.group} keeps workers out") from refusal
         if refusal is not None:
-            raise GroupRefused(
-                f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}"
-            ) from refusal
+            raise GroupRefused(f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}") from refusal
 
     def _check_progress(self, now: float) -> None:
         limit = self._app.settings.stall_timeout
@@ -453,19 +429,11 @@ class Consumer(driver.Consumer):
         for lane in self.lanes.values():
             busy = lane.moved_at
             if lane.ended_since is not None and now - lane.ended_since > limit:
-                raise Stalled(
-                    f"lane {lane.name} was taken over {now - lane.ended_since:.0f} s ago, but the group has not said who has it"
-                )
+                raise Stalled(f"lane {lane.name} was taken over {now - lane.ended_since:.0f} s ago, but the group has not said who has it")
             if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:
-                raise Stalled(
-                    f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)"
-                )
+                raise Stalled(f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)")
         assignment = self._thread.assignment_now()
-        served = (
-            bool(self.lanes)
-            or assignment is None
-            or not any(tp.topic in self._app.specs_by_topic for tp in assignment.tps)
-        )
+        served = bool(self.lanes) or assignment is None or not any(tp.topic in self._app.specs_by_topic for tp in assignment.tps)
         if served:
             self._unserved_since = None
             return
