@@ -21,6 +21,9 @@ from contracts import ids
 from domain.enums import DeadlineKind, OrderStatus, SuborderStatus
 from domain.order import Order
 
+_PAYMENT, _STOCK, _RELEASE, _LABEL, _REFUND = DeadlineKind
+_CONFIRMED: Final = OrderStatus.CONFIRMED
+_CLOSED: Final = SuborderStatus.CLOSED
 _attempt: Final = attrgetter("attempt")
 
 
@@ -65,50 +68,28 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
             since = asked if known is None else max(asked, known.appended)
             found.append(Due(since + limit, what, subject, attempt, attempt >= asks))
 
-    cancelled = {
-        each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused
-    }
-    overdue = last.get((DeadlineKind.PAYMENT, None))
-    unpaid = order.status < OrderStatus.CONFIRMED
-    if (
-        unpaid
-        and None not in cancelled
-        and any(part.status is not SuborderStatus.CLOSED for part in order.suborders)
-    ):
-        wait(DeadlineKind.PAYMENT, None, armed, policy.payment, 1)
+    cancelled = {each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused}
+    overdue = last.get((_PAYMENT, None))
+    unpaid = order.status < _CONFIRMED
+    if unpaid and None not in cancelled and any(part.status is not _CLOSED for part in order.suborders):
+        wait(_PAYMENT, None, armed, policy.payment, 1)
     answered = {reply.seller_id for reply in order.stock if not reply.refused}
     scanned = {scan.seller_id for scan in order.scans if not scan.refused}
-    for seller_id, part in zip(
-        sorted({item.seller_id for item in created.items}), order.suborders, strict=True
-    ):
+    for seller_id, part in zip(sorted({item.seller_id for item in created.items}), order.suborders, strict=True):
         if part.live <= part.in_transit:
             continue
         if seller_id not in answered and seller_id not in scanned:
-            wait(DeadlineKind.STOCK, seller_id, armed, policy.stock, policy.stock_asks)
-        asked_back = [
-            at
-            for at in (
-                cancelled.get(None),
-                cancelled.get(seller_id),
-                overdue and max(armed, overdue.appended),
-            )
-            if at
-        ]
+            wait(_STOCK, seller_id, armed, policy.stock, policy.stock_asks)
+        asked_back = [at for at in (cancelled.get(None), cancelled.get(seller_id), overdue and max(armed, overdue.appended)) if at]
         if asked_back:
-            wait(DeadlineKind.RELEASE, seller_id, min(asked_back), policy.release, policy.release_asks)
+            wait(_RELEASE, seller_id, min(asked_back), policy.release, policy.release_asks)
         elif order.labelled_at and seller_id not in scanned:
-            wait(DeadlineKind.LABEL, seller_id, order.labelled_at, policy.label, policy.label_asks)
+            wait(_LABEL, seller_id, order.labelled_at, policy.label, policy.label_asks)
     replied = {reply.refund_id for reply in order.refunds if not reply.refused}
     for decision in order.decisions:
         refund_id = ids.uuid5(order_id, f"refund:{decision.n}")
         if refund_id not in replied:
-            wait(
-                DeadlineKind.REFUND,
-                refund_id,
-                max(armed, decision.appended),
-                policy.refund,
-                policy.refund_asks,
-            )
+            wait(_REFUND, refund_id, max(armed, decision.appended), policy.refund, policy.refund_asks)
     return found
 
 

@@ -49,6 +49,8 @@ class Folded(Struct, gc=False):
     effects: list[Effect]
 
 
+_CONFIRMED: Final = OrderStatus.CONFIRMED
+_IN_TRANSIT: Final = Rank.IN_TRANSIT
 _DUPLICATE: Final = Folded(False, None, [])
 _TOO_LARGE: Final = Folded(False, (errors.ORDER_TOO_LARGE, "the order has as many facts of this type as one order takes in"), [])
 _FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts is not None}
@@ -178,10 +180,10 @@ def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
 
 def _first_move(totals: RunningTotals, scan: Scan) -> bool:
     """Whether this scan is the first that says that its parcel is in transit or further."""
-    if scan.rank < Rank.IN_TRANSIT:
+    if scan.rank < _IN_TRANSIT:
         return False
     winning = totals.parcels.get(scan.shipment_id)
-    return winning is None or winning.rank < Rank.IN_TRANSIT
+    return winning is None or winning.rank < _IN_TRANSIT
 
 
 def _fold_created(order: Order, event: Event, created: Created, totals: RunningTotals) -> Folded:
@@ -212,7 +214,7 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
     for facts in by_kind:
         for fact in facts:
             if not fact.refused:
-                first_move = isinstance(fact, Scan) and fact.rank >= Rank.IN_TRANSIT and fact.shipment_id not in moved
+                first_move = isinstance(fact, Scan) and fact.rank >= _IN_TRANSIT and fact.shipment_id not in moved
                 if isinstance(fact, Scan) and first_move:
                     moved.add(fact.shipment_id)
                 _commands_for(order, created, now, writer, fact, first_move)
@@ -314,7 +316,7 @@ def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
 def _publish_changes(order: Order, created: Created, now: OrderView, writer: Writer, event: Event, totals: RunningTotals) -> None:
     """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
     version = order.version
-    if now.status >= OrderStatus.CONFIRMED and not order.labelled:
+    if now.status >= _CONFIRMED and not order.labelled:
         order.labelled = True
         order.labelled_at = event.appended
         _ask_labels(created, now, writer, order)
@@ -332,7 +334,7 @@ def _publish_changes(order: Order, created: Created, now: OrderView, writer: Wri
 
 
 def _ask_labels(created: Created, now: OrderView, writer: Writer, order: Order, seller_id: bytes | None = None) -> None:
-    moving = {scan.seller_id for scan in order.scans if scan.rank >= Rank.IN_TRANSIT and not scan.refused}
+    moving = {scan.seller_id for scan in order.scans if scan.rank >= _IN_TRANSIT and not scan.refused}
     for suborder in now.suborders:
         if suborder.seller_id in moving or seller_id not in (None, suborder.seller_id):
             continue

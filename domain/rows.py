@@ -8,7 +8,7 @@ a parcel's or a return's row counts that row's own natural keys, so rows are the
 from __future__ import annotations
 
 from collections.abc import Container, Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 from msgspec import Struct
@@ -25,7 +25,7 @@ from domain.order import (
 from domain.totals import winning_scans, winning_stages
 
 
-class OrderRow(NamedTuple):
+class OrderRow(Struct, gc=False):
     """Of orders_order."""
 
     id: str
@@ -40,7 +40,7 @@ class OrderRow(NamedTuple):
     version: int
 
 
-class ItemRow(NamedTuple):
+class ItemRow(Struct, gc=False):
     """Of orders_order_item."""
 
     id: str
@@ -59,7 +59,7 @@ class ItemRow(NamedTuple):
     version: int
 
 
-class ShipmentRow(NamedTuple):
+class ShipmentRow(Struct, gc=False):
     """Of orders_shipment."""
 
     id: str
@@ -77,7 +77,7 @@ class ShipmentRow(NamedTuple):
     version: int
 
 
-class ReturnRow(NamedTuple):
+class ReturnRow(Struct, gc=False):
     """Of orders_return."""
 
     id: str
@@ -93,6 +93,10 @@ class ReturnRow(NamedTuple):
     updated_at: str
     version: int
 
+
+_IN_TRANSIT: Final = Rank.IN_TRANSIT
+_DELIVERED: Final = OrderStatus.DELIVERED
+_CLOSED: Final = SuborderStatus.CLOSED
 
 Row = OrderRow | ItemRow | ShipmentRow | ReturnRow
 
@@ -335,7 +339,7 @@ def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: i
             status = scan.rank.text
             estimated = None if scan.estimated_delivery is None else times.text(scan.estimated_delivery)
             shipments.append(ShipmentSummary(shipment, ids.text(scan.seller_id), status, scan.carrier, scan.tracking_number, estimated))
-            moving = moving or scan.rank is Rank.IN_TRANSIT
+            moving = moving or scan.rank is _IN_TRANSIT
             if scan.tracking_number and (changed is None or shipment_id in changed):
                 entry = Tracking(order_id, shipment, scan.carrier, status, scan.location, estimated)
                 shown[scan.tracking_number] = count = shown.get(scan.tracking_number, 0) + 1
@@ -363,6 +367,6 @@ def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: i
         suborders,
         shipments,
     )
-    closed = all(part.status is SuborderStatus.CLOSED for part in order.suborders)
-    settled = not moving and (order.status >= OrderStatus.DELIVERED or closed)
+    closed = all(part.status is _CLOSED for part in order.suborders)
+    settled = not moving and (order.status >= _DELIVERED or closed)
     return Summary(row.user_id, first // 1000, settled, _encode(value), tracking, untracked)

@@ -15,6 +15,9 @@ from domain.totals import RunningTotals
 
 _item_id: Final = attrgetter("item_id")
 _seller_id: Final = attrgetter("seller_id")
+_PENDING, _CONFIRMED, _SHIPPED, _DELIVERED, _RETURNED = OrderStatus
+_CLOSED: Final = SuborderStatus.CLOSED
+_NOT_CLOSED: Final = ClosedBecause.NOT_CLOSED
 _SUBORDER_STATUS: Final = tuple(SuborderStatus)
 """The status of a seller's part by that which an order of these units would have."""
 
@@ -93,8 +96,8 @@ class Suborder:
         self.ordered = self.live = self.in_transit = self.delivered = self.returned = 0
         """Units: all, live, and live ones at this rank or above."""
         self.items_amount = self.shipping = self.discount = 0
-        self.status = SuborderStatus.PENDING
-        self.because = ClosedBecause.NOT_CLOSED
+        self.status = _SUBORDER_STATUS[_PENDING]
+        self.because: ClosedBecause = _NOT_CLOSED
 
     @property
     def total(self) -> int:
@@ -153,23 +156,23 @@ class OrderView:
             returned += suborder.returned
             amount += suborder.items_amount + suborder.shipping - suborder.discount
         self.live = live
-        paid = OrderStatus.CONFIRMED if self.captured >= (amount if live else self.total) else OrderStatus.PENDING
+        paid = _CONFIRMED if self.captured >= (amount if live else self.total) else _PENDING
         for suborder in self.suborders:
             if suborder.live:
                 milestone = _milestone(suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid)
                 suborder.status = _SUBORDER_STATUS[milestone]
             else:
-                suborder.status = SuborderStatus.CLOSED
+                suborder.status = _CLOSED
         return _milestone(live, in_transit, delivered, returned, paid)
 
 
 def _milestone(live: int, in_transit: int, delivered: int, returned: int, paid: OrderStatus) -> OrderStatus:
     if live and in_transit:
         if returned == live:
-            return OrderStatus.RETURNED
+            return _RETURNED
         if delivered == live:
-            return OrderStatus.DELIVERED
-        return OrderStatus.SHIPPED
+            return _DELIVERED
+        return _SHIPPED
     return paid
 
 

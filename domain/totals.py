@@ -31,6 +31,10 @@ from domain.order import (
 INDEX_FROM: Final = 24
 """Facts of one kind from which on a dictionary finds a natural key faster than looking at each."""
 
+_IN_TRANSIT, _DELIVERED, _RETURNED = Rank.IN_TRANSIT, Rank.DELIVERED, Rank.RETURNED
+_REQUESTED, _PROCESSED = ReturnStatus.REQUESTED, ReturnStatus.PROCESSED
+_RESERVED: Final = StockAnswer.RESERVED
+
 Span = tuple[int, int]
 """Units first ... end - 1 of a line."""
 
@@ -64,7 +68,7 @@ def _beats(scan: Scan, known: Scan) -> bool:
 
 
 def _precedence(stage: ReturnStage) -> tuple[bool, int, ReturnStatus]:
-    return (stage.status is ReturnStatus.REQUESTED, stage.time, stage.status)
+    return (stage.status is _REQUESTED, stage.time, stage.status)
 
 
 class ParcelUnits:
@@ -261,7 +265,7 @@ class RunningTotals:
 
     def _count_parcel(self, created: Created, scan: Scan, sign: int) -> None:
         rank = scan.rank
-        if rank < Rank.IN_TRANSIT:
+        if rank < _IN_TRANSIT:
             return
         claimed = self.claimed
         for item_id, quantity in self._pairs(created, scan.seller_id, scan.items):
@@ -270,13 +274,13 @@ class RunningTotals:
                 units = claimed[item_id] = ParcelUnits()
             quantity *= sign
             units.in_transit += quantity
-            if rank >= Rank.DELIVERED:
+            if rank >= _DELIVERED:
                 units.delivered += quantity
-                if rank is Rank.RETURNED:
+                if rank is _RETURNED:
                     units.returned += quantity
 
     def _count_unavailable(self, created: Created, reply: StockReply) -> None:
-        if reply.type is StockAnswer.RESERVED or reply.refused:
+        if reply.type is _RESERVED or reply.refused:
             return
         gone = self.gone
         for item_id, quantity in self._pairs(created, reply.seller_id, reply.items):
@@ -299,6 +303,6 @@ class RunningTotals:
         self.returns[stage.return_id] = stage
 
     def _count_returned(self, created: Created, stage: ReturnStage, sign: int) -> None:
-        if stage.status is ReturnStatus.PROCESSED:
+        if stage.status is _PROCESSED:
             quantity = stage.quantity or next(item.quantity for item in created.items if item.item_id == stage.item_id)
             self.returned[stage.item_id] = self.returned.get(stage.item_id, 0) + sign * quantity

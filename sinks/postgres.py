@@ -21,6 +21,7 @@ from typing import cast
 import asyncpg
 import msgspec
 import sqlalchemy as sa
+from msgspec import structs
 
 from domain.rows import Row
 from settings import Settings
@@ -36,7 +37,7 @@ _encode = msgspec.json.Encoder().encode
 def given_rows(table: sa.Table, first: int) -> str:
     """SELECT of the rows given by parameters $first, ..., one JSON array for each field of a row (see
     columns_of)."""
-    names = ROWS[table.name]._fields
+    names = ROWS[table.name].__struct_fields__
     types = [table.columns[name].type.compile(DIALECT) for name in names]
     arrays = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
     return (
@@ -47,7 +48,7 @@ def given_rows(table: sa.Table, first: int) -> str:
 
 def columns_of(rows: Sequence[Row]) -> list[str]:
     """Rows as given_rows takes them: one JSON array for each field."""
-    return [_encode(column).decode() for column in zip(*rows, strict=True)]
+    return [_encode(column).decode() for column in zip(*map(structs.astuple, rows), strict=True)]
 
 
 def _upsert(table: sa.Table, first: int, schema: str) -> str:
@@ -56,7 +57,7 @@ def _upsert(table: sa.Table, first: int, schema: str) -> str:
     A row is replaced by one of a higher version; at the same version by another one whose times aren't later (the earlier time of a
     repeated fact lowers them, and can make another stage of a return win). Otherwise the row isn't touched: no new row version, no WAL.
     """
-    names = ROWS[table.name]._fields
+    names = ROWS[table.name].__struct_fields__
     key = [column.name for column in table.primary_key.columns]
     values = [name for name in names if name not in key]
     changes = ", ".join(f"{name} = excluded.{name}" for name in values)
@@ -79,7 +80,7 @@ def statement(tables: tuple[str, ...], partition_by: PartitionBy = "user_id", sc
     for name in tables:
         table = metadata.tables[name]
         parts.append(f"{name}_ AS ({_upsert(table, first, schema)})")
-        first += len(ROWS[name]._fields)
+        first += len(ROWS[name].__struct_fields__)
     counts = " + ".join(f"(SELECT count(*) FROM {name}_)" for name in tables)
     return f"WITH {', '.join(parts)} SELECT {counts}"
 
@@ -87,8 +88,8 @@ def statement(tables: tuple[str, ...], partition_by: PartitionBy = "user_id", sc
 def check_columns() -> None:
     """Raise TypeError unless each row has a field for every column of its table, and no other."""
     for name, table in build_metadata().tables.items():
-        if name in ROWS and set(ROWS[name]._fields) != set(table.columns.keys()):
-            differ = sorted(set(ROWS[name]._fields) ^ set(table.columns.keys()))
+        if name in ROWS and set(ROWS[name].__struct_fields__) != set(table.columns.keys()):
+            differ = sorted(set(ROWS[name].__struct_fields__) ^ set(table.columns.keys()))
             raise TypeError(f"{ROWS[name].__name__} and the columns of {name} differ: {', '.join(differ)}")
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import astuple
 
 from audit.stores import TABLES, comparable
 from contracts.statuses import OrderStatusText, ParcelStatusText
@@ -73,9 +74,7 @@ def row_batches(rng: Random) -> Iterator[RowBatch]:
 async def rows(place: PostgresPlace) -> dict[str, set[Any]]:
     found = {}
     for table in TABLES:
-        found[table] = {
-            comparable(table, tuple(map(as_text, row))) for row in await place.fetch(f"SELECT * FROM {table}")
-        }
+        found[table] = {comparable(table, tuple(map(as_text, row))) for row in await place.fetch(f"SELECT * FROM {table}")}
     return found
 
 
@@ -90,10 +89,7 @@ def as_text(value: Any) -> Any:
 async def test_rows(postgres: PostgresPlace, fake_postgres: FakePostgresPlace, seed: int) -> None:
     for batch in row_batches(Random(seed)):
         assert await postgres.sink.write(batch) == await fake_postgres.sink.write(batch)
-        fake = {
-            table: {comparable(table, row) for row in there.values()}
-            for table, there in fake_postgres.tables.rows.items()
-        }
+        fake = {table: {comparable(table, astuple(row)) for row in there.values()} for table, there in fake_postgres.tables.rows.items()}
         assert await rows(postgres) == fake
 
 
@@ -114,9 +110,7 @@ def entries(rng: Random) -> Iterator[list[CacheEntry]]:
             for parcel in rng.sample("pqr", rng.randint(0, 2)):
                 number = f"T{rng.randint(1, 2)}"
                 location = rng.choice((None, "hub", '"shipment_id":"x"'))
-                tracking.append(
-                    (number, ident(parcel), parcel_json(order, parcel, rng.choice(STATUS), location))
-                )
+                tracking.append((number, ident(parcel), parcel_json(order, parcel, rng.choice(STATUS), location)))
             for parcel in rng.sample("pqr", rng.randint(0, 1)):
                 untracked.append((f"T{rng.randint(1, 2)}", ident(parcel)))
             user = rng.choice(("u", "v"))

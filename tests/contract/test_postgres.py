@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from msgspec import structs
 
 from settings import Settings
 from sinks.migrate import upgrade
@@ -64,7 +65,7 @@ async def test_a_bad_row_and_nothing_of_its_batch_is_written(postgres: PostgresP
     column, value, error = BAD[what]
     batch = postgres.batch([ORDER, Order("b", 1)])
     changes: dict[str, Any] = {column: value}
-    batch.orders[1] = batch.orders[1]._replace(**changes)
+    batch.orders[1] = structs.replace(batch.orders[1], **changes)
     with pytest.raises(error):
         await postgres.sink.write(batch)
     assert not any((await postgres.content()).values())
@@ -89,7 +90,7 @@ async def test_every_set_of_tables_is_written(postgres: PostgresPlace) -> None:
 async def test_text_arrives_as_it_is(postgres: PostgresPlace, text: str) -> None:
     batch = postgres.batch([ORDER])
     (shipment,) = batch.shipments
-    batch.shipments = [shipment._replace(region=text, carrier=text, tracking_number=text)]
+    batch.shipments = [structs.replace(shipment, region=text, carrier=text, tracking_number=text)]
     await postgres.sink.write(batch)
     (row,) = await postgres.fetch("SELECT region, carrier, tracking_number FROM orders_shipment WHERE tracking_number = $1", text)
     assert tuple(row) == (text, text, text)
@@ -97,7 +98,7 @@ async def test_text_arrives_as_it_is(postgres: PostgresPlace, text: str) -> None
 
 async def test_null_stays_null_and_large_amounts_exact(postgres: PostgresPlace) -> None:
     batch = postgres.batch([replace(ORDER, total="1000000000000000"), replace(ORDER, name="b", total="1000000000000.001")])
-    batch.shipments = [row._replace(carrier=None, tracking_number=None) for row in batch.shipments]
+    batch.shipments = [structs.replace(row, carrier=None, tracking_number=None) for row in batch.shipments]
     await postgres.sink.write(batch)
     rows = await postgres.fetch("SELECT DISTINCT warehouse_id, carrier, tracking_number, estimated_delivery FROM orders_shipment")
     assert [tuple(row) for row in rows] == [(None, None, None, None)]

@@ -10,6 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from cli import main
 from operations.postgres import ddl, references, regions
@@ -80,7 +81,7 @@ async def write(settings: Settings, batch: RowBatch) -> None:
 def order(name: str, warehouse: str | None = None) -> RowBatch:
     """An order and a parcel; the parcel comes from a warehouse."""
     batch = rows_of([Order(name, 1, parcels=((f"parcel of {name}", "pending"),))])
-    batch.shipments = [row._replace(warehouse_id=warehouse) for row in batch.shipments]
+    batch.shipments = [structs.replace(row, warehouse_id=warehouse) for row in batch.shipments]
     return batch
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 import pytest_asyncio
+from msgspec import structs
 
 from cli import main
 from operations.postgres import ddl, regions
@@ -46,10 +47,10 @@ def batch(orders: list[tuple[Order, str]]) -> RowBatch:
     for order, region in orders:
         one = RowBatch()
         order.rows(one)
-        made.orders += [row._replace(region=region) for row in one.orders]
-        made.items += [row._replace(region=region) for row in one.items]
-        made.shipments += [row._replace(region=region) for row in one.shipments]
-        made.returns += [row._replace(region=region) for row in one.returns]
+        made.orders += [structs.replace(row, region=region) for row in one.orders]
+        made.items += [structs.replace(row, region=region) for row in one.items]
+        made.shipments += [structs.replace(row, region=region) for row in one.shipments]
+        made.returns += [structs.replace(row, region=region) for row in one.returns]
     return made
 
 

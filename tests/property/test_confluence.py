@@ -33,7 +33,7 @@ def all_rows(order: Order) -> list[Any]:
     key = "order"
     return [
         rows.order_row(key, order),
-        sorted(rows.item_rows(key, order)),
+        sorted(rows.item_rows(key, order), key=repr),
         sorted(rows.shipment_rows(key, order), key=repr),
         sorted(rows.return_rows(key, order), key=repr),
     ]

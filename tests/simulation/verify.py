@@ -12,6 +12,7 @@ from typing import Any
 from uuid import UUID
 
 from aiokafka.structs import TopicPartition
+from msgspec.structs import astuple
 
 from audit.reference import Decision, Fact, Order, Reading, RecordId, Refusal
 from audit.stores import Row, comparable
@@ -185,7 +186,7 @@ class Verifier:
     def _rows(self) -> Iterator[str]:
         found: dict[str, dict[str, set[Row]]] = defaultdict(lambda: {table: set() for table in TABLES})
         for table in TABLES:
-            for row in self.world.tables.rows[table].values():
+            for row in map(astuple, self.world.tables.rows[table].values()):
                 found[str(row[0] if table == "orders_order" else row[1])][table].add(comparable(table, row))
         for order_id, readings in self.readings.items():
             there = found.pop(order_id, None) or {table: set() for table in TABLES}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
+from msgspec import Struct, structs
 
 from domain.rows import ReturnRow
 from sinks.postgres import check_columns, columns_of, given_rows, statement
@@ -13,14 +12,14 @@ from sinks.schema import TABLES, build_metadata
 from tests.unit.builders import ANNA, ORDER
 
 
-class Turned(NamedTuple):
+class Turned(Struct):
     """A row of orders_return whose fields stand in another order."""
 
     version: int
     id: str
 
 
-class Short(NamedTuple):
+class Short(Struct):
     """A row that lacks columns, and has one that the table hasn't."""
 
     id: str
@@ -30,17 +29,14 @@ class Short(NamedTuple):
 def test_each_table_has_a_row_with_its_columns() -> None:
     tables = build_metadata().tables
     assert tuple(ROWS) == TABLES
-    assert {name: sorted(row._fields) for name, row in ROWS.items()} == {
-        name: sorted(tables[name].columns.keys()) for name in TABLES
-    }
+    for name, row in ROWS.items():
+        assert sorted(row.__struct_fields__) == sorted(tables[name].columns.keys())
     check_columns()
 
 
 def test_a_worker_does_not_start_when_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ROWS, "orders_return", Short)
-    with pytest.raises(
-        TypeError, match=r"Short and the columns of orders_return differ: colour, created_at, .*, version"
-    ):
+    with pytest.raises(TypeError, match=r"Short and the columns of orders_return differ: colour, created_at, .*, version"):
         check_columns()
 
 
@@ -49,17 +45,12 @@ def test_the_statement_takes_a_rows_fields_by_name(monkeypatch: pytest.MonkeyPat
     select = given_rows(build_metadata().tables["orders_return"], 3)
     assert select.startswith("SELECT version::INTEGER, id::UUID FROM ROWS FROM (")
     assert select.endswith(") new(version, id)")
-    assert (
-        "INSERT INTO public.orders_return AS old (version, id) SELECT version::INTEGER, id::UUID"
-        in statement.__wrapped__(TABLES)
-    )
+    assert "INSERT INTO public.orders_return AS old (version, id) SELECT version::INTEGER, id::UUID" in statement.__wrapped__(TABLES)
 
 
 def test_columns_come_in_the_order_of_the_fields() -> None:
-    row = ReturnRow(
-        ANNA, ORDER, "user", "SP", "item", 2, 'too "small"', "processed", None, "first", "last", 3
-    )
-    columns = dict(zip(ReturnRow._fields, columns_of([row, row._replace(quantity=7)]), strict=True))
+    row = ReturnRow(ANNA, ORDER, "user", "SP", "item", 2, 'too "small"', "processed", None, "first", "last", 3)
+    columns = dict(zip(ReturnRow.__struct_fields__, columns_of([row, structs.replace(row, quantity=7)]), strict=True))
     assert (columns["quantity"], columns["processed_at"]) == ("[2,7]", "[null,null]")
     assert columns["reason"] == r'["too \"small\"","too \"small\""]'
 
