@@ -31,7 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from contracts.cloudevents import SourceEvent
 from settings import Settings
 from stack import Stack, ports
-from wire import AIOKafkaConsumer
+from wire import clients
 from workload.generator import workload
 from workload.producer import send
 
@@ -333,9 +333,7 @@ async def _reading(settings: Settings, caused_at: dict[bytes, float]) -> AsyncIt
     """Read VISIBLE meanwhile; afterwards the dictionary holds how long events took to be seen there, in milliseconds."""
     waits: list[float] = []
     found: dict[str, float] = {}
-    async with AIOKafkaConsumer(
-        VISIBLE, bootstrap_servers=settings.brokers, isolation_level="read_committed", auto_offset_reset="latest", fetch_max_wait_ms=50
-    ) as consumer:
+    async with clients.consumer(settings, "orders-bench", VISIBLE, auto_offset_reset="latest", fetch_max_wait_ms=50) as consumer:
         await consumer.seek_to_end()
 
         async def read() -> None:

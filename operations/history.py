@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from math import inf
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
@@ -24,7 +25,6 @@ from streams.lag import Lag
 from streams.lanes import sources
 from streams.transport.batch import Slice, cut
 from tables import codec
-from wire import learn_topics
 from wire.log import LogReader
 
 FOLD_RECORDS: Final = 4_000
@@ -47,10 +47,10 @@ def committed(lag: Lag, former: Sequence[int]) -> dict[int, dict[str, int]]:
 
 
 class HistoryReader(LogReader):
-    """A LogReader that also reads a lane's logs as one stream."""
+    """A LogReader that also reads a lane's logs as one stream. It waits for the brokers, however long they are away."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.brokers, "orders-history")
+        super().__init__(settings, "orders-history", stall_timeout=inf)
 
     async def require(self, starts: Mapping[int, Positions], ends: Mapping[int, Positions]) -> None:
         """Raises LogIncomplete if a lane's logs (those of `ends`) don't reach back to its start; what isn't named there starts at 0."""
@@ -59,8 +59,7 @@ class HistoryReader(LogReader):
             for log in logs:
                 start = starts.get(lane, {}).get(log, 0)
                 wanted[_partition(log)] = min(start, wanted.get(_partition(log), start))
-        await learn_topics(self._consumer, {partition.topic for partition in wanted})
-        for partition, start in (await self._consumer.beginning_offsets(list(wanted))).items():
+        for partition, start in (await self.beginnings(list(wanted))).items():
             if start > wanted[partition]:
                 raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")
 
@@ -70,22 +69,16 @@ class HistoryReader(LogReader):
         Holds one fetch of each log at most, however long the log is. Blocks while the broker is away. The positions must exist (require).
         """
         logs = [log for log in end if start.get(log, 0) < end[log]]
-        sources = [Source(_partition(log), end[log]) for log in logs]
-        consumer = self._consumer
-        consumer.assign([source.partition for source in sources])
-        for log in logs:
-            consumer.seek(_partition(log), start.get(log, 0))
+        sources = {_partition(log): Source(end[log]) for log in logs}
+        self._seek({_partition(log): start.get(log, 0) for log in logs})
         while True:
-            while hungry := {source.partition: source for source in sources if source.open and not source.records}:
-                for partition, records in (await consumer.getmany(*hungry, timeout_ms=500)).items():
-                    hungry[partition].add(records)
-                for partition, source in hungry.items():
-                    if await consumer.position(partition) >= source.end:
-                        source.open = False
-                        consumer.pause(partition)
-            if not any(source.records for source in sources):
+            while lacking := {partition: each.end for partition, each in sources.items() if each.open and not each.records}:
+                for partition, (records, position) in (await self._fetch(lacking)).items():
+                    sources[partition].add(records)
+                    sources[partition].open = position < lacking[partition]
+            if not any(source.records for source in sources.values()):
                 return
-            yield merge(sources)
+            yield merge([*sources.values()])
 
 
 def _partition(log: str) -> TopicPartition:
@@ -96,9 +89,9 @@ def _partition(log: str) -> TopicPartition:
 class Source:
     """What was fetched of one topic and not yet merged. `times`: of each record the latest up to it, so that none overtakes another."""
 
-    def __init__(self, partition: TopicPartition, end: int) -> None:
-        self.partition = partition
+    def __init__(self, end: int) -> None:
         self.end = end
+        """Where its log ends, for this read."""
         self.open = True
         """There may be more."""
         self.records: list[Any] = []
@@ -107,10 +100,9 @@ class Source:
 
     def add(self, records: Iterable[Any]) -> None:
         for record in records:
-            if record.offset < self.end:
-                self._latest = max(self._latest, record.timestamp)
-                self.records.append(record)
-                self.times.append(self._latest)
+            self._latest = max(self._latest, record.timestamp)
+            self.records.append(record)
+            self.times.append(self._latest)
 
     def take(self, count: int) -> list[tuple[int, Any]]:
         taken = list(zip(self.times[:count], self.records[:count], strict=True))

@@ -31,7 +31,7 @@ from operations.dead_letters import REDRIVE_COUNT, REDRIVE_OF, DeadLetter, Lette
 from settings import Settings
 from streams import topics
 from streams.lag import TopicsMissing
-from wire import AIOKafkaProducer
+from wire import clients
 
 TRANSACTION_RECORDS: Final = 500
 """Letters in one transaction."""
@@ -150,9 +150,9 @@ class _Sender:
             raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {self._settings.kafka}")
         self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in found.items()}
         self._partitions = {name: state.partitions for name, state in found.items()}
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.brokers,
-            client_id="orders-redrive",
+        self._producer = clients.producer(
+            self._settings,
+            "orders-redrive",
             transactional_id=f"{self._settings.group}-redrive",
             transaction_timeout_ms=int(self._settings.transaction_timeout * 1000),
             linger_ms=0,

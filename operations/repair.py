@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
 from itertools import islice
 from types import TracebackType
@@ -121,8 +121,9 @@ class Repairer:
     async def _repair_lane(self, lane: int, damaged: Mapping[str, Damage]) -> dict[str, int]:
         keys = {order_id.encode() for order_id in damaged}
         records: list[Record] = []
-        async for some in self._reader.lane({}, self._positions[lane]):
-            records += [record for record in some if record.key in keys]
+        async with aclosing(self._reader.lane({}, self._positions[lane])) as stretches:
+            async for some in stretches:
+                records += [record for record in some if record.key in keys]
         states = self._fold(lane, records)
         work = project(self._folder, states)
         await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], work.rows)
@@ -165,10 +166,11 @@ class Repairer:
         wanted = {_raw(order_id) for order_id in order_ids}
         highest: dict[bytes, int] = {}
         end = (await self._reader.ends([partition]))[partition]
-        async for records in self._reader.stretch(partition, 0, end):
-            for record in records:
-                if record.key in wanted:
-                    highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
+        async with aclosing(self._reader.read(partition, 0, end)) as stretches:
+            async for found, _ in stretches:
+                for record in found:
+                    if record.key in wanted:
+                        highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
         await write_states(
             self._settings, self._lock, lane, {raw_id: (highest.get(raw_id, 0), states.get(raw_id)) for raw_id in sorted(wanted)}
         )

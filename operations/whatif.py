@@ -228,8 +228,8 @@ class WhatIf:
                         self.published.partly.setdefault(topic, f"{topic}/{lane} begins at {start}")
                 end = (await refold.reader.ends([partition]))[partition]
                 if end > self._read[partition]:
-                    async with aclosing(refold.reader.stretch(partition, self._read[partition], end)) as stretches:
-                        async for records in stretches:
+                    async with aclosing(refold.reader.read(partition, self._read[partition], end)) as stretches:
+                        async for records, _ in stretches:
                             whose = self._note(topic, records, _WAS)
                             if number:
                                 self._events.write({_MOVED + order_id: bytes([number]) for order_id in whose})

@@ -33,7 +33,7 @@ from streams.dead_letters import letter_of, raw_value
 from streams.lag import LagReader, total
 from streams.partitioner import partition_of
 from streams.transport.delivery import Delivery
-from wire import AIOKafkaConsumer, AIOKafkaProducer, unreadable
+from wire import clients, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +61,11 @@ class Unpacker:
         self._looked = 0.0
         self._since = 0
         self._never = asyncio.Event()
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = clients.consumer(
+            settings,
+            "orders-bulk",
             *BULK,
-            bootstrap_servers=settings.brokers,
-            client_id="orders-bulk",
             group_id=settings.bulk_group,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=int(settings.session_timeout * 1000),
             heartbeat_interval_ms=int(min(settings.heartbeat_interval, settings.session_timeout / 3) * 1000),
@@ -75,15 +73,7 @@ class Unpacker:
             # A part waits for as long as the pipeline is behind; that is not idleness to leave the group for.
             max_poll_interval_ms=DAY_MS,
         )
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.brokers,
-            client_id="orders-bulk",
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=5,
-            max_batch_size=512 << 10,
-            max_request_size=16 << 20,
-        )
+        self._producer = clients.producer(settings, "orders-bulk", linger_ms=5, max_batch_size=512 << 10, max_request_size=16 << 20)
 
     async def __aenter__(self) -> Unpacker:
         """Raises what aiokafka raises when no broker answers."""

@@ -30,13 +30,13 @@ def sources(lane: int, former: Sequence[int]) -> list[int]:
 async def noted(settings: Settings) -> Lanes | None:
     """What was noted when the topics were given more partitions; None: they never were. Reads one small topic. Raises KafkaError."""
     newest: Lanes | None = None
-    async with LogReader(settings.brokers, "orders-lanes") as reader:
+    async with LogReader(settings, "orders-lanes") as reader:
         partition = TopicPartition(PARTITIONS, 0)
-        if not await reader.exists(PARTITIONS):
+        if not await reader.partitions(PARTITIONS):
             return None
         end = (await reader.ends([partition]))[partition]
-        async with aclosing(reader.stretch(partition, 0, end)) as stretches:
-            async for records in stretches:
+        async with aclosing(reader.read(partition, 0, end)) as stretches:
+            async for records, _ in stretches:
                 for record in records:
                     newest = _note(record.value) or newest
     return newest

@@ -19,7 +19,7 @@ from aiokafka import TopicPartition
 
 from contracts.cloudevents import binary
 from settings import Settings
-from wire import AIOKafkaConsumer, AIOKafkaProducer
+from wire import AIOKafkaConsumer, AIOKafkaProducer, clients, partitions_of
 from workload.services import Behaviour, Later, Market, Message, Steps, order_of
 
 ENDED = ("delivered", "returned", "closed")
@@ -64,19 +64,13 @@ class Bazaar:
         """
         started = time.monotonic()
         self._progress = progress
-        producer = AIOKafkaProducer(bootstrap_servers=self._settings.brokers, acks="all", enable_idempotence=True, linger_ms=5)
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.brokers, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
-        )
+        producer = clients.producer(self._settings, "orders-simulate", linger_ms=5)
+        consumer = clients.consumer(self._settings, "orders-simulate")
         tasks: list[asyncio.Task[None]] = []
         try:
             await producer.start()
             await consumer.start()
-            partitions = [
-                TopicPartition(topic, number)
-                for topic in (*self._market.commands, *NOTICES)
-                for number in sorted(await _partitions(consumer, topic))
-            ]
+            partitions = await _partitions(consumer, (*self._market.commands, *NOTICES))
             consumer.assign(partitions)
             await consumer.seek_to_end(*partitions)
             tasks = [asyncio.ensure_future(self._serve(consumer)), asyncio.ensure_future(self._send(producer))]
@@ -185,9 +179,9 @@ def _raise(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.result()
 
 
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    await consumer._client.force_metadata_update()
-    found = consumer.partitions_for_topic(topic)
-    if not found:
-        raise LookupError(topic)
-    return set(found)
+async def _partitions(consumer: AIOKafkaConsumer, topics: Sequence[str]) -> list[TopicPartition]:
+    """All of these topics. Raises LookupError if one doesn't exist."""
+    found = await partitions_of(consumer, topics)
+    if missing := [topic for topic in topics if topic not in found]:
+        raise LookupError(missing[0])
+    return [TopicPartition(topic, number) for topic in topics for number in sorted(found[topic])]

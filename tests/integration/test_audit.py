@@ -925,7 +925,7 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
     )
     groups = sorted(await world.admin.list_consumer_groups())
     try:
-        async with Log(world.settings.brokers) as log:
+        async with Log(world.settings) as log:
             before = await log.committed(world.settings.group)
             report = await world.audit(
                 postgres=_as(world.settings.postgres.get_secret_value(), role, "p"),

@@ -56,11 +56,12 @@ BulkJobs.sent = dying
 """,
     "kafka": """
 bulk.SILENCE = 1
-send = bulk.AIOKafkaProducer.send
+from wire import AIOKafkaProducer
+send = AIOKafkaProducer.send
 async def silent(self, *args, headers, **more):
     sending = await send(self, *args, headers=headers, **more)
     return asyncio.get_running_loop().create_future() if sending and json.loads(args[1])["part"] == 3 else sending
-bulk.AIOKafkaProducer.send = silent
+AIOKafkaProducer.send = silent
 """,
 }
 """A submit whose server goes away once two parts are acknowledged."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -44,3 +45,24 @@ def test_files_that_are_named_are_there() -> None:
         if "NAME" not in named and not (ROOT / named).exists()
     }
     assert dead == made, "only a recipe names files that are not there yet: those that it makes"
+
+
+# -- what is made in one place ------------------------------------------------------------------------------------------
+
+SOURCES = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
+CLIENTS = {"AIOKafkaConsumer", "AIOKafkaProducer", "AIOKafkaAdminClient", "AIOKafkaClient"}
+
+
+def makers(names: set[str]) -> set[str]:
+    """The sources that call one of these."""
+    return {
+        name
+        for name in SOURCES
+        for node in ast.walk(ast.parse((ROOT / name).read_text()))
+        if isinstance(node, ast.Call)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")) in names
+    }
+
+
+def test_kafka_clients_are_made_in_one_place() -> None:
+    assert makers(CLIENTS) == {"wire/clients.py"}, "how brokers are reached stands once"
