@@ -28,6 +28,7 @@ from streams.folder import BatchFolder, BatchOutput
 from streams.lag import Lag, LagReader
 from streams.lanes import lanes
 from streams.partitioner import partition_of
+from streams.transport.table import MEMORY, store_options
 from tables import codec
 
 LANES_AT_ONCE: Final = 2
@@ -35,8 +36,6 @@ LANES_AT_ONCE: Final = 2
 POLL: Final = 0.2
 STALL: Final = 5.0
 """Seconds without a commit after which nobody is taken to work the lag off."""
-_MEMORY: Final = 64 << 20
-_WRITE_BUFFER: Final = 16 << 20
 _ID: Final = 16
 _POSITIONS: Final = b"@"
 
@@ -62,18 +61,8 @@ class LocalStates:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Opens it, or makes it. `read_only`: somebody else may have it open, and what is seen is of now."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        blocks = rocksdict.BlockBasedOptions()
-        blocks.set_block_cache(rocksdict.Cache(_MEMORY))
-        blocks.set_bloom_filter(10, False)
-        options = rocksdict.Options(raw_mode=True)
-        options.create_if_missing(True)
-        options.set_block_based_table_factory(blocks)
-        options.set_write_buffer_size(_WRITE_BUFFER)
-        options.set_max_log_file_size(1 << 20)
-        options.set_keep_log_file_num(2)
-        options.set_stats_dump_period_sec(0)
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.read_write()
-        self._db = rocksdict.Rdict(str(path), options, access_type=access)
+        self._db = rocksdict.Rdict(str(path), store_options(rocksdict.Cache(MEMORY)), access_type=access)
         self._closed = False
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:

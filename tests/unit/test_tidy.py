@@ -51,6 +51,7 @@ def test_files_that_are_named_are_there() -> None:
 
 SOURCES = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
 CLIENTS = {"AIOKafkaConsumer", "AIOKafkaProducer", "AIOKafkaAdminClient", "AIOKafkaClient"}
+STORES = {"Options", "BlockBasedOptions", "PlainTableFactoryOptions", "CuckooTableOptions"}
 
 
 def makers(names: set[str]) -> set[str]:
@@ -66,3 +67,10 @@ def makers(names: set[str]) -> set[str]:
 
 def test_kafka_clients_are_made_in_one_place() -> None:
     assert makers(CLIENTS) == {"wire/clients.py"}, "how brokers are reached stands once"
+
+
+def test_options_of_rocksdb_stand_once() -> None:
+    assert makers(STORES) == {
+        "streams/transport/table.py",
+        "audit/stores.py",  # reads what workers wrote, and shares no code with them
+    }
