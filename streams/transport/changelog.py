@@ -26,8 +26,7 @@ async def stretches(options: Mapping[str, Any], tp: TP, since: int, end: int) ->
     `options`: keyword arguments of LogReader. Ends early while the brokers are away or a transaction is open.
     Raises KafkaError.
     """
-    bounds = {"max_poll_records": AT_ONCE, "max_partition_fetch_bytes": FETCH_BYTES}
-    async with LogReader(stall_timeout=WAIT, **bounds, **options) as reader:
+    async with LogReader(**options, stall_timeout=WAIT, max_poll_records=AT_ONCE, max_partition_fetch_bytes=FETCH_BYTES) as reader:
         with suppress(Stalled):
             async with aclosing(reader.read(TopicPartition(*tp), since, end)) as found:
                 async for stretch in found:
