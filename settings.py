@@ -44,7 +44,8 @@ class ServerUrl(SecretStr):
         if not _is_query(found["query"] or ""):
             raise ValueError(self._refusal())
         hidden = "***@" if found["user"] or found["password"] else ""
-        self._shown = f"{found['scheme']}://{hidden}{found['hosts']}{found['path'] or ''}{'?***' if found['query'] else ''}"
+        query = "?***" if found["query"] else ""
+        self._shown = f"{found['scheme']}://{hidden}{found['hosts']}{found['path'] or ''}{query}"
 
     def __str__(self) -> str:
         return self._shown

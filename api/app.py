@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hmac
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from hashlib import sha256
@@ -28,19 +28,21 @@ MOST: Final = 200
 
 _ABOUT = """Reads of orders. Nothing is written here.
 
-**Where answers come from.** The cache, else the replica, else the primary; `X-Source` says which. What is down is passed over, and so is a
-replica that is too far behind. `stale replica`: nothing else answered.
+**Where answers come from.** The cache, else the replica, else the primary; `X-Source` says which.
+What is down is passed over, and so is a replica that is too far behind. `stale replica`: nothing
+else answered.
 
-**Reading one's own writes.** An order's version grows with each fact; it is in `ETag`, in `X-Order-Version`, in each summary and in the
-events. Give it back as `X-Order-Version` (or `min_version`; for lists `seen=ORDER_ID:VERSION`), and no older answer comes. Where no
-place has it yet, the answer is 503 `urn:orders:version-not-there-yet` with `Retry-After`: whoever knows of a version knows that it
-will come, and events are published before their rows are written.
+**Reading one's own writes.** An order's version grows with each fact; it is in `ETag`, in
+`X-Order-Version`, in each summary and in the events. Give it back as `X-Order-Version` (or
+`min_version`; for lists `seen=ORDER_ID:VERSION`), and no older answer comes. Where no place has it
+yet, the answer is 503 `urn:orders:version-not-there-yet` with `Retry-After`: whoever knows of a
+version knows that it will come, and events are published before their rows are written.
 
-**What only the cache knows.** A suborder's status and live amount, and a parcel's location, are in no row: null when the cache has
-forgotten the order (10 to 30 minutes after its last event).
+**What only the cache knows.** A suborder's status and live amount, and a parcel's location, are in
+no row: null when the cache has forgotten the order (10 to 30 minutes after its last event).
 
-**Parameters** are what is written here and nothing else: an unknown one, one that is given twice, an empty one is an error.
-HEAD answers as GET does, without the body.
+**Parameters** are what is written here and nothing else: an unknown one, one that is given twice,
+an empty one is an error. HEAD answers as GET does, without the body.
 
 Errors are `application/problem+json` (RFC 9457)."""
 
@@ -55,6 +57,9 @@ _SOURCE: Final = {
         "schema": {"type": "string", "enum": ["cache", "replica", "primary", "stale replica"]},
     }
 }
+
+_Get = Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]]
+"""Registers the answer to a path, behind a key."""
 
 _DASHES: Final = "With or without dashes."
 _bearer = HTTPBearer(auto_error=False, description="One of ORDERS_API_KEYS; none is needed where none is set.")
@@ -78,20 +83,12 @@ def _responses(model: Any, description: str, *, versioned: bool = False, missing
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application. Connects when it is asked for something; its lifespan closes the connections. Never blocks."""
     reader = Reader(settings)
-    digests = [sha256(key.encode()).digest() for key in settings.bearer_keys]
+    allowed = _allowed(settings.bearer_keys)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await reader.close()
-
-    async def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        if not digests:
-            return
-        digest = sha256(given.credentials.encode()).digest() if given is not None else b""
-        # Of digests: the time it takes says nothing about a key.
-        if not any(hmac.compare_digest(digest, each) for each in digests):
-            raise HTTPException(401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
 
     app = FastAPI(
         title="orders-stream",
@@ -105,11 +102,35 @@ def create_app(settings: Settings) -> FastAPI:
         # A path with a slash at its end is another path.
         redirect_slashes=False,
     )
-    app.add_middleware(Requests, only_loopback=not digests)
+    app.add_middleware(Requests, only_loopback=not settings.bearer_keys)
     app.state.reader = reader
     install(app)
     get = partial(app.get, dependencies=[Depends(allowed), Depends(only_known)], response_class=Response)
+    _answer_one_order(get, reader)
+    _answer_a_users_orders(get, reader)
+    _answer_parcels(get, reader)
+    _answer_a_sellers_suborders(get, reader)
+    _answer_health(app, reader)
+    app.openapi = _describing_problems(app.openapi)  # type: ignore[method-assign]
+    return app
 
+
+def _allowed(keys: Sequence[str]) -> Callable[..., Awaitable[None]]:
+    """What lets through whoever gives one of these keys, or everybody where there is none; raises HTTPException (401)."""
+    digests = [sha256(key.encode()).digest() for key in keys]
+
+    async def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+        if not digests:
+            return
+        digest = sha256(given.credentials.encode()).digest() if given is not None else b""
+        # Of digests: the time it takes says nothing about a key.
+        if not any(hmac.compare_digest(digest, each) for each in digests):
+            raise HTTPException(401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+
+    return allowed
+
+
+def _answer_one_order(get: _Get, reader: Reader) -> None:
     @get(
         "/orders/{order_id}",
         summary="An order's summary",
@@ -139,6 +160,8 @@ def create_app(settings: Settings) -> FastAPI:
         """
         return _one(await reader.story(order_id, max(min_version, x_order_version)), if_none_match)
 
+
+def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
     @get("/users/{user_id}/orders", summary="A user's orders", responses=_responses(Orders, "A page, newest first."), tags=["orders"])
     async def orders(
         user_id: Annotated[Id, Path(description=_DASHES)],
@@ -165,6 +188,8 @@ def create_app(settings: Settings) -> FastAPI:
         )
         return _answer(found)
 
+
+def _answer_parcels(get: _Get, reader: Reader) -> None:
     @get(
         "/tracking/{number:path}",
         summary="Parcels by tracking number",
@@ -182,6 +207,8 @@ def create_app(settings: Settings) -> FastAPI:
             raise invalid(("path.number", "no carrier's number holds a NUL"))
         return _answer(await reader.tracking(number))
 
+
+def _answer_a_sellers_suborders(get: _Get, reader: Reader) -> None:
     @get(
         "/sellers/{seller_id}/suborders",
         summary="A seller's suborders",
@@ -196,6 +223,8 @@ def create_app(settings: Settings) -> FastAPI:
         """
         return _answer(await reader.suborders(seller_id, limit, after=_position(cursor), seen=_seen(seen)))
 
+
+def _answer_health(app: FastAPI, reader: Reader) -> None:
     @app.get(
         "/health",
         dependencies=[Depends(only_known)],
@@ -212,7 +241,9 @@ def create_app(settings: Settings) -> FastAPI:
         found = await reader.health()
         return Response(_encode(found), 503 if found.status == "down" else 200, media_type="application/json")
 
-    plain = app.openapi
+
+def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """FastAPI's OpenAPI document, with the Problem that we answer in the place of its own error."""
 
     def openapi() -> dict[str, Any]:
         document = plain()
@@ -226,8 +257,7 @@ def create_app(settings: Settings) -> FastAPI:
             schemas.pop("ValidationError", None)
         return document
 
-    app.openapi = openapi  # type: ignore[method-assign]
-    return app
+    return openapi
 
 
 OrderId = Annotated[Id, Path(description=_DASHES)]

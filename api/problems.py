@@ -5,7 +5,6 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
-import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -13,8 +12,6 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from queries.errors import NotFound, NotYet, Unavailable
-
-log = structlog.get_logger(__name__)
 
 
 class Fault(BaseModel):

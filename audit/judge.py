@@ -42,8 +42,10 @@ from audit.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, INTERNAL, LAN
 FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL = range(7)
 """Kinds of items. After (key, kind) come
 
-    FACT           number of the topic in LANE, partition, offset, timestamp in ms, value, headers (see _as_read)
-    DERIVED_EVENT  number of the topic in derived.DERIVED, partition, offset, id, causeid, traceparent or None, value
+    FACT           number of the topic in LANE, partition, offset, timestamp in ms, value,
+                   headers (see _as_read)
+    DERIVED_EVENT  number of the topic in derived.DERIVED, partition, offset, id, causeid,
+                   traceparent or None, value
     STATE          offset in the changelog, value or None
     ROW            number of the table, line of COPY
     ENTRY          Redis key, TTL in ms, string or None

@@ -3,9 +3,10 @@
 The pipeline is checked against this module, so it shares no code with it: standard library only, one small function per rule, no state kept
 that could be computed. Money is an integer of minor units, a time is an aware datetime in UTC, an id is canonical UUID text.
 
-    parse(topic, key, value, headers) -> Fact | Refusal      what one record says
-    Order.add(fact)                                          facts of one order, by natural key
-    Order.readings() -> [Reading]                            what they amount to: status, rows, refunds, derived events
+    parse(topic, key, value, headers) -> Fact | Refusal   what one record says
+    Order.add(fact)                                       facts of one order, by natural key
+    Order.readings() -> [Reading]                         what they amount to: status, rows, refunds,
+                                                          derived events
 
 Nothing here blocks or does I/O.
 """

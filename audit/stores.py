@@ -214,7 +214,8 @@ end
 local scanned = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
 local found = {}
 for _, key in ipairs(scanned[2]) do
-  local family = string.match(key, '^order:') or string.match(key, '^tracking:') or string.match(key, '^user:.*:orders$')
+  local family = string.match(key, '^order:') or string.match(key, '^tracking:')
+    or string.match(key, '^user:.*:orders$')
   if family then
     local kind = redis.call('TYPE', key).ok
     local value = false

@@ -1,7 +1,7 @@
 """What so many events a second need, computed from measured costs: cores, workers, partitions, disks, memory.
 
     .venv/bin/python -m benchmarks.capacity
-    .venv/bin/python -m benchmarks.capacity --rate 2500 --headroom 3 --bench my-bench.json --sizes my-sizes.json --json
+    .venv/bin/python -m benchmarks.capacity --rate 2500 --bench my-bench.json --sizes my-sizes.json
 
 Nothing is measured here: `--bench` is a file of `orders bench`, `--sizes` one of benchmarks.sizes. docs/scaling.md has the formulas, and
 says where they stop being true.

@@ -1,4 +1,4 @@
-"""Logging of a worker: structlog over the standard library's, one line an event, to stderr."""
+"""How a worker and the API log: the standard library's loggers, written by structlog, one line an event, to stderr."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from settings import Settings
 
 def configure(settings: Settings, worker: str) -> None:
     """Send everything that is logged to stderr, in the format and from the level that the settings say. Every line names the worker."""
-    shared: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-    ]
     render: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()]
         if settings.log_format == "json"
         else [_harmless, structlog.dev.ConsoleRenderer(colors=messages().color_system is not None)]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
-        foreign_pre_chain=[*shared, lambda _, __, event: {**event, "worker": worker}],
+        foreign_pre_chain=[
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            lambda _, __, event: {**event, "worker": worker},
+        ],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, *render],
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -37,12 +36,6 @@ def configure(settings: Settings, worker: str) -> None:
     root.setLevel(settings.log_level.upper())
     for noisy in ("aiokafka", "kafka", "faust", "mode"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
 
 
 def _harmless(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

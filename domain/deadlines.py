@@ -3,11 +3,11 @@
 Pure: time is a number that the caller gives. All times are the broker's (append time, milliseconds since 1970), never an event's own. A
 deadline that passes becomes a record in orders.decisions, once, and counts when it is folded; a replay reads it and looks at no clock.
 
-    payment   captured below the order's total             -> the stock is asked back, as by a cancellation
-    stock     no answer to stock.reserve                   -> asked again under the same id; at last it counts as rejected
-    release   no answer to stock.release                   -> asked again under the same id; at last an anomaly
-    label     no scan since shipping.label.create          -> asked again under the same id; at last an anomaly
-    refund    no answer to refund.request                  -> asked again under the same id; at last an anomaly
+    payment   captured below the order's total     -> the stock is asked back, as by a cancellation
+    stock     no answer to stock.reserve           -> asked again under the same id; at last it is a rejection
+    release   no answer to stock.release           -> asked again under the same id; at last an anomaly
+    label     no scan since shipping.label.create  -> asked again under the same id; at last an anomaly
+    refund    no answer to refund.request          -> asked again under the same id; at last an anomaly
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Rebuild: rows, states and cache made anew from the log, beside the pipeline, and put in the place of the live ones when asked.
 
-    start    folds every lane's history into the tables of a shadow schema, states into a RocksDB on this machine
+    start    folds every lane's history into the tables of a shadow schema, states into a RocksDB on this
+             machine
     diff     compares them with the live rows, while workers run
-    switch   with workers kept out: states that differ go to the changelog, the shadow's partitions take the live ones' place, and cache
-             entries that say something else are renewed
+    switch   with workers kept out: states that differ go to the changelog, the shadow's partitions take the
+             live ones' place, and cache entries that say something else are renewed
 
 Nothing is published, and nothing live is written before switch. Each can be killed at any moment and run again.
 """

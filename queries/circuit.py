@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
-import structlog
-
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 
 class Circuit:
@@ -32,11 +31,11 @@ class Circuit:
         """It answered."""
         if self.open:
             self.open = False
-            log.info("reads.source_back", source=self._name)
+            log.info("reads.source_back: %s", self._name)
 
     def failed(self, error: BaseException) -> None:
         """It didn't."""
         self._until = asyncio.get_running_loop().time() + self._pause
         if not self.open:
             self.open = True
-            log.warning("reads.source_away", source=self._name, error=f"{type(error).__name__}: {error}".splitlines()[0])
+            log.warning("reads.source_away: %s: %s", self._name, f"{type(error).__name__}: {error}".splitlines()[0])

@@ -46,8 +46,10 @@ LAG: Final = Query(
     SELECT CASE
         -- It follows nobody: promoted by mistake, or no replica at all. What it has may be old for ever.
         WHEN NOT pg_is_in_recovery() THEN NULL
-        -- Connected, and all that it knows of is replayed. (What the primary has beyond that is told to members of pg_read_all_stats.)
-        WHEN r.pid IS NOT NULL AND pg_last_wal_replay_lsn() >= greatest(pg_last_wal_receive_lsn(), r.latest_end_lsn) THEN 0.0
+        -- Connected, and all that it knows of is replayed. (What the primary has beyond that is told to
+        -- members of pg_read_all_stats.)
+        WHEN r.pid IS NOT NULL
+            AND pg_last_wal_replay_lsn() >= greatest(pg_last_wal_receive_lsn(), r.latest_end_lsn) THEN 0.0
         ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
     END
     FROM (VALUES (1)) one LEFT JOIN pg_stat_wal_receiver r ON true"""

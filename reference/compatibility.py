@@ -11,12 +11,10 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import msgspec
-
 from contracts import incoming, outgoing, topics
 from contracts.bulk import BulkCompleted
 from domain import events
-from reference.events import reference
+from reference.events import reference, schemas_of
 
 Json = dict[str, Any]
 Way = Literal["in", "out"]
@@ -53,7 +51,7 @@ def schemas() -> dict[str, Json]:
     written: dict[tuple[str, int], Any] = {(name, outgoing.VERSION): outgoing.DATA[name] for name in topics.DERIVED}
     written[topics.BULK_COMPLETED, outgoing.VERSION] = BulkCompleted
     for (name, number), data in {**read, **written}.items():
-        (_,), components = msgspec.json.schema_components([data], ref_template="#/$defs/{name}")
+        (_,), components = schemas_of([data], "#/$defs/{name}")
         own = components.pop(data.__name__)
         head = {"$schema": DIALECT, "$id": f"urn:orders:{name}/v{number}", **own}
         found[f"{name}.v{number}.json"] = head | ({"$defs": components} if components else {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 import msgspec
@@ -33,7 +34,7 @@ DLQ_HEADERS: Final = (
 def reference() -> Json:
     """Everything that the Markdown says, with a JSON Schema of each event's data; `$ref`s point into `components`. Never blocks."""
     known: dict[str, type[msgspec.Struct]] = {**incoming.DATA, **outgoing.DATA, topics.BULK_COMPLETED: BulkCompleted}
-    schemas, components = msgspec.json.schema_components(known.values(), ref_template="#/components/{name}")
+    schemas, components = schemas_of(known.values(), "#/components/{name}")
     schema_of = dict(zip(known, schemas, strict=True))
     sent, published = examples()
     return {
@@ -87,6 +88,15 @@ def reference() -> Json:
         "dead_letters": {"topic": topics.DLQ, "headers": dict(DLQ_HEADERS), "reasons": dict(REASONS)},
         "components": components,
     }
+
+
+def schemas_of(models: Iterable[type[msgspec.Struct]], references: str) -> tuple[tuple[Json, ...], dict[str, Json]]:
+    """JSON Schemas of models, and of all structs in them by name. A docstring is one line there, however it is wrapped here. Pure."""
+    schemas, components = msgspec.json.schema_components(models, ref_template=references)
+    for component in components.values():
+        if "description" in component:
+            component["description"] = " ".join(component["description"].split())
+    return schemas, components
 
 
 def meaning(data: type[msgspec.Struct]) -> str:

@@ -14,29 +14,38 @@ from settings import Settings
 from sinks.connection import Connection, connect, watched
 
 _BEGIN: Final = """
-    INSERT INTO orders_bulk_job AS j (job_id, kind, parts, lines, refused, digest) VALUES ($1, $2, $3, $4, $5, $6)
+    INSERT INTO orders_bulk_job AS j (job_id, kind, parts, lines, refused, digest)
+    VALUES ($1, $2, $3, $4, $5, $6)
     ON CONFLICT (job_id) DO UPDATE SET
         parts = excluded.parts, lines = excluded.lines, refused = excluded.refused, digest = excluded.digest,
-        parts_sent = CASE WHEN j.parts = excluded.parts AND j.digest IS NOT NULL AND NOT $7 THEN j.parts_sent ELSE 0 END,
+        parts_sent = CASE
+            WHEN j.parts = excluded.parts AND j.digest IS NOT NULL AND NOT $7 THEN j.parts_sent ELSE 0 END,
         submitted_at = CASE WHEN j.parts = excluded.parts AND NOT $7 THEN j.submitted_at END,
         updated_at = now(), version = j.version + 1
     WHERE j.kind = excluded.kind AND (j.digest IS NULL OR j.digest = excluded.digest)
     RETURNING parts_sent"""
 
 _SENT: Final = """
-    UPDATE orders_bulk_job SET parts_sent = greatest(parts_sent, $2), updated_at = now(), version = version + 1,
+    UPDATE orders_bulk_job SET
+        parts_sent = greatest(parts_sent, $2), updated_at = now(), version = version + 1,
         submitted_at = CASE WHEN $2 >= parts THEN coalesce(submitted_at, now()) END
     WHERE job_id = $1"""
 
 # A job that was cut into other parts than before starts counting anew.
 _DONE: Final = """
     INSERT INTO orders_bulk_job AS j (job_id, kind, parts, parts_done, events, done, completed_at)
-    VALUES ($1, $2, $3::int, 1, $5::bigint, int4multirange(int4range($4::int, $4::int, '[]')), CASE WHEN $3::int = 1 THEN now() END)
-    ON CONFLICT (job_id) DO UPDATE SET (parts, parts_done, events, done, completed_at, updated_at, version) = (
+    VALUES ($1, $2, $3::int, 1, $5::bigint, int4multirange(int4range($4::int, $4::int, '[]')),
+        CASE WHEN $3::int = 1 THEN now() END)
+    ON CONFLICT (job_id) DO UPDATE SET
+        (parts, parts_done, events, done, completed_at, updated_at, version) = (
         SELECT $3, (SELECT sum(upper(r) - lower(r)) FROM unnest(was + excluded.done) r),
             counted + CASE WHEN was @> $4 THEN 0 ELSE $5 END, was + excluded.done,
-            CASE WHEN (was + excluded.done) @> int4range(1, $3, '[]') THEN coalesce(j.completed_at, now()) END, now(), j.version + 1
-        FROM (SELECT CASE WHEN j.parts = $3 THEN j.done ELSE '{}' END AS was, CASE WHEN j.parts = $3 THEN j.events ELSE 0 END AS counted) o)
+            CASE WHEN (was + excluded.done) @> int4range(1, $3, '[]')
+                THEN coalesce(j.completed_at, now()) END,
+            now(), j.version + 1
+        FROM (
+            SELECT CASE WHEN j.parts = $3 THEN j.done ELSE '{}' END AS was,
+                CASE WHEN j.parts = $3 THEN j.events ELSE 0 END AS counted) o)
     RETURNING parts, events, completed_at, announced"""
 
 _COLUMNS: Final = (

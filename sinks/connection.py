@@ -15,6 +15,7 @@ A statement that only takes long is left alone by all of them.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import socket
@@ -26,9 +27,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from weakref import WeakSet
 
 import asyncpg
-import structlog
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 LOOK: Final = 3.0
 """Seconds that a statement takes before its server is asked whether it knows the session, and between two questions."""
@@ -95,7 +95,7 @@ class Connection(asyncpg.Connection):
                 finally:
                     other.terminate()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
-            log.debug("postgres.look_failed", error=repr(error))
+            log.debug("postgres.look_failed: %r", error)
             return False
 
 
@@ -211,7 +211,7 @@ async def watched(connection: Any) -> AsyncIterator[None]:
         while not own.is_closed():
             lost = await own.forgotten()
             if lost:
-                log.warning("postgres.half_open", pid=pid)
+                log.warning("postgres.half_open: pid %s is not known to the server", pid)
                 own.terminate()
                 return
             await asyncio.sleep(LOOK)

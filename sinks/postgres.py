@@ -10,13 +10,13 @@ and 23; UPDATE
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from typing import cast
 
 import asyncpg
 import msgspec
 import sqlalchemy as sa
-import structlog
 from sqlalchemy.dialects import postgresql as pg
 
 from settings import Settings
@@ -24,7 +24,7 @@ from sinks.connection import Connector, HalfOpen, watched
 from sinks.rows import Row, RowBatch
 from sinks.schema import TABLES, PartitionBy, build_metadata
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 _encode = msgspec.json.Encoder().encode
 
@@ -192,7 +192,7 @@ class PostgresSink:
         try:
             await pool.close()
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
-            log.warning("postgres.close_failed", error=repr(error))
+            log.warning("postgres.close_failed: %r", error)
             pool.terminate()
 
     async def _read_partition_by(self, connection: asyncpg.Connection[asyncpg.Record]) -> PartitionBy:

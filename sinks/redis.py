@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,7 +16,6 @@ from typing import Any, NamedTuple, Protocol, cast
 
 import msgspec
 import redis.asyncio
-import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError
@@ -24,7 +24,7 @@ from settings import Settings
 from sinks.rows import CacheEntry
 from sinks.within import answered_within
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 #: Entries a script call; Redis serves nobody else meanwhile (200 take about 2 ms).
 _ENTRIES_A_CALL = 200
@@ -44,13 +44,15 @@ local call, find, sub = redis.call, string.find, string.sub
 local PARCEL = '"shipment_id":"'
 local VERSION = '"version":'
 
--- What a number shows beside this parcel of this order (the same parcel may hold several orders). Whatever isn't a parcel is left out.
+-- What a number shows beside this parcel of this order (the same parcel may hold several orders). Whatever
+-- isn't a parcel is left out.
 local function others(found, order, parcel)
   local rest = {}
   local fine, entries = pcall(cjson.decode, found)
   if not fine or type(entries) ~= 'table' then return rest end
   for _, each in ipairs(entries) do
-    local ours = type(each) == 'table' and type(each.order_id) == 'string' and type(each.shipment_id) == 'string'
+    local ours = type(each) == 'table' and type(each.order_id) == 'string'
+      and type(each.shipment_id) == 'string'
     if ours and not (each.order_id == order and each.shipment_id == parcel) then rest[#rest + 1] = each end
   end
   return rest
@@ -61,7 +63,8 @@ local function before(a, b)
   return a.order_id < b.order_id
 end
 
--- Puts a parcel's entry among those of a tracking number, MOST_PARCELS at most. Nearly always it is the only one; then nothing is parsed.
+-- Puts a parcel's entry among those of a tracking number, MOST_PARCELS at most. Nearly always it is the only
+-- one; then nothing is parsed.
 local function track(number, order, parcel, json, ttl)
   local key = 'tracking:' .. number
   local found = call('GET', key)
@@ -109,7 +112,8 @@ local function put(e)
   return 1
 end
 
--- Something of another type under our keys: it is only a cache, away with it. What is ours stays: it may hold other orders' parcels.
+-- Something of another type under our keys: it is only a cache, away with it. What is ours stays: it may hold
+-- other orders' parcels.
 local function clear(e)
   if not pcall(call, 'GET', 'order:' .. e[1]) then call('DEL', 'order:' .. e[1]) end
   local recent = 'user:' .. e[2] .. ':orders'
@@ -122,16 +126,19 @@ local function clear(e)
   end
 end
 
--- The lane's mark: "GENERATION NUMBER POSITION". What a former owner sent comes too late, and so does what was sent before the latest.
+-- The lane's mark: "GENERATION NUMBER POSITION". What a former owner sent comes too late, and so does what
+-- was sent before the latest.
 local key, generation, number, position, to, claim, known = unpack(ARGV, 2, 8)
 local at, lost = 0, 0
 if key then
-  generation, number, position, to, known = tonumber(generation), tonumber(number), tonumber(position), tonumber(to), tonumber(known)
+  generation, number, position = tonumber(generation), tonumber(number), tonumber(position)
+  to, known = tonumber(to), tonumber(known)
   local by, last, found = string.match(call('GET', key) or '', '^(%d+) (%d+) (%d+)$')
   if claim == 'anew' then found = position end
   by, last, at = tonumber(by or 0), tonumber(last or 0), tonumber(found or position)
   if claim == '' and (by > generation or by == generation and last > number) then return {0, at, 0} end
-  -- The owner knows of a later write than the server: that is an older copy, though the mark may be where it was.
+  -- The owner knows of a later write than the server: that is an older copy, though the mark may be where
+  -- it was.
   if found and claim == '' and known > 0 and (by < generation or last < known) then lost = 1 end
 end
 
@@ -139,7 +146,8 @@ local written = 0
 for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   local fine, done = pcall(put, e)
   if not fine then
-    -- No memory is no reason to take away what is there; and after a DEL the server would let a script write beyond its limit.
+    -- No memory is no reason to take away what is there; and after a DEL the server would let a script write
+    -- beyond its limit.
     local reason = type(done) == 'table' and done.err or done
     if find(reason, '^OOM') then return redis.error_reply(reason) end
     clear(e)
@@ -297,10 +305,10 @@ class RedisSink:
             self.failures += 1
             if self._away_since is None:
                 self._away_since = clock()
-                log.warning("redis.away", error=f"{type(error).__name__}: {error}", entries=len(batch))
+                log.warning("redis.away: %d entries are left out: %s: %s", len(batch), type(error).__name__, error)
             return None
         if self._away_since is not None:
-            log.info("redis.back", seconds=round(clock() - self._away_since, 1), failures=self.failures)
+            log.info("redis.back: after %.1f s, %d failures in all", clock() - self._away_since, self.failures)
             self._away_since = None
         return Written(entries, at, lost)
 

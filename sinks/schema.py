@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql as pg
@@ -61,16 +61,20 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         raise ValueError(f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}")
     method = "HASH" if partition_by == "user_id" else "LIST"
     metadata = sa.MetaData()
+    for name, parts in zip(TABLES, (_order, _order_item, _shipment, _return), strict=True):
+        sa.Table(name, metadata, *parts(partition_by), postgresql_partition_by=f"{method} ({partition_by})")
+    # Not partitioned: a row a job.
+    sa.Table("orders_bulk_job", metadata, *_bulk_job())
+    return metadata
 
-    def table(name: str, *parts: sa.schema.SchemaItem) -> sa.Table:
-        return sa.Table(name, metadata, *parts, postgresql_partition_by=f"{method} ({partition_by})")
 
-    def belongs_to(parent: str, name: str, *columns: tuple[str, str]) -> sa.ForeignKeyConstraint:
-        here, there = zip(*columns, (partition_by, partition_by), strict=True)
-        return sa.ForeignKeyConstraint(here, [f"{parent}.{column}" for column in there], name=name, info={"enforced": False})
+def _belongs_to(partition_by: PartitionBy, parent: str, name: str, *columns: tuple[str, str]) -> sa.ForeignKeyConstraint:
+    here, there = zip(*columns, (partition_by, partition_by), strict=True)
+    return sa.ForeignKeyConstraint(here, [f"{parent}.{column}" for column in there], name=name, info={"enforced": False})
 
-    table(
-        "orders_order",
+
+def _order(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
+    return [
         sa.Column("id", sa.Uuid, nullable=False),
         *_owner(),
         sa.Column("status", _status("orders_order_status"), nullable=False),
@@ -82,9 +86,11 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         sa.CheckConstraint("total_amount >= 0 AND discount_amount >= 0", name="orders_order_amounts"),
         # A user's orders, newest first.
         sa.Index("orders_order_user", "user_id", sa.text("created_at DESC")),
-    )
-    table(
-        "orders_order_item",
+    ]
+
+
+def _order_item(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
+    return [
         sa.Column("id", sa.Uuid, nullable=False),
         sa.Column("order_id", sa.Uuid, nullable=False),
         *_owner(),
@@ -97,14 +103,16 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         _money("shipping_amount"),
         *_stamps(),
         sa.PrimaryKeyConstraint("id", "order_id", partition_by, name="orders_order_item_pkey"),
-        belongs_to("orders_order", "orders_order_item_order", ("order_id", "id")),
+        _belongs_to(partition_by, "orders_order", "orders_order_item_order", ("order_id", "id")),
         sa.CheckConstraint("quantity > 0 AND price >= 0 AND shipping_amount >= 0", name="orders_order_item_amounts"),
         sa.Index("orders_order_item_order_id", "order_id"),
         # A seller's lines, newest first.
         sa.Index("orders_order_item_seller", "seller_id", sa.text("created_at DESC")),
-    )
-    table(
-        "orders_shipment",
+    ]
+
+
+def _shipment(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
+    return [
         sa.Column("id", sa.Uuid, nullable=False),
         sa.Column("order_id", sa.Uuid, nullable=False),
         *_owner(),
@@ -116,15 +124,17 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         sa.Column("estimated_delivery", sa.DateTime(timezone=True)),
         *_stamps(),
         sa.PrimaryKeyConstraint("id", "order_id", partition_by, name="orders_shipment_pkey"),
-        belongs_to("orders_order", "orders_shipment_order", ("order_id", "id")),
+        _belongs_to(partition_by, "orders_order", "orders_shipment_order", ("order_id", "id")),
         sa.Index("orders_shipment_order_id", "order_id"),
         # What a customer types in. A hash, because a B-tree refuses values over 2,704 bytes, and a carrier may send 1,000 characters.
         sa.Index(
             "orders_shipment_tracking", "tracking_number", postgresql_using="hash", postgresql_where=sa.text("tracking_number IS NOT NULL")
         ),
-    )
-    table(
-        "orders_return",
+    ]
+
+
+def _return(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
+    return [
         sa.Column("id", sa.Uuid, nullable=False),
         sa.Column("order_id", sa.Uuid, nullable=False),
         *_owner(),
@@ -135,15 +145,15 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         sa.Column("processed_at", sa.DateTime(timezone=True)),
         *_stamps(),
         sa.PrimaryKeyConstraint("id", "order_id", partition_by, name="orders_return_pkey"),
-        belongs_to("orders_order", "orders_return_order", ("order_id", "id")),
-        belongs_to("orders_order_item", "orders_return_item", ("order_item_id", "id"), ("order_id", "order_id")),
+        _belongs_to(partition_by, "orders_order", "orders_return_order", ("order_id", "id")),
+        _belongs_to(partition_by, "orders_order_item", "orders_return_item", ("order_item_id", "id"), ("order_id", "order_id")),
         sa.CheckConstraint("quantity > 0", name="orders_return_quantity"),
         sa.Index("orders_return_order_id", "order_id"),
-    )
-    # Not partitioned: a row a job.
-    sa.Table(
-        "orders_bulk_job",
-        metadata,
+    ]
+
+
+def _bulk_job() -> list[sa.schema.SchemaItem]:
+    return [
         sa.Column("job_id", sa.Uuid, nullable=False),
         sa.Column("kind", sa.Text, nullable=False),
         sa.Column("parts", sa.Integer, nullable=False),
@@ -163,8 +173,7 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
         sa.PrimaryKeyConstraint("job_id", name="orders_bulk_job_pkey"),
         sa.CheckConstraint("kind IN ('orders', 'shipments', 'returns')", name="orders_bulk_job_kind"),
         sa.Index("orders_bulk_job_created", "created_at"),
-    )
-    return metadata
+    ]
 
 
 #: In the order in which they are made.
@@ -177,91 +186,111 @@ def build_views(metadata: sa.MetaData) -> dict[str, sa.Select[Any]]:
     Every join names user_id and region, so that only one partition of each table is read for an order, whichever it is partitioned by.
     LATERAL, so that a page of orders costs a few index look-ups each instead of a pass over all parcels and returns. Never blocks.
     """
-    order, line = metadata.tables["orders_order"].alias("o"), metadata.tables["orders_order_item"].alias("line")
-    parcel, back = metadata.tables["orders_shipment"].alias("s"), metadata.tables["orders_return"].alias("back")
+    rows = _Rows(*(metadata.tables[table].alias(name) for table, name in zip(TABLES, ("o", "line", "s", "back"), strict=True)))
+    return {"orders_suborder": _suborder(rows, metadata.tables["orders_order_item"]), "orders_summary": _summary(rows)}
 
-    def whole(value: sa.ColumnElement[Any], name: str) -> sa.Label[Any]:
-        return sa.cast(value, sa.Integer).label(name)
 
-    def count(name: str) -> sa.Label[Any]:
-        return whole(sa.func.count(), name)
+_PARCELS_BY_STATUS = [f"parcels_{status}" for status in SHIPMENT_STATUS[1:]]
 
-    def of(part: sa.FromClause, whose: sa.FromClause, order_id: str) -> list[sa.ColumnElement[bool]]:
-        return [part.c.order_id == whose.c[order_id], part.c.user_id == whose.c.user_id, part.c.region == whose.c.region]
 
-    parcels = [
-        count("parcels"),
-        *(
-            whole(sa.func.count().filter(parcel.c.status == status), f"parcels_{status}")
-            for status in SHIPMENT_STATUS
-            if status != "pending"
-        ),
-    ]
-    returns = [
-        count("returns"),
-        whole(sa.func.coalesce(sa.func.sum(back.c.quantity).filter(back.c.status == "processed"), sa.literal(0)), "units_returned"),
-    ]
-    counted = [f"parcels_{status}" for status in SHIPMENT_STATUS[1:]]
+class _Rows(NamedTuple):
+    """The tables under the names that they have in the views."""
 
-    lines = metadata.tables["orders_order_item"].c
-    key = (lines.order_id, lines.seller_id, lines.user_id, lines.region, lines.created_at)
+    order: sa.FromClause
+    line: sa.FromClause
+    parcel: sa.FromClause
+    back: sa.FromClause
+
+    def parcels(self) -> list[sa.Label[Any]]:
+        """How many there are, and how many have come to each status."""
+        return [
+            _count("parcels"),
+            *(
+                _whole(sa.func.count().filter(self.parcel.c.status == status), name)
+                for status, name in zip(SHIPMENT_STATUS[1:], _PARCELS_BY_STATUS, strict=True)
+            ),
+        ]
+
+    def returns(self) -> list[sa.Label[Any]]:
+        """How many there are, and how many units have come back."""
+        units = sa.func.sum(self.back.c.quantity).filter(self.back.c.status == "processed")
+        return [_count("returns"), _whole(sa.func.coalesce(units, sa.literal(0)), "units_returned")]
+
+
+def _whole(value: sa.ColumnElement[Any], name: str) -> sa.Label[Any]:
+    return sa.cast(value, sa.Integer).label(name)
+
+
+def _count(name: str) -> sa.Label[Any]:
+    return _whole(sa.func.count(), name)
+
+
+def _of(part: sa.FromClause, whose: sa.FromClause, order_id: str) -> list[sa.ColumnElement[bool]]:
+    return [part.c.order_id == whose.c[order_id], part.c.user_id == whose.c.user_id, part.c.region == whose.c.region]
+
+
+def _suborder(rows: _Rows, lines: sa.FromClause) -> sa.Select[Any]:
+    key = (lines.c.order_id, lines.c.seller_id, lines.c.user_id, lines.c.region, lines.c.created_at)
     i = (
         sa.select(
             *key,
-            sa.func.max(lines.updated_at).label("updated_at"),
-            count("items"),
-            whole(sa.func.sum(lines.quantity), "units"),
-            sa.func.sum(lines.price * lines.quantity).label("items_amount"),
-            sa.func.sum(lines.shipping_amount).label("shipping_amount"),
+            sa.func.max(lines.c.updated_at).label("updated_at"),
+            _count("items"),
+            _whole(sa.func.sum(lines.c.quantity), "units"),
+            sa.func.sum(lines.c.price * lines.c.quantity).label("items_amount"),
+            sa.func.sum(lines.c.shipping_amount).label("shipping_amount"),
         )
         .group_by(*key)
         .subquery("i")
     )
     p = (
-        sa.select(*parcels, sa.func.max(parcel.c.updated_at).label("updated_at"))
-        .where(*of(parcel, i, "order_id"), parcel.c.seller_id == i.c.seller_id)
+        sa.select(*rows.parcels(), sa.func.max(rows.parcel.c.updated_at).label("updated_at"))
+        .where(*_of(rows.parcel, i, "order_id"), rows.parcel.c.seller_id == i.c.seller_id)
         .lateral("p")
     )
     r = (
-        sa.select(*returns, sa.func.max(back.c.updated_at).label("updated_at"))
-        .select_from(back.join(line, sa.and_(line.c.id == back.c.order_item_id, *of(line, back, "order_id"))))
-        .where(*of(back, i, "order_id"), line.c.seller_id == i.c.seller_id)
+        sa.select(*rows.returns(), sa.func.max(rows.back.c.updated_at).label("updated_at"))
+        .select_from(
+            rows.back.join(rows.line, sa.and_(rows.line.c.id == rows.back.c.order_item_id, *_of(rows.line, rows.back, "order_id")))
+        )
+        .where(*_of(rows.back, i, "order_id"), rows.line.c.seller_id == i.c.seller_id)
         .lateral("r")
     )
-    suborder = sa.select(
+    return sa.select(
         *(i.c[name] for name in ("order_id", "seller_id", "user_id", "region")),
-        order.c.status.label("order_status"),
-        order.c.currency,
+        rows.order.c.status.label("order_status"),
+        rows.order.c.currency,
         *(i.c[name] for name in ("items", "units", "items_amount", "shipping_amount")),
-        *(p.c[name] for name in ("parcels", *counted)),
+        *(p.c[name] for name in ("parcels", *_PARCELS_BY_STATUS)),
         r.c.returns,
         r.c.units_returned,
         i.c.created_at,
         sa.func.greatest(i.c.updated_at, p.c.updated_at, r.c.updated_at).label("updated_at"),
     ).select_from(
-        i.join(order, sa.and_(order.c.id == i.c.order_id, order.c.user_id == i.c.user_id, order.c.region == i.c.region))
+        i.join(rows.order, sa.and_(rows.order.c.id == i.c.order_id, rows.order.c.user_id == i.c.user_id, rows.order.c.region == i.c.region))
         .join(p, sa.true())
         .join(r, sa.true())
     )
 
+
+def _summary(rows: _Rows) -> sa.Select[Any]:
     sums = (
         sa.select(
-            whole(sa.func.count(line.c.seller_id.distinct()), "sellers"),
-            count("items"),
-            whole(sa.func.coalesce(sa.func.sum(line.c.quantity), sa.literal(0)), "units"),
+            _whole(sa.func.count(rows.line.c.seller_id.distinct()), "sellers"),
+            _count("items"),
+            _whole(sa.func.coalesce(sa.func.sum(rows.line.c.quantity), sa.literal(0)), "units"),
         )
-        .where(*of(line, order, "id"))
+        .where(*_of(rows.line, rows.order, "id"))
         .lateral("i")
     )
-    moves = sa.select(*parcels).where(*of(parcel, order, "id")).lateral("p")
-    given_back = sa.select(*returns).where(*of(back, order, "id")).lateral("r")
-    summary = sa.select(
-        order.c.id.label("order_id"),
-        *(order.c[name] for name in ("user_id", "region", "status", "currency", "total_amount", "discount_amount")),
+    moves = sa.select(*rows.parcels()).where(*_of(rows.parcel, rows.order, "id")).lateral("p")
+    given_back = sa.select(*rows.returns()).where(*_of(rows.back, rows.order, "id")).lateral("r")
+    return sa.select(
+        rows.order.c.id.label("order_id"),
+        *(rows.order.c[name] for name in ("user_id", "region", "status", "currency", "total_amount", "discount_amount")),
         *(sums.c[name] for name in ("sellers", "items", "units")),
-        *(moves.c[name] for name in ("parcels", *counted)),
+        *(moves.c[name] for name in ("parcels", *_PARCELS_BY_STATUS)),
         given_back.c.returns,
         given_back.c.units_returned,
-        *(order.c[name] for name in ("created_at", "updated_at", "version")),
-    ).select_from(order.join(sums, sa.true()).join(moves, sa.true()).join(given_back, sa.true()))
-    return {"orders_suborder": suborder, "orders_summary": summary}
+        *(rows.order.c[name] for name in ("created_at", "updated_at", "version")),
+    ).select_from(rows.order.join(sums, sa.true()).join(moves, sa.true()).join(given_back, sa.true()))

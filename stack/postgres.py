@@ -198,8 +198,9 @@ class Primary(Postgres):
         secret = self.home / "password"
         self._write(secret, self.state.password + "\n")
         self.run_tool(
-            "initdb", "-D", str(data), "-U", "postgres", "--auth=scram-sha-256", f"--pwfile={data}/../{secret.name}", "--encoding=utf8",
-            "--no-locale", "--no-instructions", *(f"-c{name}={value}" for name, value in _SHARED_MEMORY.items()), cwd=fresh,
+            "initdb", "-D", str(data), "-U", "postgres", "--auth=scram-sha-256",
+            f"--pwfile={data}/../{secret.name}", "--encoding=utf8", "--no-locale", "--no-instructions",
+            *(f"-c{name}={value}" for name, value in _SHARED_MEMORY.items()), cwd=fresh,
         )  # fmt: skip
         secret.unlink()
         self.run_tool("postgres", "--single", "-D", str(data), "postgres", cwd=fresh, stdin=f"create database {DATABASE}\n")

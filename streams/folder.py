@@ -1,6 +1,7 @@
 """What a batch comes to: its records decoded, folded into their orders, and those projected onto rows and cache entries. Pure.
 
-    decode ─► load the orders' states ─► fold each event into its order (domain.fold) ─► project: states, rows, cache entries
+    decode ─► load the orders' states ─► fold each event into its order (domain.fold)
+           ─► project: states, rows, cache entries
 
 Workers write what comes of it (streams.pipeline); operators fold a history again with it (operations).
 """

@@ -378,7 +378,8 @@ class _Life:
 def _uuid(rng: Random) -> str:
     """A random UUID (version 4) as canonical text."""
     digits = f"{rng.getrandbits(128):032x}"
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"
+    variant = "89ab"[int(digits[16], 16) & 3]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
 
 
 def _without_dashes(text: str) -> str:
@@ -474,8 +475,8 @@ def _workload_created(bits: str) -> tuple[str, str]:
 def _workload_paid(bits: str) -> tuple[str, str]:
     total = (_price(bits) + 490) * (2 if int(bits[124:126], 16) < _TWO_LINES else 1)
     return "order.paid", (
-        f'{{"order_id":"{_dashed(bits)}","payment_id":"{_dashed(bits[8:])}","amount":"{total // 100}.{total % 100:02d}",'
-        f'"currency":"EUR","method":"card"}}'
+        f'{{"order_id":"{_dashed(bits)}","payment_id":"{_dashed(bits[8:])}",'
+        f'"amount":"{total // 100}.{total % 100:02d}","currency":"EUR","method":"card"}}'
     )
 
 

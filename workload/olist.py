@@ -2,8 +2,9 @@
 
 The dataset isn't part of this project. Every made id is a uuid5 in the namespace of the order's UUID. Of each order:
 
-    order.created      at order_purchase_timestamp: user_id is customer_unique_id, region customer_state, currency BRL;
-                       an item a row, quantity 1, sku product_id, shipping_amount freight_value, total their sum
+    order.created      at order_purchase_timestamp: user_id is customer_unique_id, region customer_state,
+                       currency BRL; an item a row, quantity 1, sku product_id, shipping_amount
+                       freight_value, total their sum
     order.paid         at order_approved_at, one for each payment row that isn't 0.00
     shipment.updated   one parcel for each seller: in_transit at order_delivered_carrier_date,
                        delivered at order_delivered_customer_date; carrier and tracking number are made up

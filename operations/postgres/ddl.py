@@ -68,11 +68,14 @@ async def _holders(connection: Connection, tables: Sequence[str]) -> str:
     """Who uses the tables or their partitions at this moment, the oldest transactions first."""
     found = await connection.fetch(
         """
-        SELECT a.pid, a.application_name, a.state, extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
+        SELECT a.pid, a.application_name, a.state,
+            extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
         FROM pg_stat_activity a
         WHERE a.pid <> pg_backend_pid() AND a.pid IN (
-            SELECT l.pid FROM pg_locks l JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
-            WHERE l.granted AND coalesce(i.inhparent, c.oid) IN (SELECT to_regclass(name) FROM unnest($1::text[]) name))
+            SELECT l.pid FROM pg_locks l
+            JOIN pg_class c ON c.oid = l.relation LEFT JOIN pg_inherits i ON i.inhrelid = c.oid
+            WHERE l.granted
+                AND coalesce(i.inhparent, c.oid) IN (SELECT to_regclass(name) FROM unnest($1::text[]) name))
         ORDER BY a.xact_start LIMIT 5""",
         list(tables),
     )

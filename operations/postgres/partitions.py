@@ -47,11 +47,13 @@ class Overview:
 # has taken yet.
 _PARTITIONS = f"""
     SELECT parent.relname, part.relname, pg_get_expr(part.relpartbound, part.oid),
-           coalesce(nullif(stat.n_live_tup, 0), greatest(part.reltuples, 0))::bigint, coalesce(stat.n_dead_tup, 0),
+           coalesce(nullif(stat.n_live_tup, 0), greatest(part.reltuples, 0))::bigint,
+           coalesce(stat.n_dead_tup, 0),
            pg_table_size(part.oid), pg_indexes_size(part.oid),
            CASE WHEN width.bytes IS NOT NULL THEN greatest(0, pg_relation_size(part.oid) - 8192 * ceil(
                coalesce(nullif(stat.n_live_tup, 0), greatest(part.reltuples, 0))
-               / floor(8168 * {FILLFACTOR / 100} / (4 + width.header + ceil(width.bytes / 8.0) * 8))))::bigint END,
+               / floor(8168 * {FILLFACTOR / 100} / (4 + width.header + ceil(width.bytes / 8.0) * 8))
+           ))::bigint END,
            greatest(stat.last_autovacuum, stat.last_vacuum)
     FROM unnest($1::text[]) WITH ORDINALITY AS named(name, place)
     JOIN pg_class parent ON parent.oid = to_regclass('public.' || named.name)
@@ -59,7 +61,8 @@ _PARTITIONS = f"""
     JOIN pg_class part ON part.oid = inhrelid
     LEFT JOIN pg_stat_all_tables stat ON stat.relid = part.oid
     CROSS JOIN LATERAL (
-        SELECT sum((1 - null_frac) * avg_width) AS bytes, CASE WHEN max(null_frac) > 0 THEN 32 ELSE 24 END AS header
+        SELECT sum((1 - null_frac) * avg_width) AS bytes,
+               CASE WHEN max(null_frac) > 0 THEN 32 ELSE 24 END AS header
         FROM pg_stats WHERE schemaname = 'public' AND tablename = part.relname
     ) width
     ORDER BY named.place, part.relname LIKE '%\\_default', length(part.relname), part.relname"""

@@ -86,8 +86,10 @@ class BrokenReferences(Exception):
 
 # PostgreSQL 18 has conenforced.
 _FOUND = """
-    SELECT conrelid::regclass::text, conname, confrelid::regclass::text, conenforced, convalidated FROM pg_constraint
-    WHERE contype = 'f' AND conparentid = 0 AND conrelid IN (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) name)"""
+    SELECT conrelid::regclass::text, conname, confrelid::regclass::text, conenforced, convalidated
+    FROM pg_constraint
+    WHERE contype = 'f' AND conparentid = 0
+        AND conrelid IN (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) name)"""
 
 
 async def _links(connection: ddl.Connection) -> dict[Reference, Link]:
@@ -165,10 +167,13 @@ async def _target(connection: ddl.Connection, reference: Reference, table: str) 
     try:
         row = await connection.fetchrow(
             """
-            SELECT c.oid::regclass::text AS name, c.relkind, format_type(a.atttypid, a.atttypmod) AS type, EXISTS (
-                SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indpred IS NULL
-                AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum) AS is_unique
-            FROM pg_class c LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'id' AND NOT a.attisdropped
+            SELECT c.oid::regclass::text AS name, c.relkind, format_type(a.atttypid, a.atttypmod) AS type,
+                EXISTS (
+                    SELECT FROM pg_index i
+                    WHERE i.indrelid = c.oid AND i.indisunique AND i.indimmediate AND i.indpred IS NULL
+                        AND i.indnkeyatts = 1 AND i.indkey[0] = a.attnum) AS is_unique
+            FROM pg_class c
+            LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'id' AND NOT a.attisdropped
             WHERE c.oid = to_regclass($1)""",
             table,
         )
@@ -192,9 +197,11 @@ async def _require_kept(connection: ddl.Connection, wanted: Mapping[Reference, s
     for reference, to in wanted.items():
         found = await connection.fetch(
             f"""
-            SELECT part.relname, count(*), ARRAY[min(ours.{reference.column}::text), max(ours.{reference.column}::text)]
+            SELECT part.relname, count(*),
+                ARRAY[min(ours.{reference.column}::text), max(ours.{reference.column}::text)]
             FROM {reference.table} ours JOIN pg_class part ON part.oid = ours.tableoid
-            WHERE ours.{reference.column} IS NOT NULL AND NOT EXISTS (SELECT FROM {to} theirs WHERE theirs.id = ours.{reference.column})
+            WHERE ours.{reference.column} IS NOT NULL
+                AND NOT EXISTS (SELECT FROM {to} theirs WHERE theirs.id = ours.{reference.column})
             GROUP BY part.relname ORDER BY part.relname"""
         )
         broken += [Broken(reference.table, reference.column, to, row[0], row[1], sorted(set(row[2]))) for row in found]

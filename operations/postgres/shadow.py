@@ -99,7 +99,8 @@ async def hold(connection: ddl.Connection, schema: str) -> None:
 
 _LAYOUT = """
     SELECT md5(string_agg(line, E'\\n' ORDER BY line)) FROM (
-        SELECT format('%s.%s %s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull) AS line
+        SELECT format('%s.%s %s %s', c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull)
+            AS line
         FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
         WHERE c.relnamespace = 'public'::regnamespace AND c.relname = ANY($1)
         UNION ALL
@@ -112,7 +113,8 @@ _LAYOUT = """
     ) lines"""
 
 _PARTS = """
-    SELECT part.relname AS name, pg_get_expr(part.relpartbound, part.oid) AS bound, pg_get_partition_constraintdef(part.oid) AS implied,
+    SELECT part.relname AS name, pg_get_expr(part.relpartbound, part.oid) AS bound,
+           pg_get_partition_constraintdef(part.oid) AS implied,
            part.reloptions AS options, pg_get_userbyid(part.relowner) AS owner
     FROM pg_inherits JOIN pg_class part ON part.oid = inhrelid WHERE inhparent = to_regclass('public.' || $1)
     ORDER BY pg_get_expr(part.relpartbound, part.oid) = 'DEFAULT', part.relname"""
@@ -140,8 +142,10 @@ async def create(connection: ddl.Connection, schema: str, id: str, group: str, r
         for table in TABLES:
             await _create_table(connection, schema, table)
         await connection.execute(f"""
-            CREATE TABLE {schema}.{_NOTE} (id text NOT NULL, "group" text NOT NULL, rules text NOT NULL, layout text NOT NULL,
-                started_at timestamptz NOT NULL DEFAULT now(), switched_at timestamptz, settled boolean NOT NULL DEFAULT false);
+            CREATE TABLE {schema}.{_NOTE} (
+                id text NOT NULL, "group" text NOT NULL, rules text NOT NULL, layout text NOT NULL,
+                started_at timestamptz NOT NULL DEFAULT now(), switched_at timestamptz,
+                settled boolean NOT NULL DEFAULT false);
             COMMENT ON TABLE {schema}.{_NOTE} IS 'orders rebuild'""")
         await connection.execute(
             f'INSERT INTO {schema}.{_NOTE} (id, "group", rules, layout) VALUES ($1, $2, $3, $4)', id, group, rules, await layout(connection)
@@ -271,7 +275,8 @@ async def switch(
 
 _REFERRING = """
     SELECT conrelid::regclass::text, quote_ident(conname), pg_get_constraintdef(oid) FROM pg_constraint
-    WHERE contype = 'f' AND conparentid = 0 AND confrelid IN (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) name)"""
+    WHERE contype = 'f' AND conparentid = 0
+        AND confrelid IN (SELECT to_regclass('public.' || name) FROM unnest($1::text[]) name)"""
 
 _GRANTS = """
     SELECT format('ALTER TABLE %s OWNER TO %I', $1::regclass, pg_get_userbyid(relowner)) FROM pg_class

@@ -1,6 +1,7 @@
 """When a lane looks for states that are due: by the brokers' clock, and not before everything up to that time is taken in. Pure.
 
-    due known ─► it may be due (own clock, corrected) ─► look: the brokers' time, then each log's end ─► lane done up to there ─► fire
+    due known ─► it may be due (own clock, corrected) ─► look: the brokers' time, then each log's end
+              ─► lane done up to there ─► fire
 
 The own clock is only a hint when to look, and none at all before it was compared with the brokers' once: the first look is made as soon as
 anything is waited for. What counts is the time that a broker gave to a record written for that purpose: everything that

@@ -163,7 +163,8 @@ def job_lines(orders: int, seed: int) -> Any:
     users, sellers = [_uuid(random) for _ in range(5_000)], [_uuid(random) for _ in range(200)]
     for number in range(orders):
         order_id, minute = _uuid(random), number // 60 % 60
-        time_of = f"2026-01-{1 + number // 36_000 % 28:02d}T{number // 3_600 % 10:02d}:{minute:02d}:{number % 60:02d}Z"
+        day, hour = 1 + number // 36_000 % 28, number // 3_600 % 10
+        time_of = f"2026-01-{day:02d}T{hour:02d}:{minute:02d}:{number % 60:02d}Z"
         head = f"{order_id},{time_of},{random.choice(users)},EUR,30.00"
         yield f"{head},{_uuid(random)},{_uuid(random)},{random.choice(sellers)},job-1,1,10.00"
         yield f"{order_id},,,,,{_uuid(random)},{_uuid(random)},{random.choice(sellers)},job-2,2,10.00"

@@ -68,10 +68,25 @@ def write(outcome: Outcome, folder: Path) -> dict[str, Any]:
 
 def page(outcome: Outcome) -> str:
     """The HTML page. Pure."""
+    parts = [
+        *_verdict(outcome),
+        _listed("What is wrong", outcome.problems),
+        *_charts(outcome),
+        *_faults(outcome),
+        *_ended(outcome),
+        _listed("Notes", outcome.notes),
+        *_audit(outcome),
+        f'<p class="soft">Again: <code>make chaos SEED={outcome.seed}'
+        + (f" MINUTES={outcome.minutes:g}" if outcome.minutes is not None else "")
+        + "</code></p>",
+    ]
+    return _whole(f"Chaos, seed {outcome.seed}", parts)
+
+
+def _verdict(outcome: Outcome) -> list[str]:
     verdict = '<span class="good">nothing lost, nothing done twice</span>' if outcome.good else '<span class="bad-text">FAILED</span>'
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(outcome.began))
     size = "{brokers} brokers, {workers} workers, {rate:,.0f} events/s".format_map(outcome.shape)
-    bars = _bars(outcome)
     worst = max((each.worst for each in summaries(outcome) if each.worst is not None), default=None)
     tiles = [
         (f"{outcome.seconds / 60:.1f} min", "from start to audit"),
@@ -82,16 +97,21 @@ def page(outcome: Outcome) -> str:
         (f"{len(outcome.exits)}", "workers ended"),
         ("clean" if outcome.audit.get("clean") else "not clean", "audit"),
     ]
-    samples = outcome.samples
-    rss = {name: [(each.at, each.rss[name] / 2**20 if name in each.rss else None) for each in samples] for name in _workers(outcome)}
-    parts = [
+    return [
         f"<h1>Chaos, seed {outcome.seed}</h1>",
         f'<p class="verdict">{verdict}</p>',
         f'<p class="soft">{began}; {size}</p>',
         '<div class="tiles">'
         + "".join(f'<div><b>{escape(value)}</b><span class="soft">{escape(what)}</span></div>' for value, what in tiles),
         "</div>",
-        _listed("What is wrong", outcome.problems),
+    ]
+
+
+def _charts(outcome: Outcome) -> list[str]:
+    bars = _bars(outcome)
+    samples = outcome.samples
+    rss = {name: [(each.at, each.rss[name] / 2**20 if name in each.rss else None) for each in samples] for name in _workers(outcome)}
+    return [
         "<h2>Faults</h2>",
         '<p class="soft">A bar: from injection to heal. The pale tail: until all that had been sent by then was handled.</p>',
         chart.timeline(bars, outcome.seconds) if bars else "",
@@ -99,6 +119,11 @@ def page(outcome: Outcome) -> str:
         chart.lines({"lag": [(each.at, each.lag) for each in samples]}, outcome.seconds, "lag, records", shade=bars),
         chart.lines({"rate": _rate(outcome)}, outcome.seconds, "handled a second", shade=bars),
         chart.lines(rss, outcome.seconds, "MiB resident", shade=bars),
+    ]
+
+
+def _faults(outcome: Outcome) -> list[str]:
+    return [
         "<h2>Recovery by kind</h2>",
         _table(
             ("fault", "times", "median", "worst", "not within the limit"),
@@ -125,6 +150,11 @@ def page(outcome: Outcome) -> str:
             numbers=(3, 4),
             code=(5,),
         ),
+    ]
+
+
+def _ended(outcome: Outcome) -> list[str]:
+    return [
         "<h2>Workers that ended</h2>",
         _table(
             ("at", "worker", "code", "asked by", "lived", "SIGTERM to exit"),
@@ -134,15 +164,15 @@ def page(outcome: Outcome) -> str:
             ],
             numbers=(2, 4, 5),
         ),
-        _listed("Notes", outcome.notes),
+    ]
+
+
+def _audit(outcome: Outcome) -> list[str]:
+    return [
         "<h2>Audit</h2>",
         _table(("what", "count"), [(name, f"{count:,}") for name, count in sorted(outcome.audit.get("counts", {}).items())], numbers=(1,)),
         _listed("Findings", [json.dumps(each) for each in outcome.audit.get("findings", []) if each.get("severity") == "broken"][:50]),
-        f'<p class="soft">Again: <code>make chaos SEED={outcome.seed}'
-        + (f" MINUTES={outcome.minutes:g}" if outcome.minutes is not None else "")
-        + "</code></p>",
     ]
-    return _whole(f"Chaos, seed {outcome.seed}", parts)
 
 
 def write_sweep(swept: Swept, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Records what Debezium makes of outbox rows, configured as the page says: a real connector in Kafka Connect, on a stack of its own.
 
-    python -m tests.clients.debezium            write debezium.json anew, after another version or another configuration on the page
-    python -m tests.clients.debezium --lock     write debezium.lock.toml anew
+    python -m tests.clients.debezium           write debezium.json anew, after another version or another
+                                               configuration on the page
+    python -m tests.clients.debezium --lock    write debezium.lock.toml anew
 
 The tests send the recorded bytes: Connect and Debezium are 40 MB and half a minute, for a few records that don't change.
 """

@@ -14,7 +14,6 @@ from uuid import UUID
 import pytest
 import pytest_asyncio
 import redis.asyncio
-from structlog.testing import capture_logs
 
 from queries.cache import CacheReader
 from settings import Settings
@@ -154,11 +153,11 @@ async def test_a_flush_of_everything_is_survived(cache: RedisPlace, client: Any)
     assert await client.exists(f"order:{ident('a')}") == 1
 
 
-async def test_away_it_logs_once_and_takes_nothing_until_a_probe(cache: RedisPlace, client: Any) -> None:
+async def test_away_it_logs_once_and_takes_nothing_until_a_probe(cache: RedisPlace, client: Any, caplog: pytest.LogCaptureFixture) -> None:
     sink = cache.sink
     await cache.write(replace(ORDER, version=1))
     await cache.end_server()
-    with capture_logs() as logs:
+    with caplog.at_level("INFO", "sinks.redis"):
         assert await sink.put([ORDER.entry()], MARK) is None
         assert (sink.away, sink.failures) == (True, 1)
         assert await sink.put([ORDER.entry()], MARK, probe=True) is None
@@ -168,7 +167,7 @@ async def test_away_it_logs_once_and_takes_nothing_until_a_probe(cache: RedisPla
         assert await sink.put([], MARK, probe=True) == Written(0, MARK.to)
         assert not sink.away
         assert await sink.put([ORDER.entry()], MARK) == Written(1, MARK.to)
-    assert [entry["event"] for entry in logs] == ["redis.away", "redis.back"]
+    assert [message.partition(":")[0] for message in caplog.messages] == ["redis.away", "redis.back"]
 
 
 async def test_a_mark_comes_with_the_last_entries(cache: RedisPlace, client: Any) -> None:
@@ -271,17 +270,17 @@ def folding(seconds: float) -> Iterator[list[int]]:
         over = True
 
 
-async def test_a_loop_that_folds_does_not_take_its_own_time_for_that_of_redis(cache: RedisPlace) -> None:
+async def test_a_loop_that_folds_does_not_take_its_own_time_for_that_of_redis(cache: RedisPlace, caplog: pytest.LogCaptureFixture) -> None:
     """Each of its turns takes longer than Redis may, and a batch of many entries takes many turns."""
     settings = cache.settings.model_copy(update={"redis_timeout": 0.04})
     sink, reader = RedisSink(settings), CacheReader(settings)
     many = [Order(f"o{n}", 1).entry() for n in range(2_500)]
     try:
-        with folding(0.05), capture_logs() as logs:
+        with folding(0.05), caplog.at_level("INFO", "sinks.redis"):
             assert await sink.put(many, MARK) == Written(2_500, 15)
             for _ in range(3):
                 assert await reader.order(UUID(ident("o7"))) == (many[7].summary, None)
-        assert (sink.failures, logs) == (0, [])
+        assert (sink.failures, caplog.messages) == (0, [])
     finally:
         await sink.close()
         await reader.close()

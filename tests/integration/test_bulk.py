@@ -60,7 +60,8 @@ from wire import AIOKafkaProducer
 send = AIOKafkaProducer.send
 async def silent(self, *args, headers, **more):
     sending = await send(self, *args, headers=headers, **more)
-    return asyncio.get_running_loop().create_future() if sending and json.loads(args[1])["part"] == 3 else sending
+    silent = sending and json.loads(args[1])["part"] == 3
+    return asyncio.get_running_loop().create_future() if silent else sending
 AIOKafkaProducer.send = silent
 """,
 }
@@ -164,8 +165,9 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     scans = [{"order_id": order_id(n), "shipment_id": parcel(n), "seller_id": ANNA, "status": "in_transit", "time": at(3)} for n in (1, 3)]
     more = submit("shipments", "-", stdin=ndjson(*scans, {"order_id": 1}, [], {**scans[0], "time": None}), code=1)
     assert [each["reason"] for each in more["refusals"]] == ["field_missing", "field_malformed", "field_missing"]
-    flat = f"order_id,shipment_id,seller_id,status,time,items\n{order_id(5)},{parcel(5)},{ANNA},in_transit,{at(3)}," + '"[{""item_id"":""'
-    flat += f'{item_id(1)}"",""quantity"":1}}]"\n'
+    flat = "order_id,shipment_id,seller_id,status,time,items\n"
+    flat += f"{order_id(5)},{parcel(5)},{ANNA},in_transit,{at(3)},"
+    flat += f'"[{{""item_id"":""{item_id(1)}"",""quantity"":1}}]"\n'
     shipped = submit("shipments", "-", stdin=flat.encode())
     buffer = io.BytesIO()
     back = {"order_id": order_id(5), "return_id": returned(1), "item_id": item_id(1), "reason": "broken", "status": "processed"}

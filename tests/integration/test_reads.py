@@ -83,7 +83,8 @@ async def test_a_sellers_suborders(read: tuple[Settings, PartitionBy]) -> None:
     assert {name: value for name, value in newest.items() if not name.endswith("_id")} == {
         "region": "MG", "order_status": "shipped", "currency": "BRL",
         "items": 2, "units": 3, "items_amount": Decimal("40"), "shipping_amount": Decimal("5"),
-        "parcels": 2, "parcels_in_transit": 1, "parcels_delivered": 1, "parcels_returned": 0, "returns": 1, "units_returned": 1,
+        "parcels": 2, "parcels_in_transit": 1, "parcels_delivered": 1, "parcels_returned": 0,
+        "returns": 1, "units_returned": 1,
         "created_at": datetime.fromisoformat(at(11)), "updated_at": datetime.fromisoformat(at(13)),
     }  # fmt: skip
     (boris, *_) = await fetch(settings, query, BORIS)
@@ -97,10 +98,13 @@ async def test_one_row_an_order(read: tuple[Settings, PartitionBy]) -> None:
     rows = await fetch(settings, "SELECT * FROM orders_summary WHERE user_id = $1 ORDER BY created_at", USER)
     assert [str(row["order_id"]) for row in rows] == [ident(f"order {number}") for number in (1, 5, 9)]
     assert {name: value for name, value in rows[0].items() if not name.endswith("_id")} == {
-        "region": "RJ", "status": "shipped", "currency": "BRL", "total_amount": Decimal("58"), "discount_amount": Decimal("2"),
+        "region": "RJ", "status": "shipped", "currency": "BRL",
+        "total_amount": Decimal("58"), "discount_amount": Decimal("2"),
         "sellers": 2, "items": 3, "units": 4,
-        "parcels": 2, "parcels_in_transit": 1, "parcels_delivered": 1, "parcels_returned": 0, "returns": 2, "units_returned": 1,
-        "created_at": datetime.fromisoformat(at(1)), "updated_at": datetime.fromisoformat(at(3)), "version": 9,
+        "parcels": 2, "parcels_in_transit": 1, "parcels_delivered": 1, "parcels_returned": 0,
+        "returns": 2, "units_returned": 1,
+        "created_at": datetime.fromisoformat(at(1)), "updated_at": datetime.fromisoformat(at(3)),
+        "version": 9,
     }  # fmt: skip
     assert await fetch(settings, "SELECT count(*) FROM orders_summary") == [{"count": 12}]
 

@@ -33,8 +33,8 @@ OLD = """
 from domain import events
 from contracts import errors
 decode = events.decode
-REFUSED = {"order.paid": errors.VERSION_UNKNOWN, "shipment.updated": errors.TYPE_UNKNOWN, "stock.reserved": errors.FIELD_MALFORMED,
-           "checkout.completed": errors.FIELD_MALFORMED}
+REFUSED = {"order.paid": errors.VERSION_UNKNOWN, "shipment.updated": errors.TYPE_UNKNOWN,
+           "stock.reserved": errors.FIELD_MALFORMED, "checkout.completed": errors.FIELD_MALFORMED}
 def stricter(topic, *rest):
     if topic in REFUSED:
         raise errors.Refused(REFUSED[topic], "not by this version")

@@ -179,9 +179,13 @@ async def test_a_region_that_is_added_later_is_held_to_it_too(stack: Servers, en
 async def test_what_does_not_fit_says_why(shared: Settings) -> None:
     await execute(
         shared,
-        "CREATE VIEW seen AS SELECT * FROM warehouse", "CREATE TABLE numbers (id bigint PRIMARY KEY)", "CREATE TABLE loose (id uuid)",
-        "CREATE TABLE without (name text)", "CREATE SCHEMA hr", 'CREATE TABLE hr."An odd ""name" (id uuid UNIQUE)',
-    )  # fmt: skip
+        "CREATE VIEW seen AS SELECT * FROM warehouse",
+        "CREATE TABLE numbers (id bigint PRIMARY KEY)",
+        "CREATE TABLE loose (id uuid)",
+        "CREATE TABLE without (name text)",
+        "CREATE SCHEMA hr",
+        'CREATE TABLE hr."An odd ""name" (id uuid UNIQUE)',
+    )
     for table, says in {
         "nobody": "there is no table 'nobody' in this database: --users takes its name",
         "": "there is no table ''",

@@ -76,30 +76,39 @@ def deep(levels: int) -> bytes:
 CASES: dict[str, Case] = {
     # Which binding it is.
     "structured by its content-type": (MARK, whole(), TAKEN),
-    "structured, in capitals with a parameter": ([("content-type", b" Application/CloudEvents+JSON ; charset=UTF-8")], whole(), TAKEN),
-    "structured, a parameter that isn't text": ([("content-type", b"application/cloudevents+json;\xff")], whole(), TAKEN),
+    "structured, in capitals with a parameter":
+        ([("content-type", b" Application/CloudEvents+JSON ; charset=UTF-8")], whole(), TAKEN),
+    "structured, a parameter that isn't text":
+        ([("content-type", b"application/cloudevents+json;\xff")], whole(), TAKEN),
     "structured without a content-type": ([], whole(), TAKEN),
     "structured as application/json": ([("content-type", b"application/json")], whole(), TAKEN),
     "structured as text": ([("content-type", b"text/plain")], whole(), TAKEN),
     "structured, the content-type is null": ([("content-type", None)], whole(), TAKEN),
     "structured, the header is null": ([("ce_specversion", None)], whole(), TAKEN),
-    "structured though its content-type names another format": ([("content-type", b"application/cloudevents+avro")], whole(), TAKEN),
-    "structured by its content-type, a specversion as header beside": ([*MARK, ("ce_specversion", b"0.3")], whole(), TAKEN),
+    "structured though its content-type names another format":
+        ([("content-type", b"application/cloudevents+avro")], whole(), TAKEN),
+    "structured by its content-type, a specversion as header beside":
+        ([*MARK, ("ce_specversion", b"0.3")], whole(), TAKEN),
     "an object with a specversion under a header is data": (headers(), data(specversion="1.0"), TAKEN),
     "the specversion is no text": ([], whole(specversion=1.0), "not_cloudevent"),
     "the specversion is null": ([], whole(specversion=None), "not_cloudevent"),
     "the value is a list of events": ([], b"[%b]" % whole(), "not_cloudevent"),
-    "a batch": ([("content-type", b"application/cloudevents-batch+json")], b"[%b]" % whole(), "not_cloudevent"),
-    "another format": ([*headers(), ("content-type", b"application/cloudevents+avro")], VALUE, "not_cloudevent"),
-    "a no-break space is no blank": ([("content-type", b"\xc2\xa0application/cloudevents+json")], less("specversion"), "not_cloudevent"),
+    "a batch":
+        ([("content-type", b"application/cloudevents-batch+json")], b"[%b]" % whole(), "not_cloudevent"),
+    "another format":
+        ([*headers(), ("content-type", b"application/cloudevents+avro")], VALUE, "not_cloudevent"),
+    "a no-break space is no blank":
+        ([("content-type", b"\xc2\xa0application/cloudevents+json")], less("specversion"), "not_cloudevent"),
     "neither headers nor an envelope": ([], VALUE, "not_cloudevent"),
     # Only the envelope of a structured event counts.
-    "headers beside are ignored": ([*MARK, *headers(id=b"\xff", source=b"", type=b"x", time=b"x", dataschema=b"/v2")], whole(), TAKEN),
+    "headers beside are ignored":
+        ([*MARK, *headers(id=b"\xff", source=b"", type=b"x", time=b"x", dataschema=b"/v2")], whole(), TAKEN),
     "no time, but a header": ([*MARK, ("ce_time", b"2026-01-01T00:00:00Z")], less("time"), "field_missing"),
     "no source, but a header": ([*MARK, ("ce_source", b"/x")], less("source"), "not_cloudevent"),
     "no id, but a header": ([*MARK, ("ce_id", b"x")], less("id"), "not_cloudevent"),
     "no type, but a header": ([*MARK, ("ce_type", TYPE.encode())], less("type"), "not_cloudevent"),
-    "no specversion, but a header": ([*MARK, ("ce_specversion", b"1.0")], less("specversion"), "not_cloudevent"),
+    "no specversion, but a header":
+        ([*MARK, ("ce_specversion", b"1.0")], less("specversion"), "not_cloudevent"),
     "no dataschema, but a header": ([*MARK, ("ce_dataschema", b"/v2")], whole(), TAKEN),
     # A header that is null isn't there.
     "the dataschema is null": (headers(dataschema=None), VALUE, TAKEN),
@@ -112,27 +121,34 @@ CASES: dict[str, Case] = {
     "the last id counts": ([("ce_id", b""), *HEADERS], VALUE, TAKEN),
     "the last id is empty": ([*HEADERS, ("ce_id", b"")], VALUE, "not_cloudevent"),
     "a null behind the id": ([*HEADERS, ("ce_id", None)], VALUE, TAKEN),
-    "the last version counts": ([*HEADERS, ("ce_dataschema", b"/v1"), ("ce_dataschema", b"/v2")], VALUE, "version_unknown"),
+    "the last version counts":
+        ([*HEADERS, ("ce_dataschema", b"/v1"), ("ce_dataschema", b"/v2")], VALUE, "version_unknown"),
     # Attributes that nobody knows.
     "a subject in Latin-1": (headers(subject=b"Z\xfcrich"), VALUE, TAKEN),
     "an unknown attribute in Latin-1": (headers(tenant=b"Z\xfcrich"), VALUE, TAKEN),
     "an empty one": ([*HEADERS, ("ce_", b""), ("", b"")], VALUE, TAKEN),
     "a header's name that is no text": ([*HEADERS, ("ce_\udcff", b"\xff"), ("\udcff", None)], VALUE, TAKEN),
-    "another case is another name": ([*HEADERS, ("CE_ID", b""), ("Content-Type", b"application/cloudevents+avro")], VALUE, TAKEN),
+    "another case is another name":
+        ([*HEADERS, ("CE_ID", b""), ("Content-Type", b"application/cloudevents+avro")], VALUE, TAKEN),
     "an unknown attribute of a structured event": (MARK, whole(subject={"a": [1]}, datacontenttype=7), TAKEN),
-    "content in another media type is JSON all the same": ([*HEADERS, ("content-type", b"\xff")], VALUE, TAKEN),
+    "content in another media type is JSON all the same":
+        ([*HEADERS, ("content-type", b"\xff")], VALUE, TAKEN),
     # Lengths are in characters.
     **{
         f"{name} of {count:,} {what}": case
         for name in ("id", "source", "type", "dataschema")
         for what, char in (("letters of two bytes", "é"), ("of four", "😀"), ("combining marks", "\u0301"))
         for count in (1_000, 1_001)
-        for verdict in ["field_malformed" if count > 1_000 else {"type": "type_unknown", "dataschema": "version_unknown"}.get(name, TAKEN)]
+        for verdict in [
+            "field_malformed" if count > 1_000
+            else {"type": "type_unknown", "dataschema": "version_unknown"}.get(name, TAKEN)
+        ]
         for case in [(headers(**{name: (char * count).encode()}), VALUE, verdict)]
     },
     "an id of 1,001 in the envelope": (MARK, whole(id="é" * 1_001), "field_malformed"),
     "a type of 1,001 in the envelope": (MARK, whole(type="é" * 1_001), "field_malformed"),
-    "a source of 1,000 pairs of surrogates in the envelope": (MARK, json.dumps(json.loads(whole(source="😀" * 1_000))).encode(), TAKEN),
+    "a source of 1,000 pairs of surrogates in the envelope":
+        (MARK, json.dumps(json.loads(whole(source="😀" * 1_000))).encode(), TAKEN),
     "a reason of 1,000": (headers(), data(reason="😀" * 1_000), TAKEN),
     "a reason of 1,001": (headers(), data(reason="é" * 1_001), "field_malformed"),
     # What an attribute may be.
@@ -143,7 +159,8 @@ CASES: dict[str, Case] = {
     "the time isn't UTF-8": (headers(time=b"\xff"), VALUE, "field_malformed"),
     "the time is empty": (headers(time=b""), VALUE, "field_malformed"),
     "the time is a number": (MARK, whole(time=1_767_225_600), "field_malformed"),
-    "the time has 1,001 characters": (headers(time=b"2026-01-01T00:00:00.%bZ" % (b"1" * 980)), VALUE, "field_malformed"),
+    "the time has 1,001 characters":
+        (headers(time=b"2026-01-01T00:00:00.%bZ" % (b"1" * 980)), VALUE, "field_malformed"),
     "a leap second": (headers(time=b"2016-12-31T23:59:60Z"), VALUE, TAKEN),
     "an internal type": (headers(type=b"refund.decided"), VALUE, "type_wrong_topic"),
     "data and data_base64: data counts": (MARK, whole(data_base64="bm8="), TAKEN),
@@ -161,7 +178,8 @@ CASES: dict[str, Case] = {
     "the first of two is malformed": (headers(), twice("reason", "5", '"r"'), "field_malformed"),
     "the last of two is malformed": (headers(), twice("reason", '"r"', "null"), "field_malformed"),
     "the last of two counts": (headers(), twice("reason", '"first"', '"last"'), TAKEN),
-    "the first of two is too long": (headers(), twice("reason", '"%s"' % ("x" * 1_001), '"r"'), "field_malformed"),
+    "the first of two is too long":
+        (headers(), twice("reason", '"%s"' % ("x" * 1_001), '"r"'), "field_malformed"),
     "the first of two is half a surrogate pair": (headers(), twice("extra", '"\\ud800"', "1"), "not_json"),
     "an attribute twice": (MARK, twice("id", '"first"', '"last"', whole()), TAKEN),
     "an attribute twice, the first malformed": (MARK, twice("id", "5", '"last"', whole()), "not_cloudevent"),
@@ -172,7 +190,8 @@ CASES: dict[str, Case] = {
     "10,000 deep": (headers(), deep(10_000), "not_json"),
     "brackets in texts aren't deep": (headers(), data(extra=["[[[{\\\"[", '"[' * 900]), TAKEN),
     "many side by side aren't deep": (headers(), data(extra=[[], {}] * 900), TAKEN),
-    f"{DEEPEST + 1} deep with the envelope": (MARK, b'{"data":%b,%b' % (deep(DEEPEST), less("data")[1:]), "not_json"),
+    f"{DEEPEST + 1} deep with the envelope":
+        (MARK, b'{"data":%b,%b' % (deep(DEEPEST), less("data")[1:]), "not_json"),
     "an integer of 5,000 digits": (headers(), VALUE[:-1] + b',"extra":%b}' % (b"9" * 5_000), TAKEN),
     "a number beyond a float": (headers(), VALUE[:-1] + b',"extra":1e400}', TAKEN),
     "other bytes in what nobody looks at": (headers(), VALUE[:-1] + b',"extra":"\xff"}', "not_json"),

@@ -5,7 +5,8 @@ A request takes its way in world time: once sent it arrives, whatever becomes of
     before      an error, and nothing was done
     after       it was done, and the sender is told an error (a lost acknowledgement)
     slow        it takes longer than usual
-    refused     the brokers know the producer no more: an error that no repetition cures (of a produce request; otherwise as `before`)
+    refused     the brokers know the producer no more: an error that no repetition cures (of a produce
+                request; otherwise as `before`)
     late        it takes so long that its sender may have given up, died, or lost its right to it
     crash_out   the sender dies right before it sends
     crash_wire  the sender dies right after it sent: the request is on its way

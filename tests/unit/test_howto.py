@@ -54,7 +54,8 @@ assert take(order, TYPE, {**told, "text": "another"}, "2026-03-01T13:00:00Z").re
 take(order, "order.created", sent["order.created"], "2026-03-01T10:00:00Z")
 assert order.version == 2
 
-lines = [line for line in tell(bytes.fromhex(told["order_id"].replace("-", "")), order)["facts"] if line["type"] == TYPE]
+facts = tell(bytes.fromhex(told["order_id"].replace("-", "")), order)["facts"]
+lines = [line for line in facts if line["type"] == TYPE]
 assert len(lines) == 1 and told["note_id"] in lines[0]["what"], lines
 
 page = io.StringIO()
@@ -88,7 +89,7 @@ def copy_of_the_source(folder: Path) -> Path:
 
 
 def test_there_are_recipes() -> None:
-    assert RECIPES == ["add-a-column.md", "add-a-derived-event.md", "add-a-setting.md", "add-a-sink.md", "add-an-event.md"]
+    assert RECIPES == ["add-a-column.md", "add-a-derived-event.md", "add-a-setting.md", "add-a-sink.md", "add-an-agent.md", "add-an-event.md"]
 
 
 @pytest.mark.parametrize("page", RECIPES)

@@ -207,7 +207,8 @@ streams.open_all()
 from cli.logs import configure
 from settings import Settings
 configure(Settings(), "w")
-logging.getLogger("x").warning("carrier %s", "gr\\u00f6\\u00dfe \\x1b[2J\\u202e[/b]\\n2026-01-01T00:00:00.000000Z [error    ] forged")
+text = "gr\\u00f6\\u00dfe \\x1b[2J\\u202e[/b]\\n2026-01-01T00:00:00.000000Z [error    ] forged"
+logging.getLogger("x").warning("carrier %s", text)
 """
     environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONPATH": os.getcwd()}
     done = subprocess.run((sys.executable, "-c", program), capture_output=True, env=environment)

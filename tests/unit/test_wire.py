@@ -183,7 +183,8 @@ def test_every_client_of_a_worker_reads_and_writes_with_it() -> None:
 import app
 from aiokafka.consumer import fetcher
 from aiokafka.producer import message_accumulator
-print(fetcher.MemoryRecords.__module__, fetcher.PartitionRecords.__module__, message_accumulator.BatchBuilder.__module__)
+for used in (fetcher.MemoryRecords, fetcher.PartitionRecords, message_accumulator.BatchBuilder):
+    print(used.__module__)
 """
     done = subprocess.run((sys.executable, "-c", said), capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["wire.reader", "wire.reader", "wire.builder"]
