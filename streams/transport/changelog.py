@@ -11,8 +11,6 @@ from faust.types import TP
 
 from wire.log import LogReader, Stalled, Stretch
 
-__all__ = ["Stretch", "stretches"]
-
 AT_ONCE: Final = 50
 """Records at once: the event loop does nothing else while their states are looked at."""
 FETCH_BYTES: Final = 1 << 18
