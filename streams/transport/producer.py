@@ -29,11 +29,11 @@ from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
 from streams.transport.batch import OutRecord
+from streams.transport.config import TransportSettings
 from streams.transport.errors import LaneClosed, LeaseLost, Stale, WritersTimes, is_fencing
 from wire import clients
 
 if TYPE_CHECKING:
-    from streams.transport.app import BatchApp
     from streams.transport.table import Moved, StateTable
 
 log = logging.getLogger(__name__)
@@ -414,7 +414,7 @@ class FaustProducer(driver.Producer):
     """Faust's own producer, for what ordinary agents send. No lane writes with it: it reports a lost record as a log line."""
 
     def _settings_auth(self) -> Mapping[str, Any]:
-        return clients.connection(cast("BatchApp", self.app).settings)
+        return clients.connection(self._settings)
 
     def lane_options(self, client_id: str, linger_ms: int, compression: str | None) -> dict[str, Any]:
         """Keyword arguments of wire.clients.producer for a lane."""
@@ -429,5 +429,13 @@ class FaustProducer(driver.Producer):
 
     def connection_options(self) -> dict[str, Any]:
         """What wire.clients has to be told for any client of this app, as keyword arguments."""
-        settings = cast("BatchApp", self.app).settings
-        return {"settings": settings, "client_id": self.client_id, "request_timeout_ms": int(self.request_timeout * 1000)}
+        return {
+            "settings": self._settings,
+            "client_id": self.client_id,
+            "request_timeout_ms": int(self.request_timeout * 1000),
+        }
+
+    @property
+    def _settings(self) -> TransportSettings:
+        """Those of our app: Faust's producer sees a faust.App."""
+        return cast(TransportSettings, cast(Any, self.app).settings)
