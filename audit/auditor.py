@@ -126,7 +126,7 @@ class Auditor:
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orders-audit-")))
-            log = await stack.enter_async_context(Log(self._target.brokers))
+            log = await stack.enter_async_context(Log(self._target))
             rows = await stack.enter_async_context(Rows.open(self._target.postgres))
             cache = None
             if self._target.redis:

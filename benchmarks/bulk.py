@@ -23,8 +23,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from contracts.bulk import headers_of
 from contracts.cloudevents import rfc3339
+from settings import Settings
 from stack import Stack
-from wire import AIOKafkaConsumer, AIOKafkaProducer
+from wire import clients
 
 ORDERS: Final = (sys.executable, "-c", "from cli.main import main; main()")
 RATE: Final = 500
@@ -45,13 +46,13 @@ def order(name: str) -> tuple[str, dict[str, Any]]:
     return order_id, {"order_id": order_id, "user_id": item_id, "currency": "EUR", "total_amount": "10.00", "items": [line]}
 
 
-async def measure(brokers: str, name: str, seconds: float) -> list[float]:
+async def measure(settings: Settings, name: str, seconds: float) -> list[float]:
     """Send for so long; returns every order's latency in seconds, sorted. Raises RuntimeError if an order has none."""
     sent: dict[bytes, float] = {}
     latencies: list[float] = []
     async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=0))
-        consumer = await stack.enter_async_context(AIOKafkaConsumer("suborder.created", bootstrap_servers=brokers, group_id=None))
+        producer = await stack.enter_async_context(clients.producer(settings, "orders-bench", linger_ms=0))
+        consumer = await stack.enter_async_context(clients.consumer(settings, "orders-bench", "suborder.created"))
         for partition in consumer.assignment():
             await consumer.position(partition)
 
@@ -103,6 +104,7 @@ def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="orders-bench-bulk-") as folder:
         stack = Stack.start(Path(folder) / "stack")
         env = {**os.environ, **stack.env}
+        settings = Settings(kafka=stack.env["ORDERS_KAFKA"])
 
         def command(*arguments: str) -> str:
             done = subprocess.run((*ORDERS, *arguments), env=env, capture_output=True, text=True, check=False)
@@ -118,13 +120,13 @@ def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
                     print(json.dumps({**order(f"bulk/{n}")[1], "time": "2026-01-01T00:00:00Z"}), file=out)
             with worker("realtime", env, Path(folder)):
                 command("bulk", "submit", "orders", str(file))
-                asyncio.run(measure(stack.env["ORDERS_KAFKA"], "warm", 5))
+                asyncio.run(measure(settings, "warm", 5))
                 for n in range(rounds):
                     # Who is first changes: what grows meanwhile (tables, changelog) is nobody's advantage.
                     for name in ("without", "with")[:: 1 if n % 2 else -1]:
                         with worker("bulk", env, Path(folder)) if name == "with" else nullcontext():
                             time.sleep(SETTLE_SECONDS)
-                            latencies[name] += asyncio.run(measure(stack.env["ORDERS_KAFKA"], f"{name}/{n}", seconds))
+                            latencies[name] += asyncio.run(measure(settings, f"{name}/{n}", seconds))
                     print(
                         f"round {n}: " + ", ".join(f"{name} {_percentile(each, 99)} ms" for name, each in latencies.items()),
                         file=sys.stderr,

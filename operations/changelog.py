@@ -65,9 +65,9 @@ async def read_changelog(reader: HistoryReader, partition: TopicPartition, start
     compaction would keep, `states` also gets the key STALE + key. Blocks.
     """
     end = (await reader.ends([partition]))[partition]
-    async with aclosing(reader.stretch(partition, start, end)) as stretches:
-        async for records in stretches:
-            records = of_states(records, codec.is_state, f"{partition.topic}/{partition.partition}")
+    async with aclosing(reader.read(partition, start, end)) as stretches:
+        async for found, _ in stretches:
+            records = of_states(found, codec.is_state, f"{partition.topic}/{partition.partition}")
             kept, deleted = newest(records, version)
             last = {record.key: record.value for record in records}
             puts: dict[bytes, bytes | None] = {}
@@ -86,10 +86,8 @@ async def read_changelog(reader: HistoryReader, partition: TopicPartition, start
 def producer_of(settings: Settings, lock: GroupLock) -> LaneProducer:
     """Return a producer that writes only as long as the group is locked. Close it afterwards."""
     options = {
-        "bootstrap_servers": settings.brokers,
+        "settings": settings,
         "client_id": "orders-repair",
-        "acks": "all",
-        "enable_idempotence": True,
         "max_batch_size": BATCH_BYTES,
         "max_request_size": REQUEST_BYTES,
     }

@@ -5,7 +5,6 @@ Nothing here joins a group or writes. Everything may block for as long as the br
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, aclosing
@@ -13,7 +12,6 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaTimeoutError
 
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
 from contracts.record_id import RecordId
@@ -21,7 +19,7 @@ from contracts.topics import DLQ, LANE, REDRIVEN
 from errors import OrdersError
 from settings import Settings
 from streams import topics
-from wire import AIOKafkaConsumer
+from wire.log import LogReader
 
 REDRIVE_OF: Final = "redrive_of"
 """Header of a redriven record: PARTITION:OFFSET of the dead letter in orders.dlq that it was made of."""
@@ -34,8 +32,6 @@ final: no fix can help it, see DeadLetter.stays."""
 
 _OURS: Final = ("dlq_topic", "dlq_partition", "dlq_offset", "dlq_reason", "dlq_detail", "dlq_time")
 _FOR_THE_ORDERS_SAKE: Final = (ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER)
-_STALLED: Final = 60.0
-"""Seconds without progress after which a read is given up."""
 
 
 class NoSuchLetter(OrdersError):
@@ -122,23 +118,16 @@ class Reader:
         """Raises TopicsMissing."""
         described = await topics.describe(self._settings)
         topics.require(self._settings, self._names, described)
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.brokers,
-            client_id="orders-dlq",
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=100,
-        )
-        await self._consumer.start()
-        places = [TopicPartition(name, number) for name in self._names for number in range(described[name].partitions)]
-        self._begins = await self._consumer.beginning_offsets(places)
-        self._ends = await self._consumer.end_offsets(places)
+        partitions = [TopicPartition(name, number) for name in self._names for number in range(described[name].partitions)]
+        async with AsyncExitStack() as stack:
+            self._log = await stack.enter_async_context(LogReader(self._settings, "orders-dlq"))
+            self._begins = await self._log.beginnings(partitions)
+            self._ends = await self._log.ends(partitions)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._consumer.stop()
+        await self._stack.aclose()
 
     def partitions(self, topic: str) -> list[int]:
         """Partition numbers of a topic."""
@@ -157,20 +146,10 @@ class Reader:
         position = begin if start is None else start
         if not begin <= position < end:
             return
-        self._consumer.assign([place])
-        self._consumer.seek(place, position)
-        loop = asyncio.get_running_loop()
-        moved = loop.time()
-        while position < end:
-            for record in (await self._consumer.getmany(place, timeout_ms=1000)).get(place, ()):
-                if record.offset < end:
+        async with aclosing(self._log.read(place, position, end)) as stretches:
+            async for records, _ in stretches:
+                for record in records:
                     yield record
-            # Behind the last record may lie offsets without records: compacted ones, markers of transactions.
-            before, position = position, await self._consumer.position(place)
-            if position > before:
-                moved = loop.time()
-            elif loop.time() - moved > _STALLED:
-                raise KafkaTimeoutError(f"{topic}:{partition} stands still at {position}, its end is {end}")
 
 
 class Letters:

@@ -15,7 +15,7 @@ import uuid
 from types import TracebackType
 from typing import Any, Final, Self
 
-from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import (
     CoordinatorNotAvailableError,
@@ -30,6 +30,7 @@ from errors import OrdersError
 from settings import Settings
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.lease import Lease, clock
+from wire import clients
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class GroupLock:
 
     def __init__(self, settings: Settings) -> None:
         self._group = settings.group
-        self._client = AIOKafkaClient(bootstrap_servers=settings.brokers, client_id="orders-lock")
+        self._client = clients.client(settings, "orders-lock")
         self._protocol = f"orders-lock-{uuid.uuid4()}"
         self._lease = Lease(SESSION_SECONDS)
         self._member = ""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from math import inf
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
@@ -27,7 +28,6 @@ from streams.lag import Lag
 from streams.lanes import sources
 from streams.transport.batch import Slice, cut
 from tables import codec
-from wire import learn_topics
 from wire.log import LogReader
 
 FOLD_RECORDS: Final = 4_000
@@ -46,20 +46,16 @@ class LogIncomplete(OrdersError):
 def committed(lag: Lag, former: Sequence[int]) -> dict[int, dict[str, int]]:
     """Partition number -> positions that the group has committed, in all logs that hold the history of the lane with this number."""
     return {
-        lane: {
-            f"{topic}/{number}": lag[topic, number].committed
-            for topic in LANE
-            for number in sources(lane, former)
-        }
+        lane: {f"{topic}/{number}": lag[topic, number].committed for topic in LANE for number in sources(lane, former)}
         for lane in sorted({number for _, number in lag})
     }
 
 
 class HistoryReader(LogReader):
-    """A LogReader that also reads a lane's logs as one stream."""
+    """A LogReader that also reads a lane's logs as one stream. It waits for the brokers, however long they are away."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.brokers, "orders-history")
+        super().__init__(settings, "orders-history", stall_timeout=inf)
 
     async def require(self, starts: Mapping[int, Positions], ends: Mapping[int, Positions]) -> None:
         """Raise LogIncomplete if the logs in `ends` don't reach back to `starts`; a log without a start
@@ -69,12 +65,9 @@ class HistoryReader(LogReader):
             for log in logs:
                 start = starts.get(lane, {}).get(log, 0)
                 needed[_partition(log)] = min(start, needed.get(_partition(log), start))
-        await learn_topics(self._consumer, {partition.topic for partition in needed})
-        for partition, start in (await self._consumer.beginning_offsets(list(needed))).items():
+        for partition, start in (await self.beginnings(list(needed))).items():
             if start > needed[partition]:
-                raise LogIncomplete(
-                    f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again"
-                )
+                raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")
 
     async def lane(self, start: Positions, end: Positions) -> AsyncGenerator[list[Any], None]:
         """The records of a lane's logs (those of `end`) between these positions as one stream, at least one at a time.
@@ -82,24 +75,16 @@ class HistoryReader(LogReader):
         Holds one fetch of each log at most, however long the log is. Blocks while the broker is away. The positions must exist (require).
         """
         logs = [log for log in end if start.get(log, 0) < end[log]]
-        sources = [Source(_partition(log), end[log]) for log in logs]
-        consumer = self._consumer
-        consumer.assign([source.partition for source in sources])
-        for log in logs:
-            consumer.seek(_partition(log), start.get(log, 0))
+        sources = {_partition(log): Source(end[log]) for log in logs}
+        self._seek({_partition(log): start.get(log, 0) for log in logs})
         while True:
-            while hungry := {
-                source.partition: source for source in sources if source.open and not source.records
-            }:
-                for partition, records in (await consumer.getmany(*hungry, timeout_ms=500)).items():
-                    hungry[partition].add(records)
-                for partition, source in hungry.items():
-                    if await consumer.position(partition) >= source.end:
-                        source.open = False
-                        consumer.pause(partition)
-            if not any(source.records for source in sources):
+            while lacking := {partition: each.end for partition, each in sources.items() if each.open and not each.records}:
+                for partition, (records, position) in (await self._fetch(lacking)).items():
+                    sources[partition].add(records)
+                    sources[partition].open = position < lacking[partition]
+            if not any(source.records for source in sources.values()):
                 return
-            yield merge(sources)
+            yield merge([*sources.values()])
 
 
 def _partition(log: str) -> TopicPartition:
@@ -113,9 +98,9 @@ class Source:
     `times` are the latest up to each, so that none overtakes another.
     """
 
-    def __init__(self, partition: TopicPartition, end: int) -> None:
-        self.partition = partition
+    def __init__(self, end: int) -> None:
         self.end = end
+        """Where its log ends, for this read."""
         self.open = True
         """There may be more."""
         self.records: list[Any] = []
@@ -124,10 +109,9 @@ class Source:
 
     def add(self, records: Iterable[Any]) -> None:
         for record in records:
-            if record.offset < self.end:
-                self._latest = max(self._latest, record.timestamp)
-                self.records.append(record)
-                self.times.append(self._latest)
+            self._latest = max(self._latest, record.timestamp)
+            self.records.append(record)
+            self.times.append(self._latest)
 
     def take(self, count: int) -> list[tuple[int, Any]]:
         taken = list(zip(self.times[:count], self.records[:count], strict=True))
@@ -159,9 +143,7 @@ class MemoryBatch:
     def __init__(self, lane: int, records: Sequence[Record]) -> None:
         self.partition = lane
         self.slices = tuple(
-            Slice(topic, part, part[-1].offset + 1)
-            for topic, group in groupby(records, attrgetter("topic"))
-            for part in (list(group),)
+            Slice(topic, part, part[-1].offset + 1) for topic, group in groupby(records, attrgetter("topic")) for part in (list(group),)
         )
         self.left: Sequence[Record] = ()
         self._records = records

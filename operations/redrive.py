@@ -35,7 +35,7 @@ from errors import OrdersError
 from operations.dead_letters import REDRIVE_COUNT, REDRIVE_OF, DeadLetter, Letters, Redriven, State, state_of
 from settings import Settings
 from streams import topics
-from wire import AIOKafkaProducer
+from wire import clients
 
 TRANSACTION_RECORDS: Final = 500
 """Letters in one transaction."""
@@ -163,9 +163,9 @@ class _Sender:
         topics.require(self._settings, (*LANE, REDRIVEN), described)
         self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in described.items()}
         self._partitions = {name: state.partitions for name, state in described.items()}
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.brokers,
-            client_id="orders-redrive",
+        self._producer = clients.producer(
+            self._settings,
+            "orders-redrive",
             transactional_id=f"{self._settings.group}-redrive",
             transaction_timeout_ms=int(self._settings.transaction_timeout * 1000),
             linger_ms=0,

@@ -14,7 +14,7 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import TracebackType
@@ -70,11 +70,7 @@ class Damage:
     @property
     def stores(self) -> list[str]:
         """Names of the broken stores."""
-        return [
-            name
-            for name, wrong in (("changelog", self.state), ("rows", self.rows), ("cache", bool(self.keys)))
-            if wrong
-        ]
+        return [name for name, wrong in (("changelog", self.state), ("rows", self.rows), ("cache", bool(self.keys))) if wrong]
 
 
 class Repairer:
@@ -90,11 +86,7 @@ class Repairer:
         self._stack = AsyncExitStack()
         self._rows = PostgresSink(settings)
         self._redis = (
-            redis.asyncio.Redis.from_url(
-                settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10
-            )
-            if cache
-            else None
+            redis.asyncio.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10) if cache else None
         )
         self._cache = RedisSink(settings.model_copy(update={"redis_timeout": 10.0})) if cache else None
 
@@ -115,9 +107,7 @@ class Repairer:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._stack.aclose()
 
     async def repair(self, damaged: Mapping[str, Damage]) -> dict[str, int]:
@@ -152,23 +142,17 @@ class Repairer:
     async def _repair_lane(self, lane: int, damaged: Mapping[str, Damage]) -> dict[str, int]:
         keys = {order_id.encode() for order_id in damaged}
         records: list[Record] = []
-        async for stretch in self._reader.lane({}, self._positions[lane]):
-            records += [record for record in stretch if record.key in keys]
+        async with aclosing(self._reader.lane({}, self._positions[lane])) as stretches:
+            async for stretch in stretches:
+                records += [record for record in stretch if record.key in keys]
         states = self._fold(lane, records)
         output = project(self._folder, states)
         await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], output.rows)
-        await self._write_states(
-            lane, [order_id for order_id, each in damaged.items() if each.state], output.states
-        )
-        await self._write_cache(
-            {order_id: each.keys for order_id, each in damaged.items() if each.keys}, output.cache
-        )
+        await self._write_states(lane, [order_id for order_id, each in damaged.items() if each.state], output.states)
+        await self._write_cache({order_id: each.keys for order_id, each in damaged.items() if each.keys}, output.cache)
         for order_id, each in damaged.items():
             log.info("repaired: order %s, %s", order_id, ", ".join(each.stores))
-        return {
-            order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0
-            for order_id in damaged
-        }
+        return {order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0 for order_id in damaged}
 
     def _fold(self, lane: int, records: Sequence[Record]) -> dict[bytes, bytes]:
         """Fold these records, and return the states by raw id as the lane would have them."""
@@ -205,12 +189,11 @@ class Repairer:
         raw_ids = {_raw(order_id) for order_id in order_ids}
         highest: dict[bytes, int] = {}
         end = (await self._reader.ends([partition]))[partition]
-        async for records in self._reader.stretch(partition, 0, end):
-            for record in records:
-                if record.key in raw_ids:
-                    highest[record.key] = (
-                        0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
-                    )
+        async with aclosing(self._reader.read(partition, 0, end)) as stretches:
+            async for records, _ in stretches:
+                for record in records:
+                    if record.key in raw_ids:
+                        highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
         await write_states(
             self._settings,
             self._lock,
@@ -238,9 +221,7 @@ class Repairer:
     async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:
         """Remove an order's parcels from those of a tracking number. No worker writes meanwhile."""
         try:
-            rest = [
-                each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id
-            ]
+            rest = [each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id]
         except (ValueError, TypeError, KeyError, ResponseError):  # no list of parcels
             rest = []
         if rest:
@@ -311,9 +292,7 @@ async def repair(
         _count(outcome, first, max_findings, mended=False)
         return outcome
     await require(settings)
-    target = replace(
-        target, patience=0.0
-    )  # a member of the group that refreshes nothing keeps those out that would
+    target = replace(target, patience=0.0)  # a member of the group that refreshes nothing keeps those out that would
     async with GroupLock(settings) as lock:
         damaged, keys, first = await _find_damage(target, ids, max_findings, progress)
         _count(outcome, first, max_findings, mended=False)
@@ -321,9 +300,7 @@ async def repair(
             async with Repairer(settings, lock, cache=cache) as repairer:
                 versions = await repairer.repair(damaged)
                 await repairer.drop_keys(keys)
-            outcome.repaired = {
-                order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()
-            }
+            outcome.repaired = {order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()}
             outcome.keys = sorted(keys)
         if damaged:
             again = await audit(target, max_findings=max_findings, progress=progress, only=frozenset(damaged))
@@ -352,9 +329,7 @@ async def _find_damage(
         if finding.check == "cache":
             damage.keys.add(finding.where)
 
-    report = await audit(
-        target, max_findings=max_findings, progress=progress, only=ids, on_finding=on_finding
-    )
+    report = await audit(target, max_findings=max_findings, progress=progress, only=ids, on_finding=on_finding)
     return damaged, keys, report
 
 
@@ -364,9 +339,7 @@ def _count(outcome: RepairResult, report: Report, most: int, *, mended: bool) ->
     for check, count in report.broken.items():
         if (check in MENDED) == mended:
             outcome.remaining[check] += count
-    findings = [
-        each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended
-    ]
+    findings = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
     outcome.findings += findings[: most - len(outcome.findings)]
     outcome.inconclusive = report.inconclusive.total()
 

@@ -170,8 +170,8 @@ async def _move(
     """
     kept: dict[bytes, tuple[bytes, int]] = {}
     end = (await reader.ends([partition]))[partition]
-    async with aclosing(reader.stretch(partition, 0, end)) as stretches:
-        async for records in stretches:
+    async with aclosing(reader.read(partition, 0, end)) as stretches:
+        async for records, _ in stretches:
             for record in of_states(records, codec.is_state, f"{partition.topic}/{partition.partition}"):
                 raw, value = record.key or b"", record.value
                 if _lane(raw, partitions) == partition.partition:

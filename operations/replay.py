@@ -30,6 +30,7 @@ from streams.folder import BatchFolder, BatchOutput
 from streams.lag import Lag, LagReader
 from streams.lanes import lanes
 from streams.partitioner import partition_of
+from streams.transport.table import MEMORY, store_options
 from tables import codec
 
 LANES_AT_ONCE: Final = 2
@@ -37,8 +38,6 @@ LANES_AT_ONCE: Final = 2
 POLL: Final = 0.2
 STALL: Final = 5.0
 """Seconds without a commit after which no worker is believed to run."""
-_MEMORY: Final = 64 << 20
-_WRITE_BUFFER: Final = 16 << 20
 _ID: Final = 16
 _POSITIONS: Final = b"@"
 
@@ -49,8 +48,7 @@ Take = Callable[[int, BatchOutput], Awaitable[None]]
 
 
 def rules_of(settings: Settings) -> str:
-    """Return a fingerprint of the rules by which this program folds: of its code and of the deadline policy.
-    """
+    """Return a fingerprint of the rules by which this program folds: of its code and of the deadline policy."""
     modules = sorted(Path(str(domain.__file__)).parent.glob("*.py"))
     sources = [*modules, Path(pipeline.__file__), Path(codec.__file__)]
     digest = hashlib.sha256(repr(settings.deadline_policy).encode())
@@ -71,18 +69,8 @@ class LocalStates:
         With `read_only` another process may have it open; later writes aren't seen.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        blocks = rocksdict.BlockBasedOptions()
-        blocks.set_block_cache(rocksdict.Cache(_MEMORY))
-        blocks.set_bloom_filter(10, False)
-        options = rocksdict.Options(raw_mode=True)
-        options.create_if_missing(True)
-        options.set_block_based_table_factory(blocks)
-        options.set_write_buffer_size(_WRITE_BUFFER)
-        options.set_max_log_file_size(1 << 20)
-        options.set_keep_log_file_num(2)
-        options.set_stats_dump_period_sec(0)
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.read_write()
-        self._db = rocksdict.Rdict(str(path), options, access_type=access)
+        self._db = rocksdict.Rdict(str(path), store_options(rocksdict.Cache(MEMORY)), access_type=access)
         self._closed = False
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -176,8 +164,7 @@ class Replay:
         return await self._lag.lag()
 
     def ahead(self, lag: Lag) -> bool:
-        """Tell whether the states go beyond what the group has committed, because its offsets were set back.
-        """
+        """Tell whether the states go beyond what the group has committed, because its offsets were set back."""
         return any(
             position > end.get(log, 0) for lane, end in self.ends(lag).items() for log, position in self._states.positions(lane).items()
         )

@@ -35,7 +35,7 @@ from streams.dead_letters import letter_of, raw_value
 from streams.lag import LagReader, total
 from streams.partitioner import partition_of
 from streams.transport.delivery import Delivery
-from wire import AIOKafkaConsumer, AIOKafkaProducer, unreadable
+from wire import clients, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +63,11 @@ class Unpacker:
         self._looked = 0.0
         self._since = 0
         self._never = asyncio.Event()
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = clients.consumer(
+            settings,
+            "orders-bulk",
             *BULK,
-            bootstrap_servers=settings.brokers,
-            client_id="orders-bulk",
             group_id=settings.bulk_group,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=int(settings.session_timeout * 1000),
             heartbeat_interval_ms=int(min(settings.heartbeat_interval, settings.session_timeout / 3) * 1000),
@@ -77,15 +75,7 @@ class Unpacker:
             # A part waits for as long as the pipeline is behind; that is not idleness to leave the group for.
             max_poll_interval_ms=DAY_MS,
         )
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.brokers,
-            client_id="orders-bulk",
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=5,
-            max_batch_size=512 << 10,
-            max_request_size=16 << 20,
-        )
+        self._producer = clients.producer(settings, "orders-bulk", linger_ms=5, max_batch_size=512 << 10, max_request_size=16 << 20)
 
     async def __aenter__(self) -> Unpacker:
         """Connect. Raises what aiokafka raises when no broker answers."""
@@ -246,8 +236,7 @@ async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -
 
 
 async def serve(settings: Settings, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-    """Unpack parts until `stop` is set. A part that isn't finished then is unpacked again by the next worker.
-    """
+    """Unpack parts until `stop` is set. A part that isn't finished then is unpacked again by the next worker."""
     running, asked = asyncio.ensure_future(unpack(settings, ready)), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)

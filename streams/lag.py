@@ -9,14 +9,13 @@ from types import TracebackType
 from typing import Final, NamedTuple, cast
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError
 from aiokafka.structs import OffsetAndMetadata
 
 from contracts.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
 from streams.topics import require
-from wire import AIOKafkaConsumer, learn_topics
+from wire import clients, learn_topics
 
 COORDINATOR_SECONDS: Final = 30.0
 """How long a group's coordinator may be away: a new cluster makes its offsets topic when first asked, a broker that failed is replaced."""
@@ -46,13 +45,10 @@ class LagReader:
         self._group = settings.group
         self._changelog = settings.changelog_topic
         self._written = (*DERIVED, DLQ, REDRIVEN, self._changelog)
-        servers = settings.brokers
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=servers, client_id="orders-lag", request_timeout_ms=30_000)
-        # No group: it only asks for offsets and must never take part in a rebalance.
-        self._offsets = AIOKafkaConsumer(bootstrap_servers=servers, client_id="orders-lag", group_id=None, request_timeout_ms=30_000)
-        self._stable = AIOKafkaConsumer(
-            bootstrap_servers=servers, client_id="orders-lag", group_id=None, request_timeout_ms=30_000, isolation_level="read_committed"
-        )
+        self._admin = clients.admin(settings, "orders-lag", request_timeout_ms=30_000)
+        # In no group: they only ask for offsets and must never take part in a rebalance.
+        self._offsets = clients.consumer(settings, "orders-lag", isolation_level="read_uncommitted", request_timeout_ms=30_000)
+        self._stable = clients.consumer(settings, "orders-lag", request_timeout_ms=30_000)
 
     async def __aenter__(self) -> LagReader:
         """Connect. Raises aiokafka.errors.KafkaConnectionError when no broker answers."""

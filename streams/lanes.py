@@ -16,8 +16,7 @@ from wire.log import LogReader
 
 
 class Lanes(NamedTuple):
-    """The number of partitions that an order's lane follows from, and the earlier numbers, the fewest first.
-    """
+    """The number of partitions that an order's lane follows from, and the earlier numbers, the fewest first."""
 
     number: int
     former: Sequence[int] = ()
@@ -34,13 +33,13 @@ async def noted(settings: Settings) -> Lanes | None:
     Blocks. Raises KafkaError.
     """
     newest: Lanes | None = None
-    async with LogReader(settings.brokers, "orders-lanes") as reader:
+    async with LogReader(settings, "orders-lanes") as reader:
         partition = TopicPartition(PARTITIONS, 0)
-        if not await reader.exists(PARTITIONS):
+        if not await reader.partitions(PARTITIONS):
             return None
         end = (await reader.ends([partition]))[partition]
-        async with aclosing(reader.stretch(partition, 0, end)) as stretches:
-            async for records in stretches:
+        async with aclosing(reader.read(partition, 0, end)) as stretches:
+            async for records, _ in stretches:
                 for record in records:
                     newest = _note(record.value) or newest
     return newest

@@ -21,6 +21,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from contracts import topics as names
 from errors import OrdersError
 from settings import Settings
+from wire import clients
 
 INPUT_MAX_BYTES: Final = 6 << 20
 """Largest batch on an input topic, bytes."""
@@ -321,7 +322,7 @@ def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list
 
 @asynccontextmanager
 async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers, client_id="orders-admin", request_timeout_ms=30_000)
+    admin = clients.admin(settings, "orders-admin", request_timeout_ms=30_000)
     try:
         await admin.start()
         yield admin

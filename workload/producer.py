@@ -16,7 +16,7 @@ from typing import Any, Final
 from contracts.cloudevents import SourceEvent
 from settings import Settings
 from streams import partitioner
-from wire import AIOKafkaProducer
+from wire import AIOKafkaProducer, clients
 
 BATCH_BYTES: Final = 512 << 10
 """Size of a record batch, bytes before compression. A single larger record has a batch of its own."""
@@ -61,15 +61,7 @@ async def send(
     `rate` is events a second, evenly; without it as fast as the brokers take them. `progress` is called with the records delivered so far.
     A broken broker raises aiokafka's error; what was acknowledged until then stays. A missing topic raises UnknownTopicOrPartitionError.
     """
-    producer = AIOKafkaProducer(
-        bootstrap_servers=settings.brokers,
-        client_id="orders-source",
-        acks="all",
-        enable_idempotence=True,
-        linger_ms=0,
-        max_batch_size=BATCH_BYTES,
-        max_request_size=MAX_REQUEST_BYTES,
-    )
+    producer = clients.producer(settings, "orders-source", linger_ms=0, max_batch_size=BATCH_BYTES, max_request_size=MAX_REQUEST_BYTES)
     try:
         await producer.start()
         sender = _Sender(producer, progress)

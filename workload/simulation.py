@@ -24,7 +24,7 @@ from errors import OrdersError
 from operations.servers import require
 from queries.state import read_state
 from settings import Settings
-from wire import AIOKafkaConsumer, AIOKafkaProducer
+from wire import AIOKafkaConsumer, AIOKafkaProducer, clients, partitions_of
 from workload.services import Behaviour, Customers, Later, Message, SimulatedServices, Steps, order_of
 
 ENDED = ("delivered", "returned", "closed")
@@ -72,19 +72,13 @@ class Simulation:
         """
         started = time.monotonic()
         self._progress = progress
-        producer = AIOKafkaProducer(bootstrap_servers=self._settings.brokers, acks="all", enable_idempotence=True, linger_ms=5)
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.brokers, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
-        )
+        producer = clients.producer(self._settings, "orders-simulate", linger_ms=5)
+        consumer = clients.consumer(self._settings, "orders-simulate")
         tasks: list[asyncio.Task[None]] = []
         try:
             await producer.start()
             await consumer.start()
-            partitions = [
-                TopicPartition(topic, number)
-                for topic in (*self._services.commands, *NOTICES)
-                for number in sorted(await _partitions(consumer, topic))
-            ]
+            partitions = await _partitions(consumer, (*self._services.commands, *NOTICES))
             consumer.assign(partitions)
             await consumer.seek_to_end(*partitions)
             tasks = [asyncio.ensure_future(self._serve(consumer)), asyncio.ensure_future(self._send(producer))]
@@ -214,9 +208,9 @@ def _raise(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.result()
 
 
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    await consumer._client.force_metadata_update()
-    partitions = consumer.partitions_for_topic(topic)
-    if not partitions:
-        raise LookupError(topic)
-    return set(partitions)
+async def _partitions(consumer: AIOKafkaConsumer, topics: Sequence[str]) -> list[TopicPartition]:
+    """Return all partitions of these topics. Raises LookupError if one doesn't exist."""
+    numbers = await partitions_of(consumer, topics)
+    if missing := [topic for topic in topics if topic not in numbers]:
+        raise LookupError(missing[0])
+    return [TopicPartition(topic, number) for topic in topics for number in sorted(numbers[topic])]

@@ -31,7 +31,7 @@ from operations.submit.parquet import Parquet
 from operations.submit.rows import Csv, Row, ndjson
 from settings import Settings
 from sinks.bulk import BulkJobs
-from wire import AIOKafkaProducer
+from wire import clients
 
 Format = Literal["csv", "ndjson", "parquet"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
@@ -200,14 +200,7 @@ async def send(settings: Settings, job: Job, *, again: bool = False, progress: C
         first = await jobs.begin(job.id, job.kind, count, job.lines, job.refused, job.digest, again=again)
         if first >= count:
             return 0
-        producer = AIOKafkaProducer(
-            bootstrap_servers=settings.brokers,
-            client_id="orders-bulk-submit",
-            acks="all",
-            enable_idempotence=True,
-            compression_type="lz4",
-            max_request_size=16 << 20,
-        )
+        producer = clients.producer(settings, "orders-bulk-submit", compression_type="lz4", max_request_size=16 << 20)
         flying: deque[tuple[int, Any]] = deque()
 
         async def land() -> None:

@@ -19,7 +19,7 @@ from faust.types import TP
 
 from errors import OrdersError
 from streams.transport.agents import AgentFunction, BatchChannel, BatchStream, PatientSupervisor, actor
-from streams.transport.changelog import Stretch, stretches
+from streams.transport.changelog import stretches
 from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
 from streams.transport.config import TransportSettings
 from streams.transport.consumer import Consumer
@@ -30,6 +30,7 @@ from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, DueOf, IsState, StateTable, VersionOf
 from streams.transport.transaction import TransactionalLaneProducer
+from wire.log import Stretch
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class BatchApp(faust.App):
         """`writes`: topics that handlers publish to, checked at the start to have as many partitions as the lanes' topics.
         `compression`: of what lanes write: None, 'gzip', 'lz4'. `metadata_age`: seconds until a change of the topics is noticed.
         `remedies`: what to do about an error in the words of the program, which are said instead of ours where the worker ends for it.
-        `options`: further settings of faust.App (broker_credentials, ...)."""
+        `options`: further settings of faust.App, but for how brokers are reached (wire.clients)."""
         self.settings = settings
         self.remedies = dict(remedies or {})
         self.specs: list[LaneSpec] = []

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from faust.types import TP
 
-from streams.transport.changelog import Stretch
 from streams.transport.offset_tracker import Record
 from streams.transport.table import newest, of_states
+from wire.log import Stretch
 
 if TYPE_CHECKING:
     from streams.transport.lane import Lane

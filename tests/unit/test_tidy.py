@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -44,3 +45,32 @@ def test_files_that_are_named_are_there() -> None:
         if "NAME" not in named and not (ROOT / named).exists()
     }
     assert dead == made, "only a recipe names files that are not there yet: those that it makes"
+
+
+# -- what is made in one place ------------------------------------------------------------------------------------------
+
+SOURCES = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
+CLIENTS = {"AIOKafkaConsumer", "AIOKafkaProducer", "AIOKafkaAdminClient", "AIOKafkaClient"}
+STORES = {"Options", "BlockBasedOptions", "PlainTableFactoryOptions", "CuckooTableOptions"}
+
+
+def makers(names: set[str]) -> set[str]:
+    """The sources that call one of these."""
+    return {
+        name
+        for name in SOURCES
+        for node in ast.walk(ast.parse((ROOT / name).read_text()))
+        if isinstance(node, ast.Call)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")) in names
+    }
+
+
+def test_kafka_clients_are_made_in_one_place() -> None:
+    assert makers(CLIENTS) == {"wire/clients.py"}, "how brokers are reached stands once"
+
+
+def test_options_of_rocksdb_stand_once() -> None:
+    assert makers(STORES) == {
+        "streams/transport/table.py",
+        "audit/stores.py",  # reads what workers wrote, and shares no code with them
+    }
