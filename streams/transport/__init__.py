@@ -15,14 +15,7 @@ from streams.transport.app import BatchApp, TransportStats
 from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
 from streams.transport.cluster import prepare_data_folder
 from streams.transport.delivery import Stale
-from streams.transport.errors import (
-    FailStop,
-    FolderInUse,
-    LeaseLost,
-    OffsetBeyondEnd,
-    PartitionMismatch,
-    UnknownTopics,
-)
+from streams.transport.errors import FailStop, FolderInUse, LeaseLost, OffsetBeyondEnd, PartitionMismatch, UnknownTopics
 from streams.transport.table import Moved, StateTable
 from streams.transport.worker import run_worker
 

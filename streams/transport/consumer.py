@@ -17,14 +17,7 @@ from mode import Service
 
 from streams.transport.batch import OpenLane
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
-from streams.transport.errors import (
-    FailStop,
-    GroupRefused,
-    GroupShut,
-    OffsetBeyondEnd,
-    PartitionMismatch,
-    Stalled,
-)
+from streams.transport.errors import FailStop, GroupRefused, GroupShut, OffsetBeyondEnd, PartitionMismatch, Stalled
 from streams.transport.lane import Claim, Lane
 from streams.transport.offset_tracker import Offer, OffsetTracker
 from streams.transport.ordinary import OrdinaryTopics
@@ -157,10 +150,7 @@ class Consumer(driver.Consumer):
             raise OffsetBeyondEnd(beyond_end(name, tracker.done, bounds.high))
         if bounds.low > tracker.next:
             log.error(
-                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.",
-                name,
-                tracker.next,
-                bounds.low,
+                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.", name, tracker.next, bounds.low
             )
             tracker.skip(bounds.low)
 
@@ -280,10 +270,7 @@ class Consumer(driver.Consumer):
             self._crash(exc)
         elif lane.fenced and not lane.closed:
             lane.ended_since = time.monotonic()
-            log.warning(
-                "lane %s: another worker has taken it over, or its transaction took too long; asking the group",
-                lane.name,
-            )
+            log.warning("lane %s: another worker has taken it over, or its transaction took too long; asking the group", lane.name)
             self._app.add_future(self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation)))
 
     def _beside_ended(self, task: asyncio.Task[None]) -> None:
@@ -328,11 +315,7 @@ class Consumer(driver.Consumer):
         await asyncio.gather(*(lane.end() for lane in lanes))
         if unfinished:
             _, deaf = await asyncio.wait(unfinished, timeout=CANCEL_TIMEOUT)
-            log.error(
-                "%d lanes did not finish in time and were cancelled (%d of them don't react)",
-                len(unfinished),
-                len(deaf),
-            )
+            log.error("%d lanes did not finish in time and were cancelled (%d of them don't react)", len(unfinished), len(deaf))
         self.finished_batches += sum(lane.batches for lane in lanes)
         self.finished_records += sum(lane.records for lane in lanes)
         self.lanes.clear()

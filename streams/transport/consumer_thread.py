@@ -129,9 +129,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                     connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
                 coordinator.coordinator_dead()
                 raise RequestTimedOutError from None
-            if (
-                beat or type(request).__name__.startswith("SyncGroupRequest")
-            ) and response.error_code in ACCEPTED:
+            if (beat or type(request).__name__.startswith("SyncGroupRequest")) and response.error_code in ACCEPTED:
                 self.lease.renew(sent)
             return response
 
@@ -203,9 +201,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     # -- in this thread ----------------------------------------------------------------------------------------
 
-    async def fetch(
-        self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True
-    ) -> list[Fetched]:
+    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True) -> list[Fetched]:
         """What has arrived for `wanted` (partition -> next expected offset), at most `limit` records a list.
 
         Blocks up to `timeout` seconds while nothing has arrived, or until kick() if it is `kickable`, as one fetch at a time may be.
@@ -227,11 +223,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 arrival = fetcher._create_fetch_waiter()
                 kicked = asyncio.ensure_future(self._kicked.wait() if kickable else asyncio.sleep(left))
                 try:
-                    await asyncio.wait(
-                        {arrival, kicked},
-                        timeout=min(left, LOOK_INTERVAL),
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
+                    await asyncio.wait({arrival, kicked}, timeout=min(left, LOOK_INTERVAL), return_when=asyncio.FIRST_COMPLETED)
                     if arrival.done() and not arrival.cancelled():
                         arrival.result()  # the coordinator reports a refused group here
                 finally:
@@ -305,9 +297,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Where the logs end. Asked as it is, the fetcher would tell where the oldest open transaction begins."""
         fetcher = copy.copy(self._ensure_consumer()._fetcher)
         fetcher._isolation_level = READ_UNCOMMITTED
-        ends: dict[TopicPartition, int] = await fetcher.end_offsets(
-            list(partitions), int(self.app.conf.broker_request_timeout * 1000)
-        )
+        ends: dict[TopicPartition, int] = await fetcher.end_offsets(list(partitions), int(self.app.conf.broker_request_timeout * 1000))
         return ends
 
     async def _highwaters(self, partitions: list[TP]) -> Mapping[TP, int]:
@@ -316,10 +306,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return {TP(*tp): end for tp, end in ends.items()}
 
     async def start_positions(
-        self,
-        tps: Sequence[TP],
-        assignment: Any,
-        resolve: Callable[[str, int | None, Bounds], Start] = resolve_start,
+        self, tps: Sequence[TP], assignment: Any, resolve: Callable[[str, int | None, Bounds], Start] = resolve_start
     ) -> tuple[int, dict[TP, Start]] | None:
         """Resolve where to begin and seek there, every partition explicitly: aiokafka's seek_to_committed leaves out
         partitions without a committed offset, and those committed at 0.
@@ -351,8 +338,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 return False
             try:
                 await coordinator._do_commit_offsets(
-                    assignment,
-                    {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()},
+                    assignment, {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
                 )
             except KafkaError as exc:
                 log.warning("offsets not committed, to be tried again: %r", exc)
