@@ -135,7 +135,7 @@ class Auditor:
             self._index = Index(folder)
             stack.callback(self._index.close)
             self._findings = Findings(self.report, self._index, self._most, self._on_finding)
-            await self._look(log, rows, cache)
+            await self._compare_stores(log, rows, cache)
             # An order's rows and cache entries lie apart, so that remembering its partition would seldom help.
             self._home = functools.partial(partition_of, partitions=self._target.partitions or self._lanes)
             await self._read_former(log)
@@ -162,7 +162,7 @@ class Auditor:
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
-    async def _look(self, log: Log, rows: Rows, cache: Cache | None) -> None:
+    async def _compare_stores(self, log: Log, rows: Rows, cache: Cache | None) -> None:
         report = self.report
         topics = [*LANE, *DERIVED, DLQ, REDRIVEN, PARTITIONS, self._target.changelog]
         self._counts = await log.partitions(topics)
@@ -264,10 +264,10 @@ class Auditor:
         for number in range(self._counts.get(REDRIVEN, 0)):
             for partition, span in (await self._written(log, [REDRIVEN], number)).items():
                 async for records in log.read(partition, span):
-                    self._index.add_notes(note for record in records if (note := self._note(number, record)) is not None)
+                    self._index.add_notes(note for record in records if (note := self._parse_note(number, record)) is not None)
         self.report.counts["redriven"] = self._index.notes
 
-    def _note(self, lane: int, record: Record) -> Note | None:
+    def _parse_note(self, lane: int, record: Record) -> Note | None:
         try:
             note = json.loads(record.value or b"")
             (topic, partition, offset), (to_topic, to_partition, to_offset) = note["origin"], note["to"]

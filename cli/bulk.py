@@ -68,9 +68,7 @@ def _bulk() -> None:
 @app.command("submit")
 def submit_command(
     kind: Annotated[KindName, typer.Argument(help="What the file holds.")],
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")],
     job: Annotated[
         str | None,
         typer.Option(help="The job's UUID. Default: one made from kind and content.", show_default=False),
@@ -79,9 +77,7 @@ def submit_command(
         FormatName | None,
         typer.Option(help="Format of the file. Default: recognised by its content.", show_default=False),
     ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)
-    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)] = None,
     max_bytes: Annotated[
         int | None,
         typer.Option(
@@ -91,9 +87,7 @@ def submit_command(
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
-    again: Annotated[
-        bool, typer.Option("--again", help="Send the whole job even if it was sent before.")
-    ] = False,
+    again: Annotated[bool, typer.Option("--again", help="Send the whole job even if it was sent before.")] = False,
     as_json: Json = False,
 ) -> None:
     """Validate a file line by line, and send the valid lines as a bulk job. A refused line harms no other.
@@ -139,7 +133,7 @@ def submit_command(
                 raise  # nothing was sent
             except BaseException as error:
                 failure = error
-    outcome = Outcome(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
+    outcome = SubmitResult(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
     _report(prepared, refused.first, outcome, as_json)
     if refused.failed is not None:
         print(
@@ -152,7 +146,7 @@ def submit_command(
         raise typer.Exit(1)
 
 
-class Outcome(NamedTuple):
+class SubmitResult(NamedTuple):
     """The result of submitting a file: parts sent now, and whether it was given up after them."""
 
     sent: int
@@ -253,7 +247,7 @@ async def _send(settings: Settings, job: Job, again: bool, progress: Any) -> int
     return await send(settings, job, again=again, progress=progress)
 
 
-def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) -> None:
+def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: bool) -> None:
     sent = outcome.sent
     if as_json:
         document = {
@@ -275,11 +269,7 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
             "ignored_columns": job.ignored,
         }
         listed = [refusal._asdict() for refusal in refusals]
-        print(
-            json.dumps(
-                {**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}
-            )
-        )
+        print(json.dumps({**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}))
         return
     console = output()
     if job.ignored:
@@ -295,9 +285,7 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
     if outcome.dry_run:
         console.print(f"{what}; nothing sent (--dry-run)")
     elif outcome.failed:
-        console.print(
-            f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed"
-        )
+        console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed")
         console.print("the same command again goes on from there; orders bulk status tells how far it is")
     elif not job.parts:
         console.print(f"{what}; nothing to send")
@@ -307,16 +295,12 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
         console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}")
         took = timedelta(seconds=ceil(job.accepted / outcome.rate))
         rate = f"ORDERS_BULK_RATE={outcome.rate:g}"
-        console.print(
-            f"at {rate} a bulk worker takes at least {took} for it; orders bulk status tells how far it is"
-        )
+        console.print(f"at {rate} a bulk worker takes at least {took} for it; orders bulk status tells how far it is")
 
 
 @app.command("status")
 def status_command(
-    job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)
-    ] = None,
+    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many jobs are shown, the newest.")] = 50,
     wide: Wide = False,
     as_json: Json = False,

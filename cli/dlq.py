@@ -20,7 +20,7 @@ from contracts.errors import REASONS
 from contracts.topics import BULK, LANE
 from errors import OrdersError
 from operations.dead_letters import DeadLetter, Redriven, State, find, newest_of, state_of
-from operations.redrive import Outcome, Selection, redrive
+from operations.redrive import RedriveResult, Selection, redrive
 from settings import Settings, get_settings
 
 app = typer.Typer(
@@ -44,12 +44,8 @@ def _dlq() -> None:
 def list_command(
     reason: Annotated[str | None, typer.Option(help="Only this reason code.", show_default=False)] = None,
     topic: Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)] = None,
-    state: Annotated[
-        str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(min=1, help="How many are shown, the newest; the summary counts all.")
-    ] = 50,
+    state: Annotated[str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many are shown, the newest; the summary counts all.")] = 50,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -104,13 +100,9 @@ def list_command(
 def show_command(
     coordinates: Annotated[
         str,
-        typer.Argument(
-            help="PARTITION:OFFSET in orders.dlq, or TOPIC:PARTITION:OFFSET of the refused record."
-        ),
+        typer.Argument(help="PARTITION:OFFSET in orders.dlq, or TOPIC:PARTITION:OFFSET of the refused record."),
     ],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout, bytes in base64.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, bytes in base64.")] = False,
 ) -> None:
     """Show one dead letter: its reason, its headers, and its bytes as they came.
 
@@ -164,30 +156,20 @@ def show_command(
     # Set in, so that no line of a value can be taken for one of ours.
     console.print(indent(printable(shown[:SHOWN_CHARACTERS], lines=True), "  "))
     if len(shown) > SHOWN_CHARACTERS:
-        console.print(
-            f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim"
-        )
+        console.print(f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim")
 
 
 @app.command("redrive")
 def redrive_command(
-    reason: Annotated[
-        list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)
-    ] = None,
+    reason: Annotated[list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)] = None,
     topic: Annotated[
         list[str] | None,
         typer.Option(help="Only records of this topic; may be given again.", show_default=False),
     ] = None,
-    ids: Annotated[
-        str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)
-    ] = None,
+    ids: Annotated[str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter that can go back.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say how many would be sent, and change nothing.")
-    ] = False,
-    most: Annotated[
-        int | None, typer.Option("--max", min=1, help="Most letters to send.", show_default=False)
-    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many would be sent, and change nothing.")] = False,
+    most: Annotated[int | None, typer.Option("--max", min=1, help="Most letters to send.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Send dead letters' records back to their topics, after a fix of the rules or of what was wrong
@@ -203,9 +185,7 @@ def redrive_command(
     """
     _check_reasons(reason or [])
     _check_topics(topic or [])
-    selection = Selection(
-        frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most
-    )
+    selection = Selection(frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most)
     if everything and (reason or topic or ids):
         raise OrdersError("--all and --reason, --topic or --ids contradict each other", "leave one away")
     if not (everything or reason or topic or ids or most or dry_run):
@@ -234,14 +214,8 @@ def redrive_command(
         if stay:
             print(f"the others: {stay}; orders dlq list --state STATE has them")
         if outcome.too_large:
-            more = (
-                f" and {len(outcome.too_large) - SHOWN_IDS:,} more"
-                if len(outcome.too_large) > SHOWN_IDS
-                else ""
-            )
-            print(
-                f"too large for their topics (max.message.bytes), so they stay: {', '.join(outcome.too_large[:SHOWN_IDS])}{more}"
-            )
+            more = f" and {len(outcome.too_large) - SHOWN_IDS:,} more" if len(outcome.too_large) > SHOWN_IDS else ""
+            print(f"too large for their topics (max.message.bytes), so they stay: {', '.join(outcome.too_large[:SHOWN_IDS])}{more}")
     if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
         raise typer.Exit(1)
 
@@ -257,19 +231,17 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
     if not would.sent:
         return
     reasons = ", ".join(f"{printable(code)} {count:,}" for code, count in would.by_reason.most_common())
-    if not confirmed(
-        f"{would.sent:,} dead letters would go back to their topics ({reasons}). Send all of them?"
-    ):
+    if not confirmed(f"{would.sent:,} dead letters would go back to their topics ({reasons}). Send all of them?"):
         print("nothing sent")
         raise typer.Exit(1)
 
 
-def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> Outcome:
+def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> RedriveResult:
     """With progress on stderr where a person looks."""
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     with progress("dead letters", quiet=quiet) as bar:
 
-        async def run() -> Outcome:
+        async def run() -> RedriveResult:
             asyncio.get_running_loop().set_exception_handler(_told_once)
             return await redrive(settings, selection, by=by, dry_run=dry_run, progress=bar.show)
 
@@ -302,9 +274,7 @@ def _check_reasons(reasons: Sequence[str]) -> None:
 def _check_topics(names: Sequence[str]) -> None:
     for name in names:
         if name not in (*LANE, *BULK):
-            raise OrdersError(
-                f"no dead letter comes from a topic {name!r}", f"one of {', '.join((*LANE, *BULK))}"
-            )
+            raise OrdersError(f"no dead letter comes from a topic {name!r}", f"one of {', '.join((*LANE, *BULK))}")
 
 
 def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:

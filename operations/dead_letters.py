@@ -205,7 +205,7 @@ class Letters:
         notes: dict[RecordId, Redriven] = {}
         async with aclosing(self._ledger.records(REDRIVEN, partition)) as records:
             async for record in records:
-                note = _note(record.value)
+                note = _decode_note(record.value)
                 if note is not None:
                     notes[note.origin] = note
         return notes
@@ -214,7 +214,7 @@ class Letters:
 _decode: Final = msgspec.json.Decoder(Redriven).decode
 
 
-def _note(value: bytes | None) -> Redriven | None:
+def _decode_note(value: bytes | None) -> Redriven | None:
     """Decode a record of orders.redriven; None if it is no note, since anybody may write there."""
     try:
         return _decode(value or b"")

@@ -80,7 +80,7 @@ class Selection:
 
 
 @dataclass(slots=True)
-class Outcome:
+class RedriveResult:
     """The result of a redrive, done or tried. Counts are of letters."""
 
     sent: int = 0
@@ -99,14 +99,14 @@ async def redrive(
     by: str,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
+) -> RedriveResult:
     """Send the selected letters' records back to where they came from.
 
     `by` says who asks, for the note. With `dry_run` nothing is sent. `progress` is called with the letters
     that were looked at and their number. Letters refused after the call are not looked at. Blocks. Raises
     TopicsMissing, TakenOver, NoSuchLetter, and what aiokafka raises.
     """
-    outcome, records_seen = Outcome(), set[RecordId]()
+    outcome, records_seen = RedriveResult(), set[RecordId]()
     batch: list[DeadLetter] = []
     size = 0
     async with AsyncExitStack() as stack:

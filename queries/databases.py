@@ -147,14 +147,13 @@ class Replica(Database):
         self._lag: float | None = None
 
     async def lag(self) -> float | None:
-        """Return the lag in seconds, read within the last LOOK_INTERVAL; None if the server doesn't know it.
-        """
+        """Return the lag in seconds, read within the last LOOK_INTERVAL; None if the server doesn't know it."""
         now = asyncio.get_running_loop().time()
         if self._looked is None or now >= self._looked + LOOK_INTERVAL:
-            await self._flight.do("lag", self._look)
+            await self._flight.do("lag", self._read_lag)
         return self._lag
 
-    async def _look(self) -> None:
+    async def _read_lag(self) -> None:
         self._lag = (await self.rows(statements.LAG))[0][0]
         self._looked = asyncio.get_running_loop().time()
 

@@ -45,15 +45,15 @@ class answered_within:  # noqa: N801 - as asyncio.timeout
 
     def _wait(self) -> None:
         self._due = self._loop.time() + self._part
-        self._next: asyncio.Handle = self._loop.call_at(self._due, self._look)
+        self._next: asyncio.Handle = self._loop.call_at(self._due, self._check_due)
 
-    def _look(self) -> None:
+    def _check_due(self) -> None:
         self._looks += 1
         if self._looks <= LOOKS and self._loop.time() > self._due + self._part:
             self._late += 1
         if self._looks < LOOKS:
             self._wait()
         elif self._looks < LOOKS + _TURNS:
-            self._next = self._loop.call_soon(self._look)
+            self._next = self._loop.call_soon(self._check_due)
         else:
             self._timeout.reschedule(self._loop.time())

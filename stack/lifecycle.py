@@ -245,7 +245,7 @@ class Stack:
                 server.prepare()
                 child = server.launch()
                 started.append(server)
-                self._note(server, child.pid)
+                self._write_pid(server, child.pid)
                 if not processes.wait_ready(server.name, partial(processes.lives, child), server.ready, server.log, given_up=given_up):
                     return
                 self._progress(f"{server.name} serves on port {server.port}")
@@ -263,10 +263,10 @@ class Stack:
             return False
         if not processes.wait_ready(server.name, partial(self._runs, server), server.ready, server.log, must_live=False):
             return False
-        self._note(server, pid)
+        self._write_pid(server, pid)
         return True
 
-    def _note(self, server: Server, pid: int | None) -> None:
+    def _write_pid(self, server: Server, pid: int | None) -> None:
         def change(state: State) -> None:
             record = state.servers[server.name]
             record.pid, record.born = pid, processes.birth(pid) if pid is not None else None
@@ -282,7 +282,7 @@ class Stack:
                 stop.result()
         for server in servers:
             if server.name in self._state.servers:
-                self._note(server, None)
+                self._write_pid(server, None)
 
 
 def _checked(brokers: int) -> int:

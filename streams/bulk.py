@@ -106,7 +106,7 @@ class Unpacker:
         """
         while True:
             record = await self._consumer.getone()
-            await self._take(record)
+            await self._unpack_part(record)
             try:
                 await self._consumer.commit({TopicPartition(record.topic, record.partition): record.offset + 1})
             except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
@@ -115,7 +115,7 @@ class Unpacker:
                 log.info("the offset of a bulk part stays uncommitted: %s", error)
             self._delivery.recovered(LANE)
 
-    async def _take(self, record: Any) -> None:
+    async def _unpack_part(self, record: Any) -> None:
         """Unpack one record, until everything that it contains is acknowledged."""
         try:
             if (why := unreadable(record)) is not None:
@@ -132,16 +132,16 @@ class Unpacker:
                 detail = f"$.events[{n}]: above {bulk.EVENT_BYTES:,} bytes"
                 await self._refuse(record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail))
         await self._publish(bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= bulk.EVENT_BYTES])
-        progress = await self._note(lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events)))
+        progress = await self._write_job(lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events)))
         if progress.completed_at is not None and not progress.announced:
             when = progress.completed_at.astimezone(UTC).isoformat()
             value, headers = bulk.completed(job, kind, progress.parts, progress.events, when)
             await self._producer.send_and_wait(BULK_COMPLETED, value, key=job.encode(), headers=headers)
-            await self._note(lambda: self._jobs.announced(job))
+            await self._write_job(lambda: self._jobs.announced(job))
             log.info("bulk job %s is unpacked: %d %s", job, progress.events, kind)
         metrics.BULK_EVENTS.labels(kind).inc(len(part.events))
 
-    async def _note(self, write: Callable[[], Awaitable[T]]) -> T:
+    async def _write_job(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write to Postgres until it works: what was published isn't published again for its sake. Raises GaveUp."""
         results: list[T] = []
 

@@ -158,7 +158,7 @@ class BatchFolder:
             order = touched.get(event.order_id)
             if order is None or work.size > most:
                 return work, record
-            self._take(work, record, event, key, order, batch.partition)
+            self._fold_event(work, record, event, key, order, batch.partition)
         timed("fold", (folded := perf_counter()) - loaded)
         self.project(work, touched)
         timed("render", perf_counter() - folded)
@@ -202,7 +202,7 @@ class BatchFolder:
                 touched[order_id] = OrderInBatch(Order() if raw is None else codec.decode(raw))
         return touched
 
-    def _take(self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int) -> None:
+    def _fold_event(self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int) -> None:
         order = touched.order
         if order.version == 0 and partition_of(key, self._partitions) != lane:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.

@@ -41,7 +41,7 @@ async def noted(settings: Settings) -> Lanes | None:
         async with aclosing(reader.read(partition, 0, end)) as stretches:
             async for records, _ in stretches:
                 for record in records:
-                    newest = _note(record.value) or newest
+                    newest = _decode_note(record.value) or newest
     return newest
 
 
@@ -50,7 +50,7 @@ class _Note(msgspec.Struct):
     former: list[Annotated[int, msgspec.Meta(ge=1)]]
 
 
-def _note(value: bytes | None) -> Lanes | None:
+def _decode_note(value: bytes | None) -> Lanes | None:
     """Decode a record of orders.partitions; None if it is no note, since anybody may write there."""
     try:
         note = msgspec.json.decode(value or b"", type=_Note)

@@ -119,7 +119,7 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zip
     digest, total = hashlib.sha256() if zipped else packed.digest, 0
     while block := reader.read(_BLOCK):
         if not total:
-            _look(path, block)
+            _require_data(path, block)
         total += len(block)
         if total > (limit or MAX_BYTES):
             raise SourceError(
@@ -135,7 +135,7 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zip
     return digest.hexdigest()
 
 
-def _look(path: str, head: bytes) -> None:
+def _require_data(path: str, head: bytes) -> None:
     """Raise SourceError for content that is neither text nor Parquet."""
     if head.startswith(b"PAR1"):
         return

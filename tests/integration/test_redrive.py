@@ -20,7 +20,7 @@ from aiokafka import AIOKafkaProducer
 from contracts.cloudevents import SourceEvent
 from contracts.topics import DLQ, INPUT, LANE, REDRIVEN
 from operations.dead_letters import DeadLetter, Reader, read
-from operations.redrive import Outcome, Selection, redrive
+from operations.redrive import RedriveResult, Selection, redrive
 from settings import Settings
 from tests.unit.builders import CHECKOUT, ORDER, VALID, record
 from tests.waiting import until
@@ -76,7 +76,7 @@ main()
 """A redrive that is killed or stopped at a request. With --slow it sends its second batch when its transaction has failed."""
 
 
-async def back(dry_run: bool = False, **selection: Any) -> Outcome:
+async def back(dry_run: bool = False, **selection: Any) -> RedriveResult:
     """A redrive in this process."""
     return await redrive(Settings(), Selection(**selection), by="a@test", dry_run=dry_run)
 

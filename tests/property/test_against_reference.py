@@ -82,14 +82,14 @@ class Ours:
 
     def take_all(self, records: Iterable[Record]) -> Self:
         for n, each in enumerate(records):
-            self.verdicts.append(self._take(each))
+            self.verdicts.append(self._judge(each))
             if n % self.pace == 0 and self.back:
-                self._take(self.back.popleft())
+                self._judge(self.back.popleft())
         while self.back:
-            self._take(self.back.popleft())
+            self._judge(self.back.popleft())
         return self
 
-    def _take(self, each: Record) -> str:
+    def _judge(self, each: Record) -> str:
         try:
             event = events.decode(each.topic, each.headers, each.value)
         except Refused as refused:
@@ -166,9 +166,9 @@ class Witnessed(Ours):
         self.orders: dict[str, reference.Order] = {}
         self.seen: Counter[str] = Counter()
 
-    def _take(self, each: Record) -> str:
+    def _judge(self, each: Record) -> str:
         before = len(self.decided)
-        code = super()._take(each)
+        code = super()._judge(each)
         parsed = read_by_reference(each)
         if not isinstance(parsed, reference.Refusal):
             order = self.orders.setdefault(parsed.order_id, reference.Order(parsed.order_id))

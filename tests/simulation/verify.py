@@ -76,7 +76,7 @@ class Verifier:
                 assert origin is not None
                 origins.add(origin)
                 record_id = RecordId(REKEYED, number, record.offset)
-                self._take(parsed[record_id], record_id, origin)
+                self._add_fact(parsed[record_id], record_id, origin)
         for topic in INPUT:
             for number in self._partitions():
                 for record in self._log(topic, number):
@@ -84,12 +84,12 @@ class Verifier:
                     if topic == CHECKOUT and isinstance(parsed[record_id], Fact):
                         continue  # it counts by the order.created that was made of it
                     if record_id not in origins:
-                        self._take(parsed[record_id], record_id, None)
+                        self._add_fact(parsed[record_id], record_id, None)
         for number in self._partitions():
             for record in self._log(DECISIONS, number):
                 record_id = RecordId(DECISIONS, number, record.offset)
                 if record_id in parsed:  # a deadline that passed
-                    self._take(parsed[record_id], record_id, None)
+                    self._add_fact(parsed[record_id], record_id, None)
                     continue
                 decision = self.world.accounts.decisions[record_id]
                 assert isinstance(decision, Decision), f"refund.decided: {decision}"
@@ -99,7 +99,7 @@ class Verifier:
             self.orders.pop(order_id, None)
         self.readings = {order_id: order.readings() for order_id, order in self.orders.items()}
 
-    def _take(self, fact: Fact | Refusal, record_id: RecordId, origin: RecordId | None) -> None:
+    def _add_fact(self, fact: Fact | Refusal, record_id: RecordId, origin: RecordId | None) -> None:
         if isinstance(fact, Refusal):
             self.refused[origin or record_id] = {fact.code}
             return

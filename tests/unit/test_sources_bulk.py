@@ -493,7 +493,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 ) -> None:
     file = tmp_path / "orders.csv"
     file.write_text(HEADER + PAID + "\n" + GIFT)
-    look = copies._look
+    look = copies._require_data
 
     def changing(path: str, block: bytes) -> None:
         look(path, block)
@@ -506,7 +506,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
             case _:
                 os.utime(file, ns=(1, 1))
 
-    monkeypatch.setattr(copies, "_look", changing)
+    monkeypatch.setattr(copies, "_require_data", changing)
     with ExitStack() as stack, pytest.raises(SourceError, match="changed while it was read"):
         prepare(str(file), "orders", stack, stdin=io.BytesIO())
 
