@@ -40,11 +40,7 @@ class ServerUrl(SecretStr):
     def __init__(self, value: str) -> None:
         super().__init__(value)
         parts = _PARTS.fullmatch(value) if value.isprintable() and " " not in value else None
-        if (
-            parts is None
-            or parts["scheme"] not in self.schemes
-            or not self._usable(parts["hosts"], parts["path"] or "")
-        ):
+        if parts is None or parts["scheme"] not in self.schemes or not self._usable(parts["hosts"], parts["path"] or ""):
             raise ValueError(self._refusal())
         if not _is_query(parts["query"] or ""):
             raise ValueError(self._refusal())
@@ -60,9 +56,7 @@ class ServerUrl(SecretStr):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls._validated, serialization=core_schema.to_string_ser_schema()
-        )
+        return core_schema.no_info_plain_validator_function(cls._validated, serialization=core_schema.to_string_ser_schema())
 
     @classmethod
     def _validated(cls, value: Any) -> Self:
@@ -110,10 +104,7 @@ def _is_host(text: str) -> bool:
 
 def _is_query(text: str) -> bool:
     try:
-        return all(
-            re.fullmatch(r"[A-Za-z_][\w.]*", name)
-            for name, _ in parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
-        )
+        return all(re.fullmatch(r"[A-Za-z_][\w.]*", name) for name, _ in parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
     except ValueError:
         return False
 
@@ -121,14 +112,10 @@ def _is_query(text: str) -> bool:
 class Settings(BaseSettings):
     """All settings. Raises pydantic.ValidationError for a value that cannot be used. Never blocks."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True
-    )
+    model_config = SettingsConfigDict(env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # -- servers -----------------------------------------------------------------------------------------------
-    kafka: str = Field(
-        "127.0.0.1:9092", description="Kafka brokers, host:port,... One of them is enough to find the others."
-    )
+    kafka: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,... One of them is enough to find the others.")
     postgres: PostgresUrl = Field(
         PostgresUrl("postgresql://postgres@127.0.0.1:5432/orders"),
         description="The primary, postgresql://user:password@host:port/database.",
@@ -160,9 +147,7 @@ class Settings(BaseSettings):
         le=9,
         description="Replicas that `orders init` gives every topic. Unset: min(3, brokers). min.insync.replicas is one less, at least 1.",
     )
-    postgres_partitions: int = Field(
-        8, ge=1, le=1024, description="Hash partitions that `orders init` gives each Postgres table."
-    )
+    postgres_partitions: int = Field(8, ge=1, le=1024, description="Hash partitions that `orders init` gives each Postgres table.")
 
     # -- delivery ----------------------------------------------------------------------------------------------
     delivery: Literal["at_least_once", "exactly_once"] = Field(
@@ -234,9 +219,7 @@ class Settings(BaseSettings):
         description="Seconds without a heartbeat after which Kafka assigns a worker's partitions to others: how "
         "long they rest after kill -9.",
     )
-    heartbeat_interval: float = Field(
-        1.0, gt=0, description="Seconds between heartbeats; at most a third of session_timeout."
-    )
+    heartbeat_interval: float = Field(1.0, gt=0, description="Seconds between heartbeats; at most a third of session_timeout.")
     retry_first: float = Field(
         0.05,
         gt=0,
@@ -288,9 +271,7 @@ class Settings(BaseSettings):
         le=100,
         description="How often stock.reserve is sent before the missing answer counts as a rejection.",
     )
-    release_deadline: float = Field(
-        600.0, ge=0, description="Seconds until each stock.release must be answered. 0: no deadline."
-    )
+    release_deadline: float = Field(600.0, ge=0, description="Seconds until each stock.release must be answered. 0: no deadline.")
     release_asks: int = Field(
         10,
         ge=1,
@@ -303,17 +284,13 @@ class Settings(BaseSettings):
         ge=0,
         description="Seconds from each shipping.label.create to the first scan. Two days, because sellers have to pack. 0: no deadline.",
     )
-    label_asks: int = Field(
-        5, ge=1, le=100, description="How often shipping.label.create is sent before an operator is told."
-    )
+    label_asks: int = Field(5, ge=1, le=100, description="How often shipping.label.create is sent before an operator is told.")
     refund_deadline: float = Field(
         86_400.0,
         ge=0,
         description="Seconds until each refund.request must be answered. A day, because banks take one. 0: no deadline.",
     )
-    refund_asks: int = Field(
-        5, ge=1, le=100, description="How often refund.request is sent before an operator is told."
-    )
+    refund_asks: int = Field(5, ge=1, le=100, description="How often refund.request is sent before an operator is told.")
     history_age: float = Field(
         3600.0,
         ge=0,
@@ -340,9 +317,7 @@ class Settings(BaseSettings):
         description="PostgreSQL's plan_cache_mode for the connections of workers and readers. Generic plans save "
         "the planning of each batch; Citus needs auto (docs/scaling.md).",
     )
-    cache_ttl_moving: int = Field(
-        600, ge=600, le=1800, description="Seconds that an order stays in Redis while a parcel is in transit."
-    )
+    cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds that an order stays in Redis while a parcel is in transit.")
     cache_ttl_settled: int = Field(
         1800,
         ge=600,
@@ -383,12 +358,8 @@ class Settings(BaseSettings):
     )
 
     # -- seeing it ---------------------------------------------------------------------------------------------
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="The lowest level that is logged."
-    )
-    log_format: Literal["console", "json"] = Field(
-        "console", description="Format of the log: console for people, json for machines."
-    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The lowest level that is logged.")
+    log_format: Literal["console", "json"] = Field("console", description="Format of the log: console for people, json for machines.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics. 0: no metrics.")
     metrics_host: str = Field(
         "127.0.0.1",
@@ -399,9 +370,7 @@ class Settings(BaseSettings):
     @classmethod
     def _brokers(cls, value: str) -> str:
         if "://" in value:
-            raise ValueError(
-                "must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet"
-            )
+            raise ValueError("must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet")
         for number, broker in enumerate(value.split(","), 1):
             address = _BROKER.fullmatch(broker.strip())
             if address is None or int(address["port"]) > 65535:
@@ -412,14 +381,8 @@ class Settings(BaseSettings):
     @classmethod
     def _api_keys(cls, value: SecretStr) -> SecretStr:
         # Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key.
-        if any(
-            not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,}=*", key.strip())
-            for key in value.get_secret_value().split(",")
-            if key.strip()
-        ):
-            raise ValueError(
-                "each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32"
-            )
+        if any(not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,}=*", key.strip()) for key in value.get_secret_value().split(",") if key.strip()):
+            raise ValueError("each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32")
         return value
 
     @property
@@ -472,6 +435,5 @@ Only the command line replaces it: it looks for a local stack.
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Return the settings of this process, read from the environment once. Raises pydantic.ValidationError.
-    """
+    """Return the settings of this process, read from the environment once. Raises pydantic.ValidationError."""
     return Settings.model_validate(find_servers())

@@ -18,9 +18,7 @@ from sinks.connection import check
 
 
 def api_command(
-    host: Annotated[
-        str, typer.Option(help="Address to serve. Addresses other than loopback need ORDERS_API_KEYS.")
-    ] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address to serve. Addresses other than loopback need ORDERS_API_KEYS.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0 takes a free one.")] = 8080,
 ) -> None:
     """Serve orders over HTTP until SIGTERM or Ctrl-C, from Redis, else the replica, else the primary.
@@ -84,9 +82,7 @@ def _loopback(host: str) -> bool:
 
 def _bound(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.socket(family, kind, protocol)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

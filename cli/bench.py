@@ -25,9 +25,7 @@ class Delivery(enum.Enum):
 
 
 def bench_command(
-    orders: Annotated[
-        int, typer.Option(min=1_000, help="Orders to drain; each has about four events.")
-    ] = 60_000,
+    orders: Annotated[int, typer.Option(min=1_000, help="Orders to drain; each has about four events.")] = 60_000,
     spread: Annotated[
         int,
         typer.Option(
@@ -35,17 +33,13 @@ def bench_command(
             help="Orders between two events of the same order. The more, the fewer batches have an order twice.",
         ),
     ] = 50_000,
-    workers: Annotated[
-        int, typer.Option(min=1, max=16, help="Worker processes; on two cores two are faster.")
-    ] = 2,
+    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes; on two cores two are faster.")] = 2,
     rate: Annotated[int, typer.Option(min=10, help="Events a second while latency is measured.")] = 500,
     seconds: Annotated[int, typer.Option(min=5, help="Seconds for which latency is measured.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 1,
     delivery: Annotated[
         Delivery | None,
-        typer.Option(
-            help="Delivery to readers of derived topics. Default: ORDERS_DELIVERY.", show_default=False
-        ),
+        typer.Option(help="Delivery to readers of derived topics. Default: ORDERS_DELIVERY.", show_default=False),
     ] = None,
     open_orders: Annotated[
         int,
@@ -55,9 +49,7 @@ def bench_command(
         ),
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON document to this file.")] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
 ) -> None:
     """Measure throughput by draining pre-loaded events, then latency at a fixed rate, on servers of its own.
 
@@ -90,9 +82,7 @@ def bench_command(
         try:
             out.write_text(text + "\n")
         except OSError as error:
-            raise OrdersError(
-                f"--out {out}: {error.strerror}; the result is on stdout only", "copy it from there"
-            ) from None
+            raise OrdersError(f"--out {out}: {error.strerror}; the result is on stdout only", "copy it from there") from None
 
 
 def _writable(out: Path) -> None:
@@ -106,9 +96,7 @@ def _writable(out: Path) -> None:
 def _print(result: dict[str, Any]) -> None:
     console = output()
     speed = f"\n{result['events_per_second']:,.0f} events/s"
-    console.print(
-        Text.assemble((speed, "bold"), f"   {result['events']:,} events in {result['seconds']:.1f} s")
-    )
+    console.print(Text.assemble((speed, "bold"), f"   {result['events']:,} events in {result['seconds']:.1f} s"))
     console.print(
         f"latency at {result['latency_rate']} events/s: p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms; "
         f"until a reader sees what came of it: p50 {result['visible_p50_ms']} ms, p99 {result['visible_p99_ms']} ms"

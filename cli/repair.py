@@ -25,18 +25,12 @@ MOST_TEXT: Final = 64 << 20
 def repair_command(
     ids: Annotated[
         str | None,
-        typer.Option(
-            metavar="ID,...", help="Only these orders; @FILE has one id a line. Default: all broken ones."
-        ),
+        typer.Option(metavar="ID,...", help="Only these orders; @FILE has one id a line. Default: all broken ones."),
     ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")] = False,
     cache: Annotated[
         bool,
-        typer.Option(
-            "--cache/--no-cache", help="Repair Redis too; it must be there. --no-cache leaves it out."
-        ),
+        typer.Option("--cache/--no-cache", help="Repair Redis too; it must be there. --no-cache leaves it out."),
     ] = True,
     max_findings: Annotated[
         int,
@@ -113,16 +107,8 @@ def _show(outcome: RepairResult) -> None:
     console = output()
     verb = "would repair" if outcome.dry_run else "repaired"
     for order_id, (stores, version) in sorted(outcome.repaired.items()):
-        now = (
-            ""
-            if version is None
-            else f"  version {version}"
-            if version
-            else "  the log has no such order: deleted"
-        )
-        console.print(
-            Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}")
-        )
+        now = "" if version is None else f"  version {version}" if version else "  the log has no such order: deleted"
+        console.print(Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}"))
     for key in outcome.keys:
         console.print(f"{'would delete' if outcome.dry_run else 'deleted'} {printable(repr(key))} in Redis")
     if not outcome.repaired and not outcome.keys:

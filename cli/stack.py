@@ -29,9 +29,7 @@ app = typer.Typer(
 
 Dir = Annotated[
     Path,
-    typer.Option(
-        "--dir", readable=False, help="Folder of the stack: configuration, data, logs.", show_default=True
-    ),
+    typer.Option("--dir", readable=False, help="Folder of the stack: configuration, data, logs.", show_default=True),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")]
 
@@ -41,12 +39,8 @@ DEFAULT = Path(".stack")
 @app.command(epilog="Example: orders stack up --brokers 3 --replica --dir /tmp/three")
 def up(
     dir: Dir = DEFAULT,
-    brokers: Annotated[
-        int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")
-    ] = None,
-    replica: Annotated[
-        bool, typer.Option("--replica", help="Start a streaming replica of PostgreSQL too.")
-    ] = False,
+    brokers: Annotated[int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")] = None,
+    replica: Annotated[bool, typer.Option("--replica", help="Start a streaming replica of PostgreSQL too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Start the servers in the background and print the ORDERS_* values that lead to them. Harmless when they run already."""
@@ -76,11 +70,7 @@ def down(
             stack.purge()
         else:
             stack.stop()
-    messages().print(
-        Text.assemble(
-            ("down", "green"), "  ", "The data is gone." if purge else f"The data stays in {printable(dir)}."
-        )
-    )
+    messages().print(Text.assemble(("down", "green"), "  ", "The data is gone." if purge else f"The data stays in {printable(dir)}."))
 
 
 @app.command(epilog="Example: orders stack status --json")
@@ -113,9 +103,7 @@ def env(dir: Dir = DEFAULT, as_json: Json = False) -> None:
     """Print the ORDERS_* values as `export NAME=value` lines, for a shell to evaluate."""
     stack = _opened(dir)
     if not stack.running:
-        raise OrdersError(
-            f"the stack in {dir} does not run", f"start it with: orders stack up{_dir_option(dir)}"
-        )
+        raise OrdersError(f"the stack in {dir} does not run", f"start it with: orders stack up{_dir_option(dir)}")
     if as_json:
         print(json.dumps(stack.env, indent=2))
     else:

@@ -32,10 +32,7 @@ def printable(text: object, *, lines: bool = False) -> str:
     plain = str(text)
     if plain.isascii() and plain.isprintable():
         return plain
-    return "".join(
-        char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode()
-        for char in plain
-    )
+    return "".join(char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode() for char in plain)
 
 
 def one_line(text: object) -> str:

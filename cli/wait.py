@@ -19,9 +19,7 @@ def wait_command(
         float | None,
         typer.Option(min=0, help="Seconds to wait at most. Default: no limit.", show_default=False),
     ] = None,
-    cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Wait for the cache too. --no-cache leaves Redis out.")
-    ] = True,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Wait for the cache too. --no-cache leaves Redis out.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Wait until everything that was sent is processed, and the cache shows it.
@@ -56,11 +54,7 @@ def wait_command(
 
 def _document(outcome: WaitResult, cache: bool) -> dict[str, Any]:
     seen = outcome.cache
-    lanes = (
-        None
-        if seen is None or seen.behind is None
-        else {str(lane): count for lane, count in sorted(seen.behind.items())}
-    )
+    lanes = None if seen is None or seen.behind is None else {str(lane): count for lane, count in sorted(seen.behind.items())}
     return {
         "lag": sum(outcome.left.values()),
         "left": outcome.left,

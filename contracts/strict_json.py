@@ -65,8 +65,7 @@ def _depth(value: bytes) -> int:
 
 
 def refuse_no_json(value: bytes) -> None:
-    """Raise Refused if any part of `value` isn't JSON: a decoder stops at the first error of a known field.
-    """
+    """Raise Refused if any part of `value` isn't JSON: a decoder stops at the first error of a known field."""
     try:
         _skip(value)
     except msgspec.DecodeError as error:

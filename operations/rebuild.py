@@ -216,8 +216,7 @@ class Rebuild:
     # -- the cache ---------------------------------------------------------------------------------------------------
 
     async def _renew_cache(self, lock: GroupLock) -> int:
-        """Delete what is in Redis and differs from the states, and write it again where its order is known.
-        """
+        """Delete what is in Redis and differs from the states, and write it again where its order is known."""
         sink = RedisSink(self._settings.model_copy(update={"redis_timeout": 10.0}))
         client = redis.asyncio.Redis.from_url(
             self._settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10, encoding_errors="surrogateescape"

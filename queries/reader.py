@@ -301,8 +301,7 @@ async def _health_of(database: Database) -> SourceHealth:
 
 
 def _decoded(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T | None:
-    """Decode a value; None for what another release or another program has written, since it is only a cache.
-    """
+    """Decode a value; None for what another release or another program has written, since it is only a cache."""
     try:
         return None if value is None else decoder.decode(value)
     except msgspec.DecodeError:
@@ -328,8 +327,7 @@ def _position(head: Head) -> Any:
 
 
 def _covers(page: Sequence[Head], lately: Sequence[Recent[Head | None]]) -> bool:
-    """Tell whether the page and the summaries cover all of these orders, or a full page has only newer ones.
-    """
+    """Tell whether the page and the summaries cover all of these orders, or a full page has only newer ones."""
     on_page = {head.order_id for head in page}
     oldest = datetime.fromisoformat(page[-1].created_at).timestamp() * 1000 if len(page) > RECENT else -math.inf
     return all(each.summary is not None or each.order_id in on_page or each.created_ms < oldest for each in lately)

@@ -78,9 +78,7 @@ ONE: Final = Query(sa.text("SELECT 1"), {})
 def details(order_id: UUID, user_id: UUID | None = None) -> Query:
     """One order with its parts. With its user one partition is read, without all of them, by their primary keys."""
     values = {"order_id": order_id, "user_id": user_id}
-    return Query(
-        _details(user_id is not None), {name: value for name, value in values.items() if value is not None}
-    )
+    return Query(_details(user_id is not None), {name: value for name, value in values.items() if value is not None})
 
 
 @cache
@@ -93,12 +91,7 @@ def _details(by_user: bool) -> sa.Select[Any]:
             table.c.user_id == _order.c.user_id,
             table.c.region == _order.c.region,
         )
-        return (
-            sa.select(sa.cast(sa.func.json_agg(built), sa.Text))
-            .where(*same)
-            .correlate(_order)
-            .scalar_subquery()
-        )
+        return sa.select(sa.cast(sa.func.json_agg(built), sa.Text)).where(*same).correlate(_order).scalar_subquery()
 
     items = parts(
         _item,
@@ -224,12 +217,7 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
     ).where(_item.c.seller_id == seller_id)
     if paged:
         page = page.where(*_behind(_item.c.created_at, _item.c.order_id))
-    page_ = (
-        page.group_by(*group)
-        .order_by(_item.c.created_at.desc(), _item.c.order_id.desc())
-        .limit(_rows(limit))
-        .subquery("page")
-    )
+    page_ = page.group_by(*group).order_by(_item.c.created_at.desc(), _item.c.order_id.desc()).limit(_rows(limit)).subquery("page")
     parcel = _object(
         shipment_id=_shipment.c.id,
         seller_id=_shipment.c.seller_id,
@@ -239,11 +227,7 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
         estimated_delivery=_shipment.c.estimated_delivery,
     )
     parcels = (
-        sa.select(
-            sa.cast(
-                sa.func.json_agg(aggregate_order_by(parcel, _shipment.c.created_at, _shipment.c.id)), sa.Text
-            )
-        )
+        sa.select(sa.cast(sa.func.json_agg(aggregate_order_by(parcel, _shipment.c.created_at, _shipment.c.id)), sa.Text))
         .where(
             _shipment.c.order_id == page_.c.order_id,
             _shipment.c.user_id == page_.c.user_id,
@@ -275,11 +259,7 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
         own.c.version,
         parcels,
     )
-    return (
-        sa.select(*columns)
-        .select_from(page_.join(own, sa.true()))
-        .order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
-    )
+    return sa.select(*columns).select_from(page_.join(own, sa.true())).order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
 
 
 def _rows(limit: int) -> sa.ColumnElement[int]:
@@ -461,9 +441,7 @@ def as_summary(details: OrderDetails) -> Summary:
 def as_tracked(row: Sequence[Any]) -> Tracked:
     """Convert a row of `tracking`."""
     order_id, shipment_id, carrier, status, estimated = row
-    return Tracked(
-        order_id, shipment_id, carrier, status, None, None if estimated is None else _time(estimated)
-    )
+    return Tracked(order_id, shipment_id, carrier, status, None, None if estimated is None else _time(estimated))
 
 
 def as_sold(seller_id: UUID, row: Sequence[Any]) -> Sold:
@@ -500,9 +478,7 @@ def _moments(details: OrderDetails) -> list[Moment]:
         moments.append(Moment(parcel.updated_at, "parcel status", parcel.shipment_id, parcel.status))
     for each in details.returns:
         moments.append(Moment(each.created_at, "return requested", each.return_id))
-        moments.append(
-            Moment(each.processed_at or each.updated_at, "return status", each.return_id, each.status)
-        )
+        moments.append(Moment(each.processed_at or each.updated_at, "return status", each.return_id, each.status))
     moments.append(Moment(details.updated_at, "last fact", details.order_id, details.status))
     return sorted(moments, key=lambda moment: datetime.fromisoformat(moment.time))
 

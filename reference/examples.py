@@ -35,8 +35,7 @@ _CARD: Final = "2e8f60d1-b4a7-4c95-93d8-a61c7f0b5e31"
 
 
 def _story() -> list[tuple[str, str, Json]]:
-    """Return one order of two sellers as (time, type, data without order_id), with every type at least once.
-    """
+    """Return one order of two sellers as (time, type, data without order_id), with every type at least once."""
     order_id = bytes.fromhex(_ORDER.replace("-", ""))
 
     def made(name: str) -> str:

@@ -62,9 +62,7 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
     keeps them is that an order's rows are written in one transaction). Raises ValueError for another column. Never blocks.
     """
     if partition_by not in PARTITION_COLUMNS:
-        raise ValueError(
-            f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}"
-        )
+        raise ValueError(f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}")
     method = "HASH" if partition_by == "user_id" else "LIST"
     metadata = sa.MetaData()
     for name, parts in zip(TABLES, (_order, _order_item, _shipment, _return), strict=True):
@@ -74,13 +72,9 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
     return metadata
 
 
-def _belongs_to(
-    partition_by: PartitionBy, parent: str, name: str, *columns: tuple[str, str]
-) -> sa.ForeignKeyConstraint:
+def _belongs_to(partition_by: PartitionBy, parent: str, name: str, *columns: tuple[str, str]) -> sa.ForeignKeyConstraint:
     here, there = zip(*columns, (partition_by, partition_by), strict=True)
-    return sa.ForeignKeyConstraint(
-        here, [f"{parent}.{column}" for column in there], name=name, info={"enforced": False}
-    )
+    return sa.ForeignKeyConstraint(here, [f"{parent}.{column}" for column in there], name=name, info={"enforced": False})
 
 
 def _order(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
@@ -114,9 +108,7 @@ def _order_item(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         *_stamps(),
         sa.PrimaryKeyConstraint("id", "order_id", partition_by, name="orders_order_item_pkey"),
         _belongs_to(partition_by, "orders_order", "orders_order_item_order", ("order_id", "id")),
-        sa.CheckConstraint(
-            "quantity > 0 AND price >= 0 AND shipping_amount >= 0", name="orders_order_item_amounts"
-        ),
+        sa.CheckConstraint("quantity > 0 AND price >= 0 AND shipping_amount >= 0", name="orders_order_item_amounts"),
         sa.Index("orders_order_item_order_id", "order_id"),
         # A seller's lines, newest first.
         sa.Index("orders_order_item_seller", "seller_id", sa.text("created_at DESC")),
@@ -207,12 +199,7 @@ def build_views(metadata: sa.MetaData) -> dict[str, sa.Select[Any]]:
     Every join names user_id and region, so that only one partition of each table is read for an order, whichever it is partitioned by.
     LATERAL, so that a page of orders costs a few index look-ups each instead of a pass over all parcels and returns. Never blocks.
     """
-    rows = _Rows(
-        *(
-            metadata.tables[table].alias(name)
-            for table, name in zip(TABLES, ("o", "line", "s", "back"), strict=True)
-        )
-    )
+    rows = _Rows(*(metadata.tables[table].alias(name) for table, name in zip(TABLES, ("o", "line", "s", "back"), strict=True)))
     return {
         "orders_suborder": _suborder(rows, metadata.tables["orders_order_item"]),
         "orders_summary": _summary(rows),
@@ -330,10 +317,7 @@ def _summary(rows: _Rows) -> sa.Select[Any]:
     given_back = sa.select(*rows.returns()).where(*_of(rows.back, rows.order, "id")).lateral("r")
     return sa.select(
         rows.order.c.id.label("order_id"),
-        *(
-            rows.order.c[name]
-            for name in ("user_id", "region", "status", "currency", "total_amount", "discount_amount")
-        ),
+        *(rows.order.c[name] for name in ("user_id", "region", "status", "currency", "total_amount", "discount_amount")),
         *(sums.c[name] for name in ("sellers", "items", "units")),
         *(moves.c[name] for name in ("parcels", *_PARCELS_BY_STATUS)),
         given_back.c.returns,

@@ -58,8 +58,7 @@ def owned(folder: Path, mode: int = 0o700) -> bool:
 
 
 def noexec(folder: Path) -> bool:
-    """Tell whether the folder is mounted so that the system runs no programs and loads no libraries from it.
-    """
+    """Tell whether the folder is mounted so that the system runs no programs and loads no libraries from it."""
     return bool(os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0))
 
 

@@ -43,8 +43,7 @@ class Identity:
     marker: str
 
     def fits(self, process: psutil.Process) -> bool:
-        """Tell whether this is the server's main process; False also if it is gone or we may not look at it.
-        """
+        """Tell whether this is the server's main process; False also if it is gone or we may not look at it."""
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.name() != self.comm:
                 return False

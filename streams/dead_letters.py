@@ -98,8 +98,7 @@ def rekeyed_from(record: Record) -> RecordId:
 
 
 def raw_value(record: Record) -> bytes | None:
-    """Return a record's value as it came, and the bytes of one that can't be parsed, if there are any. Pure.
-    """
+    """Return a record's value as it came, and the bytes of one that can't be parsed, if there are any. Pure."""
     return raw_bytes(record) if record.value is None else record.value
 
 

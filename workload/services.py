@@ -93,11 +93,7 @@ class Inventory:
             refused: dict[str, int] = {}
             if luck.random() < self._behaviour.refusals:
                 first = sorted(quantities.items())[:1]
-                refused = (
-                    quantities
-                    if luck.random() < 0.5
-                    else {item: luck.randint(1, count) for item, count in first}
-                )
+                refused = quantities if luck.random() < 0.5 else {item: luck.randint(1, count) for item, count in first}
             reservation.held = {item: count - refused.get(item, 0) for item, count in quantities.items()}
             if refused:
                 reservation.answers.append(_stock("stock.rejected", command, refused, "out_of_stock"))
@@ -112,10 +108,7 @@ class Inventory:
             reservation = self._reservations[command["reservation_id"]] = Reservation()
             quantities = {item["item_id"]: item["quantity"] for item in command["items"]}
         else:
-            quantities = {
-                item["item_id"]: min(item["quantity"], reservation.free(item["item_id"]))
-                for item in command["items"]
-            }
+            quantities = {item["item_id"]: min(item["quantity"], reservation.free(item["item_id"])) for item in command["items"]}
             quantities = {item: count for item, count in quantities.items() if count > 0}
         if quantities:
             for item, count in quantities.items():
@@ -231,9 +224,7 @@ class Shipping:
             lambda: self._arrive(command, shipment_id, taken, scans, "returned" if back else "delivered"),
         )
 
-    def _arrive(
-        self, command: Data, shipment_id: str, items: dict[str, int], scans: list[Message], status: str
-    ) -> Steps:
+    def _arrive(self, command: Data, shipment_id: str, items: dict[str, int], scans: list[Message], status: str) -> Steps:
         scans.append(self._scan(command, shipment_id, items, status))
         yield scans[-1]
         if status == "delivered":
@@ -278,9 +269,7 @@ class Customers:
             }
             later: list[Later] = []
             if luck.random() < self._behaviour.cancellations:
-                cancel = Message(
-                    "order.cancel_requested", order_id, {"order_id": order_id, "reason": "changed_my_mind"}
-                )
+                cancel = Message("order.cancel_requested", order_id, {"order_id": order_id, "reason": "changed_my_mind"})
                 if luck.random() < 0.3:
                     cancel.data["seller_id"] = lines[0]["seller_id"]
                 later.append(Later(luck.expovariate(1 / self._behaviour.delay) * 3, partial(_only, cancel)))
@@ -301,9 +290,7 @@ class Customers:
             data["quantity"] = luck.randint(1, count)
             verdict = "processed" if luck.random() >= self._behaviour.refusals else "rejected"
             yield Message("order.returned", order_id, data | {"status": "requested"})
-            answer = Message(
-                "order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8}
-            )
+            answer = Message("order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8})
             yield Later(luck.expovariate(1 / self._behaviour.delay), partial(_only, answer))
 
     @staticmethod
@@ -355,9 +342,7 @@ def order_of(checkout_id: str) -> str:
     return str(uuid5(UUID(checkout_id), "order"))
 
 
-def _stock(
-    type_: str, command: Data, items: dict[str, int] | None = None, reason: str | None = None
-) -> Message:
+def _stock(type_: str, command: Data, items: dict[str, int] | None = None, reason: str | None = None) -> Message:
     data = {name: command[name] for name in ("order_id", "seller_id", "reservation_id")}
     if items is not None:
         data |= {"items": _items(items), "reason": reason}

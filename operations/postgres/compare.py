@@ -69,8 +69,7 @@ def _query(table: str, expected: str) -> str:
 
 
 async def with_schema(connection: ddl.Connection, schema: str, order_ids: Sequence[str]) -> list[Difference]:
-    """Compare the live rows of these orders with those in `schema`, and return the rows that differ. Blocks.
-    """
+    """Compare the live rows of these orders with those in `schema`, and return the rows that differ. Blocks."""
     differences: list[Difference] = []
     for table in TABLES:
         expected = f"SELECT * FROM {schema}.{table} WHERE {order_column(table)} = ANY($1::uuid[])"
@@ -87,9 +86,7 @@ async def with_rows(connection: ddl.Connection, rows: RowBatch, order_ids: Seque
             expected, arguments = given_rows(_METADATA.tables[table], 2), columns_of(by_table[table])
         else:
             expected, arguments = f"SELECT * FROM public.{table} WHERE false", []
-        differences += _differences(
-            table, await connection.fetch(_query(table, expected), order_ids, *arguments)
-        )
+        differences += _differences(table, await connection.fetch(_query(table, expected), order_ids, *arguments))
     return differences
 
 

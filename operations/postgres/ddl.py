@@ -30,8 +30,7 @@ Say = Callable[[str], None]
 
 
 class Busy(OrdersError):
-    """The locks were not to be had within the patience. Nothing was changed. The message names who held them.
-    """
+    """The locks were not to be had within the patience. Nothing was changed. The message names who held them."""
 
     remedy = "run it again when they are done, or with a longer --timeout"
 

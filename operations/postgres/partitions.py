@@ -1,5 +1,4 @@
-"""Sizes and waste of the tables, partition by partition, from Postgres's own statistics; nothing is scanned.
-"""
+"""Sizes and waste of the tables, partition by partition, from Postgres's own statistics; nothing is scanned."""
 
 from __future__ import annotations
 

@@ -96,17 +96,13 @@ async def find(connection: ddl.Connection, schema: str) -> Shadow | None:
         if shadow.schema == schema:
             return shadow
     if await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema):
-        raise SchemaTaken(
-            f"schema {schema} is there and wasn't made by orders rebuild", "choose another name with --schema"
-        )
+        raise SchemaTaken(f"schema {schema} is there and wasn't made by orders rebuild", "choose another name with --schema")
     return None
 
 
 async def hold(connection: ddl.Connection, schema: str) -> None:
     """Keep others away from a shadow as long as the connection is open. Raises Held."""
-    if not await connection.fetchval(
-        "SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK & 0x7FFFFFFF, schema
-    ):
+    if not await connection.fetchval("SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK & 0x7FFFFFFF, schema):
         raise Held(f"another orders rebuild is at work in schema {schema}")
 
 
@@ -141,9 +137,7 @@ async def layout(connection: ddl.Connection) -> str:
 async def require_layout(connection: ddl.Connection, shadow: Shadow) -> None:
     """Raise LayoutChanged if the live tables aren't what the shadow was made for."""
     if await layout(connection) != shadow.layout:
-        raise LayoutChanged(
-            "the live tables have other columns, partitions or indexes than when the rebuild was begun"
-        )
+        raise LayoutChanged("the live tables have other columns, partitions or indexes than when the rebuild was begun")
 
 
 async def create(connection: ddl.Connection, schema: str, id: str, group: str, rules: str) -> Shadow:
@@ -153,9 +147,7 @@ async def create(connection: ddl.Connection, schema: str, id: str, group: str, r
         try:
             await connection.execute(f"CREATE SCHEMA {schema}")
         except asyncpg.DuplicateSchemaError as error:
-            raise SchemaTaken(
-                f"schema {schema} is there", "drop it with orders rebuild drop, or choose another name"
-            ) from error
+            raise SchemaTaken(f"schema {schema} is there", "drop it with orders rebuild drop, or choose another name") from error
         for table in TABLES:
             await _create_table(connection, schema, table)
         await connection.execute(f"""
@@ -180,9 +172,7 @@ async def _create_table(connection: ddl.Connection, schema: str, table: str) -> 
     live = f"public.{table}"
     key = await connection.fetchval("SELECT pg_get_partkeydef(to_regclass($1))", live)
     # LIKE would give the indexes other names.
-    await connection.execute(
-        f"CREATE TABLE {schema}.{table} (LIKE {live} INCLUDING ALL EXCLUDING INDEXES) PARTITION BY {key}"
-    )
+    await connection.execute(f"CREATE TABLE {schema}.{table} (LIKE {live} INCLUDING ALL EXCLUDING INDEXES) PARTITION BY {key}")
     for name, definition in await connection.fetch(
         "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype IN ('p', 'u')",
         live,
@@ -194,19 +184,13 @@ async def _create_table(connection: ddl.Connection, schema: str, table: str) -> 
         " AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)",
         live,
     ):
-        await connection.execute(
-            re.sub(rf" ON (ONLY )?public\.{table} ", f" ON {schema}.{table} ", definition)
-        )
+        await connection.execute(re.sub(rf" ON (ONLY )?public\.{table} ", f" ON {schema}.{table} ", definition))
     for part in await connection.fetch(_PARTS, table):
         name = f'{schema}."{part["name"]}"'
         options = f" WITH ({', '.join(part['options'])})" if part["options"] else ""
-        await connection.execute(
-            f"CREATE TABLE {name} PARTITION OF {schema}.{table} {part['bound']}{options}"
-        )
+        await connection.execute(f"CREATE TABLE {name} PARTITION OF {schema}.{table} {part['bound']}{options}")
         if part["implied"] is not None:  # a default partition alone takes whatever comes
-            await connection.execute(
-                f"ALTER TABLE {name} ADD CONSTRAINT {_IMPLIED} CHECK ({part['implied']})"
-            )
+            await connection.execute(f"ALTER TABLE {name} ADD CONSTRAINT {_IMPLIED} CHECK ({part['implied']})")
 
 
 async def drop(connection: ddl.Connection, shadow: Shadow) -> None:
@@ -266,9 +250,7 @@ async def switch(
 
     async def work() -> Shadow:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-        await connection.execute(
-            f"LOCK TABLE {', '.join(f'public.{table}' for table in TABLES)} IN ACCESS EXCLUSIVE MODE"
-        )
+        await connection.execute(f"LOCK TABLE {', '.join(f'public.{table}' for table in TABLES)} IN ACCESS EXCLUSIVE MODE")
         await require_layout(connection, shadow)
         number = 1
         while await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", f"{BEFORE}{number}"):
@@ -287,8 +269,7 @@ async def switch(
                 await connection.execute(
                     f"ALTER TABLE public.{table} DETACH PARTITION public.{name}; ALTER TABLE public.{name} SET SCHEMA {before};"
                     f"ALTER TABLE {shadow.schema}.{table} DETACH PARTITION {shadow.schema}.{name};"
-                    f"ALTER TABLE {shadow.schema}.{name} SET SCHEMA public;"
-                    + "".join(f"{grant};" for grant in grants)
+                    f"ALTER TABLE {shadow.schema}.{name} SET SCHEMA public;" + "".join(f"{grant};" for grant in grants)
                 )
         for table in TABLES:
             for part in parts[table]:
@@ -328,8 +309,7 @@ _GRANTS = """
 
 
 async def _keep_for_reading(connection: ddl.Connection, schema: str, table: str, parts: list[str]) -> None:
-    """Keep what was live without references to or from other tables, with a view that shows it as one table.
-    """
+    """Keep what was live without references to or from other tables, with a view that shows it as one table."""
     for part in parts:
         for name in await ddl.fetch_values(
             connection,

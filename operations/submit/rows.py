@@ -222,8 +222,7 @@ def _joined(held: list[str], lines: Iterator[tuple[int, bytes, bool]]) -> Iterat
 
 
 def _swallows(cells: list[str]) -> bool:
-    """Tell whether a cell with line breaks holds lines of the file, because its quotes don't belong together.
-    """
+    """Tell whether a cell with line breaks holds lines of the file, because its quotes don't belong together."""
     return any(uuid_of(piece) is not None for cell in cells if "\n" in cell for piece in re.split(r"[,\r\n]", cell))
 
 

@@ -62,11 +62,7 @@ class Served(NamedTuple):
             return answers(received(line))
 
     def get(self, target: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-        [answer] = self.ask(
-            "\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode(
-                "latin-1"
-            )
-        )
+        [answer] = self.ask("\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode("latin-1"))
         return answer
 
 
@@ -93,11 +89,7 @@ def answers(text: bytes) -> list[tuple[int, dict[str, str], bytes]]:
         status = int(matched[1])
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         assert len(headers) == len(lines), lines
-        size = (
-            0
-            if status == 304 or text.startswith(b"HTTP/1.1 ") or not text
-            else int(headers["content-length"])
-        )
+        size = 0 if status == 304 or text.startswith(b"HTTP/1.1 ") or not text else int(headers["content-length"])
         body, text = text[:size], text[size:]
         assert len(body) == size, "cut off"
         assert status != 500, body
@@ -117,9 +109,7 @@ def serve(settings: Settings, folder: Path, keys: str, order: str) -> Iterator[S
         "ORDERS_API_KEYS": keys,
     }
     with (folder / "api.log").open("wb") as log:
-        process = subprocess.Popen(
-            (*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=environment
-        )
+        process = subprocess.Popen((*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=environment)
     try:
 
         def ready() -> bool:
@@ -254,14 +244,10 @@ BROKEN = (
 )
 
 
-@pytest.mark.parametrize(
-    ("hosts", "status"), [(ANSWERED, 404), (FORBIDDEN, 403), (BROKEN, 400)], ids=["ours", "others", "broken"]
-)
+@pytest.mark.parametrize(("hosts", "status"), [(ANSWERED, 404), (FORBIDDEN, 403), (BROKEN, 400)], ids=["ours", "others", "broken"])
 def test_hosts(served: Served, hosts: tuple[str, ...], status: int) -> None:
     for host in hosts:
-        [(told, _, _)] = served.ask(
-            f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
-        )
+        [(told, _, _)] = served.ask(f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1"))
         assert told == status, host
 
 
@@ -306,13 +292,9 @@ def test_with_keys_any_host_that_can_be_read(locked: Served) -> None:
         ("a{b}.example", 400),
         ("", 400),
     ):
-        told = locked.ask(
-            f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
-        )
+        told = locked.ask(f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
         assert [each[0] for each in told] == [status], host
-    assert [each[0] for each in locked.ask(b"GET /health HTTP/1.0\r\n\r\n")] == [200], (
-        "as old health checks ask"
-    )
+    assert [each[0] for each in locked.ask(b"GET /health HTTP/1.0\r\n\r\n")] == [200], "as old health checks ask"
 
 
 # -- what is asked -------------------------------------------------------------------------------------------------
@@ -378,15 +360,11 @@ DASHED = "12345678-1234-1234-1234-123456789abc"
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else None,
 )
-def test_parameters_mean_what_the_document_says(
-    served: Served, target: str, status: int, where: str | None
-) -> None:
+def test_parameters_mean_what_the_document_says(served: Served, target: str, status: int, where: str | None) -> None:
     told, _, body = served.get(target)
     assert told == status, body
     faults = json.loads(body).get("errors") if status >= 400 else None
-    assert (None if faults is None else [each["where"] for each in faults]) == (
-        None if where is None else [where]
-    )
+    assert (None if faults is None else [each["where"] for each in faults]) == (None if where is None else [where])
 
 
 @pytest.mark.parametrize(
@@ -453,12 +431,7 @@ def test_headers_that_are_parameters(served: Served) -> None:
         assert served.get(f"/orders/{served.order}", f"X-Order-Version: {value}")[0] == 200, value
     status, _, body = served.get(f"/orders/{NOBODY}", "X-Order-Version: 1", "x-order-version: 1")
     assert (status, json.loads(body)["errors"][0]["where"]) == (422, "header.x-order-version")
-    assert (
-        served.get(
-            f"/orders/{served.order}", "X-Unknown: 1", "X-Unknown: 2", "Cookie: a", "Range: bytes=0-1"
-        )[0]
-        == 200
-    )
+    assert served.get(f"/orders/{served.order}", "X-Unknown: 1", "X-Unknown: 2", "Cookie: a", "Range: bytes=0-1")[0] == 200
 
 
 def test_head_is_get_without_the_body(served: Served) -> None:
@@ -495,9 +468,7 @@ def test_several_lines_of_if_none_match(served: Served) -> None:
         (("x" * 60_000,), 200),
         ((",".join(['"x"'] * 10_000),), 200),
     ):
-        assert (
-            served.get(f"/orders/{served.order}", *(f"If-None-Match: {line}" for line in lines))[0] == status
-        ), lines
+        assert served.get(f"/orders/{served.order}", *(f"If-None-Match: {line}" for line in lines))[0] == status, lines
 
 
 # -- how it is sent ------------------------------------------------------------------------------------------------
@@ -554,9 +525,7 @@ GET = f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: localhost\r\n".encode()
     ],
     ids=lambda value: repr(value)[-50:],
 )
-def test_what_is_sent_is_answered_or_refused(
-    served: Served, pieces: tuple[bytes, ...], statuses: list[int]
-) -> None:
+def test_what_is_sent_is_answered_or_refused(served: Served, pieces: tuple[bytes, ...], statuses: list[int]) -> None:
     assert [each[0] for each in served.ask(*pieces)] == statuses
 
 
@@ -612,9 +581,7 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
         "blank lines": (b"", b"\r\n"),
         "after an answer": (GET + b"\r\n", b"\r\n"),
     }
-    threads = [threading.Thread(target=drip, args=(name, *each)) for name, each in slow.items()] + [
-        threading.Thread(target=unread)
-    ]
+    threads = [threading.Thread(target=drip, args=(name, *each)) for name, each in slow.items()] + [threading.Thread(target=unread)]
     try:
         with ExitStack() as lines:
             half = [lines.enter_context(served.connect()) for _ in range(many)]
@@ -640,9 +607,7 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
 
 # -- anything ------------------------------------------------------------------------------------------------------
 
-METHODS = st.sampled_from(
-    [b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"G\0T"]
-)
+METHODS = st.sampled_from([b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"G\0T"])
 TARGETS = st.sampled_from(
     [
         *(
@@ -727,9 +692,7 @@ HEADERS = st.sampled_from(
         ),
     ]
 )
-BODIES = st.sampled_from(
-    [b"", b"", b"{}", b"0\r\n\r\n", b"2\r\nab\r\n0\r\n\r\n", b"\0", b"GET / HTTP/1.1\r\n\r\n"]
-)
+BODIES = st.sampled_from([b"", b"", b"{}", b"0\r\n\r\n", b"2\r\nab\r\n0\r\n\r\n", b"\0", b"GET / HTTP/1.1\r\n\r\n"])
 VERSIONS = st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9", b"", b"HTTP"])
 
 

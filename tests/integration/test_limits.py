@@ -58,9 +58,7 @@ async def test_an_order_of_any_size_stops_no_lane(fresh: Settings, tmp_path: Pat
         assert report["dead_letters"] == {"order_too_large": 2 * (4_000 - taken)}
 
 
-async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(
-    fresh: Settings, tmp_path: Path
-) -> None:
+async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: Settings, tmp_path: Path) -> None:
     """Its topic takes it, since it's small as it came; what we write isn't compressed."""
     huge = {"note": "x" * (20 << 20)}
     refused = record("payment.failed", VALID["payment.failed"] | {"reason": 1} | huge)

@@ -53,14 +53,10 @@ def order(number: int, region: str = "SP") -> RowBatch:
         )
 
     def parcel(name: str, status: ParcelStatusText) -> ShipmentRow:
-        return ShipmentRow(
-            ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later
-        )
+        return ShipmentRow(ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later)
 
     def back(name: str, item: str, status: ReturnStatusText) -> ReturnRow:
-        return ReturnRow(
-            ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later
-        )
+        return ReturnRow(ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later)
 
     return RowBatch(
         [OrderRow(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
@@ -135,12 +131,8 @@ async def test_one_row_an_order(read: tuple[Settings, PartitionBy]) -> None:
     assert await fetch(settings, "SELECT count(*) FROM orders_summary") == [{"count": 12}]
 
 
-@pytest.mark.parametrize(
-    ("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")]
-)
-async def test_connections_plan_as_the_settings_say(
-    read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str
-) -> None:
+@pytest.mark.parametrize(("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")])
+async def test_connections_plan_as_the_settings_say(read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str) -> None:
     settings = read[0].model_copy(update=asked)
     sink, database = (
         PostgresSink(settings),
@@ -185,9 +177,7 @@ def history(by: PartitionBy, **known: object) -> sa.Select[Any]:
     return (
         sa.select(table)
         .where(*(table.c[name] == value for name, value in known.items()))
-        .where(
-            table.c.status.in_(["shipped", "delivered"]), table.c.created_at >= last[0] - timedelta(days=30)
-        )
+        .where(table.c.status.in_(["shipped", "delivered"]), table.c.created_at >= last[0] - timedelta(days=30))
         .where(sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(*map(sa.literal, last)))
         .order_by(table.c.created_at.desc(), table.c.id.desc())
         .limit(20)
@@ -209,20 +199,14 @@ async def test_history_and_one_order_read_one_partition_of_each_table(
     assert partitions(await explain(settings, history(by, **{by: known[by]}))) == {"orders_order": 1}
     for table in TABLES:
         key = "id" if table == "orders_order" else "order_id"
-        assert partitions(await explain(settings, whole(by, table, **known, **{key: ident("order 1")}))) == {
-            table: 1
-        }
+        assert partitions(await explain(settings, whole(by, table, **known, **{key: ident("order 1")}))) == {table: 1}
     # Without the column every partition is looked into: the test can tell.
     other = {name: value for name, value in known.items() if name != by}
-    assert partitions(await explain(settings, history(by, **other))) == {
-        "orders_order": 4 if by == "user_id" else 3
-    }
+    assert partitions(await explain(settings, history(by, **other))) == {"orders_order": 4 if by == "user_id" else 3}
 
 
 @pytest.mark.parametrize("view", ["orders_summary", "orders_suborder"])
-async def test_summaries_read_one_partition_of_each_table(
-    read: tuple[Settings, PartitionBy], view: str
-) -> None:
+async def test_summaries_read_one_partition_of_each_table(read: tuple[Settings, PartitionBy], view: str) -> None:
     settings, by = read
     one = dict.fromkeys(TABLES, 1)
     known = {"user_id": f"user_id = '{USER}'", "region": "region = 'RJ'"}

@@ -103,11 +103,7 @@ async def copies(settings: Settings) -> list[Any]:
     async with Reader(settings, INPUT) as reader:
         for topic in INPUT:
             for partition in reader.partitions(topic):
-                found += [
-                    each
-                    async for each in reader.records(topic, partition)
-                    if "redrive_of" in dict(each.headers)
-                ]
+                found += [each async for each in reader.records(topic, partition) if "redrive_of" in dict(each.headers)]
     return found
 
 
@@ -139,18 +135,14 @@ async def test_after_a_fix_they_count_as_if_they_had_come_first(fresh: Settings,
         fixed = ("version_unknown", "type_unknown", "field_malformed")
         asked = [argument for code in fixed for argument in ("--reason", code)]
         missed = json.loads(orders("audit", "--json").stdout)
-        assert {"letters", "rows"} <= set(missed["broken"]), (
-            "what the newer version would have taken isn't there"
-        )
+        assert {"letters", "rows"} <= set(missed["broken"]), "what the newer version would have taken isn't there"
         outcome = command(*asked)
         refused = {letter.record for letter in before if letter.reason in fixed}
         assert outcome["sent"] == len(refused) > 50
         assert set(outcome["by_reason"]) == set(fixed)
         processed()
         assert audit()["counts"]["redriven"] == len(refused)
-        assert (await back(topics=frozenset(("order.paid",)))).states == {
-            "redriven": outcome["by_reason"]["version_unknown"]
-        }
+        assert (await back(topics=frozenset(("order.paid",)))).states == {"redriven": outcome["by_reason"]["version_unknown"]}
         assert len((await rows(fresh))["orders_shipment"]) > 20
     by_id = {letter.id: letter for letter in before}
     for copy in await copies(fresh):
@@ -169,25 +161,15 @@ async def test_after_a_fix_they_count_as_if_they_had_come_first(fresh: Settings,
         )
 
 
-async def test_what_no_fix_has_helped_is_parked(
-    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way of being wrong, redriven until nothing goes back any more. The audit counts each way that a record went."""
     monkeypatch.setenv("ORDERS_REDRIVE_LIMIT", "1")
     monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
     random = Random(5)
     good = list(generator.events(20, 42, generator.Shares(0, 0, 0)))
-    first = next(
-        event
-        for event in good
-        if event.topic == "order.created" and (event.value or b"").startswith(b'{"order_id')
-    )
+    first = next(event for event in good if event.topic == "order.created" and (event.value or b"").startswith(b'{"order_id'))
     anchor = poison.Anchor(json.loads(first.value or b""), first.time_us)
-    bad = [
-        each.make(random, anchor if each.needs_order else None)
-        for each in poison.POISONS.values()
-        if not each.heavy
-    ]
+    bad = [each.make(random, anchor if each.needs_order else None) for each in poison.POISONS.values() if not each.heavy]
     with worker(tmp_path):
         await send(fresh, good + bad)
         processed()
@@ -208,14 +190,10 @@ async def test_what_no_fix_has_helped_is_parked(
             expected.total(),
             expected.total(),
         )
-        assert Counter(dict(copy.headers)["redrive_count"] for copy in await copies(fresh)) == {
-            b"1": expected.total()
-        }
+        assert Counter(dict(copy.headers)["redrive_count"] for copy in await copies(fresh)) == {b"1": expected.total()}
         parked = listed("--state", "parked", "--limit", "1")
         assert (parked["total"], parked["by_state"]["new"]) == (expected.total(), 0)
-        assert [(each["state"], each["redrives_before"]) for each in parked["dead_letters"]] == [
-            ("parked", 1)
-        ]
+        assert [(each["state"], each["redrives_before"]) for each in parked["dead_letters"]] == [("parked", 1)]
         coordinates = "{partition}:{offset}".format(**parked["dead_letters"][0])
         assert command("--ids", coordinates, code=1)["parked"] == 1
         monkeypatch.setenv("ORDERS_REDRIVE_LIMIT", "2")
@@ -228,16 +206,12 @@ async def test_what_no_fix_has_helped_is_parked(
         # Neither a note without its record is believed, nor a second redrive. Such a header is anybody's: it is told, not believed.
         note = {"reason": "not_json", "origin": list(shown["origin"].values()), "to": ["order.paid", 0, 0]}
         async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
-            await producer.send_and_wait(
-                "order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())]
-            )
+            await producer.send_and_wait("order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())])
             await producer.send_and_wait(REDRIVEN, json.dumps(note).encode(), key=b"7:7", partition=0)
         processed()
     report = json.loads(orders("audit", "--json").stdout)
     assert report["broken"] == {"letters": 2}
-    found = sorted(
-        (finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"]
-    )
+    found = sorted((finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"])
     assert [each for each in found if each[0] == "broken"] == [
         ("broken", "one redrive of this record"),
         ("broken", "the record of dead letter 7:7"),
@@ -310,13 +284,9 @@ async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp
     sleepers: list[tuple[tuple[str, ...], subprocess.Popen[str]]] = []
     try:
         for fault in faults:
-            most = (
-                ("--max", "10") if fault[0].startswith("SIGKILL") else ("--all",)
-            )  # the others send to several partitions
+            most = ("--max", "10") if fault[0].startswith("SIGKILL") else ("--all",)  # the others send to several partitions
             arguments = (sys.executable, "-c", FAULTY, *fault, "dlq", "redrive", *most)
-            started = subprocess.Popen(
-                arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-            )
+            started = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
             if fault[0].startswith("SIGKILL"):
                 assert started.wait(60) == -signal.SIGKILL, (fault, started.communicate())
                 started.communicate()

@@ -69,11 +69,7 @@ def wire(fact: Any) -> dict[str, Any]:
                         "sku": item.sku,
                         "quantity": item.quantity,
                         "price": money.text(item.price, digits),
-                        **(
-                            {}
-                            if item.shipping is None
-                            else {"shipping_amount": money.text(item.shipping, digits)}
-                        ),
+                        **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, digits)}),
                     }
                     for item in fact.items
                 ],
@@ -124,11 +120,7 @@ def wire(fact: Any) -> dict[str, Any]:
 
 
 def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | None:
-    return (
-        None
-        if items is None
-        else [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in items]
-    )
+    return None if items is None else [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in items]
 
 
 def dense(n: int, rng: Random) -> list[Record]:
@@ -151,9 +143,7 @@ def dense(n: int, rng: Random) -> list[Record]:
     goods = sum(item.price * item.quantity for item in items)
     discount = rng.choice((None, min(goods, 1), rng.randint(0, goods)))
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
-    facts: list[tuple[str, Any]] = [
-        ("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))
-    ]
+    facts: list[tuple[str, Any]] = [("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))]
     for _ in range(rng.randint(0, 30)):
         item = rng.choice(items)
         seller, many = item.seller_id, rng.choice((None, [(item.item_id, rng.randint(1, 3))]))

@@ -77,9 +77,7 @@ def whole(data: Any = DATA, **changes: Any) -> bytes:
 
 def less(name: str, **changes: Any) -> bytes:
     """A structured event without one of its members."""
-    return json.dumps(
-        {key: value for key, value in json.loads(whole(**changes)).items() if key != name}
-    ).encode()
+    return json.dumps({key: value for key, value in json.loads(whole(**changes)).items() if key != name}).encode()
 
 
 def data(**changes: Any) -> bytes:

@@ -104,11 +104,7 @@ def as_sent(value: bytes) -> tuple[dict[bytes, Fraction], dict[bytes, list[Fract
     worth = {item_id: prices[item_id] * item["quantity"] for item_id, item in items.items()}
     lines = apportion(Fraction(data.get("discount_amount", "0")), worth, quantum)
     shares = {
-        item_id: list(
-            apportion(
-                lines[item_id], dict.fromkeys(range(item["quantity"]), prices[item_id]), quantum
-            ).values()
-        )
+        item_id: list(apportion(lines[item_id], dict.fromkeys(range(item["quantity"]), prices[item_id]), quantum).values())
         for item_id, item in items.items()
     }
     return (
@@ -159,10 +155,7 @@ def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
     leaves = rng.random() < 0.6
     facts: list[tuple[str, Any]] = [("order.created", created)]
     parts = sorted({max(1, created.total // 3), max(1, created.total - created.total // 3)})
-    facts += [
-        ("order.paid", Payment(hour(rng), raw_id(1, n), amount, created.currency))
-        for n, amount in enumerate(parts)
-    ]
+    facts += [("order.paid", Payment(hour(rng), raw_id(1, n), amount, created.currency)) for n, amount in enumerate(parts)]
     rng.shuffle(facts)
     for n in range(rng.randint(10, FACTS)):
         item = rng.choice(created.items)
@@ -171,9 +164,7 @@ def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
         kind = rng.random()
         if kind < 0.4:
             status = ReturnStatus(rng.randrange(3))
-            stage = ReturnStage(
-                hour(rng), raw_id(3, n % 60), status, item.item_id, rng.randint(1, 2), "worn", None, None
-            )
+            stage = ReturnStage(hour(rng), raw_id(3, n % 60), status, item.item_id, rng.randint(1, 2), "worn", None, None)
             facts.append(("order.returned", stage))
         elif kind < 0.8 and leaves:
             facts.append(
@@ -188,19 +179,13 @@ def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
         elif 0.86 <= kind < 0.89:
             facts.append(("order.cancel_requested", Cancellation(hour(rng), seller, "late")))
         elif 0.89 <= kind < 0.9:
-            facts.append(
-                ("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None))
-            )
+            facts.append(("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None)))
         elif 0.9 <= kind < 0.93:
-            facts.append(
-                ("order.paid", Payment(hour(rng), raw_id(1, 10 + n), rng.randint(1, 99), created.currency))
-            )
+            facts.append(("order.paid", Payment(hour(rng), raw_id(1, 10 + n), rng.randint(1, 99), created.currency)))
     if not leaves:
         for seller in sorted({item.seller_id for item in created.items}):
             reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(seller)}")
-            facts.append(
-                ("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None))
-            )
+            facts.append(("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None)))
     yield from facts
 
 
@@ -277,9 +262,7 @@ def orders_given_back(draw: st.DrawFn) -> tuple[Created, list[tuple[str, Any]]]:
 
 @settings(max_examples=150, deadline=None)
 @given(order=orders_given_back(), pace=st.integers(1, 9))
-def test_all_that_came_back_or_never_left_is_paid_back(
-    most_units: int, order: tuple[Created, list[tuple[str, Any]]], pace: int
-) -> None:
+def test_all_that_came_back_or_never_left_is_paid_back(most_units: int, order: tuple[Created, list[tuple[str, Any]]], pace: int) -> None:
     created, facts = order
     run = Run().take_all(list(wired(iter(facts))), pace)
     check(created, run)

@@ -33,8 +33,7 @@ from tests.simulation.stores import POSTGRES, REDIS, Files, Keys, Tables
 from tests.simulation.worker import Worker
 
 SETTINGS = Settings.model_construct(
-    **{name: each.default for name, each in Settings.model_fields.items()}
-    | {"data": Path("unused"), "redis_timeout": 0.5}
+    **{name: each.default for name, each in Settings.model_fields.items()} | {"data": Path("unused"), "redis_timeout": 0.5}
 )
 START = 1_767_225_600.0
 """The machines' clocks at the beginning: seconds since 1970."""
@@ -97,9 +96,7 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
 def _patience(rng: Random) -> dict[str, Any]:
     """Deadlines of seconds, some of them off; in some histories all are: then a world rests sooner."""
     off = rng.random() < 0.3
-    patience: dict[str, Any] = {
-        f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS
-    }
+    patience: dict[str, Any] = {f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS}
     patience |= {f"{name}_asks": rng.choice((1, 2, 3)) for name in ANSWERS[1:]}
     return patience
 
@@ -159,12 +156,8 @@ class World:
         self.lost_lists = 0.0 if plan.mood == "calm" else rng.choice((0.0, 0.0, 0.3))
         self.lane_topics = (*topics_of(plan.arrivals), DECISIONS, REKEYED)
         self.broker = Broker()
-        self.broker.create(
-            (*self.lane_topics, *DERIVED, DLQ, CLOCK, self.settings.changelog_topic), plan.partitions
-        )
-        self.group = Group(
-            self._assign, SESSION, self.settings.drain_timeout + 20, self._later, self.loop.time
-        )
+        self.broker.create((*self.lane_topics, *DERIVED, DLQ, CLOCK, self.settings.changelog_topic), plan.partitions)
+        self.group = Group(self._assign, SESSION, self.settings.drain_timeout + 20, self._later, self.loop.time)
         self.group.on_commit = self._committing
         self.group.on_generation = self._new_generation
         self.tables = Tables()
@@ -212,11 +205,7 @@ class World:
         order = [*members[turn:], *members[:turn]]
         topics = (*self.lane_topics, self.settings.changelog_topic)
         return {
-            member: [
-                TopicPartition(topic, number)
-                for number in range(place, self.plan.partitions, len(order))
-                for topic in topics
-            ]
+            member: [TopicPartition(topic, number) for number in range(place, self.plan.partitions, len(order)) for topic in topics]
             for place, member in enumerate(order)
         }
 
@@ -269,9 +258,7 @@ class World:
     def arrive(self, arrival: Arrival) -> None:
         """Upstream appends a record."""
         tp = TopicPartition(arrival.topic, arrival.partition)
-        offset = self.broker.logs[tp].append(
-            [Sent(arrival.key, arrival.value, arrival.headers)], self.milliseconds()
-        )
+        offset = self.broker.logs[tp].append([Sent(arrival.key, arrival.value, arrival.headers)], self.milliseconds())
         self.accounts.arrived(tp, offset, arrival)
         if self.trace is not quiet:
             self.trace(
@@ -309,9 +296,7 @@ class World:
                     log = self.broker.logs[TopicPartition(self.settings.changelog_topic, number)]
                     log.compact()
                     # Of an order whose older state landed last, the newer one is gone now.
-                    self._hide(
-                        record for record in log.records if not _not_older(record, self.accounts.states)
-                    )
+                    self._hide(record for record in log.records if not _not_older(record, self.accounts.states))
             case "clock":
                 jump = rng.choice((-86_400.0, -3.0, 3.0, 86_400.0))
                 self._clock_jump += jump
@@ -411,9 +396,7 @@ class World:
             f"opens lanes {', '.join(lane.name for lane in worker.app.consumer.lanes.values())}",
         )
 
-    def landed(
-        self, worker: Worker, leaving: Leaving, tp: TopicPartition, offset: int, records: Sequence[Sent]
-    ) -> None:
+    def landed(self, worker: Worker, leaving: Leaving, tp: TopicPartition, offset: int, records: Sequence[Sent]) -> None:
         """See Servers."""
         if self.trace is not quiet:
             self.trace(
@@ -421,9 +404,7 @@ class World:
                 f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more",
                 *self.accounts.read(tp, records),
             )
-        known = {
-            record.key: self.accounts.states.get(record.key) for record in records if record.key is not None
-        }
+        known = {record.key: self.accounts.states.get(record.key) for record in records if record.key is not None}
         self.accounts.written(tp, offset, records)
         began, opened = (
             min(
@@ -475,9 +456,7 @@ class World:
                 self.violate(f"{tp.topic}/{tp.partition}: {offset} was committed after {before}")
             if tp not in owned:
                 self.violate(f"{tp.topic}/{tp.partition}: committed by a member that doesn't own it")
-            for missing in self.accounts.unaccounted(
-                self.broker.logs[tp].records, before, offset, self.hidden
-            ):
+            for missing in self.accounts.unaccounted(self.broker.logs[tp].records, before, offset, self.hidden):
                 self.violate(f"{tp.topic}/{tp.partition}: {offset} was committed, but {missing}")
 
     def _new_generation(self) -> None:
@@ -534,11 +513,7 @@ class World:
         """Orders of which something is due, or will be soon."""
         soon = self.milliseconds() + SOON
         states = self.accounts.states.items()
-        return [
-            name
-            for key, raw in states
-            if 0 < codec.due_of(raw) <= soon and (name := str(UUID(bytes=key))) not in self.hidden
-        ]
+        return [name for key, raw in states if 0 < codec.due_of(raw) <= soon and (name := str(UUID(bytes=key))) not in self.hidden]
 
     def _unrest(self) -> str:
         lags = [
@@ -547,9 +522,7 @@ class World:
             for number in range(self.plan.partitions)
             if self.broker.logs[tp := TopicPartition(topic, number)].end != self.group.offsets.get(tp, 0)
         ]
-        pending = (
-            f"{self._pending} planned, {self.network.under_way} under way, {sorted(self.network.down)} down"
-        )
+        pending = f"{self._pending} planned, {self.network.under_way} under way, {sorted(self.network.down)} down"
         lags += [f"order {order_id} due" for order_id in self._due()]
         return f"{', '.join(lags) or 'no lag'}; {pending}; {sorted(worker.process.name for worker in self.running.values())} run"
 

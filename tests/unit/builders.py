@@ -99,9 +99,7 @@ def created(*lines: Data, discount: str | None = None, currency: str = "EUR", **
 
 
 _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
-    "order.created": created(
-        line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER), discount="1.00", region="SP"
-    ),
+    "order.created": created(line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER), discount="1.00", region="SP"),
     "checkout.completed": {
         name: value
         for name, value in (
@@ -183,9 +181,7 @@ def attributes(type_: str, **changes: str | None) -> dict[str, str]:
 
 
 def binary(attributes: dict[str, str]) -> Headers:
-    return [(f"ce_{name}", value.encode()) for name, value in attributes.items()] + [
-        ("content-type", b"application/json")
-    ]
+    return [(f"ce_{name}", value.encode()) for name, value in attributes.items()] + [("content-type", b"application/json")]
 
 
 STRUCTURED: Final[Headers] = [("content-type", b"application/cloudevents+json; charset=utf-8")]
@@ -261,25 +257,17 @@ class OrderBuilder:
             **more,
         )
 
-    def stock(
-        self, verb: str, seller: str = ANNA, items: dict[int, int] | None = None, hour: int = 1, **more: Any
-    ) -> Folded:
+    def stock(self, verb: str, seller: str = ANNA, items: dict[int, int] | None = None, hour: int = 1, **more: Any) -> Folded:
         known = {"reservation_id": made(f"reservation:{seller}")} | more
         return self.send(f"stock.{verb}", hour, seller_id=seller, **known, **quantities(items))
 
-    def give_back(
-        self, status: str, n: int = 1, hour: int = 5, item: int = 1, quantity: int | None = None, **more: Any
-    ) -> Folded:
+    def give_back(self, status: str, n: int = 1, hour: int = 5, item: int = 1, quantity: int | None = None, **more: Any) -> Folded:
         known = {} if quantity is None else {"quantity": quantity}
         known |= {"reason": "too small"} | more
-        return self.send(
-            "order.returned", hour, return_id=returned(n), item_id=item_id(item), status=status, **known
-        )
+        return self.send("order.returned", hour, return_id=returned(n), item_id=item_id(item), status=status, **known)
 
     def cancel(self, seller: str | None = None, hour: int = 1, reason: str = "changed my mind") -> Folded:
-        return self.send(
-            "order.cancel_requested", hour, reason=reason, **({} if seller is None else {"seller_id": seller})
-        )
+        return self.send("order.cancel_requested", hour, reason=reason, **({} if seller is None else {"seller_id": seller}))
 
     def decide(self) -> Folded:
         """Let the oldest decision on its way come back."""

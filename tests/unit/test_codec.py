@@ -43,9 +43,7 @@ def eventful() -> OrderBuilder:
     return builder.settle()
 
 
-@pytest.mark.parametrize(
-    "builder", [OrderBuilder(), typical(), eventful()], ids=["empty", "typical", "eventful"]
-)
+@pytest.mark.parametrize("builder", [OrderBuilder(), typical(), eventful()], ids=["empty", "typical", "eventful"])
 def test_round_trip(builder: OrderBuilder) -> None:
     encoded = codec.encode(builder.order)
     assert codec.decode(encoded) == builder.order
@@ -118,9 +116,7 @@ def test_what_passes_for_a_state_ends_no_fold() -> None:
                 rows.item_rows(ids.text(order_id), again)
                 rows.shipment_rows(ids.text(order_id), again)
                 rows.return_rows(ids.text(order_id), again)
-            repeated = events.decode(
-                *_record("order.paid", {**VALID["order.paid"], "order_id": ids.text(order_id)})
-            )
+            repeated = events.decode(*_record("order.paid", {**VALID["order.paid"], "order_id": ids.text(order_id)}))
             fold(
                 again,
                 repeated,
@@ -142,7 +138,5 @@ def histories(count: int) -> dict[bytes, Order]:
     for each in generator.events(count, 5):
         event = events.decode(each.topic, each.headers, each.value, 1_000)
         order = orders.setdefault(event.order_id, Order())
-        fold(
-            order, event, RecordId(each.topic, 0, 0) if order.created is None else None, RunningTotals(order)
-        )
+        fold(order, event, RecordId(each.topic, 0, 0) if order.created is None else None, RunningTotals(order))
     return orders

@@ -112,9 +112,7 @@ STAGE = {"return_id": returned(1), "item_id": item_id(1), "reason": "r", "status
             2,
             id="seller cancelled",
         ),
-        pytest.param(
-            ("shipment.updated", SCAN), ("shipment.updated", SCAN), 1, id="shipment_id + status + time"
-        ),
+        pytest.param(("shipment.updated", SCAN), ("shipment.updated", SCAN), 1, id="shipment_id + status + time"),
         pytest.param(
             ("shipment.updated", SCAN),
             ("shipment.updated", SCAN | {"status": "delivered"}),
@@ -201,18 +199,12 @@ CREATED = created(*LINES)
             SCAN | {"items": items((1, 2))},
             id="scan: items",
         ),
-        pytest.param(
-            "order.returned", STAGE, STAGE | {"quantity": 2}, id="return: absent and the whole line"
-        ),
+        pytest.param("order.returned", STAGE, STAGE | {"quantity": 2}, id="return: absent and the whole line"),
         pytest.param("order.returned", STAGE, STAGE | {"restock": True}, id="return: absent and its default"),
         pytest.param("order.returned", STAGE, STAGE | {"item_id": item_id(2)}, id="return: item"),
         pytest.param("order.created", CREATED, CREATED | {"user_id": STRANGER}, id="created: user"),
-        pytest.param(
-            "order.created", CREATED, CREATED | {"region": ""}, id="created: absent and its default"
-        ),
-        pytest.param(
-            "order.created", CREATED, CREATED | {"discount_amount": "0"}, id="created: discount absent and 0"
-        ),
+        pytest.param("order.created", CREATED, CREATED | {"region": ""}, id="created: absent and its default"),
+        pytest.param("order.created", CREATED, CREATED | {"discount_amount": "0"}, id="created: discount absent and 0"),
         pytest.param("order.created", CREATED, created(*reversed(LINES)), id="created: order of the lines"),
         pytest.param(
             "order.created",
@@ -241,15 +233,11 @@ def test_a_known_key_with_other_content(type_: str, first: Any, second: Any, wai
     ("type_", "first", "second"),
     [
         pytest.param("order.paid", PAYMENT, PAYMENT | {"amount": "5"}, id="one amount in two forms"),
-        pytest.param(
-            "order.paid", PAYMENT, PAYMENT | {"payment_id": payment(1).upper()}, id="one id in two forms"
-        ),
+        pytest.param("order.paid", PAYMENT, PAYMENT | {"payment_id": payment(1).upper()}, id="one id in two forms"),
         pytest.param("order.paid", PAYMENT, PAYMENT | {"extra": 1}, id="an unknown field"),
         pytest.param("order.returned", STAGE, STAGE | {"reason": "other"}, id="a reason"),
         pytest.param("stock.rejected", STOCK, STOCK | {"reason": "none left"}, id="a reason and none"),
-        pytest.param(
-            "order.cancel_requested", {"reason": "r"}, {"reason": "s"}, id="a cancellation's reason"
-        ),
+        pytest.param("order.cancel_requested", {"reason": "r"}, {"reason": "s"}, id="a cancellation's reason"),
         pytest.param(
             "payment.failed",
             {"payment_id": payment(1), "reason": "r"},
@@ -386,9 +374,7 @@ FOREIGN = [
         "another seller's item in a parcel",
     ),
 ]
-EACH_FOREIGN = pytest.mark.parametrize(
-    ("type_", "data", "code", "path"), [case[:4] for case in FOREIGN], ids=[case[4] for case in FOREIGN]
-)
+EACH_FOREIGN = pytest.mark.parametrize(("type_", "data", "code", "path"), [case[:4] for case in FOREIGN], ids=[case[4] for case in FOREIGN])
 
 
 @EACH_FOREIGN
@@ -429,10 +415,7 @@ def test_a_refused_fact_keeps_its_key(type_: str, data: Any, code: str, path: st
         builder.create(*LINES)
     assert not builder.send(type_, **data).changed
     assert builder.order.version == 2
-    assert not any(
-        each.type in ("suborder.updated", "order.status_changed", "stock.commit", "stock.restock")
-        for each in builder.derived
-    )
+    assert not any(each.type in ("suborder.updated", "order.status_changed", "stock.commit", "stock.restock") for each in builder.derived)
 
 
 def test_a_corrected_repetition_of_a_refused_key_is_a_conflict() -> None:

@@ -22,10 +22,7 @@ def folded(topic: str, key: str, count: int = 1) -> BatchOutput:
     headers, value = record(topic, VALID[topic])
     lane = partition_of(key.encode(), LANES)
     taken: dict[str, Any] = {"topic": topic, "partition": lane, "timestamp": 1, "timestamp_type": 1}
-    records: Any = [
-        SimpleNamespace(**taken, offset=7 + n, key=key.encode(), value=value, headers=headers)
-        for n in range(count)
-    ]
+    records: Any = [SimpleNamespace(**taken, offset=7 + n, key=key.encode(), value=value, headers=headers) for n in range(count)]
     (work,) = fold(BatchFolder(Settings()), lane, records, lambda keys: [None] * len(keys))
     return work
 

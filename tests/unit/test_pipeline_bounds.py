@@ -63,9 +63,7 @@ def published(works: Sequence[BatchOutput]) -> dict[str, list[Any]]:
         for topic, records in work.out.items():
             if topic not in ("suborder.updated", "order.status_changed"):
                 sent = [each._replace(value=each.content()) for each in records]
-                out.setdefault(topic, []).extend(
-                    each._replace(headers=[h for h in each.headers if h[0] != "dlq_time"]) for each in sent
-                )
+                out.setdefault(topic, []).extend(each._replace(headers=[h for h in each.headers if h[0] != "dlq_time"]) for each in sent)
     return out
 
 
@@ -88,13 +86,7 @@ def test_what_a_batch_publishes_is_bounded() -> None:
     folder.held_bytes = 2 << 20
     works = folded(folder, parcels(60, 100))
     assert sum(work.size for work in works) > 20 << 20
-    largest = max(
-        len(each.value)
-        for work in works
-        for records in work.out.values()
-        for each in records
-        if isinstance(each.value, bytes)
-    )
+    largest = max(len(each.value) for work in works for records in work.out.values() for each in records if isinstance(each.value, bytes))
     assert max(work.size for work in works) < folder.held_bytes + 4 * largest
 
 
@@ -132,11 +124,7 @@ def test_what_a_batch_loads_is_bounded() -> None:
         paid = {"order_id": order_id, "payment_id": parcel(n), "amount": "1.00", "currency": "EUR"}
         headers, value = record("order.paid", paid, id=f"p-{n}")
         key = order_id.encode()
-        history.append(
-            SimpleNamespace(
-                **{**vars(taken("order.paid", n, {})), "key": key, "value": value, "headers": headers}
-            )
-        )
+        history.append(SimpleNamespace(**{**vars(taken("order.paid", n, {})), "key": key, "value": value, "headers": headers}))
     works = list(fold(folder, LANE, history, states))
     assert len(works) > 5
     assert sum(len(work.states) for work in works) == 500
