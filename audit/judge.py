@@ -639,8 +639,8 @@ def summary_of(reading: Reading) -> dict[str, Any]:
     names = ("user_id", "status", "currency", "total_amount", "created_at", "updated_at", "version")
     suborders = []
     for suborder in reading.suborders:
-        told = reading.last_suborder(suborder)
-        suborders.append({name: told[name] for name in ("suborder_id", "seller_id", "status", "total_amount")})
+        last = reading.last_suborder(suborder)
+        suborders.append({name: last[name] for name in ("suborder_id", "seller_id", "status", "total_amount")})
     shipments = []
     for shipment_id, scan in reading.parcels.items():
         content, due = scan.content, scan.content.get("estimated_delivery")

@@ -66,8 +66,8 @@ async def read_changelog(reader: HistoryReader, partition: TopicPartition, start
     """
     end = (await reader.ends([partition]))[partition]
     async with aclosing(reader.read(partition, start, end)) as stretches:
-        async for found, _ in stretches:
-            records = of_states(found, codec.is_state, f"{partition.topic}/{partition.partition}")
+        async for stretch, _ in stretches:
+            records = of_states(stretch, codec.is_state, f"{partition.topic}/{partition.partition}")
             kept, deleted = newest(records, version)
             last = {record.key: record.value for record in records}
             puts: dict[bytes, bytes | None] = {}

@@ -81,17 +81,17 @@ class Switched:
     """Records that were replayed first."""
 
 
-def folder_of(settings: Settings, made: Shadow) -> Path:
+def folder_of(settings: Settings, target: Shadow) -> Path:
     """Return the folder on this machine that holds the states of a shadow."""
-    return settings.data / ".rebuild" / made.id
+    return settings.data / ".rebuild" / target.id
 
 
 class Rebuild:
-    """A shadow that this process works on; nobody else does at the same time. `made` describes it."""
+    """A shadow that this process works on; nobody else does at the same time. `target` describes it."""
 
-    def __init__(self, settings: Settings, made: Shadow, connection: ddl.Connection, states: LocalStates, replay: Replay) -> None:
+    def __init__(self, settings: Settings, target: Shadow, connection: ddl.Connection, states: LocalStates, replay: Replay) -> None:
         self._settings = settings
-        self.made = made
+        self.target = target
         self._connection = connection
         self._states = states
         self._replay = replay
@@ -115,7 +115,7 @@ class Rebuild:
         """
 
         async def differ(order_ids: Sequence[str]) -> list[compare.Difference]:
-            return await compare.with_schema(self._connection, self.made.schema, order_ids)
+            return await compare.with_schema(self._connection, self.target.schema, order_ids)
 
         return await compare_rows(self._replay, self._states, self._connection, differ, examples=examples, progress=progress, say=say)
 
@@ -130,7 +130,7 @@ class Rebuild:
         """
         say("statistics and references of the rebuilt rows")
         try:
-            await shadow.prepare(self._connection, self.made)
+            await shadow.prepare(self._connection, self.target)
         except asyncpg.ForeignKeyViolationError as error:
             raise BrokenReference(f"{error.args[0]}: {(error.detail or '').rstrip('.')}") from error
         say("comparing states with the changelog")
@@ -140,8 +140,8 @@ class Rebuild:
             done.states += written
             done.deleted += deleted
         say("switching")
-        self.made = await shadow.switch(self._connection, self.made, lock.check, lock_timeout, say)
-        done.before = self.made.schema
+        self.target = await shadow.switch(self._connection, self.target, lock.check, lock_timeout, say)
+        done.before = self.target.schema
         return done
 
     async def settle(self, lock: GroupLock, cache: bool, say: Say) -> int:
@@ -154,9 +154,9 @@ class Rebuild:
         if cache:
             say("renewing the cache")
             entries = await self._renew_cache(lock)
-        await shadow.settle(self._connection, self.made)
+        await shadow.settle(self._connection, self.target)
         self._states.close()  # RocksDB would go on writing in the deleted folder
-        shutil.rmtree(folder_of(self._settings, self.made), ignore_errors=True)
+        shutil.rmtree(folder_of(self._settings, self.target), ignore_errors=True)
         return entries
 
     # -- states ------------------------------------------------------------------------------------------------------
@@ -365,7 +365,7 @@ async def switch(settings: Settings, schema: str, cache: bool, lock_timeout: flo
                 step("catching up")
                 await interrupted.catch_up(progress)
                 entries = await interrupted.settle(lock, cache, step)
-                return Switched(interrupted.made.schema, entries=entries, records=interrupted.records)
+                return Switched(interrupted.target.schema, entries=entries, records=interrupted.records)
         async with existing(settings, schema) as rebuild:
             step("catching up")
             await rebuild.catch_up(progress)
@@ -429,22 +429,22 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)
-        made = await shadow.find(connection, schema)
-        if made is not None and made.group != settings.group:
-            raise NotReady(f"schema {schema} is of group {made.group}", "choose another name with --schema")
-        if made is not None and (reason := await _unusable(settings, connection, made)) is not None:
+        target = await shadow.find(connection, schema)
+        if target is not None and target.group != settings.group:
+            raise NotReady(f"schema {schema} is of group {target.group}", "choose another name with --schema")
+        if target is not None and (reason := await _unusable(settings, connection, target)) is not None:
             say(f"beginning again: {reason}")
-            await drop(settings, connection, made)
-            made = None
-        if made is None:
-            made = await shadow.create(connection, schema, uuid.uuid4().hex, settings.group, rules_of(settings))
-            LocalStates(folder_of(settings, made)).close()
-        async with _opened(settings, connection, made) as rebuild:
+            await drop(settings, connection, target)
+            target = None
+        if target is None:
+            target = await shadow.create(connection, schema, uuid.uuid4().hex, settings.group, rules_of(settings))
+            LocalStates(folder_of(settings, target)).close()
+        async with _opened(settings, connection, target) as rebuild:
             if rebuild is not None:
                 yield rebuild
                 return
         say("beginning again: the group's offsets were set back")
-        await drop(settings, connection, made)
+        await drop(settings, connection, target)
     async with started(settings, schema, say) as rebuild:
         yield rebuild
 
@@ -455,12 +455,12 @@ async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)
-        made = await shadow.find(connection, schema)
-        if made is None:
+        target = await shadow.find(connection, schema)
+        if target is None:
             raise NotReady(f"there is no schema {schema}", "run orders rebuild start")
-        if (reason := await _unusable(settings, connection, made)) is not None:
+        if (reason := await _unusable(settings, connection, target)) is not None:
             raise NotReady(f"schema {schema} is of no use any more, {reason}")
-        async with _opened(settings, connection, made) as rebuild:
+        async with _opened(settings, connection, target) as rebuild:
             if rebuild is None:
                 raise NotReady(f"schema {schema} is ahead, the group's offsets were set back")
             yield rebuild
@@ -475,23 +475,23 @@ async def unsettled(settings: Settings) -> AsyncIterator[Rebuild | None]:
         if not shadows:
             yield None
             return
-        made = shadows[-1]
-        await shadow.hold(connection, made.schema)
-        states = LocalStates(folder_of(settings, made))  # another machine may have them: then all is replayed again
+        target = shadows[-1]
+        await shadow.hold(connection, target.schema)
+        states = LocalStates(folder_of(settings, target))  # another machine may have them: then all is replayed again
         try:
             async with Replay(settings, states) as replay:
-                yield Rebuild(settings, made, connection, states, replay)
+                yield Rebuild(settings, target, connection, states, replay)
         finally:
             states.close()
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, connection: ddl.Connection, made: Shadow) -> AsyncIterator[Rebuild | None]:
+async def _opened(settings: Settings, connection: ddl.Connection, target: Shadow) -> AsyncIterator[Rebuild | None]:
     """Open a shadow; None if it has replayed more than is committed."""
     async with AsyncExitStack() as stack:
-        states = LocalStates(folder_of(settings, made))
+        states = LocalStates(folder_of(settings, target))
         stack.callback(states.close)
-        sink = PostgresSink(settings, made.schema)
+        sink = PostgresSink(settings, target.schema)
         stack.push_async_callback(sink.close)
         await sink.start()
 
@@ -504,28 +504,28 @@ async def _opened(settings: Settings, connection: ddl.Connection, made: Shadow) 
             states.close()
             yield None
         else:
-            yield Rebuild(settings, made, connection, states, replay)
+            yield Rebuild(settings, target, connection, states, replay)
 
 
-async def _unusable(settings: Settings, connection: ddl.Connection, made: Shadow) -> str | None:
+async def _unusable(settings: Settings, connection: ddl.Connection, target: Shadow) -> str | None:
     """Return why a shadow can't be used any more; None if it can."""
-    if made.group != settings.group:
-        return f"it is of group {made.group}"
-    if made.rules != rules_of(settings):
+    if target.group != settings.group:
+        return f"it is of group {target.group}"
+    if target.rules != rules_of(settings):
         return "it was folded by other rules or deadlines than this program's"
-    if await shadow.layout(connection) != made.layout:
+    if await shadow.layout(connection) != target.layout:
         return "the live tables have other columns, partitions or indexes now"
-    if not folder_of(settings, made).exists():
+    if not folder_of(settings, target).exists():
         return f"its states aren't in {folder_of(settings, made)}"
     return None
 
 
-async def lag(settings: Settings, made: Shadow) -> int | None:
+async def lag(settings: Settings, target: Shadow) -> int | None:
     """Return how many committed records the shadow hasn't replayed.
 
     None if its states aren't on this machine, or another process is writing them. Blocks.
     """
-    if not (path := folder_of(settings, made)).exists():
+    if not (path := folder_of(settings, target)).exists():
         return None
     try:
         states = LocalStates(path, read_only=True)
@@ -539,10 +539,10 @@ async def lag(settings: Settings, made: Shadow) -> int | None:
         states.close()
 
 
-async def drop(settings: Settings, connection: ddl.Connection, made: Shadow) -> None:
+async def drop(settings: Settings, connection: ddl.Connection, target: Shadow) -> None:
     """Delete a schema of ours and its states. Again is harmless. Blocks."""
-    shutil.rmtree(folder_of(settings, made), ignore_errors=True)
-    await shadow.drop(connection, made)
+    shutil.rmtree(folder_of(settings, target), ignore_errors=True)
+    await shadow.drop(connection, target)
 
 
 # -- small things ---------------------------------------------------------------------------------------------------

@@ -61,9 +61,9 @@ def _decode_note(value: bytes | None) -> Lanes | None:
 
 async def lanes(settings: Settings) -> Lanes:
     """The lanes that there are. Blocks as noted() does. Raises KafkaError, PartitionMismatch when ORDERS_PARTITIONS isn't their number."""
-    found = await noted(settings) or Lanes(settings.partitions)
-    if found.number != settings.partitions:
+    current = await noted(settings) or Lanes(settings.partitions)
+    if current.number != settings.partitions:
         raise PartitionMismatch(
-            f"the orders are spread over {found.number} lanes, ORDERS_PARTITIONS is {settings.partitions}", f"set it to {found.number}"
+            f"the orders are spread over {current.number} lanes, ORDERS_PARTITIONS is {settings.partitions}", f"set it to {current.number}"
         )
-    return found
+    return current

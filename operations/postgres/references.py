@@ -137,25 +137,25 @@ async def link(
             raise LinkError(
                 f"references take PostgreSQL 18; this is {connection.get_server_version().major}", "upgrade it, or do without references"
             )
-        wanted = {
+        links_to_make = {
             reference: await _target(connection, reference, targets[reference.kind])
             for reference in REFERENCES
             if reference.kind in targets
         }
         there = await _links(connection)
-        for reference, to in wanted.items():
+        for reference, to in links_to_make.items():
             if reference in there and there[reference].to != to:
                 raise LinkError(
                     f"{reference.table}.{reference.column} refers to {there[reference].to}",
                     f"run orders db unlink {reference.kind} first",
                 )
         if enforced:
-            await _require_kept(connection, wanted)
+            await _require_kept(connection, links_to_make)
         return [
             there[reference]
             if reference in there and (there[reference].enforced, there[reference].valid) == (enforced, enforced)
             else await _change(connection, reference, to, enforced, patience, say)
-            for reference, to in wanted.items()
+            for reference, to in links_to_make.items()
         ]
 
 
@@ -166,7 +166,7 @@ async def unlink(settings: Settings, kinds: Sequence[Kind] = KINDS, patience: fl
     """
     await check(settings)
     async with ddl.connect(settings) as connection:
-        there = {reference: found for reference, found in (await _links(connection)).items() if reference.kind in kinds}
+        there = {reference: row for reference, row in (await _links(connection)).items() if reference.kind in kinds}
         for reference, found in there.items():
 
             async def work(reference: Reference = reference) -> None:
@@ -207,9 +207,9 @@ async def _target(connection: ddl.Connection, reference: Reference, table: str) 
     return cast(str, row["name"])
 
 
-async def _require_kept(connection: ddl.Connection, wanted: Mapping[Reference, str]) -> None:
+async def _require_kept(connection: ddl.Connection, targets: Mapping[Reference, str]) -> None:
     broken: list[Broken] = []
-    for reference, to in wanted.items():
+    for reference, to in targets.items():
         rows = await connection.fetch(
             f"""
             SELECT part.relname, count(*),
