@@ -516,7 +516,7 @@ async def _unusable(settings: Settings, connection: ddl.Connection, target: Shad
     if await shadow.layout(connection) != target.layout:
         return "the live tables have other columns, partitions or indexes now"
     if not folder_of(settings, target).exists():
-        return f"its states aren't in {folder_of(settings, made)}"
+        return f"its states aren't in {folder_of(settings, target)}"
     return None
 
 

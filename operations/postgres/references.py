@@ -137,25 +137,25 @@ async def link(
             raise LinkError(
                 f"references take PostgreSQL 18; this is {connection.get_server_version().major}", "upgrade it, or do without references"
             )
-        links_to_make = {
+        missing = {
             reference: await _target(connection, reference, targets[reference.kind])
             for reference in REFERENCES
             if reference.kind in targets
         }
         there = await _links(connection)
-        for reference, to in links_to_make.items():
+        for reference, to in missing.items():
             if reference in there and there[reference].to != to:
                 raise LinkError(
                     f"{reference.table}.{reference.column} refers to {there[reference].to}",
                     f"run orders db unlink {reference.kind} first",
                 )
         if enforced:
-            await _require_kept(connection, links_to_make)
+            await _require_kept(connection, missing)
         return [
             there[reference]
             if reference in there and (there[reference].enforced, there[reference].valid) == (enforced, enforced)
             else await _change(connection, reference, to, enforced, patience, say)
-            for reference, to in links_to_make.items()
+            for reference, to in missing.items()
         ]
 
 
