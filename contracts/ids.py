@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import uuid as standard
 from functools import lru_cache
+
+import msgspec
 
 # The standard library's uuid module in Rust: a uuid5 as text costs 0.5 us instead of 3.
 from uuid_utils import UUID
@@ -13,6 +16,12 @@ from uuid_utils import uuid5 as _uuid5
 def text(raw: bytes) -> str:
     """16 bytes -> canonical text form (lower case, with dashes)."""
     return str(UUID(bytes=raw))
+
+
+@lru_cache(maxsize=16384)
+def uuid(raw: bytes) -> standard.UUID:
+    """16 bytes -> the standard library's UUID, which msgspec writes in the same form. Its own constructor takes three times as long."""
+    return msgspec.convert(raw, standard.UUID)
 
 
 @lru_cache(maxsize=1024)

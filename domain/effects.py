@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -204,15 +203,15 @@ class Writer:
         self._publish("refund.request", data.refund_id, data)
 
     def refund_decided(self, decision: RefundDecision) -> None:
-        spans = [(UUID(bytes=item_id), first, count) for item_id, first, count in decision.units]
+        spans = [(ids.uuid(item_id), first, count) for item_id, first, count in decision.units]
         data = RefundDecided(
-            UUID(bytes=self.order_id),
+            ids.uuid(self.order_id),
             decision.n,
             decision.amount,
             decision.cause.text,
-            UUID(bytes=decision.cause_id),
+            ids.uuid(decision.cause_id),
             [(item_id, number) for item_id, first, count in spans for number in range(first, first + count)],
-            [UUID(bytes=item_id) for item_id in decision.shipping],
+            [ids.uuid(item_id) for item_id in decision.shipping],
         )
         self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
 
@@ -258,27 +257,27 @@ def order_placed(event: Event) -> Derived:
     digits = money.DIGITS[created.currency]
     items = [
         ItemData(
-            UUID(bytes=item.item_id),
-            UUID(bytes=item.product_id),
-            UUID(bytes=item.seller_id),
+            ids.uuid(item.item_id),
+            ids.uuid(item.product_id),
+            ids.uuid(item.seller_id),
             item.sku,
             item.quantity,
             money.text(item.price, digits),
-            UNSET if item.warehouse_id is None else UUID(bytes=item.warehouse_id),
+            UNSET if item.warehouse_id is None else ids.uuid(item.warehouse_id),
             UNSET if item.shipping is None else money.text(item.shipping, digits),
         )
         for item in created.items
     ]
     data = OrderCreated(
-        UUID(bytes=event.order_id),
-        UUID(bytes=created.user_id),
+        ids.uuid(event.order_id),
+        ids.uuid(created.user_id),
         created.currency,
         money.text(created.total, digits),
         items,
         UNSET if created.region is None else created.region,
         UNSET if created.discount is None else money.text(created.discount, digits),
     )
-    return Derived(CREATED, CREATED, f"{CREATED}:{data.order_id}", data)
+    return Derived(CREATED, CREATED, f"{CREATED}:{ids.text(event.order_id)}", data)
 
 
 def fresh_suborders(created: Created) -> list[Suborder]:
@@ -329,10 +328,10 @@ def attributes(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]
 
 def deadline_passed(due: Due, order_id: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
     """-> (value, headers) of the record for orders.decisions that says so. No event caused it; it has the time at which it passed."""
-    subject = None if due.subject is None else UUID(bytes=due.subject)
+    subject = None if due.subject is None else ids.uuid(due.subject)
     refund = due.what is DeadlineKind.REFUND
     data = DeadlinePassed(
-        UUID(bytes=order_id),
+        ids.uuid(order_id),
         due.what.text,
         due.attempt,
         due.final,

@@ -367,6 +367,7 @@ def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: i
         suborders,
         shipments,
     )
-    closed = all(part.status is _CLOSED for part in order.suborders)
-    settled = not moving and (order.status >= _DELIVERED or closed)
+    settled = not moving
+    if settled and order.status < _DELIVERED:
+        settled = all(part.status is _CLOSED for part in order.suborders)
     return Summary(row.user_id, first // 1000, settled, _encode(value), tracking, untracked)
