@@ -87,13 +87,12 @@ def list_command(
         )
     console.print(table)
     console.print()
+    summary = Rows("letters", "reason", "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide)
     for code, count in reasons.most_common():
-        console.print(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}")
-    summary = ", ".join(f"{states[name]:,} {name}" for name in STATES)
-    console.print(
-        f"{reasons.total():>8,}  in all: {summary}; one whole with: orders dlq show {newest[-1][0].id}",
-        style="bold",
-    )
+        summary.add(f"{count:,}", code, REASONS.get(code, "an unknown reason"))
+    console.print(summary)
+    by_state = ", ".join(f"{states[name]:,} {name}" for name in STATES)
+    console.print(f"{reasons.total():,} in all: {by_state}; one whole with: orders dlq show {newest[-1][0].id}", style="bold")
 
 
 @app.command("show")

@@ -97,7 +97,8 @@ async def wait(
             processed = None if left else seconds if processed is None else processed
             if processed is not None and seconds >= processed + SAY_AFTER and not said:
                 said = True
-                say(f"{seen}{'' if await reader.members() else '; no worker is running: start one with orders worker'}")
+                nobody = "" if await reader.members() else "; no worker is running: start one with orders worker"
+                say(f"{seen}{nobody}")
             pause = POLL_SECONDS if timeout is None else min(POLL_SECONDS, max(0.0, timeout - seconds))
             await asyncio.sleep(pause)
             lag = await reader.lag()

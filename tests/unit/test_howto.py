@@ -94,14 +94,8 @@ def copy_of_the_source(folder: Path) -> Path:
 
 
 def test_there_are_recipes() -> None:
-    assert RECIPES == [
-        "add-a-column.md",
-        "add-a-derived-event.md",
-        "add-a-setting.md",
-        "add-a-sink.md",
-        "add-an-agent.md",
-        "add-an-event.md",
-    ]
+    expected = ["add-a-column.md", "add-a-derived-event.md", "add-a-setting.md", "add-a-sink.md", "add-an-agent.md", "add-an-event.md"]
+    assert expected == RECIPES
 
 
 @pytest.mark.parametrize("page", RECIPES)
