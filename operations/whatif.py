@@ -463,7 +463,7 @@ def _mark(value: bytes) -> bytes:
 def arrivals(records: Sequence[Record], pins: Mapping[int, bytes], dice: random.Random) -> Iterator[list[Record]]:
     """Orders in which a lane may have taken in one order's records, the likely ones first; each topic's in its own order.
 
-    `records` are in the order of time. `pins`: version -> ce_id of the event that was the order's so manieth fact, as far as notices tell.
+    `records` are in the order of time. `pins`: version -> ce_id of the event that led to it, as far as notices tell.
     """
     whole = [_Arrived.of(at, record) for at, record in enumerate(records)]
     copied = {each.id for each in whole if each.record.topic == REKEYED}

@@ -26,16 +26,17 @@ from sinks.within import answered_within
 
 log = logging.getLogger(__name__)
 
-#: Entries a script call; Redis serves nobody else meanwhile (200 take about 2 ms).
 _ENTRIES_A_CALL = 200
+"""Entries a script call; Redis serves nobody else meanwhile (200 take about 2 ms)."""
 _RECENT = 50
-#: Parcels that one tracking number shows. Nearly always it is one; but an upstream may write "n/a" there, and Redis would spend its time on
-#: a list of all of them.
 TRACKED = 100
-#: Of any entry.
+"""Parcels that one tracking number shows. Nearly always it is one; but an upstream may write "n/a" there, and Redis would spend its time on
+a list of all of them.
+"""
 _LONGEST_TTL = 1800
-#: Longer than any entry lives: where a mark has expired, so has all that it vouched for.
+"""Of any entry."""
 MARK_TTL = 3600
+"""Longer than any entry lives: where a mark has expired, so has all that it vouched for."""
 
 # One argument for all entries (MessagePack): a client spends as long on an argument as Redis does on a command.
 _SCRIPT = (
@@ -197,29 +198,30 @@ class Mark(NamedTuple):
     """To be moved by the lane's owner: everything up to `to` is in the cache with this write, as up to `position` it was before."""
 
     key: str
-    #: Of the group, as the owner knows it. What a former owner writes is refused.
     generation: int
-    #: Of the owner's writes, each higher than the one before. One that comes too late, after another one, is refused.
+    """Of the group, as the owner knows it. What a former owner writes is refused."""
     number: int
-    #: In the changelog, as `to` is.
+    """Of the owner's writes, each higher than the one before. One that comes too late, after another one, is refused."""
     position: int
+    """In the changelog, as `to` is."""
     to: int
-    #: "yes", the owner's first: nothing is refused, whoever was there (the group may have been deleted and begun anew). "anew": nor does
-    #: the old position count (the changelog is another one).
     claim: str = ""
-    #: The number of the owner's latest write that was acknowledged.
+    """"yes", the owner's first: nothing is refused, whoever was there (the group may have been deleted and begun anew). "anew": nor does
+    the old position count (the changelog is another one).
+    """
     known: int = 0
+    """The number of the owner's latest write that was acknowledged."""
 
 
 class Written(NamedTuple):
     """What came of a write."""
 
-    #: Entries that weren't older than what was there.
     entries: int
-    #: Where the lane's mark is now. Below Mark.position: the server has forgotten some of what was written.
+    """Entries that weren't older than what was there."""
     mark: int
-    #: The server has forgotten the owner's latest acknowledged write, or more.
+    """Where the lane's mark is now. Below Mark.position: the server has forgotten some of what was written."""
     lost: bool = False
+    """The server has forgotten the owner's latest acknowledged write, or more."""
 
 
 def mark_key(group: str, lane: int) -> str:
@@ -261,8 +263,8 @@ class RedisSink:
             retry=Retry(NoBackoff(), 0),
         )
         self._away_since: float | None = None
-        #: Attempts that failed.
         self.failures = 0
+        """Attempts that failed."""
 
     @property
     def away(self) -> bool:

@@ -82,8 +82,8 @@ async def replicated(settings: Settings) -> None:
     await eventually(lambda: ask(replica, f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"), "the replica has caught up")
 
 
-#: What is in the databases.
 ORDERS_THERE = functools.cache(lambda: folded(60))
+"""What is in the databases."""
 
 
 class Service(NamedTuple):
