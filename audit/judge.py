@@ -148,73 +148,81 @@ class Judge:
         decisions = []
         for item in items:
             item = _as_read(item)
-            _, _, number, partition, offset, timestamp, value, headers = item
-            topic = LANE[number]
-            place = Place(topic, partition, offset)
+            _, _, number, partition, offset, _, value, headers = item
+            place = Place(LANE[number], partition, offset)
             if type(headers) is _Unreadable:
-                self._counts["records"] += topic not in INTERNAL
-                self._counts["refused"] += 1
-                self._want("", {"unreadable"}, [place], {place: item})
+                self._counts["records"] += place.topic not in INTERNAL
+                self._refuse("unreadable", [place], {place: item})
                 continue
-            # In the order's partition of before it was either taken there, or passed on after the change.
-            at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(place))
-            if topic != REKEYED:
+            if place.topic != REKEYED:
                 for name, text in headers:
                     if name == "redrive_of":
                         self._index.add_sent((text or b"").decode("utf-8", "replace"), place)
-            if topic == DECISIONS:
+            if place.topic == DECISIONS:
                 decisions.append((place, value, headers, item))
-                continue
-            if topic == CHECKOUT:
+            elif place.topic == CHECKOUT:
                 self._take_checkout(place, value, headers, item)
-                continue
-            places = [place]
-            if topic == REKEYED:
-                self._counts["rekeyed"] += 1
-                origin = origin_of_copy(headers)
-                if origin is None:
-                    self._counts["refused"] += 1
-                    self._want("", {"origin_unknown"}, [place], {place: item})
-                    continue
-                places.append(origin)
-                parsed = read(origin.topic, value, own_headers(headers))
             else:
-                self._counts["records"] += 1
-                parsed = read(topic, value, headers)
-            fact = self._of_then(parsed.outcome, places[-1])
-            if isinstance(fact, Refusal):
-                self._counts["refused"] += 1
-                self._want("", {fact.code}, places, dict.fromkeys(places, item))
-            elif topic != REKEYED and (fact.order_id != order_id or not at_home) and _size(item) > MOST_PASSED_ON:
-                self._counts["refused"] += 1
-                self._want("", {"record_too_large"}, places, {})
-            elif fact.order_id != order_id or not at_home:
-                if topic == REKEYED:
-                    found = f"key {order_id} in partition {partition}"
-                    home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, str(place), f"key {fact.order_id} in partition {home}", found)
-                elif not self._index.has_copy(place):
-                    home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, REKEYED, f"a copy in partition {home}", "none", place)
-            else:
-                if held is None:
-                    held = Held(Order(order_id), timestamp)
-                held.appended = min(held.appended, timestamp)
-                self._add(held, fact, places, item)
-                held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
-                if topic == CREATED and dict(headers).get("ce_source") == OURS:
-                    self._index.add_placed(order_id)
+                held = self._take_event(held, order_id, own, item, place)
         held = self._decide(held, order_id, decisions)
         if held is not None:
             held.readings = held.order.readings()
         return held
 
+    def _take_event(self, held: Held | None, order_id: str, own: bool, item: Item, place: Place) -> Held | None:
+        """Add what a record says to its order, or say why not; returns the order."""
+        _, _, _, partition, _, timestamp, value, headers = item
+        topic, places = place.topic, [place]
+        if topic == REKEYED:
+            self._counts["rekeyed"] += 1
+            origin = origin_of_copy(headers)
+            if origin is None:
+                self._refuse("origin_unknown", places, {place: item})
+                return held
+            places.append(origin)
+            parsed = read(origin.topic, value, own_headers(headers))
+        else:
+            self._counts["records"] += 1
+            parsed = read(topic, value, headers)
+        fact = self._of_then(parsed.outcome, places[-1])
+        if isinstance(fact, Refusal):
+            self._refuse(fact.code, places, dict.fromkeys(places, item))
+            return held
+        # In the order's partition of before it was either taken there, or passed on after the change.
+        at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(place))
+        if fact.order_id != order_id or not at_home:
+            if topic != REKEYED and _size(item) > MOST_PASSED_ON:
+                self._refuse("record_too_large", places, {})
+            else:
+                self._look_for_copy(fact.order_id, order_id, place)
+            return held
+        if held is None:
+            held = Held(Order(order_id), timestamp)
+        held.appended = min(held.appended, timestamp)
+        self._add(held, fact, places, item)
+        held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
+        if topic == CREATED and dict(headers).get("ce_source") == OURS:
+            self._index.add_placed(order_id)
+        return held
+
+    def _look_for_copy(self, owner: str, key: str, place: Place) -> None:
+        """An event under another key, or in another partition, than its order's has to be passed on there, once."""
+        home = self._home(owner.encode())
+        if place.topic == REKEYED:
+            found = f"key {key} in partition {place.partition}"
+            self._findings.broken("accounting", owner, str(place), f"key {owner} in partition {home}", found)
+        elif not self._index.has_copy(place):
+            self._findings.broken("accounting", owner, REKEYED, f"a copy in partition {home}", "none", place)
+
+    def _refuse(self, code: str, places: list[Place], items: dict[Place, Item]) -> None:
+        self._counts["refused"] += 1
+        self._want("", {code}, places, items)
+
     def _take_checkout(self, place: Place, value: bytes | None, headers: Any, item: Item) -> None:
         self._counts["records"] += 1
         fact = self._of_then(read(CHECKOUT, value, headers).outcome, place)
         if isinstance(fact, Refusal):
-            self._counts["refused"] += 1
-            self._want("", {fact.code}, [place], {place: item})
+            self._refuse(fact.code, [place], {place: item})
         else:
             self._counts["checkouts"] += 1
             self._index.add_checkout(fact.order_id, place)
@@ -234,8 +242,7 @@ class Judge:
         before = len(order.candidates.get(fact.key, ()))
         candidate = order.add(fact, places[0], rekeyed=len(places) > 1)
         if isinstance(candidate, Refusal):
-            self._counts["refused"] += 1
-            self._want("", {candidate.code}, places, dict.fromkeys(places, item))
+            self._refuse(candidate.code, places, dict.fromkeys(places, item))
             return
         repeated = len(candidate.places) > 1
         candidate.places.extend(places[1:])
