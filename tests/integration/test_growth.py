@@ -106,6 +106,21 @@ async def refreshed(settings: Settings, key: str) -> bool:
         return bool(json.loads(await redis.get(key))["version"] > 0)
 
 
+async def folds_again(settings: Settings, truth: dict[str, dict[Any, Any]], old: int) -> None:
+    """Folded again, an order's facts come out of both partitions."""
+    order_ids = [str(order_id) for order_id, _ in truth["orders_order"]]
+    moved = sorted(each for each in order_ids if partition_of(each.encode(), settings.partitions) >= old)[:5]
+    database = await asyncpg.connect(settings.postgres.get_secret_value())
+    await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
+    await database.close()
+    assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
+    assert await rows(settings) == truth
+    told("rebuild", "start", code=0)
+    told("rebuild", "diff", code=0)
+    whole = orders("whatif", "--json")
+    assert (whole.returncode, json.loads(whole.stdout)["nothing"]) == (0, True), whole.stdout
+
+
 async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = fresh.partitions, 2 * fresh.partitions
     history = list(generator.events(150, 61))
@@ -161,17 +176,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
     assert lanes[True]
     assert lanes[False]
 
-    # Folded again, an order's facts come out of both partitions.
-    moved = sorted(str(order_id) for order_id, _ in truth["orders_order"] if partition_of(str(order_id).encode(), new) >= old)[:5]
-    database = await asyncpg.connect(grown.postgres.get_secret_value())
-    await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
-    await database.close()
-    assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
-    assert await rows(grown) == truth
-    told("rebuild", "start", code=0)
-    told("rebuild", "diff", code=0)
-    whole = orders("whatif", "--json")
-    assert (whole.returncode, json.loads(whole.stdout)["nothing"]) == (0, True), whole.stdout
+    await folds_again(grown, truth, old)
 
     with worker(tmp_path, "other") as another:  # with none
         await send(grown, history)

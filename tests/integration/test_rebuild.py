@@ -82,6 +82,29 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
     await connection.close()
 
 
+async def planted_rows_are_told(database: Any) -> Any:
+    """What was planted is told, and nothing else. Returns the id of the order whose row was altered."""
+    items = await database.fetch("SELECT id, order_id FROM orders_order_item ORDER BY id LIMIT 2")
+    altered = await database.fetchval("UPDATE orders_order SET region = 'X', version = 99 WHERE id = $1 RETURNING id", items[0][1])
+    await database.execute("DELETE FROM orders_order_item WHERE id = $1", items[1][0])
+    await database.execute(
+        "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '', 'requested', NULL,"
+        " created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
+    )
+    found = told("rebuild", "diff", "--examples", "2", code=1)
+    assert {name: (each["missing"], each["extra"], each["changed"]) for name, each in found["tables"].items()} == {
+        "orders_order": (0, 0, 1),
+        "orders_order_item": (1, 0, 0),
+        "orders_return": (0, 1, 0),
+    }
+    columns = found["tables"]["orders_order"]["columns"]
+    assert set(columns) == {"region", "version"}
+    (region,) = columns["region"]["values"]
+    assert (region["live"], region["rows"]) == ("X", 1)
+    assert (found["orders"], len(found["examples"])) == (len({altered, items[1][1]}) + 1, 2)
+    return altered
+
+
 async def test_beside_workers_compared_and_switched_to(fresh: Settings, database: Any, tmp_path: Path) -> None:
     events = history(300, 71)
     half = len(events) // 2
@@ -102,25 +125,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
         truth = await rows(fresh)
         assert f"group {fresh.group} has members: stop all workers" in refused("rebuild", "switch")
 
-        # What was planted is told, and nothing else.
-        items = await database.fetch("SELECT id, order_id FROM orders_order_item ORDER BY id LIMIT 2")
-        altered = await database.fetchval("UPDATE orders_order SET region = 'X', version = 99 WHERE id = $1 RETURNING id", items[0][1])
-        await database.execute("DELETE FROM orders_order_item WHERE id = $1", items[1][0])
-        await database.execute(
-            "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '', 'requested', NULL,"
-            " created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
-        )
-        found = told("rebuild", "diff", "--examples", "2", code=1)
-        assert {name: (each["missing"], each["extra"], each["changed"]) for name, each in found["tables"].items()} == {
-            "orders_order": (0, 0, 1),
-            "orders_order_item": (1, 0, 0),
-            "orders_return": (0, 1, 0),
-        }
-        columns = found["tables"]["orders_order"]["columns"]
-        assert set(columns) == {"region", "version"}
-        (region,) = columns["region"]["values"]
-        assert (region["live"], region["rows"]) == ("X", 1)
-        assert (found["orders"], len(found["examples"])) == (len({altered, items[1][1]}) + 1, 2)
+        altered = await planted_rows_are_told(database)
         assert running.terminate() == 0
 
     # States: one behind, one that nobody knows. Grants, views and a summary that is wrong.

@@ -59,9 +59,6 @@ CODE = [name for name in FILES if name.endswith(".py")]
 MOST_LINES: Final = 70
 LONGER: Final[dict[str, int]] = {
     "domain/explain.py::tell": 82,
-    "tests/integration/test_growth.py::test_the_history_goes_on_in_more_lanes": 73,
-    "tests/integration/test_rebuild.py::test_beside_workers_compared_and_switched_to": 81,
-    "tests/integration/test_repair.py::test_what_was_damaged_is_named_mended_and_clean_again": 110,
 }
 """Functions that are longer, and their lines. A number here may only fall; what is divided goes from here."""
 
