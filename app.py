@@ -22,7 +22,7 @@ from streams.bulk import BulkService
 from streams.lanes import lanes
 from streams.pipeline import Pipeline
 from streams.remedies import REMEDIES
-from streams.transport import BatchApp, LaneBatch
+from streams.transport import BatchApp, Batches
 from tables.codec import due_of, is_state, version_of
 
 
@@ -63,9 +63,14 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     state = app.state_table("state", version_of, due_of, is_state)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 
-    @app.lane(LANE, max_records=settings.batch_records, due=state, clock=CLOCK, opened=pipeline.opened, committed=metrics.commit_took)
-    async def lane(batch: LaneBatch) -> None:
-        await pipeline.handle(batch)
+    lanes_of_orders = app.batches(
+        LANE, max_records=settings.batch_records, due=state, clock=CLOCK, opened=pipeline.opened, committed=metrics.commit_took
+    )
+
+    @app.agent(lanes_of_orders)
+    async def orders(batches: Batches) -> None:
+        async for batch in batches:
+            await pipeline.handle(batch)
 
     return app
 

@@ -10,6 +10,7 @@ What holds:
 
 from __future__ import annotations
 
+from streams.transport.agents import Batches
 from streams.transport.app import BatchApp, TransportStats
 from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
 from streams.transport.cluster import prepare_data_folder
@@ -20,6 +21,7 @@ from streams.transport.worker import run_worker
 
 __all__ = [
     "BatchApp",
+    "Batches",
     "FailStop",
     "FolderInUse",
     "LaneBatch",

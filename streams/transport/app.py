@@ -1,4 +1,4 @@
-"""BatchApp: a Faust app whose handlers get batches, with its own offset tracker. See docs/architecture for why."""
+"""BatchApp: a Faust app whose agents get whole batches, with its own offset tracker. Why: docs/decisions/0002."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.transport.agents import AgentFunction, BatchChannel, BatchStream, PatientSupervisor, actor
 from streams.transport.changelog import Stretch, stretches
 from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
 from streams.transport.config import TransportSettings
 from streams.transport.consumer import Consumer
 from streams.transport.delivery import Delivery, Outage, describe
 from streams.transport.errors import FolderInUse, TooFewPartitions, Unreachable
-from streams.transport.lane import Handler, LaneSpec, Limits, Opened
+from streams.transport.lane import LaneSpec, Limits, Opened
 from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, DueOf, IsState, StateTable, VersionOf
@@ -87,8 +88,9 @@ class BatchApp(faust.App):
     app = BatchApp(settings, writes=DERIVED)
     table = app.state_table("state", version_of)
 
-    @app.lane(INPUT, max_records=settings.batch_records)
-    async def handle(batch: LaneBatch) -> None: ...
+    @app.agent(app.batches(INPUT, max_records=settings.batch_records))
+    async def orders(batches: Batches) -> None:
+        async for batch in batches: ...
     """
 
     BootStrategy = NoWeb
@@ -111,6 +113,7 @@ class BatchApp(faust.App):
         self.remedies = dict(remedies or {})
         self.specs: list[LaneSpec] = []
         self.specs_by_topic: dict[str, LaneSpec] = {}
+        self._without_agent: dict[BatchChannel, LaneSpec] = {}
         self.delivery = Delivery(settings)
         self.limits = Limits(settings.pending_records, settings.pending_bytes)
         self._writes = tuple(writes)
@@ -145,13 +148,14 @@ class BatchApp(faust.App):
             "producer_request_timeout": session * 2 / 3,
             "producer_compression_type": compression,
             "TableManager": ListTableManager,
+            "agent_supervisor": PatientSupervisor,
             "Worker": FaustWorker,
         }
         super().__init__(settings.group, **{**defaults, **options})
 
     # -- definition --------------------------------------------------------------------------------------------
 
-    def lane(
+    def batches(
         self,
         topics: Sequence[str],
         *,
@@ -160,28 +164,47 @@ class BatchApp(faust.App):
         clock: str | None = None,
         opened: Opened | None = None,
         committed: Callable[[float], None] | None = None,
-    ) -> Callable[[Handler], Handler]:
-        """Decorator: call the handler with batches of `topics`, all of one partition number, at most `max_records` together.
+    ) -> BatchChannel:
+        """A channel of batches of `topics`, all of one partition number, at most `max_records` together: for one agent. Pure.
 
-        With `due` also when states of that table are due: with a batch that has a `moment` and no records, once everything that the brokers
+        With `due` also when states of that table are due: then a batch has a `moment` and no records, once everything that the brokers
         appended before it has been handled. `clock` is then the topic to which empty records are written to learn the brokers' time.
 
         Partition numbers run side by side, each with one batch at a time. `opened` is called when a lane opens and runs beside it.
-        `committed` is told how many seconds each commit of a transaction took.
+        `committed` is told how many seconds each commit of a transaction took. Raises ValueError for topics that have a channel already.
         """
         if (due is None) != (clock is None):
             raise ValueError("due and clock go together")
+        taken = [topic for topic in topics if topic in self.specs_by_topic]
+        if taken:
+            raise ValueError(f"read by two lanes: {', '.join(taken)}")
+        channel = BatchChannel(self)
+        spec = LaneSpec(tuple(topics), channel.handle, max_records, due, clock, opened, committed)
+        self.specs.append(spec)
+        self.specs_by_topic.update(dict.fromkeys(spec.topics, spec))
+        self._without_agent[channel] = spec
+        return channel
 
-        def register(handler: Handler) -> Handler:
-            spec = LaneSpec(tuple(topics), handler, max_records, due, clock, opened, committed)
-            taken = [topic for topic in topics if topic in self.specs_by_topic]
-            if taken:
-                raise ValueError(f"read by two lanes: {', '.join(taken)}")
-            self.specs.append(spec)
-            self.specs_by_topic.update(dict.fromkeys(spec.topics, spec))
-            return handler
+    def agent(self, channel: Any = None, **options: Any) -> Callable[[AgentFunction], Any]:
+        """Decorator: as Faust's for topics. For a channel of batches the agent has as many actors as there are lanes, and a batch is done
+        when its actor asks for the next one; what the agent raises goes to the delivery policy, which brings the same batch again or
+        ends the worker. Raises ValueError for the second agent of such a channel."""
+        if not isinstance(channel, BatchChannel):
+            return cast("Callable[[AgentFunction], Any]", super().agent(channel, **options))
+        if self._without_agent.pop(channel, None) is None:
+            raise ValueError("a channel of batches has one agent")
+        register = super().agent(channel, concurrency=self.settings.partitions, **options)
+        return lambda function: register(actor(function))
 
-        return register
+    def stream(self, channel: Any, beacon: Any = None, **options: Any) -> Any:
+        """As Faust's; of batches a BatchStream."""
+        if not isinstance(channel, BatchChannel):
+            return super().stream(channel, beacon, **options)
+        return BatchStream(channel, app=self, beacon=beacon or self.beacon, **options)
+
+    def is_ordinary(self, topic: str) -> bool:
+        """Whether a subscribed topic is read by ordinary agents, not by lanes or recovery. Pure."""
+        return topic not in self.specs_by_topic and topic not in self.tables.changelog_topics
 
     def state_table(
         self, name: str, version_of: VersionOf, due_of: DueOf | None = None, is_state: IsState = lambda key, value: True
@@ -277,6 +300,8 @@ class BatchApp(faust.App):
 
     async def on_first_start(self) -> None:
         """Check the topics and the data folder before anything is read. Raises FailStop, OSError."""
+        for spec in self._without_agent.values():
+            raise RuntimeError(f"no agent reads the batches of {', '.join(spec.topics)}")
         self.claim_folder()
         producer = cast(FaustProducer, self.producer)
         try:

@@ -20,6 +20,7 @@ from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, be
 from streams.transport.errors import FailStop, GroupRefused, GroupShut, OffsetBeyondEnd, PartitionMismatch, Stalled
 from streams.transport.lane import Claim, Lane
 from streams.transport.offset_tracker import Offer, OffsetTracker
+from streams.transport.ordinary import OrdinaryTopics
 
 if TYPE_CHECKING:
     from streams.transport.app import BatchApp
@@ -59,6 +60,12 @@ class Consumer(driver.Consumer):
         self._committing = asyncio.Lock()
         self._closing = asyncio.Lock()
         self._unserved_since: float | None = None
+        self._ordinary = OrdinaryTopics(self)
+
+    @property
+    def thread(self) -> ConsumerThread:
+        """The half that reads and commits."""
+        return self._thread
 
     @property
     def _app(self) -> BatchApp:
@@ -93,22 +100,25 @@ class Consumer(driver.Consumer):
         self._fetch_more()
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        limit = self._app.settings.batch_records
         try:
-            while not (self._stopped.is_set() or fetcher._stopped.is_set()):
-                wanted = self._wanted() if self.flow_active else {}
-                if not wanted:
-                    self._more.clear()
-                    await self._more.wait()
-                    continue
-                for fetched in await self._thread.in_thread(self._thread.fetch(wanted, FETCH_TIMEOUT, limit)):
-                    if fetched.tp in self.trackers:
-                        await self._offer(fetched)
-                    elif fetched.tp in self._cursors:
-                        await self._recover(fetched)
+            await asyncio.gather(self._drain_lanes(fetcher), self._ordinary.deliver(fetcher))
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
+
+    async def _drain_lanes(self, fetcher: Any) -> None:
+        limit = self._app.settings.batch_records
+        while not (self._stopped.is_set() or fetcher._stopped.is_set()):
+            wanted = self._wanted() if self.flow_active else {}
+            if not wanted:
+                self._more.clear()
+                await self._more.wait()
+                continue
+            for fetched in await self._thread.in_thread(self._thread.fetch(wanted, FETCH_TIMEOUT, limit)):
+                if fetched.tp in self.trackers:
+                    await self._offer(fetched)
+                elif fetched.tp in self._cursors:
+                    await self._recover(fetched)
 
     async def _offer(self, fetched: Fetched) -> None:
         lane, tracker = self.trackers[fetched.tp]
@@ -194,6 +204,12 @@ class Consumer(driver.Consumer):
 
     async def perform_seek(self) -> None:
         """Called by Faust when the tables are recovered: open the trackers. From here on records are delivered."""
+        await self._open_lanes()
+        assignment = self._thread.assignment_now()
+        if self._assigned and assignment is not None and assignment.active and not self.app.should_stop:
+            self._ordinary.begin([TP(*tp) for tp in assignment.tps if self._app.is_ordinary(tp.topic)], assignment)
+
+    async def _open_lanes(self) -> None:
         epoch, thread = self._epoch, self._thread
         self._cursors.clear()
         assignment = thread.assignment_now()
@@ -267,6 +283,7 @@ class Consumer(driver.Consumer):
         self._cursors.clear()
         async with self._closing:  # a rebalance and the worker's stop may come at once
             await self._close_lanes(why)
+        self._ordinary.clear()
 
     async def _close_lanes(self, why: str) -> None:
         opening = list(self._opening.values())
@@ -324,7 +341,24 @@ class Consumer(driver.Consumer):
         await self.force_commit()
 
     async def force_commit(self, topics: Any = None, start_new_transaction: bool = True) -> bool:
-        """Commit `done` of every tracker that has moved, and nothing else. False if there was nothing, or it did not work."""
+        """Commit what is finished. False if there was nothing, or it did not work."""
+        committed = await self._commit_lanes()
+        return (bool(self._ordinary) and await super().force_commit()) or committed
+
+    async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
+        """Called by Faust: commit what ordinary agents have acknowledged. Where Faust ends the worker, this tries again the next time."""
+        await self.app.producer.flush()
+        claimed = self._thread.claimed()
+        committed = claimed is not None and await self._thread.in_thread(self._thread.commit_finished(*claimed, offsets))
+        for tp, offset in offsets.items():
+            if committed:
+                self._committed_offset[tp] = offset
+            else:
+                self._acked[tp].append(offset - 1)
+        return committed
+
+    async def _commit_lanes(self) -> bool:
+        """Commit `done` of every tracker that has moved, and nothing else."""
         async with self._committing:
             moved = {tp: tracker for tp, (lane, tracker) in self.trackers.items() if tracker.uncommitted and not lane.commits}
             if not moved:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from aiokafka.conn import CloseReason
@@ -204,10 +204,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
 
     # -- in this thread ----------------------------------------------------------------------------------------
 
-    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int) -> list[Fetched]:
+    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True) -> list[Fetched]:
         """What has arrived for `wanted` (partition -> next expected offset), at most `limit` records a list.
 
-        Blocks up to `timeout` seconds while nothing has arrived. Raises ConsumerStoppedError, and KafkaError if the
+        Blocks up to `timeout` seconds while nothing has arrived, or until kick() if it is `kickable`, as one fetch at a time may be.
+        Raises ConsumerStoppedError, and KafkaError if the
         broker refuses a partition.
         """
         consumer = self._ensure_consumer()
@@ -223,7 +224,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 if lists or left <= 0:
                     return lists
                 arrival = fetcher._create_fetch_waiter()
-                kicked = asyncio.ensure_future(self._kicked.wait())
+                kicked = asyncio.ensure_future(self._kicked.wait() if kickable else asyncio.sleep(left))
                 try:
                     await asyncio.wait({arrival, kicked}, timeout=min(left, LOOK_INTERVAL), return_when=asyncio.FIRST_COMPLETED)
                     if arrival.done() and not arrival.cancelled():
@@ -231,7 +232,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 finally:
                     arrival.cancel()
                     kicked.cancel()
-                if self._kicked.is_set():
+                if kickable and self._kicked.is_set():
                     self._kicked.clear()
                     return []
 
@@ -307,7 +308,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         ends = await self._high_watermarks(TopicPartition(*tp) for tp in partitions)
         return {TP(*tp): end for tp, end in ends.items()}
 
-    async def start_positions(self, tps: Sequence[TP], assignment: Any) -> tuple[int, dict[TP, Start]] | None:
+    async def start_positions(
+        self, tps: Sequence[TP], assignment: Any, resolve: Callable[[str, int | None, Bounds], Start] = resolve_start
+    ) -> tuple[int, dict[TP, Start]] | None:
         """Resolve where to begin and seek there, every partition explicitly: aiokafka's seek_to_committed leaves out
         partitions without a committed offset, and those committed at 0.
 
@@ -318,7 +321,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         generation = coordinator.generation
         committed = await self.committed(tps)
         bounds = await self.bounds(tps)
-        starts = {tp: resolve_start(f"{tp.topic}/{tp.partition}", committed[tp], bounds[tp]) for tp in tps}
+        starts = {tp: resolve(f"{tp.topic}/{tp.partition}", committed[tp], bounds[tp]) for tp in tps}
         if not self.current(assignment, generation):
             return None
         for tp, start in starts.items():

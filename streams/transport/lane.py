@@ -32,7 +32,7 @@ Ends = Callable[[Sequence[TP]], Awaitable[Mapping[TP, int]]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LaneSpec:
-    """What BatchApp.lane registers: topics that are read together, by partition number."""
+    """What BatchApp.batches registers: topics that are read together, by partition number."""
 
     topics: tuple[str, ...]
     handler: Handler

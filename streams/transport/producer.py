@@ -410,10 +410,7 @@ def _delivered(item: _Sending) -> Delivered:
 
 
 class FaustProducer(driver.Producer):
-    """Faust's own producer. Started, because Faust wants one; never used: it reports a lost record as a log line."""
-
-    async def send(self, *args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError("records are written with LaneBatch.publish")
+    """Faust's own producer, for what ordinary agents send. No lane writes with it: it reports a lost record as a log line."""
 
     def lane_options(self, client_id: str, linger_ms: int, compression: str | None) -> dict[str, Any]:
         """Keyword arguments for a lane's AIOKafkaProducer: Faust's connection settings, our guarantees."""

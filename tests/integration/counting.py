@@ -92,6 +92,7 @@ class Counting:
         self.changelog = f"{self.group}-state-changelog"
         self.sent: Counter[bytes] = Counter()
         self.workers: list[Worker] = []
+        self.others: list[str] = []
         self.admin: Any = None
         self.producer: Any = None
 
@@ -253,14 +254,14 @@ class Counting:
         await self.producer.start()
         await self._led(*self.topics, self.out, self.changelog)
 
-    async def _led(self, *topics: str) -> None:
+    async def _led(self, *topics: str, partitions: int | None = None) -> None:
         """Wait until the new partitions have leaders."""
 
         async def led() -> bool:
             described: Sequence[Any] = await self.admin.describe_topics(list(topics))
             return all(
                 topic["error_code"] == 0
-                and len(topic["partitions"]) == self.partitions
+                and len(topic["partitions"]) == (partitions or self.partitions)
                 and all(p["error_code"] == 0 for p in topic["partitions"])
                 for topic in described
             )
@@ -270,13 +271,19 @@ class Counting:
     def _new(self, topic: str, config: Mapping[str, str]) -> Any:
         return NewTopic(topic, self.partitions, 1, topic_configs=dict(config))
 
+    async def add_topic(self, topic: str, partitions: int) -> None:
+        """One more topic, which no lane reads; it goes with the others."""
+        self.others.append(topic)
+        await self.admin.create_topics([NewTopic(topic, partitions, 1)])
+        await self._led(topic, partitions=partitions)
+
     async def close(self) -> None:
         for worker in self.workers:
             if worker.process.poll() is None:
                 worker.process.kill()
             worker.process.wait()
         await self.producer.stop()
-        await self.admin.delete_topics([*self.topics, self.out, self.changelog])
+        await self.admin.delete_topics([*self.topics, self.out, self.changelog, *self.others])
         await self.admin.close()
 
 

@@ -6,6 +6,7 @@ published to the topic `out`, so that a test can compare input, output, changelo
 Environment: ORDERS_*, COUNTER_TOPICS (comma separated), COUNTER_OUT, and faults: COUNTER_LOSE (probability that a fetched list
 is thrown away), COUNTER_FAIL (the first n batches of a process fail once with a connection error), COUNTER_DOWN
 (all do), COUNTER_BUG (a key whose record raises a KeyError), COUNTER_SLOW (seconds that each batch takes), COUNTER_MAX (records a batch),
+COUNTER_NOTES (the topic of an ordinary agent, which copies its values to `{topic}.copies`, raises at `bad` and never returns from `stuck`),
 COUNTER_BREAK ("stop before EndTxn", "kill after EndTxn": on SIGUSR1 the process stops or kills itself at the next such request of a lane).
 """
 
@@ -24,7 +25,7 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
 from settings import Settings
-from streams.transport import BatchApp, LaneBatch, OutRecord, StateTable, run_worker
+from streams.transport import BatchApp, Batches, LaneBatch, OutRecord, StateTable, run_worker
 from streams.transport.consumer import Consumer
 from streams.transport.consumer_thread import Fetched
 
@@ -56,7 +57,11 @@ def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: A
     slow = float(os.environ.get("COUNTER_SLOW", "0"))
     failed: set[tuple[int, int]] = set()
 
-    @app.lane(topics, max_records=int(os.environ.get("COUNTER_MAX", "500")))
+    @app.agent(app.batches(topics, max_records=int(os.environ.get("COUNTER_MAX", "500"))))
+    async def counter(batches: Batches) -> None:
+        async for batch in batches:
+            await count(batch)
+
     async def count(batch: LaneBatch) -> None:
         first = (batch.partition, batch.slices[0].to)
         if down or (len(failed) < failures and first not in failed):
@@ -84,6 +89,20 @@ def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: A
         await batch.write_table(table, {key: pack(*states[key], len(topics)) for key in keys})
 
     return app, table
+
+
+def add_ordinary_agent(app: BatchApp, topic: str) -> None:
+    """See COUNTER_NOTES."""
+    copies = app.topic(f"{topic}.copies", value_type=bytes)
+
+    @app.agent(app.topic(topic, value_type=bytes))
+    async def note(values: Any) -> None:
+        async for value in values:
+            if value == b"bad":
+                raise ValueError("injected")
+            if value == b"stuck":
+                await asyncio.Event().wait()
+            await copies.send(value=value)
 
 
 def lose_lists(probability: float) -> None:
@@ -140,6 +159,8 @@ def main() -> int:
     if fault:
         break_at(fault)
     app, _ = make_app(Settings(), tuple(os.environ["COUNTER_TOPICS"].split(",")), os.environ["COUNTER_OUT"], metadata_age=1.0)
+    if notes := os.environ.get("COUNTER_NOTES"):
+        add_ordinary_agent(app, notes)
     code = run_worker(app)
     stats = app.stats()
     print(f"rewinds={stats.rewinds} retries={stats.retries} records={stats.records} recovered={stats.recovered}", flush=True)

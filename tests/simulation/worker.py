@@ -293,6 +293,10 @@ class App:
         producer.window_bytes = servers.held_bytes
         return producer
 
+    def is_ordinary(self, topic: str) -> bool:
+        """As BatchApp's."""
+        return topic not in self.copartitioned
+
     async def revoked(self) -> None:
         """Faust's part of a revocation."""
         self.consumer.stop_flow()
