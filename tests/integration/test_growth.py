@@ -121,6 +121,17 @@ async def folds_again(settings: Settings, truth: dict[str, dict[Any, Any]], old:
     assert (whole.returncode, json.loads(whole.stdout)["nothing"]) == (0, True), whole.stdout
 
 
+async def wait_in_old_lanes(settings: Settings, events: list[SourceEvent], old: int, new: int) -> None:
+    """What waits in the old lanes while there is no worker: events, and what the pipeline had sent to itself."""
+    await send(settings, events)
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+        for topic in (DECISIONS, REKEYED):
+            own = await records_of(settings, topic, old)
+            assert any(partition_of(each.key, new) != each.partition for each in own)
+            for each in own:
+                await producer.send_and_wait(topic, each.value, each.key, each.partition, headers=list(each.headers))
+
+
 async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = fresh.partitions, 2 * fresh.partitions
     history = list(generator.events(150, 61))
@@ -137,14 +148,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
         assert "has members: stop all workers" in busy.stderr
         assert first.terminate() == 0
     stale = await forget_in_cache(fresh, {event.key for event in alone}, old, new)
-    # What waits in the old lanes meanwhile: events, and what the pipeline had sent to itself.
-    await send(fresh, history[third : 2 * third])
-    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, acks="all") as producer:
-        for topic in (DECISIONS, REKEYED):
-            own = await records_of(fresh, topic, old)
-            assert any(partition_of(each.key, new) != each.partition for each in own)
-            for each in own:
-                await producer.send_and_wait(topic, each.value, each.key, each.partition, headers=list(each.headers))
+    await wait_in_old_lanes(fresh, history[third : 2 * third], old, new)
 
     assert "is no multiple of" in orders("partitions", "--to", str(old + 1)).stderr
     for place in ("send 0", "grow 0", "send 1", "send 2", "grow 1"):

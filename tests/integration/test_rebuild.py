@@ -105,6 +105,19 @@ async def planted_rows_are_told(database: Any) -> Any:
     return altered
 
 
+async def workers_go_on(settings: Settings, folder: Path, before: list[SourceEvent]) -> None:
+    """Workers go on after a switch, and what came before it changes nothing."""
+    switched = await rows(settings, physical=True)
+    with worker(folder, "other") as running:
+        await send(settings, before)
+        processed()
+        assert await rows(settings, physical=True) == switched
+        await send(settings, history(30, 72))
+        processed()
+        audit()
+        assert running.terminate() == 0
+
+
 async def test_beside_workers_compared_and_switched_to(fresh: Settings, database: Any, tmp_path: Path) -> None:
     events = history(300, 71)
     half = len(events) // 2
@@ -156,16 +169,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
     assert await database.fetchval("SELECT count(*) FROM orders_before_1.orders_order WHERE region = 'X'") == 1
     assert told("rebuild", "status")["schemas"][0]["state"] == "was live"
 
-    # Workers go on, and what came before changes nothing.
-    switched = await rows(fresh, physical=True)
-    with worker(tmp_path, "other") as running:
-        await send(fresh, events[:200])
-        processed()
-        assert await rows(fresh, physical=True) == switched
-        await send(fresh, history(30, 72))
-        processed()
-        audit()
-        assert running.terminate() == 0
+    await workers_go_on(fresh, tmp_path, events[:200])
     assert told("rebuild", "drop") == {"dropped": ["orders_before_1"]}
     assert await rows(fresh)
 
@@ -286,6 +290,22 @@ async def test_regions_transactions_and_enforced_references(settings: Settings, 
         await topics.delete_all(settings)
 
 
+def whatif_with_other_rules() -> dict[str, Any]:
+    """Of a copy of the source with two rules changed: another region where none is said, and no labels."""
+    with planted(Mutant("", "", "", 0, None)) as copy:
+        rule = copy / "domain" / "rows.py"
+        rule.write_text(rule.read_text().replace('created.region or ""', 'created.region or "nowhere"'))
+        asking = copy / "domain" / "fold.py"
+        text = asking.read_text()
+        assert "    _ask_labels(created, now, writer, order)\n" in text
+        asking.write_text(text.replace("    _ask_labels(created, now, writer, order)\n", "    pass\n"))
+        asked = (sys.executable, "-c", "from cli.main import main; main()", "whatif", "--json", "--examples", "1")
+        done = subprocess.run(asked, cwd=copy, capture_output=True, text=True, timeout=180, env=dict(os.environ))
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    changed: dict[str, Any] = json.loads(done.stdout)
+    return changed
+
+
 async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = [f"0a0a0a0a-0000-4000-8000-00000000000{number}" for number in range(3)]
     with worker(tmp_path) as running:
@@ -307,18 +327,7 @@ async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, 
     assert {each["order_id"] for each in patient["deadlines"]["examples"]} == set(waiting)
     assert {each["anew"] - each["live"] for each in patient["deadlines"]["examples"]} == {300_000}
 
-    # A rule changed in a copy.
-    with planted(Mutant("", "", "", 0, None)) as copy:
-        rule = copy / "domain" / "rows.py"
-        rule.write_text(rule.read_text().replace('created.region or ""', 'created.region or "nowhere"'))
-        asking = copy / "domain" / "fold.py"
-        text = asking.read_text()
-        assert "    _ask_labels(created, now, writer, order)\n" in text
-        asking.write_text(text.replace("    _ask_labels(created, now, writer, order)\n", "    pass\n"))
-        asked = (sys.executable, "-c", "from cli.main import main; main()", "whatif", "--json", "--examples", "1")
-        done = subprocess.run(asked, cwd=copy, capture_output=True, text=True, timeout=180, env=dict(os.environ))
-    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    changed = json.loads(done.stdout)
+    changed = whatif_with_other_rules()
     counts = {table: await database.fetchval(f"SELECT count(*) FROM {table} WHERE region = ''") for table in TABLES}
     assert counts["orders_order"] >= len(waiting)
     assert {
