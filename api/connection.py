@@ -39,8 +39,8 @@ class Refused(Exception):
 class Connection(HttpToolsProtocol):
     """One client's. Its requests are answered one after the other."""
 
-    #: Connections whose client is to do something, in this process; the longest wait first.
     _waited_for: Final[dict[Connection, None]] = {}
+    """Connections whose client is to do something, in this process; the longest wait first."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)

@@ -151,73 +151,81 @@ class Judge:
         decisions = []
         for item in items:
             item = _as_read(item)
-            _, _, number, partition, offset, timestamp, value, headers = item
-            topic = LANE[number]
-            record_id = RecordId(topic, partition, offset)
+            _, _, number, partition, offset, _, value, headers = item
+            record_id = RecordId(LANE[number], partition, offset)
             if type(headers) is _Unreadable:
-                self._counts["records"] += topic not in INTERNAL
-                self._counts["refused"] += 1
-                self._want("", {"unreadable"}, [record_id], {record_id: item})
+                self._counts["records"] += record_id.topic not in INTERNAL
+                self._refuse("unreadable", [record_id], {record_id: item})
                 continue
-            # In the order's partition of before it was either taken there, or passed on after the change.
-            at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(record_id))
-            if topic != REKEYED:
+            if record_id.topic != REKEYED:
                 for name, text in headers:
                     if name == "redrive_of":
                         self._index.add_sent((text or b"").decode("utf-8", "replace"), record_id)
-            if topic == DECISIONS:
+            if record_id.topic == DECISIONS:
                 decisions.append((record_id, value, headers, item))
-                continue
-            if topic == CHECKOUT:
+            elif record_id.topic == CHECKOUT:
                 self._take_checkout(record_id, value, headers, item)
-                continue
-            record_ids = [record_id]
-            if topic == REKEYED:
-                self._counts["rekeyed"] += 1
-                origin = origin_of_copy(headers)
-                if origin is None:
-                    self._counts["refused"] += 1
-                    self._want("", {"origin_unknown"}, [record_id], {record_id: item})
-                    continue
-                record_ids.append(origin)
-                parsed = read(origin.topic, value, own_headers(headers))
             else:
-                self._counts["records"] += 1
-                parsed = read(topic, value, headers)
-            fact = self._of_then(parsed.outcome, record_ids[-1])
-            if isinstance(fact, Refusal):
-                self._counts["refused"] += 1
-                self._want("", {fact.code}, record_ids, dict.fromkeys(record_ids, item))
-            elif topic != REKEYED and (fact.order_id != order_id or not at_home) and _size(item) > MOST_PASSED_ON:
-                self._counts["refused"] += 1
-                self._want("", {"record_too_large"}, record_ids, {})
-            elif fact.order_id != order_id or not at_home:
-                if topic == REKEYED:
-                    actual = f"key {order_id} in partition {partition}"
-                    home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, str(record_id), f"key {fact.order_id} in partition {home}", actual)
-                elif not self._index.has_copy(record_id):
-                    home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, REKEYED, f"a copy in partition {home}", "none", record_id)
-            else:
-                if held is None:
-                    held = Held(Order(order_id), timestamp)
-                held.appended = min(held.appended, timestamp)
-                self._add(held, fact, record_ids, item)
-                held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
-                if topic == CREATED and dict(headers).get("ce_source") == OURS:
-                    self._index.add_placed(order_id)
+                held = self._take_event(held, order_id, own, item, record_id)
         held = self._decide(held, order_id, decisions)
         if held is not None:
             held.readings = held.order.readings()
         return held
 
+    def _take_event(self, held: Held | None, order_id: str, own: bool, item: Item, record_id: RecordId) -> Held | None:
+        """Add what a record says to its order, or say why not; returns the order."""
+        _, _, _, partition, _, timestamp, value, headers = item
+        topic, record_ids = record_id.topic, [record_id]
+        if topic == REKEYED:
+            self._counts["rekeyed"] += 1
+            origin = origin_of_copy(headers)
+            if origin is None:
+                self._refuse("origin_unknown", record_ids, {record_id: item})
+                return held
+            record_ids.append(origin)
+            parsed = read(origin.topic, value, own_headers(headers))
+        else:
+            self._counts["records"] += 1
+            parsed = read(topic, value, headers)
+        fact = self._of_then(parsed.outcome, record_ids[-1])
+        if isinstance(fact, Refusal):
+            self._refuse(fact.code, record_ids, dict.fromkeys(record_ids, item))
+            return held
+        # In the order's partition of before it was either taken there, or passed on after the change.
+        at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(record_id))
+        if fact.order_id != order_id or not at_home:
+            if topic != REKEYED and _size(item) > MOST_PASSED_ON:
+                self._refuse("record_too_large", record_ids, {})
+            else:
+                self._look_for_copy(fact.order_id, order_id, record_id)
+            return held
+        if held is None:
+            held = Held(Order(order_id), timestamp)
+        held.appended = min(held.appended, timestamp)
+        self._add(held, fact, record_ids, item)
+        held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
+        if topic == CREATED and dict(headers).get("ce_source") == OURS:
+            self._index.add_placed(order_id)
+        return held
+
+    def _look_for_copy(self, owner: str, key: str, record_id: RecordId) -> None:
+        """An event under another key, or in another partition, than its order's has to be passed on there, once."""
+        home = self._home(owner.encode())
+        if record_id.topic == REKEYED:
+            actual = f"key {key} in partition {record_id.partition}"
+            self._findings.broken("accounting", owner, str(record_id), f"key {owner} in partition {home}", actual)
+        elif not self._index.has_copy(record_id):
+            self._findings.broken("accounting", owner, REKEYED, f"a copy in partition {home}", "none", record_id)
+
+    def _refuse(self, code: str, record_ids: list[RecordId], items: dict[RecordId, Item]) -> None:
+        self._counts["refused"] += 1
+        self._want("", {code}, record_ids, items)
+
     def _take_checkout(self, record_id: RecordId, value: bytes | None, headers: Any, item: Item) -> None:
         self._counts["records"] += 1
         fact = self._of_then(read(CHECKOUT, value, headers).outcome, record_id)
         if isinstance(fact, Refusal):
-            self._counts["refused"] += 1
-            self._want("", {fact.code}, [record_id], {record_id: item})
+            self._refuse(fact.code, [record_id], {record_id: item})
         else:
             self._counts["checkouts"] += 1
             self._index.add_checkout(fact.order_id, record_id)
@@ -237,8 +245,7 @@ class Judge:
         before = len(order.candidates.get(fact.key, ()))
         candidate = order.add(fact, record_ids[0], rekeyed=len(record_ids) > 1)
         if isinstance(candidate, Refusal):
-            self._counts["refused"] += 1
-            self._want("", {candidate.code}, record_ids, dict.fromkeys(record_ids, item))
+            self._refuse(candidate.code, record_ids, dict.fromkeys(record_ids, item))
             return
         repeated = len(candidate.records) > 1
         candidate.records.extend(record_ids[1:])

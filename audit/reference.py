@@ -1101,38 +1101,37 @@ class Reading:
             rows["orders_order_item"].append((line.item_id, *whose, *goods, *prices, *_span([self.created.time]), 1))
         scans, stages = self._keys_of("shipment.updated", "shipment_id"), self._keys_of("order.returned", "return_id")
         for shipment_id, scan in sorted(self.parcels.items()):
-            content, due = scan.content, scan.content.get("estimated_delivery")
-            rows["orders_shipment"].append(
-                (
-                    shipment_id,
-                    *whose,
-                    content["seller_id"],
-                    content.get("warehouse_id"),
-                    content.get("carrier"),
-                    content.get("tracking_number"),
-                    content["status"],
-                    None if due is None else due.isoformat(),
-                    *_span([fact.time for fact in scans[shipment_id] if fact.key not in self.refused]),
-                    len(scans[shipment_id]),
-                )
-            )
+            rows["orders_shipment"].append((shipment_id, *whose, *self._parcel(scan, scans[shipment_id])))
         for return_id, stage in sorted(self.returns.items()):
-            content = stage.content
-            processed = content.get("processed_at", stage.time).isoformat() if content["status"] == "processed" else None
-            rows["orders_return"].append(
-                (
-                    return_id,
-                    *whose,
-                    content["item_id"],
-                    content.get("quantity", self.items[content["item_id"]]["quantity"]),
-                    stage.reason,
-                    content["status"],
-                    processed,
-                    *_span([fact.time for fact in stages[return_id] if fact.key not in self.refused]),
-                    len(stages[return_id]),
-                )
-            )
+            rows["orders_return"].append((return_id, *whose, *self._return(stage, stages[return_id])))
         return rows
+
+    def _parcel(self, scan: Fact, scans: list[Fact]) -> tuple[Any, ...]:
+        """What the row of a parcel says, by the scan that counts and all of its scans."""
+        content, due = scan.content, scan.content.get("estimated_delivery")
+        return (
+            content["seller_id"],
+            content.get("warehouse_id"),
+            content.get("carrier"),
+            content.get("tracking_number"),
+            content["status"],
+            None if due is None else due.isoformat(),
+            *_span([fact.time for fact in scans if fact.key not in self.refused]),
+            len(scans),
+        )
+
+    def _return(self, stage: Fact, stages: list[Fact]) -> tuple[Any, ...]:
+        """What the row of a return says, by the stage that counts and all of its stages."""
+        content = stage.content
+        return (
+            content["item_id"],
+            content.get("quantity", self.items[content["item_id"]]["quantity"]),
+            stage.reason,
+            content["status"],
+            content.get("processed_at", stage.time).isoformat() if content["status"] == "processed" else None,
+            *_span([fact.time for fact in stages if fact.key not in self.refused]),
+            len(stages),
+        )
 
     def _keys_of(self, type_: str, field_: str) -> dict[str, list[Fact]]:
         """Facts of a type, refused ones too, by one of their fields."""

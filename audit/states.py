@@ -148,10 +148,6 @@ def differences(
     return result
 
 
-def _is_among(fact: Fact, values: set[Values], reading: Reading) -> bool:
-    return fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in values
-
-
 def _created(fact: Fact) -> Values:
     content = fact.content
     items = tuple(

@@ -25,21 +25,21 @@ RATES: Final = (1_000.0, 10_000.0, 100_000.0)
 SERVERS: Final = ("worker", "kafka", "postgres", "redis")
 DAY: Final = 86_400
 MONTH: Final = 30 * DAY
-#: Days that derived topics are kept, and the longest that an entry stays in Redis, as `orders init` and the settings have them.
 DERIVED_DAYS: Final = 7
 CACHE_SECONDS: Final = 1_800
+"""Days that derived topics are kept, and the longest that an entry stays in Redis, as `orders init` and the settings have them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
     """Measured costs: times in microseconds of CPU, sizes in bytes."""
 
-    #: Per event, by server, with full batches; and at a low rate, where batches are small.
     full: Mapping[str, float]
     small: Mapping[str, float]
     small_rate: float
-    #: Events a second of one worker.
+    """Per event, by server, with full batches; and at a low rate, where batches are small."""
     worker_rate: float
+    """Events a second of one worker."""
     events_per_order: float
     event: Mapping[str, float]
     order: Mapping[str, float]
@@ -70,19 +70,19 @@ class Need:
     redis_cores: float
     workers: int
     partitions: int
-    #: Over all brokers. What is kept for ever grows by so much a day; derived topics hold a week.
     kafka_kept_per_day: float
     kafka_derived: float
+    """Over all brokers. What is kept for ever grows by so much a day; derived topics hold a week."""
     kafka_written_per_second: float
     postgres_per_month: float
-    #: Without full pages.
     wal_per_second: float
-    #: If each event is of another order.
+    """Without full pages."""
     redis: float
-    #: Of all workers together.
+    """If each event is of another order."""
     local_state_per_month: float
-    #: Of the workers, at ORDERS_POSTGRES_POOL connections each.
+    """Of all workers together."""
     postgres_connections: int
+    """Of the workers, at ORDERS_POSTGRES_POOL connections each."""
 
 
 def need(costs: Costs, rate: float, headroom: float = 2.0, replication: int = 3, pool: int = 4) -> Need:

@@ -175,7 +175,7 @@ class RefundDecision(Struct, array_like=True, gc=False):
 
 
 class Deadline(Struct, array_like=True, gc=False):
-    """deadline.passed, our own fact: what was asked for did not come in time. Natural key: what, whose, and the number of the attempt.
+    """deadline.passed, our own fact: what was asked for did not come in time. Natural key: what, whose, number of the attempt.
 
     `subject` is the seller's id or the refund's, None for the payment. `final`: it isn't asked for again.
     """

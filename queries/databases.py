@@ -36,8 +36,8 @@ class Database:
 
     def __init__(self, settings: Settings, url: str, name: str) -> None:
         self.name = name
-        #: Statements sent so far, for those who count them.
         self.reads = 0
+        """Statements sent so far, for those who count them."""
         self._timeout = settings.read_timeout
         self._circuit = Circuit(name)
         self._places = asyncio.Semaphore(settings.read_pool)

@@ -42,8 +42,8 @@ _item: Final = _tables["orders_order_item"]
 _shipment: Final = _tables["orders_shipment"]
 _return: Final = _tables["orders_return"]
 
-#: Parcels that a tracking number shows, as in the cache.
 TRACKED: Final = 100
+"""Parcels that a tracking number shows, as in the cache."""
 
 
 class Query(NamedTuple):

@@ -278,10 +278,10 @@ class _Address:
         if strange is not None:
             raise ValueError(f"{strange} isn't a whole number")
         numbers = {name: int(value) for name, value in keepalive.items()}
-        #: Seconds for each host; 0: not said.
         self.connect_timeout = max(0, numbers.pop("connect_timeout", 0))
-        #: libpq's parameters; none: they are switched off.
+        """Seconds for each host; 0: not said."""
         self.keepalive = {name: numbers.get(name, value) for name, value in _KEEPALIVE.items()} if numbers.get("keepalives", 1) else {}
+        """libpq's parameters; none: they are switched off."""
         self.named = "application_name" in query
         self._files = {name: path for name, path in query.items() if name in _FILES and path}
         self._wanted = query.get("target_session_attrs", os.environ.get("PGTARGETSESSIONATTRS"))

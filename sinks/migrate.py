@@ -26,8 +26,8 @@ from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
-#: Two changes of the schema at a time: the second waits for the first. The number is arbitrary, only unlikely.
 LOCK = 0x6F7264657273
+"""Two changes of the schema at a time: the second waits for the first. The number is arbitrary, only unlikely."""
 
 
 class SchemaMismatch(OrdersError):
@@ -47,8 +47,8 @@ class Layout:
     """The partitioning of the four tables."""
 
     partition_by: PartitionBy
-    #: Of each table; for region, how many there are now.
     partitions: int
+    """Of each table; for region, how many there are now."""
 
 
 class Alembic:

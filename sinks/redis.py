@@ -27,16 +27,16 @@ from sinks.within import answered_within
 
 log = logging.getLogger(__name__)
 
-#: Entries of one script call. Redis serves nobody else during a call; 200 entries take about 2 ms.
 _ENTRIES_A_CALL = 200
+"""Entries of one script call. Redis serves nobody else during a call; 200 entries take about 2 ms."""
 _RECENT = 50
-#: Parcels that are kept under one tracking number. Nearly always it is one; but an upstream may write "n/a" as the number
-#: of all its parcels, and Redis would spend its time on their list.
 TRACKED = 100
-#: Of any entry, in seconds.
+"""Parcels that are kept under one tracking number. Nearly always it is one; but an upstream may write
+"n/a" as the number of all its parcels, and Redis would spend its time on their list."""
 _LONGEST_TTL = 1800
-#: Longer than any entry lives: when a checkpoint expires, the entries that it covers have expired before.
+"""Of any entry, in seconds."""
 CHECKPOINT_TTL = 3600
+"""Longer than any entry lives: when a checkpoint expires, the entries that it covers have expired before."""
 
 # All entries are one argument (MessagePack): a client spends as long on an argument as Redis does on a command.
 _SCRIPT = (
@@ -199,29 +199,31 @@ class CacheCheckpoint(NamedTuple):
     write up to `to`."""
 
     key: str
-    #: Of the group, as the owner knows it. Writes of a former owner are refused.
     generation: int
-    #: Number of this write, higher than the one before. A write that arrives after a later one is refused.
+    """Of the group, as the owner knows it. Writes of a former owner are refused."""
     sequence: int
-    #: Positions in the changelog.
+    """Number of this write, higher than the one before. A write that arrives after a later one is refused."""
     position: int
+    """In the changelog, as `to` is."""
     to: int
-    #: "claim" in an owner's first write: it is never refused, because a group that was deleted and created again starts with
-    #: generation 1. "reset": the position in Redis doesn't count either, because the changelog is another one. Else empty.
     claim: str = ""
-    #: `sequence` of the owner's latest write that was acknowledged.
+    """"claim" in an owner's first write: it is never refused, because a group that was deleted and created
+    again starts with generation 1. "reset": the position in Redis doesn't count either, because the
+    changelog is another one. Else empty."""
     acknowledged: int = 0
+    """`sequence` of the owner's latest write that was acknowledged."""
 
 
 class Written(NamedTuple):
     """The result of a write."""
 
-    #: Entries that were written, because Redis had no newer ones.
     entries: int
-    #: The lane's checkpoint in Redis. Below CacheCheckpoint.position if Redis has lost some of what was written.
+    """Entries that were written, because Redis had no newer ones."""
     position: int
-    #: Whether Redis has lost the owner's latest acknowledged write.
+    """The lane's checkpoint in Redis. Below CacheCheckpoint.position if Redis has lost some of what was
+    written."""
     lost: bool = False
+    """Whether Redis has lost the owner's latest acknowledged write."""
 
 
 def checkpoint_key(group: str, lane: int) -> str:
@@ -267,8 +269,8 @@ class RedisSink:
             retry=Retry(NoBackoff(), 0),
         )
         self._away_since: float | None = None
-        #: Attempts that failed.
         self.failures = 0
+        """Attempts that failed."""
 
     @property
     def away(self) -> bool:

@@ -17,18 +17,18 @@ class Partition:
 
     table: str
     name: str
-    #: As Postgres says it: FOR VALUES ..., or DEFAULT.
     bound: str
-    #: Estimates, kept by Postgres as rows are written.
+    """As Postgres says it: FOR VALUES ..., or DEFAULT."""
     rows: int
     dead_rows: int
-    #: Without indexes, and the indexes.
+    """Estimates, kept by Postgres as rows are written."""
     table_bytes: int
     index_bytes: int
-    #: What the rows don't need, estimated from their number and average width; None until the partition was analyzed.
+    """Without indexes, and the indexes."""
     bloat_bytes: int | None
-    #: The last vacuum, by Postgres itself or by hand; None: never.
+    """What the rows don't need, estimated from their number and average width; None until the partition was analyzed."""
     vacuumed_at: datetime | None
+    """The last vacuum, by Postgres itself or by hand; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Overview:
     layout: Layout
     revision: str | None
     database_bytes: int
-    #: In the order of schema.TABLES, each table's by name, the default partition last.
     partitions: list[Partition]
+    """In the order of schema.TABLES, each table's by name, the default partition last."""
 
 
 # A row takes its item pointer (4 bytes), its header (24, or 32 where columns are null) and its columns, aligned to 8; a page holds 8,168

@@ -52,13 +52,13 @@ class Link:
 
     table: str
     column: str
-    #: The table referred to, as Postgres writes it.
     to: str
+    """The table referred to, as Postgres writes it."""
     enforced: bool
-    #: All rows are known to keep it. Only an interrupted change leaves an enforced one that isn't.
     valid: bool
-    #: By this call.
+    """All rows are known to keep it. Only an interrupted change leaves an enforced one that isn't."""
     changed: bool = False
+    """By this call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +70,8 @@ class Broken:
     to: str
     partition: str
     rows: int
-    #: The lowest and the highest of the ids that are missing there.
     missing: list[str]
+    """The lowest and the highest of the ids that are missing there."""
 
 
 class LinkError(OrdersError):

@@ -23,8 +23,8 @@ from settings import Settings
 from sinks.migrate import LOCK, SchemaMismatch, check, layout
 from sinks.schema import FILLFACTOR, TABLES, build_metadata
 
-#: Bytes of a table's name in Postgres, of which the longest table's name and a prefix take 20.
 _SLUG = 30
+"""Bytes of a table's name in Postgres, of which the longest table's name and a prefix take 20."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class Region:
     """One region's own partitions."""
 
     region: str
-    #: Whether this call made them; False: they were there.
     created: bool
-    #: Table -> rows moved out of the default partition.
+    """Whether this call made them; False: they were there."""
     moved: dict[str, int]
-    #: Seconds that writers had to wait, and readers of the default partition.
+    """Table -> rows moved out of the default partition."""
     writers_waited: float
     readers_waited: float
+    """Seconds that writers had to wait, and readers of the default partition."""
 
 
 def partition_name(table: str, region: str) -> str:

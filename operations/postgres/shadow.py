@@ -52,13 +52,13 @@ class Shadow:
     schema: str
     id: str
     group: str
-    #: Fingerprint of the rules by which it was folded.
     rules: str
+    """Fingerprint of the rules by which it was folded."""
     layout: str
     started_at: datetime
     switched_at: datetime | None
-    #: Cache entries were renewed after the switch.
     settled: bool
+    """Cache entries were renewed after the switch."""
 
     @property
     def before(self) -> bool:

@@ -180,18 +180,7 @@ async def bulk_and_readers(here: World, outcome: ChaosResult, say: Say, lines: i
             return
         job = json.loads(told)["job_id"]
         say(f"job {job} of {lines:,} lines is submitted after {time.monotonic() - began:.1f} s")
-        steps = [
-            (0.1, "replica-kill", partial(_replica_away, here)),
-            (0.3, "redis-flushall", partial(_flush, here)),
-            *((0.4 + 0.15 * n, "worker-kill", partial(_kill, worker)) for n, worker in enumerate(here.workers.values())),
-        ]
-        for number, (share, kind, act) in enumerate(steps):
-            await until_awaited(partial(_unpacked, here, job, share), f"{share:.0%} of the job is unpacked", 900)
-            injection = Injection(number, kind, 0, f"at {share:.0%} of the job", here.clock.now())
-            outcome.injections.append(injection)
-            say(f"{kind} at {share:.0%} of the job")
-            await act()
-            injection.healed = here.clock.now()
+        await _break_under(job, here, outcome, say)
         await until_awaited(partial(_unpacked, here, job, 1.0), "the whole job is unpacked", 900)
         seconds = time.monotonic() - began
         await here.feeder.stop()
@@ -217,6 +206,22 @@ async def bulk_and_readers(here: World, outcome: ChaosResult, say: Say, lines: i
         say(note)
     if done < lines // 2:
         here.problems.append(f"{done:,} orders of the job have rows, not {lines // 2:,}")
+
+
+async def _break_under(job: str, here: World, outcome: ChaosResult, say: Say) -> None:
+    """The faults, each when so much of the job is unpacked."""
+    steps = [
+        (0.1, "replica-kill", partial(_replica_away, here)),
+        (0.3, "redis-flushall", partial(_flush, here)),
+        *((0.4 + 0.15 * n, "worker-kill", partial(_kill, worker)) for n, worker in enumerate(here.workers.values())),
+    ]
+    for number, (share, kind, act) in enumerate(steps):
+        await until_awaited(partial(_unpacked, here, job, share), f"{share:.0%} of the job is unpacked", 900)
+        injection = Injection(number, kind, 0, f"at {share:.0%} of the job", here.clock.now())
+        outcome.injections.append(injection)
+        say(f"{kind} at {share:.0%} of the job")
+        await act()
+        injection.healed = here.clock.now()
 
 
 async def _unpacked(here: World, job: str, share: float) -> bool:

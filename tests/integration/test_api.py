@@ -87,8 +87,8 @@ async def replicated(settings: Settings) -> None:
     )
 
 
-#: What is in the databases.
 ORDERS_THERE = functools.cache(lambda: folded(60))
+"""What is in the databases."""
 
 
 class Service(NamedTuple):

@@ -131,13 +131,13 @@ async def values(settings: Settings, query: str) -> list[Any]:
         await connection.close()
 
 
-async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None:
-    """Six files of orders, three of what happens to them; refused lines beside them; submitted twice; the audit is clean."""
-    plain = tmp_path / "orders.ndjson"
+def submit_orders(folder: Path) -> list[dict[str, Any]]:
+    """A file of each kind; one of them again, which sends nothing."""
+    plain = folder / "orders.ndjson"
     plain.write_bytes(ndjson(an_order(1), an_order(2, id="mine")))
-    zipped = tmp_path / "orders.csv.gz"
+    zipped = folder / "orders.csv.gz"
     zipped.write_bytes(gzip.compress("\n".join([COLUMNS, *in_csv(3), *in_csv(4)]).encode()))
-    table = tmp_path / "orders.parquet"
+    table = folder / "orders.parquet"
     nested = [{**an_order(n), "time": datetime.fromisoformat(at(1))} for n in (5, 6)]
     pq.write_table(pa.Table.from_pylist(nested), table)
     jobs = [submit("orders", file) for file in (plain, zipped, table)]
@@ -148,11 +148,14 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     # The same content is the same job, from wherever it comes, and is sent once.
     assert (again := submit("orders", "-", stdin=gzip.compress(plain.read_bytes())))["job_id"] == jobs[0]["job_id"]
     assert again["parts_sent_now"] == 0
+    return jobs
 
-    # From stdin, with lines that can't be taken in between those that can.
+
+def submit_with_refused_lines(folder: Path) -> dict[str, Any]:
+    """From stdin, with lines that can't be taken in between those that can."""
     bad = in_csv(8, total="99.00") + in_csv(9, quantity="none") + [in_csv(10)[0], in_csv(10)[1] + ",more"]
     text = "\n".join([COLUMNS, *in_csv(7), *bad, *in_csv(11)]).encode()
-    report = tmp_path / "refused.ndjson"
+    report = folder / "refused.ndjson"
     mixed = submit("orders", "-", "--report", str(report), stdin=text, code=1)
     refused = [(each["line"], each["reason"]) for each in map(json.loads, report.read_text().splitlines())]
     assert refused == [(4, "total_mismatch"), (6, "field_malformed"), (8, "field_malformed")]
@@ -161,17 +164,12 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     for nobodys in (b'"open,', b"a,b", b"\xff,"):
         none = submit("orders", "-", stdin="\n".join([COLUMNS, *in_csv(12)]).encode() + b"\n" + nobodys, code=1)
         assert (none["accepted"], none["refused"], none["parts_sent_now"]) == (0, 2, 0)
+    return mixed
 
-    scans = [
-        {
-            "order_id": order_id(n),
-            "shipment_id": parcel(n),
-            "seller_id": ANNA,
-            "status": "in_transit",
-            "time": at(3),
-        }
-        for n in (1, 3)
-    ]
+
+def submit_what_happens() -> list[dict[str, Any]]:
+    """Shipping updates with refused lines beside them, and as CSV; a return as Parquet."""
+    scans = [{"order_id": order_id(n), "shipment_id": parcel(n), "seller_id": ANNA, "status": "in_transit", "time": at(3)} for n in (1, 3)]
     more = submit("shipments", "-", stdin=ndjson(*scans, {"order_id": 1}, [], {**scans[0], "time": None}), code=1)
     assert [each["reason"] for each in more["refusals"]] == [
         "field_missing",
@@ -195,6 +193,13 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
         buffer,
     )
     came = submit("returns", "-", stdin=buffer.getvalue())
+    return [more, shipped, came]
+
+
+async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None:
+    """Six files of orders, three of what happens to them; refused lines beside them; submitted twice; the audit is clean."""
+    jobs, mixed, later = submit_orders(tmp_path), submit_with_refused_lines(tmp_path), submit_what_happens()
+    submitted = [each["job_id"] for each in (*jobs, mixed, *later)]
 
     # What is no part, and what is in a part and no event, is a dead letter and harms nothing.
     headers, _ = record("order.bulk", {})
@@ -208,7 +213,7 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
         for value in (b"{", json.dumps(part | {"part": 2}).encode(), json.dumps(part).encode()):
             await producer.send_and_wait("order.bulk", value, headers=headers)
     with worker(tmp_path) as both:
-        await completed(fresh, ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came)))
+        await completed(fresh, ORDER, *submitted)
         processed()
         assert both.terminate() == 0, both.text()[-3000:]
     assert sorted(map(str, await values(fresh, "SELECT id FROM orders_order"))) == [order_id(n) for n in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)]
@@ -219,7 +224,7 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     ids = {dict(each.headers).get("ce_id") for each in await read(fresh, "order.created")}
     assert b"mine" in ids
     done = {each.key.decode(): json.loads(each.value) for each in await read(fresh, BULK_COMPLETED)}
-    assert set(done) == {ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came))}
+    assert set(done) == {ORDER, *submitted}
     assert done[mixed["job_id"]] == {"job_id": mixed["job_id"], "kind": "orders", "parts": 1, "events": 2}
     told = orders("bulk", "status", mixed["job_id"], "--json")
     [found] = json.loads(told.stdout)["jobs"]

@@ -109,6 +109,32 @@ async def refreshed(settings: Settings, key: str) -> bool:
         return bool(json.loads(await redis.get(key))["version"] > 0)
 
 
+async def folds_again(settings: Settings, truth: dict[str, dict[Any, Any]], old: int) -> None:
+    """Folded again, an order's facts come out of both partitions."""
+    order_ids = [str(order_id) for order_id, _ in truth["orders_order"]]
+    moved = sorted(each for each in order_ids if partition_of(each.encode(), settings.partitions) >= old)[:5]
+    database = await asyncpg.connect(settings.postgres.get_secret_value())
+    await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
+    await database.close()
+    assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
+    assert await rows(settings) == truth
+    told("rebuild", "start", code=0)
+    told("rebuild", "diff", code=0)
+    whole = orders("whatif", "--json")
+    assert (whole.returncode, json.loads(whole.stdout)["nothing"]) == (0, True), whole.stdout
+
+
+async def wait_in_old_lanes(settings: Settings, events: list[SourceEvent], old: int, new: int) -> None:
+    """What waits in the old lanes while there is no worker: events, and what the pipeline had sent to itself."""
+    await send(settings, events)
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+        for topic in (DECISIONS, REKEYED):
+            own = await records_of(settings, topic, old)
+            assert any(partition_of(each.key, new) != each.partition for each in own)
+            for each in own:
+                await producer.send_and_wait(topic, each.value, each.key, each.partition, headers=list(each.headers))
+
+
 async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old, new = fresh.partitions, 2 * fresh.partitions
     history = list(generator.events(150, 61))
@@ -125,14 +151,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
         assert "has members; stop all workers" in busy.stderr
         assert first.terminate() == 0
     stale = await forget_in_cache(fresh, {event.key for event in alone}, old, new)
-    # What waits in the old lanes meanwhile: events, and what the pipeline had sent to itself.
-    await send(fresh, history[third : 2 * third])
-    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, acks="all") as producer:
-        for topic in (DECISIONS, REKEYED):
-            own = await records_of(fresh, topic, old)
-            assert any(partition_of(each.key, new) != each.partition for each in own)
-            for each in own:
-                await producer.send_and_wait(topic, each.value, each.key, each.partition, headers=list(each.headers))
+    await wait_in_old_lanes(fresh, history[third : 2 * third], old, new)
 
     assert "is no multiple of" in orders("partitions", "--to", str(old + 1)).stderr
     for place in ("send 0", "grow 0", "send 1", "send 2", "grow 1"):
@@ -164,17 +183,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
     assert lanes[True]
     assert lanes[False]
 
-    # Folded again, an order's facts come out of both partitions.
-    moved = sorted(str(order_id) for order_id, _ in truth["orders_order"] if partition_of(str(order_id).encode(), new) >= old)[:5]
-    database = await asyncpg.connect(grown.postgres.get_secret_value())
-    await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
-    await database.close()
-    assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
-    assert await rows(grown) == truth
-    told("rebuild", "start", code=0)
-    told("rebuild", "diff", code=0)
-    whole = orders("whatif", "--json")
-    assert (whole.returncode, json.loads(whole.stdout)["nothing"]) == (0, True), whole.stdout
+    await folds_again(grown, truth, old)
 
     with worker(tmp_path, "other") as another:  # with none
         await send(grown, history)

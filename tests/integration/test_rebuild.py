@@ -82,6 +82,42 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
     await connection.close()
 
 
+async def planted_rows_are_told(database: Any) -> Any:
+    """What was planted is told, and nothing else. Returns the id of the order whose row was altered."""
+    items = await database.fetch("SELECT id, order_id FROM orders_order_item ORDER BY id LIMIT 2")
+    altered = await database.fetchval("UPDATE orders_order SET region = 'X', version = 99 WHERE id = $1 RETURNING id", items[0][1])
+    await database.execute("DELETE FROM orders_order_item WHERE id = $1", items[1][0])
+    await database.execute(
+        "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '', 'requested', NULL,"
+        " created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
+    )
+    found = told("rebuild", "diff", "--examples", "2", code=1)
+    assert {name: (each["missing"], each["unexpected"], each["different"]) for name, each in found["tables"].items()} == {
+        "orders_order": (0, 0, 1),
+        "orders_order_item": (1, 0, 0),
+        "orders_return": (0, 1, 0),
+    }
+    columns = found["tables"]["orders_order"]["columns"]
+    assert set(columns) == {"region", "version"}
+    (region,) = columns["region"]["values"]
+    assert (region["actual"], region["live"], region["rows"]) == ("X", "X", 1)
+    assert (found["orders"], len(found["examples"])) == (len({altered, items[1][1]}) + 1, 2)
+    return altered
+
+
+async def workers_go_on(settings: Settings, folder: Path, before: list[SourceEvent]) -> None:
+    """Workers go on after a switch, and what came before it changes nothing."""
+    switched = await rows(settings, physical=True)
+    with worker(folder, "other") as running:
+        await send(settings, before)
+        processed()
+        assert await rows(settings, physical=True) == switched
+        await send(settings, history(30, 72))
+        processed()
+        audit()
+        assert running.terminate() == 0
+
+
 async def test_beside_workers_compared_and_switched_to(fresh: Settings, database: Any, tmp_path: Path) -> None:
     events = history(300, 71)
     half = len(events) // 2
@@ -102,25 +138,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
         truth = await rows(fresh)
         assert f"group {fresh.group} has members; stop all workers" in refused("rebuild", "switch")
 
-        # What was planted is told, and nothing else.
-        items = await database.fetch("SELECT id, order_id FROM orders_order_item ORDER BY id LIMIT 2")
-        altered = await database.fetchval("UPDATE orders_order SET region = 'X', version = 99 WHERE id = $1 RETURNING id", items[0][1])
-        await database.execute("DELETE FROM orders_order_item WHERE id = $1", items[1][0])
-        await database.execute(
-            "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '', 'requested', NULL,"
-            " created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
-        )
-        found = told("rebuild", "diff", "--examples", "2", code=1)
-        assert {name: (each["missing"], each["unexpected"], each["different"]) for name, each in found["tables"].items()} == {
-            "orders_order": (0, 0, 1),
-            "orders_order_item": (1, 0, 0),
-            "orders_return": (0, 1, 0),
-        }
-        columns = found["tables"]["orders_order"]["columns"]
-        assert set(columns) == {"region", "version"}
-        (region,) = columns["region"]["values"]
-        assert (region["actual"], region["live"], region["rows"]) == ("X", "X", 1)
-        assert (found["orders"], len(found["examples"])) == (len({altered, items[1][1]}) + 1, 2)
+        altered = await planted_rows_are_told(database)
         assert running.terminate() == 0
 
     # States: one behind, one that nobody knows. Grants, views and a summary that is wrong.
@@ -151,16 +169,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
     assert await database.fetchval("SELECT count(*) FROM orders_before_1.orders_order WHERE region = 'X'") == 1
     assert told("rebuild", "status")["schemas"][0]["state"] == "was live"
 
-    # Workers go on, and what came before changes nothing.
-    switched = await rows(fresh, physical=True)
-    with worker(tmp_path, "other") as running:
-        await send(fresh, events[:200])
-        processed()
-        assert await rows(fresh, physical=True) == switched
-        await send(fresh, history(30, 72))
-        processed()
-        audit()
-        assert running.terminate() == 0
+    await workers_go_on(fresh, tmp_path, events[:200])
     assert told("rebuild", "drop") == {"dropped": ["orders_before_1"]}
     assert await rows(fresh)
 
@@ -281,6 +290,22 @@ async def test_regions_transactions_and_enforced_references(settings: Settings, 
         await topics.delete_all(settings)
 
 
+def whatif_with_other_rules() -> dict[str, Any]:
+    """Of a copy of the source with two rules changed: another region where none is said, and no labels."""
+    with planted(Mutant("", "", "", 0, None)) as copy:
+        rule = copy / "domain" / "rows.py"
+        rule.write_text(rule.read_text().replace('created.region or ""', 'created.region or "nowhere"'))
+        asking = copy / "domain" / "fold.py"
+        text = asking.read_text()
+        assert "    _ask_labels(created, now, writer, order)\n" in text
+        asking.write_text(text.replace("    _ask_labels(created, now, writer, order)\n", "    pass\n"))
+        asked = (sys.executable, "-c", "from cli.main import main; main()", "whatif", "--json", "--examples", "1")
+        done = subprocess.run(asked, cwd=copy, capture_output=True, text=True, timeout=180, env=dict(os.environ))
+    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
+    changed: dict[str, Any] = json.loads(done.stdout)
+    return changed
+
+
 async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waiting = [f"0a0a0a0a-0000-4000-8000-00000000000{number}" for number in range(3)]
     with worker(tmp_path) as running:
@@ -302,18 +327,7 @@ async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, 
     assert {each["order_id"] for each in patient["deadlines"]["examples"]} == set(waiting)
     assert {each["expected"] - each["actual"] for each in patient["deadlines"]["examples"]} == {300_000}
 
-    # A rule changed in a copy.
-    with planted(Mutant("", "", "", 0, None)) as copy:
-        rule = copy / "domain" / "rows.py"
-        rule.write_text(rule.read_text().replace('created.region or ""', 'created.region or "nowhere"'))
-        asking = copy / "domain" / "fold.py"
-        text = asking.read_text()
-        assert "    _ask_labels(created, now, writer, order)\n" in text
-        asking.write_text(text.replace("    _ask_labels(created, now, writer, order)\n", "    pass\n"))
-        asked = (sys.executable, "-c", "from cli.main import main; main()", "whatif", "--json", "--examples", "1")
-        done = subprocess.run(asked, cwd=copy, capture_output=True, text=True, timeout=180, env=dict(os.environ))
-    assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    changed = json.loads(done.stdout)
+    changed = whatif_with_other_rules()
     counts = {table: await database.fetchval(f"SELECT count(*) FROM {table} WHERE region = ''") for table in TABLES}
     assert counts["orders_order"] >= len(waiting)
     values = {"actual": "", "expected": "nowhere", "live": "", "anew": "nowhere"}

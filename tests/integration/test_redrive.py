@@ -161,6 +161,25 @@ async def test_after_a_fix_they_count_as_if_they_had_come_first(fresh: Settings,
         )
 
 
+async def forge(settings: Settings, coordinates: str, origin: list[Any]) -> None:
+    """A note without its record, and a second redrive. Such a header is anybody's: it is told, not believed."""
+    note = {"reason": "not_json", "origin": origin, "to": ["order.paid", 0, 0]}
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
+        await producer.send_and_wait("order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())])
+        await producer.send_and_wait(REDRIVEN, json.dumps(note).encode(), key=b"7:7", partition=0)
+
+
+def forgeries_are_told() -> None:
+    report = json.loads(orders("audit", "--json").stdout)
+    assert report["broken"] == {"letters": 2}
+    found = sorted((finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"])
+    assert [each for each in found if each[0] == "broken"] == [
+        ("broken", "one redrive of this record"),
+        ("broken", "the record of dead letter 7:7"),
+    ]
+    assert ("report", "a note") in found
+
+
 async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way of being wrong, redriven until nothing goes back any more. The audit counts each way that a record went."""
     monkeypatch.setenv("ORDERS_REDRIVE_LIMIT", "1")
@@ -203,20 +222,9 @@ async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path,
         assert (shown["state"], shown["redriven"]["count"]) == ("redriven", 2)
         assert "@" in shown["redriven"]["by"]
 
-        # Neither a note without its record is believed, nor a second redrive. Such a header is anybody's: it is told, not believed.
-        note = {"reason": "not_json", "origin": list(shown["origin"].values()), "to": ["order.paid", 0, 0]}
-        async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
-            await producer.send_and_wait("order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())])
-            await producer.send_and_wait(REDRIVEN, json.dumps(note).encode(), key=b"7:7", partition=0)
+        await forge(fresh, coordinates, list(shown["origin"].values()))
         processed()
-    report = json.loads(orders("audit", "--json").stdout)
-    assert report["broken"] == {"letters": 2}
-    found = sorted((finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"])
-    assert [each for each in found if each[0] == "broken"] == [
-        ("broken", "one redrive of this record"),
-        ("broken", "the record of dead letter 7:7"),
-    ]
-    assert ("report", "a note") in found
+    forgeries_are_told()
 
 
 async def test_a_dry_run_and_what_is_not_asked_for_change_nothing(fresh: Settings, tmp_path: Path) -> None:

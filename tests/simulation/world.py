@@ -181,7 +181,6 @@ class World:
         self.clock_went_back = False
         self._pending = 0
         self._over = False
-        self._healed_at = 0.0
         self._redis_older_at = -1e9
 
     # -- the plan ------------------------------------------------------------------------------------------------------
@@ -468,7 +467,6 @@ class World:
         self.trace(None, "-- everything heals")
         self.network.faults.left = 0
         self.lost_lists = 0.0
-        self._healed_at = self.loop.now
         if not self.running:
             self.start(0)
         self._later(LOOK, self._look)
