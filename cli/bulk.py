@@ -65,27 +65,32 @@ def _bulk() -> None:
     """Files of orders, shipping updates or returns as background jobs."""
 
 
+JobId = Annotated[
+    str | None,
+    typer.Option(help="The job's UUID. Default: one made from kind and content.", show_default=False),
+]
+Format = Annotated[
+    FormatName | None,
+    typer.Option(help="Format of the file. Default: recognised by its content.", show_default=False),
+]
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Most bytes of the unpacked file. Default: 4 GiB, and 100 times the size of the file.",
+        show_default=False,
+    ),
+]
+
+
 @app.command("submit")
 def submit_command(
     kind: Annotated[KindName, typer.Argument(help="What the file holds.")],
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")],
-    job: Annotated[
-        str | None,
-        typer.Option(help="The job's UUID. Default: one made from kind and content.", show_default=False),
-    ] = None,
-    format: Annotated[
-        FormatName | None,
-        typer.Option(help="Format of the file. Default: recognised by its content.", show_default=False),
-    ] = None,
+    job: JobId = None,
+    format: Format = None,
     report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)] = None,
-    max_bytes: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Most bytes of the unpacked file. Default: 4 GiB, and 100 times the size of the file.",
-            show_default=False,
-        ),
-    ] = None,
+    max_bytes: MaxBytes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Send the whole job even if it was sent before.")] = False,
     as_json: Json = False,
