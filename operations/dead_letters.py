@@ -15,6 +15,7 @@ from aiokafka import TopicPartition
 
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
 from contracts.record_id import RecordId
+from contracts.strict_json import read_foreign
 from contracts.topics import DLQ, LANE, REDRIVEN
 from errors import OrdersError
 from settings import Settings
@@ -216,10 +217,7 @@ _decode: Final = msgspec.json.Decoder(Redriven).decode
 
 def _decode_note(value: bytes | None) -> Redriven | None:
     """Decode a record of orders.redriven; None if it is no note, since anybody may write there."""
-    try:
-        return _decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return read_foreign(_decode, value)
 
 
 def _letter(record: Any) -> DeadLetter:

@@ -21,12 +21,14 @@ from types import TracebackType
 from typing import Any, Final, Self
 from uuid import UUID
 
+import msgspec
 import redis.asyncio
 from aiokafka import TopicPartition
 from redis.exceptions import ResponseError
 
 from audit.auditor import Target
 from audit.findings import Finding, Report
+from contracts.strict_json import read_foreign
 from errors import OrdersError
 from operations.auditing import Progress, audit, target_of
 from operations.changelog import version, write_states
@@ -221,8 +223,9 @@ class Repairer:
     async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:
         """Remove an order's parcels from those of a tracking number. No worker writes meanwhile."""
         try:
-            rest = [each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id]
-        except (ValueError, TypeError, KeyError, ResponseError):  # no list of parcels
+            parcels = read_foreign(msgspec.json.decode, await client.get(key)) or []
+            rest = [each for each in parcels if each["order_id"] != order_id]
+        except (TypeError, KeyError, ResponseError):  # no list of parcels
             rest = []
         if rest:
             await client.set(key, json.dumps(rest, separators=(",", ":"), ensure_ascii=False), keepttl=True)

@@ -32,6 +32,7 @@ import msgspec
 from aiokafka import TopicPartition
 
 from contracts import ids, outgoing
+from contracts.strict_json import read_foreign
 from contracts.topics import DECISIONS, DERIVED, DLQ, LANE, REKEYED
 from domain.deadlines import next_due
 from domain.refunds import next_refund
@@ -498,13 +499,13 @@ def _parse(topic: str, key: bytes | None, value: bytes | None, headers: Sequence
         return None
     if topic not in NOTICES and topic != "suborder.created":
         return _DerivedEvent(order_id, ce_id, _digest(value or b""), None, b"")
+    data: Any = read_foreign(msgspec.json.decode, value)
     try:
-        data = msgspec.json.decode(value or b"")
         if topic == "order.status_changed":
             return _DerivedEvent(order_id, order_id, b"", msgspec.json.encode({"status": data["to"]}), b"")
         notice = msgspec.json.encode({name: data[name] for name in _NOTICE_FIELDS if name in data})
         subject = UUID(data["suborder_id"]).bytes
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
     # suborder.created is both: a command's ce_id follows from the suborder's id, and what it says holds until a notice.
     return _DerivedEvent(order_id, subject, _digest(value or b"") if topic == "suborder.created" else b"", notice, b"")
@@ -521,10 +522,8 @@ def _pin(notice: Any) -> tuple[bytes, bytes] | None:
     """Return (the order's version, ce_id of the event that raised it) as a notice has them; None if it has no
     cause."""
     cause = dict(notice.headers).get("ce_causeid")
-    try:
-        return None if cause is None else (_version(notice.value).version.to_bytes(4, "big"), cause)
-    except msgspec.DecodeError:
-        return None
+    data = read_foreign(_version, notice.value)
+    return None if cause is None or data is None else (data.version.to_bytes(4, "big"), cause)
 
 
 def _digest(value: bytes) -> bytes:

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import msgspec
 
+from contracts.strict_json import read_foreign
 from queries import statements
 from queries.cache import RECENT, CacheReader, Recent, version_of
 from queries.databases import Away, Database, Databases
@@ -100,7 +101,7 @@ class Reader:
         version, refilled_version = version_of(summary), version_of(refilled)
         if summary is not None and version >= max(refilled_version, seen, 1):
             return Answer(summary, "cache", version)
-        refill = _decoded(_details, refilled) if refilled_version >= seen else None
+        refill = read_foreign(_details.decode, refilled) if refilled_version >= seen else None
         if refill is not None:
             return Answer(_encode(statements.as_summary(refill)), "cache", refilled_version)
         details, source = await self._rows_of(order_id, seen, summary)
@@ -109,15 +110,15 @@ class Reader:
     async def details(self, order_id: UUID, seen: int = 0) -> Answer:
         """Return an order with everything that its rows hold. Raises NotFound."""
         summary, refilled = await self.cache.order(order_id)
-        refill = _decoded(_details, refilled) if version_of(refilled) >= max(version_of(summary), seen) else None
+        refill = read_foreign(_details.decode, refilled) if version_of(refilled) >= max(version_of(summary), seen) else None
         details, source = (refill, _CACHE) if refill is not None else await self._rows_of(order_id, seen, summary)
-        parts = _decoded(_suborders, summary) if version_of(summary) >= details.version else None
+        parts = read_foreign(_suborders.decode, summary) if version_of(summary) >= details.version else None
         if parts is not None:
             details.suborders = parts.suborders
         return Answer(_encode(details), source, details.version)
 
     async def _rows_of(self, order_id: UUID, seen: int, summary: bytes | None) -> tuple[OrderDetails, Source]:
-        head = _decoded(_head, summary)
+        head = read_foreign(_head.decode, summary)
         user_id = None if head is None else head.user_id
         if head is not None:
             seen = max(seen, 1)  # the order exists, so a replica without it is behind
@@ -150,10 +151,10 @@ class Reader:
 
     async def recent(self, user_id: UUID, limit: int, seen: Seen | None = None) -> Answer:
         """Return a user's newest orders, at most `limit` (up to RECENT)."""
-        page, lately = await self.cache.recent(user_id, partial(_decoded, _head))
+        page, lately = await self.cache.recent(user_id, partial(read_foreign, _head.decode))
         # What the lanes have written since the page was read, or since the replica's last transaction, is in the cache.
         newer = [each.summary for each in lately if each.summary is not None]
-        refill = _decoded(_heads, page)
+        refill = read_foreign(_heads.decode, page)
         if refill is not None and _covers(refill, lately) and _has(merged := _merged(refill, newer), seen):
             return Answer(_encode(_page(merged, limit)), "cache")
 
@@ -195,7 +196,7 @@ class Reader:
         sold = [statements.as_sold(seller_id, row) for row in rows[:limit]]
 
         def own(summary: bytes | None) -> tuple[int, list[Suborder]]:
-            parts = _decoded(_suborders, summary)
+            parts = read_foreign(_suborders.decode, summary)
             return version_of(summary), [] if parts is None else [part for part in parts.suborders if part.seller_id == seller_id]
 
         for each, (version, parts) in zip(sold, await self.cache.summaries([each.order_id for each in sold], own), strict=True):
@@ -212,7 +213,7 @@ class Reader:
         place of older parcels.
         """
         entry, refilled = await self.cache.tracking(number)
-        lately, page = _decoded(_tracked, entry) or [], _decoded(_tracked, refilled)
+        lately, page = read_foreign(_tracked.decode, entry) or [], read_foreign(_tracked.decode, refilled)
         source: Source = "cache"
         if page is None:
             try:
@@ -245,7 +246,7 @@ class Reader:
         """Return the parcels without those that have another number by now, as far as the cache knows."""
         order_ids = list({each.order_id: None for each in parcels})
         numbers: dict[tuple[UUID, UUID], str | None] = {}
-        for order_id, summary in zip(order_ids, await self.cache.summaries(order_ids, partial(_decoded, _parcels)), strict=True):
+        for order_id, summary in zip(order_ids, await self.cache.summaries(order_ids, partial(read_foreign, _parcels.decode)), strict=True):
             for parcel in () if summary is None else summary.shipments:
                 numbers[order_id, parcel.shipment_id] = parcel.tracking_number
         return [each for each in parcels if numbers.get((each.order_id, each.shipment_id), number) == number]
@@ -298,14 +299,6 @@ async def _health_of(database: Database) -> SourceHealth:
     except (Away, Unavailable):
         return SourceHealth(False)
     return SourceHealth(True, None if database.name == "primary" or lag is None else round(lag, 3))
-
-
-def _decoded(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T | None:
-    """Decode a value; None for what another release or another program has written, since it is only a cache."""
-    try:
-        return None if value is None else decoder.decode(value)
-    except msgspec.DecodeError:
-        return None
 
 
 def _source(database: Database, fresh: bool) -> Source:

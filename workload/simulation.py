@@ -8,7 +8,6 @@ deadline passes.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -17,9 +16,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 from aiokafka import TopicPartition
 
 from contracts.cloudevents import binary
+from contracts.strict_json import read_foreign
 from errors import OrdersError
 from operations.servers import require
 from queries.state import read_state
@@ -195,10 +196,7 @@ async def simulate(
 
 def _data(value: bytes | None) -> dict[str, Any]:
     """Decode a command or notice; empty for anything else, since anybody may write to a topic."""
-    try:
-        data = json.loads(value or b"")
-    except ValueError:
-        return {}
+    data = read_foreign(msgspec.json.decode, value)
     return data if isinstance(data, dict) and isinstance(data.get("order_id"), str) else {}
 
 
