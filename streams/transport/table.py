@@ -302,7 +302,7 @@ def _corrupt(error: Exception) -> bool:
     return any(text in str(error) for text in CORRUPT)
 
 
-class StateTable(Table):  # type: ignore[type-arg]
+class StateTable(Table[bytes, bytes]):
     """Bytes to bytes. Read and written through LaneBatch only."""
 
     def __init__(

@@ -86,7 +86,7 @@ class _BareConsumer(driver.Consumer):
     """Stands where Faust's consumer stands, below ours: does what ours relies on."""
 
     def __init__(self, app: App) -> None:
-        self.app = app  # type: ignore[assignment]
+        self.app: Any = app
         self.simulated = app
         self.flow_active = True
         self._stopped = asyncio.Event()  # type: ignore[assignment]
@@ -114,8 +114,8 @@ class _BareThread(driver.AIOKafkaConsumerThread):
     """Stands where Faust's consumer thread stands."""
 
     def __init__(self, consumer: Any, app: App) -> None:
-        self.consumer = consumer
-        self.app = app  # type: ignore[assignment]
+        self.consumer: Any = consumer
+        self.app: Any = app
 
 
 class SimulatedThread(ConsumerThread, _BareThread):
@@ -134,10 +134,10 @@ class SimulatedThread(ConsumerThread, _BareThread):
     async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True) -> list[Fetched]:
         """As it is, but a list may be lost on its way, as a fetch that a rebalance cancels loses it."""
         lists = await super().fetch(wanted, timeout, limit, kickable=kickable)
-        lost = self.consumer.simulated.servers.lost_lists  # type: ignore[attr-defined]
+        lost = self.consumer.simulated.servers.lost_lists
         if not lost:
             return lists
-        rng = self.consumer.simulated.servers.network.rng  # type: ignore[attr-defined]
+        rng = self.consumer.simulated.servers.network.rng
         return [each for each in lists if rng.random() >= lost]
 
     async def in_thread(self, coroutine: Coroutine[Any, Any, Any]) -> Any:

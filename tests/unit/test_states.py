@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from domain.enums import ClosedBecause, DeadlineKind, Numbered, OrderStatus, Rank, RefundCause, ReturnStatus, StockAnswer, SuborderStatus
-from domain.order import Order
+from domain.order import Order, PublishedSuborder
 from tables import codec
 
 RECORDED = [
@@ -50,6 +50,11 @@ def test_a_part_of_a_state_is_the_array_of_its_fields(order_id: bytes, state: by
     """So it reads alike as a struct and as the tuple that it was."""
     parts = msgspec.msgpack.decode(state)[PARTS]
     assert [list(map(int, msgspec.structs.astuple(part))) for part in codec.decode(state).suborders] == parts
+
+
+def test_an_element_of_a_part_keeps_its_meaning() -> None:
+    names = ["status", "items_amount", "shipping", "discount", "live", "in_transit", "delivered", "returned", "because"]
+    assert list(PublishedSuborder.__struct_fields__)[: len(names)] == names
 
 
 def test_the_recorded_states_hold_every_number() -> None:
