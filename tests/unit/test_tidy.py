@@ -20,6 +20,8 @@ from tests.unit.recipes import PAGES as HOW_TO
 from tests.unit.recipes import changes
 
 ROOT = Path(__file__).parents[2]
+WIDTH: Final = 100
+"""Columns of a page."""
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "*.py", "docs/**/*.md", *(f"{init.parent.name}/**/*.py" for init in ROOT.glob("*/__init__.py")))
@@ -82,6 +84,21 @@ def test_options_of_rocksdb_stand_once() -> None:
         "streams/transport/table.py",
         "audit/stores.py",  # reads what workers wrote, and shares no code with them
     }
+
+
+def prose(page: str) -> Iterator[str]:
+    """Lines of a page that can be wrapped: not those of tables, headings, code (between fences, or indented)."""
+    text = re.sub(r"^ *(```+|~~~+).*?^ *\1 *$", "", page, flags=re.DOTALL | re.MULTILINE)
+    for line in text.splitlines():
+        if not re.match(r"    |\t| *[|#<]", line):
+            yield re.sub(r"\]\([^)]*\)", "]", line)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_wrapped(name: str) -> None:
+    """Links, and words that nearly fill a line, may reach beyond."""
+    long = [line for line in prose((ROOT / name).read_text()) if len(line) > WIDTH]
+    assert [line for line in long if max(map(len, line.split())) <= 80] == []
 
 
 # -- code --------------------------------------------------------------------------------------------------------
