@@ -64,7 +64,12 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 
     lanes_of_orders = app.batches(
-        LANE, max_records=settings.batch_records, due=state, clock=CLOCK, opened=pipeline.opened, committed=metrics.commit_took
+        LANE,
+        max_records=settings.batch_records,
+        due=state,
+        clock=CLOCK,
+        opened=pipeline.opened,
+        committed=metrics.commit_took,
     )
 
     @app.agent(lanes_of_orders)
@@ -78,6 +83,6 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
 def __getattr__(name: str) -> Any:
     """`app`, for `faust -A app worker`: made when it is asked for, so that importing this module builds no client."""
     if name == "app":
-        globals()["app"] = made = create_app(get_settings())
-        return made
+        globals()["app"] = application = create_app(get_settings())
+        return application
     raise AttributeError(name)

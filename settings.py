@@ -1,6 +1,7 @@
-"""Every setting of the pipeline, one environment variable each, prefixed ORDERS_.
+"""All settings. Each is an environment variable with the prefix ORDERS_, and `orders settings` prints them as
+a table.
 
-`orders settings` prints this page as a table. A field's description holds its unit and the reason for its default.
+The description of a setting gives its unit and the reason for its default.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5}
 
 
 class ServerUrl(SecretStr):
-    """A server's URL, which may hold passwords: get_secret_value() is for the server's client and for nobody else.
+    """A server's URL, which may hold passwords. Only the server's client may call get_secret_value().
 
-    As text, in logs, in errors and dumped it is only where the server is: what stands before the @ or after the ? is never shown. One
-    that can't be taken apart without doubt is refused with a ValueError that doesn't repeat it. Never blocks.
+    As text, in logs, in errors and in dumps it shows only where the server is, never what stands before the @
+    or after the ?. Raises ValueError, without repeating the URL, if its parts are ambiguous. Never blocks.
     """
 
     schemes: ClassVar[tuple[str, ...]] = ()
@@ -38,14 +39,14 @@ class ServerUrl(SecretStr):
 
     def __init__(self, value: str) -> None:
         super().__init__(value)
-        found = _PARTS.fullmatch(value) if value.isprintable() and " " not in value else None
-        if found is None or found["scheme"] not in self.schemes or not self._usable(found["hosts"], found["path"] or ""):
+        parts = _PARTS.fullmatch(value) if value.isprintable() and " " not in value else None
+        if parts is None or parts["scheme"] not in self.schemes or not self._usable(parts["hosts"], parts["path"] or ""):
             raise ValueError(self._refusal())
-        if not _is_query(found["query"] or ""):
+        if not _is_query(parts["query"] or ""):
             raise ValueError(self._refusal())
-        hidden = "***@" if found["user"] or found["password"] else ""
-        query = "?***" if found["query"] else ""
-        self._shown = f"{found['scheme']}://{hidden}{found['hosts']}{found['path'] or ''}{query}"
+        hidden = "***@" if parts["user"] or parts["password"] else ""
+        query = "?***" if parts["query"] else ""
+        self._shown = f"{parts['scheme']}://{hidden}{parts['hosts']}{parts['path'] or ''}{query}"
 
     def __str__(self) -> str:
         return self._shown
@@ -55,10 +56,10 @@ class ServerUrl(SecretStr):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(cls._taken, serialization=core_schema.to_string_ser_schema())
+        return core_schema.no_info_plain_validator_function(cls._validated, serialization=core_schema.to_string_ser_schema())
 
     @classmethod
-    def _taken(cls, value: Any) -> Self:
+    def _validated(cls, value: Any) -> Self:
         if isinstance(value, cls):
             return value
         if not isinstance(value, str):
@@ -75,7 +76,7 @@ class ServerUrl(SecretStr):
 
 
 class PostgresUrl(ServerUrl):
-    """What asyncpg takes: several hosts with commas, none for a socket."""
+    """A URL of PostgreSQL, as asyncpg reads it: several hosts with commas, none for a socket."""
 
     schemes = ("postgresql", "postgres")
     example = "postgresql://user:password@host:port/database"
@@ -86,7 +87,7 @@ class PostgresUrl(ServerUrl):
 
 
 class RedisUrl(ServerUrl):
-    """What redis-py takes."""
+    """A URL of Redis, as redis-py reads it."""
 
     schemes = ("redis", "rediss", "unix")
     example = "redis://user:password@host:port/db"
@@ -97,8 +98,8 @@ class RedisUrl(ServerUrl):
 
 
 def _is_host(text: str) -> bool:
-    found = _HOST.fullmatch(text)
-    return found is not None and int(found["port"] or 0) <= 65535
+    host = _HOST.fullmatch(text)
+    return host is not None and int(host["port"] or 0) <= 65535
 
 
 def _is_query(text: str) -> bool:
@@ -114,7 +115,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True)
 
     # -- servers -----------------------------------------------------------------------------------------------
-    kafka: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,... Any one of them is enough to find the rest.")
+    kafka: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,... One of them is enough to find the others.")
     postgres: PostgresUrl = Field(
         PostgresUrl("postgresql://postgres@127.0.0.1:5432/orders"),
         description="The primary, postgresql://user:password@host:port/database.",
@@ -123,67 +124,91 @@ class Settings(BaseSettings):
         None, description="A read replica for queries, postgresql://... Unset: the primary is read."
     )
     redis: RedisUrl = Field(
-        RedisUrl("redis://127.0.0.1:6379/0"), description="The cache, redis://host:port/db. It may be down at any time."
+        RedisUrl("redis://127.0.0.1:6379/0"),
+        description="The cache, redis://host:port/db. It may be down at any time.",
     )
-    data: Path = Field(Path(".orders-data"), description="Folder of the workers' local state (RocksDB). Can be deleted: it is rebuilt.")
+    data: Path = Field(
+        Path(".orders-data"),
+        description="Folder of the workers' local state (RocksDB). If it is deleted, workers rebuild it.",
+    )
 
     # -- topology ----------------------------------------------------------------------------------------------
     group: str = Field("orders", description="Consumer group, and the prefix of the table's changelog topic.")
     partitions: int = Field(
-        4, ge=1, le=1024, description="Partitions of every topic at `orders init`: the lanes, so the most workers that can share the work."
+        4,
+        ge=1,
+        le=1024,
+        description="Partitions that `orders init` gives every topic. This is the number of lanes, so at most so "
+        "many workers share the work.",
     )
     replication: int | None = Field(
         None,
         ge=1,
         le=9,
-        description="Replicas of every topic at `orders init`. Unset: min(3, brokers); min.insync.replicas is one less, at least 1.",
+        description="Replicas that `orders init` gives every topic. Unset: min(3, brokers). min.insync.replicas is one less, at least 1.",
     )
-    postgres_partitions: int = Field(8, ge=1, le=1024, description="Hash partitions of each Postgres table at `orders init`.")
+    postgres_partitions: int = Field(8, ge=1, le=1024, description="Hash partitions that `orders init` gives each Postgres table.")
 
     # -- delivery ----------------------------------------------------------------------------------------------
     delivery: Literal["at_least_once", "exactly_once"] = Field(
         "at_least_once",
-        description="What readers of the derived topics get. at_least_once: after a crash some events again, under the same ce_id; costs "
-        "nothing. exactly_once: each event once, for readers of committed records (isolation.level=read_committed); a Kafka transaction a "
-        "batch. See docs/delivery.md.",
+        description="at_least_once: after a crash, readers of the derived topics get some events twice, with the "
+        "same ce_id; it costs nothing. exactly_once: readers of committed records "
+        "(isolation.level=read_committed) get each event once; each batch is a Kafka transaction. See "
+        "docs/delivery.md.",
     )
     transaction_timeout: float = Field(
         10.0,
         ge=1,
         le=900,
-        description="Seconds after which the brokers take back a transaction that nobody ended, so that its readers go on. A successor "
-        "does so at once, so it counts only for a worker that has none. Longer than a broker's failover, which is waited for inside one.",
+        description="Seconds after which the brokers abort a transaction that its worker left open, so that "
+        "readers can go on. A worker that takes the lane over aborts it at once. Keep it longer than "
+        "a broker's failover, which a transaction waits for.",
     )
 
     # -- batches -----------------------------------------------------------------------------------------------
     batch_records: int = Field(
-        2000, ge=1, le=100_000, description="Records a lane takes at once. More is faster until a batch's transaction is slow to commit."
+        2000,
+        ge=1,
+        le=100_000,
+        description="Most records of a batch. A larger batch is faster until its transaction takes long to commit.",
     )
     pending_records: int = Field(
-        8000, ge=1, description="Records a topic partition holds in memory before its fetching rests: the backpressure."
+        8000,
+        ge=1,
+        description="Records of a topic partition in memory, above which fetching it pauses (backpressure).",
     )
-    pending_bytes: int = Field(16 << 20, ge=1 << 20, description="The same in bytes.")
+    pending_bytes: int = Field(
+        16 << 20,
+        ge=1 << 20,
+        description="Bytes of a topic partition in memory, above which fetching it pauses.",
+    )
     commit_interval: float = Field(
         0.7,
         gt=0,
         le=60,
-        description="Seconds between offset commits. A crash replays that much at most; each replayed record is a duplicate. "
-        "With exactly_once each batch commits its own.",
+        description="Seconds between offset commits. After a crash, at most the records of that time are read "
+        "again, as duplicates. With exactly_once each batch commits its own offsets.",
     )
-    producer_linger_ms: int = Field(0, ge=0, le=1000, description="Milliseconds the producer waits for more. Batches are built by hand: 0.")
+    producer_linger_ms: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Milliseconds that the producer waits for more records. 0, because the pipeline builds its batches itself.",
+    )
 
     # -- bulk (docs/bulk.md) -----------------------------------------------------------------------------------
     bulk_rate: float = Field(
         250.0,
         gt=0,
         le=1_000_000,
-        description="Events a second that one bulk worker unpacks at most. The lower, the less what is interactive notices (docs/bulk.md).",
+        description="Most events a second that a bulk worker unpacks. A lower rate delays other events less (docs/bulk.md).",
     )
     bulk_backlog: int = Field(
         5000,
         ge=0,
-        description="Records that the pipeline may have before it while bulk goes on; above, unpacking rests. It sees commits, so what "
-        "arrives in a commit_interval counts.",
+        description="Lag of the pipeline, in records, above which bulk workers pause. The lag is that of the "
+        "committed offsets, so it includes what arrives within a commit_interval.",
     )
 
     # -- failure -----------------------------------------------------------------------------------------------
@@ -191,105 +216,154 @@ class Settings(BaseSettings):
         6.0,
         ge=6,
         le=300,
-        description="Seconds without a heartbeat after which Kafka gives a worker's partitions away (its outage after kill -9).",
+        description="Seconds without a heartbeat after which Kafka assigns a worker's partitions to others: how "
+        "long they rest after kill -9.",
     )
     heartbeat_interval: float = Field(1.0, gt=0, description="Seconds between heartbeats; at most a third of session_timeout.")
-    retry_first: float = Field(0.05, gt=0, description="Seconds before the first retry after a temporary failure; doubles each time.")
+    retry_first: float = Field(
+        0.05,
+        gt=0,
+        description="Seconds before the first retry after a temporary failure. The pause doubles with each retry.",
+    )
     retry_longest: float = Field(2.0, gt=0, description="The longest pause between retries, in seconds.")
     retry_limit: float = Field(
         300.0,
         gt=0,
-        description="Seconds after which a batch that keeps failing ends the worker, unacknowledged, for its supervisor to restart.",
+        description="Seconds after which a batch that keeps failing ends the worker without acknowledgement. Its supervisor restarts it.",
     )
     redrive_limit: int = Field(
         3,
         ge=1,
         le=100,
-        description="Times that a record is redriven (`orders dlq redrive`). Refused each time, it is parked.",
+        description="How often `orders dlq redrive` sends a record back. If it is refused every time, it is parked.",
     )
-    drain_timeout: float = Field(10.0, gt=0, description="Seconds that SIGTERM or a rebalance waits for batches in flight.")
-    stall_timeout: float = Field(120.0, gt=0, description="Seconds without progress after which a worker ends itself rather than hang.")
+    drain_timeout: float = Field(
+        10.0,
+        gt=0,
+        description="Seconds that a worker waits for batches in flight after SIGTERM or in a rebalance.",
+    )
+    stall_timeout: float = Field(
+        120.0,
+        gt=0,
+        description="Seconds without progress after which a worker ends itself, so that it doesn't hang.",
+    )
     redis_timeout: float = Field(
         0.5,
         gt=0,
-        description="Seconds that Redis gets for an answer until it counts as away: a cache delays nothing. What this process is busy with"
-        " meanwhile doesn't count.",
+        description="Seconds that Redis has for an answer before it counts as away. Short, because a cache must "
+        "not delay anything. Time that this process spends on other work doesn't count.",
     )
 
     # -- deadlines (docs/decisions/0009) -----------------------------------------------------------------------
     payment_deadline: float = Field(
-        3600.0, ge=0, description="Seconds after order.created until its total must be captured; then its stock is asked back. 0: for ever."
+        3600.0,
+        ge=0,
+        description="Seconds from order.created until its total must be captured. After that its stock is released. 0: no deadline.",
     )
     stock_deadline: float = Field(
         600.0,
         ge=0,
-        description="Seconds until stock.reserve must be answered, each time it is asked: minutes, as a person waits. 0: for ever.",
+        description="Seconds until each stock.reserve must be answered. Minutes, because a customer waits. 0: no deadline.",
     )
-    stock_asks: int = Field(3, ge=1, le=100, description="How often stock is asked for before no answer counts as a rejection.")
-    release_deadline: float = Field(600.0, ge=0, description="Seconds until stock.release must be answered, each time. 0: for ever.")
+    stock_asks: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="How often stock.reserve is sent before the missing answer counts as a rejection.",
+    )
+    release_deadline: float = Field(600.0, ge=0, description="Seconds until each stock.release must be answered. 0: no deadline.")
     release_asks: int = Field(
-        10, ge=1, le=100, description="How often stock is asked back before an operator is told. Often: nobody else can end the order."
+        10,
+        ge=1,
+        le=100,
+        description="How often stock.release is sent before an operator is told. Many times, because the order "
+        "can't end without an answer.",
     )
     label_deadline: float = Field(
         172_800.0,
         ge=0,
-        description="Seconds from shipping.label.create to the first scan, each time: two days, as sellers pack. 0: for ever.",
+        description="Seconds from each shipping.label.create to the first scan. Two days, because sellers have to pack. 0: no deadline.",
     )
-    label_asks: int = Field(5, ge=1, le=100, description="How often a label is asked for before an operator is told.")
+    label_asks: int = Field(5, ge=1, le=100, description="How often shipping.label.create is sent before an operator is told.")
     refund_deadline: float = Field(
-        86_400.0, ge=0, description="Seconds until refund.request must be answered, each time: a bank's working day. 0: for ever."
+        86_400.0,
+        ge=0,
+        description="Seconds until each refund.request must be answered. A day, because banks take one. 0: no deadline.",
     )
-    refund_asks: int = Field(5, ge=1, le=100, description="How often a refund is asked for before an operator is told.")
+    refund_asks: int = Field(5, ge=1, le=100, description="How often refund.request is sent before an operator is told.")
     history_age: float = Field(
         3600.0,
         ge=0,
-        description="An order.created that was older than this (seconds) when Kafka took it is history: nothing is waited for.",
+        description="Seconds. An order.created that was older than this when it reached Kafka is history and gets no deadlines.",
     )
 
     # -- sinks -------------------------------------------------------------------------------------------------
-    postgres_pool: int = Field(4, ge=1, le=64, description="Connections of one worker to Postgres: lanes that can commit at the same time.")
-    postgres_connect_timeout: float = Field(5.0, gt=0, description="Seconds until a connection to Postgres is given up and tried again.")
+    postgres_pool: int = Field(
+        4,
+        ge=1,
+        le=64,
+        description="Connections of a worker to Postgres, so the number of lanes that can write at the same time.",
+    )
+    postgres_connect_timeout: float = Field(
+        5.0, gt=0, description="Seconds after which connecting to Postgres is given up and tried again."
+    )
     postgres_statement_timeout: float = Field(
         30.0,
         gt=0,
-        description="Seconds until a batch's transaction is given up and tried again. Far above the 0.1 s that a full batch takes.",
+        description="Seconds after which a batch's transaction is given up and tried again. A full batch takes 0.1 s.",
     )
     postgres_plan_cache_mode: Literal["force_generic_plan", "auto", "force_custom_plan"] = Field(
         "force_generic_plan",
-        description="PostgreSQL's plan_cache_mode for the connections of workers and readers. Generic plans save planning each batch; "
-        "Citus needs auto (docs/scaling.md).",
+        description="PostgreSQL's plan_cache_mode for the connections of workers and readers. Generic plans save "
+        "the planning of each batch; Citus needs auto (docs/scaling.md).",
     )
-    cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds an order stays in Redis while a parcel moves.")
-    cache_ttl_settled: int = Field(1800, ge=600, le=1800, description="Seconds an order stays in Redis once nothing is expected to change.")
+    cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds that an order stays in Redis while a parcel is in transit.")
+    cache_ttl_settled: int = Field(
+        1800,
+        ge=600,
+        le=1800,
+        description="Seconds that an order stays in Redis once nothing is expected to change.",
+    )
 
     # -- reading (docs/api.md) ---------------------------------------------------------------------------------
     api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Bearer keys that `orders api` accepts, separated by commas. None: everybody may read, and only loopback is served.",
+        description="Bearer keys that `orders api` accepts, separated by commas. Without keys anybody may read, "
+        "and only loopback is served.",
     )
-    read_pool: int = Field(8, ge=1, le=64, description="Connections of one `orders api` to the replica, and as many to the primary.")
+    read_pool: int = Field(
+        8,
+        ge=1,
+        le=64,
+        description="Connections of one `orders api` to the replica, and as many to the primary.",
+    )
     read_timeout: float = Field(
-        2.0, gt=0, le=60, description="Seconds that a read may take in a database; then the next place is asked. Reads take milliseconds."
+        2.0,
+        gt=0,
+        le=60,
+        description="Seconds that a read may take in a database before the next one is asked. Reads take milliseconds.",
     )
     replica_max_lag: float = Field(
         5.0,
         ge=0,
         le=300,
-        description="Seconds a replica may be behind before it is passed over. Less than entries live in Redis, which show what it lacks.",
+        description="Seconds that a replica may be behind and still be read. Less than the life of cache entries, "
+        "which hold what it lacks.",
     )
     cache_ttl_refill: int = Field(
         60,
         ge=1,
         le=300,
-        description="Seconds that what a reader puts beside the cache stays there: how long it may be old if Redis lost the newer entry.",
+        description="Seconds that rows read from a database stay in Redis. If Redis loses a newer entry, readers see old rows for so long.",
     )
 
     # -- seeing it ---------------------------------------------------------------------------------------------
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe level that is logged.")
-    log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines.")
-    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics. 0: none.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The lowest level that is logged.")
+    log_format: Literal["console", "json"] = Field("console", description="Format of the log: console for people, json for machines.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics. 0: no metrics.")
     metrics_host: str = Field(
-        "127.0.0.1", description="Address that serves the metrics, which have no password: loopback. In a container 0.0.0.0."
+        "127.0.0.1",
+        description="Address of the Prometheus metrics. Loopback, because they have no password; 0.0.0.0 in a container.",
     )
 
     @field_validator("kafka")
@@ -298,15 +372,15 @@ class Settings(BaseSettings):
         if "://" in value:
             raise ValueError("must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet")
         for number, broker in enumerate(value.split(","), 1):
-            found = _BROKER.fullmatch(broker.strip())
-            if found is None or int(found["port"]) > 65535:
+            address = _BROKER.fullmatch(broker.strip())
+            if address is None or int(address["port"]) > 65535:
                 raise ValueError(f"broker {number} is not host:port; write ORDERS_KAFKA=host:port,host:port")
         return value
 
     @field_validator("api_keys")
     @classmethod
     def _api_keys(cls, value: SecretStr) -> SecretStr:
-        # What a header can carry (RFC 6750), and nobody guesses.
+        # Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key.
         if any(not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,}=*", key.strip()) for key in value.get_secret_value().split(",") if key.strip()):
             raise ValueError("each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32")
         return value
@@ -323,7 +397,7 @@ class Settings(BaseSettings):
 
     @property
     def deadline_policy(self) -> DeadlinePolicy:
-        """How long answers may take."""
+        """How long answers may take, with times in ms."""
 
         def ms(seconds: float) -> int:
             return round(seconds * 1000)
@@ -343,7 +417,7 @@ class Settings(BaseSettings):
 
     @property
     def bulk_group(self) -> str:
-        """The consumer group of the bulk workers."""
+        """Consumer group of the bulk workers."""
         return f"{self.group}-bulk"
 
     @property
@@ -353,10 +427,13 @@ class Settings(BaseSettings):
 
 
 find_servers: Callable[[], dict[str, str]] = dict
-"""Settings, by name, of servers that the environment doesn't name. The command line looks for a local stack; nobody else looks anywhere."""
+"""Returns settings, by name, of servers that the environment doesn't name.
+
+Only the command line replaces it: it looks for a local stack.
+"""
 
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """The settings of this process, read from the environment once. Raises pydantic.ValidationError."""
+    """Return the settings of this process, read from the environment once. Raises pydantic.ValidationError."""
     return Settings.model_validate(find_servers())

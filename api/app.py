@@ -1,4 +1,4 @@
-"""The HTTP service: what may be asked, and how the answers of queries.reader leave."""
+"""The HTTP service: its paths and parameters, and how the answers of queries.reader are sent."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from api.problems import Problem, install
 from api.requests import Requests
 from contracts.statuses import OrderStatusText
 from queries.cache import RECENT
-from queries.documents import Health, Orders, Story, Suborders, Summary, Tracked
+from queries.documents import Health, OrderDetails, Orders, Suborders, Summary, Tracked
 from queries.keyset import Position
-from queries.reader import Found, Reader, Seen
+from queries.reader import Answer, Reader, Seen
 from settings import Settings
 
 MOST: Final = 200
@@ -29,21 +29,21 @@ MOST: Final = 200
 
 _ABOUT = """Reads of orders. Nothing is written here.
 
-**Where answers come from.** The cache, else the replica, else the primary; `X-Source` says which.
-What is down is passed over, and so is a replica that is too far behind. `stale replica`: nothing
-else answered.
+**Sources.** An answer comes from the cache, else from the replica, else from the primary;
+`X-Source` says which. A source that is down is skipped, and so is a replica that is too far behind.
+`stale replica` means that nothing else answered.
 
-**Reading one's own writes.** An order's version grows with each fact; it is in `ETag`, in
-`X-Order-Version`, in each summary and in the events. Give it back as `X-Order-Version` (or
-`min_version`; for lists `seen=ORDER_ID:VERSION`), and no older answer comes. Where no place has it
-yet, the answer is 503 `urn:orders:version-not-there-yet` with `Retry-After`: whoever knows of a
-version knows that it will come, and events are published before their rows are written.
+**Reading one's own writes.** An order's version grows with each fact. It is in `ETag`, in
+`X-Order-Version`, in each summary and in the events. Send it back as `X-Order-Version` (or
+`min_version`; for lists `seen=ORDER_ID:VERSION`), and you get no older answer. While no source has
+that version, the answer is 503 `urn:orders:version-not-there-yet` with `Retry-After`: events are
+published before their rows are written.
 
-**What only the cache knows.** A suborder's status and live amount, and a parcel's location, are in
-no row: null when the cache has forgotten the order (10 to 30 minutes after its last event).
+**What only the cache knows.** A suborder's status and live amount and a parcel's location are in no
+row. They are null once the cache has dropped the order, 10 to 30 minutes after its last event.
 
-**Parameters** are what is written here and nothing else: an unknown one, one that is given twice,
-an empty one is an error. HEAD answers as GET does, without the body.
+**Parameters.** An unknown parameter, one that is given twice and an empty one are errors. HEAD
+answers as GET does, without the body.
 
 Errors are `application/problem+json` (RFC 9457)."""
 
@@ -54,7 +54,7 @@ _VERSIONED: Final = {
 }
 _SOURCE: Final = {
     "X-Source": {
-        "description": "Where the answer comes from.",
+        "description": "The source of the answer.",
         "schema": {"type": "string", "enum": ["cache", "replica", "primary", "stale replica"]},
     }
 }
@@ -68,21 +68,31 @@ _encode = msgspec.json.Encoder().encode
 
 
 def _responses(model: Any, description: str, *, versioned: bool = False, missing: bool = False) -> dict[int | str, dict[str, Any]]:
-    found: dict[int | str, dict[str, Any]] = {
-        200: {"model": model, "description": description, "headers": {**_SOURCE, **(_VERSIONED if versioned else {})}},
+    responses: dict[int | str, dict[str, Any]] = {
+        200: {
+            "model": model,
+            "description": description,
+            "headers": {**_SOURCE, **(_VERSIONED if versioned else {})},
+        },
         401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
-        422: {"description": "A request that can't be understood.", "content": _PROBLEM},
-        503: {"description": "Not now; try again after `Retry-After` seconds.", "content": _PROBLEM},
+        422: {"description": "An invalid request.", "content": _PROBLEM},
+        503: {
+            "description": "Temporarily unavailable; try again after `Retry-After` seconds.",
+            "content": _PROBLEM,
+        },
     }
     if versioned:
-        found[304] = {"description": "The caller's version is the newest.", "headers": _VERSIONED}
+        responses[304] = {"description": "The caller's version is the newest.", "headers": _VERSIONED}
     if missing:
-        found[404] = {"description": "There is none.", "content": _PROBLEM}
-    return found
+        responses[404] = {"description": "There is none.", "content": _PROBLEM}
+    return responses
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The ASGI application. Connects when it is asked for something; its lifespan closes the connections. Never blocks."""
+    """Create the ASGI application.
+
+    It connects at its first request; its lifespan closes the connections. Never blocks.
+    """
     reader = Reader(settings)
     allowed = _allowed(settings.bearer_keys)
 
@@ -117,13 +127,16 @@ def create_app(settings: Settings) -> FastAPI:
 
 
 def _allowed(keys: Sequence[str]) -> Callable[..., Awaitable[None]]:
-    """What lets through whoever gives one of these keys, or everybody where there is none; raises HTTPException (401)."""
+    """Return a dependency that admits callers with one of these keys, or everybody if there is none.
+
+    It raises HTTPException (401).
+    """
     digests = [sha256(key.encode()).digest() for key in keys]
 
-    async def allowed(given: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
+    async def allowed(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
         if not digests:
             return
-        digest = sha256(given.credentials.encode()).digest() if given is not None else b""
+        digest = sha256(credentials.credentials.encode()).digest() if credentials is not None else b""
         # Of digests: the time it takes says nothing about a key.
         if not any(hmac.compare_digest(digest, each) for each in digests):
             raise HTTPException(401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
@@ -139,31 +152,48 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
         tags=["orders"],
     )
     async def order(
-        order_id: OrderId, min_version: MinVersion = 0, x_order_version: OrderVersion = 0, if_none_match: IfNoneMatch = None
+        order_id: OrderId,
+        min_version: MinVersion = 0,
+        x_order_version: OrderVersion = 0,
+        if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Status, amount, suborders and parcels, as the lanes keep them in the cache; from the rows if they aren't there."""
+        """Status, amount, suborders and parcels: from the cache, else from the rows."""
         return _one(await reader.order(order_id, max(min_version, x_order_version)), if_none_match)
 
+    details = _responses(OrderDetails, "The order with everything that its rows hold.", versioned=True, missing=True)
+
+    @get("/orders/{order_id}/explain", summary="An order's details", responses=details, tags=["orders"])
     @get(
         "/orders/{order_id}/story",
-        summary="An order's story",
-        responses=_responses(Story, "The order with all that its rows tell.", versioned=True, missing=True),
+        summary="An order's details, under the path of the release before",
+        responses=details,
         tags=["orders"],
+        deprecated=True,
     )
-    async def story(
-        order_id: OrderId, min_version: MinVersion = 0, x_order_version: OrderVersion = 0, if_none_match: IfNoneMatch = None
+    async def explain(
+        order_id: OrderId,
+        min_version: MinVersion = 0,
+        x_order_version: OrderVersion = 0,
+        if_none_match: IfNoneMatch = None,
     ) -> Response:
-        """Items, parcels, returns and what happened when, as far as the rows tell: the latest state of each part, its first and its latest
-        time. Every single fact (payments, stock replies, each scan) is in the changelog alone: `orders show`. It may be as far behind the
-        summary as the replica is.
+        """The order's items, parcels and returns, each with its latest state and the times of its first and
+        latest fact, and what happened in the order of time. Payments, stock replies and single scans are only
+        in the changelog: `orders show` prints them. The answer may be as far behind the summary as the
+        replica is.
 
-        An order's partition follows from its user; where the cache doesn't know that, each partition's primary key is looked into.
+        An order's partition follows from its user. Where the cache doesn't know the user, every partition is
+        searched by its primary key.
         """
-        return _one(await reader.story(order_id, max(min_version, x_order_version)), if_none_match)
+        return _one(await reader.details(order_id, max(min_version, x_order_version)), if_none_match)
 
 
 def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
-    @get("/users/{user_id}/orders", summary="A user's orders", responses=_responses(Orders, "A page, newest first."), tags=["orders"])
+    @get(
+        "/users/{user_id}/orders",
+        summary="A user's orders",
+        responses=_responses(Orders, "A page, newest first."),
+        tags=["orders"],
+    )
     async def orders(
         user_id: Annotated[Id, Path(description=_DASHES)],
         status: Annotated[OrderStatusText | None, Query(description="Only those of this status now.")] = None,
@@ -173,12 +203,14 @@ def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
         limit: Limit = 20,
         seen: SeenToken = None,
     ) -> Response:
-        """Without a filter and up to 50: the recent ones, from the cache. Else from the rows. An order that is placed while somebody turns
-        the pages shows on none or one of them; only one whose time of creation moves (an earlier fact has come late) may show twice.
+        """Without a filter and up to 50, the recent orders come from the cache, else from the rows.
+
+        An order that is created between two pages is on one of them or on none. Only an order whose time of
+        creation changes, because an earlier fact came late, may be on two.
         """
         if status is None and since is None and until is None and cursor is None and limit <= RECENT:
             return _answer(await reader.recent(user_id, limit, _seen(seen)))
-        found = await reader.history(
+        answer = await reader.history(
             user_id,
             limit,
             status=status,
@@ -187,7 +219,7 @@ def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
             after=_position(cursor),
             seen=_seen(seen),
         )
-        return _answer(found)
+        return _answer(answer)
 
 
 def _answer_parcels(get: _Get, reader: Reader) -> None:
@@ -200,9 +232,11 @@ def _answer_parcels(get: _Get, reader: Reader) -> None:
     async def tracking(
         number: Annotated[str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")],
     ) -> Response:
-        """The parcels of all orders that have this number: from rows, or a copy of them in the cache that is a minute old at most (five, if
-        so configured), and over these what the lanes have written to the cache since. Where no database answers, the cache alone: parcels
-        that had an event within the last 10 to 30 minutes.
+        """The parcels of all orders with this number, 100 at most.
+
+        They come from the rows, or from a copy of them in the cache that is at most `ORDERS_CACHE_TTL_REFILL`
+        seconds old, with what was written to the cache since. Where no database answers, only parcels with an
+        event within the last 10 to 30 minutes are found.
         """
         if "\0" in number:
             raise invalid(("path.number", "no carrier's number holds a NUL"))
@@ -217,10 +251,15 @@ def _answer_a_sellers_suborders(get: _Get, reader: Reader) -> None:
         tags=["sellers"],
     )
     async def suborders(
-        seller_id: Annotated[Id, Path(description=_DASHES)], cursor: Cursor = None, limit: Limit = 20, seen: SeenToken = None
+        seller_id: Annotated[Id, Path(description=_DASHES)],
+        cursor: Cursor = None,
+        limit: Limit = 20,
+        seen: SeenToken = None,
     ) -> Response:
-        """The seller's part of each order and its parcels. Partitions are by user or region, so each is looked into, by the index on seller
-        and time; a page costs about the same wherever it lies.
+        """The seller's part of each order, and its parcels.
+
+        Partitions are by user or region, so all of them are searched, by the index on seller and time. Every
+        page costs about the same.
         """
         return _answer(await reader.suborders(seller_id, limit, after=_position(cursor), seen=_seen(seen)))
 
@@ -229,18 +268,18 @@ def _answer_health(app: FastAPI, reader: Reader) -> None:
     @app.get(
         "/health",
         dependencies=[Depends(only_known)],
-        summary="Whether it answers",
+        summary="The health of the service",
         response_class=Response,
         responses={
-            200: {"model": Health, "description": "It answers, perhaps with less speed (degraded)."},
+            200: {"model": Health, "description": "The service answers; if degraded, with fewer sources."},
             503: {"model": Health, "description": "No database answers."},
         },
         tags=["service"],
     )
-    async def health() -> Response:
+    async def service_health() -> Response:
         """Needs no key."""
-        found = await reader.health()
-        return Response(_encode(found), 503 if found.status == "down" else 200, media_type="application/json")
+        health = await reader.health()
+        return Response(_encode(health), 503 if health.status == "down" else 200, media_type="application/json")
 
 
 def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
@@ -250,10 +289,10 @@ def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], di
         document = plain()
         schemas = document["components"]["schemas"]
         if "Problem" not in schemas:
-            made = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= made.pop("$defs", {})
-            schemas["Problem"] = made
-            # FastAPI's own, in whose place a problem comes.
+            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= problem.pop("$defs", {})
+            schemas["Problem"] = problem
+            # Errors are problems; FastAPI's own schemas are never sent.
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
         return document
@@ -262,30 +301,45 @@ def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], di
 
 
 OrderId = Annotated[Id, Path(description=_DASHES)]
-MinVersion = Annotated[Integer, Query(ge=0, le=2**31 - 1, description="No older version is wanted. The same as X-Order-Version.")]
-OrderVersion = Annotated[Integer, Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is wanted.")]
+MinVersion = Annotated[
+    Integer,
+    Query(ge=0, le=2**31 - 1, description="The oldest version to return; the same as X-Order-Version."),
+]
+OrderVersion = Annotated[
+    Integer,
+    Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is returned."),
+]
 IfNoneMatch = Annotated[list[str] | None, Header(description="ETags that the caller has: 304 if the newest is among them.")]
-Cursor = Annotated[str | None, Query(description="`next` of the page before; with the same filters.", max_length=64)]
-Limit = Annotated[Integer, Query(ge=1, le=MOST, description="Most rows of a page.")]
+Cursor = Annotated[str | None, Query(description="`next` of the previous page; give the same filters.", max_length=64)]
+Limit = Annotated[Integer, Query(ge=1, le=MOST, description="The most rows of a page.")]
 SeenToken = Annotated[
     str | None,
     Query(
         pattern=r"^([0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}):[0-9]{1,9}$",
-        description="ORDER_ID:VERSION of an order of this list that the caller has seen: no older list is wanted.",
+        description="ORDER_ID:VERSION of an order of this list that the caller has seen: no older list is returned.",
     ),
 ]
 
 
-def _one(found: Found, if_none_match: list[str] | None) -> Response:
-    etag = f'W/"{found.version}"'
-    headers = {"ETag": etag, "X-Order-Version": str(found.version), "X-Source": found.source, "Cache-Control": "private, no-cache"}
+def _one(answer: Answer, if_none_match: list[str] | None) -> Response:
+    etag = f'W/"{answer.version}"'
+    headers = {
+        "ETag": etag,
+        "X-Order-Version": str(answer.version),
+        "X-Source": answer.source,
+        "Cache-Control": "private, no-cache",
+    }
     if names_version(if_none_match, etag):
         return Response(status_code=304, headers=headers)
-    return Response(found.body, headers=headers, media_type="application/json")
+    return Response(answer.body, headers=headers, media_type="application/json")
 
 
-def _answer(found: Found) -> Response:
-    return Response(found.body, headers={"X-Source": found.source, "Cache-Control": "private, no-cache"}, media_type="application/json")
+def _answer(answer: Answer) -> Response:
+    return Response(
+        answer.body,
+        headers={"X-Source": answer.source, "Cache-Control": "private, no-cache"},
+        media_type="application/json",
+    )
 
 
 def _position(cursor: str | None) -> Position | None:

@@ -39,8 +39,8 @@ class Refused(Exception):
 class Connection(HttpToolsProtocol):
     """One client's. Its requests are answered one after the other."""
 
-    #: Connections whose client is to do something, in this process; the longest wait first.
     _waited_for: Final[dict[Connection, None]] = {}
+    """Connections whose client is to do something, in this process; the longest wait first."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -121,11 +121,11 @@ class Connection(HttpToolsProtocol):
             raise Refused(505, "HTTP/1.1 or 1.0")
         if any(name == b"content-length" and int(value) > MOST_BODY for name, value in self.headers):
             raise _too_much()
-        whole = _ABSOLUTE.fullmatch(self.url)
-        if whole is not None:
+        absolute = _ABSOLUTE.fullmatch(self.url)
+        if absolute is not None:
             # The host is its authority, whatever the header says (RFC 9112, 3.2.2).
-            self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"] + [(b"host", whole[1])]
-            self.url = whole[2] if whole[2][:1] == b"/" else b"/" + whole[2]
+            self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"] + [(b"host", absolute[1])]
+            self.url = absolute[2] if absolute[2][:1] == b"/" else b"/" + absolute[2]
         self._in_head, self._size = False, 0
         super().on_headers_complete()
         if self.expect_100_continue:
@@ -133,7 +133,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """Nothing reads it."""
+        """Drop the body: no path reads it."""
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -188,8 +188,8 @@ class Connection(HttpToolsProtocol):
             except Refused as refused:
                 self._refuse(refused)
             except httptools.HttpParserError as error:
-                told = error.__context__
-                self._refuse(told if isinstance(told, Refused) else Refused(400, "this can't be read as HTTP"))
+                cause = error.__context__
+                self._refuse(cause if isinstance(cause, Refused) else Refused(400, "this can't be read as HTTP"))
         if self._rest and not self._deaf:
             self.flow.pause_reading()
 
@@ -210,7 +210,7 @@ class Connection(HttpToolsProtocol):
         self._wait_for_client(_LINGER)
 
     def _wait_for_client(self, seconds: float | None) -> None:
-        """From now on; None: no longer."""
+        """Start the time limit of waiting for the client; None stops it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,4 +1,4 @@
-"""What parameters may look like: what the OpenAPI document says, where pydantic would take more for the same."""
+"""Types of parameters that accept what the OpenAPI document says, where pydantic would accept more."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def only_known(request: Request) -> None:
     """A dependency of a route: raises RequestValidationError when the query has a parameter that the route hasn't, or one twice; or when a
     header that the route has, and that isn't a list, comes twice.
     """
-    known = request.scope["route"].dependant
-    names = {field.alias for field in known.query_params}
-    given = Counter(name for name, _ in request.query_params.multi_items())
-    faults = [(f"query.{name[:100]}", "no such parameter") for name in given if name not in names]
-    faults += [(f"query.{name}", "given more than once") for name, count in given.items() if name in names and count > 1]
+    route = request.scope["route"].dependant
+    names = {field.alias for field in route.query_params}
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    faults = [(f"query.{name[:100]}", "no such parameter") for name in counts if name not in names]
+    faults += [(f"query.{name}", "given more than once") for name, count in counts.items() if name in names and count > 1]
     faults += [
         (f"header.{field.alias}", "given more than once")
-        for field in known.header_params
+        for field in route.header_params
         if field.alias != "if-none-match" and len(request.headers.getlist(field.alias)) > 1
     ]
     if faults:
@@ -79,11 +79,11 @@ def names_version(lines: list[str] | None, etag: str) -> bool:
         return False
     if {line.strip() for line in lines} == {"*"}:
         return True
-    wanted, text, at, found = etag.removeprefix("W/"), ",".join(lines), 0, False
+    own, text, at, matches = etag.removeprefix("W/"), ",".join(lines), 0, False
     while at < len(text):
         tag = _TAG.match(text, at)
         if tag is None:
             return False
-        found = found or tag[1] == wanted
+        matches = matches or tag[1] == own
         at = tag.end()
-    return found
+    return matches

@@ -22,7 +22,7 @@ class Fault(BaseModel):
 
 
 class Problem(BaseModel):
-    """What went wrong (RFC 9457)."""
+    """An error, as RFC 9457 describes it."""
 
     type: str = Field("about:blank", description="urn:orders:..., stable; about:blank: the status says it all.")
     title: str
@@ -41,14 +41,14 @@ def problem(
     status: int, detail: str | None = None, kind: str | None = None, *, errors: list[Fault] | None = None, headers: Any = None
 ) -> ProblemResponse:
     """An answer that says what went wrong."""
-    told = Problem(
+    document = Problem(
         type="about:blank" if kind is None else f"urn:orders:{kind}",
         title=HTTPStatus(status).phrase,
         status=status,
         detail=detail,
         errors=errors,
     )
-    return ProblemResponse(told.model_dump(exclude_none=True), status, headers=headers)
+    return ProblemResponse(document.model_dump(exclude_none=True), status, headers=headers)
 
 
 def install(app: FastAPI) -> None:

@@ -1,4 +1,5 @@
-"""What every request must be before anybody looks at what it asks for: for a host that is served here, and written as URLs are."""
+"""Checks of every request before its path is looked at: that its host is served here, and its URL well
+formed."""
 
 from __future__ import annotations
 
@@ -39,11 +40,11 @@ class Requests:
         await (self._app if refused is None else problem(*refused))(scope, receive, send)
 
     def _refused(self, scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
-        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
-        if len(given) > 1:
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if len(hosts) > 1:
             return 400, "several Host headers"
-        if given or self._only_loopback or scope["http_version"] != "1.0":
-            host = hostname(given[0]) if given else None
+        if hosts or self._only_loopback or scope["http_version"] != "1.0":
+            host = hostname(hosts[0]) if hosts else None
             if host is None:
                 return 400, "a Host header that names a host, such as localhost:8080"
             if self._only_loopback and host not in LOOPBACK:
@@ -58,13 +59,13 @@ class Requests:
 
 def hostname(host: str) -> str | None:
     """The name or address of a Host header, in lower case; an address as it is written by rule. None: it can't be read."""
-    found = _HOST.fullmatch(host)
-    if found is None or int(found[3] or 0) > 65535:
+    match = _HOST.fullmatch(host)
+    if match is None or int(match[3] or 0) > 65535:
         return None
-    if found[1] is not None:
-        return found[1].lower()
+    if match[1] is not None:
+        return match[1].lower()
     try:
-        return str(ipaddress.IPv6Address(found[2]))
+        return str(ipaddress.IPv6Address(match[2]))
     except ValueError:
         return None
 

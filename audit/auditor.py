@@ -42,7 +42,7 @@ from audit.judge import (
     origin_of_copy,
 )
 from audit.log import Log, LogUnavailable, Record, Span, partition_of
-from audit.reference import Fact, Place, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
+from audit.reference import Fact, RecordId, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
 from audit.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
@@ -57,7 +57,7 @@ _MOST_PARCELS: Final = 100
 """That one tracking number shows."""
 _LOOK: Final = 0.5
 """Seconds between two looks whether the cache is complete."""
-_BREATH: Final = 500
+_YIELD_EVERY: Final = 500
 """Orders after which whatever else runs in this event loop has its turn: a heartbeat, say."""
 _FACT_TOPICS: Final = (REKEYED, *INPUT, DECISIONS)
 _NUMBER: Final = {topic: number for number, topic in enumerate(LANE)}
@@ -97,16 +97,19 @@ class Auditor:
         *,
         most_findings: int = 100,
         progress: Progress | None = None,
-        hear: Callable[[Finding], None] | None = None,
+        on_finding: Callable[[Finding], None] | None = None,
         only: frozenset[str] | None = None,
     ) -> None:
-        """`hear` is told every broken finding. `only`: audit these orders and nothing else (canonical ids)."""
+        """`on_finding` is called with every broken finding.
+
+        `only`: audit these orders and nothing else (canonical ids).
+        """
         self.report = Report(target.group)
         self._target = target
         self._most = most_findings
-        self._hear = hear
+        self._on_finding = on_finding
         self._only = None if only is None else frozenset(order_id.encode() for order_id in only)
-        self._progress = progress or (lambda what, done, whole: None)
+        self._progress = progress or (lambda what, done, total: None)
         self._done = 0
         self._whole = 0
         self._lanes = 0
@@ -124,7 +127,7 @@ class Auditor:
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orders-audit-")))
-            log = await stack.enter_async_context(Log(self._target.brokers))
+            log = await stack.enter_async_context(Log(self._target))
             rows = await stack.enter_async_context(Rows.open(self._target.postgres))
             cache = None
             if self._target.redis:
@@ -132,8 +135,8 @@ class Auditor:
                 stack.push_async_callback(cache.close)
             self._index = Index(folder)
             stack.callback(self._index.close)
-            self._findings = Findings(self.report, self._index, self._most, self._hear)
-            await self._look(log, rows, cache)
+            self._findings = Findings(self.report, self._index, self._most, self._on_finding)
+            await self._compare_stores(log, rows, cache)
             # An order's rows and cache entries lie apart, so that remembering its partition would seldom help.
             self._home = functools.partial(partition_of, partitions=self._target.partitions or self._lanes)
             await self._read_former(log)
@@ -160,7 +163,7 @@ class Auditor:
 
     # -- what there is ----------------------------------------------------------------------------------------------
 
-    async def _look(self, log: Log, rows: Rows, cache: Cache | None) -> None:
+    async def _compare_stores(self, log: Log, rows: Rows, cache: Cache | None) -> None:
         report = self.report
         topics = [*LANE, *DERIVED, DLQ, REDRIVEN, PARTITIONS, self._target.changelog]
         self._counts = await log.partitions(topics)
@@ -230,23 +233,25 @@ class Auditor:
 
     def _letter(self, lane: int, record: Record) -> Letter | None:
         headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
-        place, code = coordinates(record.headers, "dlq"), headers.get("dlq_reason", "")
+        record_id, code = coordinates(record.headers, "dlq"), headers.get("dlq_reason", "")
         self.report.counts["dead_letters"] += 1
         self.report.dead_letters[code or "(none)"] += 1
         missing = [name for name in ("dlq_reason", "dlq_detail") if not headers.get(name)]
         if not _is_time(headers.get("dlq_time", "")):
             missing.append("dlq_time")
-        if place is not None and place.topic in BULK and not missing:
+        if record_id is not None and record_id.topic in BULK and not missing:
             return None  # a part of a bulk job: it was to become records of the log, and became none
-        known = place is not None and TopicPartition(place.topic, place.partition) in self._spans
-        if missing or not known or place is None:
+        read = record_id is not None and TopicPartition(record_id.topic, record_id.partition) in self._spans
+        if missing or not read or record_id is None:
             where = f"{DLQ}/{lane}@{record.offset}"
             expected = "headers dlq_topic, dlq_partition, dlq_offset (of an input record), dlq_reason, dlq_detail, dlq_time"
-            found = f"{', '.join(missing)} missing" if missing else f"coordinates {place or 'missing'}"
-            self._findings.broken("letters", "", where, expected, found, proven=True)
+            actual = f"{', '.join(missing)} missing" if missing else f"coordinates {record_id or 'missing'}"
+            self._findings.broken("letters", "", where, expected, actual, proven=True)
             return None
         value = record.value if code.startswith("order_") else None
-        return Letter(place, code, headers["dlq_detail"], record.key, digest_of(record.value, record.headers), value, lane, record.offset)
+        return Letter(
+            record_id, code, headers["dlq_detail"], record.key, digest_of(record.value, record.headers), value, lane, record.offset
+        )
 
     async def _read_copies(self, log: Log) -> None:
         """Also those beyond what is committed: they are no facts yet, but prove that their records were passed on."""
@@ -260,17 +265,17 @@ class Auditor:
         for number in range(self._counts.get(REDRIVEN, 0)):
             for partition, span in (await self._written(log, [REDRIVEN], number)).items():
                 async for records in log.read(partition, span):
-                    self._index.add_notes(note for record in records if (note := self._note(number, record)) is not None)
+                    self._index.add_notes(note for record in records if (note := self._parse_note(number, record)) is not None)
         self.report.counts["redriven"] = self._index.notes
 
-    def _note(self, lane: int, record: Record) -> Note | None:
+    def _parse_note(self, lane: int, record: Record) -> Note | None:
         try:
-            told = read_json(record.value)
-            (topic, partition, offset), (to_topic, to_partition, to_offset) = told["origin"], told["to"]
-            origin, to = Place(str(topic), int(partition), int(offset)), Place(str(to_topic), int(to_partition), int(to_offset))
-            return Note(_text(record.key or b""), str(told["reason"]), origin, to)
+            note = read_json(record.value)
+            (topic, partition, offset), (to_topic, to_partition, to_offset) = note["origin"], note["to"]
+            origin, to = RecordId(str(topic), int(partition), int(offset)), RecordId(str(to_topic), int(to_partition), int(to_offset))
+            return Note(_text(record.key or b""), str(note["reason"]), origin, to)
         except (ValueError, TypeError, KeyError) as error:
-            expected = "reason, origin and place of a redriven record"
+            expected = "reason, refused record and sent record of a redrive"
             self._findings.broken("letters", "", f"{REDRIVEN}/{lane}@{record.offset}", expected, f"{type(error).__name__}: {error}")
             return None
 
@@ -296,16 +301,16 @@ class Auditor:
         ends = {partition.partition: span.end for partition, span in (await log.spans(lanes)).items()}
         least, since = 0, time.monotonic()
         while behind := await cache.behind(self._target.group, ends):
-            left = sum(behind.values())
-            if least == 0 or left < least:
-                least, since = left, time.monotonic()
+            behind_by = sum(behind.values())
+            if least == 0 or behind_by < least:
+                least, since = behind_by, time.monotonic()
             stands = time.monotonic() - since
             if stands >= self._target.patience or not await log.members(self._target.group):
                 who = f"for {stands:.0f} s nothing came" if stands >= self._target.patience else "no worker is running"
-                told = f"the cache of lanes {', '.join(map(str, sorted(behind)))} is behind by {left:,} records of the changelog"
-                self.report.notices.append(f"{told}, and {who}: what is old there counts as broken")
+                message = f"the cache of lanes {', '.join(map(str, sorted(behind)))} is behind by {behind_by:,} records of the changelog"
+                self.report.notices.append(f"{message}, and {who}: what is old there counts as broken")
                 return
-            self._progress(f"the cache is refreshed, {left:,} records left", self._done, self._whole)
+            self._progress(f"the cache is refreshed, {behind_by:,} records left", self._done, self._whole)
             await asyncio.sleep(_LOOK)
 
     async def _read_cache(self, cache: Cache, stores: Spill) -> None:
@@ -363,15 +368,15 @@ class Auditor:
                         await self._spill_derived(log, partition, spans[partition], spill, number)
             if changelog in spans:
                 await self._spill_states(log, changelog, spans[changelog], spill)
-            for place, table in enumerate(tables):
+            for record_id, table in enumerate(tables):
                 for count, (key, state) in enumerate(table.states()):
                     if self._wanted(key):
-                        spill.add(crc32(key) % len(spill), (key, LOCAL, place, state), len(state) + 36)
-                    if count % _BREATH == 0:
+                        spill.add(crc32(key) % len(spill), (key, LOCAL, record_id, state), len(state) + 36)
+                    if count % _YIELD_EVERY == 0:
                         await asyncio.sleep(0)
             for count, item in enumerate(stores.items(number)):
                 spill.add(crc32(item[0]) % len(spill), tuple(item), 200)
-                if count % _BREATH == 0:
+                if count % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
             local = [(str(table.path), table.offset) for table in tables]
             lane = Lane(number, self._target.changelog if changelog in spans else None, complete, local, self._target.redis is not None)
@@ -381,7 +386,7 @@ class Auditor:
                 for group in spill.groups(bucket):
                     for count, (key, items) in enumerate(group.items()):
                         judge.order(key, items)
-                        if count % _BREATH == 0:
+                        if count % _YIELD_EVERY == 0:
                             await asyncio.sleep(0)
         finally:
             spill.close()
@@ -397,7 +402,7 @@ class Auditor:
     def _open_local(self, number: int, changelog: Span | None) -> list[LocalTable]:
         if self._target.data is None or changelog is None:
             return []
-        found = []
+        tables = []
         for path, partition in local_tables(self._target.data, self._target.group, self._cluster).items():
             if partition != number:
                 continue
@@ -409,25 +414,25 @@ class Auditor:
             if table.offset >= changelog.end:
                 expected = f"at most {changelog.end - 1}, the last of {self._target.changelog}/{number}"
                 self._findings.broken("tables", "", str(path), expected, f"read to {table.offset}")
-            found.append(table)
-        if found and "local tables" not in self.report.compared:
+            tables.append(table)
+        if tables and "local tables" not in self.report.compared:
             self.report.compared.append("local tables")
-        return found
+        return tables
 
     async def _spill_facts(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
-        number, buckets, add, place = _NUMBER[partition.topic], len(spill), spill.add, partition.partition
+        number, buckets, add, record_id = _NUMBER[partition.topic], len(spill), spill.add, partition.partition
         moved = bool(self._former)
         async for records in self._read(log, partition, span):
             for record in records:
                 key, value = record.key or b"", record.value
-                if (self._only is None or key in self._only) and not (moved and self._owner(key, place) != lane):
+                if (self._only is None or key in self._only) and not (moved and self._owner(key, record_id) != lane):
                     headers: Any = record.headers
                     kind: type = type(record)
                     if kind is Unread:
                         headers, value = None, raw_bytes(record)
                     elif kind is Parsed:
                         headers = [(name_bytes(name), text) for name, text in headers]
-                    item = (key, FACT, number, place, record.offset, record.timestamp, value, headers)
+                    item = (key, FACT, number, record_id, record.offset, record.timestamp, value, headers)
                     add(crc32(key) % buckets, item, len(value or b"") + 250)
 
     async def _spill_derived(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
@@ -439,15 +444,15 @@ class Auditor:
                 key, value = record.key or b"", record.value
                 if (self._only is not None and key not in self._only) or (moved and self._owner(key, partition.partition) != lane):
                     continue
-                found = dict(record.headers)
-                if found.get("ce_specversion") != b"1.0" or found.get("ce_type") != ce_type or not value:
-                    found, value = self._structured(partition, record)
+                headers = dict(record.headers)
+                if headers.get("ce_specversion") != b"1.0" or headers.get("ce_type") != ce_type or not value:
+                    headers, value = self._structured(partition, record)
                     if value is None:
                         continue
-                event_id, cause, trace = found.get("ce_id"), found.get("ce_causeid"), found.get("ce_traceparent")
-                if not event_id or not cause or not found.get("ce_source") or not found.get("ce_time"):
+                event_id, cause, trace = headers.get("ce_id"), headers.get("ce_causeid"), headers.get("ce_traceparent")
+                if not event_id or not cause or not headers.get("ce_source") or not headers.get("ce_time"):
                     where = f"{_name(partition)}@{record.offset}"
-                    present = sorted(name for name in found if name.startswith("ce_"))
+                    present = sorted(name for name in headers if name.startswith("ce_"))
                     self._findings.broken("derived", _text(key), where, "attributes id, source, time, causeid", present)
                 item = (
                     key,
@@ -469,11 +474,11 @@ class Auditor:
             event = unwrap(record.value, record.headers)
             if event.type != partition.topic:
                 raise Refused("type_wrong_topic", event.type)
-            whole = read_json(record.value)
+            envelope = read_json(record.value)
         except (Refused, ValueError) as error:
             self._findings.broken("derived", _text(record.key or b""), where, f"a CloudEvent of type {partition.topic}", error)
             return {}, None
-        attributes = {f"ce_{name}": str(text).encode() for name, text in whole.items() if isinstance(text, str)}
+        attributes = {f"ce_{name}": str(text).encode() for name, text in envelope.items() if isinstance(text, str)}
         return {**dict(record.headers), **attributes}, json.dumps(event.data).encode()
 
     async def _spill_states(self, log: Log, partition: TopicPartition, span: Span, spill: Spill) -> None:
@@ -497,30 +502,32 @@ class Auditor:
             return
         read = 0
         for letter in self._index.unmatched_letters():
-            partition = TopicPartition(letter.place.topic, letter.place.partition)
+            partition = TopicPartition(letter.record_id.topic, letter.record_id.partition)
             span = self._spans[partition]
-            if not span.start <= letter.place.offset < span.end:
+            if not span.start <= letter.record_id.offset < span.end:
                 self.report.counts["letters_out_of_sight"] += 1
                 continue
             order_id, read = "", read + 1
             if read <= self._most:
-                async for records in log.read(partition, Span(letter.place.offset, letter.place.offset + 1)):
+                async for records in log.read(partition, Span(letter.record_id.offset, letter.record_id.offset + 1)):
                     for record in records:
-                        outcome = parse(letter.place.topic, record.key, record.value, record.headers)
+                        outcome = parse(letter.record_id.topic, record.key, record.value, record.headers)
                         order_id = outcome.order_id if isinstance(outcome, Fact) else ""
-            found = f"a dead letter with reason {letter.code}"
+            actual = f"a dead letter with reason {letter.code}"
             self._findings.truncated = False
-            self._findings.at_rest("letters", order_id, f"{DLQ}/{letter.lane}@{letter.at}", f"{letter.place} is a fact that counts", found)
+            self._findings.at_rest(
+                "letters", order_id, f"{DLQ}/{letter.lane}@{letter.at}", f"{letter.record_id} is a fact that counts", actual
+            )
 
     def _judge_redrives(self) -> None:
         """Each record that went back is in the log once, and in the ledger."""
         if self._only is not None:
             return
-        for letter, place in self._index.sent_without_note():
+        for letter, record_id in self._index.sent_without_note():
             # A record and its note are one transaction, and any upstream can send, or copy, such a header.
-            self._findings.note("letters", "", REDRIVEN, f"a note that dead letter {letter} is at {place}", "none", place)
-        for place, count in self._index.redriven_twice():
-            self._findings.broken("letters", "", REDRIVEN, "one redrive of this record", count, place, proven=True)
+            self._findings.note("letters", "", REDRIVEN, f"a note that dead letter {letter} is at {record_id}", "none", record_id)
+        for record_id, count in self._index.redriven_twice():
+            self._findings.broken("letters", "", REDRIVEN, "one redrive of this record", count, record_id, proven=True)
         for note in self._index.notes_without_sent():
             span = self._spans.get(TopicPartition(note.to.topic, note.to.partition))
             if span is not None and span.start <= note.to.offset < span.end:
@@ -530,9 +537,9 @@ class Auditor:
     def _judge_checkouts(self) -> None:
         """Each accepted checkout has become an order.created, in whichever lane."""
         self._findings.truncated = False
-        for order_id, place in self._index.unplaced_checkouts():
+        for order_id, record_id in self._index.unplaced_checkouts():
             if self._only is None:
-                self._findings.at_rest("accounting", order_id, CREATED, "an order.created made of the checkout", "none", place)
+                self._findings.at_rest("accounting", order_id, CREATED, "an order.created made of the checkout", "none", record_id)
 
     async def _judge_absent(self, cache: Cache) -> None:
         """Parcels that lack under their tracking number what others have there: readers of Redis take it for all that there is.
@@ -549,8 +556,8 @@ class Auditor:
                 if order_id in there.orders and (order_id, shipment_id) not in there.parcels:
                     if await cache.evicts():
                         tell = self._findings.note
-                    found = f"{len(there.parcels)} others" if there.parcels else "none"
-                    tell("cache", order_id, key, f"an entry of parcel {shipment_id}", found)
+                    actual = f"{len(there.parcels)} others" if there.parcels else "none"
+                    tell("cache", order_id, key, f"an entry of parcel {shipment_id}", actual)
 
     async def _settle(self, log: Log) -> None:
         """What only holds at rest is judged of those orders about which no record waits to be committed.
@@ -568,11 +575,11 @@ class Auditor:
                 for partition, span in self._spans.items():
                     async for records in log.read(partition, Span(span.end, ends[partition])):
                         self._index.forget({order_id for record in records for order_id in _about(partition.topic, record)})
-            report.unjudged = before - self._index.waiting_by_check()
+            report.inconclusive = before - self._index.waiting_by_check()
             what = f"lag {report.lag}" if report.lag else "records came in during the audit"
             report.notices.append(
                 f"{what}: the pipeline is at work or stopped before the end, so some orders may be ahead of what is committed; "
-                f"{report.unjudged.total()} differences of such orders were not judged. Run `orders wait`, then audit again"
+                f"{report.inconclusive.total()} differences of such orders are inconclusive. Run `orders wait`, then audit again"
             )
         self._findings.judge()
 
@@ -595,13 +602,13 @@ def _lanes_told(value: bytes | None) -> tuple[int, list[int]] | None:
 
 def _about(topic: str, record: Record) -> list[str]:
     """Ids of the orders that a record may be about: by its key and by what it says."""
-    found = [_text(record.key or b"")] if is_canonical(record.key) else []
+    order_ids = [_text(record.key or b"")] if is_canonical(record.key) else []
     if topic == DECISIONS:
         decision = parse_decision(record.value, record.headers)
-        return found if isinstance(decision, Refusal) else [*found, decision.order_id]
+        return order_ids if isinstance(decision, Refusal) else [*order_ids, decision.order_id]
     origin = origin_of_copy(record.headers) if topic == REKEYED else None
     fact = parse(origin.topic if origin else topic, record.key, record.value, record.headers)
-    return [*found, fact.order_id] if isinstance(fact, Fact) else found
+    return [*order_ids, fact.order_id] if isinstance(fact, Fact) else order_ids
 
 
 def _orders_of(tracking: bytes | None) -> list[bytes]:

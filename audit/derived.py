@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from audit.findings import Findings, plain
-from audit.reference import Fact, Place, Reading
+from audit.reference import Fact, Reading, RecordId
 
 SAME: Final = {
     "suborder.created": "suborder_id",
@@ -31,7 +31,7 @@ DERIVED: Final = (*SAME, *VARYING, *NOTICES)
 
 _decode: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
-Places = Callable[[Fact], Place | None]
+RecordOf = Callable[[Fact], RecordId | None]
 
 
 class Event:
@@ -56,12 +56,12 @@ class Event:
 class DerivedEvents:
     """All derived events of one order. `complete`: topics of which no record has been deleted."""
 
-    def __init__(self, readings: Sequence[Reading], causes: Mapping[str, set[str | None]], place: Places, findings: Findings) -> None:
+    def __init__(self, readings: Sequence[Reading], causes: Mapping[str, set[str | None]], record_id: RecordOf, findings: Findings) -> None:
         """`causes`: id of each of the order's events -> the traces that events of this id carry."""
         self._readings = readings
         self._first = readings[0]
         self._causes = causes
-        self._place = place
+        self._record_of = record_id
         self._findings = findings
         self._order_id = self._first.order_id
         self._expected = [reading.derived() for reading in readings]
@@ -178,11 +178,11 @@ class DerivedEvents:
 
     @staticmethod
     def _certain(reading: Reading, expected: Mapping[tuple[str, str], Any]) -> set[tuple[str, str]]:
-        found = set(expected)
-        found |= {("shipping.label.create", reading.made_id(f"label:{seller}")) for seller in reading.surely_labelled()}
-        found |= {("stock.release", reading.made_id(f"reservation:{seller}")) for seller in reading.surely_released()}
-        found |= {("stock.commit", reading.made_id(f"commit:{shipment_id}")) for shipment_id in reading.commits}
-        return found
+        certain = set(expected)
+        certain |= {("shipping.label.create", reading.made_id(f"label:{seller}")) for seller in reading.surely_labelled()}
+        certain |= {("stock.release", reading.made_id(f"reservation:{seller}")) for seller in reading.surely_released()}
+        certain |= {("stock.commit", reading.made_id(f"commit:{shipment_id}")) for shipment_id in reading.commits}
+        return certain
 
     def _judge_status(self, complete: set[str]) -> None:
         allowed = {reading.status() for reading in self._readings}
@@ -225,20 +225,20 @@ class DerivedEvents:
     def _where(self, event: Event) -> str:
         return f"{event.type}/{event.partition}@{event.offset}"
 
-    def _fact_of(self, type_: str) -> Place | None:
-        wanted = "order.returned" if type_ == "stock.restock" else "order.created"
-        return next((self._place(fact) for fact in self._first.facts if fact.type == wanted), None)
+    def _fact_of(self, type_: str) -> RecordId | None:
+        fact_type = "order.returned" if type_ == "stock.restock" else "order.created"
+        return next((self._record_of(fact) for fact in self._first.facts if fact.type == fact_type), None)
 
 
 def _lines_of(reading: Reading, seller: Any) -> dict[str, int]:
     return {line.item_id: line.quantity for line in reading.lines if line.seller_id == seller}
 
 
-def _beyond(content: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, str] | tuple[()]:
+def _beyond(content: Mapping[str, Any], actual: Mapping[str, Any]) -> tuple[str, str] | tuple[()]:
     """An item that isn't the seller's, or more of it than there is."""
     if "at_most" not in content:
         return ()
-    items = found.get("items")
+    items = actual.get("items")
     if not isinstance(items, list) or not items:
         return "items", str(items)
     for item in items:
@@ -248,37 +248,37 @@ def _beyond(content: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, 
     return ()
 
 
-def difference(expected: Mapping[str, Any], found: Mapping[str, Any]) -> tuple[str, str] | tuple[()]:
+def difference(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> tuple[str, str] | tuple[()]:
     """The first field that differs, as (expected, found); nothing if all expected fields are there. More fields may be."""
     for name, value in expected.items():
-        given = found.get(name)
-        if (type(given) is type(value) and given == value) or name == "at_most":
+        is_there = actual.get(name)
+        if (type(is_there) is type(value) and is_there == value) or name == "at_most":
             continue
-        if name not in found:
+        if name not in actual:
             return f"{name} {plain(value)}", f"no {name}"
-        if not _same(name, value, given):
-            return f"{name} {plain(value)}", f"{name} {plain(given)}"
+        if not _same(name, value, is_there):
+            return f"{name} {plain(value)}", f"{name} {plain(is_there)}"
     return ()
 
 
 def first_pair(differences: Sequence[tuple[str, str] | tuple[()]]) -> tuple[str, str]:
     """The first of several differences, none of them empty."""
-    expected, found = next(each for each in differences if each)
-    return expected, found
+    expected, actual = next(each for each in differences if each)
+    return expected, actual
 
 
-def _same(name: str, expected: Any, found: Any) -> bool:
+def _same(name: str, expected: Any, actual: Any) -> bool:
     if name in ("items", "suborders", "shipments"):
         id_ = {"items": "item_id", "suborders": "suborder_id", "shipments": "shipment_id"}[name]
-        if not isinstance(found, list) or len(found) != len(expected):
+        if not isinstance(actual, list) or len(actual) != len(expected):
             return False
-        by_id = {item.get(id_): item for item in found if isinstance(item, dict)}
+        by_id = {item.get(id_): item for item in actual if isinstance(item, dict)}
         return all(item[id_] in by_id and not difference(item, by_id[item[id_]]) for item in expected)
-    if not isinstance(found, str):
+    if not isinstance(actual, str):
         return False
     try:
         if name == "amount" or name.endswith("_amount"):
-            return Decimal(expected) == Decimal(found)
-        return (name.endswith("_at") or name == "estimated_delivery") and datetime.fromisoformat(expected) == datetime.fromisoformat(found)
+            return Decimal(expected) == Decimal(actual)
+        return (name.endswith("_at") or name == "estimated_delivery") and datetime.fromisoformat(expected) == datetime.fromisoformat(actual)
     except (InvalidOperation, ValueError, TypeError):
         return False

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from audit.index import Index, Pending
-from audit.reference import Place
+from audit.reference import RecordId
 
 Severity = Literal["broken", "report"]
 CHECKS = {
@@ -27,24 +27,33 @@ CHECKS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong (broken) or worth knowing (report). `fact` names the record in the log that says so, where there is one."""
+    """One thing that is wrong ("broken") or worth knowing ("report").
+
+    `fact` names the record in the log that proves it, where there is one.
+    """
 
     check: str
     severity: Severity
     order_id: str
     where: str
     expected: str
-    found: str
+    actual: str
     fact: str = ""
+
+    def document(self) -> dict[str, str]:
+        """Return the finding as JSON, with the key of the release before (`found`) beside the new one
+        (`actual`)."""
+        return {**asdict(self), "found": self.actual}
 
 
 @dataclass(slots=True)
 class Report:
-    """The outcome of one audit.
+    """The result of one audit.
 
-    `lag` counts input records not yet committed when it began; `settled`: it was 0, and nothing came in meanwhile. `unjudged` counts, by
-    check, differences of orders that records not committed yet are about: whether they are broken shows when those are handled.
-    `seen_from` names input partitions whose start is gone. `compared` names the stores that were looked at.
+    `lag` counts the input records that weren't committed when the audit began; `settled` is true if there
+    were none and none came in meanwhile. `inconclusive` counts, by check, the differences of orders with
+    uncommitted records: whether something is broken shows once these are handled. `seen_from` names the input
+    partitions whose first records are gone. `compared` names the stores that were compared.
     """
 
     group: str
@@ -61,7 +70,7 @@ class Report:
     dead_letters: Counter[str] = field(default_factory=Counter)
     broken: Counter[str] = field(default_factory=Counter)
     reported: Counter[str] = field(default_factory=Counter)
-    unjudged: Counter[str] = field(default_factory=Counter)
+    inconclusive: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -77,41 +86,43 @@ class Report:
             self.findings.append(finding)
 
     def document(self) -> dict[str, Any]:
-        """The report as one JSON document."""
-        # Not asdict of the whole: it takes a Counter's items for elements to count.
+        """Return the report as one JSON document, with the keys of the release before beside the new ones."""
+        # asdict of the whole report would take a Counter's items for elements to count.
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {"clean": self.clean, **plain, "findings": [asdict(finding) for finding in self.findings]}
+        findings = [finding.document() for finding in self.findings]
+        return {"clean": self.clean, **plain, "unjudged": plain["inconclusive"], "findings": findings}
 
 
 class Findings:
-    """Where checks tell what they find.
+    """Collects what the checks find.
 
-    What may only be on its way (`at_rest`) waits in the index until it is known which orders are at rest. `truncated`: the beginning of
-    the lane's log is gone, so that what rests on all of an order's facts is no proof.
+    A difference that may pass (`at_rest`) waits in the index until it is known which orders are at rest.
+    `truncated` means that the lane's first records are gone, so that nothing that rests on all facts of an
+    order is proven.
     """
 
-    def __init__(self, report: Report, index: Index, most: int, hear: Callable[[Finding], None] | None = None) -> None:
-        """`hear` is told every broken finding, also those that the report only counts."""
+    def __init__(self, report: Report, index: Index, most: int, on_finding: Callable[[Finding], None] | None = None) -> None:
+        """`on_finding` is called with every broken finding, also with those that the report only counts."""
         self.report = report
         self.truncated = False
         self._index = index
         self._most = most
-        self._hear = hear
+        self._on_finding = on_finding
 
     def broken(
-        self, check: str, order_id: str, where: str, expected: object, found: object, fact: Place | None = None, *, proven: bool = False
+        self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None, *, proven: bool = False
     ) -> None:
         """`proven`: also when the log's beginning is gone."""
-        self._add(Finding(check, self._severity(check, proven), order_id, where, plain(expected), plain(found), str(fact or "")))
+        self._add(Finding(check, self._severity(check, proven), order_id, where, plain(expected), plain(actual), str(fact or "")))
 
-    def at_rest(self, check: str, order_id: str, where: str, expected: object, found: object, fact: Place | None = None) -> None:
+    def at_rest(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None) -> None:
         """Broken, unless a record about the order isn't committed yet."""
         severity = self._severity(check, False)
-        self._index.wait(Pending(order_id, check, severity, where, plain(expected), plain(found), str(fact or "")))
+        self._index.wait(Pending(order_id, check, severity, where, plain(expected), plain(actual), str(fact or "")))
 
-    def note(self, check: str, order_id: str, where: str, expected: object, found: object, fact: Place | None = None) -> None:
+    def note(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None) -> None:
         """Worth knowing, not broken."""
-        self._add(Finding(check, "report", order_id, where, plain(expected), plain(found), str(fact or "")))
+        self._add(Finding(check, "report", order_id, where, plain(expected), plain(actual), str(fact or "")))
 
     def judge(self) -> None:
         """What still waits in the index is true."""
@@ -123,8 +134,8 @@ class Findings:
 
     def _add(self, finding: Finding) -> None:
         self.report.add(finding, self._most)
-        if self._hear is not None and finding.severity == "broken":
-            self._hear(finding)
+        if self._on_finding is not None and finding.severity == "broken":
+            self._on_finding(finding)
 
 
 def plain(value: object) -> str:

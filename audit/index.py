@@ -1,4 +1,5 @@
-"""What has to be found again by its place in the log: dead letters, re-keyed copies, and findings that wait for their judgement.
+"""An index on disk: of dead letters and re-keyed copies by their records, and of findings that aren't judged
+yet.
 
 In SQLite, in a file of the audit's own: memory stays the same however many there are.
 """
@@ -12,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from audit.reference import Place
+from audit.reference import RecordId
 
 _SCHEMA: Final = """
 CREATE TABLE letter (topic, partition, offset, code, detail, key, digest, value, lane, at, matched DEFAULT 0);
@@ -24,16 +25,19 @@ CREATE TABLE sent (letter, topic, partition, offset);
 CREATE INDEX sent_letter ON sent (letter);
 CREATE TABLE checkout (order_id, topic, partition, offset);
 CREATE TABLE placed (order_id PRIMARY KEY) WITHOUT ROWID;
-CREATE TABLE pending (order_id, check_, severity, place, expected, found, fact);
+CREATE TABLE pending (order_id, check_, severity, record_id, expected, found, fact);
 CREATE INDEX pending_order ON pending (order_id);
 CREATE TABLE absent (key, order_id, shipment_id);
 """
 
 
 class Letter(NamedTuple):
-    """A dead letter. `place`: of the refused record; `lane`, `at`: its own in orders.dlq; `value` only if it may be a normalised fact."""
+    """A dead letter of the record `record_id`, at `lane` and `at` of orders.dlq.
 
-    place: Place
+    `value` is kept if it may be a normalised fact.
+    """
+
+    record_id: RecordId
     code: str
     detail: str
     key: bytes | None
@@ -48,8 +52,8 @@ class Note(NamedTuple):
 
     letter: str
     reason: str
-    origin: Place
-    to: Place
+    origin: RecordId
+    to: RecordId
 
 
 class Pending(NamedTuple):
@@ -79,44 +83,44 @@ class Index:
     # -- dead letters and re-keyed copies -------------------------------------------------------------------------
 
     def add_letters(self, letters: Iterable[Letter]) -> None:
-        rows = [(*letter.place, *letter[1:]) for letter in letters]
+        rows = [(*letter.record_id, *letter[1:]) for letter in letters]
         self.letters += len(rows)
         self._db.executemany(
             "INSERT INTO letter (topic, partition, offset, code, detail, key, digest, value, lane, at) VALUES (?,?,?,?,?,?,?,?,?,?)", rows
         )
 
-    def letters_of(self, places: Iterable[Place]) -> list[Letter]:
+    def letters_of(self, record_ids: Iterable[RecordId]) -> list[Letter]:
         """The dead letters of some records; they count as matched from now on."""
         if not self.letters:
             return []
-        found: list[Letter] = []
-        for place in places:
+        letters: list[Letter] = []
+        for record_id in record_ids:
             rows = self._db.execute(
-                "SELECT code, detail, key, digest, value, lane, at FROM letter WHERE topic = ? AND partition = ? AND offset = ?", place
+                "SELECT code, detail, key, digest, value, lane, at FROM letter WHERE topic = ? AND partition = ? AND offset = ?", record_id
             ).fetchall()
             if rows:
-                self._db.execute("UPDATE letter SET matched = 1 WHERE topic = ? AND partition = ? AND offset = ?", place)
-                found += [Letter(place, *row) for row in rows]
-        return found
+                self._db.execute("UPDATE letter SET matched = 1 WHERE topic = ? AND partition = ? AND offset = ?", record_id)
+                letters += [Letter(record_id, *row) for row in rows]
+        return letters
 
     def unmatched_letters(self) -> Iterator[Letter]:
-        """Dead letters that no refused record has asked for, in the order of their own places."""
+        """Dead letters that no refused record has asked for, in the order of their own record_ids."""
         rows = self._db.execute(
             "SELECT topic, partition, offset, code, detail, key, digest, value, lane, at FROM letter WHERE matched = 0 ORDER BY lane, at"
         )
         for topic, partition, offset, *rest in rows:
-            yield Letter(Place(topic, partition, offset), *rest)
+            yield Letter(RecordId(topic, partition, offset), *rest)
 
-    def add_copies(self, origins: Iterable[Place]) -> None:
-        """Places of records of which a re-keyed copy exists."""
+    def add_copies(self, origins: Iterable[RecordId]) -> None:
+        """RecordOf of records of which a re-keyed copy exists."""
         rows = list(origins)
         self.copies += len(rows)
         self._db.executemany("INSERT OR IGNORE INTO copy VALUES (?,?,?)", rows)
 
-    def has_copy(self, place: Place) -> bool:
+    def has_copy(self, record_id: RecordId) -> bool:
         if not self.copies:
             return False
-        return self._db.execute("SELECT 1 FROM copy WHERE topic = ? AND partition = ? AND offset = ?", place).fetchone() is not None
+        return self._db.execute("SELECT 1 FROM copy WHERE topic = ? AND partition = ? AND offset = ?", record_id).fetchone() is not None
 
     # -- records that went back ------------------------------------------------------------------------------------
 
@@ -125,52 +129,52 @@ class Index:
         self.notes += len(rows)
         self._db.executemany("INSERT INTO note VALUES (?,?,?,?,?,?,?,?)", rows)
 
-    def reason_of_redriven(self, place: Place) -> str | None:
+    def reason_of_redriven(self, record_id: RecordId) -> str | None:
         """Why a record was refused that went back since; None if it didn't."""
         if not self.notes:
             return None
-        row = self._db.execute("SELECT reason FROM note WHERE topic = ? AND partition = ? AND offset = ?", place).fetchone()
+        row = self._db.execute("SELECT reason FROM note WHERE topic = ? AND partition = ? AND offset = ?", record_id).fetchone()
         return None if row is None else str(row[0])
 
-    def add_sent(self, letter: str, place: Place) -> None:
+    def add_sent(self, letter: str, record_id: RecordId) -> None:
         """A record in the log that says that it was made of this dead letter."""
-        self._db.execute("INSERT INTO sent VALUES (?,?,?,?)", (letter, *place))
+        self._db.execute("INSERT INTO sent VALUES (?,?,?,?)", (letter, *record_id))
 
-    def sent_without_note(self) -> Iterator[tuple[str, Place]]:
+    def sent_without_note(self) -> Iterator[tuple[str, RecordId]]:
         """Redriven records, with their letters, of which the ledger doesn't know or says that they are elsewhere."""
         rows = self._db.execute(
             "SELECT * FROM sent WHERE NOT EXISTS (SELECT 1 FROM note WHERE note.letter = sent.letter AND to_topic = sent.topic"
             " AND to_partition = sent.partition AND to_offset IN (sent.offset, -1))"
         )
-        for letter, *place in rows:
-            yield letter, Place._make(place)
+        for letter, *record_id in rows:
+            yield letter, RecordId._make(record_id)
 
     def notes_without_sent(self) -> Iterator[Note]:
         """Notes whose record hasn't been seen."""
-        for letter, reason, *places in self._db.execute("SELECT * FROM note WHERE letter NOT IN (SELECT letter FROM sent)"):
-            yield Note(letter, reason, Place._make(places[:3]), Place._make(places[3:]))
+        for letter, reason, *record_ids in self._db.execute("SELECT * FROM note WHERE letter NOT IN (SELECT letter FROM sent)"):
+            yield Note(letter, reason, RecordId._make(record_ids[:3]), RecordId._make(record_ids[3:]))
 
-    def redriven_twice(self) -> Iterator[tuple[Place, int]]:
+    def redriven_twice(self) -> Iterator[tuple[RecordId, int]]:
         """Refused records that went back more than once, and how often."""
         rows = self._db.execute("SELECT topic, partition, offset, count(*) FROM note GROUP BY topic, partition, offset HAVING count(*) > 1")
-        for *place, count in rows:
-            yield Place._make(place), count
+        for *record_id, count in rows:
+            yield RecordId._make(record_id), count
 
     # -- checkouts and the orders that were made of them ------------------------------------------------------------
 
-    def add_checkout(self, order_id: str, place: Place) -> None:
+    def add_checkout(self, order_id: str, record_id: RecordId) -> None:
         """An accepted checkout, and the order that it has to become."""
-        self._db.execute("INSERT INTO checkout VALUES (?,?,?,?)", (order_id, *place))
+        self._db.execute("INSERT INTO checkout VALUES (?,?,?,?)", (order_id, *record_id))
 
     def add_placed(self, order_id: str) -> None:
         """An order.created that was made of a checkout."""
         self._db.execute("INSERT OR IGNORE INTO placed VALUES (?)", (order_id,))
 
-    def unplaced_checkouts(self) -> Iterator[tuple[str, Place]]:
+    def unplaced_checkouts(self) -> Iterator[tuple[str, RecordId]]:
         """Checkouts of which no order was made."""
         rows = self._db.execute("SELECT * FROM checkout WHERE order_id NOT IN (SELECT order_id FROM placed)")
-        for order_id, *place in rows:
-            yield order_id, Place._make(place)
+        for order_id, *record_id in rows:
+            yield order_id, RecordId._make(record_id)
 
     # -- parcels that aren't under their numbers ---------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ from audit.reference import (
     Fact,
     NaturalKey,
     Order,
-    Place,
     Reading,
+    RecordId,
     Refusal,
     is_canonical,
     normalised,
@@ -83,11 +83,14 @@ class Lane:
 
 @dataclass(slots=True)
 class Held:
-    """An order that the log knows. `raws`: its records as they came, by place; `causes`: their ids, and the traces that go on from them."""
+    """An order of the log.
+
+    `raws` are its records as they came, `causes` the ids of its events with the traces that go on from them.
+    """
 
     order: Order
     appended: int
-    raws: dict[Place, Item] = field(default_factory=dict)
+    raws: dict[RecordId, Item] = field(default_factory=dict)
     causes: dict[str, set[str | None]] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
 
@@ -100,11 +103,11 @@ class Held:
         """The first reading."""
         return self.readings[0]
 
-    def place(self, fact: Fact) -> Place | None:
+    def record_of(self, fact: Fact) -> RecordId | None:
         """Where the log says this."""
         for candidate in self.order.candidates.get(fact.key, ()):
-            if candidate.fact is fact and candidate.places:
-                return candidate.places[0]
+            if candidate.fact is fact and candidate.records:
+                return candidate.records[0]
         return None
 
 
@@ -148,114 +151,121 @@ class Judge:
         decisions = []
         for item in items:
             item = _as_read(item)
-            _, _, number, partition, offset, timestamp, value, headers = item
-            topic = LANE[number]
-            place = Place(topic, partition, offset)
+            _, _, number, partition, offset, _, value, headers = item
+            record_id = RecordId(LANE[number], partition, offset)
             if type(headers) is _Unreadable:
-                self._counts["records"] += topic not in INTERNAL
-                self._counts["refused"] += 1
-                self._want("", {"unreadable"}, [place], {place: item})
+                self._counts["records"] += record_id.topic not in INTERNAL
+                self._refuse("unreadable", [record_id], {record_id: item})
                 continue
-            # In the order's partition of before it was either taken there, or passed on after the change.
-            at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(place))
-            if topic != REKEYED:
+            if record_id.topic != REKEYED:
                 for name, text in headers:
                     if name == "redrive_of":
-                        self._index.add_sent((text or b"").decode("utf-8", "replace"), place)
-            if topic == DECISIONS:
-                decisions.append((place, value, headers, item))
-                continue
-            if topic == CHECKOUT:
-                self._take_checkout(place, value, headers, item)
-                continue
-            places = [place]
-            if topic == REKEYED:
-                self._counts["rekeyed"] += 1
-                origin = origin_of_copy(headers)
-                if origin is None:
-                    self._counts["refused"] += 1
-                    self._want("", {"origin_unknown"}, [place], {place: item})
-                    continue
-                places.append(origin)
-                parsed = read(origin.topic, value, own_headers(headers))
+                        self._index.add_sent((text or b"").decode("utf-8", "replace"), record_id)
+            if record_id.topic == DECISIONS:
+                decisions.append((record_id, value, headers, item))
+            elif record_id.topic == CHECKOUT:
+                self._take_checkout(record_id, value, headers, item)
             else:
-                self._counts["records"] += 1
-                parsed = read(topic, value, headers)
-            fact = self._of_then(parsed.outcome, places[-1])
-            if isinstance(fact, Refusal):
-                self._counts["refused"] += 1
-                self._want("", {fact.code}, places, dict.fromkeys(places, item))
-            elif topic != REKEYED and (fact.order_id != order_id or not at_home) and _size(item) > MOST_PASSED_ON:
-                self._counts["refused"] += 1
-                self._want("", {"record_too_large"}, places, {})
-            elif fact.order_id != order_id or not at_home:
-                if topic == REKEYED:
-                    found = f"key {order_id} in partition {partition}"
-                    home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, str(place), f"key {fact.order_id} in partition {home}", found)
-                elif not self._index.has_copy(place):
-                    home = self._home(fact.order_id.encode())
-                    self._findings.broken("accounting", fact.order_id, REKEYED, f"a copy in partition {home}", "none", place)
-            else:
-                if held is None:
-                    held = Held(Order(order_id), timestamp)
-                held.appended = min(held.appended, timestamp)
-                self._add(held, fact, places, item)
-                held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
-                if topic == CREATED and dict(headers).get("ce_source") == OURS:
-                    self._index.add_placed(order_id)
+                held = self._take_event(held, order_id, own, item, record_id)
         held = self._decide(held, order_id, decisions)
         if held is not None:
             held.readings = held.order.readings()
         return held
 
-    def _take_checkout(self, place: Place, value: bytes | None, headers: Any, item: Item) -> None:
-        self._counts["records"] += 1
-        fact = self._of_then(read(CHECKOUT, value, headers).outcome, place)
+    def _take_event(self, held: Held | None, order_id: str, own: bool, item: Item, record_id: RecordId) -> Held | None:
+        """Add what a record says to its order, or say why not; returns the order."""
+        _, _, _, partition, _, timestamp, value, headers = item
+        topic, record_ids = record_id.topic, [record_id]
+        if topic == REKEYED:
+            self._counts["rekeyed"] += 1
+            origin = origin_of_copy(headers)
+            if origin is None:
+                self._refuse("origin_unknown", record_ids, {record_id: item})
+                return held
+            record_ids.append(origin)
+            parsed = read(origin.topic, value, own_headers(headers))
+        else:
+            self._counts["records"] += 1
+            parsed = read(topic, value, headers)
+        fact = self._of_then(parsed.outcome, record_ids[-1])
         if isinstance(fact, Refusal):
-            self._counts["refused"] += 1
-            self._want("", {fact.code}, [place], {place: item})
+            self._refuse(fact.code, record_ids, dict.fromkeys(record_ids, item))
+            return held
+        # In the order's partition of before it was either taken there, or passed on after the change.
+        at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(record_id))
+        if fact.order_id != order_id or not at_home:
+            if topic != REKEYED and _size(item) > MOST_PASSED_ON:
+                self._refuse("record_too_large", record_ids, {})
+            else:
+                self._look_for_copy(fact.order_id, order_id, record_id)
+            return held
+        if held is None:
+            held = Held(Order(order_id), timestamp)
+        held.appended = min(held.appended, timestamp)
+        self._add(held, fact, record_ids, item)
+        held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
+        if topic == CREATED and dict(headers).get("ce_source") == OURS:
+            self._index.add_placed(order_id)
+        return held
+
+    def _look_for_copy(self, owner: str, key: str, record_id: RecordId) -> None:
+        """An event under another key, or in another partition, than its order's has to be passed on there, once."""
+        home = self._home(owner.encode())
+        if record_id.topic == REKEYED:
+            actual = f"key {key} in partition {record_id.partition}"
+            self._findings.broken("accounting", owner, str(record_id), f"key {owner} in partition {home}", actual)
+        elif not self._index.has_copy(record_id):
+            self._findings.broken("accounting", owner, REKEYED, f"a copy in partition {home}", "none", record_id)
+
+    def _refuse(self, code: str, record_ids: list[RecordId], items: dict[RecordId, Item]) -> None:
+        self._counts["refused"] += 1
+        self._want("", {code}, record_ids, items)
+
+    def _take_checkout(self, record_id: RecordId, value: bytes | None, headers: Any, item: Item) -> None:
+        self._counts["records"] += 1
+        fact = self._of_then(read(CHECKOUT, value, headers).outcome, record_id)
+        if isinstance(fact, Refusal):
+            self._refuse(fact.code, [record_id], {record_id: item})
         else:
             self._counts["checkouts"] += 1
-            self._index.add_checkout(fact.order_id, place)
+            self._index.add_checkout(fact.order_id, record_id)
 
-    def _of_then(self, outcome: Fact | Refusal, place: Place) -> Fact | Refusal:
+    def _of_then(self, outcome: Fact | Refusal, record_id: RecordId) -> Fact | Refusal:
         """What a record was when it came: one that was refused by other rules and went back since is none, its copy counts.
 
         But for a conflict: there a record is refused because of another one, and goes on counting as the other content.
         """
         if isinstance(outcome, Refusal):
             return outcome
-        reason = self._index.reason_of_redriven(place)
+        reason = self._index.reason_of_redriven(record_id)
         return outcome if reason in (None, "key_conflict") else Refusal(reason, "redriven")
 
-    def _add(self, held: Held, fact: Fact, places: list[Place], item: Item) -> None:
+    def _add(self, held: Held, fact: Fact, record_ids: list[RecordId], item: Item) -> None:
         order = held.order
         before = len(order.candidates.get(fact.key, ()))
-        candidate = order.add(fact, places[0], rekeyed=len(places) > 1)
+        candidate = order.add(fact, record_ids[0], rekeyed=len(record_ids) > 1)
         if isinstance(candidate, Refusal):
-            self._counts["refused"] += 1
-            self._want("", {candidate.code}, places, dict.fromkeys(places, item))
+            self._refuse(candidate.code, record_ids, dict.fromkeys(record_ids, item))
             return
-        repeated = len(candidate.places) > 1
-        candidate.places.extend(places[1:])
+        repeated = len(candidate.records) > 1
+        candidate.records.extend(record_ids[1:])
         self._counts["duplicates" if repeated else "facts" if before == 0 else "conflicts"] += 1
-        held.raws.update(dict.fromkeys(places, item))
+        held.raws.update(dict.fromkeys(record_ids, item))
 
-    def _decide(self, held: Held | None, order_id: str, decisions: Iterable[tuple[Place, bytes | None, Any, Item]]) -> Held | None:
-        for place, value, headers, item in decisions:
+    def _decide(self, held: Held | None, order_id: str, decisions: Iterable[tuple[RecordId, bytes | None, Any, Item]]) -> Held | None:
+        for record_id, value, headers, item in decisions:
             decision = parse_decision(value, headers)
             if isinstance(decision, Refusal):
                 if decision.code != "type_unknown":
-                    self._findings.broken("refunds", order_id, str(place), "refund.decided", f"{decision.code} {decision.detail}")
-                self._index.letters_of([place])  # it may have one
+                    self._findings.broken("refunds", order_id, str(record_id), "refund.decided", f"{decision.code} {decision.detail}")
+                self._index.letters_of([record_id])  # it may have one
                 continue
             if held is None or decision.order_id != order_id:
-                found = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"
-                self._findings.at_rest("refunds", decision.order_id, str(place), "a decision about a known order", found)
+                actual = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"
+                self._findings.at_rest("refunds", decision.order_id, str(record_id), "a decision about a known order", actual)
                 continue
             if isinstance(decision, Fact):
-                self._add(held, decision, [place], item)
+                self._add(held, decision, [record_id], item)
                 event = unwrap(value, headers)
                 held.causes.setdefault(event.id, set()).add(event.traceparent)
                 continue
@@ -263,8 +273,8 @@ class Judge:
             held.causes.setdefault(event.id, set()).add(event.traceparent)
             expected = len(held.order.decisions)
             if not held.order.decide(decision) and decision.n >= expected:
-                self._findings.at_rest("refunds", order_id, str(place), f"decision {expected} next", decision.n)
-                self._index.letters_of([place])  # one too many has one
+                self._findings.at_rest("refunds", order_id, str(record_id), f"decision {expected} next", decision.n)
+                self._index.letters_of([record_id])  # one too many has one
         return held
 
     def _count_order(self, held: Held) -> None:
@@ -290,8 +300,8 @@ class Judge:
         reading, order_id = held.reading, held.order_id
         if reading.created is None:
             if reading.decisions:
-                found = f"{len(reading.decisions)} decisions"
-                self._findings.at_rest("refunds", order_id, DECISIONS, "order.created before a decision", found)
+                actual = f"{len(reading.decisions)} decisions"
+                self._findings.at_rest("refunds", order_id, DECISIONS, "order.created before a decision", actual)
             return
         if not reading.decisions and reading.captured == 0:
             return
@@ -349,39 +359,39 @@ class Judge:
             losers = [each for each in candidates if key in refused or len(winners) > 1 or each is not winners[0]]
             self._counts["refused_keys"] += 1
             due = len(candidates) > 1 or key in in_all
-            self._want(order.order_id, codes, [place for each in losers for place in each.places], held.raws, losers, due=due)
+            self._want(order.order_id, codes, [record_id for each in losers for record_id in each.records], held.raws, losers, due=due)
 
     def _want(
         self,
         order_id: str,
         codes: set[str],
-        places: list[Place],
-        raws: Mapping[Place, Item],
+        record_ids: list[RecordId],
+        raws: Mapping[RecordId, Item],
         refused: Sequence[Candidate] = (),
         *,
         due: bool = True,
     ) -> None:
-        """At least one dead letter of one of these places is due, or may at least be there."""
-        letters = self._index.letters_of(places)
+        """At least one dead letter of one of these record_ids is due, or may at least be there."""
+        letters = self._index.letters_of(record_ids)
         if not letters and due:
             expected = f"a dead letter ({' or '.join(sorted(codes))})"
-            self._findings.broken("accounting", order_id, DLQ, expected, "none", places[0], proven=True)
+            self._findings.broken("accounting", order_id, DLQ, expected, "none", record_ids[0], proven=True)
         for letter in letters:
             where = f"{DLQ}/{letter.lane}@{letter.at}"
             if letter.code not in codes:
-                self._findings.note("letters", order_id, where, " or ".join(sorted(codes)), letter.code, letter.place)
-            item = raws.get(letter.place)
+                self._findings.note("letters", order_id, where, " or ".join(sorted(codes)), letter.code, letter.record_id)
+            item = raws.get(letter.record_id)
             if item is None or _size(item) > MOST_PASSED_ON or is_raw(letter, item):
                 continue
             if letter.code in _ORDER_CODES and self._is_fact(letter, refused):
                 continue
-            expected = f"key, value and headers of {letter.place}" + (", or its fact normalised" if letter.code in _ORDER_CODES else "")
-            self._findings.broken("letters", order_id, where, expected, "something else", letter.place, proven=True)
+            expected = f"key, value and headers of {letter.record_id}" + (", or its fact normalised" if letter.code in _ORDER_CODES else "")
+            self._findings.broken("letters", order_id, where, expected, "something else", letter.record_id, proven=True)
 
     @staticmethod
     def _is_fact(letter: Letter, refused: Sequence[Candidate]) -> bool:
         """Whether the letter of a fact that waited holds it in normalised form, and says so."""
-        candidate = next((each for each in refused if letter.place in each.places), None)
+        candidate = next((each for each in refused if letter.record_id in each.records), None)
         if candidate is None or "normalised" not in letter.detail or letter.key != candidate.fact.order_id.encode():
             return False
         fact = normalised(candidate.fact.type, letter.value)
@@ -390,7 +400,7 @@ class Judge:
     # -- derived events ----------------------------------------------------------------------------------------------
 
     def _judge_derived(self, order_id: str, held: Held | None, items: Iterable[Item]) -> None:
-        events = None if held is None else DerivedEvents(held.readings, held.causes, held.place, self._findings)
+        events = None if held is None else DerivedEvents(held.readings, held.causes, held.record_of, self._findings)
         for _, _, number, partition, offset, event_id, cause, trace, value in items:
             self._counts["derived_events"] += 1
             where = f"{DERIVED[number]}/{partition}@{offset}"
@@ -400,8 +410,8 @@ class Judge:
                 self._findings.broken("derived", order_id, where, "a JSON object", error)
                 continue
             if events is None:
-                made = event.data.get(SAME.get(event.type, "")) or event.event_id
-                self._findings.at_rest("derived", order_id, where, "no such event: the log has no such order in this lane", made)
+                subject_id = event.data.get(SAME.get(event.type, "")) or event.event_id
+                self._findings.at_rest("derived", order_id, where, "no such event: the log has no such order in this lane", subject_id)
             else:
                 events.take(event)
         if events is not None:
@@ -434,8 +444,8 @@ class Judge:
                 kept, stale = (version, offset, value), None
         if kept is None:
             if held is not None:
-                found = "none" if deleted is None else f"deleted at {deleted}"
-                self._findings.broken("changelog", order_id, f"{topic}/{lane}", f"a state of version {held.order.version}", found)
+                actual = "none" if deleted is None else f"deleted at {deleted}"
+                self._findings.broken("changelog", order_id, f"{topic}/{lane}", f"a state of version {held.order.version}", actual)
             return None
         self._counts["states"] += 1
         version, offset, value = kept
@@ -457,7 +467,7 @@ class Judge:
     def _compare_state(self, held: Held, where: str, value: bytes) -> None:
         try:
             state: State = read_state(value)
-            apart = [differences(reading, state, held.place, held.raws) for reading in held.readings]
+            apart = [differences(reading, state, held.record_of, held.raws) for reading in held.readings]
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
             self._findings.broken("changelog", held.order_id, where, "a state", f"{type(error).__name__}: {error}")
             return
@@ -469,9 +479,9 @@ class Judge:
 
     def _judge_local(self, order_id: str, held: Held | None, kept: bytes | None, states: Sequence[Item], items: Iterable[Item]) -> None:
         """A worker that starts with a local table, and reads the changelog on from where the table ends, has the state that is kept."""
-        found = {item[2]: item[3] for item in items}
+        stored = {item[2]: item[3] for item in items}
         for number, (path, read_to) in enumerate(self._lane.local):
-            local: bytes | None = found.get(number)
+            local: bytes | None = stored.get(number)
             if local is not None:
                 self._counts["local_states"] += 1
             state, changelog = local, f"{self._lane.changelog}/{self._lane.number}"
@@ -492,11 +502,11 @@ class Judge:
     # -- rows --------------------------------------------------------------------------------------------------------
 
     def _judge_rows(self, order_id: str, held: Held | None, items: Sequence[Item]) -> None:
-        found: list[list[bytes]] = [[] for _ in TABLES]
+        actual: list[list[bytes]] = [[] for _ in TABLES]
         for item in items:
-            found[item[2]].append(item[3])
+            actual[item[2]].append(item[3])
         if held is None:
-            for table, lines in zip(TABLES, found, strict=True):
+            for table, lines in zip(TABLES, actual, strict=True):
                 for line in lines:
                     row_id = line[:36].decode()
                     self._findings.at_rest("rows", order_id, f"{table} {row_id}", "no row: the log has no such order", "a row")
@@ -506,18 +516,18 @@ class Judge:
         for table, rows in zip(TABLES, expected[0], strict=True):
             self._checked[table] += len(rows)
         # Of each reading the rows that only one side has, a second row of one id counted.
-        apart = [sum(_apart(wanted, got) for wanted, got in zip(each, found, strict=True)) for each in written]
+        apart = [sum(_apart(wanted, got) for wanted, got in zip(each, actual, strict=True)) for each in written]
         if 0 in apart:
             return
         # Where the log allows several readings, the nearest is compared.
         nearest = expected[apart.index(min(apart))]
-        for table, rows, got in zip(TABLES, nearest, found, strict=True):
+        for table, rows, got in zip(TABLES, nearest, actual, strict=True):
             self._judge_table(held, table, rows, [row_of(table, line) for line in got])
 
-    def _judge_table(self, held: Held, table: str, expected: Iterable[Row], found: Iterable[Row]) -> None:
+    def _judge_table(self, held: Held, table: str, expected: Iterable[Row], actual: Iterable[Row]) -> None:
         order_id, names = held.order_id, columns(table)
         there: dict[str, list[Row]] = {}
-        for row in found:
+        for row in actual:
             there.setdefault(row[0], []).append(row)
         for wanted in (comparable(table, row) for row in expected):
             twins = there.pop(wanted[0], [])
@@ -530,16 +540,16 @@ class Judge:
                 self._findings.broken("rows", order_id, where, "one row", f"{len(twins)} rows: {owners}", fact)
             row = min(twins, key=lambda each: sum(one != other for one, other in zip(wanted, each, strict=True)))
             add = self._findings.broken if row[-1] < wanted[-1] else self._findings.at_rest
-            for name, value, given in zip(names, wanted, row, strict=True):
-                if value != given:
-                    add("rows", order_id, f"{where} {name}", value, given, fact)
+            for name, value, value_there in zip(names, wanted, row, strict=True):
+                if value != value_there:
+                    add("rows", order_id, f"{where} {name}", value, value_there, fact)
         for row_id, extra in there.items():
             self._findings.at_rest("rows", order_id, f"{table} {row_id}", "no row", f"a row of version {extra[0][-1]}")
 
     # -- cache -------------------------------------------------------------------------------------------------------
 
     def _judge_cache(self, order_id: str, held: Held | None, entries: Iterable[Item], members: Iterable[Item]) -> None:
-        known = held if held is not None and held.reading.created is not None else None
+        placed = held if held is not None and held.reading.created is not None else None
         seen: set[str] = set()
         tracked: set[tuple[str, str]] = set()
         for _, _, key, ttl, value in entries:
@@ -548,26 +558,26 @@ class Judge:
             seen.add(key)
             if value is None:
                 self._findings.broken("cache", order_id, key, "a string", "another type")
-            elif known is None:
+            elif placed is None:
                 self._findings.at_rest("cache", order_id, key, "nothing: the log has no such order", "an entry")
             elif key.startswith("order:"):
                 self._counts["cached_orders"] += 1
-                self._judge_summary(known, key, value)
+                self._judge_summary(placed, key, value)
                 self._judge_ttl(order_id, key, ttl)
             else:
                 self._counts["cached_parcels"] += 1
-                tracked.update((key, shipment_id) for shipment_id in self._judge_tracking(known, key, value))
+                tracked.update((key, shipment_id) for shipment_id in self._judge_tracking(placed, key, value))
                 self._judge_ttl(order_id, key, ttl)
-        if known is not None and f"order:{order_id}" in seen:
-            self._miss_parcels(known, tracked)
+        if placed is not None and f"order:{order_id}" in seen:
+            self._miss_parcels(placed, tracked)
         for _, _, key, ttl, score in members:
             self._counts["cached_places"] += 1
-            readings = [] if known is None else known.readings
-            wanted = {f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings}
-            if key not in wanted:
+            readings = [] if placed is None else placed.readings
+            scores = {f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings}
+            if key not in scores:
                 self._findings.at_rest("cache", order_id, key, "no such member", "the order")
-            elif all(abs(score - ms) >= 1 for ms in wanted.values()):
-                self._findings.at_rest("cache", order_id, key, f"score {min(wanted.values()):.0f}", f"{score:.0f}")
+            elif all(abs(score - ms) >= 1 for ms in scores.values()):
+                self._findings.at_rest("cache", order_id, key, f"score {min(scores.values()):.0f}", f"{score:.0f}")
             self._judge_ttl(order_id, key, ttl)
 
     def _judge_ttl(self, order_id: str, key: str, ttl: int) -> None:
@@ -576,8 +586,8 @@ class Judge:
 
     def _judge_summary(self, held: Held, key: str, value: bytes) -> None:
         try:
-            found = read_json(value)
-            apart = [difference(summary_of(reading), found) for reading in held.readings]
+            summary = read_json(value)
+            apart = [difference(summary_of(reading), summary) for reading in held.readings]
         except (ValueError, TypeError, AttributeError) as error:
             self._findings.broken("cache", held.order_id, key, "a JSON object", error)
             return
@@ -623,11 +633,11 @@ def _numbers(reading: Reading) -> set[tuple[str, str]]:
     return {(f"tracking:{number}", shipment_id) for shipment_id, number in numbers if number}
 
 
-def _apart(wanted: Sequence[bytes], got: Sequence[bytes]) -> int:
+def _apart(expected: Sequence[bytes], got: Sequence[bytes]) -> int:
     """How many rows only one side has, or has once more."""
-    if len(wanted) == len(got) == 1:
-        return wanted[0] != got[0]
-    return len(set(wanted) ^ set(got)) + abs(len(got) - len(set(got)))
+    if len(expected) == len(got) == 1:
+        return expected[0] != got[0]
+    return len(set(expected) ^ set(got)) + abs(len(got) - len(set(got)))
 
 
 def summary_of(reading: Reading) -> dict[str, Any]:
@@ -636,8 +646,8 @@ def summary_of(reading: Reading) -> dict[str, Any]:
     names = ("user_id", "status", "currency", "total_amount", "created_at", "updated_at", "version")
     suborders = []
     for suborder in reading.suborders:
-        told = reading.last_suborder(suborder)
-        suborders.append({name: told[name] for name in ("suborder_id", "seller_id", "status", "total_amount")})
+        last = reading.last_suborder(suborder)
+        suborders.append({name: last[name] for name in ("suborder_id", "seller_id", "status", "total_amount")})
     shipments = []
     for shipment_id, scan in reading.parcels.items():
         content, due = scan.content, scan.content.get("estimated_delivery")
@@ -666,22 +676,22 @@ def _version(value: bytes) -> int:
         return -1
 
 
-def _fact_behind(held: Held, table: str, row_id: str) -> Place | None:
+def _fact_behind(held: Held, table: str, row_id: str) -> RecordId | None:
     """The record whose fact makes this row what it is."""
     reading = held.reading
     fact = {"orders_shipment": reading.parcels, "orders_return": reading.returns}.get(table, {}).get(row_id, reading.created)
-    return None if fact is None else held.place(fact)
+    return None if fact is None else held.record_of(fact)
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
 
 
-def coordinates(headers: Iterable[Sequence[Any]], prefix: str) -> Place | None:
-    """The place that headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
+def coordinates(headers: Iterable[Sequence[Any]], prefix: str) -> RecordId | None:
+    """Return the record that the headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
     texts = {name: (value or b"").decode("utf-8", "replace") for name, value in headers if name.startswith(prefix)}
     topic, partition, offset = (texts.get(f"{prefix}_{what}", "") for what in ("topic", "partition", "offset"))
     numbers = all(_NUMBER.fullmatch(text) for text in (partition, offset))
-    return Place(topic, int(partition), int(offset)) if numbers else None
+    return RecordId(topic, int(partition), int(offset)) if numbers else None
 
 
 class _Unreadable(tuple[()]):
@@ -698,10 +708,10 @@ def _as_read(item: Item) -> Item:
     return item
 
 
-def origin_of_copy(headers: Iterable[Sequence[Any]]) -> Place | None:
+def origin_of_copy(headers: Iterable[Sequence[Any]]) -> RecordId | None:
     """Where a record of orders.rekeyed came from; None if it doesn't say: then the pipeline didn't write it."""
-    place = coordinates(headers, "rekeyed")
-    return None if place is None or place.topic not in INPUT or place.topic == CHECKOUT else place
+    record_id = coordinates(headers, "rekeyed")
+    return None if record_id is None or record_id.topic not in INPUT or record_id.topic == CHECKOUT else record_id
 
 
 def own_headers(headers: Iterable[Sequence[Any]]) -> list[tuple[str, bytes | None]]:

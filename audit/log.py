@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.errors import (
     CoordinatorNotAvailableError,
@@ -27,7 +26,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.fetch import FetchRequest
 
 from errors import OrdersError
-from wire import AIOKafkaConsumer, PartitionRecords, RecordBatches, learn_topics
+from wire import PartitionRecords, RecordBatches, clients, learn_topics
 
 Progress = Callable[[int], None]
 
@@ -104,32 +103,26 @@ def told(error: BaseException) -> str:
 class Log:
     """A reader of whole partitions. One read at a time.
 
-    Use as `async with Log(brokers) as log`. Every method may block on the network and raises LogUnavailable.
+    Use as `async with Log(settings) as log`. Every method may block on the network and raises LogUnavailable.
     """
 
-    def __init__(self, brokers: Sequence[str], *, patience: float = 10.0) -> None:
-        self._brokers = list(brokers)
+    def __init__(self, settings: clients.KafkaSettings, *, patience: float = 10.0) -> None:
+        self._settings = settings
         self._patience = patience
         self._consumer: Any | None = None
-        self._admin: AIOKafkaAdminClient | None = None
+        self._admin: Any | None = None
         self._fetching: asyncio.Task[Any] | None = None
 
     async def __aenter__(self) -> Self:
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._brokers,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-        )
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=self._brokers)
+        consumer = clients.consumer(self._settings, "orders-audit", auto_offset_reset="none")
+        self._admin = clients.admin(self._settings, "orders-audit")
         self._consumer = consumer
         try:
             await asyncio.wait_for(consumer.start(), self._patience)
             await asyncio.wait_for(self._admin.start(), self._patience)
         except (KafkaError, TimeoutError, OSError) as error:
             await self._close()
-            raise LogUnavailable(f"no Kafka at {','.join(self._brokers)}: {told(error)}") from error
+            raise LogUnavailable(f"no Kafka at {','.join(self._settings.brokers)}: {told(error)}") from error
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -152,7 +145,7 @@ class Log:
         return self._consumer
 
     @property
-    def _cluster(self) -> AIOKafkaAdminClient:
+    def _cluster(self) -> Any:
         if self._admin is None:
             raise RuntimeError("the log is not open: use it as `async with Log(...)`")
         return self._admin

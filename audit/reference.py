@@ -240,8 +240,8 @@ class Envelope:
     def text(self, name: str) -> str | None:
         """An attribute; None if it is absent (or null, which is the same). Raises Refused if it isn't text."""
         if self._structured:
-            found: str | None = self._document.get(name)
-            return found
+            text: str | None = self._document.get(name)
+            return text
         raw = self._headers.get(f"ce_{name}")
         try:
             return None if raw is None else raw.decode("utf-8")
@@ -252,15 +252,15 @@ class Envelope:
         """Its id and its type. Raises Refused for these, for specversion and for source."""
         if self.text("specversion") != "1.0":
             raise Refused("not_cloudevent", "specversion")
-        found = []
+        names = []
         for name in ("id", "source", "type"):
             text = self.text(name)
             if not text:
                 raise Refused("not_cloudevent", name)
             if len(text) > MOST_CHARACTERS:
                 raise Refused("field_malformed", name)
-            found.append(text)
-        return found[0], found[2]
+            names.append(text)
+        return names[0], names[2]
 
     def time(self) -> str | None:
         """Its time as written."""
@@ -310,16 +310,16 @@ class _Twice(dict[str, Any]):
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        found = _Twice(found)
-        found.pairs = pairs
-    return found
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        members = _Twice(members)
+        members.pairs = pairs
+    return members
 
 
-def _members(found: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+def _members(document: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
     """Names and values of a JSON object in the order of the document, those that stand twice too."""
-    return found.pairs if isinstance(found, _Twice) else found.items()
+    return document.pairs if isinstance(document, _Twice) else document.items()
 
 
 def _refuse_constant(name: str) -> Any:
@@ -499,15 +499,15 @@ def _fields(data: Any, required: Mapping[str, Reader], optional: Mapping[str, Re
     """
     if not isinstance(data, dict):
         raise Refused("field_malformed", path.removesuffix(".") or "data")
-    found = {}
+    fields = {}
     for name, value in _members(data):
         read = required.get(name) or optional.get(name)
         if read is not None:
-            found[name] = read(value, path + name)
+            fields[name] = read(value, path + name)
     for name in required:
-        if name not in found:
+        if name not in fields:
             raise Refused("field_missing", path + name)
-    return found
+    return fields
 
 
 def _items(required: Mapping[str, Reader], optional: Mapping[str, Reader], least: int = 0) -> Reader:
@@ -669,8 +669,8 @@ def _size_of_decision(decision: Decision) -> int:
 # -- one order ----------------------------------------------------------------------------------------------------
 
 
-class Place(NamedTuple):
-    """Where a record lies in the log."""
+class RecordId(NamedTuple):
+    """Where a record is in the log."""
 
     topic: str
     partition: int
@@ -685,7 +685,7 @@ class Candidate:
     """One content of a natural key, with the earliest time (and that time's reason) of its repetitions and where they lie."""
 
     fact: Fact
-    places: list[Place] = field(default_factory=list)
+    records: list[RecordId] = field(default_factory=list)
 
 
 class Order:
@@ -709,33 +709,33 @@ class Order:
         """Distinct natural keys taken in, refused ones included."""
         return len(self.candidates)
 
-    def add(self, fact: Fact, place: Place | None = None, *, rekeyed: bool = False) -> Candidate | Refusal:
+    def add(self, fact: Fact, record: RecordId | None = None, *, rekeyed: bool = False) -> Candidate | Refusal:
         """Take in one fact; the same again only lowers its time. Returns the content it belongs to, or why it isn't taken in."""
         rivals = self.candidates.get(fact.key, [])
         candidate = next((each for each in rivals if each.fact.content == fact.content), None)
         earlier = fact if candidate is None else min(candidate.fact, fact, key=lambda each: (each.time, each.reason or ""))
         # Of conflicting contents only the first is kept, so only it counts.
         if fact.type != "order.created" and (not rivals or candidate is rivals[0]):
-            whole = self._sizes.get(fact.type, 0) + size(earlier) - (0 if candidate is None else size(candidate.fact))
+            size_now = self._sizes.get(fact.type, 0) + size(earlier) - (0 if candidate is None else size(candidate.fact))
             most = MOST_SCANS if fact.type in ("shipment.updated", "deadline.passed") else MOST_FACTS
-            if whole > max(self._sizes.get(fact.type, 0), most):
+            if size_now > max(self._sizes.get(fact.type, 0), most):
                 return Refusal("order_too_large", fact.type)
-            self._sizes[fact.type] = whole
+            self._sizes[fact.type] = size_now
         if candidate is None:
             candidate = Candidate(fact)
             self.candidates.setdefault(fact.key, []).append(candidate)
         candidate.fact = earlier
-        if place is not None:
-            candidate.places.append(place)
+        if record is not None:
+            candidate.records.append(record)
         self._first.setdefault((fact.key, rekeyed), candidate)
         return candidate
 
     def decide(self, decision: Decision) -> bool:
         """Take in a decision: the first with each number counts, and a number counts when it is the next. True if it was taken."""
-        whole = self._sizes.get("refund.decided", 0) + _size_of_decision(decision)
-        if decision.n != len(self.decisions) or whole > MOST_DECISIONS:
+        size_now = self._sizes.get("refund.decided", 0) + _size_of_decision(decision)
+        if decision.n != len(self.decisions) or size_now > MOST_DECISIONS:
             return False
-        self._sizes["refund.decided"] = whole
+        self._sizes["refund.decided"] = size_now
         self.decisions[decision.n] = decision
         return True
 
@@ -852,13 +852,13 @@ class Anomaly(NamedTuple):
 
 def shares(amount: int, weights: Sequence[int]) -> list[int]:
     """Split an amount by weights with the largest remainder; ties to the earlier. All weights 0 takes amount 0."""
-    whole = sum(weights)
-    if whole == 0:
+    total = sum(weights)
+    if total == 0:
         if amount:
             raise ValueError("nothing to split by")
         return [0] * len(weights)
-    parts = [amount * weight // whole for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda index: (-(amount * weights[index] % whole), index))
+    parts = [amount * weight // total for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda index: (-(amount * weights[index] % total), index))
     for index in by_remainder[: amount - sum(parts)]:
         parts[index] += 1
     return parts
@@ -1101,46 +1101,45 @@ class Reading:
             rows["orders_order_item"].append((line.item_id, *whose, *goods, *prices, *_span([self.created.time]), 1))
         scans, stages = self._keys_of("shipment.updated", "shipment_id"), self._keys_of("order.returned", "return_id")
         for shipment_id, scan in sorted(self.parcels.items()):
-            content, due = scan.content, scan.content.get("estimated_delivery")
-            rows["orders_shipment"].append(
-                (
-                    shipment_id,
-                    *whose,
-                    content["seller_id"],
-                    content.get("warehouse_id"),
-                    content.get("carrier"),
-                    content.get("tracking_number"),
-                    content["status"],
-                    None if due is None else due.isoformat(),
-                    *_span([fact.time for fact in scans[shipment_id] if fact.key not in self.refused]),
-                    len(scans[shipment_id]),
-                )
-            )
+            rows["orders_shipment"].append((shipment_id, *whose, *self._parcel(scan, scans[shipment_id])))
         for return_id, stage in sorted(self.returns.items()):
-            content = stage.content
-            processed = content.get("processed_at", stage.time).isoformat() if content["status"] == "processed" else None
-            rows["orders_return"].append(
-                (
-                    return_id,
-                    *whose,
-                    content["item_id"],
-                    content.get("quantity", self.items[content["item_id"]]["quantity"]),
-                    stage.reason,
-                    content["status"],
-                    processed,
-                    *_span([fact.time for fact in stages[return_id] if fact.key not in self.refused]),
-                    len(stages[return_id]),
-                )
-            )
+            rows["orders_return"].append((return_id, *whose, *self._return(stage, stages[return_id])))
         return rows
+
+    def _parcel(self, scan: Fact, scans: list[Fact]) -> tuple[Any, ...]:
+        """What the row of a parcel says, by the scan that counts and all of its scans."""
+        content, due = scan.content, scan.content.get("estimated_delivery")
+        return (
+            content["seller_id"],
+            content.get("warehouse_id"),
+            content.get("carrier"),
+            content.get("tracking_number"),
+            content["status"],
+            None if due is None else due.isoformat(),
+            *_span([fact.time for fact in scans if fact.key not in self.refused]),
+            len(scans),
+        )
+
+    def _return(self, stage: Fact, stages: list[Fact]) -> tuple[Any, ...]:
+        """What the row of a return says, by the stage that counts and all of its stages."""
+        content = stage.content
+        return (
+            content["item_id"],
+            content.get("quantity", self.items[content["item_id"]]["quantity"]),
+            stage.reason,
+            content["status"],
+            content.get("processed_at", stage.time).isoformat() if content["status"] == "processed" else None,
+            *_span([fact.time for fact in stages if fact.key not in self.refused]),
+            len(stages),
+        )
 
     def _keys_of(self, type_: str, field_: str) -> dict[str, list[Fact]]:
         """Facts of a type, refused ones too, by one of their fields."""
-        found: dict[str, list[Fact]] = {}
+        by_key: dict[str, list[Fact]] = {}
         for fact in self.facts:
             if fact.type == type_:
-                found.setdefault(fact.content[field_], []).append(fact)
-        return found
+                by_key.setdefault(fact.content[field_], []).append(fact)
+        return by_key
 
     # .. refunds ..................................................................................................
 
@@ -1151,9 +1150,9 @@ class Reading:
 
     def owed(self) -> list[Owed]:
         """Refunds due and not decided, each looked at by itself; one that captured money doesn't cover is not `covered`."""
-        left = self.captured - self.refunded
+        remaining = self.captured - self.refunded
         if not any(line.live_count for line in self.lines):
-            return [Owed(left, "closed", self.order_id, (), (), True)] if left > 0 else []
+            return [Owed(remaining, "closed", self.order_id, (), (), True)] if remaining > 0 else []
         paid_units = {unit for decision in self.decisions for unit in decision.units}
         paid_shipping = {item_id for decision in self.decisions for item_id in decision.shipping}
         paid_returns = {decision.cause_id for decision in self.decisions if decision.cause == "return"}
@@ -1172,7 +1171,7 @@ class Reading:
             units = list(units)
             amount = sum(unit.net for _, unit in units) + sum(line.shipping for line in shipping)
             numbers = tuple((item_id, unit.number) for item_id, unit in units)
-            return Owed(amount, cause, cause_id, numbers, tuple(line.item_id for line in shipping), left >= amount)
+            return Owed(amount, cause, cause_id, numbers, tuple(line.item_id for line in shipping), remaining >= amount)
 
         result = []
         for return_id, stage in sorted(self.returns.items()):
@@ -1198,44 +1197,44 @@ class Reading:
         """What is odd but never refused. Waiting facts are told by `waiting`."""
         if self.created is None:
             return []
-        found = []
+        codes = []
         if self.captured > self.known["total_amount"]:
-            found.append(Anomaly("captured_above_total", money_text(self.captured - self.known["total_amount"], self.currency)))
+            codes.append(Anomaly("captured_above_total", money_text(self.captured - self.known["total_amount"], self.currency)))
         for line in self.lines:
             quantity = line.item["quantity"]
             if line.processed > quantity:
-                found.append(Anomaly("returned_above_quantity", line.item_id))
+                codes.append(Anomaly("returned_above_quantity", line.item_id))
             if line.in_parcels > quantity - line.gone:
-                found.append(Anomaly("in_transit_above_stock", line.item_id))
+                codes.append(Anomaly("in_transit_above_stock", line.item_id))
         for fact in self.accepted:
             if fact.type.startswith("stock.") and fact.content["reservation_id"] != self.made_id(
                 f"reservation:{fact.content['seller_id']}"
             ):
-                found.append(Anomaly("reservation_unknown", fact.content["reservation_id"]))
+                codes.append(Anomaly("reservation_unknown", fact.content["reservation_id"]))
             if fact.type == "refund.failed":
-                found.append(Anomaly("refund_failed", fact.content["refund_id"]))
-        found += self._silences()
-        found += [Anomaly("refund_not_covered", f"{owed.cause} {owed.cause_id}") for owed in self.owed() if not owed.covered]
-        found += [Anomaly("decision_contradicted", f"refund {decision.n}") for decision in self.decisions if self._contradicted(decision)]
-        return found
+                codes.append(Anomaly("refund_failed", fact.content["refund_id"]))
+        codes += self._silences()
+        codes += [Anomaly("refund_not_covered", f"{owed.cause} {owed.cause_id}") for owed in self.owed() if not owed.covered]
+        codes += [Anomaly("decision_contradicted", f"refund {decision.n}") for decision in self.decisions if self._contradicted(decision)]
+        return codes
 
     def _silences(self) -> list[Anomaly]:
         """What was asked for in vain until nobody asked any longer."""
         given_up = [fact.content for fact in self._of("deadline.passed") if fact.content["final"]]
         scanned = {scan.content["seller_id"] for scan in self._of("shipment.updated")}
         replied = {fact.content["refund_id"] for kind in ("refund.completed", "refund.failed") for fact in self._of(kind)}
-        left = {line.seller_id for line in self.lines if line.live_count > min(line.at_least[IN_TRANSIT], line.live_count)}
+        waiting = {line.seller_id for line in self.lines if line.live_count > min(line.at_least[IN_TRANSIT], line.live_count)}
         alive = {line.seller_id for line in self.lines if line.live_count}
-        found = set()
+        silent = set()
         for content in given_up:
             seller, refund = content.get("seller_id"), content.get("refund_id")
-            if content["deadline"] == "release" and seller in left:
-                found.add(Anomaly("release_unanswered", str(seller)))
+            if content["deadline"] == "release" and seller in waiting:
+                silent.add(Anomaly("release_unanswered", str(seller)))
             if content["deadline"] == "label" and seller in alive and seller not in scanned:
-                found.add(Anomaly("label_unscanned", str(seller)))
+                silent.add(Anomaly("label_unscanned", str(seller)))
             if content["deadline"] == "refund" and refund not in replied:
-                found.add(Anomaly("refund_unconfirmed", str(refund)))
-        return sorted(found)
+                silent.add(Anomaly("refund_unconfirmed", str(refund)))
+        return sorted(silent)
 
     def _contradicted(self, decision: Decision) -> bool:
         if decision.cause == "return":
@@ -1364,11 +1363,11 @@ class Reading:
         """
         if self.created is None:
             return {}
-        found: dict[str, list[dict[str, Any]]] = {}
+        commits: dict[str, list[dict[str, Any]]] = {}
         for scan in self._of("shipment.updated"):
             if RANKS[scan.content["status"]] >= IN_TRANSIT:
                 shipment_id, seller_id = scan.content["shipment_id"], scan.content["seller_id"]
-                found.setdefault(shipment_id, []).append(
+                commits.setdefault(shipment_id, []).append(
                     {
                         "commit_id": self.made_id(f"commit:{shipment_id}"),
                         "shipment_id": shipment_id,
@@ -1381,7 +1380,7 @@ class Reading:
                         ],
                     }
                 )
-        return found
+        return commits
 
     @functools.cached_property
     def cancelled(self) -> set[str]:

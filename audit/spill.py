@@ -76,10 +76,10 @@ class Spill:
             finally:
                 finer.close()
             return
-        found: dict[bytes, list[list[Any]]] = {}
+        groups: dict[bytes, list[list[Any]]] = {}
         for item in self.items(bucket):
-            found.setdefault(item[0], []).append(item)
-        yield found
+            groups.setdefault(item[0], []).append(item)
+        yield groups
 
     def _flush(self) -> None:
         for bucket, items in enumerate(self._waiting):

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Place, Reading, uuid_bytes, uuid_text
+from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Reading, RecordId, uuid_bytes, uuid_text
 
 ADDED: Final[dict[str, Any]] = {"deadlines": [], "appended": 0, "labelled_at": 0, "due": 0}
 """Elements that came later, in their order, and what a state from before them says. A new one is added at the end."""
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
     field: str
     expected: str
     found: str
-    fact: Place | None
+    fact: RecordId | None
 
 
 def version_of(raw: bytes) -> int:
@@ -116,38 +116,36 @@ def state_of(reading: Reading) -> State:
     return state
 
 
-def differences(reading: Reading, found: State, places: Callable[[Fact], Place | None], origins: Iterable[Place]) -> list[Difference]:
+def differences(
+    reading: Reading, actual: State, record_ids: Callable[[Fact], RecordId | None], origins: Iterable[RecordId]
+) -> list[Difference]:
     """Where a state isn't what it must be. `origins`: where the order's records lie."""
     expected = state_of(reading)
-    differing = [name for name in expected if expected[name] != found[name]]
+    differing = [name for name in expected if expected[name] != actual[name]]
     result = []
     for name in differing:
         if name in _FACTS:
-            missing, extra = expected[name] - found[name], found[name] - expected[name]
+            missing, extra = expected[name] - actual[name], actual[name] - expected[name]
             facts = [
                 fact for fact in reading.facts if fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in missing
             ]
-            place = places(facts[0]) if facts else None
-            result.append(Difference(name, _readable(sorted(missing, key=repr)), _readable(sorted(extra, key=repr)), place))
+            record_id = record_ids(facts[0]) if facts else None
+            result.append(Difference(name, _readable(sorted(missing, key=repr)), _readable(sorted(extra, key=repr)), record_id))
         else:
-            result.append(Difference(name, _readable(expected[name]), _readable(found[name]), None))
+            result.append(Difference(name, _readable(expected[name]), _readable(actual[name]), None))
     waiting = len(reading.facts) if reading.created is None else 0
-    if len(found["waiting"]) != waiting:
-        result.append(Difference("waiting", f"{waiting} facts", f"{len(found['waiting'])}", None))
+    if len(actual["waiting"]) != waiting:
+        result.append(Difference("waiting", f"{waiting} facts", f"{len(actual['waiting'])}", None))
     elif waiting:
-        known = {tuple(place) for place in origins}
-        strange = [origin for _, _, origin in found["waiting"] if tuple(origin) not in known]
+        expected_waiting = {tuple(record_id) for record_id in origins}
+        strange = [origin for _, _, origin in actual["waiting"] if tuple(origin) not in expected_waiting]
         if strange:
             result.append(Difference("waiting", "coordinates of the order's records", _readable(strange[0]), None))
-    if found["proposed"] < len(reading.decisions):
-        result.append(Difference("proposed", f"at least {len(reading.decisions)}", str(found["proposed"]), None))
-    if not found["labelled"] and expected["status"] > 0:
+    if actual["proposed"] < len(reading.decisions):
+        result.append(Difference("proposed", f"at least {len(reading.decisions)}", str(actual["proposed"]), None))
+    if not actual["labelled"] and expected["status"] > 0:
         result.append(Difference("labelled", "true: the order is confirmed or further", "false", None))
     return result
-
-
-def _is_among(fact: Fact, values: set[Values], reading: Reading) -> bool:
-    return fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in values
 
 
 def _created(fact: Fact) -> Values:

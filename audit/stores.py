@@ -169,9 +169,9 @@ class Rows:
 
         async def output(chunk: bytes) -> None:
             nonlocal rest
-            found = (rest + chunk).split(b"\n")
-            rest = found.pop()
-            for line in found:
+            lines = (rest + chunk).split(b"\n")
+            rest = lines.pop()
+            for line in lines:
                 take(line[:36], line[37:])
 
         query = f"SELECT {order_column(table)}, {', '.join(columns(table))} FROM {table}"
@@ -234,8 +234,8 @@ end
 return cmsgpack.pack({scanned[1], found})
 """
 _SCAN_COUNT: Final = 1000
-_MARK: Final = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+)")
-"""A lane's mark: generation of the group, number of the write, position in the changelog."""
+_CHECKPOINT: Final = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+)")
+"""A lane's checkpoint: generation of the group, number of the write, position in the changelog."""
 _ORDERS_A_CALL: Final = 100
 
 
@@ -282,14 +282,14 @@ class Cache:
                 raw = await run("EVAL_RO", _SCAN, 0, cursor, _SCAN_COUNT)
             except (RedisError, OSError) as error:
                 raise self._unavailable(error) from error
-            cursor, found = msgspec.msgpack.decode(raw)
-            yield [entry for entry in map(_entry, found) if entry is not None]
+            cursor, keys = msgspec.msgpack.decode(raw)
+            yield [entry for entry in map(_entry, keys) if entry is not None]
             if cursor == "0":
                 return
 
     async def parcels(self, key: str, order_ids: Sequence[str]) -> Tracked | None:
         """What is under a tracking number's key now, and of which of these orders there are summaries; None: there is no such list."""
-        found: Tracked | None = None
+        tracked: Tracked | None = None
         for first in range(0, len(order_ids), _ORDERS_A_CALL):
             some = order_ids[first : first + _ORDERS_A_CALL]
             try:
@@ -300,23 +300,24 @@ class Cache:
                 parcels = {(str(each["order_id"]), str(each["shipment_id"])) for each in read_json(value)}
             except (ValueError, TypeError, KeyError):
                 return None
-            known = {order_id for order_id, summary in zip(some, summaries, strict=True) if summary is not None}
-            found = Tracked(parcels, known if found is None else found.orders | known)
-        return found
+            with_summary = {order_id for order_id, summary in zip(some, summaries, strict=True) if summary is not None}
+            tracked = Tracked(parcels, with_summary if tracked is None else tracked.orders | with_summary)
+        return tracked
 
     async def behind(self, group: str, ends: Mapping[int, int]) -> dict[int, int]:
-        """Lane -> records of its changelog, below `ends`, that its mark doesn't say to be in the cache. Without a mark nothing is old."""
+        """Return, by lane, the records of its changelog between its checkpoint in Redis and `ends`; without a
+        checkpoint nothing is old."""
         lanes = [lane for lane, end in ends.items() if end > 0]
         try:
-            marks = await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []
+            checkpoints = await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
-        found = {}
-        for lane, mark in zip(lanes, marks, strict=True):
-            position = _MARK.fullmatch(_plain(mark))
+        lags = {}
+        for lane, checkpoint in zip(lanes, checkpoints, strict=True):
+            position = _CHECKPOINT.fullmatch(_plain(checkpoint))
             if position is not None and int(position[1]) < ends[lane]:
-                found[lane] = ends[lane] - int(position[1])
-        return found
+                lags[lane] = ends[lane] - int(position[1])
+        return lags
 
     async def evicts(self) -> bool:
         """Whether Redis has evicted keys, or doesn't tell us."""
@@ -335,8 +336,8 @@ class Cache:
         )
 
 
-def _entry(found: list[Any]) -> Entry | None:
-    key, kind, ttl, value = found
+def _entry(raw: list[Any]) -> Entry | None:
+    key, kind, ttl, value = raw
     if kind == "none":  # expired in between
         return None
     if isinstance(value, list) and kind == "zset":
@@ -396,12 +397,12 @@ class LocalTable:
 
 def local_tables(data: Path, group: str, cluster: str) -> dict[Path, int]:
     """Path -> partition of the local tables under ORDERS_DATA that were built from this cluster, whatever worker they belong to."""
-    found: dict[Path, int] = {}
+    tables: dict[Path, int] = {}
     for folder in (data / group, *sorted(data.glob(f"*/{group}"))):
         marker = folder / "cluster"
         if marker.is_file() and marker.read_text().strip() == cluster:
             for path in sorted(folder.glob("v*/tables/state-*.db")):
                 match = _PARTITION.fullmatch(path.name)
                 if match is not None:
-                    found[path] = int(match[1])
-    return found
+                    tables[path] = int(match[1])
+    return tables

@@ -47,7 +47,7 @@ class _Client:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
 
     async def get(self, path: str) -> None:
-        """Raises RuntimeError for any answer but 200."""
+        """Send a GET request. Raises RuntimeError for any answer but 200."""
         self._writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         head = (await self._reader.readuntil(b"\r\n\r\n")).decode()
         fields = dict(line.split(": ", 1) for line in head.split("\r\n")[1:] if line)
@@ -78,7 +78,7 @@ async def _saturate(clients: list[_Client], paths: Iterator[str], seconds: float
 
 async def _paced(clients: list[_Client], paths: Iterator[str], rate: int, seconds: float) -> list[float]:
     """Latencies in ms, counted from when a request was due, whether or not a connection was free."""
-    found: list[float] = []
+    latencies: list[float] = []
     started = time.perf_counter()
     numbers = iter(range(int(rate * seconds)))
 
@@ -87,10 +87,10 @@ async def _paced(clients: list[_Client], paths: Iterator[str], rate: int, second
             due = started + number / rate
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             await client.get(next(paths))
-            found.append((time.perf_counter() - due) * 1000)
+            latencies.append((time.perf_counter() - due) * 1000)
 
     await asyncio.gather(*(go(client) for client in clients))
-    return sorted(found)
+    return sorted(latencies)
 
 
 class _Bench:
@@ -145,20 +145,20 @@ class _Bench:
             "order, hit": (True, [f"/orders/{order_id}" for order_id, _ in orders]),
             "tracking, hit": (True, [f"/tracking/{number}" for number in numbers]),
             "order, miss": (False, [f"/orders/{order_id}" for order_id, _ in orders]),
-            "story, miss": (False, [f"/orders/{order_id}/story" for order_id, _ in orders]),
+            "details, miss": (False, [f"/orders/{order_id}/explain" for order_id, _ in orders]),
             "history": (False, [f"/users/{user_id}/orders?from=2020-01-01T00:00:00Z" for _, user_id in orders]),
             "seller's suborders": (False, [f"/sellers/{seller_id}/suborders" for seller_id in sellers]),
         }
-        found: dict[str, Any] = {}
+        results: dict[str, Any] = {}
         flushed = False
         for kind, (hit, paths) in kinds.items():
             if not hit and not flushed:
                 async with Redis.from_url(self.env["ORDERS_REDIS"]) as redis:
                     await redis.flushdb()
                 flushed = True
-            found[kind] = await self._one(process, paths, self.arguments.hit_rate if hit else self.arguments.miss_rate)
-            print(f"{kind}: {json.dumps(found[kind])}", file=sys.stderr)
-        return {"reads": found, "conditions": self._conditions(len(orders))}
+            results[kind] = await self._one(process, paths, self.arguments.hit_rate if hit else self.arguments.miss_rate)
+            print(f"{kind}: {json.dumps(results[kind])}", file=sys.stderr)
+        return {"reads": results, "conditions": self._conditions(len(orders))}
 
     async def _one(self, process: psutil.Popen, paths: list[str], rate: int) -> dict[str, Any]:
         seconds: float = self.arguments.seconds

@@ -23,8 +23,9 @@ from uuid import NAMESPACE_URL, uuid5
 
 from contracts.bulk import headers_of
 from contracts.cloudevents import rfc3339
+from settings import Settings
 from stack import Stack
-from wire import AIOKafkaConsumer, AIOKafkaProducer
+from wire import clients
 
 ORDERS: Final = (sys.executable, "-c", "from cli.main import main; main()")
 RATE: Final = 500
@@ -45,20 +46,20 @@ def order(name: str) -> tuple[str, dict[str, Any]]:
     return order_id, {"order_id": order_id, "user_id": item_id, "currency": "EUR", "total_amount": "10.00", "items": [line]}
 
 
-async def measure(brokers: str, name: str, seconds: float) -> list[float]:
+async def measure(settings: Settings, name: str, seconds: float) -> list[float]:
     """Send for so long; returns every order's latency in seconds, sorted. Raises RuntimeError if an order has none."""
     sent: dict[bytes, float] = {}
-    found: list[float] = []
+    latencies: list[float] = []
     async with AsyncExitStack() as stack:
-        producer = await stack.enter_async_context(AIOKafkaProducer(bootstrap_servers=brokers, acks="all", linger_ms=0))
-        consumer = await stack.enter_async_context(AIOKafkaConsumer("suborder.created", bootstrap_servers=brokers, group_id=None))
+        producer = await stack.enter_async_context(clients.producer(settings, "orders-bench", linger_ms=0))
+        consumer = await stack.enter_async_context(clients.consumer(settings, "orders-bench", "suborder.created"))
         for partition in consumer.assignment():
             await consumer.position(partition)
 
         async def listen() -> None:
             async for record in consumer:
                 if (since := sent.pop(record.key, None)) is not None:
-                    found.append(time.perf_counter() - since)
+                    latencies.append(time.perf_counter() - since)
                 if not sent and time.perf_counter() - started > seconds:
                     return
 
@@ -77,7 +78,7 @@ async def measure(brokers: str, name: str, seconds: float) -> list[float]:
         listening.cancel()
     if sent:
         raise RuntimeError(f"{len(sent)} orders have no suborder after 30 s")
-    return sorted(found)
+    return sorted(latencies)
 
 
 @contextmanager
@@ -103,6 +104,7 @@ def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="orders-bench-bulk-") as folder:
         stack = Stack.start(Path(folder) / "stack")
         env = {**os.environ, **stack.env}
+        settings = Settings(kafka=stack.env["ORDERS_KAFKA"])
 
         def command(*arguments: str) -> str:
             done = subprocess.run((*ORDERS, *arguments), env=env, capture_output=True, text=True, check=False)
@@ -118,13 +120,13 @@ def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
                     print(json.dumps({**order(f"bulk/{n}")[1], "time": "2026-01-01T00:00:00Z"}), file=out)
             with worker("realtime", env, Path(folder)):
                 command("bulk", "submit", "orders", str(file))
-                asyncio.run(measure(stack.env["ORDERS_KAFKA"], "warm", 5))
+                asyncio.run(measure(settings, "warm", 5))
                 for n in range(rounds):
                     # Who is first changes: what grows meanwhile (tables, changelog) is nobody's advantage.
                     for name in ("without", "with")[:: 1 if n % 2 else -1]:
                         with worker("bulk", env, Path(folder)) if name == "with" else nullcontext():
                             time.sleep(SETTLE_SECONDS)
-                            latencies[name] += asyncio.run(measure(stack.env["ORDERS_KAFKA"], f"{name}/{n}", seconds))
+                            latencies[name] += asyncio.run(measure(settings, f"{name}/{n}", seconds))
                     print(
                         f"round {n}: " + ", ".join(f"{name} {_percentile(each, 99)} ms" for name, each in latencies.items()),
                         file=sys.stderr,
@@ -134,10 +136,10 @@ def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
             stack.purge()
     if job["state"] == "completed":
         raise RuntimeError("the job was done before the measurement: more --lines")
-    found: dict[str, Any] = {name: {f"p{q}_ms": _percentile(each, q) for q in (50, 90, 99)} for name, each in latencies.items()}
-    ratio = found["with"]["p99_ms"] / found["without"]["p99_ms"]
+    results: dict[str, Any] = {name: {f"p{q}_ms": _percentile(each, q) for q in (50, 90, 99)} for name, each in latencies.items()}
+    ratio = results["with"]["p99_ms"] / results["without"]["p99_ms"]
     return {
-        **found,
+        **results,
         "ratio_p99": round(ratio, 2),
         "unpacked": job["events"],
         "load": os.getloadavg()[0],

@@ -25,28 +25,28 @@ RATES: Final = (1_000.0, 10_000.0, 100_000.0)
 SERVERS: Final = ("worker", "kafka", "postgres", "redis")
 DAY: Final = 86_400
 MONTH: Final = 30 * DAY
-#: Days that derived topics are kept, and the longest that an entry stays in Redis, as `orders init` and the settings have them.
 DERIVED_DAYS: Final = 7
 CACHE_SECONDS: Final = 1_800
+"""Days that derived topics are kept, and the longest that an entry stays in Redis, as `orders init` and the settings have them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What was measured. Times in microseconds of CPU, sizes in bytes."""
+    """Measured costs: times in microseconds of CPU, sizes in bytes."""
 
-    #: Per event, by server, with full batches; and at a low rate, where batches are small.
     full: Mapping[str, float]
     small: Mapping[str, float]
     small_rate: float
-    #: Events a second of one worker.
+    """Per event, by server, with full batches; and at a low rate, where batches are small."""
     worker_rate: float
+    """Events a second of one worker."""
     events_per_order: float
     event: Mapping[str, float]
     order: Mapping[str, float]
 
     @classmethod
     def read(cls, bench: Mapping[str, Any], sizes: Mapping[str, Any]) -> Costs:
-        """From a results file of each kind. Raises KeyError for what a file lacks."""
+        """Read costs from a results file of each kind. Raises KeyError for what a file lacks."""
         return cls(
             full={name: bench["cpu_us_per_event"][name] for name in SERVERS},
             small={name: bench["latency_cpu_us_per_event"][name] for name in SERVERS},
@@ -60,7 +60,7 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a rate needs. Sizes in bytes, cores with headroom, disks without."""
+    """The needs of a rate: sizes in bytes, cores with headroom, disks without."""
 
     events_per_second: float
     orders_per_second: float
@@ -70,19 +70,19 @@ class Need:
     redis_cores: float
     workers: int
     partitions: int
-    #: Over all brokers. What is kept for ever grows by so much a day; derived topics hold a week.
     kafka_kept_per_day: float
     kafka_derived: float
+    """Over all brokers. What is kept for ever grows by so much a day; derived topics hold a week."""
     kafka_written_per_second: float
     postgres_per_month: float
-    #: Without full pages.
     wal_per_second: float
-    #: If each event is of another order.
+    """Without full pages."""
     redis: float
-    #: Of all workers together.
+    """If each event is of another order."""
     local_state_per_month: float
-    #: Of the workers, at ORDERS_POSTGRES_POOL connections each.
+    """Of all workers together."""
     postgres_connections: int
+    """Of the workers, at ORDERS_POSTGRES_POOL connections each."""
 
 
 def need(costs: Costs, rate: float, headroom: float = 2.0, replication: int = 3, pool: int = 4) -> Need:
@@ -166,15 +166,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--bench", type=Path, default=BENCH, help=f"a file of `orders bench` (default: {BENCH.name})")
     parser.add_argument("--sizes", type=Path, default=SIZES, help=f"a file of benchmarks.sizes (default: {SIZES.name})")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     try:
-        costs = Costs.read(json.loads(given.bench.read_text()), json.loads(given.sizes.read_text()))
-        needs = [need(costs, rate, given.headroom, given.replication, given.pool) for rate in given.rate or RATES]
+        costs = Costs.read(json.loads(options.bench.read_text()), json.loads(options.sizes.read_text()))
+        needs = [need(costs, rate, options.headroom, options.replication, options.pool) for rate in options.rate or RATES]
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyError as error:
-        parser.error(f"{given.bench} or {given.sizes} has no {error}: give files of `orders bench` and of benchmarks.sizes")
-    if given.json:
+        parser.error(f"{options.bench} or {options.sizes} has no {error}: give files of `orders bench` and of benchmarks.sizes")
+    if options.json:
         sys.stdout.write(json.dumps({"costs": asdict(costs), "needs": [asdict(each) for each in needs]}, indent=2) + "\n")
     else:
         sys.stdout.write(table(needs) + "\n")

@@ -32,7 +32,7 @@ from contracts.cloudevents import SourceEvent
 from errors import OrdersError
 from settings import Settings
 from stack import Stack, ports
-from wire import AIOKafkaConsumer
+from wire import clients
 from workload.generator import workload
 from workload.producer import send
 
@@ -49,14 +49,14 @@ POLL_SECONDS = 0.5
 
 
 class BenchFailed(OrdersError):
-    """Nothing could be measured."""
+    """Raised when nothing could be measured."""
 
     remedy = "run it again when the machine has less to do, or with fewer --orders"
 
 
 @dataclass
 class Plan:
-    """What to measure. `orders` are drained, then `rate` events a second are sent for `seconds`."""
+    """A plan of what to measure: `orders` are drained, then `rate` events a second are sent for `seconds`."""
 
     orders: int = 60_000
     spread: int = 50_000
@@ -71,7 +71,10 @@ class Plan:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Measure and return one JSON object. Blocks for minutes. Raises BenchFailed if a worker dies or stands still."""
+    """Measure and return one JSON object.
+
+    Blocks for minutes. Raises BenchFailed if a worker dies or stands still.
+    """
     with tempfile.TemporaryDirectory(prefix="orders-bench-") as folder:
         stack = Stack.start(Path(folder) / "stack")
         try:
@@ -111,18 +114,18 @@ class _Worker:
                 text = answer.read().decode()
         except OSError:
             return {}
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
                 if sample.name == "orders_records_total":
-                    found["records"] = found.get("records", 0.0) + sample.value
+                    values["records"] = values.get("records", 0.0) + sample.value
                 elif sample.name in ("orders_step_seconds_sum", "orders_step_seconds_count"):
-                    found[f"{sample.labels['step']}{sample.name.removeprefix('orders_step_seconds')}"] = sample.value
+                    values[f"{sample.labels['step']}{sample.name.removeprefix('orders_step_seconds')}"] = sample.value
                 elif sample.name == "orders_last_batch_timestamp_seconds":
-                    found["finished"] = sample.value
+                    values["finished"] = sample.value
                 elif sample.name == "orders_derived_total":
-                    found["derived"] = found.get("derived", 0.0) + sample.value
-        return found
+                    values["derived"] = values.get("derived", 0.0) + sample.value
+        return values
 
     def ready(self) -> bool:
         """Whether it has read back its state and takes in records."""
@@ -203,13 +206,13 @@ class _Bench:
         last_change = time.monotonic()
         seen = 0.0
         while True:
-            found = _merged(worker.metrics() for worker in workers)
+            metrics = _merged(worker.metrics() for worker in workers)
             now = time.monotonic()
-            records = found.get("records", 0.0)
+            records = metrics.get("records", 0.0)
             if records != seen:
                 seen, last_change = records, now
             if records and first is None:
-                first = (now, found, self._cpu(workers))
+                first = (now, metrics, self._cpu(workers))
             if first is not None and records >= total:
                 break
             if now - last_change > 120:
@@ -221,8 +224,8 @@ class _Bench:
         if handled <= 0:
             raise BenchFailed("the workers were done before the first look at them", "give more --orders")
         # Both ends by the workers' own clock readings, so that the interval of the questions doesn't matter.
-        elapsed = found["finished"] - before["finished"]
-        steps = {step: (found.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled for step in STEPS}
+        elapsed = metrics["finished"] - before["finished"]
+        steps = {step: (metrics.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled for step in STEPS}
         split = {name: (cpu[name] - cpu_before[name]) * 1e6 / handled for name in cpu}
         return {
             "events_per_second": round(handled / elapsed, 1),
@@ -230,8 +233,8 @@ class _Bench:
             "seconds": round(elapsed, 3),
             "cpu_us_per_event": {name: round(value, 1) for name, value in split.items()},
             "step_us_per_event": {name: round(value, 1) for name, value in steps.items()},
-            "records_per_batch": round(handled / max(1.0, found.get("fold_count", 0.0) - before.get("fold_count", 0.0)), 1),
-            "derived_per_event": round((found.get("derived", 0.0) - before.get("derived", 0.0)) / handled, 2),
+            "records_per_batch": round(handled / max(1.0, metrics.get("fold_count", 0.0) - before.get("fold_count", 0.0)), 1),
+            "derived_per_event": round((metrics.get("derived", 0.0) - before.get("derived", 0.0)) / handled, 2),
         }
 
     def _cpu(self, workers: list[_Worker]) -> dict[str, float]:
@@ -318,7 +321,12 @@ class _Bench:
             "unknown",
         )
         return {
-            "workload": {"orders": self.plan.orders, "events": records, "spread": self.plan.spread, "seed": self.plan.seed},
+            "workload": {
+                "orders": self.plan.orders,
+                "events": records,
+                "spread": self.plan.spread,
+                "seed": self.plan.seed,
+            },
             "workers": self.plan.workers,
             "delivery": self.plan.delivery,
             "open_orders": self.plan.open_orders,
@@ -343,10 +351,8 @@ def _merged(parts: Iterator[dict[str, float]]) -> dict[str, float]:
 async def _reading(settings: Settings, caused_at: dict[bytes, float]) -> AsyncIterator[dict[str, float]]:
     """Read VISIBLE meanwhile; afterwards the dictionary holds how long events took to be seen there, in milliseconds."""
     waits: list[float] = []
-    found: dict[str, float] = {}
-    async with AIOKafkaConsumer(
-        VISIBLE, bootstrap_servers=settings.brokers, isolation_level="read_committed", auto_offset_reset="latest", fetch_max_wait_ms=50
-    ) as consumer:
+    values: dict[str, float] = {}
+    async with clients.consumer(settings, "orders-bench", VISIBLE, auto_offset_reset="latest", fetch_max_wait_ms=50) as consumer:
         await consumer.seek_to_end()
 
         async def read() -> None:
@@ -356,7 +362,7 @@ async def _reading(settings: Settings, caused_at: dict[bytes, float]) -> AsyncIt
                     waits.append((time.time() - sent) * 1000)
 
         reading = asyncio.ensure_future(read())
-        yield found
+        yield values
         deadline, seen = time.monotonic() + 60, -1
         while len(waits) != seen and time.monotonic() < deadline:  # until nothing comes any more
             seen = len(waits)
@@ -365,7 +371,7 @@ async def _reading(settings: Settings, caused_at: dict[bytes, float]) -> AsyncIt
     if len(waits) < 2:
         raise BenchFailed(f"no {VISIBLE} came")
     cuts = statistics.quantiles(waits, n=1000)
-    found.update({"visible_p50_ms": round(cuts[499], 1), "visible_p99_ms": round(cuts[989], 1)})
+    values.update({"visible_p50_ms": round(cuts[499], 1), "visible_p99_ms": round(cuts[989], 1)})
 
 
 def _orders(env: dict[str, str], *arguments: str) -> None:

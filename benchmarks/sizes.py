@@ -33,7 +33,7 @@ COMMAND = (sys.executable, "-c", "from cli.main import main; main()")
 
 def log_bytes(data: Path, group: str) -> dict[str, int]:
     """Bytes of the segments below a broker's log.dirs, by what the topics are for. Blocks on the disk."""
-    found = Counter({"input": 0, "derived": 0, "changelog": 0, "internal": 0})
+    sizes = Counter({"input": 0, "derived": 0, "changelog": 0, "internal": 0})
     for segment in data.rglob("*.log"):
         topic = segment.parent.name.rpartition("-")[0]
         if topic in names.INPUT:
@@ -44,8 +44,8 @@ def log_bytes(data: Path, group: str) -> dict[str, int]:
             kind = "changelog"
         else:
             kind = "internal"
-        found[kind] += segment.stat().st_size
-    return dict(found)
+        sizes[kind] += segment.stat().st_size
+    return dict(sizes)
 
 
 async def _stores(settings: Settings) -> dict[str, int]:
@@ -59,7 +59,13 @@ async def _stores(settings: Settings) -> dict[str, int]:
         await connection.close()
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         memory = (await redis.info("memory"))["used_memory"]
-    return {"wal": wal, "full_pages": full_pages, "postgres": tables, "row_writes": rows or 0, "redis": memory}
+    return {
+        "wal": wal,
+        "full_pages": full_pages,
+        "postgres": tables,
+        "row_writes": rows or 0,
+        "redis": memory,
+    }
 
 
 def measure(orders: int, spread: int) -> dict[str, Any]:
@@ -101,7 +107,13 @@ def _measure(stack: Stack, folder: Path, orders: int, spread: int) -> dict[str, 
         },
         "rows_written_per_event": round(grown["row_writes"] / events, 2),
         "full_pages_in_wal": grown["full_pages"],
-        "conditions": {"orders": orders, "events": events, "spread": spread, "kafka_replication": 1, "workers": 1},
+        "conditions": {
+            "orders": orders,
+            "events": events,
+            "spread": spread,
+            "kafka_replication": 1,
+            "workers": 1,
+        },
     }
 
 
@@ -116,12 +128,12 @@ def main() -> None:
     parser.add_argument("--orders", type=int, default=20_000, help="how many orders (default: 20000; each has 4.08 events)")
     parser.add_argument("--spread", type=int, default=15_000, help="orders between two events of one order (default: 15000)")
     parser.add_argument("--out", type=Path, help="write there instead of stdout")
-    given = parser.parse_args()
-    text = json.dumps(measure(given.orders, given.spread), indent=2) + "\n"
-    if given.out is None:
+    options = parser.parse_args()
+    text = json.dumps(measure(options.orders, options.spread), indent=2) + "\n"
+    if options.out is None:
         sys.stdout.write(text)
     else:
-        given.out.write_text(text)
+        options.out.write_text(text)
 
 
 if __name__ == "__main__":

@@ -18,19 +18,25 @@ from sinks.connection import check
 
 
 def api_command(
-    host: Annotated[str, typer.Option(help="Address to serve. Others than loopback only with ORDERS_API_KEYS.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0: any free one.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to serve. Addresses other than loopback need ORDERS_API_KEYS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0 takes a free one.")] = 8080,
 ) -> None:
-    """Serve orders over HTTP until SIGTERM or Ctrl-C: from Redis, else from the replica, else from the primary. /openapi.json says what.
+    """Serve orders over HTTP until SIGTERM or Ctrl-C, from Redis, else the replica, else the primary.
 
-    The databases may be away when it starts.
+    /openapi.json describes the paths. The databases may be away when it starts.
 
     Example: [bold]ORDERS_API_KEYS=$(openssl rand -hex 32) orders api --port 8080[/bold]
     """
     settings = get_settings()
     if not settings.bearer_keys and not _loopback(host):
-        raise OrdersError(f"--host {host} is not loopback", "set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)")
-    for name, url in (("ORDERS_POSTGRES", settings.postgres), ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica)):
+        raise OrdersError(
+            f"--host {host} is not loopback",
+            "set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)",
+        )
+    for name, url in (
+        ("ORDERS_POSTGRES", settings.postgres),
+        ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica),
+    ):
         try:
             # A server that is away comes back; an address that can't be used doesn't get better.
             asyncio.run(check((url or settings.postgres).get_secret_value()))

@@ -19,21 +19,34 @@ from settings import get_settings
 def audit_command(
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     max_findings: Annotated[
-        int, typer.Option("--max-findings", min=1, max=100_000, help="Findings kept of each severity; all are counted.")
+        int,
+        typer.Option(
+            "--max-findings",
+            min=1,
+            max=100_000,
+            help="How many findings of each severity are kept; all are counted.",
+        ),
     ] = 50,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Compare what is in Redis. Without --no-cache Redis must be there.")
+        bool,
+        typer.Option("--cache/--no-cache", help="Compare Redis too; it must be there. --no-cache leaves it out."),
     ] = True,
     tables: Annotated[
-        bool, typer.Option("--tables/--no-tables", help="Compare workers' local tables below ORDERS_DATA, if there are any.")
+        bool,
+        typer.Option(
+            "--tables/--no-tables",
+            help="Compare the workers' local tables below ORDERS_DATA, if there are any.",
+        ),
     ] = True,
 ) -> None:
-    """Check the invariants: the log is folded a second time, independently, and everything written is compared with it.
+    """Fold the log a second time, independently of the pipeline, and compare everything written with it.
 
-    It only reads, joins no consumer group, and may run while workers do. Memory stays at about 200 MB however many orders there are; on
-    disk it needs about as much as one lane of the log, below $TMPDIR. docs/audit.md says what is checked and how.
+    It only reads, joins no consumer group, and may run while workers do. It takes about 200 MB of memory
+    however many orders there are, and on disk about as much as one lane of the log, below $TMPDIR.
+    docs/audit.md says what is checked and how.
 
-    Exits 0 when all hold, 1 when one is broken (and names order, fact and store), 2 when it couldn't look: a server isn't there.
+    Exits 0 if nothing is broken, 1 if something is (and names order, fact and store), 2 if it couldn't run
+    because a server isn't there.
 
     Example:
 
@@ -52,7 +65,13 @@ def audit_command(
 
 def show(report: Report, console: Terminal) -> None:
     """Print a report for a person: what was checked, what is broken, what is worth knowing."""
-    checks = Rows("check", "invariant", "verdict", title=f"Audit of group {printable(report.group)}", prose={"invariant"})
+    checks = Rows(
+        "check",
+        "invariant",
+        "verdict",
+        title=f"Audit of group {printable(report.group)}",
+        prose={"invariant"},
+    )
     for check, invariant in CHECKS.items():
         checks.add(check, invariant, _verdict(report, check))
     console.print(checks)
@@ -88,26 +107,26 @@ def _verdict(report: Report, check: str) -> tuple[str, str]:
         return f"{report.broken[check]:,} broken", "bold red"
     if {"cache": "redis", "tables": "local tables"}.get(check, "log") not in report.compared:
         return "not looked at", "dim"
-    if report.unjudged[check]:
-        return f"{report.unjudged[check]:,} not judged", "yellow"
+    if report.inconclusive[check]:
+        return f"{report.inconclusive[check]:,} inconclusive", "yellow"
     return "holds", "green"
 
 
-def show_findings(findings: list[Finding], whole: int, console: Terminal) -> None:
+def show_findings(findings: list[Finding], total: int, console: Terminal) -> None:
     """Lines, not a table: ids and places are long, and someone copies them."""
     if not findings:
         return
-    console.print(f"{whole:,} broken", style="bold red")
+    console.print(f"{total:,} broken", style="bold red")
     for finding in findings:
         line = Text.assemble(("  " + finding.check, "bold"), f"  {printable(finding.where)}")
         if finding.order_id:
             line.append(f"  order {printable(finding.order_id)}", "cyan")
         if finding.fact:
             line.append(f"  by {printable(finding.fact)}", "dim")
-        line.append(f"\n      expected {printable(finding.expected)}\n      found    {printable(finding.found)}")
+        line.append(f"\n      expected {printable(finding.expected)}\n      actual   {printable(finding.actual)}")
         console.print(line)
-    if whole > len(findings):
-        console.print(f"and {whole - len(findings):,} more; --max-findings keeps more")
+    if total > len(findings):
+        console.print(f"and {total - len(findings):,} more; --max-findings keeps more")
 
 
 def _listed(counts: dict[str, int]) -> str:

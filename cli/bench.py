@@ -27,22 +27,31 @@ class Delivery(enum.Enum):
 def bench_command(
     orders: Annotated[int, typer.Option(min=1_000, help="Orders to drain; each has about four events.")] = 60_000,
     spread: Annotated[
-        int, typer.Option(min=1, help="Orders that lie between two events of an order: how rarely a batch meets an order twice.")
+        int,
+        typer.Option(
+            min=1,
+            help="Orders between two events of the same order. The more, the fewer batches have an order twice.",
+        ),
     ] = 50_000,
     workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes; on two cores two are faster.")] = 2,
     rate: Annotated[int, typer.Option(min=10, help="Events a second while latency is measured.")] = 500,
     seconds: Annotated[int, typer.Option(min=5, help="Seconds for which latency is measured.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 1,
     delivery: Annotated[
-        Delivery | None, typer.Option(help="What readers of derived topics get; without it what ORDERS_DELIVERY says.", show_default=False)
+        Delivery | None,
+        typer.Option(help="Delivery to readers of derived topics. Default: ORDERS_DELIVERY.", show_default=False),
     ] = None,
     open_orders: Annotated[
-        int, typer.Option(min=0, help="Orders that wait for answers meanwhile; then the measured ones have deadlines, too.")
+        int,
+        typer.Option(
+            min=0,
+            help="Orders that wait for answers meanwhile; with them the measured orders have deadlines too.",
+        ),
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON document to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
 ) -> None:
-    """Drain pre-loaded events through the whole path, then measure latency at a fixed rate, on servers of its own.
+    """Measure throughput by draining pre-loaded events, then latency at a fixed rate, on servers of its own.
 
     Example: orders bench --orders 60000 --workers 2 --delivery exactly_once --json
     """
@@ -98,7 +107,11 @@ def _print(result: dict[str, Any]) -> None:
             f" {result['idle_cores_per_worker']:.2%} of a core and {result['idle_resident_bytes_per_worker'] / 1e6:,.0f} MB"
         )
     _print_figures(console, "CPU microseconds an event", result["cpu_us_per_event"])
-    _print_figures(console, "Microseconds an event in each step, waiting included (the first four never wait)", result["step_us_per_event"])
+    _print_figures(
+        console,
+        "Microseconds an event in each step, waiting included (the first four never wait)",
+        result["step_us_per_event"],
+    )
     growth = result["growth"]
     console.print(
         f"{growth['postgres_bytes_per_order']:,} bytes an order in Postgres, {growth['local_state_bytes_per_order']:,} in local state; "

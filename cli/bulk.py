@@ -29,7 +29,7 @@ from settings import Settings, get_settings
 from sinks.bulk import OtherJob
 
 app = typer.Typer(
-    help="Files of orders, shipping updates or returns as background jobs.",
+    help="Send files of orders, shipping updates or returns as background jobs.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -42,7 +42,7 @@ KEPT: Final = 1000
 
 
 class KindName(Enum):
-    """What a file holds."""
+    """The kind of events that a file holds."""
 
     orders = "orders"
     shipments = "shipments"
@@ -50,7 +50,7 @@ class KindName(Enum):
 
 
 class FormatName(Enum):
-    """How a file is written."""
+    """The format of a file."""
 
     csv = "csv"
     ndjson = "ndjson"
@@ -65,28 +65,43 @@ def _bulk() -> None:
     """Files of orders, shipping updates or returns as background jobs."""
 
 
+JobId = Annotated[
+    str | None,
+    typer.Option(help="The job's UUID. Default: one made from kind and content.", show_default=False),
+]
+Format = Annotated[
+    FormatName | None,
+    typer.Option(help="Format of the file. Default: recognised by its content.", show_default=False),
+]
+MaxBytes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Most bytes of the unpacked file. Default: 4 GiB, and 100 times the size of the file.",
+        show_default=False,
+    ),
+]
+
+
 @app.command("submit")
 def submit_command(
     kind: Annotated[KindName, typer.Argument(help="What the file holds.")],
     file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")],
-    job: Annotated[str | None, typer.Option(help="The job's UUID. Without it made of kind and content.", show_default=False)] = None,
-    format: Annotated[FormatName | None, typer.Option(help="Without it told by the content.", show_default=False)] = None,
+    job: JobId = None,
+    format: Format = None,
     report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)] = None,
-    max_bytes: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most bytes of the file, unpacked. Without it 4 GiB, and 100 times its size.", show_default=False),
-    ] = None,
+    max_bytes: MaxBytes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
     again: Annotated[bool, typer.Option("--again", help="Send the whole job even if it was sent before.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Validate a file line by line and send what is right as a bulk job. A refused line harms no other.
+    """Validate a file line by line, and send the valid lines as a bulk job. A refused line harms no other.
 
-    The same file is the same job: submitted twice it is sent once, and after a kill it goes on where it was. orders worker (role bulk or
-    all) unpacks it. docs/bulk.md has the columns.
+    The same file is the same job: submitted twice it is sent once, and after a kill it goes on where it was.
+    A worker with the role bulk or all unpacks it. docs/bulk.md lists the columns.
 
-    Exits 0 when every line was taken, 1 when some were refused (the others are sent) or sending failed in the middle, 2 when nothing was
-    sent because it couldn't work.
+    Exits 0 if every line was accepted, 1 if some were refused (the others are sent) or sending failed in the
+    middle, 2 if it couldn't run and sent nothing.
 
     Example: [bold]orders bulk submit orders orders.csv.gz --report refused.ndjson[/bold]
     """
@@ -97,7 +112,7 @@ def submit_command(
     with ExitStack() as stack:
         refused = _Refused(report, file, stack)
         bar = stack.enter_context(progress("lines read", quiet=as_json))
-        made = prepare(
+        prepared = prepare(
             file,
             kind.value,
             stack,
@@ -108,9 +123,9 @@ def submit_command(
             refuse=refused.add,
             progress=bar.show,
         )
-        refused.write(made)
-        if made.parts and not dry_run:
-            sending = bar.another("parts sent", len(made.parts))
+        refused.write(prepared)
+        if prepared.parts and not dry_run:
+            sending = bar.another("parts sent", len(prepared.parts))
 
             def count(part: int) -> None:
                 nonlocal sent
@@ -118,23 +133,26 @@ def submit_command(
                 sending.show(part)
 
             try:
-                asyncio.run(_send(settings, made, again, count))
+                asyncio.run(_send(settings, prepared, again, count))
             except OtherJob:
                 raise  # nothing was sent
             except BaseException as error:
                 failure = error
-    outcome = Outcome(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
-    _report(made, refused.first, outcome, as_json)
+    outcome = SubmitResult(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
+    _report(prepared, refused.first, outcome, as_json)
     if refused.failed is not None:
-        print(f"orders: --report {report}: {refused.failed.strerror}; it doesn't hold every refused line", file=sys.stderr)
+        print(
+            f"orders: --report {report}: {refused.failed.strerror}; it doesn't hold every refused line",
+            file=sys.stderr,
+        )
     if failure is not None:
         _fail(failure, sent)
-    if made.refused or refused.failed is not None:
+    if prepared.refused or refused.failed is not None:
         raise typer.Exit(1)
 
 
-class Outcome(NamedTuple):
-    """What became of a submitted file: parts sent now, and whether it was then given up."""
+class SubmitResult(NamedTuple):
+    """The result of submitting a file: parts sent now, and whether it was given up after them."""
 
     sent: int
     rate: float
@@ -147,7 +165,10 @@ class _Refused:
     """The refused lines: the first ones for the summary, all of them for --report, which is written once the file has been read."""
 
     def __init__(self, report: Path | None, file: str, stack: ExitStack) -> None:
-        """Opens the report, and changes nothing of it. Raises OrdersError: it can't be written, or is read, or printed to."""
+        """Opens the report, and changes nothing of it.
+
+        Raises OrdersError: it can't be written, or is read, or printed to.
+        """
         self.first: list[Refusal] = []
         self.failed: OSError | None = None
         self._out: int | None = None
@@ -183,7 +204,10 @@ class _Refused:
             write(self._all, json.dumps(refusal._asdict()).encode() + b"\n")
 
     def write(self, job: Job) -> None:
-        """Write the report; what goes wrong is kept in `failed`. Raises OrdersError when it holds what was read, through a pipe perhaps."""
+        """Write the report; what goes wrong is kept in `failed`.
+
+        Raises OrdersError when it holds what was read, through a pipe perhaps.
+        """
         if self._out is None:
             return
         try:
@@ -205,7 +229,7 @@ class _Refused:
 
 
 def _same_file(one: int, other: int) -> bool:
-    """Whether two descriptors are of one file; a closed one is of none."""
+    """Tell whether two descriptors are of the same file; a closed one is of none."""
     try:
         return os.path.samestat(os.fstat(one), os.fstat(other))
     except OSError:
@@ -228,12 +252,27 @@ async def _send(settings: Settings, job: Job, again: bool, progress: Any) -> int
     return await send(settings, job, again=again, progress=progress)
 
 
-def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) -> None:
+def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: bool) -> None:
     sent = outcome.sent
     if as_json:
-        document = {"job_id": job.id, "kind": job.kind, "format": job.format, "dry_run": outcome.dry_run, "lines": job.lines}
-        counts = {"accepted": job.accepted, "refused": job.refused, "by_reason": dict(job.reasons.most_common())}
-        parts = {"parts": len(job.parts), "parts_sent_now": sent, "failed": outcome.failed, "ignored_columns": job.ignored}
+        document = {
+            "job_id": job.id,
+            "kind": job.kind,
+            "format": job.format,
+            "dry_run": outcome.dry_run,
+            "lines": job.lines,
+        }
+        counts = {
+            "accepted": job.accepted,
+            "refused": job.refused,
+            "by_reason": dict(job.reasons.most_common()),
+        }
+        parts = {
+            "parts": len(job.parts),
+            "parts_sent_now": sent,
+            "failed": outcome.failed,
+            "ignored_columns": job.ignored,
+        }
         listed = [refusal._asdict() for refusal in refusals]
         print(json.dumps({**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}))
         return
@@ -267,29 +306,39 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
 @app.command("status")
 def status_command(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many jobs are shown, the newest.")] = 50,
     wide: Wide = False,
     as_json: Json = False,
 ) -> None:
-    """How far bulk jobs are: parts sent and unpacked, lines refused. Exits 1 if the job that was asked for isn't known.
+    """Show the progress of bulk jobs: parts sent and unpacked, lines refused. Exits 1 if the named job isn't
+    known.
 
     Example: [bold]orders bulk status[/bold]
     """
-    wanted = None if job is None else _uuid(job)
-    rows = asyncio.run(status(get_settings(), wanted, limit))
+    job_id = None if job is None else _uuid(job)
+    rows = asyncio.run(status(get_settings(), job_id, limit))
     if as_json:
         print(json.dumps({"jobs": rows}, default=_text))
     else:
         numbers = ("lines", "refused", "parts sent", "parts done", "events")
         table = Rows("job", "kind", *numbers, "state", right=numbers, wide=wide)
         for row in rows:
-            known = {name: "?" if row[name] is None else f"{row[name]:,}" for name in ("lines", "refused")}
+            counts = {name: "?" if row[name] is None else f"{row[name]:,}" for name in ("lines", "refused")}
             sent = "?" if row["digest"] is None else f"{row['parts_sent']:,}/{row['parts']:,}"
             done = f"{row['parts_done']:,}/{row['parts']:,}"
-            table.add(row["job_id"], row["kind"], known["lines"], known["refused"], sent, done, f"{row['events']:,}", row["state"])
+            table.add(
+                row["job_id"],
+                row["kind"],
+                counts["lines"],
+                counts["refused"],
+                sent,
+                done,
+                f"{row['events']:,}",
+                row["state"],
+            )
         output().print(table if rows else "no jobs")
-    if wanted is not None and not rows:
-        print(f"orders: no job {wanted}", file=sys.stderr)
+    if job_id is not None and not rows:
+        print(f"orders: no job {job_id}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -28,7 +28,7 @@ app.add_typer(regions_app, name="regions")
 
 
 class LinkKind(StrEnum):
-    """What is referred to."""
+    """The kind of table that is referred to."""
 
     users = "users"
     products = "products"
@@ -37,12 +37,12 @@ class LinkKind(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DeadlinePolicy = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to keep asking for locks that others hold.")]
+DeadlinePolicy = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")]
 
 
 @app.callback()
 def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) -> None:
-    """Without a command: how large the Postgres tables are, partition by partition.
+    """Show the size of the Postgres tables, partition by partition, if no command is given.
 
     Rows, dead rows and bloat are estimates from Postgres's statistics; nothing is scanned.
 
@@ -52,25 +52,28 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
         if wide:
             raise OrdersError("--wide is for orders db alone", f"leave it out of orders db {ctx.invoked_subcommand}")
         if as_json:
-            raise OrdersError(f"--json belongs after {ctx.invoked_subcommand}", f"see orders db {ctx.invoked_subcommand} --help")
+            raise OrdersError(
+                f"--json belongs after {ctx.invoked_subcommand}",
+                f"see orders db {ctx.invoked_subcommand} --help",
+            )
         return
-    found = asyncio.run(partitions.overview(get_settings()))
+    overview = asyncio.run(partitions.overview(get_settings()))
     links = asyncio.run(references.listed(get_settings()))
     if as_json:
-        tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(found)]
+        tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(overview)]
         document = {
-            "partition_by": found.layout.partition_by,
-            "revision": found.revision,
-            "database_bytes": found.database_bytes,
+            "partition_by": overview.layout.partition_by,
+            "revision": overview.revision,
+            "database_bytes": overview.database_bytes,
             "tables": tables,
             "references": [asdict(each) for each in links],
         }
         print(json.dumps(document))
         return
     console = output()
-    how = "hash of user_id" if found.layout.partition_by == "user_id" else "region"
-    console.print(f"partitioned by {how}; revision {found.revision}; the database takes {_size(found.database_bytes)}")
-    console.print(_table(found, wide))
+    how = "hash of user_id" if overview.layout.partition_by == "user_id" else "region"
+    console.print(f"partitioned by {how}; revision {overview.revision}; the database takes {_size(overview.database_bytes)}")
+    console.print(_table(overview, wide))
     for each in links:
         console.print(_link(each))
     console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
@@ -78,32 +81,43 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
 
 @app.command("link")
 def link_command(
-    users: Annotated[str | None, typer.Option(metavar="TABLE", help="What orders_order.user_id refers to.", show_default=False)] = None,
+    users: Annotated[
+        str | None,
+        typer.Option(metavar="TABLE", help="What orders_order.user_id refers to.", show_default=False),
+    ] = None,
     products: Annotated[
-        str | None, typer.Option(metavar="TABLE", help="What orders_order_item.product_id refers to.", show_default=False)
+        str | None,
+        typer.Option(metavar="TABLE", help="What orders_order_item.product_id refers to.", show_default=False),
     ] = None,
     warehouses: Annotated[
-        str | None, typer.Option(metavar="TABLE", help="What warehouse_id of items and shipments refers to.", show_default=False)
+        str | None,
+        typer.Option(metavar="TABLE", help="What warehouse_id of items and shipments refers to.", show_default=False),
     ] = None,
     sellers: Annotated[
-        str | None, typer.Option(metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False)
+        str | None,
+        typer.Option(metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False),
     ] = None,
-    enforced: Annotated[bool, typer.Option("--enforced", help="Check all rows, and hold new ones to it.")] = False,
+    enforced: Annotated[bool, typer.Option("--enforced", help="Check all rows, and refuse new ones without a target.")] = False,
     timeout: DeadlinePolicy = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Make foreign keys to column id of other services' tables in this database: declared, or enforced. Again is harmless.
+    """Add foreign keys to column id of other services' tables in this database, declared or enforced. Again
+    is harmless.
 
-    Declared, they cost nothing and promise nothing. Enforced, every new row's references are looked up (some 4 us each, docs/database.md),
-    and a lane waits for a missing one.
-    Exits 1 when rows break what is to be enforced, and says which; then it isn't enforced.
+    A declared one costs nothing and promises nothing. For an enforced one each new row is looked up (some 4
+    us, docs/database.md), and a lane waits for a missing row. Exits 1 if rows break a reference that is to be
+    enforced, and says which; then it isn't enforced.
 
-    Example: [bold]orders db link --users accounts_user --products products_product --warehouses warehouse[/bold]
+    Example: [bold]orders db link --users accounts_user --products products_product --warehouses
+    warehouse[/bold]
     """
-    given = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
-    targets = {kind: given[kind] or "" for kind in references.KINDS if given[kind] is not None}
+    tables = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
+    targets = {kind: tables[kind] or "" for kind in references.KINDS if tables[kind] is not None}
     if not targets:
-        raise OrdersError("nothing to link", "give at least one of --users, --products, --warehouses, --sellers; see orders db link --help")
+        raise OrdersError(
+            "nothing to link",
+            "give at least one of --users, --products, --warehouses, --sellers; see orders db link --help",
+        )
     try:
         done = asyncio.run(references.link(get_settings(), targets, enforced, timeout, _say))
     except references.BrokenReferences as error:
@@ -124,11 +138,15 @@ def link_command(
 
 @app.command("unlink")
 def unlink_command(
-    kinds: Annotated[list[LinkKind] | None, typer.Argument(help="Which ones; all without it.", show_default=False)] = None,
+    kinds: Annotated[
+        list[LinkKind] | None,
+        typer.Argument(help="The references to remove. Default: all.", show_default=False),
+    ] = None,
     timeout: DeadlinePolicy = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Take foreign keys to other services' tables away again; without a choice all of them (a person at a terminal is asked).
+    """Remove foreign keys to other services' tables: those that are named, else all (at a terminal it asks
+    first).
 
     Example: [bold]orders db unlink users[/bold]
     """
@@ -147,13 +165,13 @@ def unlink_command(
         print("there was none")
 
 
-def _link(found: references.Link) -> str:
-    how = "not enforced" if not found.enforced else "enforced" if found.valid else "enforced for new rows only: link it once more"
-    return printable(f"{found.table}.{found.column} refers to {found.to}: {how}")
+def _link(link: references.Link) -> str:
+    how = "not enforced" if not link.enforced else "enforced" if link.valid else "enforced for new rows only: link it once more"
+    return printable(f"{link.table}.{link.column} refers to {link.to}: {how}")
 
 
-def _by_table(found: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:
-    return [(name, list(parts)) for name, parts in groupby(found.partitions, key=lambda part: part.table)]
+def _by_table(overview: partitions.Overview) -> list[tuple[str, list[partitions.Partition]]]:
+    return [(name, list(parts)) for name, parts in groupby(overview.partitions, key=lambda part: part.table)]
 
 
 def _sums(parts: list[partitions.Partition]) -> dict[str, int]:
@@ -171,18 +189,33 @@ def _plain(part: partitions.Partition) -> dict[str, Any]:
     return {**asdict(part), "vacuumed_at": None if at is None else at.isoformat()}
 
 
-def _table(found: partitions.Overview, wide: bool) -> Rows:
+def _table(overview: partitions.Overview, wide: bool) -> Rows:
     numbers = ("rows", "table", "indexes", "dead", "bloat", "vacuumed")
     table = Rows("partition", "holds", *numbers, prose={"holds"}, right=numbers, wide=wide)
-    for name, parts in _by_table(found):
+    for name, parts in _by_table(overview):
         sums = _sums(parts)
-        cells = (name, "", f"{sums['rows']:,}", _size(sums["table_bytes"]), _size(sums["index_bytes"]), f"{sums['dead_rows']:,}")
+        cells = (
+            name,
+            "",
+            f"{sums['rows']:,}",
+            _size(sums["table_bytes"]),
+            _size(sums["index_bytes"]),
+            f"{sums['dead_rows']:,}",
+        )
         table.add(*((cell, "bold") for cell in (*cells, _size(sums["bloat_bytes"]), "")))
         for part in parts:
             bloat = "-" if part.bloat_bytes is None else _size(part.bloat_bytes)
             at = "-" if part.vacuumed_at is None else f"{part.vacuumed_at:%m-%d %H:%M}"
             shown = f"  {part.name.removeprefix(f'{name}_')}", _named(_holds(part.bound))
-            table.add(*shown, f"{part.rows:,}", _size(part.table_bytes), _size(part.index_bytes), f"{part.dead_rows:,}", bloat, at)
+            table.add(
+                *shown,
+                f"{part.rows:,}",
+                _size(part.table_bytes),
+                _size(part.index_bytes),
+                f"{part.dead_rows:,}",
+                bloat,
+                at,
+            )
     return table
 
 
@@ -210,7 +243,10 @@ def _regions() -> None:
 
 @regions_app.command("add")
 def add_command(
-    names: Annotated[list[str], typer.Argument(metavar="REGION...", help="Regions as the orders have them.", show_default=False)],
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="REGION...", help="Regions, written as in the orders.", show_default=False),
+    ],
     timeout: DeadlinePolicy = 60.0,
     as_json: Json = False,
 ) -> None:
@@ -220,11 +256,11 @@ def add_command(
 
     Example: [bold]orders db regions add SP RJ[/bold]
     """
-    made = asyncio.run(regions.add(get_settings(), names, timeout, _say))
+    added = asyncio.run(regions.add(get_settings(), names, timeout, _say))
     if as_json:
-        print(json.dumps({"regions": [asdict(each) for each in made]}))
+        print(json.dumps({"regions": [asdict(each) for each in added]}))
         return
-    for each in made:
+    for each in added:
         if not each.created:
             print(f"{_named(each.region)}: has its partitions already")
             continue
@@ -237,15 +273,16 @@ def add_command(
 
 @regions_app.command("list")
 def list_command(as_json: Json = False) -> None:
-    """Which regions have partitions of their own, and which lie in the default one, with their orders.
+    """List the regions with partitions of their own, and those in the default one with the number of their
+    orders.
 
-    Reads all of the default partition of orders_order.
+    It reads all of the default partition of orders_order.
 
     Example: [bold]orders db regions list[/bold]
     """
-    found = asyncio.run(regions.listed(get_settings()))
-    own = sorted(name for name, count in found.items() if count is None)
-    default = {name: count for name, count in sorted(found.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
+    listed = asyncio.run(regions.listed(get_settings()))
+    own = sorted(name for name, count in listed.items() if count is None)
+    default = {name: count for name, count in sorted(listed.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
     if as_json:
         print(json.dumps({"own_partitions": own, "in_default": default}))
         return

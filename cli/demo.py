@@ -35,7 +35,7 @@ CHECKOUTS = 300
 DEADLINES = {"ORDERS_PAYMENT_DEADLINE": "5"}
 """Some of the simulated customers' cards are declined: those orders close while one watches."""
 CHECKOUT_RATE = 100.0
-CIRCLE_SECONDS = 60.0
+SIMULATION_SECONDS = 60.0
 SHARES = (0.02, 0.1, 0.005)
 """Duplicates, late events, poison: what a marketplace's topics look like on an ordinary day."""
 
@@ -67,7 +67,10 @@ def demo_command(
     try:
         scratch = tempfile.TemporaryDirectory(prefix="orders-demo-")
     except OSError as error:
-        raise OrdersError(f"there is no temporary folder to work in ({error.strerror or error})", "set TMPDIR to one of yours") from None
+        raise OrdersError(
+            f"there is no temporary folder to work in ({error.strerror or error})",
+            "set TMPDIR to one of yours",
+        ) from None
     with scratch as folder:
         _run(Path(folder) / "stack", orders, keep=False)
 
@@ -88,9 +91,9 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
         _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 5 tables in PostgreSQL")
         worker = _worker(folder, stack.env)
         _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
-        circle = asyncio.run(_circle(settings, worker))
+        simulated = asyncio.run(_simulate(settings, worker))
         asyncio.run(_stream(settings, orders, worker))
-        asyncio.run(_summary(settings, circle))
+        asyncio.run(_summary(settings, simulated))
         _verdict(settings)
         done = True
     finally:
@@ -125,14 +128,22 @@ def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     log = folder / "worker.log"
     with log.open("wb") as out:
         worker = subprocess.Popen(
-            [*_ORDERS, "worker", "--name", "demo"], env={**os.environ, **DEADLINES, **env}, stdout=out, stderr=out, start_new_session=True
+            [*_ORDERS, "worker", "--name", "demo"],
+            env={**os.environ, **DEADLINES, **env},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
     (folder / WORKER_FILE).write_text(f"{worker.pid} {psutil.Process(worker.pid).create_time()}")
     deadline = time.monotonic() + READY_SECONDS
     with console.status("starting a worker"):
         while "worker ready" not in log.read_text(errors="replace"):
             if worker.poll() is not None or time.monotonic() > deadline:
-                raise OrdersError("the worker did not start", "see the last lines of its log", log=log.read_text(errors="replace")[-2000:])
+                raise OrdersError(
+                    "the worker did not start",
+                    "see the last lines of its log",
+                    log=log.read_text(errors="replace")[-2000:],
+                )
             time.sleep(0.1)
     return worker
 
@@ -167,26 +178,26 @@ def _stop(folder: Path) -> None:
     console.print("stopped; the data stays in " + str(folder))
 
 
-async def _circle(settings: Settings, worker: subprocess.Popen[bytes]) -> list[str]:
-    """Carts checked out, and served by simulated inventory, payment and shipping services until every order has ended. The orders' ids."""
+async def _simulate(settings: Settings, worker: subprocess.Popen[bytes]) -> list[str]:
+    """Simulate customers and services until every order has ended, and return the orders' ids."""
     from cli.simulate import run
     from workload.services import Behaviour
 
     # Another seed each time: what --keep left has the checkouts of an earlier one.
     behaviour = Behaviour(delay=0.1, returns=0.25, seed=time.time_ns())
     with _watched(worker):
-        outcome = await run(settings, behaviour, CHECKOUTS, CHECKOUT_RATE, CIRCLE_SECONDS, console)
+        outcome = await run(settings, behaviour, CHECKOUTS, CHECKOUT_RATE, SIMULATION_SECONDS, console)
     if outcome.hanging:
-        raise DemoFailed(f"{len(outcome.hanging)} orders did not end within {CIRCLE_SECONDS:.0f} s, one of them {outcome.hanging[0]}")
+        raise DemoFailed(f"{len(outcome.hanging)} orders did not end within {SIMULATION_SECONDS:.0f} s, one of them {outcome.hanging[0]}")
     served = f"simulated inventory, payment and shipping answered {outcome.commands.total():,} commands"
-    _step("circle", f"{CHECKOUTS:,} carts checked out; {served}")
+    _step("services", f"{CHECKOUTS:,} carts checked out; {served}")
     ended = Counter(outcome.ended.values())
     _step("", "every order ended: " + ", ".join(f"{count:,} {how}" for how, count in ended.most_common()))
     return list(outcome.ended)
 
 
 def _events(orders: int) -> tuple[list[Any], str]:
-    """What to send, and in words."""
+    """Return the events to send, and their description in words."""
     from workload import generator, olist
 
     synthetic = list(generator.events(orders, 7, generator.Shares(*SHARES)))
@@ -215,8 +226,8 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
             sent = records
             sent_bar.show(sent)
 
-        def processed(_: int, left: int) -> None:
-            done_bar.show(max(0, sent - left))
+        def processed(_: int, remaining: int) -> None:
+            done_bar.show(max(0, sent - remaining))
 
         sending = asyncio.ensure_future(send(settings, events, progress=count))
         with _watched(worker):
@@ -228,7 +239,10 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
         raise DemoFailed(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}")
     seconds = time.monotonic() - started
     _step("orders", words)
-    _step("speed", f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s")
+    _step(
+        "speed",
+        f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s",
+    )
 
 
 @contextmanager
@@ -238,7 +252,7 @@ def _watched(worker: subprocess.Popen[bytes]) -> Iterator[None]:
         raise DemoFailed(f"the worker ended with exit code {worker.returncode}")
 
 
-async def _summary(settings: Settings, circle: list[str]) -> None:
+async def _summary(settings: Settings, simulated: list[str]) -> None:
     from cli.show import COLOURS, render
     from operations.dead_letters import read
     from operations.postgres.ddl import connect
@@ -256,14 +270,18 @@ async def _summary(settings: Settings, circle: list[str]) -> None:
             " LEFT JOIN orders_return r ON r.order_id = o.id AND r.user_id = o.user_id AND r.status = 'processed'"
             " WHERE o.id = ANY($1::uuid[]) GROUP BY o.id, o.version HAVING count(DISTINCT i.seller_id) > 1"
             " ORDER BY count(r.id) > 0 DESC, o.version, o.id LIMIT 1",
-            circle,
+            simulated,
         )
     console.print()
     most = max((row["orders"] for row in counts), default=1)
     table = Rows("status", "orders", "share", title="Orders by status", right={"orders"}, header=False)
     block = "█" if console.can("█") else "#"
     for row in counts:
-        table.add(row["status"], f"{row['orders']:,}", (block * max(1, round(40 * row["orders"] / most)), COLOURS[row["status"]]))
+        table.add(
+            row["status"],
+            f"{row['orders']:,}",
+            (block * max(1, round(40 * row["orders"] / most)), COLOURS[row["status"]]),
+        )
     console.print(table)
     assert rows is not None
     console.print(f"with {rows['items']:,} items, {rows['shipments']:,} shipments, {rows['returns']:,} returns\n")

@@ -20,11 +20,14 @@ from contracts.errors import REASONS
 from contracts.topics import BULK, LANE
 from errors import OrdersError
 from operations.dead_letters import DeadLetter, Redriven, State, find, newest_of, state_of
-from operations.redrive import Outcome, Selection, redrive
+from operations.redrive import RedriveResult, Selection, redrive
 from settings import Settings, get_settings
 
 app = typer.Typer(
-    help="Dead letters: what was refused and why, and its way back.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+    help="List dead letters, and send them back after a fix.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
 )
 
 SHOWN_CHARACTERS: Final = 4000
@@ -42,14 +45,14 @@ def list_command(
     reason: Annotated[str | None, typer.Option(help="Only this reason code.", show_default=False)] = None,
     topic: Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)] = None,
     state: Annotated[str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, help="The newest so many; the summary counts all.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="How many are shown, the newest; the summary counts all.")] = 50,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """The refused records, the newest last, what became of each, and a summary by reason.
+    """List the dead letters, the newest last, with what became of each, and a summary by reason.
 
-    new: not redriven since it was refused. redriven: its record went back to its topic. parked: redriven ORDERS_REDRIVE_LIMIT times,
-    refused each time. final: no fix can help it.
+    new: not redriven since it was refused. redriven: its record went back to its topic. parked: redriven
+    ORDERS_REDRIVE_LIMIT times and refused each time. final: no fix can help it.
 
     Example: [bold]orders dlq list --reason total_mismatch --limit 10[/bold]
     """
@@ -61,7 +64,11 @@ def list_command(
     newest, reasons, states = asyncio.run(newest_of(settings, reason, topic, state, limit))
     if as_json:
         rows = [_summary(settings, letter, note) for letter, note in newest]
-        counts = {"total": reasons.total(), "by_reason": dict(reasons.most_common()), "by_state": {name: states[name] for name in STATES}}
+        counts = {
+            "total": reasons.total(),
+            "by_reason": dict(reasons.most_common()),
+            "by_state": {name: states[name] for name in STATES},
+        }
         print(json.dumps({**counts, "dead_letters": rows}))
         return
     console = output()
@@ -70,36 +77,56 @@ def list_command(
         return
     table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"}, wide=wide)
     for letter, note in newest:
-        table.add(letter.coordinates, letter.reason, letter.detail, letter.origin, second(letter.time), state_of(settings, letter, note))
+        table.add(
+            letter.id,
+            letter.reason,
+            letter.detail,
+            str(letter.record),
+            second(letter.time),
+            state_of(settings, letter, note),
+        )
     console.print(table)
     console.print()
     summary = Rows("letters", "reason", "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide)
     for code, count in reasons.most_common():
         summary.add(f"{count:,}", code, REASONS.get(code, "an unknown reason"))
     console.print(summary)
-    told = ", ".join(f"{states[name]:,} {name}" for name in STATES)
-    console.print(f"{reasons.total():,} in all: {told}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
+    by_state = ", ".join(f"{states[name]:,} {name}" for name in STATES)
+    console.print(f"{reasons.total():,} in all: {by_state}; one whole with: orders dlq show {newest[-1][0].id}", style="bold")
 
 
 @app.command("show")
 def show_command(
-    coordinates: Annotated[str, typer.Argument(help="PARTITION:OFFSET in orders.dlq, or TOPIC:PARTITION:OFFSET of the refused record.")],
+    coordinates: Annotated[
+        str,
+        typer.Argument(help="PARTITION:OFFSET in orders.dlq, or TOPIC:PARTITION:OFFSET of the refused record."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, bytes in base64.")] = False,
 ) -> None:
-    """One refused record: its reason, its headers and its bytes as they came.
+    """Show one dead letter: its reason, its headers, and its bytes as they came.
 
     Example: [bold]orders dlq show 0:17[/bold]
     """
     parts = coordinates.rsplit(":", 2)
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() for part in parts[-2:]):
-        raise OrdersError(f"{coordinates!r} is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET", "orders dlq list has them")
+        raise OrdersError(
+            f"{coordinates!r} is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET",
+            "orders dlq list has them",
+        )
     partition, offset = int(parts[-2]), int(parts[-1])
     settings = get_settings()
     letter, note = asyncio.run(find(settings, parts[0] if len(parts) == 3 else None, partition, offset))
     if as_json:
         headers = [[name, _base64(value)] for name, value in letter.headers]
         print(
-            json.dumps({**_summary(settings, letter, note), "key": _base64(letter.key), "value": _base64(letter.value), "headers": headers})
+            json.dumps(
+                {
+                    **_summary(settings, letter, note),
+                    "key": _base64(letter.key),
+                    "value": _base64(letter.value),
+                    "headers": headers,
+                }
+            )
         )
         return
     from rich.text import Text
@@ -111,12 +138,12 @@ def show_command(
 
     line("reason", f"{letter.reason}: {REASONS.get(letter.reason, 'an unknown reason')}", "red")
     line("detail", letter.detail)
-    line("record", letter.origin)
+    line("record", str(letter.record))
     line("refused at", letter.time)
-    line("dead letter", letter.coordinates)
+    line("dead letter", letter.id)
     line("redrive", _became(settings, letter, note))
     if note is not None:
-        line("redriven as", f"{':'.join(map(str, note.to))} by {note.by}")
+        line("redriven as", f"{note.to} by {note.by}")
     line("key", "none" if letter.key is None else _decoded(letter.key))
     for name, value in letter.headers:
         line("header", f"{name}: {'none' if value is None else _decoded(value)}")
@@ -134,19 +161,24 @@ def show_command(
 @app.command("redrive")
 def redrive_command(
     reason: Annotated[list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)] = None,
-    topic: Annotated[list[str] | None, typer.Option(help="Only records of this topic; may be given again.", show_default=False)] = None,
+    topic: Annotated[
+        list[str] | None,
+        typer.Option(help="Only records of this topic; may be given again.", show_default=False),
+    ] = None,
     ids: Annotated[str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter that can go back.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell how many would go, and change nothing.")] = False,
-    most: Annotated[int | None, typer.Option("--max", min=1, help="Send so many at most.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many would be sent, and change nothing.")] = False,
+    most: Annotated[int | None, typer.Option("--max", min=1, help="Most letters to send.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Send dead letters' records back to the topics that they came from, after a fix: of the rules, or of what was wrong upstream.
+    """Send dead letters' records back to their topics, after a fix of the rules or of what was wrong
+    upstream.
 
-    Say which ones. Without a choice a person at a terminal is asked, and everybody else gets exit code 2: --all sends every one.
-    What went back already doesn't go again, so it can be run again after anything, also after a kill -9. What was refused after
-    ORDERS_REDRIVE_LIMIT redrives is parked. docs/dlq.md says for each reason when a redrive helps. Exits 1 when a letter that was named
-    by --ids stays, or one is too large for its topic.
+    Choose the letters with --reason, --topic, --ids or --max; --all sends every one. Without a choice it asks
+    at a terminal, and exits 2 elsewhere. It may be run again at any time, also after a kill -9: what went
+    back already doesn't go again. What was refused after ORDERS_REDRIVE_LIMIT redrives is parked. docs/dlq.md
+    says for each reason when a redrive helps. Exits 1 if a letter named by --ids stays, or one is too large
+    for its topic.
 
     Example: [bold]orders dlq redrive --reason version_unknown --dry-run[/bold]
     """
@@ -162,7 +194,17 @@ def redrive_command(
     if as_json:
         counts = {"sent": 0 if dry_run else outcome.sent, "would_send": outcome.sent if dry_run else 0}
         by_reason = dict(outcome.by_reason.most_common())
-        print(json.dumps({"dry_run": dry_run, **counts, "by_reason": by_reason, **states, "too_large": outcome.too_large}))
+        print(
+            json.dumps(
+                {
+                    "dry_run": dry_run,
+                    **counts,
+                    "by_reason": by_reason,
+                    **states,
+                    "too_large": outcome.too_large,
+                }
+            )
+        )
     else:
         verb = "would go back" if dry_run else "sent back"
         listed = ", ".join(f"{printable(code)} {count:,}" for code, count in outcome.by_reason.most_common())
@@ -181,7 +223,8 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
     """Returns if everything is to be sent. Raises OrdersError where nobody can be asked, typer.Exit on no."""
     if not (may_ask and interactive()):
         raise OrdersError(
-            "nothing says which dead letters", "--all for every one, or --reason, --topic, --ids, --max; --dry-run tells how many would go"
+            "nothing says which dead letters",
+            "--all for every one, or --reason, --topic, --ids, --max; --dry-run tells how many would go",
         )
     would = _redrive(get_settings(), selection, dry_run=True, quiet=False)
     if not would.sent:
@@ -192,12 +235,12 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
         raise typer.Exit(1)
 
 
-def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> Outcome:
+def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> RedriveResult:
     """With progress on stderr where a person looks."""
     by = f"{getpass.getuser()}@{socket.gethostname()}"
     with progress("dead letters", quiet=quiet) as bar:
 
-        async def run() -> Outcome:
+        async def run() -> RedriveResult:
             asyncio.get_running_loop().set_exception_handler(_told_once)
             return await redrive(settings, selection, by=by, dry_run=dry_run, progress=bar.show)
 
@@ -211,7 +254,7 @@ def _told_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None
 
 
 def _became(settings: Settings, letter: DeadLetter, note: Redriven | None) -> str:
-    """What became of a letter, in words."""
+    """Describe what became of a letter."""
     state: str = state_of(settings, letter, note)
     if note is not None:
         return f"redriven {note.at[:19]}"
@@ -236,19 +279,25 @@ def _check_topics(names: Sequence[str]) -> None:
 def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
     if text is None:
         return None
-    found: set[tuple[int, int]] = set()
+    ids: set[tuple[int, int]] = set()
     for each in text.split(","):
         partition, _, offset = each.strip().partition(":")
         if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in (partition, offset)):
             raise OrdersError(f"--ids {each.strip()!r} is not PARTITION:OFFSET", "orders dlq list has them")
-        found.add((int(partition), int(offset)))
-    return frozenset(found)
+        ids.add((int(partition), int(offset)))
+    return frozenset(ids)
 
 
 def pretty(value: bytes) -> str:
     """A value as text for a person: indented when that loses nothing of its JSON, otherwise as it came, what isn't text escaped."""
     try:
-        parsed = json.loads(value, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_same_float, parse_int=_same_int)
+        parsed = json.loads(
+            value,
+            object_pairs_hook=_unique,
+            parse_constant=_refuse,
+            parse_float=_same_float,
+            parse_int=_same_int,
+        )
         return json.dumps(parsed, indent=2, allow_nan=False)
     except (ValueError, RecursionError):
         return printable(_decoded(value), lines=True)
@@ -261,7 +310,11 @@ def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> d
         "reason": letter.reason,
         "detail": letter.detail,
         "time": letter.time,
-        "origin": {"topic": letter.origin_topic, "partition": letter.origin_partition, "offset": letter.origin_offset},
+        "origin": {
+            "topic": letter.record.topic,
+            "partition": letter.record.partition,
+            "offset": letter.record.offset,
+        },
         "state": state_of(settings, letter, note),
         "redrives_before": letter.redrives,
         "redriven": None if note is None else _redriven(note),
@@ -269,8 +322,8 @@ def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> d
 
 
 def _redriven(note: Redriven) -> dict[str, Any]:
-    topic, partition, offset = note.to
-    return {"at": note.at, "by": note.by, "count": note.count, "to": {"topic": topic, "partition": partition, "offset": offset}}
+    to = {"topic": note.to.topic, "partition": note.to.partition, "offset": note.to.offset}
+    return {"at": note.at, "by": note.by, "count": note.count, "to": to}
 
 
 def _base64(value: bytes | None) -> str | None:
@@ -282,10 +335,10 @@ def _decoded(value: bytes) -> str:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise ValueError("a name stands twice")
-    return found
+    return members
 
 
 def _refuse(token: str) -> Any:

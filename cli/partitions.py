@@ -16,20 +16,30 @@ from settings import get_settings
 
 def partitions_command(
     to: Annotated[
-        int | None, typer.Option(min=1, max=1024, help="Give every topic so many: a multiple of what they have.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            max=1024,
+            help="New number of partitions of every topic, a multiple of the present one.",
+            show_default=False,
+        ),
     ] = None,
     cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Take along what Redis lacks. Without --no-cache it must be there.")
+        bool,
+        typer.Option(
+            "--cache/--no-cache",
+            help="Also move what Redis lacks; it must be there. --no-cache leaves it out.",
+        ),
     ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """How many partitions the topics have, and had before; with --to, more of them.
+    """Show how many partitions the topics have and had before; with --to, give them more.
 
-    Stop all workers first: while it is at work the group lets none in. Records stay where they are, so whoever sends may go on; each
-    order's state moves to its new lane. Cut short, it is run again and goes on; until it is done no worker starts. Then set
-    ORDERS_PARTITIONS to the new number everywhere. docs/scaling.md has it step by step.
+    Stop all workers first: the group lets none in meanwhile. Records stay where they are, so senders may go
+    on; each order's state moves to its new lane. If it is cut short, run it again; until it is done no worker
+    starts. Then set ORDERS_PARTITIONS to the new number everywhere. docs/scaling.md has the steps.
 
-    Exits 0 when done, 2 when it couldn't.
+    Exits 0 when done, 2 if it couldn't.
 
     Example: [bold]orders partitions --to 24[/bold]
     """

@@ -16,9 +16,12 @@ from operations.servers import require
 from settings import Settings, get_settings
 from workload import generator, olist, producer
 
-replay_app = typer.Typer(help="Real orders as events.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+replay_app = typer.Typer(help="Send real orders as events.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
 
-Rate = Annotated[float | None, typer.Option(min=0.001, help="Events a second, evenly; without it as fast as possible.", show_default=False)]
+Rate = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Events a second, evenly. Default: as fast as possible.", show_default=False),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
 
@@ -29,7 +32,10 @@ def _replay() -> None:
 
 @replay_app.command("olist")
 def replay_olist(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with the files of the Brazilian E-Commerce Public Dataset.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Folder with the files of the Brazilian E-Commerce Public Dataset."),
+    ],
     rate: Rate = None,
     as_json: Json = False,
 ) -> None:
@@ -43,12 +49,13 @@ def replay_olist(
 
 def generate_command(
     orders: Annotated[int, typer.Option(min=1, max=100_000_000, help="How many orders.")] = 1000,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed. The same one gives the same bytes.")] = 0,
     rate: Rate = None,
-    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that come twice.")] = generator.Shares().duplicates,
-    shuffle: Annotated[float, typer.Option(min=0, max=1, help="Share of events that come late.")] = generator.Shares().shuffle,
+    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")] = generator.Shares().duplicates,
+    shuffle: Annotated[float, typer.Option(min=0, max=1, help="Share of events that are sent late.")] = generator.Shares().shuffle,
     poison: Annotated[
-        float, typer.Option(min=0, max=1, help="Broken records an event, each of a kind that must be refused.")
+        float,
+        typer.Option(min=0, max=1, help="Broken records for each event, of kinds that must be refused."),
     ] = generator.Shares().poison,
     as_json: Json = False,
 ) -> None:
@@ -73,8 +80,20 @@ def _send(settings: Settings, events: Iterable[SourceEvent], count: int | None, 
 
 def _report(sent: producer.Sent, as_json: bool) -> None:
     if as_json:
-        document = {"events": sent.records, "by_topic": dict(sorted(sent.by_topic.items())), "bytes": sent.bytes}
-        print(json.dumps({**document, "seconds": round(sent.seconds, 3), "events_per_second": round(sent.events_per_second, 1)}))
+        document = {
+            "events": sent.records,
+            "by_topic": dict(sorted(sent.by_topic.items())),
+            "bytes": sent.bytes,
+        }
+        print(
+            json.dumps(
+                {
+                    **document,
+                    "seconds": round(sent.seconds, 3),
+                    "events_per_second": round(sent.events_per_second, 1),
+                }
+            )
+        )
         return
     table = Rows("topic", "events", right={"events"}, header=False)
     for topic in sorted(sent.by_topic, key=lambda name: -sent.by_topic[name]):

@@ -1,4 +1,4 @@
-"""`orders repair`: what the audit finds wrong of states, rows and cache, written anew from the log."""
+"""`orders repair`: write the states, rows and cache entries again that the audit finds broken."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cli.audit import show_findings
 from cli.terminal import output, progress
 from cli.text import printable
 from errors import OrdersError
-from operations.repair import Outcome, repair
+from operations.repair import RepairResult, repair
 from settings import get_settings
 
 MOST_TEXT: Final = 64 << 20
@@ -24,40 +24,58 @@ MOST_TEXT: Final = 64 << 20
 
 def repair_command(
     ids: Annotated[
-        str | None, typer.Option(metavar="ID,...", help="Only these orders; @FILE: one id a line. Without it: whatever is broken.")
+        str | None,
+        typer.Option(metavar="ID,...", help="Only these orders; @FILE has one id a line. Default: all broken ones."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")] = False,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Repair Redis too. Without --no-cache it must be there.")] = True,
+    cache: Annotated[
+        bool,
+        typer.Option("--cache/--no-cache", help="Repair Redis too; it must be there. --no-cache leaves it out."),
+    ] = True,
     max_findings: Annotated[
-        int, typer.Option("--max-findings", min=1, max=100_000, help="Findings kept of what is left; all are counted.")
+        int,
+        typer.Option(
+            "--max-findings",
+            min=1,
+            max=100_000,
+            help="How many remaining findings are kept; all are counted.",
+        ),
     ] = 50,
     json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Fold orders again from the log, and make their state in the changelog, their rows and their cache entries right.
+    """Repair orders whose state, rows or cache entries the audit finds broken, by folding their log again.
 
-    Which ones, the audit says; it is run before and after. Stop all workers first: while it is at work the group lets none in. Derived
-    events, decisions and dead letters are not written: what is wrong of them is named and stays.
+    It runs the audit before and after. Stop all workers first: the group lets none in while the repair runs. It doesn't
+    write derived events, decisions or dead letters; it names those that are broken.
 
-    Exits 0 when nothing is broken any more, 1 when something is left (or, with --dry-run, would be repaired), 2 when it couldn't work.
+    Exits 0 when nothing is broken any more, 1 when something still is (or, with --dry-run, would be repaired), 2 when it
+    couldn't run.
 
     Example:
 
         orders repair --dry-run; orders repair && orders audit
     """
-    wanted = None if ids is None else _parse(ids)
+    order_ids = None if ids is None else _parse(ids)
     with progress("audit", quiet=json) as bar:
-        work = repair(get_settings(), wanted, dry_run=dry_run, cache=cache, max_findings=max_findings, progress=bar.work)
+        work = repair(
+            get_settings(),
+            order_ids,
+            dry_run=dry_run,
+            cache=cache,
+            max_findings=max_findings,
+            progress=bar.work,
+        )
         outcome = asyncio.run(work)
     if json:
         print(jsonlib.dumps(outcome.document(), indent=2, sort_keys=True))
     else:
         _show(outcome)
-    if outcome.left or (dry_run and (outcome.repaired or outcome.keys)):
+    if outcome.remaining or (dry_run and (outcome.repaired or outcome.keys)):
         raise typer.Exit(1)
 
 
 def _parse(text: str) -> frozenset[str]:
-    """Order ids in any form -> canonical. Raises OrdersError."""
+    """Parse order ids in any form into canonical ones. Raises OrdersError."""
     words = text.split(",")
     if text.startswith("@"):
         try:
@@ -68,31 +86,36 @@ def _parse(text: str) -> frozenset[str]:
         except UnicodeDecodeError:
             raise OrdersError(f"--ids {text}: not text in UTF-8", "write one id a line") from None
         if len(listed) > MOST_TEXT:
-            raise OrdersError(f"--ids {text}: more than {MOST_TEXT:,} characters", "leave --ids out: then every order is looked at")
+            raise OrdersError(
+                f"--ids {text}: more than {MOST_TEXT:,} characters",
+                "leave --ids out: then every order is looked at",
+            )
         words = listed.split()
     try:
-        found = frozenset(str(UUID(word.strip())) for word in words if word.strip())
+        order_ids = frozenset(str(UUID(word.strip())) for word in words if word.strip())
     except ValueError as error:
-        raise OrdersError(f"--ids: {error}", "give order ids such as 3fa85f64-5717-4562-b3fc-2c963f66afa6, separated by commas") from None
-    if not found:
+        raise OrdersError(
+            f"--ids: {error}",
+            "give order ids such as 3fa85f64-5717-4562-b3fc-2c963f66afa6, separated by commas",
+        ) from None
+    if not order_ids:
         raise OrdersError("--ids names no order", "leave it out: then every order is looked at")
-    return found
+    return order_ids
 
 
-def _show(outcome: Outcome) -> None:
+def _show(outcome: RepairResult) -> None:
     console = output()
     verb = "would repair" if outcome.dry_run else "repaired"
     for order_id, (stores, version) in sorted(outcome.repaired.items()):
-        now = "" if version is None else f"  version {version}" if version else "  the log has no such order: taken away"
+        now = "" if version is None else f"  version {version}" if version else "  the log has no such order: deleted"
         console.print(Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}"))
     for key in outcome.keys:
         console.print(f"{'would delete' if outcome.dry_run else 'deleted'} {printable(repr(key))} in Redis")
     if not outcome.repaired and not outcome.keys:
         console.print("nothing to repair")
-    if outcome.unjudged:
-        console.print(
-            f"{outcome.unjudged:,} differences of orders that records wait for were not judged: let workers finish first", style="yellow"
-        )
-    show_findings(outcome.findings, outcome.left.total(), console)
-    if outcome.left:
-        console.print("That is left: repair writes states, rows and cache, nothing else.", style="yellow")
+    if outcome.inconclusive:
+        why = "records about their orders aren't committed: let workers finish first"
+        console.print(f"{outcome.inconclusive:,} differences are inconclusive: {why}", style="yellow")
+    show_findings(outcome.findings, outcome.remaining.total(), console)
+    if outcome.remaining:
+        console.print("These remain: repair writes states, rows and cache, nothing else.", style="yellow")

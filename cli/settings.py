@@ -12,8 +12,11 @@ from cli.text import printable
 from settings import Settings, get_settings
 
 
-def settings_command(as_json: Annotated[bool, typer.Option("--json", help="One JSON array on stdout.")] = False) -> None:
-    """Every setting: its environment variable, value, default and reason. Of a server's URL only where the server is.
+def settings_command(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON array on stdout.")] = False,
+) -> None:
+    """List every setting: its environment variable, value, default and reason. Passwords in URLs aren't
+    shown.
 
     Example: [bold]ORDERS_PARTITIONS=8 orders settings[/bold]
     """

@@ -1,4 +1,4 @@
-"""`orders show`: one order's story."""
+"""`orders show`: explain one order."""
 
 from __future__ import annotations
 
@@ -37,7 +37,12 @@ UNITS: Final = {
     "returned": "returned",
     "price": "price",
 }
-SHIPMENTS: Final = {"shipment_id": "parcel", "status": "status", "carrier": "carrier", "tracking_number": "tracking"}
+SHIPMENTS: Final = {
+    "shipment_id": "parcel",
+    "status": "status",
+    "carrier": "carrier",
+    "tracking_number": "tracking",
+}
 RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units", "status": "status"}
 
 
@@ -46,68 +51,90 @@ def show_command(
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
 ) -> None:
-    """Tell an order's story: its facts in time order, what they amount to, and which of them make its status true.
+    """Explain an order: its facts in the order of time, its units and its money, and the facts that give it
+    its status.
 
     Example: orders show 3fa85f64-5717-4562-b3fc-2c963f66afa6
     """
     try:
-        wanted = UUID(order_id)
+        order_uuid = UUID(order_id)
     except ValueError:
         raise OrdersError(f"{order_id!r} is not a UUID", "give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6") from None
-    order = asyncio.run(read_state(get_settings(), wanted))
+    order = asyncio.run(read_state(get_settings(), order_uuid))
     if order is None:
-        raise OrdersError(f"no fact of order {wanted} is known", "see that it was sent, and that orders wait says that all is processed")
-    told = explain.tell(wanted.bytes, order)
+        remedy = "see that it was sent, and that orders wait says that all is processed"
+        raise OrdersError(f"no fact of order {order_uuid} is known", remedy)
+    explanation = explain.tell(order_uuid.bytes, order)
     if as_json:
-        print(json.dumps(told, indent=2))
+        print(json.dumps(explanation, indent=2))
     else:
-        output().print(render(told, wide))
+        output().print(render(explanation, wide))
 
 
-def render(told: dict[str, Any], wide: bool = False) -> Group:
-    """A story as something that rich prints. `wide`: one line a row."""
-    status = told.get("status", "waiting")
+def render(explanation: dict[str, Any], wide: bool = False) -> Group:
+    """Render an explanation for rich. `wide`: one line a row."""
+    status = explanation.get("status", "waiting")
     parts: list[RenderableType] = [
         Text.assemble(
             ("order ", "dim"),
-            told["order_id"],
+            explanation["order_id"],
             "  ",
             (status, f"bold {COLOURS.get(status, 'yellow')}"),
-            (f"  version {told['version']}", "dim"),
+            (f"  version {explanation['version']}", "dim"),
         ),
-        *(Text(f"because {printable(line)}" if n == 0 else f"    and {printable(line)}") for n, line in enumerate(told["why"])),
+        *(Text(f"because {printable(line)}" if n == 0 else f"    and {printable(line)}") for n, line in enumerate(explanation["why"])),
     ]
     facts = {"time": "time", "type": "type", "what": "what"}
-    if any(fact["note"] for fact in told["facts"]):
+    if any(fact["note"] for fact in explanation["facts"]):
         facts["note"] = "note"
-    parts += _table("Facts", told["facts"], facts, wide)
-    if told["known"]:
-        currency = told["currency"]
-        sums = told["money"]
+    parts += _table("Facts", explanation["facts"], facts, wide)
+    if explanation["known"]:
+        currency = explanation["currency"]
+        money = explanation["money"]
         parts += [
             Text(),
             Text.assemble(
                 ("Money  ", "bold"),
-                f"total {sums['total']} {currency}, of live units {sums['live_total']}, captured {sums['captured']}, ",
-                f"refunds decided {sums['refunds_decided']}",
+                f"total {money['total']} {currency}, of live units {money['live_total']}, captured {money['captured']}, ",
+                f"refunds decided {money['refunds_decided']}",
             ),
         ]
-        parts += _table("Units (of each line: how many reached at least that)", told["lines"], UNITS, wide)
-        parts += _table("Suborders", told["suborders"], {"seller_id": "seller", "status": "status", "total_amount": currency}, wide)
-        parts += _table("Shipments", told["shipments"], SHIPMENTS, wide)
-        parts += _table("Returns", told["returns"], RETURNS, wide)
-        parts += _table("Refunds", told["refunds"], {"refund_id": "refund", "amount": currency, "cause": "cause"}, wide)
-        if told["anomalies"]:
-            parts += [Text(), Text("Anomalies", "yellow"), *(Text(f"  {printable(line)}", "yellow") for line in told["anomalies"])]
+        parts += _table("Units (of each line: how many reached at least that)", explanation["lines"], UNITS, wide)
+        parts += _table(
+            "Suborders",
+            explanation["suborders"],
+            {"seller_id": "seller", "status": "status", "total_amount": currency},
+            wide,
+        )
+        parts += _table("Shipments", explanation["shipments"], SHIPMENTS, wide)
+        parts += _table("Returns", explanation["returns"], RETURNS, wide)
+        parts += _table(
+            "Refunds",
+            explanation["refunds"],
+            {"refund_id": "refund", "amount": currency, "cause": "cause"},
+            wide,
+        )
+        if explanation["anomalies"]:
+            parts += [
+                Text(),
+                Text("Anomalies", "yellow"),
+                *(Text(f"  {printable(line)}", "yellow") for line in explanation["anomalies"]),
+            ]
     return Group(*parts)
 
 
-def _table(title: str, found: list[dict[str, Any]], columns: dict[str, str], wide: bool) -> list[RenderableType]:
-    if not found:
+def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str], wide: bool) -> list[RenderableType]:
+    if not rows:
         return []
-    numbers = [heading for name, heading in columns.items() if isinstance(found[0].get(name), int)]
-    table = Rows(*columns.values(), title=title, prose=("what", "note", "carrier", "tracking"), right=numbers, wide=wide)
-    for each in found:
+    numbers = [heading for name, heading in columns.items() if isinstance(rows[0].get(name), int)]
+    table = Rows(
+        *columns.values(),
+        title=title,
+        prose=("what", "note", "carrier", "tracking"),
+        right=numbers,
+        wide=wide,
+    )
+    for each in rows:
         cells = [(name, "" if each.get(name) is None else str(each[name])) for name in columns]
         cells = [(name, second(text) if name == "time" else text) for name, text in cells]
         table.add(*((text, COLOURS.get(text, "") if name == "status" else "") for name, text in cells))

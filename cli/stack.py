@@ -27,7 +27,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Dir = Annotated[Path, typer.Option("--dir", readable=False, help="The stack's folder: configuration, data, logs.", show_default=True)]
+Dir = Annotated[
+    Path,
+    typer.Option("--dir", readable=False, help="Folder of the stack: configuration, data, logs.", show_default=True),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")]
 
 DEFAULT = Path(".stack")
@@ -37,7 +40,7 @@ DEFAULT = Path(".stack")
 def up(
     dir: Dir = DEFAULT,
     brokers: Annotated[int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")] = None,
-    replica: Annotated[bool, typer.Option("--replica", help="A streaming replica of PostgreSQL as well.")] = False,
+    replica: Annotated[bool, typer.Option("--replica", help="Start a streaming replica of PostgreSQL too.")] = False,
     as_json: Json = False,
 ) -> None:
     """Start the servers in the background and print the ORDERS_* values that lead to them. Harmless when they run already."""
@@ -58,7 +61,7 @@ def up(
 @app.command(epilog="Example: orders stack down --dir /tmp/three")
 def down(
     dir: Dir = DEFAULT,
-    purge: Annotated[bool, typer.Option("--purge", help="Delete the data as well.")] = False,
+    purge: Annotated[bool, typer.Option("--purge", help="Delete the data too.")] = False,
 ) -> None:
     """Stop the servers. Their data stays for the next `up`, unless --purge says otherwise."""
     stack = _opened(dir)
@@ -83,7 +86,13 @@ def status(dir: Dir = DEFAULT, wide: Wide = False, as_json: Json = False) -> Non
     else:
         table = Rows("server", "", "port", "pid", "log", wide=wide)
         for each in servers:
-            table.add(each.name, ("runs", "green") if each.running else ("down", "red"), each.port, each.pid or "-", each.log)
+            table.add(
+                each.name,
+                ("runs", "green") if each.running else ("down", "red"),
+                each.port,
+                each.pid or "-",
+                each.log,
+            )
         output().print(table)
     if not running:
         raise typer.Exit(1)
@@ -107,7 +116,9 @@ def _print_env(stack: Stack, *, export: bool) -> None:
 
 
 def _opened(dir: Path) -> Stack:
-    from stack import Stack  # here: the workers' image has neither these servers nor what finds their processes
+    from stack import (
+        Stack,
+    )  # here: the workers' image has neither these servers nor what finds their processes
 
     return Stack.open(dir)
 

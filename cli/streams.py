@@ -77,5 +77,8 @@ def give_up_output() -> None:
 def _text(raw: io.FileIO, former: TextIO | None, *, always_lines: bool = False) -> io.TextIOWrapper:
     encoding = "utf-8" if former is None else former.encoding
     return io.TextIOWrapper(
-        io.BufferedWriter(raw), encoding=encoding, errors="backslashreplace", line_buffering=always_lines or raw.isatty()
+        io.BufferedWriter(raw),
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=always_lines or raw.isatty(),
     )

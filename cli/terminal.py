@@ -1,4 +1,5 @@
-"""How every command prints: consoles that fit any terminal and any encoding, tables that cut no id, progress where a person looks."""
+"""Printing for all commands: consoles that fit any terminal and encoding, tables that cut no id, progress for
+people."""
 
 from __future__ import annotations
 
@@ -28,7 +29,7 @@ RATE_SECONDS: Final = 0.2
 """Seconds of work before which its rate says nothing."""
 GAP: Final = "  "
 
-Wide = Annotated[bool, typer.Option("--wide", help="One line a row, however wide it gets.")]
+Wide = Annotated[bool, typer.Option("--wide", help="Print each row on one line, however wide it is.")]
 
 Cell = object | tuple[object, str]
 """What str() makes a cell of, or that and its style."""
@@ -111,7 +112,7 @@ def messages() -> Terminal:
 
 
 def interactive() -> bool:
-    """Whether a person can be asked: they see standard error and answer on standard input."""
+    """Tell whether a person can be asked: they see standard error and answer on standard input."""
     return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
 
 
@@ -128,11 +129,11 @@ class Bar:
         self._line = lines.add_task(what, total=total, rate="")
         self._begun = time.monotonic()
 
-    def show(self, done: int, whole: int | None = None) -> None:
+    def show(self, done: int, total: int | None = None) -> None:
         """Say how much is done and, where it wasn't known or changes, of how much."""
         elapsed = time.monotonic() - self._begun
         rate = f"{done / elapsed:,.0f}/s" if elapsed > RATE_SECONDS else ""
-        self._lines.update(self._line, completed=done, total=whole, rate=rate)
+        self._lines.update(self._line, completed=done, total=total, rate=rate)
 
     def step(self, what: str) -> None:
         """Begin another kind of work, at nothing."""
@@ -141,10 +142,10 @@ class Bar:
         self._lines.remove_task(self._line)
         self._line = self._lines.add_task(what, total=None, rate="")
 
-    def work(self, what: str, done: int, whole: int) -> None:
+    def work(self, what: str, done: int, total: int) -> None:
         """show() of work that names itself each time."""
         self._lines.update(self._line, description=what)
-        self.show(done, whole)
+        self.show(done, total)
 
     def say(self, what: str) -> None:
         """Print a line that stays, above the progress; also where that is silent."""
@@ -166,7 +167,9 @@ def progress(
     console: Terminal | None = None,
     form: str = "{task.description}",
 ) -> Iterator[Bar]:
-    """Show progress on standard error (or `console`) where a person looks, unless `quiet`. `rate`: with what it does a second.
+    """Show progress on standard error (or `console`) where a person looks, unless `quiet`.
+
+    `rate`: with what it does a second.
 
     `transient`: nothing of it stays. `form`: how the description is set.
     """
@@ -178,10 +181,12 @@ def progress(
 
 
 class Rows:
-    """A table that fits: as one where the terminal is wide enough, else a few lines for each row. No cell is cut.
+    """A table that fits: as one where the terminal is wide enough, else a few lines for each row.
 
-    `prose`: headings of columns that may be wrapped. `right`: of those that are numbers. `wide`: one line a row, whatever the terminal has.
-    The first column is what a row is known by.
+    No cell is cut.
+
+    `prose`: headings of columns that may be wrapped. `right`: of those that are numbers. `wide`: one line a
+    row, whatever the terminal has. The first column is what a row is known by.
     """
 
     def __init__(
@@ -221,20 +226,20 @@ class Rows:
         columns = list(zip(*rows, strict=True))
         heads = [cell_len(heading) if self._header else 0 for heading in self._headings]
         natural = [max(head, *(cell.cell_len for cell in cells)) for head, cells in zip(heads, columns, strict=True)]
-        left = width - len(GAP) * (len(natural) - 1)
-        if sum(natural) <= left:
+        remaining = width - len(GAP) * (len(natural) - 1)
+        if sum(natural) <= remaining:
             return natural
         least = [
-            min(whole, max(20, head, *(min(_longest_word(cell), NARROWEST) for cell in cells))) if prose else whole
-            for whole, head, cells, prose in zip(natural, heads, columns, self._prose, strict=True)
+            min(full, max(20, head, *(min(_longest_word(cell), NARROWEST) for cell in cells))) if prose else full
+            for full, head, cells, prose in zip(natural, heads, columns, self._prose, strict=True)
         ]
-        left -= sum(least)
-        if left < 0:
+        remaining -= sum(least)
+        if remaining < 0:
             return None
-        for number, whole in enumerate(natural):
-            more = min(whole - least[number], left)
+        for number, full in enumerate(natural):
+            more = min(full - least[number], remaining)
             least[number] += more
-            left -= more
+            remaining -= more
         return least
 
     def _grid(self, console: Console, rows: Sequence[Sequence[Text]], widths: Sequence[int]) -> Iterator[Text]:

@@ -5,7 +5,20 @@ from __future__ import annotations
 from typing import Final
 
 _UNSEEN: Final = frozenset(
-    map(chr, (0x34F, 0x115F, 0x1160, 0x17B4, 0x17B5, *range(0x180B, 0x1810), 0x3164, 0xFFA0, *range(0xE0100, 0xE01F0)))
+    map(
+        chr,
+        (
+            0x34F,
+            0x115F,
+            0x1160,
+            0x17B4,
+            0x17B5,
+            *range(0x180B, 0x1810),
+            0x3164,
+            0xFFA0,
+            *range(0xE0100, 0xE01F0),
+        ),
+    )
 )
 """What Python calls printable and nobody sees."""
 
@@ -16,14 +29,14 @@ def printable(text: object, *, lines: bool = False) -> str:
     A line break is escaped too, unless `lines`: then what is printed may have several. For Rich it still has to be printed as text, not
     as markup. Never blocks, never raises.
     """
-    whole = str(text)
-    if whole.isascii() and whole.isprintable():
-        return whole
-    return "".join(char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode() for char in whole)
+    plain = str(text)
+    if plain.isascii() and plain.isprintable():
+        return plain
+    return "".join(char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode() for char in plain)
 
 
 def one_line(text: object) -> str:
-    """The same of a text of several lines, such as a server's error, put into one."""
+    """Make a text of several lines, such as a server's error, printable in one line."""
     return printable(" ".join(line.strip() for line in str(text).splitlines() if line.strip()))
 
 
@@ -33,7 +46,7 @@ def second(time: str) -> str:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """What the encoding lacks escaped."""
+    """Escape the characters that an encoding lacks."""
     try:
         return text.encode(encoding, "backslashreplace").decode(encoding)
     except (LookupError, UnicodeError):

@@ -10,21 +10,22 @@ from typing import Annotated, Any
 import typer
 
 from cli.terminal import progress
-from operations.wait import Outcome, wait
+from operations.wait import WaitResult, wait
 from settings import get_settings
 
 
 def wait_command(
     timeout: Annotated[
-        float | None, typer.Option(min=0, help="Seconds to wait at most; without it as long as it takes.", show_default=False)
+        float | None,
+        typer.Option(min=0, help="Seconds to wait at most. Default: no limit.", show_default=False),
     ] = None,
-    cache: Annotated[
-        bool, typer.Option("--cache/--no-cache", help="Wait until the cache shows it too. --no-cache: even if Redis is away.")
-    ] = True,
+    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Wait for the cache too. --no-cache leaves Redis out.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Wait until everything that was sent is processed: lag 0 on every topic that the workers read, internal ones too, what they have
-    written to be seen by readers of committed records, and the cache of every lane to be as new as its orders.
+    """Wait until everything that was sent is processed, and the cache shows it.
+
+    That is: the lag is 0 on every topic that the workers read, internal ones too; readers of committed
+    records see what was written; and every lane's cache is as new as its orders.
 
     Exits 1 when the time is up, and says what is left.
 
@@ -51,7 +52,7 @@ def wait_command(
         raise typer.Exit(1)
 
 
-def _document(outcome: Outcome, cache: bool) -> dict[str, Any]:
+def _document(outcome: WaitResult, cache: bool) -> dict[str, Any]:
     seen = outcome.cache
     lanes = None if seen is None or seen.behind is None else {str(lane): count for lane, count in sorted(seen.behind.items())}
     return {
@@ -64,10 +65,10 @@ def _document(outcome: Outcome, cache: bool) -> dict[str, Any]:
     }
 
 
-def _told(outcome: Outcome) -> str:
-    """What is left, for a person."""
+def _told(outcome: WaitResult) -> str:
+    """Describe what is left, for a person."""
     nobody = "" if outcome.members else "; no worker is running: start one with orders worker"
     if outcome.left:
-        left = ", ".join(f"{topic} {count:,}" for topic, count in outcome.left.items())
-        return f"{sum(outcome.left.values()):,} records are left after {outcome.seconds:.1f} s ({left}){nobody}"
+        remaining = ", ".join(f"{topic} {count:,}" for topic, count in outcome.left.items())
+        return f"{sum(outcome.left.values()):,} records are left after {outcome.seconds:.1f} s ({remaining}){nobody}"
     return f"everything is processed, but after {outcome.seconds:.1f} s {outcome.cache}{nobody} (--no-cache doesn't wait for it)"

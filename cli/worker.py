@@ -19,7 +19,7 @@ from settings import Settings, get_settings
 
 
 class Role(Enum):
-    """What a worker does."""
+    """The roles of a worker."""
 
     all = "all"
     realtime = "realtime"
@@ -27,21 +27,25 @@ class Role(Enum):
 
 
 def worker_command(
-    name: Annotated[
-        str, typer.Option(help="Tells several workers on one machine apart: the name of its folder in ORDERS_DATA.")
-    ] = "worker",
+    name: Annotated[str, typer.Option(help="Name of the worker, unique on its machine: it is its folder in ORDERS_DATA.")] = "worker",
     role: Annotated[
-        Role, typer.Option(help="realtime: the pipeline. bulk: unpacks bulk jobs into its topics, paced. all: both in this process.")
+        Role,
+        typer.Option(help="realtime runs the pipeline; bulk unpacks bulk jobs into its topics, paced; all does both in this process."),
     ] = Role.all,
 ) -> None:
-    """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight and exits 0.
+    """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight, then it exits
+    0.
 
-    Start several with different names to share the partitions. If it can't go on it exits 1 without acknowledging: start it again.
+    Start several with different names to share the partitions. A worker that can't go on exits 1 without
+    acknowledging its batch: start it again.
 
     Example: orders worker --name w1; orders worker --name b1 --role bulk
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name.startswith("."):
-        raise OrdersError(f"--name {name!r} can't be a folder's name", "take at most 64 letters, digits, dots, dashes and underscores")
+        raise OrdersError(
+            f"--name {name!r} can't be a folder's name",
+            "take at most 64 letters, digits, dots, dashes and underscores",
+        )
     settings = get_settings()
     settings = settings.model_copy(update={"data": settings.data / name})
 

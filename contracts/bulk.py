@@ -78,8 +78,9 @@ def encode_part(job: str, part: int, parts: int, events: list[bytes]) -> bytes:
 
 def headers_of(type_: str, id: str | None, time: str | None, source: str) -> list[tuple[str, bytes]]:
     """Headers of an event in the binary binding; none for what is None."""
-    found = {"specversion": "1.0", "id": id, "source": source, "type": type_, "time": time}
-    return [*((f"ce_{name}", text.encode()) for name, text in found.items() if text is not None), ("content-type", b"application/json")]
+    attributes = {"specversion": "1.0", "id": id, "source": source, "type": type_, "time": time}
+    headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items() if text is not None]
+    return [*headers, ("content-type", b"application/json")]
 
 
 def unpack(topic: str, part: BulkPart, traceparent: str | None) -> Iterator[Unpacked]:
@@ -98,7 +99,7 @@ def unpack(topic: str, part: BulkPart, traceparent: str | None) -> Iterator[Unpa
 
 
 def _id_of(value: bytes) -> str | None:
-    """None: it has none that is text."""
+    """Return an event's id as sent; None if it has none that is text."""
     try:
         id = _id(value).id
     except msgspec.ValidationError:
@@ -107,7 +108,7 @@ def _id_of(value: bytes) -> str | None:
 
 
 def _time_of(value: bytes) -> str | None:
-    """None: it has none. Empty, which is no time: one that isn't text."""
+    """Return an event's time as sent; None if it has none, empty (which is no time) if it isn't text."""
     try:
         time = _time(value).time
     except msgspec.ValidationError:

@@ -1,4 +1,5 @@
-"""What is said of every event, in one entry each: contracts.incoming and contracts.outgoing hold the entries."""
+"""The entry of an event: everything that is said of it in one place. contracts.incoming and
+contracts.outgoing hold the entries."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ class Envelope(Struct, gc=False):
 
 
 class _Marked(Struct, gc=False):
-    """What tells an event in the structured binding from another JSON object."""
+    """The member that tells an event in the structured binding from another JSON object."""
 
     specversion: Raw | UnsetType = UNSET
 
@@ -100,18 +100,18 @@ _ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema
 
 def read_attributes(headers: Sequence[tuple[str, bytes | None]], value: bytes) -> tuple[dict[str, bytes | None], Envelope | None]:
     """Attributes by the names of their headers, and the whole event if it is in the structured binding. Raises Refused. Pure."""
-    found = dict(headers)
-    if len(found) != len(headers):
-        found = _last_of_each(headers)
-    whole: Envelope | None = None
-    content_type = found.get("content-type")
-    if found.get("ce_specversion") != b"1.0" or (content_type is not None and content_type != b"application/json"):
-        whole = _structured(found, value)
-        if whole is not None:
-            found = _attributes(whole, found.get("traceparent"))
-        if found.get("ce_specversion") != b"1.0":
+    by_name = dict(headers)
+    if len(by_name) != len(headers):
+        by_name = _last_of_each(headers)
+    envelope: Envelope | None = None
+    content_type = by_name.get("content-type")
+    if by_name.get("ce_specversion") != b"1.0" or (content_type is not None and content_type != b"application/json"):
+        envelope = _structured(by_name, value)
+        if envelope is not None:
+            by_name = _attributes(envelope, by_name.get("traceparent"))
+        if by_name.get("ce_specversion") != b"1.0":
             raise Refused(errors.NOT_CLOUDEVENT, "ce_specversion: must be 1.0")
-    return found, whole
+    return by_name, envelope
 
 
 def text(raw: bytes | None, name: str) -> str:
@@ -137,20 +137,20 @@ def schema_version(schema: bytes) -> bytes:
     return schema[schema.rfind(b"/") :]
 
 
-def _structured(found: Mapping[str, bytes | None], value: bytes) -> Envelope | None:
+def _structured(by_name: Mapping[str, bytes | None], value: bytes) -> Envelope | None:
     """The whole event, if it is in the structured binding: by its content-type, or because no header but the value says a specversion."""
-    media_type = (found.get("content-type") or b"").partition(b";")[0].strip().lower()
-    if media_type != _STRUCTURED and not (found.get("ce_specversion") is None and _is_marked(value)):
+    media_type = (by_name.get("content-type") or b"").partition(b";")[0].strip().lower()
+    if media_type != _STRUCTURED and not (by_name.get("ce_specversion") is None and _is_marked(value)):
         if media_type.startswith(b"application/cloudevents"):
             raise Refused(errors.NOT_CLOUDEVENT, "content-type: of CloudEvents formats only application/cloudevents+json is read")
         return None
     try:
-        whole: Envelope = parse_json(_envelope, value, errors.NOT_CLOUDEVENT)
+        envelope: Envelope = parse_json(_envelope, value, errors.NOT_CLOUDEVENT)
     except Refused as refusal:
         if refusal.detail.endswith("`$.time`"):
             raise Refused(errors.FIELD_MALFORMED, refusal.detail) from None
         raise
-    return whole
+    return envelope
 
 
 def _is_marked(value: bytes) -> bool:
@@ -161,29 +161,29 @@ def _is_marked(value: bytes) -> bool:
     return mark is not UNSET and bytes(mark).startswith(b'"')
 
 
-def _attributes(whole: Envelope, traceparent: bytes | None) -> dict[str, bytes | None]:
+def _attributes(envelope: Envelope, traceparent: bytes | None) -> dict[str, bytes | None]:
     """The attributes of a structured event as the binary binding has them. `traceparent`: a header, which is no attribute."""
-    found: dict[str, bytes | None] = {"traceparent": traceparent}
+    attributes: dict[str, bytes | None] = {"traceparent": traceparent}
     for name in _ATTRIBUTES:
-        text = getattr(whole, name)
+        text = getattr(envelope, name)
         if text is not UNSET and text is not None:
-            found[f"ce_{name}"] = text.encode()
-    if whole.traceparent is not UNSET:
+            attributes[f"ce_{name}"] = text.encode()
+    if envelope.traceparent is not UNSET:
         try:
-            found["ce_traceparent"] = _text_of(whole.traceparent).encode()
+            attributes["ce_traceparent"] = _text_of(envelope.traceparent).encode()
         except msgspec.ValidationError:
             pass  # a trace that isn't valid is dropped
-    return found
+    return attributes
 
 
-def data_of(whole: Envelope) -> bytes | Raw:
+def data_of(envelope: Envelope) -> bytes | Raw:
     """The data of a structured event as JSON."""
-    if whole.data is not UNSET:
-        return whole.data
-    if whole.data_base64 is UNSET or whole.data_base64 is None:
+    if envelope.data is not UNSET:
+        return envelope.data
+    if envelope.data_base64 is UNSET or envelope.data_base64 is None:
         raise Refused(errors.FIELD_MISSING, "$.data: missing")
     try:
-        data = base64.b64decode(whole.data_base64, validate=True)
+        data = base64.b64decode(envelope.data_base64, validate=True)
     except (binascii.Error, ValueError):
         raise Refused(errors.NOT_CLOUDEVENT, "data_base64: not base64") from None
     refuse_other_bytes(data)

@@ -35,5 +35,5 @@ def uuid5(namespace: bytes, name: str) -> bytes:
 
 
 def uuid5_text(namespace: bytes, name: str) -> str:
-    """As uuid5, in canonical text form."""
+    """Return uuid5(namespace, name) in canonical text form."""
     return str(_uuid5(_namespace(namespace), name))

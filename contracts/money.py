@@ -47,7 +47,7 @@ def parse(text: str, digits: int) -> int | None:
 
 
 def parse_field(text: str, digits: int, path: str) -> int:
-    """As parse; raises Refused naming `path` instead of returning None."""
+    """Parse an amount as parse() does, but raise Refused naming `path` instead of returning None."""
     amount = parse(text, digits)
     if amount is None:
         raise Refused(FIELD_MALFORMED, f"{path}: not an amount with at most {digits} decimals and at most 10^15 minor units")
@@ -73,16 +73,17 @@ def allocate(amount: int, weights: Sequence[int]) -> list[int]:
     if amount == 0 or total == 0:
         return [0] * len(weights)
     shares = [amount * weight // total for weight in weights]
-    left = amount - sum(shares)
-    if left:
+    remainder = amount - sum(shares)
+    if remainder:
         # Python's sort is stable: of equal remainders the earlier weight comes first.
         by_remainder = sorted(range(len(weights)), key=lambda i: -(amount * weights[i] % total))
-        for i in by_remainder[:left]:
+        for i in by_remainder[:remainder]:
             shares[i] += 1
     return shares
 
 
 def share_of_first(share: int, quantity: int, first: int) -> int:
-    """What the first `first` of a line's `quantity` units have of the line's discount `share` (largest remainder: ties to low numbers)."""
+    """Return what the first `first` of `quantity` units have of a line's discount `share` (largest remainder,
+    ties to low numbers)."""
     base, more = divmod(share, quantity)
     return base * first + min(more, first)

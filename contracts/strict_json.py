@@ -26,7 +26,8 @@ _skip: Final = msgspec.json.Decoder(Raw).decode
 
 
 def refuse_other_bytes(value: bytes) -> None:
-    """Raises Refused if `value` isn't UTF-8 all through: the decoders look only at the text of fields that they know."""
+    """Raise Refused if `value` isn't UTF-8 throughout: decoders look only at the text of fields that they
+    know."""
     try:
         value.decode()
     except UnicodeDecodeError:
@@ -34,7 +35,10 @@ def refuse_other_bytes(value: bytes) -> None:
 
 
 def refuse_deep(value: bytes, shallow: int = 0) -> None:
-    """Raises Refused if `value`, which is JSON, is more than DEEPEST deep. `shallow`: so many of its objects lie side by side in a list."""
+    """Raise Refused if the JSON `value` is nested deeper than DEEPEST.
+
+    `shallow`: how many of its objects are side by side in a list.
+    """
     if len(value) > SHALLOW and _count(value, b"[") + _count(value, b"{") - shallow >= DEEPEST and _depth(value) > DEEPEST:
         raise Refused(errors.NOT_JSON, _TOO_DEEP)
 
@@ -44,7 +48,7 @@ def _count(value: bytes, char: bytes) -> int:
 
 
 def _depth(value: bytes) -> int:
-    """How deep arrays and objects lie in each other, if `value` is JSON; DEEPEST + 1 where it is more."""
+    """Return how deep the arrays and objects of the JSON `value` are nested, at most DEEPEST + 1."""
     if b"\\" in value:
         value = re.sub(rb"\\.", b"", value, flags=re.DOTALL)
     # Between quotes only brackets are left, so two quotes side by side may go: what lies between others stays there.
@@ -63,7 +67,7 @@ def _depth(value: bytes) -> int:
 
 
 def refuse_no_json(value: bytes) -> None:
-    """Raises Refused if `value` is no JSON somewhere: a decoder stops at the first thing that is wrong."""
+    """Raise Refused if any part of `value` isn't JSON: a decoder stops at the first error of a known field."""
     try:
         _skip(value)
     except msgspec.DecodeError as error:

@@ -60,7 +60,7 @@ def _parse(value: str, path: str) -> int:
 
 
 def parse_day(value: str, path: str) -> int:
-    """As parse, and YYYY-MM-DD is midnight UTC of that day."""
+    """Parse a time as parse() does; YYYY-MM-DD is midnight UTC of that day."""
     return parse(f"{value}T00:00:00Z", path) if _DATE.fullmatch(value) else parse(value, path)
 
 

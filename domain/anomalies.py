@@ -1,6 +1,7 @@
-"""Anomalies of an order: what is odd, but never refused, because it depends on which fact came first.
+"""Anomalies of an order: oddities that are reported instead of refused.
 
-It is kept, counts as far as it goes, and is reported (docs/rules.md, Anomalies).
+Which fact to refuse would depend on which one came first. So the facts are kept and count as far as they can
+(docs/rules.md, Anomalies).
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from contracts.outgoing import (
     SuborderUnits,
     SuborderUpdated,
 )
+from contracts.record_id import RecordId
 from contracts.topics import CREATED, DECISIONS
 from domain.deadlines import Due
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus
@@ -41,7 +42,6 @@ from domain.events import Event, wire
 from domain.order import (
     Created,
     Item,
-    Origin,
     RefundDecision,
     ReturnStage,
     SimpleFact,
@@ -70,7 +70,7 @@ class LateRefusal(Struct, gc=False):
     fact: SimpleFact
     code: str
     detail: str
-    origin: Origin
+    record: RecordId
 
 
 Effect = Derived | LateRefusal
@@ -226,8 +226,8 @@ class Writer:
         )
         self._publish("order.status_changed", str(version), data)
 
-    def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, origin: Origin) -> None:
-        self.effects.append(LateRefusal(type_, fact, code, detail, origin))
+    def late_refusal(self, type_: str, fact: SimpleFact, code: str, detail: str, record: RecordId) -> None:
+        self.effects.append(LateRefusal(type_, fact, code, detail, record))
 
 
 def _stock_commit(

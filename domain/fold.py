@@ -1,6 +1,6 @@
 """fold: one event taken into one order. The only place where facts are added and effects arise.
 
-    fold(order, event, origin) -> Folded(changed, refused, effects)
+    fold(order, event, record) -> Folded(changed, refused, effects)
 
 The order is taken over and changed in place: state' is the same object (it was decoded from bytes for this batch alone). Pure otherwise:
 no clock, no random, no I/O. Whatever the order of arrival, duplication or split of a history, the facts end up the same.
@@ -16,6 +16,7 @@ from msgspec import Struct, structs
 
 from contracts import errors
 from contracts.incoming import EVENTS
+from contracts.record_id import RecordId
 from domain.effects import Effect, Writer, fresh_suborders
 from domain.enums import DeadlineKind, OrderStatus, Rank, ReturnStatus, StockAnswer
 from domain.events import Event
@@ -26,7 +27,6 @@ from domain.order import (
     Deadline,
     Item,
     Order,
-    Origin,
     Payment,
     RefundDecision,
     ReturnStage,
@@ -61,10 +61,10 @@ _NO_CONTENT: Final = (*_OF_THE_EARLIEST, "refused", "appended")
 """The same, and what is noted here (docs/rules.md, Repetitions and conflicts)."""
 
 
-def fold(order: Order, event: Event, origin: Origin | None, totals: RunningTotals | None = None) -> Folded:
+def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTotals | None = None) -> Folded:
     """Take `event` into `order`. Never blocks.
 
-    `origin`: coordinates of its record, kept while the fact waits for its order; None will do once order.created is known. `totals`: those
+    `record`: coordinates of its record, kept while the fact waits for its order; None will do once order.created is known. `totals`: those
     of the order, kept up to date here: whoever folds several events into one order keeps them too.
     """
     fact = event.fact
@@ -89,8 +89,8 @@ def fold(order: Order, event: Event, origin: Origin | None, totals: RunningTotal
     created = order.created
     refusal = None
     if created is None:
-        assert origin is not None
-        order.waiting.append(Waiting(field, len(facts), origin))
+        assert record is not None
+        order.waiting.append(Waiting(field, len(facts), record))
     else:
         refusal = _refusal(created, fact)
         fact.refused = refusal is not None
@@ -198,7 +198,7 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
         refusal = _refusal(created, fact)
         if refusal is not None:
             fact.refused = True
-            writer.late_refusal(type_of(fact), fact, *refusal, waiting.origin)
+            writer.late_refusal(type_of(fact), fact, *refusal, waiting.record)
     order.waiting = []
     suborders = fresh_suborders(created)
     order.suborders = [suborder.state() for suborder in suborders]

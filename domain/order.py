@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 from msgspec import Meta, Struct
 
 from contracts.incoming import FACT_FIELDS
+from contracts.record_id import RecordId
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus, Rank, RefundCause, ReturnStatus, StockAnswer, SuborderStatus
 
 Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
@@ -174,7 +175,7 @@ class RefundDecision(Struct, array_like=True, gc=False):
 
 
 class Deadline(Struct, array_like=True, gc=False):
-    """deadline.passed, our own fact: what was asked for did not come in time. Natural key: what, whose, and the number of the attempt.
+    """deadline.passed, our own fact: what was asked for did not come in time. Natural key: what, whose, number of the attempt.
 
     `subject` is the seller's id or the refund's, None for the payment. `final`: it isn't asked for again.
     """
@@ -220,20 +221,12 @@ def type_of(fact: SimpleFact | RefundDecision) -> str:
             return "refund.decided"
 
 
-class Origin(Struct, array_like=True, gc=False):
-    """Coordinates of the record that brought a waiting fact: needed if it's refused once its order is known."""
-
-    topic: str
-    partition: int
-    offset: int
-
-
 class Waiting(Struct, array_like=True, gc=False):
-    """A fact whose order isn't known yet: which one (field of Order, place in it), and where it came from."""
+    """A fact whose order isn't known yet: field of Order, index in it, and its record, for a dead letter if it's refused later."""
 
     field: str
     index: int
-    origin: Origin
+    record: RecordId
 
 
 class PublishedSuborder(Struct, array_like=True, gc=False):

@@ -9,22 +9,17 @@ transaction) handles each event once. With ORDERS_DELIVERY=exactly_once on the w
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 
-from wire import AIOKafkaConsumer
+from settings import get_settings
+from wire import clients
 
 
 async def read(topic: str, count: int) -> list[str]:
     """Print the first `count` different events of a topic as `ce_id data`, and return their ids. Blocks until there are so many."""
     handled: list[str] = []
-    async with AIOKafkaConsumer(
-        topic,
-        bootstrap_servers=os.environ["ORDERS_KAFKA"],
-        group_id=f"example-{topic}",
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        enable_auto_commit=False,
+    async with clients.consumer(
+        get_settings(), "example-downstream", topic, group_id=f"example-{topic}", auto_offset_reset="earliest"
     ) as consumer:
         async for record in consumer:
             event_id = (dict(record.headers).get("ce_id") or b"").decode("utf-8", "replace")

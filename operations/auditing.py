@@ -1,4 +1,4 @@
-"""The audit of what the settings name. The auditor itself knows neither our settings nor our errors of the disk."""
+"""Run the audit on the servers that the settings name. The auditor itself doesn't import the settings."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from settings import Settings
 from sinks.connection import plain
 
 Progress = Callable[[str, int, int], None]
-"""Gets what is at work, how much of it is done, and how much there is."""
+"""Called with the name of the step, how much of it is done, and how much there is."""
 
 
 class NoRoom(OrdersError):
-    """The audit can't keep its temporary files. The message says why."""
+    """Raised when the audit can't keep its temporary files. The message says why."""
 
 
 def target_of(settings: Settings, *, cache: bool, tables: bool) -> Target:
-    """What the settings name. `cache`, `tables`: whether Redis and the workers' local tables are looked at. Pure."""
+    """Return what is audited.
+
+    Without `cache` Redis is left out, without `tables` the workers' local tables. Pure.
+    """
     return Target(
         brokers=settings.brokers,
         group=settings.group,
@@ -39,16 +42,18 @@ async def audit(
     target: Target,
     *,
     max_findings: int,
-    progress: Progress = lambda what, done, whole: None,
+    progress: Progress = lambda what, done, total: None,
     only: frozenset[str] | None = None,
-    hear: Callable[[Finding], None] | None = None,
+    on_finding: Callable[[Finding], None] | None = None,
 ) -> Report:
-    """Audit everything; `only`, `hear`: see Auditor. Blocks for as long as it takes to read the log.
+    """Audit everything. Blocks for as long as it takes to read the log.
+
+    `only` and `on_finding` are those of Auditor.
 
     Raises LogUnavailable, StoreUnavailable, OtherLanes, and NoRoom for its own files.
     """
-    auditor = Auditor(target, most_findings=max_findings, progress=progress, hear=hear, only=only)
-    # Millions of objects that all go by reference count: looking through them for cycles every 700 is a waste.
+    auditor = Auditor(target, most_findings=max_findings, progress=progress, on_finding=on_finding, only=only)
+    # Millions of objects are freed by their reference counts; a search for cycles after every 700 of them is a waste.
     gc.set_threshold(100_000, 50, 100)
     try:
         return await auditor.run()

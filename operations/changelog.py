@@ -1,4 +1,4 @@
-"""States in the changelog, read and written while the group keeps workers out: for repair and rebuild."""
+"""Read and write states in the changelog while the group is locked, for repair and rebuild."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from streams.transport.table import newest, of_states
 from tables import codec
 
 STALE: Final = b"<"
-_PATIENCE: Final = 30.0
+_STALL: Final = 30.0
 
 
 def version(raw: bytes) -> int:
-    """A state's version; 0 for bytes that are no state."""
+    """Return a state's version; 0 for bytes that are no state."""
     try:
         return codec.version_of(raw)
     except (IndexError, KeyError):
@@ -35,10 +35,14 @@ def version(raw: bytes) -> int:
 
 
 async def write_states(settings: Settings, lock: GroupLock, lane: int, states: Mapping[bytes, tuple[int, bytes | None]]) -> None:
-    """Append states to a lane's part of the changelog, by raw id: (the highest version that is there, the state; None takes it away).
+    """Append states to a lane's partition of the changelog.
 
-    Where a higher version is there, it is deleted first: a deletion counts as later than all before it. Blocks until all is delivered.
-    Raises LeaseLost or Stale when the lock is lost, KafkaTimeoutError, and what the brokers raise; some may be written then.
+    `states` gives, by raw order id, the highest version that the changelog holds and the new state; None
+    deletes it. A higher version than the new state's is deleted first, because a deletion counts as later
+    than all before it.
+
+    Blocks until all is delivered. Raises LeaseLost or Stale when the lock is lost, KafkaTimeoutError, and
+    what the brokers raise; some states may be written then.
     """
     records: list[OutRecord] = []
     for raw_id, (highest, state) in states.items():
@@ -54,12 +58,16 @@ async def write_states(settings: Settings, lock: GroupLock, lane: int, states: M
 
 
 async def read_changelog(reader: HistoryReader, partition: TopicPartition, start: int, states: LocalStates) -> int:
-    """Take a changelog over into `states`, from a position on, as a worker recovers from it: each key's highest version. Where an older
-    one comes last, which compaction would keep, STALE + key is there too. Returns where it ended. Blocks."""
+    """Read a changelog from `start` on into `states`, as a worker recovers from it, and return where it
+    ended.
+
+    Of each key the highest version counts. Where an older version comes last, which is the one that
+    compaction would keep, `states` also gets the key STALE + key. Blocks.
+    """
     end = (await reader.ends([partition]))[partition]
-    async with aclosing(reader.stretch(partition, start, end)) as stretches:
-        async for records in stretches:
-            records = of_states(records, codec.is_state, f"{partition.topic}/{partition.partition}")
+    async with aclosing(reader.read(partition, start, end)) as stretches:
+        async for stretch, _ in stretches:
+            records = of_states(stretch, codec.is_state, f"{partition.topic}/{partition.partition}")
             kept, deleted = newest(records, version)
             last = {record.key: record.value for record in records}
             puts: dict[bytes, bytes | None] = {}
@@ -69,60 +77,58 @@ async def read_changelog(reader: HistoryReader, partition: TopicPartition, start
                 highest = puts.get(key, old)
                 if highest is not None and version(last[key] or b"") < version(highest):
                     puts[STALE + key] = b""
-            known = [STALE + key for key in kept]
-            puts |= {key: None for key, was in zip(known, states.get(known), strict=True) if was is not None and key not in puts}
+            stale = [STALE + key for key in kept]
+            puts |= {key: None for key, old in zip(stale, states.get(stale), strict=True) if old is not None and key not in puts}
             states.write(puts)
     return end
 
 
 def producer_of(settings: Settings, lock: GroupLock) -> LaneProducer:
-    """A producer that writes only as long as the group is locked. To be closed."""
+    """Return a producer that writes only as long as the group is locked. Close it afterwards."""
     options = {
-        "bootstrap_servers": settings.brokers,
+        "settings": settings,
         "client_id": "orders-repair",
-        "acks": "all",
-        "enable_idempotence": True,
         "max_batch_size": BATCH_BYTES,
         "max_request_size": REQUEST_BYTES,
     }
-    return LaneProducer(lambda: options, lock.check, _give_up, _PATIENCE)
+    return LaneProducer(lambda: options, lock.check, _give_up, _STALL)
 
 
 def _give_up(what: str) -> None:
-    raise KafkaTimeoutError(f"{what} within {_PATIENCE:.0f} s")
+    raise KafkaTimeoutError(f"{what} within {_STALL:.0f} s")
 
 
 def decode(raw: bytes) -> Order | None:
-    """None for bytes that are no state."""
+    """Decode a state; None for bytes that are no state."""
     try:
         return codec.decode(raw)
     except msgspec.DecodeError:
         return None
 
 
-def same(live: Order, anew: Order) -> bool:
-    """Whether two states tell the same. In which order the facts came, and what hangs on that alone, doesn't count: whether and when labels
-    were asked for, and so when the next one is due; a decision that is on its way."""
-    if live.labelled_at == anew.labelled_at and live.due != anew.due:
+def same(actual: Order, expected: Order) -> bool:
+    """Tell whether two states of an order are the same but for what depends on the order in which its facts
+    arrived.
+
+    That is: the order of facts, whether and when labels were requested and so when the next ones are due, and
+    a decision that has been proposed and isn't in the log yet.
+    """
+    if actual.labelled_at == expected.labelled_at and actual.due != expected.due:
         return False
-    if (live.version, live.created, live.status, live.suborders, live.decisions, live.appended) != (
-        anew.version,
-        anew.created,
-        anew.status,
-        anew.suborders,
-        anew.decisions,
-        anew.appended,
-    ):
+    if _fixed(actual) != _fixed(expected) or _waiting(actual) != _waiting(expected):
         return False
-    return all(_sorted(getattr(live, name)) == _sorted(getattr(anew, name)) for name in FACT_FIELDS) and _waiting(live) == _waiting(anew)
+    return all(_sorted(getattr(actual, name)) == _sorted(getattr(expected, name)) for name in FACT_FIELDS)
+
+
+_fixed = attrgetter("version", "created", "status", "suborders", "decisions", "appended")
 
 
 def _sorted(facts: list[SimpleFact]) -> list[SimpleFact]:
     return facts if len(facts) < 2 else sorted(facts, key=lambda fact: repr(fact.key()))
 
 
-_origin = attrgetter("topic", "partition", "offset")
-
-
 def _waiting(order: Order) -> list[tuple[Any, ...]]:
-    return sorted((each.field, repr(getattr(order, each.field)[each.index].key()), *_origin(each.origin)) for each in order.waiting)
+    return sorted(
+        (each.field, repr(getattr(order, each.field)[each.index].key()), each.record.topic, each.record.partition, each.record.offset)
+        for each in order.waiting
+    )

@@ -5,7 +5,6 @@ Nothing here joins a group or writes. Everything may block for as long as the br
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, aclosing
@@ -13,15 +12,15 @@ from typing import Any, Final, Literal, NamedTuple, Self
 
 import msgspec
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaTimeoutError
 
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
+from contracts.record_id import RecordId
 from contracts.strict_json import read_foreign
 from contracts.topics import DLQ, LANE, REDRIVEN
 from errors import OrdersError
 from settings import Settings
 from streams import topics
-from wire import AIOKafkaConsumer
+from wire.log import LogReader
 
 REDRIVE_OF: Final = "redrive_of"
 """Header of a redriven record: PARTITION:OFFSET of the dead letter in orders.dlq that it was made of."""
@@ -34,8 +33,6 @@ final: no fix can help it, see DeadLetter.stays."""
 
 _OURS: Final = ("dlq_topic", "dlq_partition", "dlq_offset", "dlq_reason", "dlq_detail", "dlq_time")
 _FOR_THE_ORDERS_SAKE: Final = (ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER)
-_STALLED: Final = 60.0
-"""Seconds without progress after which a read is given up."""
 
 
 class NoSuchLetter(OrdersError):
@@ -45,36 +42,27 @@ class NoSuchLetter(OrdersError):
 
 
 class DeadLetter(NamedTuple):
-    """One refused record. `partition` and `offset` are its own in orders.dlq, `origin_...` those of the record; headers as it had them."""
+    """A dead letter. `partition` and `offset` are its own in orders.dlq, `record` is the refused record, with
+    its headers."""
 
     partition: int
     offset: int
     reason: str
     detail: str
     time: str
-    origin_topic: str
-    origin_partition: int
-    origin_offset: int
+    record: RecordId
     key: bytes | None
     value: bytes | None
     headers: tuple[tuple[str, bytes | None], ...]
 
     @property
-    def coordinates(self) -> str:
+    def id(self) -> str:
+        """PARTITION:OFFSET in orders.dlq, by which commands know it."""
         return f"{self.partition}:{self.offset}"
 
     @property
-    def place(self) -> tuple[str, int, int]:
-        """Topic, partition and offset of its record."""
-        return self.origin_topic, self.origin_partition, self.origin_offset
-
-    @property
-    def origin(self) -> str:
-        return f"{self.origin_topic}:{self.origin_partition}:{self.origin_offset}"
-
-    @property
     def redrives(self) -> int:
-        """How often its record had been redriven when it was refused."""
+        """How often the record had been redriven before it was refused."""
         text = next((value for name, value in reversed(self.headers) if name == REDRIVE_COUNT), b"")
         return _number((text or b"").decode("utf-8", "replace"), 0)
 
@@ -89,8 +77,8 @@ class DeadLetter(NamedTuple):
             return "another program wrote it where only ours may"
         if self.value is None:
             return "it holds no value: a tombstone, or a record that is too large to be passed on"
-        if self.origin_topic not in LANE:
-            return f"it came from {self.origin_topic or 'nowhere'}, which no lane reads"
+        if self.record.topic not in LANE:
+            return f"it came from {self.record.topic or 'nowhere'}, which no lane reads"
         return ""
 
 
@@ -103,14 +91,14 @@ class Redriven(msgspec.Struct, gc=False):
     count: int
     """redrive_count of the record that was sent."""
     reason: str
-    origin: tuple[str, int, int]
-    """Topic, partition and offset of the refused record. By these a letter is known again: after a crash a record may have a second one."""
-    to: tuple[str, int, int]
-    """The same of the record that was sent."""
+    origin: RecordId
+    """The refused record. It identifies a letter, because a record may have a second letter after a crash."""
+    to: RecordId
+    """The record that was sent."""
 
 
 def state_of(settings: Settings, letter: DeadLetter, note: Redriven | None) -> State:
-    """What a letter is to a redrive. Pure."""
+    """Return what a redrive does with a letter. Pure."""
     if note is not None:
         return "redriven"
     if letter.stays:
@@ -129,25 +117,18 @@ class Reader:
 
     async def __aenter__(self) -> Self:
         """Raises TopicsMissing."""
-        found = await topics.describe(self._settings)
-        topics.require(self._settings, self._names, found)
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.brokers,
-            client_id="orders-dlq",
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=100,
-        )
-        await self._consumer.start()
-        places = [TopicPartition(name, number) for name in self._names for number in range(found[name].partitions)]
-        self._begins = await self._consumer.beginning_offsets(places)
-        self._ends = await self._consumer.end_offsets(places)
+        described = await topics.describe(self._settings)
+        topics.require(self._settings, self._names, described)
+        partitions = [TopicPartition(name, number) for name in self._names for number in range(described[name].partitions)]
+        async with AsyncExitStack() as stack:
+            self._log = await stack.enter_async_context(LogReader(self._settings, "orders-dlq"))
+            self._begins = await self._log.beginnings(partitions)
+            self._ends = await self._log.ends(partitions)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._consumer.stop()
+        await self._stack.aclose()
 
     def partitions(self, topic: str) -> list[int]:
         """Partition numbers of a topic."""
@@ -166,20 +147,10 @@ class Reader:
         position = begin if start is None else start
         if not begin <= position < end:
             return
-        self._consumer.assign([place])
-        self._consumer.seek(place, position)
-        loop = asyncio.get_running_loop()
-        moved = loop.time()
-        while position < end:
-            for record in (await self._consumer.getmany(place, timeout_ms=1000)).get(place, ()):
-                if record.offset < end:
+        async with aclosing(self._log.read(place, position, end)) as stretches:
+            async for records, _ in stretches:
+                for record in records:
                     yield record
-            # Behind the last record may lie offsets without records: compacted ones, markers of transactions.
-            before, position = position, await self._consumer.position(place)
-            if position > before:
-                moved = loop.time()
-            elif loop.time() - moved > _STALLED:
-                raise KafkaTimeoutError(f"{topic}:{partition} stands still at {position}, its end is {end}")
 
 
 class Letters:
@@ -212,37 +183,40 @@ class Letters:
             async with aclosing(self._letters.records(DLQ, partition)) as records:
                 async for record in records:
                     letter = _letter(record)
-                    yield letter, notes.get(letter.place)
+                    yield letter, notes.get(letter.record)
 
-    async def some(self, wanted: Collection[tuple[int, int]]) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
-        """Those at these (partition, offset). Raises NoSuchLetter before the first if one of them isn't there."""
-        found: list[DeadLetter] = []
-        for partition, offset in sorted(wanted):
+    async def some(self, ids: Collection[tuple[int, int]]) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
+        """Yield the letters at these (partition, offset).
+
+        Raises NoSuchLetter before the first if one of them isn't there.
+        """
+        letters: list[DeadLetter] = []
+        for partition, offset in sorted(ids):
             async with aclosing(self._letters.records(DLQ, partition, offset)) as records:
                 record = await anext(records, None)
             if record is None or record.offset != offset:
                 raise NoSuchLetter(f"no dead letter at {partition}:{offset}")
-            found.append(_letter(record))
-        notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in found}}
-        for letter in found:
-            yield letter, notes[letter.partition].get(letter.place)
+            letters.append(_letter(record))
+        notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in letters}}
+        for letter in letters:
+            yield letter, notes[letter.partition].get(letter.record)
 
-    async def _notes(self, partition: int) -> dict[tuple[str, int, int], Redriven]:
+    async def _notes(self, partition: int) -> dict[RecordId, Redriven]:
         """Refused record -> the note of its letter, for the letters in this partition of orders.dlq."""
-        found: dict[tuple[str, int, int], Redriven] = {}
+        notes: dict[RecordId, Redriven] = {}
         async with aclosing(self._ledger.records(REDRIVEN, partition)) as records:
             async for record in records:
-                note = _note(record.value)
+                note = _decode_note(record.value)
                 if note is not None:
-                    found[note.origin] = note
-        return found
+                    notes[note.origin] = note
+        return notes
 
 
 _decode: Final = msgspec.json.Decoder(Redriven).decode
 
 
-def _note(value: bytes | None) -> Redriven | None:
-    """What a record of orders.redriven says; None if it is no note: anybody may write there."""
+def _decode_note(value: bytes | None) -> Redriven | None:
+    """Decode a record of orders.redriven; None if it is no note, since anybody may write there."""
     return read_foreign(_decode, value)
 
 
@@ -254,9 +228,7 @@ def _letter(record: Any) -> DeadLetter:
         ours.get("dlq_reason", ""),
         ours.get("dlq_detail", ""),
         ours.get("dlq_time", ""),
-        ours.get("dlq_topic", ""),
-        _number(ours.get("dlq_partition", ""), -1),
-        _number(ours.get("dlq_offset", ""), -1),
+        RecordId(ours.get("dlq_topic", ""), _number(ours.get("dlq_partition", ""), -1), _number(ours.get("dlq_offset", ""), -1)),
         record.key,
         record.value,
         tuple((name, value) for name, value in record.headers if name not in _OURS),
@@ -273,25 +245,26 @@ Found = tuple[DeadLetter, Redriven | None]
 
 async def read(settings: Settings) -> AsyncGenerator[DeadLetter, None]:
     """Every dead letter there is at the call, each partition's in order. Raises TopicsMissing."""
-    async with Letters(settings) as letters, aclosing(letters.all()) as found:
-        async for letter, _ in found:
+    async with Letters(settings) as letters, aclosing(letters.all()) as pairs:
+        async for letter, _ in pairs:
             yield letter
 
 
 async def newest_of(
     settings: Settings, reason: str | None, topic: str | None, state: str | None, limit: int
 ) -> tuple[list[Found], Counter[str], Counter[str]]:
-    """The newest `limit` letters of this reason, origin topic and state (None: whichever), the newest last, without what takes memory.
+    """The newest `limit` letters of this reason, origin topic and state (None: whichever), the newest last,
+    without what takes memory.
 
     With them how many there are of each reason and of each state. Raises TopicsMissing.
     """
     newest: list[Found] = []
     reasons: Counter[str] = Counter()
     states: Counter[str] = Counter()
-    async with Letters(settings) as letters, aclosing(letters.all()) as found:
-        async for letter, note in found:
+    async with Letters(settings) as letters, aclosing(letters.all()) as pairs:
+        async for letter, note in pairs:
             its = state_of(settings, letter, note)
-            if (reason in (None, letter.reason)) and (topic in (None, letter.origin_topic)) and (state in (None, its)):
+            if (reason in (None, letter.reason)) and (topic in (None, letter.record.topic)) and (state in (None, its)):
                 reasons[letter.reason] += 1
                 states[its] += 1
                 newest.append((_slim(letter), note))
@@ -301,12 +274,15 @@ async def newest_of(
 
 
 async def find(settings: Settings, topic: str | None, partition: int, offset: int) -> Found:
-    """The letter at this place in orders.dlq or, with a topic, of the record at this place. Raises NoSuchLetter, TopicsMissing."""
+    """Find the letter at this partition and offset of orders.dlq or, with a topic, the letter of that record.
+
+    Raises NoSuchLetter, TopicsMissing.
+    """
     async with Letters(settings) as letters:
         source = letters.some([(partition, offset)]) if topic is None else letters.all()
-        async with aclosing(source) as found:
-            async for letter, note in found:
-                if topic is None or letter.place == (topic, partition, offset):
+        async with aclosing(source) as pairs:
+            async for letter, note in pairs:
+                if topic is None or letter.record == RecordId(topic, partition, offset):
                     return letter, note
     raise NoSuchLetter(f"no dead letter of {topic}:{partition}:{offset}")
 

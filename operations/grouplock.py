@@ -1,8 +1,9 @@
-"""The group's door, shut: a membership of the consumer group that keeps every worker out.
+"""A lock on the consumer group: a membership that keeps all workers out.
 
-Kafka lets a member in only if it shares an assignment protocol with all who are in. This one speaks a protocol of its own that nobody else
-knows, so the coordinator itself sees to it that while it is in no worker can join, and that it can't join while a worker is in. It takes no
-partition and commits nothing; the group's offsets stay as they are.
+Kafka admits a member only if it shares an assignment protocol with all other members. This member has a
+protocol of its own. So the coordinator itself admits no worker while the lock is held, and doesn't grant the
+lock while a worker is in the group. The lock takes no partition and commits nothing; the group's offsets stay
+as they are.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import uuid
 from types import TracebackType
 from typing import Any, Final, Self
 
-from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
+from aiokafka.client import ConnectionGroup, CoordinationType
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment, ConsumerProtocolMemberMetadata
 from aiokafka.errors import (
     CoordinatorNotAvailableError,
@@ -29,6 +30,7 @@ from errors import OrdersError
 from settings import Settings
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.lease import Lease, clock
+from wire import clients
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +57,13 @@ class LockLost(OrdersError):
 class GroupLock:
     """Use as `async with GroupLock(settings) as lock`, and call `lock.check()` right before every write.
 
-    Entering raises GroupBusy, or a KafkaError when no coordinator answers. Nobody else must block the event loop for longer than the
-    session, or the lock is lost: what check() raised leaves the block as LockLost.
+    Entering raises GroupBusy, or a KafkaError when no coordinator answers. Nobody else must block the event
+    loop for longer than the session, or the lock is lost: what check() raised leaves the block as LockLost.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._group = settings.group
-        self._client = AIOKafkaClient(bootstrap_servers=settings.brokers, client_id="orders-lock")
+        self._client = clients.client(settings, "orders-lock")
         self._protocol = f"orders-lock-{uuid.uuid4()}"
         self._lease = Lease(SESSION_SECONDS)
         self._member = ""

@@ -1,9 +1,11 @@
-"""A lane's history: its topics read as one stream, in about the order in which the lane read them, and folded again.
+"""A lane's history: its topics read as one stream, in about the order in which the lane read them, and folded
+again.
 
-A lane reads the partitions of its number. Since the topics were given more partitions (operations.repartition), what is older lies in
-other ones, among records of other lanes, which the fold leaves out as the pipeline does: by their keys. Records are put in order by the
-brokers' time, each log's in its own order. Which of two records of different topics a lane took first can't be known; rows and states come
-out the same in any order (docs/architecture.md). Nothing here writes anywhere.
+A lane reads the partitions of its number. Once the topics got more partitions (operations.repartition), its
+older records are in other partitions, among records of other lanes; the fold leaves those out by their keys,
+as the pipeline does. Records of one log keep their order, and logs are merged by the brokers' time. Which of
+two records of different topics a lane took in first isn't known, but rows and states are the same in any
+order (docs/architecture.md). Nothing here writes anywhere.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
+from math import inf
 from operator import attrgetter, itemgetter
 from typing import Any, Final
 
@@ -25,7 +28,6 @@ from streams.lag import Lag
 from streams.lanes import sources
 from streams.transport.records import Slice, cut
 from tables import codec
-from wire import learn_topics
 from wire.log import LogReader
 
 FOLD_RECORDS: Final = 4_000
@@ -50,21 +52,21 @@ def committed(lag: Lag, former: Sequence[int]) -> dict[int, dict[str, int]]:
 
 
 class HistoryReader(LogReader):
-    """A LogReader that also reads a lane's logs as one stream."""
+    """A LogReader that also reads a lane's logs as one stream. It waits for the brokers, however long they are away."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(settings.brokers, "orders-history")
+        super().__init__(settings, "orders-history", stall_timeout=inf)
 
     async def require(self, starts: Mapping[int, Positions], ends: Mapping[int, Positions]) -> None:
-        """Raises LogIncomplete if a lane's logs (those of `ends`) don't reach back to its start; what isn't named there starts at 0."""
-        wanted: dict[TopicPartition, int] = {}
+        """Raise LogIncomplete if the logs in `ends` don't reach back to `starts`; a log without a start
+        starts at 0. Blocks."""
+        needed: dict[TopicPartition, int] = {}
         for lane, logs in ends.items():
             for log in logs:
                 start = starts.get(lane, {}).get(log, 0)
-                wanted[_partition(log)] = min(start, wanted.get(_partition(log), start))
-        await learn_topics(self._consumer, {partition.topic for partition in wanted})
-        for partition, start in (await self._consumer.beginning_offsets(list(wanted))).items():
-            if start > wanted[partition]:
+                needed[_partition(log)] = min(start, needed.get(_partition(log), start))
+        for partition, start in (await self.beginnings(list(needed))).items():
+            if start > needed[partition]:
                 raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")
 
     async def lane(self, start: Positions, end: Positions) -> AsyncGenerator[list[Any], None]:
@@ -73,22 +75,16 @@ class HistoryReader(LogReader):
         Holds one fetch of each log at most, however long the log is. Blocks while the broker is away. The positions must exist (require).
         """
         logs = [log for log in end if start.get(log, 0) < end[log]]
-        sources = [Source(_partition(log), end[log]) for log in logs]
-        consumer = self._consumer
-        consumer.assign([source.partition for source in sources])
-        for log in logs:
-            consumer.seek(_partition(log), start.get(log, 0))
+        sources = {_partition(log): Source(end[log]) for log in logs}
+        self._seek({_partition(log): start.get(log, 0) for log in logs})
         while True:
-            while hungry := {source.partition: source for source in sources if source.open and not source.records}:
-                for partition, records in (await consumer.getmany(*hungry, timeout_ms=500)).items():
-                    hungry[partition].add(records)
-                for partition, source in hungry.items():
-                    if await consumer.position(partition) >= source.end:
-                        source.open = False
-                        consumer.pause(partition)
-            if not any(source.records for source in sources):
+            while lacking := {partition: each.end for partition, each in sources.items() if each.open and not each.records}:
+                for partition, (records, position) in (await self._fetch(lacking)).items():
+                    sources[partition].add(records)
+                    sources[partition].open = position < lacking[partition]
+            if not any(source.records for source in sources.values()):
                 return
-            yield merge(sources)
+            yield merge([*sources.values()])
 
 
 def _partition(log: str) -> TopicPartition:
@@ -97,11 +93,14 @@ def _partition(log: str) -> TopicPartition:
 
 
 class Source:
-    """What was fetched of one topic and not yet merged. `times`: of each record the latest up to it, so that none overtakes another."""
+    """Records of one topic that were fetched and not merged yet.
 
-    def __init__(self, partition: TopicPartition, end: int) -> None:
-        self.partition = partition
+    `times` are the latest up to each, so that none overtakes another.
+    """
+
+    def __init__(self, end: int) -> None:
         self.end = end
+        """Where its log ends, for this read."""
         self.open = True
         """There may be more."""
         self.records: list[Any] = []
@@ -110,10 +109,9 @@ class Source:
 
     def add(self, records: Iterable[Any]) -> None:
         for record in records:
-            if record.offset < self.end:
-                self._latest = max(self._latest, record.timestamp)
-                self.records.append(record)
-                self.times.append(self._latest)
+            self._latest = max(self._latest, record.timestamp)
+            self.records.append(record)
+            self.times.append(self._latest)
 
     def take(self, count: int) -> list[tuple[int, Any]]:
         taken = list(zip(self.times[:count], self.records[:count], strict=True))
@@ -122,9 +120,10 @@ class Source:
 
 
 def merge(sources: Sequence[Source]) -> list[Any]:
-    """Takes what can be put in order: nothing that is still to be fetched comes before it. Of equal times, the earlier topic's first.
+    """Take the records whose order is certain: no record that is still to be fetched comes before them.
 
-    Every open source must have records. Takes all of one source at least.
+    Of equal times, the earlier topic's records come first. Every open source must have records. It takes all
+    records of at least one source.
     """
     last = min(((source.times[-1], at) for at, source in enumerate(sources) if source.open), default=None)
     taken: list[tuple[int, Any]] = []
@@ -155,8 +154,11 @@ class MemoryBatch:
 
 
 def fold(folder: BatchFolder, lane: int, records: Sequence[Record], states: States) -> Iterator[BatchOutput]:
-    """What these records of a lane come to, given the `states` by raw id: once, or some of them after others where it is more than is held
-    at once. The states of what came must be there before the next one is asked for. Blocks for the states only."""
+    """Fold a lane's records, given the `states` by raw id, and yield the output.
+
+    It yields more than once if the output is more than is held at once; then the states of each output must
+    be stored before the next one is taken. Blocks only for the states.
+    """
     while True:
         batch = MemoryBatch(lane, records)
         yield folder.fold(batch, states)
@@ -171,14 +173,15 @@ def at_hand(states: Mapping[bytes, bytes]) -> States:
 
 
 def project(folder: BatchFolder, states: Mapping[bytes, bytes]) -> BatchOutput:
-    """All that is to be written of these orders, by raw id, whatever is there: states with their due times, rows, cache entries. Pure."""
+    """Return what the stores should hold of these orders, by raw id: states with due times, rows and cache
+    entries. Pure."""
     touched: dict[bytes, OrderInBatch] = {}
     for raw_id, raw in states.items():
         order = codec.decode(raw)
         # A decision of ours that isn't in the log was never made. It is looked at again when the order's next event comes.
         order.proposed = len(order.decisions)
-        whole = touched[raw_id] = OrderInBatch(order)
-        whole.changed = whole.created = True
+        order_in_batch = touched[raw_id] = OrderInBatch(order)
+        order_in_batch.changed = order_in_batch.created = True
     work = BatchOutput()
     folder.project(work, touched)
     return work

@@ -1,12 +1,11 @@
-"""Rebuild: rows, states and cache made anew from the log, beside the pipeline, and put in the place of the live ones when asked.
+"""Rebuild rows, states and cache from the log beside the pipeline, and replace the live ones with them on request.
 
-    start    folds every lane's history into the tables of a shadow schema, states into a RocksDB on this
-             machine
-    diff     compares them with the live rows, while workers run
-    switch   with workers kept out: states that differ go to the changelog, the shadow's partitions take the
-             live ones' place, and cache entries that say something else are renewed
+    start    replays every lane's log into the tables of a shadow schema, and its states into a RocksDB on this machine
+    diff     compares these rows with the live ones while workers run
+    switch   with the group locked, writes the states that differ to the changelog, exchanges the live partitions for
+             the shadow's, and renews the cache entries that differ
 
-Nothing is published, and nothing live is written before switch. Each can be killed at any moment and run again.
+Nothing is published, and nothing live is written before switch. Each step may be killed at any moment and run again.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ from operations.grouplock import GroupLock
 from operations.history import committed, project
 from operations.postgres import compare, ddl, shadow
 from operations.postgres.shadow import Shadow
-from operations.replay import LocalStates, Progress, Refold, rules_of
+from operations.replay import LocalStates, Progress, Replay, rules_of
 from operations.servers import require
 from settings import Settings
 from sinks import migrate
@@ -56,147 +55,169 @@ Say = Callable[[str], None]
 
 
 class NotReady(OrdersError):
-    """There is no shadow that could be used. The message says why."""
+    """Raised when there is no shadow that can be used. The message says why."""
 
     remedy = "run orders rebuild start, which begins again"
 
 
 class BrokenReference(OrdersError):
-    """An enforced reference doesn't hold for the rebuilt rows, so they can't go live. Nothing was changed."""
+    """Raised when an enforced reference doesn't hold for the rebuilt rows. Nothing was changed."""
 
     remedy = "add what is missing, or run orders db unlink"
 
 
 @dataclass
 class Switched:
-    """What a switch did. `states`: written to the changelog, `gone` of them taken away; `entries`: cache entries renewed or taken away."""
+    """The result of a switch."""
 
     before: str
+    """Schema that now holds what was live."""
     states: int = 0
-    gone: int = 0
+    """States that were written to the changelog."""
+    deleted: int = 0
+    """Those of them that were deleted, because the log has no such order."""
     entries: int = 0
+    """Cache entries that were renewed or deleted."""
     records: int = 0
+    """Records that were replayed first."""
 
 
-def folder_of(settings: Settings, made: Shadow) -> Path:
-    """Where the states of a shadow are on this machine."""
-    return settings.data / ".rebuild" / made.id
+def folder_of(settings: Settings, target: Shadow) -> Path:
+    """Return the folder on this machine that holds the states of a shadow."""
+    return settings.data / ".rebuild" / target.id
 
 
 class Rebuild:
-    """A shadow in use: nobody else works on it. `made`: what it is."""
+    """A shadow that this process works on; nobody else does at the same time. `target` describes it."""
 
-    def __init__(self, settings: Settings, made: Shadow, connection: ddl.Connection, states: LocalStates, refold: Refold) -> None:
+    def __init__(self, settings: Settings, target: Shadow, connection: ddl.Connection, states: LocalStates, replay: Replay) -> None:
         self._settings = settings
-        self.made = made
+        self.target = target
         self._connection = connection
         self._states = states
-        self._refold = refold
+        self._replay = replay
 
     @property
     def records(self) -> int:
-        """Folded so far by this process."""
-        return self._refold.records
+        """Records that this process has replayed."""
+        return self._replay.records
 
-    async def catch_up(self, progress: Progress = lambda done, whole: None) -> None:
-        """Up to what the group has committed now. Raises LogIncomplete, and what the servers raise; run again, it goes on. Blocks."""
-        await self._refold.catch_up(await self._refold.lag(), progress)
+    async def catch_up(self, progress: Progress = lambda done, total: None) -> None:
+        """Replay what the group has committed since. Blocks.
+
+        Raises LogIncomplete, and what the servers raise; run again, it goes on.
+        """
+        await self._replay.catch_up(await self._replay.lag(), progress)
 
     async def diff(self, examples: int, progress: Progress, say: Say) -> Differences:
-        """The shadow's rows against the live ones. Blocks."""
+        """Compare the shadow's rows with the live ones, and return the differences with `examples` of them.
+
+        Blocks.
+        """
 
         async def differ(order_ids: Sequence[str]) -> list[compare.Difference]:
-            return await compare.with_schema(self._connection, self.made.schema, order_ids)
+            return await compare.with_schema(self._connection, self.target.schema, order_ids)
 
-        return await compare_rows(self._refold, self._states, self._connection, differ, examples=examples, progress=progress, say=say)
+        return await compare_rows(self._replay, self._states, self._connection, differ, examples=examples, progress=progress, say=say)
 
-    async def switch(self, lock: GroupLock, patience: float, progress: Progress, say: Say) -> Switched:
-        """States, then rows; settle() comes next. The lock must be held, and everything caught up since. Blocks.
+    async def switch(self, lock: GroupLock, lock_timeout: float, progress: Progress, say: Say) -> Switched:
+        """Write the states that differ, then exchange the rows; settle() comes next. Blocks.
 
-        Raises LeaseLost or Stale, LayoutChanged, BrokenReference, ddl.Busy, and what the servers raise; run again, it goes on.
+        The lock must be held, and catch_up() must have run since it was taken. `lock_timeout`: seconds to ask
+        for locks on tables.
+
+        Raises LeaseLost or Stale, LayoutChanged, BrokenReference, ddl.Busy, and what the servers raise; run
+        again, it goes on.
         """
         say("statistics and references of the rebuilt rows")
         try:
-            await shadow.prepare(self._connection, self.made)
+            await shadow.prepare(self._connection, self.target)
         except asyncpg.ForeignKeyViolationError as error:
             raise BrokenReference(f"{error.args[0]}: {(error.detail or '').rstrip('.')}") from error
         say("comparing states with the changelog")
         done = Switched("", records=self.records)
-        for lane in sorted({lane for _, lane in await self._refold.lag()}):
-            states, gone = await self._write_states(lock, lane)
-            done.states += states
-            done.gone += gone
+        for lane in sorted({lane for _, lane in await self._replay.lag()}):
+            written, deleted = await self._write_states(lock, lane)
+            done.states += written
+            done.deleted += deleted
         say("switching")
-        self.made = await shadow.switch(self._connection, self.made, lock.check, patience, say)
-        done.before = self.made.schema
+        self.target = await shadow.switch(self._connection, self.target, lock.check, lock_timeout, say)
+        done.before = self.target.schema
         return done
 
     async def settle(self, lock: GroupLock, cache: bool, say: Say) -> int:
-        """What follows once the rows are live: the cache. Returns how many entries changed. Again is harmless. Blocks. It is of no
-        use afterwards: the states are gone."""
+        """Renew the cache after a switch, delete the shadow's states, and return how many cache entries
+        changed. Blocks.
+
+        It may be run again, from a new process: this object can't be used any more.
+        """
         entries = 0
         if cache:
             say("renewing the cache")
             entries = await self._renew_cache(lock)
-        await shadow.settle(self._connection, self.made)
-        self._states.close()  # it would write on in a folder that isn't there any more
-        shutil.rmtree(folder_of(self._settings, self.made), ignore_errors=True)
+        await shadow.settle(self._connection, self.target)
+        self._states.close()  # RocksDB would go on writing in the deleted folder
+        shutil.rmtree(folder_of(self._settings, self.target), ignore_errors=True)
         return entries
 
     # -- states ------------------------------------------------------------------------------------------------------
 
     async def _write_states(self, lock: GroupLock, lane: int) -> tuple[int, int]:
-        """Write the lane's states that the changelog doesn't have like that: how many, and how many were only taken away."""
-        written = gone = 0
+        """Write those of the lane's states that the changelog has otherwise.
+
+        Returns how many, and how many were deleted.
+        """
+        written = deleted = 0
         partition = TopicPartition(self._settings.changelog_topic, lane)
         with TemporaryDirectory(prefix="orders-changelog-") as folder:
             live = LocalStates(Path(folder) / "states")
             try:
-                await read_changelog(self._refold.reader, partition, 0, live)
-                for some in live.states(STATES_AT_ONCE):
-                    mine = dict(zip(some, self._states.get(list(some)), strict=True))
-                    anew = self._render({key: state for key, state in mine.items() if state is not None})
+                await read_changelog(self._replay.reader, partition, 0, live)
+                for actual in live.states(STATES_AT_ONCE):
+                    replayed = dict(zip(actual, self._states.get(list(actual)), strict=True))
+                    expected = self._project({key: state for key, state in replayed.items() if state is not None})
                     wrong: dict[bytes, tuple[int, bytes | None]] = {}
-                    stale = live.get([STALE + key for key in some])
-                    for (key, raw), older_last in zip(some.items(), stale, strict=True):
-                        state = anew.get(key)
+                    stale = live.get([STALE + key for key in actual])
+                    for (key, raw), older_last in zip(actual.items(), stale, strict=True):
+                        state = expected.get(key)
                         if state is None or older_last is not None or not _same(raw, state):
-                            wrong[key] = (version(raw), state and self._remembering(key, raw, state))
+                            wrong[key] = (version(raw), state and self._with_labels(key, raw, state))
                     await asyncio.sleep(0)  # the lock's heartbeats
-                    gone += sum(state is None for _, state in wrong.values())
+                    deleted += sum(state is None for _, state in wrong.values())
                     written += await self._send(lock, lane, wrong)
-                for some in self._states.states(STATES_AT_ONCE):
-                    here = {key: state for key, state in some.items() if self._refold.lane_of(key) == lane}
-                    there = live.get(list(here))
+                for replayed_states in self._states.states(STATES_AT_ONCE):
+                    of_lane = {key: state for key, state in replayed_states.items() if self._replay.lane_of(key) == lane}
+                    actual_states = live.get(list(of_lane))
                     await asyncio.sleep(0)
-                    missing = self._render({key: here[key] for key, raw in zip(here, there, strict=True) if raw is None})
-                    written += await self._send(lock, lane, {key: (0, state) for key, state in missing.items()})
+                    missing = {key: of_lane[key] for key, raw in zip(of_lane, actual_states, strict=True) if raw is None}
+                    written += await self._send(lock, lane, {key: (0, raw) for key, raw in self._project(missing).items()})
             finally:
                 live.close()
-        return written, gone
+        return written, deleted
 
     async def _send(self, lock: GroupLock, lane: int, states: Mapping[bytes, tuple[int, bytes | None]]) -> int:
         if states:
             await write_states(self._settings, lock, lane, states)
         return len(states)
 
-    def _render(self, states: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        return project(self._refold.folder, states).states
+    def _project(self, states: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+        return project(self._replay.folder, states).states
 
-    def _remembering(self, raw_id: bytes, live: bytes, anew: bytes) -> bytes:
-        """Whether labels were asked for is what the live state says: the rebuilt one only would have asked, and published nothing."""
-        was = decode(live)
-        if was is None:
-            return anew
-        order = codec.decode(anew)
-        order.labelled, order.labelled_at = was.labelled, was.labelled_at
+    def _with_labels(self, raw_id: bytes, actual: bytes, expected: bytes) -> bytes:
+        """Return the expected state with what the actual one says of labels: a replay has published no
+        request for them."""
+        before = decode(actual)
+        if before is None:
+            return expected
+        order = codec.decode(expected)
+        order.labelled, order.labelled_at = before.labelled, before.labelled_at
         order.due = next_due(order, raw_id, self._settings.deadline_policy)
         return codec.encode(order)
 
     # -- the cache ---------------------------------------------------------------------------------------------------
 
     async def _renew_cache(self, lock: GroupLock) -> int:
-        """Whatever is in Redis and says something else than the states is taken away, and put there anew where its order is known."""
+        """Delete what is in Redis and differs from the states, and write it again where its order is known."""
         sink = RedisSink(self._settings.model_copy(update={"redis_timeout": 10.0}))
         client = redis.asyncio.Redis.from_url(
             self._settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10, encoding_errors="surrogateescape"
@@ -205,29 +226,34 @@ class Rebuild:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(client.aclose)
             stack.push_async_callback(sink.close)
-            for pattern, look in (("order:*", self._summaries), ("tracking:*", self._parcels), ("user:*:orders", self._places)):
+            for pattern, renew in (
+                ("order:*", self._renew_summaries),
+                ("tracking:*", self._renew_parcels),
+                ("user:*:orders", self._renew_recent),
+            ):
                 async for keys in _scan(client, pattern):
                     lock.check()
-                    number, wrong = await look(client, keys)
-                    changed += number
+                    count, wrong = await renew(client, keys)
+                    changed += count
                     entries = [entry for entry in self._entries(wrong).values() if entry is not None]
                     if entries and await sink.put(entries) is None:
                         raise ConnectionError("Redis took no entries; run orders rebuild switch again when it answers")
-            # What readers have put beside it is made of the rows that were live.
+            # Readers have cached these from the rows that were live before.
             async for keys in _scan(client, "rows:*"):
                 lock.check()
                 changed += await client.delete(*keys)
         return changed
 
     def _entries(self, order_ids: Sequence[str]) -> dict[str, CacheEntry | None]:
-        """What the cache should show, by order; None: nothing. Ids that are none are left out."""
-        raw = {order_id: key for order_id in order_ids if (key := _raw(order_id)) is not None}
-        found = dict(zip(raw, self._states.get(list(raw.values())), strict=True))
-        known = {raw[order_id]: state for order_id, state in found.items() if state is not None}
-        entries = {entry.order_id: entry for entry in project(self._refold.folder, known).cache}
-        return {order_id: entries.get(order_id) for order_id in raw}
+        """Return the entry that the cache should have of each order, None for an unknown one; what is no
+        order id is left out."""
+        raw_ids = {order_id: raw_id for order_id in order_ids if (raw_id := _raw(order_id)) is not None}
+        replayed = zip(raw_ids.values(), self._states.get(list(raw_ids.values())), strict=True)
+        states = {raw_id: state for raw_id, state in replayed if state is not None}
+        entries = {entry.order_id: entry for entry in project(self._replay.folder, states).cache}
+        return {order_id: entries.get(order_id) for order_id in raw_ids}
 
-    async def _summaries(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
+    async def _renew_summaries(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
         order_ids = [key.removeprefix("order:") for key in keys]
         entries = self._entries(order_ids)
         wrong = []
@@ -242,23 +268,24 @@ class Rebuild:
         return len(wrong), wrong
 
     async def _untracked(self, client: Any, entries: Sequence[CacheEntry]) -> list[str]:
-        """Orders of which a parcel isn't among those that are there under its tracking number."""
+        """Return the orders with a parcel that is missing among those under its tracking number."""
         numbers = list({f"tracking:{number}": None for entry in entries for number, _, _ in entry.tracking})
-        there: dict[str, set[tuple[object, object]]] = {}
+        tracked: dict[str, set[tuple[object, object]]] = {}
         for first in range(0, len(numbers), KEYS_AT_ONCE):
-            some = numbers[first : first + KEYS_AT_ONCE]
-            for key, value in zip(some, await _values(client, some), strict=True):
+            keys = numbers[first : first + KEYS_AT_ONCE]
+            for key, value in zip(keys, await _values(client, keys), strict=True):
                 if _are_parcels(parcels := _json(value)) and len(parcels) < TRACKED:
-                    there[key] = {(each.get("order_id"), each.get("shipment_id")) for each in parcels}
+                    tracked[key] = {(each.get("order_id"), each.get("shipment_id")) for each in parcels}
 
         def missing(entry: CacheEntry) -> bool:
             return any(
-                (entry.order_id, parcel) not in there.get(f"tracking:{at}", {(entry.order_id, parcel)}) for at, parcel, _ in entry.tracking
+                (entry.order_id, parcel) not in tracked.get(f"tracking:{at}", {(entry.order_id, parcel)})
+                for at, parcel, _ in entry.tracking
             )
 
         return [entry.order_id for entry in entries if missing(entry)]
 
-    async def _parcels(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
+    async def _renew_parcels(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
         shown = {key: _json(value) for key, value in zip(keys, await _values(client, keys), strict=True)}
         named = {key: [str(each.get("order_id")) for each in parcels] for key, parcels in shown.items() if _are_parcels(parcels)}
         entries = self._entries(sorted({order_id for order_ids in named.values() for order_id in order_ids}))
@@ -278,8 +305,8 @@ class Rebuild:
             await client.delete(*wrong)
         return len(wrong), sorted({order_id for key in wrong for order_id in named.get(key, ())})
 
-    async def _places(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
-        count, concerned = 0, []
+    async def _renew_recent(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
+        count, affected = 0, []
         for key in keys:
             if await client.type(key) not in ("zset", b"zset"):
                 count += await client.delete(key)
@@ -294,56 +321,62 @@ class Rebuild:
             if wrong:
                 await client.zrem(key, *wrong)
                 count += len(wrong)
-                concerned += wrong
-        return count, concerned
+                affected += wrong
+        return count, affected
 
 
 # -- the steps, each as a command runs it --------------------------------------------------------------------------
 
 
 async def start(settings: Settings, schema: str, progress: Progress, step: Say, say: Say) -> tuple[int, float]:
-    """Fold into the shadow up to what the group has committed; returns how many records, and in how many seconds. Blocks.
+    """Replay into the shadow up to what the group has committed.
 
-    `step` is told what is at work, `say` what a person should know. Raises as started() and Rebuild.catch_up().
+    Returns the number of records and the seconds. Blocks.
+
+    `step` is called with the name of each step, `say` with what a person should know. Raises what started()
+    and Rebuild.catch_up() raise.
     """
-    async with started(settings, schema, say) as shadowed:
+    async with started(settings, schema, say) as rebuild:
         begun = time.monotonic()
-        step("folding")
-        await shadowed.catch_up(progress)
-        return shadowed.records, time.monotonic() - begun
+        step("replaying")
+        await rebuild.catch_up(progress)
+        return rebuild.records, time.monotonic() - begun
 
 
 async def diff(settings: Settings, schema: str, examples: int, progress: Progress, step: Say) -> Differences:
-    """The shadow's rows against the live ones, once it is caught up. Raises as existing(); blocks."""
-    async with existing(settings, schema) as shadowed:
+    """Catch up, and compare the shadow's rows with the live ones. Blocks. Raises what existing() raises."""
+    async with existing(settings, schema) as rebuild:
         step("catching up")
-        await shadowed.catch_up(progress)
-        return await shadowed.diff(examples, progress, step)
+        await rebuild.catch_up(progress)
+        return await rebuild.diff(examples, progress, step)
 
 
-async def switch(settings: Settings, schema: str, cache: bool, patience: float, progress: Progress, step: Say) -> Switched:
-    """Put the shadow in the place of the live rows, or finish a switch that was killed. `cache`: Redis too. Blocks.
+async def switch(settings: Settings, schema: str, cache: bool, lock_timeout: float, progress: Progress, step: Say) -> Switched:
+    """Replace the live rows with the shadow's, or finish a switch that was killed.
 
-    Raises GroupBusy or TopicsMissing before anything is done, LockLost, and as existing() and Rebuild.switch(); run again, it goes on.
+    Without `cache` Redis is left out. Blocks.
+
+    Raises GroupBusy or TopicsMissing before anything is done, LockLost, and what existing() and
+    Rebuild.switch() raise; run again, it goes on.
     """
     await require(settings)
     async with GroupLock(settings) as lock:
-        async with unsettled(settings) as left:
-            if left is not None:
+        async with unsettled(settings) as interrupted:
+            if interrupted is not None:
                 step("catching up")
-                await left.catch_up(progress)
-                entries = await left.settle(lock, cache, step)
-                return Switched(left.made.schema, entries=entries, records=left.records)
-        async with existing(settings, schema) as shadowed:
+                await interrupted.catch_up(progress)
+                entries = await interrupted.settle(lock, cache, step)
+                return Switched(interrupted.target.schema, entries=entries, records=interrupted.records)
+        async with existing(settings, schema) as rebuild:
             step("catching up")
-            await shadowed.catch_up(progress)
-            done = await shadowed.switch(lock, patience, progress, step)
-            done.entries = await shadowed.settle(lock, cache, step)
-            return done
+            await rebuild.catch_up(progress)
+            switched = await rebuild.switch(lock, lock_timeout, progress, step)
+            switched.entries = await rebuild.settle(lock, cache, step)
+            return switched
 
 
 async def status(settings: Settings) -> list[dict[str, Any]]:
-    """All schemas of rebuilds, the one that is being filled first, as JSON has them. Raises what the servers raise; blocks."""
+    """Return all schemas of rebuilds for JSON, the shadow first. Blocks. Raises what the servers raise."""
     async with ddl.connect(settings) as connection:
         return [
             {
@@ -352,7 +385,7 @@ async def status(settings: Settings) -> list[dict[str, Any]]:
                 "group": each.group,
                 "started_at": each.started_at.isoformat(),
                 "switched_at": each.switched_at and each.switched_at.isoformat(),
-                "left": None if each.before else await left(settings, each),
+                "lag": None if each.before else await lag(settings, each),
                 "rows": {} if each.before else await shadow.count(connection, each),
             }
             for each in await shadow.listed(connection)
@@ -366,20 +399,23 @@ def _state(each: Shadow) -> str:
 
 
 async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
-    """Take these schemas of rebuilds away, or all of them if none is named; returns their names. Raises NotReady, Held; blocks."""
+    """Delete these schemas of rebuilds, all of them if none is named, and return their names.
+
+    Blocks. Raises NotReady, Held.
+    """
     async with ddl.connect(settings) as connection:
-        there = {each.schema: each for each in await shadow.listed(connection)}
+        listed = {each.schema: each for each in await shadow.listed(connection)}
         for name in names:
-            if name not in there:
+            if name not in listed:
                 raise NotReady(f"schema {name} is none of orders rebuild's", "orders rebuild status lists them")
-        wanted = [there[name] for name in names] if names else list(there.values())
-        for each in wanted:
+        shadows = [listed[name] for name in names] if names else list(listed.values())
+        for each in shadows:
             if each.before and not each.settled:
                 raise NotReady(f"the switch that left {each.schema} isn't done", "run orders rebuild switch once more first")
             await shadow.hold(connection, each.schema)
-        for each in wanted:
+        for each in shadows:
             await drop(settings, connection, each)
-        return [each.schema for each in wanted]
+        return [each.schema for each in shadows]
 
 
 # -- beginning, going on, and looking ------------------------------------------------------------------------------
@@ -387,42 +423,45 @@ async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
 
 @asynccontextmanager
 async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Rebuild]:
-    """The shadow to be filled: the one that is there if it can go on, else a new one, and it says why. Raises SchemaTaken, Held."""
+    """Open the shadow that can go on, else create a new one and `say` why.
+
+    Raises SchemaTaken, Held, NotReady.
+    """
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)
-        made = await shadow.find(connection, schema)
-        if made is not None and made.group != settings.group:
-            raise NotReady(f"schema {schema} is of group {made.group}", "choose another name with --schema")
-        if made is not None and (reason := await _unusable(settings, connection, made)) is not None:
+        target = await shadow.find(connection, schema)
+        if target is not None and target.group != settings.group:
+            raise NotReady(f"schema {schema} is of group {target.group}", "choose another name with --schema")
+        if target is not None and (reason := await _unusable(settings, connection, target)) is not None:
             say(f"beginning again: {reason}")
-            await drop(settings, connection, made)
-            made = None
-        if made is None:
-            made = await shadow.create(connection, schema, uuid.uuid4().hex, settings.group, rules_of(settings))
-            LocalStates(folder_of(settings, made)).close()
-        async with _opened(settings, connection, made) as rebuild:
+            await drop(settings, connection, target)
+            target = None
+        if target is None:
+            target = await shadow.create(connection, schema, uuid.uuid4().hex, settings.group, rules_of(settings))
+            LocalStates(folder_of(settings, target)).close()
+        async with _opened(settings, connection, target) as rebuild:
             if rebuild is not None:
                 yield rebuild
                 return
         say("beginning again: the group's offsets were set back")
-        await drop(settings, connection, made)
+        await drop(settings, connection, target)
     async with started(settings, schema, say) as rebuild:
         yield rebuild
 
 
 @asynccontextmanager
 async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
-    """The shadow that is there. Raises NotReady, SchemaTaken, Held."""
+    """Open the shadow that is there. Raises NotReady, SchemaTaken, Held."""
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)
-        made = await shadow.find(connection, schema)
-        if made is None:
+        target = await shadow.find(connection, schema)
+        if target is None:
             raise NotReady(f"there is no schema {schema}", "run orders rebuild start")
-        if (reason := await _unusable(settings, connection, made)) is not None:
+        if (reason := await _unusable(settings, connection, target)) is not None:
             raise NotReady(f"schema {schema} is of no use any more, {reason}")
-        async with _opened(settings, connection, made) as rebuild:
+        async with _opened(settings, connection, target) as rebuild:
             if rebuild is None:
                 raise NotReady(f"schema {schema} is ahead, the group's offsets were set back")
             yield rebuild
@@ -430,60 +469,64 @@ async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
 
 @asynccontextmanager
 async def unsettled(settings: Settings) -> AsyncIterator[Rebuild | None]:
-    """What a switch that was killed has left to do: its rows are live, its cache isn't renewed. None: nothing is left."""
+    """Open the shadow of a switch that was killed after its rows went live, to renew the cache; None if there
+    is none."""
     async with ddl.connect(settings) as connection:
-        left = [each for each in await shadow.listed(connection) if each.before and not each.settled and each.group == settings.group]
-        if not left:
+        shadows = [each for each in await shadow.listed(connection) if each.before and not each.settled and each.group == settings.group]
+        if not shadows:
             yield None
             return
-        made = left[-1]
-        await shadow.hold(connection, made.schema)
-        states = LocalStates(folder_of(settings, made))  # all of it is folded again if another machine has them
+        target = shadows[-1]
+        await shadow.hold(connection, target.schema)
+        states = LocalStates(folder_of(settings, target))  # another machine may have them: then all is replayed again
         try:
-            async with Refold(settings, states) as refold:
-                yield Rebuild(settings, made, connection, states, refold)
+            async with Replay(settings, states) as replay:
+                yield Rebuild(settings, target, connection, states, replay)
         finally:
             states.close()
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, connection: ddl.Connection, made: Shadow) -> AsyncIterator[Rebuild | None]:
-    """None if it has folded more than is committed."""
+async def _opened(settings: Settings, connection: ddl.Connection, target: Shadow) -> AsyncIterator[Rebuild | None]:
+    """Open a shadow; None if it has replayed more than is committed."""
     async with AsyncExitStack() as stack:
-        states = LocalStates(folder_of(settings, made))
+        states = LocalStates(folder_of(settings, target))
         stack.callback(states.close)
-        sink = PostgresSink(settings, made.schema)
+        sink = PostgresSink(settings, target.schema)
         stack.push_async_callback(sink.close)
         await sink.start()
 
-        async def take(lane: int, work: BatchOutput) -> None:
-            if len(work.rows):
-                await sink.write(work.rows)
+        async def write_rows(lane: int, output: BatchOutput) -> None:
+            if len(output.rows):
+                await sink.write(output.rows)
 
-        refold = await stack.enter_async_context(Refold(settings, states, take))
-        if refold.ahead(await refold.lag()):
+        replay = await stack.enter_async_context(Replay(settings, states, write_rows))
+        if replay.ahead(await replay.lag()):
             states.close()
             yield None
         else:
-            yield Rebuild(settings, made, connection, states, refold)
+            yield Rebuild(settings, target, connection, states, replay)
 
 
-async def _unusable(settings: Settings, connection: ddl.Connection, made: Shadow) -> str | None:
-    """Why a shadow can't be gone on with."""
-    if made.group != settings.group:
-        return f"it is of group {made.group}"
-    if made.rules != rules_of(settings):
+async def _unusable(settings: Settings, connection: ddl.Connection, target: Shadow) -> str | None:
+    """Return why a shadow can't be used any more; None if it can."""
+    if target.group != settings.group:
+        return f"it is of group {target.group}"
+    if target.rules != rules_of(settings):
         return "it was folded by other rules or deadlines than this program's"
-    if await shadow.layout(connection) != made.layout:
+    if await shadow.layout(connection) != target.layout:
         return "the live tables have other columns, partitions or indexes now"
-    if not folder_of(settings, made).exists():
-        return f"its states aren't in {folder_of(settings, made)}"
+    if not folder_of(settings, target).exists():
+        return f"its states aren't in {folder_of(settings, target)}"
     return None
 
 
-async def left(settings: Settings, made: Shadow) -> int | None:
-    """Records that the group has committed and the shadow doesn't have yet; None if its states aren't here, or are being written."""
-    if not (path := folder_of(settings, made)).exists():
+async def lag(settings: Settings, target: Shadow) -> int | None:
+    """Return how many committed records the shadow hasn't replayed.
+
+    None if its states aren't on this machine, or another process is writing them. Blocks.
+    """
+    if not (path := folder_of(settings, target)).exists():
         return None
     try:
         states = LocalStates(path, read_only=True)
@@ -497,20 +540,20 @@ async def left(settings: Settings, made: Shadow) -> int | None:
         states.close()
 
 
-async def drop(settings: Settings, connection: ddl.Connection, made: Shadow) -> None:
-    """Take a schema of ours away, and its states. Again is harmless."""
-    shutil.rmtree(folder_of(settings, made), ignore_errors=True)
-    await shadow.drop(connection, made)
+async def drop(settings: Settings, connection: ddl.Connection, target: Shadow) -> None:
+    """Delete a schema of ours and its states. Again is harmless. Blocks."""
+    shutil.rmtree(folder_of(settings, target), ignore_errors=True)
+    await shadow.drop(connection, target)
 
 
 # -- small things ---------------------------------------------------------------------------------------------------
 
 
-def _same(live: bytes, anew: bytes) -> bool:
-    if live == anew:
+def _same(actual: bytes, expected: bytes) -> bool:
+    if actual == expected:
         return True
-    order = decode(live)
-    return order is not None and same(order, codec.decode(anew))
+    order = decode(actual)
+    return order is not None and same(order, codec.decode(expected))
 
 
 async def _scan(client: Any, pattern: str) -> AsyncIterator[list[str]]:
@@ -524,9 +567,9 @@ async def _scan(client: Any, pattern: str) -> AsyncIterator[list[str]]:
 
 
 async def _values(client: Any, keys: Sequence[str]) -> list[bytes | None]:
-    """Of strings; None for anything else."""
-    found: list[bytes | None] = await client.mget(keys)
-    return found
+    """Return the strings under these keys, None where there is none or something else."""
+    values: list[bytes | None] = await client.mget(keys)
+    return values
 
 
 def _json(value: bytes | None) -> Any:

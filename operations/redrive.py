@@ -1,7 +1,8 @@
-"""Dead letters back to their topics, in transactions: what is sent and its note in orders.redriven become visible together or not at all
+"""Send dead letters back to their topics, each with a note in orders.redriven in one transaction
 (docs/decisions/0013).
 
-A letter that the ledger has is done. Killed at any moment, a redrive is run again and goes on with what is not there.
+So a record and its note become visible together or not at all. A letter that has a note is done. A redrive
+that was killed is run again and goes on.
 """
 
 from __future__ import annotations
@@ -27,13 +28,14 @@ from aiokafka.errors import (
     TransactionalIdAuthorizationFailed,
 )
 
+from contracts.record_id import RecordId
 from contracts.topics import LANE, REDRIVEN
 from domain.limits import record_size
 from errors import OrdersError
 from operations.dead_letters import REDRIVE_COUNT, REDRIVE_OF, DeadLetter, Letters, Redriven, State, state_of
 from settings import Settings
 from streams import topics
-from wire import AIOKafkaProducer
+from wire import clients
 
 TRANSACTION_RECORDS: Final = 500
 """Letters in one transaction."""
@@ -64,7 +66,8 @@ class TransactionsRefused(OrdersError):
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which letters: of these reasons, of these origin topics, at these (partition, offset). None: whichever. `most`: no more than that."""
+    """A selection of letters: by reason, by topic of the record, by (partition, offset) in orders.dlq; None:
+    all. At most `most`."""
 
     reasons: frozenset[str] | None = None
     topics: frozenset[str] | None = None
@@ -72,13 +75,13 @@ class Selection:
     most: int | None = None
 
     def takes(self, letter: DeadLetter) -> bool:
-        """Whether it is one of these letters, whatever became of it."""
-        return (self.reasons is None or letter.reason in self.reasons) and (self.topics is None or letter.origin_topic in self.topics)
+        """Tell whether a letter is selected, whatever became of it."""
+        return (self.reasons is None or letter.reason in self.reasons) and (self.topics is None or letter.record.topic in self.topics)
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What a redrive did, or would do. Counts are of letters."""
+class RedriveResult:
+    """The result of a redrive, done or tried. Counts are of letters."""
 
     sent: int = 0
     by_reason: Counter[str] = field(default_factory=Counter)
@@ -96,14 +99,14 @@ async def redrive(
     by: str,
     dry_run: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> Outcome:
+) -> RedriveResult:
     """Send the selected letters' records back to where they came from.
 
-    `by`: who asks, for the ledger. `dry_run`: send nothing. `progress` gets the letters looked at and how many there are. Letters refused
-    after the call are not looked at. Blocks for as long as it takes. Raises TopicsMissing, TakenOver, NoSuchLetter, and what
-    aiokafka raises.
+    `by` says who asks, for the note. With `dry_run` nothing is sent. `progress` is called with the letters
+    that were looked at and their number. Letters refused after the call are not looked at. Blocks. Raises
+    TopicsMissing, TakenOver, NoSuchLetter, and what aiokafka raises.
     """
-    outcome, places = Outcome(), set[tuple[str, int, int]]()
+    outcome, records_seen = RedriveResult(), set[RecordId]()
     batch: list[DeadLetter] = []
     size = 0
     async with AsyncExitStack() as stack:
@@ -113,7 +116,7 @@ async def redrive(
 
         async def flush() -> None:
             too_large = set() if sender is None else await sender.send(batch)
-            gone = [letter for letter in batch if letter.coordinates not in too_large]
+            gone = [letter for letter in batch if letter.id not in too_large]
             outcome.sent += len(gone)
             outcome.by_reason.update(letter.reason for letter in gone)
             outcome.too_large += sorted(too_large)
@@ -129,7 +132,7 @@ async def redrive(
             if not selection.takes(letter):
                 continue
             # A record that was refused twice, before and after a worker's crash, goes once.
-            state = "redriven" if letter.place in places else state_of(settings, letter, note)
+            state = "redriven" if letter.record in records_seen else state_of(settings, letter, note)
             if state != "new":
                 outcome.states[state] += 1
                 continue
@@ -137,7 +140,7 @@ async def redrive(
                 await flush()
                 if outcome.sent >= selection.most:
                     break
-            places.add(letter.place)
+            records_seen.add(letter.record)
             batch.append(letter)
             size += record_size(letter.key, letter.value, letter.headers)
             if len(batch) >= TRANSACTION_RECORDS or size >= TRANSACTION_BYTES:
@@ -156,13 +159,13 @@ class _Sender:
         self._limits: dict[str, int] = {}
 
     async def __aenter__(self) -> _Sender:
-        found = await topics.describe(self._settings)
-        topics.require(self._settings, (*LANE, REDRIVEN), found)
-        self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in found.items()}
-        self._partitions = {name: state.partitions for name, state in found.items()}
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=self._settings.brokers,
-            client_id="orders-redrive",
+        described = await topics.describe(self._settings)
+        topics.require(self._settings, (*LANE, REDRIVEN), described)
+        self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in described.items()}
+        self._partitions = {name: state.partitions for name, state in described.items()}
+        self._producer = clients.producer(
+            self._settings,
+            "orders-redrive",
             transactional_id=f"{self._settings.group}-redrive",
             transaction_timeout_ms=int(self._settings.transaction_timeout * 1000),
             linger_ms=0,
@@ -198,9 +201,9 @@ class _Sender:
                 for (_, topic, partition, mine), offset in zip(batches, offsets, strict=True):
                     for n, letter in enumerate(mine):
                         # -1: the broker recognized a repetition, but no longer remembers its offset.
-                        to = (topic, partition, offset + n if offset >= 0 else -1)
-                        note = Redriven(at, self._by, letter.redrives + 1, letter.reason, letter.place, to)
-                        notes.setdefault(letter.partition, []).append((letter.coordinates.encode(), msgspec.json.encode(note)))
+                        to = RecordId(topic, partition, offset + n if offset >= 0 else -1)
+                        note = Redriven(at, self._by, letter.redrives + 1, letter.reason, letter.record, to)
+                        notes.setdefault(letter.partition, []).append((letter.id.encode(), msgspec.json.encode(note)))
                 await self._deliver(self._notes(notes))
         except Exception as error:
             if isinstance(error, _REFUSED):
@@ -213,16 +216,16 @@ class _Sender:
         return too_large
 
     def _packed(self, letters: Iterable[DeadLetter]) -> tuple[list[tuple[Any, str, int, list[DeadLetter]]], set[str]]:
-        """Batches with the letters in each, and the coordinates of those that are too large."""
-        by_place: dict[tuple[str, int], list[DeadLetter]] = {}
+        """Batches with the letters in each, and the ids of those that are too large."""
+        by_partition: dict[tuple[str, int], list[DeadLetter]] = {}
         for letter in letters:
             # Where there is no such partition any other one will do: from there it is passed on to its order's lane.
-            known = 0 <= letter.origin_partition < self._partitions[letter.origin_topic]
-            by_place.setdefault((letter.origin_topic, letter.origin_partition if known else 0), []).append(letter)
+            has_partition = 0 <= letter.record.partition < self._partitions[letter.record.topic]
+            by_partition.setdefault((letter.record.topic, letter.record.partition if has_partition else 0), []).append(letter)
         batches: list[tuple[Any, str, int, list[DeadLetter]]] = []
         too_large: set[str] = set()
         now = int(time.time() * 1000)
-        for (topic, partition), mine in by_place.items():
+        for (topic, partition), mine in by_partition.items():
             builder: Any = None
             for letter in mine:
                 record = {"timestamp": now, "key": letter.key, "value": letter.value, "headers": redriven_headers(letter)}
@@ -230,7 +233,7 @@ class _Sender:
                     builder = self._producer.create_batch()
                     builder.append(**record)
                     if builder.size() > self._limits[topic]:
-                        too_large.add(letter.coordinates)
+                        too_large.add(letter.id)
                         builder = None
                         continue
                     batches.append((builder, topic, partition, []))
@@ -268,11 +271,11 @@ class _Sender:
 def redriven_headers(letter: DeadLetter) -> list[tuple[str, bytes | None]]:
     """Headers of a record that goes back: as they came, and that it is a redrive. Pure."""
     kept = [header for header in letter.headers if header[0] not in (REDRIVE_OF, REDRIVE_COUNT)]
-    return [*kept, (REDRIVE_OF, letter.coordinates.encode()), (REDRIVE_COUNT, b"%d" % (letter.redrives + 1))]
+    return [*kept, (REDRIVE_OF, letter.id.encode()), (REDRIVE_COUNT, b"%d" % (letter.redrives + 1))]
 
 
 def _ended(error: BaseException | None) -> bool:
-    """Whether it says, perhaps underneath, that the transaction isn't ours any more."""
+    """Tell whether the error, or one that caused it, says that the transaction isn't ours any more."""
     while error is not None:
         if isinstance(error, _ENDED):
             return True

@@ -1,10 +1,11 @@
-"""Repair: orders whose changelog state, rows or summary aren't what their log says, folded again and written anew.
+"""Repair orders whose changelog state, rows or summary aren't what their log says, by folding the log again.
 
-The log of the input topics is the truth. A lane's records about an order, below what the group has committed, go through the pipeline's
-own fold once more, and what comes of it replaces what is there. Nothing else is written: no derived event, no decision, no dead letter, no
-offset.
+The log of the input topics is the truth. A lane's records about an order, up to what the group has committed,
+go through the pipeline's own fold once more, and the result replaces what is there. Nothing else is written:
+no derived event, no decision, no dead letter, no offset.
 
-Only while no worker is in the group: operations.grouplock keeps them out, and every write asks it first.
+A repair needs a group without workers: operations.grouplock keeps them out, and every write checks the lock
+first.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
@@ -49,7 +50,8 @@ log = logging.getLogger(__name__)
 ORDERS_A_PASS: Final = 20_000
 """Orders of one lane whose records are held in memory at once. Each pass reads the lane's log again."""
 STATE_CHECKS: Final = ("changelog", "versions", "tables")
-"""Checks whose findings a new record in the changelog mends; a worker's local table takes it over at its next start."""
+"""Checks whose findings a new record in the changelog mends; a worker's local table takes it over at its next
+start."""
 MENDED: Final = (*STATE_CHECKS, "rows", "cache")
 
 
@@ -61,7 +63,7 @@ class CacheRefused(OrdersError):
 
 @dataclass(slots=True)
 class Damage:
-    """What is to be put right of one order. `keys`: Redis keys that hold something wrong of it."""
+    """What is broken of one order. `keys` are the Redis keys that hold something wrong about it."""
 
     state: bool = False
     rows: bool = False
@@ -69,18 +71,18 @@ class Damage:
 
     @property
     def stores(self) -> list[str]:
-        """Names of the stores."""
+        """Names of the broken stores."""
         return [name for name, wrong in (("changelog", self.state), ("rows", self.rows), ("cache", bool(self.keys))) if wrong]
 
 
 class Repairer:
-    """Use as `async with Repairer(settings, lock) as repairer`, once the group is locked.
+    """Repairs orders. Use it as `async with Repairer(settings, lock) as repairer`, once the group is locked.
 
     Entering raises what asyncpg, redis and aiokafka raise when a server isn't there.
     """
 
     def __init__(self, settings: Settings, lock: GroupLock, *, cache: bool = True) -> None:
-        """`cache`: whether Redis is to be written too."""
+        """Create a repairer. `cache`: whether it writes Redis too."""
         self._settings = settings
         self._lock = lock
         self._stack = AsyncExitStack()
@@ -111,10 +113,13 @@ class Repairer:
         await self._stack.aclose()
 
     async def repair(self, damaged: Mapping[str, Damage]) -> dict[str, int]:
-        """Put these orders right, by canonical id. Returns the version that each has now; 0 for an order that the log doesn't know.
+        """Repair these orders, by canonical id.
 
-        Blocks for as long as it takes to read the lanes' logs. Raises LogIncomplete before anything is written, LeaseLost when the lock is
-        lost, and what the servers raise; what was written until then is right, and doing it again does the rest.
+        Returns the version that each has now; 0 for an order that the log doesn't know.
+
+        Blocks while the lanes' logs are read. Raises LogIncomplete before anything is written, LeaseLost when
+        the lock is lost, and what the servers raise; what was written until then is right, and doing it again
+        does the rest.
         """
         by_lane: dict[int, list[str]] = {}
         for order_id in sorted(damaged):
@@ -129,34 +134,35 @@ class Repairer:
 
     async def drop_keys(self, keys: Iterable[str]) -> None:
         """Delete cache entries that belong to no order. Readers refill what they need."""
-        wanted = sorted(keys)
-        if self._redis is not None and wanted:
+        names = sorted(keys)
+        if self._redis is not None and names:
             self._lock.check()
-            await self._redis.delete(*wanted)
+            await self._redis.delete(*names)
 
     # -- reading and folding -----------------------------------------------------------------------------------------
 
     async def _repair_lane(self, lane: int, damaged: Mapping[str, Damage]) -> dict[str, int]:
         keys = {order_id.encode() for order_id in damaged}
         records: list[Record] = []
-        async for some in self._reader.lane({}, self._positions[lane]):
-            records += [record for record in some if record.key in keys]
+        async with aclosing(self._reader.lane({}, self._positions[lane])) as stretches:
+            async for stretch in stretches:
+                records += [record for record in stretch if record.key in keys]
         states = self._fold(lane, records)
-        work = project(self._folder, states)
-        await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], work.rows)
-        await self._write_states(lane, [order_id for order_id, each in damaged.items() if each.state], work.states)
-        await self._write_cache({order_id: each.keys for order_id, each in damaged.items() if each.keys}, work.cache)
+        output = project(self._folder, states)
+        await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], output.rows)
+        await self._write_states(lane, [order_id for order_id, each in damaged.items() if each.state], output.states)
+        await self._write_cache({order_id: each.keys for order_id, each in damaged.items() if each.keys}, output.cache)
         for order_id, each in damaged.items():
             log.info("repaired: order %s, %s", order_id, ", ".join(each.stores))
         return {order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0 for order_id in damaged}
 
     def _fold(self, lane: int, records: Sequence[Record]) -> dict[bytes, bytes]:
-        """States by raw id after these records, as the lane would have them."""
+        """Fold these records, and return the states by raw id as the lane would have them."""
         states: dict[bytes, bytes] = {}
         for start in range(0, len(records), FOLD_RECORDS):
-            some = records[start : start + FOLD_RECORDS]
-            for work in fold(self._folder, lane, some, at_hand(states)):
-                states.update(work.states)
+            chunk = records[start : start + FOLD_RECORDS]
+            for output in fold(self._folder, lane, chunk, at_hand(states)):
+                states.update(output.states)
         return states
 
     # -- writing -----------------------------------------------------------------------------------------------------
@@ -164,37 +170,41 @@ class Repairer:
     async def _write_rows(self, order_ids: Sequence[str], rows: RowBatch) -> None:
         if not order_ids:
             return
-        wanted = set(order_ids)
+        broken = set(order_ids)
         self._lock.check()
         await self._rows.replace(
             order_ids,
             RowBatch(
-                [row for row in rows.orders if row.id in wanted],
-                [row for row in rows.items if row.order_id in wanted],
-                [row for row in rows.shipments if row.order_id in wanted],
-                [row for row in rows.returns if row.order_id in wanted],
+                [row for row in rows.orders if row.id in broken],
+                [row for row in rows.items if row.order_id in broken],
+                [row for row in rows.shipments if row.order_id in broken],
+                [row for row in rows.returns if row.order_id in broken],
             ),
         )
 
     async def _write_states(self, lane: int, order_ids: Sequence[str], states: Mapping[bytes, bytes]) -> None:
-        """Append the states. Where the changelog has a higher version, or one that shouldn't be, it is deleted first: a deletion counts as
-        later than all before it."""
+        """Append the states. A higher version in the changelog is deleted first: a deletion counts as later
+        than all before it."""
         if not order_ids:
             return
         partition = TopicPartition(self._settings.changelog_topic, lane)
-        wanted = {_raw(order_id) for order_id in order_ids}
+        raw_ids = {_raw(order_id) for order_id in order_ids}
         highest: dict[bytes, int] = {}
         end = (await self._reader.ends([partition]))[partition]
-        async for records in self._reader.stretch(partition, 0, end):
-            for record in records:
-                if record.key in wanted:
-                    highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
+        async with aclosing(self._reader.read(partition, 0, end)) as stretches:
+            async for records, _ in stretches:
+                for record in records:
+                    if record.key in raw_ids:
+                        highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
         await write_states(
-            self._settings, self._lock, lane, {raw_id: (highest.get(raw_id, 0), states.get(raw_id)) for raw_id in sorted(wanted)}
+            self._settings,
+            self._lock,
+            lane,
+            {raw_id: (highest.get(raw_id, 0), states.get(raw_id)) for raw_id in sorted(raw_ids)},
         )
 
     async def _write_cache(self, wrong: Mapping[str, set[str]], entries: Sequence[CacheEntry]) -> None:
-        """Take away what is wrong, and put the summary there again, with its parcels. Other orders' parcels stay where they are."""
+        """Delete what is wrong, and write the summary again with its parcels. Other orders' parcels stay."""
         if not wrong or self._redis is None or self._cache is None:
             return
         self._lock.check()
@@ -211,7 +221,7 @@ class Repairer:
 
     @staticmethod
     async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:
-        """Take an order's parcels from under a tracking number. No worker writes meanwhile."""
+        """Remove an order's parcels from those of a tracking number. No worker writes meanwhile."""
         try:
             parcels = read_foreign(msgspec.json.decode, await client.get(key)) or []
             rest = [each for each in parcels if each["order_id"] != order_id]
@@ -231,29 +241,34 @@ def _raw(order_id: str) -> bytes:
 
 
 @dataclass
-class Outcome:
-    """What was repaired, by order: its stores and the version that it has now. `left`: broken still, by check."""
+class RepairResult:
+    """The result of a repair, or with `dry_run` what it would be."""
 
     dry_run: bool
     repaired: dict[str, tuple[list[str], int | None]] = field(default_factory=dict)
+    """By order id: its repaired stores, and the version that it has now."""
     keys: list[str] = field(default_factory=list)
-    left: Counter[str] = field(default_factory=Counter)
+    """Redis keys that belong to no order and were deleted."""
+    remaining: Counter[str] = field(default_factory=Counter)
+    """What is still broken, by check."""
     findings: list[Finding] = field(default_factory=list)
-    unjudged: int = 0
+    inconclusive: int = 0
 
     def document(self) -> dict[str, Any]:
-        """As one JSON document."""
+        """Return the JSON document, with the keys of the release before beside the new ones."""
         return {
             "dry_run": self.dry_run,
-            "clean": not self.left,
+            "clean": not self.remaining,
             "repaired": [
                 {"order_id": order_id, "stores": stores, "version": version}
                 for order_id, (stores, version) in sorted(self.repaired.items())
             ],
             "deleted_keys": self.keys,
-            "left": self.left,
-            "findings": [asdict(finding) for finding in self.findings],
-            "unjudged": self.unjudged,
+            "remaining": self.remaining,
+            "left": self.remaining,
+            "findings": [finding.document() for finding in self.findings],
+            "inconclusive": self.inconclusive,
+            "unjudged": self.inconclusive,
         }
 
 
@@ -264,25 +279,26 @@ async def repair(
     dry_run: bool,
     cache: bool,
     max_findings: int,
-    progress: Progress = lambda what, done, whole: None,
-) -> Outcome:
-    """Find by an audit what is broken, of these orders or of all, put it right, and audit that again.
+    progress: Progress = lambda what, done, total: None,
+) -> RepairResult:
+    """Audit orders, repair what is broken, and audit the repaired orders again.
 
-    `ids`: canonical order ids. `dry_run`: write nothing. `cache`: Redis too. Blocks for as long as it takes to read the log. Raises
-    GroupBusy, LockLost, LogIncomplete, TopicsMissing, what an audit raises, and what the servers raise.
+    `ids` are canonical order ids; None: all orders. With `dry_run` it writes nothing; without `cache` it
+    leaves Redis out. Blocks for as long as it takes to read the log. Raises GroupBusy, LockLost,
+    LogIncomplete, TopicsMissing, what an audit raises, and what the servers raise.
     """
-    outcome, target = Outcome(dry_run), target_of(settings, cache=cache, tables=True)
+    outcome, target = RepairResult(dry_run), target_of(settings, cache=cache, tables=True)
     if dry_run:
-        damaged, keys, first = await _look(target, ids, max_findings, progress)
+        damaged, keys, first = await _find_damage(target, ids, max_findings, progress)
         outcome.repaired = {order_id: (damage.stores, None) for order_id, damage in damaged.items()}
         outcome.keys = sorted(keys)
-        _take(outcome, first, max_findings, mended=False)
+        _count(outcome, first, max_findings, mended=False)
         return outcome
     await require(settings)
     target = replace(target, patience=0.0)  # a member of the group that refreshes nothing keeps those out that would
     async with GroupLock(settings) as lock:
-        damaged, keys, first = await _look(target, ids, max_findings, progress)
-        _take(outcome, first, max_findings, mended=False)
+        damaged, keys, first = await _find_damage(target, ids, max_findings, progress)
+        _count(outcome, first, max_findings, mended=False)
         if damaged or keys:
             async with Repairer(settings, lock, cache=cache) as repairer:
                 versions = await repairer.repair(damaged)
@@ -291,18 +307,19 @@ async def repair(
             outcome.keys = sorted(keys)
         if damaged:
             again = await audit(target, max_findings=max_findings, progress=progress, only=frozenset(damaged))
-            _take(outcome, again, max_findings, mended=True)
+            _count(outcome, again, max_findings, mended=True)
     return outcome
 
 
-async def _look(
+async def _find_damage(
     target: Target, ids: frozenset[str] | None, max_findings: int, progress: Progress
 ) -> tuple[dict[str, Damage], set[str], Report]:
-    """What the audit finds that can be repaired: by order, and Redis keys that belong to none."""
+    """Run the audit. Returns what can be repaired by order, the wrong Redis keys that belong to no order, and
+    the report."""
     damaged: dict[str, Damage] = {}
     keys: set[str] = set()
 
-    def hear(finding: Finding) -> None:
+    def on_finding(finding: Finding) -> None:
         if finding.check not in MENDED:
             return
         if not finding.order_id or not _is_id(finding.order_id):
@@ -315,18 +332,19 @@ async def _look(
         if finding.check == "cache":
             damage.keys.add(finding.where)
 
-    report = await audit(target, max_findings=max_findings, progress=progress, only=ids, hear=hear)
+    report = await audit(target, max_findings=max_findings, progress=progress, only=ids, on_finding=on_finding)
     return damaged, keys, report
 
 
-def _take(outcome: Outcome, report: Report, most: int, *, mended: bool) -> None:
-    """Count what a report says is broken, of checks that repair mends or of the others."""
+def _count(outcome: RepairResult, report: Report, most: int, *, mended: bool) -> None:
+    """Add what a report calls broken to `outcome`: of the checks that repair mends if `mended`, else of the
+    others."""
     for check, count in report.broken.items():
         if (check in MENDED) == mended:
-            outcome.left[check] += count
-    found = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
-    outcome.findings += found[: most - len(outcome.findings)]
-    outcome.unjudged = report.unjudged.total()
+            outcome.remaining[check] += count
+    findings = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
+    outcome.findings += findings[: most - len(outcome.findings)]
+    outcome.inconclusive = report.inconclusive.total()
 
 
 def _is_id(text: str) -> bool:

@@ -1,10 +1,12 @@
-"""More lanes for topics that hold a history, while the workers are stopped: records stay where they are, states move.
+"""Give topics with a history more partitions, and so more lanes, while no worker runs. Records stay, states
+move.
 
-    note how many there were ─► changelog ─► states to their new lanes ─► every other topic, the lanes' last
+    note the old number ─► changelog ─► states to their new lanes ─► every other topic, the lanes' topics last
 
-The new number is a multiple of the old one, so all orders of a new lane come out of one old lane: its own number modulo the old count.
-Workers refuse topics of unequal numbers, and a setting that isn't the note's, so none starts before the last step, wherever the others were
-cut short; run again, they are finished. Whoever folds a lane's history again reads the old partition too: see operations.history.
+The new number is a multiple of the old one, so all orders of a new lane come from one old lane: its number
+modulo the old count. A worker doesn't start if topics have different numbers of partitions or its setting
+isn't the noted number, so none starts before the last step is done. If it is cut short, it is run again and
+goes on. A replay of a lane reads the old partition too: see operations.history.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from operations.changelog import producer_of, version
 from operations.grouplock import GroupLock
 from operations.history import HistoryReader
 from settings import Settings
-from sinks.redis import MARK_TTL, mark_key
+from sinks.redis import CHECKPOINT_TTL, checkpoint_key
 from streams import topics
 from streams.lanes import Lanes, noted
 from streams.partitioner import partition_of
@@ -52,17 +54,21 @@ class CutShort(OrdersError):
 
 
 async def look(settings: Settings) -> tuple[list[int], Lanes]:
-    """Numbers of partitions that topics have (one, unless a change is under way), and the lanes. Raises TopicsMissing; blocks."""
+    """Numbers of partitions that topics have (one, unless a change is under way), and the lanes.
+
+    Raises TopicsMissing; blocks.
+    """
     states = await topics.describe(settings)
     if not states:
         topics.require(settings, LANE, states)
     return sorted({state.partitions for state in states.values()}), await noted(settings) or Lanes(settings.partitions)
 
 
-async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, whole: None) -> int:
-    """grow(), with the group locked. `cache`: take along what Redis lacks; it must be there. Blocks.
+async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, total: None) -> int:
+    """Lock the group and call grow(). Blocks.
 
-    Raises CannotGrow or GroupBusy before anything is changed, LockLost or CutShort in the middle: run again it goes on.
+    With `cache` it also moves what Redis lacks; Redis must be there. Raises CannotGrow or GroupBusy before
+    anything is changed, LockLost or CutShort in between; run again, it goes on.
     """
     try:
         async with AsyncExitStack() as stack:
@@ -78,24 +84,24 @@ async def change(settings: Settings, partitions: int, *, cache: bool, progress: 
 
 
 async def grow(
-    settings: Settings, lock: GroupLock, partitions: int, cache: Redis | None, progress: Progress = lambda what, done, whole: None
+    settings: Settings, lock: GroupLock, partitions: int, cache: Redis | None, progress: Progress = lambda what, done, total: None
 ) -> int:
-    """Give every topic so many partitions, and as many lanes; returns how many states have moved. The group is locked: no worker runs.
+    """Give every topic this many partitions, and return how many states were moved. The group must be locked.
 
-    `cache` None: what it hasn't got of orders that move, it won't get before they change again. Needs memory for the states of one
-    partition. Blocks while the changelog is read. Raises CannotGrow before anything is changed, LeaseLost when the lock is lost, KafkaError
-    and RedisError: run again it goes on.
+    Without `cache`, an order that Redis lacks stays missing or old there until it changes again. Needs memory
+    for the states of one partition. Blocks while the changelog is read. Raises CannotGrow before anything is
+    changed, LeaseLost if the lock is lost, KafkaError and RedisError; run again, it goes on.
     """
     names = [spec.name for spec in topics.specs(settings, 1)]
     counts = {name: state.partitions for name, state in (await topics.describe(settings)).items()}
-    known = await noted(settings) or Lanes(settings.partitions)
-    old = check(names, counts, known, partitions)
+    noted_lanes = await noted(settings) or Lanes(settings.partitions)
+    old = check(names, counts, noted_lanes, partitions)
     if old == partitions:
         return 0
     changelog = settings.changelog_topic
     producer = producer_of(settings, lock)
     try:
-        note = json.dumps({"partitions": partitions, "former": sorted({*known.former, old})}).encode()
+        note = json.dumps({"partitions": partitions, "former": sorted({*noted_lanes.former, old})}).encode()
         await producer.send({PARTITIONS: [OutRecord(_KEY, note, [])]}, 0)
         lock.check()
         await topics.grow(settings, [changelog], partitions)
@@ -103,7 +109,7 @@ async def grow(
         async with HistoryReader(settings) as reader:
             for number in range(old):
                 progress("partitions of the changelog", number, old)
-                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions, _Marks(settings, cache))
+                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions, _Checkpoints(settings, cache))
     finally:
         await producer.close()
     progress("partitions of the changelog", old, old)
@@ -114,18 +120,19 @@ async def grow(
     return moved
 
 
-def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partitions: int) -> int:
+def check(names: Sequence[str], counts: Mapping[str, int], noted_lanes: Lanes, partitions: int) -> int:
     """The number of lanes that `partitions` of them are made of; `partitions`: nothing is left to be done. Pure. Raises CannotGrow."""
     missing = [name for name in names if name not in counts]
     if missing:
         raise CannotGrow(f"topic {missing[0]} doesn't exist", "run orders init first")
     fewest, most = min(counts.values()), max(counts.values())
-    begun = fewest < known.number
-    if begun and not known.former:
-        raise CannotGrow(f"ORDERS_PARTITIONS is {known.number}, but a topic has {fewest}", "leave it as it was until this is done")
-    if begun and partitions != known.number:
-        raise CannotGrow(f"a change to {known.number} was begun and not finished", f"run orders partitions --to {known.number} first")
-    old = known.former[-1] if begun else known.number
+    begun = fewest < noted_lanes.number
+    if begun and not noted_lanes.former:
+        raise CannotGrow(f"ORDERS_PARTITIONS is {noted_lanes.number}, but a topic has {fewest}", "leave it as it was until this is done")
+    if begun and partitions != noted_lanes.number:
+        begun_to = noted_lanes.number
+        raise CannotGrow(f"a change to {begun_to} was begun and not finished", f"run orders partitions --to {begun_to} first")
+    old = noted_lanes.former[-1] if begun else noted_lanes.number
     if partitions < most:
         raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away", f"take {most} or more")
     if partitions % old:
@@ -135,31 +142,36 @@ def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partiti
     return old
 
 
-class _Marks:
-    """From where on the cache lacks what is in the changelog (streams.cache), by lane."""
+class _Checkpoints:
+    """The lanes' checkpoints in the cache (streams.cache)."""
 
     def __init__(self, settings: Settings, cache: Redis | None) -> None:
         self._group = settings.group
         self._cache = cache
 
     async def of(self, lane: int) -> int | None:
-        """None: it lacks nothing, as far as is known."""
-        found = None if self._cache is None else await self._cache.get(mark_key(self._group, lane))
-        return None if found is None else int(found.split()[2])
+        """Return a lane's checkpoint; None if there is none, so that nothing is known to be missing."""
+        checkpoint = None if self._cache is None else await self._cache.get(checkpoint_key(self._group, lane))
+        return None if checkpoint is None else int(checkpoint.split()[2])
 
     async def begin(self, lane: int, position: int) -> None:
-        """Of a lane that nobody has had yet. One that is there already is of an earlier run, and lower."""
+        """Set the checkpoint of a new lane. One that is there is from an earlier run and lower, and stays."""
         if self._cache is not None:
-            await self._cache.set(mark_key(self._group, lane), f"0 0 {position}", nx=True, ex=MARK_TTL)
+            await self._cache.set(checkpoint_key(self._group, lane), f"0 0 {position}", nx=True, ex=CHECKPOINT_TTL)
 
 
-async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, marks: _Marks) -> int:
-    """The states of one partition that belong to others now: written there, then deleted here. Those that the cache lacks come last, and
-    their new lanes' marks before them."""
+async def _move(
+    reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, checkpoints: _Checkpoints
+) -> int:
+    """Move the states of one partition that belong to other lanes now: write them there, then delete them
+    here.
+
+    The states that the cache lacks come last, after their new lanes' checkpoints are set.
+    """
     kept: dict[bytes, tuple[bytes, int]] = {}
     end = (await reader.ends([partition]))[partition]
-    async with aclosing(reader.stretch(partition, 0, end)) as stretches:
-        async for records in stretches:
+    async with aclosing(reader.read(partition, 0, end)) as stretches:
+        async for records, _ in stretches:
             for record in of_states(records, codec.is_state, f"{partition.topic}/{partition.partition}"):
                 raw, value = record.key or b"", record.value
                 if _lane(raw, partitions) == partition.partition:
@@ -168,9 +180,9 @@ async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicP
                     kept.pop(raw, None)
                 elif raw not in kept or version(value) >= version(kept[raw][0]):
                     kept[raw] = value, record.offset
-    mark = await marks.of(partition.partition)
-    lacking = [] if mark is None else [raw for raw, (_, offset) in kept.items() if offset >= mark]
-    known = kept.keys() - set(lacking)
+    checkpoint = await checkpoints.of(partition.partition)
+    lacking = [] if checkpoint is None else [raw for raw, (_, offset) in kept.items() if offset >= checkpoint]
+    cached = kept.keys() - set(lacking)
 
     async def move(raws: Sequence[bytes]) -> None:
         for some in _chunks(raws):
@@ -178,10 +190,10 @@ async def _move(reader: HistoryReader, producer: LaneProducer, partition: TopicP
             await producer.send({partition.topic: puts}, partition.partition)
             await producer.send({partition.topic: [OutRecord(raw, None, []) for raw in some]}, partition.partition)
 
-    await move(list(known))
+    await move(list(cached))
     new = [TopicPartition(partition.topic, lane) for lane in sorted({_lane(raw, partitions) for raw in lacking})]
     for place, end in (await reader.ends(new)).items() if new else ():
-        await marks.begin(place.partition, end)
+        await checkpoints.begin(place.partition, end)
     await move(lacking)
     return len(kept)
 

@@ -1,7 +1,9 @@
-"""Every lane's history folded again, up to what the group has committed, with the states on the local disk: as long as the log may be.
+"""Replay every lane's log up to what the group has committed, with the states in a RocksDB on the local disk.
 
-What each batch comes to goes to whoever asks (rebuild: rows of a shadow schema; whatif: what would be published) before the states and
-positions are written, in one step. Killed at any moment, it goes on from there: rows only move forward, so writing some twice is harmless.
+The output of each batch goes to a function of the caller first: rebuild writes its rows to a shadow schema,
+whatif keeps its events. Then the states and the positions are written in one step. A replay that was killed
+goes on from these positions; it may write some rows twice, which is harmless because a row never goes back to
+an older version.
 """
 
 from __future__ import annotations
@@ -28,26 +30,25 @@ from streams.folder import BatchFolder, BatchOutput
 from streams.lag import Lag, LagReader
 from streams.lanes import lanes
 from streams.partitioner import partition_of
+from streams.transport.table import MEMORY, store_options
 from tables import codec
 
 LANES_AT_ONCE: Final = 2
-"""While one lane's rows are written, another one is folded."""
+"""Lanes that are replayed at the same time: while one lane's rows are written, another one is folded."""
 POLL: Final = 0.2
 STALL: Final = 5.0
-"""Seconds without a commit after which nobody is taken to work the lag off."""
-_MEMORY: Final = 64 << 20
-_WRITE_BUFFER: Final = 16 << 20
+"""Seconds without a commit after which no worker is believed to run."""
 _ID: Final = 16
 _POSITIONS: Final = b"@"
 
 Progress = Callable[[int, int], None]
-"""Records folded so far, and all that are to be."""
+"""Called with the number of records that are done and their total."""
 Take = Callable[[int, BatchOutput], Awaitable[None]]
-"""A lane, and what a batch of it came to."""
+"""Called with a lane and the output of one of its batches."""
 
 
 def rules_of(settings: Settings) -> str:
-    """Fingerprint of the rules by which this program folds: its code, and the settings that count there."""
+    """Return a fingerprint of the rules by which this program folds: of its code and of the deadline policy."""
     modules = sorted(Path(str(domain.__file__)).parent.glob("*.py"))
     sources = [*modules, Path(pipeline.__file__), Path(codec.__file__)]
     digest = hashlib.sha256(repr(settings.deadline_policy).encode())
@@ -57,27 +58,23 @@ def rules_of(settings: Settings) -> str:
 
 
 class LocalStates:
-    """States by raw order id, and how far each lane is, in a RocksDB. Every call reads or writes the local disk."""
+    """States by raw order id, and the position of each lane, in a RocksDB.
+
+    Every call blocks for the local disk.
+    """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
-        """Opens it, or makes it. `read_only`: somebody else may have it open, and what is seen is of now."""
+        """Open the database, or create it.
+
+        With `read_only` another process may have it open; later writes aren't seen.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        blocks = rocksdict.BlockBasedOptions()
-        blocks.set_block_cache(rocksdict.Cache(_MEMORY))
-        blocks.set_bloom_filter(10, False)
-        options = rocksdict.Options(raw_mode=True)
-        options.create_if_missing(True)
-        options.set_block_based_table_factory(blocks)
-        options.set_write_buffer_size(_WRITE_BUFFER)
-        options.set_max_log_file_size(1 << 20)
-        options.set_keep_log_file_num(2)
-        options.set_stats_dump_period_sec(0)
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.read_write()
-        self._db = rocksdict.Rdict(str(path), options, access_type=access)
+        self._db = rocksdict.Rdict(str(path), store_options(rocksdict.Cache(MEMORY)), access_type=access)
         self._closed = False
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values in the order of `keys`, None where there is none."""
+        """Return the values in the order of `keys`, None for a key that isn't there."""
         if not keys:
             return []
         return cast("list[bytes | None]", self._db.get(list(keys)))
@@ -96,12 +93,13 @@ class LocalStates:
         self._db.write(batch)
 
     def positions(self, lane: int) -> dict[str, int]:
-        """Log -> the next offset to be folded."""
+        """Return, for each log of the lane ("topic/partition"), the next offset to be replayed."""
         raw = self._db.get(_POSITIONS + lane.to_bytes(4, "big"))
         return {} if raw is None else msgspec.msgpack.decode(raw, type=dict[str, int])
 
     def items(self, prefix: bytes = b"") -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values in the order of keys, from `prefix` on as long as they begin with it. Positions too."""
+        """Yield all entries whose keys begin with `prefix`, in the order of the keys; positions are among
+        them."""
         cursor = self._db.iter()
         cursor.seek(prefix)
         while cursor.valid() and (key := cursor.key()).startswith(prefix):
@@ -109,20 +107,23 @@ class LocalStates:
             cursor.next()
 
     def states(self, at_once: int) -> Iterator[dict[bytes, bytes]]:
-        """All states, some at a time."""
+        """Yield all states, `at_once` at a time."""
         states = ((key, value) for key, value in self.items() if len(key) == _ID)
-        while some := dict(islice(states, at_once)):
-            yield some
+        while chunk := dict(islice(states, at_once)):
+            yield chunk
 
     def close(self) -> None:
-        """May be called twice."""
+        """Close the database; again is harmless."""
         if not self._closed:
             self._closed = True
             self._db.close()
 
 
-class Refold:
-    """Use as `async with Refold(settings, states, take) as refold`. Entering raises TopicsMissing and KafkaConnectionError."""
+class Replay:
+    """A replay of all lanes. Use it as `async with Replay(settings, states, take) as replay`.
+
+    Entering raises TopicsMissing and KafkaConnectionError.
+    """
 
     def __init__(self, settings: Settings, states: LocalStates, take: Take | None = None) -> None:
         self._settings = settings
@@ -130,7 +131,7 @@ class Refold:
         self._take = take
         self._stack = AsyncExitStack()
         self.records = 0
-        """Folded by this process."""
+        """Records replayed by this process."""
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -147,40 +148,43 @@ class Refold:
 
     @property
     def reader(self) -> HistoryReader:
-        """For other logs, while nothing is caught up."""
+        """A reader for other logs; it may be used while catch_up() isn't running."""
         return self._readers[0]
 
     def lane_of(self, raw_id: bytes) -> int:
-        """Where an order's events are."""
+        """Return the lane of an order."""
         return partition_of(ids.text(raw_id).encode(), self._settings.partitions)
 
     def ends(self, lag: Lag) -> dict[int, dict[str, int]]:
-        """See operations.history.committed."""
+        """Return the committed positions of each lane, as operations.history.committed does."""
         return committed(lag, self._former)
 
     async def lag(self) -> Lag:
-        """As LagReader.lag."""
+        """Return the group's lag now, as LagReader.lag does."""
         return await self._lag.lag()
 
     def ahead(self, lag: Lag) -> bool:
-        """Whether the states know more than the group has committed: its offsets were set back."""
+        """Tell whether the states go beyond what the group has committed, because its offsets were set back."""
         return any(
             position > end.get(log, 0) for lane, end in self.ends(lag).items() for log, position in self._states.positions(lane).items()
         )
 
-    async def catch_up(self, lag: Lag, progress: Progress = lambda done, whole: None) -> None:
-        """Fold up to what is committed in `lag`. Raises LogIncomplete before anything is folded, and what the brokers and `take` raise."""
+    async def catch_up(self, lag: Lag, progress: Progress = lambda done, total: None) -> None:
+        """Replay up to what is committed in `lag`. Blocks.
+
+        Raises LogIncomplete before the first record is folded, and what the brokers and `take` raise.
+        """
         ends = self.ends(lag)
         starts = {lane: self._states.positions(lane) for lane in ends}
         await self._readers[0].require(starts, ends)
-        whole = sum(max(0, end[log] - starts[lane].get(log, 0)) for lane, end in ends.items() for log in end)
+        total = sum(max(0, end[log] - starts[lane].get(log, 0)) for lane, end in ends.items() for log in end)
         done = 0
 
         def count(records: int) -> None:
             nonlocal done
             done += records
             self.records += records
-            progress(done, whole)
+            progress(done, total)
 
         lanes = iter([(lane, end) for lane, end in sorted(ends.items()) if any(end[log] > starts[lane].get(log, 0) for log in end)])
 
@@ -195,18 +199,23 @@ class Refold:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-        progress(whole, whole)
+        progress(total, total)
 
-    async def reached(self, lag: Lag, waiting: Callable[[int], None] = lambda left: None) -> tuple[Lag, bool]:
-        """Wait until the group has committed all that was in the logs at `lag`: the lag then, and whether it has. It gives up when nobody
-        has committed anything for some seconds. `waiting` is told how many records are left."""
+    async def reached(self, lag: Lag, waiting: Callable[[int], None] = lambda remaining: None) -> tuple[Lag, bool]:
+        """Wait until the group has committed all that was in the logs at `lag`.
+
+        Returns the lag then, and whether it has.
+
+        It stops waiting after STALL seconds without a commit. `waiting` is called with the number of
+        remaining records.
+        """
         clock = asyncio.get_running_loop().time
         best, since = -1, clock()
         while True:
             now = await self.lag()
-            left = sum(max(0, position.end - now[at].committed) for at, position in lag.items())
-            waiting(left)
-            if not left:
+            remaining = sum(max(0, position.end - now[at].committed) for at, position in lag.items())
+            waiting(remaining)
+            if not remaining:
                 return now, True
             total = sum(position.committed for position in now.values())
             if total > best:
@@ -222,19 +231,19 @@ class Refold:
             async for records in stretches:
                 pending += records
                 while len(pending) >= FOLD_RECORDS:
-                    some, pending = pending[:FOLD_RECORDS], pending[FOLD_RECORDS:]
-                    for record in some:
+                    chunk, pending = pending[:FOLD_RECORDS], pending[FOLD_RECORDS:]
+                    for record in chunk:
                         position[f"{record.topic}/{record.partition}"] = record.offset + 1
-                    await self._fold(lane, some, position)
-                    count(len(some))
+                    await self._fold(lane, chunk, position)
+                    count(len(chunk))
         # The end may lie behind the marker of a transaction, which is no record.
         await self._fold(lane, pending, {**position, **end})
         count(len(pending))
 
     async def _fold(self, lane: int, records: Sequence[Record], position: Positions) -> None:
-        for work in fold(self.folder, lane, records, self._states.get):
+        for output in fold(self.folder, lane, records, self._states.get):
             if self._take is not None:
-                await self._take(lane, work)
-            # Killed before the last one, all are folded again: those written already change nothing.
-            self._states.write(work.states)
+                await self._take(lane, output)
+            # Killed before the last output, all are folded again: those written already change nothing.
+            self._states.write(output.states)
         self._states.write({}, (lane, dict(position)))

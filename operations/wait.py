@@ -1,4 +1,4 @@
-"""Waiting until the workers have handled everything that was sent, and the cache shows it."""
+"""Wait until the workers have handled everything that was sent, and the cache shows it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,16 @@ from streams.lag import LagReader, by_topic, total
 
 POLL_SECONDS: Final = 0.2
 REDIS_SECONDS: Final = 2.0
-"""After which Redis counts as away, for this look."""
+"""Seconds after which Redis counts as away."""
 SAY_AFTER: Final = 2.0
-"""Seconds of waiting for the cache alone after which it is said."""
+"""Seconds of waiting for the cache alone, after which a person is told."""
 
 
 class Cache(NamedTuple):
-    """What the cache misses. `behind`: lane -> records of its changelog that it may not have yet; None: Redis doesn't answer."""
+    """How far the cache is behind, by lane, in records of the changelog.
+
+    `behind` is None if Redis doesn't answer.
+    """
 
     behind: Mapping[int, int] | None
 
@@ -40,17 +43,17 @@ class Cache(NamedTuple):
         return f"the cache of lanes {lanes} is behind by {sum(self.behind.values()):,} records of the changelog"
 
 
-class Outcome(NamedTuple):
-    """`left`: records still to be handled, by topic (empty: all done); `handled`: those worked off meanwhile; `members` of the group.
-
-    `cache`: None if it wasn't looked at: it was not to be waited for, or the time was up before.
-    """
+class WaitResult(NamedTuple):
+    """The result of waiting."""
 
     left: dict[str, int]
+    """Records that are still to be handled, by topic; empty if all are done."""
     handled: int
+    """Records that were handled meanwhile."""
     seconds: float
     members: int
     cache: Cache | None = None
+    """None if Redis wasn't asked, because it wasn't to be waited for or the time was up before."""
 
     @property
     def done(self) -> bool:
@@ -64,11 +67,14 @@ async def wait(
     *,
     cache: bool = True,
     say: Callable[[str], None] = lambda what: None,
-) -> Outcome:
-    """Poll until the lag is 0 and the cache complete, or `timeout` seconds are over. Without `cache` Redis isn't looked at.
+) -> WaitResult:
+    """Poll until the lag is 0 and the cache is complete, or `timeout` seconds are over.
 
-    `progress` gets the records handled so far and those left. `say` is told once, in words, what of the cache is waited for when that takes
-    a while. Raises TopicsMissing, and aiokafka's errors when the brokers go away.
+    Without `cache` Redis isn't asked.
+
+    `progress` is called with the records handled so far and those left. When the cache takes long, `say` is
+    called once with a sentence about it. Raises TopicsMissing, and aiokafka's errors when the brokers go
+    away.
     """
     started = time.monotonic()
     processed: float | None = None
@@ -83,9 +89,9 @@ async def wait(
             if progress is not None:
                 progress(handled, total(lag))
             left = by_topic(lag) or await reader.unseen()
-            seen = None if left or client is None else await _look(settings, reader, client)
+            seen = None if left or client is None else await _cache_of(settings, reader, client)
             seconds = time.monotonic() - started
-            outcome = Outcome(left, handled, seconds, 0, seen)
+            outcome = WaitResult(left, handled, seconds, 0, seen)
             if outcome.done or (timeout is not None and seconds >= timeout):
                 return outcome._replace(members=await reader.members())
             processed = None if left else seconds if processed is None else processed
@@ -107,7 +113,7 @@ def _client(settings: Settings) -> redis.asyncio.Redis:
     )
 
 
-async def _look(settings: Settings, reader: LagReader, client: redis.asyncio.Redis) -> Cache:
+async def _cache_of(settings: Settings, reader: LagReader, client: redis.asyncio.Redis) -> Cache:
     ends = await reader.changelog_ends()
     try:
         return Cache(await behind(client, settings.group, ends))

@@ -1,13 +1,16 @@
-"""What would change if this program's rules and settings had folded the whole history: rows, what is published, deadlines.
+"""Replay the whole log with this program's rules and settings, and compare: rows, published events, deadlines.
 
-Reads everything and writes nothing but temporary files. What the pipeline moves on meanwhile is no difference: an order counts if nothing
-of it has changed between two looks, in between of which everything that was in the log was folded. Decisions in orders.decisions are part
-of the history and are folded as they were made.
+It only reads, apart from temporary files. What workers change meanwhile is no difference: an order counts if it is the
+same in two comparisons and everything that was in the log at the first one was replayed before the second. Decisions in
+orders.decisions are part of the log and are replayed as they were made.
 
-A derived event is known by its id. Two kinds need more care. Notices (suborder.updated, order.status_changed) have ids that tell in which
-order the facts came: of them, what was told last is compared. And whether a label or a release was asked for hangs on that order, which the
-log doesn't tell for records of different topics: where these differ, other orders of arrival are tried, and if one gives what was
-published, it is no difference.
+Derived events are compared by their ids. Two kinds need more care:
+
+- The id of a notice (suborder.updated, order.status_changed) depends on the order in which facts arrived. So only the
+  last notice about each suborder and each order is compared.
+- Whether a label or a release was requested depends on that order too, and the log doesn't give it for records of
+  different topics. Where labels or releases differ, other orders of arrival are tried. If one of them gives what was
+  published, there is no difference.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -40,7 +43,7 @@ from operations.differences import ROUNDS, Differences
 from operations.differences import compare as compare_rows
 from operations.history import at_hand, fold, project
 from operations.postgres import compare, ddl
-from operations.replay import LocalStates, Progress, Refold
+from operations.replay import LocalStates, Progress, Replay
 from settings import Settings
 from sinks import migrate
 from streams.dead_letters import Record
@@ -50,94 +53,125 @@ from tables import codec
 
 NOTICES: Final = {spec.type for spec in outgoing.DERIVED if spec.varies == "notice"}
 BY_ARRIVAL: Final = {"shipping.label.create", "stock.release"}
-"""Whether they are sent, and of what, hangs on which of an order's facts came first."""
+"""Events that depend, in whether they are sent and in their content, on which of an order's facts arrived
+first."""
 ORDERS_A_PASS: Final = 10_000
-"""Orders whose records are held in memory at once, to try other orders of arrival. Each pass reads the log again."""
+"""Orders whose records are held in memory at once, to try other orders of arrival.
+
+Each pass reads the log once.
+"""
 ARRIVALS: Final = 240
-"""Orders of arrival that are tried of one order..."""
-FAILED: Final = 100
-"""... until so many orders weren't explained: then it is the rule, and few are tried. The likely ones come first."""
-FEWER: Final = 6
+"""Orders of arrival that are tried for one order, the likely ones first."""
+UNEXPLAINED_MOST: Final = 100
+"""Orders that no order of arrival explains, after which a changed rule is the likely cause and fewer are
+tried."""
+ARRIVALS_FEWER: Final = 6
 _TOPICS: Final = (*DERIVED, DLQ)
-_REFOLDED: Final = {topic.encode() for topic in LANE}
+_REPLAYED: Final = {topic.encode() for topic in LANE}
 _NUMBER: Final = {topic: number for number, topic in enumerate(_TOPICS)}
-_COMMAND, _TOLD, _MOVED, _OWED, _PINNED = b"C", b"T", b"M", b"D", b"V"
-_WOULD, _WAS = 1, 2
+_COMMAND, _NOTICE, _CHANGED, _REFUND_DUE, _PINNED = b"C", b"T", b"M", b"D", b"V"
+_EXPECTED, _ACTUAL = 1, 2
 _ID: Final = 16
-_SIDES: Final = {_WOULD: b"a", _WAS: b"l"}
-_TOLD_OF: Final = ("status", "closed_because", "items_amount", "shipping_amount", "discount_amount", "total_amount", "units")
+_SIDES: Final = {_EXPECTED: b"e", _ACTUAL: b"a"}
+_NOTICE_FIELDS: Final = (
+    "status",
+    "closed_because",
+    "items_amount",
+    "shipping_amount",
+    "discount_amount",
+    "total_amount",
+    "units",
+)
+
+
+EventKind = Literal["missing", "unexpected", "different", "notice"]
 
 
 @dataclass(frozen=True, slots=True)
 class EventDifference:
-    """`kind` would: it would be published and wasn't; was: the other way round; other: under this id, with other content; told: a notice
-    says something else, which `live` and `anew` tell. `id`: ce_id; of a notice what it is about; of a dead letter where its record is."""
+    """A derived event or a dead letter that isn't what these rules would have published.
+
+    `kind` is "missing" (it would be published and wasn't), "unexpected" (it was published and wouldn't be),
+    "different" (it would have other content under the same id) or "notice" (the last notice would be another
+    one: `actual` is the status that it gives, `expected` the one that it would give). `id` is the ce_id; for
+    a notice the id of its order or suborder, for a dead letter the topic, partition and offset of its record
+    with the reason.
+    """
 
     topic: str
-    kind: str
+    kind: EventKind
     id: str
     order_id: str
-    live: str = ""
-    anew: str = ""
+    actual: str = ""
+    expected: str = ""
 
 
 @dataclass
 class Published:
     """Differences of the derived topics and of orders.dlq."""
 
-    counts: dict[str, Counter[str]] = field(default_factory=dict)
-    """Topic -> kind -> how many."""
-    told: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
-    """Topic of notices -> (status that was told, status that would be) -> how many."""
+    counts: dict[str, Counter[EventKind]] = field(default_factory=dict)
+    """Topic -> kind -> number of events."""
+    notices: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+    """Topic of notices -> (actual status, expected status) -> number of notices."""
     orders: int = 0
-    unjudged: int = 0
+    """Orders with a difference."""
+    inconclusive: int = 0
+    """Orders that kept changing, or whose records no worker takes in."""
     by_arrival: int = 0
     """Orders whose labels or releases another order of arrival explains."""
-    partly: dict[str, str] = field(default_factory=dict)
-    """Topics whose beginning is gone: what would be published and isn't there isn't told. -> the partition that says so."""
+    incomplete: dict[str, str] = field(default_factory=dict)
+    """Topics whose first records are gone, so that missing events can't be told from deleted ones -> a
+    sentence naming the partition."""
     examples: list[EventDifference] = field(default_factory=list)
 
     @property
     def total(self) -> int:
         return sum(kinds.total() for kinds in self.counts.values())
 
-    def add(self, found: Sequence[EventDifference], examples: int) -> None:
-        """One order's."""
+    def add(self, differences: Sequence[EventDifference], examples: int) -> None:
+        """Count the differences of one order, and keep them as examples while there are fewer than
+        `examples`."""
         self.orders += 1
-        for each in found:
+        for each in differences:
             self.counts.setdefault(each.topic, Counter())[each.kind] += 1
-            if each.kind == "told":
-                self.told.setdefault(each.topic, Counter())[each.live, each.anew] += 1
-        self.examples += found[: max(0, examples - len(self.examples))]
+            if each.kind == "notice":
+                self.notices.setdefault(each.topic, Counter())[each.actual, each.expected] += 1
+        self.examples += differences[: max(0, examples - len(self.examples))]
 
 
 @dataclass
 class Deadlines:
-    """Orders whose next deadline would be another one, from when they are next touched: later, sooner, new (none now), none (any more)."""
+    """Orders whose next deadline would change once their next event comes.
+
+    The kinds are "later", "sooner", "new" (the order has none now) and "none" (it would have none any more).
+    """
 
     counts: Counter[str] = field(default_factory=Counter)
     examples: list[tuple[str, str, int, int]] = field(default_factory=list)
-    """(order, kind, live, anew), ms by the brokers' time."""
+    """(order id, kind, actual, expected); times in ms of the brokers' clock, 0 for no deadline."""
 
 
 @dataclass
-class Outcome:
-    """All that would change."""
+class WhatIfResult:
+    """Everything that would change."""
 
     records: int
-    folding: float
-    """Seconds that folding them took."""
+    """Records that were replayed."""
+    seconds: float
+    """How long the replay took."""
     rows: Differences
     published: Published
     deadlines: Deadlines
 
     @property
-    def nothing(self) -> bool:
+    def same(self) -> bool:
+        """Whether nothing would change."""
         return not (self.rows.orders or self.published.orders or self.deadlines.counts)
 
 
 class WhatIf:
-    """One look. See whatif()."""
+    """One run of whatif(), with its temporary files in `folder`. Close it afterwards."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         self._settings = settings
@@ -145,7 +179,7 @@ class WhatIf:
         self._events = LocalStates(folder / "events")
         self._live = LocalStates(folder / "changelog")
         self._read: dict[TopicPartition, int] = {}
-        self._failed = 0
+        self._unexplained = 0
         """Orders whose labels or releases no order of arrival explained."""
         self.published = Published()
 
@@ -153,147 +187,152 @@ class WhatIf:
         for each in (self._states, self._events, self._live):
             each.close()
 
-    async def run(self, examples: int, progress: Progress, say: Callable[[str], None]) -> Outcome:
-        """See whatif()."""
-        async with ddl.connect(self._settings) as connection, Refold(self._settings, self._states, self._take) as refold:
+    async def run(self, examples: int, progress: Progress, say: Callable[[str], None]) -> WhatIfResult:
+        """Do what whatif() says."""
+        async with (
+            ddl.connect(self._settings) as connection,
+            Replay(self._settings, self._states, self._keep_expected) as replay,
+        ):
             await connection.execute("SET default_transaction_read_only = on")
             say("folding the history")
-            lag = await refold.lag()
-            begun = time.monotonic()
-            await refold.catch_up(lag, progress)
-            folded, folding = refold.records, time.monotonic() - begun
+            lag = await replay.lag()
+            started = time.monotonic()
+            await replay.catch_up(lag, progress)
+            replayed, seconds = replay.records, time.monotonic() - started
 
             async def differ(order_ids: Sequence[str]) -> list[compare.Difference]:
-                raw = [UUID(order_id).bytes for order_id in order_ids]
-                found = dict(zip(raw, self._states.get(raw), strict=True))
-                work = project(refold.folder, {key: state for key, state in found.items() if state is not None})
-                return await compare.with_rows(connection, work.rows, order_ids)
+                raw_ids = [UUID(order_id).bytes for order_id in order_ids]
+                states = dict(zip(raw_ids, self._states.get(raw_ids), strict=True))
+                output = project(replay.folder, {key: state for key, state in states.items() if state is not None})
+                return await compare.with_rows(connection, output.rows, order_ids)
 
-            rows = await compare_rows(refold, self._states, connection, differ, examples=examples, progress=progress, say=say)
+            rows = await compare_rows(replay, self._states, connection, differ, examples=examples, progress=progress, say=say)
             say("reading what was published")
-            await self._compare_published(refold, examples)
+            await self._compare_published(replay, examples)
             say("comparing decisions")
-            await self._compare_decisions(refold, examples)
+            await self._compare_decisions(replay, examples)
             say("comparing deadlines")
-            deadlines = await self._compare_deadlines(refold, examples)
-            return Outcome(folded, folding, rows, self.published, deadlines)
+            deadlines = await self._compare_deadlines(replay, examples)
+            return WhatIfResult(replayed, seconds, rows, self.published, deadlines)
 
     # -- what would be, and what was published --------------------------------------------------------------------------
 
-    async def _take(self, lane: int, work: BatchOutput) -> None:
+    async def _keep_expected(self, lane: int, output: BatchOutput) -> None:
         for topic in _TOPICS:
-            if topic in work.out:
-                self._note(topic, (each._replace(value=each.content()) for each in work.out[topic]), _WOULD)
+            if topic in output.out:
+                self._keep(topic, (each._replace(value=each.content()) for each in output.out[topic]), _EXPECTED)
 
-    def _note(self, topic: str, records: Iterable[Any], side: int) -> set[bytes]:
-        """Keep what was (or would be) published; returns whose it is."""
+    def _keep(self, topic: str, records: Iterable[Any], side: int) -> set[bytes]:
+        """Keep events of one side, _EXPECTED or _ACTUAL, on disk, and return the raw ids of their orders."""
         puts: dict[bytes, bytes | None] = {}
         first: dict[bytes, bytes] = {}
         commands: dict[bytes, bytes] = {}
-        whose: set[bytes] = set()
+        order_ids: set[bytes] = set()
         for record in records:
-            parsed = _parse(topic, record.key, record.value, record.headers)
-            if parsed is None:
+            event = _parse(topic, record.key, record.value, record.headers)
+            if event is None:
                 continue
-            order_id, name, mark, told, text = parsed
-            whose.add(order_id)
-            if side == _WAS and topic in NOTICES and (pin := _pin(record)) is not None:
-                puts[_PINNED + order_id + pin[0]] = pin[1]
-            if told is not None:
-                key = _TOLD + order_id + name + _SIDES[side]
+            order_ids.add(event.order_id)
+            if side == _ACTUAL and topic in NOTICES and (pin := _pin(record)) is not None:
+                puts[_PINNED + event.order_id + pin[0]] = pin[1]
+            if event.notice is not None:
+                key = _NOTICE + event.order_id + event.subject + _SIDES[side]
                 if topic in NOTICES:
-                    puts[key] = told
+                    puts[key] = event.notice
                 else:
-                    first.setdefault(key, told)
+                    first.setdefault(key, event.notice)
             if topic not in NOTICES:
-                commands[_COMMAND + order_id + bytes([_NUMBER[topic]]) + name + mark] = text
-        for key, known in zip(commands, self._events.get(list(commands)), strict=True):
-            flags = side if known is None else known[0] | side
-            puts[key] = bytes([flags]) + commands[key]
-        for key, known in zip(first, self._events.get(list(first)), strict=True):
-            if known is None:
+                commands[_COMMAND + event.order_id + bytes([_NUMBER[topic]]) + event.subject + event.digest] = event.text
+        for key, kept in zip(commands, self._events.get(list(commands)), strict=True):
+            sides = side if kept is None else kept[0] | side
+            puts[key] = bytes([sides]) + commands[key]
+        for key, kept in zip(first, self._events.get(list(first)), strict=True):
+            if kept is None:
                 puts[key] = first[key]
         self._events.write(puts)
-        return whose
+        return order_ids
 
-    async def _read_published(self, refold: Refold, number: int) -> None:
-        """Read on in the derived topics to where they end now, and mark the orders that something was published of."""
-        lanes = sorted({lane for _, lane in await refold.lag()})
+    async def _read_published(self, replay: Replay, number: int) -> None:
+        """Read the derived topics on to where they end now, and note under `number` the orders with new
+        events."""
+        lanes = sorted({lane for _, lane in await replay.lag()})
         for topic in _TOPICS:
             for lane in lanes:
                 partition = TopicPartition(topic, lane)
                 if partition not in self._read:
-                    start = (await refold.reader.beginnings([partition]))[partition]
+                    start = (await replay.reader.beginnings([partition]))[partition]
                     self._read[partition] = start
                     if start:
-                        self.published.partly.setdefault(topic, f"{topic}/{lane} begins at {start}")
-                end = (await refold.reader.ends([partition]))[partition]
+                        self.published.incomplete.setdefault(topic, f"{topic}/{lane} begins at {start}")
+                end = (await replay.reader.ends([partition]))[partition]
                 if end > self._read[partition]:
-                    async with aclosing(refold.reader.stretch(partition, self._read[partition], end)) as stretches:
-                        async for records in stretches:
-                            whose = self._note(topic, records, _WAS)
+                    async with aclosing(replay.reader.read(partition, self._read[partition], end)) as stretches:
+                        async for records, _ in stretches:
+                            order_ids = self._keep(topic, records, _ACTUAL)
                             if number:
-                                self._events.write({_MOVED + order_id: bytes([number]) for order_id in whose})
+                                self._events.write({_CHANGED + order_id: bytes([number]) for order_id in order_ids})
                 self._read[partition] = max(end, self._read[partition])
 
-    async def _compare_published(self, refold: Refold, examples: int) -> None:
-        await self._read_published(refold, 0)
-        moving: list[bytes] | None = None
+    async def _compare_published(self, replay: Replay, examples: int) -> None:
+        await self._read_published(replay, 0)
+        changing: list[bytes] | None = None
         for number in range(1, ROUNDS + 1):
-            lag, all_of_it = await refold.reached(await refold.lag())
-            await refold.catch_up(lag)
-            await self._read_published(refold, number)
+            lag, complete = await replay.reached(await replay.lag())
+            await replay.catch_up(lag)
+            await self._read_published(replay, number)
             again: list[bytes] = []
             suspects: dict[bytes, list[EventDifference]] = {}
-            for order_id in self._everybody() if moving is None else moving:
-                found = list(self._judge(order_id, judge_was=all_of_it))
-                if not found:
+            for order_id in self._all_orders() if changing is None else changing:
+                differences = list(self._compare_order(order_id, complete=complete))
+                if not differences:
                     continue
-                (moved,) = self._events.get([_MOVED + order_id])
-                if moved is not None and moved[0] == number:
+                (changed_in,) = self._events.get([_CHANGED + order_id])
+                if changed_in is not None and changed_in[0] == number:
                     again.append(order_id)
-                elif any(each.topic in BY_ARRIVAL for each in found):
-                    suspects[order_id] = found
+                elif any(each.topic in BY_ARRIVAL for each in differences):
+                    suspects[order_id] = differences
                     if len(suspects) == ORDERS_A_PASS:
-                        await self._judge_arrival(refold, lag, suspects, examples)
+                        await self._try_arrivals(replay, lag, suspects, examples)
                         suspects = {}
                 else:
-                    self.published.add(found, examples)
-            await self._judge_arrival(refold, lag, suspects, examples)
-            moving = again
-            if not moving or not all_of_it:
+                    self.published.add(differences, examples)
+            await self._try_arrivals(replay, lag, suspects, examples)
+            changing = again
+            if not changing or not complete:
                 break
-        self.published.unjudged = len(moving or ())
+        self.published.inconclusive = len(changing or ())
 
-    async def _compare_decisions(self, refold: Refold, examples: int) -> None:
-        """Refunds that are owed by these rules and that nobody has decided, though all that was in the log is folded."""
-        for order_id, n in self._owed():
-            self._events.write({_OWED + order_id: n.to_bytes(4, "big")})
-        lag, all_of_it = await refold.reached(await refold.lag())
-        await refold.catch_up(lag)
-        for order_id, n in self._owed():
-            (before,) = self._events.get([_OWED + order_id])
-            if all_of_it and before is not None and int.from_bytes(before, "big") == n:
-                name = ids.uuid5_text(order_id, f"refund.decided:{n}")
-                self.published.add([EventDifference(DECISIONS, "would", name, ids.text(order_id))], examples)
+    async def _compare_decisions(self, replay: Replay, examples: int) -> None:
+        """Count the refunds that these rules owe and no worker has decided, although everything in the log is
+        replayed."""
+        for order_id, n in self._refunds_due():
+            self._events.write({_REFUND_DUE + order_id: n.to_bytes(4, "big")})
+        lag, complete = await replay.reached(await replay.lag())
+        await replay.catch_up(lag)
+        for order_id, n in self._refunds_due():
+            (before,) = self._events.get([_REFUND_DUE + order_id])
+            if complete and before is not None and int.from_bytes(before, "big") == n:
+                decision_id = ids.uuid5_text(order_id, f"refund.decided:{n}")
+                self.published.add([EventDifference(DECISIONS, "missing", decision_id, ids.text(order_id))], examples)
 
-    def _owed(self) -> Iterator[tuple[bytes, int]]:
-        """Orders that the history proposes a refund of, and the number of the one that would be decided next."""
-        for some in self._states.states(2_000):
-            for order_id, raw in some.items():
+    def _refunds_due(self) -> Iterator[tuple[bytes, int]]:
+        """Yield the orders that these rules owe a refund, with the number of the decision that would come
+        next."""
+        for states in self._states.states(2_000):
+            for order_id, raw in states.items():
                 order = codec.decode(raw)
                 if order.created is None or order.proposed <= len(order.decisions):
                     continue
                 totals = RunningTotals(order)
-                now = view_of(order, totals)
-                # What was proposed half way may not be owed at the end: another order of arrival, other proposals.
-                if now.captured > now.decided and next_refund(order, now, order_id, order.created.time, totals) is not None:
+                view = view_of(order, totals)
+                # A refund proposed on the way may not be owed at the end: proposals depend on the order of arrival.
+                if view.captured > view.decided and next_refund(order, view, order_id, order.created.time, totals) is not None:
                     yield order_id, len(order.decisions)
 
-    def _everybody(self) -> Iterator[bytes]:
-        """Ids of all orders that something was or would be published of."""
+    def _all_orders(self) -> Iterator[bytes]:
+        """Yield the raw ids of all orders with events on either side."""
         last = b""
-        for prefix in (_COMMAND, _TOLD):
+        for prefix in (_COMMAND, _NOTICE):
             for key, _ in self._events.items(prefix):
                 order_id = key[1 : 1 + _ID]
                 if order_id != last:
@@ -301,144 +340,175 @@ class WhatIf:
                     if prefix == _COMMAND or next(self._events.items(_COMMAND + order_id), None) is None:
                         yield order_id
 
-    def _judge(self, order_id: bytes, judge_was: bool) -> Iterator[EventDifference]:
+    def _compare_order(self, order_id: bytes, *, complete: bool) -> Iterator[EventDifference]:
+        """Yield an order's differences.
+
+        `complete`: everything in the log is replayed, so unexpected events count.
+        """
         text = ids.text(order_id)
         events = list(self._events.items(_COMMAND + order_id))
-        for (number, name), group in groupby(events, key=lambda pair: (pair[0][1 + _ID], pair[0][2 + _ID : 2 + 2 * _ID])):
+        for (number, subject), group in groupby(events, key=lambda pair: (pair[0][1 + _ID], pair[0][2 + _ID : 2 + 2 * _ID])):
             contents = [value for _, value in group]
             sides = {value[0] for value in contents}
             topic = _TOPICS[number]
-            would = _WOULD in sides and (topic not in self.published.partly or len(sides) > 1)
-            was = _WAS in sides and judge_was
-            if would or was:
-                kind = "other" if len(sides) > 1 else "would" if would else "was"
-                where = contents[0][1:].decode(errors="replace") or ids.text(name)
-                yield EventDifference(topic, kind, where, "" if topic == DLQ else text)
-        told = {key[1 + _ID :]: value for key, value in self._events.items(_TOLD + order_id)}
-        for name in sorted({key[:-1] for key in told}):
-            live, anew = told.get(name + b"l"), told.get(name + b"a")
-            topic = "order.status_changed" if name == order_id else "suborder.updated"
-            if name == order_id:
-                live, anew = live or b'{"status":"pending"}', anew or b'{"status":"pending"}'
-            if live is None or anew is None or live == anew or topic in self.published.partly:
-                continue
-            was_told, would_tell = msgspec.json.decode(live), msgspec.json.decode(anew)
-            yield EventDifference(topic, "told", ids.text(name), text, _status(was_told), _status(would_tell))
+            expected = _EXPECTED in sides and (topic not in self.published.incomplete or len(sides) > 1)
+            actual = _ACTUAL in sides and complete
+            if expected or actual:
+                kind: EventKind = "different" if len(sides) > 1 else "missing" if expected else "unexpected"
+                event_id = contents[0][1:].decode(errors="replace") or ids.text(subject)
+                yield EventDifference(topic, kind, event_id, "" if topic == DLQ else text)
+        yield from self._compare_notices(order_id, text)
 
-    async def _judge_arrival(self, refold: Refold, lag: Lag, suspects: Mapping[bytes, list[EventDifference]], examples: int) -> None:
-        """Count the suspects' differences, but for those of labels and releases that another order of arrival explains."""
+    def _compare_notices(self, order_id: bytes, text: str) -> Iterator[EventDifference]:
+        """Yield the differences of the last notices about the order and about each suborder."""
+        notices = {key[1 + _ID :]: value for key, value in self._events.items(_NOTICE + order_id)}
+        for subject in sorted({key[:-1] for key in notices}):
+            actual, expected = (
+                notices.get(subject + _SIDES[_ACTUAL]),
+                notices.get(subject + _SIDES[_EXPECTED]),
+            )
+            topic = "order.status_changed" if subject == order_id else "suborder.updated"
+            if subject == order_id:
+                actual, expected = actual or b'{"status":"pending"}', expected or b'{"status":"pending"}'
+            if actual is None or expected is None or actual == expected or topic in self.published.incomplete:
+                continue
+            statuses = _status(msgspec.json.decode(actual)), _status(msgspec.json.decode(expected))
+            yield EventDifference(topic, "notice", ids.text(subject), text, *statuses)
+
+    async def _try_arrivals(self, replay: Replay, lag: Lag, suspects: Mapping[bytes, list[EventDifference]], examples: int) -> None:
+        """Count the suspects' differences, except for labels and releases that another order of arrival
+        explains."""
         by_lane: dict[int, dict[bytes, bytes]] = {}
         for order_id in suspects:
-            by_lane.setdefault(refold.lane_of(order_id), {})[ids.text(order_id).encode()] = order_id
+            by_lane.setdefault(replay.lane_of(order_id), {})[ids.text(order_id).encode()] = order_id
         for lane, keys in sorted(by_lane.items()):
             records: dict[bytes, list[Record]] = {order_id: [] for order_id in keys.values()}
-            async with aclosing(refold.reader.lane({}, refold.ends(lag)[lane])) as stretches:
-                async for some in stretches:
-                    for record in some:
+            async with aclosing(replay.reader.lane({}, replay.ends(lag)[lane])) as stretches:
+                async for stretch in stretches:
+                    for record in stretch:
                         if record.key in keys:
                             records[keys[record.key]].append(record)
             for order_id, of_order in records.items():
-                found = suspects[order_id]
-                tries = ARRIVALS if self._failed < FAILED else FEWER
-                explained = self._explained(refold, lane, order_id, of_order, {each.topic for each in found} & BY_ARRIVAL, tries)
+                differences = suspects[order_id]
+                tries = ARRIVALS if self._unexplained < UNEXPLAINED_MOST else ARRIVALS_FEWER
+                topics = {each.topic for each in differences} & BY_ARRIVAL
+                explained = self._explained(replay, lane, order_id, of_order, topics, tries)
                 if explained:
                     self.published.by_arrival += 1
-                found = [each for each in found if each.topic not in explained]
-                if found:
-                    self._failed += 1
-                    self.published.add(found, examples)
+                differences = [each for each in differences if each.topic not in explained]
+                if differences:
+                    self._unexplained += 1
+                    self.published.add(differences, examples)
 
-    def _explained(self, refold: Refold, lane: int, order_id: bytes, records: Sequence[Record], topics: set[str], tries: int) -> set[str]:
-        """Those of the topics on which some order of arrival gives what was published."""
-        wanted: dict[str, set[bytes]] = {topic: set() for topic in topics}
+    def _explained(
+        self,
+        replay: Replay,
+        lane: int,
+        order_id: bytes,
+        records: Sequence[Record],
+        topics: set[str],
+        tries: int,
+    ) -> set[str]:
+        """Return those of `topics` for which some order of arrival gives what was published."""
+        unexplained: dict[str, set[bytes]] = {topic: set() for topic in topics}
         for key, value in self._events.items(_COMMAND + order_id):
-            if value[0] & _WAS and (topic := _TOPICS[key[1 + _ID]]) in topics:
-                wanted[topic].add(key[2 + _ID :])
+            if value[0] & _ACTUAL and (topic := _TOPICS[key[1 + _ID]]) in topics:
+                unexplained[topic].add(key[2 + _ID :])
         pins = {int.from_bytes(key[1 + _ID :], "big"): event_id for key, event_id in self._events.items(_PINNED + order_id)}
         for arrival in islice(arrivals(records, pins, random.Random(order_id)), tries):
             states: dict[bytes, bytes] = {}
-            would: dict[str, set[bytes]] = {topic: set() for topic in wanted}
-            for work in fold(refold.folder, lane, arrival, at_hand(states)):
-                for topic, names in would.items():
-                    parsed = [_parse(topic, each.key, each.content(), each.headers) for each in work.out.get(topic, ())]
-                    names.update(each[1] + each[2] for each in parsed if each is not None)
-                states.update(work.states)
-            for topic in sorted(wanted):
-                if would[topic] == wanted[topic]:
-                    del wanted[topic]
-            if not wanted:
+            expected: dict[str, set[bytes]] = {topic: set() for topic in unexplained}
+            for output in fold(replay.folder, lane, arrival, at_hand(states)):
+                for topic, contents in expected.items():
+                    events = [_parse(topic, each.key, each.content(), each.headers) for each in output.out.get(topic, ())]
+                    contents.update(each.subject + each.digest for each in events if each is not None)
+                states.update(output.states)
+            for topic in sorted(unexplained):
+                if expected[topic] == unexplained[topic]:
+                    del unexplained[topic]
+            if not unexplained:
                 break
-        return topics - set(wanted)
+        return topics - set(unexplained)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
-    async def _compare_deadlines(self, refold: Refold, examples: int) -> Deadlines:
-        """Of the states as they are: which next deadline they have, and which one these settings give them."""
-        found, ends = Deadlines(), {}
-        lanes = sorted({lane for _, lane in await refold.lag()})
+    async def _compare_deadlines(self, replay: Replay, examples: int) -> Deadlines:
+        """Compare the next deadline of each live state with the one that these settings give it."""
+        result, ends = Deadlines(), {}
+        lanes = sorted({lane for _, lane in await replay.lag()})
         for lane in lanes:
             partition = TopicPartition(self._settings.changelog_topic, lane)
-            ends[lane] = await read_changelog(refold.reader, partition, 0, self._live)
-        await refold.reached(await refold.lag())
+            ends[lane] = await read_changelog(replay.reader, partition, 0, self._live)
+        await replay.reached(await replay.lag())
         with TemporaryDirectory(prefix="orders-whatif-") as folder:
             later = LocalStates(Path(folder) / "later")
             try:
                 for lane in lanes:
-                    await read_changelog(refold.reader, TopicPartition(self._settings.changelog_topic, lane), ends[lane], later)
-                for some in self._live.states(2_000):
-                    moved = later.get(list(some))
-                    for (order_id, raw), again in zip(some.items(), moved, strict=True):
-                        order = None if again is not None else decode(raw)
+                    await read_changelog(replay.reader, TopicPartition(self._settings.changelog_topic, lane), ends[lane], later)
+                for states in self._live.states(2_000):
+                    changes = later.get(list(states))
+                    for (order_id, raw), changed in zip(states.items(), changes, strict=True):
+                        order = None if changed is not None else decode(raw)
                         if order is None:
                             continue
                         due = next_due(order, order_id, self._settings.deadline_policy)
                         if due != order.due:
                             kind = "none" if not due else "new" if not order.due else "later" if due > order.due else "sooner"
-                            found.counts[kind] += 1
-                            if len(found.examples) < examples:
-                                found.examples.append((ids.text(order_id), kind, order.due, due))
+                            result.counts[kind] += 1
+                            if len(result.examples) < examples:
+                                result.examples.append((ids.text(order_id), kind, order.due, due))
             finally:
                 later.close()
-        return found
+        return result
 
 
-def _status(told: Mapping[str, Any]) -> str:
-    return f"{told.get('status')}" + (f" ({told['closed_because']})" if told.get("closed_because") else "")
+def _status(notice: Mapping[str, Any]) -> str:
+    return f"{notice.get('status')}" + (f" ({notice['closed_because']})" if notice.get("closed_because") else "")
 
 
-def _parse(
-    topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]
-) -> tuple[bytes, bytes, bytes, bytes | None, bytes] | None:
-    """(order, what it is, mark of its content, what it tells, text) of a derived event or a dead letter; None for what isn't ours."""
-    found = {name: text for name, text in headers if text is not None}
+class _DerivedEvent(NamedTuple):
+    """The parts of a derived event or a dead letter that are compared."""
+
+    order_id: bytes
+    subject: bytes
+    """16 bytes: its ce_id; for a notice the id of its order or suborder."""
+    digest: bytes
+    """Of its content; empty for a notice."""
+    notice: bytes | None
+    """What it says of its subject's status and amounts, as JSON; None if it is no notice."""
+    text: bytes
+    """Its name for a person, where the subject's id says nothing; else empty."""
+
+
+def _parse(topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> _DerivedEvent | None:
+    """Parse a record of `topic`; None for one that no worker of ours wrote."""
+    texts = {name: text for name, text in headers if text is not None}
     if topic == DLQ:
         try:
-            where = b"%s/%s@%s" % (found["dlq_topic"], found["dlq_partition"], found["dlq_offset"])
-            reason = found["dlq_reason"]
+            record_id = b"%s/%s@%s" % (texts["dlq_topic"], texts["dlq_partition"], texts["dlq_offset"])
+            reason = texts["dlq_reason"]
         except KeyError:
             return None
-        if found["dlq_topic"] not in _REFOLDED:
-            return None  # a bulk worker's: what it reads isn't folded here
-        name = hashlib.blake2b(where, digest_size=_ID).digest()
-        return name, name, _mark(reason), None, b"%s %s" % (where, reason)
+        if texts["dlq_topic"] not in _REPLAYED:
+            return None  # a bulk worker's: what it reads isn't replayed here
+        subject = hashlib.blake2b(record_id, digest_size=_ID).digest()
+        return _DerivedEvent(subject, subject, _digest(reason), None, b"%s %s" % (record_id, reason))
     try:
-        order_id, ce_id = UUID((key or b"").decode()).bytes, UUID(found["ce_id"].decode()).bytes
+        order_id, ce_id = UUID((key or b"").decode()).bytes, UUID(texts["ce_id"].decode()).bytes
     except (KeyError, ValueError):
         return None
     if topic not in NOTICES and topic != "suborder.created":
-        return order_id, ce_id, _mark(value or b""), None, b""
+        return _DerivedEvent(order_id, ce_id, _digest(value or b""), None, b"")
     data: Any = read_foreign(msgspec.json.decode, value)
     try:
         if topic == "order.status_changed":
-            return order_id, order_id, b"", msgspec.json.encode({"status": data["to"]}), b""
-        told = msgspec.json.encode({name: data[name] for name in _TOLD_OF if name in data})
+            return _DerivedEvent(order_id, order_id, b"", msgspec.json.encode({"status": data["to"]}), b"")
+        notice = msgspec.json.encode({name: data[name] for name in _NOTICE_FIELDS if name in data})
         subject = UUID(data["suborder_id"]).bytes
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    if topic == "suborder.created":
-        # Its id is the uuid5 of the suborder's, and what it tells is what stands until something else is told.
-        return order_id, subject, _mark(value or b""), told, b""
-    return order_id, subject, b"", told, b""
+    # suborder.created is both: a command's ce_id follows from the suborder's id, and what it says holds until a notice.
+    return _DerivedEvent(order_id, subject, _digest(value or b"") if topic == "suborder.created" else b"", notice, b"")
 
 
 class _Versioned(msgspec.Struct):
@@ -449,32 +519,34 @@ _version: Final = msgspec.json.Decoder(_Versioned).decode
 
 
 def _pin(notice: Any) -> tuple[bytes, bytes] | None:
-    """(the order's version, the event that raised it) by a notice."""
+    """Return (the order's version, ce_id of the event that raised it) as a notice has them; None if it has no
+    cause."""
     cause = dict(notice.headers).get("ce_causeid")
     data = read_foreign(_version, notice.value)
     return None if cause is None or data is None else (data.version.to_bytes(4, "big"), cause)
 
 
-def _mark(value: bytes) -> bytes:
+def _digest(value: bytes) -> bytes:
     return hashlib.blake2b(value, digest_size=8).digest()
 
 
 def arrivals(records: Sequence[Record], pins: Mapping[int, bytes], dice: random.Random) -> Iterator[list[Record]]:
-    """Orders in which a lane may have taken in one order's records, the likely ones first; each topic's in its own order.
+    """Yield orders in which a lane may have taken in one order's records, the likely ones first.
 
-    `records` are in the order of time. `pins`: version -> ce_id of the event that was the order's so manieth fact, as far as notices tell.
+    Records of one topic keep their order. `records` are sorted by time. `pins` gives, for a version of the
+    order, the ce_id of the event that raised it to that version, where a notice says so. It never ends.
     """
-    whole = [_Arrived.of(at, record) for at, record in enumerate(records)]
-    copied = {each.id for each in whole if each.record.topic == REKEYED}
-    # What reached another lane, as from a producer that hadn't heard of new partitions, was taken in as a copy only.
-    as_copies = [each for each in whole if each.record.topic == REKEYED or each.id not in copied]
-    taken_in = [_by_topic(some) for some in ((as_copies, whole) if len(as_copies) < len(whole) else (whole,))]
-    for by_topic in taken_in:
+    arrived = [_Arrived.of(at, record) for at, record in enumerate(records)]
+    copied = {each.id for each in arrived if each.record.topic == REKEYED}
+    # A record that reached another lane, from a producer that didn't know of new partitions yet, counts as its copy only.
+    as_copies = [each for each in arrived if each.record.topic == REKEYED or each.id not in copied]
+    candidates = [_by_topic(each) for each in ((as_copies, arrived) if len(as_copies) < len(arrived) else (arrived,))]
+    for by_topic in candidates:
         yield [each.record for of_topic in by_topic for each in of_topic]  # one batch: topic after topic
         yield _arrange(by_topic, pins, lambda heads: min(heads, key=lambda topic: heads[topic].at))
         yield _arrange(by_topic, pins, min)
     while True:
-        for by_topic in taken_in:
+        for by_topic in candidates:
             yield _arrange(by_topic, pins, lambda heads: dice.choice(list(heads)))
             # A repetition can make a notice under the version of another event.
             yield _arrange(by_topic, {}, lambda heads: dice.choice(list(heads)))
@@ -489,22 +561,24 @@ class _Arrived(NamedTuple):
     record: Record
     id: bytes
     counts: bool
-    """Whether it raises the order's version, if it is new: a refund's decision doesn't."""
+    """Whether it raises the order's version if it is new; a refund's decision doesn't."""
 
     @classmethod
     def of(cls, at: int, record: Record) -> _Arrived:
         headers = dict(record.headers)
-        # An event in the structured binding has its id in the value: taken for another one than all others.
+        # In the structured binding the id is in the value: such a record is treated as distinct from all others.
         return cls(at, record, headers.get("ce_id") or b"@%d" % at, headers.get("ce_type") != b"refund.decided")
 
 
 def _arrange(
-    by_topic: Sequence[Sequence[_Arrived]], pins: Mapping[int, bytes], choose: Callable[[Mapping[int, _Arrived]], int]
+    by_topic: Sequence[Sequence[_Arrived]],
+    pins: Mapping[int, bytes],
+    choose: Callable[[Mapping[int, _Arrived]], int],
 ) -> list[Record]:
     version_of = {event_id: version for version, event_id in pins.items()}
-    place, version, seen = [0] * len(by_topic), 0, set()
+    positions, version, seen = [0] * len(by_topic), 0, set()
     arranged: list[Record] = []
-    while heads := {topic: of[place[topic]] for topic, of in enumerate(by_topic) if place[topic] < len(of)}:
+    while heads := {topic: of[positions[topic]] for topic, of in enumerate(by_topic) if positions[topic] < len(of)}:
         free = {
             topic: head
             for topic, head in heads.items()
@@ -514,7 +588,7 @@ def _arrange(
         due = next((topic for topic, head in heads.items() if head.id == next_one and head.id not in seen), None)
         topic = due if due is not None else choose(free or heads)
         head = heads[topic]
-        place[topic] += 1
+        positions[topic] += 1
         arranged.append(head.record)
         if head.counts and head.id not in seen:
             version += 1
@@ -523,18 +597,22 @@ def _arrange(
 
 
 @asynccontextmanager
-async def _look(settings: Settings) -> AsyncIterator[WhatIf]:
+async def _opened(settings: Settings) -> AsyncIterator[WhatIf]:
     with TemporaryDirectory(prefix="orders-whatif-") as folder:
-        look = WhatIf(settings, Path(folder))
+        run = WhatIf(settings, Path(folder))
         try:
-            yield look
+            yield run
         finally:
-            look.close()
+            run.close()
 
 
-async def whatif(settings: Settings, examples: int, progress: Progress, say: Callable[[str], None]) -> Outcome:
-    """Fold the whole history by these rules and settings, and tell what would change. Blocks; raises LogIncomplete, SchemaMismatch,
-    TopicsMissing, and what the servers raise. On disk it needs about as much as all states and ids of all events, below $TMPDIR."""
+async def whatif(settings: Settings, examples: int, progress: Progress, say: Callable[[str], None]) -> WhatIfResult:
+    """Replay the whole log with these rules and settings, and return what would change, with `examples` of
+    each kind.
+
+    Needs space below $TMPDIR for all states and the ids of all events. Blocks until all is read. Raises
+    LogIncomplete, SchemaMismatch, TopicsMissing, and what the servers raise.
+    """
     await migrate.check(settings)
-    async with _look(settings) as look:
-        return await look.run(examples, progress, say)
+    async with _opened(settings) as run:
+        return await run.run(examples, progress, say)

@@ -1,9 +1,10 @@
-"""Reading the cache, and what readers put beside it.
+"""Read the cache, and write what readers refill beside it.
 
-The keys that sinks.redis writes belong to the lanes, and no reader writes them. A reader doesn't know what they hold (a suborder's status,
-a parcel's location are in no row), and what it has read may be older than what the lane has written, or would have written had the entry
-not been evicted meanwhile: the promise of decision 14 would be gone. What readers refill are keys of their own, `rows:...`, made of rows,
-for settings.cache_ttl_refill seconds, and they are shown only where the lanes' keys know of nothing newer.
+The keys that sinks.redis writes belong to the lanes, and no reader writes them. A reader lacks parts of an
+entry (a suborder's status, a parcel's location are in no row), and what it has read may be older than what
+the lane has written, or would have written if the entry hadn't been evicted. That would break the promise of
+decision 14. So readers refill keys of their own, `rows:...`, from rows, for settings.cache_ttl_refill
+seconds, and these are shown only where the lanes' keys have nothing newer.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ _VERSION: Final = re.compile(rb'"version":(\d+)')
 
 
 def version_of(value: bytes | None) -> int:
-    """Version of the order whose summary or story this is; 0 for None."""
-    found = None if value is None else _VERSION.search(value)
-    return 0 if found is None else int(found[1])
+    """Version of the order whose summary or details this is; 0 for None."""
+    match = None if value is None else _VERSION.search(value)
+    return 0 if match is None else int(match[1])
 
 
 class Recent(NamedTuple, Generic[T]):
@@ -78,9 +79,9 @@ class CacheReader:
         return self._circuit.open
 
     async def order(self, order_id: UUID) -> tuple[bytes | None, bytes | None]:
-        """-> (the lane's summary, the story that readers have refilled), as JSON."""
-        found = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
-        return (None, None) if found is None else (found[0], found[1])
+        """Return (the lane's summary, the details that readers have refilled) of an order, as JSON."""
+        values = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
+        return (None, None) if values is None else (values[0], values[1])
 
     async def recent(self, user_id: UUID, read: Callable[[bytes | None], T]) -> tuple[bytes | None, list[Recent[T]]]:
         """-> (the refilled page of a user's newest orders, the orders that the lanes have written of late, newest first). `read`: what is
@@ -88,41 +89,44 @@ class CacheReader:
         pipe = self._client.pipeline(transaction=False)
         pipe.get(f"rows:user:{user_id}")
         pipe.zrevrange(f"user:{user_id}:orders", 0, RECENT - 1, withscores=True)
-        found = await self._ask(pipe.execute)
-        if found is None:
+        answers = await self._ask(pipe.execute)
+        if answers is None:
             return None, []
-        page, members = found
-        known = [(UUID(member.decode()), score) for member, score in members if _UUID.fullmatch(member)]
-        summaries = await self.summaries([order_id for order_id, _ in known], read)
-        return page, [Recent(order_id, score, each) for (order_id, score), each in zip(known, summaries, strict=True)]
+        page, members = answers
+        orders = [(UUID(member.decode()), score) for member, score in members if _UUID.fullmatch(member)]
+        summaries = await self.summaries([order_id for order_id, _ in orders], read)
+        return page, [Recent(order_id, score, each) for (order_id, score), each in zip(orders, summaries, strict=True)]
 
     async def summaries(self, order_ids: Sequence[UUID], read: Callable[[bytes | None], T]) -> list[T]:
-        """What `read` finds in the lanes' summaries of these orders. A few at a time: one of them may have megabytes."""
-        found: list[T] = []
+        """Return what `read` finds in the lanes' summaries of these orders.
+
+        A few are read at a time: one may have megabytes.
+        """
+        summaries: list[T] = []
         for start in range(0, len(order_ids), _SUMMARIES_AT_ONCE):
             some = [f"order:{each}" for each in order_ids[start : start + _SUMMARIES_AT_ONCE]]
-            found += map(read, await self._ask(self._client.mget, *some) or [None] * len(some))
-        return found
+            summaries += map(read, await self._ask(self._client.mget, *some) or [None] * len(some))
+        return summaries
 
     async def tracking(self, number: str) -> tuple[bytes | None, bytes | None]:
-        """-> (the lanes' entry, what readers have refilled), as JSON."""
-        found = await self._ask(self._client.mget, f"tracking:{number}", f"rows:tracking:{number}")
-        return (None, None) if found is None else (found[0], found[1])
+        """Return (the lanes' entry, the page that readers have refilled) of a tracking number, as JSON."""
+        values = await self._ask(self._client.mget, f"tracking:{number}", f"rows:tracking:{number}")
+        return (None, None) if values is None else (values[0], values[1])
 
-    async def refill_order(self, order_id: UUID, version: int, story: bytes) -> None:
-        """Put a story beside the cache, unless a newer one is there."""
-        await self._ask(self._refill, keys=[f"rows:{order_id}"], args=[version, story, self._ttl])
+    async def refill_order(self, order_id: UUID, version: int, details: bytes) -> None:
+        """Put an order's details beside the cache, unless newer ones are there."""
+        await self._ask(self._refill, keys=[f"rows:{order_id}"], args=[version, details, self._ttl])
 
     async def refill(self, what: str, value: bytes) -> None:
         """Put a page beside the cache; `what`: user:ID or tracking:NUMBER."""
         await self._ask(self._client.set, f"rows:{what}", value, ex=self._ttl)
 
     async def ping(self) -> bool:
-        """Whether it answers."""
+        """Tell whether Redis answers."""
         return await self._ask(self._client.ping) is not None
 
     async def close(self) -> None:
-        """Closes the connections. Blocks for settings.redis_timeout at most."""
+        """Close the connections. Blocks for settings.redis_timeout at most."""
         with suppress(TimeoutError):
             async with answered_within(self._timeout):
                 await self._client.aclose()

@@ -1,4 +1,4 @@
-"""Whether a server is worth asking."""
+"""A circuit breaker: whether a server is asked, or known to be away."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Circuit:
         self.open = False
 
     def admits(self) -> bool:
-        """Whether to ask the server. Whoever is told yes while it is open is the one that finds out."""
+        """Tell whether to ask the server. While it is open, one caller at a time is admitted, to find out."""
         if not self.open:
             return True
         now = asyncio.get_running_loop().time()

@@ -36,8 +36,8 @@ class Database:
 
     def __init__(self, settings: Settings, url: str, name: str) -> None:
         self.name = name
-        #: Statements sent so far, for those who count them.
         self.reads = 0
+        """Statements sent so far, for those who count them."""
         self._timeout = settings.read_timeout
         self._circuit = Circuit(name)
         self._places = asyncio.Semaphore(settings.read_pool)
@@ -93,7 +93,7 @@ class Database:
                 task.add_done_callback(self._forget)
                 self._connector.drop()
                 raise TimeoutError(f"no answer for {self._timeout + _MARGIN:g} s") from None
-            found = task.result()
+            result = task.result()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
             state = getattr(getattr(error, "orig", error), "sqlstate", None) or ""
             if state == "57014":
@@ -105,14 +105,14 @@ class Database:
         finally:
             self._places.release()
         self._circuit.worked()
-        return found
+        return result
 
     async def lag(self) -> float | None:
         """Seconds behind; 0 for a primary. Raises as `rows`."""
         return 0.0
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self._engine.dispose()
 
     async def _connect(self) -> Connection:
@@ -147,19 +147,19 @@ class Replica(Database):
         self._lag: float | None = None
 
     async def lag(self) -> float | None:
-        """As it was within the last LOOK_INTERVAL; None: it doesn't know."""
+        """Return the lag in seconds, read within the last LOOK_INTERVAL; None if the server doesn't know it."""
         now = asyncio.get_running_loop().time()
         if self._looked is None or now >= self._looked + LOOK_INTERVAL:
-            await self._flight.do("lag", self._look)
+            await self._flight.do("lag", self._read_lag)
         return self._lag
 
-    async def _look(self) -> None:
+    async def _read_lag(self) -> None:
         self._lag = (await self.rows(statements.LAG))[0][0]
         self._looked = asyncio.get_running_loop().time()
 
 
 class Databases:
-    """Where rows are read, best place first."""
+    """The databases that rows are read from, the best one first."""
 
     def __init__(self, settings: Settings) -> None:
         self.primary = Database(settings, settings.postgres.get_secret_value(), "primary")
@@ -168,14 +168,15 @@ class Databases:
         self._most = settings.replica_max_lag
 
     def fresh(self, lag: float | None) -> bool:
-        """Whether a replica that is so far behind may be asked."""
+        """Tell whether a replica with this lag may be asked."""
         return lag is not None and lag <= self._most
 
     async def each(self) -> AsyncIterator[tuple[Database, bool]]:
-        """The places to ask, one after the other, and whether each is known to be as new as it has to be: the replica unless it is too far
-        behind; the primary; and when that doesn't answer either, the replica however far it is behind.
+        """Yield the databases to ask, each with whether it is known to be fresh.
 
-        Whoever got an answer stops here. Ask each for its rows at once: Away is for the caller to go on with the next.
+        First comes the replica, unless it is too far behind; then the primary; and if that doesn't answer
+        either, the replica however far behind it is. A caller that has an answer stops. Ask each at once for
+        its rows; on Away go on with the next.
         """
         late = False
         if self.replica is not None:
@@ -191,7 +192,7 @@ class Databases:
             yield self.replica, False
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         await self.primary.close()
         if self.replica is not None:
             await self.replica.close()

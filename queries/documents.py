@@ -15,7 +15,10 @@ from contracts.statuses import OrderStatusText, ParcelStatusText, ReturnStatusTe
 
 Amount = Annotated[str, Field(description="Decimal text in major units.", examples=["129.90"])]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
-Version = Annotated[int, Field(description="Grows with each fact taken in; the ETag, and the token for reading one's own writes.")]
+Version = Annotated[
+    int,
+    Field(description="Grows with each fact taken in; the ETag, and the token for reading one's own writes."),
+]
 
 
 @dataclass(slots=True)
@@ -24,7 +27,10 @@ class Suborder:
 
     suborder_id: UUID
     seller_id: UUID
-    status: Annotated[SuborderStatusText | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
+    status: Annotated[
+        SuborderStatusText | None,
+        Field(description="null: only the cache knows it, and it has forgotten the order."),
+    ] = None
     total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
 
 
@@ -77,7 +83,7 @@ class Item:
 
 
 @dataclass(slots=True)
-class StoryParcel(Parcel):
+class ParcelDetails(Parcel):
     """A parcel with the times of its first and latest scan."""
 
     created_at: Time
@@ -101,7 +107,7 @@ class Return:
 
 @dataclass(slots=True)
 class Moment:
-    """Something that happened, as far as the rows tell."""
+    """Something that happened, as far as the rows show it."""
 
     time: Time
     what: Literal["created", "parcel first scanned", "parcel status", "return requested", "return status", "last fact"]
@@ -110,13 +116,13 @@ class Moment:
 
 
 @dataclass(slots=True)
-class Story(Head):
-    """An order with all that the rows tell of it."""
+class OrderDetails(Head):
+    """An order with everything that its rows hold."""
 
     region: str
     discount_amount: Amount
     items: list[Item]
-    shipments: list[StoryParcel]
+    shipments: list[ParcelDetails]
     returns: list[Return]
     moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(default_factory=list)
     suborders: list[Suborder] = field(default_factory=list)
@@ -127,7 +133,10 @@ class Orders:
     """A page of a user's orders, newest first."""
 
     orders: list[Head]
-    next: Annotated[str | None, Field(description="Give it as `cursor` for the page after this one; null: this was the last one.")]
+    next: Annotated[
+        str | None,
+        Field(description="Give it as `cursor` for the page after this one; null: this was the last one."),
+    ]
 
 
 @dataclass(slots=True)
@@ -138,7 +147,10 @@ class Tracked:
     shipment_id: UUID
     carrier: str | None
     status: ParcelStatusText
-    location: Annotated[str | None, Field(description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten.")]
+    location: Annotated[
+        str | None,
+        Field(description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten."),
+    ]
     estimated_delivery: Time | None
 
 
@@ -156,7 +168,10 @@ class Sold:
     shipping_amount: Amount
     order_version: int
     shipments: list[Parcel]
-    status: Annotated[SuborderStatusText | None, Field(description="null: only the cache knows it, and it has forgotten the order.")] = None
+    status: Annotated[
+        SuborderStatusText | None,
+        Field(description="null: only the cache knows it, and it has forgotten the order."),
+    ] = None
     total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
 
 
@@ -165,12 +180,15 @@ class Suborders:
     """A page of a seller's suborders, newest first."""
 
     suborders: list[Sold]
-    next: Annotated[str | None, Field(description="Give it as `cursor` for the page after this one; null: this was the last one.")]
+    next: Annotated[
+        str | None,
+        Field(description="Give it as `cursor` for the page after this one; null: this was the last one."),
+    ]
 
 
 @dataclass(slots=True)
 class SourceHealth:
-    """Whether a place to read from answers."""
+    """Whether a source of answers is up."""
 
     up: bool
     lag: Annotated[float | None, Field(description="Seconds that a replica is behind; null: unknown, or not a replica.")] = None
@@ -179,7 +197,8 @@ class SourceHealth:
 
 @dataclass(slots=True)
 class Health:
-    """ok: every place answers; degraded: some do, and so does the service; down: no database does."""
+    """The health of the service: ok if every source is used, degraded if only some are, down if no database
+    answers."""
 
     status: Literal["ok", "degraded", "down"]
     sources: dict[str, SourceHealth]

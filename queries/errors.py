@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class NotFound(Exception):
-    """There is nothing under this id, as far as the place knows that was asked."""
+    """Raised when there is nothing under this id, as far as the asked source knows."""
 
 
 class NotYet(Exception):
@@ -12,4 +12,4 @@ class NotYet(Exception):
 
 
 class Unavailable(Exception):
-    """No place answered that could be asked: try again."""
+    """Raised when no source answered: try again."""

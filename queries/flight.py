@@ -16,7 +16,7 @@ class SingleFlight:
         self._under_way: dict[Hashable, asyncio.Task[Any]] = {}
 
     async def do(self, key: Hashable, call: Callable[[], Awaitable[T]]) -> T:
-        """What `call` returns or raises, or the call under the same key that is under way."""
+        """Return or raise what `call` does, or the call under the same key that is running already."""
         task: asyncio.Task[T] | None = self._under_way.get(key)
         if task is None:
             task = self._under_way[key] = asyncio.ensure_future(_awaited(call))

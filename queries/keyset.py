@@ -19,12 +19,12 @@ class Position(NamedTuple):
     id: UUID
 
     def cursor(self) -> str:
-        """As text that clients hand back; they needn't know what is in it."""
+        """Return the position as opaque text that clients send back."""
         return urlsafe_b64encode(_LAYOUT.pack((self.time - _EPOCH) // timedelta(microseconds=1), self.id.bytes)).decode()
 
     @classmethod
     def parse(cls, cursor: str) -> Self:
-        """Raises ValueError for anything that `cursor` didn't make."""
+        """Parse a cursor. Raises ValueError for anything that cursor() didn't return."""
         try:
             micros, id_ = _LAYOUT.unpack(urlsafe_b64decode(cursor.encode("ascii")))
             position = cls(_EPOCH + timedelta(microseconds=micros), UUID(bytes=id_))

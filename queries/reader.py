@@ -1,6 +1,7 @@
-"""Orders for readers: from the cache, else from the replica, else from the primary.
+"""Read orders from the first source that can answer: the cache, the replica, the primary.
 
-A place that is down is passed over, and so is a replica that is too far behind, or that lacks the version that the caller has seen.
+A source that is down is skipped, and so is a replica that is too far behind or lacks the version that the
+caller has seen.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from contracts.strict_json import read_foreign
 from queries import statements
 from queries.cache import RECENT, CacheReader, Recent, version_of
 from queries.databases import Away, Database, Databases
-from queries.documents import Head, Health, Orders, SourceHealth, Story, Suborder, Suborders, Tracked
+from queries.documents import Head, Health, OrderDetails, Orders, SourceHealth, Suborder, Suborders, Tracked
 from queries.errors import NotFound, NotYet, Unavailable
 from queries.flight import SingleFlight
 from queries.keyset import Position
@@ -34,7 +35,7 @@ _CACHE: Final[Source] = "cache"
 _encode: Final = msgspec.json.Encoder().encode
 _head: Final = msgspec.json.Decoder(Head)
 _heads: Final = msgspec.json.Decoder(list[Head])
-_story: Final = msgspec.json.Decoder(Story)
+_details: Final = msgspec.json.Decoder(OrderDetails)
 
 
 class _Suborders(msgspec.Struct):
@@ -57,8 +58,9 @@ _parcels: Final = msgspec.json.Decoder(_Parcels)
 _tracked: Final = msgspec.json.Decoder(list[Tracked])
 
 
-class Found(NamedTuple):
-    """An answer: its JSON, where it comes from, and the version of the order that it is about (0: of several)."""
+class Answer(NamedTuple):
+    """An answer as JSON, its source, and the version of the order that it is about (0 if it is about
+    several)."""
 
     body: bytes
     source: Source
@@ -66,94 +68,95 @@ class Found(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """An order that the caller knows to have reached this version."""
+    """An order, and the version that the caller has seen of it."""
 
     order_id: UUID
     version: int
 
 
 class Reader:
-    """All reads. One for a process; its methods may run side by side.
+    """All reads of orders. A process needs one; its methods may run at the same time.
 
-    Each blocks for some ms, and at most for settings.redis_timeout and twice settings.read_timeout for each database; raises Unavailable
-    when no place answers. `seen`: what the caller has seen; where no place that answers has it, NotYet.
+    Each blocks for some ms, and at most for settings.redis_timeout and twice settings.read_timeout for each
+    database. Each raises Unavailable when no source answers. `seen` is the version that the caller has seen;
+    where no source that answers has it, NotYet is raised.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.cache = CacheReader(settings)
         self.databases = Databases(settings)
         self._flight = SingleFlight()
-        self._looked: tuple[float, Health] | None = None
+        self._last_health: tuple[float, Health] | None = None
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         await self.cache.close()
         await self.databases.close()
 
     # -- one order -------------------------------------------------------------------------------------------------
 
-    async def order(self, order_id: UUID, seen: int = 0) -> Found:
-        """An order's summary. Raises NotFound."""
+    async def order(self, order_id: UUID, seen: int = 0) -> Answer:
+        """Return an order's summary. Raises NotFound."""
         summary, refilled = await self.cache.order(order_id)
-        version, known = version_of(summary), version_of(refilled)
-        if summary is not None and version >= max(known, seen, 1):
-            return Found(summary, "cache", version)
-        kept = read_foreign(_story.decode, refilled) if known >= seen else None
-        if kept is not None:
-            return Found(_encode(statements.as_summary(kept)), "cache", known)
-        told, source = await self._rows_of(order_id, seen, summary)
-        return Found(_encode(statements.as_summary(told)), source, told.version)
+        version, refilled_version = version_of(summary), version_of(refilled)
+        if summary is not None and version >= max(refilled_version, seen, 1):
+            return Answer(summary, "cache", version)
+        refill = read_foreign(_details.decode, refilled) if refilled_version >= seen else None
+        if refill is not None:
+            return Answer(_encode(statements.as_summary(refill)), "cache", refilled_version)
+        details, source = await self._rows_of(order_id, seen, summary)
+        return Answer(_encode(statements.as_summary(details)), source, details.version)
 
-    async def story(self, order_id: UUID, seen: int = 0) -> Found:
-        """An order with all that its rows tell. Raises NotFound."""
+    async def details(self, order_id: UUID, seen: int = 0) -> Answer:
+        """Return an order with everything that its rows hold. Raises NotFound."""
         summary, refilled = await self.cache.order(order_id)
-        kept = read_foreign(_story.decode, refilled) if version_of(refilled) >= max(version_of(summary), seen) else None
-        told, source = (kept, _CACHE) if kept is not None else await self._rows_of(order_id, seen, summary)
-        parts = read_foreign(_suborders.decode, summary) if version_of(summary) >= told.version else None
+        refill = read_foreign(_details.decode, refilled) if version_of(refilled) >= max(version_of(summary), seen) else None
+        details, source = (refill, _CACHE) if refill is not None else await self._rows_of(order_id, seen, summary)
+        parts = read_foreign(_suborders.decode, summary) if version_of(summary) >= details.version else None
         if parts is not None:
-            told.suborders = parts.suborders
-        return Found(_encode(told), source, told.version)
+            details.suborders = parts.suborders
+        return Answer(_encode(details), source, details.version)
 
-    async def _rows_of(self, order_id: UUID, seen: int, summary: bytes | None) -> tuple[Story, Source]:
+    async def _rows_of(self, order_id: UUID, seen: int, summary: bytes | None) -> tuple[OrderDetails, Source]:
         head = read_foreign(_head.decode, summary)
         user_id = None if head is None else head.user_id
         if head is not None:
-            seen = max(seen, 1)  # it exists: a replica that doesn't know it is behind
+            seen = max(seen, 1)  # the order exists, so a replica without it is behind
         answered = False
         async for database, fresh in self.databases.each():
             try:
-                told = await self._flight.do((database.name, order_id), partial(self._refill, database, order_id, user_id))
+                details = await self._flight.do((database.name, order_id), partial(self._refill, database, order_id, user_id))
             except Away:
                 continue
             answered = answered or fresh
-            if told is None:
-                # A replica within its bound is believed: else everybody could keep the primary busy with ids that don't exist.
+            if details is None:
+                # A fresh replica is believed, or anybody could keep the primary busy with ids that don't exist.
                 if fresh and not seen:
                     raise NotFound(f"no order {order_id}")
-            elif told.version >= seen:
-                return told, _source(database, fresh)
+            elif details.version >= seen:
+                return details, _source(database, fresh)
         if answered:
             raise NotYet(f"version {seen} of order {order_id} isn't there yet")
         raise Unavailable("no database answers")
 
-    async def _refill(self, database: Database, order_id: UUID, user_id: UUID | None) -> Story | None:
-        found = await database.rows(statements.story(order_id, user_id))
-        if not found:
+    async def _refill(self, database: Database, order_id: UUID, user_id: UUID | None) -> OrderDetails | None:
+        rows = await database.rows(statements.details(order_id, user_id))
+        if not rows:
             return None
-        told = statements.as_story(found[0])
-        await self.cache.refill_order(order_id, told.version, _encode(told))
-        return told
+        details = statements.as_details(rows[0])
+        await self.cache.refill_order(order_id, details.version, _encode(details))
+        return details
 
     # -- lists -----------------------------------------------------------------------------------------------------
 
-    async def recent(self, user_id: UUID, limit: int, seen: Seen | None = None) -> Found:
-        """A user's newest orders, at most `limit` (up to RECENT)."""
+    async def recent(self, user_id: UUID, limit: int, seen: Seen | None = None) -> Answer:
+        """Return a user's newest orders, at most `limit` (up to RECENT)."""
         page, lately = await self.cache.recent(user_id, partial(read_foreign, _head.decode))
         # What the lanes have written since the page was read, or since the replica's last transaction, is in the cache.
         newer = [each.summary for each in lately if each.summary is not None]
-        kept = read_foreign(_heads.decode, page)
-        if kept is not None and _covers(kept, lately) and _has(merged := _merged(kept, newer), seen):
-            return Found(_encode(_page(merged, limit)), "cache")
+        refill = read_foreign(_heads.decode, page)
+        if refill is not None and _covers(refill, lately) and _has(merged := _merged(refill, newer), seen):
+            return Answer(_encode(_page(merged, limit)), "cache")
 
         async def read(database: Database) -> list[Head]:
             rows = await database.rows(statements.history(user_id, None, None, None, None, RECENT + 1))
@@ -166,7 +169,7 @@ class Reader:
             None if _has(newer, seen) else seen,
             user_id,
         )
-        return Found(_encode(_page(_merged(heads, newer), limit)), source)
+        return Answer(_encode(_page(_merged(heads, newer), limit)), source)
 
     async def history(
         self,
@@ -178,14 +181,15 @@ class Reader:
         until: datetime | None = None,
         after: Position | None = None,
         seen: Seen | None = None,
-    ) -> Found:
-        """A page of a user's orders, newest first: of one status, placed at `since` or later and before `until`."""
+    ) -> Answer:
+        """Return a page of a user's orders, newest first: of one status, created at `since` or later and
+        before `until`."""
         query = statements.history(user_id, status, since, until, after, limit + 1)
-        found, source = await self._list(lambda database: database.rows(query), seen, user_id)
-        return Found(_encode(_page([statements.as_head(row) for row in found], limit)), source)
+        rows, source = await self._list(lambda database: database.rows(query), seen, user_id)
+        return Answer(_encode(_page([statements.as_head(row) for row in rows], limit)), source)
 
-    async def suborders(self, seller_id: UUID, limit: int, *, after: Position | None = None, seen: Seen | None = None) -> Found:
-        """A page of a seller's parts of orders, newest first."""
+    async def suborders(self, seller_id: UUID, limit: int, *, after: Position | None = None, seen: Seen | None = None) -> Answer:
+        """Return a page of a seller's suborders, newest first."""
         query = statements.suborders(seller_id, after, limit + 1)
         rows: Sequence[Sequence[Any]]
         rows, source = await self._list(lambda database: database.rows(query), seen, None)
@@ -199,13 +203,14 @@ class Reader:
             for part in parts if version >= each.order_version else ():
                 each.status, each.total_amount = part.status, part.total_amount
         more = len(rows) > limit
-        return Found(_encode(Suborders(sold, Position(rows[limit - 1][1], sold[-1].order_id).cursor() if more else None)), source)
+        return Answer(_encode(Suborders(sold, Position(rows[limit - 1][1], sold[-1].order_id).cursor() if more else None)), source)
 
-    async def tracking(self, number: str) -> Found:
-        """The parcels under a tracking number, 100 at most. Raises NotFound.
+    async def tracking(self, number: str) -> Answer:
+        """Return the parcels under a tracking number, 100 at most. Raises NotFound.
 
-        As with a user's recent orders, the lanes' own list is only complete for orders that changed within half an hour: another order may
-        have a parcel of this number. So it is a page of rows, and over it what the lanes have written since.
+        The lanes' own list holds only orders that changed within half an hour, and another order may have a
+        parcel of this number. So the answer is a page of rows, with what the lanes have written since in
+        place of older parcels.
         """
         entry, refilled = await self.cache.tracking(number)
         lately, page = read_foreign(_tracked.decode, entry) or [], read_foreign(_tracked.decode, refilled)
@@ -224,7 +229,7 @@ class Reader:
         parcels = sorted([*lately, *others], key=lambda each: (each.shipment_id, each.order_id))[: statements.TRACKED]
         if not parcels:
             raise NotFound("no parcel has this tracking number")
-        return Found(_encode(parcels), source)
+        return Answer(_encode(parcels), source)
 
     async def _tracked(self, number: str) -> tuple[list[Tracked], Source]:
         query = statements.tracking(number)
@@ -238,13 +243,13 @@ class Reader:
         return await self._list(lambda database: self._flight.do((database.name, "tracking", number), partial(read, database)), None, None)
 
     async def _still(self, number: str, parcels: list[Tracked]) -> list[Tracked]:
-        """Those of which the cache doesn't know that they have another number since."""
+        """Return the parcels without those that have another number by now, as far as the cache knows."""
         order_ids = list({each.order_id: None for each in parcels})
-        known: dict[tuple[UUID, UUID], str | None] = {}
-        for order_id, found in zip(order_ids, await self.cache.summaries(order_ids, partial(read_foreign, _parcels.decode)), strict=True):
-            for parcel in () if found is None else found.shipments:
-                known[order_id, parcel.shipment_id] = parcel.tracking_number
-        return [each for each in parcels if known.get((each.order_id, each.shipment_id), number) == number]
+        numbers: dict[tuple[UUID, UUID], str | None] = {}
+        for order_id, summary in zip(order_ids, await self.cache.summaries(order_ids, partial(read_foreign, _parcels.decode)), strict=True):
+            for parcel in () if summary is None else summary.shipments:
+                numbers[order_id, parcel.shipment_id] = parcel.tracking_number
+        return [each for each in parcels if numbers.get((each.order_id, each.shipment_id), number) == number]
 
     async def _list(self, read: Callable[[Database], Awaitable[T]], seen: Seen | None, user_id: UUID | None) -> tuple[T, Source]:
         answered = False
@@ -265,26 +270,29 @@ class Reader:
     # -- health ----------------------------------------------------------------------------------------------------
 
     async def health(self) -> Health:
-        """As it was within the last second: whoever asks may not have a key, and shouldn't keep the primary busy."""
+        """Return the health within the last second.
+
+        It is kept that long because anybody may ask, without a key.
+        """
         now = asyncio.get_running_loop().time()
-        if self._looked is None or now >= self._looked[0] + 1.0:
-            self._looked = now, await self._flight.do("health", self._health)
-        return self._looked[1]
+        if self._last_health is None or now >= self._last_health[0] + 1.0:
+            self._last_health = now, await self._flight.do("health", self._health)
+        return self._last_health[1]
 
     async def _health(self) -> Health:
         sources = {"cache": SourceHealth(await self.cache.ping())}
         sources["cache"].used = sources["cache"].up
         replica = self.databases.replica
         if replica is not None:
-            sources["replica"] = await _asked(replica)
+            sources["replica"] = await _health_of(replica)
             sources["replica"].used = self.databases.fresh(sources["replica"].lag)
-        sources["primary"] = await _asked(self.databases.primary)
+        sources["primary"] = await _health_of(self.databases.primary)
         sources["primary"].used = sources["primary"].up
         rows = any(each.up for name, each in sources.items() if name != "cache")
         return Health("down" if not rows else "ok" if all(each.used for each in sources.values()) else "degraded", sources)
 
 
-async def _asked(database: Database) -> SourceHealth:
+async def _health_of(database: Database) -> SourceHealth:
     try:
         await database.rows(statements.ONE)
         lag = await database.lag()
@@ -298,24 +306,24 @@ def _source(database: Database, fresh: bool) -> Source:
 
 
 def _merged(heads: Sequence[Head], others: Sequence[Head]) -> list[Head]:
-    """Of each order the newest, newest orders first."""
+    """Merge two lists, keeping the newest version of each order, newest orders first."""
     newest: dict[UUID, Head] = {}
     for head in (*heads, *others):
-        known = newest.get(head.order_id)
-        if known is None or known.version <= head.version:
+        other = newest.get(head.order_id)
+        if other is None or other.version <= head.version:
             newest[head.order_id] = head
-    return sorted(newest.values(), key=_place, reverse=True)
+    return sorted(newest.values(), key=_position, reverse=True)
 
 
-def _place(head: Head) -> Any:
+def _position(head: Head) -> Any:
     return datetime.fromisoformat(head.created_at), head.order_id
 
 
 def _covers(page: Sequence[Head], lately: Sequence[Recent[Head | None]]) -> bool:
-    """Whether something is known of each of these orders: its summary, its line on the page, or that a full page is newer than it."""
-    known = {head.order_id for head in page}
+    """Tell whether the page and the summaries cover all of these orders, or a full page has only newer ones."""
+    on_page = {head.order_id for head in page}
     oldest = datetime.fromisoformat(page[-1].created_at).timestamp() * 1000 if len(page) > RECENT else -math.inf
-    return all(each.summary is not None or each.order_id in known or each.created_ms < oldest for each in lately)
+    return all(each.summary is not None or each.order_id in on_page or each.created_ms < oldest for each in lately)
 
 
 def _has(heads: Sequence[Head], seen: Seen | None) -> bool:
@@ -325,4 +333,4 @@ def _has(heads: Sequence[Head], seen: Seen | None) -> bool:
 def _page(heads: Sequence[Head], limit: int) -> Orders:
     more = len(heads) > limit
     shown = list(heads[:limit])
-    return Orders(shown, Position(*_place(shown[-1])).cursor() if more else None)
+    return Orders(shown, Position(*_position(shown[-1])).cursor() if more else None)

@@ -1,7 +1,8 @@
-"""Reads one order's state from the table's changelog: the table itself is open in a worker."""
+"""Read one order's state from the changelog, because a worker has the table itself open."""
 
 from __future__ import annotations
 
+from contextlib import aclosing
 from uuid import UUID
 
 from aiokafka import TopicPartition
@@ -11,7 +12,7 @@ from errors import OrdersError
 from settings import Settings
 from streams.partitioner import partition_of
 from tables import codec
-from wire import AIOKafkaConsumer
+from wire.log import LogReader
 
 
 class StatesMissing(OrdersError):
@@ -21,22 +22,14 @@ class StatesMissing(OrdersError):
 async def read_state(settings: Settings, order_id: UUID) -> Order | None:
     """The order's newest state, or None if no fact of it is known.
 
-    Blocks while one partition of the changelog is read: about a second for a quarter of a million states. Raises StatesMissing if the topic
-    is missing and what aiokafka raises when no broker answers.
+    Blocks while one partition of the changelog is read: about a second for a quarter of a million states.
+    Raises StatesMissing if the topic is missing and what aiokafka raises when no broker answers.
     """
     topic = settings.changelog_topic
     key = order_id.bytes
     newest: bytes | None = None
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        isolation_level="read_committed",
-        fetch_max_bytes=64 << 20,
-    )
-    try:
-        await consumer.start()
-        partitions = consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
+    async with LogReader(settings, "orders-state", max_poll_records=10_000) as reader:
+        partitions = await reader.partitions(topic)
         if not partitions:
             raise StatesMissing(f"topic {topic} doesn't exist on Kafka at {settings.kafka}", "run orders init")
         partition = TopicPartition(topic, partition_of(str(order_id).encode(), settings.partitions))
@@ -45,11 +38,9 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
                 f"topic {topic} has {len(partitions)} partitions, ORDERS_PARTITIONS is {settings.partitions}",
                 f"set it to {len(partitions)}",
             )
-        consumer.assign([partition])
-        end = (await consumer.end_offsets([partition]))[partition]
-        await consumer.seek_to_beginning(partition)
-        while await consumer.position(partition) < end:
-            for records in (await consumer.getmany(timeout_ms=1000, max_records=10_000)).values():
+        end = (await reader.ends([partition]))[partition]
+        async with aclosing(reader.read(partition, 0, end)) as stretches:
+            async for records, _ in stretches:
                 for record in records:
                     if (
                         record.key == key
@@ -58,12 +49,4 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
                         and (newest is None or codec.version_of(record.value) >= codec.version_of(newest))
                     ):
                         newest = record.value
-    finally:
-        await consumer.stop()
     return None if newest is None else codec.decode(newest)
-
-
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int] | None:
-    await consumer._client.force_metadata_update()
-    found: set[int] | None = consumer.partitions_for_topic(topic)
-    return found

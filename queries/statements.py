@@ -17,7 +17,19 @@ from sqlalchemy.dialects.postgresql import aggregate_order_by
 
 from contracts import ids, money, times
 from contracts.statuses import ParcelStatusText, ReturnStatusText
-from queries.documents import Head, Item, Moment, Parcel, Return, Sold, Story, StoryParcel, Suborder, Summary, Tracked
+from queries.documents import (
+    Head,
+    Item,
+    Moment,
+    OrderDetails,
+    Parcel,
+    ParcelDetails,
+    Return,
+    Sold,
+    Suborder,
+    Summary,
+    Tracked,
+)
 from queries.keyset import Position
 from sinks.schema import build_metadata
 
@@ -30,8 +42,8 @@ _item: Final = _tables["orders_order_item"]
 _shipment: Final = _tables["orders_shipment"]
 _return: Final = _tables["orders_return"]
 
-#: Parcels that a tracking number shows, as in the cache.
 TRACKED: Final = 100
+"""Parcels that a tracking number shows, as in the cache."""
 
 
 class Query(NamedTuple):
@@ -47,8 +59,8 @@ LAG: Final = Query(
     SELECT CASE
         -- It follows nobody: promoted by mistake, or no replica at all. What it has may be old for ever.
         WHEN NOT pg_is_in_recovery() THEN NULL
-        -- Connected, and all that it knows of is replayed. (What the primary has beyond that is told to
-        -- members of pg_read_all_stats.)
+        -- Connected, and it has replayed everything that it knows of. (latest_end_lsn is shown only to members
+        -- of pg_read_all_stats.)
         WHEN r.pid IS NOT NULL
             AND pg_last_wal_replay_lsn() >= greatest(pg_last_wal_receive_lsn(), r.latest_end_lsn) THEN 0.0
         ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
@@ -63,18 +75,22 @@ ONE: Final = Query(sa.text("SELECT 1"), {})
 """Answers if anybody is there."""
 
 
-def story(order_id: UUID, user_id: UUID | None = None) -> Query:
+def details(order_id: UUID, user_id: UUID | None = None) -> Query:
     """One order with its parts. With its user one partition is read, without all of them, by their primary keys."""
     values = {"order_id": order_id, "user_id": user_id}
-    return Query(_story(user_id is not None), {name: value for name, value in values.items() if value is not None})
+    return Query(_details(user_id is not None), {name: value for name, value in values.items() if value is not None})
 
 
 @cache
-def _story(by_user: bool) -> sa.Select[Any]:
+def _details(by_user: bool) -> sa.Select[Any]:
     def parts(table: sa.Table, **columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         built = aggregate_order_by(_object(**columns), table.c.created_at, table.c.id)
         # Both columns that tables may be partitioned by: one partition is read.
-        same = (table.c.order_id == _order.c.id, table.c.user_id == _order.c.user_id, table.c.region == _order.c.region)
+        same = (
+            table.c.order_id == _order.c.id,
+            table.c.user_id == _order.c.user_id,
+            table.c.region == _order.c.region,
+        )
         return sa.select(sa.cast(sa.func.json_agg(built), sa.Text)).where(*same).correlate(_order).scalar_subquery()
 
     items = parts(
@@ -111,45 +127,62 @@ def _story(by_user: bool) -> sa.Select[Any]:
         updated_at=_return.c.updated_at,
         version=_return.c.version,
     )
-    columns = (*_head(), _order.c.region, sa.cast(_order.c.discount_amount, sa.Text), items, shipments, returns)
-    found = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
-    return found.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else found
+    columns = (
+        *_head(),
+        _order.c.region,
+        sa.cast(_order.c.discount_amount, sa.Text),
+        items,
+        shipments,
+        returns,
+    )
+    query = sa.select(*columns).where(_order.c.id == _value("order_id", _order.c.id))
+    return query.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else query
 
 
-def history(user_id: UUID, status: str | None, since: datetime | None, until: datetime | None, after: Position | None, limit: int) -> Query:
+def history(
+    user_id: UUID,
+    status: str | None,
+    since: datetime | None,
+    until: datetime | None,
+    after: Position | None,
+    limit: int,
+) -> Query:
     """A user's orders, newest first: placed at `since` or later and before `until`, behind the position `after`.
 
     Served by the index orders_order_user.
     """
     values = {"user_id": user_id, "status": status, "since": since, "until": until, **_after(after)}
-    given = {name: value for name, value in values.items() if value is not None}
-    return Query(_history(frozenset(given), limit), given)
+    filters = {name: value for name, value in values.items() if value is not None}
+    return Query(_history(frozenset(filters), limit), filters)
 
 
 @lru_cache(maxsize=256)
-def _history(given: frozenset[str], limit: int) -> sa.Select[Any]:
+def _history(filters: frozenset[str], limit: int) -> sa.Select[Any]:
     time, id_ = _order.c.created_at, _order.c.id
-    found = sa.select(*_head()).where(_order.c.user_id == _value("user_id", _order.c.user_id))
-    if "status" in given:
-        found = found.where(_order.c.status == _value("status", _order.c.status))
-    if "since" in given:
-        found = found.where(time >= _value("since", time))
-    if "until" in given:
-        found = found.where(time < _value("until", time))
-    if "after_time" in given:
-        found = found.where(*_behind(time, id_))
-    return found.order_by(time.desc(), id_.desc()).limit(_rows(limit))
+    query = sa.select(*_head()).where(_order.c.user_id == _value("user_id", _order.c.user_id))
+    if "status" in filters:
+        query = query.where(_order.c.status == _value("status", _order.c.status))
+    if "since" in filters:
+        query = query.where(time >= _value("since", time))
+    if "until" in filters:
+        query = query.where(time < _value("until", time))
+    if "after_time" in filters:
+        query = query.where(*_behind(time, id_))
+    return query.order_by(time.desc(), id_.desc()).limit(_rows(limit))
 
 
 def version(order_id: UUID, user_id: UUID | None) -> Query:
     """An order's version."""
-    return Query(_version(user_id is not None), {"order_id": order_id} | ({} if user_id is None else {"user_id": user_id}))
+    return Query(
+        _version(user_id is not None),
+        {"order_id": order_id} | ({} if user_id is None else {"user_id": user_id}),
+    )
 
 
 @cache
 def _version(by_user: bool) -> sa.Select[Any]:
-    found = sa.select(_order.c.version).where(_order.c.id == _value("order_id", _order.c.id))
-    return found.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else found
+    query = sa.select(_order.c.version).where(_order.c.id == _value("order_id", _order.c.id))
+    return query.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else query
 
 
 def tracking(number: str) -> Query:
@@ -161,8 +194,8 @@ def tracking(number: str) -> Query:
 def _tracking() -> sa.Select[Any]:
     c = _shipment.c
     columns = (c.order_id, c.id, c.carrier, c.status, c.estimated_delivery)
-    found = sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number))
-    return found.order_by(c.id, c.order_id).limit(_rows(TRACKED))
+    query = sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number))
+    return query.order_by(c.id, c.order_id).limit(_rows(TRACKED))
 
 
 def suborders(seller_id: UUID, after: Position | None, limit: int) -> Query:
@@ -207,7 +240,11 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
     # With a limit it stays what it is: a look into one partition for each row of the page, whatever the planner thinks of the tables.
     own = (
         sa.select(_order.c.status, _order.c.currency, _order.c.version)
-        .where(_order.c.id == page_.c.order_id, _order.c.user_id == page_.c.user_id, _order.c.region == page_.c.region)
+        .where(
+            _order.c.id == page_.c.order_id,
+            _order.c.user_id == page_.c.user_id,
+            _order.c.region == page_.c.region,
+        )
         .limit(1)
         .lateral("own")
     )
@@ -226,13 +263,22 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
 
 
 def _rows(limit: int) -> sa.ColumnElement[int]:
-    # Said to the planner, which otherwise (plans are made once, for all values) takes it for a tenth of all rows.
+    # Said to the planner, which otherwise (plans are details once, for all values) takes it for a tenth of all rows.
     return sa.literal_column(str(limit))
 
 
 def _head() -> tuple[sa.ColumnElement[Any], ...]:
     c = _order.c
-    return (c.id, c.user_id, c.status, c.currency, sa.cast(c.total_amount, sa.Text), c.created_at, c.updated_at, c.version)
+    return (
+        c.id,
+        c.user_id,
+        c.status,
+        c.currency,
+        sa.cast(c.total_amount, sa.Text),
+        c.created_at,
+        c.updated_at,
+        c.version,
+    )
 
 
 def _object(**columns: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
@@ -299,16 +345,25 @@ _returns: Final = msgspec.json.Decoder(list[_Return])
 
 
 def as_head(row: Sequence[Any]) -> Head:
-    """A row of `history`."""
+    """Convert a row of `history`."""
     id_, user_id, status, currency, total, created_at, updated_at, version_ = row
-    return Head(id_, user_id, status, currency, _amount(total, currency), _time(created_at), _time(updated_at), version_)
+    return Head(
+        id_,
+        user_id,
+        status,
+        currency,
+        _amount(total, currency),
+        _time(created_at),
+        _time(updated_at),
+        version_,
+    )
 
 
-def as_story(row: Sequence[Any]) -> Story:
-    """A row of `story`."""
+def as_details(row: Sequence[Any]) -> OrderDetails:
+    """Convert a row of `details`."""
     head, (region, discount, items, shipments, returns) = as_head(row[:8]), row[8:]
     currency = head.currency
-    made = Story(
+    details = OrderDetails(
         head.order_id,
         head.user_id,
         head.status,
@@ -333,7 +388,7 @@ def as_story(row: Sequence[Any]) -> Story:
             for each in _items.decode(items or "[]")
         ],
         [
-            StoryParcel(*_parcel_fields(each), _iso(each.created_at), _iso(each.updated_at), each.version)
+            ParcelDetails(*_parcel_fields(each), _iso(each.created_at), _iso(each.updated_at), each.version)
             for each in _parcels.decode(shipments or "[]")
         ],
         [
@@ -350,39 +405,47 @@ def as_story(row: Sequence[Any]) -> Story:
             for each in _returns.decode(returns or "[]")
         ],
     )
-    made.moments = _moments(made)
-    made.suborders = [Suborder(suborder_id(made.order_id, seller), seller) for seller in sorted({item.seller_id for item in made.items})]
-    return made
+    details.moments = _moments(details)
+    sellers = sorted({item.seller_id for item in details.items})
+    details.suborders = [Suborder(suborder_id(details.order_id, seller), seller) for seller in sellers]
+    return details
 
 
-def as_summary(told: Story) -> Summary:
-    """What the rows know of an order's summary."""
+def as_summary(details: OrderDetails) -> Summary:
+    """Return the part of an order's summary that its rows hold."""
     shipments = [
-        Parcel(each.shipment_id, each.seller_id, each.status, each.carrier, each.tracking_number, each.estimated_delivery)
-        for each in told.shipments
+        Parcel(
+            each.shipment_id,
+            each.seller_id,
+            each.status,
+            each.carrier,
+            each.tracking_number,
+            each.estimated_delivery,
+        )
+        for each in details.shipments
     ]
     return Summary(
-        told.order_id,
-        told.user_id,
-        told.status,
-        told.currency,
-        told.total_amount,
-        told.created_at,
-        told.updated_at,
-        told.version,
-        told.suborders,
+        details.order_id,
+        details.user_id,
+        details.status,
+        details.currency,
+        details.total_amount,
+        details.created_at,
+        details.updated_at,
+        details.version,
+        details.suborders,
         shipments,
     )
 
 
 def as_tracked(row: Sequence[Any]) -> Tracked:
-    """A row of `tracking`."""
+    """Convert a row of `tracking`."""
     order_id, shipment_id, carrier, status, estimated = row
     return Tracked(order_id, shipment_id, carrier, status, None, None if estimated is None else _time(estimated))
 
 
 def as_sold(seller_id: UUID, row: Sequence[Any]) -> Sold:
-    """A row of `suborders`."""
+    """Convert a row of `suborders`."""
     order_id, created_at, status, currency, quantity, items_amount, shipping_amount, version_, shipments = row
     return Sold(
         suborder_id(order_id, seller_id),
@@ -399,7 +462,7 @@ def as_sold(seller_id: UUID, row: Sequence[Any]) -> Sold:
 
 
 def suborder_id(order_id: UUID, seller_id: UUID) -> UUID:
-    """The id that the pipeline gives to a seller's part of an order."""
+    """Return the id that the pipeline gives to a seller's part of an order."""
     return UUID(ids.uuid5_text(order_id.bytes, f"suborder:{seller_id}"))
 
 
@@ -408,15 +471,15 @@ def _parcel_fields(each: _Parcel) -> tuple[UUID, UUID, ParcelStatusText, str | N
     return each.shipment_id, each.seller_id, each.status, each.carrier, each.tracking_number, estimated
 
 
-def _moments(told: Story) -> list[Moment]:
-    moments = [Moment(told.created_at, "created", told.order_id)]
-    for parcel in told.shipments:
+def _moments(details: OrderDetails) -> list[Moment]:
+    moments = [Moment(details.created_at, "created", details.order_id)]
+    for parcel in details.shipments:
         moments.append(Moment(parcel.created_at, "parcel first scanned", parcel.shipment_id))
         moments.append(Moment(parcel.updated_at, "parcel status", parcel.shipment_id, parcel.status))
-    for each in told.returns:
+    for each in details.returns:
         moments.append(Moment(each.created_at, "return requested", each.return_id))
         moments.append(Moment(each.processed_at or each.updated_at, "return status", each.return_id, each.status))
-    moments.append(Moment(told.updated_at, "last fact", told.order_id, told.status))
+    moments.append(Moment(details.updated_at, "last fact", details.order_id, details.status))
     return sorted(moments, key=lambda moment: datetime.fromisoformat(moment.time))
 
 

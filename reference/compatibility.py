@@ -40,13 +40,13 @@ def version_of(type_: str) -> int:
 
 
 def way_of(type_: str) -> Way:
-    """Whether we read or write it."""
+    """Return whether we read or write an event."""
     return "out" if type_ in OUT else "in"
 
 
 def schemas() -> dict[str, Json]:
     """File name -> JSON Schema (2020-12, self-contained) of the data of every public event, each version that is read or written."""
-    found: dict[str, Json] = {}
+    documents: dict[str, Json] = {}
     read = {(name, number): data for (name, number), (data, _) in events.READS.items() if name in topics.INPUT}
     read |= {(name, 1): incoming.DATA[name] for name in topics.BULK}
     written: dict[tuple[str, int], Any] = {(name, outgoing.VERSION): outgoing.DATA[name] for name in topics.DERIVED}
@@ -55,14 +55,14 @@ def schemas() -> dict[str, Json]:
         (_,), components = schemas_of([data], "#/$defs/{name}")
         own = components.pop(data.__name__)
         head = {"$schema": DIALECT, "$id": f"urn:orders:{name}/v{number}", **own}
-        found[f"{name}.v{number}.json"] = head | ({"$defs": components} if components else {})
-    return found
+        documents[f"{name}.v{number}.json"] = head | ({"$defs": components} if components else {})
+    return documents
 
 
 def asyncapi() -> Json:
     """The AsyncAPI 3.0 document: a channel for every topic, what we receive and what we send, CloudEvents as message headers."""
-    told = reference()
-    everything = {event["topic"]: event for event in (*told["in"], *told["out"], *told["bulk"])}
+    events = reference()
+    everything = {event["topic"]: event for event in (*events["in"], *events["out"], *events["bulk"])}
     return {
         "asyncapi": "3.0.0",
         "info": {
@@ -105,7 +105,7 @@ def asyncapi() -> Json:
                 for topic, event in everything.items()
             },
             "schemas": {
-                **{name: _absolute(schema) for name, schema in told["components"].items()},
+                **{name: _absolute(schema) for name, schema in events["components"].items()},
                 "CloudEventIn": _attributes(("dataschema", "traceparent")),
                 "CloudEventOut": _attributes(("traceparent",), ("causeid", "dataschema")),
             },
@@ -135,8 +135,8 @@ def write(folder: Path) -> list[Path]:
 
     Raises Breaking before anything is written, also for a file there that is no schema, and OSError.
     """
-    wanted = {folder / "schemas" / name: schema for name, schema in schemas().items()}
-    for path, schema in wanted.items():
+    files = {folder / "schemas" / name: schema for name, schema in schemas().items()}
+    for path, schema in files.items():
         if path.exists():
             type_ = path.name.rsplit(".v", 1)[0]
             try:
@@ -147,7 +147,7 @@ def write(folder: Path) -> list[Path]:
             if broken:
                 raise Breaking(f"{path.name}, which is published: {'; '.join(broken)}", "raise the version and keep the old one beside it")
     changed: list[Path] = []
-    for path, document in {**wanted, folder / "asyncapi.json": asyncapi()}.items():
+    for path, document in {**files, folder / "asyncapi.json": asyncapi()}.items():
         text = json.dumps(document, indent=2) + "\n"
         if not path.exists() or path.read_bytes() != text.encode():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,9 +33,9 @@ DLQ_HEADERS: Final = (
 
 def reference() -> Json:
     """Everything that the Markdown says, with a JSON Schema of each event's data; `$ref`s point into `components`. Never blocks."""
-    known: dict[str, type[msgspec.Struct]] = {**incoming.DATA, **outgoing.DATA, topics.BULK_COMPLETED: BulkCompleted}
-    schemas, components = schemas_of(known.values(), "#/components/{name}")
-    schema_of = dict(zip(known, schemas, strict=True))
+    models: dict[str, type[msgspec.Struct]] = {**incoming.DATA, **outgoing.DATA, topics.BULK_COMPLETED: BulkCompleted}
+    schemas, components = schemas_of(models.values(), "#/components/{name}")
+    schema_of = dict(zip(models, schemas, strict=True))
     sent, published = examples()
     return {
         "in": [
@@ -78,7 +78,7 @@ def reference() -> Json:
         "bulk": [
             {
                 "topic": topic,
-                "meaning": meaning(known[topic]),
+                "meaning": meaning(models[topic]),
                 "key": "job_id in canonical text form",
                 "data": schema_of[topic],
                 "example": example,
@@ -100,5 +100,5 @@ def schemas_of(models: Iterable[type[msgspec.Struct]], references: str) -> tuple
 
 
 def meaning(data: type[msgspec.Struct]) -> str:
-    """What an event says, by the docstring of its model. Pure."""
+    """Return what an event means, from the docstring of its model. Pure."""
     return " ".join((data.__doc__ or "").split())

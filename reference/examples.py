@@ -9,13 +9,14 @@ from typing import Any, Final
 
 from contracts import ids, topics
 from contracts.bulk import EVENT, TOPIC, completed, event_id
+from contracts.record_id import RecordId
 from domain import effects, events
 from domain.deadlines import Due
 from domain.effects import Derived
 from domain.enums import DeadlineKind
 from domain.events import Event
 from domain.fold import fold
-from domain.order import Order, Origin
+from domain.order import Order
 
 Json = dict[str, Any]
 
@@ -32,44 +33,52 @@ _RETURN: Final = "e7b05f94-1c3d-4a86-b02e-84f9d1a6e521"
 _PRODUCT: Final = "5d20b8c7-3e91-4a6f-8c14-0f7be2d9a63"
 _CARD: Final = "2e8f60d1-b4a7-4c95-93d8-a61c7f0b5e31"
 
+_CREATED: Final[Json] = {
+    "user_id": "7c1b9e44-0a6d-4d2f-85b3-c9e8f2a01d71",
+    "region": "BE",
+    "currency": "EUR",
+    "total_amount": "85.00",
+    "discount_amount": "5.00",
+    "items": [
+        {
+            "item_id": _LAMP,
+            "product_id": f"{_PRODUCT}1",
+            "seller_id": _ANNA,
+            "sku": "LAMP-BLACK",
+            "quantity": 1,
+            "price": "49.90",
+            "shipping_amount": "4.90",
+        },
+        {
+            "item_id": _BULBS,
+            "product_id": f"{_PRODUCT}2",
+            "seller_id": _ANNA,
+            "sku": "BULB-E27",
+            "quantity": 4,
+            "price": "3.50",
+        },
+        {
+            "item_id": _POSTER,
+            "product_id": f"{_PRODUCT}3",
+            "seller_id": _BORIS,
+            "sku": "POSTER-A2",
+            "quantity": 1,
+            "price": "18.00",
+            "shipping_amount": "3.20",
+        },
+    ],
+}
+"""Data of the order.created, without order_id."""
 
-def _story() -> list[tuple[str, str, Json]]:
-    """(time, type, data without order_id) of one order of two sellers, every type at least once."""
+
+def _order_events() -> list[tuple[str, str, Json]]:
+    """Return one order of two sellers as (time, type, data without order_id), with every type at least once."""
     order_id = bytes.fromhex(_ORDER.replace("-", ""))
 
     def made(name: str) -> str:
         return ids.uuid5_text(order_id, name)
 
     anna, boris = {"seller_id": _ANNA}, {"seller_id": _BORIS}
-    lines = [
-        {
-            "item_id": _LAMP,
-            "product_id": f"{_PRODUCT}1",
-            **anna,
-            "sku": "LAMP-BLACK",
-            "quantity": 1,
-            "price": "49.90",
-            "shipping_amount": "4.90",
-        },
-        {"item_id": _BULBS, "product_id": f"{_PRODUCT}2", **anna, "sku": "BULB-E27", "quantity": 4, "price": "3.50"},
-        {
-            "item_id": _POSTER,
-            "product_id": f"{_PRODUCT}3",
-            **boris,
-            "sku": "POSTER-A2",
-            "quantity": 1,
-            "price": "18.00",
-            "shipping_amount": "3.20",
-        },
-    ]
-    created = {
-        "user_id": "7c1b9e44-0a6d-4d2f-85b3-c9e8f2a01d71",
-        "region": "BE",
-        "currency": "EUR",
-        "total_amount": "85.00",
-        "discount_amount": "5.00",
-        "items": lines,
-    }
     held = [{"item_id": _LAMP, "quantity": 1}, {"item_id": _BULBS, "quantity": 3}]
     scan = {
         "shipment_id": _PARCEL,
@@ -82,7 +91,7 @@ def _story() -> list[tuple[str, str, Json]]:
     back = {"return_id": _RETURN, "item_id": _LAMP, "quantity": 1, "reason": "too_bright"}
     reservation = {name: made(f"reservation:{seller}") for name, seller in (("anna", _ANNA), ("boris", _BORIS))}
     return [
-        ("2026-03-01T10:00:00Z", "order.created", created),
+        ("2026-03-01T10:00:00Z", "order.created", _CREATED),
         ("2026-03-01T10:00:20Z", "stock.reserved", {**anna, "reservation_id": reservation["anna"]}),
         ("2026-03-01T10:01:00Z", "payment.failed", {"payment_id": f"{_CARD[:-1]}0", "reason": "card_declined"}),
         ("2026-03-01T10:02:00Z", "order.paid", {"payment_id": _CARD, "amount": "85.00", "currency": "EUR", "method": "card"}),
@@ -108,7 +117,7 @@ def examples() -> tuple[dict[str, Json], dict[str, Json]]:
     order = Order()
     due = Due(0, DeadlineKind.STOCK, bytes.fromhex(_ANNA.replace("-", "")), 1, False)
     published["deadline.passed"] = json.loads(effects.deadline_passed(due, bytes.fromhex(_ORDER.replace("-", "")))[0])
-    for n, (time, type_, fields) in enumerate(_story()):
+    for n, (time, type_, fields) in enumerate(_order_events()):
         data = {"order_id": _ORDER, **fields}
         if type_ == topics.CREATED:
             sent[topics.CHECKOUT] = {"checkout_id": _CHECKOUT, **fields}
@@ -134,7 +143,7 @@ def bulk_examples(sent: dict[str, Json]) -> dict[str, Json]:
 
 def _publish(order: Order, event: Event, published: dict[str, Json]) -> Iterator[Event]:
     """Fold one event, note what leaves, and give the decisions that come back."""
-    for effect in fold(order, event, Origin(event.type, 0, 0)).effects:
+    for effect in fold(order, event, RecordId(event.type, 0, 0)).effects:
         if isinstance(effect, Derived):
             value, headers = effects.encode(effect, event.order_id, effects.headers_of(event))
             published.setdefault(effect.type, json.loads(value))

@@ -48,16 +48,16 @@ _REDRIVE_HEADERS: Final = (
 
 def markdown() -> str:
     """The reference as the Markdown page docs/events.md. Never blocks."""
-    found = reference()
-    components: dict[str, Json] = found["components"]
+    events = reference()
+    components: dict[str, Json] = events["components"]
     parts = (
         _opening(),
         _records(),
         _attributes(),
-        _events_in(found["in"], components),
-        _events_out(found["out"], components),
-        _bulk(found["bulk"], components),
-        _internal(found["internal"], components),
+        _events_in(events["in"], components),
+        _events_out(events["out"], components),
+        _bulk(events["bulk"], components),
+        _internal(events["internal"], components),
         _refused(),
         _reasons(),
     )
@@ -156,8 +156,8 @@ def _events_out(events: list[Json], components: dict[str, Json]) -> Iterator[str
         yield from _heading(f"### {event['topic']}")
         yield from _prose(event["meaning"])
         yield from _prose(f"When: {event['when']} {event['same_in_any_order']}")
-        made = "" if event["id"] is None else f"`{event['id']['field']}`: uuid5 of `{event['id']['name']}`. "
-        yield from _prose(f"{made}Event id: uuid5 of `{event['ce_id']}`.")
+        id_rule = "" if event["id"] is None else f"`{event['id']['field']}`: uuid5 of `{event['id']['name']}`. "
+        yield from _prose(f"{id_rule}Event id: uuid5 of `{event['ce_id']}`.")
         yield from _data(event, components)
 
 

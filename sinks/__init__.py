@@ -1,1 +1,1 @@
-"""Where the pipeline writes: PostgreSQL and Redis."""
+"""The stores that the pipeline writes: PostgreSQL and Redis."""

@@ -1,6 +1,6 @@
-"""Bulk jobs in PostgreSQL: orders_bulk_job, which whoever submits and whoever unpacks write, and anybody may read.
+"""Bulk jobs in PostgreSQL. Submitting and unpacking write orders_bulk_job, and anybody may read it.
 
-A part counts once however often it is unpacked: the row holds which parts are done, as ranges.
+A part counts once however often it is unpacked: the row holds the finished parts, as ranges.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ class OtherJob(OrdersError):
 
 
 class Progress(NamedTuple):
-    """Of a job, once a part more is done. `events` so far; `announced`: its bulk.completed is known to have been published."""
+    """The progress of a job.
+
+    `events` so far; `announced`: its bulk.completed is known to have been published.
+    """
 
     parts: int
     events: int

@@ -58,7 +58,7 @@ class HalfOpen(ConnectionResetError):
 
 
 class NoSuchHost(ConnectionError):
-    """None of an address's hosts is what its target_session_attrs asks for, now: a failover may be under way."""
+    """Raised when no host of an address is what its target_session_attrs asks for, as during a failover."""
 
 
 class Connection(asyncpg.Connection):
@@ -77,8 +77,10 @@ class Connection(asyncpg.Connection):
         self.statements -= 1
 
     async def forgotten(self) -> bool:
-        """Whether its server has no such session. False also where that can't be told: the server isn't reached, or a pool of sessions
-        (PgBouncer) is in between. Blocks up to LOOK seconds; never raises.
+        """Tell whether the server has no such session. Blocks for up to LOOK seconds; never raises.
+
+        False also where that can't be known: the server isn't reached, or a pool of sessions (PgBouncer) is
+        in between.
         """
         pid = self.get_server_pid()
         host: dict[str, Any] = {}
@@ -89,9 +91,11 @@ class Connection(asyncpg.Connection):
             async with asyncio.timeout(LOOK):
                 other = await asyncpg.connect(self.address, **host, server_settings={"application_name": "orders-look"})
                 try:
-                    own, known = await other.fetchrow("SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid)
+                    own, still_there = await other.fetchrow(
+                        "SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid
+                    )
                     # A pool's session ids are its own, not the server's.
-                    return bool(own == other.get_server_pid() and not known)
+                    return bool(own == other.get_server_pid() and not still_there)
                 finally:
                     other.terminate()
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
@@ -108,14 +112,14 @@ async def connect(
     server_settings: Mapping[str, str] | None = None,
     **options: Any,
 ) -> Connection:
-    """A connection to the first host of `url` that can be used; each gets an equal share of `timeout` (seconds; connect_timeout in the URL
-    is for each host and comes first).
+    """Connect to the first usable host of `url`; each host gets an equal share of `timeout` (seconds).
 
-    `name` tells the server's operator who it is, unless the URL does. `server_settings` come before the URL's. Of the session, only the
-    schema public is looked into. Other options are asyncpg.connect's.
+    connect_timeout in the URL is for each host and comes first. `name` tells the server's operator who
+    connects, unless the URL does. `server_settings` come before the URL's. The session's search path is the
+    schema public. Other options are those of asyncpg.connect.
 
-    Raises asyncpg.ClientConfigurationError for an address that can't be used; OSError, TimeoutError or asyncpg.PostgresError when no host
-    is there or one refuses. Blocks until connected.
+    Blocks until connected. Raises asyncpg.ClientConfigurationError for an address that can't be used;
+    OSError, TimeoutError or asyncpg.PostgresError if no host is there or one refuses.
     """
     address = _read(url)
     # What the URL says is the server's; what this program relies on comes before it.
@@ -124,14 +128,14 @@ async def connect(
         settings["application_name"] = name
     share = address.connect_timeout or timeout / len(address.hosts)
     last: OSError | asyncpg.CannotConnectNowError | None = None
-    for host, wanted in address.attempts():
+    for host, session in address.attempts():
         try:
-            made = await asyncpg.connect(
+            opened = await asyncpg.connect(
                 host,
                 timeout=share,
                 command_timeout=command_timeout,
                 server_settings=settings,
-                **options | {"connection_class": Connection, "target_session_attrs": wanted},
+                **options | {"connection_class": Connection, "target_session_attrs": session},
             )
         except asyncpg.TargetServerAttributeNotMatched as error:
             last = NoSuchHost(str(error))
@@ -142,7 +146,7 @@ async def connect(
         except ValueError as error:
             raise _unreadable(error) from None
         else:
-            connection = cast(Connection, made)
+            connection = cast(Connection, opened)
             connection.address = host
             _keep_alive(connection._transport, address.keepalive)  # type: ignore[attr-defined]
             return connection
@@ -152,7 +156,7 @@ async def connect(
 
 
 async def check(url: str) -> None:
-    """Raises asyncpg.ClientConfigurationError for an address that can't be used, wherever it leads to. Connects to nothing."""
+    """Raise asyncpg.ClientConfigurationError for an address that can't be used. It doesn't connect."""
     address = _read(url)
     address.require_files()
     for host in address.hosts:
@@ -168,7 +172,7 @@ async def check(url: str) -> None:
 
 
 def plain(url: str) -> str:
-    """The same address for whoever hands it to asyncpg as it is. Raises asyncpg.ClientConfigurationError."""
+    """Return the address as asyncpg itself reads it. Raises asyncpg.ClientConfigurationError."""
     address = _read(url)
     address.require_files()
     return address.plain
@@ -185,10 +189,10 @@ class Connector:
         self._made: WeakSet[Connection] = WeakSet()
 
     async def __call__(self, *_: Any, **options: Any) -> Connection:
-        """As `connect`. `options`: what the pool adds."""
-        made = await connect(self._url, self._name, **self._options, **options)
-        self._made.add(made)
-        return made
+        """Connect as connect() does; `options` are those that the pool adds."""
+        connection = await connect(self._url, self._name, **self._options, **options)
+        self._made.add(connection)
+        return connection
 
     def drop(self) -> None:
         """End the connections without a watched statement: one of them was dead, so each of them would cost an attempt. Never blocks."""
@@ -199,8 +203,11 @@ class Connector:
 
 @asynccontextmanager
 async def watched(connection: Any) -> AsyncIterator[None]:
-    """Around statements on a connection of `connect`, also a pool's: after LOOK seconds, and again and again, its server is asked whether
-    it knows the session. If it doesn't, the connection is ended, and HalfOpen raised. A statement that the server works on isn't cut.
+    """Watch statements on a connection of connect(), also one of a pool.
+
+    After LOOK seconds, and again and again, the server is asked on another connection whether it knows the
+    session. If it doesn't, the connection is ended and HalfOpen raised. A statement that the server works on
+    isn't cut off.
     """
     lost = False
     looking: asyncio.Task[None] | None = None
@@ -263,18 +270,18 @@ class _Address:
         for name, same in _UNCHANGED.items():
             if query.get(name) in same:
                 del query[name]
-        given = {name: query.pop(name) for name in (*_KEEPALIVE, "keepalives", "connect_timeout") if name in query}
+        keepalive = {name: query.pop(name) for name in (*_KEEPALIVE, "keepalives", "connect_timeout") if name in query}
         fallback = query.pop("fallback_application_name", None)
         if fallback is not None:
             query.setdefault("application_name", fallback)
-        strange = next((name for name, value in given.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)), None)
+        strange = next((name for name, value in keepalive.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)), None)
         if strange is not None:
             raise ValueError(f"{strange} isn't a whole number")
-        numbers = {name: int(value) for name, value in given.items()}
-        #: Seconds for each host; 0: not said.
+        numbers = {name: int(value) for name, value in keepalive.items()}
         self.connect_timeout = max(0, numbers.pop("connect_timeout", 0))
-        #: libpq's parameters; none: they are switched off.
+        """Seconds for each host; 0: not said."""
         self.keepalive = {name: numbers.get(name, value) for name, value in _KEEPALIVE.items()} if numbers.get("keepalives", 1) else {}
+        """libpq's parameters; none: they are switched off."""
         self.named = "application_name" in query
         self._files = {name: path for name, path in query.items() if name in _FILES and path}
         self._wanted = query.get("target_session_attrs", os.environ.get("PGTARGETSESSIONATTRS"))
@@ -294,7 +301,8 @@ class _Address:
             self.hosts = [with_(f"{user}{at}{host}", query) for host in hosts.split(",")]
 
     def require_files(self) -> None:
-        """Raises asyncpg.ClientConfigurationError for one that can't be read: asyncpg says so as if it were the server."""
+        """Raise asyncpg.ClientConfigurationError for a file that can't be read: asyncpg would blame the
+        server."""
         for name, path in self._files.items():
             try:
                 Path(path).read_bytes()
@@ -302,11 +310,11 @@ class _Address:
                 raise asyncpg.ClientConfigurationError(f"{name}={path}: {error.strerror}") from None
 
     def attempts(self) -> Iterator[tuple[str, str | None]]:
-        """Which hosts to try, one after the other, and as what."""
+        """Yield the hosts to try in turn, each with the session that it must offer."""
         first = ("standby", "any") if self._wanted == "prefer-standby" and len(self.hosts) > 1 else (None,)
-        for wanted in first:
+        for session in first:
             for host in self.hosts:
-                yield host, wanted
+                yield host, session
 
 
 def _keep_alive(transport: asyncio.Transport, options: Mapping[str, int]) -> None:

@@ -26,8 +26,8 @@ from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
-#: Two changes of the schema at a time: the second waits for the first. The number is arbitrary, only unlikely.
 LOCK = 0x6F7264657273
+"""Two changes of the schema at a time: the second waits for the first. The number is arbitrary, only unlikely."""
 
 
 class SchemaMismatch(OrdersError):
@@ -44,15 +44,15 @@ def no_tables() -> SchemaMismatch:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How the four tables are partitioned."""
+    """The partitioning of the four tables."""
 
     partition_by: PartitionBy
-    #: Of each table; for region, how many there are now.
     partitions: int
+    """Of each table; for region, how many there are now."""
 
 
 class Alembic:
-    """What Alembic must be told about our database."""
+    """What Alembic needs to know about our database."""
 
     @staticmethod
     def config(**attributes: object) -> Config:
@@ -93,9 +93,9 @@ async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
 
         async def dial() -> asyncpg.Connection[asyncpg.Record]:
             url = settings.postgres.get_secret_value()
-            made = await connection_to(url, "orders-init", timeout=settings.postgres_connect_timeout)
-            await stack.enter_async_context(watched(made))
-            return made
+            connection = await connection_to(url, "orders-init", timeout=settings.postgres_connect_timeout)
+            await stack.enter_async_context(watched(connection))
+            return connection
 
         engine = create_async_engine("postgresql+asyncpg://", async_creator=dial, poolclass=NullPool)
         stack.push_async_callback(engine.dispose)
@@ -125,21 +125,24 @@ def _layout(connection: sa.Connection) -> Layout | None:
     return None
 
 
-def _require(found: Layout, wanted: Layout) -> None:
-    if found.partition_by != wanted.partition_by:
+def _require(actual: Layout, expected: Layout) -> None:
+    if actual.partition_by != expected.partition_by:
         raise SchemaMismatch(
-            f"the tables are partitioned by {found.partition_by}, not by {wanted.partition_by}",
-            f"run orders init --partition-by {found.partition_by}, or {_ELSE}",
+            f"the tables are partitioned by {actual.partition_by}, not by {expected.partition_by}",
+            f"run orders init --partition-by {actual.partition_by}, or {_ELSE}",
         )
-    if found.partition_by == "user_id" and found.partitions != wanted.partitions:
+    if actual.partition_by == "user_id" and actual.partitions != expected.partitions:
         raise SchemaMismatch(
-            f"the tables have {found.partitions} hash partitions, not {wanted.partitions}",
-            f"set ORDERS_POSTGRES_PARTITIONS={found.partitions}, or {_ELSE}",
+            f"the tables have {actual.partitions} hash partitions, not {expected.partitions}",
+            f"set ORDERS_POSTGRES_PARTITIONS={actual.partitions}, or {_ELSE}",
         )
 
 
 async def layout(settings: Settings) -> Layout | None:
-    """How the tables of the database are partitioned; None without tables. Raises SchemaMismatch for tables that aren't ours; blocks."""
+    """Return how the tables are partitioned; None without tables.
+
+    Blocks. Raises SchemaMismatch for tables that aren't ours.
+    """
     async with connect(settings) as connection:
         return await connection.run_sync(_layout)
 
@@ -160,14 +163,14 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
     """
     if partition_by not in PARTITION_COLUMNS:
         raise ValueError(f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}")
-    wanted = Layout(partition_by, settings.postgres_partitions)
+    expected = Layout(partition_by, settings.postgres_partitions)
 
     def run(connection: sa.Connection) -> None:
         connection.execute(sa.text("SELECT pg_advisory_xact_lock(:key)"), {"key": LOCK})
-        found = _layout(connection)
-        if found is not None:
-            _require(found, wanted)
-        command.upgrade(Alembic.config(connection=connection, partition_by=wanted.partition_by, partitions=wanted.partitions), "head")
+        actual = _layout(connection)
+        if actual is not None:
+            _require(actual, expected)
+        command.upgrade(Alembic.config(connection=connection, partition_by=expected.partition_by, partitions=expected.partitions), "head")
 
     async with connect(settings) as connection:
         await connection.run_sync(run)
@@ -177,10 +180,10 @@ async def check(settings: Settings) -> None:
     """Returns when the schema is at the newest revision. Raises SchemaMismatch, saying what to do, when it isn't; otherwise as upgrade().
     Blocks.
     """
-    head, found = await asyncio.to_thread(Alembic.head), await current(settings)
-    if found is None:
+    head, version = await asyncio.to_thread(Alembic.head), await current(settings)
+    if version is None:
         raise no_tables()
-    if found != head:
-        raise SchemaMismatch(f"the schema is at revision {found}, this version of the program needs {head}", "run orders init")
+    if version != head:
+        raise SchemaMismatch(f"the schema is at revision {version}, this version of the program needs {head}", "run orders init")
     if await layout(settings) is None:
         raise SchemaMismatch("the database says it is migrated, but its tables are gone", "drop public.alembic_version and run orders init")

@@ -1,10 +1,14 @@
-"""The sink of record: the four tables, one statement a batch.
+"""The sink of record: the four tables, written by one statement for each batch.
 
-How it is fed was measured (2,000 events = 3,570 rows, a third of them new, in tables of 120,000 orders; CPU per row): every column as one
-JSON array
-1.9 us in this process and 19-22 us in Postgres; as text[] 6-9 and 21; as uuid[] and text[] 9-10 and 19; rows as composite literals 3.6
-and 23; UPDATE
-... FROM before the INSERT 46 in Postgres; four statements in a transaction the same CPU and five round trips more.
+Several ways to pass the rows were measured (2,000 events, 3,570 rows, a third of them new, tables of 120,000
+orders; CPU per row in this process and in Postgres):
+
+- each column as one JSON array: 1.9 us and 19 to 22 us; this is used
+- each column as text[]: 6 to 9 us and 21 us
+- each column as uuid[] or text[]: 9 to 10 us and 19 us
+- rows as composite literals: 3.6 us and 23 us
+- UPDATE ... FROM before the INSERT: 46 us in Postgres
+- four statements in a transaction: the same CPU, and five more round trips
 """
 
 from __future__ import annotations
@@ -31,13 +35,14 @@ _encode = msgspec.json.Encoder().encode
 
 
 def given_rows(table: sa.Table, first: int) -> str:
-    """SELECT of the rows given by parameters $first, ..., one JSON array for each field of a row (see columns_of)."""
+    """SELECT of the rows given by parameters $first, ..., one JSON array for each field of a row (see
+    columns_of)."""
     names = ROWS[table.name].__struct_fields__
     types = [table.columns[name].type.compile(DIALECT) for name in names]
-    given = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
+    arrays = [f"json_array_elements_text(${first + at}::text::json)" for at in range(len(names))]
     return (
         f"SELECT {', '.join(f'{name}::{type_}' for name, type_ in zip(names, types, strict=True))}"
-        f" FROM ROWS FROM ({', '.join(given)}) new({', '.join(names)})"
+        f" FROM ROWS FROM ({', '.join(arrays)}) new({', '.join(names)})"
     )
 
 
@@ -121,8 +126,10 @@ class PostgresSink:
         )
 
     async def start(self) -> None:
-        """Opens the pool and one connection of it. Raises OSError, TimeoutError or asyncpg.PostgresError when the server isn't there or
-        refuses, TypeError when rows and tables differ in their columns.
+        """Open the pool and one connection of it.
+
+        Raises OSError, TimeoutError or asyncpg.PostgresError if the server isn't there or refuses, TypeError
+        if rows and tables differ in their columns.
         """
         check_columns()
         settings = self._settings
@@ -136,23 +143,25 @@ class PostgresSink:
         )
 
     async def write(self, batch: RowBatch, /) -> int:
-        """Writes the batch in one transaction and returns how many rows were new or changed. An empty batch does nothing.
+        """Write the batch in one transaction, and return how many rows were new or changed. An empty batch
+        does nothing.
 
-        Raises asyncpg.PostgresError, asyncpg.InterfaceError, OSError or TimeoutError; then nothing of the batch is written, or (a
-        connection lost while it committed) all of it: repeat it. A class 22 or 23 error (asyncpg.DataError,
-        asyncpg.IntegrityConstraintViolationError) will come again with the same rows, every other may pass; so may
-        asyncpg.ForeignKeyViolationError, once what is referred to is there. Blocks while the pool's connections are all in use.
+        Raises asyncpg.PostgresError, asyncpg.InterfaceError, OSError or TimeoutError. Then nothing of the
+        batch is written or, if the connection was lost in the commit, all of it: repeat it. An error of class
+        22 or 23 (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) comes again with the same
+        rows, every other may pass; so may asyncpg.ForeignKeyViolationError, once the row that is referred to
+        is there. Blocks while all connections of the pool are in use.
         """
         if self._pool is None:
             raise RuntimeError("PostgresSink.write() before start()")
-        given = batch.by_table()
-        if not given:
+        filled = batch.by_table()
+        if not filled:
             return 0
         # One statement is one transaction: no BEGIN, no COMMIT, one round trip.
         async with self._pool.acquire() as connection:
             try:
                 async with watched(connection):
-                    return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
+                    return await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
             except (HalfOpen, asyncpg.PostgresConnectionError):
                 self._connector.drop()
                 raise
@@ -169,29 +178,32 @@ class PostgresSink:
                 raise TimeoutError(f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s") from error
 
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
-        """Makes `batch` all that there is of these orders, whatever is there and whatever its version, in one transaction.
+        """Replace all rows of these orders by `batch` in one transaction, whatever their versions.
 
-        For repair: only while nobody else writes them. Blocks and raises as write() does.
+        For repair, while nobody else writes these orders. Blocks and raises as write() does.
         """
         if self._pool is None:
             raise RuntimeError("PostgresSink.replace() before start()")
-        given = batch.by_table()
+        filled = batch.by_table()
         async with self._pool.acquire() as connection, watched(connection), connection.transaction():
             for name in TABLES:
                 column = "id" if name == "orders_order" else "order_id"
                 await connection.execute(f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids)
-            if given:
-                await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), given)
+            if filled:
+                await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
 
-    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], given: Mapping[str, Sequence[Row]]) -> int:
+    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], filled: Mapping[str, Sequence[Row]]) -> int:
         arguments: list[str] = []
-        for rows in given.values():
+        for rows in filled.values():
             arguments += columns_of(rows)
         by = self._partition_by or await self._read_partition_by(connection)
-        return cast(int, await connection.fetchval(statement(tuple(given), by, self._schema), *arguments))
+        return cast(int, await connection.fetchval(statement(tuple(filled), by, self._schema), *arguments))
 
     async def close(self) -> None:
-        """Closes the connections, waiting for writes under way as long as a statement may take. Doesn't raise when the server is away."""
+        """Close the connections, waiting for writes as long as a statement may take.
+
+        Doesn't raise when the server is away.
+        """
         pool, self._pool = self._pool, None
         if pool is None:
             return

@@ -1,7 +1,8 @@
-"""The cache: summaries of orders, a user's recent orders, tracking numbers.
+"""The cache in Redis: summaries of orders, a user's recent orders, parcels by tracking number.
 
-It may be empty, down or flushed at any time: readers fall back to Postgres. So a failure here delays nobody. What it must not do is keep
-showing what was true before an outage: so each lane has a mark in it, which says how far it goes (streams/cache.py).
+It may be empty, down or flushed at any time, because readers fall back to Postgres; so a failure here delays
+nobody. But it must not go on showing what was true before an outage. So each lane has a checkpoint in it
+(streams/cache.py).
 """
 
 from __future__ import annotations
@@ -26,26 +27,26 @@ from sinks.within import answered_within
 
 log = logging.getLogger(__name__)
 
-#: Entries a script call; Redis serves nobody else meanwhile (200 take about 2 ms).
 _ENTRIES_A_CALL = 200
+"""Entries of one script call. Redis serves nobody else during a call; 200 entries take about 2 ms."""
 _RECENT = 50
-#: Parcels that one tracking number shows. Nearly always it is one; but an upstream may write "n/a" there, and Redis would spend its time on
-#: a list of all of them.
 TRACKED = 100
-#: Of any entry.
+"""Parcels that are kept under one tracking number. Nearly always it is one; but an upstream may write
+"n/a" as the number of all its parcels, and Redis would spend its time on their list."""
 _LONGEST_TTL = 1800
-#: Longer than any entry lives: where a mark has expired, so has all that it vouched for.
-MARK_TTL = 3600
+"""Of any entry, in seconds."""
+CHECKPOINT_TTL = 3600
+"""Longer than any entry lives: when a checkpoint expires, the entries that it covers have expired before."""
 
-# One argument for all entries (MessagePack): a client spends as long on an argument as Redis does on a command.
+# All entries are one argument (MessagePack): a client spends as long on an argument as Redis does on a command.
 _SCRIPT = (
     """
 local call, find, sub = redis.call, string.find, string.sub
 local PARCEL = '"shipment_id":"'
 local VERSION = '"version":'
 
--- What a number shows beside this parcel of this order (the same parcel may hold several orders). Whatever
--- isn't a parcel is left out.
+-- The other parcels under a number (the same parcel may hold several orders). Values that aren't parcels are
+-- left out.
 local function others(found, order, parcel)
   local rest = {}
   local fine, entries = pcall(cjson.decode, found)
@@ -63,7 +64,7 @@ local function before(a, b)
   return a.order_id < b.order_id
 end
 
--- Puts a parcel's entry among those of a tracking number, MOST_PARCELS at most. Nearly always it is the only
+-- Adds a parcel's entry to those of a tracking number, MOST_PARCELS at most. Nearly always it is the only
 -- one; then nothing is parsed.
 local function track(number, order, parcel, json, ttl)
   local key = 'tracking:' .. number
@@ -76,7 +77,7 @@ local function track(number, order, parcel, json, ttl)
         for n = MOST_PARCELS, #rest do rest[n] = nil end
         rest[#rest + 1] = cjson.decode(json)
         table.sort(rest, before)
-        -- As long as the summary of any order in it: where that is there, its parcel is.
+        -- Lives as long as the summary of any order in it, so that an order that is cached has its parcels cached.
         call('SET', key, cjson.encode(rest), 'EX', math.min(math.max(ttl, call('TTL', key)), LONGEST_TTL))
         return
       end
@@ -112,8 +113,8 @@ local function put(e)
   return 1
 end
 
--- Something of another type under our keys: it is only a cache, away with it. What is ours stays: it may hold
--- other orders' parcels.
+-- Deletes values of another type under our keys. Values of the right type stay: they may hold other orders'
+-- parcels.
 local function clear(e)
   if not pcall(call, 'GET', 'order:' .. e[1]) then call('DEL', 'order:' .. e[1]) end
   local recent = 'user:' .. e[2] .. ':orders'
@@ -126,27 +127,27 @@ local function clear(e)
   end
 end
 
--- The lane's mark: "GENERATION NUMBER POSITION". What a former owner sent comes too late, and so does what
--- was sent before the latest.
-local key, generation, number, position, to, claim, known = unpack(ARGV, 2, 8)
+-- The lane's checkpoint: "GENERATION SEQUENCE POSITION". Writes of a former owner are refused, and so are
+-- writes that were sent before the latest.
+local key, generation, sequence, position, to, claim, acknowledged = unpack(ARGV, 2, 8)
 local at, lost = 0, 0
 if key then
-  generation, number, position = tonumber(generation), tonumber(number), tonumber(position)
-  to, known = tonumber(to), tonumber(known)
+  generation, sequence, position = tonumber(generation), tonumber(sequence), tonumber(position)
+  to, acknowledged = tonumber(to), tonumber(acknowledged)
   local by, last, found = string.match(call('GET', key) or '', '^(%d+) (%d+) (%d+)$')
-  if claim == 'anew' then found = position end
+  if claim == 'reset' then found = position end
   by, last, at = tonumber(by or 0), tonumber(last or 0), tonumber(found or position)
-  if claim == '' and (by > generation or by == generation and last > number) then return {0, at, 0} end
-  -- The owner knows of a later write than the server: that is an older copy, though the mark may be where
-  -- it was.
-  if found and claim == '' and known > 0 and (by < generation or last < known) then lost = 1 end
+  if claim == '' and (by > generation or by == generation and last > sequence) then return {0, at, 0} end
+  -- The owner had a later write acknowledged than the server has: the server is an older copy, even with the
+  -- same position.
+  if found and claim == '' and acknowledged > 0 and (by < generation or last < acknowledged) then lost = 1 end
 end
 
 local written = 0
 for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   local fine, done = pcall(put, e)
   if not fine then
-    -- No memory is no reason to take away what is there; and after a DEL the server would let a script write
+    -- Out of memory is no reason to delete what is there; and after a DEL the server would let a script write
     -- beyond its limit.
     local reason = type(done) == 'table' and done.err or done
     if find(reason, '^OOM') then return redis.error_reply(reason) end
@@ -156,13 +157,13 @@ for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   written = written + done
 end
 if key then
-  -- It goes on from where its owner believes it to be; not if the server has gone back behind that.
+  -- It advances only from the position that its owner believes it to have, not if the server has gone back behind that.
   if at >= position then at = math.max(at, to) end
-  call('SET', key, string.format('%d %d %d', generation, number, at), 'EX', MARK_TTL)
+  call('SET', key, string.format('%d %d %d', generation, sequence, at), 'EX', CHECKPOINT_TTL)
 end
 return {written, at, lost}
 """.replace("LONGEST_TTL", str(_LONGEST_TTL))
-    .replace("MARK_TTL", str(MARK_TTL))
+    .replace("CHECKPOINT_TTL", str(CHECKPOINT_TTL))
     .replace("RECENT", str(_RECENT))
     .replace("MOST_PARCELS", str(TRACKED))
 )
@@ -184,73 +185,80 @@ def _pack(entries: Sequence[CacheEntry]) -> bytes:
 
 
 class Client(Protocol):
-    """What is used of redis.asyncio.Redis."""
+    """The part of redis.asyncio.Redis that is used here."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Awaitable: the answer. Raises RedisError, OSError, TimeoutError."""
+        """Return an awaitable of the answer. It raises RedisError, OSError, TimeoutError."""
 
     async def aclose(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
 
 
-class Mark(NamedTuple):
-    """To be moved by the lane's owner: everything up to `to` is in the cache with this write, as up to `position` it was before."""
+class CacheCheckpoint(NamedTuple):
+    """A lane's checkpoint, and how its owner advances it: up to `position` the cache was complete, with this
+    write up to `to`."""
 
     key: str
-    #: Of the group, as the owner knows it. What a former owner writes is refused.
     generation: int
-    #: Of the owner's writes, each higher than the one before. One that comes too late, after another one, is refused.
-    number: int
-    #: In the changelog, as `to` is.
+    """Of the group, as the owner knows it. Writes of a former owner are refused."""
+    sequence: int
+    """Number of this write, higher than the one before. A write that arrives after a later one is refused."""
     position: int
+    """In the changelog, as `to` is."""
     to: int
-    #: "yes", the owner's first: nothing is refused, whoever was there (the group may have been deleted and begun anew). "anew": nor does
-    #: the old position count (the changelog is another one).
     claim: str = ""
-    #: The number of the owner's latest write that was acknowledged.
-    known: int = 0
+    """"claim" in an owner's first write: it is never refused, because a group that was deleted and created
+    again starts with generation 1. "reset": the position in Redis doesn't count either, because the
+    changelog is another one. Else empty."""
+    acknowledged: int = 0
+    """`sequence` of the owner's latest write that was acknowledged."""
 
 
 class Written(NamedTuple):
-    """What came of a write."""
+    """The result of a write."""
 
-    #: Entries that weren't older than what was there.
     entries: int
-    #: Where the lane's mark is now. Below Mark.position: the server has forgotten some of what was written.
-    mark: int
-    #: The server has forgotten the owner's latest acknowledged write, or more.
+    """Entries that were written, because Redis had no newer ones."""
+    position: int
+    """The lane's checkpoint in Redis. Below CacheCheckpoint.position if Redis has lost some of what was
+    written."""
     lost: bool = False
+    """Whether Redis has lost the owner's latest acknowledged write."""
 
 
-def mark_key(group: str, lane: int) -> str:
-    """Where Redis has a lane's mark. Pure."""
+def checkpoint_key(group: str, lane: int) -> str:
+    """Return the key of a lane's checkpoint. Pure."""
     return f"cache:{group}:{lane}"
 
 
 async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int]) -> dict[int, int]:
-    """Lane -> records of the changelog, below its end in `ends`, that the lane's mark in Redis doesn't say to be in the cache yet.
+    """Return the lanes whose checkpoint in Redis is below the changelog's end in `ends`, with the number of
+    records between.
 
-    Without lanes that have them all, or have no mark: where nothing was written, or all was flushed, nothing is old. Blocks for a round
-    trip; raises RedisError, OSError.
+    Lanes without a checkpoint are left out: where nothing was written, or all was flushed, nothing is old.
+    Blocks for a round trip. Raises RedisError, OSError.
     """
     lanes = [lane for lane, end in ends.items() if end > 0]
-    marks = await client.mget([mark_key(group, lane) for lane in lanes]) if lanes else []
-    found: dict[int, int] = {}
-    for lane, mark in zip(lanes, marks, strict=True):
-        known = re.fullmatch(rb"\d+ \d+ (\d+)", cast("bytes | None", mark) or b"")
-        if known is not None and int(known[1]) < ends[lane]:
-            found[lane] = ends[lane] - int(known[1])
-    return found
+    checkpoints = await client.mget([checkpoint_key(group, lane) for lane in lanes]) if lanes else []
+    lags: dict[int, int] = {}
+    for lane, checkpoint in zip(lanes, checkpoints, strict=True):
+        position = re.fullmatch(rb"\d+ \d+ (\d+)", cast("bytes | None", checkpoint) or b"")
+        if position is not None and int(position[1]) < ends[lane]:
+            lags[lane] = ends[lane] - int(position[1])
+    return lags
 
 
 class RedisSink:
-    """Writes cache entries. A sinks.base.Sink[Sequence[CacheEntry]] whose writes neither raise nor wait when Redis is away.
+    """Writes cache entries.
 
-    The script names keys that it isn't told beforehand: a single Redis or Valkey (with replicas), not a sharded cluster.
+    A sinks.base.Sink[Sequence[CacheEntry]] whose writes neither raise nor wait when Redis is away.
+
+    It needs a single Redis or Valkey (with replicas), not a sharded cluster: the script uses keys that it
+    isn't given.
     """
 
     def __init__(self, settings: Settings, *, client: Client | None = None) -> None:
-        """client: by default one for settings.redis."""
+        """Create the sink. `client` is by default one for settings.redis."""
         self._timeout = settings.redis_timeout
         self._client: Client = client or redis.asyncio.Redis.from_url(
             settings.redis.get_secret_value(),
@@ -261,45 +269,46 @@ class RedisSink:
             retry=Retry(NoBackoff(), 0),
         )
         self._away_since: float | None = None
-        #: Attempts that failed.
         self.failures = 0
+        """Attempts that failed."""
 
     @property
     def away(self) -> bool:
-        """Whether the last attempt failed. While it is so, only probes are sent."""
+        """Whether the last attempt failed. While it is true, only probes are sent."""
         return self._away_since is not None
 
     async def start(self) -> None:
-        """Nothing: the first write connects. A Redis that is away must not hold up a start."""
+        """Do nothing: the first write connects. A Redis that is away must not hold up a start."""
 
     async def write(self, batch: Sequence[CacheEntry], /) -> int:
-        """As `put`, but returns how many entries were written: 0 if Redis is away."""
+        """Write entries as `put` does, and return how many were written: 0 if Redis is away."""
         written = await self.put(batch)
         return 0 if written is None else written.entries
 
-    async def put(self, batch: Sequence[CacheEntry], mark: Mark | None = None, *, probe: bool = False) -> Written | None:
-        """Writes what isn't older than what is there, and then moves the mark. None: Redis took only some of it, or nothing; nobody tries
-        again.
+    async def put(self, batch: Sequence[CacheEntry], checkpoint: CacheCheckpoint | None = None, *, probe: bool = False) -> Written | None:
+        """Write the entries that aren't older than what is there, then advance the checkpoint.
 
-        Several entries of an order in a batch are allowed, the highest version wins. Never raises for Redis' sake. Gives Redis
-        settings.redis_timeout seconds, and while it is known to be away none at all, unless this is the `probe` whether it is back.
+        Returns None if Redis took only a part of it, or nothing; it isn't tried again. A batch may hold
+        several entries of an order; the highest version wins. Never raises what Redis raises. Blocks for
+        settings.redis_timeout at most, and not at all while Redis is known to be away, unless this is a
+        `probe` whether it is back.
         """
-        if not batch and mark is None:
+        if not batch and checkpoint is None:
             return Written(0, 0)
         if self.away and not probe:
             return None
-        entries, at, lost = 0, 0, False
+        entries, position, lost = 0, 0, False
         clock = asyncio.get_running_loop().time
         try:
             async with answered_within(self._timeout) as limit:
                 for first in range(0, len(batch) or 1, _ENTRIES_A_CALL):
-                    if mark is not None and first + _ENTRIES_A_CALL < len(batch):
-                        moved: Sequence[str | int] = mark._replace(to=mark.position)
+                    if checkpoint is not None and first + _ENTRIES_A_CALL < len(batch):
+                        arguments: Sequence[str | int] = checkpoint._replace(to=checkpoint.position)
                     else:
-                        moved = mark or ()
-                    some, at, gone = await self._call(_pack(batch[first : first + _ENTRIES_A_CALL]), *moved)
-                    entries += some
-                    lost |= gone
+                        arguments = checkpoint or ()
+                    written, position, lost_here = await self._call(_pack(batch[first : first + _ENTRIES_A_CALL]), *arguments)
+                    entries += written
+                    lost |= lost_here
                     limit.answered()
         except (RedisError, OSError, TimeoutError) as error:
             self.failures += 1
@@ -310,24 +319,24 @@ class RedisSink:
         if self._away_since is not None:
             log.info("redis.back: after %.1f s, %d failures in all", clock() - self._away_since, self.failures)
             self._away_since = None
-        return Written(entries, at, lost)
+        return Written(entries, position, lost)
 
     async def close(self) -> None:
-        """Closes the connections. Blocks for settings.redis_timeout at most."""
+        """Close the connections. Blocks for settings.redis_timeout at most."""
         with suppress(TimeoutError):
             async with answered_within(self._timeout):
                 await self._client.aclose()
 
-    async def _call(self, packed: bytes, *mark: str | int) -> tuple[int, int, bool]:
+    async def _call(self, packed: bytes, *checkpoint: str | int) -> tuple[int, int, bool]:
         run = self._client.execute_command
         try:
-            entries, at, lost = await run("EVALSHA", _SHA, 0, packed, *mark)
+            entries, position, lost = await run("EVALSHA", _SHA, 0, packed, *checkpoint)
         except NoScriptError:
             # The first call of a server's life.
-            entries, at, lost = await run("EVAL", _SCRIPT, 0, packed, *mark)
+            entries, position, lost = await run("EVAL", _SCRIPT, 0, packed, *checkpoint)
         except RuntimeError as error:
             # uvloop's way to say that a connection was reset while nobody used it.
             if "is closed" not in str(error):
                 raise
             raise ConnectionResetError(f"Redis ended the connection: {error}") from error
-        return int(entries), int(at), bool(lost)
+        return int(entries), int(position), bool(lost)

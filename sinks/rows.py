@@ -1,4 +1,4 @@
-"""What the pipeline hands to the sinks: rows for Postgres (domain.rows), entries for Redis."""
+"""The rows for Postgres (domain.rows) and the entries for Redis that the pipeline hands to the sinks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Final, NamedTuple
 
 from domain.rows import ItemRow, OrderRow, ReturnRow, Row, ShipmentRow
 
-#: Table -> its row, whose fields are the table's columns (sinks.postgres holds them to each other by name).
 ROWS: Final[dict[str, type[Row]]] = {
     "orders_order": OrderRow,
     "orders_order_item": ItemRow,
     "orders_shipment": ShipmentRow,
     "orders_return": ReturnRow,
 }
+"""Table -> its row, whose fields are the table's columns (sinks.postgres holds them to each other by name)."""
 
 
 @dataclass(slots=True)
@@ -42,18 +42,19 @@ class CacheEntry(NamedTuple):
     """One order as the cache shows it."""
 
     order_id: str
-    #: Whose list of recent orders it belongs to.
     user_id: str
-    #: Milliseconds since 1970: the order's place in that list.
+    """Whose list of recent orders it belongs to."""
     created_ms: int
-    #: The order's version; an entry never replaces one with a higher version.
+    """Milliseconds since 1970: the order's place in that list."""
     version: int
-    #: Seconds until it expires, 600 to 1,800.
+    """The order's version; an entry never replaces one with a higher version."""
     ttl: int
-    #: The summary, a JSON object. The first "version":N in it is the order's.
+    """Seconds until it expires, 600 to 1,800."""
     summary: bytes
-    #: (tracking number, shipment id, JSON object of that shipment, which begins with order_id and shipment_id): entries to put under their
-    #: tracking numbers. Under a number, order and shipment id together say which entry it is.
+    """The summary, a JSON object. The first "version":N in it is the order's."""
     tracking: list[tuple[str, str, bytes]]
-    #: (tracking number, shipment id): entries to take away, because the parcel has another number now.
+    """(tracking number, shipment id, JSON object of that shipment, which begins with order_id and shipment_id): entries to put under their
+    tracking numbers. Under a number, order and shipment id together say which entry it is.
+    """
     untracked: list[tuple[str, str]]
+    """(tracking number, shipment id): entries to take away, because the parcel has another number now."""

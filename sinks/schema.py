@@ -19,16 +19,17 @@ ENUMS: dict[str, tuple[str, ...]] = {
     "orders_return_status": get_args(ReturnStatusText),
 }
 
-#: In the order in which their rows depend on each other.
 TABLES = ("orders_order", "orders_order_item", "orders_shipment", "orders_return")
+"""In the order in which their rows depend on each other."""
 
-#: Of every partition. Leaves room on each page for the next version of its rows: an update then touches no index (HOT), as long as no index
-#: contains updated_at, status or version. Measured: 23 us a row against 52.
 FILLFACTOR = 80
+"""Of every partition. Leaves room on each page for the next version of its rows: an update then touches no index (HOT), as long as no index
+contains updated_at, status or version. Measured: 23 us a row against 52.
+"""
 
 
-#: The one that our statements are written in.
 DIALECT: sa.Dialect = sa.make_url("postgresql://").get_dialect()()
+"""Dialect of the statements that we write."""
 
 
 def _status(name: str) -> pg.ENUM:
@@ -132,7 +133,10 @@ def _shipment(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         sa.Index("orders_shipment_order_id", "order_id"),
         # What a customer types in. A hash, because a B-tree refuses values over 2,704 bytes, and a carrier may send 1,000 characters.
         sa.Index(
-            "orders_shipment_tracking", "tracking_number", postgresql_using="hash", postgresql_where=sa.text("tracking_number IS NOT NULL")
+            "orders_shipment_tracking",
+            "tracking_number",
+            postgresql_using="hash",
+            postgresql_where=sa.text("tracking_number IS NOT NULL"),
         ),
     ]
 
@@ -150,7 +154,13 @@ def _return(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         *_stamps(),
         sa.PrimaryKeyConstraint("id", "order_id", partition_by, name="orders_return_pkey"),
         _belongs_to(partition_by, "orders_order", "orders_return_order", ("order_id", "id")),
-        _belongs_to(partition_by, "orders_order_item", "orders_return_item", ("order_item_id", "id"), ("order_id", "order_id")),
+        _belongs_to(
+            partition_by,
+            "orders_order_item",
+            "orders_return_item",
+            ("order_item_id", "id"),
+            ("order_id", "order_id"),
+        ),
         sa.CheckConstraint("quantity > 0", name="orders_return_quantity"),
         sa.Index("orders_return_order_id", "order_id"),
     ]
@@ -180,8 +190,8 @@ def _bulk_job() -> list[sa.schema.SchemaItem]:
     ]
 
 
-#: In the order in which they are made.
 VIEWS = ("orders_suborder", "orders_summary")
+"""In the order in which they are made."""
 
 
 def build_views(metadata: sa.MetaData) -> dict[str, sa.Select[Any]]:
@@ -191,7 +201,10 @@ def build_views(metadata: sa.MetaData) -> dict[str, sa.Select[Any]]:
     LATERAL, so that a page of orders costs a few index look-ups each instead of a pass over all parcels and returns. Never blocks.
     """
     rows = _Rows(*(metadata.tables[table].alias(name) for table, name in zip(TABLES, ("o", "line", "s", "back"), strict=True)))
-    return {"orders_suborder": _suborder(rows, metadata.tables["orders_order_item"]), "orders_summary": _summary(rows)}
+    return {
+        "orders_suborder": _suborder(rows, metadata.tables["orders_order_item"]),
+        "orders_summary": _summary(rows),
+    }
 
 
 _PARCELS_BY_STATUS = [f"parcels_{status}" for status in SHIPMENT_STATUS[1:]]
@@ -206,7 +219,7 @@ class _Rows(NamedTuple):
     back: sa.FromClause
 
     def parcels(self) -> list[sa.Label[Any]]:
-        """How many there are, and how many have come to each status."""
+        """Count the parcels, and those that have reached each status."""
         return [
             _count("parcels"),
             *(
@@ -216,7 +229,7 @@ class _Rows(NamedTuple):
         ]
 
     def returns(self) -> list[sa.Label[Any]]:
-        """How many there are, and how many units have come back."""
+        """Count the returns, and the units that came back."""
         units = sa.func.sum(self.back.c.quantity).filter(self.back.c.status == "processed")
         return [_count("returns"), _whole(sa.func.coalesce(units, sa.literal(0)), "units_returned")]
 
@@ -230,7 +243,11 @@ def _count(name: str) -> sa.Label[Any]:
 
 
 def _of(part: sa.FromClause, whose: sa.FromClause, order_id: str) -> list[sa.ColumnElement[bool]]:
-    return [part.c.order_id == whose.c[order_id], part.c.user_id == whose.c.user_id, part.c.region == whose.c.region]
+    return [
+        part.c.order_id == whose.c[order_id],
+        part.c.user_id == whose.c.user_id,
+        part.c.region == whose.c.region,
+    ]
 
 
 def _suborder(rows: _Rows, lines: sa.FromClause) -> sa.Select[Any]:
@@ -255,7 +272,10 @@ def _suborder(rows: _Rows, lines: sa.FromClause) -> sa.Select[Any]:
     r = (
         sa.select(*rows.returns(), sa.func.max(rows.back.c.updated_at).label("updated_at"))
         .select_from(
-            rows.back.join(rows.line, sa.and_(rows.line.c.id == rows.back.c.order_item_id, *_of(rows.line, rows.back, "order_id")))
+            rows.back.join(
+                rows.line,
+                sa.and_(rows.line.c.id == rows.back.c.order_item_id, *_of(rows.line, rows.back, "order_id")),
+            )
         )
         .where(*_of(rows.back, i, "order_id"), rows.line.c.seller_id == i.c.seller_id)
         .lateral("r")
@@ -271,7 +291,14 @@ def _suborder(rows: _Rows, lines: sa.FromClause) -> sa.Select[Any]:
         i.c.created_at,
         sa.func.greatest(i.c.updated_at, p.c.updated_at, r.c.updated_at).label("updated_at"),
     ).select_from(
-        i.join(rows.order, sa.and_(rows.order.c.id == i.c.order_id, rows.order.c.user_id == i.c.user_id, rows.order.c.region == i.c.region))
+        i.join(
+            rows.order,
+            sa.and_(
+                rows.order.c.id == i.c.order_id,
+                rows.order.c.user_id == i.c.user_id,
+                rows.order.c.region == i.c.region,
+            ),
+        )
         .join(p, sa.true())
         .join(r, sa.true())
     )

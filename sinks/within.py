@@ -13,11 +13,13 @@ _TURNS: Final = 4
 
 
 class answered_within:  # noqa: N801 - as asyncio.timeout
-    """`async with answered_within(seconds)`: as asyncio.timeout, but a loop that stands still (it folds for 200 ms at a time, say) uses up
-    no more than a tenth of `seconds` each time.
+    """Limit the time of an answer: `async with answered_within(seconds)`.
 
-    Raises TimeoutError `seconds` after the beginning; with a busy loop later, but never before an answer that was there has been read. Who
-    asks several times within one limit tells it each answer.
+    It is like asyncio.timeout, but a loop that stands still, because it folds for 200 ms for example, uses up
+    at most a tenth of `seconds` each time.
+
+    Raises TimeoutError `seconds` after the beginning or, with a busy loop, later, but never before an answer
+    that has arrived is read. A caller that asks several times within one limit reports each answer.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -43,15 +45,15 @@ class answered_within:  # noqa: N801 - as asyncio.timeout
 
     def _wait(self) -> None:
         self._due = self._loop.time() + self._part
-        self._next: asyncio.Handle = self._loop.call_at(self._due, self._look)
+        self._next: asyncio.Handle = self._loop.call_at(self._due, self._check_due)
 
-    def _look(self) -> None:
+    def _check_due(self) -> None:
         self._looks += 1
         if self._looks <= LOOKS and self._loop.time() > self._due + self._part:
             self._late += 1
         if self._looks < LOOKS:
             self._wait()
         elif self._looks < LOOKS + _TURNS:
-            self._next = self._loop.call_soon(self._look)
+            self._next = self._loop.call_soon(self._check_due)
         else:
             self._timeout.reschedule(self._loop.time())

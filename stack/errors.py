@@ -1,4 +1,4 @@
-"""How the local stack fails: what happened, what to do, and a server's own last words where there are any."""
+"""Errors of the local stack: what happened, what to do, and the last lines of the server's own log."""
 
 from __future__ import annotations
 

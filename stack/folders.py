@@ -21,7 +21,10 @@ MACHINE = Path("/var/cache")
 
 
 def caches() -> list[Path]:
-    """Where this user's downloads may lie, best first; none of them needs to exist. A home that isn't the user's, or known, is left out."""
+    """Return the folders that may hold this user's downloads, best first; they needn't exist.
+
+    A home of another user is left out.
+    """
     machine = [MACHINE / NAME] if os.geteuid() == 0 else []
     return [*_own(), *machine, _temporary() / f"{NAME}-{os.geteuid()}"]
 
@@ -38,7 +41,7 @@ def cache() -> Path:
 
 
 def shared() -> list[Path]:
-    """Where root puts what other users are to run, best first."""
+    """Return the folders for what root installs and other users run, best first."""
     return list(dict.fromkeys([MACHINE, _temporary(), Path("/var/tmp"), Path("/tmp")]))
 
 
@@ -55,7 +58,7 @@ def owned(folder: Path, mode: int = 0o700) -> bool:
 
 
 def noexec(folder: Path) -> bool:
-    """Whether the system runs no programs and loads no libraries from the folder, by the way it is mounted."""
+    """Tell whether the folder is mounted so that the system runs no programs and loads no libraries from it."""
     return bool(os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0))
 
 
@@ -88,8 +91,8 @@ def _own() -> list[Path]:
     except RuntimeError:  # neither $HOME nor /etc/passwd tells of a home
         return []
     # A home that isn't there was never meant to be.
-    known = folder.is_absolute() and os.path.isdir(folder.parent.parent) and not _of_another(folder)
-    return [folder] if known else []
+    usable = folder.is_absolute() and os.path.isdir(folder.parent.parent) and not _of_another(folder)
+    return [folder] if usable else []
 
 
 def _user(uid: int) -> str:
@@ -100,7 +103,8 @@ def _user(uid: int) -> str:
 
 
 def _of_another(folder: Path) -> bool:
-    """Whether root was given the home of another user, as sudo does: what root left there, that user could not change."""
+    """Tell whether root has the home of another user, as with sudo: that user couldn't change what root
+    leaves there."""
     there = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return os.geteuid() == 0 and there.stat().st_uid != 0
 

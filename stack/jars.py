@@ -91,10 +91,10 @@ def read_lock(jars: Jars = KAFKA) -> dict[str, str]:
 def verify(folder: Path, locked: dict[str, str], jars: Jars = KAFKA) -> None:
     """Compare every jar with the lock. Raises StackError that names the first one that differs."""
     for name, expected in locked.items():
-        found = _sha256(folder / name)
-        if found != expected:
+        digest = _sha256(folder / name)
+        if digest != expected:
             raise StackError(
-                f"{folder / name} is not the jar that {jars.lock.name} names: its sha256 is {found}, locked is {expected}",
+                f"{folder / name} is not the jar that {jars.lock.name} names: its sha256 is {digest}, locked is {expected}",
                 f"delete {folder} to fetch it again, and be suspicious if it comes back",
             )
 
@@ -139,13 +139,13 @@ def resolve(cache: Path, jars: Jars = KAFKA) -> list[Path]:
 
 def write_lock(jars: Jars = KAFKA, written_by: str = "python -m stack --lock") -> None:
     """Write the lock from what the coordinates lead to now. For maintainers."""
-    found = resolve(folders.cache(), jars)
+    resolved = resolve(folders.cache(), jars)
     lines = [
         f"# sha256 of each of {jars.name}, in class path order; written by `{written_by}`.",
         f'coordinates = "{jars.endpoint}"',
         "",
         "[jars]",
-        *(f'"{jar.name}" = "{_sha256(jar)}"' for jar in found),
+        *(f'"{jar.name}" = "{_sha256(jar)}"' for jar in resolved),
     ]
     jars.lock.write_text("\n".join(lines) + "\n")
 

@@ -107,10 +107,10 @@ class Broker(Server):
         nodes = range(1, self.state.brokers + 1)
         voters = ",".join(f"{node}@127.0.0.1:{self.state.port(node_name(node), 'controller')}" for node in nodes)
         listeners = {"PLAINTEXT": self.port, "CONTROLLER": self.state.port(self.name, "controller")}
-        told = {"PLAINTEXT": f"127.0.0.1:{self.port}"}
+        advertised = {"PLAINTEXT": f"127.0.0.1:{self.port}"}
         if self.advertised:
             listeners["DETOUR"] = self.state.port(self.name, "detour")
-            told["DETOUR"] = self.advertised
+            advertised["DETOUR"] = self.advertised
         replication = min(3, self.state.brokers)
         in_sync = max(1, replication - 1)
         settings = {
@@ -119,7 +119,7 @@ class Broker(Server):
             "controller.quorum.voters": voters,
             "controller.listener.names": "CONTROLLER",
             "listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items()),
-            "advertised.listeners": ",".join(f"{name}://{address}" for name, address in told.items()),
+            "advertised.listeners": ",".join(f"{name}://{address}" for name, address in advertised.items()),
             "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listeners),
             "inter.broker.listener.name": "PLAINTEXT",
             "log.dirs": "data",

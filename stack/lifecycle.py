@@ -180,12 +180,12 @@ class Stack:
     @property
     def pids(self) -> dict[str, list[int]]:
         """kafka, postgres, redis -> pids of the main processes that run. A Postgres has children besides: see cpu_seconds."""
-        found: dict[str, list[int]] = {}
+        pids: dict[str, list[int]] = {}
         for status in self.status:
-            members = found.setdefault(status.kind, [])
+            members = pids.setdefault(status.kind, [])
             if status.pid is not None:
                 members.append(status.pid)
-        return found
+        return pids
 
     def cpu_seconds(self) -> dict[str, float]:
         """kafka, postgres, redis -> seconds of CPU that they used since their start, children included."""
@@ -245,7 +245,7 @@ class Stack:
                 server.prepare()
                 child = server.launch()
                 started.append(server)
-                self._note(server, child.pid)
+                self._write_pid(server, child.pid)
                 if not processes.wait_ready(server.name, partial(processes.lives, child), server.ready, server.log, given_up=given_up):
                     return
                 self._progress(f"{server.name} serves on port {server.port}")
@@ -254,7 +254,7 @@ class Stack:
             raise
 
     def _adopted(self, server: Server) -> bool:
-        """Whether a server runs already, be it from a start that was cut short; waits for it when it is still on its way up or down."""
+        """Tell whether a server runs already, and wait for one that is starting or stopping."""
         pid = self._pid(server)
         if pid is None:
             return False
@@ -263,10 +263,10 @@ class Stack:
             return False
         if not processes.wait_ready(server.name, partial(self._runs, server), server.ready, server.log, must_live=False):
             return False
-        self._note(server, pid)
+        self._write_pid(server, pid)
         return True
 
-    def _note(self, server: Server, pid: int | None) -> None:
+    def _write_pid(self, server: Server, pid: int | None) -> None:
         def change(state: State) -> None:
             record = state.servers[server.name]
             record.pid, record.born = pid, processes.birth(pid) if pid is not None else None
@@ -282,7 +282,7 @@ class Stack:
                 stop.result()
         for server in servers:
             if server.name in self._state.servers:
-                self._note(server, None)
+                self._write_pid(server, None)
 
 
 def _checked(brokers: int) -> int:

@@ -63,7 +63,7 @@ def account() -> pwd.struct_passwd | None:
 
 
 class Postgres(Server):
-    """What primary and replica have in common."""
+    """The common parts of primary and replica."""
 
     kind: ClassVar[str] = "postgres"
     polite: ClassVar[signal.Signals] = signal.SIGINT  # "fast": ends sessions, writes a checkpoint
@@ -93,7 +93,7 @@ class Postgres(Server):
 
     @property
     def url(self) -> str:
-        """As ORDERS_POSTGRES takes it."""
+        """The server's URL, as in ORDERS_POSTGRES."""
         return f"postgresql://postgres:{self.state.password}@127.0.0.1:{self.port}/{DATABASE}"
 
     def prepare(self) -> None:
@@ -235,7 +235,7 @@ class Replica(Postgres):
 
 
 def _named(data: Path) -> Path:
-    """What to tell a program that works in a data folder about where that is."""
+    """Return the arguments that give a program its data folder."""
     return HERE if HERE.exists() else data
 
 
@@ -261,7 +261,7 @@ def tools(runner: pwd.struct_passwd | None) -> Path:
 
 
 def site_packages() -> Path:
-    """Where the package with the programs is installed. Raises StackError when it isn't."""
+    """Return the folder of the package with the programs. Raises StackError if it isn't installed."""
     package = importlib.util.find_spec(PACKAGE)
     for place in (package.submodule_search_locations if package else None) or ():
         packages = Path(place).parent

@@ -37,13 +37,13 @@ _children: list[subprocess.Popen[bytes]] = []
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """How a server's process is told from all others: its name, and a string that its command line holds."""
+    """The identity of a server's process: its name, and a string that its command line holds."""
 
     comm: str
     marker: str
 
     def fits(self, process: psutil.Process) -> bool:
-        """Whether this is the server's main process. False as well when it is gone or not ours to look at."""
+        """Tell whether this is the server's main process; False also if it is gone or we may not look at it."""
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.name() != self.comm:
                 return False
@@ -162,12 +162,12 @@ def attempt(argv: Sequence[str], account: pwd.struct_passwd | None) -> str | Non
 
 
 def permitted(account: pwd.struct_passwd | None, folder: Path) -> bool:
-    """Whether the account can enter a folder, so each folder above it too."""
+    """Tell whether the account can enter a folder, and so each folder above it."""
     return attempt(["/bin/sh", "-c", 'test -x "$1"', "sh", str(folder)], account) is None
 
 
 def lives(child: subprocess.Popen[bytes]) -> bool:
-    """Whether a process that this one started has not ended yet."""
+    """Tell whether a process that this one started still runs."""
     return child.poll() is None
 
 
@@ -219,7 +219,8 @@ def _gone(process: psutil.Process, patience: float) -> bool:
 
 
 def _fully_dead(process: psutil.Process) -> bool:
-    """Whether only the entry for its parent is left. A JVM's first thread is a zombie while others still hold its files and ports."""
+    """Tell whether a process has ended, with all its threads: a JVM's first one is a zombie while others hold
+    its files and ports."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1 and process.ppid() != os.getpid()
     except psutil.NoSuchProcess:
@@ -243,25 +244,25 @@ def wait_left(folder: Path, comm: str, patience: float = STOP_TIMEOUT) -> None:
     Postgres over them would be two writers on one folder.
     """
     deadline = time.monotonic() + patience
-    while left := _working_in(folder, comm):
+    while remaining := _working_in(folder, comm):
         if time.monotonic() > deadline:
-            for process in left:
+            for process in remaining:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         if time.monotonic() > deadline + patience:
             raise StackError(
-                f"processes {[process.pid for process in left]} still work in {folder} and do not end", "end them, and run this again"
+                f"processes {[process.pid for process in remaining]} still work in {folder} and do not end", "end them, and run this again"
             )
         time.sleep(POLL)
 
 
 def _working_in(folder: Path, comm: str) -> list[psutil.Process]:
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             if process.name() == comm and process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == folder:
-                found.append(process)
-    return found
+                processes.append(process)
+    return processes
 
 
 def cpu_seconds(pid: int) -> float:

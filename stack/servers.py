@@ -1,4 +1,4 @@
-"""What lifecycle knows of a server: how to prepare, start, recognise, ask and stop it."""
+"""The interface of a server for lifecycle: how to prepare, start, recognise, ask and stop it."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ class Server(ABC):
 
     @property
     def purposes(self) -> frozenset[str]:
-        """What it needs ports for; "port" is where clients connect."""
+        """Names of the ports that it needs; "port" is the one for clients."""
         return frozenset({"port"})
 
     @property
     def port(self) -> int:
-        """Where clients connect."""
+        """Port for clients."""
         return self.state.port(self.name, "port")
 
     @property
     @abstractmethod
     def identity(self) -> Identity:
-        """How its process is told from all others."""
+        """Identity of its process."""
 
     @abstractmethod
     def prepare(self) -> None:
@@ -49,4 +49,4 @@ class Server(ABC):
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether it serves clients now. Blocks for a second at most."""
+        """Tell whether it serves clients now. Blocks for a second at most."""

@@ -1,4 +1,4 @@
-"""What is written down about a stack in its folder: ports, pids, secrets. One JSON file, replaced whole."""
+"""The record of a stack in its folder: ports, pids, secrets. It is one JSON file, replaced as a whole."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class Valkey(Server):
 
     @property
     def url(self) -> str:
-        """As ORDERS_REDIS takes it."""
+        """The server's URL, as in ORDERS_REDIS."""
         return f"redis://:{self.state.password}@127.0.0.1:{self.port}/0"
 
     def prepare(self) -> None:

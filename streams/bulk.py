@@ -1,10 +1,12 @@
-"""The bulk worker: takes parts of jobs off the bulk topics and puts their events on the ordinary ones, paced.
+"""The bulk worker: it takes parts of jobs from the bulk topics and publishes their events on the ordinary
+topics, paced.
 
     part ─► decode ─► publish, paced ─► orders_bulk_job ─► bulk.completed after the last ─► commit
 
-Every step is acknowledged before the next, so a crash anywhere repeats the part, and nothing of it is lost. Repeated events have the same
-ids and the same natural keys, and change nothing. It is no lane: it has a group of its own, so that a part is never in front of an
-interactive event, and its failures are judged by the same policy (streams.transport.delivery).
+Every step is acknowledged before the next one, so a crash anywhere repeats the part, and nothing of it is
+lost. Repeated events have the same ids and natural keys, and change nothing. It is no lane: it has a consumer
+group of its own, so that a part never delays an interactive event. Its failures follow the same policy
+(streams.transport.delivery).
 """
 
 from __future__ import annotations
@@ -23,9 +25,9 @@ from mode import Service
 
 from contracts import bulk
 from contracts.errors import RECORD_TOO_LARGE, UNREADABLE, Refused
+from contracts.record_id import RecordId
 from contracts.topics import BULK, BULK_COMPLETED, DLQ
 from domain import events
-from domain.order import Origin
 from settings import Settings
 from sinks.bulk import BulkJobs
 from streams import metrics
@@ -33,7 +35,7 @@ from streams.dead_letters import letter_of, raw_value
 from streams.lag import LagReader, total
 from streams.partitioner import partition_of
 from streams.transport.delivery import Delivery
-from wire import AIOKafkaConsumer, AIOKafkaProducer, unreadable
+from wire import clients, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -61,13 +63,11 @@ class Unpacker:
         self._looked = 0.0
         self._since = 0
         self._never = asyncio.Event()
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = clients.consumer(
+            settings,
+            "orders-bulk",
             *BULK,
-            bootstrap_servers=settings.brokers,
-            client_id="orders-bulk",
             group_id=settings.bulk_group,
-            isolation_level="read_committed",
-            enable_auto_commit=False,
             auto_offset_reset="earliest",
             session_timeout_ms=int(settings.session_timeout * 1000),
             heartbeat_interval_ms=int(min(settings.heartbeat_interval, settings.session_timeout / 3) * 1000),
@@ -75,18 +75,10 @@ class Unpacker:
             # A part waits for as long as the pipeline is behind; that is not idleness to leave the group for.
             max_poll_interval_ms=DAY_MS,
         )
-        self._producer = AIOKafkaProducer(
-            bootstrap_servers=settings.brokers,
-            client_id="orders-bulk",
-            acks="all",
-            enable_idempotence=True,
-            linger_ms=5,
-            max_batch_size=512 << 10,
-            max_request_size=16 << 20,
-        )
+        self._producer = clients.producer(settings, "orders-bulk", linger_ms=5, max_batch_size=512 << 10, max_request_size=16 << 20)
 
     async def __aenter__(self) -> Unpacker:
-        """Raises what aiokafka raises when no broker answers."""
+        """Connect. Raises what aiokafka raises when no broker answers."""
         try:
             await self._lag.__aenter__()
             await self._producer.start()
@@ -107,10 +99,14 @@ class Unpacker:
         self._jobs.drop()
 
     async def run(self) -> None:
-        """Part after part. Raises what aiokafka raises when Kafka fails, GaveUp once Postgres has for longer than retry_limit."""
+        """Unpack part after part.
+
+        Raises what aiokafka raises when Kafka fails, and GaveUp if Postgres fails for longer than
+        retry_limit.
+        """
         while True:
             record = await self._consumer.getone()
-            await self._take(record)
+            await self._unpack_part(record)
             try:
                 await self._consumer.commit({TopicPartition(record.topic, record.partition): record.offset + 1})
             except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
@@ -119,8 +115,8 @@ class Unpacker:
                 log.info("the offset of a bulk part stays uncommitted: %s", error)
             self._delivery.recovered(LANE)
 
-    async def _take(self, record: Any) -> None:
-        """One record, until everything that it comes to is acknowledged."""
+    async def _unpack_part(self, record: Any) -> None:
+        """Unpack one record, until everything that it contains is acknowledged."""
         try:
             if (why := unreadable(record)) is not None:
                 raise Refused(UNREADABLE, why)
@@ -136,33 +132,34 @@ class Unpacker:
                 detail = f"$.events[{n}]: above {bulk.EVENT_BYTES:,} bytes"
                 await self._refuse(record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail))
         await self._publish(bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= bulk.EVENT_BYTES])
-        progress = await self._note(lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events)))
+        progress = await self._write_job(lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events)))
         if progress.completed_at is not None and not progress.announced:
             when = progress.completed_at.astimezone(UTC).isoformat()
             value, headers = bulk.completed(job, kind, progress.parts, progress.events, when)
             await self._producer.send_and_wait(BULK_COMPLETED, value, key=job.encode(), headers=headers)
-            await self._note(lambda: self._jobs.announced(job))
+            await self._write_job(lambda: self._jobs.announced(job))
             log.info("bulk job %s is unpacked: %d %s", job, progress.events, kind)
         metrics.BULK_EVENTS.labels(kind).inc(len(part.events))
 
-    async def _note(self, write: Callable[[], Awaitable[T]]) -> T:
+    async def _write_job(self, write: Callable[[], Awaitable[T]]) -> T:
         """Write to Postgres until it works: what was published isn't published again for its sake. Raises GaveUp."""
-        found: list[T] = []
+        results: list[T] = []
 
         async def attempt() -> None:
             try:
-                found.append(await write())
+                results.append(await write())
             except BaseException:
                 self._jobs.drop()  # its connection may have an answer under way
                 raise
 
         await self._delivery.run(LANE, attempt, self._never)
-        return found[0]
+        return results[0]
 
     async def _publish(self, topic: str, unpacked: list[bulk.Unpacked]) -> None:
-        """Returns once every event is acknowledged; they leave a tick's worth at a time, and only while the pipeline keeps up.
+        """Publish events, as many as are due in each tick and only while the pipeline keeps up.
 
-        Lane by lane (an order's in their order), so that a handful is one batch more for one lane and not a batch more for each.
+        Returns once all are acknowledged. Events are sent lane by lane, each order's in their order, so that
+        one chunk is an additional batch for one lane and not for each.
         """
         at_once = max(1, int(self._settings.bulk_rate * TICK))
         unpacked = sorted(unpacked, key=lambda each: 0 if each.key is None else partition_of(each.key, self._settings.partitions))
@@ -182,7 +179,7 @@ class Unpacker:
                 raise result
 
     async def _pace(self, count: int) -> None:
-        """Wait until `count` events may leave: by the rate, and by the records that the pipeline has before it."""
+        """Wait until `count` events may be sent, by the rate and by the lag of the pipeline."""
         await asyncio.sleep(max(0.0, self._due - time.monotonic()))
         # From now, not from when it was due: time lost to waiting isn't made up for by a burst.
         self._due = time.monotonic() + count / self._settings.bulk_rate
@@ -198,8 +195,8 @@ class Unpacker:
     async def _refuse(
         self, record: Any, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], refusal: Refused
     ) -> None:
-        origin = Origin(record.topic, record.partition, record.offset)
-        letter = letter_of(origin, key, value, headers, refusal.code, refusal.detail)
+        record_id = RecordId(record.topic, record.partition, record.offset)
+        letter = letter_of(record_id, key, value, headers, refusal.code, refusal.detail)
         # As a batch: sent alone, aiokafka takes no record that has neither key nor value.
         batch = self._producer.create_batch()
         batch.append(timestamp=int(time.time() * 1000), key=letter.key, value=letter.value, headers=letter.headers)
@@ -222,9 +219,11 @@ class BulkService(Service):
 
 
 async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -> None:
-    """Unpack until cancelled. `ready` is called whenever it is in the group. Raises GaveUp past retry_limit, and what is a bug.
+    """Unpack until cancelled. `ready` is called whenever it has joined the group. Raises GaveUp past
+    retry_limit, and what a bug raises.
 
-    When Kafka fails everything is made anew, from the committed offset on: a producer that has lost a batch isn't used any more.
+    When Kafka fails it connects again from the committed offset on, because a producer that has lost a batch
+    isn't used any more.
     """
     delivery = Delivery(settings)
 
@@ -237,7 +236,7 @@ async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -
 
 
 async def serve(settings: Settings, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-    """The same until `stop` is set. What is in hand then is unpacked again by the next."""
+    """Unpack parts until `stop` is set. A part that isn't finished then is unpacked again by the next worker."""
     running, asked = asyncio.ensure_future(unpack(settings, ready)), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)

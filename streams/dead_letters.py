@@ -1,4 +1,4 @@
-"""Records that are refused or passed on: where each first was, and the dead letter that is made of it."""
+"""Dead letters: how one is made from a refused record, and where the record was first."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple, Protocol
 
 from contracts.errors import ORIGIN_UNKNOWN, Refused
+from contracts.record_id import RecordId
 from contracts.topics import CHECKOUT, INPUT, REKEYED
 from domain.limits import RECORD_BYTES, record_size
-from domain.order import Origin
 from wire import raw_bytes
 
 Headers = list[tuple[str, bytes | None]]
@@ -21,7 +21,10 @@ _MOST_DIGITS: Final = 18
 
 
 class Record(Protocol):
-    """What is used of a consumed record (aiokafka.ConsumerRecord). `timestamp_type` 1: `timestamp` is the broker's append time, ms."""
+    """The part of a consumed record (aiokafka.ConsumerRecord) that is used.
+
+    `timestamp` is in ms; with `timestamp_type` 1 it is the broker's append time.
+    """
 
     topic: str
     partition: int
@@ -42,57 +45,70 @@ class Letter(NamedTuple):
 
 
 def dead_letter(record: Record, code: str, detail: str) -> Letter:
-    """What is written to orders.dlq of a refused record: the record as it first was, and why. Pure but for the time of day."""
-    origin, key, headers = origin_of(record), record.key, list(record.headers)
-    if origin.topic != record.topic:
+    """Make the dead letter of a refused record: the record as it was first, and the reason.
+
+    Pure but for the time of day.
+    """
+    record_id, key, headers = record_id_of(record), record.key, list(record.headers)
+    if record_id.topic != record.topic:
         key = dict(headers).get("rekeyed_key")
         headers = [header for header in headers if header[0] not in REKEYED_FROM]
-    return letter_of(origin, key, raw_value(record), headers, code, detail)
+    return letter_of(record_id, key, raw_value(record), headers, code, detail)
 
 
 def letter_of(
-    origin: Origin, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]], code: str, detail: str
+    record_id: RecordId, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]], code: str, detail: str
 ) -> Letter:
-    """The same of a record that was at `origin`. What would be too large for orders.dlq is left out, its value first."""
+    """Make the dead letter of a record by its parts.
+
+    A value or key that is too large for orders.dlq is left out.
+    """
     if record_size(key, value, headers) > RECORD_BYTES:
         value = None
         if record_size(key, None, headers) > RECORD_BYTES:
             key, headers = None, []
         detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
-    return Letter(key, value, [*headers, *letter_headers(origin, code, detail)])
+    return Letter(key, value, [*headers, *letter_headers(record_id, code, detail)])
 
 
-def origin_of(record: Record) -> Origin:
-    """Where the record first was: a re-keyed one tells by its headers. Its own place where these say nothing."""
+def record_id_of(record: Record) -> RecordId:
+    """Return where the record was first.
+
+    A re-keyed one says so in its headers; without them its own id counts.
+    """
     if record.topic == REKEYED:
         try:
             return rekeyed_from(record)
         except Refused:
             pass
-    return Origin(record.topic, record.partition, record.offset)
+    return RecordId(record.topic, record.partition, record.offset)
 
 
-def rekeyed_from(record: Record) -> Origin:
-    """Where a record of orders.rekeyed first was. Raises Refused when its headers don't say so: then none of us wrote it."""
-    came = dict(record.headers)
-    topic, *places = (came.get(name) or b"" for name in REKEYED_FROM[:3])
+def rekeyed_from(record: Record) -> RecordId:
+    """Return where a record of orders.rekeyed was first.
+
+    Raises Refused if its headers don't say so: no worker wrote it.
+    """
+    headers = dict(record.headers)
+    topic, *numbers = (headers.get(name) or b"" for name in REKEYED_FROM[:3])
     name = _REKEYED_TOPICS.get(topic)
-    if name is None or not all(place.isdigit() and len(place) <= _MOST_DIGITS for place in places):
+    if name is None or not all(number.isdigit() and len(number) <= _MOST_DIGITS for number in numbers):
         raise Refused(ORIGIN_UNKNOWN, f"headers {', '.join(REKEYED_FROM[:3])}: missing or malformed")
-    return Origin(name, int(places[0]), int(places[1]))
+    return RecordId(name, int(numbers[0]), int(numbers[1]))
 
 
 def raw_value(record: Record) -> bytes | None:
-    """A record's value as it came; of one that can't be parsed its bytes, if they are to be had. Pure."""
+    """Return a record's value as it came, and the bytes of one that can't be parsed, if there are any. Pure."""
     return raw_bytes(record) if record.value is None else record.value
 
 
-def letter_headers(origin: Origin, code: str, detail: str) -> list[tuple[str, bytes]]:
-    """What a dead letter says beside its record: where that was, why it was refused, and when."""
+def letter_headers(record_id: RecordId, code: str, detail: str) -> list[tuple[str, bytes]]:
+    """Return the headers that a dead letter has beside its record's: where that was, why it was refused, and
+    when."""
     return [
-        ("dlq_topic", origin.topic.encode()),
-        ("dlq_partition", b"%d" % origin.partition),
-        ("dlq_offset", b"%d" % origin.offset),
+        ("dlq_topic", record_id.topic.encode()),
+        ("dlq_partition", b"%d" % record_id.partition),
+        ("dlq_offset", b"%d" % record_id.offset),
         ("dlq_reason", code.encode()),
         ("dlq_detail", detail.encode("utf-8", "backslashreplace")),
         ("dlq_time", datetime.now(UTC).isoformat().encode()),

@@ -1,9 +1,10 @@
-"""What a batch comes to: its records decoded, folded into their orders, and those projected onto rows and cache entries. Pure.
+"""The fold of a batch: records are decoded and folded into their orders, and the orders projected onto rows
+and cache entries. Pure.
 
     decode ─► load the orders' states ─► fold each event into its order (domain.fold)
            ─► project: states, rows, cache entries
 
-Workers write what comes of it (streams.pipeline); operators fold a history again with it (operations).
+Workers write the output (streams.pipeline); operators replay a history with it (operations).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from domain.order import Created, Order, ReturnStage, Scan
 from domain.totals import RunningTotals
 from settings import Settings
 from sinks.rows import CacheEntry, RowBatch
-from streams.dead_letters import REKEYED_FROM, Record, dead_letter, letter_headers, origin_of, rekeyed_from
+from streams.dead_letters import REKEYED_FROM, Record, dead_letter, letter_headers, record_id_of, rekeyed_from
 from streams.partitioner import partition_of
 from streams.transport import Moved, OutRecord, Slice
 from tables import codec
@@ -103,10 +104,10 @@ class BatchOutput:
         """Add a record to what leaves."""
         if isinstance(record.value, bytes):
             self.size += len(record.value)
-        known = self.out.get(topic)
-        if known is None:
-            known = self.out[topic] = []
-        known.append(record)
+        records = self.out.get(topic)
+        if records is None:
+            records = self.out[topic] = []
+        records.append(record)
 
 
 class Batch(Protocol):
@@ -132,10 +133,10 @@ class BatchFolder:
         self.held_bytes = HELD_BYTES
 
     def fold(self, batch: Batch, states: States, timed: Timed = lambda step, seconds: None) -> BatchOutput:
-        """What the batch comes to, given the states that there are. Writes nothing; blocks and raises as `states` does.
+        """Fold a batch, given the states. Writes nothing; blocks and raises as `states` does.
 
-        A small record can make megabytes of commands, and name an order of megabytes. So a batch whose states or effects are more than
-        HELD_BYTES is shortened to the records that come to so much, one of them at least.
+        A small record can cause megabytes of commands, and can name an order of megabytes. So a batch whose
+        states or effects exceed HELD_BYTES is shortened to the records that stay below, at least one.
         """
         work, stop = self._fold(batch, states, timed)
         while stop is not None:
@@ -145,7 +146,7 @@ class BatchFolder:
         return work
 
     def _fold(self, batch: Batch, states: States, timed: Timed) -> tuple[BatchOutput, Record | None]:
-        """What the batch comes to, up to the record before the one that is returned."""
+        """Fold the batch up to the record before the one that is returned."""
         started = perf_counter()
         work = BatchOutput()
         accepted = self._decode(batch, work)
@@ -157,7 +158,7 @@ class BatchFolder:
             order = touched.get(event.order_id)
             if order is None or work.size > most:
                 return work, record
-            self._take(work, record, event, key, order, batch.partition)
+            self._fold_event(work, record, event, key, order, batch.partition)
         timed("fold", (folded := perf_counter()) - loaded)
         self.project(work, touched)
         timed("render", perf_counter() - folded)
@@ -189,11 +190,11 @@ class BatchFolder:
     def _load(self, states: States, accepted: list[tuple[Record, Event, bytes]]) -> dict[bytes, OrderInBatch]:
         """The orders of the first records, as far as their states are no more than HELD_BYTES; of one record at least."""
         # In the order of their records, so that a batch is the same whatever the process's hash seed.
-        wanted = list({event.order_id: None for _, event, _ in accepted})
+        order_ids = list({event.order_id: None for _, event, _ in accepted})
         touched: dict[bytes, OrderInBatch] = {}
         size = 0
-        for start in range(0, len(wanted), _STATES_AT_ONCE):
-            some = wanted[start : start + _STATES_AT_ONCE]
+        for start in range(0, len(order_ids), _STATES_AT_ONCE):
+            some = order_ids[start : start + _STATES_AT_ONCE]
             for order_id, raw in zip(some, states(some), strict=True):
                 if size > self.held_bytes:
                     return touched
@@ -201,13 +202,13 @@ class BatchFolder:
                 touched[order_id] = OrderInBatch(Order() if raw is None else codec.decode(raw))
         return touched
 
-    def _take(self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int) -> None:
+    def _fold_event(self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int) -> None:
         order = touched.order
         if order.version == 0 and partition_of(key, self._partitions) != lane:
             # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
             self._rekey(work, record, event)
             return
-        folded = fold(order, event, None if order.created is not None else origin_of(record), touched.totals)
+        folded = fold(order, event, None if order.created is not None else record_id_of(record), touched.totals)
         if folded.changed:
             touched.mark(event)
         else:
@@ -270,7 +271,7 @@ class BatchFolder:
         )
 
     def entry_of(self, raw_id: bytes, state: bytes) -> CacheEntry | None:
-        """All that the cache shows of an order; None if its order.created isn't known yet."""
+        """Return the cache entry of an order; None if its order.created isn't known yet."""
         order = codec.decode(state)
         if order.created is None:
             return None
@@ -280,10 +281,11 @@ class BatchFolder:
     # -- deadlines -------------------------------------------------------------------------------------------------
 
     def pass_deadlines(self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int) -> BatchOutput:
-        """No record, but time: the deadlines that passed at `moment` become records of orders.decisions, which count once they are folded.
+        """Make records of orders.decisions from the deadlines that passed at `moment`. They count once they
+        are folded.
 
-        Until then nothing more is waited for on their account: their orders' due times are those of the other deadlines. Dying in between
-        writes such a record again, and the second one changes nothing.
+        Until then these deadlines no longer make an order due; its due time is that of its other deadlines.
+        If the worker dies in between, such a record is written again, and the second one changes nothing.
         """
         work = BatchOutput()
         for at, order_id, raw in due_states:
@@ -321,11 +323,19 @@ class BatchFolder:
         if record.topic in INTERNAL:
             # It waited here while the topics were given more partitions (operations.repartition): another lane has its order since.
             key = events.order_key(event)
-            work.publish(record.topic, OutRecord(key, record.value, list(record.headers), partition_of(key, self._partitions)))
+            work.publish(
+                record.topic,
+                OutRecord(key, record.value, list(record.headers), partition_of(key, self._partitions)),
+            )
             work.outcomes[record.topic, _REKEY] += 1
             return
         if record_size(record.key, record.value, record.headers) > RECORD_BYTES:
-            self._refuse(work, record, RECORD_TOO_LARGE, f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key")
+            self._refuse(
+                work,
+                record,
+                RECORD_TOO_LARGE,
+                f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key",
+            )
             return
         headers = [
             *(header for header in record.headers if header[0] not in REKEYED_FROM),  # an upstream's own would be taken for ours
@@ -347,10 +357,13 @@ class BatchFolder:
     def _refuse_late(self, work: BatchOutput, order_id: bytes, late: effects.LateRefusal) -> None:
         detail = f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at the coordinates"
         key = ids.text(order_id).encode()
-        work.publish(DLQ, OutRecord(key, effects.normalised(late, order_id), letter_headers(late.origin, late.code, detail)))
+        work.publish(
+            DLQ,
+            OutRecord(key, effects.normalised(late, order_id), letter_headers(late.record, late.code, detail)),
+        )
         work.letters[late.code] += 1
 
 
 def _place(batch: Batch, record: Record) -> int:
-    """How many of a batch's records are before this one."""
+    """Return how many of a batch's records come before this one."""
     return next(at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record)

@@ -1,4 +1,4 @@
-"""How far a consumer group is behind on the topics of the lanes."""
+"""The lag of a consumer group on the topics of the lanes."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from types import TracebackType
 from typing import Final, NamedTuple, cast
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError
 from aiokafka.structs import OffsetAndMetadata
 
 from contracts.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
 from streams.topics import require
-from wire import AIOKafkaConsumer, learn_topics
+from wire import clients, learn_topics
 
 COORDINATOR_SECONDS: Final = 30.0
 """How long a group's coordinator may be away: a new cluster makes its offsets topic when first asked, a broker that failed is replaced."""
 
 
 class Position(NamedTuple):
-    """Of one partition: the next offset the group would read, and the one that the next record will get."""
+    """Position in one partition: the next offset that the group would read, and the one that the next record
+    will get."""
 
     committed: int
     end: int
@@ -45,16 +45,13 @@ class LagReader:
         self._group = settings.group
         self._changelog = settings.changelog_topic
         self._written = (*DERIVED, DLQ, REDRIVEN, self._changelog)
-        servers = settings.brokers
-        self._admin = AIOKafkaAdminClient(bootstrap_servers=servers, client_id="orders-lag", request_timeout_ms=30_000)
-        # No group: it only asks for offsets and must never take part in a rebalance.
-        self._offsets = AIOKafkaConsumer(bootstrap_servers=servers, client_id="orders-lag", group_id=None, request_timeout_ms=30_000)
-        self._stable = AIOKafkaConsumer(
-            bootstrap_servers=servers, client_id="orders-lag", group_id=None, request_timeout_ms=30_000, isolation_level="read_committed"
-        )
+        self._admin = clients.admin(settings, "orders-lag", request_timeout_ms=30_000)
+        # In no group: they only ask for offsets and must never take part in a rebalance.
+        self._offsets = clients.consumer(settings, "orders-lag", isolation_level="read_uncommitted", request_timeout_ms=30_000)
+        self._stable = clients.consumer(settings, "orders-lag", request_timeout_ms=30_000)
 
     async def __aenter__(self) -> LagReader:
-        """Raises aiokafka.errors.KafkaConnectionError when no broker answers."""
+        """Connect. Raises aiokafka.errors.KafkaConnectionError when no broker answers."""
         try:
             await self._admin.start()
             await self._offsets.start()
@@ -93,18 +90,20 @@ class LagReader:
         committed = await self._committed()
         starts = await self._offsets.beginning_offsets(partitions)
         ends = await self._offsets.end_offsets(partitions)
-        found: Lag = {}
+        positions: Lag = {}
         for partition in partitions:
             commit = committed.get(partition)
             start = starts[partition]
             position = start if commit is None or commit.offset < 0 else max(commit.offset, start)
-            found[partition.topic, partition.partition] = Position(position, ends[partition])
-        return found
+            positions[partition.topic, partition.partition] = Position(position, ends[partition])
+        return positions
 
     async def unseen(self) -> dict[str, int]:
-        """Of the topics that the pipeline writes: offsets that readers of committed records don't get to yet, by topic, without those at 0.
+        """Return, by topic, the offsets that readers of committed records don't reach yet, on the topics that
+        the pipeline writes.
 
-        Empty: they see everything that was written before this call. A transaction is in its offsets first, on each topic a moment later.
+        If it is empty, they see everything that was written before this call. A committed transaction is in
+        the offsets first, and visible on each topic a moment later.
         """
         partitions = await self._partitions(self._written)
         ends = await self._offsets.end_offsets(partitions)
@@ -117,7 +116,7 @@ class LagReader:
         return {tp.partition: end for tp, end in (await self._offsets.end_offsets(partitions)).items()}
 
     async def members(self) -> int:
-        """How many consumers are in the group: 0 means that nobody works the lag off."""
+        """Return how many consumers are in the group; with 0 the lag doesn't shrink."""
         responses = await self._admin.describe_consumer_groups([self._group])
         return sum(len(group[5]) for response in responses for group in response.groups)
 

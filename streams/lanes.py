@@ -17,7 +17,7 @@ from wire.log import LogReader
 
 
 class Lanes(NamedTuple):
-    """By how many partitions an order's lane is found, and was found before, the fewest first."""
+    """The number of partitions that an order's lane follows from, and the earlier numbers, the fewest first."""
 
     number: int
     former: Sequence[int] = ()
@@ -29,17 +29,20 @@ def sources(lane: int, former: Sequence[int]) -> list[int]:
 
 
 async def noted(settings: Settings) -> Lanes | None:
-    """What was noted when the topics were given more partitions; None: they never were. Reads one small topic. Raises KafkaError."""
+    """Read what was noted when the topics got more partitions; None if they never did.
+
+    Blocks. Raises KafkaError.
+    """
     newest: Lanes | None = None
-    async with LogReader(settings.brokers, "orders-lanes") as reader:
+    async with LogReader(settings, "orders-lanes") as reader:
         partition = TopicPartition(PARTITIONS, 0)
-        if not await reader.exists(PARTITIONS):
+        if not await reader.partitions(PARTITIONS):
             return None
         end = (await reader.ends([partition]))[partition]
-        async with aclosing(reader.stretch(partition, 0, end)) as stretches:
-            async for records in stretches:
+        async with aclosing(reader.read(partition, 0, end)) as stretches:
+            async for records, _ in stretches:
                 for record in records:
-                    newest = _note(record.value) or newest
+                    newest = _decode_note(record.value) or newest
     return newest
 
 
@@ -51,17 +54,17 @@ class _Note(msgspec.Struct):
 _decode: Final = msgspec.json.Decoder(_Note).decode
 
 
-def _note(value: bytes | None) -> Lanes | None:
-    """What a record of orders.partitions says; None if it is no note: anybody may write there."""
+def _decode_note(value: bytes | None) -> Lanes | None:
+    """Decode a record of orders.partitions; None if it is no note, since anybody may write there."""
     note = read_foreign(_decode, value)
     return None if note is None else Lanes(note.partitions, sorted(note.former))
 
 
 async def lanes(settings: Settings) -> Lanes:
     """The lanes that there are. Blocks as noted() does. Raises KafkaError, PartitionMismatch when ORDERS_PARTITIONS isn't their number."""
-    found = await noted(settings) or Lanes(settings.partitions)
-    if found.number != settings.partitions:
+    current = await noted(settings) or Lanes(settings.partitions)
+    if current.number != settings.partitions:
         raise PartitionMismatch(
-            f"the orders are spread over {found.number} lanes, ORDERS_PARTITIONS is {settings.partitions}", f"set it to {found.number}"
+            f"the orders are spread over {current.number} lanes, ORDERS_PARTITIONS is {settings.partitions}", f"set it to {current.number}"
         )
-    return found
+    return current

@@ -1,4 +1,4 @@
-"""Which partition a key goes to: Kafka's default partitioner, as the JVM's producers have it."""
+"""The partition of a key, by the default partitioner of Kafka's Java clients."""
 
 from __future__ import annotations
 

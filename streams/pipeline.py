@@ -25,7 +25,7 @@ from streams.transport import LaneBatch
 
 
 class _Progress:
-    """What a batch comes to, and how many of the steps have succeeded."""
+    """The output of a batch, and how many of the steps have succeeded."""
 
     __slots__ = ("done", "work")
 

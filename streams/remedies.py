@@ -1,4 +1,4 @@
-"""What an operator does about an error of the transport, in the words of our commands and settings, of which the transport knows none."""
+"""Remedies for errors of the transport, which doesn't know our commands and settings itself."""
 
 from __future__ import annotations
 

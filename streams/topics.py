@@ -1,7 +1,7 @@
-"""Which topics there are and how they are kept; creating them, and saying what is wrong with those that exist.
+"""The topics: which ones there are, how they are created, and what is wrong with those that exist.
 
-Everything here asks the brokers and may block for as long as they take, up to the deadlines named. Servers that aren't there
-raise aiokafka.errors.KafkaConnectionError.
+Everything here asks the brokers and may block as long as they take, up to the named deadlines. Servers that
+aren't there raise aiokafka.errors.KafkaConnectionError.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aiokafka.protocol.metadata import MetadataRequest
 from contracts import topics as names
 from errors import OrdersError
 from settings import Settings
+from wire import clients
 
 INPUT_MAX_BYTES: Final = 6 << 20
 """Largest batch on an input topic, bytes."""
@@ -61,7 +62,7 @@ class TopicConfig:
     reason: str
 
     def accepts(self, actual: str) -> bool:
-        """Whether an existing topic may have this value. `free` ones are the operator's to change."""
+        """Tell whether an existing topic may have this value; an operator may change `free` ones."""
         if self.rule == "free":
             return True
         if self.rule == "exactly":
@@ -70,7 +71,7 @@ class TopicConfig:
 
     @property
     def wanted(self) -> str:
-        """What is wanted, in words."""
+        """Describe the expected value."""
         return self.value if self.rule == "exactly" else f"{self.rule} {self.value}"
 
 
@@ -182,36 +183,37 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
 
 
 async def ensure(settings: Settings) -> list[str]:
-    """Create the topics that are missing; returns their names (none: all were there).
+    """Create the missing topics, and return their names.
 
-    When it returns, every partition has a leader that every broker knows. Doing it again is harmless, also at the same time elsewhere.
-    Raises TopicMismatch, before anything is created, when a topic exists that the pipeline must not run on.
+    When it returns, every broker knows a leader of every partition. Again is harmless, also at the same time
+    elsewhere. Raises TopicMismatch, before anything is created, if a topic exists that the pipeline must not
+    run on.
     """
     async with _admin(settings) as admin:
         brokers = await _broker_ids(admin)
-        wanted = specs(settings, len(brokers))
+        needed = specs(settings, len(brokers))
         if (settings.replication or 1) > len(brokers):
             raise TopicMismatch(
                 f"ORDERS_REPLICATION is {settings.replication}, but {settings.kafka} has {len(brokers)} broker(s)",
                 "lower it, unset it, or start more brokers",
             )
-        existing = await _states(admin, [spec.name for spec in wanted])
-        check(settings, wanted, existing)
-        missing = [spec for spec in wanted if spec.name not in existing]
+        existing = await _states(admin, [spec.name for spec in needed])
+        check(settings, needed, existing)
+        missing = [spec for spec in needed if spec.name not in existing]
         if not missing:
             return []
         created = await _create(admin, missing)
         await _settled(admin, {spec.name: spec.partitions for spec in missing})
         if len(created) < len(missing):  # somebody else made some meanwhile, perhaps otherwise
-            check(settings, wanted, await _states(admin, [spec.name for spec in wanted]))
+            check(settings, needed, await _states(admin, [spec.name for spec in needed]))
         return created
 
 
-def check(settings: Settings, wanted: Sequence[TopicSpec], existing: Mapping[str, TopicState]) -> None:
+def check(settings: Settings, needed: Sequence[TopicSpec], existing: Mapping[str, TopicState]) -> None:
     """Raise TopicMismatch when an existing topic differs in what correctness rests on. Missing topics are no mismatch. Pure."""
     problems: list[tuple[str, str]] = []
     uneven: dict[int, list[str]] = {}
-    for spec in wanted:
+    for spec in needed:
         state = existing.get(spec.name)
         if state is None:
             continue
@@ -236,9 +238,9 @@ async def describe(settings: Settings) -> dict[str, TopicState]:
         return await _states(admin, [spec.name for spec in specs(settings, 1)])
 
 
-def require(settings: Settings, wanted: Iterable[str], existing: Container[str]) -> None:
+def require(settings: Settings, names: Iterable[str], existing: Container[str]) -> None:
     """Raise TopicsMissing unless all these topics exist. Pure."""
-    missing = [name for name in wanted if name not in existing]
+    missing = [name for name in names if name not in existing]
     if missing:
         others = f" (nor do {len(missing) - 1} others)" if len(missing) > 1 else ""
         raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {settings.kafka}{others}")
@@ -251,14 +253,14 @@ async def missing(settings: Settings) -> list[str]:
         return [spec.name for spec in specs(settings, 1) if spec.name not in existing]
 
 
-async def grow(settings: Settings, wanted: Sequence[str], partitions: int) -> list[str]:
-    """Give those of `wanted` that have fewer so many partitions; returns their names. Blocks until every broker knows.
+async def grow(settings: Settings, names: Sequence[str], partitions: int) -> list[str]:
+    """Give the topics that have fewer this many partitions, and return their names. Again is harmless.
 
-    Doing it again is harmless. Raises KafkaError when the brokers refuse.
+    Blocks until every broker knows. Raises KafkaError if the brokers refuse.
     """
     async with _admin(settings) as admin:
         counts = await _partition_counts(admin)
-        small = [name for name in wanted if 0 < counts.get(name, 0) < partitions]
+        small = [name for name in names if 0 < counts.get(name, 0) < partitions]
         if small:
             await admin.create_partitions({name: NewPartitions(partitions) for name in small})
             await _settled(admin, dict.fromkeys(small, partitions))
@@ -266,9 +268,10 @@ async def grow(settings: Settings, wanted: Sequence[str], partitions: int) -> li
 
 
 async def delete_all(settings: Settings) -> list[str]:
-    """Delete the pipeline's topics with all they hold; returns the names of those that were there. For tests and demos.
+    """Delete the pipeline's topics with all they hold, and return their names. For tests and demos.
 
-    When it returns no broker lists them any more, so they can be made again at once. Raises KafkaTimeoutError after SETTLE_SECONDS.
+    When it returns no broker lists them any more, so they can be created again at once. Raises
+    KafkaTimeoutError after SETTLE_SECONDS.
     """
     async with _admin(settings) as admin:
         existing = await _partition_counts(admin)
@@ -293,10 +296,10 @@ def _in_sync(replication: int) -> TopicConfig:
 
 
 def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list[tuple[str, str]]:
-    """What is wrong with a topic, each with its remedy."""
-    found: list[tuple[str, str]] = []
+    """Return what is wrong with a topic, each with its remedy."""
+    differences: list[tuple[str, str]] = []
     if settings.replication is not None and state.replication < settings.replication:
-        found.append(
+        differences.append(
             (
                 f"topic {spec.name} has {state.replication} replica(s), not {settings.replication}",
                 "reassign its partitions with kafka-reassign-partitions, or lower ORDERS_REPLICATION",
@@ -307,19 +310,19 @@ def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list
     for config in configs:
         actual = state.configs.get(config.name)
         if actual is not None and not config.accepts(actual):
-            found.append(
+            differences.append(
                 (
                     f"topic {spec.name} has {config.name}={actual}, not {config.wanted} ({config.reason.rstrip('.')})",
                     "set it with kafka-configs --alter --entity-type topics "
                     f"--entity-name {spec.name} --add-config {config.name}={config.value}",
                 )
             )
-    return found
+    return differences
 
 
 @asynccontextmanager
 async def _admin(settings: Settings) -> AsyncIterator[AIOKafkaAdminClient]:
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers, client_id="orders-admin", request_timeout_ms=30_000)
+    admin = clients.admin(settings, "orders-admin", request_timeout_ms=30_000)
     try:
         await admin.start()
         yield admin
@@ -343,9 +346,9 @@ async def _partition_counts(admin: AIOKafkaAdminClient, broker: int | None = Non
     return counts
 
 
-async def _states(admin: AIOKafkaAdminClient, wanted: Sequence[str]) -> dict[str, TopicState]:
+async def _states(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, TopicState]:
     described: dict[str, Any] = {topic["topic"]: topic for topic in await admin.describe_topics() if not topic["error_code"]}
-    present = [name for name in wanted if name in described]
+    present = [name for name in names if name in described]
     if not present:
         return {}
     configs: dict[str, dict[str, str]] = {}
@@ -363,10 +366,10 @@ async def _states(admin: AIOKafkaAdminClient, wanted: Sequence[str]) -> dict[str
     return states
 
 
-async def _create(admin: AIOKafkaAdminClient, wanted: Sequence[TopicSpec]) -> list[str]:
+async def _create(admin: AIOKafkaAdminClient, needed: Sequence[TopicSpec]) -> list[str]:
     request = [
         NewTopic(spec.name, spec.partitions, spec.replication, topic_configs={config.name: config.value for config in spec.configs})
-        for spec in wanted
+        for spec in needed
     ]
     response = await admin.create_topics(request)
     created: list[str] = []
@@ -378,13 +381,13 @@ async def _create(admin: AIOKafkaAdminClient, wanted: Sequence[TopicSpec]) -> li
     return created
 
 
-async def _settled(admin: AIOKafkaAdminClient, wanted: Mapping[str, int]) -> None:
+async def _settled(admin: AIOKafkaAdminClient, expected: Mapping[str, int]) -> None:
     """Wait until every broker sees each topic with so many led partitions (0: not at all)."""
     # A request goes to whichever broker: one that hasn't heard yet would answer as before.
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         counts = [await _partition_counts(admin, broker) for broker in await _broker_ids(admin)]
-        waiting = sorted(name for name, count in wanted.items() if any(seen.get(name, 0) != count for seen in counts))
+        waiting = sorted(name for name, count in expected.items() if any(seen.get(name, 0) != count for seen in counts))
         if not waiting:
             return
         if time.monotonic() > deadline:

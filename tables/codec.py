@@ -42,10 +42,11 @@ def decode(raw: bytes) -> Order:
 
 
 def is_state(key: bytes, raw: bytes) -> bool:
-    """Whether encode() may have made these bytes, of the order with this raw id: anybody may write to a changelog. Pure.
+    """Tell whether encode() may have made these bytes for the order with this raw id: anybody may write to a
+    changelog. Pure.
 
-    They decode within the bounds of the fields, the version counts the facts, and these speak of currencies, lines and sellers that are
-    there.
+    The bytes must decode within the bounds of the fields, the version must be the number of facts, and the
+    facts may name only currencies, lines and sellers that the order has.
     """
     if len(key) != KEY_BYTES:
         return False
@@ -74,7 +75,7 @@ def _coherent(order: Order) -> bool:
 
 
 def natural_keys(order: Order) -> int:
-    """How many natural keys an order has taken in, by its facts: what its version is. Pure."""
+    """Return how many natural keys an order has taken in, by its facts; this is its version. Pure."""
     return (order.created is not None) + sum(map(len, fact_lists(order)))
 
 

@@ -2,7 +2,7 @@
 
 aiokafka's parser raises at the first record that it can't take, and everything behind it in the partition stays hidden. Its builder takes
 no header name that isn't UTF-8. Both are replaced here, and its connection, for every client of this process: aiokafka has no other place
-for it. So clients are imported from here, never from aiokafka.
+for it. So clients are made in wire.clients, and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from aiokafka.producer import message_accumulator, producer
 
 from wire.builder import BatchBuilder, SizeEstimate
 from wire.connection import Connection
-from wire.metadata import learn_topics
+from wire.metadata import learn_topics, partitions_of
 from wire.names import name_bytes
 from wire.reader import PartitionRecords, RecordBatches, UnreadableRecord
 
@@ -33,6 +33,7 @@ __all__ = [
     "UnreadableRecord",
     "learn_topics",
     "name_bytes",
+    "partitions_of",
     "raw_bytes",
     "unreadable",
 ]

@@ -23,7 +23,7 @@ class _Name(str):
 
 
 class SizeEstimate:
-    """What the producer asks of the builder before it adds a record: how large it is at most."""
+    """The size of a record at most, which the producer asks before it adds one."""
 
     @staticmethod
     def estimate_size_in_bytes(key: bytes | None, value: bytes | None, headers: Headers) -> int:

@@ -30,7 +30,7 @@ _GZIP: Final = b"\x1f\x8b"
 
 
 def at_most(size: int, codec: int) -> int:
-    """What so many packed bytes of an old format can become, at most. Pure."""
+    """Return how many bytes packed bytes of an old format unpack to at most. Pure."""
     return size * _OLD_MOST.get(codec, 1)
 
 
@@ -53,26 +53,26 @@ def _decompress(library: Any, packed: bytes) -> bytes:
         return bytes(memoryview(room)[: library.decompress_into(packed, room)])
     except cramjam.DecompressionError:
         pass  # more than usual, or broken somewhere
-    with mmap.mmap(-1, BATCH_BYTES) as whole:  # no page of it is there before something is written to it
+    with mmap.mmap(-1, BATCH_BYTES) as buffer:  # no page of it is there before something is written to it
         try:
-            size: int = library.decompress_into(packed, whole)
+            size: int = library.decompress_into(packed, buffer)
         except cramjam.DecompressionError:
             size = BATCH_BYTES  # more than fits, or broken further on: what came until then is in it, and zeros follow
-            while size and not any(whole[size - mmap.PAGESIZE : size]):
+            while size and not any(buffer[size - mmap.PAGESIZE : size]):
                 size -= mmap.PAGESIZE
-        return whole[:size]
+        return buffer[:size]
 
 
 def _gunzip(packed: bytes) -> bytes:
     parts: list[bytes] = []
-    left = BATCH_BYTES
-    while left and packed.startswith(_GZIP):
+    remaining = BATCH_BYTES
+    while remaining and packed.startswith(_GZIP):
         member = zlib.decompressobj(wbits=31)
         try:
-            parts.append(member.decompress(packed, left))
+            parts.append(member.decompress(packed, remaining))
         except zlib.error:
             break
-        left -= len(parts[-1])
+        remaining -= len(parts[-1])
         packed = member.unused_data
     return b"".join(parts)
 
@@ -81,17 +81,17 @@ def _unsnap(packed: bytes) -> bytes:
     if not packed.startswith(_XERIAL):
         return _unsnap_block(packed, BATCH_BYTES)
     parts: list[bytes] = []
-    left, at = BATCH_BYTES, 0
-    while left and at + 4 <= len(packed):
+    remaining, at = BATCH_BYTES, 0
+    while remaining and at + 4 <= len(packed):
         if packed.startswith(_XERIAL, at):  # streams may follow one another
             at += _XERIAL_BYTES
             continue
         (size,) = struct.unpack_from(">i", packed, at)
-        block = _unsnap_block(packed[at + 4 : at + 4 + size], left) if size > 0 else b""
+        block = _unsnap_block(packed[at + 4 : at + 4 + size], remaining) if size > 0 else b""
         if not block:
             break
         parts.append(block)
-        left -= len(block)
+        remaining -= len(block)
         at += 4 + size
     return b"".join(parts)
 

@@ -1,37 +1,56 @@
-"""A partition's records from an offset to its end."""
+"""Partitions read from an offset to an end: the one reader of whole logs, but for the auditor's."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+import asyncio
+from bisect import bisect_left
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from operator import attrgetter
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, NamedTuple, Self, cast
 
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaTimeoutError
 
-from wire import AIOKafkaConsumer
+from wire import learn_topics, partitions_of
+from wire.clients import KafkaSettings, consumer
 
 FETCH_BYTES: Final = 1 << 20
 """Of each partition, as it is on the wire: what a reader holds in memory."""
+_WAIT_MS: Final = 500
+_offset: Final = attrgetter("offset")
+
+
+class Stretch(NamedTuple):
+    """Some records of a partition, in order, and the position behind them.
+
+    Offsets that hold no record (compacted ones, markers of transactions) lie below the position as well.
+    """
+
+    records: Sequence[Any]
+    position: int
+
+
+class Stalled(KafkaTimeoutError):  # type: ignore[misc]
+    """Nothing more of a log can be read for now: the brokers are away, or a transaction is open.
+
+    The message names the partition.
+    """
 
 
 class LogReader:
     """Reads stretches of logs, one at a time. Joins no group and commits nothing; sees committed records only.
 
-    Use as `async with LogReader(brokers, client_id) as reader`. Entering raises KafkaConnectionError when no broker answers.
+    Use as `async with LogReader(settings, client_id) as reader`. Entering raises KafkaConnectionError when no
+    broker answers.
     """
 
-    def __init__(self, brokers: Sequence[str], client_id: str) -> None:
-        """`brokers`: each host:port; `client_id` tells their operator who asks."""
-        self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=list(brokers),
-            client_id=client_id,
-            group_id=None,
-            enable_auto_commit=False,
-            auto_offset_reset="none",
-            isolation_level="read_committed",
-            fetch_max_wait_ms=50,
-            max_partition_fetch_bytes=FETCH_BYTES,
-        )
+    def __init__(self, settings: KafkaSettings, client_id: str, *, stall_timeout: float = 60.0, **options: Any) -> None:
+        """`stall_timeout`: seconds without progress after which a read is given up; math.inf: never. `options`:
+        keyword arguments of aiokafka's consumer (max_poll_records: how many records a stretch has at most)."""
+        ours = {"auto_offset_reset": "none", "fetch_max_wait_ms": 50, "max_partition_fetch_bytes": FETCH_BYTES}
+        self._consumer = consumer(settings, client_id, **{**ours, **options})
+        self._stall_timeout = stall_timeout
 
     async def __aenter__(self) -> Self:
         try:
@@ -44,29 +63,66 @@ class LogReader:
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         await self._consumer.stop()
 
-    async def exists(self, topic: str) -> bool:
-        """Whether the brokers have a topic."""
-        return topic in await self._consumer.topics()
+    async def partitions(self, topic: str) -> set[int]:
+        """The numbers of a topic's partitions; none if the brokers don't have the topic.
+
+        Blocks for a round trip. Raises KafkaError.
+        """
+        return (await partitions_of(self._consumer, [topic])).get(topic, set())
 
     async def beginnings(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where these logs begin."""
+        """Return the first offsets of these logs. Blocks for round trips. Raises KafkaError."""
+        await learn_topics(self._consumer, {partition.topic for partition in partitions})
         return cast(dict[TopicPartition, int], await self._consumer.beginning_offsets(list(partitions)))
 
     async def ends(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where these logs end now, for a reader of committed records."""
+        """Return the end offsets of these logs now, for a reader of committed records.
+
+        Blocks for round trips. Raises KafkaError.
+        """
+        await learn_topics(self._consumer, {partition.topic for partition in partitions})
         return cast(dict[TopicPartition, int], await self._consumer.end_offsets(list(partitions)))
 
-    async def stretch(self, partition: TopicPartition, start: int, end: int) -> AsyncGenerator[list[Any], None]:
-        """The records of one partition from `start` and below `end`, in order, some at a time. A log that begins later is read from there.
+    async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncGenerator[Stretch, None]:
+        """The records of one partition from `start` and below `end`, in order, some at a time.
 
-        Blocks while the broker is away.
+        A log that begins later is read from where it begins. Blocks while the brokers are away, for `stall_timeout`
+        at most. Raises Stalled, and what aiokafka raises.
         """
-        consumer = self._consumer
-        consumer.assign([partition])
-        start = max(start, (await self.beginnings([partition]))[partition])
-        consumer.seek(partition, start)
-        while await consumer.position(partition) < end:
-            records = (await consumer.getmany(partition, timeout_ms=500)).get(partition, ())
-            wanted = [record for record in records if record.offset < end]
-            if wanted:
-                yield wanted
+        if start >= end:
+            return
+        position = max(start, (await self.beginnings([partition]))[partition])
+        self._seek({partition: position})
+        clock = asyncio.get_running_loop().time
+        moved = clock()
+        while position < end:
+            before = position
+            records, position = (await self._fetch({partition: end}))[partition]
+            if position > before:
+                yield Stretch(records, position)
+                moved = clock()
+            elif clock() - moved >= self._stall_timeout:
+                raise Stalled(f"{partition.topic}/{partition.partition} stands still at {position}, its end is {end}")
+
+    def _seek(self, starts: Mapping[TopicPartition, int]) -> None:
+        """Read these partitions next, each from its offset, and no others."""
+        self._consumer.assign(list(starts))
+        for partition, offset in starts.items():
+            self._consumer.seek(partition, offset)
+
+    async def _fetch(self, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, Stretch]:
+        """The next stretch of each of these partitions below its end, empty where nothing has come.
+
+        Each must be one of those that were given to _seek last. Blocks until one of them has something, for half a
+        second at most. Once a partition is read to its end, the consumer fetches no more of it.
+        """
+        found = await self._consumer.getmany(*ends, timeout_ms=_WAIT_MS)
+        stretches: dict[TopicPartition, Stretch] = {}
+        for partition, end in ends.items():
+            records = found.get(partition, [])
+            position = await self._consumer.position(partition)
+            if position >= end:
+                self._consumer.pause(partition)
+                records, position = records[: bisect_left(records, end, key=_offset)], end
+            stretches[partition] = Stretch(records, position)
+        return stretches

@@ -1,4 +1,4 @@
-"""Metadata of many topics in one request."""
+"""What the brokers say of topics, in one request for many of them."""
 
 from __future__ import annotations
 
@@ -15,3 +15,12 @@ async def learn_topics(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> Non
     """
     client = consumer._client
     await client.set_topics({*client._topics, *topics})
+
+
+async def partitions_of(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> dict[str, set[int]]:
+    """Topic -> the numbers of its partitions; a topic that the brokers don't have is left out.
+
+    Blocks for a round trip. Raises KafkaError.
+    """
+    cluster = await consumer._client.fetch_all_metadata()
+    return {topic: set(found) for topic in topics if (found := cluster.partitions_for_topic(topic))}

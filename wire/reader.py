@@ -44,7 +44,7 @@ class UnreadableRecord(ConsumerRecord):  # type: ignore[misc]
 
 
 class Unread(NamedTuple):
-    """The same, as a batch has it: in place of a record of aiokafka's parser."""
+    """An unreadable record in a batch, in place of a record of aiokafka's parser."""
 
     offset: int
     timestamp: int
@@ -103,7 +103,7 @@ class RecordBatches:
         return len(self._data)
 
     def has_next(self) -> bool:
-        """Whether a whole batch follows."""
+        """Tell whether a complete batch follows."""
         if self._last is not None:
             self._unpacked += self._last.unpacked
             self._last = None
@@ -145,7 +145,10 @@ class Batch:
 
     @property
     def aborts(self) -> bool:
-        """Whether it is the marker of an aborted transaction. Compaction may have left a marker's batch and taken the marker."""
+        """Tell whether it is the marker of an aborted transaction.
+
+        Compaction may leave a marker's batch without the marker.
+        """
         for record in self._records():
             return record.key is not None and len(record.key) >= 4 and int.from_bytes(record.key[2:4], "big") == _ABORT
         return False
@@ -157,7 +160,7 @@ class Batch:
     def _records(self) -> Iterator[Any]:
         header = _HEADER.unpack_from(self._raw)
         attributes, delta, count = header[5], header[6], header[12]
-        whole = count == delta + 1  # nothing is compacted away: offsets have no holes
+        complete = count == delta + 1  # nothing is compacted away: offsets have no holes
         expected, end = self.base_offset, self.next_offset
         codec = attributes & CODEC_MASK
         packed = self._raw[_HEADER.size :]
@@ -170,7 +173,7 @@ class Batch:
             parser = DefaultRecordBatch(head[:_ATTRIBUTES_AT] + plain + head[_ATTRIBUTES_AT + 2 :] + content)
         try:
             for record in parser:
-                if record.offset != expected if whole else not expected <= record.offset < end:
+                if record.offset != expected if complete else not expected <= record.offset < end:
                     break
                 yield record
                 expected = record.offset + 1
@@ -217,22 +220,22 @@ def _salvage(data: bytes, header: tuple[int, ...], expected: int, why: str) -> I
     """The records of a batch from the offset `expected` on, read one by one."""
     base, attributes, delta, first_time, last_time, count = (header[at] for at in (0, 5, 6, 7, 8, 12))
     append_time = bool(attributes & _APPEND_TIME)
-    whole, last = count == delta + 1, base + delta
+    complete, last = count == delta + 1, base + delta
     reader = _Reader(data)
-    left = count
+    remaining = count
     for number in range(count):
         try:
             raw = reader.take(reader.number())
         except _Malformed:
             break
-        left -= 1
+        remaining -= 1
         try:
             at, time, key, value, headers = _parse(raw)
         except _Malformed as error:
-            offset, record = base + number if whole else expected, None
+            offset, record = base + number if complete else expected, None
             reason = str(error)
         else:
-            offset, time = base + (number if whole else at), last_time if append_time else _signed(first_time + time)
+            offset, time = base + (number if complete else at), last_time if append_time else _signed(first_time + time)
             record = Parsed(offset, time, int(append_time), key, value, headers)
             if offset > last:
                 offset, record, reason = expected, None, "its offset lies outside of its batch"
@@ -241,7 +244,7 @@ def _salvage(data: bytes, header: tuple[int, ...], expected: int, why: str) -> I
         yield record or Unread(offset, last_time, int(append_time), reason, raw)
         expected = offset + 1
     # What follows can't be told apart, not even where it begins.
-    for offset in range(expected, min(last + 1, expected + left)):
+    for offset in range(expected, min(last + 1, expected + remaining)):
         yield Unread(offset, last_time, int(append_time), f"it can't be found among the bytes{why or ' of its batch'}", None)
 
 
@@ -250,7 +253,10 @@ class _Malformed(Exception):
 
 
 class _Reader:
-    """Takes numbers and bytes off some bytes, as Kafka's own reader does: what is too much of a number is cut off. Raises _Malformed."""
+    """Reads numbers and bytes as Kafka's own reader does: extra bits of a number are cut off.
+
+    Raises _Malformed.
+    """
 
     __slots__ = ("_at", "_data")
 
@@ -275,15 +281,15 @@ class _Reader:
 
     def number(self, bits: int = 32) -> int:
         """A varint, zigzag. So many bits of it count."""
-        found = 0
+        value = 0
         for shift in range(0, bits + 6, 7):
             if shift >= bits:
                 break
             byte = self.take(1)[0]
-            found |= (byte & 0x7F) << shift
+            value |= (byte & 0x7F) << shift
             if byte < 0x80:
-                found &= (1 << bits) - 1
-                return (found >> 1) ^ -(found & 1)
+                value &= (1 << bits) - 1
+                return (value >> 1) ^ -(value & 1)
         raise _Malformed(f"a number of more than {bits} bits")
 
 
@@ -303,6 +309,6 @@ def _parse(raw: bytes) -> tuple[int, int, bytes | None, bytes | None, list[tuple
 
 
 def _signed(number: int) -> int:
-    """As 64 bits with a sign: what is too much of it is cut off."""
+    """Return the number as 64 bits with a sign; extra bits are cut off."""
     number &= (1 << 64) - 1
     return number - (1 << 64) if number >> 63 else number

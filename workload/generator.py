@@ -42,7 +42,7 @@ _ID_FIELDS: Final = frozenset(
 
 
 class Shares(NamedTuple):
-    """How much of the stream is disturbed, each from 0 to 1."""
+    """Shares of the stream that are disturbed, each from 0 to 1."""
 
     duplicates: float = 0.02
     """Events that come once more, later; some as a new event with the same content."""
@@ -149,7 +149,7 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
 
 
 class _World:
-    """Who buys and sells."""
+    """The buyers and sellers."""
 
     def __init__(self, rng: Random, orders: int) -> None:
         self.users = [_uuid(rng) for _ in range(max(5, min(orders // 3, 50_000)))]
@@ -300,8 +300,8 @@ class _Life:
         open_lines = [line for line in self.lines if line.seller == seller and line.free]
         if not open_lines or rng.random() < 0.05:
             return
-        whole = all(line.free == line.quantity for line in self.lines if line.seller == seller)
-        if whole and rng.random() < 0.6:
+        complete = all(line.free == line.quantity for line in self.lines if line.seller == seller)
+        if complete and rng.random() < 0.6:
             self._parcel(seller, None, paid_at)
             return
         parcels: list[list[dict[str, Any]]] = [[], []]
@@ -324,7 +324,7 @@ class _Life:
         promised = rfc3339(at + 5 * _DAY)
         warehouse = rng.choice(self.world.warehouses) if rng.random() < 0.5 else None
 
-        def scan(status: str, time_us: int, known: bool = True) -> None:
+        def scan(status: str, time_us: int, tracked: bool = True) -> None:
             self._tell(
                 time_us,
                 "shipment.updated",
@@ -332,15 +332,15 @@ class _Life:
                 seller_id=seller,
                 status=status,
                 warehouse_id=warehouse,
-                carrier=carrier if known else None,
-                tracking_number=tracking if known else None,
-                estimated_delivery=(promised[:10] if rng.random() < 0.5 else promised) if known else None,
-                location=rng.choice(("depot", "hub north", "hub south")) if known else None,
+                carrier=carrier if tracked else None,
+                tracking_number=tracking if tracked else None,
+                estimated_delivery=(promised[:10] if rng.random() < 0.5 else promised) if tracked else None,
+                location=rng.choice(("depot", "hub north", "hub south")) if tracked else None,
                 items=items,
             )
 
         if rng.random() < 0.4:
-            scan("pending", at - 30 * 60 * _SECOND, known=rng.random() < 0.5)
+            scan("pending", at - 30 * 60 * _SECOND, tracked=rng.random() < 0.5)
         for _ in range(rng.randint(1, 2)):
             scan("in_transit", at)
             at = self._after(at, 4 * _HOUR, 30 * _HOUR)
@@ -363,8 +363,8 @@ class _Life:
             item_id, most = chosen["item_id"], chosen["quantity"]
         quantity = rng.randint(1, most)
         at = self._after(delivered_at, _DAY, 4 * _DAY)
-        known: dict[str, Any] = {"return_id": _uuid(rng), "item_id": item_id, "quantity": quantity, "reason": "too_small"}
-        self._tell(at, "order.returned", status="requested", **known)
+        data: dict[str, Any] = {"return_id": _uuid(rng), "item_id": item_id, "quantity": quantity, "reason": "too_small"}
+        self._tell(at, "order.returned", status="requested", **data)
         outcome = rng.random()
         if outcome < 0.9:
             at = self._after(at, _DAY, 5 * _DAY)
@@ -372,7 +372,7 @@ class _Life:
             restock = False if processed and rng.random() < 0.2 else None
             processed_at = rfc3339(at - _HOUR) if processed and rng.random() < 0.5 else None
             status = "processed" if processed else "rejected"
-            self._tell(at, "order.returned", status=status, processed_at=processed_at, restock=restock, **known)
+            self._tell(at, "order.returned", status=status, processed_at=processed_at, restock=restock, **data)
 
 
 def _uuid(rng: Random) -> str:

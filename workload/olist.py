@@ -78,7 +78,10 @@ class Events:
     """All events of a folder in the order of their times; equal times in the order of the files. The same files give the same bytes."""
 
     def __init__(self, folder: Path) -> None:
-        """Reads every file (blocks; about 2 KB of memory an order). Raises SourceError naming the file, line and column it cannot use."""
+        """Read every file. Blocks; takes about 2 KB of memory an order.
+
+        Raises SourceError naming file, line and column.
+        """
         self._planned = _plan(folder)
 
     def __len__(self) -> int:
@@ -89,7 +92,7 @@ class Events:
 
 
 def events(folder: Path) -> Iterator[SourceEvent]:
-    """As iter(Events(folder)). Raises SourceError before the first event."""
+    """Yield the events of a folder, as iter(Events(folder)). Raises SourceError before the first event."""
     return iter(Events(folder))
 
 
@@ -162,8 +165,8 @@ def _orders(folder: Path) -> Iterator[_Order]:
         mine = items.pop(uuid, [])
         sellers = list(dict.fromkeys(item["seller_id"] for item in mine))
         yield _Order(uuid, row, customers.get(row["customer_id"]), mine, payments.pop(uuid, []), sellers)
-    for name, left in ((_ITEMS, items), (_PAYMENTS, payments)):
-        for rows in left.values():
+    for name, remaining in ((_ITEMS, items), (_PAYMENTS, payments)):
+        for rows in remaining.values():
             raise _bad(folder, name, rows[0], "order_id", f"is no order of {_ORDERS}: one of its own would go without this")
 
 

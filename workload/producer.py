@@ -16,7 +16,7 @@ from typing import Any, Final
 from contracts.cloudevents import SourceEvent
 from settings import Settings
 from streams import partitioner
-from wire import AIOKafkaProducer
+from wire import AIOKafkaProducer, clients
 
 BATCH_BYTES: Final = 512 << 10
 """Size of a record batch, bytes before compression. A single larger record has a batch of its own."""
@@ -33,7 +33,8 @@ IN_FLIGHT: Final = 64
 
 @dataclass(slots=True)
 class Sent:
-    """What `send` did: records by topic, bytes of keys and values, seconds from first to last acknowledgement."""
+    """The result of send(): records by topic, bytes of keys and values, seconds from first to last
+    acknowledgement."""
 
     by_topic: Counter[str] = field(default_factory=Counter)
     bytes: int = 0
@@ -60,15 +61,7 @@ async def send(
     `rate` is events a second, evenly; without it as fast as the brokers take them. `progress` is called with the records delivered so far.
     A broken broker raises aiokafka's error; what was acknowledged until then stays. A missing topic raises UnknownTopicOrPartitionError.
     """
-    producer = AIOKafkaProducer(
-        bootstrap_servers=settings.brokers,
-        client_id="orders-source",
-        acks="all",
-        enable_idempotence=True,
-        linger_ms=0,
-        max_batch_size=BATCH_BYTES,
-        max_request_size=MAX_REQUEST_BYTES,
-    )
+    producer = clients.producer(settings, "orders-source", linger_ms=0, max_batch_size=BATCH_BYTES, max_request_size=MAX_REQUEST_BYTES)
     try:
         await producer.start()
         sender = _Sender(producer, progress)
@@ -98,7 +91,8 @@ def _chunks(events: Iterable[SourceEvent]) -> Iterator[list[SourceEvent]]:
 
 
 async def _paced(sender: _Sender, events: Iterator[SourceEvent], rate: float) -> None:
-    """By the clock, not by pauses: a late tick sends what has become due meanwhile, so the rate holds over time."""
+    """Yield events at a rate by the clock: a late tick sends what became due meanwhile, so the rate holds
+    over time."""
     started = time.monotonic()
     taken = 0
     while True:

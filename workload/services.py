@@ -33,7 +33,7 @@ class Message:
 
 
 class Later(NamedTuple):
-    """What is to be done `seconds` from now."""
+    """An action that is due `seconds` from now."""
 
     seconds: float
     act: Callable[[], Iterable[Message | Later]]
@@ -60,7 +60,7 @@ class Behaviour:
     seed: int = 0
 
     def luck(self, *what: object) -> Random:
-        """The same chances for the same thing, in every run of this seed."""
+        """Return a random source that is the same for the same names in every run of this seed."""
         return Random(f"{self.seed}:{':'.join(map(str, what))}")
 
 
@@ -89,14 +89,15 @@ class Inventory:
         if reservation is None:
             reservation = self._reservations[command["reservation_id"]] = Reservation()
             luck = self._behaviour.luck("stock", command["reservation_id"])
-            wanted = {item["item_id"]: item["quantity"] for item in command["items"]}
+            quantities = {item["item_id"]: item["quantity"] for item in command["items"]}
             refused: dict[str, int] = {}
             if luck.random() < self._behaviour.refusals:
-                refused = wanted if luck.random() < 0.5 else {item: luck.randint(1, count) for item, count in sorted(wanted.items())[:1]}
-            reservation.held = {item: count - refused.get(item, 0) for item, count in wanted.items()}
+                first = sorted(quantities.items())[:1]
+                refused = quantities if luck.random() < 0.5 else {item: luck.randint(1, count) for item, count in first}
+            reservation.held = {item: count - refused.get(item, 0) for item, count in quantities.items()}
             if refused:
                 reservation.answers.append(_stock("stock.rejected", command, refused, "out_of_stock"))
-            if refused != wanted:
+            if refused != quantities:
                 reservation.answers.append(_stock("stock.reserved", command))
         return reservation.answers
 
@@ -105,14 +106,14 @@ class Inventory:
         reservation = self._reservations.get(command["reservation_id"])
         if reservation is None:
             reservation = self._reservations[command["reservation_id"]] = Reservation()
-            given = {item["item_id"]: item["quantity"] for item in command["items"]}
+            quantities = {item["item_id"]: item["quantity"] for item in command["items"]}
         else:
-            given = {item["item_id"]: min(item["quantity"], reservation.free(item["item_id"])) for item in command["items"]}
-            given = {item: count for item, count in given.items() if count > 0}
-        if given:
-            for item, count in given.items():
+            quantities = {item["item_id"]: min(item["quantity"], reservation.free(item["item_id"])) for item in command["items"]}
+            quantities = {item: count for item, count in quantities.items() if count > 0}
+        if quantities:
+            for item, count in quantities.items():
                 reservation.held[item] = reservation.held.get(item, count) - count
-            reservation.answers.append(_stock("stock.released", command, given, "cancelled"))
+            reservation.answers.append(_stock("stock.released", command, quantities, "cancelled"))
         return [answer for answer in reservation.answers if answer.type == "stock.released"]
 
     def expect(self, reservation_id: str, items: dict[str, int]) -> None:
@@ -142,7 +143,11 @@ class Payments:
         if luck.random() >= self._behaviour.refusals:
             yield self._paid(command, f"{request}:1")
             return
-        yield Message("payment.failed", order_id, {"order_id": order_id, "payment_id": _id(f"{request}:1"), "reason": "card_declined"})
+        yield Message(
+            "payment.failed",
+            order_id,
+            {"order_id": order_id, "payment_id": _id(f"{request}:1"), "reason": "card_declined"},
+        )
         if luck.random() < 0.5:
             yield Later(self._behaviour.delay, lambda: [self._paid(command, f"{request}:2")])
 
@@ -159,14 +164,24 @@ class Payments:
 
     @staticmethod
     def _paid(command: Data, payment: str) -> Message:
-        data = {"payment_id": _id(payment), "amount": command["amount"], "currency": command["currency"], "method": "card"}
+        data = {
+            "payment_id": _id(payment),
+            "amount": command["amount"],
+            "currency": command["currency"],
+            "method": "card",
+        }
         return Message("order.paid", command["order_id"], {"order_id": command["order_id"], **data})
 
 
 class Shipping:
     """Packs one or two parcels a label, carries them, and rarely brings one back."""
 
-    def __init__(self, behaviour: Behaviour, inventory: Inventory, delivered: Callable[[str, str, dict[str, int]], Steps]) -> None:
+    def __init__(
+        self,
+        behaviour: Behaviour,
+        inventory: Inventory,
+        delivered: Callable[[str, str, dict[str, int]], Steps],
+    ) -> None:
         """`delivered`: told (order_id, shipment_id, items) of every parcel that arrived."""
         self._behaviour = behaviour
         self._inventory = inventory
@@ -188,7 +203,10 @@ class Shipping:
             rest = {item: count // 2 for item, count in items.items() if count // 2}
             parcels = [first, rest] if rest else [items]
         return [
-            Later(luck.expovariate(1 / self._behaviour.delay) * (1 + n), partial(self._depart, command, n, items, scans))
+            Later(
+                luck.expovariate(1 / self._behaviour.delay) * (1 + n),
+                partial(self._depart, command, n, items, scans),
+            )
             for n, items in enumerate(parcels)
         ]
 
@@ -214,7 +232,12 @@ class Shipping:
 
     @staticmethod
     def _scan(command: Data, shipment_id: str, items: dict[str, int], status: str) -> Message:
-        data = {"shipment_id": shipment_id, "seller_id": command["seller_id"], "status": status, "carrier": "Corvo"}
+        data = {
+            "shipment_id": shipment_id,
+            "seller_id": command["seller_id"],
+            "status": status,
+            "carrier": "Corvo",
+        }
         data |= {"tracking_number": f"S{shipment_id[:12].upper()}", "items": _items(items)}
         return Message("shipment.updated", command["order_id"], {"order_id": command["order_id"], **data})
 
@@ -258,7 +281,12 @@ class Customers:
             luck = self._behaviour.luck("return", shipment_id, item_id)
             if luck.random() >= self._behaviour.returns:
                 continue
-            data: Data = {"order_id": order_id, "return_id": _id(f"{shipment_id}:{item_id}"), "item_id": item_id, "reason": "too_small"}
+            data: Data = {
+                "order_id": order_id,
+                "return_id": _id(f"{shipment_id}:{item_id}"),
+                "item_id": item_id,
+                "reason": "too_small",
+            }
             data["quantity"] = luck.randint(1, count)
             verdict = "processed" if luck.random() >= self._behaviour.refusals else "rejected"
             yield Message("order.returned", order_id, data | {"status": "requested"})
@@ -278,8 +306,8 @@ class Customers:
         }
 
 
-class Market:
-    """All of them together: commands in, messages out."""
+class SimulatedServices:
+    """All simulated services together: they take commands and answer with messages."""
 
     def __init__(self, behaviour: Behaviour) -> None:
         self.behaviour = behaviour
@@ -294,15 +322,15 @@ class Market:
             "refund.request": ("refund_id", payments.refund),
             "shipping.label.create": ("label_request_id", shipping.label),
         }
-        """Command -> (field of its id, who takes it)."""
+        """Command -> (field of its id, method that handles it)."""
         self.ignored = 0
-        self._asked: dict[tuple[str, str], int] = defaultdict(int)
+        self._attempts: dict[tuple[str, str], int] = defaultdict(int)
 
-    def take(self, type_: str, data: Data) -> Steps:
-        """What a command leads to: nothing, if it is overlooked this time."""
+    def handle(self, type_: str, data: Data) -> Steps:
+        """Handle a command, and yield what follows from it: nothing if the service overlooks it this time."""
         field_, service = self.commands[type_]
-        self._asked[type_, data[field_]] += 1
-        luck = self.behaviour.luck("silence", type_, data[field_], self._asked[type_, data[field_]])
+        self._attempts[type_, data[field_]] += 1
+        luck = self.behaviour.luck("silence", type_, data[field_], self._attempts[type_, data[field_]])
         if luck.random() < self.behaviour.silence:
             self.ignored += 1
             return

@@ -1,6 +1,8 @@
-"""The simulated services on Kafka: they read the pipeline's commands and send events back, until every order has ended.
+"""The simulated services on Kafka: they read the pipeline's commands and send events back, until every order
+has ended.
 
-It reads from the end of the topics, without a consumer group: what it missed the pipeline asks for again when a deadline passes.
+It reads from the end of the topics, without a consumer group. A command that it misses is sent again when its
+deadline passes.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from errors import OrdersError
 from operations.servers import require
 from queries.state import read_state
 from settings import Settings
-from wire import AIOKafkaConsumer, AIOKafkaProducer
-from workload.services import Behaviour, Customers, Later, Market, Message, Steps, order_of
+from wire import AIOKafkaConsumer, AIOKafkaProducer, clients, partitions_of
+from workload.services import Behaviour, Customers, Later, Message, SimulatedServices, Steps, order_of
 
 ENDED = ("delivered", "returned", "closed")
 NOTICES = ("suborder.created", "suborder.updated")
@@ -32,8 +34,11 @@ POLL_SECONDS = 0.2
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What became of the checkouts. `ended`: order's id -> how; `hanging`: ids of those that did not."""
+class SimulationResult:
+    """The result of a simulation.
+
+    `ended` gives, by order id, how an order ended; `hanging` are the ids of the others.
+    """
 
     checkouts: int = 0
     ended: dict[str, str] = field(default_factory=dict)
@@ -45,42 +50,36 @@ class Outcome:
     seconds: float = 0.0
 
 
-class Bazaar:
-    """One run."""
+class Simulation:
+    """One run of customers and services against the pipeline."""
 
     def __init__(self, settings: Settings, behaviour: Behaviour) -> None:
         self._settings = settings
         self._behaviour = behaviour
-        self._market = Market(behaviour)
+        self._services = SimulatedServices(behaviour)
         self._progress: Callable[[int, int], None] = lambda sent, ended: None
         self._outbox: asyncio.Queue[Message] = asyncio.Queue()
         self._scheduled = 0
         self._suborders: dict[str, dict[str, tuple[int, str]]] = {}
         self._open: set[str] = set()
         self._duplicates = behaviour.luck("duplicates")
-        self.outcome = Outcome()
+        self.result = SimulationResult()
 
-    async def run(self, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]) -> Outcome:
-        """Check out `checkouts` carts, `rate` a second, and serve until all orders have ended, or `timeout` seconds after the last one.
+    async def run(self, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]) -> SimulationResult:
+        """Check out `checkouts` carts, `rate` a second, and answer commands until all orders have ended.
 
-        `progress` is told (checked out, ended) now and then.
-        Raises aiokafka's errors when the brokers aren't there. Blocks meanwhile.
+        It stops `timeout` seconds after the last checkout. `progress` is called with (checked out, ended) now
+        and then. Blocks meanwhile. Raises aiokafka's errors when the brokers aren't there.
         """
         started = time.monotonic()
         self._progress = progress
-        producer = AIOKafkaProducer(bootstrap_servers=self._settings.brokers, acks="all", enable_idempotence=True, linger_ms=5)
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self._settings.brokers, group_id=None, enable_auto_commit=False, isolation_level="read_committed"
-        )
+        producer = clients.producer(self._settings, "orders-simulate", linger_ms=5)
+        consumer = clients.consumer(self._settings, "orders-simulate")
         tasks: list[asyncio.Task[None]] = []
         try:
             await producer.start()
             await consumer.start()
-            partitions = [
-                TopicPartition(topic, number)
-                for topic in (*self._market.commands, *NOTICES)
-                for number in sorted(await _partitions(consumer, topic))
-            ]
+            partitions = await _partitions(consumer, (*self._services.commands, *NOTICES))
             consumer.assign(partitions)
             await consumer.seek_to_end(*partitions)
             tasks = [asyncio.ensure_future(self._serve(consumer)), asyncio.ensure_future(self._send(producer))]
@@ -91,51 +90,51 @@ class Bazaar:
             await asyncio.gather(*tasks, return_exceptions=True)
             await consumer.stop()
             await producer.stop()
-        outcome = self.outcome
-        outcome.ignored = self._market.ignored
-        outcome.hanging = sorted(self._open)
-        outcome.ended = {order_id: self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open}
-        outcome.seconds = time.monotonic() - started
-        return outcome
+        result = self.result
+        result.ignored = self._services.ignored
+        result.hanging = sorted(self._open)
+        result.ended = {order_id: self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open}
+        result.seconds = time.monotonic() - started
+        return result
 
     async def _until_ended(self, tasks: Sequence[asyncio.Task[None]], checkouts: int, rate: float, timeout: float) -> None:
         started = time.monotonic()
-        for n, (checkout, later) in enumerate(self._market.customers.checkouts(checkouts)):
+        for n, (checkout, later) in enumerate(self._services.customers.checkouts(checkouts)):
             pause = started + n / rate - time.monotonic()
             if pause > 0:
-                self._tell()
+                self._report()
                 await asyncio.sleep(pause)
             order_id = order_of(checkout.key)
             self._open.add(order_id)
             self._suborders[order_id] = {line["seller_id"]: (0, "pending") for line in checkout.data["items"]}
-            self.outcome.checkouts += 1
-            self._follow([checkout, *later])
+            self.result.checkouts += 1
+            self._enqueue([checkout, *later])
             _raise(tasks)
         deadline = time.monotonic() + timeout
         while (self._open or self._scheduled or not self._outbox.empty()) and time.monotonic() < deadline:
-            self._tell()
+            self._report()
             _raise(tasks)
             await asyncio.sleep(POLL_SECONDS)
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
-        self._progress(self.outcome.checkouts, self.outcome.checkouts - len(self._open))
+    def _report(self) -> None:
+        self._progress(self.result.checkouts, self.result.checkouts - len(self._open))
 
-    def _follow(self, steps: Steps) -> None:
+    def _enqueue(self, steps: Steps) -> None:
         loop = asyncio.get_running_loop()
         for step in steps:
             if isinstance(step, Later):
                 self._scheduled += 1
-                loop.call_later(step.seconds, self._act, step)
+                loop.call_later(step.seconds, self._run_later, step)
             else:
                 self._outbox.put_nowait(step)
                 if self._duplicates.random() < self._behaviour.duplicates:
                     self._outbox.put_nowait(step)
-                    self.outcome.duplicated += 1
+                    self.result.duplicated += 1
 
-    def _act(self, step: Later) -> None:
+    def _run_later(self, step: Later) -> None:
         self._scheduled -= 1
-        self._follow(step.act())
+        self._enqueue(step.act())
 
     async def _send(self, producer: AIOKafkaProducer) -> None:
         while True:
@@ -145,20 +144,20 @@ class Bazaar:
             attributes = {"specversion": "1.0", "id": message.id, "source": "/simulated", "type": message.type, "time": message.time}
             headers, value = binary(attributes, message.data)
             await producer.send(message.type, value, key=message.key.encode(), headers=headers)
-            self.outcome.sent[message.type] += 1
+            self.result.sent[message.type] += 1
 
     async def _serve(self, consumer: AIOKafkaConsumer) -> None:
         async for record in consumer:
             data = _data(record.value)
             if data.get("order_id") not in self._suborders:
-                continue  # another run's, or none of the pipeline's
+                continue  # from another run, or not from the pipeline
             if record.topic in NOTICES:
-                self._note(data)
+                self._on_notice(data)
                 continue
-            self.outcome.commands[record.topic] += 1
-            self._follow(self._market.take(record.topic, data))
+            self.result.commands[record.topic] += 1
+            self._enqueue(self._services.handle(record.topic, data))
 
-    def _note(self, data: dict[str, object]) -> None:
+    def _on_notice(self, data: dict[str, object]) -> None:
         order_id, seller = str(data["order_id"]), str(data["seller_id"])
         suborders = self._suborders[order_id]
         version = int(str(data["version"]))
@@ -168,32 +167,35 @@ class Bazaar:
             self._open.discard(order_id)
 
     def _ended_as(self, order_id: str) -> str:
-        found = {status for _, status in self._suborders[order_id].values()} - {"closed"}
-        if not found:
+        statuses = {status for _, status in self._suborders[order_id].values()} - {"closed"}
+        if not statuses:
             return "closed"
-        return found.pop() if len(found) == 1 else "delivered, some of it returned"
+        return statuses.pop() if len(statuses) == 1 else "delivered, some of it returned"
 
 
 class SeedTaken(OrdersError):
-    """The checkouts of this seed are there already."""
+    """Raised when the checkouts of this seed are there already."""
 
     remedy = "leave --seed out or take another one"
 
 
 async def simulate(
     settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]
-) -> Outcome:
-    """Bazaar.run, once it is sure that the topics are there and the checkouts of this seed aren't. Raises TopicsMissing, SeedTaken."""
+) -> SimulationResult:
+    """Run a simulation. Blocks.
+
+    Raises TopicsMissing, and SeedTaken if the checkouts of this seed are there already.
+    """
     await require(settings)
     [(checkout, _)] = Customers(behaviour).checkouts(1)
     first = order_of(checkout.key)
     if await read_state(settings, UUID(first)) is not None:
         raise SeedTaken(f"order {first}, the first one of seed {behaviour.seed}, is there already")
-    return await Bazaar(settings, behaviour).run(checkouts, rate, timeout, progress)
+    return await Simulation(settings, behaviour).run(checkouts, rate, timeout, progress)
 
 
 def _data(value: bytes | None) -> dict[str, Any]:
-    """Of a command or notice; empty for what is none: anybody may write to a topic."""
+    """Decode a command or notice; empty for anything else, since anybody may write to a topic."""
     data = read_foreign(msgspec.json.decode, value)
     return data if isinstance(data, dict) and isinstance(data.get("order_id"), str) else {}
 
@@ -204,9 +206,9 @@ def _raise(tasks: Sequence[asyncio.Task[None]]) -> None:
             task.result()
 
 
-async def _partitions(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-    await consumer._client.force_metadata_update()
-    found = consumer.partitions_for_topic(topic)
-    if not found:
-        raise LookupError(topic)
-    return set(found)
+async def _partitions(consumer: AIOKafkaConsumer, topics: Sequence[str]) -> list[TopicPartition]:
+    """Return all partitions of these topics. Raises LookupError if one doesn't exist."""
+    numbers = await partitions_of(consumer, topics)
+    if missing := [topic for topic in topics if topic not in numbers]:
+        raise LookupError(missing[0])
+    return [TopicPartition(topic, number) for topic in topics for number in sorted(numbers[topic])]

@@ -1,4 +1,4 @@
-"""Rows that should be there against those that are, order by order. Only reads."""
+"""Compare the rows that should be there with those that are, order by order. It only reads."""
 
 from __future__ import annotations
 
@@ -15,36 +15,43 @@ _METADATA: Final = build_metadata()
 COLUMNS: Final = {table: tuple(column.name for column in _METADATA.tables[table].columns) for table in TABLES}
 
 Values = tuple[str | None, ...]
-"""A row's columns as Postgres writes them."""
+"""The columns of a row, each as Postgres writes it as text; None: NULL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row of which the live one and the one that should be there differ; None: there is none."""
+    """A row that isn't as it should be.
+
+    `actual` is None where a row is missing, `expected` where there should be none.
+    """
 
     table: str
     id: str
     order_id: str
-    live: Values | None
-    anew: Values | None
+    actual: Values | None
+    expected: Values | None
 
     @property
     def key(self) -> tuple[str, str, str]:
         return self.table, self.id, self.order_id
 
     def columns(self) -> list[tuple[str, str | None, str | None]]:
-        """(column, live, anew) where both are there and differ."""
-        if self.live is None or self.anew is None:
+        """(column, actual, expected) of each column that differs, if there are both rows."""
+        if self.actual is None or self.expected is None:
             return []
-        return [(name, a, b) for name, a, b in zip(COLUMNS[self.table], self.live, self.anew, strict=True) if a != b]
+        return [
+            (name, actual, expected)
+            for name, actual, expected in zip(COLUMNS[self.table], self.actual, self.expected, strict=True)
+            if actual != expected
+        ]
 
 
 def order_column(table: str) -> str:
-    """The column that holds the order's id."""
+    """Return the column of `table` that holds the order's id."""
     return "id" if table == "orders_order" else "order_id"
 
 
-def _query(table: str, anew: str) -> str:
+def _query(table: str, expected: str) -> str:
     columns, order = COLUMNS[table], order_column(table)
     both = f"l.id = n.id AND l.{order} = n.{order}"
 
@@ -56,35 +63,35 @@ def _query(table: str, anew: str) -> str:
 
     return (
         f"SELECT coalesce(l.id, n.id)::text, coalesce(l.{order}, n.{order})::text, {values('l')}, {values('n')}"
-        f" FROM (SELECT * FROM public.{table} WHERE {order} = ANY($1::uuid[])) l FULL JOIN ({anew}) n ON {both}"
+        f" FROM (SELECT * FROM public.{table} WHERE {order} = ANY($1::uuid[])) l FULL JOIN ({expected}) n ON {both}"
         f" WHERE {row('l')} IS DISTINCT FROM {row('n')}"
     )
 
 
 async def with_schema(connection: ddl.Connection, schema: str, order_ids: Sequence[str]) -> list[Difference]:
-    """Where the live rows of these orders differ from those in `schema`. Blocks."""
-    found: list[Difference] = []
+    """Compare the live rows of these orders with those in `schema`, and return the rows that differ. Blocks."""
+    differences: list[Difference] = []
     for table in TABLES:
-        anew = f"SELECT * FROM {schema}.{table} WHERE {order_column(table)} = ANY($1::uuid[])"
-        found += _told(table, await connection.fetch(_query(table, anew), order_ids))
-    return found
+        expected = f"SELECT * FROM {schema}.{table} WHERE {order_column(table)} = ANY($1::uuid[])"
+        differences += _differences(table, await connection.fetch(_query(table, expected), order_ids))
+    return differences
 
 
 async def with_rows(connection: ddl.Connection, rows: RowBatch, order_ids: Sequence[str]) -> list[Difference]:
-    """Where the live rows of these orders differ from `rows`, which are all that they should have. Blocks."""
-    given = rows.by_table()
-    found: list[Difference] = []
+    """Compare the live rows of these orders with `rows`, which are all that they should have. Blocks."""
+    by_table = rows.by_table()
+    differences: list[Difference] = []
     for table in TABLES:
-        if table in given:
-            anew, arguments = given_rows(_METADATA.tables[table], 2), columns_of(given[table])
+        if table in by_table:
+            expected, arguments = given_rows(_METADATA.tables[table], 2), columns_of(by_table[table])
         else:
-            anew, arguments = f"SELECT * FROM public.{table} WHERE false", []
-        found += _told(table, await connection.fetch(_query(table, anew), order_ids, *arguments))
-    return found
+            expected, arguments = f"SELECT * FROM public.{table} WHERE false", []
+        differences += _differences(table, await connection.fetch(_query(table, expected), order_ids, *arguments))
+    return differences
 
 
-def _told(table: str, rows: Sequence[Any]) -> list[Difference]:
-    def values(found: object) -> Values | None:
-        return None if found is None else tuple(cast("Sequence[str | None]", found))
+def _differences(table: str, rows: Sequence[Any]) -> list[Difference]:
+    def values(columns: object) -> Values | None:
+        return None if columns is None else tuple(cast("Sequence[str | None]", columns))
 
     return [Difference(table, str(row[0]), str(row[1]), values(row[2]), values(row[3])) for row in rows]

@@ -49,9 +49,10 @@ async def connect(settings: Settings) -> AsyncIterator[Connection]:
 async def in_short_waits(
     connection: Connection, work: Callable[[], Awaitable[T]], patience: float, say: Say, tables: Sequence[str] = TABLES
 ) -> T:
-    """Runs `work` in a transaction whose waits for locks are short; all over again when one was in vain, for `patience` seconds.
+    """Run `work` in a transaction that waits for locks only briefly, and start it again until it gets them.
 
-    `tables` are those that it locks. Raises Busy past that, and whatever `work` raises; then nothing of it is done. Blocks.
+    `tables` are those that it locks. Blocks. Raises Busy when the time is up, and what `work` raises; then
+    nothing is changed.
     """
     deadline = time.monotonic() + patience
     while True:
@@ -68,8 +69,8 @@ async def in_short_waits(
 
 
 async def _holders(connection: Connection, tables: Sequence[str]) -> str:
-    """Who uses the tables or their partitions at this moment, the oldest transactions first."""
-    found = await connection.fetch(
+    """Return who uses the tables or their partitions now, the oldest transactions first."""
+    rows = await connection.fetch(
         """
         SELECT a.pid, a.application_name, a.state,
             extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
@@ -82,8 +83,8 @@ async def _holders(connection: Connection, tables: Sequence[str]) -> str:
         ORDER BY a.xact_start LIMIT 5""",
         list(tables),
     )
-    told = [f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)" for row in found]
-    return ", ".join(told) or "nobody any more"
+    holders = [f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)" for row in rows]
+    return ", ".join(holders) or "nobody any more"
 
 
 def literal(text: str) -> str:

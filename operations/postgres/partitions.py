@@ -1,4 +1,4 @@
-"""How large the tables are, partition by partition, and what of it is waste: by Postgres's own statistics, nothing is scanned."""
+"""Sizes and waste of the tables, partition by partition, from Postgres's own statistics; nothing is scanned."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ class Partition:
 
     table: str
     name: str
-    #: As Postgres says it: FOR VALUES ..., or DEFAULT.
     bound: str
-    #: Estimates, kept by Postgres as rows are written.
+    """As Postgres says it: FOR VALUES ..., or DEFAULT."""
     rows: int
     dead_rows: int
-    #: Without indexes, and the indexes.
+    """Estimates, kept by Postgres as rows are written."""
     table_bytes: int
     index_bytes: int
-    #: What the rows don't need, estimated from their number and average width; None until the partition was analyzed.
+    """Without indexes, and the indexes."""
     bloat_bytes: int | None
-    #: The last vacuum, by Postgres itself or by hand; None: never.
+    """What the rows don't need, estimated from their number and average width; None until the partition was analyzed."""
     vacuumed_at: datetime | None
+    """The last vacuum, by Postgres itself or by hand; None: never."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +38,8 @@ class Overview:
     layout: Layout
     revision: str | None
     database_bytes: int
-    #: In the order of schema.TABLES, each table's by name, the default partition last.
     partitions: list[Partition]
+    """In the order of schema.TABLES, each table's by name, the default partition last."""
 
 
 # A row takes its item pointer (4 bytes), its header (24, or 32 where columns are null) and its columns, aligned to 8; a page holds 8,168
@@ -69,11 +69,14 @@ _PARTITIONS = f"""
 
 
 async def overview(settings: Settings) -> Overview:
-    """What there is now. Raises SchemaMismatch without tables of ours, and what asyncpg raises. Blocks for some milliseconds."""
-    found = await layout(settings)
-    if found is None:
+    """Return the partitions now.
+
+    Blocks for some milliseconds. Raises SchemaMismatch without our tables, and what asyncpg raises.
+    """
+    tables = await layout(settings)
+    if tables is None:
         raise no_tables()
     revision = await current(settings)
     async with ddl.connect(settings) as connection:
         size = await connection.fetchval("SELECT pg_database_size(current_database())")
-        return Overview(found, revision, size, [Partition(*row) for row in await connection.fetch(_PARTITIONS, list(TABLES))])
+        return Overview(tables, revision, size, [Partition(*row) for row in await connection.fetch(_PARTITIONS, list(TABLES))])

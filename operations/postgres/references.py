@@ -1,7 +1,8 @@
-"""References to other services' tables: foreign keys from our columns, added where those tables exist, taken away again.
+"""References to other services' tables: foreign keys from our columns, added where those tables exist.
 
-Not enforced (PostgreSQL 18) they cost nothing and promise nothing: they tell people and tools what belongs to what. Enforced, Postgres
-looks up what each new row refers to, and an order whose user, product or warehouse isn't there waits, with its lane, until it is.
+A reference that isn't enforced (PostgreSQL 18) costs nothing and promises nothing: it shows people and tools
+what belongs together. For an enforced one Postgres looks up each new row's target, and a lane waits with an
+order whose user, product or warehouse isn't there yet.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Reference(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the constraint."""
+        """Name of the constraint."""
         return f"{self.table}_{self.column}_fkey"
 
 
@@ -51,13 +52,13 @@ class Link:
 
     table: str
     column: str
-    #: The table referred to, as Postgres writes it.
     to: str
+    """The table referred to, as Postgres writes it."""
     enforced: bool
-    #: All rows are known to keep it. Only an interrupted change leaves an enforced one that isn't.
     valid: bool
-    #: By this call.
+    """All rows are known to keep it. Only an interrupted change leaves an enforced one that isn't."""
     changed: bool = False
+    """By this call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +70,8 @@ class Broken:
     to: str
     partition: str
     rows: int
-    #: The lowest and the highest of the ids that are missing there.
     missing: list[str]
+    """The lowest and the highest of the ids that are missing there."""
 
 
 class LinkError(OrdersError):
@@ -98,8 +99,8 @@ _FOUND = """
 
 
 async def _links(connection: ddl.Connection) -> dict[Reference, Link]:
-    found = {(row[0], row[1]): row for row in await connection.fetch(_FOUND, list(TABLES))}
-    rows = {reference: found.get((reference.table, reference.name)) for reference in REFERENCES}
+    constraints = {(row[0], row[1]): row for row in await connection.fetch(_FOUND, list(TABLES))}
+    rows = {reference: constraints.get((reference.table, reference.name)) for reference in REFERENCES}
     return {
         reference: Link(reference.table, reference.column, row[2], row[3], row[4]) for reference, row in rows.items() if row is not None
     }
@@ -120,12 +121,15 @@ async def link(
     patience: float = 60.0,
     say: ddl.Say = lambda _: None,
 ) -> list[Link]:
-    """Makes the columns of these kinds refer to column id of these tables, enforced or not; what is so already is left as it is.
+    """Make the columns of these kinds refer to column id of these tables, enforced or not. What is so already
+    stays.
 
-    To enforce, all rows are checked first, without locks; then new rows are held to it from a short lock on, and the old ones are checked
-    again beside the writers. Raises BrokenReferences when rows break it: then it is as it was, or not enforced if rows broke it only
-    meanwhile. Raises LinkError when a table is missing or doesn't fit; SchemaMismatch without tables of ours; ddl.Busy without locks in
-    `patience` seconds a reference (those before it are done); what asyncpg raises. Blocks.
+    To enforce a reference, all rows are checked without locks first. Then it holds for new rows, after a
+    short lock, and the old rows are checked again beside the writers.
+
+    Blocks. Raises BrokenReferences if rows break a reference, which then isn't enforced; LinkError if a table
+    is missing or doesn't fit; SchemaMismatch without our tables; ddl.Busy if a reference doesn't get its
+    locks (those before it are done); and what asyncpg raises.
     """
     await check(settings)
     async with ddl.connect(settings) as connection:
@@ -133,33 +137,36 @@ async def link(
             raise LinkError(
                 f"references take PostgreSQL 18; this is {connection.get_server_version().major}", "upgrade it, or do without references"
             )
-        wanted = {
+        missing = {
             reference: await _target(connection, reference, targets[reference.kind])
             for reference in REFERENCES
             if reference.kind in targets
         }
         there = await _links(connection)
-        for reference, to in wanted.items():
+        for reference, to in missing.items():
             if reference in there and there[reference].to != to:
                 raise LinkError(
                     f"{reference.table}.{reference.column} refers to {there[reference].to}",
                     f"run orders db unlink {reference.kind} first",
                 )
         if enforced:
-            await _require_kept(connection, wanted)
+            await _require_kept(connection, missing)
         return [
             there[reference]
             if reference in there and (there[reference].enforced, there[reference].valid) == (enforced, enforced)
             else await _change(connection, reference, to, enforced, patience, say)
-            for reference, to in wanted.items()
+            for reference, to in missing.items()
         ]
 
 
 async def unlink(settings: Settings, kinds: Sequence[Kind] = KINDS, patience: float = 60.0, say: ddl.Say = lambda _: None) -> list[Link]:
-    """Takes references of these kinds away; returns those that there were. Raises and blocks as link()."""
+    """Remove the references of these kinds, and return those that were there.
+
+    Blocks and raises as link() does.
+    """
     await check(settings)
     async with ddl.connect(settings) as connection:
-        there = {reference: found for reference, found in (await _links(connection)).items() if reference.kind in kinds}
+        there = {reference: row for reference, row in (await _links(connection)).items() if reference.kind in kinds}
         for reference, found in there.items():
 
             async def work(reference: Reference = reference) -> None:
@@ -200,10 +207,10 @@ async def _target(connection: ddl.Connection, reference: Reference, table: str) 
     return cast(str, row["name"])
 
 
-async def _require_kept(connection: ddl.Connection, wanted: Mapping[Reference, str]) -> None:
+async def _require_kept(connection: ddl.Connection, targets: Mapping[Reference, str]) -> None:
     broken: list[Broken] = []
-    for reference, to in wanted.items():
-        found = await connection.fetch(
+    for reference, to in targets.items():
+        rows = await connection.fetch(
             f"""
             SELECT part.relname, count(*),
                 ARRAY[min(ours.{reference.column}::text), max(ours.{reference.column}::text)]
@@ -212,7 +219,7 @@ async def _require_kept(connection: ddl.Connection, wanted: Mapping[Reference, s
                 AND NOT EXISTS (SELECT FROM {to} theirs WHERE theirs.id = ours.{reference.column})
             GROUP BY part.relname ORDER BY part.relname"""
         )
-        broken += [Broken(reference.table, reference.column, to, row[0], row[1], sorted(set(row[2]))) for row in found]
+        broken += [Broken(reference.table, reference.column, to, row[0], row[1], sorted(set(row[2]))) for row in rows]
     if broken:
         raise BrokenReferences(broken)
 

@@ -23,8 +23,8 @@ from settings import Settings
 from sinks.migrate import LOCK, SchemaMismatch, check, layout
 from sinks.schema import FILLFACTOR, TABLES, build_metadata
 
-#: Bytes of a table's name in Postgres, of which the longest table's name and a prefix take 20.
 _SLUG = 30
+"""Bytes of a table's name in Postgres, of which the longest table's name and a prefix take 20."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +32,13 @@ class Region:
     """One region's own partitions."""
 
     region: str
-    #: Whether this call made them; False: they were there.
     created: bool
-    #: Table -> rows moved out of the default partition.
+    """Whether this call made them; False: they were there."""
     moved: dict[str, int]
-    #: Seconds that writers had to wait, and readers of the default partition.
+    """Table -> rows moved out of the default partition."""
     writers_waited: float
     readers_waited: float
+    """Seconds that writers had to wait, and readers of the default partition."""
 
 
 def partition_name(table: str, region: str) -> str:
@@ -50,8 +50,8 @@ def partition_name(table: str, region: str) -> str:
 
 async def _require_regions(settings: Settings) -> None:
     await check(settings)
-    found = await layout(settings)
-    if found is None or found.partition_by != "region":
+    columns = await layout(settings)
+    if columns is None or columns.partition_by != "region":
         raise SchemaMismatch(
             "the tables are partitioned by user_id",
             "choose regions at the start: orders init --partition-by region on an empty database",
@@ -81,10 +81,11 @@ async def _with_partition(connection: ddl.Connection, table: str) -> list[str]:
 
 
 async def add(settings: Settings, regions: Sequence[str], patience: float = 60.0, say: ddl.Say = lambda _: None) -> list[Region]:
-    """Gives each region a partition of each table, with the rows that it has. One transaction a region; again is harmless.
+    """Give each region a partition of each table, with its rows, in one transaction for each region. Again is
+    harmless.
 
-    Raises SchemaMismatch when the tables aren't partitioned by region; ddl.Busy when the locks aren't to be had in `patience` seconds
-    a region (those before it are done); what asyncpg raises. Blocks for as long as the rows take to move.
+    Blocks while rows move. Raises SchemaMismatch if the tables aren't partitioned by region; ddl.Busy if a
+    region doesn't get its locks (those before it are done); and what asyncpg raises.
     """
     await _require_regions(settings)
     async with ddl.connect(settings) as connection:
@@ -124,8 +125,8 @@ async def _add(connection: ddl.Connection, region: str, patience: float, say: dd
         ended = time.monotonic()
         return Region(region, True, moved, ended - begun, ended - shut)
 
-    made = await ddl.in_short_waits(connection, work, patience, say)
-    for table in made.moved:
+    added = await ddl.in_short_waits(connection, work, patience, say)
+    for table in added.moved:
         # The planner knows nothing of rows that were moved in until somebody looks at them.
         await connection.execute(f"ANALYZE {partition_name(table, region)}")
-    return made
+    return added

@@ -1,7 +1,7 @@
-"""The four tables once more, in a schema of their own, and how they take the place of the live ones.
+"""The shadow: the four tables once more, in a schema of their own, and their exchange with the live ones.
 
-The shadow's partitions, indexes and constraints are those that the live tables have at that moment, read from Postgres's catalog. Only
-partitions change places: the tables that views, grants and references know stay what they are (docs/decisions/0019).
+Its partitions, indexes and constraints are those of the live tables, read from Postgres's catalog. Only
+partitions are exchanged: the tables that views, grants and references name stay (docs/decisions/0019).
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class Shadow:
     schema: str
     id: str
     group: str
-    #: Fingerprint of the rules by which it was folded.
     rules: str
+    """Fingerprint of the rules by which it was folded."""
     layout: str
     started_at: datetime
     switched_at: datetime | None
-    #: Cache entries were renewed after the switch.
     settled: bool
+    """Cache entries were renewed after the switch."""
 
     @property
     def before(self) -> bool:
@@ -66,9 +66,12 @@ class Shadow:
 
 
 def require_name(schema: str) -> None:
-    """Raises SchemaTaken unless a shadow may be called so."""
+    """Raise SchemaTaken unless a shadow may have this name."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", schema):
-        raise SchemaTaken(f"{schema!r} can't be the schema's name", "take small letters, digits and _, 41 at most, no digit first")
+        raise SchemaTaken(
+            f"{schema!r} can't be the schema's name",
+            "take small letters, digits and _, 41 at most, no digit first",
+        )
     if schema in ("public", "information_schema") or schema.startswith(("pg_", BEFORE)):
         raise SchemaTaken(f"{schema!r} is a schema of others", f"choose another name, such as {DEFAULT}")
 
@@ -82,8 +85,8 @@ async def listed(connection: ddl.Connection) -> list[Shadow]:
         _NOTE,
     )
     notes = [(schema, await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]
-    found = [Shadow(schema, *note) for schema, note in notes if note is not None]
-    return sorted(found, key=lambda shadow: (shadow.before, shadow.started_at))
+    shadows = [Shadow(schema, *note) for schema, note in notes if note is not None]
+    return sorted(shadows, key=lambda shadow: (shadow.before, shadow.started_at))
 
 
 async def find(connection: ddl.Connection, schema: str) -> Shadow | None:
@@ -132,7 +135,7 @@ async def layout(connection: ddl.Connection) -> str:
 
 
 async def require_layout(connection: ddl.Connection, shadow: Shadow) -> None:
-    """Raises LayoutChanged."""
+    """Raise LayoutChanged if the live tables aren't what the shadow was made for."""
     if await layout(connection) != shadow.layout:
         raise LayoutChanged("the live tables have other columns, partitions or indexes than when the rebuild was begun")
 
@@ -154,11 +157,15 @@ async def create(connection: ddl.Connection, schema: str, id: str, group: str, r
                 settled boolean NOT NULL DEFAULT false);
             COMMENT ON TABLE {schema}.{_NOTE} IS 'orders rebuild'""")
         await connection.execute(
-            f'INSERT INTO {schema}.{_NOTE} (id, "group", rules, layout) VALUES ($1, $2, $3, $4)', id, group, rules, await layout(connection)
+            f'INSERT INTO {schema}.{_NOTE} (id, "group", rules, layout) VALUES ($1, $2, $3, $4)',
+            id,
+            group,
+            rules,
+            await layout(connection),
         )
-    found = await find(connection, schema)
-    assert found is not None
-    return found
+    existing = await find(connection, schema)
+    assert existing is not None
+    return existing
 
 
 async def _create_table(connection: ddl.Connection, schema: str, table: str) -> None:
@@ -167,7 +174,8 @@ async def _create_table(connection: ddl.Connection, schema: str, table: str) -> 
     # LIKE would give the indexes other names.
     await connection.execute(f"CREATE TABLE {schema}.{table} (LIKE {live} INCLUDING ALL EXCLUDING INDEXES) PARTITION BY {key}")
     for name, definition in await connection.fetch(
-        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype IN ('p', 'u')", live
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype IN ('p', 'u')",
+        live,
     ):
         await connection.execute(f"ALTER TABLE {schema}.{table} ADD CONSTRAINT {name} {definition}")
     for definition in await ddl.fetch_values(
@@ -206,9 +214,10 @@ async def count(connection: ddl.Connection, shadow: Shadow) -> dict[str, int]:
 
 
 async def prepare(connection: ddl.Connection, shadow: Shadow) -> None:
-    """Before the switch, beside readers: statistics, and every enforced reference of the live tables checked on the shadow's rows.
+    """Prepare a switch beside readers: gather statistics, and check every enforced reference on the shadow's
+    rows.
 
-    Raises LayoutChanged, asyncpg.ForeignKeyViolationError. Again is harmless. Blocks for as long as reading the rows takes.
+    Raises LayoutChanged, asyncpg.ForeignKeyViolationError. Again is harmless. Blocks while the rows are read.
     """
     await require_layout(connection, shadow)
     for table in TABLES:
@@ -226,12 +235,17 @@ async def prepare(connection: ddl.Connection, shadow: Shadow) -> None:
 
 
 async def switch(
-    connection: ddl.Connection, shadow: Shadow, check: Callable[[], None], patience: float, say: ddl.Say = lambda _: None
+    connection: ddl.Connection,
+    shadow: Shadow,
+    check: Callable[[], None],
+    patience: float,
+    say: ddl.Say = lambda _: None,
 ) -> Shadow:
-    """Put the shadow's partitions in the place of the live ones, which go to a schema of their own, in one transaction.
+    """Exchange the live partitions for the shadow's in one transaction, and return what was live, in its own
+    schema.
 
-    `check` is called right before the commit, and may raise. Raises LayoutChanged; ddl.Busy without locks in `patience` seconds. Then
-    nothing is changed. Returns what was live. Readers wait for as long as the catalog takes, not for rows.
+    `check` is called right before the commit and may raise. Raises LayoutChanged, and ddl.Busy if it doesn't
+    get its locks; then nothing is changed. Readers wait while the catalog is changed, not for rows.
     """
 
     async def work() -> Shadow:
@@ -272,8 +286,8 @@ async def switch(
             f"DROP SCHEMA {shadow.schema} CASCADE"
         )
         check()
-        found = [each for each in await listed(connection) if each.schema == before]
-        return found[0]
+        switched = [each for each in await listed(connection) if each.schema == before]
+        return switched[0]
 
     tables = [f"public.{table}" for table in TABLES]
     return await ddl.in_short_waits(connection, work, patience, say, tables)
@@ -295,7 +309,7 @@ _GRANTS = """
 
 
 async def _keep_for_reading(connection: ddl.Connection, schema: str, table: str, parts: list[str]) -> None:
-    """What was live, without ties to anything: no references of others' tables, and a view that shows it as one table."""
+    """Keep what was live without references to or from other tables, with a view that shows it as one table."""
     for part in parts:
         for name in await ddl.fetch_values(
             connection,
@@ -303,8 +317,8 @@ async def _keep_for_reading(connection: ddl.Connection, schema: str, table: str,
             f'{schema}."{part}"',
         ):
             await connection.execute(f'ALTER TABLE {schema}."{part}" DROP CONSTRAINT {name}')
-    whole = " UNION ALL ".join(f'SELECT * FROM {schema}."{part}"' for part in parts)
-    await connection.execute(f"CREATE VIEW {schema}.{table} AS {whole}")
+    union = " UNION ALL ".join(f'SELECT * FROM {schema}."{part}"' for part in parts)
+    await connection.execute(f"CREATE VIEW {schema}.{table} AS {union}")
 
 
 async def settle(connection: ddl.Connection, before: Shadow) -> None:
@@ -316,6 +330,6 @@ async def settle(connection: ddl.Connection, before: Shadow) -> None:
 
 
 async def in_database(settings: Settings, work: Callable[[ddl.Connection], Awaitable[ddl.T]]) -> ddl.T:
-    """Does `work` on a connection of its own."""
+    """Run `work` on a connection of its own."""
     async with ddl.connect(settings) as connection:
         return await work(connection)

@@ -37,7 +37,7 @@ _STRANGE: Final = (
 
 
 class Content(NamedTuple):
-    """What a file holds, unpacked: a private copy, at its begin. sha256 of it, and of the file as it came."""
+    """The unpacked content of a file, as a private copy, with its sha256 and that of the file."""
 
     file: io.BufferedReader
     digest: str
@@ -106,7 +106,7 @@ def write(file: io.FileIO, data: bytes) -> None:
 
 
 def no_room(error: Exception) -> SourceError:
-    """What to tell when a temporary file can't be written."""
+    """Return the error to raise when a temporary file can't be written."""
     place = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
     why = "no room left for temporary files" if full else f"cannot write temporary files ({error})"
@@ -119,7 +119,7 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zip
     digest, total = hashlib.sha256() if zipped else packed.digest, 0
     while block := reader.read(_BLOCK):
         if not total:
-            _look(path, block)
+            _require_data(path, block)
         total += len(block)
         if total > (limit or MAX_BYTES):
             raise SourceError(
@@ -135,23 +135,23 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zip
     return digest.hexdigest()
 
 
-def _look(path: str, head: bytes) -> None:
-    """Raises SourceError for what looks like no text and no Parquet."""
+def _require_data(path: str, head: bytes) -> None:
+    """Raise SourceError for content that is neither text nor Parquet."""
     if head.startswith(b"PAR1"):
         return
-    found = next((what for magic, what in _STRANGE if head.startswith(magic)), None)
-    if found is None and head[257:262] == b"ustar":
-        found = "a tar archive; unpack it"
-    if found is None and b"\0" in head[:4]:
-        found = "it begins with NUL bytes, so it is no text in UTF-8"
-    if found is not None:
-        raise SourceError(f"{path}: {found}; nothing of it was sent")
+    format_name = next((what for magic, what in _STRANGE if head.startswith(magic)), None)
+    if format_name is None and head[257:262] == b"ustar":
+        format_name = "a tar archive; unpack it"
+    if format_name is None and b"\0" in head[:4]:
+        format_name = "it begins with NUL bytes, so it is no text in UTF-8"
+    if format_name is not None:
+        raise SourceError(f"{path}: {format_name}; nothing of it was sent")
 
 
 def _state(source: Any) -> tuple[int, int] | None:
-    """What of a regular file changes when somebody writes to it."""
+    """Return what changes of a regular file when somebody writes to it."""
     try:
-        found = os.fstat(source.fileno())
+        status = os.fstat(source.fileno())
     except (OSError, AttributeError):  # not a file of the system's
         return None
-    return (found.st_size, found.st_mtime_ns) if stat.S_ISREG(found.st_mode) else None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None

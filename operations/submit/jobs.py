@@ -31,7 +31,7 @@ from operations.submit.parquet import Parquet
 from operations.submit.rows import Csv, Row, ndjson
 from settings import Settings
 from sinks.bulk import BulkJobs
-from wire import AIOKafkaProducer
+from wire import clients
 
 Format = Literal["csv", "ndjson", "parquet"]
 FORMATS: Final[tuple[Format, ...]] = get_args(Format)
@@ -113,25 +113,25 @@ def prepare(
     Blocks. Raises SourceError when it can't be read as a whole: then nothing of it counts.
     """
     content, digest, packed = copied(path, stack, stdin, limit)
-    found = format or _sniff(content)
-    made = Job(job or bulk.job_id(kind, digest), kind, found, digest, packed, temporary(stack))
+    file_format = format or _sniff(content)
+    job_ = Job(job or bulk.job_id(kind, digest), kind, file_format, digest, packed, temporary(stack))
     events_of_part: list[bytes] = []
     size = 0
 
     def flush() -> None:
         joined = b",".join(events_of_part)
-        made.parts.append((made.spool.tell(), len(joined)))
-        write(made.spool, joined)
+        job_.parts.append((job_.spool.tell(), len(joined)))
+        write(job_.spool, joined)
         events_of_part.clear()
 
-    for row in _rows(path, content, kind, made, limit, stack):
-        made.lines += 1
-        if made.lines % 1000 == 0:
-            progress(made.lines)
+    for row in _rows(path, content, kind, job_, limit, stack):
+        job_.lines += 1
+        if job_.lines % 1000 == 0:
+            progress(job_.lines)
         try:
-            value = encode(kind, made.id, row)
+            value = encode(kind, job_.id, row)
         except Refused as refused:
-            made.reasons[refused.code] += 1
+            job_.reasons[refused.code] += 1
             refuse(Refusal(row.line, refused.code, refused.detail))
             continue
         if events_of_part and (len(events_of_part) >= PART_EVENTS or size + len(value) > PART_BYTES):
@@ -139,16 +139,19 @@ def prepare(
             size = 0
         events_of_part.append(value)
         size += len(value)
-        made.accepted += 1
+        job_.accepted += 1
     if events_of_part:
         flush()
-    if not made.lines:
+    if not job_.lines:
         raise SourceError(f"{path}: holds no {kind}")
-    return made
+    return job_
 
 
 async def status(settings: Settings, job: str | None, most: int) -> list[dict[str, Any]]:
-    """Rows of orders_bulk_job, the newest job first, each with its state in words. Raises what asyncpg raises. Blocks."""
+    """Rows of orders_bulk_job, the newest job first, each with its state in words.
+
+    Raises what asyncpg raises. Blocks.
+    """
     async with BulkJobs(settings, "orders-bulk-status") as jobs:
         return [{**row, "state": _state(row)} for row in await jobs.jobs(job, most)]
 
@@ -197,14 +200,7 @@ async def send(settings: Settings, job: Job, *, again: bool = False, progress: C
         first = await jobs.begin(job.id, job.kind, count, job.lines, job.refused, job.digest, again=again)
         if first >= count:
             return 0
-        producer = AIOKafkaProducer(
-            bootstrap_servers=settings.brokers,
-            client_id="orders-bulk-submit",
-            acks="all",
-            enable_idempotence=True,
-            compression_type="lz4",
-            max_request_size=16 << 20,
-        )
+        producer = clients.producer(settings, "orders-bulk-submit", compression_type="lz4", max_request_size=16 << 20)
         flying: deque[tuple[int, Any]] = deque()
 
         async def land() -> None:
@@ -249,12 +245,12 @@ def _sniff(content: io.BufferedReader) -> Format:
     return "ndjson" if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "csv"
 
 
-def _rows(path: str, content: io.BufferedReader, kind: Kind, made: Job, limit: int | None, stack: ExitStack) -> Iterator[Row]:
-    if made.format == "ndjson":
+def _rows(path: str, content: io.BufferedReader, kind: Kind, job: Job, limit: int | None, stack: ExitStack) -> Iterator[Row]:
+    if job.format == "ndjson":
         return ndjson(content)
     every = {*_names(_MODEL[kind]), "id", "time", *ITEM_COLUMNS}
-    table = Csv(path, content) if made.format == "csv" else Parquet(path, content, every, limit)
-    flat = kind == "orders" and (made.format == "csv" or "items" not in table.columns)
+    table = Csv(path, content) if job.format == "csv" else Parquet(path, content, every, limit)
+    flat = kind == "orders" and (job.format == "csv" or "items" not in table.columns)
     own = tuple(name for name in _names(_MODEL[kind]) if not (flat and name == "items"))
     needed = [*(name for name in _names(_MODEL[kind], required=True) if name in own), "time"]
     if flat:
@@ -262,13 +258,13 @@ def _rows(path: str, content: io.BufferedReader, kind: Kind, made: Job, limit: i
     missing = [name for name in needed if name not in table.columns]
     if missing:
         raise SourceError(f"{path}: no column {missing[0]}", f"{kind} need {', '.join(needed)}")
-    known = {*own, "id", "time", *(ITEM_COLUMNS if flat else ())}
-    made.ignored += [name for name in table.columns if name not in known]
+    columns = {*own, "id", "time", *(ITEM_COLUMNS if flat else ())}
+    job.ignored += [name for name in table.columns if name not in columns]
 
     def rows() -> Iterator[Row]:
         if isinstance(table, Csv):
-            return table.rows(known, table.columns.index("order_id") if flat else None)
-        return table.rows(known, set(ITEM_COLUMNS), flat)
+            return table.rows(columns, table.columns.index("order_id") if flat else None)
+        return table.rows(columns, set(ITEM_COLUMNS), flat)
 
     return _orders(rows(), _Lines(rows(), stack)) if flat else rows()
 
@@ -280,7 +276,7 @@ class _Lines:
     """
 
     def __init__(self, rows: Iterable[Row], stack: ExitStack) -> None:
-        """Reads all rows. Raises SourceError when there is no room."""
+        """Read all rows. Raises SourceError when there is no room."""
         self.lost: int | None = None
         """The first line that may belong to any order."""
         self._db = stack.enter_context(closing(sqlite3.connect("", isolation_level=None)))
@@ -304,8 +300,8 @@ class _Lines:
                 for each in row.perhaps:
                     run("INSERT INTO perhaps VALUES (?, ?)", (row.line, each))
             elif row.order != last:
-                told = "INSERT INTO orders VALUES (?, ?, NULL) ON CONFLICT (id) DO UPDATE SET other = coalesce(other, excluded.line)"
-                run(told, (row.order, row.line))
+                upsert = "INSERT INTO orders VALUES (?, ?, NULL) ON CONFLICT (id) DO UPDATE SET other = coalesce(other, excluded.line)"
+                run(upsert, (row.order, row.line))
             last = row.order
         lost = "SELECT p.line FROM perhaps p LEFT JOIN orders o USING (id) GROUP BY p.line HAVING count(o.id) = 0 ORDER BY p.line LIMIT 1"
         self.lost = next((line for (line,) in run(lost)), None)
@@ -363,7 +359,8 @@ def _order(rows: list[Row], lines: _Lines) -> Row:
 
 
 def _same(name: str, value: Any, first: dict[str, Any]) -> bool:
-    """Whether a line says of its order what the order's first line says; an id may be written otherwise, as far as it is one."""
+    """Tell whether a line says the same about its order as the order's first line; ids may be written
+    differently."""
     if value == first.get(name):
         return True
     try:

@@ -59,11 +59,11 @@ class Parquet:
         if self._guarded(lambda: self._file.metadata.num_rows) * _ROW_BYTES > self._limit:
             raise self._too_much()
 
-    def rows(self, known: Collection[str], item: Collection[str], flat: bool) -> Iterator[Row]:
+    def rows(self, allowed: Collection[str], item: Collection[str], flat: bool) -> Iterator[Row]:
         """Every row with the known columns, `items` with the fields of `item`; what is null is absent. `flat`: a row is an item."""
         file = self._guarded(self._opened)
-        wanted = [name for name in self.columns if name in known]
-        batches = self._guarded(lambda: file.iter_batches(batch_size=_ROWS, columns=wanted, use_threads=False))
+        names = [name for name in self.columns if name in allowed]
+        batches = self._guarded(lambda: file.iter_batches(batch_size=_ROWS, columns=names, use_threads=False))
         number = size = 0
         while (batch := self._guarded(lambda: next(batches, None), number)) is not None:
             columns = {name: self._values(batch.column(n)) for n, name in enumerate(batch.schema.names)}
@@ -101,15 +101,15 @@ class Parquet:
             # Python's times have no nanoseconds, nor has an event.
             array = array.cast(pa.timestamp("us", tz=None if array.type.tz is None else "UTC"), safe=False)
         try:
-            found: list[Any] = array.to_pylist()
+            values: list[Any] = array.to_pylist()
         except MemoryError:
             raise
         except Exception:  # one value is out of range: the others aren't
-            found = [_one(each) for each in array]
-        return found
+            values = [_one(each) for each in array]
+        return values
 
     def _guarded(self, read: Callable[[], Any], number: int = 0) -> Any:
-        """What the library returns. It raises much, on a file that is broken: all of it is the file's fault. Raises SourceError."""
+        """Return what the library returns. Whatever it raises on a broken file is raised as SourceError."""
         try:
             return read()
         except MemoryError as error:

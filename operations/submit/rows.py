@@ -105,7 +105,7 @@ class Csv:
     """A file of CSV: its `columns`, and its rows as often as they are asked for. Blocks; what it reads stays where it is."""
 
     def __init__(self, path: str, content: io.BufferedReader) -> None:
-        """Reads the whole file once. Raises SourceError when it has no header, or one with a name that stands twice."""
+        """Read the whole file once. Raises SourceError if it has no header, or one with a name twice."""
         csv.field_size_limit(EVENT_BYTES)
         self._content = content
         self.torn: int | None = None
@@ -128,7 +128,7 @@ class Csv:
         if repeated is not None:
             raise SourceError(f"{path}: column {repeated!r} stands twice in its first line, which is the header; nothing of it was sent")
 
-    def rows(self, known: Collection[str], order_id: int | None = None) -> Iterator[Row]:
+    def rows(self, allowed: Collection[str], order_id: int | None = None) -> Iterator[Row]:
         """Every record but the header, with the cells of known columns that aren't empty. A record without any text is none.
 
         `order_id`: the column that says to which order a row belongs, where a row is an item.
@@ -143,7 +143,7 @@ class Csv:
                     values = {
                         name: _cell(name, text)
                         for name, text in zip(self.columns, record.cells, strict=True)
-                        if text and name in known
+                        if text and name in allowed
                     }  # fmt: skip
             except Refused as why:
                 refused = why
@@ -156,7 +156,7 @@ class Csv:
             yield Row(record.line, values, refused, None, order, perhaps)
 
     def _order_of(self, record: _Record, at: int) -> tuple[bytes | None, tuple[bytes, ...]]:
-        """Whose a record is: certain where it has the header's number of cells, so that none can have moved; else perhaps."""
+        """Return the order of a record: certain if it has as many cells as the header, else only possible."""
         width = len(self.columns)
         if len(record.cells) == width:
             return uuid_of(record.cells[at]), ()
@@ -222,7 +222,7 @@ def _joined(held: list[str], lines: Iterator[tuple[int, bytes, bool]]) -> Iterat
 
 
 def _swallows(cells: list[str]) -> bool:
-    """Whether a cell with line breaks holds what looks like lines of the file: between two quotes that don't belong together."""
+    """Tell whether a cell with line breaks holds lines of the file, because its quotes don't belong together."""
     return any(uuid_of(piece) is not None for cell in cells if "\n" in cell for piece in re.split(r"[,\r\n]", cell))
 
 
@@ -241,12 +241,13 @@ def _lines(content: io.BufferedReader) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def _text(line: bytes) -> str:
-    """What isn't UTF-8 becomes lone surrogates: the cells around it can still be told apart."""
+    """Decode a line; bytes that aren't UTF-8 become lone surrogates, so that the cells around them can be
+    read."""
     return line.decode("utf-8", "surrogateescape")
 
 
 def _told(error: csv.Error) -> str:
-    """What the library says, for somebody who doesn't write Python."""
+    """Return the library's message for somebody who doesn't write Python."""
     said = str(error)
     if said == "unexpected end of data":
         return "a quote isn't closed"

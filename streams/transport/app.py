@@ -19,7 +19,7 @@ from faust.types import TP
 
 from errors import OrdersError
 from streams.transport.agents import AgentFunction, BatchChannel, BatchStream, PatientSupervisor, actor
-from streams.transport.changelog import Stretch, stretches
+from streams.transport.changelog import stretches
 from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
 from streams.transport.config import TransportSettings
 from streams.transport.consumer import Consumer
@@ -30,6 +30,7 @@ from streams.transport.producer import FaustProducer, LaneProducer
 from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, DueOf, IsState, StateTable, VersionOf
 from streams.transport.transaction import TransactionalLaneProducer
+from wire.log import Stretch
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class BatchApp(faust.App):
         """`writes`: topics that handlers publish to, checked at the start to have as many partitions as the lanes' topics.
         `compression`: of what lanes write: None, 'gzip', 'lz4'. `metadata_age`: seconds until a change of the topics is noticed.
         `remedies`: what to do about an error in the words of the program, which are said instead of ours where the worker ends for it.
-        `options`: further settings of faust.App (broker_credentials, ...)."""
+        `options`: further settings of faust.App, but for how brokers are reached (wire.clients)."""
         self.settings = settings
         self.remedies = dict(remedies or {})
         self.specs: list[LaneSpec] = []
@@ -208,7 +209,11 @@ class BatchApp(faust.App):
         return topic not in self.specs_by_topic and topic not in self.tables.changelog_topics
 
     def state_table(
-        self, name: str, version_of: VersionOf, due_of: DueOf | None = None, is_state: IsState = lambda key, value: True
+        self,
+        name: str,
+        version_of: VersionOf,
+        due_of: DueOf | None = None,
+        is_state: IsState = lambda key, value: True,
     ) -> StateTable:
         """A table from bytes (table.KEY_BYTES at most) to bytes, its changelog in the topic '{group}-{name}-changelog'.
 
@@ -281,13 +286,24 @@ class BatchApp(faust.App):
         """What the lane of this name writes with. `check` raises Stale or LeaseLost. Connects to nothing yet."""
         producer, settings = cast(FaustProducer, self.producer), self.settings
         options = producer.lane_options(f"{self.conf.id}-lane-{lane}", settings.producer_linger_ms, self._compression)
-        waiting, report_interval = partial(self.delivery.failed, lane), float(self.conf.producer_request_timeout)
+        waiting, report_interval = (
+            partial(self.delivery.failed, lane),
+            float(self.conf.producer_request_timeout),
+        )
         if settings.delivery == "at_least_once":
             return LaneProducer(lambda: options, check, waiting, report_interval)
         # The same for whoever has the lane, so that the broker lets only the latest one write.
-        options |= {"transactional_id": f"{self.conf.id}-{lane}", "transaction_timeout_ms": int(settings.transaction_timeout * 1000)}
+        options |= {
+            "transactional_id": f"{self.conf.id}-{lane}",
+            "transaction_timeout_ms": int(settings.transaction_timeout * 1000),
+        }
         return TransactionalLaneProducer(
-            lambda: options, check, waiting, report_interval, group=self.conf.id, committed=cast(Consumer, self.consumer).committed
+            lambda: options,
+            check,
+            waiting,
+            report_interval,
+            group=self.conf.id,
+            committed=cast(Consumer, self.consumer).committed,
         )
 
     def stretches(self, tp: TP, since: int, end: int) -> AsyncGenerator[Stretch, None]:
@@ -325,7 +341,10 @@ class BatchApp(faust.App):
         """A failure's message and what to do about it, in the program's words where it has some. Pure."""
         if not isinstance(failure, OrdersError):
             return str(failure)
-        words = next((text for kind in type(failure).__mro__ if (text := self.remedies.get(kind)) is not None), failure.remedy)
+        words = next(
+            (text for kind in type(failure).__mro__ if (text := self.remedies.get(kind)) is not None),
+            failure.remedy,
+        )
         return f"{failure.message}; {words}"
 
     async def check_lanes(self) -> None:

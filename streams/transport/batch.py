@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol, Self
 
 from faust.types import TP
 
-from streams.transport.changelog import Stretch
 from streams.transport.records import DueState, Moved, OutRecord, Slice, cut
 from streams.transport.table import StateTable, newest, of_states
+from wire.log import Stretch
 
 
 class ReadableLane(Protocol):

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from aiokafka.admin import AIOKafkaAdminClient
-
 from streams.transport.errors import FolderInUse, PartitionMismatch, UnknownTopics
+from wire import clients
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +27,11 @@ class ClusterInfo(NamedTuple):
 
 
 async def inspect_cluster(options: Mapping[str, Any], topics: Iterable[str]) -> ClusterInfo:
-    """Ask for the cluster's id and about `topics`. `options`: how to connect, as for any aiokafka client.
+    """Ask for the cluster's id and about `topics`. `options`: keyword arguments of wire.clients.admin.
 
     Blocks for a few round trips. Raises KafkaError if no broker answers.
     """
-    admin = AIOKafkaAdminClient(**options)
+    admin = clients.admin(**options)
     try:
         await admin.start()
         cluster = await admin.describe_cluster()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Protocol
 
+from wire.clients import KafkaSettings
 
-class TransportSettings(Protocol):
+
+class TransportSettings(KafkaSettings, Protocol):
     """Settings of the transport. Seconds where nothing else is said."""
 
     @property

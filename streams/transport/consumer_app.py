@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 from faust.types import TP
 
-from streams.transport.changelog import Stretch
 from streams.transport.config import TransportSettings
 from streams.transport.delivery import Delivery
 from streams.transport.lane import LaneSpec, Limits
 from streams.transport.producer import LaneProducer
 from streams.transport.recovery import ListRecovery
+from wire.log import Stretch
 
 
 class ConsumerApp(Protocol):

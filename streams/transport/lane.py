@@ -23,7 +23,6 @@ from typing import Any, Final, NamedTuple
 from faust.types import TP
 
 from streams.transport.batch import LaneBatch, OpenLane
-from streams.transport.changelog import Stretch
 from streams.transport.clock import Clock, Now
 from streams.transport.delivery import Delivery, Outcome
 from streams.transport.errors import ImpossibleTransition, LeaseLost, Stale
@@ -32,6 +31,7 @@ from streams.transport.offset_tracker import OffsetTracker
 from streams.transport.producer import LaneProducer
 from streams.transport.records import DueState, Moved, OutRecord
 from streams.transport.table import StateTable
+from wire.log import Stretch
 
 Handler = Callable[[LaneBatch], Awaitable[None]]
 Opened = Callable[[OpenLane], Coroutine[Any, Any, None]]

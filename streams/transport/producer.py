@@ -20,7 +20,7 @@ import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaError, ProducerClosed
@@ -28,10 +28,11 @@ from aiokafka.protocol.produce import ProduceRequest
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.transport.config import TransportSettings
 from streams.transport.errors import LaneClosed, LeaseLost, Stale, WritersTimes, is_fencing
 from streams.transport.records import Moved, OutRecord
 from streams.transport.table import StateTable
-from wire import AIOKafkaProducer
+from wire import clients
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ class Gate(Protocol):
 _Queue = tuple[str, int, list[Batch]]
 """Topic, partition, batches for it in their order."""
 Connect = Callable[[Mapping[str, Any], Gate], Connection]
-"""(keyword arguments of AIOKafkaProducer, gate) -> connection, not started."""
+"""(keyword arguments of wire.clients.producer, gate) -> connection, not started."""
 
 
 class LaneProducer:
@@ -130,7 +131,7 @@ class LaneProducer:
         report_interval: float,
         connect: Connect | None = None,
     ) -> None:
-        """`options`: keyword arguments of AIOKafkaProducer. `check` raises Stale or LeaseLost. `waiting` is told every
+        """`options`: keyword arguments of wire.clients.producer. `check` raises Stale or LeaseLost. `waiting` is told every
         `report_interval` seconds that deliveries are outstanding, and may raise to give up. `connect`: AiokafkaConnection."""
         self._options = options
         self._check = check
@@ -311,7 +312,7 @@ class AiokafkaConnection:
     """A Connection by AIOKafkaProducer."""
 
     def __init__(self, options: Mapping[str, Any], gate: Gate) -> None:
-        self._producer = producer = AIOKafkaProducer(**options)
+        self._producer = producer = clients.producer(**options)
         send = producer.client.send
 
         async def gated(node_id: int, request: Any, **options: Any) -> Any:
@@ -410,14 +411,14 @@ def _delivered(item: _Sending) -> Delivered:
 class FaustProducer(driver.Producer):
     """Faust's own producer, for what ordinary agents send. No lane writes with it: it reports a lost record as a log line."""
 
+    def _settings_auth(self) -> Mapping[str, Any]:
+        return clients.connection(self._settings)
+
     def lane_options(self, client_id: str, linger_ms: int, compression: str | None) -> dict[str, Any]:
-        """Keyword arguments for a lane's AIOKafkaProducer: Faust's connection settings, our guarantees."""
+        """Keyword arguments of wire.clients.producer for a lane."""
         return {
-            **self._settings_default(),
-            **self._settings_auth(),
+            **self.connection_options(),
             "client_id": client_id,
-            "acks": "all",
-            "enable_idempotence": True,
             "linger_ms": linger_ms,
             "max_batch_size": BATCH_BYTES,
             "max_request_size": REQUEST_BYTES,
@@ -425,7 +426,14 @@ class FaustProducer(driver.Producer):
         }
 
     def connection_options(self) -> dict[str, Any]:
-        """Keyword arguments that any aiokafka client needs to reach the brokers."""
-        settings = self._settings_default()
-        kept = {name: settings[name] for name in ("bootstrap_servers", "client_id", "request_timeout_ms")}
-        return {**kept, **self._settings_auth()}
+        """What wire.clients has to be told for any client of this app, as keyword arguments."""
+        return {
+            "settings": self._settings,
+            "client_id": self.client_id,
+            "request_timeout_ms": int(self.request_timeout * 1000),
+        }
+
+    @property
+    def _settings(self) -> TransportSettings:
+        """Those of our app: Faust's producer sees a faust.App."""
+        return cast(TransportSettings, cast(Any, self.app).settings)

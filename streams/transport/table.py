@@ -92,6 +92,26 @@ def of_states(records: Sequence[Record], is_state: IsState, where: str) -> list[
     return kept
 
 
+def store_options(cache: rocksdict.Cache) -> rocksdict.Options:
+    """RocksDB's options for a store of states. It is made where it is missing. Stores may share a cache of blocks."""
+    blocks = rocksdict.BlockBasedOptions()
+    blocks.set_block_cache(cache)
+    blocks.set_bloom_filter(BLOOM_BITS, False)
+    blocks.set_cache_index_and_filter_blocks(True)
+    options = rocksdict.Options(raw_mode=True)
+    options.create_if_missing(True)
+    options.set_block_based_table_factory(blocks)
+    options.set_write_buffer_size(WRITE_BUFFER)
+    options.set_max_write_buffer_number(2)
+    options.set_target_file_size_base(WRITE_BUFFER)
+    options.set_max_background_jobs(2)
+    options.set_max_open_files(OPEN_FILES)
+    options.set_max_log_file_size(LOG_BYTES)
+    options.set_keep_log_file_num(2)
+    options.set_stats_dump_period_sec(0)
+    return options
+
+
 class StateStore(rocksdb.Store):
     """RocksDB files, one for each partition.
 
@@ -210,7 +230,7 @@ class StateStore(rocksdb.Store):
             return self._opened(path)
 
     def _opened(self, path: Path) -> rocksdict.Rdict:
-        db = rocksdict.Rdict(str(path), self._options())
+        db = rocksdict.Rdict(str(path), store_options(self._cache))
         former = db.get(_FORMER_OFFSET)
         if former is not None and former.isdigit() and db.get(OFFSET) is None:
             batch = self._new_batch()
@@ -231,24 +251,6 @@ class StateStore(rocksdb.Store):
                 self._close(partition)
             shutil.rmtree(self.partition_path(partition), ignore_errors=True)
             raise StateCorrupt(f"local state of partition {partition} is corrupt and was deleted ({error})") from error
-
-    def _options(self) -> rocksdict.Options:
-        blocks = rocksdict.BlockBasedOptions()
-        blocks.set_block_cache(self._cache)
-        blocks.set_bloom_filter(BLOOM_BITS, False)
-        blocks.set_cache_index_and_filter_blocks(True)
-        options = rocksdict.Options(raw_mode=True)
-        options.create_if_missing(True)
-        options.set_block_based_table_factory(blocks)
-        options.set_write_buffer_size(WRITE_BUFFER)
-        options.set_max_write_buffer_number(2)
-        options.set_target_file_size_base(WRITE_BUFFER)
-        options.set_max_background_jobs(2)
-        options.set_max_open_files(OPEN_FILES)
-        options.set_max_log_file_size(LOG_BYTES)
-        options.set_keep_log_file_num(2)
-        options.set_stats_dump_period_sec(0)
-        return options
 
     def revoke_partitions(self, table: CollectionT, tps: set[TP]) -> None:
         """Close the files at once: their next owner may be a process on this machine. (Faust waits for the collector.)"""

@@ -74,7 +74,7 @@ class TransactionalConnection(Connection, Protocol):
 
 
 ConnectTransactional = Callable[[Mapping[str, Any], Gate], TransactionalConnection]
-"""(keyword arguments of AIOKafkaProducer, gate) -> connection, not started."""
+"""(keyword arguments of wire.clients.producer, gate) -> connection, not started."""
 
 
 class Settled(enum.Enum):

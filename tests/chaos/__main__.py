@@ -24,7 +24,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.chaos import report, schedule
 from tests.chaos.faults import CATALOGUE
-from tests.chaos.run import Outcome, Say, arena, run
+from tests.chaos.run import ChaosResult, Say, arena, run
 from tests.chaos.scenarios import SCENARIOS
 from tests.chaos.sweep.sweep import Swept, sweep_stacks
 from tests.chaos.world import Shape
@@ -112,7 +112,7 @@ async def _mix(place: Path, seed: int, names: Sequence[str], rate: float, minute
     planned = list(schedule.once(seed, kinds) if minutes is None else schedule.within(endless, minutes * 60))
     console.print(f"{len(planned)} rounds, some {sum(each.seconds for each in planned) / 60:.0f} minutes")
 
-    async def play(folder: Path, say: Say) -> Outcome:
+    async def play(folder: Path, say: Say) -> ChaosResult:
         return await run(folder, seed, planned, Shape(rate=rate), minutes=minutes, say=say)
 
     outcome = await _played(place, play)
@@ -126,7 +126,7 @@ async def _mix(place: Path, seed: int, names: Sequence[str], rate: float, minute
 async def _scenario(place: Path, seed: int, name: str) -> dict[str, Any]:
     scenario = SCENARIOS[name]
 
-    async def play(folder: Path, say: Say) -> Outcome:
+    async def play(folder: Path, say: Say) -> ChaosResult:
         async with arena(folder, seed, scenario.shape, limit=scenario.limit, say=say) as (here, outcome):
             await scenario.act(here, outcome, say)
         return outcome

@@ -79,7 +79,7 @@ class Readers:
         async with httpx.AsyncClient(base_url=self._url, timeout=30) as client:
             while True:
                 order_id = self._pick()
-                await self._ask(client, order_id, self._random.choice(("", "", "/story", "list")))
+                await self._ask(client, order_id, self._random.choice(("", "", "/explain", "list")))
 
     def _pick(self) -> str:
         """Mostly one of those heard of last."""

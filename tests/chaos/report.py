@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos import chart
-from tests.chaos.run import LIMIT, Outcome
+from tests.chaos.run import LIMIT, ChaosResult
 from tests.chaos.sweep.sweep import Result, Swept
 
 _STYLE = Path(__file__).with_name("report.css").read_text()
@@ -41,7 +41,7 @@ class Summary:
         return self.recoveries[len(self.recoveries) // 2] if self.recoveries else None
 
 
-def summaries(outcome: Outcome) -> list[Summary]:
+def summaries(outcome: ChaosResult) -> list[Summary]:
     """By kind, in alphabetical order."""
     kinds: defaultdict[str, list[float | None]] = defaultdict(list)
     for each in outcome.injections:
@@ -52,13 +52,13 @@ def summaries(outcome: Outcome) -> list[Summary]:
     ]
 
 
-def redelivered(outcome: Outcome) -> int | None:
+def redelivered(outcome: ChaosResult) -> int | None:
     """Derived events that a consumer got once more under the same id. None without an audit."""
     counts = outcome.audit.get("counts")
     return None if counts is None else int(counts.get("derived_repetitions", 0))
 
 
-def write(outcome: Outcome, folder: Path) -> dict[str, Any]:
+def write(outcome: ChaosResult, folder: Path) -> dict[str, Any]:
     """Write report.json and report.html; returns the document."""
     document = outcome.document() | {"redelivered": redelivered(outcome)}
     (folder / "report.json").write_text(json.dumps(document, indent=2))
@@ -66,7 +66,7 @@ def write(outcome: Outcome, folder: Path) -> dict[str, Any]:
     return document
 
 
-def page(outcome: Outcome) -> str:
+def page(outcome: ChaosResult) -> str:
     """The HTML page. Pure."""
     parts = [
         *_verdict(outcome),
@@ -83,7 +83,7 @@ def page(outcome: Outcome) -> str:
     return _whole(f"Chaos, seed {outcome.seed}", parts)
 
 
-def _verdict(outcome: Outcome) -> list[str]:
+def _verdict(outcome: ChaosResult) -> list[str]:
     verdict = '<span class="good">nothing lost, nothing done twice</span>' if outcome.good else '<span class="bad-text">FAILED</span>'
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(outcome.began))
     size = "{brokers} brokers, {workers} workers, {rate:,.0f} events/s".format_map(outcome.shape)
@@ -107,7 +107,7 @@ def _verdict(outcome: Outcome) -> list[str]:
     ]
 
 
-def _charts(outcome: Outcome) -> list[str]:
+def _charts(outcome: ChaosResult) -> list[str]:
     bars = _bars(outcome)
     samples = outcome.samples
     rss = {name: [(each.at, each.rss[name] / 2**20 if name in each.rss else None) for each in samples] for name in _workers(outcome)}
@@ -122,7 +122,7 @@ def _charts(outcome: Outcome) -> list[str]:
     ]
 
 
-def _faults(outcome: Outcome) -> list[str]:
+def _faults(outcome: ChaosResult) -> list[str]:
     return [
         "<h2>Recovery by kind</h2>",
         _table(
@@ -153,7 +153,7 @@ def _faults(outcome: Outcome) -> list[str]:
     ]
 
 
-def _ended(outcome: Outcome) -> list[str]:
+def _ended(outcome: ChaosResult) -> list[str]:
     return [
         "<h2>Workers that ended</h2>",
         _table(
@@ -167,7 +167,7 @@ def _ended(outcome: Outcome) -> list[str]:
     ]
 
 
-def _audit(outcome: Outcome) -> list[str]:
+def _audit(outcome: ChaosResult) -> list[str]:
     return [
         "<h2>Audit</h2>",
         _table(("what", "count"), [(name, f"{count:,}") for name, count in sorted(outcome.audit.get("counts", {}).items())], numbers=(1,)),
@@ -221,7 +221,7 @@ def _whole(title: str, parts: Iterable[str]) -> str:
     return f"<!doctype html><html lang=en><head>{head}</head><body>{''.join(parts)}</body></html>\n"
 
 
-def show(outcome: Outcome, console: Console) -> None:
+def show(outcome: ChaosResult, console: Console) -> None:
     """For the terminal: recovery by kind, and what is wrong."""
     table = Table(box=None, pad_edge=False)
     for name in ("fault", "times", "median", "worst"):
@@ -244,7 +244,7 @@ def show(outcome: Outcome, console: Console) -> None:
         console.print("[bold green]clean[/]: nothing lost, nothing done twice")
 
 
-def _bars(outcome: Outcome) -> list[chart.Bar]:
+def _bars(outcome: ChaosResult) -> list[chart.Bar]:
     heals: defaultdict[int, float] = defaultdict(float)
     for each in outcome.injections:
         heals[each.round] = max(heals[each.round], each.healed)
@@ -261,7 +261,7 @@ def _bars(outcome: Outcome) -> list[chart.Bar]:
     ]
 
 
-def _rate(outcome: Outcome) -> list[chart.Point]:
+def _rate(outcome: ChaosResult) -> list[chart.Point]:
     """Records handled a second, over five samples."""
     known = [(each.at, each.handled) for each in outcome.samples]
     points: list[chart.Point] = []
@@ -270,7 +270,7 @@ def _rate(outcome: Outcome) -> list[chart.Point]:
     return points
 
 
-def _workers(outcome: Outcome) -> list[str]:
+def _workers(outcome: ChaosResult) -> list[str]:
     return sorted({name for each in outcome.samples for name in each.rss})
 
 

@@ -41,7 +41,7 @@ class Injection:
 
 
 @dataclass(slots=True)
-class Outcome:
+class ChaosResult:
     """What a run came to. Everything that the report shows."""
 
     seed: int
@@ -69,7 +69,7 @@ class Outcome:
         return {"good": self.good, **asdict(self)}
 
 
-async def run(folder: Path, seed: int, planned: Iterable[Round], shape: Shape, *, minutes: float | None = None, say: Say) -> Outcome:
+async def run(folder: Path, seed: int, planned: Iterable[Round], shape: Shape, *, minutes: float | None = None, say: Say) -> ChaosResult:
     """Run the rounds against a topology of its own in `folder`. Raises what the servers raise when they can't even be started."""
     async with arena(folder, seed, shape, minutes=minutes, say=say) as (here, outcome):
         for each in planned:
@@ -80,12 +80,12 @@ async def run(folder: Path, seed: int, planned: Iterable[Round], shape: Shape, *
 @asynccontextmanager
 async def arena(
     folder: Path, seed: int, shape: Shape, *, minutes: float | None = None, limit: float = LIMIT, say: Say
-) -> AsyncIterator[tuple[World, Outcome]]:
+) -> AsyncIterator[tuple[World, ChaosResult]]:
     """A topology under load; at the end of the block everything is healed, drained, audited and stopped, and the outcome complete.
 
     What the block raises is among the outcome's problems.
     """
-    outcome = Outcome(seed, minutes, shape=asdict(shape))
+    outcome = ChaosResult(seed, minutes, shape=asdict(shape))
     async with world(folder, seed, shape, say) as here:
         await here.begin()
         outcome.began = time.time() - here.clock.now()
@@ -108,7 +108,7 @@ async def arena(
             outcome.problems += judged(outcome.exits, here.settings.drain_timeout + STOP_MARGIN)
 
 
-async def play(here: World, planned: Round, outcome: Outcome, say: Say) -> None:
+async def play(here: World, planned: Round, outcome: ChaosResult, say: Say) -> None:
     """One round: inject, hold, heal, wait for the recovery, rest."""
     marks = {name: worker.size() for name, worker in here.workers.items()}
     injections = [Injection(planned.number, step.kind, step.seed) for step in planned.steps]
@@ -161,7 +161,7 @@ def _first(text: str, pattern: str) -> str | None:
     return next((line.strip() for line in text.splitlines() if re.search(pattern, line)), None)
 
 
-async def settle(here: World, outcome: Outcome, say: Say, limit: float = LIMIT) -> None:
+async def settle(here: World, outcome: ChaosResult, say: Say, limit: float = LIMIT) -> None:
     """Nothing is broken any more, and there is no more load; lag 0 within the limit; then the audit."""
     await here.heal()
     await here.feeder.stop()

@@ -21,7 +21,7 @@ from aiokafka.errors import KafkaError
 from streams import topics
 from streams.lag import LagReader
 from tests.chaos.readers import Readers, api, environment, job_lines, percentile
-from tests.chaos.run import Injection, Outcome, Say
+from tests.chaos.run import ChaosResult, Injection, Say
 from tests.chaos.workers import Supervised
 from tests.chaos.world import Shape, World, until, until_awaited
 from workload import generator
@@ -35,14 +35,14 @@ METADATA_AGE = 30.0
 class Scenario:
     """`limit`: seconds that catching up may take at the end."""
 
-    act: Callable[[World, Outcome, Say], Awaitable[None]]
+    act: Callable[[World, ChaosResult, Say], Awaitable[None]]
     what: str
     shape: Shape = field(default_factory=Shape)
     limit: float = 60.0
 
 
 SCENARIOS: dict[str, Scenario] = {}
-A = TypeVar("A", bound=Callable[[World, Outcome, Say], Awaitable[None]])
+A = TypeVar("A", bound=Callable[[World, ChaosResult, Say], Awaitable[None]])
 
 
 def scenario(name: str, what: str, shape: Shape | None = None, limit: float = 60.0) -> Callable[[A], A]:
@@ -60,7 +60,7 @@ def scenario(name: str, what: str, shape: Shape | None = None, limit: float = 60
     "a partition is added to one input topic: workers end with 1 and say what to do; when all topics have it they go on",
     Shape(brokers=1, replica=False, workers=2, rate=100.0),
 )
-async def partitions_added(here: World, outcome: Outcome, say: Say) -> None:
+async def partitions_added(here: World, outcome: ChaosResult, say: Say) -> None:
     """Can't be undone, so it comes last on its servers."""
     topic = "order.paid"
     more = here.settings.partitions + 1
@@ -102,7 +102,7 @@ async def partitions_added(here: World, outcome: Outcome, say: Say) -> None:
     Shape(settings={"ORDERS_RETRY_LIMIT": "1200"}),
     limit=600.0,
 )
-async def postgres_down_10m(here: World, outcome: Outcome, say: Say) -> None:
+async def postgres_down_10m(here: World, outcome: ChaosResult, say: Say) -> None:
     """The retry limit is above the outage, so that one life of each worker sees all of it."""
     seconds = 600.0
     injection = Injection(0, "postgres-stop", 0, f"for {seconds:.0f} s", here.clock.now())
@@ -132,7 +132,7 @@ async def postgres_down_10m(here: World, outcome: Outcome, say: Say) -> None:
 
 
 @scenario("worker-failover", "kill -9 of one of three workers, three times: seconds until its partitions move on")
-async def worker_failover(here: World, outcome: Outcome, say: Say) -> None:
+async def worker_failover(here: World, outcome: ChaosResult, say: Say) -> None:
     for number, name in enumerate(sorted(here.workers)):
         worker = here.workers[name]
         lanes = _lanes(worker)
@@ -165,7 +165,7 @@ JOB_LINES = 1_000_000
     Shape(brokers=1, workers=3, rate=200.0, settings={"ORDERS_BULK_RATE": "2000"}),
     limit=300.0,
 )
-async def bulk_and_readers(here: World, outcome: Outcome, say: Say, lines: int = JOB_LINES, readers: int = 4) -> None:
+async def bulk_and_readers(here: World, outcome: ChaosResult, say: Say, lines: int = JOB_LINES, readers: int = 4) -> None:
     """Half as many orders as lines. Each reader holds every answer to the versions that it knows of."""
     file = here.folder / "job.csv"
     with file.open("w") as out:
@@ -180,18 +180,7 @@ async def bulk_and_readers(here: World, outcome: Outcome, say: Say, lines: int =
             return
         job = json.loads(told)["job_id"]
         say(f"job {job} of {lines:,} lines is submitted after {time.monotonic() - began:.1f} s")
-        steps = [
-            (0.1, "replica-kill", partial(_replica_away, here)),
-            (0.3, "redis-flushall", partial(_flush, here)),
-            *((0.4 + 0.15 * n, "worker-kill", partial(_kill, worker)) for n, worker in enumerate(here.workers.values())),
-        ]
-        for number, (share, kind, act) in enumerate(steps):
-            await until_awaited(partial(_unpacked, here, job, share), f"{share:.0%} of the job is unpacked", 900)
-            injection = Injection(number, kind, 0, f"at {share:.0%} of the job", here.clock.now())
-            outcome.injections.append(injection)
-            say(f"{kind} at {share:.0%} of the job")
-            await act()
-            injection.healed = here.clock.now()
+        await _break_under(job, here, outcome, say)
         await until_awaited(partial(_unpacked, here, job, 1.0), "the whole job is unpacked", 900)
         seconds = time.monotonic() - began
         await here.feeder.stop()
@@ -217,6 +206,22 @@ async def bulk_and_readers(here: World, outcome: Outcome, say: Say, lines: int =
         say(note)
     if done < lines // 2:
         here.problems.append(f"{done:,} orders of the job have rows, not {lines // 2:,}")
+
+
+async def _break_under(job: str, here: World, outcome: ChaosResult, say: Say) -> None:
+    """The faults, each when so much of the job is unpacked."""
+    steps = [
+        (0.1, "replica-kill", partial(_replica_away, here)),
+        (0.3, "redis-flushall", partial(_flush, here)),
+        *((0.4 + 0.15 * n, "worker-kill", partial(_kill, worker)) for n, worker in enumerate(here.workers.values())),
+    ]
+    for number, (share, kind, act) in enumerate(steps):
+        await until_awaited(partial(_unpacked, here, job, share), f"{share:.0%} of the job is unpacked", 900)
+        injection = Injection(number, kind, 0, f"at {share:.0%} of the job", here.clock.now())
+        outcome.injections.append(injection)
+        say(f"{kind} at {share:.0%} of the job")
+        await act()
+        injection.healed = here.clock.now()
 
 
 async def _unpacked(here: World, job: str, share: float) -> bool:

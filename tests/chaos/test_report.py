@@ -11,13 +11,15 @@ from typing import Any
 import pytest
 
 from tests.chaos import chart, report
-from tests.chaos.run import Injection, Outcome, judged
+from tests.chaos.run import ChaosResult, Injection, judged
 from tests.chaos.watch import Sample
 from tests.chaos.workers import Exit
 
 
-def outcome(**changes: Any) -> Outcome:
-    made = Outcome(7, 1.0, began=1_800_000_000.0, seconds=60.0, shape={"brokers": 3, "workers": 3, "rate": 200.0}, sent=12_000, drained=1.2)
+def outcome(**changes: Any) -> ChaosResult:
+    made = ChaosResult(
+        7, 1.0, began=1_800_000_000.0, seconds=60.0, shape={"brokers": 3, "workers": 3, "rate": 200.0}, sent=12_000, drained=1.2
+    )
     made.injections = [
         Injection(0, "worker-kill", 1, "w2", 5.0, 8.0, 2.5),
         Injection(1, "worker-kill", 2, "w1", 20.0, 22.0, 4.5),

@@ -30,8 +30,8 @@ from tests.simulation.network import Network, calm
 from tests.simulation.stores import POSTGRES, REDIS, FakePostgres, FakeRedis, Keys, Tables
 from tests.stackfixture import Servers
 
-#: Nobody else's on the stack's Redis.
 REDIS_DATABASE = 7
+"""Nobody else's on the stack's Redis."""
 
 
 def ident(name: str) -> str:

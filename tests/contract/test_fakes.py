@@ -16,7 +16,7 @@ from msgspec.structs import astuple
 from audit.stores import TABLES, comparable
 from contracts.statuses import OrderStatusText, ParcelStatusText
 from settings import Settings
-from sinks.redis import Mark
+from sinks.redis import CacheCheckpoint
 from sinks.rows import CacheEntry, RowBatch
 from tests.contract.places import (
     FakePostgresPlace,
@@ -59,7 +59,15 @@ def row_batches(rng: Random) -> Iterator[RowBatch]:
             created = rng.randint(1, 3)
             parcels = tuple((f"{name}{n}", rng.choice(PARCELS)) for n in range(rng.randint(0, 2)))
             status = rng.choice(STATUS)
-            Order(name, rng.randint(1, 4), status, created, rng.randint(4, 6), rng.choice(("1.50", "2")), parcels).rows(batch)
+            Order(
+                name,
+                rng.randint(1, 4),
+                status,
+                created,
+                rng.randint(4, 6),
+                rng.choice(("1.50", "2")),
+                parcels,
+            ).rows(batch)
         yield batch
 
 
@@ -107,23 +115,43 @@ def entries(rng: Random) -> Iterator[list[CacheEntry]]:
                 untracked.append((f"T{rng.randint(1, 2)}", ident(parcel)))
             user = rng.choice(("u", "v"))
             batch.append(
-                CacheEntry(order, user, rng.randint(1, 9), version, rng.choice((600, 1800)), compact(summary), tracking, untracked)
+                CacheEntry(
+                    order,
+                    user,
+                    rng.randint(1, 9),
+                    version,
+                    rng.choice((600, 1800)),
+                    compact(summary),
+                    tracking,
+                    untracked,
+                )
             )
         yield batch
 
 
 @pytest.mark.parametrize("seed", range(3))
-async def test_marks(cache: RedisPlace, fake_cache: FakeRedisPlace, seed: int) -> None:
+async def test_checkpoints(cache: RedisPlace, fake_cache: FakeRedisPlace, seed: int) -> None:
     rng = Random(seed)
     for number in range(60):
         if rng.random() < 0.05:
             await cache.empty()
             await fake_cache.empty()
         position = rng.randint(0, 9)
-        key, generation, sequence = rng.choice(("cache:g:0", "cache:g:1")), rng.randint(1, 3), rng.randint(1, number + 2)
-        mark = Mark(key, generation, sequence, position, position + rng.randint(0, 3), rng.choice(("", "", "", "", "yes", "anew")))
+        key, generation, sequence = (
+            rng.choice(("cache:g:0", "cache:g:1")),
+            rng.randint(1, 3),
+            rng.randint(1, number + 2),
+        )
+        checkpoint = CacheCheckpoint(
+            key,
+            generation,
+            sequence,
+            position,
+            position + rng.randint(0, 3),
+            rng.choice(("", "", "", "", "claim", "reset")),
+        )
         batch = [Order(f"o{n}", number).entry() for n in range(rng.choice((0, 1, 250)))]
-        assert await cache.sink.put(batch, mark) == await fake_cache.sink.put(batch, mark)
+        assert await cache.sink.put(batch, checkpoint) == await fake_cache.sink.put(batch, checkpoint)
         real, fake = await cache.content(), await fake_cache.content()
         assert real == fake
 

@@ -24,6 +24,7 @@ from aiokafka.errors import (
 from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
+from settings import Settings
 from streams.transport.errors import LaneClosed
 from streams.transport.producer import AiokafkaConnection, Connection, Gate
 from tests.simulation import clients
@@ -200,7 +201,7 @@ class Real(Kafka):
         await self.admin.close()
 
     async def connect(self, gate: Gate) -> AiokafkaConnection:
-        connection = AiokafkaConnection({"bootstrap_servers": self.brokers, "acks": "all", "enable_idempotence": True}, gate)
+        connection = AiokafkaConnection({"settings": Settings(kafka=self.brokers), "client_id": "contract"}, gate)
         await connection.start()
         self.connections.append(connection)
         return connection

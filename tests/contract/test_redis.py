@@ -17,12 +17,12 @@ import redis.asyncio
 
 from queries.cache import CacheReader
 from settings import Settings
-from sinks.redis import Mark, RedisSink, Written
+from sinks.redis import CacheCheckpoint, RedisSink, Written
 from tests.contract.places import Order, RedisPlace, ident, parcel_json
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-MARK = Mark("cache:test:1", 3, 1, 10, 15)
+CHECKPOINT = CacheCheckpoint("cache:test:1", 3, 1, 10, 15)
 ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
 
 
@@ -135,14 +135,14 @@ async def test_a_full_server_keeps_what_it_has(cache: RedisPlace, client: Any) -
     try:
         await client.config_set("maxmemory-policy", "noeviction")
         await client.config_set("maxmemory", "1")
-        assert await cache.sink.put([first._replace(version=2)], MARK) is None
+        assert await cache.sink.put([first._replace(version=2)], CHECKPOINT) is None
         assert cache.sink.away
-        assert not await client.exists(MARK.key)
+        assert not await client.exists(CHECKPOINT.key)
         assert set(await client.zrange("user:someone:orders", 0, -1)) == {ident("a"), ident("b")}
     finally:
         for name in ("maxmemory", "maxmemory-policy"):
             await client.config_set(name, before[name])
-    assert await cache.sink.put([], MARK, probe=True) == Written(0, MARK.to)
+    assert await cache.sink.put([], CHECKPOINT, probe=True) == Written(0, CHECKPOINT.to)
 
 
 async def test_a_flush_of_everything_is_survived(cache: RedisPlace, client: Any) -> None:
@@ -158,71 +158,75 @@ async def test_away_it_logs_once_and_takes_nothing_until_a_probe(cache: RedisPla
     await cache.write(replace(ORDER, version=1))
     await cache.end_server()
     with caplog.at_level("INFO", "sinks.redis"):
-        assert await sink.put([ORDER.entry()], MARK) is None
+        assert await sink.put([ORDER.entry()], CHECKPOINT) is None
         assert (sink.away, sink.failures) == (True, 1)
-        assert await sink.put([ORDER.entry()], MARK, probe=True) is None
+        assert await sink.put([ORDER.entry()], CHECKPOINT, probe=True) is None
         await cache.start_server()
-        assert await sink.put([ORDER.entry()], MARK) is None, "not asked again: a batch would wait for the answer"
+        assert await sink.put([ORDER.entry()], CHECKPOINT) is None, "not asked again: a batch would wait for the answer"
         assert sink.failures == 2
-        assert await sink.put([], MARK, probe=True) == Written(0, MARK.to)
+        assert await sink.put([], CHECKPOINT, probe=True) == Written(0, CHECKPOINT.to)
         assert not sink.away
-        assert await sink.put([ORDER.entry()], MARK) == Written(1, MARK.to)
+        assert await sink.put([ORDER.entry()], CHECKPOINT) == Written(1, CHECKPOINT.to)
     assert [message.partition(":")[0] for message in caplog.messages] == ["redis.away", "redis.back"]
 
 
-async def test_a_mark_comes_with_the_last_entries(cache: RedisPlace, client: Any) -> None:
+async def test_a_checkpoint_comes_with_the_last_entries(cache: RedisPlace, client: Any) -> None:
     many = [Order(f"o{n}", 1).entry() for n in range(450)]
-    assert await cache.sink.put(many, MARK) == Written(450, 15)
-    assert await client.get(MARK.key) == "3 1 15"
-    assert 3500 < await client.ttl(MARK.key) <= 3600, "it outlives every entry that it vouches for"
+    assert await cache.sink.put(many, CHECKPOINT) == Written(450, 15)
+    assert await client.get(CHECKPOINT.key) == "3 1 15"
+    assert 3500 < await client.ttl(CHECKPOINT.key) <= 3600, "it outlives every entry that it vouches for"
     many[300] = many[300]._replace(tracking=[("T", "p")])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="unpack"):
-        await cache.sink.put(many, MARK._replace(position=15, to=20))
-    assert await client.get(MARK.key) == "3 1 15"
+        await cache.sink.put(many, CHECKPOINT._replace(position=15, to=20))
+    assert await client.get(CHECKPOINT.key) == "3 1 15"
 
 
-async def test_a_mark_moves_from_where_its_owner_believes_it_to_be(cache: RedisPlace, client: Any) -> None:
+async def test_a_checkpoint_advances_from_where_its_owner_believes_it_to_be(cache: RedisPlace, client: Any) -> None:
     sink = cache.sink
-    assert await sink.put([], MARK) == Written(0, 15), "there was none: nothing old is there"
-    assert await sink.put([], MARK._replace(position=15, to=20)) == Written(0, 20)
-    assert await sink.put([], MARK) == Written(0, 20), "never backwards"
-    await client.set(MARK.key, "3 1 12")  # an older replica has taken over
-    assert await sink.put([], MARK._replace(position=20, to=30)) == Written(0, 12)
-    assert await client.get(MARK.key) == "3 1 12"
-    assert await sink.put([], MARK._replace(position=12, to=30)) == Written(0, 30)
+    assert await sink.put([], CHECKPOINT) == Written(0, 15), "there was none: nothing old is there"
+    assert await sink.put([], CHECKPOINT._replace(position=15, to=20)) == Written(0, 20)
+    assert await sink.put([], CHECKPOINT) == Written(0, 20), "never backwards"
+    await client.set(CHECKPOINT.key, "3 1 12")  # an older replica has taken over
+    assert await sink.put([], CHECKPOINT._replace(position=20, to=30)) == Written(0, 12)
+    assert await client.get(CHECKPOINT.key) == "3 1 12"
+    assert await sink.put([], CHECKPOINT._replace(position=12, to=30)) == Written(0, 30)
 
 
-async def test_only_the_latest_generation_moves_a_mark(cache: RedisPlace, client: Any) -> None:
+async def test_only_the_latest_generation_advances_a_checkpoint(cache: RedisPlace, client: Any) -> None:
     sink = cache.sink
-    await sink.put([], MARK)
-    assert await sink.put([], MARK._replace(generation=4, position=99, to=99)) == Written(0, 15), "a successor learns where it is"
-    assert await client.get(MARK.key) == "4 1 15"
-    assert await sink.put([ORDER.entry()], MARK._replace(position=15, to=50)) == Written(0, 15), "a zombie writes nothing"
-    assert await client.get(MARK.key) == "4 1 15"
-    assert await sink.put([ORDER.entry()], MARK._replace(claim="yes", position=99, to=99)) == Written(1, 15), "of a group that began anew"
-    assert await client.get(MARK.key) == "3 1 15"
-    assert await sink.put([], MARK._replace(claim="anew", position=0, to=0)) == Written(0, 0), "of another changelog"
-    assert await client.get(MARK.key) == "3 1 0"
+    await sink.put([], CHECKPOINT)
+    assert await sink.put([], CHECKPOINT._replace(generation=4, position=99, to=99)) == Written(0, 15), "a successor learns where it is"
+    assert await client.get(CHECKPOINT.key) == "4 1 15"
+    assert await sink.put([ORDER.entry()], CHECKPOINT._replace(position=15, to=50)) == Written(0, 15), "a zombie writes nothing"
+    assert await client.get(CHECKPOINT.key) == "4 1 15"
+    assert await sink.put([ORDER.entry()], CHECKPOINT._replace(claim="claim", position=99, to=99)) == Written(1, 15), (
+        "of a group that was created again"
+    )
+    assert await client.get(CHECKPOINT.key) == "3 1 15"
+    assert await sink.put([], CHECKPOINT._replace(claim="reset", position=0, to=0)) == Written(0, 0), "of another changelog"
+    assert await client.get(CHECKPOINT.key) == "3 1 0"
 
 
 async def test_a_server_that_forgot_the_latest_write_is_noticed(cache: RedisPlace, client: Any) -> None:
-    """Also where the mark is where it was: while a lane is behind, its writes leave it there."""
-    sink, here = cache.sink, MARK._replace(to=MARK.position)
+    """Also where the checkpoint is where it was: while a lane is behind, its writes leave it there."""
+    sink, here = cache.sink, CHECKPOINT._replace(to=CHECKPOINT.position)
     for number in (7, 8):
-        assert await sink.put([ORDER.entry()], here._replace(number=number, known=number - 1)) == Written(1, here.to)
-    await client.set(MARK.key, f"3 7 {here.to}")
-    assert await sink.put([], here._replace(number=9, known=8)) == Written(0, here.to, lost=True)
-    assert await sink.put([], here._replace(number=10, known=9)) == Written(0, here.to)
-    await client.set(MARK.key, f"2 99 {here.to}")  # of a former owner
-    assert await sink.put([], here._replace(number=11, known=10)) == Written(0, here.to, lost=True)
-    await client.delete(MARK.key)
-    assert await sink.put([], MARK._replace(number=12, known=11)) == Written(0, MARK.to), "flushed: nothing old is there"
+        assert await sink.put([ORDER.entry()], here._replace(sequence=number, acknowledged=number - 1)) == Written(1, here.to)
+    await client.set(CHECKPOINT.key, f"3 7 {here.to}")
+    assert await sink.put([], here._replace(sequence=9, acknowledged=8)) == Written(0, here.to, lost=True)
+    assert await sink.put([], here._replace(sequence=10, acknowledged=9)) == Written(0, here.to)
+    await client.set(CHECKPOINT.key, f"2 99 {here.to}")  # of a former owner
+    assert await sink.put([], here._replace(sequence=11, acknowledged=10)) == Written(0, here.to, lost=True)
+    await client.delete(CHECKPOINT.key)
+    assert await sink.put([], CHECKPOINT._replace(sequence=12, acknowledged=11)) == Written(0, CHECKPOINT.to), (
+        "flushed: nothing old is there"
+    )
 
 
 async def test_a_write_that_comes_too_late_is_refused(cache: RedisPlace) -> None:
-    assert await cache.sink.put([ORDER.entry()], MARK._replace(number=8)) == Written(1, 15)
-    assert await cache.sink.put([ORDER.entry()], MARK._replace(number=7, to=90)) == Written(0, 15)
-    assert await cache.sink.put([ORDER.entry()], MARK._replace(number=9, position=15, to=20)) == Written(1, 20)
+    assert await cache.sink.put([ORDER.entry()], CHECKPOINT._replace(sequence=8)) == Written(1, 15)
+    assert await cache.sink.put([ORDER.entry()], CHECKPOINT._replace(sequence=7, to=90)) == Written(0, 15)
+    assert await cache.sink.put([ORDER.entry()], CHECKPOINT._replace(sequence=9, position=15, to=20)) == Written(1, 20)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -277,7 +281,7 @@ async def test_a_loop_that_folds_does_not_take_its_own_time_for_that_of_redis(ca
     many = [Order(f"o{n}", 1).entry() for n in range(2_500)]
     try:
         with folding(0.05), caplog.at_level("INFO", "sinks.redis"):
-            assert await sink.put(many, MARK) == Written(2_500, 15)
+            assert await sink.put(many, CHECKPOINT) == Written(2_500, 15)
             for _ in range(3):
                 assert await reader.order(UUID(ident("o7"))) == (many[7].summary, None)
         assert (sink.failures, caplog.messages) == (0, [])

@@ -25,12 +25,16 @@ from tables import codec
 from tests.contract.places import FakePostgresPlace, FakeRedisPlace, Place, PostgresPlace, RedisPlace
 from tests.contract.test_fakes import rows
 from tests.integration.api_world import entry, row_batch
+from tests.property.records import Record, dense
 from tests.property.test_against_reference import Ours, Theirs
-from tests.property.wire import Record, dense
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-NUMBERS = ({"T1": '"shipment_id":"x"\\/\'é %😀', "T2": "n" * 1_000}, {"T1": "n/a", "T2": ":orders"}, {"T1": "T", "T2": "T "})
+NUMBERS = (
+    {"T1": '"shipment_id":"x"\\/\'é %😀', "T2": "n" * 1_000},
+    {"T1": "n/a", "T2": ":orders"},
+    {"T1": "T", "T2": "T "},
+)
 """What the orders' tracking numbers are, one pair a seed."""
 
 Parcel = tuple[str, str, str]

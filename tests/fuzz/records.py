@@ -18,7 +18,7 @@ from contracts.errors import Refused
 from contracts.incoming import BulkPart
 from contracts.topics import BULK, INPUT
 from domain import events
-from tests.unit.wire import ORDER, VALID, created, line
+from tests.unit.builders import ORDER, VALID, created, line
 
 DEEPEST: Final = 500
 
@@ -123,8 +123,36 @@ TEXTS: Final[tuple[Any, ...]] = (
 )
 NUMBERS: Final[tuple[Any, ...]] = (
     *(0, 1, 2, -1, 100_000, 100_001, 2**53, 2**63, 2**64, 1.5),
-    *map(Token, (b"-0", b"1.0", b"1e2", b"1E400", b"-1e-400", b"01", b"1.", b".5", b"+1", b"-", b"0x10", b"1_000", b"NaN", b"-Infinity")),
-    *map(Token, (b"9" * 99, b"9" * 100, b"-" + b"9" * 5_000, b"9" * 5_000, b"1" + b"0" * 30, b"0." + b"0" * 400 + b"1")),
+    *map(
+        Token,
+        (
+            b"-0",
+            b"1.0",
+            b"1e2",
+            b"1E400",
+            b"-1e-400",
+            b"01",
+            b"1.",
+            b".5",
+            b"+1",
+            b"-",
+            b"0x10",
+            b"1_000",
+            b"NaN",
+            b"-Infinity",
+        ),
+    ),
+    *map(
+        Token,
+        (
+            b"9" * 99,
+            b"9" * 100,
+            b"-" + b"9" * 5_000,
+            b"9" * 5_000,
+            b"1" + b"0" * 30,
+            b"0." + b"0" * 400 + b"1",
+        ),
+    ),
 )
 OTHERS: Final[tuple[Any, ...]] = (
     None,
@@ -135,7 +163,21 @@ OTHERS: Final[tuple[Any, ...]] = (
     [[]],
     [None],
     {"a": 1},
-    *map(Token, (b"", b"nul", b"True", b"[1,]", b'{"a":1,}', b'{"a"}', b"{1:2}", b"/* */ 1", b'{"a":1,"a":2}', b'{"\\ud800":1}')),
+    *map(
+        Token,
+        (
+            b"",
+            b"nul",
+            b"True",
+            b"[1,]",
+            b'{"a":1,}',
+            b'{"a"}',
+            b"{1:2}",
+            b"/* */ 1",
+            b'{"a":1,"a":2}',
+            b'{"\\ud800":1}',
+        ),
+    ),
     *(Token(b"[" * depth + b"]" * depth) for depth in range(DEEPEST - 5, DEEPEST + 3)),
     *(Token(b'{"a":' * depth + b"1" + b"}" * depth) for depth in range(DEEPEST - 5, DEEPEST + 3)),
     Token(b'["[",' * (DEEPEST // 2) + b'"]\\"["' + b"]" * (DEEPEST // 2)),
@@ -164,11 +206,66 @@ IDS: Final[tuple[Any, ...]] = (
     Token(b'"' + "".join(f"\\u{ord(char):04x}" for char in ORDER).encode() + b'"'),
 )
 AMOUNTS: Final[tuple[Any, ...]] = (
-    *("0", "0.00", "1", "1.5", "10.00", "22.00", "00", "01.00", "1.", ".5", "1.000", "1.0000", "-1.00", "-0", "+1", "1e2", "1,00", "1_0"),
-    *(" 1.00", "1.00 ", "1.00\n", "١.00", "１.00", "1.０", "NaN", "Infinity", "0x1", "10000000000000.00", "10000000000000.01"),
-    *("9" * 38, "9" * 39, "9" * 40, "9" * 1_000, "9" * 1_001, "0." + "0" * 38, "1." + "0" * 998, "1000000000000000", "1000000000000001"),
+    *(
+        "0",
+        "0.00",
+        "1",
+        "1.5",
+        "10.00",
+        "22.00",
+        "00",
+        "01.00",
+        "1.",
+        ".5",
+        "1.000",
+        "1.0000",
+        "-1.00",
+        "-0",
+        "+1",
+        "1e2",
+        "1,00",
+        "1_0",
+    ),
+    *(
+        " 1.00",
+        "1.00 ",
+        "1.00\n",
+        "١.00",
+        "１.00",
+        "1.０",
+        "NaN",
+        "Infinity",
+        "0x1",
+        "10000000000000.00",
+        "10000000000000.01",
+    ),
+    *(
+        "9" * 38,
+        "9" * 39,
+        "9" * 40,
+        "9" * 1_000,
+        "9" * 1_001,
+        "0." + "0" * 38,
+        "1." + "0" * 998,
+        "1000000000000000",
+        "1000000000000001",
+    ),
 )
-CURRENCIES: Final = ("EUR", "JPY", "BHD", "CLF", "USD", "eur", "", "EURO", "XAU", "€", "EUR ", "EUR\0", "e" * 1_001)
+CURRENCIES: Final = (
+    "EUR",
+    "JPY",
+    "BHD",
+    "CLF",
+    "USD",
+    "eur",
+    "",
+    "EURO",
+    "XAU",
+    "€",
+    "EUR ",
+    "EUR\0",
+    "e" * 1_001,
+)
 TIMES: Final[tuple[Any, ...]] = (
     "2026-01-01T00:00:00Z",
     "2026-01-01t00:00:00z",
@@ -224,7 +321,19 @@ TIMES: Final[tuple[Any, ...]] = (
     "2026-1-5",
     "2026-01-05Z",
 )
-WORDS: Final = ("pending", "in_transit", "delivered", "returned", "requested", "processed", "rejected", "lost", "", "Pending", "q" * 3_000)
+WORDS: Final = (
+    "pending",
+    "in_transit",
+    "delivered",
+    "returned",
+    "requested",
+    "processed",
+    "rejected",
+    "lost",
+    "",
+    "Pending",
+    "q" * 3_000,
+)
 TRACES: Final[tuple[Any, ...]] = (
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",
@@ -314,7 +423,17 @@ OTHER_HEADERS: Final = (
     "ce_\udcff",
     "\u2028",
 )
-BYTES: Final = (b"", b"x", b"\xff\xfe", b"Z\xfcrich", b"\x00", "é".encode(), b"1.0", b"x" * 70_000, b"\xed\xa0\x80")
+BYTES: Final = (
+    b"",
+    b"x",
+    b"\xff\xfe",
+    b"Z\xfcrich",
+    b"\x00",
+    "é".encode(),
+    b"1.0",
+    b"x" * 70_000,
+    b"\xed\xa0\x80",
+)
 
 _ODD: Final[dict[str, tuple[Any, ...]]] = {
     "quantity": NUMBERS,
@@ -374,7 +493,13 @@ class Draft:
         self.topic = type_
         self.binding = dice.choice(("binary", "binary", "binary", "structured", "structured", "unmarked", "beside", "base64", "bulk"))
         self.attributes = Members(
-            {"specversion": "1.0", "id": "event-1", "source": "/fuzz", "type": type_, "time": "2026-01-01T00:00:00Z"}.items()
+            {
+                "specversion": "1.0",
+                "id": "event-1",
+                "source": "/fuzz",
+                "type": type_,
+                "time": "2026-01-01T00:00:00Z",
+            }.items()
         )
         if dice.random() < 0.2:
             self.attributes.append(("traceparent", TRACES[0]))
@@ -479,7 +604,18 @@ def twice(draft: Draft, dice: Random) -> None:
 def unknown(draft: Draft, dice: Random) -> None:
     part = dice.choice(draft.parts())
     name: Name = dice.choice(
-        ("extra", "subject", "datacontenttype", "data", "id", "", "order_ID", "é", Token(rb'"\ud83d\ude00"'), Token(rb'"\ud800"'))
+        (
+            "extra",
+            "subject",
+            "datacontenttype",
+            "data",
+            "id",
+            "",
+            "order_ID",
+            "é",
+            Token(rb'"\ud83d\ude00"'),
+            Token(rb'"\ud800"'),
+        )
     )
     part.insert(dice.randrange(len(part) + 1), (name, odd("extra", dice)))
 
@@ -538,8 +674,29 @@ def other_bytes(draft: Draft, dice: Random) -> None:
 
 
 CHANGES: Final = (
-    *(other_value, other_value, other_value, other_attribute, other_attribute, without, twice, twice, unknown, escaped_name),
-    *(another_order, more_items, other_data, other_topic, header_again, another_header, null_header, content_type, other_bytes),
+    *(
+        other_value,
+        other_value,
+        other_value,
+        other_attribute,
+        other_attribute,
+        without,
+        twice,
+        twice,
+        unknown,
+        escaped_name,
+    ),
+    *(
+        another_order,
+        more_items,
+        other_data,
+        other_topic,
+        header_again,
+        another_header,
+        null_header,
+        content_type,
+        other_bytes,
+    ),
 )
 
 
@@ -556,14 +713,36 @@ def _inserted(value: bytes, dice: Random) -> bytes:
     at = dice.randrange(len(value) + 1)
     return (
         value[:at]
-        + dice.choice((b" ", b"\t\r\n", b"\x0c", b"\xa0", b"\xef\xbb\xbf", b"\x00", b",", b'"', b"\\", b"{", b"}", b"\xff"))
+        + dice.choice(
+            (
+                b" ",
+                b"\t\r\n",
+                b"\x0c",
+                b"\xa0",
+                b"\xef\xbb\xbf",
+                b"\x00",
+                b",",
+                b'"',
+                b"\\",
+                b"{",
+                b"}",
+                b"\xff",
+            )
+        )
         + value[at:]
     )
 
 
 def _around(value: bytes, dice: Random) -> bytes:
     before, behind = dice.choice(
-        ((b"\xef\xbb\xbf", b""), (b" \n", b"\r\t"), (b"", b"{}"), (b"", b"\x00"), (b"[", b"]"), (b"\x00\x00\x00\x00\x07", b""))
+        (
+            (b"\xef\xbb\xbf", b""),
+            (b" \n", b"\r\t"),
+            (b"", b"{}"),
+            (b"", b"\x00"),
+            (b"[", b"]"),
+            (b"\x00\x00\x00\x00\x07", b""),
+        )
     )
     return before + value + behind
 

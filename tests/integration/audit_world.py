@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from audit.auditor import Auditor, Target
 from audit.findings import Report
 from audit.judge import summary_of
-from audit.reference import Decision, Fact, Order, Place, Reading, parse, parse_decision
+from audit.reference import Decision, Fact, Order, Reading, RecordId, parse, parse_decision
 from audit.states import ADDED, FIELDS, state_of
 from audit.stores import TABLES, columns, comparable
 from contracts.topics import DECISIONS, DLQ, INPUT, REKEYED
@@ -96,11 +96,11 @@ def made(order: str, name: str) -> str:
     return str(uuid5(UUID(uid(order)), name))
 
 
-def state_bytes(reading: Reading, places: Mapping[tuple[Any, ...], Place], **changes: Any) -> bytes:
-    """The order's state as the changelog has it. `places`: of the facts by natural key."""
+def state_bytes(reading: Reading, record_ids: Mapping[tuple[Any, ...], RecordId], **changes: Any) -> bytes:
+    """The order's state as the changelog has it. `record_ids`: of the facts by natural key."""
     state = ADDED | state_of(reading)
     waiting = reading.facts if reading.created is None else []
-    state["waiting"] = [["payments", n, list(places[fact.key])] for n, fact in enumerate(waiting)]
+    state["waiting"] = [["payments", n, list(record_ids[fact.key])] for n, fact in enumerate(waiting)]
     state |= {"labelled": state["status"] > 0, "proposed": len(reading.decisions)} | changes
     return msgspec.msgpack.encode([list(state[name]) if isinstance(state[name], set) else state[name] for name in FIELDS])
 
@@ -126,20 +126,20 @@ class World:
 
     # -- input -------------------------------------------------------------------------------------------------------
 
-    async def put(self, topic: str, lane: int, key: bytes | None, value: bytes | None, headers: Headers) -> Place:
+    async def put(self, topic: str, lane: int, key: bytes | None, value: bytes | None, headers: Headers) -> RecordId:
         sent = await self.producer.send_and_wait(topic, value, key, partition=lane, headers=headers)
-        return Place(topic, sent.partition, sent.offset)
+        return RecordId(topic, sent.partition, sent.offset)
 
-    async def send(self, type_: str, data: dict[str, Any], minute: int = 0, *, key: str | None = None, **more: str) -> Place:
+    async def send(self, type_: str, data: dict[str, Any], minute: int = 0, *, key: str | None = None, **more: str) -> RecordId:
         """An input event as upstream sends it; under a foreign key it is passed on to its own lane, as the pipeline does."""
         value, headers, order_id = json.dumps(data).encode(), event(type_, minute, **more), data["order_id"]
-        place = await self.put(type_, self.lane(key or order_id), (key or order_id).encode(), value, headers)
+        record_id = await self.put(type_, self.lane(key or order_id), (key or order_id).encode(), value, headers)
         fact = parse(type_, None, value, headers)
         assert isinstance(fact, Fact), fact
-        self.orders.setdefault(fact.order_id, Order(fact.order_id)).add(fact, place, rekeyed=key is not None)
+        self.orders.setdefault(fact.order_id, Order(fact.order_id)).add(fact, record_id, rekeyed=key is not None)
         if key is not None:
-            await self.put(REKEYED, self.lane(order_id), order_id.encode(), value, [*headers, *copy_headers(place)])
-        return place
+            await self.put(REKEYED, self.lane(order_id), order_id.encode(), value, [*headers, *copy_headers(record_id)])
+        return record_id
 
     async def decide(self, order: str, n: int, amount: int | str, **more: Any) -> None:
         order_id = uid(order)
@@ -151,22 +151,24 @@ class World:
         if isinstance(decision, Decision) and order_id in self.orders:
             self.orders[order_id].decide(decision)
 
-    async def letter(self, place: Place, reason: str, key: bytes | None, value: bytes | None, headers: Headers, **changes: str) -> None:
+    async def letter(
+        self, record_id: RecordId, reason: str, key: bytes | None, value: bytes | None, headers: Headers, **changes: str
+    ) -> None:
         own = {
-            "dlq_topic": place.topic,
-            "dlq_partition": str(place.partition),
-            "dlq_offset": str(place.offset),
+            "dlq_topic": record_id.topic,
+            "dlq_partition": str(record_id.partition),
+            "dlq_offset": str(record_id.offset),
             "dlq_reason": reason,
             "dlq_detail": "somewhere",
             "dlq_time": "2026-01-02T03:00:00Z",
         } | changes
-        await self.put(DLQ, place.partition, key, value, [*headers, *((name, text.encode()) for name, text in own.items() if text)])
+        await self.put(DLQ, record_id.partition, key, value, [*headers, *((name, text.encode()) for name, text in own.items() if text)])
 
     # -- what is written of it ---------------------------------------------------------------------------------------
 
     async def derive(
         self, type_: str, order: str, data: Mapping[str, Any], name: str, cause: str = "e", key: str | None = None, **more: str
-    ) -> Place:
+    ) -> RecordId:
         """A derived event. `name`: what its id is the uuid5 of, after the type."""
         headers = event(type_, id_=made(order, f"{type_}:{name}"), causeid=cause) + [(f"ce_{n}", v.encode()) for n, v in more.items()]
         key = key or uid(order)
@@ -184,11 +186,11 @@ class World:
         data = {**reading.last_suborder(suborder), "version": version, **changes}
         await self.derive("suborder.updated", order, data, f"{version}:{uid(seller)}")
 
-    async def state(self, order: str, **changes: Any) -> Place:
+    async def state(self, order: str, **changes: Any) -> RecordId:
         """A state in the changelog as the facts have it, but for `changes`."""
         held = self.orders[uid(order)]
-        places = {key: candidates[0].places[0] for key, candidates in held.candidates.items()}
-        self.states[uid(order)] = raw = state_bytes(held.reading(), places, **changes)
+        record_ids = {key: candidates[0].records[0] for key, candidates in held.candidates.items()}
+        self.states[uid(order)] = raw = state_bytes(held.reading(), record_ids, **changes)
         return await self.put(self.settings.changelog_topic, self.lane(uid(order)), UUID(uid(order)).bytes, raw, [])
 
     async def insert(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
@@ -317,9 +319,9 @@ class World:
         return await Auditor(Target(**values), most_findings=most).run()
 
 
-def copy_headers(place: Place) -> Headers:
+def copy_headers(record_id: RecordId) -> Headers:
     """What a re-keyed copy says of where its record lies."""
-    origin = {"rekeyed_topic": place.topic, "rekeyed_partition": str(place.partition), "rekeyed_offset": str(place.offset)}
+    origin = {"rekeyed_topic": record_id.topic, "rekeyed_partition": str(record_id.partition), "rekeyed_offset": str(record_id.offset)}
     return [(name, text.encode()) for name, text in origin.items()]
 
 

@@ -81,11 +81,14 @@ async def replicated(settings: Settings) -> None:
     assert settings.postgres_replica is not None
     position = await ask(settings.postgres.get_secret_value(), "SELECT pg_current_wal_lsn()::text")
     replica = settings.postgres_replica.get_secret_value()
-    await eventually(lambda: ask(replica, f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"), "the replica has caught up")
+    await eventually(
+        lambda: ask(replica, f"SELECT pg_last_wal_replay_lsn() >= '{position}'::pg_lsn"),
+        "the replica has caught up",
+    )
 
 
-#: What is in the databases.
 ORDERS_THERE = functools.cache(lambda: folded(60))
+"""What is in the databases."""
 
 
 class Service(NamedTuple):
@@ -183,7 +186,7 @@ async def test_fifty_misses_at_once_are_one_read(service: Open) -> None:
         assert answers[0].headers["x-source"] == "replica"
         assert s.reads == (2, 0), "the replica's lag, and one order"
         assert (await s.get(f"/orders/{order_id}")).headers["x-source"] == "cache"
-        assert (await s.get(f"/orders/{order_id}/story")).headers["x-source"] == "cache"
+        assert (await s.get(f"/orders/{order_id}/explain")).headers["x-source"] == "cache"
         assert s.reads == (2, 0)
         async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             assert await redis.keys() == [f"rows:{order_id}".encode()], "the lanes' keys are the lanes'"
@@ -219,14 +222,14 @@ async def test_the_rows_say_what_the_cache_says(service: Open) -> None:
                 suborder |= {"status": None, "total_amount": None}
             assert sorted(told.pop("shipments"), key=by_shipment) == sorted(cached.pop("shipments"), key=by_shipment)
             assert told == cached
-            story = (await s.get(f"/orders/{order_id}/story")).json()
+            details = (await s.get(f"/orders/{order_id}/explain")).json()
             created = order.created
-            assert [UUID(item["item_id"]).bytes for item in story["items"]] == sorted(item.item_id for item in created.items)
-            assert {each["return_id"] for each in story["returns"]} == {str(UUID(bytes=each.return_id)) for each in order.returns}
-            times = [datetime.fromisoformat(moment["time"]) for moment in story["moments"]]
+            assert [UUID(item["item_id"]).bytes for item in details["items"]] == sorted(item.item_id for item in created.items)
+            assert {each["return_id"] for each in details["returns"]} == {str(UUID(bytes=each.return_id)) for each in order.returns}
+            times = [datetime.fromisoformat(moment["time"]) for moment in details["moments"]]
             assert times == sorted(times)
-            seen_parcels += len(story["shipments"])
-            seen_returns += len(story["returns"])
+            seen_parcels += len(details["shipments"])
+            seen_returns += len(details["returns"])
         assert seen_parcels > 20
         assert seen_returns > 3
 
@@ -235,23 +238,26 @@ def by_shipment(parcel: Any) -> str:
     return str(parcel["shipment_id"])
 
 
-async def test_a_story_is_read_anew_once_the_lanes_know_of_something_newer(service: Open) -> None:
+async def test_details_are_read_again_once_the_lanes_know_of_something_newer(service: Open) -> None:
     async with service() as s:
         order_id = s.first(lambda order: len(order.suborders) > 1)
-        story = await s.get(f"/orders/{order_id}/story")
-        assert {each["status"] for each in story.json()["suborders"]} == {None}
-        version = story.json()["version"]
+        details = await s.get(f"/orders/{order_id}/explain")
+        assert {each["status"] for each in details.json()["suborders"]} == {None}
+        version = details.json()["version"]
         async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             await s.world.put_cache(order_id)
             summary = entry(order_id, s.world.orders[order_id]).summary
-            story = await s.get(f"/orders/{order_id}/story")
-            assert story.headers["x-source"] == "cache"
-            assert story.json()["suborders"] == json.loads(summary)["suborders"]
+            details = await s.get(f"/orders/{order_id}/explain")
+            assert details.headers["x-source"] == "cache"
+            assert details.json()["suborders"] == json.loads(summary)["suborders"]
             newer = summary.replace(b'"version":%d' % version, b'"version":%d' % (version + 1))
             await redis.set(f"order:{order_id}", newer)
-            assert (await s.get(f"/orders/{order_id}/story")).headers["x-source"] == "replica"
+            assert (await s.get(f"/orders/{order_id}/explain")).headers["x-source"] == "replica"
             # And where the lanes are behind (an outage of Redis), what readers have read is the newer one.
-            await redis.set(f"order:{order_id}", summary.replace(b'"version":%d' % version, b'"version":%d' % (version - 1)))
+            await redis.set(
+                f"order:{order_id}",
+                summary.replace(b'"version":%d' % version, b'"version":%d' % (version - 1)),
+            )
             assert (await s.get(f"/orders/{order_id}")).json()["version"] == version
 
 
@@ -262,10 +268,14 @@ async def test_what_is_not_ours_in_the_cache_is_not_there(service: Open) -> None
         for garbage in (b"", b"{", b'{"version":7}', b"[1]"):
             async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                 await redis.mset(
-                    {f"order:{order_id}": garbage.replace(b"7", b"0"), f"rows:{order_id}": garbage, f"rows:user:{user}": garbage}
+                    {
+                        f"order:{order_id}": garbage.replace(b"7", b"0"),
+                        f"rows:{order_id}": garbage,
+                        f"rows:user:{user}": garbage,
+                    }
                 )
                 await redis.zadd(f"user:{user}:orders", {str(order_id): 1})
-            assert (await s.get(f"/orders/{order_id}/story")).headers["x-source"] == "replica"
+            assert (await s.get(f"/orders/{order_id}/explain")).headers["x-source"] == "replica"
             async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                 await redis.set(f"rows:{order_id}", garbage)
             assert (await s.get(f"/orders/{order_id}")).headers["x-source"] == "replica"
@@ -275,13 +285,15 @@ async def test_what_is_not_ours_in_the_cache_is_not_there(service: Open) -> None
 async def test_a_refill_never_replaces_a_newer_one(service: Open) -> None:
     async with service() as s:
         order_id = s.first()
-        story = (await s.reader.story(order_id)).body
-        version = json.loads(story)["version"]
+        details = (await s.reader.details(order_id)).body
+        version = json.loads(details)["version"]
         await s.reader.cache.refill_order(
-            order_id, version - 1, story.replace(b'"version":%d' % version, b'"version":%d' % (version - 1), 1)
+            order_id,
+            version - 1,
+            details.replace(b'"version":%d' % version, b'"version":%d' % (version - 1), 1),
         )
-        assert (await s.reader.cache.order(order_id))[1] == story
-        newer = story.replace(b'"version":%d' % version, b'"version":%d' % (version + 1), 1)
+        assert (await s.reader.cache.order(order_id))[1] == details
+        newer = details.replace(b'"version":%d' % version, b'"version":%d' % (version + 1), 1)
         await s.reader.cache.refill_order(order_id, version + 1, newer)
         assert (await s.reader.cache.order(order_id))[1] == newer
 
@@ -296,10 +308,13 @@ async def test_partitioned_by_region_the_same_answers(filled: Settings, service:
     paths = []
     for order_id, order in list(ORDERS_THERE().items())[:12]:
         assert order.created is not None
-        paths += [f"/orders/{order_id}/story", f"/users/{world.user_of(order_id)}/orders?limit=100"]
+        paths += [f"/orders/{order_id}/explain", f"/users/{world.user_of(order_id)}/orders?limit=100"]
         paths += [f"/tracking/{scan.tracking_number}" for scan in order.scans if scan.tracking_number]
         paths.append(f"/sellers/{UUID(bytes=order.created.items[0].seller_id)}/suborders?limit=50")
-    async with service(postgres_replica=None, cache_ttl_refill=1) as s, service(postgres_replica=None, postgres=by_region) as other:
+    async with (
+        service(postgres_replica=None, cache_ttl_refill=1) as s,
+        service(postgres_replica=None, postgres=by_region) as other,
+    ):
         answers = [(await s.get(path)).json() for path in paths]
         async with Redis.from_url(filled.redis.get_secret_value()) as redis:
             await redis.flushdb()
@@ -349,7 +364,7 @@ async def test_it_answers_while_servers_are_away(service: Open, how: str, away: 
 
 async def test_one_read_finds_out_that_all_connections_are_half_open(service: Open) -> None:
     async with service(redis_timeout=0.2, read_timeout=0.5, postgres_replica=None) as s:
-        paths = [f"/orders/{order_id}/story" for order_id in list(s.world.orders)[:6]]
+        paths = [f"/orders/{order_id}/explain" for order_id in list(s.world.orders)[:6]]
         await asyncio.gather(*(s.get(path) for path in paths))
         assert s.primary.connections > 1
         async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
@@ -367,7 +382,10 @@ async def test_one_read_finds_out_that_all_connections_are_half_open(service: Op
             await s.get(path)
 
 
-@pytest.mark.parametrize(("wanted", "standby"), [("read-write", False), ("primary", False), ("standby", True), ("prefer-standby", True)])
+@pytest.mark.parametrize(
+    ("wanted", "standby"),
+    [("read-write", False), ("primary", False), ("standby", True), ("prefer-standby", True)],
+)
 async def test_of_several_hosts_the_one_that_is_asked_for(filled: Settings, wanted: str, standby: bool) -> None:
     assert filled.postgres_replica is not None
     places = [urlsplit(url.get_secret_value()) for url in (filled.postgres, filled.postgres_replica)]
@@ -465,7 +483,10 @@ async def write_newer(s: Service, order_id: UUID) -> int:
     position = await ask(s.world.settings.postgres.get_secret_value(), "SELECT pg_current_wal_lsn()::text")
     assert s.world.settings.postgres_replica is not None
     replica = s.world.settings.postgres_replica.get_secret_value()
-    await eventually(lambda: ask(replica, f"SELECT pg_last_wal_receive_lsn() >= '{position}'::pg_lsn"), "the replica has received it")
+    await eventually(
+        lambda: ask(replica, f"SELECT pg_last_wal_receive_lsn() >= '{position}'::pg_lsn"),
+        "the replica has received it",
+    )
     return int(version)
 
 
@@ -501,7 +522,7 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
         order_id = await placed(s, user)
         async with paused(s):
             version = await write_newer(s, order_id)
-            for path in (f"/orders/{order_id}", f"/orders/{order_id}/story"):
+            for path in (f"/orders/{order_id}", f"/orders/{order_id}/explain"):
                 assert (await s.get(path)).json()["version"] == version - 1
                 answer = await s.get(path, **{"X-Order-Version": str(version)})
                 assert answer.json()["version"] == version
@@ -524,14 +545,24 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
             batch = RowBatch()
             batch.orders.append(row(new, user, datetime(2026, 5, 1, tzinfo=UTC)))
             await insert(s, batch)
-            await s.get(f"/orders/{new}/story", 404)
+            await s.get(f"/orders/{new}/explain", 404)
             async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
-                head = {"order_id": str(new), "user_id": str(user), "status": "pending", "currency": "EUR", "total_amount": "1.00"}
+                head = {
+                    "order_id": str(new),
+                    "user_id": str(user),
+                    "status": "pending",
+                    "currency": "EUR",
+                    "total_amount": "1.00",
+                }
                 times = {"created_at": "2026-05-01T00:00:00+00:00", "updated_at": "2026-05-01T00:00:00+00:00"}
                 await redis.set(
-                    f"order:{new}", json.dumps({**head, **times, "version": 1, "suborders": [], "shipments": []}, separators=(",", ":"))
+                    f"order:{new}",
+                    json.dumps(
+                        {**head, **times, "version": 1, "suborders": [], "shipments": []},
+                        separators=(",", ":"),
+                    ),
                 )
-            assert (await s.get(f"/orders/{new}/story")).headers["x-source"] == "primary"
+            assert (await s.get(f"/orders/{new}/explain")).headers["x-source"] == "primary"
 
 
 # -- lists ---------------------------------------------------------------------------------------------------------
@@ -637,10 +668,21 @@ async def test_recent_orders_show_what_the_lanes_wrote_since(service: Open) -> N
         summary = re.sub(rb'"order_id":"[^"]+"', b'"order_id":"%s"' % str(new).encode(), newer.summary)
         summary = re.sub(rb'"created_at":"[^"]+"', b'"created_at":"2026-12-01T00:00:00+00:00"', summary)
         await s.world._cache.write(
-            [newer._replace(order_id=str(new), created_ms=1_796_083_200_000, summary=summary, tracking=[], untracked=[])]
+            [
+                newer._replace(
+                    order_id=str(new),
+                    created_ms=1_796_083_200_000,
+                    summary=summary,
+                    tracking=[],
+                    untracked=[],
+                )
+            ]
         )
         again = await s.get(f"/users/{user}/orders")
-        assert [each["order_id"] for each in again.json()["orders"]] == [str(new), *(each["order_id"] for each in first)]
+        assert [each["order_id"] for each in again.json()["orders"]] == [
+            str(new),
+            *(each["order_id"] for each in first),
+        ]
         assert (again.headers["x-source"], s.reads) == ("cache", before)
         async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             await redis.delete(f"order:{new}")
@@ -700,7 +742,11 @@ async def test_every_error_is_a_problem(service: Open) -> None:
     async with service() as s:
         await s.get("/nowhere", 404)
         answer = await s.client.post(f"/orders/{uuid4()}")
-        assert (answer.status_code, answer.headers["content-type"], answer.headers["allow"]) == (405, PROBLEM, "GET, HEAD")
+        assert (answer.status_code, answer.headers["content-type"], answer.headers["allow"]) == (
+            405,
+            PROBLEM,
+            "GET, HEAD",
+        )
         assert (await s.get(f"/orders/{uuid4()}", 404)).json()["type"] == "urn:orders:not-found"
         user = f"/users/{uuid4()}/orders"
         for path, where in (
@@ -746,6 +792,7 @@ async def test_the_openapi_document_is_valid_and_tells_of_every_answer(service: 
         validate(document)
         assert set(document["paths"]) == {
             "/orders/{order_id}",
+            "/orders/{order_id}/explain",
             "/orders/{order_id}/story",
             "/users/{user_id}/orders",
             "/tracking/{number}",
@@ -756,7 +803,17 @@ async def test_the_openapi_document_is_valid_and_tells_of_every_answer(service: 
             answers = methods["get"]["responses"]
             assert path == "/health" or {"200", "401", "422", "503"} <= answers.keys()
             assert all(PROBLEM in answers[status]["content"] for status in answers if status[0] in "45" and path != "/health")
+        deprecated = {path for path, methods in document["paths"].items() if methods["get"].get("deprecated")}
+        assert deprecated == {"/orders/{order_id}/story"}
         assert "HTTPValidationError" not in json.dumps(document)
+
+
+async def test_the_path_of_the_release_before_answers_the_same(service: Open) -> None:
+    async with service() as s:
+        order_id = s.first()
+        details = await s.get(f"/orders/{order_id}/explain")
+        assert details.json()["items"]
+        assert (await s.get(f"/orders/{order_id}/story")).content == details.content
 
 
 def test_the_service_as_a_process(filled: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

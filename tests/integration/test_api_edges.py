@@ -158,15 +158,56 @@ def locked(filled: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactor
 # -- who is asked --------------------------------------------------------------------------------------------------
 
 ANSWERED = (
-    *("localhost", "LocalHost", "localhost:1", "localhost:", "127.0.0.1", "127.0.0.1:8080", "[::1]", "[::1]:8080", "[0:0:0:0:0:0:0:1]"),
+    *(
+        "localhost",
+        "LocalHost",
+        "localhost:1",
+        "localhost:",
+        "127.0.0.1",
+        "127.0.0.1:8080",
+        "[::1]",
+        "[::1]:8080",
+        "[0:0:0:0:0:0:0:1]",
+    ),
     *("localhost ", "127.0.0.1:8080\t", "\t [::1] \t"),
 )
 FORBIDDEN = (
-    *("evil.example", "evil.example:", "evil.example:80", "localhost.", "localhost.evil.example", "127.0.0.1.evil.example", "127.0.0.2"),
-    *("127.1", "2130706433", "0x7f.0.0.1", "0.0.0.0", "[::]", "[::ffff:127.0.0.1]", "xn--localhost", "_", "-"),
+    *(
+        "evil.example",
+        "evil.example:",
+        "evil.example:80",
+        "localhost.",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.2",
+    ),
+    *(
+        "127.1",
+        "2130706433",
+        "0x7f.0.0.1",
+        "0.0.0.0",
+        "[::]",
+        "[::ffff:127.0.0.1]",
+        "xn--localhost",
+        "_",
+        "-",
+    ),
 )
 BROKEN = (
-    *('a"b.evil.example', "a`b.evil.example", "a{b}.evil.example", "localhost@evil.example", "[", "]", "[]", "", ":", ":80", "@", "/"),
+    *(
+        'a"b.evil.example',
+        "a`b.evil.example",
+        "a{b}.evil.example",
+        "localhost@evil.example",
+        "[",
+        "]",
+        "[]",
+        "",
+        ":",
+        ":80",
+        "@",
+        "/",
+    ),
     *(
         "evil.example@localhost",
         "user:pass@localhost",
@@ -221,8 +262,14 @@ def test_hosts(served: Served, hosts: tuple[str, ...], status: int) -> None:
         (b"GET http://localhost@evil.example%s HTTP/1.1\r\nHost: localhost\r\n", 400),
         (b"GET http://localhost%s HTTP/1.1\r\nHost: evil.example\r\n", 404),
         (b"GET http://%s HTTP/1.1\r\nHost: localhost\r\n", 400),
-        (b"GET %s HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: localhost\r\nForwarded: host=localhost\r\n", 403),
-        (b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-For: \xff, x\r\n", 404),
+        (
+            b"GET %s HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: localhost\r\nForwarded: host=localhost\r\n",
+            403,
+        ),
+        (
+            b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-For: \xff, x\r\n",
+            404,
+        ),
     ],
     ids=repr,
 )
@@ -238,7 +285,13 @@ def test_every_path_is_only_for_localhost(served: Served) -> None:
 
 
 def test_with_keys_any_host_that_can_be_read(locked: Served) -> None:
-    for host, status in (("orders.example", 404), ("10.1.2.3:80", 404), ("[2001:db8::1]", 404), ("a{b}.example", 400), ("", 400)):
+    for host, status in (
+        ("orders.example", 404),
+        ("10.1.2.3:80", 404),
+        ("[2001:db8::1]", 404),
+        ("a{b}.example", 400),
+        ("", 400),
+    ):
         told = locked.ask(f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
         assert [each[0] for each in told] == [status], host
     assert [each[0] for each in locked.ask(b"GET /health HTTP/1.0\r\n\r\n")] == [200], "as old health checks ask"
@@ -268,7 +321,7 @@ DASHED = "12345678-1234-1234-1234-123456789abc"
         (f"/orders/{DASHED}/", 404, None),
         (f"//orders/{DASHED}", 404, None),
         (f"/orders/x/../{DASHED}", 404, None),
-        (f"/orders/{DASHED}%2Fstory", 404, None),
+        (f"/orders/{DASHED}%2Fexplain", 404, None),
         (f"/orders%2f{DASHED}", 404, None),
         (f"/ORDERS/{DASHED}", 404, None),
         (f"/orders/{DASHED}?", 404, None),
@@ -284,7 +337,11 @@ DASHED = "12345678-1234-1234-1234-123456789abc"
         (f"/orders/{DASHED}?min_version=1&min_version=1", 422, "query.min_version"),
         (f"/users/{DASHED}/orders?limit=200", 200, None),
         (f"/users/{DASHED}/orders?status=pending", 200, None),
-        (f"/users/{DASHED}/orders?from=2026-01-01T00:00:00.1234567Z&to=9999-12-31T23:59:59%2B14:00", 200, None),
+        (
+            f"/users/{DASHED}/orders?from=2026-01-01T00:00:00.1234567Z&to=9999-12-31T23:59:59%2B14:00",
+            200,
+            None,
+        ),
         (f"/sellers/{DASHED}/suborders?status=pending", 422, "query.status"),
         ("/tracking/a%2Fb", 404, None),
         ("/tracking/a/b", 404, None),
@@ -315,25 +372,56 @@ def test_parameters_mean_what_the_document_says(served: Served, target: str, sta
     [
         (
             "/orders/{}?min_version=",
-            ("", "-1", "+1", "%2B1", "01", "1_0", "1.0", "1e3", "%201", "%D9%A1", "2147483648", "9" * 5000, "true"),
+            (
+                "",
+                "-1",
+                "+1",
+                "%2B1",
+                "01",
+                "1_0",
+                "1.0",
+                "1e3",
+                "%201",
+                "%D9%A1",
+                "2147483648",
+                "9" * 5000,
+                "true",
+            ),
         ),
         ("/users/{}/orders?limit=", ("", "0", "201", "-1", "1%00", "null", "5,6")),
         ("/users/{}/orders?status=", ("", "lost", "PENDING", "pending%00", "pending,shipped")),
-        ("/users/{}/orders?from=", ("", "0", "1700000000", "2026-01-01", "2026-01-01T00:00Z", "2026-01-01T00:00:00", "now")),
+        (
+            "/users/{}/orders?from=",
+            ("", "0", "1700000000", "2026-01-01", "2026-01-01T00:00Z", "2026-01-01T00:00:00", "now"),
+        ),
         (
             "/users/{}/orders?to=",
-            ("2026-01-01%2000:00:00Z", "2026-01-01T00:00:00+01:00", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00%2B24:00"),
+            (
+                "2026-01-01%2000:00:00Z",
+                "2026-01-01T00:00:00+01:00",
+                "2026-13-01T00:00:00Z",
+                "2026-01-01T00:00:00%2B24:00",
+            ),
         ),
-        ("/users/{}/orders?to=", ("9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00%2B01:00", "2026-01-01T00:00:00%2B24:00")),
+        (
+            "/users/{}/orders?to=",
+            ("9999-12-31T23:59:59-01:00", "0001-01-01T00:00:00%2B01:00", "2026-01-01T00:00:00%2B24:00"),
+        ),
         ("/users/{}/orders?cursor=", ("", "A", "%00", "x" * 65, "AAAA", "%F0%9F%98%80")),
-        ("/users/{}/orders?seen=", ("", ":", f"{DASHED}:", f"{DASHED}:-1", f"{DASHED}:1%0a", f"{'-' * 36}:1", f"{DASHED[1:]}1:1")),
+        (
+            "/users/{}/orders?seen=",
+            ("", ":", f"{DASHED}:", f"{DASHED}:-1", f"{DASHED}:1%0a", f"{'-' * 36}:1", f"{DASHED[1:]}1:1"),
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_values_that_are_none(served: Served, path: str, values: tuple[str, ...]) -> None:
     for value in values:
         told, _, body = served.get(path.format(DASHED) + value)
-        assert (told, [each["where"] for each in json.loads(body)["errors"]]) == (422, [f"query.{path.partition('?')[2][:-1]}"]), value
+        assert (told, [each["where"] for each in json.loads(body)["errors"]]) == (
+            422,
+            [f"query.{path.partition('?')[2][:-1]}"],
+        ), value
 
 
 def test_headers_that_are_parameters(served: Served) -> None:
@@ -349,7 +437,13 @@ def test_headers_that_are_parameters(served: Served) -> None:
 def test_head_is_get_without_the_body(served: Served) -> None:
     order = served.order
     for target in (
-        *(f"/orders/{order}", f"/orders/{order}/story", f"/users/{NOBODY}/orders", "/tracking/x", f"/sellers/{NOBODY}/suborders"),
+        *(
+            f"/orders/{order}",
+            f"/orders/{order}/explain",
+            f"/users/{NOBODY}/orders",
+            "/tracking/x",
+            f"/sellers/{NOBODY}/suborders",
+        ),
         *("/health", "/openapi.json", "/nowhere", f"/orders/{NOBODY}", f"/orders/{order}?x=1"),
     ):
         served.get(target)  # so that both come from the same place
@@ -393,7 +487,10 @@ GET = f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: localhost\r\n".encode()
         ((GET + b"Connection: close\r\n\r\n" + GET + b"\r\n",), [404]),
         ((GET + b"Content-Length: 3\r\n\r\nabc" + GET + b"\r\n",), [404, 404]),
         ((GET + b"Content-Length: 3\r\n\r\n", b"ab", b"c" + GET + b"\r\n"), [404, 404]),
-        ((GET + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nHost: evil\r\n\r\n" + GET + b"\r\n",), [404, 404]),
+        (
+            (GET + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nHost: evil\r\n\r\n" + GET + b"\r\n",),
+            [404, 404],
+        ),
         ((GET + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n",), [404]),
         ((GET + b"Upgrade: websocket\r\nConnection: upgrade\r\n\r\n" + b"x" * 100_000,), [404]),
         ((GET + b"Upgrade: h2c\r\nConnection: upgrade\r\n\r\n",), [404]),
@@ -513,8 +610,35 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
 METHODS = st.sampled_from([b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"G\0T"])
 TARGETS = st.sampled_from(
     [
-        *(b"/orders/", b"/users/", b"/sellers/", b"/tracking/", b"/health", b"/openapi.json", b"/", b"*", b"//", b"http://localhost/"),
-        *(NOBODY.encode(), b"/orders", b"/suborders", b"/story", b"%2F", b"%00", b"%ff", b"%", b"..", b"?", b"&", b"=", b"#", b";", b"+"),
+        *(
+            b"/orders/",
+            b"/users/",
+            b"/sellers/",
+            b"/tracking/",
+            b"/health",
+            b"/openapi.json",
+            b"/",
+            b"*",
+            b"//",
+            b"http://localhost/",
+        ),
+        *(
+            NOBODY.encode(),
+            b"/orders",
+            b"/suborders",
+            b"/explain",
+            b"%2F",
+            b"%00",
+            b"%ff",
+            b"%",
+            b"..",
+            b"?",
+            b"&",
+            b"=",
+            b"#",
+            b";",
+            b"+",
+        ),
         *(
             b"limit=",
             b"from=",
@@ -533,7 +657,15 @@ TARGETS = st.sampled_from(
 )
 HEADERS = st.sampled_from(
     [
-        *(b"Host: localhost", b"Host: localhost", b"Host: [::1]:1", b"Host: a{b}", b"Host:", b"X-Order-Version: 1", b"X-Order-Version: x"),
+        *(
+            b"Host: localhost",
+            b"Host: localhost",
+            b"Host: [::1]:1",
+            b"Host: a{b}",
+            b"Host:",
+            b"X-Order-Version: 1",
+            b"X-Order-Version: x",
+        ),
         *(
             b"If-None-Match: *",
             b'If-None-Match: W/"1"',
@@ -542,8 +674,22 @@ HEADERS = st.sampled_from(
             b"Content-Length: x",
             b"Connection: close",
         ),
-        *(b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip", b"Expect: 100-continue", b"Upgrade: h2c\r\nConnection: upgrade"),
-        *(b"Authorization: Bearer x", b"Authorization: \xff", b"Accept: \0", b"X", b": y", b" folded", b"\xff: y", b"X: " + b"y" * 5000),
+        *(
+            b"Transfer-Encoding: chunked",
+            b"Transfer-Encoding: gzip",
+            b"Expect: 100-continue",
+            b"Upgrade: h2c\r\nConnection: upgrade",
+        ),
+        *(
+            b"Authorization: Bearer x",
+            b"Authorization: \xff",
+            b"Accept: \0",
+            b"X",
+            b": y",
+            b" folded",
+            b"\xff: y",
+            b"X: " + b"y" * 5000,
+        ),
     ]
 )
 BODIES = st.sampled_from([b"", b"", b"{}", b"0\r\n\r\n", b"2\r\nab\r\n0\r\n\r\n", b"\0", b"GET / HTTP/1.1\r\n\r\n"])

@@ -58,9 +58,12 @@ Step = Callable[[World, str], Awaitable[object]]
 
 
 class Damage(NamedTuple):
-    """`story`: its order's facts; `then`: done when everything is written. `found`: (check, how `where` begins) of all that is broken."""
+    """`facts`: its order's facts; `then`: done when everything is written.
 
-    story: Step
+    `found`: (check, how `where` begins) of all that is broken.
+    """
+
+    facts: Step
     then: Step
     found: frozenset[tuple[str, str]]
     without: tuple[str, ...]
@@ -119,20 +122,20 @@ async def nothing(world: World, name: str) -> None:
 
 
 def damage(
-    *found: tuple[str, str], story: Step = ordinary, without: tuple[str, ...] = (), nameless: bool = False
+    *found: tuple[str, str], facts: Step = ordinary, without: tuple[str, ...] = (), nameless: bool = False
 ) -> Callable[[Step], Step]:
     """Registers a damage under its function's name. `nameless`: no order can be told."""
 
     def register(then: Step) -> Step:
-        DAMAGES[then.__name__] = Damage(story, then, frozenset(found), without, nameless)
+        DAMAGES[then.__name__] = Damage(facts, then, frozenset(found), without, nameless)
         return then
 
     return register
 
 
-def missing(type_: str, check: str, where: str, story: Step = ordinary) -> None:
+def missing(type_: str, check: str, where: str, facts: Step = ordinary) -> None:
     """An event that has to be there isn't."""
-    DAMAGES[f"no_{type_}"] = Damage(story, nothing, frozenset({(check, where)}), (type_,), False)
+    DAMAGES[f"no_{type_}"] = Damage(facts, nothing, frozenset({(check, where)}), (type_,), False)
 
 
 # accounting and letters
@@ -143,18 +146,18 @@ async def refused_without_a_letter(world: World, name: str) -> None:
     await world.put("order.paid", 1, b"k", b"no letter", event("order.paid"))
 
 
-@damage(("accounting", DLQ), story=ordinary)
+@damage(("accounting", DLQ), facts=ordinary)
 async def conflict_without_a_letter(world: World, name: str) -> None:
     await world.send("order.paid", paid(name, "39.00"), 7)
 
 
-@damage(("accounting", DLQ), story=ordinary)
+@damage(("accounting", DLQ), facts=ordinary)
 async def currency_refused_without_a_letter(world: World, name: str) -> None:
     await world.send("order.paid", paid(name, "1.00", "dollars", "USD"), 7)
     await again(world, name)
 
 
-@damage(("accounting", REKEYED), story=unknown)
+@damage(("accounting", REKEYED), facts=unknown)
 async def not_passed_on(world: World, name: str) -> None:
     value = json.dumps(paid(name, "5.00")).encode()
     await world.put("order.paid", 0, b"other", value, event("order.paid", 1))
@@ -166,64 +169,68 @@ async def copy_without_coordinates(world: World, name: str) -> None:
     await world.put(REKEYED, world.lane(uid(name)), uid(name).encode(), value, event("order.paid", 1))
 
 
-@damage(("accounting", REKEYED), story=unknown)
+@damage(("accounting", REKEYED), facts=unknown)
 async def copy_in_a_wrong_lane(world: World, name: str) -> None:
     value, lane = json.dumps(paid(name, "5.00")).encode(), (world.lane(uid(name)) + 1) % world.lanes
-    place = await world.put("order.paid", lane, b"other", value, event("order.paid", 1))
-    await world.put(REKEYED, lane, uid(name).encode(), value, [*event("order.paid", 1), *copy_headers(place)])
+    record_id = await world.put("order.paid", lane, b"other", value, event("order.paid", 1))
+    await world.put(REKEYED, lane, uid(name).encode(), value, [*event("order.paid", 1), *copy_headers(record_id)])
 
 
 @damage(("letters", DLQ), nameless=True)
 async def letter_of_other_bytes(world: World, name: str) -> None:
-    place = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
-    await world.letter(place, "not_json", b"k", b"those", event("order.paid"))
+    record_id = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
+    await world.letter(record_id, "not_json", b"k", b"those", event("order.paid"))
 
 
 @damage(("letters", DLQ), nameless=True)
 async def letter_of_another_key(world: World, name: str) -> None:
-    place = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
-    await world.letter(place, "not_json", b"other", b"these", event("order.paid"))
+    record_id = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
+    await world.letter(record_id, "not_json", b"other", b"these", event("order.paid"))
 
 
 @damage(("letters", DLQ), nameless=True)
 async def letter_without_its_headers(world: World, name: str) -> None:
-    place = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
-    await world.letter(place, "not_json", b"k", b"these", [])
+    record_id = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
+    await world.letter(record_id, "not_json", b"k", b"these", [])
 
 
 @damage(("letters", DLQ), ("accounting", DLQ), nameless=True)
 async def letter_without_a_reason(world: World, name: str) -> None:
-    place = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
-    await world.letter(place, "", b"k", b"these", event("order.paid"))
+    record_id = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
+    await world.letter(record_id, "", b"k", b"these", event("order.paid"))
 
 
 @damage(("letters", DLQ), ("accounting", DLQ), nameless=True)
 async def letter_of_no_time(world: World, name: str) -> None:
-    place = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
-    await world.letter(place, "not_json", b"k", b"these", event("order.paid"), dlq_time="yesterday")
+    record_id = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
+    await world.letter(record_id, "not_json", b"k", b"these", event("order.paid"), dlq_time="yesterday")
 
 
 @damage(("letters", DLQ), nameless=True)
 async def letter_of_nowhere(world: World, name: str) -> None:
-    place = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
-    await world.letter(place, "not_json", b"k", b"these", event("order.paid"))
-    await world.letter(place, "not_json", b"k", b"these", event("order.paid"), dlq_topic="elsewhere")
+    record_id = await world.put("order.paid", 1, b"k", b"these", event("order.paid"))
+    await world.letter(record_id, "not_json", b"k", b"these", event("order.paid"))
+    await world.letter(record_id, "not_json", b"k", b"these", event("order.paid"), dlq_topic="elsewhere")
 
 
 @damage(("letters", DLQ))
 async def letter_of_a_fact_that_counts(world: World, name: str) -> None:
-    place = await world.send("payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3)
+    record_id = await world.send("payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3)
     await again(world, name)
-    await world.letter(place, "field_missing", uid(name).encode(), b"{}", event("payment.failed"))
+    await world.letter(record_id, "field_missing", uid(name).encode(), b"{}", event("payment.failed"))
 
 
 @damage(("letters", DLQ))
 async def letter_of_a_waiting_fact_that_says_something_else(world: World, name: str) -> None:
-    place = await world.send("order.paid", paid(name, "1.00", "dollars", "USD"), 7)
+    record_id = await world.send("order.paid", paid(name, "1.00", "dollars", "USD"), 7)
     await again(world, name)
-    fact = {"type": "order.paid", "time": "2026-01-02T03:07:00+00:00", "data": paid(name, "2.00", "dollars", "USD")}
+    fact = {
+        "type": "order.paid",
+        "time": "2026-01-02T03:07:00+00:00",
+        "data": paid(name, "2.00", "dollars", "USD"),
+    }
     value, detail = json.dumps(fact).encode(), "the value is the normalised fact"
-    await world.letter(place, "order_currency", uid(name).encode(), value, [], dlq_detail=detail)
+    await world.letter(record_id, "order_currency", uid(name).encode(), value, [], dlq_detail=detail)
 
 
 # rows
@@ -258,7 +265,16 @@ async def deleted_row(world: World, name: str) -> None:
 async def row_too_many(world: World, name: str) -> None:
     rows = world.reading(name).rows()
     item = rows["orders_order_item"][0]
-    row = (uid(f"return {name}"), *item[1:4], uid(f"{name} ann"), 1, "x", "requested", None, *rows["orders_order"][0][7:])
+    row = (
+        uid(f"return {name}"),
+        *item[1:4],
+        uid(f"{name} ann"),
+        1,
+        "x",
+        "requested",
+        None,
+        *rows["orders_order"][0][7:],
+    )
     await world.insert("orders_return", [row])
 
 
@@ -268,13 +284,13 @@ async def row_twice(world: World, name: str) -> None:
     await world.insert("orders_order", [(row[0], uid("another user"), *row[2:])])
 
 
-@damage(("rows", "orders_order {order}"), story=unknown)
+@damage(("rows", "orders_order {order}"), facts=unknown)
 async def row_of_an_order_that_nobody_sent(world: World, name: str) -> None:
     other = world.reading("plain").rows()["orders_order"][0]
     await world.insert("orders_order", [(uid(name), *other[1:])])
 
 
-@damage(("rows", "orders_order {order}"), story=only_paid)
+@damage(("rows", "orders_order {order}"), facts=only_paid)
 async def row_of_an_order_that_waits(world: World, name: str) -> None:
     other = world.reading("plain").rows()["orders_order"][0]
     await world.insert("orders_order", [(uid(name), *other[1:])])
@@ -282,7 +298,13 @@ async def row_of_an_order_that_waits(world: World, name: str) -> None:
 
 # derived events and notices
 
-for _type in ("suborder.created", "stock.reserve", "payment.initiate", "shipping.label.create", "stock.commit"):
+for _type in (
+    "suborder.created",
+    "stock.reserve",
+    "payment.initiate",
+    "shipping.label.create",
+    "stock.commit",
+):
     missing(_type, "derived", _type)
 missing("stock.restock", "derived", "stock.restock", refunded)
 missing("refund.request", "derived", "refund.request", refunded)
@@ -311,35 +333,51 @@ async def other_event_id(world: World, name: str) -> None:
 @damage(("derived", "payment.initiate"))
 async def event_of_no_cause(world: World, name: str) -> None:
     made_id = made(name, "payment")
-    await world.derive("payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], made_id, cause="nothing")
+    await world.derive(
+        "payment.initiate",
+        name,
+        world.reading(name).derived()["payment.initiate", made_id],
+        made_id,
+        cause="nothing",
+    )
 
 
 async def traced(world: World, name: str) -> None:
     await ordinary(world, name)
-    await world.send("payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3, id_="traced", traceparent=TRACE)
+    await world.send(
+        "payment.failed",
+        {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"},
+        3,
+        id_="traced",
+        traceparent=TRACE,
+    )
 
 
-@damage(("derived", "payment.initiate"), story=traced)
+@damage(("derived", "payment.initiate"), facts=traced)
 async def lost_trace(world: World, name: str) -> None:
     data = world.reading(name).derived()["payment.initiate", made(name, "payment")]
     for more in ({}, {"traceparent": TRACE}):
         await world.derive("payment.initiate", name, data, made(name, "payment"), cause="traced", **more)
 
 
-@damage(("derived", "payment.initiate"), story=unknown)
+@damage(("derived", "payment.initiate"), facts=unknown)
 async def event_of_an_order_that_nobody_sent(world: World, name: str) -> None:
     await world.derive("payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment"))
 
 
-@damage(("derived", "payment.initiate"), story=only_paid)
+@damage(("derived", "payment.initiate"), facts=only_paid)
 async def event_of_an_order_that_waits(world: World, name: str) -> None:
     await world.derive("payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment"))
 
 
-@damage(("derived", "payment.initiate"), story=unknown)
+@damage(("derived", "payment.initiate"), facts=unknown)
 async def event_of_another_order_under_this_key(world: World, name: str) -> None:
     await world.derive(
-        "payment.initiate", "plain", {"payment_request_id": made("plain", "payment")}, made("plain", "payment"), key=uid(name)
+        "payment.initiate",
+        "plain",
+        {"payment_request_id": made("plain", "payment")},
+        made("plain", "payment"),
+        key=uid(name),
     )
 
 
@@ -375,7 +413,7 @@ async def commit_of_other_items(world: World, name: str) -> None:
     await world.derive("stock.commit", name, {**data, "items": [{**data["items"][0], "quantity": 1}]}, data["commit_id"])
 
 
-@damage(("derived", "stock.commit"), story=only_created)
+@damage(("derived", "stock.commit"), facts=only_created)
 async def commit_of_no_parcel(world: World, name: str) -> None:
     commit_id = made(name, f"commit:{uid('no parcel')}")
     await world.derive("stock.commit", name, {"commit_id": commit_id, "shipment_id": uid("no parcel")}, commit_id)
@@ -414,7 +452,7 @@ async def last_suborder_costs_something_else(world: World, name: str) -> None:
 # refunds
 
 
-@damage(("refunds", DECISIONS), story=with_return)
+@damage(("refunds", DECISIONS), facts=with_return)
 async def undecided(world: World, name: str) -> None:
     pass
 
@@ -424,12 +462,12 @@ async def of_cause_closed(world: World, name: str, amount: int) -> None:
     await world.decide(name, 0, amount, cause="closed", cause_id=uid(name))
 
 
-@damage(("refunds", DECISIONS), story=lambda world, name: of_cause_closed(world, name, 4001))
+@damage(("refunds", DECISIONS), facts=lambda world, name: of_cause_closed(world, name, 4001))
 async def more_than_was_captured(world: World, name: str) -> None:
     pass
 
 
-@damage(("refunds", DECISIONS), story=lambda world, name: of_cause_closed(world, name, 0))
+@damage(("refunds", DECISIONS), facts=lambda world, name: of_cause_closed(world, name, 0))
 async def a_refund_of_nothing(world: World, name: str) -> None:
     pass
 
@@ -444,7 +482,7 @@ async def paid_twice(world: World, name: str) -> None:
     await world.decide(name, 1, 1000, units=[[uid(f"{name} ann"), 0]])
 
 
-@damage(("refunds", DECISIONS), story=paid_twice)
+@damage(("refunds", DECISIONS), facts=paid_twice)
 async def a_unit_paid_for_twice(world: World, name: str) -> None:
     pass
 
@@ -454,7 +492,7 @@ async def too_cheap(world: World, name: str) -> None:
     await world.decide(name, 0, 900, units=[[uid(f"{name} ann"), 0]])
 
 
-@damage(("refunds", f"{DECISIONS} n 0"), story=too_cheap)
+@damage(("refunds", f"{DECISIONS} n 0"), facts=too_cheap)
 async def an_amount_for_something_else(world: World, name: str) -> None:
     pass
 
@@ -464,27 +502,27 @@ async def unit_of_nothing(world: World, name: str) -> None:
     await world.decide(name, 0, 1000, units=[[uid(f"{name} ann"), 2]])
 
 
-@damage(("refunds", f"{DECISIONS} n 0"), story=unit_of_nothing)
+@damage(("refunds", f"{DECISIONS} n 0"), facts=unit_of_nothing)
 async def a_unit_that_does_not_exist(world: World, name: str) -> None:
     pass
 
 
-@damage(("refunds", DECISIONS), story=refunded)
+@damage(("refunds", DECISIONS), facts=refunded)
 async def a_gap_in_the_decisions(world: World, name: str) -> None:
     await world.decide(name, 2, 1000)
 
 
-@damage(("refunds", DECISIONS), story=unknown)
+@damage(("refunds", DECISIONS), facts=unknown)
 async def a_decision_about_nothing(world: World, name: str) -> None:
     await world.decide(name, 0, 1000)
 
 
-@damage(("refunds", DECISIONS), story=ordinary)
+@damage(("refunds", DECISIONS), facts=ordinary)
 async def a_decision_that_is_none(world: World, name: str) -> None:
     await world.decide(name, 0, 1000, cause="whim")
 
 
-@damage(("refunds", DECISIONS), ("refunds", DECISIONS), ("changelog", CHANGELOG), story=only_paid)
+@damage(("refunds", DECISIONS), ("refunds", DECISIONS), ("changelog", CHANGELOG), facts=only_paid)
 async def a_decision_too_early(world: World, name: str) -> None:
     await world.decide(name, 0, 100)
 
@@ -523,7 +561,7 @@ async def a_state_of_no_order(world: World, name: str) -> None:
     await world.put(world.settings.changelog_topic, 0, b"key", b"\x91\x01", [])
 
 
-@damage(("changelog", CHANGELOG), story=unknown)
+@damage(("changelog", CHANGELOG), facts=unknown)
 async def a_state_that_nobody_sent(world: World, name: str) -> None:
     raw = world.states[uid("plain")]
     await world.put(world.settings.changelog_topic, world.lane(uid(name)), UUID(uid(name)).bytes, raw, [])
@@ -555,17 +593,17 @@ async def a_state_that_asked_for_no_label(world: World, name: str) -> None:
     await world.state(name, labelled=False)
 
 
-@damage(("changelog", CHANGELOG), story=refunded)
+@damage(("changelog", CHANGELOG), facts=refunded)
 async def a_state_that_forgot_a_decision(world: World, name: str) -> None:
     await world.state(name, decisions=[], proposed=0)
 
 
-@damage(("changelog", CHANGELOG), story=only_paid)
+@damage(("changelog", CHANGELOG), facts=only_paid)
 async def a_waiting_fact_of_elsewhere(world: World, name: str) -> None:
     await world.state(name, waiting=[["payments", 0, ["order.paid", 0, 999]]])
 
 
-@damage(("changelog", CHANGELOG), story=only_paid)
+@damage(("changelog", CHANGELOG), facts=only_paid)
 async def a_waiting_fact_forgotten(world: World, name: str) -> None:
     await world.state(name, waiting=[])
 
@@ -606,7 +644,7 @@ async def a_summary_for_too_long(world: World, name: str) -> None:
     await world.redis.expire(f"order:{uid(name)}", 1900)
 
 
-@damage(("cache", "order:{order}"), story=unknown)
+@damage(("cache", "order:{order}"), facts=unknown)
 async def a_summary_that_nobody_sent(world: World, name: str) -> None:
     await world.redis.set(f"order:{uid(name)}", "{}", ex=TTL)
 
@@ -616,7 +654,7 @@ async def an_old_parcel(world: World, name: str) -> None:
     await world.track(f"T-{name}", uid(name), uid(f"parcel {name}"), "pending")
 
 
-@damage(("cache", "tracking:T-{name}"), story=combined)
+@damage(("cache", "tracking:T-{name}"), facts=combined)
 async def a_parcel_that_another_order_hides(world: World, name: str) -> None:
     others = [each for each in await world.tracked(f"T-{name}") if each["order_id"] != uid(name)]
     assert others
@@ -703,7 +741,14 @@ async def fill(world: World) -> None:
     await refunded(world, "second")
     await cancelling(world, "fifth")
     await world.send("stock.released", gone("fifth"), 4)
-    await world.decide("fifth", 0, 2000, cause="stock", cause_id=uid("bob"), units=[[uid("fifth bob"), 0], [uid("fifth bob"), 1]])
+    await world.decide(
+        "fifth",
+        0,
+        2000,
+        cause="stock",
+        cause_id=uid("bob"),
+        units=[[uid("fifth bob"), 0], [uid("fifth bob"), 1]],
+    )
     await world.send("order.paid", paid("plain", "40.00"), 1)  # again
     await world.send("order.paid", paid("plain", "1.00", "extra"), 3, key=uid("payment"))  # under another key
     await world.send("order.paid", paid("nobody", "5.00"), 1)
@@ -711,15 +756,34 @@ async def fill(world: World) -> None:
     poison = await world.put("order.paid", 0, b"\xff\xfe", b"{not json", event("order.paid"))
     await world.letter(poison, "not_json", b"\xff\xfe", b"{not json", event("order.paid"))
     conflict = await world.send("order.paid", paid("third", "39.00"), 7)
-    await world.letter(conflict, "key_conflict", uid("third").encode(), json.dumps(paid("third", "39.00")).encode(), event("order.paid", 7))
+    await world.letter(
+        conflict,
+        "key_conflict",
+        uid("third").encode(),
+        json.dumps(paid("third", "39.00")).encode(),
+        event("order.paid", 7),
+    )
     for name in ("dollars", "early"):
-        place = await world.send("order.paid", paid("third", "1.00", name, "USD"), 8)
+        record_id = await world.send("order.paid", paid("third", "1.00", name, "USD"), 8)
         data = paid("third", "1.00", name, "USD")
         if name == "dollars":
-            await world.letter(place, "order_currency", uid("third").encode(), json.dumps(data).encode(), event("order.paid", 8))
+            await world.letter(
+                record_id,
+                "order_currency",
+                uid("third").encode(),
+                json.dumps(data).encode(),
+                event("order.paid", 8),
+            )
         else:
             value = json.dumps({"type": "order.paid", "time": "2026-01-02T03:08:00+00:00", "data": data}).encode()
-            await world.letter(place, "order_currency", uid("third").encode(), value, [], dlq_detail="the value is the normalised fact")
+            await world.letter(
+                record_id,
+                "order_currency",
+                uid("third").encode(),
+                value,
+                [],
+                dlq_detail="the value is the normalised fact",
+            )
     # A stale write, and a newer one after it.
     await world.redis.set("somebody else's", "x")
     await world.redis.set("order", "x")
@@ -747,8 +811,19 @@ async def test_a_world_in_order_is_clean(world: World) -> None:
     assert (report.settled, report.lag, report.notices) == (True, 0, [])
     assert report.compared == ["log", "changelog", "postgres", "redis", "local tables"]
     counts = report.counts
-    assert (counts["orders"], counts["waiting_facts"], counts["duplicates"], counts["conflicts"], counts["stale_states"]) == (5, 1, 1, 1, 1)
-    assert (counts["cached_orders"], counts["cached_parcels"], counts["local_states"], counts["states"]) == (5, 5, 6, 6)
+    assert (
+        counts["orders"],
+        counts["waiting_facts"],
+        counts["duplicates"],
+        counts["conflicts"],
+        counts["stale_states"],
+    ) == (5, 1, 1, 1, 1)
+    assert (counts["cached_orders"], counts["cached_parcels"], counts["local_states"], counts["states"]) == (
+        5,
+        5,
+        6,
+        6,
+    )
     assert dict(report.dead_letters) == {"not_json": 1, "key_conflict": 1, "order_currency": 2}
     assert dict(report.anomalies) == {"captured_above_total": 1}
     assert {table: report.checked[table] for table in TABLES} == {
@@ -763,7 +838,7 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     await fill(world)
     for name, damage in DAMAGES.items():
         world.name(name)
-        await damage.story(world, name)
+        await damage.facts(world, name)
     await world.write(frozenset((type_, name) for name, damage in DAMAGES.items() for type_ in damage.without))
     old = {
         name: msgspec.msgpack.encode([version, *msgspec.msgpack.decode(world.states[uid(name)])[1:]])
@@ -782,20 +857,31 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     for number in range(51):  # the members of a list of too many
         assert found.pop(uid(f"a_list_of_too_many {number}")) == {("cache", "user:many:orders")}
     every = {each for name, damage in DAMAGES.items() if damage.nameless for each in expected_of(name, damage, world, tables)}
-    assert all(any(each == check and place.startswith(where) for check, where in every) for each, place in nameless), sorted(nameless)
+    assert all(any(each == check and record_id.startswith(where) for check, where in every) for each, record_id in nameless), sorted(
+        nameless
+    )
     for name, damage in DAMAGES.items():
         wanted = expected_of(name, damage, world, tables)
         if damage.nameless:
             for check, where in wanted:
-                assert any(each == check and place.startswith(where) for each, place in nameless), (name, sorted(nameless))
+                assert any(each == check and record_id.startswith(where) for each, record_id in nameless), (
+                    name,
+                    sorted(nameless),
+                )
         else:
             got = found.pop(name, set())
-            assert all(any(each == check and place.startswith(where) for each, place in got) for check, where in wanted), (name, got)
-            assert all(any(each == check and place.startswith(where) for check, where in wanted) for each, place in got), (name, got)
+            assert all(any(each == check and record_id.startswith(where) for each, record_id in got) for check, where in wanted), (
+                name,
+                got,
+            )
+            assert all(any(each == check and record_id.startswith(where) for check, where in wanted) for each, record_id in got), (
+                name,
+                got,
+            )
     assert found == {}
     assert not report.clean
     assert set(report.broken) == set(CHECKS)
-    told = {(finding.where, finding.expected, finding.found) for finding in report.findings}
+    told = {(finding.where, finding.expected, finding.actual) for finding in report.findings}
     assert (f"orders_shipment {uid('parcel altered_text')} carrier", "C", "o\ther") in told
     assert (f"orders_order_item {uid('altered_money ann')} price", "10.00", "10.0001") in told
 
@@ -848,7 +934,7 @@ async def test_behind_the_log_only_orders_at_rest_are_judged(world: World) -> No
         uid("still"): {("rows", f"orders_order {uid('still')} status")},
         uid("behind"): {("rows", f"orders_order {uid('behind')} version")},  # what was committed must be there
     }
-    assert dict(report.unjudged) == {"rows": 1}
+    assert dict(report.inconclusive) == {"rows": 1}
     assert any(notice.startswith("lag 2: ") for notice in report.notices)
 
 
@@ -861,7 +947,7 @@ async def test_a_record_under_a_foreign_key_moves_its_order(world: World) -> Non
     value = json.dumps(paid("moving", "5.00", "extra")).encode()
     await world.put("order.paid", 0, b"other", value, event("order.paid", 1))
     report = await world.audit()
-    assert (report.clean, dict(report.unjudged)) == (True, {"rows": 1})
+    assert (report.clean, dict(report.inconclusive)) == (True, {"rows": 1})
 
 
 async def test_nothing_committed_counts_from_the_start(world: World) -> None:
@@ -880,8 +966,14 @@ async def test_where_the_log_does_not_tell_the_state_does(world: World) -> None:
     order = world.orders[uid("plain")]
     first, second = order.readings()
     assert {first.status(), second.status()} == {"confirmed", "pending"}
-    loser = order.candidates["order.paid", uid("p plain")][1].places[0]
-    await world.letter(loser, "key_conflict", uid("payment").encode(), json.dumps(paid("plain", "30.00")).encode(), event("order.paid", 1))
+    loser = order.candidates["order.paid", uid("p plain")][1].records[0]
+    await world.letter(
+        loser,
+        "key_conflict",
+        uid("payment").encode(),
+        json.dumps(paid("plain", "30.00")).encode(),
+        event("order.paid", 1),
+    )
     await world.write()
     await world.commit()
     report = await world.audit()
@@ -901,7 +993,7 @@ async def test_a_fact_that_only_one_of_two_orders_refuses(world: World, away: bo
     await world.send("shipment.updated", scanned("plain", "in_transit"), 2)
     order = world.orders[uid("plain")]
     assert [len(reading.refused) for reading in order.readings()] == [0, 1]
-    loser = order.candidates["created",][1].places[0]
+    loser = order.candidates["created",][1].records[0]
     await world.letter(loser, "key_conflict", uid("elsewhere").encode(), json.dumps(other).encode(), event("order.created"))
     await world.write()
     if away:
@@ -921,11 +1013,17 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
     await world.database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT pg_read_all_data TO {role}")
     user = f"audit-{world.settings.group}"
     await world.redis.acl_setuser(
-        user, enabled=True, reset=True, passwords=["+p"], keys=["*"], categories=["+@read", "+@connection"], commands=["+eval_ro"]
+        user,
+        enabled=True,
+        reset=True,
+        passwords=["+p"],
+        keys=["*"],
+        categories=["+@read", "+@connection"],
+        commands=["+eval_ro"],
     )
     groups = sorted(await world.admin.list_consumer_groups())
     try:
-        async with Log(world.settings.brokers) as log:
+        async with Log(world.settings) as log:
             before = await log.committed(world.settings.group)
             report = await world.audit(
                 postgres=_as(world.settings.postgres.get_secret_value(), role, "p"),
@@ -1020,7 +1118,11 @@ async def test_without_redis_it_says_so(world: World) -> None:
     ("name", "value", "said"),
     [
         ("ORDERS_KAFKA", "127.0.0.1:1", "orders: no Kafka at 127.0.0.1:1"),
-        ("ORDERS_POSTGRES", "postgresql://u:secret@127.0.0.1:1/x", "orders: no Postgres at postgresql://***@127.0.0.1:1/x"),
+        (
+            "ORDERS_POSTGRES",
+            "postgresql://u:secret@127.0.0.1:1/x",
+            "orders: no Postgres at postgresql://***@127.0.0.1:1/x",
+        ),
         ("ORDERS_REDIS", "redis://:secret@127.0.0.1:1/0", "orders: no Redis at redis://***@127.0.0.1:1/0"),
     ],
 )

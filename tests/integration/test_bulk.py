@@ -24,7 +24,7 @@ from contracts.topics import BULK, BULK_COMPLETED, DLQ
 from operations.dead_letters import Reader
 from operations.submit.jobs import status
 from settings import Settings
-from tests.unit.wire import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
+from tests.unit.builders import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, worker
 
@@ -56,12 +56,13 @@ BulkJobs.sent = dying
 """,
     "kafka": """
 bulk.SILENCE = 1
-send = bulk.AIOKafkaProducer.send
+from wire import AIOKafkaProducer
+send = AIOKafkaProducer.send
 async def silent(self, *args, headers, **more):
     sending = await send(self, *args, headers=headers, **more)
     silent = sending and json.loads(args[1])["part"] == 3
     return asyncio.get_running_loop().create_future() if silent else sending
-bulk.AIOKafkaProducer.send = silent
+AIOKafkaProducer.send = silent
 """,
 }
 """A submit whose server goes away once two parts are acknowledged."""
@@ -130,13 +131,13 @@ async def values(settings: Settings, query: str) -> list[Any]:
         await connection.close()
 
 
-async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None:
-    """Six files of orders, three of what happens to them; refused lines beside them; submitted twice; the audit is clean."""
-    plain = tmp_path / "orders.ndjson"
+def submit_orders(folder: Path) -> list[dict[str, Any]]:
+    """A file of each kind; one of them again, which sends nothing."""
+    plain = folder / "orders.ndjson"
     plain.write_bytes(ndjson(an_order(1), an_order(2, id="mine")))
-    zipped = tmp_path / "orders.csv.gz"
+    zipped = folder / "orders.csv.gz"
     zipped.write_bytes(gzip.compress("\n".join([COLUMNS, *in_csv(3), *in_csv(4)]).encode()))
-    table = tmp_path / "orders.parquet"
+    table = folder / "orders.parquet"
     nested = [{**an_order(n), "time": datetime.fromisoformat(at(1))} for n in (5, 6)]
     pq.write_table(pa.Table.from_pylist(nested), table)
     jobs = [submit("orders", file) for file in (plain, zipped, table)]
@@ -147,11 +148,14 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     # The same content is the same job, from wherever it comes, and is sent once.
     assert (again := submit("orders", "-", stdin=gzip.compress(plain.read_bytes())))["job_id"] == jobs[0]["job_id"]
     assert again["parts_sent_now"] == 0
+    return jobs
 
-    # From stdin, with lines that can't be taken in between those that can.
+
+def submit_with_refused_lines(folder: Path) -> dict[str, Any]:
+    """From stdin, with lines that can't be taken in between those that can."""
     bad = in_csv(8, total="99.00") + in_csv(9, quantity="none") + [in_csv(10)[0], in_csv(10)[1] + ",more"]
     text = "\n".join([COLUMNS, *in_csv(7), *bad, *in_csv(11)]).encode()
-    report = tmp_path / "refused.ndjson"
+    report = folder / "refused.ndjson"
     mixed = submit("orders", "-", "--report", str(report), stdin=text, code=1)
     refused = [(each["line"], each["reason"]) for each in map(json.loads, report.read_text().splitlines())]
     assert refused == [(4, "total_mismatch"), (6, "field_malformed"), (8, "field_malformed")]
@@ -160,27 +164,56 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     for nobodys in (b'"open,', b"a,b", b"\xff,"):
         none = submit("orders", "-", stdin="\n".join([COLUMNS, *in_csv(12)]).encode() + b"\n" + nobodys, code=1)
         assert (none["accepted"], none["refused"], none["parts_sent_now"]) == (0, 2, 0)
+    return mixed
 
+
+def submit_what_happens() -> list[dict[str, Any]]:
+    """Shipping updates with refused lines beside them, and as CSV; a return as Parquet."""
     scans = [{"order_id": order_id(n), "shipment_id": parcel(n), "seller_id": ANNA, "status": "in_transit", "time": at(3)} for n in (1, 3)]
     more = submit("shipments", "-", stdin=ndjson(*scans, {"order_id": 1}, [], {**scans[0], "time": None}), code=1)
-    assert [each["reason"] for each in more["refusals"]] == ["field_missing", "field_malformed", "field_missing"]
+    assert [each["reason"] for each in more["refusals"]] == [
+        "field_missing",
+        "field_malformed",
+        "field_missing",
+    ]
     flat = "order_id,shipment_id,seller_id,status,time,items\n"
     flat += f"{order_id(5)},{parcel(5)},{ANNA},in_transit,{at(3)},"
     flat += f'"[{{""item_id"":""{item_id(1)}"",""quantity"":1}}]"\n'
     shipped = submit("shipments", "-", stdin=flat.encode())
     buffer = io.BytesIO()
-    back = {"order_id": order_id(5), "return_id": returned(1), "item_id": item_id(1), "reason": "broken", "status": "processed"}
-    pq.write_table(pa.Table.from_pylist([{**back, "time": datetime.fromisoformat(at(5)), "restock": False, "quantity": 1}]), buffer)
+    back = {
+        "order_id": order_id(5),
+        "return_id": returned(1),
+        "item_id": item_id(1),
+        "reason": "broken",
+        "status": "processed",
+    }
+    pq.write_table(
+        pa.Table.from_pylist([{**back, "time": datetime.fromisoformat(at(5)), "restock": False, "quantity": 1}]),
+        buffer,
+    )
     came = submit("returns", "-", stdin=buffer.getvalue())
+    return [more, shipped, came]
+
+
+async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None:
+    """Six files of orders, three of what happens to them; refused lines beside them; submitted twice; the audit is clean."""
+    jobs, mixed, later = submit_orders(tmp_path), submit_with_refused_lines(tmp_path), submit_what_happens()
+    submitted = [each["job_id"] for each in (*jobs, mixed, *later)]
 
     # What is no part, and what is in a part and no event, is a dead letter and harms nothing.
     headers, _ = record("order.bulk", {})
-    part = {"job_id": ORDER, "part": 1, "parts": 1, "events": [an_order(12, id="12"), {"order_id": 7}, an_order(13, id="13")]}
+    part = {
+        "job_id": ORDER,
+        "part": 1,
+        "parts": 1,
+        "events": [an_order(12, id="12"), {"order_id": 7}, an_order(13, id="13")],
+    }
     async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
         for value in (b"{", json.dumps(part | {"part": 2}).encode(), json.dumps(part).encode()):
             await producer.send_and_wait("order.bulk", value, headers=headers)
     with worker(tmp_path) as both:
-        await completed(fresh, ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came)))
+        await completed(fresh, ORDER, *submitted)
         processed()
         assert both.terminate() == 0, both.text()[-3000:]
     assert sorted(map(str, await values(fresh, "SELECT id FROM orders_order"))) == [order_id(n) for n in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)]
@@ -191,7 +224,7 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     ids = {dict(each.headers).get("ce_id") for each in await read(fresh, "order.created")}
     assert b"mine" in ids
     done = {each.key.decode(): json.loads(each.value) for each in await read(fresh, BULK_COMPLETED)}
-    assert set(done) == {ORDER, *(each["job_id"] for each in (*jobs, mixed, more, shipped, came))}
+    assert set(done) == {ORDER, *submitted}
     assert done[mixed["job_id"]] == {"job_id": mixed["job_id"], "kind": "orders", "parts": 1, "events": 2}
     told = orders("bulk", "status", mixed["job_id"], "--json")
     [found] = json.loads(told.stdout)["jobs"]

@@ -19,7 +19,7 @@ from contracts.topics import DLQ, LANE
 from domain.order import Order
 from operations.wait import Cache, wait
 from settings import Settings, get_settings
-from sinks.redis import mark_key
+from sinks.redis import checkpoint_key
 from streams import topics
 from streams.lag import LagReader, by_topic, total
 from streams.topics import TopicsMissing
@@ -214,11 +214,11 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
         assert await run("wait", "--timeout", "0.2", *args) == code
         return capsys.readouterr()
 
-    key = mark_key(fresh.group, 1)
+    key = checkpoint_key(fresh.group, 1)
     await states(fresh, 1, 5)
     async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
         out, _ = await told("--json", code=0)
-        assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, "without a mark nothing is old"
+        assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, "without a checkpoint nothing is old"
         await redis.set(key, "7 3 2")
         out, _ = await told("--json", code=1)
         assert json.loads(out)["cache"] == {"waited": True, "complete": False, "behind": {"1": 3}}

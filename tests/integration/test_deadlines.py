@@ -1,4 +1,5 @@
-"""Deadlines and the whole circle on real servers: what isn't answered is asked for again, and every order ends."""
+"""Deadlines and simulated services on real servers: what isn't answered is asked for again, and every order
+ends."""
 
 from __future__ import annotations
 
@@ -133,7 +134,7 @@ async def test_history_waits_for_nothing(fresh: Settings, tmp_path: Path, impati
     audit()
 
 
-async def test_the_circle_closes_though_services_overlook_and_workers_die(fresh: Settings, tmp_path: Path, impatient: None) -> None:
+async def test_every_order_ends_though_services_overlook_and_workers_die(fresh: Settings, tmp_path: Path, impatient: None) -> None:
     """Carts in; delivered, partly returned or closed out; nothing hangs. One of two workers is killed in the middle."""
     with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
         simulating = asyncio.create_task(

@@ -13,7 +13,7 @@ from settings import Settings
 from streams.partitioner import partition_of
 from tests.fuzz.batches import ZSTD, Raw, batch_bytes, produce, record_bytes
 from tests.fuzz.topics import everywhere, ids_of, run, sound, upstream, written
-from tests.unit.wire import ORDER, VALID, record
+from tests.unit.builders import ORDER, VALID, record
 from tests.waiting import eventually
 from tests.workers import audit, processed, rows, worker
 from workload.producer import send
@@ -45,15 +45,35 @@ async def test_a_header_s_name_and_a_record_s_attributes_hide_nothing(fresh: Set
     with worker(tmp_path):
         created = seed_event("order.created", odd_name)
         await put(fresh, names.CREATED, odd_name, created._replace(headers=[*created.headers, latin]), created)
-        await put(fresh, names.CREATED, odd_attributes, seed_event("order.created", odd_attributes)._replace(attributes=0x80))
+        await put(
+            fresh,
+            names.CREATED,
+            odd_attributes,
+            seed_event("order.created", odd_attributes)._replace(attributes=0x80),
+        )
         broken = seed_event("order.created", refused)
         # Under another key than its order's: passed on with all its headers, and refused in its lane.
-        await put(fresh, names.CREATED, other(9), broken._replace(key=other(9).encode(), headers=[*broken.headers, latin]), codec=ZSTD)
+        await put(
+            fresh,
+            names.CREATED,
+            other(9),
+            broken._replace(key=other(9).encode(), headers=[*broken.headers, latin]),
+            codec=ZSTD,
+        )
         paid = seed_event("order.paid", refused)
-        await put(fresh, "order.paid", refused, paid._replace(value=b"{}", headers=[*paid.headers, latin, (b"n", None)]))
+        await put(
+            fresh,
+            "order.paid",
+            refused,
+            paid._replace(value=b"{}", headers=[*paid.headers, latin, (b"n", None)]),
+        )
         processed()
         report = audit()
-        assert {str(key[0]) for key in (await rows(fresh))["orders_order"]} == {odd_name, odd_attributes, refused}
+        assert {str(key[0]) for key in (await rows(fresh))["orders_order"]} == {
+            odd_name,
+            odd_attributes,
+            refused,
+        }
         assert report["dead_letters"] == {"field_missing": 1}
     (letter,) = (await written(fresh, [names.DLQ]))[names.DLQ]
     assert latin in letter.headers
@@ -62,7 +82,11 @@ async def test_a_header_s_name_and_a_record_s_attributes_hide_nothing(fresh: Set
 
 
 async def test_a_record_of_orders_rekeyed_that_another_program_wrote_is_a_dead_letter(fresh: Settings, tmp_path: Path) -> None:
-    came: list[tuple[bytes, bytes | None]] = [(b"rekeyed_topic", b"order.created"), (b"rekeyed_partition", b"0"), (b"rekeyed_offset", b"0")]
+    came: list[tuple[bytes, bytes | None]] = [
+        (b"rekeyed_topic", b"order.created"),
+        (b"rekeyed_partition", b"0"),
+        (b"rekeyed_offset", b"0"),
+    ]
     created = seed_event("order.created", ORDER)
     forms: list[list[tuple[bytes, bytes | None]]] = [
         came[:1],
@@ -71,7 +95,10 @@ async def test_a_record_of_orders_rekeyed_that_another_program_wrote_is_a_dead_l
         [*came[:2], (b"rekeyed_offset", b"-1")],
         [(b"rekeyed_topic", None), *came[1:]],
     ]
-    forms += [[(b"rekeyed_topic", b"orders.dlq"), *came[1:]], [came[0], (b"rekeyed_partition", "१".encode()), came[2]]]
+    forms += [
+        [(b"rekeyed_topic", b"orders.dlq"), *came[1:]],
+        [came[0], (b"rekeyed_partition", "१".encode()), came[2]],
+    ]
     with worker(tmp_path):
         foreign = [created._replace(headers=[*created.headers, *form]) for form in forms]
         await put(fresh, names.REKEYED, ORDER, *foreign)

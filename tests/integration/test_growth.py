@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 from contracts.cloudevents import SourceEvent
 from contracts.topics import DECISIONS, REKEYED
 from settings import Settings, get_settings
-from sinks.redis import mark_key
+from sinks.redis import checkpoint_key
 from streams import topics
 from streams.partitioner import partition_of
 from tests.integration.test_repair import told
@@ -87,7 +87,10 @@ async def records_of(settings: Settings, topic: str, partitions: int) -> list[An
 
 
 async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], old: int, new: int) -> str:
-    """As if Redis had been away: an order that will move has an old summary, and the marks say so. Returns its key."""
+    """As if Redis had been away: an order that will move has an old summary, and the checkpoints say so.
+
+    Returns its key.
+    """
     redis: Any
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         keys = sorted([key async for key in redis.scan_iter(match="order:*")])
@@ -95,8 +98,8 @@ async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], ol
         summary = json.loads(await redis.get(key))
         await redis.set(key, json.dumps({**summary, "version": 0}), keepttl=True)
         for lane in range(old):
-            generation, number, _ = (await redis.get(mark_key(settings.group, lane))).split()
-            await redis.set(mark_key(settings.group, lane), b"%b %b 0" % (generation, number))
+            generation, number, _ = (await redis.get(checkpoint_key(settings.group, lane))).split()
+            await redis.set(checkpoint_key(settings.group, lane), b"%b %b 0" % (generation, number))
     return key
 
 
@@ -104,6 +107,32 @@ async def refreshed(settings: Settings, key: str) -> bool:
     redis: Any
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         return bool(json.loads(await redis.get(key))["version"] > 0)
+
+
+async def folds_again(settings: Settings, truth: dict[str, dict[Any, Any]], old: int) -> None:
+    """Folded again, an order's facts come out of both partitions."""
+    order_ids = [str(order_id) for order_id, _ in truth["orders_order"]]
+    moved = sorted(each for each in order_ids if partition_of(each.encode(), settings.partitions) >= old)[:5]
+    database = await asyncpg.connect(settings.postgres.get_secret_value())
+    await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
+    await database.close()
+    assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
+    assert await rows(settings) == truth
+    told("rebuild", "start", code=0)
+    told("rebuild", "diff", code=0)
+    whole = orders("whatif", "--json")
+    assert (whole.returncode, json.loads(whole.stdout)["nothing"]) == (0, True), whole.stdout
+
+
+async def wait_in_old_lanes(settings: Settings, events: list[SourceEvent], old: int, new: int) -> None:
+    """What waits in the old lanes while there is no worker: events, and what the pipeline had sent to itself."""
+    await send(settings, events)
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+        for topic in (DECISIONS, REKEYED):
+            own = await records_of(settings, topic, old)
+            assert any(partition_of(each.key, new) != each.partition for each in own)
+            for each in own:
+                await producer.send_and_wait(topic, each.value, each.key, each.partition, headers=list(each.headers))
 
 
 async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,14 +151,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
         assert "has members; stop all workers" in busy.stderr
         assert first.terminate() == 0
     stale = await forget_in_cache(fresh, {event.key for event in alone}, old, new)
-    # What waits in the old lanes meanwhile: events, and what the pipeline had sent to itself.
-    await send(fresh, history[third : 2 * third])
-    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, acks="all") as producer:
-        for topic in (DECISIONS, REKEYED):
-            own = await records_of(fresh, topic, old)
-            assert any(partition_of(each.key, new) != each.partition for each in own)
-            for each in own:
-                await producer.send_and_wait(topic, each.value, each.key, each.partition, headers=list(each.headers))
+    await wait_in_old_lanes(fresh, history[third : 2 * third], old, new)
 
     assert "is no multiple of" in orders("partitions", "--to", str(old + 1)).stderr
     for place in ("send 0", "grow 0", "send 1", "send 2", "grow 1"):
@@ -161,17 +183,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
     assert lanes[True]
     assert lanes[False]
 
-    # Folded again, an order's facts come out of both partitions.
-    moved = sorted(str(order_id) for order_id, _ in truth["orders_order"] if partition_of(str(order_id).encode(), new) >= old)[:5]
-    database = await asyncpg.connect(grown.postgres.get_secret_value())
-    await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
-    await database.close()
-    assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
-    assert await rows(grown) == truth
-    told("rebuild", "start", code=0)
-    told("rebuild", "diff", code=0)
-    whole = orders("whatif", "--json")
-    assert (whole.returncode, json.loads(whole.stdout)["nothing"]) == (0, True), whole.stdout
+    await folds_again(grown, truth, old)
 
     with worker(tmp_path, "other") as another:  # with none
         await send(grown, history)

@@ -13,7 +13,7 @@ from contracts.cloudevents import SourceEvent
 from domain import limits
 from operations.dead_letters import read
 from settings import Settings
-from tests.unit.wire import ORDER, STRANGER, VALID, at, record
+from tests.unit.builders import ORDER, STRANGER, VALID, at, record
 from tests.workers import audit, processed, rows, worker
 from workload import generator
 from workload.producer import send
@@ -66,7 +66,10 @@ async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: 
     taken = record("payment.failed", VALID["payment.failed"] | {"payment_id": STRANGER} | huge)
     with worker(tmp_path, "w1"):
         async with AIOKafkaProducer(
-            bootstrap_servers=fresh.brokers, compression_type="gzip", max_request_size=32 << 20, max_batch_size=32 << 20
+            bootstrap_servers=fresh.brokers,
+            compression_type="gzip",
+            max_request_size=32 << 20,
+            max_batch_size=32 << 20,
         ) as producer:
             for key, (headers, value) in ((ORDER, refused), ("another", astray), (ORDER, taken)):
                 await producer.send_and_wait("payment.failed", value, key.encode(), headers=headers)
@@ -76,8 +79,11 @@ async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: 
     assert report["dead_letters"] == {"field_malformed": 1, "record_too_large": 1}
     assert report["counts"]["waiting_facts"] == 1
     letters = {letter.reason: letter async for letter in read(fresh)}
-    for letter, key, headers in ((letters["field_malformed"], ORDER, refused[0]), (letters["record_too_large"], "another", astray[0])):
+    for letter, key, headers in (
+        (letters["field_malformed"], ORDER, refused[0]),
+        (letters["record_too_large"], "another", astray[0]),
+    ):
         assert (letter.key, letter.value, list(letter.headers)) == (key.encode(), None, headers)
         assert letter.detail.endswith("the raw record is at the coordinates")
-    assert Counter(letter.origin_topic for letter in letters.values()) == {"payment.failed": 2}
+    assert Counter(letter.record.topic for letter in letters.values()) == {"payment.failed": 2}
     assert json.loads(refused[1])["reason"] == 1

@@ -77,7 +77,7 @@ async def test_every_refusal_is_a_dead_letter_and_harms_no_neighbour(fresh: Sett
     for each, event in bad:
         found = letters[event.key, event.value]
         assert [letter.reason for letter in found][:1] == [each.reason], f"{each.name}: {found}"
-        assert found[0].origin_topic == event.topic
+        assert found[0].record.topic == event.topic
         assert list(found[0].headers)[: len(event.headers)] == list(event.headers), each.name
     connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:

@@ -39,7 +39,18 @@ def order(number: int, region: str = "SP") -> RowBatch:
     later = (at(number + 1), at(number + 2), 2)
 
     def line(name: str, seller: str, quantity: int, price: str, shipping: str) -> ItemRow:
-        return ItemRow(ident(f"{name} {number}"), *whose, ident("product"), seller, None, "S", quantity, price, shipping, *made)
+        return ItemRow(
+            ident(f"{name} {number}"),
+            *whose,
+            ident("product"),
+            seller,
+            None,
+            "S",
+            quantity,
+            price,
+            shipping,
+            *made,
+        )
 
     def parcel(name: str, status: ParcelStatusText) -> ShipmentRow:
         return ShipmentRow(ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later)
@@ -49,7 +60,11 @@ def order(number: int, region: str = "SP") -> RowBatch:
 
     return RowBatch(
         [OrderRow(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
-        [line("a", ANNA, 2, "10.00", "5.00"), line("b", ANNA, 1, "20.00", "0"), line("c", BORIS, 1, "15.00", "0")],
+        [
+            line("a", ANNA, 2, "10.00", "5.00"),
+            line("b", ANNA, 1, "20.00", "0"),
+            line("c", BORIS, 1, "15.00", "0"),
+        ],
         [parcel("p", "in_transit"), parcel("q", "delivered")],
         [back("r", "a", "processed"), back("s", "c", "requested")],
     )
@@ -89,7 +104,13 @@ async def test_a_sellers_suborders(read: tuple[Settings, PartitionBy]) -> None:
         "created_at": datetime.fromisoformat(at(11)), "updated_at": datetime.fromisoformat(at(13)),
     }  # fmt: skip
     (boris, *_) = await fetch(settings, query, BORIS)
-    assert [boris[name] for name in ("items", "units", "parcels", "returns", "units_returned")] == [1, 1, 0, 1, 0]
+    assert [boris[name] for name in ("items", "units", "parcels", "returns", "units_returned")] == [
+        1,
+        1,
+        0,
+        1,
+        0,
+    ]
     assert (boris["items_amount"], boris["updated_at"]) == (Decimal("15"), datetime.fromisoformat(at(13)))
     assert await fetch(settings, "SELECT count(*) FROM orders_suborder") == [{"count": 24}]
 
@@ -113,7 +134,10 @@ async def test_one_row_an_order(read: tuple[Settings, PartitionBy]) -> None:
 @pytest.mark.parametrize(("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")])
 async def test_connections_plan_as_the_settings_say(read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str) -> None:
     settings = read[0].model_copy(update=asked)
-    sink, database = PostgresSink(settings), Database(settings, settings.postgres.get_secret_value(), "primary")
+    sink, database = (
+        PostgresSink(settings),
+        Database(settings, settings.postgres.get_secret_value(), "primary"),
+    )
     await sink.start()
     assert sink._pool is not None
     assert await sink._pool.fetchval("SHOW plan_cache_mode") == expected
@@ -166,7 +190,9 @@ def whole(by: PartitionBy, table: str, **known: object) -> sa.Select[Any]:
     return sa.select(declared).where(*(declared.c[name] == value for name, value in known.items()))
 
 
-async def test_history_and_one_order_read_one_partition_of_each_table(read: tuple[Settings, PartitionBy]) -> None:
+async def test_history_and_one_order_read_one_partition_of_each_table(
+    read: tuple[Settings, PartitionBy],
+) -> None:
     settings, by = read
     known = {"user_id": USER, "region": "RJ"}
     assert partitions(await explain(settings, history(by, **known))) == {"orders_order": 1}

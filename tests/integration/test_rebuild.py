@@ -82,6 +82,42 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
     await connection.close()
 
 
+async def planted_rows_are_told(database: Any) -> Any:
+    """What was planted is told, and nothing else. Returns the id of the order whose row was altered."""
+    items = await database.fetch("SELECT id, order_id FROM orders_order_item ORDER BY id LIMIT 2")
+    altered = await database.fetchval("UPDATE orders_order SET region = 'X', version = 99 WHERE id = $1 RETURNING id", items[0][1])
+    await database.execute("DELETE FROM orders_order_item WHERE id = $1", items[1][0])
+    await database.execute(
+        "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '', 'requested', NULL,"
+        " created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
+    )
+    found = told("rebuild", "diff", "--examples", "2", code=1)
+    assert {name: (each["missing"], each["unexpected"], each["different"]) for name, each in found["tables"].items()} == {
+        "orders_order": (0, 0, 1),
+        "orders_order_item": (1, 0, 0),
+        "orders_return": (0, 1, 0),
+    }
+    columns = found["tables"]["orders_order"]["columns"]
+    assert set(columns) == {"region", "version"}
+    (region,) = columns["region"]["values"]
+    assert (region["actual"], region["live"], region["rows"]) == ("X", "X", 1)
+    assert (found["orders"], len(found["examples"])) == (len({altered, items[1][1]}) + 1, 2)
+    return altered
+
+
+async def workers_go_on(settings: Settings, folder: Path, before: list[SourceEvent]) -> None:
+    """Workers go on after a switch, and what came before it changes nothing."""
+    switched = await rows(settings, physical=True)
+    with worker(folder, "other") as running:
+        await send(settings, before)
+        processed()
+        assert await rows(settings, physical=True) == switched
+        await send(settings, history(30, 72))
+        processed()
+        audit()
+        assert running.terminate() == 0
+
+
 async def test_beside_workers_compared_and_switched_to(fresh: Settings, database: Any, tmp_path: Path) -> None:
     events = history(300, 71)
     half = len(events) // 2
@@ -102,25 +138,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
         truth = await rows(fresh)
         assert f"group {fresh.group} has members; stop all workers" in refused("rebuild", "switch")
 
-        # What was planted is told, and nothing else.
-        items = await database.fetch("SELECT id, order_id FROM orders_order_item ORDER BY id LIMIT 2")
-        altered = await database.fetchval("UPDATE orders_order SET region = 'X', version = 99 WHERE id = $1 RETURNING id", items[0][1])
-        await database.execute("DELETE FROM orders_order_item WHERE id = $1", items[1][0])
-        await database.execute(
-            "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '', 'requested', NULL,"
-            " created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
-        )
-        found = told("rebuild", "diff", "--examples", "2", code=1)
-        assert {name: (each["missing"], each["extra"], each["changed"]) for name, each in found["tables"].items()} == {
-            "orders_order": (0, 0, 1),
-            "orders_order_item": (1, 0, 0),
-            "orders_return": (0, 1, 0),
-        }
-        columns = found["tables"]["orders_order"]["columns"]
-        assert set(columns) == {"region", "version"}
-        (region,) = columns["region"]["values"]
-        assert (region["live"], region["rows"]) == ("X", 1)
-        assert (found["orders"], len(found["examples"])) == (len({altered, items[1][1]}) + 1, 2)
+        altered = await planted_rows_are_told(database)
         assert running.terminate() == 0
 
     # States: one behind, one that nobody knows. Grants, views and a summary that is wrong.
@@ -139,7 +157,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
         await redis.zadd("user:x:orders", {str(altered): 5})
         await redis.expire("user:x:orders", 600)
         done = told("rebuild", "switch")
-        assert (done["before"], done["states"], done["gone"]) == ("orders_before_1", 2, 1)
+        assert (done["before"], done["states"], done["deleted"]) == ("orders_before_1", 2, 1)
         assert done["entries"] >= 5
         assert not await redis.exists("rows:order:x", "tracking:nobody's")
         assert json.loads(await redis.get(hidden) or "") == there
@@ -151,16 +169,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
     assert await database.fetchval("SELECT count(*) FROM orders_before_1.orders_order WHERE region = 'X'") == 1
     assert told("rebuild", "status")["schemas"][0]["state"] == "was live"
 
-    # Workers go on, and what came before changes nothing.
-    switched = await rows(fresh, physical=True)
-    with worker(tmp_path, "other") as running:
-        await send(fresh, events[:200])
-        processed()
-        assert await rows(fresh, physical=True) == switched
-        await send(fresh, history(30, 72))
-        processed()
-        audit()
-        assert running.terminate() == 0
+    await workers_go_on(fresh, tmp_path, events[:200])
     assert told("rebuild", "drop") == {"dropped": ["orders_before_1"]}
     assert await rows(fresh)
 
@@ -281,28 +290,8 @@ async def test_regions_transactions_and_enforced_references(settings: Settings, 
         await topics.delete_all(settings)
 
 
-async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    waiting = [f"0a0a0a0a-0000-4000-8000-00000000000{number}" for number in range(3)]
-    with worker(tmp_path) as running:
-        # What a bulk worker refused was published by none of the rules that are tried.
-        await send(fresh, [*history(150, 75), *(placed(order_id) for order_id in waiting), SourceEvent("order.bulk", b"", b"", [], 0)])
-        processed()
-        # Nothing changed says nothing, while the pipeline goes on.
-        await send(fresh, history(150, 76))
-        nothing = told("whatif")
-        assert (nothing["nothing"], nothing["rows"]["orders"], nothing["published"]["topics"]) == (True, 0, {})
-        processed()
-        assert running.terminate() == 0
-    truth = await rows(fresh, physical=True)
-    # Other settings.
-    with monkeypatch.context() as patch:
-        patch.setenv("ORDERS_STOCK_DEADLINE", "900")
-        patient = told("whatif", code=1)
-    assert (patient["rows"]["orders"], patient["published"]["topics"], patient["deadlines"]["orders"]) == (0, {}, {"later": 3})
-    assert {each["order_id"] for each in patient["deadlines"]["examples"]} == set(waiting)
-    assert {each["anew"] - each["live"] for each in patient["deadlines"]["examples"]} == {300_000}
-
-    # A rule changed in a copy.
+def whatif_with_other_rules() -> dict[str, Any]:
+    """Of a copy of the source with two rules changed: another region where none is said, and no labels."""
     with planted(Mutant("", "", "", 0, None)) as copy:
         rule = copy / "domain" / "rows.py"
         rule.write_text(rule.read_text().replace('created.region or ""', 'created.region or "nowhere"'))
@@ -313,16 +302,43 @@ async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, 
         asked = (sys.executable, "-c", "from cli.main import main; main()", "whatif", "--json", "--examples", "1")
         done = subprocess.run(asked, cwd=copy, capture_output=True, text=True, timeout=180, env=dict(os.environ))
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
-    changed = json.loads(done.stdout)
+    changed: dict[str, Any] = json.loads(done.stdout)
+    return changed
+
+
+async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = [f"0a0a0a0a-0000-4000-8000-00000000000{number}" for number in range(3)]
+    with worker(tmp_path) as running:
+        # What a bulk worker refused was published by none of the rules that are tried.
+        await send(fresh, [*history(150, 75), *(placed(order_id) for order_id in waiting), SourceEvent("order.bulk", b"", b"", [], 0)])
+        processed()
+        # Nothing changed says nothing, while the pipeline goes on.
+        await send(fresh, history(150, 76))
+        nothing = told("whatif")
+        assert (nothing["same"], nothing["rows"]["orders"], nothing["published"]["differences"]) == (True, 0, {})
+        processed()
+        assert running.terminate() == 0
+    truth = await rows(fresh, physical=True)
+    # Other settings.
+    with monkeypatch.context() as patch:
+        patch.setenv("ORDERS_STOCK_DEADLINE", "900")
+        patient = told("whatif", code=1)
+    assert (patient["rows"]["orders"], patient["published"]["differences"], patient["deadlines"]["orders"]) == (0, {}, {"later": 3})
+    assert {each["order_id"] for each in patient["deadlines"]["examples"]} == set(waiting)
+    assert {each["expected"] - each["actual"] for each in patient["deadlines"]["examples"]} == {300_000}
+
+    changed = whatif_with_other_rules()
     counts = {table: await database.fetchval(f"SELECT count(*) FROM {table} WHERE region = ''") for table in TABLES}
     assert counts["orders_order"] >= len(waiting)
+    values = {"actual": "", "expected": "nowhere", "live": "", "anew": "nowhere"}
     assert {
-        table: {name: each["values"] for name, each in found["columns"].items()} for table, found in changed["rows"]["tables"].items()
-    } == {table: {"region": [{"live": "", "anew": "nowhere", "rows": count}]} for table, count in counts.items() if count}
+        table: {name: each["values"] for name, each in changes["columns"].items()} for table, changes in changed["rows"]["tables"].items()
+    } == {table: {"region": [{**values, "rows": count}]} for table, count in counts.items() if count}
     labels = await published(fresh, "shipping.label.create")
-    assert changed["published"]["topics"] == {"shipping.label.create": {"was": len(labels)}}
+    assert changed["published"]["differences"] == {"shipping.label.create": {"unexpected": len(labels)}}
+    assert changed["published"]["topics"] == {"shipping.label.create": {"was": len(labels)}}, "of the release before"
     (example,) = changed["published"]["examples"]
-    assert (example["topic"], example["kind"], example["id"] in labels) == ("shipping.label.create", "was", True)
+    assert (example["topic"], example["difference"], example["id"] in labels) == ("shipping.label.create", "unexpected", True)
     assert await rows(fresh, physical=True) == truth
 
 

@@ -20,9 +20,9 @@ from aiokafka import AIOKafkaProducer
 from contracts.cloudevents import SourceEvent
 from contracts.topics import DLQ, INPUT, LANE, REDRIVEN
 from operations.dead_letters import DeadLetter, Reader, read
-from operations.redrive import Outcome, Selection, redrive
+from operations.redrive import RedriveResult, Selection, redrive
 from settings import Settings
-from tests.unit.wire import CHECKOUT, ORDER, VALID, record
+from tests.unit.builders import CHECKOUT, ORDER, VALID, record
 from tests.waiting import until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
 from workload import generator, poison
@@ -76,7 +76,7 @@ main()
 """A redrive that is killed or stopped at a request. With --slow it sends its second batch when its transaction has failed."""
 
 
-async def back(dry_run: bool = False, **selection: Any) -> Outcome:
+async def back(dry_run: bool = False, **selection: Any) -> RedriveResult:
     """A redrive in this process."""
     return await redrive(Settings(), Selection(**selection), by="a@test", dry_run=dry_run)
 
@@ -137,19 +137,47 @@ async def test_after_a_fix_they_count_as_if_they_had_come_first(fresh: Settings,
         missed = json.loads(orders("audit", "--json").stdout)
         assert {"letters", "rows"} <= set(missed["broken"]), "what the newer version would have taken isn't there"
         outcome = command(*asked)
-        places = {letter.place for letter in before if letter.reason in fixed}
-        assert outcome["sent"] == len(places) > 50
+        refused = {letter.record for letter in before if letter.reason in fixed}
+        assert outcome["sent"] == len(refused) > 50
         assert set(outcome["by_reason"]) == set(fixed)
         processed()
-        assert audit()["counts"]["redriven"] == len(places)
+        assert audit()["counts"]["redriven"] == len(refused)
         assert (await back(topics=frozenset(("order.paid",)))).states == {"redriven": outcome["by_reason"]["version_unknown"]}
         assert len((await rows(fresh))["orders_shipment"]) > 20
-    by_coordinates = {letter.coordinates: letter for letter in before}
+    by_id = {letter.id: letter for letter in before}
     for copy in await copies(fresh):
         marks = dict(copy.headers)
-        letter = by_coordinates[marks["redrive_of"].decode()]
-        assert [*copy.headers] == [*letter.headers, ("redrive_of", letter.coordinates.encode()), ("redrive_count", b"1")]
-        assert (copy.topic, copy.partition, copy.key, copy.value) == (*letter.place[:2], letter.key, letter.value)
+        letter = by_id[marks["redrive_of"].decode()]
+        assert [*copy.headers] == [
+            *letter.headers,
+            ("redrive_of", letter.id.encode()),
+            ("redrive_count", b"1"),
+        ]
+        assert (copy.topic, copy.partition, copy.key, copy.value) == (
+            letter.record.topic,
+            letter.record.partition,
+            letter.key,
+            letter.value,
+        )
+
+
+async def forge(settings: Settings, coordinates: str, origin: list[Any]) -> None:
+    """A note without its record, and a second redrive. Such a header is anybody's: it is told, not believed."""
+    note = {"reason": "not_json", "origin": origin, "to": ["order.paid", 0, 0]}
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
+        await producer.send_and_wait("order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())])
+        await producer.send_and_wait(REDRIVEN, json.dumps(note).encode(), key=b"7:7", partition=0)
+
+
+def forgeries_are_told() -> None:
+    report = json.loads(orders("audit", "--json").stdout)
+    assert report["broken"] == {"letters": 2}
+    found = sorted((finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"])
+    assert [each for each in found if each[0] == "broken"] == [
+        ("broken", "one redrive of this record"),
+        ("broken", "the record of dead letter 7:7"),
+    ]
+    assert ("report", "a note") in found
 
 
 async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,11 +197,18 @@ async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path,
         assert final < set(refused)
         expected = Counter({reason: count for reason, count in refused.items() if reason not in final})
         outcome = await back()
-        assert (outcome.by_reason, outcome.states) == (expected, {"final": refused.total() - expected.total()})
+        assert (outcome.by_reason, outcome.states) == (
+            expected,
+            {"final": refused.total() - expected.total()},
+        )
         processed()
         assert audit()["counts"]["redriven"] == expected.total()
         outcome = await back()
-        assert (outcome.sent, outcome.states["redriven"], outcome.states["parked"]) == (0, expected.total(), expected.total())
+        assert (outcome.sent, outcome.states["redriven"], outcome.states["parked"]) == (
+            0,
+            expected.total(),
+            expected.total(),
+        )
         assert Counter(dict(copy.headers)["redrive_count"] for copy in await copies(fresh)) == {b"1": expected.total()}
         parked = listed("--state", "parked", "--limit", "1")
         assert (parked["total"], parked["by_state"]["new"]) == (expected.total(), 0)
@@ -187,20 +222,9 @@ async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path,
         assert (shown["state"], shown["redriven"]["count"]) == ("redriven", 2)
         assert "@" in shown["redriven"]["by"]
 
-        # Neither a note without its record is believed, nor a second redrive. Such a header is anybody's: it is told, not believed.
-        note = {"reason": "not_json", "origin": list(shown["origin"].values()), "to": ["order.paid", 0, 0]}
-        async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
-            await producer.send_and_wait("order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())])
-            await producer.send_and_wait(REDRIVEN, json.dumps(note).encode(), key=b"7:7", partition=0)
+        await forge(fresh, coordinates, list(shown["origin"].values()))
         processed()
-    report = json.loads(orders("audit", "--json").stdout)
-    assert report["broken"] == {"letters": 2}
-    found = sorted((finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"])
-    assert [each for each in found if each[0] == "broken"] == [
-        ("broken", "one redrive of this record"),
-        ("broken", "the record of dead letter 7:7"),
-    ]
-    assert ("report", "a note") in found
+    forgeries_are_told()
 
 
 async def test_a_dry_run_and_what_is_not_asked_for_change_nothing(fresh: Settings, tmp_path: Path) -> None:
@@ -208,7 +232,13 @@ async def test_a_dry_run_and_what_is_not_asked_for_change_nothing(fresh: Setting
     headers, value = record("payment.failed", VALID["payment.failed"])
     paid, _ = record("order.paid", VALID["order.paid"])
     bad = [SourceEvent("order.paid", f"k{n}".encode(), b"{", paid, 0) for n in range(20)]
-    await send(fresh, [*bad, SourceEvent("payment.failed", ORDER.encode(), value.replace(b"reason", b"season"), headers, 0)])
+    await send(
+        fresh,
+        [
+            *bad,
+            SourceEvent("payment.failed", ORDER.encode(), value.replace(b"reason", b"season"), headers, 0),
+        ],
+    )
     async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, max_request_size=16 << 20) as producer:
         batch = producer.create_batch()
         batch.append(key=None, value=b"", headers=headers, timestamp=None)
@@ -231,7 +261,11 @@ async def test_a_dry_run_and_what_is_not_asked_for_change_nothing(fresh: Setting
     said = orders("dlq", "redrive", "--dry-run").stdout
     assert said == "22 would go back (not_json 21, field_missing 1)\n"
     done = orders("dlq", "redrive", "--ids", "0:99999")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "orders: no dead letter at 0:99999; orders dlq list has them\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "orders: no dead letter at 0:99999; orders dlq list has them\n",
+    )
     assert await ends(fresh) == before
     assert listed()["by_state"] == {"new": 22, "redriven": 0, "parked": 0, "final": 0}
     outcome = command("--topic", "payment.failed", "--topic", "stock.reserved", code=1)
@@ -246,7 +280,7 @@ async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp
     await send(fresh, [SourceEvent("order.paid", f"k{n}".encode(), b"{", headers, 0) for n in range(90)])
     with worker(tmp_path):
         processed()
-    known = {letter.coordinates for letter in await letters(fresh)}
+    known = {letter.id for letter in await letters(fresh)}
     faults: list[tuple[str, ...]] = [
         ("SIGKILL before EndTxnRequest 1",),
         ("SIGKILL after EndTxnRequest 1",),

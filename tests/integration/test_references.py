@@ -24,7 +24,11 @@ from streams.transport.delivery import Verdict, judge
 from tests.contract.places import Order, drop_database, ident, new_database, rows_of
 from tests.stackfixture import Servers
 
-TARGETS: dict[Kind, str] = {"users": "accounts_user", "products": "products_product", "warehouses": "warehouse"}
+TARGETS: dict[Kind, str] = {
+    "users": "accounts_user",
+    "products": "products_product",
+    "warehouses": "warehouse",
+}
 COLUMNS = [
     ("orders_order", "user_id", "accounts_user"),
     ("orders_order_item", "product_id", "products_product"),
@@ -96,7 +100,11 @@ async def test_declared_they_promise_nothing_and_again_is_harmless(shared: Setti
     await write(shared, order("b", ident("nowhere")))
     assert [each.changed for each in await references.link(shared, TARGETS)] == [False] * 4
     assert {each.to for each in await references.listed(shared)} == set(TARGETS.values())
-    assert [each.column for each in await references.unlink(shared, ["users", "warehouses"])] == ["user_id", "warehouse_id", "warehouse_id"]
+    assert [each.column for each in await references.unlink(shared, ["users", "warehouses"])] == [
+        "user_id",
+        "warehouse_id",
+        "warehouse_id",
+    ]
     assert await constraints(shared) == [(*COLUMNS[1], False, False)]
     assert len(await references.unlink(shared)) == 1
     assert await references.unlink(shared) == []
@@ -106,7 +114,13 @@ async def test_declared_they_promise_nothing_and_again_is_harmless(shared: Setti
 async def test_enforced_only_once_all_rows_keep_it(shared: Settings, capsys: pytest.CaptureFixture[str]) -> None:
     await write(shared, order("a", ident("nowhere")))
     await references.link(shared, TARGETS)
-    command = ["db", "link", "--enforced", "--json", *(word for kind, table in TARGETS.items() for word in (f"--{kind}", table))]
+    command = [
+        "db",
+        "link",
+        "--enforced",
+        "--json",
+        *(word for kind, table in TARGETS.items() for word in (f"--{kind}", table)),
+    ]
     assert await asyncio.to_thread(main.run, command) == 1
     broken = json.loads(capsys.readouterr().out)["broken"]
     assert [(each["table"], each["column"], each["rows"], each["missing"]) for each in broken] == [
@@ -163,7 +177,9 @@ async def test_a_region_that_is_added_later_is_held_to_it_too(stack: Servers, en
     try:
         await migrate.upgrade(settings, "region")
         await execute(
-            settings, "CREATE TABLE accounts_user (id uuid PRIMARY KEY)", f"INSERT INTO accounts_user VALUES ('{ident('user of a')}')"
+            settings,
+            "CREATE TABLE accounts_user (id uuid PRIMARY KEY)",
+            f"INSERT INTO accounts_user VALUES ('{ident('user of a')}')",
         )
         await references.link(settings, {"users": "accounts_user"}, enforced)
         await write(settings, order("a"))
@@ -214,7 +230,11 @@ async def test_by_the_command_line(shared: Settings, capsys: pytest.CaptureFixtu
     code, out, err = await orders("link", "--users", "nobody")
     assert (code, out) == (2, "")
     assert err.startswith("orders: there is no table 'nobody' in this database")
-    assert await orders("link", "--users", "accounts_user") == (0, "orders_order.user_id refers to accounts_user: not enforced\n", "")
+    assert await orders("link", "--users", "accounts_user") == (
+        0,
+        "orders_order.user_id refers to accounts_user: not enforced\n",
+        "",
+    )
     assert await orders("link", "--users", "accounts_user") == (
         0,
         "orders_order.user_id refers to accounts_user: not enforced, as before\n",

@@ -83,30 +83,25 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
     await connection.close()
 
 
-async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings, redis: Any, database: Any, tmp_path: Path) -> None:
-    history = list(generator.events(300, 31, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)))
+async def run_twice(settings: Settings, folder: Path, history: list[Any]) -> None:
+    """Two workers handle a half each. Between them a copy is made of the local table: what a worker that was away since would have."""
     half = len(history) // 2
-    with worker(tmp_path, "w") as first:
-        await send(fresh, history[:half])
+    with worker(folder, "w") as first:
+        await send(settings, history[:half])
         processed()
         assert first.terminate() == 0
-    shutil.copytree(fresh.data / "w", fresh.data / "old")  # what a worker that was away since would have
-    with worker(tmp_path, "w") as second:
-        await send(fresh, history[half:])
+    shutil.copytree(settings.data / "w", settings.data / "old")
+    with worker(folder, "w") as second:
+        await send(settings, history[half:])
         processed()
         assert second.terminate() == 0
-    audit()
-    truth = await rows(fresh)
-    states = await states_of(fresh)
-    known = {str(order_id) for order_id, _ in truth["orders_order"]}
-    grown = [order_id for order_id in grown_in(states) if order_id in known]
-    behind, compacted, deleted, ahead, row_gone, row_altered, row_twice, summary, parcel, place = grown[:10]
-    ghost, guest, shade = str(uuid4()), str(uuid4()), str(uuid4())
 
-    # The changelog: an older state last; an older state alone, as compaction would leave it; none; one that never was; one of nobody.
+
+async def damage_changelog(settings: Settings, states: States, behind: str, compacted: str, deleted: str, ahead: str, ghost: str) -> None:
+    """An older state last; an older state alone, as compaction would leave it; none; one that never was; one of nobody."""
     future = msgspec.msgpack.encode([99, *msgspec.msgpack.decode(states[ahead][-1])[1:]])
     await append(
-        fresh,
+        settings,
         {
             behind: [states[behind][0]],
             compacted: [None, states[compacted][0]],
@@ -115,16 +110,22 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings,
             ghost: [states[behind][-1]],
         },
     )
-    # Rows: one gone, one altered (and made to look newer), a second one of an order, one of nobody.
-    await database.execute("DELETE FROM orders_order_item WHERE order_id = $1", row_gone)
-    await database.execute("UPDATE orders_order SET status = 'pending', version = version + 5 WHERE id = $1", row_altered)
-    for order_id, was in ((row_twice, row_twice), (guest, row_twice)):
+
+
+async def damage_rows(database: Any, gone: str, altered: str, twice: str, guest: str) -> None:
+    """One gone, one altered (and made to look newer), a second one of an order, one of nobody."""
+    await database.execute("DELETE FROM orders_order_item WHERE order_id = $1", gone)
+    await database.execute("UPDATE orders_order SET status = 'pending', version = version + 5 WHERE id = $1", altered)
+    for order_id, was in ((twice, twice), (guest, twice)):
         await database.execute(
             "INSERT INTO orders_order SELECT $1::uuid, $2::uuid, region, status, currency, total_amount, discount_amount, created_at,"
             " updated_at, version FROM orders_order WHERE id = $3::uuid LIMIT 1",
             *(order_id, str(uuid4()), was),
         )
-    # Redis.
+
+
+async def damage_cache(redis: Any, summary: str, shade: str, parcel: str) -> tuple[str, Any]:
+    """A summary of another version, one of nobody, a parcel under numbers that aren't its own. Returns one such key, and what was there."""
     await redis.set(f"order:{summary}", json.dumps({"order_id": summary, "version": 99}), ex=600)
     await redis.set(f"order:{shade}", "{}", ex=600)
     entry = {"order_id": parcel, "shipment_id": str(uuid4()), "carrier": None, "status": "delivered"}
@@ -132,10 +133,42 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings,
     beside = (await redis.keys("tracking:[^n]*"))[0].decode()
     there = json.loads(await redis.get(beside))
     await redis.set(beside, json.dumps([*there, entry]), ex=600)
-    user = str(await database.fetchval("SELECT user_id FROM orders_order WHERE id = $1", place))
-    await redis.zadd(f"user:{user}:orders", {place: 5})
+    return beside, there
+
+
+async def misplace(redis: Any, database: Any, order_id: str) -> None:
+    """Another place in its user's list; a list that is none."""
+    user = str(await database.fetchval("SELECT user_id FROM orders_order WHERE id = $1", order_id))
+    await redis.zadd(f"user:{user}:orders", {order_id: 5})
     await redis.expire(f"user:{user}:orders", 600)
     await redis.set("user:x:orders", "no list", ex=600)
+
+
+async def workers_take_over(settings: Settings, folder: Path, history: list[Any]) -> None:
+    """Workers go on with the repaired states: one with its own table, one with an old table, one with none."""
+    for name in ("w", "old", "new"):
+        with worker(folder, name) as again:
+            await send(settings, history[:50])
+            processed()
+            audit()
+            assert again.terminate() == 0
+
+
+async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings, redis: Any, database: Any, tmp_path: Path) -> None:
+    history = list(generator.events(300, 31, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)))
+    await run_twice(fresh, tmp_path, history)
+    audit()
+    truth = await rows(fresh)
+    states = await states_of(fresh)
+    known = {str(order_id) for order_id, _ in truth["orders_order"]}
+    grown = [order_id for order_id in grown_in(states) if order_id in known]
+    behind, compacted, deleted, ahead, row_gone, row_altered, row_twice, summary, parcel, place = grown[:10]
+    ghost, guest, shade = str(uuid4()), str(uuid4()), str(uuid4())
+
+    await damage_changelog(fresh, states, behind, compacted, deleted, ahead, ghost)
+    await damage_rows(database, row_gone, row_altered, row_twice, guest)
+    beside, there = await damage_cache(redis, summary, shade, parcel)
+    await misplace(redis, database, place)
 
     wrong = {
         behind: {"versions"},
@@ -175,19 +208,13 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings,
     done = told("repair", code=0)
     assert {each["order_id"] for each in done["repaired"]} == set(wrong) - {"", row_gone, row_altered}
     assert {each["order_id"]: each["version"] for each in done["repaired"]}[ghost] == 0
-    assert (done["clean"], done["left"]) == (True, {})
+    assert (done["clean"], done["remaining"]) == (True, {})
     assert json.loads(await redis.get(beside)) == there, "other orders' parcels stay under the number"
     audit()
     assert await rows(fresh) == truth
     assert told("repair", code=0)["repaired"] == []
 
-    # Workers take the repaired states over: one with its own table, one with an old table, one with none.
-    for name in ("w", "old", "new"):
-        with worker(tmp_path, name) as again:
-            await send(fresh, history[:50])
-            processed()
-            audit()
-            assert again.terminate() == 0
+    await workers_take_over(fresh, tmp_path, history)
     assert await rows(fresh) == truth
     with worker(tmp_path, "new"):
         await send(fresh, generator.events(30, 32))
@@ -216,12 +243,12 @@ async def test_what_it_does_not_mend_is_named_and_left(fresh: Settings, database
     async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
         await producer.send_and_wait("stock.restock", b"{}", order_id.encode(), partition=partition_of(order_id.encode(), fresh.partitions))
     outcome = told("repair", code=1)
-    assert outcome["left"] == {"derived": 1}
+    assert outcome["remaining"] == outcome["left"] == {"derived": 1}
     assert [finding["check"] for finding in outcome["findings"]] == ["derived"]
     assert named(told("audit", code=1)) == {order_id: {"derived"}}
     text = orders("repair")
     assert "nothing to repair" in text.stdout
-    assert "That is left" in text.stdout
+    assert "These remain" in text.stdout
 
 
 async def test_without_the_log_there_is_no_repair(fresh: Settings, database: Any, tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from aiokafka import AIOKafkaProducer
 
 from cli import main
 from settings import Settings, get_settings
+from tests.unit.builders import ANNA, ORDER, created, line, parcel, record
 from tests.unit.test_terminal import ENVIRONMENTS, harmful, stream, written
-from tests.unit.wire import ANNA, ORDER, created, line, parcel, record
 from tests.workers import ORDERS, orders, processed, worker
 
 HOSTILE = (
@@ -45,7 +45,16 @@ async def fill(settings: Settings, folder: Path) -> tuple[str, list[str]]:
         for topic, data in (
             ("order.created", created(line(1), region=HOSTILE)),
             ("shipment.updated", scan),
-            ("order.returned", {"order_id": ORDER, "return_id": parcel(2), "item_id": HOSTILE, "reason": HOSTILE, "status": HOSTILE}),
+            (
+                "order.returned",
+                {
+                    "order_id": ORDER,
+                    "return_id": parcel(2),
+                    "item_id": HOSTILE,
+                    "reason": HOSTILE,
+                    "status": HOSTILE,
+                },
+            ),
         ):
             headers, value = record(topic, data)
             await producer.send_and_wait(topic, value, key=ORDER.encode(), headers=headers)
@@ -80,7 +89,11 @@ async def test_hostile_texts_steer_no_terminal(fresh: Settings, tmp_path: Path, 
         (("dlq", "redrive", "--dry-run"), 0, []),
         (("bulk", "status"), 0, [job]),
         (("bulk", "status", job, "--json"), 0, [job]),
-        (("bulk", "submit", "orders", str(hostile), "--dry-run"), 1, ["ignored columns: ", "field_malformed"]),
+        (
+            ("bulk", "submit", "orders", str(hostile), "--dry-run"),
+            1,
+            ["ignored columns: ", "field_malformed"],
+        ),
         (("audit",), 0, ["clean"]),
         (("wait", "--timeout", "30"), 0, []),
         (("repair", "--dry-run"), 0, []),
@@ -98,14 +111,20 @@ async def test_hostile_texts_steer_no_terminal(fresh: Settings, tmp_path: Path, 
             for name, value in environment.items():
                 patch.setenv(name, value)
             for command, code, whole in commands:
-                if command[0] in ("audit", "repair") and parameters not in (ENVIRONMENTS[0], ENVIRONMENTS[-1]):
+                if command[0] in ("audit", "repair") and parameters not in (
+                    ENVIRONMENTS[0],
+                    ENVIRONMENTS[-1],
+                ):
                     continue  # a second each
                 got, out, err = await run(encoding, *command)
                 plain = re.sub(r"\x1b\[[0-9;]*m", "", out) if "FORCE_COLOR" in environment else out
                 assert got == code, (parameters.id, command, out, err)
                 assert out.strip(), (parameters.id, command)
                 assert not harmful((plain + err).replace("\n", "")), (parameters.id, command, out)
-                assert not [line for line in out.splitlines() if line.startswith("forged")], (parameters.id, command)
+                assert not [line for line in out.splitlines() if line.startswith("forged")], (
+                    parameters.id,
+                    command,
+                )
                 assert [each for each in whole if each not in plain] == [], (parameters.id, command, out)
                 assert "…" not in plain, (parameters.id, command, out)
 

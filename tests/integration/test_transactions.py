@@ -221,8 +221,8 @@ def lane(
 ) -> TransactionalLaneProducer:
     """Lane 0's producer, apart from any worker."""
     options = {
-        "bootstrap_servers": group.brokers,
-        "acks": "all",
+        "settings": Settings(kafka=group.brokers),
+        "client_id": f"{group.group}-0",
         "transactional_id": f"{group.group}-0",
         "transaction_timeout_ms": seconds * 1000,
     }

@@ -15,7 +15,18 @@ from aiokafka import AIOKafkaProducer
 from contracts.topics import BULK
 from settings import Settings
 from tests.fuzz.records import record
-from tests.unit.wire import ANNA, ORDER, attributes, binary, created, item_id, line, parcel, payment, returned
+from tests.unit.builders import (
+    ANNA,
+    ORDER,
+    attributes,
+    binary,
+    created,
+    item_id,
+    line,
+    parcel,
+    payment,
+    returned,
+)
 from tests.workers import audit, orders, processed, worker
 
 SEED = 12
@@ -47,7 +58,12 @@ def mutated() -> Iterator[Sent]:
                 forged = dice.choice((None, b"", b"0", b"0:0", b"order.created", b"\xff", order.encode(), b"9" * 30))
                 headers.insert(dice.randrange(len(headers) + 1), (dice.choice(OURS), forged))
             own = order.encode()
-            yield Sent(given.topic, dice.choice((own, own, own, own, None, b"", own.upper(), b"\xff\xfe", b"%d" % n)), value, headers)
+            yield Sent(
+                given.topic,
+                dice.choice((own, own, own, own, None, b"", own.upper(), b"\xff\xfe", b"%d" % n)),
+                value,
+                headers,
+            )
 
 
 def extreme(n: int, time: str, text: str) -> Iterator[Sent]:
@@ -97,7 +113,12 @@ def large() -> Iterator[Sent]:
                 headers: list[tuple[str, bytes | None]] = [*binary(attributes(type_)), ("dlq_x", b"x" * size)]
                 yield Sent(type_, key and order.encode(), json.dumps({**data, "order_id": order}).encode(), headers)
     scan = {"order_id": ORDER, "shipment_id": parcel(1), "seller_id": ANNA, "status": "x" * (5 << 20)}
-    yield Sent("shipment.updated", ORDER.encode(), json.dumps(scan).encode(), [*binary(attributes("shipment.updated"))])
+    yield Sent(
+        "shipment.updated",
+        ORDER.encode(),
+        json.dumps(scan).encode(),
+        [*binary(attributes("shipment.updated"))],
+    )
 
 
 def astray() -> Iterator[Sent]:
@@ -118,14 +139,34 @@ def checkouts() -> Iterator[Sent]:
         headers = binary(attributes("checkout.completed", source=source))
         yield Sent("checkout.completed", key.encode(), json.dumps(data).encode(), [*headers])
     headers = binary(attributes("order.created", source="/orders"))
-    yield Sent("order.created", order.encode(), json.dumps({**created(line(2)), "order_id": order}).encode(), [*headers])
+    yield Sent(
+        "order.created",
+        order.encode(),
+        json.dumps({**created(line(2)), "order_id": order}).encode(),
+        [*headers],
+    )
 
 
 def parts() -> Iterator[Sent]:
     """Parts of bulk jobs with events of any form."""
-    whole = {**created(), "order_id": str(uuid5(UUID(ORDER), "bulk")), "id": "é" * 1_000, "time": "2026-03-01T10:00:00Z"}
+    whole = {
+        **created(),
+        "order_id": str(uuid5(UUID(ORDER), "bulk")),
+        "id": "é" * 1_000,
+        "time": "2026-03-01T10:00:00Z",
+    }
     odd = [{name: value for name, value in whole.items() if name != left} for left in ("id", "time", "order_id")]
-    events: list[Any] = [whole, *odd, whole | {"time": 5}, whole | {"id": "x" * 3_000_000}, whole | {"id": None}, 5, None, [], {}]
+    events: list[Any] = [
+        whole,
+        *odd,
+        whole | {"time": 5},
+        whole | {"id": "x" * 3_000_000},
+        whole | {"id": None},
+        5,
+        None,
+        [],
+        {},
+    ]
     for topic in BULK:
         job = str(uuid5(UUID(ORDER), topic))
         data = {"job_id": job, "part": 1, "parts": 1, "events": events}
@@ -145,7 +186,21 @@ async def test_the_audit_stays_clean(fresh: Settings, tmp_path: Path) -> None:
     with worker(tmp_path):
         processed()
         counts = audit()["counts"]
-        assert min(counts[each] for each in ("facts", "refused", "rekeyed", "conflicts", "duplicates", "checkouts", "derived_events")) > 5
+        assert (
+            min(
+                counts[each]
+                for each in (
+                    "facts",
+                    "refused",
+                    "rekeyed",
+                    "conflicts",
+                    "duplicates",
+                    "checkouts",
+                    "derived_events",
+                )
+            )
+            > 5
+        )
         done = orders("dlq", "redrive", "--all", "--json")
         assert json.loads(done.stdout)["sent"] > 500, done.stderr
         processed()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from contracts import ids
 from contracts.incoming import DATA
 from contracts.outgoing import DERIVED
+from contracts.record_id import RecordId
 from contracts.topics import BULK
 from domain import effects, events
 from domain.effects import Derived, LateRefusal
@@ -24,7 +25,6 @@ from domain.order import (
     Deadline,
     Item,
     Order,
-    Origin,
     Payment,
     PaymentFailure,
     RefundReply,
@@ -34,7 +34,7 @@ from domain.order import (
 )
 from domain.totals import RunningTotals
 from tables import codec
-from tests.unit.wire import VALID, record
+from tests.unit.builders import VALID, record
 
 ORDER_ID = bytes(range(16))
 SAME_IN_ANY_ORDER = [spec.type for spec in DERIVED if spec.varies == "never"]
@@ -83,7 +83,12 @@ def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
     kind = draw(st.sampled_from(KINDS))
     if kind == "order.paid":
         amount = draw(st.sampled_from([1, max(1, created.total // 2), max(1, created.total), created.total + 7]))
-        return kind, Payment(time, raw_id(1, draw(st.integers(0, 3))), amount, draw(st.sampled_from(["EUR", "EUR", "EUR", "USD"])))
+        return kind, Payment(
+            time,
+            raw_id(1, draw(st.integers(0, 3))),
+            amount,
+            draw(st.sampled_from(["EUR", "EUR", "EUR", "USD"])),
+        )
     if kind == "payment.failed":
         return kind, PaymentFailure(time, raw_id(1, draw(st.integers(0, 3))), "declined")
     if kind.startswith("stock."):
@@ -153,7 +158,7 @@ class Run:
         totals = totals or RunningTotals(order)
         # fold takes the fact over: in the pipeline it was decoded for this record alone.
         fact = msgspec.msgpack.decode(msgspec.msgpack.encode(event.fact), type=type(event.fact))
-        folded = fold(order, msgspec.structs.replace(event, fact=fact), Origin(event.type, 0, self.offset), totals)
+        folded = fold(order, msgspec.structs.replace(event, fact=fact), RecordId(event.type, 0, self.offset), totals)
         self.held = (order, totals) if self.cuts and not self.cuts[self.offset % len(self.cuts)] else None
         self.offset += 1
         if folded.refused:

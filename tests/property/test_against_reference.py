@@ -25,16 +25,17 @@ from audit.findings import Finding, Findings, Report
 from audit.index import Index
 from contracts import ids, outgoing
 from contracts.errors import Refused
+from contracts.record_id import RecordId
 from contracts.topics import DECISIONS
 from domain import effects, events, rows
 from domain.anomalies import anomalies
 from domain.effects import Derived, LateRefusal
 from domain.events import Event
 from domain.fold import fold
-from domain.order import Created, Order, Origin, RefundDecision
+from domain.order import Created, Order, RefundDecision
 from tables import codec
 from tests.property.histories import SAME_IN_ANY_ORDER, histories
-from tests.property.wire import HOUR, Record, dense, record
+from tests.property.records import HOUR, Record, dense, record
 from workload import generator
 from workload.poison import POISONS
 
@@ -81,21 +82,21 @@ class Ours:
 
     def take_all(self, records: Iterable[Record]) -> Self:
         for n, each in enumerate(records):
-            self.verdicts.append(self._take(each))
+            self.verdicts.append(self._judge(each))
             if n % self.pace == 0 and self.back:
-                self._take(self.back.popleft())
+                self._judge(self.back.popleft())
         while self.back:
-            self._take(self.back.popleft())
+            self._judge(self.back.popleft())
         return self
 
-    def _take(self, each: Record) -> str:
+    def _judge(self, each: Record) -> str:
         try:
             event = events.decode(each.topic, each.headers, each.value)
         except Refused as refused:
             return refused.code
         raw = self.states.get(event.order_id)
         order = Order() if raw is None else codec.decode(raw)
-        folded = fold(order, event, Origin(each.topic, 0, 0))
+        folded = fold(order, event, RecordId(each.topic, 0, 0))
         if folded.changed:
             self.states[event.order_id] = codec.encode(order)
         for effect in folded.effects:
@@ -165,9 +166,9 @@ class Witnessed(Ours):
         self.orders: dict[str, reference.Order] = {}
         self.seen: Counter[str] = Counter()
 
-    def _take(self, each: Record) -> str:
+    def _judge(self, each: Record) -> str:
         before = len(self.decided)
-        code = super()._take(each)
+        code = super()._judge(each)
         parsed = read_by_reference(each)
         if not isinstance(parsed, reference.Refusal):
             order = self.orders.setdefault(parsed.order_id, reference.Order(parsed.order_id))
@@ -272,7 +273,7 @@ def compare(records: list[Record], pace: int) -> None:
             assert {key: without_extras(data, there[key]) for key, data in here.items()} == there
         reading = theirs.orders[ids.text(order_id)].reading()
         state = states.read_state(ours.states[order_id])
-        assert states.differences(reading, state, lambda fact: None, [reference.Place(each.topic, 0, 0) for each in records]) == []
+        assert states.differences(reading, state, lambda fact: None, [reference.RecordId(each.topic, 0, 0) for each in records]) == []
         assert unexpected(reading, ours.derived[order_id], order_id) == []
         if reading.created is not None:
             assert_no_more_than_there_is(reading, ours.derived[order_id])

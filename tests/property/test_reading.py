@@ -17,7 +17,7 @@ from domain import events
 from tests.fuzz import reading
 from tests.fuzz.reading import auditors, pipelines
 from tests.fuzz.records import DEEPEST, Record, record
-from tests.unit.wire import ORDER, VALID, attributes, created, line
+from tests.unit.builders import ORDER, VALID, attributes, created, line
 
 Headers = list[tuple[str, bytes | None]]
 Case = tuple[Headers, bytes | None, str]
@@ -30,10 +30,31 @@ MARK: Headers = [("content-type", b"application/cloudevents+json")]
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 OTHER_TRACE = "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 
-TRACES: tuple[Any, ...] = (TRACE, None, 1, True, {"a": 1}, [], "", "x" * 2_000, "ff" + TRACE[2:], TRACE + "-more", TRACE.upper())
+TRACES: tuple[Any, ...] = (
+    TRACE,
+    None,
+    1,
+    True,
+    {"a": 1},
+    [],
+    "",
+    "x" * 2_000,
+    "ff" + TRACE[2:],
+    TRACE + "-more",
+    TRACE.upper(),
+)
 
 OF_A_RECORD = {
-    *("tombstone", "not_json", "not_cloudevent", "type_unknown", "type_wrong_topic", "version_unknown", "field_missing", "field_malformed"),
+    *(
+        "tombstone",
+        "not_json",
+        "not_cloudevent",
+        "type_unknown",
+        "type_wrong_topic",
+        "version_unknown",
+        "field_missing",
+        "field_malformed",
+    ),
     *("currency_unknown", "item_repeated", "total_mismatch"),
 }
 TAKEN = "taken in"
@@ -65,7 +86,13 @@ def data(**changes: Any) -> bytes:
 
 def twice(name: str, first: str, last: str, value: bytes = VALUE) -> bytes:
     """A member in front, and once more at the end, as JSON."""
-    return b'{"%b":%b,%b,"%b":%b}' % (name.encode(), first.encode(), value[1:-1], name.encode(), last.encode())
+    return b'{"%b":%b,%b,"%b":%b}' % (
+        name.encode(),
+        first.encode(),
+        value[1:-1],
+        name.encode(),
+        last.encode(),
+    )
 
 
 def deep(levels: int) -> bytes:
@@ -229,8 +256,21 @@ def test_what_the_contract_says(case: Case) -> None:
 def test_the_trace_that_goes_on(given: dict[str, Any], carried: str | None, tracer: bytes | None) -> None:
     """The event's, else that of the header which tracers add to any record."""
     for taken in (
-        Record(TYPE, [*MARK, ("traceparent", tracer), ("ce_traceparent", OTHER_TRACE.encode())], whole(**given), ""),
-        Record(TYPE, [*headers(**{name: str(trace).encode() for name, trace in given.items()}), ("traceparent", tracer)], VALUE, ""),
+        Record(
+            TYPE,
+            [*MARK, ("traceparent", tracer), ("ce_traceparent", OTHER_TRACE.encode())],
+            whole(**given),
+            "",
+        ),
+        Record(
+            TYPE,
+            [
+                *headers(**{name: str(trace).encode() for name, trace in given.items()}),
+                ("traceparent", tracer),
+            ],
+            VALUE,
+            "",
+        ),
     ):
         expected = carried or (OTHER_TRACE if tracer == OTHER_TRACE.encode() else None)
         assert pipelines(taken)[3] == auditors(taken)[3] == expected

@@ -23,7 +23,7 @@ from domain.order import Cancellation, Created, Item, Payment, ReturnStage, Scan
 from domain.status import view_of
 from domain.totals import winning_stages
 from tests.property.histories import ORDER_ID, Run, raw_id
-from tests.property.wire import hour, record
+from tests.property.records import hour, record
 
 CURRENCIES = {"JPY": 0, "EUR": 2, "KWD": 3}
 FACTS = 240
@@ -107,7 +107,11 @@ def as_sent(value: bytes) -> tuple[dict[bytes, Fraction], dict[bytes, list[Fract
         item_id: list(apportion(lines[item_id], dict.fromkeys(range(item["quantity"]), prices[item_id]), quantum).values())
         for item_id, item in items.items()
     }
-    return prices, shares, {item_id: Fraction(item.get("shipping_amount", "0")) for item_id, item in items.items()}
+    return (
+        prices,
+        shares,
+        {item_id: Fraction(item.get("shipping_amount", "0")) for item_id, item in items.items()},
+    )
 
 
 def apportion(amount: Fraction, weights: dict[Any, Fraction], quantum: Fraction) -> dict[Any, Fraction]:
@@ -163,7 +167,12 @@ def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
             stage = ReturnStage(hour(rng), raw_id(3, n % 60), status, item.item_id, rng.randint(1, 2), "worn", None, None)
             facts.append(("order.returned", stage))
         elif kind < 0.8 and leaves:
-            facts.append(("shipment.updated", Scan(hour(rng), raw_id(2, n % 9), Rank(rng.randrange(4)), seller, items=some)))
+            facts.append(
+                (
+                    "shipment.updated",
+                    Scan(hour(rng), raw_id(2, n % 9), Rank(rng.randrange(4)), seller, items=some),
+                )
+            )
         elif 0.8 <= kind < 0.86:
             answer = StockAnswer(rng.randrange(1, 3))
             facts.append((f"stock.{answer.text}", StockReply(hour(rng), answer, seller, reservation, some)))
@@ -198,7 +207,18 @@ def orders_given_back(draw: st.DrawFn) -> tuple[Created, list[tuple[str, Any]]]:
     for n in range(draw(st.integers(1, 3))):
         seller, shipping = raw_id(0xA0, draw(st.integers(0, 1))), draw(st.sampled_from((None, 0, 2)))
         price = draw(st.sampled_from((0, 1, 1, 1, 2, 3, 100)))
-        items.append(Item(raw_id(0xB0, n), raw_id(0xC0, n), seller, None, "sku", draw(st.integers(1, 9)), price, shipping))
+        items.append(
+            Item(
+                raw_id(0xB0, n),
+                raw_id(0xC0, n),
+                seller,
+                None,
+                "sku",
+                draw(st.integers(1, 9)),
+                price,
+                shipping,
+            )
+        )
     goods = sum(item.price * item.quantity for item in items)
     discount = draw(st.integers(0, goods))
     total = goods + sum(item.shipping or 0 for item in items) - discount
@@ -211,7 +231,12 @@ def orders_given_back(draw: st.DrawFn) -> tuple[Created, list[tuple[str, Any]]]:
         rejected = draw(st.integers(0, gone))
         for answer, quantity in ((StockAnswer.REJECTED, rejected), (StockAnswer.RELEASED, gone - rejected)):
             if quantity:
-                facts.append((f"stock.{answer.text}", StockReply(0, answer, item.seller_id, raw_id(4, 0), [(item.item_id, quantity)])))
+                facts.append(
+                    (
+                        f"stock.{answer.text}",
+                        StockReply(0, answer, item.seller_id, raw_id(4, 0), [(item.item_id, quantity)]),
+                    )
+                )
         left = item.quantity - gone
         while left:
             quantity = draw(st.integers(1, left))
@@ -219,7 +244,16 @@ def orders_given_back(draw: st.DrawFn) -> tuple[Created, list[tuple[str, Any]]]:
             facts.append(
                 (
                     "order.returned",
-                    ReturnStage(0, raw_id(3, len(facts)), ReturnStatus.PROCESSED, item.item_id, quantity, "worn", None, None),
+                    ReturnStage(
+                        0,
+                        raw_id(3, len(facts)),
+                        ReturnStatus.PROCESSED,
+                        item.item_id,
+                        quantity,
+                        "worn",
+                        None,
+                        None,
+                    ),
                 )
             )
     created = Created(0, raw_id(0xD0, 0), None, currency, total, discount, items)

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from tests.simulation.run import Outcome, Summary, prepared, run_many, run_seed
+from tests.simulation.run import SimulatedHistory, Summary, prepared, run_many, run_seed
 
 CHUNK = 256
 """Seeds that a process takes at once."""
@@ -114,7 +114,7 @@ def report(first: int, summary: Summary) -> None:
         typer.echo(f"  seed {outcome.seed}: {outcome.problems[0][:200]}\n    {replay_command(outcome.seed)}")
 
 
-def show(outcome: Outcome) -> None:
+def show(outcome: SimulatedHistory) -> None:
     """What happened, and what is wrong with it."""
     for line in outcome.trace:
         typer.echo(line[:220])

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 from aiokafka.structs import TopicPartition
 
-from audit.reference import Decision, Fact, NaturalKey, Place, Refusal, parse, parse_decision
+from audit.reference import Decision, Fact, NaturalKey, RecordId, Refusal, parse, parse_decision
 from contracts import ids
 from contracts.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, REKEYED
 from domain.order import Order, type_of
@@ -19,11 +19,11 @@ from tests.simulation.kafka import Headers, Record, Sent
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def coordinates(headers: Headers, prefix: str) -> Place | None:
-    """The place that headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
+def coordinates(headers: Headers, prefix: str) -> RecordId | None:
+    """The record_id that headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
     texts = dict(headers)
     try:
-        return Place(texts[f"{prefix}_topic"].decode(), int(texts[f"{prefix}_partition"]), int(texts[f"{prefix}_offset"]))
+        return RecordId(texts[f"{prefix}_topic"].decode(), int(texts[f"{prefix}_partition"]), int(texts[f"{prefix}_offset"]))
     except (KeyError, ValueError):
         return None
 
@@ -57,12 +57,12 @@ class Accounts:
     def __init__(self, changelog: str, partitions: int) -> None:
         self._changelog = changelog
         self._partitions = partitions
-        self.parsed: dict[Place, Fact | Refusal] = {}
+        self.parsed: dict[RecordId, Fact | Refusal] = {}
         """Input and re-keyed records; what re-keyed ones say is judged by the topic that they come from."""
-        self.arrivals: dict[Place, Arrival] = {}
-        self.decisions: dict[Place, Decision | Refusal] = {}
-        self.letters: set[Place] = set()
-        self.sent_on: set[Place] = set()
+        self.arrivals: dict[RecordId, Arrival] = {}
+        self.decisions: dict[RecordId, Decision | Refusal] = {}
+        self.letters: set[RecordId] = set()
+        self.sent_on: set[RecordId] = set()
         self.placed: set[str] = set()
         """Orders whose order.created was made of a checkout."""
         self.passed = 0
@@ -72,9 +72,9 @@ class Accounts:
 
     def arrived(self, tp: TopicPartition, offset: int, arrival: Arrival) -> None:
         """Upstream appended a record."""
-        place = Place(tp.topic, tp.partition, offset)
-        self.parsed[place] = arrival.parsed
-        self.arrivals[place] = arrival
+        record_id = RecordId(tp.topic, tp.partition, offset)
+        self.parsed[record_id] = arrival.parsed
+        self.arrivals[record_id] = arrival
 
     def written(self, tp: TopicPartition, offset: int, records: Sequence[Sent]) -> None:
         """A worker appended records."""
@@ -87,17 +87,17 @@ class Accounts:
                 if old is None or codec.version_of(record.value) >= codec.version_of(old):
                     self.states[record.key] = record.value
         elif topic == DLQ:
-            self.letters.update(place for record in records if (place := coordinates(record.headers, "dlq")) is not None)
+            self.letters.update(record_id for record in records if (record_id := coordinates(record.headers, "dlq")) is not None)
         elif topic == REKEYED:
             for at, record in enumerate(records, offset):
                 origin = coordinates(record.headers, "rekeyed")
                 if origin is not None:
                     self.sent_on.add(origin)
                     headers = [header for header in record.headers if not header[0].startswith("rekeyed_")]
-                    self.parsed[Place(tp.topic, tp.partition, at)] = parse(origin.topic, record.key, record.value, headers)
+                    self.parsed[RecordId(tp.topic, tp.partition, at)] = parse(origin.topic, record.key, record.value, headers)
         elif topic == CREATED:
             for at, record in enumerate(records, offset):
-                made = self.parsed[Place(tp.topic, tp.partition, at)] = parse(topic, record.key, record.value, record.headers)
+                made = self.parsed[RecordId(tp.topic, tp.partition, at)] = parse(topic, record.key, record.value, record.headers)
                 assert isinstance(made, Fact), f"an order.created of our own is refused: {made}"
                 self.placed.add(made.order_id)
         elif topic == DECISIONS:
@@ -105,9 +105,9 @@ class Accounts:
                 decision = parse_decision(record.value, record.headers)
                 if isinstance(decision, Fact):
                     self.passed += 1
-                    self.parsed[Place(tp.topic, tp.partition, at)] = decision
+                    self.parsed[RecordId(tp.topic, tp.partition, at)] = decision
                 else:
-                    self.decisions[Place(tp.topic, tp.partition, at)] = decision
+                    self.decisions[RecordId(tp.topic, tp.partition, at)] = decision
 
     def unaccounted(self, records: Iterable[Record], start: int, end: int, hidden: Container[str]) -> Iterator[str]:
         """What is wrong with the records of [start, end) of one log, were they finished now. `hidden`: orders that are left out."""
@@ -118,29 +118,29 @@ class Accounts:
                     yield problem
 
     def _unaccounted(self, record: Record, hidden: Container[str]) -> str:
-        place = Place(record.topic, record.partition, record.offset)
-        if place in self.decisions:
-            decision = self.decisions[place]
+        record_id = RecordId(record.topic, record.partition, record.offset)
+        if record_id in self.decisions:
+            decision = self.decisions[record_id]
             if (
                 isinstance(decision, Decision)
                 and decision.order_id not in hidden
                 and decision.n >= len(self._order(decision.order_id).decisions)
             ):
-                return f"no state holds decision {decision.n} of {decision.order_id} ({place})"
+                return f"no state holds decision {decision.n} of {decision.order_id} ({record_id})"
             return ""
-        fact = self.parsed[place]
+        fact = self.parsed[record_id]
         if isinstance(fact, Refusal):
-            origin = coordinates(record.headers, "rekeyed") or place
-            return "" if origin in self.letters else f"{place} ({fact.code}) is no dead letter"
+            origin = coordinates(record.headers, "rekeyed") or record_id
+            return "" if origin in self.letters else f"{record_id} ({fact.code}) is no dead letter"
         if record.topic == CHECKOUT:
-            return "" if fact.order_id in self.placed else f"no order.created was made of {place}"
+            return "" if fact.order_id in self.placed else f"no order.created was made of {record_id}"
         key = fact.order_id.encode()
         home = partition_of(key, self._partitions)
         if record.topic in INPUT and (record.key != key or home != record.partition):
-            return "" if place in self.sent_on else f"{place} was not sent on to its lane"
+            return "" if record_id in self.sent_on else f"{record_id} was not sent on to its lane"
         if fact.order_id in hidden or fact.key in self._state_keys(fact.order_id):
             return ""
-        return f"no state holds {fact.type} of {fact.order_id} ({place})"
+        return f"no state holds {fact.type} of {fact.order_id} ({record_id})"
 
     def _order(self, order_id: str) -> Order:
         raw = self.states.get(bytes.fromhex(order_id.replace("-", "")))

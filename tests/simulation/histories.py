@@ -14,7 +14,7 @@ from audit.reference import Fact, Refusal, parse
 from contracts.cloudevents import binary, rfc3339
 from contracts.topics import CHECKOUT, CREATED, INPUT
 from streams.partitioner import partition_of
-from tests.property.wire import dense
+from tests.property.records import dense
 from workload import generator
 from workload.poison import POISONS, Anchor
 from workload.services import Behaviour, Customers, Later, Message, order_of
@@ -75,7 +75,12 @@ def corpus(block: int) -> Corpus:
             poison.append(sent)
     rng = Random(f"dense {block}")
     crowded = [[_sent(*each) for each in dense(n, rng)] for n in range(DENSE)]
-    return Corpus(list(orders.values()), crowded, [_placed(*each) for each in Customers(Behaviour(seed=block)).checkouts(PLACED)], poison)
+    return Corpus(
+        list(orders.values()),
+        crowded,
+        [_placed(*each) for each in Customers(Behaviour(seed=block)).checkouts(PLACED)],
+        poison,
+    )
 
 
 def _placed(checkout: Message, cancellations: list[Later]) -> list[Sent]:
@@ -85,7 +90,10 @@ def _placed(checkout: Message, cancellations: list[Later]) -> list[Sent]:
     lines = checkout.data["items"]
     messages = [checkout]
     for seller in sorted({line["seller_id"] for line in lines}):
-        reservation = {"seller_id": seller, "reservation_id": str(uuid5(UUID(order_id), f"reservation:{seller}"))}
+        reservation = {
+            "seller_id": seller,
+            "reservation_id": str(uuid5(UUID(order_id), f"reservation:{seller}")),
+        }
         messages.append(Message("stock.reserved", order_id, order | reservation))
     amount = {"amount": checkout.data["total_amount"], "currency": checkout.data["currency"]}
     messages.append(Message("order.paid", order_id, order | amount | {"payment_id": checkout.key}))
@@ -96,7 +104,13 @@ def _placed(checkout: Message, cancellations: list[Later]) -> list[Sent]:
     sent = []
     for n, message in enumerate(messages):
         time = rfc3339(generator.EPOCH_US + n * 3_600_000_000)
-        attributes = {"specversion": "1.0", "id": f"{checkout.key}{n}", "source": "/simulated", "type": message.type, "time": time}
+        attributes = {
+            "specversion": "1.0",
+            "id": f"{checkout.key}{n}",
+            "source": "/simulated",
+            "type": message.type,
+            "time": time,
+        }
         headers, value = binary(attributes, message.data)
         sent.append(_sent(message.type, message.key.encode(), value, headers))
     return sent

@@ -44,7 +44,7 @@ def enter(world: World) -> None:
 
 
 @dataclass(slots=True)
-class Outcome:
+class SimulatedHistory:
     """What one history came to. `trace` is there if it was asked for, or if something is wrong."""
 
     seed: int
@@ -65,7 +65,7 @@ class Outcome:
         return hashlib.blake2b("\n".join(self.trace).encode(), digest_size=16).hexdigest()
 
 
-def run_seed(seed: int, *, tracing: bool = False) -> Outcome:
+def run_seed(seed: int, *, tracing: bool = False) -> SimulatedHistory:
     """Live through the history of a seed and look at it. To be called inside prepared().
 
     In every third history a refund for units gone takes a decision for each unit: there is much to die between.
@@ -74,7 +74,7 @@ def run_seed(seed: int, *, tracing: bool = False) -> Outcome:
         return _run_seed(seed, tracing)
 
 
-def _run_seed(seed: int, tracing: bool) -> Outcome:
+def _run_seed(seed: int, tracing: bool) -> SimulatedHistory:
     world = World(seed, tracing=tracing)
     enter(world)
     problems: list[str] = []
@@ -93,7 +93,7 @@ def _run_seed(seed: int, tracing: bool) -> Outcome:
         again = _run_seed(seed, tracing=True)
         again.problems = problems
         return again
-    return Outcome(
+    return SimulatedHistory(
         seed,
         problems,
         world.lines,
@@ -126,9 +126,9 @@ class Summary:
     passed: int = 0
     moods: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    failed: list[Outcome] = field(default_factory=list)
+    failed: list[SimulatedHistory] = field(default_factory=list)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcome: SimulatedHistory) -> None:
         """Count one."""
         self.histories += 1
         self.events += outcome.events

@@ -14,7 +14,7 @@ from uuid import UUID
 from aiokafka.structs import TopicPartition
 from msgspec.structs import astuple
 
-from audit.reference import Decision, Fact, Order, Place, Reading, Refusal
+from audit.reference import Decision, Fact, Order, Reading, RecordId, Refusal
 from audit.stores import Row, comparable
 from contracts import outgoing
 from contracts.topics import CHECKOUT, CREATED, DECISIONS, DERIVED, DLQ, INPUT, REKEYED
@@ -39,9 +39,9 @@ class Verifier:
         self.world = world
         self.orders: dict[str, Order] = {}
         self.readings: dict[str, list[Reading]] = {}
-        self.refused: dict[Place, set[str]] = {}
+        self.refused: dict[RecordId, set[str]] = {}
         """Records that are refused whatever the order -> the codes that will do."""
-        self.seen: dict[Place, Place] = {}
+        self.seen: dict[RecordId, RecordId] = {}
 
     def problems(self) -> Iterator[str]:
         """Everything that is wrong, in words."""
@@ -69,29 +69,29 @@ class Verifier:
 
     def _fold(self) -> None:
         parsed = self.world.accounts.parsed
-        origins: set[Place] = set()
+        origins: set[RecordId] = set()
         for number in self._partitions():
             for record in self._log(REKEYED, number):
                 origin = coordinates(record.headers, "rekeyed")
                 assert origin is not None
                 origins.add(origin)
-                place = Place(REKEYED, number, record.offset)
-                self._take(parsed[place], place, origin)
+                record_id = RecordId(REKEYED, number, record.offset)
+                self._add_fact(parsed[record_id], record_id, origin)
         for topic in INPUT:
             for number in self._partitions():
                 for record in self._log(topic, number):
-                    place = Place(topic, number, record.offset)
-                    if topic == CHECKOUT and isinstance(parsed[place], Fact):
+                    record_id = RecordId(topic, number, record.offset)
+                    if topic == CHECKOUT and isinstance(parsed[record_id], Fact):
                         continue  # it counts by the order.created that was made of it
-                    if place not in origins:
-                        self._take(parsed[place], place, None)
+                    if record_id not in origins:
+                        self._add_fact(parsed[record_id], record_id, None)
         for number in self._partitions():
             for record in self._log(DECISIONS, number):
-                place = Place(DECISIONS, number, record.offset)
-                if place in parsed:  # a deadline that passed
-                    self._take(parsed[place], place, None)
+                record_id = RecordId(DECISIONS, number, record.offset)
+                if record_id in parsed:  # a deadline that passed
+                    self._add_fact(parsed[record_id], record_id, None)
                     continue
-                decision = self.world.accounts.decisions[place]
+                decision = self.world.accounts.decisions[record_id]
                 assert isinstance(decision, Decision), f"refund.decided: {decision}"
                 if decision.order_id in self.orders:
                     self.orders[decision.order_id].decide(decision)
@@ -99,12 +99,12 @@ class Verifier:
             self.orders.pop(order_id, None)
         self.readings = {order_id: order.readings() for order_id, order in self.orders.items()}
 
-    def _take(self, fact: Fact | Refusal, place: Place, origin: Place | None) -> None:
+    def _add_fact(self, fact: Fact | Refusal, record_id: RecordId, origin: RecordId | None) -> None:
         if isinstance(fact, Refusal):
-            self.refused[origin or place] = {fact.code}
+            self.refused[origin or record_id] = {fact.code}
             return
         order = self.orders.setdefault(fact.order_id, Order(fact.order_id))
-        order.add(fact, origin or place, rekeyed=origin is not None)
+        order.add(fact, origin or record_id, rekeyed=origin is not None)
 
     # -- offsets -------------------------------------------------------------------------------------------------------
 
@@ -124,11 +124,11 @@ class Verifier:
         sent = {fact.order_id: fact for fact in checkouts if isinstance(fact, Fact)}
         for order_id in accounts.placed - sent.keys():
             yield f"order {order_id}: made of no checkout"
-        for place, fact in accounts.parsed.items():
-            if place.topic == CREATED and place not in accounts.arrivals and isinstance(fact, Fact):
+        for record_id, fact in accounts.parsed.items():
+            if record_id.topic == CREATED and record_id not in accounts.arrivals and isinstance(fact, Fact):
                 checkout = sent.get(fact.order_id)
                 if checkout is not None and fact.content != checkout.content:
-                    yield f"order {fact.order_id}: its order.created at {place} differs from its checkout"
+                    yield f"order {fact.order_id}: its order.created at {record_id} differs from its checkout"
 
     # -- states --------------------------------------------------------------------------------------------------------
 
@@ -298,7 +298,7 @@ class Verifier:
         arrived = self._arrived()
         for number in self._partitions():
             for record in self._log(DECISIONS, number):
-                fact = self.world.accounts.parsed.get(Place(DECISIONS, number, record.offset))
+                fact = self.world.accounts.parsed.get(RecordId(DECISIONS, number, record.offset))
                 if not isinstance(fact, Fact) or fact.order_id not in self.readings:
                     continue
                 at = round(fact.time.timestamp() * 1000)
@@ -318,7 +318,7 @@ class Verifier:
         for topic in (*INPUT, REKEYED):
             for number in self._partitions():
                 for record in self._log(topic, number):
-                    fact = self.world.accounts.parsed[Place(topic, number, record.offset)]
+                    fact = self.world.accounts.parsed[RecordId(topic, number, record.offset)]
                     if not isinstance(fact, Fact):
                         continue
                     key = fact.order_id.encode()
@@ -329,41 +329,41 @@ class Verifier:
     # -- dead letters --------------------------------------------------------------------------------------------------
 
     def _letters(self) -> Iterator[str]:
-        letters: dict[Place, set[str]] = defaultdict(set)
+        letters: dict[RecordId, set[str]] = defaultdict(set)
         for number in self._partitions():
             for record in self._log(DLQ, number):
-                place = coordinates(record.headers, "dlq")
+                record_id = coordinates(record.headers, "dlq")
                 headers = dict(record.headers)
-                if place is None or not {"dlq_reason", "dlq_detail", "dlq_time"} <= headers.keys():
+                if record_id is None or not {"dlq_reason", "dlq_detail", "dlq_time"} <= headers.keys():
                     yield f"{DLQ}/{number}@{record.offset}: headers {sorted(headers)}"
                     continue
                 code = headers["dlq_reason"].decode()
-                letters[place].add(code)
+                letters[record_id].add(code)
                 if not code.startswith("order_") or b"it waited for its order" not in headers["dlq_detail"]:
-                    yield from self._raw(place, record)
+                    yield from self._raw(record_id, record)
         allowed = dict(self.refused)
-        for place, codes in self.refused.items():
-            if not codes & letters.get(place, set()):
-                yield f"{place} ({', '.join(sorted(codes))}) is no dead letter"
+        for record_id, codes in self.refused.items():
+            if not codes & letters.get(record_id, set()):
+                yield f"{record_id} ({', '.join(sorted(codes))}) is no dead letter"
         for order_id, order in self.orders.items():
             yield from self._refused_keys(order_id, order, letters, allowed)
-        for place in letters.keys() - allowed.keys():
-            fact = self.world.accounts.parsed.get(place)
+        for record_id in letters.keys() - allowed.keys():
+            fact = self.world.accounts.parsed.get(record_id)
             if isinstance(fact, Fact) and fact.order_id in self.world.hidden:
                 continue
-            yield f"{place} counts, but is a dead letter: {sorted(letters[place])}"
+            yield f"{record_id} counts, but is a dead letter: {sorted(letters[record_id])}"
 
-    def _raw(self, place: Place, letter: Record) -> Iterator[str]:
-        arrival = self.world.accounts.arrivals.get(place)
+    def _raw(self, record_id: RecordId, letter: Record) -> Iterator[str]:
+        arrival = self.world.accounts.arrivals.get(record_id)
         if arrival is None:
-            yield f"dead letter of {place}: no such record"
+            yield f"dead letter of {record_id}: no such record"
             return
         headers = tuple(header for header in letter.headers if not header[0].startswith("dlq_"))
         if (letter.key, letter.value, headers) != (arrival.key, arrival.value, tuple(arrival.headers)):
-            yield f"dead letter of {place}: not as it came"
+            yield f"dead letter of {record_id}: not as it came"
 
     def _refused_keys(
-        self, order_id: str, order: Order, letters: Mapping[Place, set[str]], allowed: dict[Place, set[str]]
+        self, order_id: str, order: Order, letters: Mapping[RecordId, set[str]], allowed: dict[RecordId, set[str]]
     ) -> Iterator[str]:
         for key, candidates in order.candidates.items():
             codes = {reading.refused[key].code for reading in self.readings[order_id] if key in reading.refused}
@@ -374,12 +374,12 @@ class Verifier:
                 codes.add("key_conflict")
             may = candidates if any(key in reading.refused for reading in self.readings[order_id]) else losers
             for candidate in may:
-                allowed.update(dict.fromkeys(candidate.places, codes))
+                allowed.update(dict.fromkeys(candidate.records, codes))
             # Of each content that lost for certain, and of a key that is refused for the order's sake, one letter at least.
             for candidate in losers if len(winners) == 1 else ():
-                if not any(letters.get(place, set()) & codes for place in candidate.places):
-                    yield f"order {order_id}: {key} with another content at {candidate.places[0]} is no dead letter"
-            if refused_by_all and not any(letters.get(place, set()) & codes for each in candidates for place in each.places):
+                if not any(letters.get(record_id, set()) & codes for record_id in candidate.records):
+                    yield f"order {order_id}: {key} with another content at {candidate.records[0]} is no dead letter"
+            if refused_by_all and not any(letters.get(record_id, set()) & codes for each in candidates for record_id in each.records):
                 yield f"order {order_id}: refused {key} ({', '.join(sorted(codes))}) is no dead letter"
 
     # -- cache ---------------------------------------------------------------------------------------------------------

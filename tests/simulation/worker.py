@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 from unittest import mock
 
 from aiokafka.abc import ConsumerRebalanceListener
@@ -28,7 +28,6 @@ from streams.pipeline import Pipeline
 from streams.transport import consumer as consumer_module
 from streams.transport import consumer_thread, lane, producer
 from streams.transport.batch import LaneBatch
-from streams.transport.changelog import Stretch
 from streams.transport.consumer import Consumer
 from streams.transport.consumer_thread import ConsumerThread, Fetched
 from streams.transport.delivery import Delivery, GaveUp
@@ -43,6 +42,7 @@ from tests.simulation.kafka import Broker, Group, Sent
 from tests.simulation.loop import OWNER, Process, VirtualLoop
 from tests.simulation.network import Network, Trace
 from tests.simulation.stores import FakePostgres, FakeRedis, FakeStore, Files, Keys, Tables
+from wire.log import Stretch
 
 
 class Servers(Protocol):
@@ -265,7 +265,7 @@ class App:
         while position < end:
             read = partial(log.read, position, 2)
             records, position = await network.request(BROKER, "read", read, RequestTimedOutError)
-            yield Stretch(cast(Sequence[Record], records), position)
+            yield Stretch([record for record in records if record.offset < end], min(position, end))
 
     async def _handle(self, batch: LaneBatch) -> None:
         self.servers.trace(self.worker.process, f"takes {batch!r}")

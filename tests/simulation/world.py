@@ -18,7 +18,7 @@ from aiokafka.structs import TopicPartition
 
 from contracts.topics import CLOCK, CREATED, DECISIONS, DERIVED, DLQ, REKEYED
 from settings import Settings
-from streams.cache import LOOK_INTERVAL
+from streams.cache import CHECK_INTERVAL
 from streams.folder import HELD_BYTES
 from streams.transport.delivery import GaveUp
 from tables import codec
@@ -72,7 +72,17 @@ CHANCES: Mapping[str, Mapping[str, float]] = {
 
 ACTIONS: Mapping[str, tuple[str, ...]] = {
     "calm": ("rejoin", "compact", "clock", "term"),
-    "losses": ("rejoin", "compact", "clock", "kafka down", "postgres down", "redis down", "redis flush", "redis keep", "redis older"),
+    "losses": (
+        "rejoin",
+        "compact",
+        "clock",
+        "kafka down",
+        "postgres down",
+        "redis down",
+        "redis flush",
+        "redis keep",
+        "redis older",
+    ),
     "deaths": ("kill", "kill", "term", "compact", "compact", "rejoin", "keep"),
     "zombies": ("stop", "stop", "stop long", "kill", "compact", "rejoin"),
     "all": (
@@ -122,7 +132,13 @@ class World:
         self.plan = self._make_plan()
         plan = self.plan
         faults = Faults(CHANCES[plan.mood], rng.randint(1, 6))
-        self.network = Network(rng, faults, self, usual=rng.choice((0.002, 0.01, 0.05)), late=rng.choice((1.0, 2 * SESSION, 4 * SESSION)))
+        self.network = Network(
+            rng,
+            faults,
+            self,
+            usual=rng.choice((0.002, 0.01, 0.05)),
+            late=rng.choice((1.0, 2 * SESSION, 4 * SESSION)),
+        )
         self.network.trace = self.trace
         self.settings = SETTINGS.model_copy(
             update={
@@ -165,7 +181,6 @@ class World:
         self.clock_went_back = False
         self._pending = 0
         self._over = False
-        self._healed_at = 0.0
         self._redis_older_at = -1e9
 
     # -- the plan ------------------------------------------------------------------------------------------------------
@@ -199,7 +214,8 @@ class World:
         """Live through it. Raises AssertionError if the world doesn't come to rest; `violations` tells what was seen on the way."""
         plan = self.plan
         self.trace(
-            None, f"seed {self.seed}: {plan.mood}, {plan.partitions} partitions, {plan.workers} workers, {len(plan.arrivals)} records"
+            None,
+            f"seed {self.seed}: {plan.mood}, {plan.partitions} partitions, {plan.workers} workers, {len(plan.arrivals)} records",
         )
         early = self.rng.random() < 0.3  # the log is there before the workers
         begin = 2.0 if early else 0.0
@@ -244,7 +260,10 @@ class World:
         offset = self.broker.logs[tp].append([Sent(arrival.key, arrival.value, arrival.headers)], self.milliseconds())
         self.accounts.arrived(tp, offset, arrival)
         if self.trace is not quiet:
-            self.trace(None, f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}: {self.accounts.told(arrival)}")
+            self.trace(
+                None,
+                f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}: {self.accounts.told(arrival)}",
+            )
 
     def milliseconds(self) -> int:
         """The brokers' time."""
@@ -371,16 +390,26 @@ class World:
         for lane in worker.app.consumer.lanes.values():
             generation = lane.claim.generation
             self.openings.setdefault(lane.partition, []).append((self.loop.now, generation))
-        self.trace(worker.process, f"opens lanes {', '.join(lane.name for lane in worker.app.consumer.lanes.values())}")
+        self.trace(
+            worker.process,
+            f"opens lanes {', '.join(lane.name for lane in worker.app.consumer.lanes.values())}",
+        )
 
     def landed(self, worker: Worker, leaving: Leaving, tp: TopicPartition, offset: int, records: Sequence[Sent]) -> None:
         """See Servers."""
         if self.trace is not quiet:
-            self.trace(worker.process, f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more", *self.accounts.read(tp, records))
+            self.trace(
+                worker.process,
+                f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more",
+                *self.accounts.read(tp, records),
+            )
         known = {record.key: self.accounts.states.get(record.key) for record in records if record.key is not None}
         self.accounts.written(tp, offset, records)
         began, opened = (
-            min((at for at, generation in of.get(tp.partition, ()) if generation > leaving.stamp), default=None)
+            min(
+                (at for at, generation in of.get(tp.partition, ()) if generation > leaving.stamp),
+                default=None,
+            )
             for of in (self.recoveries, self.openings)
         )
         if began is None or tp.topic in (REKEYED, CREATED):
@@ -438,7 +467,6 @@ class World:
         self.trace(None, "-- everything heals")
         self.network.faults.left = 0
         self.lost_lists = 0.0
-        self._healed_at = self.loop.now
         if not self.running:
             self.start(0)
         self._later(LOOK, self._look)
@@ -450,7 +478,7 @@ class World:
             self._later(LOOK, self._look)
 
     def _at_rest(self) -> bool:
-        if self.loop.now < self._redis_older_at + 2 * LOOK_INTERVAL:
+        if self.loop.now < self._redis_older_at + 2 * CHECK_INTERVAL:
             return False  # a lane without work looks only now and then
         if self._pending or self.network.under_way or self.network.down or self.group.preparing:
             return False

@@ -24,7 +24,7 @@ from audit import topics as audit_topics
 from audit.findings import Finding, Findings, Report
 from audit.index import Index, Letter
 from audit.log import partition_of
-from audit.reference import Place
+from audit.reference import RecordId
 from audit.spill import Spill
 from audit.stores import comparable, line_of, row_of
 from contracts import outgoing, topics
@@ -132,11 +132,11 @@ def test_one_key_larger_than_a_bucket_still_comes_whole(tmp_path: Path, monkeypa
 
 
 def test_letters_are_found_by_place_and_matched_once(index: Index) -> None:
-    there, elsewhere = Place("order.paid", 1, 7), Place("order.paid", 1, 8)
+    there, elsewhere = RecordId("order.paid", 1, 7), RecordId("order.paid", 1, 8)
     letters = [Letter(there, "not_json", "d", None, b"1", None, 0, at) for at in (3, 4)]
     letters.append(Letter(elsewhere, "tombstone", "d", b"k", b"2", None, 0, 5))
     index.add_letters(letters)
-    assert index.letters_of([there, Place("order.paid", 2, 7)]) == letters[:2]
+    assert index.letters_of([there, RecordId("order.paid", 2, 7)]) == letters[:2]
     assert list(index.unmatched_letters()) == letters[2:]
     index.add_copies([there, there])
     assert (index.has_copy(there), index.has_copy(elsewhere)) == (True, False)
@@ -151,7 +151,7 @@ def test_what_waits_is_judged_unless_its_order_moves(index: Index) -> None:
     assert index.forget(["b", "nobody"]) == 2
     assert index.waiting_by_check() == {"rows": 2}
     findings.judge()
-    findings.broken("cache", "d", "where", "e", "f", Place("t", 0, 1))
+    findings.broken("cache", "d", "where", "e", "f", RecordId("t", 0, 1))
     assert [finding.order_id for finding in heard] == ["a", "c", "d"]
     assert findings.report.broken == {"rows": 2, "cache": 1}
     assert [finding.order_id for finding in findings.report.findings] == ["x", "a", "c"]

@@ -12,7 +12,7 @@ from contracts.bulk import Unpacked
 from contracts.errors import Refused
 from contracts.incoming import BulkPart
 from domain import events
-from tests.unit.wire import ORDER, VALID
+from tests.unit.builders import ORDER, VALID
 
 JOB = "00000000-0000-4000-8000-00000000000b"
 EVENT = {**VALID["shipment.updated"], "id": "scan-1", "time": "2026-03-01T10:00:00Z"}
@@ -71,7 +71,11 @@ def test_an_event_is_judged_where_it_arrives(written: bytes, expected: tuple[str
 
 
 def test_the_key_is_the_orders() -> None:
-    assert [each.key for each in unpacked(changed(order_id=ORDER.upper()), changed(order_id=5), b"1")] == [ORDER.encode(), None, None]
+    assert [each.key for each in unpacked(changed(order_id=ORDER.upper()), changed(order_id=5), b"1")] == [
+        ORDER.encode(),
+        None,
+        None,
+    ]
 
 
 def test_no_id_or_time_makes_a_record_twice_as_large() -> None:

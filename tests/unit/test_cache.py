@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from domain.order import Order, PaymentFailure
 from settings import Settings
-from sinks.redis import Mark, RedisSink, behind, mark_key
+from sinks.redis import CacheCheckpoint, RedisSink, behind, checkpoint_key
 from sinks.rows import CacheEntry
 from streams import cache
 from streams.cache import CacheKeeper
@@ -109,7 +109,7 @@ class Lane:
 
         await eventually(so, f"pass {number} has begun")
 
-    def mark(self) -> int:
+    def checkpoint(self) -> int:
         return int(cast(bytes, self.keys.values[KEY]).split()[2])
 
     def shown(self, key: bytes) -> dict[str, int]:
@@ -129,29 +129,29 @@ async def lane(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lane]:
     await asyncio.wait([made.task])
 
 
-async def test_a_lane_that_has_missed_nothing_moves_its_mark_with_its_batches(lane: Lane) -> None:
+async def test_a_lane_that_has_missed_nothing_moves_its_checkpoint_with_its_batches(lane: Lane) -> None:
     for version in (1, 2):
         await lane.batch(A, state(version))
-        assert lane.mark() == version
+        assert lane.checkpoint() == version
     assert lane.passes == 1
 
 
-async def test_what_was_missed_is_refreshed_and_the_mark_waits_for_it(lane: Lane) -> None:
+async def test_what_was_missed_is_refreshed_and_the_checkpoint_waits_for_it(lane: Lane) -> None:
     await lane.batch(A, state(1))
     lane.reading.clear()
     await lane.away(A, state(2))
     await lane.passing(2)
     await lane.batch(B, state(1))
     assert lane.shown(B) == {"version": 1, "note": 0}, "live events don't wait for the others"
-    assert lane.mark() == 1
+    assert lane.checkpoint() == 1
     lane.reading.set()
     await lane.complete()
     assert lane.shown(A) == {"version": 2, "note": 0}
     await lane.batch(B, state(2))
-    assert lane.mark() == 4
+    assert lane.checkpoint() == 4
 
 
-async def test_a_successor_goes_on_from_the_mark(lane: Lane) -> None:
+async def test_a_successor_goes_on_from_the_checkpoint(lane: Lane) -> None:
     await lane.batch(A, state(1))
     lane.network.down.add(REDIS)
     for version in range(2, 300):
@@ -161,7 +161,7 @@ async def test_a_successor_goes_on_from_the_mark(lane: Lane) -> None:
     successor.open()
     await successor.complete()
     assert successor.shown(A) == {"version": 299, "note": 0}
-    assert successor.mark() == 299
+    assert successor.checkpoint() == 299
     assert successor.task is not None
     successor.task.cancel()
 
@@ -232,7 +232,7 @@ async def test_a_server_that_has_gone_back_is_noticed_by_a_batch_and_without_one
     await lane.complete()
     assert lane.shown(A)["version"] == 2
     lane.keys.lose()
-    monkeypatch.setattr(cache, "LOOK_INTERVAL", 0.0)
+    monkeypatch.setattr(cache, "CHECK_INTERVAL", 0.0)
 
     async def refreshed() -> bool:
         return lane.shown(A)["version"] == 2
@@ -243,35 +243,36 @@ async def test_a_server_that_has_gone_back_is_noticed_by_a_batch_and_without_one
 async def test_what_a_former_owner_sends_is_refused(lane: Lane) -> None:
     await lane.batch(A, state(1))
     successor = RedisSink(Settings(), client=FakeRedis(lane.network, lane.keys))
-    await successor.put([entry(A, state(2))], Mark(KEY.decode(), 2, 1, 1, 1, "yes"))
+    await successor.put([entry(A, state(2))], CacheCheckpoint(KEY.decode(), 2, 1, 1, 1, "claim"))
     await lane.batch(A, state(3))
     assert lane.shown(A)["version"] == 2
-    assert lane.mark() == 1
+    assert lane.checkpoint() == 1
 
 
-async def test_a_lane_at_rest_brings_its_mark_to_the_changelogs_end(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is shown to nobody moves no mark, nor do the ends of transactions; who waits for the cache would wait for ever."""
+async def test_a_lane_at_rest_brings_its_checkpoint_to_the_changelogs_end(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is shown to nobody moves no checkpoint, nor do the ends of transactions; who waits for the cache
+    would wait for ever."""
 
     async def at_end() -> bool:
-        return lane.mark() == len(lane.log) + lane.markers
+        return lane.checkpoint() == len(lane.log) + lane.markers
 
     await lane.batch(A, state(1))
     lane.log.append((B, state(1)))  # facts that wait for their order
-    await eventually(at_end, "the state that nobody is shown is behind the mark")
+    await eventually(at_end, "the state that nobody is shown is behind the checkpoint")
     lane.markers = 1
     lane.log.append((B, state(2)))
     await eventually(at_end, "and a transaction's end")
-    settled = lane.keeper._lanes[0].number
+    settled = lane.keeper._lanes[0].sequence
     await lane.batch(A, state(2))
     await eventually(at_end, "as before")
-    assert lane.keeper._lanes[0].number == settled + 2, "a batch, and its transaction's end"
-    monkeypatch.setattr(cache, "LOOK_INTERVAL", 0.0)
+    assert lane.keeper._lanes[0].sequence == settled + 2, "a batch, and its transaction's end"
+    monkeypatch.setattr(cache, "CHECK_INTERVAL", 0.0)
     lane.markers = 2
     await eventually(at_end, "the end of a transaction comes late")
 
 
 @pytest.mark.parametrize("why", ["a batch is under way", "another worker may have the lane", "Redis is away"])
-async def test_a_mark_stays_where_a_lane_is_not_at_rest(lane: Lane, why: str) -> None:
+async def test_a_checkpoint_stays_where_a_lane_is_not_at_rest(lane: Lane, why: str) -> None:
     await lane.batch(A, state(1))
     lane.busy, lane.sure = why == "a batch is under way", why != "another worker may have the lane"
     if why == "Redis is away":
@@ -280,15 +281,15 @@ async def test_a_mark_stays_where_a_lane_is_not_at_rest(lane: Lane, why: str) ->
     keeper_lane = lane.keeper._lanes[0]
     for _ in range(3):
         await lane.keeper._settle(cast(Any, lane), keeper_lane) if lane.sure else await refused(lane)
-    assert lane.mark() == 1
+    assert lane.checkpoint() == 1
     assert not lane.keeper.behind
     lane.busy, lane.sure = False, True
     lane.network.down.clear()
 
     async def at_end() -> bool:
-        return lane.mark() == 2
+        return lane.checkpoint() == 2
 
-    await eventually(at_end, "the mark is where the changelog ends")
+    await eventually(at_end, "the checkpoint is where the changelog ends")
 
 
 async def refused(lane: Lane) -> None:
@@ -296,31 +297,31 @@ async def refused(lane: Lane) -> None:
         await lane.keeper._settle(cast(Any, lane), lane.keeper._lanes[0])
 
 
-def mark(position: int) -> bytes:
+def checkpoint(position: int) -> bytes:
     return b"1 1 %d" % position
 
 
 @pytest.mark.parametrize(
-    ("marks", "ends", "expected"),
+    ("checkpoints", "ends", "expected"),
     [
         ({}, {0: 5, 1: 0}, {}),
-        ({0: mark(5), 1: mark(9)}, {0: 5, 1: 7}, {}),
-        ({0: mark(3), 2: mark(0)}, {0: 5, 1: 7, 2: 7}, {0: 2, 2: 7}),
+        ({0: checkpoint(5), 1: checkpoint(9)}, {0: 5, 1: 7}, {}),
+        ({0: checkpoint(3), 2: checkpoint(0)}, {0: 5, 1: 7, 2: 7}, {0: 2, 2: 7}),
         ({0: b"what", 1: b""}, {0: 5, 1: 5}, {}),
-        ({0: mark(3)}, {0: 0}, {}),
+        ({0: checkpoint(3)}, {0: 0}, {}),
         ({}, {}, {}),
     ],
 )
-async def test_which_lanes_are_behind(marks: dict[int, bytes], ends: dict[int, int], expected: dict[int, int]) -> None:
+async def test_which_lanes_are_behind(checkpoints: dict[int, bytes], ends: dict[int, int], expected: dict[int, int]) -> None:
     class Client:
         async def mget(self, keys: list[str]) -> list[bytes | None]:
-            known = {mark_key("orders", lane): value for lane, value in marks.items()}
+            known = {checkpoint_key("orders", lane): value for lane, value in checkpoints.items()}
             return [known.get(key) for key in keys]
 
     assert await behind(cast(Any, Client()), "orders", ends) == expected
 
 
-async def test_a_mark_of_another_changelog_counts_for_nothing(lane: Lane) -> None:
+async def test_a_checkpoint_of_another_changelog_counts_for_nothing(lane: Lane) -> None:
     lane.keys.values[KEY] = b"1 1 900"
     lane.log[:] = [(A, state(1))]
     successor = Lane(lane.keys)
@@ -328,6 +329,6 @@ async def test_a_mark_of_another_changelog_counts_for_nothing(lane: Lane) -> Non
     successor.open()
     await successor.complete()
     assert successor.shown(A)["version"] == 1
-    assert successor.mark() == 1
+    assert successor.checkpoint() == 1
     assert successor.task is not None
     successor.task.cancel()

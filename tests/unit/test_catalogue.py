@@ -11,11 +11,12 @@ import pytest
 
 from contracts import incoming, outgoing, topics
 from contracts.catalogue import DerivedSpec, EventSpec, Model, Varies
+from contracts.record_id import RecordId
 from domain import events
 from domain.events import Event
 from domain.explain import tell
 from domain.fold import fold
-from domain.order import Created, Fact, Order, Origin, RefundDecision, SimpleFact, type_of
+from domain.order import Created, Fact, Order, RefundDecision, SimpleFact, type_of
 from reference.examples import examples
 
 PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text(encoding="utf-8")
@@ -101,7 +102,7 @@ def test_one_order_takes_in_a_limited_size_of_it(spec: EventSpec) -> None:
 @each_read
 def test_it_has_a_line_in_the_explanation_of_its_order(spec: EventSpec) -> None:
     taken, event = Order(), example(spec)
-    fold(taken, event, Origin(spec.type, 0, 0))
+    fold(taken, event, RecordId(spec.type, 0, 0))
     if taken.created is None:
         fold(taken, msgspec.structs.replace(example(incoming.EVENTS[topics.CREATED]), order_id=event.order_id), None)
     facts: list[dict[str, Any]] = tell(event.order_id, taken)["facts"]

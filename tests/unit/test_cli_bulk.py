@@ -15,8 +15,8 @@ from cli.main import run
 from cli.text import printable
 from operations.submit.jobs import Job
 from settings import Settings
+from tests.unit.builders import at
 from tests.unit.test_sources_bulk import GIFT, GOOD, HEADER, PAID, SCAN
-from tests.unit.wire import at
 
 BAD = HEADER + PAID + "\n" + GIFT.replace("gift,", "")
 
@@ -126,7 +126,12 @@ def test_text_of_a_file_is_neither_markup_nor_steers_the_terminal(file: Path, te
 @pytest.mark.parametrize("as_json", [False, True])
 @pytest.mark.parametrize(("parts", "code"), [(0, 2), (2, 1)])
 def test_the_summary_comes_when_sending_fails(
-    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], parts: int, code: int, as_json: bool
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    parts: int,
+    code: int,
+    as_json: bool,
 ) -> None:
     async def failing(settings: Settings, job: Job, again: bool, progress: Any) -> int:
         for part in range(parts):

@@ -9,43 +9,44 @@ import msgspec
 import pytest
 
 from contracts import ids
+from contracts.record_id import RecordId
 from domain import events, rows
 from domain.deadlines import next_due
 from domain.fold import fold
-from domain.order import Order, Origin
+from domain.order import Order
 from domain.totals import RunningTotals
 from settings import Settings
 from tables import codec
-from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, VALID, Story, line, raw, record
+from tests.unit.builders import ANNA, BORIS, ORDER, STRANGER, VALID, OrderBuilder, line, raw, record
 from workload import generator
 
 
-def typical() -> Story:
-    told = Story()
-    told.create(line(1, shipping_amount="3.00"))
-    told.pay("13.00")
-    told.scan("in_transit", tracking_number="D123456789012")
-    told.scan("delivered", tracking_number="D123456789012", hour=4)
-    return told
+def typical() -> OrderBuilder:
+    builder = OrderBuilder()
+    builder.create(line(1, shipping_amount="3.00"))
+    builder.pay("13.00")
+    builder.scan("in_transit", tracking_number="D123456789012")
+    builder.scan("delivered", tracking_number="D123456789012", hour=4)
+    return builder
 
 
-def eventful() -> Story:
-    told = Story()
-    told.give_back("processed", item=9)
-    told.create(line(1, ANNA, 3), line(2, BORIS))
-    told.pay("40.00")
-    told.pay("1.00", 2, currency="USD")
-    told.stock("rejected", items={1: 1})
-    told.cancel(BORIS)
-    told.tell("payment.failed", payment_id=STRANGER, reason="r")
-    told.tell("refund.failed", refund_id=STRANGER)
-    return told.settle()
+def eventful() -> OrderBuilder:
+    builder = OrderBuilder()
+    builder.give_back("processed", item=9)
+    builder.create(line(1, ANNA, 3), line(2, BORIS))
+    builder.pay("40.00")
+    builder.pay("1.00", 2, currency="USD")
+    builder.stock("rejected", items={1: 1})
+    builder.cancel(BORIS)
+    builder.send("payment.failed", payment_id=STRANGER, reason="r")
+    builder.send("refund.failed", refund_id=STRANGER)
+    return builder.settle()
 
 
-@pytest.mark.parametrize("told", [Story(), typical(), eventful()], ids=["empty", "typical", "eventful"])
-def test_round_trip(told: Story) -> None:
-    encoded = codec.encode(told.order)
-    assert codec.decode(encoded) == told.order
+@pytest.mark.parametrize("builder", [OrderBuilder(), typical(), eventful()], ids=["empty", "typical", "eventful"])
+def test_round_trip(builder: OrderBuilder) -> None:
+    encoded = codec.encode(builder.order)
+    assert codec.decode(encoded) == builder.order
     assert codec.encode(codec.decode(encoded)) == encoded
 
 
@@ -84,10 +85,10 @@ def test_a_state_of_an_older_program_is_read() -> None:
 KEY = raw(ORDER)
 
 
-@pytest.mark.parametrize("told", [typical(), eventful()], ids=["typical", "eventful"])
-def test_a_state_is_one(told: Story) -> None:
-    assert codec.is_state(KEY, codec.encode(told.order))
-    assert not codec.is_state(KEY[:-1], codec.encode(told.order))
+@pytest.mark.parametrize("builder", [typical(), eventful()], ids=["typical", "eventful"])
+def test_a_state_is_one(builder: OrderBuilder) -> None:
+    assert codec.is_state(KEY, codec.encode(builder.order))
+    assert not codec.is_state(KEY[:-1], codec.encode(builder.order))
 
 
 def test_states_of_any_history_are_states() -> None:
@@ -116,7 +117,12 @@ def test_what_passes_for_a_state_ends_no_fold() -> None:
                 rows.shipment_rows(ids.text(order_id), again)
                 rows.return_rows(ids.text(order_id), again)
             repeated = events.decode(*_record("order.paid", {**VALID["order.paid"], "order_id": ids.text(order_id)}))
-            fold(again, repeated, None if again.created is not None else Origin("order.paid", 0, 0), RunningTotals(again))
+            fold(
+                again,
+                repeated,
+                None if again.created is not None else RecordId("order.paid", 0, 0),
+                RunningTotals(again),
+            )
             codec.encode(again)
     assert passed > 500
 
@@ -132,5 +138,5 @@ def histories(count: int) -> dict[bytes, Order]:
     for each in generator.events(count, 5):
         event = events.decode(each.topic, each.headers, each.value, 1_000)
         order = orders.setdefault(event.order_id, Order())
-        fold(order, event, Origin(each.topic, 0, 0) if order.created is None else None, RunningTotals(order))
+        fold(order, event, RecordId(each.topic, 0, 0) if order.created is None else None, RunningTotals(order))
     return orders

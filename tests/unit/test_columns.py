@@ -9,7 +9,7 @@ from domain.rows import ReturnRow
 from sinks.postgres import check_columns, columns_of, given_rows, statement
 from sinks.rows import ROWS, RowBatch
 from sinks.schema import TABLES, build_metadata
-from tests.unit.wire import ANNA, ORDER
+from tests.unit.builders import ANNA, ORDER
 
 
 class Turned(Struct):

@@ -20,7 +20,7 @@ from errors import OrdersError
 from reference import compatibility
 from reference.compatibility import Breaking, Way, asyncapi, breaking, schemas, way_of, write
 from reference.events import reference
-from tests.unit.wire import ORDER, payment, record
+from tests.unit.builders import ORDER, payment, record
 
 FOLDER = Path(__file__).parents[2] / "contracts"
 PUBLISHED = sorted((FOLDER / "schemas").glob("*.json"))
@@ -81,15 +81,51 @@ def changed(**steps: Any) -> dict[str, Any]:
         (changed(properties__units=...), "$.units is gone", "$.units is gone"),
         (changed(required=OLD["required"][1:]), "$.suborder_id is no longer always there", ""),
         (changed(required=[*OLD["required"], "closed_because"]), "", "$.closed_because is required now"),
-        (changed(properties__version={"type": "string"}), "$.version is of another type", "$.version is of another type"),
-        (changed(properties__status={"type": "string"}), "$.status is of another type", "$.status is of another type"),
-        (changed(properties__status__enum=["closed"]), "$.status has lost confirmed", "$.status has lost confirmed"),
-        (changed(properties__closed_because__enum=[*OLD["properties"]["closed_because"]["enum"], "moon"]), "has got moon", ""),
-        (changed(properties__version={"type": "integer", "maximum": 9}), "", "$.version: maximum was open, is 9"),
-        (changed(properties__version={"type": "integer", "minimum": 1}), "", "$.version: minimum was open, is 1"),
-        (changed(properties__order_id={"type": "string", "format": "uuid"}), "", "$.order_id: format was open, is uuid"),
-        (changed(**{"$defs__SuborderItem__properties__sku": ...}), "$.items[].sku is gone", "$.items[].sku is gone"),
-        (changed(**{"$defs__SuborderUnits__required": []}), "$.units.delivered is no longer always there", ""),
+        (
+            changed(properties__version={"type": "string"}),
+            "$.version is of another type",
+            "$.version is of another type",
+        ),
+        (
+            changed(properties__status={"type": "string"}),
+            "$.status is of another type",
+            "$.status is of another type",
+        ),
+        (
+            changed(properties__status__enum=["closed"]),
+            "$.status has lost confirmed",
+            "$.status has lost confirmed",
+        ),
+        (
+            changed(properties__closed_because__enum=[*OLD["properties"]["closed_because"]["enum"], "moon"]),
+            "has got moon",
+            "",
+        ),
+        (
+            changed(properties__version={"type": "integer", "maximum": 9}),
+            "",
+            "$.version: maximum was open, is 9",
+        ),
+        (
+            changed(properties__version={"type": "integer", "minimum": 1}),
+            "",
+            "$.version: minimum was open, is 1",
+        ),
+        (
+            changed(properties__order_id={"type": "string", "format": "uuid"}),
+            "",
+            "$.order_id: format was open, is uuid",
+        ),
+        (
+            changed(**{"$defs__SuborderItem__properties__sku": ...}),
+            "$.items[].sku is gone",
+            "$.items[].sku is gone",
+        ),
+        (
+            changed(**{"$defs__SuborderUnits__required": []}),
+            "$.units.delivered is no longer always there",
+            "",
+        ),
     ],
 )
 def test_a_change_is_judged_for_readers_and_for_writers(new: dict[str, Any], out: str, into: str) -> None:
@@ -140,7 +176,11 @@ def test_both_versions_of_an_event_are_read_side_by_side(monkeypatch: pytest.Mon
         events.decode("payment.failed", *record("payment.failed", data, dataschema=f"urn:x/v{version}")).fact
         for data, version in ((old, 1), (new, 2), (old, 1))
     ]
-    assert [fact.reason for fact in facts if isinstance(fact, PaymentFailure)] == ["declined", "code 51", "declined"]
+    assert [fact.reason for fact in facts if isinstance(fact, PaymentFailure)] == [
+        "declined",
+        "code 51",
+        "declined",
+    ]
 
 
 # -- the command ----------------------------------------------------------------------------------------------------------

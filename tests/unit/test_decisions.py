@@ -9,19 +9,28 @@ import pytest
 
 from audit import reference
 from contracts.errors import Refused
+from contracts.record_id import RecordId
 from contracts.topics import DECISIONS
 from domain.enums import DeadlineKind
 from domain.events import MOST_REFUND, decode
 from domain.fold import fold
 from domain.limits import TYPE_BYTES, size_of
-from domain.order import Deadline, Order, Origin
+from domain.order import Deadline, Order
 from tables import codec
-from tests.unit.wire import ANNA, ORDER, raw
+from tests.unit.builders import ANNA, ORDER, raw
 
-ORIGIN = Origin(DECISIONS, 0, 0)
+ORIGIN = RecordId(DECISIONS, 0, 0)
 LINE = "0e0e0e0e-0000-4000-8000-000000000001"
 TAKEN = "taken"
-REFUND = {"order_id": ORDER, "n": 0, "amount": 500, "cause": "return", "cause_id": ANNA, "units": [[LINE, 0]], "shipping": [LINE]}
+REFUND = {
+    "order_id": ORDER,
+    "n": 0,
+    "amount": 500,
+    "cause": "return",
+    "cause_id": ANNA,
+    "units": [[LINE, 0]],
+    "shipping": [LINE],
+}
 DEADLINE = {"order_id": ORDER, "deadline": "stock", "attempt": 1, "final": True, "seller_id": ANNA}
 
 
@@ -60,7 +69,13 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
 
 def headers(data: dict[str, Any], **other: str) -> list[tuple[str, bytes | None]]:
     type_ = "deadline.passed" if "deadline" in data else "refund.decided"
-    attributes = {"specversion": "1.0", "id": "e", "source": "/strangers", "type": type_, "time": "2026-01-02T03:04:05Z"} | other
+    attributes = {
+        "specversion": "1.0",
+        "id": "e",
+        "source": "/strangers",
+        "type": type_,
+        "time": "2026-01-02T03:04:05Z",
+    } | other
     return [(f"ce_{name}", value.encode()) for name, value in attributes.items() if value]
 
 

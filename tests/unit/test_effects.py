@@ -10,7 +10,23 @@ import pytest
 from contracts.topics import DECISIONS, DERIVED
 from domain import effects
 from domain.effects import Derived
-from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, USER, Story, event, item_id, line, made, moment, parcel, payment, raw, returned
+from tests.unit.builders import (
+    ANNA,
+    BORIS,
+    ORDER,
+    STRANGER,
+    USER,
+    OrderBuilder,
+    event,
+    item_id,
+    line,
+    made,
+    moment,
+    parcel,
+    payment,
+    raw,
+    returned,
+)
 
 WAREHOUSE = STRANGER
 LINES = [
@@ -22,8 +38,8 @@ TOTAL = "59.00"
 """Of all lines and their shipping, less the discount of 1.00."""
 
 
-def story(**more: Any) -> Story:
-    begun = Story()
+def built_order(**more: Any) -> OrderBuilder:
+    begun = OrderBuilder()
     begun.create(*LINES, discount="1.00", **more)
     return begun
 
@@ -38,8 +54,8 @@ def ce_id(derived: Derived) -> str:
     return dict(headers)["ce_id"].decode()
 
 
-def ce_ids(told: Story, type_: str) -> list[str]:
-    return [ce_id(derived) for derived in told.derived if derived.type == type_]
+def ce_ids(builder: OrderBuilder, type_: str) -> list[str]:
+    return [ce_id(derived) for derived in builder.derived if derived.type == type_]
 
 
 def types(folded: Any) -> list[str]:
@@ -50,7 +66,7 @@ def types(folded: Any) -> list[str]:
 
 
 def test_suborder_created() -> None:
-    anna, boris = story().published("suborder.created")
+    anna, boris = built_order().published("suborder.created")
     assert (anna["seller_id"], boris["seller_id"]) == (ANNA, BORIS)
     assert {name: anna[name] for name in anna if name not in ("items", "units", "currency")} == {
         "suborder_id": made(f"suborder:{ANNA}"),
@@ -73,52 +89,52 @@ def test_suborder_created() -> None:
 
 
 def test_suborders_add_up_to_the_order() -> None:
-    cents = [int(each["total_amount"].replace(".", "")) for each in story().published("suborder.created")]
+    cents = [int(each["total_amount"].replace(".", "")) for each in built_order().published("suborder.created")]
     assert sum(cents) == 5900
 
 
 def test_suborder_created_is_the_same_whatever_else_is_known() -> None:
-    late = Story()
+    late = OrderBuilder()
     late.pay(TOTAL)
     late.scan("delivered")
     late.stock("rejected", BORIS)
     late.cancel()
     late.create(*LINES, discount="1.00")
     for type_ in ("suborder.created", "stock.reserve", "payment.initiate"):
-        assert late.published(type_) == story().published(type_)
+        assert late.published(type_) == built_order().published(type_)
     assert [each["status"] for each in late.published("suborder.updated")] == ["delivered", "closed"]
 
 
 @pytest.mark.parametrize(
     ("change", "sellers"),
     [
-        pytest.param(lambda told: told.pay(TOTAL), [ANNA, BORIS], id="paid"),
-        pytest.param(lambda told: told.pay("58.99"), [], id="not yet paid"),
-        pytest.param(lambda told: told.scan("in_transit"), [ANNA], id="a parcel moves"),
-        pytest.param(lambda told: told.scan("pending"), [], id="a parcel waits"),
-        pytest.param(lambda told: told.stock("rejected", items={1: 1}), [ANNA], id="amounts"),
-        pytest.param(lambda told: told.stock("reserved"), [], id="reserved"),
-        pytest.param(lambda told: told.cancel(), [], id="a request to cancel"),
+        pytest.param(lambda builder: builder.pay(TOTAL), [ANNA, BORIS], id="paid"),
+        pytest.param(lambda builder: builder.pay("58.99"), [], id="not yet paid"),
+        pytest.param(lambda builder: builder.scan("in_transit"), [ANNA], id="a parcel moves"),
+        pytest.param(lambda builder: builder.scan("pending"), [], id="a parcel waits"),
+        pytest.param(lambda builder: builder.stock("rejected", items={1: 1}), [ANNA], id="amounts"),
+        pytest.param(lambda builder: builder.stock("reserved"), [], id="reserved"),
+        pytest.param(lambda builder: builder.cancel(), [], id="a request to cancel"),
     ],
 )
 def test_suborder_updated_when_status_or_amounts_change(change: Any, sellers: list[str]) -> None:
-    told = story()
-    change(told)
-    assert [each["seller_id"] for each in told.published("suborder.updated")] == sellers
-    assert all(each["version"] == 2 for each in told.published("suborder.updated"))
+    builder = built_order()
+    change(builder)
+    assert [each["seller_id"] for each in builder.published("suborder.updated")] == sellers
+    assert all(each["version"] == 2 for each in builder.published("suborder.updated"))
 
 
 # -- ids ----------------------------------------------------------------------------------------------------------------
 
 
-def full() -> Story:
-    told = story()
-    told.cancel(BORIS)
-    told.pay(TOTAL)
-    told.scan("delivered", 1, items={1: 2, 2: 1})
-    told.give_back("processed", item=1, quantity=1)
-    told.stock("rejected", BORIS)
-    return told.settle()
+def full() -> OrderBuilder:
+    builder = built_order()
+    builder.cancel(BORIS)
+    builder.pay(TOTAL)
+    builder.scan("delivered", 1, items={1: 2, 2: 1})
+    builder.give_back("processed", item=1, quantity=1)
+    builder.stock("rejected", BORIS)
+    return builder.settle()
 
 
 @pytest.mark.parametrize(
@@ -135,25 +151,25 @@ def full() -> Story:
     ],
 )
 def test_ids_are_uuid5_in_the_orders_namespace(type_: str, field: str, names: list[str]) -> None:
-    told = full()
-    assert [each[field] for each in told.published(type_)] == [made(name) for name in names]
-    assert ce_ids(told, type_) == [made(f"{type_}:{made(name)}") for name in names]
+    builder = full()
+    assert [each[field] for each in builder.published(type_)] == [made(name) for name in names]
+    assert ce_ids(builder, type_) == [made(f"{type_}:{made(name)}") for name in names]
 
 
 def test_ids_of_notices_are_over_version_and_seller() -> None:
-    told = full()
-    updated = told.published("suborder.updated")
-    assert ce_ids(told, "suborder.updated") == [made(f"suborder.updated:{each['version']}:{each['seller_id']}") for each in updated]
-    changed = told.published("order.status_changed")
-    assert ce_ids(told, "order.status_changed") == [made(f"order.status_changed:{each['version']}") for each in changed]
-    assert len(set(ce_ids(told, "suborder.updated"))) == len(updated)
+    builder = full()
+    updated = builder.published("suborder.updated")
+    assert ce_ids(builder, "suborder.updated") == [made(f"suborder.updated:{each['version']}:{each['seller_id']}") for each in updated]
+    changed = builder.published("order.status_changed")
+    assert ce_ids(builder, "order.status_changed") == [made(f"order.status_changed:{each['version']}") for each in changed]
+    assert len(set(ce_ids(builder, "suborder.updated"))) == len(updated)
 
 
 def test_everything_published_has_its_topic_and_its_own_id() -> None:
-    told = full()
-    assert {derived.type for derived in told.derived} == set(DERIVED)
-    assert all(derived.topic == derived.type for derived in told.derived)
-    everything = [ce_id(derived) for derived in told.derived]
+    builder = full()
+    assert {derived.type for derived in builder.derived} == set(DERIVED)
+    assert all(derived.topic == derived.type for derived in builder.derived)
+    everything = [ce_id(derived) for derived in builder.derived]
     assert len(set(everything)) == len(everything)
 
 
@@ -161,7 +177,7 @@ def test_everything_published_has_its_topic_and_its_own_id() -> None:
 
 
 def test_stock_reserve() -> None:
-    anna, boris = story().published("stock.reserve")
+    anna, boris = built_order().published("stock.reserve")
     assert anna == {
         "reservation_id": made(f"reservation:{ANNA}"),
         "order_id": ORDER,
@@ -172,23 +188,29 @@ def test_stock_reserve() -> None:
 
 
 def test_payment_initiate() -> None:
-    assert story().published("payment.initiate") == [
-        {"payment_request_id": made("payment"), "order_id": ORDER, "user_id": USER, "amount": "59.00", "currency": "EUR"}
+    assert built_order().published("payment.initiate") == [
+        {
+            "payment_request_id": made("payment"),
+            "order_id": ORDER,
+            "user_id": USER,
+            "amount": "59.00",
+            "currency": "EUR",
+        }
     ]
 
 
 def test_nothing_is_collected_for_nothing() -> None:
-    told = Story()
-    told.create(line(1, price="0"))
-    assert told.published("payment.initiate") == []
-    assert told.status == "confirmed"
+    builder = OrderBuilder()
+    builder.create(line(1, price="0"))
+    assert builder.published("payment.initiate") == []
+    assert builder.status == "confirmed"
 
 
 def test_labels_when_first_confirmed() -> None:
-    told = story()
-    assert told.published("shipping.label.create") == []
-    told.pay(TOTAL)
-    anna, boris = told.published("shipping.label.create")
+    builder = built_order()
+    assert builder.published("shipping.label.create") == []
+    builder.pay(TOTAL)
+    anna, boris = builder.published("shipping.label.create")
     assert anna == {
         "label_request_id": made(f"label:{ANNA}"),
         "order_id": ORDER,
@@ -200,42 +222,60 @@ def test_labels_when_first_confirmed() -> None:
 
 
 def test_labels_once() -> None:
-    told = story()
-    told.pay(TOTAL)
-    told.pay("1.00", 2)
-    told.stock("rejected", items={1: 2})
-    told.scan("in_transit", seller=BORIS)
-    assert len(told.published("shipping.label.create")) == 2
+    builder = built_order()
+    builder.pay(TOTAL)
+    builder.pay("1.00", 2)
+    builder.stock("rejected", items={1: 2})
+    builder.scan("in_transit", seller=BORIS)
+    assert len(builder.published("shipping.label.create")) == 2
 
 
 @pytest.mark.parametrize(
     ("before", "expected"),
     [
-        pytest.param(lambda told: told.stock("rejected", BORIS), {ANNA: [(1, 2), (2, 1)]}, id="not for a seller whose units are gone"),
         pytest.param(
-            lambda told: told.stock("rejected", items={1: 1}), {ANNA: [(1, 1), (2, 1)], BORIS: [(3, 1)]}, id="for those that are not gone"
+            lambda builder: builder.stock("rejected", BORIS),
+            {ANNA: [(1, 2), (2, 1)]},
+            id="not for a seller whose units are gone",
         ),
         pytest.param(
-            lambda told: told.stock("rejected", items={1: 2}), {ANNA: [(2, 1)], BORIS: [(3, 1)]}, id="not for a line that is gone"
+            lambda builder: builder.stock("rejected", items={1: 1}),
+            {ANNA: [(1, 1), (2, 1)], BORIS: [(3, 1)]},
+            id="for those that are not gone",
         ),
-        pytest.param(lambda told: told.scan("pending"), {ANNA: [(1, 2), (2, 1)], BORIS: [(3, 1)]}, id="a waiting parcel is not in transit"),
-        pytest.param(lambda told: told.stock("reserved"), {ANNA: [(1, 2), (2, 1)], BORIS: [(3, 1)]}, id="whether or not stock is reserved"),
+        pytest.param(
+            lambda builder: builder.stock("rejected", items={1: 2}),
+            {ANNA: [(2, 1)], BORIS: [(3, 1)]},
+            id="not for a line that is gone",
+        ),
+        pytest.param(
+            lambda builder: builder.scan("pending"),
+            {ANNA: [(1, 2), (2, 1)], BORIS: [(3, 1)]},
+            id="a waiting parcel is not in transit",
+        ),
+        pytest.param(
+            lambda builder: builder.stock("reserved"),
+            {ANNA: [(1, 2), (2, 1)], BORIS: [(3, 1)]},
+            id="whether or not stock is reserved",
+        ),
     ],
 )
 def test_whom_labels_are_for(before: Any, expected: dict[str, list[tuple[int, int]]]) -> None:
-    told = story()
-    before(told)
-    told.pay(TOTAL)
-    found = {each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]] for each in told.published("shipping.label.create")}
+    builder = built_order()
+    before(builder)
+    builder.pay(TOTAL)
+    found = {
+        each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]] for each in builder.published("shipping.label.create")
+    }
     assert found == {seller: [(item_id(n), quantity) for n, quantity in pairs] for seller, pairs in expected.items()}
 
 
 def test_labels_when_an_order_is_shipped_before_it_is_paid() -> None:
-    told = story()
-    told.scan("in_transit", items={1: 1})
-    assert [each["seller_id"] for each in told.published("shipping.label.create")] == [BORIS]
-    told.pay(TOTAL)
-    assert len(told.published("shipping.label.create")) == 1
+    builder = built_order()
+    builder.scan("in_transit", items={1: 1})
+    assert [each["seller_id"] for each in builder.published("shipping.label.create")] == [BORIS]
+    builder.pay(TOTAL)
+    assert len(builder.published("shipping.label.create")) == 1
 
 
 @pytest.mark.parametrize(
@@ -244,29 +284,39 @@ def test_labels_when_an_order_is_shipped_before_it_is_paid() -> None:
         pytest.param([], None, {ANNA: [(1, 2), (2, 1)], BORIS: [(3, 1)]}, id="the whole order"),
         pytest.param([], ANNA, {ANNA: [(1, 2), (2, 1)]}, id="one seller"),
         pytest.param([("scan", "in_transit", 1, 2, BORIS)], None, {ANNA: [(1, 2), (2, 1)]}, id="not what is on its way"),
-        pytest.param([("scan", "delivered", 1, 2, ANNA, {1: 1})], ANNA, {ANNA: [(1, 1), (2, 1)]}, id="the rest of a line"),
+        pytest.param(
+            [("scan", "delivered", 1, 2, ANNA, {1: 1})],
+            ANNA,
+            {ANNA: [(1, 1), (2, 1)]},
+            id="the rest of a line",
+        ),
         pytest.param([("scan", "pending")], ANNA, {ANNA: [(1, 2), (2, 1)]}, id="a parcel that waits can be stopped"),
         pytest.param([("stock", "rejected", BORIS)], None, {ANNA: [(1, 2), (2, 1)]}, id="not what is gone"),
-        pytest.param([("stock", "released", ANNA, {1: 1})], ANNA, {ANNA: [(1, 1), (2, 1)]}, id="not the units that are gone"),
+        pytest.param(
+            [("stock", "released", ANNA, {1: 1})],
+            ANNA,
+            {ANNA: [(1, 1), (2, 1)]},
+            id="not the units that are gone",
+        ),
         pytest.param([("scan", "in_transit")], ANNA, {}, id="nothing left to release"),
     ],
 )
 def test_stock_release(before: list[tuple[Any, ...]], seller: str | None, expected: dict[str, list[tuple[int, int]]]) -> None:
-    told = story()
+    builder = built_order()
     for name, *arguments in before:
-        getattr(told, name)(*arguments)
-    told.cancel(seller)
-    found = {each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]] for each in told.published("stock.release")}
+        getattr(builder, name)(*arguments)
+    builder.cancel(seller)
+    found = {each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]] for each in builder.published("stock.release")}
     assert found == {seller: [(item_id(n), quantity) for n, quantity in pairs] for seller, pairs in expected.items()}
 
 
 def test_a_release_changes_nothing_by_itself() -> None:
-    told = story()
-    told.pay(TOTAL)
-    told.cancel()
-    assert told.status == "confirmed"
-    assert told.now.live == 4
-    assert not told.decisions
+    builder = built_order()
+    builder.pay(TOTAL)
+    builder.cancel()
+    assert builder.status == "confirmed"
+    assert builder.now.live == 4
+    assert not builder.decisions
 
 
 @pytest.mark.parametrize(
@@ -275,21 +325,25 @@ def test_a_release_changes_nothing_by_itself() -> None:
         pytest.param([("pending", 1)], [], id="pending"),
         pytest.param([("in_transit", 2)], [1], id="in transit"),
         pytest.param([("delivered", 2)], [1], id="or further at once"),
-        pytest.param([("pending", 1), ("in_transit", 2), ("in_transit", 3), ("delivered", 4)], [2], id="the first move alone"),
+        pytest.param(
+            [("pending", 1), ("in_transit", 2), ("in_transit", 3), ("delivered", 4)],
+            [2],
+            id="the first move alone",
+        ),
         pytest.param([("delivered", 4), ("in_transit", 2)], [1], id="first in the log"),
     ],
 )
 def test_stock_commit_on_the_first_move(scans: list[tuple[str, int]], commits: list[int]) -> None:
-    told = story()
-    found = [n for n, (status, hour) in enumerate(scans, 1) if "stock.commit" in types(told.scan(status, hour=hour))]
+    builder = built_order()
+    found = [n for n, (status, hour) in enumerate(scans, 1) if "stock.commit" in types(builder.scan(status, hour=hour))]
     assert found == commits
 
 
 def test_what_a_commit_holds() -> None:
-    told = story()
-    told.scan("in_transit", 7, items={1: 1})
-    told.scan("in_transit", 8, seller=BORIS)
-    one, all_of_the_sellers = told.published("stock.commit")
+    builder = built_order()
+    builder.scan("in_transit", 7, items={1: 1})
+    builder.scan("in_transit", 8, seller=BORIS)
+    one, all_of_the_sellers = builder.published("stock.commit")
     assert one == {
         "commit_id": made(f"commit:{parcel(7)}"),
         "shipment_id": parcel(7),
@@ -303,21 +357,21 @@ def test_what_a_commit_holds() -> None:
 
 @pytest.mark.parametrize("waiting", [False, True], ids=["direct", "waiting"])
 def test_a_commit_holds_no_more_than_the_line_has(waiting: bool) -> None:
-    told = Story() if waiting else story()
-    told.scan("in_transit", items={1: 9, 2: 1})
+    builder = OrderBuilder() if waiting else built_order()
+    builder.scan("in_transit", items={1: 9, 2: 1})
     if waiting:
-        told.create(*LINES)
-    (commit,) = told.published("stock.commit")
+        builder.create(*LINES)
+    (commit,) = builder.published("stock.commit")
     assert [item["quantity"] for item in commit["items"]] == [2, 1]
 
 
 def test_a_parcel_that_moved_before_its_order_is_committed_once() -> None:
-    told = Story()
+    builder = OrderBuilder()
     for status in ("in_transit", "delivered"):
-        told.scan(status)
-    told.create(*LINES)
-    told.scan("returned", hour=9)
-    assert len(told.published("stock.commit")) == 1
+        builder.scan(status)
+    builder.create(*LINES)
+    builder.scan("returned", hour=9)
+    assert len(builder.published("stock.commit")) == 1
 
 
 @pytest.mark.parametrize(
@@ -335,12 +389,12 @@ def test_a_parcel_that_moved_before_its_order_is_committed_once() -> None:
 )
 @pytest.mark.parametrize("waiting", [False, True], ids=["direct", "waiting"])
 def test_stock_restock(stages: list[tuple[str, dict[str, Any]]], restocked: list[int], waiting: bool) -> None:
-    told = Story() if waiting else story()
+    builder = OrderBuilder() if waiting else built_order()
     for status, more in stages:
-        told.give_back(status, **more)
+        builder.give_back(status, **more)
     if waiting:
-        told.create(*LINES)
-    assert told.published("stock.restock") == [
+        builder.create(*LINES)
+    assert builder.published("stock.restock") == [
         {
             "restock_id": made(f"restock:{returned(1)}"),
             "order_id": ORDER,
@@ -357,24 +411,38 @@ def test_stock_restock(stages: list[tuple[str, dict[str, Any]]], restocked: list
 
 def test_a_restock_does_not_depend_on_which_stage_came_first() -> None:
     for stages in (("processed", "rejected"), ("rejected", "processed")):
-        told = story()
+        builder = built_order()
         for status in stages:
-            told.give_back(status, hour=5 if status == "rejected" else 6)
-        assert len(told.published("stock.restock")) == 1
+            builder.give_back(status, hour=5 if status == "rejected" else 6)
+        assert len(builder.published("stock.restock")) == 1
 
 
 def test_refund_request() -> None:
-    told = full()
-    assert told.published("refund.request") == [
-        {"refund_id": made("refund:0"), "order_id": ORDER, "amount": "9.82", "currency": "EUR", "cause": "return", "cause_id": returned(1)},
-        {"refund_id": made("refund:1"), "order_id": ORDER, "amount": "32.45", "currency": "EUR", "cause": "stock", "cause_id": BORIS},
+    builder = full()
+    assert builder.published("refund.request") == [
+        {
+            "refund_id": made("refund:0"),
+            "order_id": ORDER,
+            "amount": "9.82",
+            "currency": "EUR",
+            "cause": "return",
+            "cause_id": returned(1),
+        },
+        {
+            "refund_id": made("refund:1"),
+            "order_id": ORDER,
+            "amount": "32.45",
+            "currency": "EUR",
+            "cause": "stock",
+            "cause_id": BORIS,
+        },
     ]
 
 
 def test_a_decision_goes_to_its_own_topic() -> None:
-    told = story()
-    told.pay(TOTAL)
-    (decided,) = [each for each in told.stock("rejected", BORIS).effects if each.type == "refund.decided"]
+    builder = built_order()
+    builder.pay(TOTAL)
+    (decided,) = [each for each in builder.stock("rejected", BORIS).effects if each.type == "refund.decided"]
     assert isinstance(decided, Derived)
     assert decided.topic == DECISIONS
     assert msgspec.json.decode(msgspec.json.encode(decided.data)) == {
@@ -392,11 +460,17 @@ def test_a_decision_goes_to_its_own_topic() -> None:
 
 
 def test_order_status_changed() -> None:
-    told = story()
-    told.take(event("order.paid", {"order_id": ORDER, "payment_id": payment(1), "amount": TOTAL, "currency": "EUR"}, id="the payment"))
-    told.pay("1.00", 2)
-    told.scan("in_transit")
-    changes = told.published("order.status_changed")
+    builder = built_order()
+    builder.take(
+        event(
+            "order.paid",
+            {"order_id": ORDER, "payment_id": payment(1), "amount": TOTAL, "currency": "EUR"},
+            id="the payment",
+        )
+    )
+    builder.pay("1.00", 2)
+    builder.scan("in_transit")
+    changes = builder.published("order.status_changed")
     assert changes[0] == {
         "order_id": ORDER,
         "user_id": USER,
@@ -405,29 +479,36 @@ def test_order_status_changed() -> None:
         "cause": {"type": "order.paid", "id": "the payment"},
         "version": 2,
     }
-    assert [(each["from"], each["to"], each["version"]) for each in changes] == [("pending", "confirmed", 2), ("confirmed", "shipped", 4)]
+    assert [(each["from"], each["to"], each["version"]) for each in changes] == [
+        ("pending", "confirmed", 2),
+        ("confirmed", "shipped", 4),
+    ]
 
 
 def test_a_pending_order_is_no_change() -> None:
-    assert story().published("order.status_changed") == []
+    assert built_order().published("order.status_changed") == []
 
 
 def test_a_late_order_changes_once() -> None:
-    told = Story()
-    told.pay(TOTAL)
-    told.scan("delivered", 1)
-    told.scan("delivered", 2, seller=BORIS)
-    told.create(*LINES, discount="1.00")
-    assert [(each["from"], each["to"]) for each in told.published("order.status_changed")] == [("pending", "delivered")]
+    builder = OrderBuilder()
+    builder.pay(TOTAL)
+    builder.scan("delivered", 1)
+    builder.scan("delivered", 2, seller=BORIS)
+    builder.create(*LINES, discount="1.00")
+    assert [(each["from"], each["to"]) for each in builder.published("order.status_changed")] == [("pending", "delivered")]
 
 
 def test_a_status_may_fall() -> None:
-    told = Story()
-    told.create(line(1, quantity=2))
-    told.scan("delivered", 1, items={1: 1})
-    told.stock("released", items={1: 1})
-    told.scan("in_transit", 2, items={1: 1})
-    assert [each["to"] for each in told.published("order.status_changed")] == ["shipped", "delivered", "shipped"]
+    builder = OrderBuilder()
+    builder.create(line(1, quantity=2))
+    builder.scan("delivered", 1, items={1: 1})
+    builder.stock("released", items={1: 1})
+    builder.scan("in_transit", 2, items={1: 1})
+    assert [each["to"] for each in builder.published("order.status_changed")] == [
+        "shipped",
+        "delivered",
+        "shipped",
+    ]
 
 
 # -- on the wire ----------------------------------------------------------------------------------------------------------
@@ -443,13 +524,13 @@ def test_headers_of_a_derived_event(trace: str | None) -> None:
         4,
         traceparent=trace,
     )
-    told = Story()
-    derived = next(each for each in told.take(cause).effects if each.type == "stock.reserve")
+    builder = OrderBuilder()
+    derived = next(each for each in builder.take(cause).effects if each.type == "stock.reserve")
     assert isinstance(derived, Derived)
     value, headers = effects.encode(derived, raw(ORDER), effects.headers_of(cause))
     found = {name: text.decode() for name, text in headers}
     assert len(found) == len(headers)
-    assert msgspec.json.decode(value) == told.published("stock.reserve")[0]
+    assert msgspec.json.decode(value) == builder.published("stock.reserve")[0]
     assert found.pop("ce_dataschema").endswith("/v1")
     carried = {} if trace is None else {"ce_traceparent": TRACE, "traceparent": TRACE}
     assert (

@@ -31,7 +31,7 @@ from domain.order import (
     Scan,
     StockReply,
 )
-from tests.unit.wire import (
+from tests.unit.builders import (
     ANNA,
     ORDER,
     PLACED,
@@ -131,7 +131,13 @@ def test_every_type_becomes_its_fact(type_: str, structured: bool) -> None:
     event = events.decode(type_, *record(type_, VALID[type_], structured))
     assert event.fact == FACTS[type_]
     order = PLACED if type_ == "checkout.completed" else ORDER
-    assert (event.type, event.order_id, event.id, event.time, event.traceparent) == (type_, raw(order), "event-1", T0, None)
+    assert (event.type, event.order_id, event.id, event.time, event.traceparent) == (
+        type_,
+        raw(order),
+        "event-1",
+        T0,
+        None,
+    )
     assert events.order_key(event) == order.encode()
 
 
@@ -153,7 +159,9 @@ def test_optional_fields_may_be_absent(type_: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "write", [str.upper, str.lower, lambda text: text.replace("-", "")], ids=["upper case", "lower case", "without dashes"]
+    "write",
+    [str.upper, str.lower, lambda text: text.replace("-", "")],
+    ids=["upper case", "lower case", "without dashes"],
 )
 def test_ids_in_any_form_are_one_id(write: Any) -> None:
     assert events.decode("order.paid", *record("order.paid", changed("order.paid", "order_id", write(ORDER)))).order_id == raw(ORDER)
@@ -307,11 +315,16 @@ def test_not_json(value: bytes) -> None:
 @pytest.mark.parametrize("value", [DEEP, with_reason(DEEP)], ids=["as data", "in a known field"])
 def test_200000_deep_where_something_else_belongs(value: bytes) -> None:
     # The first bracket is already wrong there: nobody has to look how deep it goes.
-    assert refusal("payment.failed", binary(attributes("payment.failed")), value)[0] in (errors.FIELD_MALFORMED, errors.NOT_JSON)
+    assert refusal("payment.failed", binary(attributes("payment.failed")), value)[0] in (
+        errors.FIELD_MALFORMED,
+        errors.NOT_JSON,
+    )
 
 
 @pytest.mark.parametrize(
-    "data", [b"{", b"NaN", with_extra(DEEP), with_reason(rb'"\ud800"')], ids=["cut off", "NaN", "200,000 deep", "lone surrogate"]
+    "data",
+    [b"{", b"NaN", with_extra(DEEP), with_reason(rb'"\ud800"')],
+    ids=["cut off", "NaN", "200,000 deep", "lone surrogate"],
 )
 def test_a_structured_event_that_is_not_json(data: bytes) -> None:
     whole = json.dumps(attributes("payment.failed") | {"data": "@"}).encode().replace(b'"@"', data)
@@ -381,7 +394,10 @@ def test_structured_data_that_is_not_base64() -> None:
 
 
 @BOTH
-@pytest.mark.parametrize("type_", ["order.forgotten", "ORDER.PAID", "suborder.created", "orders.dlq", "orders.decisions", "x" * 900])
+@pytest.mark.parametrize(
+    "type_",
+    ["order.forgotten", "ORDER.PAID", "suborder.created", "orders.dlq", "orders.decisions", "x" * 900],
+)
 def test_an_unknown_type(type_: str, structured: bool) -> None:
     assert refusal("order.paid", *record(type_, VALID["order.paid"], structured))[0] == errors.TYPE_UNKNOWN
 
@@ -394,7 +410,15 @@ def test_a_type_on_anothers_topic(topic: str) -> None:
 
 
 def test_decisions_are_ours_alone() -> None:
-    decided = {"order_id": ORDER, "n": 0, "amount": 1, "cause": "closed", "cause_id": ORDER, "units": [], "shipping": []}
+    decided = {
+        "order_id": ORDER,
+        "n": 0,
+        "amount": 1,
+        "cause": "closed",
+        "cause_id": ORDER,
+        "units": [],
+        "shipping": [],
+    }
     assert refusal("order.paid", *record("refund.decided", decided))[0] == errors.TYPE_WRONG_TOPIC
     assert refusal("orders.rekeyed", *record("refund.decided", decided))[0] == errors.TYPE_WRONG_TOPIC
     assert refusal("orders.decisions", *record("order.paid", VALID["order.paid"]))[0] == errors.TYPE_WRONG_TOPIC
@@ -538,7 +562,11 @@ MALFORMED = [
 
 
 @BOTH
-@pytest.mark.parametrize(("type_", "path", "value"), [case[:3] for case in MALFORMED], ids=[f"{case[0]} {case[3]}" for case in MALFORMED])
+@pytest.mark.parametrize(
+    ("type_", "path", "value"),
+    [case[:3] for case in MALFORMED],
+    ids=[f"{case[0]} {case[3]}" for case in MALFORMED],
+)
 def test_a_malformed_field(type_: str, path: str, value: Any, structured: bool) -> None:
     code, detail = refusal(type_, *record(type_, changed(type_, path, value), structured))
     assert code == errors.FIELD_MALFORMED
@@ -563,7 +591,10 @@ def test_a_number_that_is_no_money(token: bytes) -> None:
 def test_a_nul_inside_base64_is_found() -> None:
     data = base64.b64encode(json.dumps(VALID["payment.failed"] | {"reason": "\x00"}).encode()).decode()
     whole = json.dumps(attributes("payment.failed") | {"data_base64": data}).encode()
-    assert refusal("payment.failed", STRUCTURED, whole) == (errors.FIELD_MALFORMED, "$.reason: holds the character U+0000")
+    assert refusal("payment.failed", STRUCTURED, whole) == (
+        errors.FIELD_MALFORMED,
+        "$.reason: holds the character U+0000",
+    )
 
 
 def test_a_nul_inside_an_item_has_its_path() -> None:
@@ -633,7 +664,13 @@ def test_a_total_above_10_to_the_15() -> None:
 
 @pytest.mark.parametrize(
     ("currency", "amount", "minor"),
-    [("JPY", "1", 1), ("EUR", "1", 100), ("EUR", "1.5", 150), ("BHD", "1.234", 1234), ("CLF", "1.2345", 12345)],
+    [
+        ("JPY", "1", 1),
+        ("EUR", "1", 100),
+        ("EUR", "1.5", 150),
+        ("BHD", "1.234", 1234),
+        ("CLF", "1.2345", 12345),
+    ],
 )
 def test_amounts_by_currency(currency: str, amount: str, minor: int) -> None:
     data = VALID["order.paid"] | {"currency": currency, "amount": amount}
@@ -641,7 +678,8 @@ def test_amounts_by_currency(currency: str, amount: str, minor: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("currency", "amount"), [("JPY", "1.0"), ("EUR", "1.000"), ("BHD", "1.0000"), ("CLF", "1.00000"), ("JPY", "1000000000000001")]
+    ("currency", "amount"),
+    [("JPY", "1.0"), ("EUR", "1.000"), ("BHD", "1.0000"), ("CLF", "1.00000"), ("JPY", "1000000000000001")],
 )
 def test_amounts_that_a_currency_does_not_have(currency: str, amount: str) -> None:
     code, detail = refusal("order.paid", *record("order.paid", VALID["order.paid"] | {"currency": currency, "amount": amount}))
@@ -676,7 +714,8 @@ def test_a_discount_above_the_goods() -> None:
 
 def test_a_discount_of_all_goods_leaves_the_shipping() -> None:
     fact = events.decode(
-        "order.created", *record("order.created", VALID["order.created"] | {"discount_amount": "20.00", "total_amount": "3.00"})
+        "order.created",
+        *record("order.created", VALID["order.created"] | {"discount_amount": "20.00", "total_amount": "3.00"}),
     ).fact
     assert isinstance(fact, Created)
     assert (fact.total, fact.discount) == (300, 2000)
@@ -688,7 +727,11 @@ def test_an_order_that_costs_nothing() -> None:
     assert (fact.total, fact.discount) == (0, None)
 
 
-@pytest.mark.parametrize("write", [str, str.upper, lambda text: text.replace("-", "")], ids=["same text", "upper case", "without dashes"])
+@pytest.mark.parametrize(
+    "write",
+    [str, str.upper, lambda text: text.replace("-", "")],
+    ids=["same text", "upper case", "without dashes"],
+)
 def test_an_item_twice_in_an_order(write: Any) -> None:
     again = line(2) | {"item_id": write(item_id(1))}
     code, detail = refusal("order.created", *record("order.created", created(line(1), again)))

@@ -12,7 +12,7 @@ from operations.history import fold
 from settings import Settings
 from streams.folder import BatchFolder, BatchOutput
 from streams.partitioner import partition_of
-from tests.unit.wire import CHECKOUT, ORDER, PLACED, VALID, payment, record
+from tests.unit.builders import CHECKOUT, ORDER, PLACED, VALID, payment, record
 
 LANES = Settings().partitions
 

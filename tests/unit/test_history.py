@@ -17,9 +17,10 @@ from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contracts.record_id import RecordId
 from contracts.topics import LANE
 from domain.enums import OrderStatus, SuborderStatus
-from domain.order import Cancellation, Created, Order, Origin, Payment, PublishedSuborder, Waiting
+from domain.order import Cancellation, Created, Order, Payment, PublishedSuborder, Waiting
 from operations.changelog import same
 from operations.history import HistoryReader, MemoryBatch
 from operations.replay import LocalStates, rules_of
@@ -117,7 +118,11 @@ def test_a_long_topic_is_not_held_while_another_one_is_late() -> None:
 def test_a_batch_has_a_slice_for_each_run_of_a_topic() -> None:
     records: list[Any] = [SimpleNamespace(topic=topic, offset=at) for topic, at in (("a", 0), ("a", 1), ("b", 7), ("a", 2))]
     batch = MemoryBatch(3, records)
-    assert [(part.topic, len(part.records), part.to) for part in batch.slices] == [("a", 2, 2), ("b", 1, 8), ("a", 1, 3)]
+    assert [(part.topic, len(part.records), part.to) for part in batch.slices] == [
+        ("a", 2, 2),
+        ("b", 1, 8),
+        ("a", 1, 3),
+    ]
     assert batch.partition == 3
 
 
@@ -133,13 +138,13 @@ def part(live: int) -> PublishedSuborder:
 
 
 def waiting(*payments: Payment) -> Order:
-    origins = {ONE.payment_id: Origin("order.paid", 0, 1), TWO.payment_id: Origin("order.paid", 0, 2)}
+    origins = {ONE.payment_id: RecordId("order.paid", 0, 1), TWO.payment_id: RecordId("order.paid", 0, 2)}
     whats = [Waiting("payments", at, origins[each.payment_id]) for at, each in enumerate(payments)]
     return Order(2, payments=list(payments), waiting=whats)
 
 
 @pytest.mark.parametrize(
-    ("live", "anew", "expected"),
+    ("one", "other", "equal"),
     [
         (Order(3, CREATED, [ONE, TWO]), Order(3, CREATED, [TWO, ONE]), True),
         (Order(3, CREATED, labelled=True, labelled_at=7, due=9), Order(3, CREATED), True),
@@ -150,7 +155,11 @@ def waiting(*payments: Payment) -> Order:
         (Order(3, CREATED, [ONE]), Order(3, CREATED, [TWO]), False),
         (Order(3, CREATED), Order(4, CREATED), False),
         (Order(3, CREATED), Order(3, None), False),
-        (Order(3, CREATED, status=OrderStatus.CONFIRMED), Order(3, CREATED, status=OrderStatus.SHIPPED), False),
+        (
+            Order(3, CREATED, status=OrderStatus.CONFIRMED),
+            Order(3, CREATED, status=OrderStatus.SHIPPED),
+            False,
+        ),
         (Order(3, CREATED, suborders=[part(1)]), Order(3, CREATED, suborders=[part(2)]), False),
         (
             Order(3, CREATED, cancellations=[Cancellation(1, None, "a")]),
@@ -159,9 +168,9 @@ def waiting(*payments: Payment) -> Order:
         ),
     ],
 )
-def test_states_that_tell_the_same(live: Order, anew: Order, expected: bool) -> None:
-    assert same(live, anew) is expected
-    assert same(anew, live) is expected
+def test_states_that_are_the_same(one: Order, other: Order, equal: bool) -> None:
+    assert same(one, other) is equal
+    assert same(other, one) is equal
 
 
 # -- orders of arrival -------------------------------------------------------------------------------------------------
@@ -186,14 +195,24 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
 
 
 def test_what_another_lane_sent_on_may_have_been_taken_in_as_a_copy_only() -> None:
-    records = [arrived("order.created", b"c"), arrived("order.paid", b"p1"), arrived("order.paid", b"p2"), arrived("orders.rekeyed", b"p1")]
+    records = [
+        arrived("order.created", b"c"),
+        arrived("order.paid", b"p1"),
+        arrived("order.paid", b"p2"),
+        arrived("orders.rekeyed", b"p1"),
+    ]
     found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
     assert (found[0], found[3]) == ([b"c", b"p2", b"p1"], [b"c", b"p1", b"p2", b"p1"])
     assert {len(each) for each in found} == {3, 4}
 
 
 def test_it_keeps_to_what_notices_tell() -> None:
-    records = [arrived("order.created", b"c"), arrived("order.paid", b"p"), arrived("shipment.updated", b"s"), arrived("order.paid", b"p")]
+    records = [
+        arrived("order.created", b"c"),
+        arrived("order.paid", b"p"),
+        arrived("shipment.updated", b"s"),
+        arrived("order.paid", b"p"),
+    ]
     pins = {1: b"s", 3: b"p"}
     found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, pins, random.Random(1)), 60)]
     assert {tuple(each) for each in [*found[1:3], *found[3::2]]} == {(b"s", b"c", b"p", b"p")}

@@ -13,8 +13,8 @@ import pytest
 
 from domain.order import Order
 from tables import codec
+from tests.unit.builders import ANNA, BORIS, OrderBuilder, line
 from tests.unit.recipes import PAGES, ROOT, apply
-from tests.unit.wire import ANNA, BORIS, Story, line
 
 RECIPES = sorted(path.name for path in PAGES.glob("add-*.md"))
 
@@ -30,8 +30,9 @@ from audit import reference, states
 from cli.events import events_command
 from domain import events
 from domain.explain import tell
+from contracts.record_id import RecordId
 from domain.fold import fold
-from domain.order import Order, Origin
+from domain.order import Order
 from reference.examples import examples
 from tables import codec
 
@@ -45,7 +46,7 @@ def record(type_, data, time):
 
 def take(order, type_, data, time):
     headers, value = record(type_, data, time)
-    return fold(order, events.decode(type_, headers, value), Origin(type_, 0, 0))
+    return fold(order, events.decode(type_, headers, value), RecordId(type_, 0, 0))
 
 order = Order()
 assert take(order, TYPE, told, "2026-03-01T12:00:00Z").changed
@@ -84,7 +85,11 @@ def copy_of_the_source(folder: Path) -> Path:
             shutil.copytree(room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("app.py", "errors.py", "settings.py"):
         shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "tests" / "contract", folder / "tests" / "contract", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "tests" / "contract",
+        folder / "tests" / "contract",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
     return folder
 
 
@@ -105,29 +110,36 @@ def test_it_touches_few_files_beside_the_auditors(page: str, most: int, tmp_path
     assert len([path for path in apply(page, copy_of_the_source(tmp_path)) if not path.startswith("audit/")]) <= most
 
 
-def stories() -> list[Story]:
-    paid = Story()
+def built_orders() -> list[OrderBuilder]:
+    paid = OrderBuilder()
     paid.create(line(1), line(2, BORIS))
     paid.pay("20.00")
     paid.scan("delivered")
     paid.give_back("processed")
-    waiting = Story()
+    waiting = OrderBuilder()
     waiting.stock("rejected", ANNA)
-    return [Story(), paid.settle(), waiting]
+    return [OrderBuilder(), paid.settle(), waiting]
 
 
 def test_an_event_added_by_its_recipe_works(tmp_path: Path) -> None:
     apply("add-an-event.md", copy_of_the_source(tmp_path))
-    before = [codec.encode(told.order) for told in stories()]
+    before = [codec.encode(builder.order) for builder in built_orders()]
     run = subprocess.run(
-        [sys.executable, "-c", CHECK, *(raw.hex() for raw in before)], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-c", CHECK, *(raw.hex() for raw in before)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert run.returncode == 0, run.stderr
     *after, with_a_note = (bytes.fromhex(text) for text in run.stdout.split())
     elements = len(Order.__struct_fields__)
     for old, new in zip(before, after, strict=True):
         # An array of one element more: each of those of before has its bytes, the new one is an empty list.
-        assert (old[:3], new[:3]) == (b"\xdc" + elements.to_bytes(2, "big"), b"\xdc" + (elements + 1).to_bytes(2, "big"))
+        assert (old[:3], new[:3]) == (
+            b"\xdc" + elements.to_bytes(2, "big"),
+            b"\xdc" + (elements + 1).to_bytes(2, "big"),
+        )
         assert new[3:] == old[3:] + b"\x90"
         assert codec.decode(new) == codec.decode(old)
     assert codec.decode(with_a_note).version == 2

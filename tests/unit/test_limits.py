@@ -14,15 +14,23 @@ from audit import reference
 from audit.reference import Fact
 from contracts import errors
 from contracts.incoming import DATA, Text
+from contracts.record_id import RecordId
 from domain import events, fold, limits
-from domain.enums import ClosedBecause, DeadlineKind, Rank, RefundCause, ReturnStatus, StockAnswer, SuborderStatus
+from domain.enums import (
+    ClosedBecause,
+    DeadlineKind,
+    Rank,
+    RefundCause,
+    ReturnStatus,
+    StockAnswer,
+    SuborderStatus,
+)
 from domain.order import (
     Cancellation,
     Created,
     Deadline,
     Item,
     Order,
-    Origin,
     Payment,
     PaymentFailure,
     PublishedSuborder,
@@ -36,7 +44,7 @@ from domain.order import (
 )
 from streams.topics import STATE_MAX_BYTES
 from tables import codec
-from tests.unit.wire import ANNA, ORDER, STRANGER, VALID, Story, at, line, record
+from tests.unit.builders import ANNA, ORDER, STRANGER, VALID, OrderBuilder, at, line, record
 
 WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 """As many bytes of UTF-8 as a text can have."""
@@ -70,42 +78,42 @@ def test_the_auditor_counts_a_fact_the_same(type_: str) -> None:
 
 @pytest.mark.parametrize("type_", FACTS)
 def test_beyond_its_limit_a_type_is_refused_and_nothing_of_the_order_changes(type_: str) -> None:
-    told = Story()
-    told.create(line(1))
+    builder = OrderBuilder()
+    builder.create(line(1))
     taken = 0
-    while not (folded := told.tell(type_, **{k: v for k, v in large(type_, taken).items() if k != "order_id"})).refused or (
+    while not (folded := builder.send(type_, **{k: v for k, v in large(type_, taken).items() if k != "order_id"})).refused or (
         folded.refused[0] != errors.ORDER_TOO_LARGE
     ):
         taken += 1
         assert taken < 20_000
         if type_ == "stock.reserved" and taken == limits.UNCOUNTED:  # they hold no text: 13,000 would take long here
             fact: Any = StockReply(0, StockAnswer.RESERVED, bytes(16), bytes(16), None)
-            told.order.stock += [StockReply(0, StockAnswer.RESERVED, n.to_bytes(16, "big"), bytes(16), None) for n in range(13_000)]
+            builder.order.stock += [StockReply(0, StockAnswer.RESERVED, n.to_bytes(16, "big"), bytes(16), None) for n in range(13_000)]
             taken = limits.TYPE_BYTES[type_] // limits.size_of(fact)
     assert taken >= limits.UNCOUNTED
-    before = codec.encode(told.order)
-    again = told.tell(type_, **{k: v for k, v in large(type_, 50_000).items() if k != "order_id"})
+    before = codec.encode(builder.order)
+    again = builder.send(type_, **{k: v for k, v in large(type_, 50_000).items() if k != "order_id"})
     assert again.refused is not None
     assert (again.changed, again.refused[0], again.effects) == (False, errors.ORDER_TOO_LARGE, [])
-    assert codec.encode(told.order) == before
-    version = told.order.version
+    assert codec.encode(builder.order) == before
+    version = builder.order.version
     for other in set(FACTS) - {type_}:
-        folded = told.tell(other, **{k: v for k, v in VALID[other].items() if k != "order_id"})
+        folded = builder.send(other, **{k: v for k, v in VALID[other].items() if k != "order_id"})
         assert folded.refused is None or folded.refused[0] != errors.ORDER_TOO_LARGE, "another type has room of its own"
-    assert told.order.version > version
+    assert builder.order.version > version
 
 
 def test_what_is_small_enough_still_fits_and_a_longer_reason_does_not() -> None:
-    told = Story()
+    builder = OrderBuilder()
     n = 0
-    told.tell("payment.failed", 5, payment_id=large("order.paid", 99_999)["payment_id"], reason="x" * 1000)
-    while told.tell("payment.failed", 5, payment_id=large("order.paid", n)["payment_id"], reason=WIDE).refused is None:
+    builder.send("payment.failed", 5, payment_id=large("order.paid", 99_999)["payment_id"], reason="x" * 1000)
+    while builder.send("payment.failed", 5, payment_id=large("order.paid", n)["payment_id"], reason=WIDE).refused is None:
         n += 1
-    assert told.tell("payment.failed", 5, payment_id=STRANGER, reason="r").refused is None
-    assert told.tell("payment.failed", 4, payment_id=STRANGER, reason=WIDE).refused == fold._TOO_LARGE.refused
-    assert told.order.failures[-1].reason == "r"
-    assert told.tell("payment.failed", 3, payment_id=STRANGER, reason="s").refused is None
-    assert told.order.failures[-1].reason == "s"
+    assert builder.send("payment.failed", 5, payment_id=STRANGER, reason="r").refused is None
+    assert builder.send("payment.failed", 4, payment_id=STRANGER, reason=WIDE).refused == fold._TOO_LARGE.refused
+    assert builder.order.failures[-1].reason == "r"
+    assert builder.send("payment.failed", 3, payment_id=STRANGER, reason="s").refused is None
+    assert builder.order.failures[-1].reason == "s"
 
 
 def test_facts_that_are_not_counted_fit_whatever_they_hold() -> None:
@@ -114,7 +122,18 @@ def test_facts_that_are_not_counted_fit_whatever_they_hold() -> None:
 
 
 def test_ten_thousand_scans_of_the_usual_size_fit() -> None:
-    scan = Scan(0, bytes(16), Rank.IN_TRANSIT, bytes(16), bytes(16), "Interparcel", "1Z999AA10123456784", 0, "Sorting centre", ITEMS[:2])
+    scan = Scan(
+        0,
+        bytes(16),
+        Rank.IN_TRANSIT,
+        bytes(16),
+        bytes(16),
+        "Interparcel",
+        "1Z999AA10123456784",
+        0,
+        "Sorting centre",
+        ITEMS[:2],
+    )
     assert 10_000 * limits.size_of(scan) <= limits.TYPE_BYTES["shipment.updated"]
 
 
@@ -139,7 +158,7 @@ def short() -> dict[str, list[Any]]:
 
 def test_the_largest_state_fits_its_topic_while_its_facts_wait() -> None:
     facts = short()
-    origin = Origin("order.cancel_requested", 1023, 1 << 60)
+    origin = RecordId("order.cancel_requested", 1023, 1 << 60)
     waiting = [Waiting(field, n, origin) for field, held in facts.items() for n in range(len(held))]
     assert len(codec.encode(msgspec.structs.replace(Order(version=1 << 40, waiting=waiting), **facts))) + 100_000 < STATE_MAX_BYTES
 
@@ -157,7 +176,9 @@ def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions()
 
 
 @pytest.mark.parametrize("items", [None, ITEMS], ids=["short facts", "long lists"])
-def test_the_largest_state_fits_its_topic_once_its_order_is_known(items: list[tuple[bytes, int]] | None) -> None:
+def test_the_largest_state_fits_its_topic_once_its_order_is_known(
+    items: list[tuple[bytes, int]] | None,
+) -> None:
     far, raw = 1 << 60, b"\xff" * 16
     facts = short()
     if items is not None:
@@ -199,15 +220,15 @@ def test_the_reference_refuses_the_same_whatever_comes_between(seed: int, monkey
             logs[type_].append((data, random.randrange(3, 8)))
 
     def interleaved() -> dict[str, list[str]]:
-        told, left = Story(), {type_: list(log) for type_, log in logs.items()}
+        builder, left = OrderBuilder(), {type_: list(log) for type_, log in logs.items()}
         verdicts: dict[str, list[str]] = defaultdict(list)
         created_after = random.randrange(100)
         for n in range(100):
             if n == created_after:
-                told.create(line(1, quantity=9))
+                builder.create(line(1, quantity=9))
             type_ = random.choice([type_ for type_, log in left.items() if log])
             data, hour = left[type_].pop(0)
-            folded = told.tell(type_, hour, **{k: v for k, v in data.items() if k != "order_id"})
+            folded = builder.send(type_, hour, **{k: v for k, v in data.items() if k != "order_id"})
             verdicts[type_].append(folded.refused[0] if folded.refused else "taken")
         return verdicts
 
@@ -222,9 +243,13 @@ def test_the_reference_refuses_the_same_whatever_comes_between(seed: int, monkey
         return "key_conflict" if known and added.fact.content != known[0] else "taken"
 
     held = reference.Order(ORDER)
-    told = {type_: [judged(type_, data, hour) for data, hour in log] for type_, log in logs.items()}
-    assert interleaved() == interleaved() == told
-    assert {verdict for log in told.values() for verdict in log} == {"taken", "key_conflict", errors.ORDER_TOO_LARGE}
+    builder = {type_: [judged(type_, data, hour) for data, hour in log] for type_, log in logs.items()}
+    assert interleaved() == interleaved() == builder
+    assert {verdict for log in builder.values() for verdict in log} == {
+        "taken",
+        "key_conflict",
+        errors.ORDER_TOO_LARGE,
+    }
 
 
 def test_a_record_counts_its_key_value_and_headers() -> None:

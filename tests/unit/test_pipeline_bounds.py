@@ -14,7 +14,7 @@ from operations.history import at_hand, fold
 from settings import Settings
 from streams.folder import BatchFolder, BatchOutput
 from streams.partitioner import partition_of
-from tests.unit.wire import ORDER, created, line, parcel, raw, record
+from tests.unit.builders import ORDER, created, line, parcel, raw, record
 
 WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 KEY = ids.text(raw(ORDER)).encode()
@@ -23,7 +23,16 @@ LANE = partition_of(KEY, Settings().partitions)
 
 def taken(topic: str, offset: int, data: dict[str, Any], **changes: Any) -> Any:
     headers, value = record(topic, data, **changes)
-    return SimpleNamespace(topic=topic, partition=LANE, offset=offset, timestamp=1, timestamp_type=1, key=KEY, value=value, headers=headers)
+    return SimpleNamespace(
+        topic=topic,
+        partition=LANE,
+        offset=offset,
+        timestamp=1,
+        timestamp_type=1,
+        key=KEY,
+        value=value,
+        headers=headers,
+    )
 
 
 def parcels(count: int, lines: int) -> list[Any]:

@@ -17,8 +17,8 @@ from sinks.rows import RowBatch
 from streams.pipeline import Pipeline
 from streams.transport import Moved, OutRecord, Slice
 from tables import codec
+from tests.unit.builders import ORDER, OrderBuilder, created, raw, record
 from tests.unit.test_deadlines import T0
-from tests.unit.wire import ORDER, Story, created, raw, record
 
 LONG = T0 + 10_000_000_000
 CREATED = "order.created"
@@ -38,7 +38,14 @@ class Batch:
         headers, value = record(CREATED, created())
         key = ids.text(raw(ORDER)).encode()
         taken: Any = SimpleNamespace(
-            topic=CREATED, partition=0, offset=0, timestamp=T0, timestamp_type=1, key=key, value=value, headers=headers
+            topic=CREATED,
+            partition=0,
+            offset=0,
+            timestamp=T0,
+            timestamp_type=1,
+            key=key,
+            value=value,
+            headers=headers,
         )
         self.slices = () if moment is not None else (Slice(CREATED, (taken,), 1),)
 
@@ -88,7 +95,7 @@ def pipeline(batch: Batch) -> Pipeline:
 
 def waiting() -> bytes:
     """The state of an order that waits for its money."""
-    story = Story()
+    story = OrderBuilder()
     story.create()
     order: Order = story.order
     order.appended = order.due = T0

@@ -49,7 +49,7 @@ def test_amounts_read_as_the_pipeline_writes_them(minor: int, currency: str) -> 
 
 @pytest.mark.parametrize("by_user", [True, False])
 def test_an_order_is_looked_for_in_its_partition_where_that_is_known(by_user: bool) -> None:
-    where = str(statements._story(by_user)).rpartition("WHERE orders_order.id")[2]
+    where = str(statements._details(by_user)).rpartition("WHERE orders_order.id")[2]
     assert ("orders_order.user_id = " in where) == by_user
 
 

@@ -26,7 +26,20 @@ from operations.submit import files as copies
 from operations.submit import jobs as files
 from operations.submit import parquet as parquets
 from operations.submit.jobs import Job, Refusal, prepare
-from tests.unit.wire import ANNA, BORIS, ORDER, STRANGER, USER, VALID, at, created, item_id, line, parcel, record
+from tests.unit.builders import (
+    ANNA,
+    BORIS,
+    ORDER,
+    STRANGER,
+    USER,
+    VALID,
+    at,
+    created,
+    item_id,
+    line,
+    parcel,
+    record,
+)
 
 JOB = "0b0b0b0b-0000-4000-8000-000000000001"
 PRODUCT = "50000000-0000-4000-8000-000000000001"
@@ -72,7 +85,10 @@ def reasons(content: str | bytes, kind: bulk.Kind = "orders") -> list[tuple[int,
         (HEADER + FIRST.replace(at(1), "") + OTHER, [(2, errors.FIELD_MISSING)]),
         (HEADER + FIRST.replace(at(1), "2026-01-01 10:00") + OTHER, [(2, errors.FIELD_MALFORMED)]),
         (HEADER + FIRST.replace("EUR", "EURO") + OTHER, [(2, errors.CURRENCY_UNKNOWN)]),
-        (HEADER.encode() + b"\xff,\n" + OTHER.encode(), [(2, errors.FIELD_MALFORMED), (3, errors.FIELD_MALFORMED)]),
+        (
+            HEADER.encode() + b"\xff,\n" + OTHER.encode(),
+            [(2, errors.FIELD_MALFORMED), (3, errors.FIELD_MALFORMED)],
+        ),
         (HEADER + FIRST + ",,,,,,,,,,\n" + SECOND + " , ,\n", []),
     ],
 )
@@ -164,14 +180,22 @@ def test_a_quoted_cell_holds_line_breaks(end: str) -> None:
     noted = HEADER.rstrip() + ",note,remark\n"
     for note in ("ring twice{0}please", '""hello""{0}, she said', "{0}{0}", "a, b{0}c, d{0}e"):
         quoted = f',"{note.format(end)}",'
-        assert orders_sent(PAID + ",,", GIFT + quoted, GOOD + quoted + "x", header=noted) == {ORDER: 2, STRANGER: 1}
+        assert orders_sent(PAID + ",,", GIFT + quoted, GOOD + quoted + "x", header=noted) == {
+            ORDER: 2,
+            STRANGER: 1,
+        }
     head = f'"a{end}note",' + HEADER
     assert orders_sent(f'"x{end}y",' + PAID, "," + GIFT, header=head) == {ORDER: 2}
 
 
 def test_a_quote_that_is_not_closed_takes_in_no_other_line() -> None:
     """Read as one record, the lines between two stray quotes would have the right number of cells."""
-    torn = [PAID, GIFT.replace("gift", '"gift'), GOOD, GOOD.replace(STRANGER, STRANGER.replace("c", "d")).replace("sku-1", 'sku-1"')]
+    torn = [
+        PAID,
+        GIFT.replace("gift", '"gift'),
+        GOOD,
+        GOOD.replace(STRANGER, STRANGER.replace("c", "d")).replace("sku-1", 'sku-1"'),
+    ]
     assert orders_sent(*torn) == {STRANGER: 1}
     assert orders_sent(*torn[:2], torn[3]) == {}
     refused = taken("\n".join([HEADER.rstrip(), *torn]).encode())[2]
@@ -213,7 +237,11 @@ def test_a_refused_line_of_ndjson_leaves_its_neighbours_alone(bad: bytes, reason
 
 
 def test_a_line_is_refused_as_the_pipeline_refuses_its_event() -> None:
-    for data in ({**VALID["order.created"], "total_amount": "1.00"}, {**VALID["order.created"], "items": []}, {"order_id": ORDER}):
+    for data in (
+        {**VALID["order.created"], "total_amount": "1.00"},
+        {**VALID["order.created"], "items": []},
+        {"order_id": ORDER},
+    ):
         [refused] = taken(json.dumps({**data, "time": at(1)}).encode())[2]
         with pytest.raises(Refused) as caught:
             events.decode("order.created", *record("order.created", data))
@@ -289,7 +317,14 @@ def test_parquet_nested_and_a_row_an_item() -> None:
         "quantity": 1,
         "price": Decimal("10.00"),
     }
-    flat = {"order_id": ORDER, "time": None, "user_id": USER, "currency": "EUR", "total_amount": "20.00", **item}
+    flat = {
+        "order_id": ORDER,
+        "time": None,
+        "user_id": USER,
+        "currency": "EUR",
+        "total_amount": "20.00",
+        **item,
+    }
     for content in (
         parquet(order),
         parquet({**order, "time": 1_700_000_000_000_000_123}, time=pa.timestamp("ns", "UTC")),
@@ -319,7 +354,14 @@ def test_parquet_nested_and_a_row_an_item() -> None:
     ],
 )
 def test_each_value_of_parquet_is_judged_by_itself(column: str, type_: pa.DataType, good: Any, bad: Any, refused: str) -> None:
-    item = {"item_id": item_id(1), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": "10.00"}
+    item = {
+        "item_id": item_id(1),
+        "product_id": PRODUCT,
+        "seller_id": ANNA,
+        "sku": "lamp",
+        "quantity": 1,
+        "price": "10.00",
+    }
     rows = [
         {"order_id": id_, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item} for id_ in (ORDER, STRANGER)
     ]
@@ -335,11 +377,29 @@ def test_each_value_of_parquet_is_judged_by_itself(column: str, type_: pa.DataTy
 
 
 def test_money_of_several_currencies_in_one_column_of_decimals() -> None:
-    amounts = [("EUR", Decimal("10.0000")), ("JPY", Decimal("1000.0000")), ("BHD", Decimal("1.2340")), ("JPY", Decimal("0.5000"))]
+    amounts = [
+        ("EUR", Decimal("10.0000")),
+        ("JPY", Decimal("1000.0000")),
+        ("BHD", Decimal("1.2340")),
+        ("JPY", Decimal("0.5000")),
+    ]
     rows = []
     for n, (currency, amount) in enumerate(amounts):
-        item = {"item_id": item_id(n), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": amount}
-        order = {"order_id": parcel(n), "time": at(1), "user_id": USER, "currency": currency, "total_amount": amount}
+        item = {
+            "item_id": item_id(n),
+            "product_id": PRODUCT,
+            "seller_id": ANNA,
+            "sku": "lamp",
+            "quantity": 1,
+            "price": amount,
+        }
+        order = {
+            "order_id": parcel(n),
+            "time": at(1),
+            "user_id": USER,
+            "currency": currency,
+            "total_amount": amount,
+        }
         rows.append(order | {"items": [item]})
     _, parts, refused = taken(parquet(*rows, total_amount=pa.decimal128(20, 4)))
     assert [each["total_amount"] for each in parts[0]] == ["10", "1000", "1.234"]
@@ -347,8 +407,22 @@ def test_money_of_several_currencies_in_one_column_of_decimals() -> None:
 
 
 def test_a_row_of_parquet_without_an_order_refuses_all() -> None:
-    item = {"item_id": item_id(1), "product_id": PRODUCT, "seller_id": ANNA, "sku": "lamp", "quantity": 1, "price": "10.00"}
-    order = {"order_id": ORDER, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item}
+    item = {
+        "item_id": item_id(1),
+        "product_id": PRODUCT,
+        "seller_id": ANNA,
+        "sku": "lamp",
+        "quantity": 1,
+        "price": "10.00",
+    }
+    order = {
+        "order_id": ORDER,
+        "time": at(1),
+        "user_id": USER,
+        "currency": "EUR",
+        "total_amount": "10.00",
+        **item,
+    }
     assert taken(parquet(order, {**order, "order_id": None}))[0].accepted == 0
 
 
@@ -391,7 +465,7 @@ def test_gzip_that_unpacks_to_much_more_than_its_size_is_refused(monkeypatch: py
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     file = tmp_path / "orders.csv"
     file.write_text(HEADER + PAID + "\n" + GIFT)
-    look = copies._look
+    look = copies._require_data
 
     def changing(path: str, block: bytes) -> None:
         look(path, block)
@@ -404,13 +478,17 @@ def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeyp
             case _:
                 os.utime(file, ns=(1, 1))
 
-    monkeypatch.setattr(copies, "_look", changing)
+    monkeypatch.setattr(copies, "_require_data", changing)
     with ExitStack() as stack, pytest.raises(SourceError, match="changed while it was read"):
         prepare(str(file), "orders", stack, stdin=io.BytesIO())
 
 
 def test_what_cannot_be_read_or_copied_is_one_line(tmp_path: Path) -> None:
-    for path, says in ((tmp_path, "Is a directory"), (tmp_path / "none", "No such file"), (Path("/dev/zero"), "NUL")):
+    for path, says in (
+        (tmp_path, "Is a directory"),
+        (tmp_path / "none", "No such file"),
+        (Path("/dev/zero"), "NUL"),
+    ):
         with ExitStack() as stack, pytest.raises(SourceError, match=says):
             prepare(str(path), "orders", stack, stdin=io.BytesIO())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -14,12 +14,12 @@ import pytest
 from domain.order import Order, PaymentFailure
 from settings import Settings
 from streams.transport import OpenLane, table
-from streams.transport.changelog import Stretch
 from streams.transport.errors import StateCorrupt
 from streams.transport.records import DueState, Moved
 from streams.transport.table import StateStore
 from tables import codec
 from tests.integration.transport_app import make_app
+from wire.log import Stretch
 
 KEYS = [b"%04d" % number for number in range(2000)]
 

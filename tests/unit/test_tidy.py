@@ -1,17 +1,27 @@
-"""What a reader follows is there: links of pages, and files that pages and docstrings name."""
+"""One house style, held by machine: what a reader follows is there, functions are short, nothing private is dead, words are the field's."""
 
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Final
 
+import aiokafka
+import faust
+import mode
 import pytest
 
 from tests.unit.recipes import PAGES as HOW_TO
 from tests.unit.recipes import changes
 
 ROOT = Path(__file__).parents[2]
+WIDTH: Final = 100
+"""Columns of a page."""
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("*.md", "*.py", "docs/**/*.md", *(f"{init.parent.name}/**/*.py" for init in ROOT.glob("*/__init__.py")))
@@ -45,6 +55,168 @@ def test_files_that_are_named_are_there() -> None:
         if "NAME" not in named and not (ROOT / named).exists()
     }
     assert dead == made, "only a recipe names files that are not there yet: those that it makes"
+
+
+# -- what is made in one place ------------------------------------------------------------------------------------------
+
+SOURCES = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
+CLIENTS = {"AIOKafkaConsumer", "AIOKafkaProducer", "AIOKafkaAdminClient", "AIOKafkaClient"}
+STORES = {"Options", "BlockBasedOptions", "PlainTableFactoryOptions", "CuckooTableOptions"}
+
+
+def makers(names: set[str]) -> set[str]:
+    """The sources that call one of these."""
+    return {
+        name
+        for name in SOURCES
+        for node in ast.walk(ast.parse((ROOT / name).read_text()))
+        if isinstance(node, ast.Call)
+        and (node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")) in names
+    }
+
+
+def test_kafka_clients_are_made_in_one_place() -> None:
+    assert makers(CLIENTS) == {"wire/clients.py"}, "how brokers are reached stands once"
+
+
+def test_options_of_rocksdb_stand_once() -> None:
+    assert makers(STORES) == {
+        "streams/transport/table.py",
+        "audit/stores.py",  # reads what workers wrote, and shares no code with them
+    }
+
+
+def prose(page: str) -> Iterator[str]:
+    """Lines of a page that can be wrapped: not those of tables, headings, code (between fences, or indented)."""
+    text = re.sub(r"^ *(```+|~~~+).*?^ *\1 *$", "", page, flags=re.DOTALL | re.MULTILINE)
+    for line in text.splitlines():
+        if not re.match(r"    |\t| *[|#<]", line):
+            yield re.sub(r"\]\([^)]*\)", "]", line)
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_wrapped(name: str) -> None:
+    """Links, and words that nearly fill a line, may reach beyond."""
+    long = [line for line in prose((ROOT / name).read_text()) if len(line) > WIDTH]
+    assert [line for line in long if max(map(len, line.split())) <= 80] == []
+
+
+# -- code --------------------------------------------------------------------------------------------------------
+
+HERE = Path(__file__).relative_to(ROOT).as_posix()
+CODE = [name for name in FILES if name.endswith(".py")]
+MOST_LINES: Final = 70
+LONGER: Final[dict[str, int]] = {
+    "domain/explain.py::tell": 82,
+}
+"""Functions that are longer, and their lines. A number here may only fall; what is divided goes from here."""
+
+LIBRARIES: Final = (aiokafka, asyncio, faust, mode)
+"""We override private names of these, which call them."""
+
+BANNED: Final = {
+    "survey": "view, order view",
+    "manieth": "number of the attempt, version",
+    "Patience": "DeadlinePolicy, report interval, lock timeout",
+    "Touched": "OrderInBatch",
+    "breath": "turn, YIELD_EVERY",
+}
+"""A word -> what to say. Words that were once of this project alone."""
+
+
+@cache
+def parsed(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text())
+
+
+def functions(node: ast.AST, within: str) -> Iterator[tuple[str, int]]:
+    """Name, with the classes and functions around it, and length of each function, without its decorators."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.expr):
+            continue
+        inner = within
+        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            inner = f"{within}.{child.name}" if within else child.name
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield inner, (child.end_lineno or 0) - child.lineno + 1
+        yield from functions(child, inner)
+
+
+def test_functions_fit_on_a_screen() -> None:
+    lengths = {f"{name}::{function}": lines for name in CODE for function, lines in functions(parsed(name), "")}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGER.get(name, MOST_LINES)} == {}
+    settled = {name for name, lines in LONGER.items() if lengths.get(name, 0) <= MOST_LINES}
+    assert settled == set(), "they are short now: take them out of LONGER"
+
+
+def uses(name: str) -> Iterator[str]:
+    """Every name that a file reads or calls, also in texts (getattr, monkeypatch, programs of tests)."""
+    for node in ast.walk(parsed(name)):
+        if isinstance(node, ast.Name | ast.Attribute) and not isinstance(node.ctx, ast.Store):
+            yield node.id if isinstance(node, ast.Name) else node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name
+        elif isinstance(node, ast.keyword) and node.arg:
+            yield node.arg
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield from re.findall(r"\b_\w+", node.value)
+
+
+def private(name: str) -> Iterator[str]:
+    """Private names that a file gives. A decorator may use what it is given, so what has one is left out."""
+    for node in ast.walk(parsed(name)):
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() if not node.decorator_list:
+                given = node.name
+            case ast.Name(ctx=ast.Store()):
+                given = node.id
+            case ast.Attribute(ctx=ast.Store()):
+                given = node.attr
+            case _:
+                continue
+        if re.fullmatch(r"_[A-Za-z]\w*(?<!__)", given):
+            yield given
+
+
+def test_no_private_name_is_dead() -> None:
+    """Nor kept alive by tests alone."""
+    source = [name for name in CODE if not name.startswith("tests/")]
+    used = Counter(use for name in source for use in uses(name))
+    tested = used + Counter(use for name in CODE if name not in (*source, HERE) for use in uses(name))
+    dead = {(name, given) for name in source for given in private(name) if not used[given]}
+    dead |= {(name, given) for name in CODE for given in private(name) if not tested[given]}
+    theirs = {
+        name
+        for library in LIBRARIES
+        for file in Path(str(library.__file__)).parent.rglob("*.py")
+        for name in re.findall(r"\b_\w+", file.read_text())
+    }
+    assert {each for each in dead if each[1] not in theirs} == set()
+
+
+@pytest.mark.parametrize("word", BANNED)
+def test_words_are_the_fields(word: str) -> None:
+    banned = re.compile(rf"(?<![A-Za-z]){re.escape(word)}(?![a-z])")
+    said = [name for name in FILES if name not in (HERE, "CHANGELOG.md") and banned.search((ROOT / name).read_text())]
+    assert said == [], f"say {BANNED[word]}"
+
+
+def test_what_a_name_means_stands_in_a_docstring_below_it() -> None:
+    """Not in a comment `#:` above it."""
+    assert [name for name in CODE if re.search(r"^ *#[:] |  #[:] ", (ROOT / name).read_text(), re.M)] == []
+
+
+def test_there_is_one_logger() -> None:
+    """The standard library's, called log; cli/logs.py alone formats its lines, with structlog."""
+    other = [name for name in CODE if name != "cli/logs.py" and re.search(r"^\s*(import|from) structlog", (ROOT / name).read_text(), re.M)]
+    assert other == []
+    named = {
+        (name, line)
+        for name in CODE
+        for line in re.findall(r"^\w+ = logging\.getLogger\(.*", (ROOT / name).read_text(), re.M)
+        if line != "log = logging.getLogger(__name__)"
+    }
+    assert named == set()
 
 
 def test_json_that_anybody_may_have_written_is_read_where_its_depth_ends_no_program() -> None:

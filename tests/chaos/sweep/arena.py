@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from contracts.topics import DECISIONS
 from settings import Settings
-from sinks.redis import mark_key
+from sinks.redis import checkpoint_key
 from streams import topics
 from streams.lag import LagReader, total
 from tests.chaos.proxy import Proxy
@@ -171,7 +171,7 @@ class Arena:
         async with Redis.from_url(self.settings.redis.get_secret_value()) as redis:
             await redis.script_flush()
             for lane in range(self.settings.partitions) if ahead else ():
-                await redis.set(mark_key(self.settings.group, lane), b"0 0 %d" % FAR)
+                await redis.set(checkpoint_key(self.settings.group, lane), b"0 0 %d" % FAR)
         if fresh:
             shutil.rmtree(self.data / NAME, ignore_errors=True)
         child = await self._zygote.fork(["worker", "--name", NAME], self._through | (env or {}), armed=armed, tweaks=tweaks, name=NAME)

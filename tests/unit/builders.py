@@ -1,6 +1,7 @@
-"""One order's events as upstream services send them, and what becomes of them: the material of the unit tests.
+"""Builders of events and orders for the unit tests.
 
-`record` writes a valid event in either CloudEvents binding; `Story` takes events in one by one, its state going through bytes each time.
+`record` writes a valid event in either CloudEvents binding. `OrderBuilder` takes events in one by one, and encodes and
+decodes its state after each.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from uuid import UUID, uuid5
 
 import msgspec
 
+from contracts.record_id import RecordId
 from domain import effects, events
 from domain.anomalies import anomalies
 from domain.effects import Derived, LateRefusal
 from domain.events import Event
 from domain.fold import Folded, fold
-from domain.order import Order, Origin
+from domain.order import Order
 from domain.status import OrderView, view_of
 from reference.examples import examples
 from tables import codec
@@ -70,15 +72,29 @@ def moment(hour: int) -> str:
 
 def line(n: int, seller: str = ANNA, quantity: int = 1, price: str = "10.00", **more: Any) -> Data:
     """One line of an order. `more`: shipping_amount, warehouse_id, or anything else."""
-    known = {"item_id": item_id(n), "product_id": f"50000000-0000-4000-8000-{n:012d}", "seller_id": seller, "sku": f"sku-{n}"}
+    known = {
+        "item_id": item_id(n),
+        "product_id": f"50000000-0000-4000-8000-{n:012d}",
+        "seller_id": seller,
+        "sku": f"sku-{n}",
+    }
     return {**known, "quantity": quantity, "price": price, **more}
 
 
 def created(*lines: Data, discount: str | None = None, currency: str = "EUR", **more: Any) -> Data:
     """Data of an order.created whose total adds up."""
     items = list(lines or [line(1)])
-    total = sum((Decimal(i["price"]) * i["quantity"] + Decimal(i.get("shipping_amount", "0")) for i in items), Decimal(0))
-    data = {"order_id": ORDER, "user_id": USER, "currency": currency, "total_amount": str(total - Decimal(discount or 0)), "items": items}
+    total = sum(
+        (Decimal(i["price"]) * i["quantity"] + Decimal(i.get("shipping_amount", "0")) for i in items),
+        Decimal(0),
+    )
+    data = {
+        "order_id": ORDER,
+        "user_id": USER,
+        "currency": currency,
+        "total_amount": str(total - Decimal(discount or 0)),
+        "items": items,
+    }
     return data | ({} if discount is None else {"discount_amount": discount}) | more
 
 
@@ -87,12 +103,22 @@ _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
     "checkout.completed": {
         name: value
         for name, value in (
-            created(line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER), discount="1.00", region="SP")
+            created(
+                line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER),
+                discount="1.00",
+                region="SP",
+            )
             | {"checkout_id": CHECKOUT}
         ).items()
         if name != "order_id"
     },
-    "order.paid": {"order_id": ORDER, "payment_id": payment(1), "amount": "22.00", "currency": "EUR", "method": "card"},
+    "order.paid": {
+        "order_id": ORDER,
+        "payment_id": payment(1),
+        "amount": "22.00",
+        "currency": "EUR",
+        "method": "card",
+    },
     "payment.failed": {"order_id": ORDER, "payment_id": payment(1), "reason": "declined"},
     "stock.reserved": {"order_id": ORDER, "seller_id": ANNA, "reservation_id": STRANGER},
     "stock.rejected": {
@@ -144,7 +170,13 @@ VALID: Final[dict[str, Data]] = {
 
 def attributes(type_: str, **changes: str | None) -> dict[str, str]:
     """CloudEvents attributes; None leaves one out."""
-    known = {"specversion": "1.0", "id": "event-1", "source": "/tests", "type": type_, "time": at(0)} | changes
+    known = {
+        "specversion": "1.0",
+        "id": "event-1",
+        "source": "/tests",
+        "type": type_,
+        "time": at(0),
+    } | changes
     return {name: value for name, value in known.items() if value is not None}
 
 
@@ -168,7 +200,7 @@ def event(type_: str, data: Data, hour: int = 0, **changes: str | None) -> Event
     return events.decode(type_, headers, value)
 
 
-class Story:
+class OrderBuilder:
     """An order that takes in events. Refund decisions wait in `decisions` until `decide` lets them come back, as records do."""
 
     def __init__(self) -> None:
@@ -177,12 +209,12 @@ class Story:
         self.late: list[LateRefusal] = []
         self.refused: list[tuple[str, str]] = []
         self.decisions: deque[Event] = deque()
-        self.told = 0
+        self.count = 0
 
     def take(self, event: Event, offset: int | None = None) -> Folded:
-        origin = Origin(event.type, 3, self.told if offset is None else offset)
+        origin = RecordId(event.type, 3, self.count if offset is None else offset)
         folded = fold(self.order, event, origin)
-        self.told += 1
+        self.count += 1
         if folded.refused is not None:
             self.refused.append(folded.refused)
         for effect in folded.effects:
@@ -196,36 +228,52 @@ class Story:
         self.order = codec.decode(codec.encode(self.order))
         return folded
 
-    def tell(self, type_: str, hour: int = 0, **data: Any) -> Folded:
+    def send(self, type_: str, hour: int = 0, **data: Any) -> Folded:
         """Take in an event of this order; `data` without order_id, in full."""
-        return self.take(event(type_, {"order_id": ORDER, **data}, hour, id=f"event-{self.told}"))
+        return self.take(event(type_, {"order_id": ORDER, **data}, hour, id=f"event-{self.count}"))
 
     def create(self, *lines: Data, hour: int = 0, **more: Any) -> Folded:
         return self.take(event("order.created", created(*lines, **more), hour, id="created"))
 
     def pay(self, amount: str, n: int = 1, hour: int = 1, currency: str = "EUR") -> Folded:
-        return self.tell("order.paid", hour, payment_id=payment(n), amount=amount, currency=currency)
+        return self.send("order.paid", hour, payment_id=payment(n), amount=amount, currency=currency)
 
-    def scan(self, status: str, n: int = 1, hour: int = 2, seller: str = ANNA, items: dict[int, int] | None = None, **more: Any) -> Folded:
-        return self.tell("shipment.updated", hour, shipment_id=parcel(n), seller_id=seller, status=status, **quantities(items), **more)
+    def scan(
+        self,
+        status: str,
+        n: int = 1,
+        hour: int = 2,
+        seller: str = ANNA,
+        items: dict[int, int] | None = None,
+        **more: Any,
+    ) -> Folded:
+        return self.send(
+            "shipment.updated",
+            hour,
+            shipment_id=parcel(n),
+            seller_id=seller,
+            status=status,
+            **quantities(items),
+            **more,
+        )
 
     def stock(self, verb: str, seller: str = ANNA, items: dict[int, int] | None = None, hour: int = 1, **more: Any) -> Folded:
         known = {"reservation_id": made(f"reservation:{seller}")} | more
-        return self.tell(f"stock.{verb}", hour, seller_id=seller, **known, **quantities(items))
+        return self.send(f"stock.{verb}", hour, seller_id=seller, **known, **quantities(items))
 
     def give_back(self, status: str, n: int = 1, hour: int = 5, item: int = 1, quantity: int | None = None, **more: Any) -> Folded:
         known = {} if quantity is None else {"quantity": quantity}
         known |= {"reason": "too small"} | more
-        return self.tell("order.returned", hour, return_id=returned(n), item_id=item_id(item), status=status, **known)
+        return self.send("order.returned", hour, return_id=returned(n), item_id=item_id(item), status=status, **known)
 
     def cancel(self, seller: str | None = None, hour: int = 1, reason: str = "changed my mind") -> Folded:
-        return self.tell("order.cancel_requested", hour, reason=reason, **({} if seller is None else {"seller_id": seller}))
+        return self.send("order.cancel_requested", hour, reason=reason, **({} if seller is None else {"seller_id": seller}))
 
     def decide(self) -> Folded:
         """Let the oldest decision on its way come back."""
         return self.take(self.decisions.popleft())
 
-    def settle(self) -> Story:
+    def settle(self) -> OrderBuilder:
         """Let all decisions come back, and those that follow from them."""
         while self.decisions:
             self.decide()

@@ -38,7 +38,13 @@ class Record(NamedTuple):
 def record(event: Event) -> Record:
     """The record that an upstream service sends for this event."""
     order_id = ids.text(event.order_id)
-    attributes = {"specversion": "1.0", "id": event.id, "source": "/tests", "type": event.type, "time": times.text(event.time)}
+    attributes = {
+        "specversion": "1.0",
+        "id": event.id,
+        "source": "/tests",
+        "type": event.type,
+        "time": times.text(event.time),
+    }
     headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
     data = {name: value for name, value in wire(event.fact).items() if value is not None}
     topic = DECISIONS if isinstance(event.fact, Deadline) else event.type
@@ -48,26 +54,7 @@ def record(event: Event) -> Record:
 def wire(fact: Any) -> dict[str, Any]:
     match fact:
         case Created():
-            digits = money.DIGITS[fact.currency]
-            return {
-                "user_id": ids.text(fact.user_id),
-                "region": fact.region,
-                "currency": fact.currency,
-                "total_amount": money.text(fact.total, digits),
-                "discount_amount": None if fact.discount is None else money.text(fact.discount, digits),
-                "items": [
-                    {
-                        "item_id": ids.text(item.item_id),
-                        "product_id": ids.text(item.product_id),
-                        "seller_id": ids.text(item.seller_id),
-                        "sku": item.sku,
-                        "quantity": item.quantity,
-                        "price": money.text(item.price, digits),
-                        **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, digits)}),
-                    }
-                    for item in fact.items
-                ],
-            }
+            return created(fact)
         case Payment():
             return {
                 "payment_id": ids.text(fact.payment_id),
@@ -77,9 +64,16 @@ def wire(fact: Any) -> dict[str, Any]:
         case PaymentFailure():
             return {"payment_id": ids.text(fact.payment_id), "reason": fact.reason}
         case StockReply():
-            return {"seller_id": ids.text(fact.seller_id), "reservation_id": ids.text(fact.reservation_id), "items": quantities(fact.items)}
+            return {
+                "seller_id": ids.text(fact.seller_id),
+                "reservation_id": ids.text(fact.reservation_id),
+                "items": quantities(fact.items),
+            }
         case Cancellation():
-            return {"seller_id": None if fact.seller_id is None else ids.text(fact.seller_id), "reason": fact.reason}
+            return {
+                "seller_id": None if fact.seller_id is None else ids.text(fact.seller_id),
+                "reason": fact.reason,
+            }
         case Scan():
             return {
                 "shipment_id": ids.text(fact.shipment_id),
@@ -104,6 +98,29 @@ def wire(fact: Any) -> dict[str, Any]:
         case RefundReply():
             return {"refund_id": ids.text(fact.refund_id)}
     return {name: value for name, value in events.wire(fact, bytes(16)).items() if name != "order_id"}
+
+
+def created(fact: Created) -> dict[str, Any]:
+    digits = money.DIGITS[fact.currency]
+    return {
+        "user_id": ids.text(fact.user_id),
+        "region": fact.region,
+        "currency": fact.currency,
+        "total_amount": money.text(fact.total, digits),
+        "discount_amount": None if fact.discount is None else money.text(fact.discount, digits),
+        "items": [
+            {
+                "item_id": ids.text(item.item_id),
+                "product_id": ids.text(item.product_id),
+                "seller_id": ids.text(item.seller_id),
+                "sku": item.sku,
+                "quantity": item.quantity,
+                "price": money.text(item.price, digits),
+                **({} if item.shipping is None else {"shipping_amount": money.text(item.shipping, digits)}),
+            }
+            for item in fact.items
+        ],
+    }
 
 
 def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | None:
@@ -133,44 +150,34 @@ def dense(n: int, rng: Random) -> list[Record]:
     facts: list[tuple[str, Any]] = [("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))]
     for _ in range(rng.randint(0, 30)):
         item = rng.choice(items)
-        seller, many = item.seller_id, rng.choice((None, [(item.item_id, rng.randint(1, 3))]))
-        kind = rng.randrange(20)
-        if kind < 7:
-            scan = Scan(
-                hour(rng),
-                raw_id(2, rng.randrange(2)),
-                Rank(rng.randrange(4)),
-                seller,
-                tracking_number=rng.choice((None, "T1", "T2")),
-                items=many,
-            )
-            facts.append(("shipment.updated", scan))
-        elif kind < 11:
-            quantity = rng.choice((None, 1, 2, 5))
-            stage = ReturnStage(
-                hour(rng),
-                raw_id(3, rng.randrange(2)),
-                ReturnStatus(rng.randrange(3)),
-                item.item_id,
-                quantity,
-                "r",
-                None,
-                rng.choice((None, False)),
-            )
-            facts.append(("order.returned", stage))
-        elif kind < 15:
-            facts.append(
-                ("order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), rng.choice((1, max(1, total // 2), max(1, total))), "EUR"))
-            )
-        elif kind < 18:
-            answer = StockAnswer(rng.randrange(1, 3))
-            reservation = ids.uuid5(order_id, f"reservation:{ids.text(seller)}")
-            facts.append((f"stock.{answer.text}", StockReply(hour(rng), answer, seller, reservation, many)))
-        elif kind < 19:
-            facts.append(("order.cancel_requested", Cancellation(hour(rng), rng.choice((None, seller)), "r")))
-        else:
-            facts.append(("order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), 5, "USD")))
+        many = rng.choice((None, [(item.item_id, rng.randint(1, 3))]))
+        facts.append(random_fact(rng, order_id, item, many, total))
     return [record(Event(kind, order_id, fact, f"e{n}", fact.time, None)) for kind, fact in facts]
+
+
+def random_fact(rng: Random, order_id: bytes, item: Item, many: list[tuple[bytes, int]] | None, total: int) -> tuple[str, Any]:
+    """Event type and fact: of a line, and so many of its units (None: it doesn't say)."""
+    kind, seller = rng.randrange(20), item.seller_id
+    if kind < 7:
+        number = rng.choice((None, "T1", "T2"))
+        parcel, rank = raw_id(2, rng.randrange(2)), Rank(rng.randrange(4))
+        return "shipment.updated", Scan(hour(rng), parcel, rank, seller, tracking_number=number, items=many)
+    if kind < 11:
+        back, status, quantity = raw_id(3, rng.randrange(2)), ReturnStatus(rng.randrange(3)), rng.choice((None, 1, 2, 5))
+        restock = rng.choice((None, False))
+        stage = ReturnStage(hour(rng), back, status, item.item_id, quantity, "r", None, restock)
+        return "order.returned", stage
+    if kind < 15:
+        amount = rng.choice((1, max(1, total // 2), max(1, total)))
+        return "order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), amount, "EUR")
+    if kind < 18:
+        answer = StockAnswer(rng.randrange(1, 3))
+        reservation = ids.uuid5(order_id, f"reservation:{ids.text(seller)}")
+        reply = StockReply(hour(rng), answer, seller, reservation, many)
+        return f"stock.{answer.text}", reply
+    if kind < 19:
+        return "order.cancel_requested", Cancellation(hour(rng), rng.choice((None, seller)), "r")
+    return "order.paid", Payment(hour(rng), raw_id(1, rng.randrange(3)), 5, "USD")
 
 
 def hour(rng: Random) -> int:
