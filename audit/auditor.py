@@ -25,6 +25,7 @@ from aiokafka import TopicPartition
 
 from audit.derived import DERIVED, NOTICES
 from audit.findings import Finding, Findings, Report
+from audit.foreign import read_json
 from audit.index import Index, Letter, Note
 from audit.judge import (
     DERIVED_EVENT,
@@ -261,7 +262,7 @@ class Auditor:
 
     def _note(self, lane: int, record: Record) -> Note | None:
         try:
-            told = json.loads(record.value or b"")
+            told = read_json(record.value)
             (topic, partition, offset), (to_topic, to_partition, to_offset) = told["origin"], told["to"]
             origin, to = Place(str(topic), int(partition), int(offset)), Place(str(to_topic), int(to_partition), int(to_offset))
             return Note(_text(record.key or b""), str(told["reason"]), origin, to)
@@ -465,7 +466,7 @@ class Auditor:
             event = unwrap(record.value, record.headers)
             if event.type != partition.topic:
                 raise Refused("type_wrong_topic", event.type)
-            whole = json.loads(record.value or b"")
+            whole = read_json(record.value)
         except (Refused, ValueError) as error:
             self._findings.broken("derived", _text(record.key or b""), where, f"a CloudEvent of type {partition.topic}", error)
             return {}, None
@@ -582,7 +583,7 @@ class Auditor:
 def _lanes_told(value: bytes | None) -> tuple[int, list[int]] | None:
     """How many lanes there are since partitions were added, and were before; None where a record says no such thing."""
     try:
-        note = json.loads(value or b"")
+        note = read_json(value)
         lanes, former = note["partitions"], sorted(note["former"])
     except (ValueError, TypeError, KeyError):
         return None
@@ -603,7 +604,7 @@ def _about(topic: str, record: Record) -> list[str]:
 def _orders_of(tracking: bytes | None) -> list[bytes]:
     """Orders with a parcel in a tracking entry; none of them known, as b"", if it is no JSON array of parcels."""
     try:
-        return sorted({each["order_id"].encode() for each in json.loads(tracking or b"")}) or [b""]
+        return sorted({each["order_id"].encode() for each in read_json(tracking)}) or [b""]
     except (ValueError, TypeError, KeyError, AttributeError):
         return [b""]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ import redis.asyncio
 import rocksdict
 from redis.exceptions import RedisError, ResponseError
 
+from audit.foreign import read_json
 from audit.log import told
 from audit.reference import uuid_text
 
@@ -294,7 +294,7 @@ class Cache:
             except (RedisError, OSError) as error:
                 raise self._unavailable(error) from error
             try:
-                parcels = {(str(each["order_id"]), str(each["shipment_id"])) for each in json.loads(value or b"")}
+                parcels = {(str(each["order_id"]), str(each["shipment_id"])) for each in read_json(value)}
             except (ValueError, TypeError, KeyError):
                 return None
             known = {order_id for order_id, summary in zip(some, summaries, strict=True) if summary is not None}

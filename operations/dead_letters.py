@@ -13,6 +13,7 @@ import msgspec
 from aiokafka import TopicPartition
 
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
+from contracts.strict_json import read_foreign
 from contracts.topics import DLQ, LANE, REDRIVEN
 from settings import Settings
 from streams import topics
@@ -220,10 +221,7 @@ _decode: Final = msgspec.json.Decoder(Redriven).decode
 
 def _note(value: bytes | None) -> Redriven | None:
     """What a record of orders.redriven says; None if it is no note: anybody may write there."""
-    try:
-        return _decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return read_foreign(_decode, value)
 
 
 def _letter(record: Any) -> DeadLetter:

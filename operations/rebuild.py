@@ -27,6 +27,7 @@ import redis.asyncio
 from aiokafka import TopicPartition
 
 from contracts import ids
+from contracts.strict_json import read_foreign
 from domain.deadlines import next_due
 from operations.changelog import STALE, decode, read_changelog, same, version, write_states
 from operations.differences import Differences
@@ -438,10 +439,7 @@ async def _values(client: Any, keys: Sequence[str]) -> list[bytes | None]:
 
 
 def _json(value: bytes | None) -> Any:
-    try:
-        return None if value is None else msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return read_foreign(msgspec.json.decode, value)
 
 
 def _are_parcels(value: Any) -> bool:

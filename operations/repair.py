@@ -18,10 +18,12 @@ from itertools import islice
 from types import TracebackType
 from typing import Final, Self
 
+import msgspec
 import redis.asyncio
 from aiokafka import TopicPartition
 from redis.exceptions import ResponseError
 
+from contracts.strict_json import read_foreign
 from operations.changelog import version, write_states
 from operations.grouplock import GroupLock
 from operations.history import FOLD_RECORDS, HistoryReader, committed, fold, project
@@ -195,8 +197,9 @@ class Repairer:
     async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:
         """Take an order's parcels from under a tracking number. No worker writes meanwhile."""
         try:
-            rest = [each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id]
-        except (ValueError, TypeError, KeyError, ResponseError):  # no list of parcels
+            parcels = read_foreign(msgspec.json.decode, await client.get(key)) or []
+            rest = [each for each in parcels if each["order_id"] != order_id]
+        except (TypeError, KeyError, ResponseError):  # no list of parcels
             rest = []
         if rest:
             await client.set(key, json.dumps(rest, separators=(",", ":"), ensure_ascii=False), keepttl=True)

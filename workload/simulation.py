@@ -6,7 +6,6 @@ It reads from the end of the topics, without a consumer group: what it missed th
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,9 +14,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 from aiokafka import TopicPartition
 
 from contracts.cloudevents import binary
+from contracts.strict_json import read_foreign
 from settings import Settings
 from wire import AIOKafkaConsumer, AIOKafkaProducer, clients, partitions_of
 from workload.services import Behaviour, Later, Market, Message, Steps, order_of
@@ -166,10 +167,7 @@ class Bazaar:
 
 def _data(value: bytes | None) -> dict[str, Any]:
     """Of a command or notice; empty for what is none: anybody may write to a topic."""
-    try:
-        data = json.loads(value or b"")
-    except ValueError:
-        return {}
+    data = read_foreign(msgspec.json.decode, value)
     return data if isinstance(data, dict) and isinstance(data.get("order_id"), str) else {}
 
 

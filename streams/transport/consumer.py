@@ -100,11 +100,15 @@ class Consumer(driver.Consumer):
         self._fetch_more()
 
     async def _drain_messages(self, fetcher: Any) -> None:
+        deliveries = [asyncio.ensure_future(self._drain_lanes(fetcher)), asyncio.ensure_future(self._ordinary.deliver(fetcher))]
         try:
-            await asyncio.gather(self._drain_lanes(fetcher), self._ordinary.deliver(fetcher))
+            await asyncio.gather(*deliveries)
         except (ConsumerStoppedError, asyncio.CancelledError):
             if not self.app.should_stop:
                 raise
+        finally:
+            for delivery in deliveries:
+                delivery.cancel()
 
     async def _drain_lanes(self, fetcher: Any) -> None:
         limit = self._app.settings.batch_records

@@ -152,6 +152,20 @@ async def test_a_kill_loses_no_record_of_an_ordinary_agent_and_none_of_the_lanes
     await group.verify()
 
 
+async def test_workers_with_and_without_the_agent_share_a_group(group: Counting, notes: Notes) -> None:
+    without = group.start("1")
+    await without.ready()
+    with_it = group.start("2", **notes.env)
+    await notes.send(*texts(0, 30))
+    await group.produce(1000)
+    await group.shared(without, with_it)
+    await group.drained()
+    await notes.all_copied(*texts(0, 30))
+    assert await without.stop() == 0
+    assert await with_it.stop() == 0
+    await group.verify()
+
+
 async def test_an_agent_added_by_its_recipe_runs_beside_the_orders(fresh: Settings, group: Counting, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()

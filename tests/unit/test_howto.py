@@ -89,7 +89,14 @@ def copy_of_the_source(folder: Path) -> Path:
 
 
 def test_there_are_recipes() -> None:
-    assert RECIPES == ["add-a-column.md", "add-a-derived-event.md", "add-a-setting.md", "add-a-sink.md", "add-an-agent.md", "add-an-event.md"]
+    assert RECIPES == [
+        "add-a-column.md",
+        "add-a-derived-event.md",
+        "add-a-setting.md",
+        "add-a-sink.md",
+        "add-an-agent.md",
+        "add-an-event.md",
+    ]
 
 
 @pytest.mark.parametrize("page", RECIPES)
