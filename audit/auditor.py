@@ -41,11 +41,12 @@ from audit.judge import (
     digest_of,
     origin_of_copy,
 )
-from audit.log import Log, Record, Span, partition_of
+from audit.log import Log, LogUnavailable, Record, Span, partition_of
 from audit.reference import Fact, Place, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
 from audit.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
+from errors import OrdersError
 from wire import name_bytes, raw_bytes
 from wire.reader import Parsed, Unread
 
@@ -83,8 +84,8 @@ class Target:
     patience: float = 30.0
 
 
-class OtherLanes(Exception):
-    """The orders' lanes aren't found by the number of partitions that was given. The message says by which."""
+class OtherLanes(OrdersError):
+    """The orders' lanes aren't found by the number of partitions that was given. The remedy says by which."""
 
 
 class Auditor:
@@ -166,7 +167,7 @@ class Auditor:
         report.missing_topics = [topic for topic in topics if topic not in self._counts]
         present = [topic for topic in LANE if topic in self._counts]
         if not present:
-            raise StoreUnavailable("Kafka has none of the input topics; run `orders init`")
+            raise LogUnavailable("Kafka has none of the input topics", "run orders init")
         if report.missing_topics:
             report.notices.append(f"topics missing: {', '.join(report.missing_topics)}; `orders init` creates them")
         self._lanes = max(self._counts[topic] for topic in present)
@@ -212,7 +213,9 @@ class Auditor:
                 for record in records:
                     lanes, self._former = _lanes_told(record.value) or (lanes, self._former)
         if None not in (lanes, self._target.partitions) and lanes != self._target.partitions:
-            raise OtherLanes(f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}: set it to {lanes}")
+            raise OtherLanes(
+                f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}", f"set it to {lanes}"
+            )
 
     def _owner(self, key: bytes, number: int) -> int:
         """The lane that a record under this key belongs to by its partition: its order's, also where that is its partition of before."""
@@ -401,7 +404,7 @@ class Auditor:
             try:
                 table = LocalTable(path)
             except StoreUnavailable as error:
-                self.report.notices.append(f"local table not looked at: {error}")
+                self.report.notices.append(f"local table not looked at: {error.message}")
                 continue
             if table.offset >= changelog.end:
                 expected = f"at most {changelog.end - 1}, the last of {self._target.changelog}/{number}"

@@ -62,6 +62,6 @@ async def lanes(settings: Settings) -> Lanes:
     found = await noted(settings) or Lanes(settings.partitions)
     if found.number != settings.partitions:
         raise PartitionMismatch(
-            f"the orders are spread over {found.number} lanes, ORDERS_PARTITIONS is {settings.partitions}: set it to {found.number}"
+            f"the orders are spread over {found.number} lanes, ORDERS_PARTITIONS is {settings.partitions}", f"set it to {found.number}"
         )
     return found
