@@ -76,7 +76,10 @@ async def listed(connection: ddl.Connection) -> list[Shadow]:
         " WHERE c.relname = $1 AND c.relkind = 'r' AND obj_description(c.oid) = 'orders rebuild' ORDER BY n.nspname",
         _NOTE,
     )
-    found = [Shadow(schema, *await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]  # type: ignore[misc]
+    found = []
+    for schema in schemas:
+        note = await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")
+        found.append(Shadow(schema, *note))  # type: ignore[misc]
     return sorted(found, key=lambda shadow: (shadow.before, shadow.started_at))
 
 
