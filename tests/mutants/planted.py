@@ -90,7 +90,7 @@ def planted(mutant: Mutant) -> Iterator[Path]:
         root = Path(folder)
         for name in COPIED:
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("app.py", "settings.py", "pyproject.toml", "alembic.ini", "docker-compose.yml"):
+        for name in ("app.py", "errors.py", "settings.py", "pyproject.toml", "alembic.ini", "docker-compose.yml"):
             shutil.copy(ROOT / name, root / name)
         if mutant.patch is not None:
             applied = subprocess.run(

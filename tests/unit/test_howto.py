@@ -82,7 +82,7 @@ def copy_of_the_source(folder: Path) -> Path:
     for room in ROOT.glob("*/__init__.py"):
         if room.parent.name != "tests":
             shutil.copytree(room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("app.py", "settings.py"):
+    for name in ("app.py", "errors.py", "settings.py"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "tests" / "contract", folder / "tests" / "contract", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
