@@ -25,6 +25,7 @@ from aiokafka import TopicPartition
 
 from audit.derived import DERIVED, NOTICES
 from audit.findings import Finding, Findings, Report
+from audit.foreign import read_json
 from audit.index import Index, Letter, Note
 from audit.judge import (
     DERIVED_EVENT,
@@ -40,11 +41,12 @@ from audit.judge import (
     digest_of,
     origin_of_copy,
 )
-from audit.log import Log, Record, Span, partition_of
+from audit.log import Log, LogUnavailable, Record, Span, partition_of
 from audit.reference import Fact, Place, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
 from audit.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
+from errors import OrdersError
 from wire import name_bytes, raw_bytes
 from wire.reader import Parsed, Unread
 
@@ -82,8 +84,8 @@ class Target:
     patience: float = 30.0
 
 
-class OtherLanes(Exception):
-    """The orders' lanes aren't found by the number of partitions that was given. The message says by which."""
+class OtherLanes(OrdersError):
+    """The orders' lanes aren't found by the number of partitions that was given. The remedy says by which."""
 
 
 class Auditor:
@@ -165,7 +167,7 @@ class Auditor:
         report.missing_topics = [topic for topic in topics if topic not in self._counts]
         present = [topic for topic in LANE if topic in self._counts]
         if not present:
-            raise StoreUnavailable("Kafka has none of the input topics; run `orders init`")
+            raise LogUnavailable("Kafka has none of the input topics", "run orders init")
         if report.missing_topics:
             report.notices.append(f"topics missing: {', '.join(report.missing_topics)}; `orders init` creates them")
         self._lanes = max(self._counts[topic] for topic in present)
@@ -211,7 +213,9 @@ class Auditor:
                 for record in records:
                     lanes, self._former = _lanes_told(record.value) or (lanes, self._former)
         if None not in (lanes, self._target.partitions) and lanes != self._target.partitions:
-            raise OtherLanes(f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}: set it to {lanes}")
+            raise OtherLanes(
+                f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}", f"set it to {lanes}"
+            )
 
     def _owner(self, key: bytes, number: int) -> int:
         """The lane that a record under this key belongs to by its partition: its order's, also where that is its partition of before."""
@@ -261,7 +265,7 @@ class Auditor:
 
     def _note(self, lane: int, record: Record) -> Note | None:
         try:
-            told = json.loads(record.value or b"")
+            told = read_json(record.value)
             (topic, partition, offset), (to_topic, to_partition, to_offset) = told["origin"], told["to"]
             origin, to = Place(str(topic), int(partition), int(offset)), Place(str(to_topic), int(to_partition), int(to_offset))
             return Note(_text(record.key or b""), str(told["reason"]), origin, to)
@@ -400,7 +404,7 @@ class Auditor:
             try:
                 table = LocalTable(path)
             except StoreUnavailable as error:
-                self.report.notices.append(f"local table not looked at: {error}")
+                self.report.notices.append(f"local table not looked at: {error.message}")
                 continue
             if table.offset >= changelog.end:
                 expected = f"at most {changelog.end - 1}, the last of {self._target.changelog}/{number}"
@@ -465,7 +469,7 @@ class Auditor:
             event = unwrap(record.value, record.headers)
             if event.type != partition.topic:
                 raise Refused("type_wrong_topic", event.type)
-            whole = json.loads(record.value or b"")
+            whole = read_json(record.value)
         except (Refused, ValueError) as error:
             self._findings.broken("derived", _text(record.key or b""), where, f"a CloudEvent of type {partition.topic}", error)
             return {}, None
@@ -582,7 +586,7 @@ class Auditor:
 def _lanes_told(value: bytes | None) -> tuple[int, list[int]] | None:
     """How many lanes there are since partitions were added, and were before; None where a record says no such thing."""
     try:
-        note = json.loads(value or b"")
+        note = read_json(value)
         lanes, former = note["partitions"], sorted(note["former"])
     except (ValueError, TypeError, KeyError):
         return None
@@ -603,7 +607,7 @@ def _about(topic: str, record: Record) -> list[str]:
 def _orders_of(tracking: bytes | None) -> list[bytes]:
     """Orders with a parcel in a tracking entry; none of them known, as b"", if it is no JSON array of parcels."""
     try:
-        return sorted({each["order_id"].encode() for each in json.loads(tracking or b"")}) or [b""]
+        return sorted({each["order_id"].encode() for each in read_json(tracking)}) or [b""]
     except (ValueError, TypeError, KeyError, AttributeError):
         return [b""]
 

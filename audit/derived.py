@@ -49,7 +49,7 @@ class Event:
         self.trace = trace
         try:
             self.data = _decode(value)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(str(error)) from None
 
 

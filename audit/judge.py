@@ -7,7 +7,6 @@ index on the local disk.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import time
 from collections import Counter
@@ -18,6 +17,7 @@ from typing import Any, Final
 
 from audit.derived import DERIVED, SAME, DerivedEvents, Event, difference, first_pair
 from audit.findings import Findings
+from audit.foreign import read_json
 from audit.index import Index, Letter
 from audit.reference import (
     LATE,
@@ -576,7 +576,7 @@ class Judge:
 
     def _judge_summary(self, held: Held, key: str, value: bytes) -> None:
         try:
-            found = json.loads(value)
+            found = read_json(value)
             apart = [difference(summary_of(reading), found) for reading in held.readings]
         except (ValueError, TypeError, AttributeError) as error:
             self._findings.broken("cache", held.order_id, key, "a JSON object", error)
@@ -595,7 +595,7 @@ class Judge:
         """Returns the ids of the order's parcels that are there."""
         number = key.removeprefix("tracking:")
         try:
-            own = [(each["shipment_id"], each) for each in json.loads(value) if each["order_id"] == held.order_id]
+            own = [(each["shipment_id"], each) for each in read_json(value) if each["order_id"] == held.order_id]
         except (ValueError, TypeError, KeyError) as error:
             self._findings.broken("cache", held.order_id, key, "a JSON array of parcels", f"{type(error).__name__}: {error}")
             return []

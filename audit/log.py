@@ -26,6 +26,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.fetch import FetchRequest
 
+from errors import OrdersError
 from wire import AIOKafkaConsumer, PartitionRecords, RecordBatches, learn_topics
 
 Progress = Callable[[int], None]
@@ -81,8 +82,10 @@ class _Records(PartitionRecords):
         return record
 
 
-class LogUnavailable(Exception):
+class LogUnavailable(OrdersError):
     """Kafka can't be reached, or stopped answering. The message says which server and what happened."""
+
+    remedy = "start it (orders stack up), or set where it is (ORDERS_KAFKA)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +148,13 @@ class Log:
     @property
     def _reader(self) -> Any:
         if self._consumer is None:
-            raise LogUnavailable("the log is not open; use it as `async with Log(...)`")
+            raise RuntimeError("the log is not open: use it as `async with Log(...)`")
         return self._consumer
 
     @property
     def _cluster(self) -> AIOKafkaAdminClient:
         if self._admin is None:
-            raise LogUnavailable("the log is not open; use it as `async with Log(...)`")
+            raise RuntimeError("the log is not open: use it as `async with Log(...)`")
         return self._admin
 
     async def partitions(self, topics: Iterable[str]) -> dict[str, int]:

@@ -76,7 +76,7 @@ def read_state(raw: bytes) -> State:
     """Raises ValueError for bytes that are no state."""
     try:
         decoded = msgspec.msgpack.decode(raw)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(str(error)) from None
     least = len(FIELDS) - len(ADDED)
     if not isinstance(decoded, list) or len(decoded) < least:

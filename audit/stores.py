@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -19,8 +18,10 @@ import redis.asyncio
 import rocksdict
 from redis.exceptions import RedisError, ResponseError
 
+from audit.foreign import read_json
 from audit.log import told
 from audit.reference import uuid_text
+from errors import OrdersError
 
 COLUMNS: Final = {
     "orders_order": "id user_id region status currency total_amount discount_amount created_at updated_at version",
@@ -40,8 +41,10 @@ _NUMBERS: Final = ("quantity", "version")
 Row = tuple[Any, ...]
 
 
-class StoreUnavailable(Exception):
+class StoreUnavailable(OrdersError):
     """Postgres or Redis can't be read. The message says which and what happened."""
+
+    remedy = "start it (orders stack up), or set where it is (orders settings)"
 
 
 def columns(table: str) -> list[str]:
@@ -179,7 +182,7 @@ class Rows:
         try:
             return await question
         except asyncpg.UndefinedTableError as error:
-            raise StoreUnavailable(f"Postgres: {error}; run `orders init`") from error
+            raise StoreUnavailable(f"Postgres: {error}", "run orders init") from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreUnavailable(f"Postgres: {told(error)}") from error
 
@@ -294,7 +297,7 @@ class Cache:
             except (RedisError, OSError) as error:
                 raise self._unavailable(error) from error
             try:
-                parcels = {(str(each["order_id"]), str(each["shipment_id"])) for each in json.loads(value or b"")}
+                parcels = {(str(each["order_id"]), str(each["shipment_id"])) for each in read_json(value)}
             except (ValueError, TypeError, KeyError):
                 return None
             known = {order_id for order_id, summary in zip(some, summaries, strict=True) if summary is not None}
@@ -327,7 +330,9 @@ class Cache:
         return self._evicts
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
-        return StoreUnavailable(f"no Redis at {_without_password(self._url)}: {told(error)} (--no-cache audits without it)")
+        return StoreUnavailable(
+            f"no Redis at {_without_password(self._url)}: {told(error)}", "start it (orders stack up), or audit without it (--no-cache)"
+        )
 
 
 def _entry(found: list[Any]) -> Entry | None:

@@ -29,6 +29,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 from contracts.cloudevents import SourceEvent
+from errors import OrdersError
 from settings import Settings
 from stack import Stack, ports
 from wire import AIOKafkaConsumer
@@ -45,6 +46,12 @@ WAITING = {f"ORDERS_{name}_DEADLINE": "86400" for name in ("PAYMENT", "STOCK", "
 """Every order of the workload arms its deadlines, though its times are years old; none of them passes meanwhile."""
 POLL_SECONDS = 0.5
 """Asking a worker costs it some milliseconds: more often, and the measurement would measure itself."""
+
+
+class BenchFailed(OrdersError):
+    """Nothing could be measured."""
+
+    remedy = "run it again when the machine has less to do, or with fewer --orders"
 
 
 @dataclass
@@ -64,7 +71,7 @@ class Plan:
 
 
 def run(plan: Plan) -> dict[str, Any]:
-    """Measure and return one JSON object. Blocks for minutes. Raises RuntimeError if a worker dies or stands still."""
+    """Measure and return one JSON object. Blocks for minutes. Raises BenchFailed if a worker dies or stands still."""
     with tempfile.TemporaryDirectory(prefix="orders-bench-") as folder:
         stack = Stack.start(Path(folder) / "stack")
         try:
@@ -94,7 +101,11 @@ class _Worker:
     def metrics(self) -> dict[str, float]:
         """Handled records, seconds by step. Empty until the worker serves them."""
         if self.process.poll() is not None:
-            raise RuntimeError(f"a worker ended with {self.process.returncode}:\n{self._log.read_text()[-2000:]}")
+            raise BenchFailed(
+                f"a worker ended with exit code {self.process.returncode}",
+                "see the last lines of its log",
+                log=self._log.read_text()[-2000:],
+            )
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=5) as answer:
                 text = answer.read().decode()
@@ -202,13 +213,13 @@ class _Bench:
             if first is not None and records >= total:
                 break
             if now - last_change > 120:
-                raise RuntimeError(f"the workers stand still at {records:,.0f} of {total:,} records")
+                raise BenchFailed(f"the workers stand still at {records:,.0f} of {total:,} records")
             time.sleep(POLL_SECONDS)
         _, before, cpu_before = first
         cpu = self._cpu(workers)
         handled = seen - before["records"]
         if handled <= 0:
-            raise RuntimeError("the workers were done before the first look at them: more --orders are needed to measure")
+            raise BenchFailed("the workers were done before the first look at them", "give more --orders")
         # Both ends by the workers' own clock readings, so that the interval of the questions doesn't matter.
         elapsed = found["finished"] - before["finished"]
         steps = {step: (found.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled for step in STEPS}
@@ -264,7 +275,7 @@ class _Bench:
                 if len(rows) == len(sent_at) and waits[0] > 0:
                     break
                 if time.monotonic() > deadline:
-                    raise RuntimeError(f"{len(rows)} of {len(sent_at)} orders arrived within a minute")
+                    raise BenchFailed(f"{len(rows)} of {len(sent_at)} orders arrived within a minute")
                 await asyncio.sleep(0.2)
         finally:
             await connection.close()
@@ -297,7 +308,7 @@ class _Bench:
         with self._workers("fresh", 1) as (worker,):
             while not worker.ready():
                 if time.monotonic() - started > 300:
-                    raise RuntimeError("a new worker was not ready within five minutes")
+                    raise BenchFailed("a new worker was not ready within five minutes")
                 time.sleep(0.05)
             return {"seconds_from_nothing": round(time.monotonic() - started, 2)}
 
@@ -352,7 +363,7 @@ async def _reading(settings: Settings, caused_at: dict[bytes, float]) -> AsyncIt
             await asyncio.sleep(2)
         reading.cancel()
     if len(waits) < 2:
-        raise RuntimeError(f"no {VISIBLE} came")
+        raise BenchFailed(f"no {VISIBLE} came")
     cuts = statistics.quantiles(waits, n=1000)
     found.update({"visible_p50_ms": round(cuts[499], 1), "visible_p99_ms": round(cuts[989], 1)})
 

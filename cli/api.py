@@ -12,7 +12,7 @@ from typing import Annotated
 import asyncpg
 import typer
 
-from cli.errors import UserError
+from errors import OrdersError
 from settings import get_settings
 from sinks.connection import check
 
@@ -29,14 +29,14 @@ def api_command(
     """
     settings = get_settings()
     if not settings.bearer_keys and not _loopback(host):
-        raise UserError(f"--host {host} is not loopback: set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)")
+        raise OrdersError(f"--host {host} is not loopback", "set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)")
     for name, url in (("ORDERS_POSTGRES", settings.postgres), ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica)):
         try:
             # A server that is away comes back; an address that can't be used doesn't get better.
             asyncio.run(check((url or settings.postgres).get_secret_value()))
         except asyncpg.ClientConfigurationError as error:
             # What it got may be a secret.
-            raise UserError(f"{name}: {str(error).partition(', got ')[0]}") from None
+            raise OrdersError(f"{name}: {str(error).partition(', got ')[0]}", "correct the URL") from None
     listening = _bound(host, port)
 
     import uvicorn
@@ -85,6 +85,6 @@ def _bound(host: str, port: int) -> socket.socket:
             listening.close()
             raise
     except OSError as error:
-        what = "is in use: choose another --port" if error.errno == errno.EADDRINUSE else f"can't be served: {error.strerror}"
-        raise UserError(f"{host}:{port} {what}") from None
+        what = "is in use" if error.errno == errno.EADDRINUSE else f"can't be served: {error.strerror}"
+        raise OrdersError(f"{host}:{port} {what}", "choose another --port, or another --host") from None
     return listening

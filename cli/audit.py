@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import gc
 import json as jsonlib
-import sqlite3
-import sys
-import tempfile
-from collections.abc import Callable
 from typing import Annotated
 
 import typer
 from rich.text import Text
 
-from audit.auditor import Auditor, OtherLanes, Target
 from audit.findings import CHECKS, Finding, Report
-from audit.log import LogUnavailable
-from audit.stores import StoreUnavailable
-from cli.errors import UserError
-from cli.terminal import Rows, Terminal, messages, output, progress
+from cli.terminal import Rows, Terminal, output, progress
 from cli.text import printable
-from settings import Settings, get_settings
-from sinks.connection import plain
+from operations.auditing import audit, target_of
+from settings import get_settings
 
 
 def audit_command(
@@ -49,64 +39,15 @@ def audit_command(
 
         orders wait && orders audit --max-findings 10
     """
-    report = _audit(get_settings(), max_findings=max_findings, cache=cache, tables=tables, quiet=json or not sys.stderr.isatty())
+    with progress("audit", quiet=json, transient=False) as bar:
+        target = target_of(get_settings(), cache=cache, tables=tables)
+        report = asyncio.run(audit(target, max_findings=max_findings, progress=bar.work))
     if json:
         print(jsonlib.dumps(report.document(), indent=2, sort_keys=True))
     else:
         show(report, output())
     if not report.clean:
         raise typer.Exit(1)
-
-
-def target_of(settings: Settings, *, cache: bool, tables: bool) -> Target:
-    """What the settings name."""
-    return Target(
-        brokers=settings.brokers,
-        group=settings.group,
-        changelog=settings.changelog_topic,
-        postgres=plain(settings.postgres.get_secret_value()),
-        redis=settings.redis.get_secret_value() if cache else None,
-        partitions=settings.partitions,
-        data=settings.data if tables else None,
-    )
-
-
-def _audit(settings: Settings, *, max_findings: int, cache: bool, quiet: bool, tables: bool = True) -> Report:
-    """Audit, with a progress bar unless `quiet`. Raises UserError when it can't look."""
-    return asyncio.run(audit(target_of(settings, cache=cache, tables=tables), max_findings=max_findings, quiet=quiet))
-
-
-async def audit(
-    target: Target,
-    *,
-    max_findings: int,
-    quiet: bool,
-    only: frozenset[str] | None = None,
-    hear: Callable[[Finding], None] | None = None,
-) -> Report:
-    """The same in an event loop that runs. `only`, `hear`: see Auditor."""
-    with progress(messages(), quiet=quiet, transient=False) as bar:
-        task = bar.add_task("audit", total=None)
-        auditor = Auditor(
-            target,
-            most_findings=max_findings,
-            progress=lambda what, done, whole: bar.update(task, description=what, completed=done, total=whole),
-            hear=hear,
-            only=only,
-        )
-        # Millions of objects that all go by reference count: looking through them for cycles every 700 is a waste.
-        gc.set_threshold(100_000, 50, 100)
-        try:
-            return await auditor.run()
-        except OtherLanes as error:
-            raise UserError(str(error)) from None
-        except (LogUnavailable, StoreUnavailable) as error:
-            raise UserError(f"{error}. Start it (orders stack up), or set where it is (orders settings)") from error
-        except (OSError, sqlite3.OperationalError) as error:
-            if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-                raise
-            room = f"it keeps about one lane of the log below {tempfile.gettempdir()}; TMPDIR names another place"
-            raise UserError(f"the audit's own files: {error}; {room}") from error
 
 
 def show(report: Report, console: Terminal) -> None:

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from cli.errors import UserError
 from cli.terminal import Rows, Terminal, messages, output
 from cli.text import printable
+from errors import OrdersError
 from settings import Settings
 
 
@@ -47,27 +47,23 @@ def bench_command(
     Example: orders bench --orders 60000 --workers 2 --delivery exactly_once --json
     """
     from benchmarks.run import Plan, run
-    from stack import StackError
 
     console = messages()
     if out is not None:
         _writable(out)
-    try:
-        guarantee = Settings().delivery if delivery is None else delivery.value
-        plan = Plan(
-            orders,
-            spread,
-            workers,
-            rate,
-            seconds,
-            seed,
-            guarantee,
-            open_orders,
-            lambda message: console.print(printable(message), style="dim"),
-        )
-        result = run(plan)
-    except (StackError, RuntimeError) as error:
-        raise UserError.with_log(f"bench: {error}") from None
+    guarantee = Settings().delivery if delivery is None else delivery.value
+    plan = Plan(
+        orders,
+        spread,
+        workers,
+        rate,
+        seconds,
+        seed,
+        guarantee,
+        open_orders,
+        lambda message: console.print(printable(message), style="dim"),
+    )
+    result = run(plan)
     text = json.dumps(result, indent=2)
     if as_json:
         sys.stdout.write(text + "\n")
@@ -77,15 +73,15 @@ def bench_command(
         try:
             out.write_text(text + "\n")
         except OSError as error:
-            raise UserError(f"--out {out}: {error.strerror}; the result is on stdout only") from None
+            raise OrdersError(f"--out {out}: {error.strerror}; the result is on stdout only", "copy it from there") from None
 
 
 def _writable(out: Path) -> None:
-    """Before minutes of work. Raises UserError."""
+    """Before minutes of work. Raises OrdersError."""
     try:
         out.open("a").close()
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}; check the path") from None
+        raise OrdersError(f"--out {out}: {error.strerror}", "check the path") from None
 
 
 def _print(result: dict[str, Any]) -> None:

@@ -19,15 +19,14 @@ from uuid import UUID
 
 import typer
 
-from cli.errors import UserError
-from cli.terminal import Rows, messages, output, progress
+from cli.terminal import Rows, Wide, output, progress
 from cli.text import printable
-from contracts.cloudevents import SourceError
+from errors import OrdersError
+from operations.servers import require
 from operations.submit.files import temporary, write
-from operations.submit.jobs import Job, Refusal, prepare, send
+from operations.submit.jobs import Job, Refusal, prepare, send, status
 from settings import Settings, get_settings
-from sinks.bulk import BulkJobs, OtherJob
-from streams import topics
+from sinks.bulk import OtherJob
 
 app = typer.Typer(
     help="Files of orders, shipping updates or returns as background jobs.",
@@ -93,40 +92,35 @@ def submit_command(
     """
     settings, started = get_settings(), time.monotonic()
     job = None if job is None else _uuid(job)
-    bar = progress(messages(), quiet=as_json)
     failure: BaseException | None = None
     sent = 0
     with ExitStack() as stack:
         refused = _Refused(report, file, stack)
-        stack.enter_context(bar)
-        reading = bar.add_task("lines read", total=None)
-        try:
-            made = prepare(
-                file,
-                kind.value,
-                stack,
-                stdin=sys.stdin.buffer,
-                format=None if format is None else format.value,
-                job=job,
-                limit=max_bytes,
-                refuse=refused.add,
-                progress=lambda lines: bar.update(reading, completed=lines),
-            )
-        except SourceError as error:
-            raise UserError(printable(str(error))) from error
+        bar = stack.enter_context(progress("lines read", quiet=as_json))
+        made = prepare(
+            file,
+            kind.value,
+            stack,
+            stdin=sys.stdin.buffer,
+            format=None if format is None else format.value,
+            job=job,
+            limit=max_bytes,
+            refuse=refused.add,
+            progress=bar.show,
+        )
         refused.write(made)
         if made.parts and not dry_run:
-            sending = bar.add_task("parts sent", total=len(made.parts))
+            sending = bar.another("parts sent", len(made.parts))
 
             def count(part: int) -> None:
                 nonlocal sent
                 sent += 1
-                bar.update(sending, completed=part)
+                sending.show(part)
 
             try:
                 asyncio.run(_send(settings, made, again, count))
             except OtherJob:
-                raise UserError(f"job {made.id} is that of another file or kind; choose another --job, or none") from None
+                raise  # nothing was sent
             except BaseException as error:
                 failure = error
     outcome = Outcome(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
@@ -153,12 +147,12 @@ class _Refused:
     """The refused lines: the first ones for the summary, all of them for --report, which is written once the file has been read."""
 
     def __init__(self, report: Path | None, file: str, stack: ExitStack) -> None:
-        """Opens the report, and changes nothing of it. Raises UserError: it can't be written, or is read, or printed to."""
+        """Opens the report, and changes nothing of it. Raises OrdersError: it can't be written, or is read, or printed to."""
         self.first: list[Refusal] = []
         self.failed: OSError | None = None
         self._out: int | None = None
         if file == "-" and sys.stdin is None:
-            raise UserError("-: there is no stdin; name a file")
+            raise OrdersError("-: there is no stdin", "name a file")
         if report is None:
             return
         try:
@@ -173,16 +167,13 @@ class _Refused:
             ordinary = there is None or stat.S_ISREG(there.st_mode)
             self._out = os.open(report, os.O_RDWR | os.O_CREAT if ordinary else os.O_WRONLY, 0o666)
         except OSError as error:
-            raise UserError(f"--report {report}: {error.strerror}; check the path") from None
+            raise OrdersError(f"--report {report}: {error.strerror}", "check the path") from None
         stack.callback(os.close, self._out)
         if ordinary and os.path.samestat(source, os.fstat(self._out)):
             raise self._overwrites()
         if ordinary and any(_same_file(self._out, number) for number in (1, 2)):
-            raise UserError(f"--report {report} is where this command prints to; choose another file")
-        try:
-            self._all = temporary(stack)
-        except SourceError as error:
-            raise UserError(str(error)) from error
+            raise OrdersError(f"--report {report} is where this command prints to", "choose another file")
+        self._all = temporary(stack)
 
     def add(self, refusal: Refusal) -> None:
         """Raises SourceError when there is no room for it."""
@@ -192,7 +183,7 @@ class _Refused:
             write(self._all, json.dumps(refusal._asdict()).encode() + b"\n")
 
     def write(self, job: Job) -> None:
-        """Write the report; what goes wrong is kept in `failed`. Raises UserError when it holds what was read, through a pipe perhaps."""
+        """Write the report; what goes wrong is kept in `failed`. Raises OrdersError when it holds what was read, through a pipe perhaps."""
         if self._out is None:
             return
         try:
@@ -209,8 +200,8 @@ class _Refused:
         except OSError as error:
             self.failed = error
 
-    def _overwrites(self) -> UserError:
-        return UserError(f"--report {self._report} would overwrite what is read; choose another file")
+    def _overwrites(self) -> OrdersError:
+        return OrdersError(f"--report {self._report} would overwrite what is read", "choose another file")
 
 
 def _same_file(one: int, other: int) -> bool:
@@ -233,10 +224,7 @@ def _fail(failure: BaseException, sent: int) -> NoReturn:
 
 
 async def _send(settings: Settings, job: Job, again: bool, progress: Any) -> int:
-    # Asked first: the producer would wait half a minute for a topic that isn't there.
-    absent = await topics.missing(settings)
-    if absent:
-        raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
+    await require(settings)
     return await send(settings, job, again=again, progress=progress)
 
 
@@ -280,6 +268,7 @@ def _report(job: Job, refusals: list[Refusal], outcome: Outcome, as_json: bool) 
 def status_command(
     job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
+    wide: Wide = False,
     as_json: Json = False,
 ) -> None:
     """How far bulk jobs are: parts sent and unpacked, lines refused. Exits 1 if the job that was asked for isn't known.
@@ -292,7 +281,7 @@ def status_command(
         print(json.dumps({"jobs": rows}, default=_text))
     else:
         numbers = ("lines", "refused", "parts sent", "parts done", "events")
-        table = Rows("job", "kind", *numbers, "state", right=numbers)
+        table = Rows("job", "kind", *numbers, "state", right=numbers, wide=wide)
         for row in rows:
             known = {name: "?" if row[name] is None else f"{row[name]:,}" for name in ("lines", "refused")}
             sent = "?" if row["digest"] is None else f"{row['parts_sent']:,}/{row['parts']:,}"
@@ -304,20 +293,6 @@ def status_command(
         raise typer.Exit(1)
 
 
-async def status(settings: Settings, job: str | None, most: int) -> list[dict[str, Any]]:
-    """Rows of orders_bulk_job, the newest job first, each with its state in words. Raises what asyncpg raises."""
-    async with BulkJobs(settings, "orders-bulk-status") as jobs:
-        return [{**row, "state": _state(row)} for row in await jobs.jobs(job, most)]
-
-
-def _state(row: dict[str, Any]) -> str:
-    if row["completed_at"] is not None:
-        return "completed"
-    if row["digest"] is not None and row["submitted_at"] is None:
-        return "submitting"
-    return "unpacking" if row["parts_done"] else "submitted"
-
-
 def _text(value: Any) -> str:
     return value.isoformat() if hasattr(value, "isoformat") else str(value)
 
@@ -326,4 +301,4 @@ def _uuid(text: str) -> str:
     try:
         return str(UUID(text))
     except ValueError:
-        raise UserError(f"{text!r} is not a job's UUID; orders bulk status has them") from None
+        raise OrdersError(f"{text!r} is not a job's UUID", "orders bulk status has them") from None

@@ -5,23 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Coroutine
 from dataclasses import asdict
 from enum import StrEnum
 from itertools import groupby
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import asyncpg
 import typer
 
-from cli.errors import UserError
-from cli.terminal import Rows, confirmed, interactive, output
+from cli.terminal import Rows, Wide, confirmed, interactive, output
 from cli.text import printable
-from operations.postgres import ddl, partitions, references, regions
+from errors import OrdersError
+from operations.postgres import partitions, references, regions
 from settings import get_settings
-from sinks.migrate import SchemaMismatch
-
-T = TypeVar("T")
 
 app = typer.Typer(
     invoke_without_command=True,
@@ -46,7 +41,7 @@ DeadlinePolicy = Annotated[float, typer.Option("--timeout", min=0, help="Seconds
 
 
 @app.callback()
-def db_command(ctx: typer.Context, as_json: Json = False) -> None:
+def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) -> None:
     """Without a command: how large the Postgres tables are, partition by partition.
 
     Rows, dead rows and bloat are estimates from Postgres's statistics; nothing is scanned.
@@ -54,11 +49,13 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
     Example: [bold]orders db --json[/bold]
     """
     if ctx.invoked_subcommand is not None:
+        if wide:
+            raise OrdersError("--wide is for orders db alone", f"leave it out of orders db {ctx.invoked_subcommand}")
         if as_json:
-            raise UserError(f"--json belongs after {ctx.invoked_subcommand}; see orders db {ctx.invoked_subcommand} --help")
+            raise OrdersError(f"--json belongs after {ctx.invoked_subcommand}", f"see orders db {ctx.invoked_subcommand} --help")
         return
-    found = _run(partitions.overview(get_settings()))
-    links = _run(references.listed(get_settings()))
+    found = asyncio.run(partitions.overview(get_settings()))
+    links = asyncio.run(references.listed(get_settings()))
     if as_json:
         tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(found)]
         document = {
@@ -73,7 +70,7 @@ def db_command(ctx: typer.Context, as_json: Json = False) -> None:
     console = output()
     how = "hash of user_id" if found.layout.partition_by == "user_id" else "region"
     console.print(f"partitioned by {how}; revision {found.revision}; the database takes {_size(found.database_bytes)}")
-    console.print(_table(found))
+    console.print(_table(found, wide))
     for each in links:
         console.print(_link(each))
     console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
@@ -106,9 +103,9 @@ def link_command(
     given = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
     targets = {kind: given[kind] or "" for kind in references.KINDS if given[kind] is not None}
     if not targets:
-        raise UserError("nothing to link: give at least one of --users, --products, --warehouses, --sellers; see orders db link --help")
+        raise OrdersError("nothing to link", "give at least one of --users, --products, --warehouses, --sellers; see orders db link --help")
     try:
-        done = _run(references.link(get_settings(), targets, enforced, timeout, _say))
+        done = asyncio.run(references.link(get_settings(), targets, enforced, timeout, _say))
     except references.BrokenReferences as error:
         if as_json:
             print(json.dumps({"references": [], "broken": [asdict(each) for each in error.broken]}))
@@ -136,11 +133,11 @@ def unlink_command(
     Example: [bold]orders db unlink users[/bold]
     """
     if not kinds and not as_json and interactive():
-        links = _run(references.listed(get_settings()))
+        links = asyncio.run(references.listed(get_settings()))
         if links and not confirmed(f"{len(links)} foreign keys: take all of them away?"):
             print("nothing unlinked")
             raise typer.Exit(1)
-    gone = _run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
+    gone = asyncio.run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
     if as_json:
         print(json.dumps({"unlinked": [asdict(each) for each in gone]}))
         return
@@ -174,9 +171,9 @@ def _plain(part: partitions.Partition) -> dict[str, Any]:
     return {**asdict(part), "vacuumed_at": None if at is None else at.isoformat()}
 
 
-def _table(found: partitions.Overview) -> Rows:
+def _table(found: partitions.Overview, wide: bool) -> Rows:
     numbers = ("rows", "table", "indexes", "dead", "bloat", "vacuumed")
-    table = Rows("partition", "holds", *numbers, prose={"holds"}, right=numbers)
+    table = Rows("partition", "holds", *numbers, prose={"holds"}, right=numbers, wide=wide)
     for name, parts in _by_table(found):
         sums = _sums(parts)
         cells = (name, "", f"{sums['rows']:,}", _size(sums["table_bytes"]), _size(sums["index_bytes"]), f"{sums['dead_rows']:,}")
@@ -223,7 +220,7 @@ def add_command(
 
     Example: [bold]orders db regions add SP RJ[/bold]
     """
-    made = _run(regions.add(get_settings(), names, timeout, _say))
+    made = asyncio.run(regions.add(get_settings(), names, timeout, _say))
     if as_json:
         print(json.dumps({"regions": [asdict(each) for each in made]}))
         return
@@ -246,7 +243,7 @@ def list_command(as_json: Json = False) -> None:
 
     Example: [bold]orders db regions list[/bold]
     """
-    found = _run(regions.listed(get_settings()))
+    found = asyncio.run(regions.listed(get_settings()))
     own = sorted(name for name, count in found.items() if count is None)
     default = {name: count for name, count in sorted(found.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
     if as_json:
@@ -262,15 +259,3 @@ def _named(region: str) -> str:
 
 def _say(line: str) -> None:
     typer.echo(printable(line), err=True)
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run it; what a person can mend becomes a UserError."""
-    try:
-        return asyncio.run(work)
-    except (SchemaMismatch, ddl.Busy, references.LinkError) as error:
-        raise UserError(str(error)) from error
-    except asyncpg.InsufficientPrivilegeError as error:
-        raise UserError(f"Postgres says: {error}; run it as the owner of the tables") from error
-    except asyncpg.FeatureNotSupportedError as error:
-        raise UserError(f"this Postgres can't do that: {error}") from error

@@ -19,14 +19,13 @@ from uuid import UUID
 
 import psutil
 import typer
-from rich.progress import Progress
 from rich.text import Text
 
-from cli.errors import UserError
 from cli.terminal import Rows, output, progress
 from cli.text import printable
 from contracts.errors import REASONS
 from domain import explain
+from errors import OrdersError
 from settings import Settings
 
 WORKER_FILE = "demo-worker"
@@ -41,6 +40,12 @@ SHARES = (0.02, 0.1, 0.005)
 """Duplicates, late events, poison: what a marketplace's topics look like on an ordinary day."""
 
 console = output()
+
+
+class DemoFailed(OrdersError):
+    """The demo didn't come to its end."""
+
+    remedy = "run it again with --keep, and see worker.log in the stack's folder"
 
 
 def demo_command(
@@ -62,20 +67,17 @@ def demo_command(
     try:
         scratch = tempfile.TemporaryDirectory(prefix="orders-demo-")
     except OSError as error:
-        raise UserError(f"there is no temporary folder to work in ({error.strerror or error}); set TMPDIR to one of yours") from None
+        raise OrdersError(f"there is no temporary folder to work in ({error.strerror or error})", "set TMPDIR to one of yours") from None
     with scratch as folder:
         _run(Path(folder) / "stack", orders, keep=False)
 
 
 def _run(folder: Path, orders: int, *, keep: bool) -> None:
-    from stack import Stack, StackError
+    from stack import Stack
     from streams import topics
 
-    try:
-        with console.status("starting Kafka, PostgreSQL and Valkey from packages") as status:
-            stack = Stack.start(folder, progress=status.update)
-    except StackError as error:
-        raise UserError.with_log(str(error)) from None
+    with console.status("starting Kafka, PostgreSQL and Valkey from packages") as status:
+        stack = Stack.start(folder, progress=status.update)
     worker: subprocess.Popen[bytes] | None = None
     done = False
     try:
@@ -130,7 +132,7 @@ def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     with console.status("starting a worker"):
         while "worker ready" not in log.read_text(errors="replace"):
             if worker.poll() is not None or time.monotonic() > deadline:
-                raise UserError("the worker did not start:", log=log.read_text(errors="replace")[-2000:])
+                raise OrdersError("the worker did not start", "see the last lines of its log", log=log.read_text(errors="replace")[-2000:])
             time.sleep(0.1)
     return worker
 
@@ -157,14 +159,11 @@ def _terminate(process: psutil.Process | None) -> None:
 
 
 def _stop(folder: Path) -> None:
-    from stack import Stack, StackError
+    from stack import Stack
 
     worker = _left_worker(folder)
     _terminate(worker)
-    try:
-        Stack.open(folder).stop()
-    except StackError as error:
-        raise UserError.with_log(str(error)) from None
+    Stack.open(folder).stop()
     console.print("stopped; the data stays in " + str(folder))
 
 
@@ -178,7 +177,7 @@ async def _circle(settings: Settings, worker: subprocess.Popen[bytes]) -> list[s
     with _watched(worker):
         outcome = await run(settings, behaviour, CHECKOUTS, CHECKOUT_RATE, CIRCLE_SECONDS, console)
     if outcome.hanging:
-        raise UserError(f"{len(outcome.hanging)} orders did not end within {CIRCLE_SECONDS:.0f} s; orders show {outcome.hanging[0]}")
+        raise DemoFailed(f"{len(outcome.hanging)} orders did not end within {CIRCLE_SECONDS:.0f} s, one of them {outcome.hanging[0]}")
     served = f"simulated inventory, payment and shipping answered {outcome.commands.total():,} commands"
     _step("circle", f"{CHECKOUTS:,} carts checked out; {served}")
     ended = Counter(outcome.ended.values())
@@ -200,50 +199,48 @@ def _events(orders: int) -> tuple[Iterable[Any], str]:
 
 
 async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[bytes]) -> None:
-    from cli.wait import wait
+    from operations.wait import wait
     from workload.producer import send
 
     with console.status("making up orders"):
         events, words = _events(orders)
     total = len(events)  # type: ignore[arg-type]
     started = time.monotonic()
-    with progress(console, form="  {task.description:<10}") as bar:
-        sent_bar = bar.add_task("sent", total=total)
-        done_bar = bar.add_task("processed", total=total)
-        sending = asyncio.ensure_future(send(settings, events, progress=lambda count: bar.update(sent_bar, completed=count)))
+    with progress("sent", total, console=console, form="  {task.description:<10}") as sent_bar:
+        done_bar = sent_bar.another("processed", total)
+        sent = 0
+
+        def count(records: int) -> None:
+            nonlocal sent
+            sent = records
+            sent_bar.show(sent)
+
+        def processed(_: int, left: int) -> None:
+            done_bar.show(max(0, sent - left))
+
+        sending = asyncio.ensure_future(send(settings, events, progress=count))
         with _watched(worker):
             while not sending.done():
-                await wait(
-                    settings,
-                    0,
-                    lambda handled, left: bar.update(done_bar, completed=_processed(bar, sent_bar, left)),
-                    cache=False,
-                )
+                await wait(settings, 0, processed, cache=False)
             await sending
-            outcome = await wait(
-                settings, DRAIN_SECONDS, lambda handled, left: bar.update(done_bar, completed=_processed(bar, sent_bar, left))
-            )
+            outcome = await wait(settings, DRAIN_SECONDS, processed)
     if not outcome.done:
-        raise UserError(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}")
+        raise DemoFailed(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}")
     seconds = time.monotonic() - started
     _step("orders", words)
     _step("speed", f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s")
-
-
-def _processed(bar: Progress, sent_bar: Any, left: int) -> int:
-    return max(0, int(bar.tasks[sent_bar].completed) - left)
 
 
 @contextmanager
 def _watched(worker: subprocess.Popen[bytes]) -> Iterator[None]:
     yield
     if worker.poll() is not None:
-        raise UserError(f"the worker ended with exit code {worker.returncode}; its log tells why")
+        raise DemoFailed(f"the worker ended with exit code {worker.returncode}")
 
 
 async def _summary(settings: Settings, circle: list[str]) -> None:
-    from cli.dlq import read
     from cli.show import COLOURS, render
+    from operations.dead_letters import read
     from operations.postgres.ddl import connect
     from queries.state import read_state
 
@@ -282,12 +279,12 @@ async def _summary(settings: Settings, circle: list[str]) -> None:
 
 
 def _verdict(settings: Settings) -> None:
-    from cli.audit import _audit
+    from operations.auditing import audit, target_of
 
     with console.status("auditing: the log is folded a second time"):
-        report = _audit(settings, max_findings=50, cache=True, quiet=True)
+        report = asyncio.run(audit(target_of(settings, cache=True, tables=True), max_findings=50))
     verdict = ("clean", "bold green") if report.clean else (f"{report.broken.total():,} broken", "bold red")
     what = ": a second, independent fold of the log equals every row, state and cache entry"
     console.print(Text.assemble(("\nAudit", "bold"), " (orders audit): ", verdict, what))
     if not report.clean:
-        raise UserError("the audit found broken invariants: see `orders audit`")
+        raise DemoFailed("the audit found broken invariants")

@@ -7,24 +7,21 @@ import base64
 import getpass
 import json
 import socket
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import Sequence
 from textwrap import indent
 from typing import Annotated, Any, Final, get_args
 
 import typer
-from aiokafka.errors import InvalidTransactionTimeout, KafkaError, TransactionalIdAuthorizationFailed
+from aiokafka.errors import KafkaError
 
-from cli.errors import UserError
-from cli.terminal import Rows, confirmed, interactive, messages, output, progress
+from cli.terminal import Rows, Wide, confirmed, interactive, output, progress
 from cli.text import printable, second
 from contracts.errors import REASONS
 from contracts.topics import BULK, LANE
-from operations.dead_letters import REDRIVE_COUNT, DeadLetter, Letters, NoSuchLetter, Redriven, State, state_of
-from operations.redrive import Outcome, Selection, TakenOver, redrive
+from errors import OrdersError
+from operations.dead_letters import DeadLetter, Redriven, State, find, newest_of, state_of
+from operations.redrive import Outcome, Selection, redrive
 from settings import Settings, get_settings
-from streams.lag import TopicsMissing
 
 app = typer.Typer(
     help="Dead letters: what was refused and why, and its way back.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
@@ -33,9 +30,6 @@ app = typer.Typer(
 SHOWN_CHARACTERS: Final = 4000
 STATES: Final[tuple[State, ...]] = get_args(State)
 SHOWN_IDS: Final = 20
-
-_Found = tuple[DeadLetter, Redriven | None]
-"""A letter, and the ledger's note of it."""
 
 
 @app.callback()
@@ -49,6 +43,7 @@ def list_command(
     topic: Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)] = None,
     state: Annotated[str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)] = None,
     limit: Annotated[int, typer.Option(min=1, help="The newest so many; the summary counts all.")] = 50,
+    wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """The refused records, the newest last, what became of each, and a summary by reason.
@@ -61,9 +56,9 @@ def list_command(
     _check_reasons([] if reason is None else [reason])
     _check_topics([] if topic is None else [topic])
     if state is not None and state not in STATES:
-        raise UserError(f"no state {state!r}; one of {', '.join(STATES)}")
+        raise OrdersError(f"no state {state!r}", f"one of {', '.join(STATES)}")
     settings = get_settings()
-    newest, reasons, states = asyncio.run(_collect(settings, reason, topic, state, limit))
+    newest, reasons, states = asyncio.run(newest_of(settings, reason, topic, state, limit))
     if as_json:
         rows = [_summary(settings, letter, note) for letter, note in newest]
         counts = {"total": reasons.total(), "by_reason": dict(reasons.most_common()), "by_state": {name: states[name] for name in STATES}}
@@ -73,15 +68,17 @@ def list_command(
     if not reasons:
         console.print("no dead letters")
         return
-    table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"})
+    table = Rows("at", "reason", "detail", "record", "time", "state", prose={"detail"}, wide=wide)
     for letter, note in newest:
         table.add(letter.coordinates, letter.reason, letter.detail, letter.origin, second(letter.time), state_of(settings, letter, note))
     console.print(table)
     console.print()
+    summary = Rows("letters", "reason", "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide)
     for code, count in reasons.most_common():
-        console.print(f"{count:>8,}  {printable(code)}: {REASONS.get(code, 'an unknown reason')}")
+        summary.add(f"{count:,}", code, REASONS.get(code, "an unknown reason"))
+    console.print(summary)
     told = ", ".join(f"{states[name]:,} {name}" for name in STATES)
-    console.print(f"{reasons.total():>8,}  in all: {told}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
+    console.print(f"{reasons.total():,} in all: {told}; one whole with: orders dlq show {newest[-1][0].coordinates}", style="bold")
 
 
 @app.command("show")
@@ -95,13 +92,10 @@ def show_command(
     """
     parts = coordinates.rsplit(":", 2)
     if len(parts) not in (2, 3) or not all(part.isascii() and part.isdigit() for part in parts[-2:]):
-        raise UserError(f"{coordinates!r} is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET; orders dlq list has them")
+        raise OrdersError(f"{coordinates!r} is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET", "orders dlq list has them")
     partition, offset = int(parts[-2]), int(parts[-1])
     settings = get_settings()
-    found = asyncio.run(_find(settings, parts[0] if len(parts) == 3 else None, partition, offset))
-    if found is None:
-        raise UserError(f"no dead letter at {coordinates}; orders dlq list has them")
-    letter, note = found
+    letter, note = asyncio.run(find(settings, parts[0] if len(parts) == 3 else None, partition, offset))
     if as_json:
         headers = [[name, _base64(value)] for name, value in letter.headers]
         print(
@@ -160,7 +154,7 @@ def redrive_command(
     _check_topics(topic or [])
     selection = Selection(frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most)
     if everything and (reason or topic or ids):
-        raise UserError("--all and --reason, --topic or --ids contradict each other; leave one away")
+        raise OrdersError("--all and --reason, --topic or --ids contradict each other", "leave one away")
     if not (everything or reason or topic or ids or most or dry_run):
         _ask(selection, may_ask=not as_json)
     outcome = _redrive(get_settings(), selection, dry_run=dry_run, quiet=as_json)
@@ -184,9 +178,11 @@ def redrive_command(
 
 
 def _ask(selection: Selection, *, may_ask: bool) -> None:
-    """Returns if everything is to be sent. Raises UserError where nobody can be asked, typer.Exit on no."""
+    """Returns if everything is to be sent. Raises OrdersError where nobody can be asked, typer.Exit on no."""
     if not (may_ask and interactive()):
-        raise UserError("which dead letters? --all for every one, or --reason, --topic, --ids, --max; --dry-run tells how many would go")
+        raise OrdersError(
+            "nothing says which dead letters", "--all for every one, or --reason, --topic, --ids, --max; --dry-run tells how many would go"
+        )
     would = _redrive(get_settings(), selection, dry_run=True, quiet=False)
     if not would.sent:
         return
@@ -196,48 +192,16 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
         raise typer.Exit(1)
 
 
-async def read(settings: Settings) -> AsyncGenerator[DeadLetter, None]:
-    """Every dead letter there is at the call, each partition's in order. Raises UserError when a topic doesn't exist."""
-    async with _letters(settings) as letters, aclosing(letters.all()) as found:
-        async for letter, _ in found:
-            yield letter
-
-
-@asynccontextmanager
-async def _letters(settings: Settings) -> AsyncIterator[Letters]:
-    try:
-        async with Letters(settings) as letters:
-            yield letters
-    except TopicsMissing as error:
-        raise UserError(f"{error}; run orders init") from None
-
-
 def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: bool) -> Outcome:
     """With progress on stderr where a person looks."""
     by = f"{getpass.getuser()}@{socket.gethostname()}"
-    try:
-        with progress(messages(), quiet=quiet) as bar:
-            task = bar.add_task("dead letters", total=None)
+    with progress("dead letters", quiet=quiet) as bar:
 
-            def show(seen: int, count: int) -> None:
-                bar.update(task, completed=seen, total=count)
+        async def run() -> Outcome:
+            asyncio.get_running_loop().set_exception_handler(_told_once)
+            return await redrive(settings, selection, by=by, dry_run=dry_run, progress=bar.show)
 
-            async def run() -> Outcome:
-                asyncio.get_running_loop().set_exception_handler(_told_once)
-                return await redrive(settings, selection, by=by, dry_run=dry_run, progress=show)
-
-            return asyncio.run(run())
-    except TopicsMissing as error:
-        raise UserError(f"{error}; run orders init") from None
-    except NoSuchLetter as error:
-        raise UserError(f"no dead letter at {error}; orders dlq list has them") from None
-    except TakenOver:
-        raise UserError(
-            "another redrive was begun meanwhile and has taken over (or Kafka was away for longer than ORDERS_TRANSACTION_TIMEOUT): "
-            "this one ends; run it again when the other one has ended"
-        ) from None
-    except (TransactionalIdAuthorizationFailed, InvalidTransactionTimeout) as error:
-        raise UserError(f"Kafka at {settings.kafka} refuses the transaction ({error}); docs/delivery.md says what it needs") from None
+        return asyncio.run(run())
 
 
 def _told_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -260,13 +224,13 @@ def _became(settings: Settings, letter: DeadLetter, note: Redriven | None) -> st
 def _check_reasons(reasons: Sequence[str]) -> None:
     for code in reasons:
         if code not in REASONS:
-            raise UserError(f"no reason code {code!r}; one of {', '.join(REASONS)}")
+            raise OrdersError(f"no reason code {code!r}", f"one of {', '.join(REASONS)}")
 
 
 def _check_topics(names: Sequence[str]) -> None:
     for name in names:
         if name not in (*LANE, *BULK):
-            raise UserError(f"no dead letter comes from a topic {name!r}; one of {', '.join((*LANE, *BULK))}")
+            raise OrdersError(f"no dead letter comes from a topic {name!r}", f"one of {', '.join((*LANE, *BULK))}")
 
 
 def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
@@ -276,7 +240,7 @@ def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
     for each in text.split(","):
         partition, _, offset = each.strip().partition(":")
         if not all(part.isascii() and part.isdigit() and len(part) < 19 for part in (partition, offset)):
-            raise UserError(f"--ids {each.strip()!r} is not PARTITION:OFFSET; orders dlq list has them")
+            raise OrdersError(f"--ids {each.strip()!r} is not PARTITION:OFFSET", "orders dlq list has them")
         found.add((int(partition), int(offset)))
     return frozenset(found)
 
@@ -288,47 +252,6 @@ def pretty(value: bytes) -> str:
         return json.dumps(parsed, indent=2, allow_nan=False)
     except (ValueError, RecursionError):
         return printable(_decoded(value), lines=True)
-
-
-async def _collect(
-    settings: Settings, reason: str | None, topic: str | None, state: str | None, limit: int
-) -> tuple[list[_Found], Counter[str], Counter[str]]:
-    newest: list[_Found] = []
-    reasons: Counter[str] = Counter()
-    states: Counter[str] = Counter()
-    async with _letters(settings) as letters, aclosing(letters.all()) as found:
-        async for letter, note in found:
-            its = state_of(settings, letter, note)
-            if (reason in (None, letter.reason)) and (topic in (None, letter.origin_topic)) and (state in (None, its)):
-                reasons[letter.reason] += 1
-                states[its] += 1
-                newest.append((_slim(letter), note))
-                if len(newest) >= 2 * limit + 1000:
-                    newest = _newest(newest, limit)
-    return _newest(newest, limit), reasons, states
-
-
-def _slim(letter: DeadLetter) -> DeadLetter:
-    """Without what takes memory; its state stays."""
-    marks = tuple(header for header in letter.headers if header[0] == REDRIVE_COUNT)
-    return letter._replace(key=None, value=None if letter.value is None else b"", headers=marks)
-
-
-def _newest(letters: list[_Found], limit: int) -> list[_Found]:
-    return sorted(letters, key=lambda pair: (pair[0].time, pair[0].partition, pair[0].offset))[-limit:]
-
-
-async def _find(settings: Settings, topic: str | None, partition: int, offset: int) -> _Found | None:
-    async with _letters(settings) as letters:
-        source = letters.some([(partition, offset)]) if topic is None else letters.all()
-        try:
-            async with aclosing(source) as found:
-                async for letter, note in found:
-                    if topic is None or letter.place == (topic, partition, offset):
-                        return letter, note
-        except NoSuchLetter:
-            pass
-    return None
 
 
 def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> dict[str, Any]:

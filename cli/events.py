@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import UserError
+from errors import OrdersError
 from reference import compatibility
 from reference.events import reference
 from reference.page import markdown
@@ -29,14 +29,12 @@ def events_command(
     Example: [bold]orders events > docs/events.md; orders events --write contracts[/bold]
     """
     if sum((as_json, as_asyncapi, write is not None)) > 1:
-        raise UserError("one of --json, --asyncapi and --write at a time")
+        raise OrdersError("--json, --asyncapi and --write contradict each other", "give one of them at a time")
     if write is not None:
         try:
             changed = compatibility.write(write)
-        except compatibility.Breaking as broken:
-            raise UserError(str(broken)) from None
         except OSError as error:
-            raise UserError(f"--write {write}: {error.strerror}") from None
+            raise OrdersError(f"--write {write}: {error.strerror}", "check the path") from None
         print("\n".join(str(path) for path in changed) or "nothing has changed")
     elif as_asyncapi:
         print(json.dumps(compatibility.asyncapi(), indent=2))

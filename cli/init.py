@@ -9,10 +9,8 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import UserError
-from settings import Settings, get_settings
-from sinks import migrate
-from streams import topics
+from operations.servers import create
+from settings import get_settings
 
 
 class PartitionColumn(StrEnum):
@@ -40,19 +38,9 @@ def init_command(
     settings = get_settings()
     if partitions is not None:
         settings = settings.model_copy(update={"partitions": partitions})
-    try:
-        created = asyncio.run(create(settings, partition_by.value))
-    except (topics.TopicMismatch, migrate.SchemaMismatch) as error:
-        raise UserError(str(error)) from error
+    created = asyncio.run(create(settings, partition_by.value))
     if as_json:
         print(json.dumps({"topics_created": created, "partitions": settings.partitions, "partition_by": partition_by.value}))
         return
     made = f"{len(created)} topics created" if created else "all topics were there"
     print(f"{made}, {settings.partitions} partitions each; the schema is up to date, partitioned by {partition_by.value}")
-
-
-async def create(settings: Settings, partition_by: str = "user_id") -> list[str]:
-    """Topics, then schema; returns the names of the topics created. Raises TopicMismatch, SchemaMismatch, or what the clients raise."""
-    created = await topics.ensure(settings)
-    await migrate.upgrade(settings, partition_by)
-    return created

@@ -54,7 +54,7 @@ def _running(folder: Path) -> Stack | None:
         stack = Stack.open(folder)
         return stack if stack.running else None
     except StackError as error:
-        _say(f"{error}; not used")
+        _say(f"{error.message}; not used")
         return None
 
 

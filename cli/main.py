@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import logging
 import sys
@@ -18,9 +19,9 @@ from typer.exceptions import TyperException
 
 import settings
 from cli import local, streams
-from cli.errors import UserError
 from cli.terminal import sane_dimensions
 from cli.text import one_line, printable
+from errors import OrdersError
 
 
 class Subcommand(NamedTuple):
@@ -94,7 +95,11 @@ class SubcommandGroup(TyperGroup):
 
 def load(sub: Subcommand) -> Any:
     """Import a subcommand and make it ready to be called. Raises ImportError or AttributeError if it isn't where SUBCOMMANDS says."""
-    target = getattr(importlib.import_module(sub.module), sub.attribute)
+    gc.disable()  # Most of what is imported stays: looking through it again and again is a tenth of the start.
+    try:
+        target = getattr(importlib.import_module(sub.module), sub.attribute)
+    finally:
+        gc.enable()
     if not isinstance(target, typer.Typer):
         single = typer.Typer(add_completion=False, rich_markup_mode="rich")
         single.command(name=sub.name, help=target.__doc__ or sub.help)(target)
@@ -207,7 +212,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _explain_one(error: BaseException) -> str | None:
-    if isinstance(error, UserError):
+    if isinstance(error, OrdersError):
         return "\n".join((one_line(error), *error.log.splitlines()))
     if isinstance(error, ValidationError):
         if error.title != "Settings":
@@ -216,8 +221,6 @@ def _explain_one(error: BaseException) -> str | None:
     if isinstance(error, ModuleNotFoundError) and error.name in LOCAL_SERVERS:
         return f"the local servers are not installed ({error.name} is missing); run: pip install 'orders-stream[stack]'"
     family = type(error).__module__.partition(".")[0]
-    if type(error).__name__ == "PartitionMismatch":
-        return one_line(error)
     if family == "aiokafka":
         return _explain_kafka(error)
     if family == "asyncpg":
@@ -260,6 +263,10 @@ def _explain_postgres(error: BaseException) -> str | None:
         return f"the schema is missing or old in Postgres at {address} ({one_line(error)}); run orders init"
     if state == "23503":
         return f"a row refers to what isn't there, and that is enforced ({one_line(error)}): add what is missing, or run orders db unlink"
+    if state == "42501":
+        return f"Postgres at {address} says: {one_line(error)}; run it as the owner of the tables"
+    if state == "0A000":
+        return f"Postgres at {address} says: {one_line(error)}; take a newer one, or do without this"
     if state[:2] in ("08", "28", "57") or state in ("3D000", "53300"):
         return f"Postgres at {address} says: {one_line(error)}; check ORDERS_POSTGRES"
     if type(error).__name__ == "ClientConfigurationError":

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from cli.errors import UserError
-from contracts.cloudevents import SourceError, SourceEvent
+from cli.terminal import Rows, output, progress
+from contracts.cloudevents import SourceEvent
+from operations.servers import require
 from settings import Settings, get_settings
-from streams import topics
 from workload import generator, olist, producer
 
 replay_app = typer.Typer(help="Real orders as events.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
@@ -37,10 +37,7 @@ def replay_olist(
 
     Example: [bold]orders replay olist ./olist --rate 2000[/bold]
     """
-    try:
-        events = olist.Events(folder)
-    except SourceError as error:
-        raise UserError(str(error)) from error
+    events = olist.Events(folder)
     _report(_send(get_settings(), events, len(events), rate), as_json)
 
 
@@ -65,23 +62,11 @@ def generate_command(
 
 def _send(settings: Settings, events: Iterable[SourceEvent], count: int | None, rate: float | None) -> producer.Sent:
     """With progress on stderr where a person looks."""
-    from rich.progress import TextColumn
-
-    from cli.terminal import messages, progress
 
     async def run() -> producer.Sent:
-        # Asked first: the producer would wait half a minute for a topic that isn't there.
-        absent = await topics.missing(settings)
-        if absent:
-            raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
-        with progress(messages(), TextColumn("{task.fields[speed]}")) as bar:
-            task = bar.add_task("sent", total=count, speed="")
-
-            def show(sent: int) -> None:
-                elapsed = bar.tasks[task].elapsed or 0.0
-                bar.update(task, completed=sent, speed=f"{sent / elapsed:,.0f}/s" if elapsed > 0.2 else "")
-
-            return await producer.send(settings, events, rate=rate, progress=show)
+        await require(settings)
+        with progress("sent", count, rate=True) as bar:
+            return await producer.send(settings, events, rate=rate, progress=bar.show)
 
     return asyncio.run(run())
 
@@ -91,8 +76,6 @@ def _report(sent: producer.Sent, as_json: bool) -> None:
         document = {"events": sent.records, "by_topic": dict(sorted(sent.by_topic.items())), "bytes": sent.bytes}
         print(json.dumps({**document, "seconds": round(sent.seconds, 3), "events_per_second": round(sent.events_per_second, 1)}))
         return
-    from cli.terminal import Rows, output
-
     table = Rows("topic", "events", right={"events"}, header=False)
     for topic in sorted(sent.by_topic, key=lambda name: -sent.by_topic[name]):
         table.add(topic, f"{sent.by_topic[topic]:,}")

@@ -4,32 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.progress import TextColumn
 from rich.text import Text
 
-from cli.errors import UserError
-from cli.terminal import Rows, Terminal, confirmed, interactive, messages, output, progress
+from cli.terminal import Rows, Terminal, Wide, confirmed, interactive, output, progress
 from cli.text import printable
 from operations import rebuild
 from operations.differences import Differences
-from operations.grouplock import GroupBusy, GroupLock
-from operations.history import LogIncomplete
-from operations.postgres import ddl, shadow
 from operations.postgres.compare import Difference
-from operations.postgres.shadow import DEFAULT, Shadow
-from settings import Settings, get_settings
-from sinks.migrate import SchemaMismatch
-from streams.lag import LagReader, TopicsMissing
-from streams.transport.errors import LeaseLost, Stale
-
-T = TypeVar("T")
+from operations.postgres.shadow import DEFAULT
+from settings import get_settings
 
 app = typer.Typer(
     help="Rows, states and cache anew from the log, beside the pipeline.",
@@ -48,35 +35,6 @@ def _rebuild() -> None:
     """Rows, states and cache anew from the log, beside the pipeline."""
 
 
-class Bar:
-    """Progress on stderr, for people."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._bar = progress(messages(), TextColumn("{task.fields[rate]}"), quiet=quiet)
-        self._task = self._bar.add_task("", total=None, rate="")
-        self._begun = time.monotonic()
-
-    def step(self, what: str) -> None:
-        """Another kind of work begins."""
-        self._begun = time.monotonic()
-        self._bar.update(self._task, description=what, completed=0, total=None, rate="")
-
-    def show(self, done: int, whole: int) -> None:
-        """How far it is."""
-        rate = done / max(time.monotonic() - self._begun, 0.001)
-        self._bar.update(self._task, completed=done, total=whole, rate=f"{rate:,.0f}/s")
-
-    def say(self, what: str) -> None:
-        """One line that stays."""
-        self._bar.console.print(printable(what))
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Shown as long as this lasts."""
-        with self._bar:
-            yield
-
-
 @app.command("start")
 def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
     """Fold all of the log into a shadow schema, up to what the group has committed. Workers may run; nothing live is written.
@@ -85,23 +43,13 @@ def start_command(schema: Schema = DEFAULT, as_json: Json = False) -> None:
 
     Example: [bold]orders rebuild start && orders rebuild diff[/bold]
     """
-    bar = Bar(as_json)
-
-    async def work() -> dict[str, Any]:
-        async with rebuild.started(get_settings(), schema, bar.say) as shadowed:
-            begun = time.monotonic()
-            bar.step("folding")
-            await shadowed.catch_up(bar.show)
-            seconds = time.monotonic() - begun
-            return {"schema": schema, "records": shadowed.records, "seconds": round(seconds, 3)}
-
-    with bar.running():
-        done = run(work())
+    with progress(quiet=as_json, rate=True) as bar:
+        records, seconds = asyncio.run(rebuild.start(get_settings(), schema, bar.show, bar.step, bar.say))
     if as_json:
-        print(json.dumps(done))
+        print(json.dumps({"schema": schema, "records": records, "seconds": round(seconds, 3)}))
     else:
-        rate = done["records"] / max(done["seconds"], 0.001)
-        print(f"{printable(schema)} is caught up: {done['records']:,} records in {done['seconds']:.1f} s ({rate:,.0f}/s)")
+        rate = records / max(seconds, 0.001)
+        print(f"{printable(schema)} is caught up: {records:,} records in {seconds:.1f} s ({rate:,.0f}/s)")
 
 
 @app.command("diff")
@@ -112,16 +60,8 @@ def diff_command(schema: Schema = DEFAULT, examples: Examples = 10, as_json: Jso
 
     Example: [bold]orders rebuild diff --json[/bold]
     """
-    bar = Bar(as_json)
-
-    async def work() -> Differences:
-        async with rebuild.existing(get_settings(), schema) as shadowed:
-            bar.step("catching up")
-            await shadowed.catch_up(bar.show)
-            return await shadowed.diff(examples, bar.show, bar.step)
-
-    with bar.running():
-        found = run(work())
+    with progress(quiet=as_json, rate=True) as bar:
+        found = asyncio.run(rebuild.diff(get_settings(), schema, examples, bar.show, bar.step))
     if as_json:
         print(json.dumps(document(found)))
     else:
@@ -143,9 +83,8 @@ def switch_command(
 
     Example: [bold]orders rebuild switch && orders audit[/bold]
     """
-    bar = Bar(as_json)
-    with bar.running():
-        done = run(_switch(get_settings(), schema, cache, timeout, bar))
+    with progress(quiet=as_json, rate=True) as bar:
+        done = asyncio.run(rebuild.switch(get_settings(), schema, cache, timeout, bar.show, bar.step))
     if as_json:
         print(json.dumps(asdict(done)))
         return
@@ -157,65 +96,25 @@ def switch_command(
     print(f"what was live is in schema {done.before}; orders rebuild drop takes it away")
 
 
-async def _switch(settings: Settings, schema: str, cache: bool, timeout: float, bar: Bar) -> rebuild.Switched:
-    async with LagReader(settings) as reader:  # says at once which server or topic is missing
-        await reader.lag()
-    async with GroupLock(settings) as lock:
-        async with rebuild.unsettled(settings) as left:
-            if left is not None:
-                bar.step("catching up")
-                await left.catch_up(bar.show)
-                entries = await left.settle(lock, cache, bar.step)
-                return rebuild.Switched(left.made.schema, entries=entries, records=left.records)
-        async with rebuild.existing(settings, schema) as shadowed:
-            bar.step("catching up")
-            await shadowed.catch_up(bar.show)
-            done = await shadowed.switch(lock, timeout, bar.show, bar.step)
-            done.entries = await shadowed.settle(lock, cache, bar.step)
-            return done
-
-
 @app.command("status")
-def status_command(as_json: Json = False) -> None:
+def status_command(wide: Wide = False, as_json: Json = False) -> None:
     """Which schemas of rebuilds there are, how far the one is that is being filled, and what was live before.
 
     Example: [bold]orders rebuild status[/bold]
     """
-    rows = run(_status(get_settings()))
+    rows = asyncio.run(rebuild.status(get_settings()))
     if as_json:
         print(json.dumps({"schemas": rows}))
         return
     if not rows:
         print("there is none: orders rebuild start begins one")
         return
-    table = Rows("schema", "", "begun", "records to go", "rows", prose={"rows"}, right={"records to go"})
+    table = Rows("schema", "", "begun", "records to go", "rows", prose={"rows"}, right={"records to go"}, wide=wide)
     for row in rows:
         left = "" if row["left"] is None else f"{row['left']:,}"
         counted = "  ".join(f"{name.removeprefix('orders_')} {count:,}" for name, count in row["rows"].items())
         table.add(row["schema"], row["state"], row["started_at"][:19], left, counted)
     output().print(table)
-
-
-async def _status(settings: Settings) -> list[dict[str, Any]]:
-    async with ddl.connect(settings) as connection:
-        return [
-            {
-                "schema": each.schema,
-                "state": _state(each),
-                "group": each.group,
-                "started_at": each.started_at.isoformat(),
-                "switched_at": each.switched_at and each.switched_at.isoformat(),
-                "left": None if each.before else await rebuild.left(settings, each),
-                "rows": {} if each.before else await shadow.count(connection, each),
-            }
-            for each in await shadow.listed(connection)
-        ]
-
-
-def _state(each: Shadow) -> str:
-    if not each.before:
-        return "shadow"
-    return "was live" if each.settled else "was live; run orders rebuild switch once more"
 
 
 @app.command("drop")
@@ -229,57 +128,18 @@ def drop_command(
     Example: [bold]orders rebuild drop orders_before_1[/bold]
     """
     if not schemas and not as_json and interactive():
-        there = [row["schema"] for row in run(_status(get_settings()))]
+        there = [row["schema"] for row in asyncio.run(rebuild.status(get_settings()))]
         if there and not confirmed(f"{', '.join(map(printable, there))}: drop all of them?"):
             print("nothing dropped")
             raise typer.Exit(1)
-    gone = run(_drop(get_settings(), schemas or []))
+    gone = asyncio.run(rebuild.drop_all(get_settings(), schemas or []))
     if as_json:
         print(json.dumps({"dropped": gone}))
     else:
         print("\n".join(f"dropped {name}" for name in gone) or "there is nothing to drop")
 
 
-async def _drop(settings: Settings, names: list[str]) -> list[str]:
-    async with ddl.connect(settings) as connection:
-        there = {each.schema: each for each in await shadow.listed(connection)}
-        for name in names:
-            if name not in there:
-                raise UserError(f"schema {name} is none of orders rebuild's; orders rebuild status lists them")
-        wanted = [there[name] for name in names] if names else list(there.values())
-        for each in wanted:
-            if each.before and not each.settled:
-                raise UserError(f"the switch that left {each.schema} isn't done: run orders rebuild switch once more first")
-            await shadow.hold(connection, each.schema)
-        for each in wanted:
-            await rebuild.drop(settings, connection, each)
-        return [each.schema for each in wanted]
-
-
 # -- what is shared with whatif ------------------------------------------------------------------------------------
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    """asyncio.run with what a person can mend as UserError."""
-    try:
-        return asyncio.run(work)
-    except GroupBusy as error:
-        raise UserError(f"{error}: stop all workers (SIGTERM lets them finish), and run orders rebuild switch again") from None
-    except TopicsMissing as error:
-        raise UserError(f"{error}; run orders init") from None
-    except (LeaseLost, Stale) as error:
-        raise UserError(f"{error}; run orders rebuild switch again") from None
-    except (
-        LogIncomplete,
-        SchemaMismatch,
-        ddl.Busy,
-        rebuild.NotReady,
-        rebuild.BrokenReference,
-        shadow.SchemaTaken,
-        shadow.LayoutChanged,
-        shadow.Held,
-    ) as error:
-        raise UserError(str(error)) from None
 
 
 def document(found: Differences) -> dict[str, Any]:

@@ -4,60 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
-import sys
-from collections import Counter
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from uuid import UUID
 
 import typer
 from rich.text import Text
 
-from audit.findings import Finding, Report
-from cli.audit import audit, show_findings, target_of
-from cli.errors import UserError
-from cli.terminal import output
+from cli.audit import show_findings
+from cli.terminal import output, progress
 from cli.text import printable
-from operations.grouplock import GroupBusy, GroupLock
-from operations.history import LogIncomplete
-from operations.repair import Damage, Repairer
-from settings import Settings, get_settings
-from streams.lag import LagReader, TopicsMissing
-from streams.transport.errors import LeaseLost, Stale
+from errors import OrdersError
+from operations.repair import Outcome, repair
+from settings import get_settings
 
-STATE_CHECKS: Final = ("changelog", "versions", "tables")
-"""Checks whose findings a new record in the changelog mends; a worker's local table takes it over at its next start."""
-MENDED: Final = (*STATE_CHECKS, "rows", "cache")
 MOST_TEXT: Final = 64 << 20
 """Characters of a file of ids."""
-
-
-@dataclass
-class Outcome:
-    """What was repaired, by order: its stores and the version that it has now. `left`: broken still, by check."""
-
-    dry_run: bool
-    repaired: dict[str, tuple[list[str], int | None]] = field(default_factory=dict)
-    keys: list[str] = field(default_factory=list)
-    left: Counter[str] = field(default_factory=Counter)
-    findings: list[Finding] = field(default_factory=list)
-    unjudged: int = 0
-
-    def document(self) -> dict[str, Any]:
-        """As one JSON document."""
-        return {
-            "dry_run": self.dry_run,
-            "clean": not self.left,
-            "repaired": [
-                {"order_id": order_id, "stores": stores, "version": version}
-                for order_id, (stores, version) in sorted(self.repaired.items())
-            ],
-            "deleted_keys": self.keys,
-            "left": self.left,
-            "findings": [asdict(finding) for finding in self.findings],
-            "unjudged": self.unjudged,
-        }
 
 
 def repair_command(
@@ -83,17 +45,9 @@ def repair_command(
         orders repair --dry-run; orders repair && orders audit
     """
     wanted = None if ids is None else _parse(ids)
-    quiet = json or not sys.stderr.isatty()
-    try:
-        outcome = asyncio.run(_repair(get_settings(), wanted, dry_run=dry_run, cache=cache, max_findings=max_findings, quiet=quiet))
-    except GroupBusy as error:
-        raise UserError(f"{error}: stop all workers (SIGTERM lets them finish), and run orders repair again") from None
-    except LogIncomplete as error:
-        raise UserError(str(error)) from None
-    except TopicsMissing as error:
-        raise UserError(f"{error}; run orders init") from None
-    except (LeaseLost, Stale) as error:
-        raise UserError(f"{error}; what was written is right: run orders repair again for the rest") from None
+    with progress("audit", quiet=json) as bar:
+        work = repair(get_settings(), wanted, dry_run=dry_run, cache=cache, max_findings=max_findings, progress=bar.work)
+        outcome = asyncio.run(work)
     if json:
         print(jsonlib.dumps(outcome.document(), indent=2, sort_keys=True))
     else:
@@ -102,92 +56,27 @@ def repair_command(
         raise typer.Exit(1)
 
 
-async def _repair(settings: Settings, ids: frozenset[str] | None, *, dry_run: bool, cache: bool, max_findings: int, quiet: bool) -> Outcome:
-    outcome, target = Outcome(dry_run), target_of(settings, cache=cache, tables=True)
-    if dry_run:
-        damaged, keys, first = await _look(target, ids, max_findings, quiet)
-        outcome.repaired = {order_id: (damage.stores, None) for order_id, damage in damaged.items()}
-        outcome.keys = sorted(keys)
-        _take(outcome, first, max_findings, mended=False)
-        return outcome
-    async with LagReader(settings) as reader:  # says at once which server or topic is missing
-        await reader.lag()
-    target = replace(target, patience=0.0)  # a member of the group that refreshes nothing keeps those out that would
-    async with GroupLock(settings) as lock:
-        damaged, keys, first = await _look(target, ids, max_findings, quiet)
-        _take(outcome, first, max_findings, mended=False)
-        if damaged or keys:
-            async with Repairer(settings, lock, cache=cache) as repairer:
-                versions = await repairer.repair(damaged)
-                await repairer.drop_keys(keys)
-            outcome.repaired = {order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()}
-            outcome.keys = sorted(keys)
-        if damaged:
-            again = await audit(target, max_findings=max_findings, quiet=quiet, only=frozenset(damaged))
-            _take(outcome, again, max_findings, mended=True)
-    return outcome
-
-
-async def _look(target: Any, ids: frozenset[str] | None, max_findings: int, quiet: bool) -> tuple[dict[str, Damage], set[str], Report]:
-    """What the audit finds that can be repaired: by order, and Redis keys that belong to none."""
-    damaged: dict[str, Damage] = {}
-    keys: set[str] = set()
-
-    def hear(finding: Finding) -> None:
-        if finding.check not in MENDED:
-            return
-        if not finding.order_id or not _is_id(finding.order_id):
-            if finding.check == "cache":
-                keys.add(finding.where)
-            return
-        damage = damaged.setdefault(finding.order_id, Damage())
-        damage.state |= finding.check in STATE_CHECKS
-        damage.rows |= finding.check == "rows"
-        if finding.check == "cache":
-            damage.keys.add(finding.where)
-
-    report = await audit(target, max_findings=max_findings, quiet=quiet, only=ids, hear=hear)
-    return damaged, keys, report
-
-
-def _take(outcome: Outcome, report: Report, most: int, *, mended: bool) -> None:
-    """Count what a report says is broken, of checks that repair mends or of the others."""
-    for check, count in report.broken.items():
-        if (check in MENDED) == mended:
-            outcome.left[check] += count
-    found = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
-    outcome.findings += found[: most - len(outcome.findings)]
-    outcome.unjudged = report.unjudged.total()
-
-
 def _parse(text: str) -> frozenset[str]:
-    """Order ids in any form -> canonical. Raises UserError."""
+    """Order ids in any form -> canonical. Raises OrdersError."""
     words = text.split(",")
     if text.startswith("@"):
         try:
             with Path(text[1:]).open(encoding="utf-8-sig") as file:
                 listed = file.read(MOST_TEXT + 1)
         except OSError as error:
-            raise UserError(f"--ids {text}: {error.strerror}") from None
+            raise OrdersError(f"--ids {text}: {error.strerror}", "check the path") from None
         except UnicodeDecodeError:
-            raise UserError(f"--ids {text}: not text in UTF-8") from None
+            raise OrdersError(f"--ids {text}: not text in UTF-8", "write one id a line") from None
         if len(listed) > MOST_TEXT:
-            raise UserError(f"--ids {text}: more than {MOST_TEXT:,} characters; without --ids every order is looked at")
+            raise OrdersError(f"--ids {text}: more than {MOST_TEXT:,} characters", "leave --ids out: then every order is looked at")
         words = listed.split()
     try:
         found = frozenset(str(UUID(word.strip())) for word in words if word.strip())
     except ValueError as error:
-        raise UserError(f"--ids: {error}; order ids such as 3fa85f64-5717-4562-b3fc-2c963f66afa6, separated by commas") from None
+        raise OrdersError(f"--ids: {error}", "give order ids such as 3fa85f64-5717-4562-b3fc-2c963f66afa6, separated by commas") from None
     if not found:
-        raise UserError("--ids names no order")
+        raise OrdersError("--ids names no order", "leave it out: then every order is looked at")
     return found
-
-
-def _is_id(text: str) -> bool:
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False
 
 
 def _show(outcome: Outcome) -> None:

@@ -8,17 +8,13 @@ import secrets
 import sys
 from collections import Counter
 from typing import Annotated
-from uuid import UUID
 
 import typer
 
-from cli.errors import UserError
-from cli.terminal import Terminal, messages, progress
-from queries.state import read_state
+from cli.terminal import Terminal, progress
 from settings import Settings, get_settings
-from streams import topics
-from workload.services import Behaviour, Customers, order_of
-from workload.simulation import Bazaar, Outcome
+from workload.services import Behaviour
+from workload.simulation import Outcome, simulate
 
 
 def simulate_command(
@@ -48,29 +44,24 @@ def simulate_command(
     if seed is None:
         seed = secrets.randbelow(1_000_000_000)
     behaviour = Behaviour(silence, refusals, duplicates, cancellations, returns, delay, seed)
-    outcome = asyncio.run(run(get_settings(), behaviour, checkouts, rate, timeout, messages()))
+    outcome = asyncio.run(run(get_settings(), behaviour, checkouts, rate, timeout))
     _report(outcome, seed, as_json)
     if outcome.hanging:
         raise typer.Exit(1)
 
 
-async def run(settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, console: Terminal) -> Outcome:
-    """Bazaar.run with progress on `console`. Raises UserError when topics are missing, or the checkouts of this seed are there already."""
-    absent = await topics.missing(settings)
-    if absent:
-        raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
-    [(checkout, _)] = Customers(behaviour).checkouts(1)
-    first = order_of(checkout.key)
-    if await read_state(settings, UUID(first)) is not None:
-        raise UserError(f"order {first}, the first one of seed {behaviour.seed}, is there already; leave --seed out or take another one")
-    with progress(console, form="  {task.description:<11}") as bar:
-        sent_bar, ended_bar = bar.add_task("checked out", total=checkouts), bar.add_task("ended", total=checkouts)
+async def run(
+    settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, console: Terminal | None = None
+) -> Outcome:
+    """workload.simulation.simulate with progress on `console`, else on standard error."""
+    with progress("checked out", checkouts, console=console, form="  {task.description:<11}") as sent_bar:
+        ended_bar = sent_bar.another("ended", checkouts)
 
         def show(sent: int, ended: int) -> None:
-            bar.update(sent_bar, completed=sent)
-            bar.update(ended_bar, completed=ended)
+            sent_bar.show(sent)
+            ended_bar.show(ended)
 
-        return await Bazaar(settings, behaviour).run(checkouts, rate, timeout, show)
+        return await simulate(settings, behaviour, checkouts, rate, timeout, show)
 
 
 def _report(outcome: Outcome, seed: int, as_json: bool) -> None:

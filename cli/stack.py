@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from cli.errors import UserError
-from cli.terminal import Rows, messages, output
+from cli.terminal import Rows, Wide, messages, output
 from cli.text import printable
+from errors import OrdersError
 
 if TYPE_CHECKING:
     from stack import Stack
@@ -41,11 +41,10 @@ def up(
     as_json: Json = False,
 ) -> None:
     """Start the servers in the background and print the ORDERS_* values that lead to them. Harmless when they run already."""
-    with _mendable():
-        from stack import Stack
+    from stack import Stack
 
-        with _shown("starting the servers") as progress:
-            stack = Stack.start(dir, brokers, replica, progress=progress)
+    with _shown("starting the servers") as progress:
+        stack = Stack.start(dir, brokers, replica, progress=progress)
     if as_json:
         print(json.dumps(stack.env, indent=2))
         return
@@ -62,29 +61,27 @@ def down(
     purge: Annotated[bool, typer.Option("--purge", help="Delete the data as well.")] = False,
 ) -> None:
     """Stop the servers. Their data stays for the next `up`, unless --purge says otherwise."""
-    with _mendable():
-        stack = _opened(dir)
-        with _shown("stopping the servers"):
-            if purge:
-                stack.purge()
-            else:
-                stack.stop()
+    stack = _opened(dir)
+    with _shown("stopping the servers"):
+        if purge:
+            stack.purge()
+        else:
+            stack.stop()
     messages().print(Text.assemble(("down", "green"), "  ", "The data is gone." if purge else f"The data stays in {printable(dir)}."))
 
 
 @app.command(epilog="Example: orders stack status --json")
-def status(dir: Dir = DEFAULT, as_json: Json = False) -> None:
+def status(dir: Dir = DEFAULT, wide: Wide = False, as_json: Json = False) -> None:
     """Tell which servers run, on which ports, and where their logs are. Exit code 1 when one of them does not run."""
-    with _mendable():
-        stack = _opened(dir)
-        servers = stack.status
-        running = stack.running
+    stack = _opened(dir)
+    servers = stack.status
+    running = stack.running
     if as_json:
         names = ("name", "kind", "running", "pid", "port")
         rows = [{name: getattr(each, name) for name in names} | {"log": str(each.log)} for each in servers]
         print(json.dumps({"dir": str(stack.folder), "running": running, "servers": rows}, indent=2))
     else:
-        table = Rows("server", "", "port", "pid", "log")
+        table = Rows("server", "", "port", "pid", "log", wide=wide)
         for each in servers:
             table.add(each.name, ("runs", "green") if each.running else ("down", "red"), each.port, each.pid or "-", each.log)
         output().print(table)
@@ -95,10 +92,9 @@ def status(dir: Dir = DEFAULT, as_json: Json = False) -> None:
 @app.command(epilog='Example: eval "$(orders stack env)"')
 def env(dir: Dir = DEFAULT, as_json: Json = False) -> None:
     """Print the ORDERS_* values as `export NAME=value` lines, for a shell to evaluate."""
-    with _mendable():
-        stack = _opened(dir)
-        if not stack.running:
-            raise UserError(f"the stack in {dir} does not run; start it with: orders stack up{_dir_option(dir)}")
+    stack = _opened(dir)
+    if not stack.running:
+        raise OrdersError(f"the stack in {dir} does not run", f"start it with: orders stack up{_dir_option(dir)}")
     if as_json:
         print(json.dumps(stack.env, indent=2))
     else:
@@ -111,24 +107,13 @@ def _print_env(stack: Stack, *, export: bool) -> None:
 
 
 def _opened(dir: Path) -> Stack:
-    from stack import Stack
+    from stack import Stack  # here: the workers' image has neither these servers nor what finds their processes
 
     return Stack.open(dir)
 
 
 def _dir_option(dir: Path) -> str:
     return "" if dir == DEFAULT else f" --dir {shlex.quote(str(dir))}"
-
-
-@contextmanager
-def _mendable() -> Iterator[None]:
-    """Turn what the stack cannot do into the one line that the user sees."""
-    import stack  # here: the workers' image has neither these servers nor what finds their processes
-
-    try:
-        yield
-    except stack.StackError as error:
-        raise UserError.with_log(str(error)) from error
 
 
 @contextmanager

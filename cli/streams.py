@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, Final, TextIO
 
-from cli.errors import UserError
+from errors import OrdersError
 
 _CLOSED: Final = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
 """How a closed descriptor is opened on the null device: the other way round, so that reading or writing it fails. Errors go nowhere."""
@@ -22,7 +22,7 @@ class _ClosedInput(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        raise UserError("standard input is closed: name a file, or pipe one in")
+        raise OrdersError("standard input is closed", "name a file, or pipe one in")
 
 
 class _Output(io.FileIO):

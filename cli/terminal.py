@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO, Any, Final
+from typing import IO, Annotated, Any, Final
 
 import typer
 from rich.cells import cell_len
 from rich.console import Console, ConsoleDimensions, ConsoleOptions, RenderableType, RenderResult
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
@@ -23,7 +24,11 @@ NARROWEST: Final = 40
 UNCUT: Final = 100_000
 """Columns of what is no terminal: nothing is cut or wrapped there."""
 USUAL: Final = (80, 25)
+RATE_SECONDS: Final = 0.2
+"""Seconds of work before which its rate says nothing."""
 GAP: Final = "  "
+
+Wide = Annotated[bool, typer.Option("--wide", help="One line a row, however wide it gets.")]
 
 Cell = object | tuple[object, str]
 """What str() makes a cell of, or that and its style."""
@@ -115,22 +120,81 @@ def confirmed(question: str) -> bool:
     return typer.confirm(question, err=True)
 
 
+class Bar:
+    """One line of progress: what is at work, how much of it is done, and how fast. It never blocks."""
+
+    def __init__(self, lines: Progress, what: str, total: int | None) -> None:
+        self._lines = lines
+        self._line = lines.add_task(what, total=total, rate="")
+        self._begun = time.monotonic()
+
+    def show(self, done: int, whole: int | None = None) -> None:
+        """Say how much is done and, where it wasn't known or changes, of how much."""
+        elapsed = time.monotonic() - self._begun
+        rate = f"{done / elapsed:,.0f}/s" if elapsed > RATE_SECONDS else ""
+        self._lines.update(self._line, completed=done, total=whole, rate=rate)
+
+    def step(self, what: str) -> None:
+        """Begin another kind of work, at nothing."""
+        self._begun = time.monotonic()
+        # A line that is there keeps its total.
+        self._lines.remove_task(self._line)
+        self._line = self._lines.add_task(what, total=None, rate="")
+
+    def work(self, what: str, done: int, whole: int) -> None:
+        """show() of work that names itself each time."""
+        self._lines.update(self._line, description=what)
+        self.show(done, whole)
+
+    def say(self, what: str) -> None:
+        """Print a line that stays, above the progress; also where that is silent."""
+        self._lines.console.print(printable(what))
+
+    def another(self, what: str, total: int | None = None) -> Bar:
+        """Begin another line, below this one."""
+        return Bar(self._lines, what, total)
+
+
+@contextmanager
 def progress(
-    console: Terminal, *more: ProgressColumn, quiet: bool = False, transient: bool = True, form: str = "{task.description}"
-) -> Progress:
-    """A progress bar on `console`, silent where nobody looks or if `quiet`. `more`: columns before the elapsed time."""
+    what: str = "",
+    total: int | None = None,
+    *,
+    quiet: bool = False,
+    rate: bool = False,
+    transient: bool = True,
+    console: Terminal | None = None,
+    form: str = "{task.description}",
+) -> Iterator[Bar]:
+    """Show progress on standard error (or `console`) where a person looks, unless `quiet`. `rate`: with what it does a second.
+
+    `transient`: nothing of it stays. `form`: how the description is set.
+    """
+    console = console or messages()
+    more = (TextColumn("{task.fields[rate]}", markup=False),) if rate else ()
     columns = (TextColumn(form, markup=False), BarColumn(), MofNCompleteColumn(), *more, TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=transient, disable=quiet or not console.watched)
+    with Progress(*columns, console=console, transient=transient, disable=quiet or not console.watched) as lines:
+        yield Bar(lines, what, total)
 
 
 class Rows:
     """A table that fits: as one where the terminal is wide enough, else a few lines for each row. No cell is cut.
 
-    `prose`: headings of columns that may be wrapped. `right`: of those that are numbers. The first column is what a row is known by.
+    `prose`: headings of columns that may be wrapped. `right`: of those that are numbers. `wide`: one line a row, whatever the terminal has.
+    The first column is what a row is known by.
     """
 
-    def __init__(self, *headings: str, title: str = "", prose: Iterable[str] = (), right: Iterable[str] = (), header: bool = True) -> None:
+    def __init__(
+        self,
+        *headings: str,
+        title: str = "",
+        prose: Iterable[str] = (),
+        right: Iterable[str] = (),
+        header: bool = True,
+        wide: bool = False,
+    ) -> None:
         self.title = title
+        self._wide = wide
         self._headings = headings
         self._prose = [heading in prose for heading in headings]
         self._right = [heading in right for heading in headings]
@@ -148,7 +212,7 @@ class Rows:
         if not self._rows:
             return
         rows = [[Text(encodable(text, options.encoding), style) for text, style in row] for row in self._rows]
-        widths = self._widths(rows, options.max_width)
+        widths = self._widths(rows, UNCUT if self._wide else options.max_width)
         for line in self._records(console, rows, options.max_width) if widths is None else self._grid(console, rows, widths):
             yield _line(line)
 

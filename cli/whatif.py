@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -10,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
-from cli.rebuild import Bar, document, run, show
-from cli.terminal import Terminal, output
+from cli.rebuild import document, show
+from cli.terminal import Terminal, output, progress
 from cli.text import printable
 from operations.whatif import Deadlines, Outcome, Published, whatif
 from settings import get_settings
@@ -39,9 +40,8 @@ def whatif_command(
 
         ORDERS_PAYMENT_DEADLINE=7200 orders whatif --examples 3
     """
-    bar = Bar(as_json)
-    with bar.running():
-        found = run(whatif(get_settings(), examples, bar.show, bar.step))
+    with progress(quiet=as_json, rate=True) as bar:
+        found = asyncio.run(whatif(get_settings(), examples, bar.show, bar.step))
     if as_json:
         print(json.dumps(_document(found)))
     else:

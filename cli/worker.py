@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.errors import UserError
+from errors import OrdersError
+from operations.servers import require
 from settings import Settings, get_settings
 
 
@@ -40,27 +41,26 @@ def worker_command(
     Example: orders worker --name w1; orders worker --name b1 --role bulk
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name.startswith("."):
-        raise UserError(f"--name {name!r}: letters, digits, dots, dashes and underscores only, at most 64")
+        raise OrdersError(f"--name {name!r} can't be a folder's name", "take at most 64 letters, digits, dots, dashes and underscores")
     settings = get_settings()
     settings = settings.model_copy(update={"data": settings.data / name})
 
-    asyncio.run(_look_around(settings))
+    asyncio.run(require(settings, schema=True))
 
+    gc.disable()  # As in cli.main.load: the most is imported here.
     from prometheus_client import start_http_server
 
     from app import create_app
     from cli.logs import configure
-    from streams.transport import FolderInUse, run_worker
+    from streams.transport import run_worker
 
+    gc.enable()
     configure(settings, name)
     if role is Role.bulk:
         _metrics(settings, start_http_server)
         raise typer.Exit(asyncio.run(_bulk(settings)))
     app = create_app(settings, bulk=role is Role.all)
-    try:
-        app.claim_folder()
-    except FolderInUse as error:
-        raise UserError(app.explain(error)) from None
+    app.claim_folder()
     _metrics(settings, start_http_server)
     # A batch makes some hundred thousand objects that all go by reference count; looking through them for cycles every 700 is a waste.
     gc.collect()
@@ -75,37 +75,22 @@ def _metrics(settings: Settings, start: Callable[..., Any]) -> None:
             start(settings.metrics_port, addr=settings.metrics_host)
         except OSError as error:
             where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
-            raise UserError(f"{where}: {error.strerror}; choose another port or address, or port 0") from None
+            raise OrdersError(f"{where}: {error.strerror}", "choose another port or address, or port 0") from None
 
 
 async def _bulk(settings: Settings) -> int:
     """Unpack until a signal comes; returns the exit code."""
     from streams.bulk import serve
-    from streams.transport.delivery import GaveUp
 
     log, stop = logging.getLogger("streams.bulk"), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await serve(settings, stop, lambda: log.info("worker ready"))
-    except GaveUp as failure:
+    except OrdersError as failure:
         log.critical("the worker ends, nothing unfinished is acknowledged: %s", failure)
         return 1
     except Exception:
         log.critical("the worker crashed, nothing unfinished is acknowledged", exc_info=True)
         return 1
     return 0
-
-
-async def _look_around(settings: Settings) -> None:
-    """Raises what says in one line what a worker lacks to start: a server, the topics, the schema."""
-    from sinks import migrate
-    from streams import topics
-
-    absent = await topics.missing(settings)
-    if absent:
-        raise UserError(f"topic {absent[0]} doesn't exist on Kafka at {settings.kafka}; run orders init")
-    try:
-        await migrate.check(settings)
-    except migrate.SchemaMismatch as error:
-        raise UserError(str(error)) from None

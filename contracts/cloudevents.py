@@ -17,6 +17,7 @@ from contracts import errors
 from contracts.errors import Refused
 from contracts.incoming import MOST_CHARACTERS
 from contracts.strict_json import parse_json, refuse_no_json, refuse_other_bytes
+from errors import OrdersError
 
 Headers = list[tuple[str, bytes]]
 
@@ -28,8 +29,10 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode: Final = msgspec.json.Encoder().encode
 
 
-class SourceError(Exception):
-    """The source cannot be read as it is. The message names the file, the line or column, and what to do."""
+class SourceError(OrdersError):
+    """The source cannot be read as it is. The message names the file, the line or column."""
+
+    remedy = "mend the file and send it again"
 
 
 class SourceEvent(NamedTuple):

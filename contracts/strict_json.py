@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 from msgspec import Raw, Struct
@@ -16,6 +16,8 @@ DEEPEST: Final = 500
 """So many arrays and objects lie in each other at most. JSON's parsers stop somewhere, each elsewhere: what all of them read is a rule."""
 SHALLOW: Final = 2 * DEEPEST
 """A value of no more bytes can't be deeper."""
+
+T = TypeVar("T")
 
 _TOO_DEEP: Final = f"arrays and objects more than {DEEPEST} deep"
 _LONGEST_DETAIL: Final = 200
@@ -84,6 +86,14 @@ def parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> A
         raise Refused(errors.NOT_JSON, str(error)) from None
     except RecursionError:
         raise Refused(errors.NOT_JSON, _TOO_DEEP) from None
+
+
+def read_foreign(decode: Callable[[Any], T], value: bytes | str | None) -> T | None:
+    """What a decoder of msgspec reads, or None where that isn't what it is for: anybody may write to a topic or a cache. Pure."""
+    try:
+        return None if value is None else decode(value)
+    except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: no UTF-8
+        return None
 
 
 def refuse_nul(value: bytes | Raw, data: Struct) -> None:

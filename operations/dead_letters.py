@@ -6,6 +6,7 @@ Nothing here joins a group or writes. Everything may block for as long as the br
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncGenerator, Collection
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -15,10 +16,11 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaTimeoutError
 
 from contracts.errors import ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER, ORIGIN_UNKNOWN, UNREADABLE
+from contracts.strict_json import read_foreign
 from contracts.topics import DLQ, LANE, REDRIVEN
+from errors import OrdersError
 from settings import Settings
 from streams import topics
-from streams.lag import TopicsMissing
 from wire import AIOKafkaConsumer
 
 REDRIVE_OF: Final = "redrive_of"
@@ -36,8 +38,10 @@ _STALLED: Final = 60.0
 """Seconds without progress after which a read is given up."""
 
 
-class NoSuchLetter(Exception):
-    """There is no dead letter at the PARTITION:OFFSET that the message is."""
+class NoSuchLetter(OrdersError):
+    """There is no dead letter at the PARTITION:OFFSET that the message names."""
+
+    remedy = "orders dlq list has them"
 
 
 class DeadLetter(NamedTuple):
@@ -126,9 +130,7 @@ class Reader:
     async def __aenter__(self) -> Self:
         """Raises TopicsMissing."""
         found = await topics.describe(self._settings)
-        missing = [name for name in self._names if name not in found]
-        if missing:
-            raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {self._settings.kafka}")
+        topics.require(self._settings, self._names, found)
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=self._settings.brokers,
             client_id="orders-dlq",
@@ -219,7 +221,7 @@ class Letters:
             async with aclosing(self._letters.records(DLQ, partition, offset)) as records:
                 record = await anext(records, None)
             if record is None or record.offset != offset:
-                raise NoSuchLetter(f"{partition}:{offset}")
+                raise NoSuchLetter(f"no dead letter at {partition}:{offset}")
             found.append(_letter(record))
         notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in found}}
         for letter in found:
@@ -241,10 +243,7 @@ _decode: Final = msgspec.json.Decoder(Redriven).decode
 
 def _note(value: bytes | None) -> Redriven | None:
     """What a record of orders.redriven says; None if it is no note: anybody may write there."""
-    try:
-        return _decode(value or b"")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return read_foreign(_decode, value)
 
 
 def _letter(record: Any) -> DeadLetter:
@@ -266,3 +265,57 @@ def _letter(record: Any) -> DeadLetter:
 
 def _number(text: str, otherwise: int) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else otherwise
+
+
+Found = tuple[DeadLetter, Redriven | None]
+"""A letter, and what orders.redriven says of it."""
+
+
+async def read(settings: Settings) -> AsyncGenerator[DeadLetter, None]:
+    """Every dead letter there is at the call, each partition's in order. Raises TopicsMissing."""
+    async with Letters(settings) as letters, aclosing(letters.all()) as found:
+        async for letter, _ in found:
+            yield letter
+
+
+async def newest_of(
+    settings: Settings, reason: str | None, topic: str | None, state: str | None, limit: int
+) -> tuple[list[Found], Counter[str], Counter[str]]:
+    """The newest `limit` letters of this reason, origin topic and state (None: whichever), the newest last, without what takes memory.
+
+    With them how many there are of each reason and of each state. Raises TopicsMissing.
+    """
+    newest: list[Found] = []
+    reasons: Counter[str] = Counter()
+    states: Counter[str] = Counter()
+    async with Letters(settings) as letters, aclosing(letters.all()) as found:
+        async for letter, note in found:
+            its = state_of(settings, letter, note)
+            if (reason in (None, letter.reason)) and (topic in (None, letter.origin_topic)) and (state in (None, its)):
+                reasons[letter.reason] += 1
+                states[its] += 1
+                newest.append((_slim(letter), note))
+                if len(newest) >= 2 * limit + 1000:
+                    newest = _last(newest, limit)
+    return _last(newest, limit), reasons, states
+
+
+async def find(settings: Settings, topic: str | None, partition: int, offset: int) -> Found:
+    """The letter at this place in orders.dlq or, with a topic, of the record at this place. Raises NoSuchLetter, TopicsMissing."""
+    async with Letters(settings) as letters:
+        source = letters.some([(partition, offset)]) if topic is None else letters.all()
+        async with aclosing(source) as found:
+            async for letter, note in found:
+                if topic is None or letter.place == (topic, partition, offset):
+                    return letter, note
+    raise NoSuchLetter(f"no dead letter of {topic}:{partition}:{offset}")
+
+
+def _slim(letter: DeadLetter) -> DeadLetter:
+    """Without what takes memory; its state stays."""
+    marks = tuple(header for header in letter.headers if header[0] == REDRIVE_COUNT)
+    return letter._replace(key=None, value=None if letter.value is None else b"", headers=marks)
+
+
+def _last(letters: list[Found], limit: int) -> list[Found]:
+    return sorted(letters, key=lambda pair: (pair[0].time, pair[0].partition, pair[0].offset))[-limit:]

@@ -25,6 +25,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.group import HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest, SyncGroupRequest
 
+from errors import OrdersError
 from settings import Settings
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.lease import Lease, clock
@@ -39,15 +40,23 @@ PATIENCE: Final = 30.0
 _TYPE: Final = "consumer"
 
 
-class GroupBusy(Exception):
+class GroupBusy(OrdersError):
     """The group has members: workers, or another lock. The message names the group."""
+
+    remedy = "stop all workers (SIGTERM lets them finish), and run this again"
+
+
+class LockLost(OrdersError):
+    """The group's coordinator no longer confirms the lock, so nothing more was written."""
+
+    remedy = "run this again: what was written is right, and it goes on from there"
 
 
 class GroupLock:
     """Use as `async with GroupLock(settings) as lock`, and call `lock.check()` right before every write.
 
     Entering raises GroupBusy, or a KafkaError when no coordinator answers. Nobody else must block the event loop for longer than the
-    session, or the lock is lost.
+    session, or the lock is lost: what check() raised leaves the block as LockLost.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -78,6 +87,8 @@ class GroupLock:
         with contextlib.suppress(KafkaError, TimeoutError):
             await asyncio.wait_for(self._ask(LeaveGroupRequest(self._group, self._member)), 5)
         await self._client.close()
+        if isinstance(error, (LeaseLost, Stale)):
+            raise LockLost(str(error)) from error
 
     def check(self) -> None:
         """Raises LeaseLost unless the coordinator has lately said that the lock is held, Stale when it has said that it isn't.

@@ -17,6 +17,7 @@ from typing import Any, Final
 from aiokafka import TopicPartition
 
 from contracts.topics import LANE
+from errors import OrdersError
 from settings import Settings
 from streams.dead_letters import Record
 from streams.folder import BatchFolder, BatchOutput, OrderInBatch, States
@@ -34,8 +35,10 @@ Positions = Mapping[str, int]
 """Of one lane: log ("topic/partition") -> offset."""
 
 
-class LogIncomplete(Exception):
+class LogIncomplete(OrdersError):
     """Records at the beginning of a lane's log are gone, so its orders can't be folded again. The message names the partition."""
+
+    remedy = "bring back what is missing: without it there is nothing to fold them from"
 
 
 def committed(lag: Lag, former: Sequence[int]) -> dict[int, dict[str, int]]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -27,7 +28,9 @@ import redis.asyncio
 from aiokafka import TopicPartition
 
 from contracts import ids
+from contracts.strict_json import read_foreign
 from domain.deadlines import next_due
+from errors import OrdersError
 from operations.changelog import STALE, decode, read_changelog, same, version, write_states
 from operations.differences import Differences
 from operations.differences import compare as compare_rows
@@ -36,6 +39,7 @@ from operations.history import committed, project
 from operations.postgres import compare, ddl, shadow
 from operations.postgres.shadow import Shadow
 from operations.replay import LocalStates, Progress, Refold, rules_of
+from operations.servers import require
 from settings import Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
@@ -51,12 +55,16 @@ KEYS_AT_ONCE: Final = 500
 Say = Callable[[str], None]
 
 
-class NotReady(Exception):
-    """There is no shadow that could be used. The message says why and what to do."""
+class NotReady(OrdersError):
+    """There is no shadow that could be used. The message says why."""
+
+    remedy = "run orders rebuild start, which begins again"
 
 
-class BrokenReference(Exception):
+class BrokenReference(OrdersError):
     """An enforced reference doesn't hold for the rebuilt rows, so they can't go live. Nothing was changed."""
+
+    remedy = "add what is missing, or run orders db unlink"
 
 
 @dataclass
@@ -111,7 +119,7 @@ class Rebuild:
         try:
             await shadow.prepare(self._connection, self.made)
         except asyncpg.ForeignKeyViolationError as error:
-            raise BrokenReference(f"{error.args[0]}: {error.detail} Add what is missing, or run orders db unlink") from error
+            raise BrokenReference(f"{error.args[0]}: {(error.detail or '').rstrip('.')}") from error
         say("comparing states with the changelog")
         done = Switched("", records=self.records)
         for lane in sorted({lane for _, lane in await self._refold.lag()}):
@@ -290,6 +298,90 @@ class Rebuild:
         return count, concerned
 
 
+# -- the steps, each as a command runs it --------------------------------------------------------------------------
+
+
+async def start(settings: Settings, schema: str, progress: Progress, step: Say, say: Say) -> tuple[int, float]:
+    """Fold into the shadow up to what the group has committed; returns how many records, and in how many seconds. Blocks.
+
+    `step` is told what is at work, `say` what a person should know. Raises as started() and Rebuild.catch_up().
+    """
+    async with started(settings, schema, say) as shadowed:
+        begun = time.monotonic()
+        step("folding")
+        await shadowed.catch_up(progress)
+        return shadowed.records, time.monotonic() - begun
+
+
+async def diff(settings: Settings, schema: str, examples: int, progress: Progress, step: Say) -> Differences:
+    """The shadow's rows against the live ones, once it is caught up. Raises as existing(); blocks."""
+    async with existing(settings, schema) as shadowed:
+        step("catching up")
+        await shadowed.catch_up(progress)
+        return await shadowed.diff(examples, progress, step)
+
+
+async def switch(settings: Settings, schema: str, cache: bool, patience: float, progress: Progress, step: Say) -> Switched:
+    """Put the shadow in the place of the live rows, or finish a switch that was killed. `cache`: Redis too. Blocks.
+
+    Raises GroupBusy or TopicsMissing before anything is done, LockLost, and as existing() and Rebuild.switch(); run again, it goes on.
+    """
+    await require(settings)
+    async with GroupLock(settings) as lock:
+        async with unsettled(settings) as left:
+            if left is not None:
+                step("catching up")
+                await left.catch_up(progress)
+                entries = await left.settle(lock, cache, step)
+                return Switched(left.made.schema, entries=entries, records=left.records)
+        async with existing(settings, schema) as shadowed:
+            step("catching up")
+            await shadowed.catch_up(progress)
+            done = await shadowed.switch(lock, patience, progress, step)
+            done.entries = await shadowed.settle(lock, cache, step)
+            return done
+
+
+async def status(settings: Settings) -> list[dict[str, Any]]:
+    """All schemas of rebuilds, the one that is being filled first, as JSON has them. Raises what the servers raise; blocks."""
+    async with ddl.connect(settings) as connection:
+        return [
+            {
+                "schema": each.schema,
+                "state": _state(each),
+                "group": each.group,
+                "started_at": each.started_at.isoformat(),
+                "switched_at": each.switched_at and each.switched_at.isoformat(),
+                "left": None if each.before else await left(settings, each),
+                "rows": {} if each.before else await shadow.count(connection, each),
+            }
+            for each in await shadow.listed(connection)
+        ]
+
+
+def _state(each: Shadow) -> str:
+    if not each.before:
+        return "shadow"
+    return "was live" if each.settled else "was live; run orders rebuild switch once more"
+
+
+async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
+    """Take these schemas of rebuilds away, or all of them if none is named; returns their names. Raises NotReady, Held; blocks."""
+    async with ddl.connect(settings) as connection:
+        there = {each.schema: each for each in await shadow.listed(connection)}
+        for name in names:
+            if name not in there:
+                raise NotReady(f"schema {name} is none of orders rebuild's", "orders rebuild status lists them")
+        wanted = [there[name] for name in names] if names else list(there.values())
+        for each in wanted:
+            if each.before and not each.settled:
+                raise NotReady(f"the switch that left {each.schema} isn't done", "run orders rebuild switch once more first")
+            await shadow.hold(connection, each.schema)
+        for each in wanted:
+            await drop(settings, connection, each)
+        return [each.schema for each in wanted]
+
+
 # -- beginning, going on, and looking ------------------------------------------------------------------------------
 
 
@@ -301,7 +393,7 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
         await shadow.hold(connection, schema)
         made = await shadow.find(connection, schema)
         if made is not None and made.group != settings.group:
-            raise NotReady(f"schema {schema} is of group {made.group}: choose another name with --schema")
+            raise NotReady(f"schema {schema} is of group {made.group}", "choose another name with --schema")
         if made is not None and (reason := await _unusable(settings, connection, made)) is not None:
             say(f"beginning again: {reason}")
             await drop(settings, connection, made)
@@ -327,12 +419,12 @@ async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
         await shadow.hold(connection, schema)
         made = await shadow.find(connection, schema)
         if made is None:
-            raise NotReady(f"there is no schema {schema}: run orders rebuild start")
+            raise NotReady(f"there is no schema {schema}", "run orders rebuild start")
         if (reason := await _unusable(settings, connection, made)) is not None:
-            raise NotReady(f"schema {schema} is of no use any more, {reason}: run orders rebuild start, which begins again")
+            raise NotReady(f"schema {schema} is of no use any more, {reason}")
         async with _opened(settings, connection, made) as rebuild:
             if rebuild is None:
-                raise NotReady(f"schema {schema} is ahead, the group's offsets were set back: run orders rebuild start, which begins again")
+                raise NotReady(f"schema {schema} is ahead, the group's offsets were set back")
             yield rebuild
 
 
@@ -438,10 +530,7 @@ async def _values(client: Any, keys: Sequence[str]) -> list[bytes | None]:
 
 
 def _json(value: bytes | None) -> Any:
-    try:
-        return None if value is None else msgspec.json.decode(value)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return read_foreign(msgspec.json.decode, value)
 
 
 def _are_parcels(value: Any) -> bool:

@@ -20,17 +20,19 @@ from aiokafka.errors import (
     IllegalOperation,
     InvalidProducerEpoch,
     InvalidProducerIdMapping,
+    InvalidTransactionTimeout,
     InvalidTxnState,
     KafkaTimeoutError,
     ProducerFenced,
+    TransactionalIdAuthorizationFailed,
 )
 
 from contracts.topics import LANE, REDRIVEN
 from domain.limits import record_size
+from errors import OrdersError
 from operations.dead_letters import REDRIVE_COUNT, REDRIVE_OF, DeadLetter, Letters, Redriven, State, state_of
 from settings import Settings
 from streams import topics
-from streams.lag import TopicsMissing
 from wire import AIOKafkaProducer
 
 TRANSACTION_RECORDS: Final = 500
@@ -45,9 +47,19 @@ START_SECONDS: Final = 30.0
 _ENDED: Final = (ProducerFenced, InvalidProducerEpoch, InvalidProducerIdMapping, InvalidTxnState, IllegalOperation)
 """How it shows that the transaction is no longer ours: which one it is depends on the request that is under way just then."""
 
+_REFUSED: Final = (TransactionalIdAuthorizationFailed, InvalidTransactionTimeout)
 
-class TakenOver(Exception):
+
+class TakenOver(OrdersError):
     """Another redrive was begun meanwhile, or the brokers ended a transaction that took too long. What was noted until then was sent."""
+
+    remedy = "run this again when the other one has ended"
+
+
+class TransactionsRefused(OrdersError):
+    """The brokers don't let a redrive use transactions."""
+
+    remedy = "docs/delivery.md says what they need"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +100,7 @@ async def redrive(
     """Send the selected letters' records back to where they came from.
 
     `by`: who asks, for the ledger. `dry_run`: send nothing. `progress` gets the letters looked at and how many there are. Letters refused
-    after the call are not looked at. Blocks for as long as it takes. Raises streams.lag.TopicsMissing, TakenOver, NoSuchLetter, and what
+    after the call are not looked at. Blocks for as long as it takes. Raises TopicsMissing, TakenOver, NoSuchLetter, and what
     aiokafka raises.
     """
     outcome, places = Outcome(), set[tuple[str, int, int]]()
@@ -145,9 +157,7 @@ class _Sender:
 
     async def __aenter__(self) -> _Sender:
         found = await topics.describe(self._settings)
-        missing = [name for name in (*LANE, REDRIVEN) if name not in found]
-        if missing:
-            raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {self._settings.kafka}")
+        topics.require(self._settings, (*LANE, REDRIVEN), found)
         self._limits = {name: int(state.configs["max.message.bytes"]) for name, state in found.items()}
         self._partitions = {name: state.partitions for name, state in found.items()}
         self._producer = AIOKafkaProducer(
@@ -165,11 +175,16 @@ class _Sender:
             await self._producer.stop()
             if isinstance(error, TimeoutError):
                 raise KafkaTimeoutError("no transaction coordinator") from None
+            if isinstance(error, _REFUSED):
+                raise self._refused(error) from error
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._producer.stop()
+
+    def _refused(self, error: BaseException) -> TransactionsRefused:
+        return TransactionsRefused(f"Kafka at {self._settings.kafka} refuses the transaction ({error})")
 
     async def send(self, letters: Sequence[DeadLetter]) -> set[str]:
         """Send these letters' records and note it, in one transaction. Returns those that their topic doesn't take. Raises TakenOver."""
@@ -188,8 +203,12 @@ class _Sender:
                         notes.setdefault(letter.partition, []).append((letter.coordinates.encode(), msgspec.json.encode(note)))
                 await self._deliver(self._notes(notes))
         except Exception as error:
+            if isinstance(error, _REFUSED):
+                raise self._refused(error) from error
             if _ended(error):
-                raise TakenOver from error
+                raise TakenOver(
+                    "another redrive was begun meanwhile and has taken over (or Kafka was away for longer than ORDERS_TRANSACTION_TIMEOUT)"
+                ) from error
             raise
         return too_large
 

@@ -11,20 +11,29 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
+from uuid import UUID
 
+import msgspec
 import redis.asyncio
 from aiokafka import TopicPartition
 from redis.exceptions import ResponseError
 
+from audit.auditor import Target
+from audit.findings import Finding, Report
+from contracts.strict_json import read_foreign
+from errors import OrdersError
+from operations.auditing import Progress, audit, target_of
 from operations.changelog import version, write_states
 from operations.grouplock import GroupLock
 from operations.history import FOLD_RECORDS, HistoryReader, committed, fold, project
+from operations.servers import require
 from settings import Settings
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
@@ -39,6 +48,15 @@ log = logging.getLogger(__name__)
 
 ORDERS_A_PASS: Final = 20_000
 """Orders of one lane whose records are held in memory at once. Each pass reads the lane's log again."""
+STATE_CHECKS: Final = ("changelog", "versions", "tables")
+"""Checks whose findings a new record in the changelog mends; a worker's local table takes it over at its next start."""
+MENDED: Final = (*STATE_CHECKS, "rows", "cache")
+
+
+class CacheRefused(OrdersError):
+    """Redis didn't take what was to be written."""
+
+    remedy = "run orders repair again when it answers"
 
 
 @dataclass(slots=True)
@@ -187,14 +205,15 @@ class Repairer:
                 else:
                     await self._redis.delete(key)
         if await self._cache.put([entry for entry in entries if entry.order_id in wrong]) is None:
-            raise ConnectionError("Redis took no entries; run orders repair again when it answers")
+            raise CacheRefused("Redis took no entries")
 
     @staticmethod
     async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:
         """Take an order's parcels from under a tracking number. No worker writes meanwhile."""
         try:
-            rest = [each for each in json.loads(await client.get(key) or b"[]") if each["order_id"] != order_id]
-        except (ValueError, TypeError, KeyError, ResponseError):  # no list of parcels
+            parcels = read_foreign(msgspec.json.decode, await client.get(key)) or []
+            rest = [each for each in parcels if each["order_id"] != order_id]
+        except (TypeError, KeyError, ResponseError):  # no list of parcels
             rest = []
         if rest:
             await client.set(key, json.dumps(rest, separators=(",", ":"), ensure_ascii=False), keepttl=True)
@@ -204,3 +223,112 @@ class Repairer:
 
 def _raw(order_id: str) -> bytes:
     return bytes.fromhex(order_id.replace("-", ""))
+
+
+# -- finding what is broken, and putting it right -------------------------------------------------------------------
+
+
+@dataclass
+class Outcome:
+    """What was repaired, by order: its stores and the version that it has now. `left`: broken still, by check."""
+
+    dry_run: bool
+    repaired: dict[str, tuple[list[str], int | None]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    left: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    unjudged: int = 0
+
+    def document(self) -> dict[str, Any]:
+        """As one JSON document."""
+        return {
+            "dry_run": self.dry_run,
+            "clean": not self.left,
+            "repaired": [
+                {"order_id": order_id, "stores": stores, "version": version}
+                for order_id, (stores, version) in sorted(self.repaired.items())
+            ],
+            "deleted_keys": self.keys,
+            "left": self.left,
+            "findings": [asdict(finding) for finding in self.findings],
+            "unjudged": self.unjudged,
+        }
+
+
+async def repair(
+    settings: Settings,
+    ids: frozenset[str] | None,
+    *,
+    dry_run: bool,
+    cache: bool,
+    max_findings: int,
+    progress: Progress = lambda what, done, whole: None,
+) -> Outcome:
+    """Find by an audit what is broken, of these orders or of all, put it right, and audit that again.
+
+    `ids`: canonical order ids. `dry_run`: write nothing. `cache`: Redis too. Blocks for as long as it takes to read the log. Raises
+    GroupBusy, LockLost, LogIncomplete, TopicsMissing, what an audit raises, and what the servers raise.
+    """
+    outcome, target = Outcome(dry_run), target_of(settings, cache=cache, tables=True)
+    if dry_run:
+        damaged, keys, first = await _look(target, ids, max_findings, progress)
+        outcome.repaired = {order_id: (damage.stores, None) for order_id, damage in damaged.items()}
+        outcome.keys = sorted(keys)
+        _take(outcome, first, max_findings, mended=False)
+        return outcome
+    await require(settings)
+    target = replace(target, patience=0.0)  # a member of the group that refreshes nothing keeps those out that would
+    async with GroupLock(settings) as lock:
+        damaged, keys, first = await _look(target, ids, max_findings, progress)
+        _take(outcome, first, max_findings, mended=False)
+        if damaged or keys:
+            async with Repairer(settings, lock, cache=cache) as repairer:
+                versions = await repairer.repair(damaged)
+                await repairer.drop_keys(keys)
+            outcome.repaired = {order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()}
+            outcome.keys = sorted(keys)
+        if damaged:
+            again = await audit(target, max_findings=max_findings, progress=progress, only=frozenset(damaged))
+            _take(outcome, again, max_findings, mended=True)
+    return outcome
+
+
+async def _look(
+    target: Target, ids: frozenset[str] | None, max_findings: int, progress: Progress
+) -> tuple[dict[str, Damage], set[str], Report]:
+    """What the audit finds that can be repaired: by order, and Redis keys that belong to none."""
+    damaged: dict[str, Damage] = {}
+    keys: set[str] = set()
+
+    def hear(finding: Finding) -> None:
+        if finding.check not in MENDED:
+            return
+        if not finding.order_id or not _is_id(finding.order_id):
+            if finding.check == "cache":
+                keys.add(finding.where)
+            return
+        damage = damaged.setdefault(finding.order_id, Damage())
+        damage.state |= finding.check in STATE_CHECKS
+        damage.rows |= finding.check == "rows"
+        if finding.check == "cache":
+            damage.keys.add(finding.where)
+
+    report = await audit(target, max_findings=max_findings, progress=progress, only=ids, hear=hear)
+    return damaged, keys, report
+
+
+def _take(outcome: Outcome, report: Report, most: int, *, mended: bool) -> None:
+    """Count what a report says is broken, of checks that repair mends or of the others."""
+    for check, count in report.broken.items():
+        if (check in MENDED) == mended:
+            outcome.left[check] += count
+    found = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
+    outcome.findings += found[: most - len(outcome.findings)]
+    outcome.unjudged = report.unjudged.total()
+
+
+def _is_id(text: str) -> bool:
+    try:
+        return str(UUID(text)) == text
+    except ValueError:
+        return False

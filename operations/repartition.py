@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Final
 
 from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from contracts import ids
 from contracts.topics import LANE, PARTITIONS
+from errors import OrdersError
 from operations.changelog import producer_of, version
 from operations.grouplock import GroupLock
 from operations.history import HistoryReader
@@ -40,8 +43,38 @@ _STATES: Final = 5_000
 """States that are sent at once."""
 
 
-class CannotGrow(Exception):
+class CannotGrow(OrdersError):
     """The topics can't have this number of partitions. The message says why."""
+
+
+class CutShort(OrdersError):
+    """A server went away in the middle. What was done stays."""
+
+
+async def look(settings: Settings) -> tuple[list[int], Lanes]:
+    """Numbers of partitions that topics have (one, unless a change is under way), and the lanes. Raises TopicsMissing; blocks."""
+    states = await topics.describe(settings)
+    if not states:
+        topics.require(settings, LANE, states)
+    return sorted({state.partitions for state in states.values()}), await noted(settings) or Lanes(settings.partitions)
+
+
+async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, whole: None) -> int:
+    """grow(), with the group locked. `cache`: take along what Redis lacks; it must be there. Blocks.
+
+    Raises CannotGrow or GroupBusy before anything is changed, LockLost or CutShort in the middle: run again it goes on.
+    """
+    try:
+        async with AsyncExitStack() as stack:
+            redis = None
+            if cache:
+                url = settings.redis.get_secret_value()
+                redis = await stack.enter_async_context(Redis.from_url(url, socket_timeout=10, socket_connect_timeout=10))
+                await redis.ping()
+            lock = await stack.enter_async_context(GroupLock(settings))
+            return await grow(settings, lock, partitions, redis, progress)
+    except (KafkaError, RedisError) as error:
+        raise CutShort(f"{error}; not done yet", f"run orders partitions --to {partitions} again, it goes on") from error
 
 
 async def grow(
@@ -85,18 +118,20 @@ def check(names: Sequence[str], counts: Mapping[str, int], known: Lanes, partiti
     """The number of lanes that `partitions` of them are made of; `partitions`: nothing is left to be done. Pure. Raises CannotGrow."""
     missing = [name for name in names if name not in counts]
     if missing:
-        raise CannotGrow(f"topic {missing[0]} doesn't exist; run orders init first")
+        raise CannotGrow(f"topic {missing[0]} doesn't exist", "run orders init first")
     fewest, most = min(counts.values()), max(counts.values())
     begun = fewest < known.number
     if begun and not known.former:
-        raise CannotGrow(f"ORDERS_PARTITIONS is {known.number}, but a topic has {fewest}: leave it as it was until this is done")
+        raise CannotGrow(f"ORDERS_PARTITIONS is {known.number}, but a topic has {fewest}", "leave it as it was until this is done")
     if begun and partitions != known.number:
-        raise CannotGrow(f"a change to {known.number} was begun and not finished: run orders partitions --to {known.number} first")
+        raise CannotGrow(f"a change to {known.number} was begun and not finished", f"run orders partitions --to {known.number} first")
     old = known.former[-1] if begun else known.number
     if partitions < most:
-        raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away")
+        raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away", f"take {most} or more")
     if partitions % old:
-        raise CannotGrow(f"{partitions} is no multiple of {old}: one lane's orders would come out of several; take {old * 2} or {old * 3}")
+        raise CannotGrow(
+            f"{partitions} is no multiple of {old}: one lane's orders would come out of several", f"take {old * 2} or {old * 3}"
+        )
     return old
 
 

@@ -29,6 +29,7 @@ import msgspec
 from aiokafka import TopicPartition
 
 from contracts import ids, outgoing
+from contracts.strict_json import read_foreign
 from contracts.topics import DECISIONS, DERIVED, DLQ, LANE, REKEYED
 from domain.deadlines import next_due
 from domain.refunds import next_refund
@@ -426,13 +427,13 @@ def _parse(
         return None
     if topic not in NOTICES and topic != "suborder.created":
         return order_id, ce_id, _mark(value or b""), None, b""
+    data: Any = read_foreign(msgspec.json.decode, value)
     try:
-        data = msgspec.json.decode(value or b"")
         if topic == "order.status_changed":
             return order_id, order_id, b"", msgspec.json.encode({"status": data["to"]}), b""
         told = msgspec.json.encode({name: data[name] for name in _TOLD_OF if name in data})
         subject = UUID(data["suborder_id"]).bytes
-    except (msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
     if topic == "suborder.created":
         # Its id is the uuid5 of the suborder's, and what it tells is what stands until something else is told.
@@ -450,10 +451,8 @@ _version: Final = msgspec.json.Decoder(_Versioned).decode
 def _pin(notice: Any) -> tuple[bytes, bytes] | None:
     """(the order's version, the event that raised it) by a notice."""
     cause = dict(notice.headers).get("ce_causeid")
-    try:
-        return None if cause is None else (_version(notice.value).version.to_bytes(4, "big"), cause)
-    except msgspec.DecodeError:
-        return None
+    data = read_foreign(_version, notice.value)
+    return None if cause is None or data is None else (data.version.to_bytes(4, "big"), cause)
 
 
 def _mark(value: bytes) -> bytes:

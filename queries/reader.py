@@ -15,6 +15,7 @@ from uuid import UUID
 
 import msgspec
 
+from contracts.strict_json import read_foreign
 from queries import statements
 from queries.cache import RECENT, CacheReader, Recent, version_of
 from queries.databases import Away, Database, Databases
@@ -97,7 +98,7 @@ class Reader:
         version, known = version_of(summary), version_of(refilled)
         if summary is not None and version >= max(known, seen, 1):
             return Found(summary, "cache", version)
-        kept = _decoded(_story, refilled) if known >= seen else None
+        kept = read_foreign(_story.decode, refilled) if known >= seen else None
         if kept is not None:
             return Found(_encode(statements.as_summary(kept)), "cache", known)
         told, source = await self._rows_of(order_id, seen, summary)
@@ -106,15 +107,15 @@ class Reader:
     async def story(self, order_id: UUID, seen: int = 0) -> Found:
         """An order with all that its rows tell. Raises NotFound."""
         summary, refilled = await self.cache.order(order_id)
-        kept = _decoded(_story, refilled) if version_of(refilled) >= max(version_of(summary), seen) else None
+        kept = read_foreign(_story.decode, refilled) if version_of(refilled) >= max(version_of(summary), seen) else None
         told, source = (kept, _CACHE) if kept is not None else await self._rows_of(order_id, seen, summary)
-        parts = _decoded(_suborders, summary) if version_of(summary) >= told.version else None
+        parts = read_foreign(_suborders.decode, summary) if version_of(summary) >= told.version else None
         if parts is not None:
             told.suborders = parts.suborders
         return Found(_encode(told), source, told.version)
 
     async def _rows_of(self, order_id: UUID, seen: int, summary: bytes | None) -> tuple[Story, Source]:
-        head = _decoded(_head, summary)
+        head = read_foreign(_head.decode, summary)
         user_id = None if head is None else head.user_id
         if head is not None:
             seen = max(seen, 1)  # it exists: a replica that doesn't know it is behind
@@ -147,10 +148,10 @@ class Reader:
 
     async def recent(self, user_id: UUID, limit: int, seen: Seen | None = None) -> Found:
         """A user's newest orders, at most `limit` (up to RECENT)."""
-        page, lately = await self.cache.recent(user_id, partial(_decoded, _head))
+        page, lately = await self.cache.recent(user_id, partial(read_foreign, _head.decode))
         # What the lanes have written since the page was read, or since the replica's last transaction, is in the cache.
         newer = [each.summary for each in lately if each.summary is not None]
-        kept = _decoded(_heads, page)
+        kept = read_foreign(_heads.decode, page)
         if kept is not None and _covers(kept, lately) and _has(merged := _merged(kept, newer), seen):
             return Found(_encode(_page(merged, limit)), "cache")
 
@@ -191,7 +192,7 @@ class Reader:
         sold = [statements.as_sold(seller_id, row) for row in rows[:limit]]
 
         def own(summary: bytes | None) -> tuple[int, list[Suborder]]:
-            parts = _decoded(_suborders, summary)
+            parts = read_foreign(_suborders.decode, summary)
             return version_of(summary), [] if parts is None else [part for part in parts.suborders if part.seller_id == seller_id]
 
         for each, (version, parts) in zip(sold, await self.cache.summaries([each.order_id for each in sold], own), strict=True):
@@ -207,7 +208,7 @@ class Reader:
         have a parcel of this number. So it is a page of rows, and over it what the lanes have written since.
         """
         entry, refilled = await self.cache.tracking(number)
-        lately, page = _decoded(_tracked, entry) or [], _decoded(_tracked, refilled)
+        lately, page = read_foreign(_tracked.decode, entry) or [], read_foreign(_tracked.decode, refilled)
         source: Source = "cache"
         if page is None:
             try:
@@ -240,7 +241,7 @@ class Reader:
         """Those of which the cache doesn't know that they have another number since."""
         order_ids = list({each.order_id: None for each in parcels})
         known: dict[tuple[UUID, UUID], str | None] = {}
-        for order_id, found in zip(order_ids, await self.cache.summaries(order_ids, partial(_decoded, _parcels)), strict=True):
+        for order_id, found in zip(order_ids, await self.cache.summaries(order_ids, partial(read_foreign, _parcels.decode)), strict=True):
             for parcel in () if found is None else found.shipments:
                 known[order_id, parcel.shipment_id] = parcel.tracking_number
         return [each for each in parcels if known.get((each.order_id, each.shipment_id), number) == number]
@@ -290,14 +291,6 @@ async def _asked(database: Database) -> SourceHealth:
     except (Away, Unavailable):
         return SourceHealth(False)
     return SourceHealth(True, None if database.name == "primary" or lag is None else round(lag, 3))
-
-
-def _decoded(decoder: msgspec.json.Decoder[T], value: bytes | None) -> T | None:
-    """None also for what another release, or a stranger, has put there: it is only a cache."""
-    try:
-        return None if value is None else decoder.decode(value)
-    except msgspec.DecodeError:
-        return None
 
 
 def _source(database: Database, fresh: bool) -> Source:

@@ -7,16 +7,21 @@ from uuid import UUID
 from aiokafka import TopicPartition
 
 from domain.order import Order
+from errors import OrdersError
 from settings import Settings
 from streams.partitioner import partition_of
 from tables import codec
 from wire import AIOKafkaConsumer
 
 
+class StatesMissing(OrdersError):
+    """The changelog isn't there, or another number of lanes has written it."""
+
+
 async def read_state(settings: Settings, order_id: UUID) -> Order | None:
     """The order's newest state, or None if no fact of it is known.
 
-    Blocks while one partition of the changelog is read: about a second for a quarter of a million states. Raises LookupError if the topic
+    Blocks while one partition of the changelog is read: about a second for a quarter of a million states. Raises StatesMissing if the topic
     is missing and what aiokafka raises when no broker answers.
     """
     topic = settings.changelog_topic
@@ -33,10 +38,13 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
         await consumer.start()
         partitions = consumer.partitions_for_topic(topic) or await _partitions(consumer, topic)
         if not partitions:
-            raise LookupError(f"topic {topic} does not exist on {settings.kafka}: run `orders init`")
+            raise StatesMissing(f"topic {topic} doesn't exist on Kafka at {settings.kafka}", "run orders init")
         partition = TopicPartition(topic, partition_of(str(order_id).encode(), settings.partitions))
         if partition.partition not in partitions:
-            raise LookupError(f"topic {topic} has {len(partitions)} partitions, ORDERS_PARTITIONS is {settings.partitions}")
+            raise StatesMissing(
+                f"topic {topic} has {len(partitions)} partitions, ORDERS_PARTITIONS is {settings.partitions}",
+                f"set it to {len(partitions)}",
+            )
         consumer.assign([partition])
         end = (await consumer.end_offsets([partition]))[partition]
         await consumer.seek_to_beginning(partition)

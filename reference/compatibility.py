@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from contracts import incoming, outgoing, topics
 from contracts.bulk import BulkCompleted
 from domain import events
+from errors import OrdersError
 from reference.events import reference, schemas_of
 
 Json = dict[str, Any]
@@ -29,8 +30,8 @@ OUT: Final = (*topics.DERIVED, topics.BULK_COMPLETED)
 """What we write for others to read."""
 
 
-class Breaking(Exception):
-    """A schema no longer keeps what its version promised. The message says which fields, and what to do."""
+class Breaking(OrdersError):
+    """A schema no longer keeps what its version promised. The message says which fields."""
 
 
 def version_of(type_: str) -> int:
@@ -141,10 +142,10 @@ def write(folder: Path) -> list[Path]:
             try:
                 old = json.loads(path.read_text())
             except ValueError as error:
-                raise Breaking(f"{path}: not JSON ({error}); restore it, or delete it if it was never published") from None
+                raise Breaking(f"{path}: not JSON ({error})", "restore it, or delete it if it was never published") from None
             broken = breaking(old, schema, way_of(type_))
             if broken:
-                raise Breaking(f"{path.name}: {'; '.join(broken)}. It is published: raise the version and keep the old one beside it")
+                raise Breaking(f"{path.name}, which is published: {'; '.join(broken)}", "raise the version and keep the old one beside it")
     changed: list[Path] = []
     for path, document in {**wanted, folder / "asyncapi.json": asyncapi()}.items():
         text = json.dumps(document, indent=2) + "\n"

@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple
 
 from contracts.bulk import Kind
+from errors import OrdersError
 from settings import Settings
 from sinks.connection import Connection, connect, watched
 
@@ -54,7 +55,7 @@ _COLUMNS: Final = (
 )
 
 
-class OtherJob(Exception):
+class OtherJob(OrdersError):
     """The job id belongs to another file or another kind."""
 
 
@@ -92,7 +93,7 @@ class BulkJobs:
         """A file is about to be sent; returns how many of its parts were sent before. Raises OtherJob."""
         sent = await self._ask("fetchval", _BEGIN, job, kind, parts, lines, refused, digest, again)
         if sent is None:
-            raise OtherJob(job)
+            raise OtherJob(f"job {job} is that of another file or kind", "choose another --job, or none")
         return int(sent)
 
     async def sent(self, job: str, part: int) -> None:

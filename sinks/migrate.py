@@ -18,6 +18,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
+from errors import OrdersError
 from settings import Settings
 from sinks.connection import connect as connection_to
 from sinks.connection import watched
@@ -29,12 +30,16 @@ MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 LOCK = 0x6F7264657273
 
 
-class SchemaMismatch(Exception):
-    """The database's schema is not the one that is wanted, and no migration leads there. The message says what there is and what to do."""
+class SchemaMismatch(OrdersError):
+    """The database's schema is not the one that is wanted."""
 
 
-NO_TABLES = "the database has no tables yet: run `orders init`"
 _ELSE = "point ORDERS_POSTGRES at an empty database and replay the topics into it"
+
+
+def no_tables() -> SchemaMismatch:
+    """The error for a database in which orders init has never run."""
+    return SchemaMismatch("the database has no tables yet", "run orders init")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +119,8 @@ def _layout(connection: sa.Connection) -> Layout | None:
     ).all()
     if taken:
         raise SchemaMismatch(
-            f"{', '.join(taken)} exists in schema public but wasn't made by `orders init`:"
-            " rename or drop it, or point ORDERS_POSTGRES at another database"
+            f"{', '.join(taken)} exists in schema public but wasn't made by orders init",
+            "rename or drop it, or point ORDERS_POSTGRES at another database",
         )
     return None
 
@@ -123,13 +128,13 @@ def _layout(connection: sa.Connection) -> Layout | None:
 def _require(found: Layout, wanted: Layout) -> None:
     if found.partition_by != wanted.partition_by:
         raise SchemaMismatch(
-            f"the tables are partitioned by {found.partition_by}, not by {wanted.partition_by}:"
-            f" run `orders init --partition-by {found.partition_by}`, or {_ELSE}"
+            f"the tables are partitioned by {found.partition_by}, not by {wanted.partition_by}",
+            f"run orders init --partition-by {found.partition_by}, or {_ELSE}",
         )
     if found.partition_by == "user_id" and found.partitions != wanted.partitions:
         raise SchemaMismatch(
-            f"the tables have {found.partitions} hash partitions, not {wanted.partitions}:"
-            f" set ORDERS_POSTGRES_PARTITIONS={found.partitions}, or {_ELSE}"
+            f"the tables have {found.partitions} hash partitions, not {wanted.partitions}",
+            f"set ORDERS_POSTGRES_PARTITIONS={found.partitions}, or {_ELSE}",
         )
 
 
@@ -174,8 +179,8 @@ async def check(settings: Settings) -> None:
     """
     head, found = await asyncio.to_thread(Alembic.head), await current(settings)
     if found is None:
-        raise SchemaMismatch(NO_TABLES)
+        raise no_tables()
     if found != head:
-        raise SchemaMismatch(f"the schema is at revision {found}, this version of the program needs {head}: run `orders init`")
+        raise SchemaMismatch(f"the schema is at revision {found}, this version of the program needs {head}", "run orders init")
     if await layout(settings) is None:
-        raise SchemaMismatch("the database says it is migrated, but its tables are gone: drop public.alembic_version and run `orders init`")
+        raise SchemaMismatch("the database says it is migrated, but its tables are gone", "drop public.alembic_version and run orders init")

@@ -16,7 +16,7 @@ def main() -> None:
         else:
             jars.class_path(lambda message: print(message, file=sys.stderr))
     except StackError as error:
-        sys.exit(str(error))
+        sys.exit("\n".join(filter(None, (str(error), error.log))))
 
 
 if __name__ == "__main__":

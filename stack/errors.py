@@ -1,13 +1,18 @@
-"""How the local stack fails: one sentence that says what to do, and a server's own last words where there are any."""
+"""How the local stack fails: what happened, what to do, and a server's own last words where there are any."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from errors import OrdersError
+
 TAIL_LINES = 15
 
+SEE_BELOW = "see the last lines"
+"""The remedy where only the log knows what is wrong."""
 
-class StackError(Exception):
+
+class StackError(OrdersError):
     """A server that cannot be started, a folder that cannot be used, a jar that is not the locked one."""
 
 

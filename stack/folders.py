@@ -32,8 +32,8 @@ def cache() -> Path:
         if owned(folder):
             return folder
     raise StackError(
-        f"there is no folder for what is fetched once: none of {', '.join(map(str, caches()))} can be written to; "
-        "set XDG_CACHE_HOME to a folder of yours"
+        f"there is no folder for what is fetched once: none of {', '.join(map(str, caches()))} can be written to",
+        "set XDG_CACHE_HOME to a folder of yours",
     )
 
 
@@ -59,16 +59,16 @@ def noexec(folder: Path) -> bool:
     return bool(os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0))
 
 
-def refused(folder: Path, error: OSError | None = None) -> str:
-    """One sentence about a stack's folder that can't be used, and what to do: it is another user's, or what the system says."""
+def refused(folder: Path, error: OSError | None = None) -> StackError:
+    """The error for a stack's folder that can't be used: it is another user's, or what the system says."""
     try:
         uid = folder.stat().st_uid
     except OSError:
         uid = os.geteuid()
     if uid != os.geteuid():
-        return f"{folder} belongs to {_user(uid)}; run this as that user, remove the folder, or choose another one with --dir"
+        return StackError(f"{folder} belongs to {_user(uid)}", "run this as that user, remove the folder, or choose another one with --dir")
     why = error.strerror if error else "it belongs to another user"
-    return f"{folder} cannot be used ({why}); choose another folder with --dir"
+    return StackError(f"{folder} cannot be used ({why})", "choose another folder with --dir")
 
 
 @contextmanager

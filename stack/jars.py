@@ -69,7 +69,7 @@ def class_path(progress: Callable[[str], None] = lambda _: None, jars: Jars = KA
             _fetch(jars, folder, locked)
         except OSError as error:
             raise StackError(
-                f"{jars.name} cannot be kept in {folder} ({error.strerror or error}); set XDG_CACHE_HOME to another folder"
+                f"{jars.name} cannot be kept in {folder} ({error.strerror or error})", "set XDG_CACHE_HOME to another folder"
             ) from error
     verify(folder, locked, jars)
     return os.pathsep.join(str(folder / name) for name in locked)
@@ -94,8 +94,8 @@ def verify(folder: Path, locked: dict[str, str], jars: Jars = KAFKA) -> None:
         found = _sha256(folder / name)
         if found != expected:
             raise StackError(
-                f"{folder / name} is not the jar that {jars.lock.name} names: its sha256 is {found}, locked is {expected}; "
-                f"delete {folder} to fetch it again, and be suspicious if it comes back"
+                f"{folder / name} is not the jar that {jars.lock.name} names: its sha256 is {found}, locked is {expected}",
+                f"delete {folder} to fetch it again, and be suspicious if it comes back",
             )
 
 
@@ -106,7 +106,10 @@ def _fetch(jars: Jars, folder: Path, locked: dict[str, str]) -> None:
         resolved = {jar.name: jar for jar in resolve(folder.parent, jars)}
         missing = sorted(set(locked) - set(resolved))
         if missing:
-            raise StackError(f"the coordinates {jars.endpoint} no longer lead to {', '.join(missing)}, which {jars.lock.name} names")
+            raise StackError(
+                f"the coordinates {jars.endpoint} no longer lead to {', '.join(missing)}, which {jars.lock.name} names",
+                "take a newer version of this program, or lock them anew (python -m stack --lock)",
+            )
         fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
         for name in locked:
             shutil.copyfile(resolved[name], fresh / name)
@@ -130,7 +133,7 @@ def resolve(cache: Path, jars: Jars = KAFKA) -> list[Path]:
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise StackError(f"{jars.name} ({jars.endpoint}) could not be fetched: {reason[:300]}; the first start needs the network once")
+        raise StackError(f"{jars.name} ({jars.endpoint}) could not be fetched: {reason[:300]}", "the first start needs the network once")
     return [Path(line) for line in done.stdout.splitlines() if line.endswith(".jar")]
 
 

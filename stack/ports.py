@@ -33,12 +33,12 @@ def choose(taken: set[int]) -> int:
             probe.connect(("127.0.0.1", LOWEST))  # sends nothing: only asks for the way
         except OSError as error:
             raise StackError(
-                f"127.0.0.1 cannot be reached ({error.strerror}); bring the loopback interface up: ip link set lo up"
+                f"127.0.0.1 cannot be reached ({error.strerror})", "bring the loopback interface up: ip link set lo up"
             ) from error
     for port in random.SystemRandom().sample(range(LOWEST, HIGHEST), HIGHEST - LOWEST):
         if port not in taken and is_free(port):
             return port
-    raise StackError(f"no port of 127.0.0.1 from {LOWEST} to {HIGHEST - 1} is free; end some of what listens there")
+    raise StackError(f"no port of 127.0.0.1 from {LOWEST} to {HIGHEST - 1} is free", "end some of what listens there")
 
 
 def answers(port: int, question: bytes) -> bytes:

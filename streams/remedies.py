@@ -1,4 +1,4 @@
-"""What an operator does about an error of the transport, which knows none of our commands and settings."""
+"""What an operator does about an error of the transport, in the words of our commands and settings, of which the transport knows none."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from typing import Final
 from streams.transport import errors
 
 REMEDIES: Final[dict[type[BaseException], str]] = {
-    errors.FolderInUse: "Give this worker a --name of its own, or an ORDERS_DATA of its own",
-    errors.GaveUp: "ORDERS_RETRY_LIMIT says how long it is tried again",
-    errors.GroupShut: "`orders repair` or `orders rebuild` is at work in it, or members that are no workers are in it: start this worker "
-    "again when they are gone",
-    errors.Stalled: "ORDERS_STALL_TIMEOUT says how long that may take",
-    errors.TooFewPartitions: "Set ORDERS_PARTITIONS to what they have (to give them more, see orders partitions --help)",
-    errors.TopicsMissing: "Run `orders init` first",
-    errors.TransactionsRefused: "ORDERS_TRANSACTION_TIMEOUT sets the first of these",
-    errors.Unreachable: "ORDERS_KAFKA says where it is looked for",
+    errors.FolderInUse: "give this worker a --name of its own, or an ORDERS_DATA of its own",
+    errors.GaveUp: "start the worker again when that works; ORDERS_RETRY_LIMIT says how long it is tried again",
+    errors.GroupShut: "start the worker again when orders repair or orders rebuild has ended, or members that are no workers have left",
+    errors.Stalled: "start the worker again; ORDERS_STALL_TIMEOUT says how long that may take",
+    errors.TooFewPartitions: "set ORDERS_PARTITIONS to what they have (to give them more, see orders partitions --help)",
+    errors.UnknownTopics: "run orders init first",
+    errors.Unreachable: "start it, or set where it is (ORDERS_KAFKA)",
     errors.WritersTimes: "orders init says how to set it",
 }

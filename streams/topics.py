@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, UnknownT
 from aiokafka.protocol.metadata import MetadataRequest
 
 from contracts import topics as names
+from errors import OrdersError
 from settings import Settings
 
 INPUT_MAX_BYTES: Final = 6 << 20
@@ -40,8 +41,14 @@ SETTLE_SECONDS: Final = 30.0
 Rule = Literal["exactly", "at least", "at most", "free"]
 
 
-class TopicMismatch(Exception):
-    """Topics exist that the pipeline must not run on. The message says which, what is, what should be and what to do."""
+class TopicsMissing(OrdersError):
+    """Topics that are needed don't exist. The message names the first."""
+
+    remedy = "run orders init"
+
+
+class TopicMismatch(OrdersError):
+    """Topics exist that the pipeline must not run on. The message says which, what is and what should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +192,8 @@ async def ensure(settings: Settings) -> list[str]:
         wanted = specs(settings, len(brokers))
         if (settings.replication or 1) > len(brokers):
             raise TopicMismatch(
-                f"ORDERS_REPLICATION is {settings.replication}, but {settings.kafka} has {len(brokers)} broker(s): "
-                "lower it, unset it, or start more brokers"
+                f"ORDERS_REPLICATION is {settings.replication}, but {settings.kafka} has {len(brokers)} broker(s)",
+                "lower it, unset it, or start more brokers",
             )
         existing = await _states(admin, [spec.name for spec in wanted])
         check(settings, wanted, existing)
@@ -202,7 +209,7 @@ async def ensure(settings: Settings) -> list[str]:
 
 def check(settings: Settings, wanted: Sequence[TopicSpec], existing: Mapping[str, TopicState]) -> None:
     """Raise TopicMismatch when an existing topic differs in what correctness rests on. Missing topics are no mismatch. Pure."""
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     uneven: dict[int, list[str]] = {}
     for spec in wanted:
         state = existing.get(spec.name)
@@ -215,19 +222,26 @@ def check(settings: Settings, wanted: Sequence[TopicSpec], existing: Mapping[str
     for count, topics in uneven.items():
         subject = f"topic {topics[0]} has" if len(topics) == 1 else f"{len(topics)} topics ({topics[0]}, ...) have"
         remedy = f"set ORDERS_PARTITIONS={count} to keep them" if len(uneven) == 1 else "delete those that differ and run orders init again"
-        problems.append(
-            f"{subject} {count} partition(s), not {settings.partitions} as ORDERS_PARTITIONS says: "
-            f"an order's events would be split over lanes; {remedy}"
-        )
+        what = f"{subject} {count} partition(s), not {settings.partitions} as ORDERS_PARTITIONS says"
+        problems.append((f"{what}: an order's events would be split over lanes", remedy))
     if problems:
-        shown = "; ".join(problems[:3]) + (f"; and {len(problems) - 3} more" if len(problems) > 3 else "")
-        raise TopicMismatch(shown)
+        whats, remedies = zip(*problems[:3], strict=True)
+        more = (f"and {len(problems) - 3} more",) if len(problems) > 3 else ()
+        raise TopicMismatch("; ".join((*whats, *more)), "; ".join(dict.fromkeys(remedies)))
 
 
 async def describe(settings: Settings) -> dict[str, TopicState]:
     """The pipeline's topics as they are, by name; what doesn't exist is left out."""
     async with _admin(settings) as admin:
         return await _states(admin, [spec.name for spec in specs(settings, 1)])
+
+
+def require(settings: Settings, wanted: Iterable[str], existing: Container[str]) -> None:
+    """Raise TopicsMissing unless all these topics exist. Pure."""
+    missing = [name for name in wanted if name not in existing]
+    if missing:
+        others = f" (nor do {len(missing) - 1} others)" if len(missing) > 1 else ""
+        raise TopicsMissing(f"topic {missing[0]} doesn't exist on Kafka at {settings.kafka}{others}")
 
 
 async def missing(settings: Settings) -> list[str]:
@@ -278,12 +292,15 @@ def _in_sync(replication: int) -> TopicConfig:
     )
 
 
-def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list[str]:
-    found: list[str] = []
+def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list[tuple[str, str]]:
+    """What is wrong with a topic, each with its remedy."""
+    found: list[tuple[str, str]] = []
     if settings.replication is not None and state.replication < settings.replication:
         found.append(
-            f"topic {spec.name} has {state.replication} replica(s), not {settings.replication}: "
-            "reassign its partitions with kafka-reassign-partitions, or lower ORDERS_REPLICATION"
+            (
+                f"topic {spec.name} has {state.replication} replica(s), not {settings.replication}",
+                "reassign its partitions with kafka-reassign-partitions, or lower ORDERS_REPLICATION",
+            )
         )
     # An existing topic is held to what its own number of replicas can promise: a cluster may have grown since.
     configs = (*spec.configs[:-1], _in_sync(state.replication))
@@ -291,8 +308,11 @@ def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list
         actual = state.configs.get(config.name)
         if actual is not None and not config.accepts(actual):
             found.append(
-                f"topic {spec.name} has {config.name}={actual}, not {config.wanted} ({config.reason.rstrip('.')}); set it with "
-                f"kafka-configs --alter --entity-type topics --entity-name {spec.name} --add-config {config.name}={config.value}"
+                (
+                    f"topic {spec.name} has {config.name}={actual}, not {config.wanted} ({config.reason.rstrip('.')})",
+                    "set it with kafka-configs --alter --entity-type topics "
+                    f"--entity-name {spec.name} --add-config {config.name}={config.value}",
+                )
             )
     return found
 

@@ -33,7 +33,10 @@ def encode(order: Order) -> bytes:
 
 def decode(raw: bytes) -> Order:
     """Bytes -> state. Raises msgspec.DecodeError for anything that encode() didn't make."""
-    return _decode(raw)
+    try:
+        return _decode(raw)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from None
 
 
 def is_state(key: bytes, raw: bytes) -> bool:
@@ -45,8 +48,8 @@ def is_state(key: bytes, raw: bytes) -> bool:
     if len(key) != KEY_BYTES:
         return False
     try:
-        order = _decode(raw)
-    except (msgspec.DecodeError, ValueError):
+        order = decode(raw)
+    except msgspec.DecodeError:
         return False
     # Decisions are no natural keys: after a crash one may be all that an order has.
     return order.version == natural_keys(order) and (order.version > 0 or bool(order.decisions)) and _coherent(order)

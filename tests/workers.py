@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 import asyncpg
 
-from cli import audit as auditing
-from cli.wait import wait
+from operations import auditing
+from operations.wait import wait
 from settings import Settings
 from tests.waiting import until
 
@@ -85,7 +85,7 @@ def processed(*, cache: bool = True) -> None:
 def audit() -> dict[str, Any]:
     """The auditor's report, as `orders audit --json` has it; fails the test unless every invariant holds."""
     target = auditing.target_of(Settings(), cache=True, tables=True)
-    told = finished(auditing.audit(target, max_findings=50, quiet=True))
+    told = finished(auditing.audit(target, max_findings=50))
     report: dict[str, Any] = json.loads(json.dumps(told.document()))
     assert told.clean, json.dumps(report, indent=2)[-6000:]
     return report

@@ -48,6 +48,9 @@ _COLUMNS: Final = {
 }
 _ORDERS, _CUSTOMERS, _ITEMS, _PAYMENTS = _COLUMNS
 
+_AS_PUBLISHED: Final = "give the file as Olist publishes it"
+_THAT_LINE: Final = "mend or drop that line"
+
 Row = dict[str, str]
 
 
@@ -138,7 +141,7 @@ def _plan(folder: Path) -> list[_Planned]:
 
 def _orders(folder: Path) -> Iterator[_Order]:
     if not folder.is_dir():
-        raise SourceError(f"{folder}: no such folder; give the one that holds {_ORDERS}")
+        raise SourceError(f"{folder}: no such folder", f"give the one that holds {_ORDERS}")
     customers: dict[str, Row] = {}
     for row in _rows(folder, _CUSTOMERS):
         _once(folder, _CUSTOMERS, row, "customer_id", customers, row["customer_id"])
@@ -173,17 +176,17 @@ def _rows(folder: Path, name: str) -> Iterator[Row]:
             missing = [column for column in _COLUMNS[name] if columns.count(column) != 1]
             if missing:
                 what = "column {} stands twice" if missing[0] in columns else "no column {}"
-                raise SourceError(f"{path}: {what.format(missing[0])}; give the file as Olist publishes it")
+                raise SourceError(f"{path}: {what.format(missing[0])}", _AS_PUBLISHED)
             for cells in reader:
                 if len(cells) != len(columns) or any("\n" in cell or "\0" in cell for cell in cells):
                     if not any(cells):
                         continue
-                    raise SourceError(f"{path}, line {reader.line_num}: not the cells of one line; mend or drop that line")
+                    raise SourceError(f"{path}, line {reader.line_num}: not the cells of one line", _THAT_LINE)
                 yield {**dict(zip(columns, cells, strict=True)), "line": str(reader.line_num)}
     except FileNotFoundError as error:
-        raise SourceError(f"{path}: no such file; give the folder with Olist's files under their own names") from error
+        raise SourceError(f"{path}: no such file", "give the folder with Olist's files under their own names") from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path}: cannot be read as CSV ({error}); give the file as Olist publishes it") from error
+        raise SourceError(f"{path}: cannot be read as CSV ({error})", _AS_PUBLISHED) from error
 
 
 def _once(folder: Path, name: str, row: Row, column: str, seen: dict[Any, Row], key: Any) -> None:
@@ -210,7 +213,7 @@ def _uuid(folder: Path, name: str, row: Row, column: str) -> UUID:
 
 
 def _bad(folder: Path, name: str, row: Row, column: str, what: str) -> SourceError:
-    return SourceError(f"{folder / name}, line {row['line']}: {column} {row[column]!r} {what}; mend or drop that line")
+    return SourceError(f"{folder / name}, line {row['line']}: {column} {row[column]!r} {what}", _THAT_LINE)
 
 
 def _created(event: _Planned) -> SourceEvent:

@@ -6,21 +6,25 @@ It reads from the end of the topics, without a consumer group: what it missed th
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import msgspec
 from aiokafka import TopicPartition
 
 from contracts.cloudevents import binary
+from contracts.strict_json import read_foreign
+from errors import OrdersError
+from operations.servers import require
+from queries.state import read_state
 from settings import Settings
 from wire import AIOKafkaConsumer, AIOKafkaProducer
-from workload.services import Behaviour, Later, Market, Message, Steps, order_of
+from workload.services import Behaviour, Customers, Later, Market, Message, Steps, order_of
 
 ENDED = ("delivered", "returned", "closed")
 NOTICES = ("suborder.created", "suborder.updated")
@@ -170,12 +174,27 @@ class Bazaar:
         return found.pop() if len(found) == 1 else "delivered, some of it returned"
 
 
+class SeedTaken(OrdersError):
+    """The checkouts of this seed are there already."""
+
+    remedy = "leave --seed out or take another one"
+
+
+async def simulate(
+    settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]
+) -> Outcome:
+    """Bazaar.run, once it is sure that the topics are there and the checkouts of this seed aren't. Raises TopicsMissing, SeedTaken."""
+    await require(settings)
+    [(checkout, _)] = Customers(behaviour).checkouts(1)
+    first = order_of(checkout.key)
+    if await read_state(settings, UUID(first)) is not None:
+        raise SeedTaken(f"order {first}, the first one of seed {behaviour.seed}, is there already")
+    return await Bazaar(settings, behaviour).run(checkouts, rate, timeout, progress)
+
+
 def _data(value: bytes | None) -> dict[str, Any]:
     """Of a command or notice; empty for what is none: anybody may write to a topic."""
-    try:
-        data = json.loads(value or b"")
-    except ValueError:
-        return {}
+    data = read_foreign(msgspec.json.decode, value)
     return data if isinstance(data, dict) and isinstance(data.get("order_id"), str) else {}
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar, cast
 
 import asyncpg
 
+from errors import OrdersError
 from settings import Settings
 from sinks.connection import connect as connection_to
 from sinks.connection import watched
@@ -28,8 +29,10 @@ Say = Callable[[str], None]
 """Takes one line of progress for a person."""
 
 
-class Busy(Exception):
-    """The locks were not to be had within the patience; nothing was changed. The message names who held them."""
+class Busy(OrdersError):
+    """The locks were not to be had within the patience. Nothing was changed. The message names who held them."""
+
+    remedy = "run it again when they are done, or with a longer --timeout"
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ from datetime import datetime
 
 from operations.postgres import ddl
 from settings import Settings
-from sinks.migrate import NO_TABLES, Layout, SchemaMismatch, current, layout
+from sinks.migrate import Layout, current, layout, no_tables
 from sinks.schema import FILLFACTOR, TABLES
 
 
@@ -72,7 +72,7 @@ async def overview(settings: Settings) -> Overview:
     """What there is now. Raises SchemaMismatch without tables of ours, and what asyncpg raises. Blocks for some milliseconds."""
     found = await layout(settings)
     if found is None:
-        raise SchemaMismatch(NO_TABLES)
+        raise no_tables()
     revision = await current(settings)
     async with ddl.connect(settings) as connection:
         size = await connection.fetchval("SELECT pg_database_size(current_database())")

@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple, cast, get_args
 
 import asyncpg
 
+from errors import OrdersError
 from operations.postgres import ddl
 from settings import Settings
 from sinks.migrate import LOCK, check
@@ -72,17 +73,21 @@ class Broken:
     missing: list[str]
 
 
-class LinkError(Exception):
-    """It can't be linked as asked. The message says what to do; nothing was changed."""
+class LinkError(OrdersError):
+    """It can't be linked as asked. Nothing was changed."""
 
 
-class BrokenReferences(Exception):
-    """Rows break what was to be enforced; it isn't."""
+class BrokenReferences(OrdersError):
+    """Rows break what was to be enforced, so it isn't enforced."""
+
+    remedy = "add what is missing, or link without --enforced"
 
     def __init__(self, broken: list[Broken]) -> None:
         super().__init__(f"{sum(each.rows for each in broken):,} rows refer to what isn't there")
         self.broken = broken
 
+
+_FIT: Final = "name a table whose column id is uuid and its primary key, or unique"
 
 # PostgreSQL 18 has conenforced.
 _FOUND = """
@@ -125,7 +130,9 @@ async def link(
     await check(settings)
     async with ddl.connect(settings) as connection:
         if connection.get_server_version() < (18,):
-            raise LinkError(f"references take PostgreSQL 18; this is {connection.get_server_version().major}")
+            raise LinkError(
+                f"references take PostgreSQL 18; this is {connection.get_server_version().major}", "upgrade it, or do without references"
+            )
         wanted = {
             reference: await _target(connection, reference, targets[reference.kind])
             for reference in REFERENCES
@@ -135,7 +142,8 @@ async def link(
         for reference, to in wanted.items():
             if reference in there and there[reference].to != to:
                 raise LinkError(
-                    f"{reference.table}.{reference.column} refers to {there[reference].to}: orders db unlink {reference.kind} comes first"
+                    f"{reference.table}.{reference.column} refers to {there[reference].to}",
+                    f"run orders db unlink {reference.kind} first",
                 )
         if enforced:
             await _require_kept(connection, wanted)
@@ -180,15 +188,15 @@ async def _target(connection: ddl.Connection, reference: Reference, table: str) 
     except (asyncpg.InvalidNameError, asyncpg.PostgresSyntaxError, asyncpg.FeatureNotSupportedError):  # no name, or one of too many parts
         row = None
     if row is None:
-        raise LinkError(f"there is no table {table!r} in this database: --{reference.kind} takes its name, with its schema if need be")
+        raise LinkError(f"there is no table {table!r} in this database", f"give --{reference.kind} its name, with its schema if need be")
     if row["relkind"] not in (b"r", b"p"):
-        raise LinkError(f"{table} is no table (a view or a foreign table can't be referred to)")
+        raise LinkError(f"{table} is no table (a view or a foreign table can't be referred to)", _FIT)
     if row["type"] is None:
-        raise LinkError(f"{table} has no column id to refer to")
+        raise LinkError(f"{table} has no column id to refer to", _FIT)
     if row["type"] != "uuid":
-        raise LinkError(f"{table}.id is {row['type']}, but {reference.table}.{reference.column} is uuid")
+        raise LinkError(f"{table}.id is {row['type']}, but {reference.table}.{reference.column} is uuid", _FIT)
     if not row["is_unique"]:
-        raise LinkError(f"{table}.id is neither its primary key nor unique by itself")
+        raise LinkError(f"{table}.id is neither its primary key nor unique by itself", _FIT)
     return cast(str, row["name"])
 
 

@@ -53,8 +53,8 @@ async def _require_regions(settings: Settings) -> None:
     found = await layout(settings)
     if found is None or found.partition_by != "region":
         raise SchemaMismatch(
-            "the tables are partitioned by user_id: regions are chosen at the start,"
-            " with `orders init --partition-by region` on an empty database"
+            "the tables are partitioned by user_id",
+            "choose regions at the start: orders init --partition-by region on an empty database",
         )
 
 

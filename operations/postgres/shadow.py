@@ -14,6 +14,7 @@ from typing import Final
 
 import asyncpg
 
+from errors import OrdersError
 from operations.postgres import ddl
 from settings import Settings
 from sinks.migrate import LOCK
@@ -28,16 +29,20 @@ _IMPLIED: Final = "orders_rebuild_bound"
 """Constraint of the shadow's partitions that says what attaching would otherwise look through all rows for."""
 
 
-class SchemaTaken(Exception):
-    """The schema isn't one of ours, or can't be. The message says what to do."""
+class SchemaTaken(OrdersError):
+    """The schema isn't one of ours, or can't be."""
 
 
-class LayoutChanged(Exception):
+class LayoutChanged(OrdersError):
     """The live tables have changed since the shadow was made of them: a region was added, or a migration ran."""
 
+    remedy = "run orders rebuild start, which begins again"
 
-class Held(Exception):
+
+class Held(OrdersError):
     """Another process works on the shadow."""
+
+    remedy = "wait for it, or end it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +68,9 @@ class Shadow:
 def require_name(schema: str) -> None:
     """Raises SchemaTaken unless a shadow may be called so."""
     if not re.fullmatch(r"[a-z_][a-z0-9_]{0,40}", schema):
-        raise SchemaTaken(f"{schema!r} can't be the schema's name: small letters, digits and _, 41 at most, no digit first")
+        raise SchemaTaken(f"{schema!r} can't be the schema's name", "take small letters, digits and _, 41 at most, no digit first")
     if schema in ("public", "information_schema") or schema.startswith(("pg_", BEFORE)):
-        raise SchemaTaken(f"{schema!r} is a schema of others: choose another name, such as {DEFAULT}")
+        raise SchemaTaken(f"{schema!r} is a schema of others", f"choose another name, such as {DEFAULT}")
 
 
 async def listed(connection: ddl.Connection) -> list[Shadow]:
@@ -87,14 +92,14 @@ async def find(connection: ddl.Connection, schema: str) -> Shadow | None:
         if shadow.schema == schema:
             return shadow
     if await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema):
-        raise SchemaTaken(f"schema {schema} is there and wasn't made by orders rebuild: choose another name with --schema")
+        raise SchemaTaken(f"schema {schema} is there and wasn't made by orders rebuild", "choose another name with --schema")
     return None
 
 
 async def hold(connection: ddl.Connection, schema: str) -> None:
     """Keep others away from a shadow as long as the connection is open. Raises Held."""
     if not await connection.fetchval("SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK & 0x7FFFFFFF, schema):
-        raise Held(f"another orders rebuild is at work in schema {schema}: wait for it, or end it")
+        raise Held(f"another orders rebuild is at work in schema {schema}")
 
 
 _LAYOUT = """
@@ -138,7 +143,7 @@ async def create(connection: ddl.Connection, schema: str, id: str, group: str, r
         try:
             await connection.execute(f"CREATE SCHEMA {schema}")
         except asyncpg.DuplicateSchemaError as error:
-            raise SchemaTaken(f"schema {schema} is there: drop it with orders rebuild drop, or choose another name") from error
+            raise SchemaTaken(f"schema {schema} is there", "drop it with orders rebuild drop, or choose another name") from error
         for table in TABLES:
             await _create_table(connection, schema, table)
         await connection.execute(f"""

@@ -77,11 +77,11 @@ def copied(path: str, stack: ExitStack, stdin: IO[bytes], limit: int | None = No
         copy = temporary(stack)
         digest = _copy(path, packed, copy, limit, zipped=head.startswith(_GZIP))
         if _state(source) != before:
-            raise SourceError(f"{path}: changed while it was read; nothing of it was sent; send it again when it is complete")
+            raise SourceError(f"{path}: changed while it was read; nothing of it was sent", "send it again when it is complete")
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise SourceError(f"{path}: gzip that is cut short or broken ({error}); nothing of it was sent") from error
     except OSError as error:
-        raise SourceError(f"{path}: {error.strerror or error}; check the path") from error
+        raise SourceError(f"{path}: {error.strerror or error}", "check the path") from error
     copy.seek(0)
     return Content(stack.enter_context(io.BufferedReader(copy)), digest, packed.digest.hexdigest())
 
@@ -110,7 +110,7 @@ def no_room(error: Exception) -> SourceError:
     place = tempfile.tempdir or os.environ.get("TMPDIR") or "/tmp"
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "full" in str(error)
     why = "no room left for temporary files" if full else f"cannot write temporary files ({error})"
-    return SourceError(f"{why} below {place}; make room or set TMPDIR; nothing was sent")
+    return SourceError(f"{why} below {place}; nothing was sent", "make room or set TMPDIR")
 
 
 def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zipped: bool) -> str:
@@ -122,10 +122,12 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zip
             _look(path, block)
         total += len(block)
         if total > (limit or MAX_BYTES):
-            raise SourceError(f"{path}: more than {limit or MAX_BYTES:,} bytes, unpacked; nothing of it was sent; --max-bytes allows more")
+            raise SourceError(
+                f"{path}: more than {limit or MAX_BYTES:,} bytes, unpacked; nothing of it was sent", "--max-bytes allows more"
+            )
         if zipped and limit is None and total > max(ALWAYS, MAX_RATIO * packed.taken):
             raise SourceError(
-                f"{path}: gzip that unpacks to more than {MAX_RATIO} times its size; nothing of it was sent; --max-bytes allows it"
+                f"{path}: gzip that unpacks to more than {MAX_RATIO} times its size; nothing of it was sent", "--max-bytes allows it"
             )
         if zipped:
             digest.update(block)

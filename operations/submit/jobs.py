@@ -147,6 +147,20 @@ def prepare(
     return made
 
 
+async def status(settings: Settings, job: str | None, most: int) -> list[dict[str, Any]]:
+    """Rows of orders_bulk_job, the newest job first, each with its state in words. Raises what asyncpg raises. Blocks."""
+    async with BulkJobs(settings, "orders-bulk-status") as jobs:
+        return [{**row, "state": _state(row)} for row in await jobs.jobs(job, most)]
+
+
+def _state(row: dict[str, Any]) -> str:
+    if row["completed_at"] is not None:
+        return "completed"
+    if row["digest"] is not None and row["submitted_at"] is None:
+        return "submitting"
+    return "unpacking" if row["parts_done"] else "submitted"
+
+
 def encode(kind: Kind, job: str, row: Row) -> bytes:
     """A line as an event of a part. Raises Refused, as the pipeline would refuse the event. Never blocks."""
     if row.error is not None:
@@ -247,7 +261,7 @@ def _rows(path: str, content: io.BufferedReader, kind: Kind, made: Job, limit: i
         needed += _names(incoming.ItemData, required=True)
     missing = [name for name in needed if name not in table.columns]
     if missing:
-        raise SourceError(f"{path}: no column {missing[0]}; {kind} need {', '.join(needed)}")
+        raise SourceError(f"{path}: no column {missing[0]}", f"{kind} need {', '.join(needed)}")
     known = {*own, "id", "time", *(ITEM_COLUMNS if flat else ())}
     made.ignored += [name for name in table.columns if name not in known]
 

@@ -47,7 +47,7 @@ class Parquet:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ModuleNotFoundError:
-            raise SourceError(f"{path}: Parquet needs pyarrow; run pip install 'orders-stream[parquet]'") from None
+            raise SourceError(f"{path}: Parquet needs pyarrow", "run pip install 'orders-stream[parquet]'") from None
         self._path, self._content, self._pa, self._pq, self._limit = path, content, pa, pq, limit or MAX_BYTES
         if not tried:
             self._try(fields)
@@ -90,7 +90,7 @@ class Parquet:
         done = subprocess.run(command, check=False, stdin=file, capture_output=True, env=environment)
         os.lseek(file, place, os.SEEK_SET)
         if done.returncode == _REFUSED:
-            raise SourceError(done.stdout.decode(errors="replace"))
+            raise SourceError(*json.loads(done.stdout))
         if done.returncode:
             raise SourceError(f"{self._path}: cannot be read as Parquet (its reader has died of it); nothing of it was sent")
 
@@ -113,18 +113,18 @@ class Parquet:
         try:
             return read()
         except MemoryError as error:
-            raise SourceError(_too_large(self._path)) from error
+            raise _too_large(self._path) from error
         except Exception as error:
             after = f" after row {number:,}" if number else ""
             first = (str(error).splitlines() or [type(error).__name__])[0][:300]
             raise SourceError(f"{self._path}: cannot be read as Parquet{after} ({first}); nothing of it was sent") from error
 
     def _too_much(self) -> SourceError:
-        return SourceError(f"{self._path}: more than {self._limit:,} bytes, unpacked; nothing of it was sent; --max-bytes allows more")
+        return SourceError(f"{self._path}: more than {self._limit:,} bytes, unpacked; nothing of it was sent", "--max-bytes allows more")
 
 
-def _too_large(path: str) -> str:
-    return f"{path}: {_ROWS} rows of it take too much memory; nothing of it was sent"
+def _too_large(path: str) -> SourceError:
+    return SourceError(f"{path}: {_ROWS} rows of it take too much memory; nothing of it was sent", "send it in parts")
 
 
 def _row(number: int, values: dict[str, Any], flat: bool) -> Row:
@@ -197,12 +197,12 @@ def main() -> None:
             for _ in Parquet(path, content, fields, limit, tried=True).rows(fields, fields, False):
                 pass
     except SourceError as error:
-        why = str(error)
+        why = error
     except MemoryError:
         why = _too_large(path)
     else:
         return
-    print(why, end="", flush=True)
+    print(json.dumps([why.message, why.remedy]), flush=True)
     os._exit(_REFUSED)
 
 

@@ -15,7 +15,7 @@ from streams.transport.app import BatchApp, TransportStats
 from streams.transport.batch import LaneBatch, OpenLane, OutRecord, Slice
 from streams.transport.cluster import prepare_data_folder
 from streams.transport.delivery import Stale
-from streams.transport.errors import FailStop, FolderInUse, LeaseLost, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
+from streams.transport.errors import FailStop, FolderInUse, LeaseLost, OffsetBeyondEnd, PartitionMismatch, UnknownTopics
 from streams.transport.table import Moved, StateTable
 from streams.transport.worker import run_worker
 
@@ -34,8 +34,8 @@ __all__ = [
     "Slice",
     "Stale",
     "StateTable",
-    "TopicsMissing",
     "TransportStats",
+    "UnknownTopics",
     "prepare_data_folder",
     "run_worker",
 ]

@@ -17,6 +17,7 @@ from faust.app.base import BootStrategy
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from errors import OrdersError
 from streams.transport.agents import AgentFunction, BatchChannel, BatchStream, PatientSupervisor, actor
 from streams.transport.changelog import Stretch, stretches
 from streams.transport.cluster import check_topics, hold_data_folder, inspect_cluster, prepare_data_folder
@@ -77,7 +78,7 @@ class FaustWorker(faust.Worker):
         try:
             app.claim_folder()
         except FolderInUse as exc:
-            print(f"faust: {app.explain(exc)}", file=sys.stderr)
+            print(f"faust: {exc}", file=sys.stderr)
             raise SystemExit(2) from None
         super().execute_from_commandline()
 
@@ -107,7 +108,7 @@ class BatchApp(faust.App):
     ) -> None:
         """`writes`: topics that handlers publish to, checked at the start to have as many partitions as the lanes' topics.
         `compression`: of what lanes write: None, 'gzip', 'lz4'. `metadata_age`: seconds until a change of the topics is noticed.
-        `remedies`: what to do about an error, in the words of the program: said where the worker ends for it.
+        `remedies`: what to do about an error in the words of the program, which are said instead of ours where the worker ends for it.
         `options`: further settings of faust.App (broker_credentials, ...)."""
         self.settings = settings
         self.remedies = dict(remedies or {})
@@ -296,7 +297,12 @@ class BatchApp(faust.App):
     def claim_folder(self) -> None:
         """Take the data folder for as long as this process lives. Again is harmless. Raises FolderInUse, OSError."""
         if self._folder is None:
-            self._folder = hold_data_folder(self.conf.datadir)
+            try:
+                self._folder = hold_data_folder(self.conf.datadir)
+            except FolderInUse as failure:
+                # The one failure of a worker that its caller explains: with the program's words on it.
+                failure.remedy = self.remedies.get(FolderInUse, failure.remedy)
+                raise
 
     async def on_first_start(self) -> None:
         """Check the topics and the data folder before anything is read. Raises FailStop, OSError."""
@@ -316,9 +322,11 @@ class BatchApp(faust.App):
         await super().on_first_start()
 
     def explain(self, failure: BaseException) -> str:
-        """A failure's message, and what to do about it where the program says so. Pure."""
-        remedy = next((text for kind in type(failure).__mro__ if (text := self.remedies.get(kind)) is not None), None)
-        return str(failure) if remedy is None else f"{failure}. {remedy}"
+        """A failure's message and what to do about it, in the program's words where it has some. Pure."""
+        if not isinstance(failure, OrdersError):
+            return str(failure)
+        words = next((text for kind in type(failure).__mro__ if (text := self.remedies.get(kind)) is not None), failure.remedy)
+        return f"{failure.message}; {words}"
 
     async def check_lanes(self) -> None:
         """For apps: what else of the lanes must hold before anything is read. Raises FailStop, KafkaError."""

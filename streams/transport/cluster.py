@@ -13,7 +13,7 @@ from typing import IO, Any, NamedTuple
 from aiokafka.admin import AIOKafkaAdminClient
 
 from streams.transport.consumer import mismatch
-from streams.transport.errors import FolderInUse, PartitionMismatch, TopicsMissing
+from streams.transport.errors import FolderInUse, PartitionMismatch, UnknownTopics
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,11 @@ async def inspect_cluster(options: Mapping[str, Any], topics: Iterable[str]) -> 
 
 
 def check_topics(needed: Iterable[str], partitions: Mapping[str, int]) -> int:
-    """The number of partitions that all `needed` topics have. Pure. Raises TopicsMissing or PartitionMismatch."""
+    """The number of partitions that all `needed` topics have. Pure. Raises UnknownTopics or PartitionMismatch."""
     needed = list(needed)
     missing = sorted(topic for topic in needed if topic not in partitions)
     if missing:
-        raise TopicsMissing(f"topics don't exist: {', '.join(missing)}")
+        raise UnknownTopics(f"topics don't exist: {', '.join(missing)}")
     counts = {topic: partitions[topic] for topic in needed}
     if len(set(counts.values())) > 1:
         raise PartitionMismatch(mismatch(counts))

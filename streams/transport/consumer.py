@@ -433,4 +433,4 @@ def mismatch(counts: Mapping[str, int]) -> str:
     """The message for a person: which topics differ."""
     usual = max(set(counts.values()), key=list(counts.values()).count)
     odd = ", ".join(f"{topic} has {count}" for topic, count in sorted(counts.items()) if count != usual)
-    return f"all topics of a lane need the same number of partitions: {odd}, the others have {usual}. Stop all workers and make them equal."
+    return f"all topics of a lane need the same number of partitions: {odd}, the others have {usual}"

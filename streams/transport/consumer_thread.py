@@ -84,10 +84,7 @@ def resolve_start(name: str, committed: int | None, bounds: Bounds) -> Start:
 
 def beyond_end(name: str, offset: int, end: int) -> str:
     """The message for a person."""
-    return (
-        f"{name}: the group has finished up to offset {offset}, but the log ends at {end}: the topic was created anew or truncated. "
-        "Set the group's offsets to what should be read (kafka-consumer-groups --reset-offsets) and start again."
-    )
+    return f"{name}: the group has finished up to offset {offset}, but the log ends at {end}: the topic was created anew or truncated"
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import asyncpg
 from aiokafka import errors as kafka
 
+from errors import OrdersError
 from streams.transport.config import TransportSettings
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,10 @@ class Stale(Exception):
     """The batch belongs to an assignment that is gone: it can never be acknowledged, and nothing may be written for it."""
 
 
-class GaveUp(Exception):
+class GaveUp(OrdersError):
     """A batch kept failing for longer than `retry_limit`. The worker has to end."""
+
+    remedy = "start the worker again when what failed works again"
 
 
 class Verdict(enum.Enum):

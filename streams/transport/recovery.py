@@ -69,7 +69,7 @@ class ListRecovery(Recovery):
         if result.stopped:
             if self.should_stop or timeout is None:
                 raise ServiceStopped
-            raise RecoveryStalled(f"Kafka did not answer within {timeout} s while tables were recovered; start the worker again")
+            raise RecoveryStalled(f"Kafka did not answer within {timeout} s while tables were recovered")
 
     @Service.task
     async def _slurp_changelogs(self) -> None:

@@ -249,10 +249,7 @@ class StateStore(rocksdb.Store):
             with contextlib.suppress(Exception):
                 self._close(partition)
             shutil.rmtree(self.partition_path(partition), ignore_errors=True)
-            raise StateCorrupt(
-                f"local state of partition {partition} is corrupt and was deleted ({error}). Start the worker again: "
-                "it is rebuilt from the changelog."
-            ) from error
+            raise StateCorrupt(f"local state of partition {partition} is corrupt and was deleted ({error})") from error
 
     def _options(self) -> rocksdict.Options:
         blocks = rocksdict.BlockBasedOptions()

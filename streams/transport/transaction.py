@@ -266,9 +266,11 @@ class TransactionalLaneProducer(LaneProducer):
         try:
             return await super()._ready()
         except InvalidTransactionTimeout as exc:
-            raise TransactionsRefused("transaction_timeout is above what the brokers allow (transaction.max.timeout.ms): lower it") from exc
+            raise TransactionsRefused(
+                "transaction_timeout is above what the brokers allow (transaction.max.timeout.ms)", "lower it"
+            ) from exc
         except TransactionalIdAuthorizationFailed as exc:
-            raise TransactionsRefused(f"the brokers don't let this worker use the transactional id {exc}: allow it (kafka-acls)") from exc
+            raise TransactionsRefused(f"the brokers don't let this worker use the transactional id {exc}", "allow it (kafka-acls)") from exc
 
     @staticmethod
     def _connection(producer: Connection) -> TransactionalConnection:

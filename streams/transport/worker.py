@@ -9,9 +9,8 @@ import os
 import signal
 import threading
 
+from errors import OrdersError
 from streams.transport.app import BatchApp
-from streams.transport.delivery import GaveUp
-from streams.transport.errors import FailStop
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +96,7 @@ async def _stop(app: BatchApp) -> bool:
 
 
 def _report(app: BatchApp, failure: BaseException) -> None:
-    if isinstance(failure, (FailStop, GaveUp)):
+    if isinstance(failure, OrdersError):
         log.critical("the worker ends, nothing unfinished is acknowledged: %s", app.explain(failure))
     else:
         log.critical("the worker crashed, nothing unfinished is acknowledged", exc_info=failure)

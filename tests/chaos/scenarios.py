@@ -64,7 +64,7 @@ async def partitions_added(here: World, outcome: Outcome, say: Say) -> None:
     """Can't be undone, so it comes last on its servers."""
     topic = "order.paid"
     more = here.settings.partitions + 1
-    said = f"{topic} has {more}, the others have {here.settings.partitions}. Stop all workers and make them equal."
+    said = f"{topic} has {more}, the others have {here.settings.partitions}; stop all workers and make them equal"
     marks = {name: (worker.size(), len(worker.exits)) for name, worker in here.workers.items()}
     injection = Injection(0, "partitions-added", 0, f"{topic}: {more} partitions", here.clock.now())
     outcome.injections.append(injection)

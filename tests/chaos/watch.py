@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from aiokafka.errors import KafkaError
 
 from settings import Settings
-from streams.lag import Lag, LagReader, TopicsMissing, total
+from streams.lag import Lag, LagReader, total
+from streams.topics import TopicsMissing
 from tests.chaos.workers import Clock, Supervised
 
 INTERVAL = 1.0

@@ -32,7 +32,7 @@ from contracts import topics as names
 from contracts.cloudevents import SourceEvent
 from settings import Settings, get_settings
 from streams import topics
-from tests.fuzz.batches import Raw, odd, produce
+from tests.fuzz.batches import Raw, batch_bytes, odd, produce, record_bytes
 from tests.workers import orders, processed, worker
 from wire import AIOKafkaConsumer, name_bytes, unreadable
 from workload import generator
@@ -41,6 +41,7 @@ from workload.producer import send
 ORDERS: Final = 40
 BEHIND: Final = 10
 UPSTREAM: Final = (*names.INPUT, *names.BULK)
+DEEP: Final = (b"[" * 100_000 + b"]" * 100_000, b'{"specversion":"1.0","a":' * 30_000 + b"1" + b"}" * 30_000)
 TRACEBACK: Final = "Traceback (most recent call last)"
 
 
@@ -72,6 +73,10 @@ async def flood(settings: Settings, random: Random, samples: dict[str, list[Raw]
     said: Counter[str] = Counter()
     everything = [record for records in samples.values() for record in records]
     try:
+        for topic, own in samples.items():  # whatever is drawn: JSON that is deeper than any parser goes
+            for deep in DEEP:
+                batch = batch_bytes([record_bytes((own or everything)[0]._replace(value=deep), 0)])
+                assert await produce(client, topic, random.randrange(settings.partitions), batch) == 0
         for number in range(batches):
             topic = list(samples)[number % len(samples)]
             own = samples[topic] or everything

@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from cli.bulk import status
 from contracts.topics import BULK, BULK_COMPLETED, DLQ
 from operations.dead_letters import Reader
+from operations.submit.jobs import status
 from settings import Settings
 from tests.unit.wire import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
 from tests.waiting import eventually, until

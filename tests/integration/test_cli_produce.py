@@ -14,14 +14,15 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from redis.asyncio import Redis
 
 from cli import main
-from cli.wait import Cache, wait
 from contracts.cloudevents import SourceEvent
 from contracts.topics import DLQ, LANE
 from domain.order import Order
+from operations.wait import Cache, wait
 from settings import Settings, get_settings
 from sinks.redis import mark_key
 from streams import topics
-from streams.lag import LagReader, TopicsMissing, by_topic, total
+from streams.lag import LagReader, by_topic, total
+from streams.topics import TopicsMissing
 from tables import codec
 from tests.waiting import eventually
 from workload import generator, producer

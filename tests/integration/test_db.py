@@ -118,7 +118,7 @@ async def test_init_chooses_once(database: Settings, monkeypatch: pytest.MonkeyP
         assert "partitioned by region" in capsys.readouterr().out
     assert (await partitions.overview(database)).layout.partition_by == "region"
     assert await asyncio.to_thread(main.run, ["init"]) == 2
-    assert "by region, not by user_id: run `orders init --partition-by region`" in capsys.readouterr().err
+    assert "by region, not by user_id; run orders init --partition-by region" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("database")
@@ -126,4 +126,4 @@ async def test_without_tables(orders: Orders) -> None:
     for args in ((), ("regions", "list"), ("regions", "add", "SP")):
         code, out, err = await orders(*args)
         assert (code, out) == (2, "")
-        assert err == "orders: the database has no tables yet: run `orders init`\n"
+        assert err == "orders: the database has no tables yet; run orders init\n"

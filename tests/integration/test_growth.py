@@ -119,7 +119,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
         processed()
         busy = orders("partitions", "--to", str(new))
         assert (busy.returncode, busy.stdout) == (2, "")
-        assert "has members: stop all workers" in busy.stderr
+        assert "has members; stop all workers" in busy.stderr
         assert first.terminate() == 0
     stale = await forget_in_cache(fresh, {event.key for event in alone}, old, new)
     # What waits in the old lanes meanwhile: events, and what the pipeline had sent to itself.
@@ -144,7 +144,7 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
 
     assert f"set it to {new}" in refused_to_start("wrong")
     assert f"set it to {new}\n" in orders("repair").stderr
-    assert orders("audit").stderr == f"orders: the orders are spread over {new} lanes, ORDERS_PARTITIONS is {old}: set it to {new}\n"
+    assert orders("audit").stderr == f"orders: the orders are spread over {new} lanes, ORDERS_PARTITIONS is {old}; set it to {new}\n"
     monkeypatch.setenv("ORDERS_PARTITIONS", str(new))
     get_settings.cache_clear()
     grown = get_settings()

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from aiokafka import AIOKafkaProducer
 
-from cli.dlq import read
 from contracts.cloudevents import SourceEvent
 from domain import limits
+from operations.dead_letters import read
 from settings import Settings
 from tests.unit.wire import ORDER, STRANGER, VALID, at, record
 from tests.workers import audit, processed, rows, worker

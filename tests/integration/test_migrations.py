@@ -191,9 +191,9 @@ async def test_nothing_outside_schema_public(empty: Settings) -> None:
 
 async def test_another_layout_than_there_is_says_what_to_do(empty: Settings) -> None:
     await migrate.upgrade(empty)
-    with pytest.raises(SchemaMismatch, match=r"by user_id, not by region: run `orders init --partition-by user_id`"):
+    with pytest.raises(SchemaMismatch, match=r"by user_id, not by region; run orders init --partition-by user_id"):
         await migrate.upgrade(empty, "region")
-    with pytest.raises(SchemaMismatch, match=r"3 hash partitions, not 5: set ORDERS_POSTGRES_PARTITIONS=3"):
+    with pytest.raises(SchemaMismatch, match=r"3 hash partitions, not 5; set ORDERS_POSTGRES_PARTITIONS=3"):
         await migrate.upgrade(empty.model_copy(update={"postgres_partitions": 5}))
     with pytest.raises(ValueError, match="choose one of user_id, region"):
         await migrate.upgrade(empty, "status")
@@ -201,7 +201,7 @@ async def test_another_layout_than_there_is_says_what_to_do(empty: Settings) -> 
 
 async def test_somebody_elses_tables_are_left_alone(empty: Settings) -> None:
     await rows(empty, "CREATE TABLE orders_order (id int)")
-    with pytest.raises(SchemaMismatch, match="orders_order exists in schema public but wasn't made by `orders init`"):
+    with pytest.raises(SchemaMismatch, match="orders_order exists in schema public but wasn't made by orders init"):
         await migrate.upgrade(empty)
     assert await rows(empty, "SELECT relname FROM pg_class WHERE relname LIKE 'orders%'") == [("orders_order",)]
 
@@ -209,7 +209,7 @@ async def test_somebody_elses_tables_are_left_alone(empty: Settings) -> None:
 async def test_check_says_what_is_missing(empty: Settings) -> None:
     assert await migrate.current(empty) is None
     assert await migrate.layout(empty) is None
-    with pytest.raises(SchemaMismatch, match="no tables yet: run `orders init`"):
+    with pytest.raises(SchemaMismatch, match="no tables yet; run orders init"):
         await migrate.check(empty)
     await migrate.upgrade(empty)
     await rows(empty, "UPDATE alembic_version SET version_num = '0000'")

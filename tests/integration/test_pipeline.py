@@ -20,8 +20,8 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
-from cli.dlq import read
 from contracts.cloudevents import SourceEvent
+from operations.dead_letters import read
 from settings import Settings
 from tests.chaos.proxy import Proxy
 from tests.waiting import until

@@ -85,7 +85,7 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
 async def test_beside_workers_compared_and_switched_to(fresh: Settings, database: Any, tmp_path: Path) -> None:
     events = history(300, 71)
     half = len(events) // 2
-    assert refused("rebuild", "diff") == "orders: there is no schema orders_rebuild: run orders rebuild start\n"
+    assert refused("rebuild", "diff") == "orders: there is no schema orders_rebuild; run orders rebuild start\n"
     with worker(tmp_path) as running:
         await send(fresh, events[:half])
         processed()
@@ -100,7 +100,7 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
         assert told("rebuild", "start")["records"] == 0
         assert await rows(fresh, physical=True) == before
         truth = await rows(fresh)
-        assert f"group {fresh.group} has members: stop all workers" in refused("rebuild", "switch")
+        assert f"group {fresh.group} has members; stop all workers" in refused("rebuild", "switch")
 
         # What was planted is told, and nothing else.
         items = await database.fetch("SELECT id, order_id FROM orders_order_item ORDER BY id LIMIT 2")
@@ -219,7 +219,7 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
         until(switched, "the group lets it in again", 60)
     assert await database.fetchval("SELECT to_regnamespace('orders_before_1')") is not None
     assert told("rebuild", "status")["schemas"][0]["state"] == "was live; run orders rebuild switch once more"
-    assert "isn't done: run orders rebuild switch once more first" in refused("rebuild", "drop")
+    assert "isn't done; run orders rebuild switch once more first" in refused("rebuild", "drop")
     until(lambda: orders("rebuild", "switch").returncode == 0, "it does what is left", 60)
     assert await rows(fresh) == truth
     audit()
@@ -360,7 +360,7 @@ WRONG = {
     "start --schema Drop;--": "'Drop;--' can't be the schema's name",
     "start --schema theirs": "schema theirs is there and wasn't made by orders rebuild",
     "diff --schema theirs": "schema theirs is there and wasn't made by orders rebuild",
-    "switch": "there is no schema orders_rebuild: run orders rebuild start",
+    "switch": "there is no schema orders_rebuild; run orders rebuild start",
     "drop theirs": "schema theirs is none of orders rebuild's",
 }
 

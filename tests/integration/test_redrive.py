@@ -17,10 +17,9 @@ import psutil
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from cli.dlq import read
 from contracts.cloudevents import SourceEvent
 from contracts.topics import DLQ, INPUT, LANE, REDRIVEN
-from operations.dead_letters import DeadLetter, Reader
+from operations.dead_letters import DeadLetter, Reader, read
 from operations.redrive import Outcome, Selection, redrive
 from settings import Settings
 from tests.unit.wire import CHECKOUT, ORDER, VALID, record

@@ -201,7 +201,7 @@ async def test_what_does_not_fit_says_why(shared: Settings) -> None:
     assert await constraints(shared) == []
     (odd,) = await references.link(shared, {"users": 'hr."An odd ""name"'}, enforced=True)
     assert odd.to == 'hr."An odd ""name"'
-    with pytest.raises(LinkError, match=r"orders_order.user_id refers to hr.* orders db unlink users comes first"):
+    with pytest.raises(LinkError, match=r"orders_order.user_id refers to hr.* run orders db unlink users first"):
         await references.link(shared, {"users": "accounts_user"})
 
 

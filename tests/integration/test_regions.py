@@ -188,11 +188,11 @@ async def test_who_is_in_the_way_is_named_and_nothing_is_changed(by_region: Sett
 async def test_only_where_regions_were_chosen(stack: Servers) -> None:
     settings = await new_database(stack)
     try:
-        with pytest.raises(SchemaMismatch, match="no tables yet: run `orders init`"):
+        with pytest.raises(SchemaMismatch, match="no tables yet; run orders init"):
             await regions.add(settings, ["SP"])
         await migrate.upgrade(settings)
         for call in (regions.add(settings, ["SP"]), regions.listed(settings)):
-            with pytest.raises(SchemaMismatch, match="partitioned by user_id: regions are chosen at the start"):
+            with pytest.raises(SchemaMismatch, match="partitioned by user_id; choose regions at the start"):
                 await call
     finally:
         await drop_database(stack, settings)

@@ -201,7 +201,7 @@ async def test_only_while_no_worker_is_there(fresh: Settings, tmp_path: Path) ->
         processed()
         refused = orders("repair")
         assert refused.returncode == 2
-        said = f"orders: group {fresh.group} has members: stop all workers (SIGTERM lets them finish), and run orders repair again\n"
+        said = f"orders: group {fresh.group} has members; stop all workers (SIGTERM lets them finish), and run this again\n"
         assert refused.stderr == said
         assert told("repair", "--dry-run", code=0)["repaired"] == []
 
@@ -239,7 +239,7 @@ async def test_without_the_log_there_is_no_repair(fresh: Settings, database: Any
     await admin.close()
     refused = orders("repair")
     assert refused.returncode == 2
-    assert refused.stderr == f"orders: order.created/{lane} begins at 1: its orders can't be folded again\n"
+    assert refused.stderr.startswith(f"orders: order.created/{lane} begins at 1: its orders can't be folded again; ")
     assert await states_of(fresh) != states
     report = told("audit", code=1)
     assert report["seen_from"] == {f"order.created/{lane}": 1}

@@ -18,10 +18,10 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.protocol.transaction import EndTxnRequest
 from faust.types import TP
 
-from cli import dlq
-from cli.wait import wait
 from contracts.topics import DLQ
 from domain.order import Order
+from operations import dead_letters
+from operations.wait import wait
 from queries.state import read_state
 from settings import Settings
 from stack import Stack
@@ -282,7 +282,7 @@ async def test_nobody_is_shown_what_was_taken_back(fresh: Settings) -> None:
     await producer.send_and_wait(fresh.changelog_topic, codec.encode(Order()), key=order_id.bytes, partition=partition)
     await producer.abort_transaction()
     await producer.stop()
-    assert [letter async for letter in dlq.read(fresh)] == []
+    assert [letter async for letter in dead_letters.read(fresh)] == []
     assert await read_state(fresh, order_id) is None
 
 

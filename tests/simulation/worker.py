@@ -131,9 +131,9 @@ class SimulatedThread(ConsumerThread, _BareThread):
     def _ensure_consumer(self) -> Any:
         return self._consumer
 
-    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int) -> list[Fetched]:
+    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True) -> list[Fetched]:
         """As it is, but a list may be lost on its way, as a fetch that a rebalance cancels loses it."""
-        lists = await super().fetch(wanted, timeout, limit)
+        lists = await super().fetch(wanted, timeout, limit, kickable=kickable)
         lost = self.consumer.simulated.servers.lost_lists  # type: ignore[attr-defined]
         if not lost:
             return lists

@@ -16,7 +16,7 @@ from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cli import dlq, main
-from cli.errors import UserError
+from errors import OrdersError
 from settings import get_settings
 from tests.stackfixture import ROOT
 
@@ -77,12 +77,12 @@ def one_line(err: str) -> str:
         (("dlq", "redrive", "--ids", "0:1,2"), "--ids '2' is not PARTITION:OFFSET"),
         (("dlq", "redrive", "--max", "0"), "'--max'"),
         (("dlq", "redrive", "--yes"), "No such option: --yes"),
-        (("dlq", "redrive"), "which dead letters? --all for every one, or --reason, --topic, --ids, --max"),
-        (("dlq", "redrive", "--json"), "which dead letters? --all"),
+        (("dlq", "redrive"), "nothing says which dead letters; --all for every one, or --reason, --topic, --ids, --max"),
+        (("dlq", "redrive", "--json"), "nothing says which dead letters; --all"),
         (("dlq", "redrive", "--all", "--topic", "order.paid"), "--all and --reason, --topic or --ids contradict each other"),
         (("db", "--json", "regions", "list"), "--json belongs after regions"),
         (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
-        (("db", "link"), "nothing to link: give at least one of --users"),
+        (("db", "link"), "nothing to link; give at least one of --users"),
         (("db", "unlink", "friends"), "'friends' is not one of 'users', 'products', 'warehouses', 'sellers'"),
         (("db", "regions", "add"), "Missing argument 'REGION...'"),
         (("db", "regions", "add", "SP", "--timeout", "-1"), "'--timeout'"),
@@ -216,8 +216,8 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (UserError("mend it"), "mend it"),
-        (ExceptionGroup("tasks", [ValueError(), UserError("mend it")]), "mend it"),
+        (OrdersError("it is broken", "mend it"), "it is broken; mend it"),
+        (ExceptionGroup("tasks", [ValueError(), OrdersError("it is broken", "mend it")]), "it is broken; mend it"),
         (KafkaConnectionError("no"), "cannot reach Kafka at "),
         (UnknownTopicOrPartitionError("x"), "run orders init"),
         (RedisConnectionError("no"), "cannot reach Redis at "),

@@ -82,14 +82,15 @@ def copy_of_the_source(folder: Path) -> Path:
     for room in ROOT.glob("*/__init__.py"):
         if room.parent.name != "tests":
             shutil.copytree(room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("app.py", "settings.py"):
+    for name in ("app.py", "errors.py", "settings.py"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(ROOT / "tests" / "contract", folder / "tests" / "contract", ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def test_there_are_recipes() -> None:
-    assert RECIPES == ["add-a-column.md", "add-a-derived-event.md", "add-a-setting.md", "add-a-sink.md", "add-an-agent.md", "add-an-event.md"]
+    expected = ["add-a-column.md", "add-a-derived-event.md", "add-a-setting.md", "add-a-sink.md", "add-an-agent.md", "add-an-event.md"]
+    assert expected == RECIPES
 
 
 @pytest.mark.parametrize("page", RECIPES)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from cli import main
 from cli.main import SUBCOMMANDS
-from cli.terminal import NARROWEST, Rows, Terminal
+from cli.terminal import NARROWEST, Rows, Terminal, progress
 from cli.text import encodable, one_line, printable
 from settings import get_settings
 from tests.workers import ORDERS
@@ -141,6 +141,56 @@ def test_a_table_fits_and_cuts_nothing_that_is_needed_again(columns: int, encodi
         assert len(out.splitlines()) == 4, "what is no terminal needs no wrapping"
 
 
+def test_a_wide_table_has_one_line_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    table = Rows("order", "record", "time", "reason", "detail", prose={"detail"}, wide=True)
+    table.add(*IDS, "a text that is rather long " * 9)
+    file = stream("utf-8")
+    Terminal(file=file).print(table)
+    heading, row = written(file).splitlines()
+    assert row.split()[:4] == list(IDS)
+    assert row.endswith("rather long")
+    assert heading.index("detail") == row.index("a text")
+
+
+# -- progress ------------------------------------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    """What a person looks at."""
+
+    encoding = "utf-8"
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_says_what_and_how_much_and_more_than_one_line_of_it() -> None:
+    screen = Screen()
+    with progress("read", console=Terminal(file=screen), transient=False) as bar:
+        bar.show(7, 10)
+        other = bar.another("sent", 5)
+        other.show(2)
+        bar.work("counted", 3, 4)
+        bar.say("one of them is \x1b[2J odd")
+        other.step("checked")
+        other.show(1, 8)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).replace("\r", "\n")
+    assert "one of them is \\x1b[2J odd\n" in shown
+    counted, checked = shown.split("\n")[-3:-1]
+    assert re.match(r"counted .* 3/4 ", counted)
+    assert re.match(r"checked .* 1/8 ", checked)
+
+
+def test_progress_is_silent_where_nobody_looks() -> None:
+    file, screen = stream("utf-8"), Screen()
+    for console, quiet in ((Terminal(file=file), False), (Terminal(file=screen), True)):
+        with progress("read", 10, quiet=quiet, console=console) as bar:
+            bar.show(10)
+            bar.another("sent").step("checked")
+    assert (written(file), screen.getvalue()) == ("", "")
+
+
 # -- the command line ----------------------------------------------------------------------------------------------
 
 HELP = [
@@ -248,7 +298,7 @@ def shell(line: str, **environment: str) -> Printed:
         ("orders settings 2>/dev/full >/dev/null", 0, ""),
         ("orders settings | head -1 >/dev/null; exit ${PIPESTATUS[0]}", 1, ""),
         ("orders settings | true; exit ${PIPESTATUS[0]}", 1, ""),
-        ("orders bulk submit orders - <&-", 2, "orders: standard input is closed: name a file, or pipe one in\n"),
+        ("orders bulk submit orders - <&-", 2, "orders: standard input is closed; name a file, or pipe one in\n"),
     ],
 )
 def test_streams_that_are_closed_or_full(line: str, code: int, said: str) -> None:

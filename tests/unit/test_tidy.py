@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
@@ -44,3 +45,32 @@ def test_files_that_are_named_are_there() -> None:
         if "NAME" not in named and not (ROOT / named).exists()
     }
     assert dead == made, "only a recipe names files that are not there yet: those that it makes"
+
+
+def test_json_that_anybody_may_have_written_is_read_where_its_depth_ends_no_program() -> None:
+    own = {
+        "stack/state.py": "our own file",
+        "reference/compatibility.py": "a published schema of ours",
+        "reference/examples.py": "what our own functions made",
+        "workload/poison.py": "an event that our generator made",
+        "operations/submit/parquet.py": "its own arguments",
+        "operations/whatif.py": "what it has encoded itself",
+        "operations/replay.py": "what it has encoded itself",
+        "audit/stores.py": "the answer of our own script in Redis",
+    }
+    bare = set()
+    for name in (name for name in FILES if name.endswith(".py") and not name.startswith(("tests/", "benchmarks/"))):
+        tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+        guarded = {
+            id(node)
+            for block in ast.walk(tree)
+            if isinstance(block, ast.Try) and any("RecursionError" in ast.unparse(handler.type or block) for handler in block.handlers)
+            for statement in block.body
+            for node in ast.walk(statement)
+        }
+        readers = ("json.loads", "msgspec.json.decode", "msgspec.msgpack.decode")
+        calls = (node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in readers)
+        if any(id(call) not in guarded for call in calls):
+            bare.add(name)
+    assert bare - own.keys() == set(), "use contracts.strict_json.read_foreign, or audit.foreign.read_json"
+    assert own.keys() - bare == set(), "no longer needed here"

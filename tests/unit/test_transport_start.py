@@ -13,7 +13,7 @@ from faust.transport.drivers import aiokafka as driver
 
 from streams.transport.cluster import MARKER, check_topics, hold_data_folder, prepare_data_folder
 from streams.transport.consumer_thread import Bounds, ConsumerThread, Start, resolve_start
-from streams.transport.errors import FolderInUse, OffsetBeyondEnd, PartitionMismatch, TopicsMissing
+from streams.transport.errors import FolderInUse, OffsetBeyondEnd, PartitionMismatch, UnknownTopics
 from streams.transport.table import newest
 from tests.unit.test_offset_tracker import Rec
 
@@ -54,7 +54,7 @@ def test_a_deletion_is_kept_until_something_is_written_again() -> None:
 
 def test_topics_are_checked_before_the_start() -> None:
     assert check_topics(["a", "b"], {"a": 4, "b": 4}) == 4
-    with pytest.raises(TopicsMissing, match=r"topics don't exist: b$"):
+    with pytest.raises(UnknownTopics, match=r"topics don't exist: b; create them$"):
         check_topics(["a", "b"], {"a": 4})
     with pytest.raises(PartitionMismatch, match="b has 3, the others have 4"):
         check_topics(["a", "b", "c"], {"a": 4, "b": 3, "c": 4})

@@ -1,0 +1,115 @@
+"""Waiting until the workers have handled everything that was sent, and the cache shows it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from typing import Final, NamedTuple
+
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from settings import Settings
+from sinks.redis import behind
+from streams.lag import LagReader, by_topic, total
+
+POLL_SECONDS: Final = 0.2
+REDIS_SECONDS: Final = 2.0
+"""After which Redis counts as away, for this look."""
+SAY_AFTER: Final = 2.0
+"""Seconds of waiting for the cache alone after which it is said."""
+
+
+class Cache(NamedTuple):
+    """What the cache misses. `behind`: lane -> records of its changelog that it may not have yet; None: Redis doesn't answer."""
+
+    behind: Mapping[int, int] | None
+
+    @property
+    def complete(self) -> bool:
+        return self.behind == {}
+
+    def __str__(self) -> str:
+        if self.behind is None:
+            return "Redis doesn't answer"
+        lanes = ", ".join(str(lane) for lane in sorted(self.behind))
+        return f"the cache of lanes {lanes} is behind by {sum(self.behind.values()):,} records of the changelog"
+
+
+class Outcome(NamedTuple):
+    """`left`: records still to be handled, by topic (empty: all done); `handled`: those worked off meanwhile; `members` of the group.
+
+    `cache`: None if it wasn't looked at: it was not to be waited for, or the time was up before.
+    """
+
+    left: dict[str, int]
+    handled: int
+    seconds: float
+    members: int
+    cache: Cache | None = None
+
+    @property
+    def done(self) -> bool:
+        return not self.left and (self.cache is None or self.cache.complete)
+
+
+async def wait(
+    settings: Settings,
+    timeout: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    *,
+    cache: bool = True,
+    say: Callable[[str], None] = lambda what: None,
+) -> Outcome:
+    """Poll until the lag is 0 and the cache complete, or `timeout` seconds are over. Without `cache` Redis isn't looked at.
+
+    `progress` gets the records handled so far and those left. `say` is told once, in words, what of the cache is waited for when that takes
+    a while. Raises TopicsMissing, and aiokafka's errors when the brokers go away.
+    """
+    started = time.monotonic()
+    processed: float | None = None
+    said = False
+    async with AsyncExitStack() as stack:
+        reader = await stack.enter_async_context(LagReader(settings))
+        client = await stack.enter_async_context(_client(settings)) if cache else None
+        lag = await reader.lag()
+        first = sum(position.committed for position in lag.values())
+        while True:
+            handled = sum(position.committed for position in lag.values()) - first
+            if progress is not None:
+                progress(handled, total(lag))
+            left = by_topic(lag) or await reader.unseen()
+            seen = None if left or client is None else await _look(settings, reader, client)
+            seconds = time.monotonic() - started
+            outcome = Outcome(left, handled, seconds, 0, seen)
+            if outcome.done or (timeout is not None and seconds >= timeout):
+                return outcome._replace(members=await reader.members())
+            processed = None if left else seconds if processed is None else processed
+            if processed is not None and seconds >= processed + SAY_AFTER and not said:
+                said = True
+                nobody = "" if await reader.members() else "; no worker is running: start one with orders worker"
+                say(f"{seen}{nobody}")
+            pause = POLL_SECONDS if timeout is None else min(POLL_SECONDS, max(0.0, timeout - seconds))
+            await asyncio.sleep(pause)
+            lag = await reader.lag()
+
+
+def _client(settings: Settings) -> redis.asyncio.Redis:
+    return redis.asyncio.Redis.from_url(
+        settings.redis.get_secret_value(),
+        socket_timeout=REDIS_SECONDS,
+        socket_connect_timeout=REDIS_SECONDS,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+async def _look(settings: Settings, reader: LagReader, client: redis.asyncio.Redis) -> Cache:
+    ends = await reader.changelog_ends()
+    try:
+        return Cache(await behind(client, settings.group, ends))
+    except (RedisError, OSError):
+        return Cache(None)
