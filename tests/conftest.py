@@ -47,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_collection_finish() -> None:
-    """Thousands of collected tests and all that was imported for them stay: no collection of garbage need look at them again."""
+    """Thousands of tests and what they import stay: garbage collection need not look at them again."""
     gc.collect()
     gc.freeze()
 

@@ -77,13 +77,13 @@ def finished(work: Coroutine[Any, Any, T]) -> T:
 
 
 def processed(*, cache: bool = True) -> None:
-    """Wait until the lag is 0, and unless Redis is away until the cache is complete: `orders wait` without a process of its own."""
+    """Wait until the lag is 0 and, with `cache`, the cache complete: `orders wait` without its process."""
     outcome = finished(wait(Settings(), 120, cache=cache))
     assert outcome.done, outcome
 
 
 def audit() -> dict[str, Any]:
-    """The auditor's report, as `orders audit --json` has it; fails the test unless every invariant holds."""
+    """The report of `orders audit --json`; fails the test unless every invariant holds."""
     target = auditing.target_of(Settings(), cache=True, tables=True)
     told = finished(auditing.audit(target, max_findings=50))
     report: dict[str, Any] = json.loads(json.dumps(told.document()))

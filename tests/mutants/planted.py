@@ -90,7 +90,7 @@ def planted(mutant: Mutant) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="orders-mutant-") as folder:
         root = Path(folder)
         for name in COPIED:
-            # With what is compiled already (but for what is being written): only the broken file is compiled again.
+            # With what is compiled, but for what is being written: only the broken file is compiled again.
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pyc.*"))
         for name in ("app.py", "errors.py", "settings.py", "pyproject.toml", "alembic.ini", "docker-compose.yml"):
             shutil.copy(ROOT / name, root / name)
