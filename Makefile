@@ -8,6 +8,8 @@ STAMP  := $(VENV)/.installed
 # Tests run against servers from packages. STACK=containers runs the same tests against those of docker-compose.yml, and that file as a whole.
 STACK  ?= local
 export STACK
+# The tests start hundreds of Python processes: what is compiled stays compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SILENT:
@@ -49,7 +51,7 @@ $(STAMP): requirements.txt pyproject.toml
 	printf '%s' "$$(pwd -P)" > $@
 
 test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
-	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 2 --dist worksteal)
+	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 3 --dist worksteal) --durations 20
 
 check: lint types layers ## What to run while working: lint, types, layers, tests without servers; a minute
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property

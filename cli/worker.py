@@ -51,12 +51,14 @@ def worker_command(
 
     asyncio.run(require(settings, schema=True))
 
+    gc.disable()  # As in cli.main.load: the most is imported here.
     from prometheus_client import start_http_server
 
     from app import create_app
     from cli.logs import configure
     from streams.transport import run_worker
 
+    gc.enable()
     configure(settings, name)
     if role is Role.bulk:
         _metrics(settings, start_http_server)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import uuid
@@ -18,6 +19,9 @@ from tests import stackfixture
 from tests.stackfixture import Servers
 
 CONTAINERS = os.environ.get("STACK", "local") == "containers"
+
+QUICK = frozenset({"unit", "property"})
+"""Folders of tests that take no time worth speaking of."""
 
 _left_out = pytest.StashKey[list[str]]()
 _redis_databases = itertools.cycle(range(16))
@@ -43,6 +47,36 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.hook.pytest_deselected(items=affected)
             items[:] = [item for item in items if item not in affected]
     config.stash[_left_out] = lines
+    items[:] = _dealt(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
+
+
+def _dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """The tests so that each process begins with files of slow ones.
+
+    xdist cuts the list into equal parts, and who has done his takes from the end of another's. With the
+    quick ones at the ends, no process is left with a slow test while the others have nothing to do.
+    """
+    slow: dict[Path, list[pytest.Item]] = {}
+    quick: list[pytest.Item] = []
+    for item in items:
+        if QUICK.isdisjoint(item.path.parts):
+            slow.setdefault(item.path, []).append(item)
+        else:
+            quick.append(item)
+    parts: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for number, file in enumerate(slow.values()):
+        parts[number % processes] += file
+    for number, part in enumerate(parts):
+        missing = max(0, (len(items) * (number + 1)) // processes - (len(items) * number) // processes - len(part))
+        part += quick[:missing]
+        del quick[:missing]
+    return [item for part in parts for item in part] + quick
+
+
+def pytest_collection_finish() -> None:
+    """Thousands of tests and what they import stay: garbage collection need not look at them again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncpg
 
+from operations import auditing
+from operations.wait import wait
 from settings import Settings
 from tests.waiting import until
 
+T = TypeVar("T")
 ORDERS = (sys.executable, "-c", "from cli.main import main; main()")
 TABLES = ("orders_order", "orders_order_item", "orders_shipment", "orders_return")
 
@@ -65,17 +70,24 @@ def orders(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess
     return subprocess.run((*ORDERS, *arguments), capture_output=True, text=True, timeout=timeout, env=dict(os.environ))
 
 
+def finished(work: Coroutine[Any, Any, T]) -> T:
+    """Block until this is done, in a loop of its own: the caller may run in one. Raises what it raises."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
+
+
 def processed(*, cache: bool = True) -> None:
-    """Wait until the lag is 0, and unless Redis is away until the cache is complete."""
-    done = orders("wait", "--timeout", "120", "--json", *(() if cache else ("--no-cache",)))
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Wait until the lag is 0 and, with `cache`, the cache complete: `orders wait` without its process."""
+    outcome = finished(wait(Settings(), 120, cache=cache))
+    assert outcome.done, outcome
 
 
 def audit() -> dict[str, Any]:
-    """The auditor's report; fails the test unless every invariant holds."""
-    done = orders("audit", "--json")
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    report: dict[str, Any] = json.loads(done.stdout)
+    """The report of `orders audit --json`; fails the test unless every invariant holds."""
+    target = auditing.target_of(Settings(), cache=True, tables=True)
+    told = finished(auditing.audit(target, max_findings=50))
+    report: dict[str, Any] = json.loads(json.dumps(told.document()))
+    assert told.clean, json.dumps(report, indent=2)[-6000:]
     return report
 
 

@@ -38,6 +38,7 @@ COPIED: Final = (
     "tests",
     "wire",
 )
+RESULTS: Final = PATCHES / "results.json"
 LONGEST: Final = 1800.0
 """Seconds after which a run counts as hung."""
 
@@ -89,7 +90,8 @@ def planted(mutant: Mutant) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="orders-mutant-") as folder:
         root = Path(folder)
         for name in COPIED:
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+            # With what is compiled, but for what is being written: only the broken file is compiled again.
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pyc.*"))
         for name in ("app.py", "errors.py", "settings.py", "pyproject.toml", "alembic.ini", "docker-compose.yml"):
             shutil.copy(ROOT / name, root / name)
         if mutant.patch is not None:
@@ -101,22 +103,43 @@ def planted(mutant: Mutant) -> Iterator[Path]:
         yield root
 
 
-def judge(mutant: Mutant, *, histories: int | None = None) -> Verdict:
-    """Plant the bug and look whether it is noticed. `histories`: instead of the mutant's own. Raises DoesNotApply."""
+def recorded() -> dict[str, int]:
+    """Name -> the seed at which the simulation caught it when results.json was written: the last that was tried."""
+    told: dict[str, Any] = json.loads(RESULTS.read_text())
+    caught = [each for each in told["mutants"] if each["caught"] and each["catcher"] == SIMULATION]
+    return {each["name"]: FIRST_SEED + each["histories"] - 1 for each in caught}
+
+
+def judge(mutant: Mutant, *, histories: int | None = None, likely: int | None = None) -> Verdict:
+    """Plant the bug and look whether it is noticed. Blocks. Raises DoesNotApply.
+
+    `histories`: instead of the mutant's own. `likely`: a seed of theirs that is tried before the others.
+    """
     with planted(mutant) as root:
         started = time.monotonic()
-        by, count = _simulate(root, histories or mutant.histories) if mutant.catcher == SIMULATION else _test(root, mutant.catcher)
+        if mutant.catcher == SIMULATION:
+            by, count = _simulate(root, histories or mutant.histories, likely)
+        else:
+            by, count = _test(root, mutant.catcher)
         seconds = time.monotonic() - started
     return Verdict(mutant.name, mutant.what, bool(by), mutant.catcher, by, count, round(seconds, 1))
 
 
 def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "PYTHONPATH": str(root)}
     return subprocess.run([sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=LONGEST, check=False)
 
 
-def _simulate(root: Path, histories: int) -> tuple[str, int]:
-    run = _run(root, "-m", "tests.simulation", "--histories", str(histories), "--seed", str(FIRST_SEED), "--jobs", "1", "--json")
+def _simulate(root: Path, histories: int, likely: int | None) -> tuple[str, int]:
+    if likely is not None and FIRST_SEED <= likely < FIRST_SEED + histories:
+        by, count = _histories(root, likely, 1)
+        if by:
+            return by, count
+    return _histories(root, FIRST_SEED, histories)
+
+
+def _histories(root: Path, first: int, histories: int) -> tuple[str, int]:
+    run = _run(root, "-m", "tests.simulation", "--histories", str(histories), "--seed", str(first), "--jobs", "1", "--json")
     try:
         told: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
