@@ -5,8 +5,9 @@
                    │   └─► Postgres ─► state (changelog, RocksDB) ─► Redis ─► ack
                    └─ one order's facts: domain/
 
-An order's events share a key, so they share a partition number, and one lane per partition number reads all input topics: no order
-is ever folded by two at once. What a lane does with a batch: streams/pipeline.py. What happens when something dies: docs/delivery.md.
+An order's events share a key, so they share a partition number, and one lane per partition number reads all
+input topics: no order is ever folded by two at once. What a lane does with a batch: streams/pipeline.py. What
+happens when something dies: docs/delivery.md.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
 
 
 def __getattr__(name: str) -> Any:
-    """`app`, for `faust -A app worker`: made when it is asked for, so that importing this module builds no client."""
+    """`app`, for `faust -A app worker`: made when it is asked for, so that importing
+    this module builds no client.
+    """
     if name == "app":
         globals()["app"] = application = create_app(get_settings())
         return application

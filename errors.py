@@ -1,4 +1,6 @@
-"""The root of every error that a person can meet. It imports nothing, so every room may use it, the library of the transport too."""
+"""The root of every error that a person can meet.
+It imports nothing, so every room may use it, the library of the transport too.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,9 @@ from __future__ import annotations
 class OrdersError(Exception):
     """Something went wrong that a person can put right. Not a defect of this program.
 
-    `message` says what and where, `remedy` what to do about it: each is one line without a full stop. A class whose errors always have the
-    same remedy has it as its attribute. `log`: last lines of a log that tells more. str() is what a person is told: message; remedy.
+    `message` says what and where, `remedy` what to do about it: each is one line without a full stop. A class
+    whose errors always have the same remedy has it as its attribute. `log`: last lines of a log that tells
+    more. str() is what a person is told: message; remedy.
     """
 
     remedy: str = ""

@@ -40,7 +40,11 @@ class ServerUrl(SecretStr):
     def __init__(self, value: str) -> None:
         super().__init__(value)
         parts = _PARTS.fullmatch(value) if value.isprintable() and " " not in value else None
-        if parts is None or parts["scheme"] not in self.schemes or not self._usable(parts["hosts"], parts["path"] or ""):
+        if (
+            parts is None
+            or parts["scheme"] not in self.schemes
+            or not self._usable(parts["hosts"], parts["path"] or "")
+        ):
             raise ValueError(self._refusal())
         if not _is_query(parts["query"] or ""):
             raise ValueError(self._refusal())
@@ -56,7 +60,9 @@ class ServerUrl(SecretStr):
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(cls._validated, serialization=core_schema.to_string_ser_schema())
+        return core_schema.no_info_plain_validator_function(
+            cls._validated, serialization=core_schema.to_string_ser_schema()
+        )
 
     @classmethod
     def _validated(cls, value: Any) -> Self:
@@ -68,7 +74,10 @@ class ServerUrl(SecretStr):
 
     @classmethod
     def _refusal(cls) -> str:
-        return f"must look like {cls.example}; in a name or password, / ? # [ ] @ are written %2F %3F %23 %5B %5D %40"
+        return (
+            f"must look like {cls.example}; in a name or password, / ? # [ ] @ are written %2F %3F %23 %5B"
+            " %5D %40"
+        )
 
     @classmethod
     def _usable(cls, hosts: str, path: str) -> bool:
@@ -104,7 +113,10 @@ def _is_host(text: str) -> bool:
 
 def _is_query(text: str) -> bool:
     try:
-        return all(re.fullmatch(r"[A-Za-z_][\w.]*", name) for name, _ in parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text)))
+        return all(
+            re.fullmatch(r"[A-Za-z_][\w.]*", name)
+            for name, _ in parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
+        )
     except ValueError:
         return False
 
@@ -112,10 +124,14 @@ def _is_query(text: str) -> bool:
 class Settings(BaseSettings):
     """All settings. Raises pydantic.ValidationError for a value that cannot be used. Never blocks."""
 
-    model_config = SettingsConfigDict(env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ORDERS_", extra="ignore", frozen=True, hide_input_in_errors=True
+    )
 
-    # -- servers -----------------------------------------------------------------------------------------------
-    kafka: str = Field("127.0.0.1:9092", description="Kafka brokers, host:port,... One of them is enough to find the others.")
+    # -- servers ---------------------------------------------------------------------------------------------
+    kafka: str = Field(
+        "127.0.0.1:9092", description="Kafka brokers, host:port,... One of them is enough to find the others."
+    )
     postgres: PostgresUrl = Field(
         PostgresUrl("postgresql://postgres@127.0.0.1:5432/orders"),
         description="The primary, postgresql://user:password@host:port/database.",
@@ -132,30 +148,39 @@ class Settings(BaseSettings):
         description="Folder of the workers' local state (RocksDB). If it is deleted, workers rebuild it.",
     )
 
-    # -- topology ----------------------------------------------------------------------------------------------
+    # -- topology --------------------------------------------------------------------------------------------
     group: str = Field("orders", description="Consumer group, and the prefix of the table's changelog topic.")
     partitions: int = Field(
         4,
         ge=1,
         le=1024,
-        description="Partitions that `orders init` gives every topic. This is the number of lanes, so at most so "
-        "many workers share the work.",
+        description=(
+            "Partitions that `orders init` gives every topic. This is the number of lanes, so at most so "
+            "many workers share the work."
+        ),
     )
     replication: int | None = Field(
         None,
         ge=1,
         le=9,
-        description="Replicas that `orders init` gives every topic. Unset: min(3, brokers). min.insync.replicas is one less, at least 1.",
+        description=(
+            "Replicas that `orders init` gives every topic. Unset: min(3, brokers). min.insync.replicas is"
+            " one less, at least 1."
+        ),
     )
-    postgres_partitions: int = Field(8, ge=1, le=1024, description="Hash partitions that `orders init` gives each Postgres table.")
+    postgres_partitions: int = Field(
+        8, ge=1, le=1024, description="Hash partitions that `orders init` gives each Postgres table."
+    )
 
-    # -- delivery ----------------------------------------------------------------------------------------------
+    # -- delivery --------------------------------------------------------------------------------------------
     delivery: Literal["at_least_once", "exactly_once"] = Field(
         "at_least_once",
-        description="at_least_once: after a crash, readers of the derived topics get some events twice, with the "
-        "same ce_id; it costs nothing. exactly_once: readers of committed records "
-        "(isolation.level=read_committed) get each event once; each batch is a Kafka transaction. See "
-        "docs/delivery.md.",
+        description=(
+            "at_least_once: after a crash, readers of the derived topics get some events twice, with the "
+            "same ce_id; it costs nothing. exactly_once: readers of committed records "
+            "(isolation.level=read_committed) get each event once; each batch is a Kafka transaction. See "
+            "docs/delivery.md."
+        ),
     )
     transaction_timeout: float = Field(
         10.0,
@@ -166,12 +191,14 @@ class Settings(BaseSettings):
         "a broker's failover, which a transaction waits for.",
     )
 
-    # -- batches -----------------------------------------------------------------------------------------------
+    # -- batches ---------------------------------------------------------------------------------------------
     batch_records: int = Field(
         2000,
         ge=1,
         le=100_000,
-        description="Most records of a batch. A larger batch is faster until its transaction takes long to commit.",
+        description=(
+            "Most records of a batch. A larger batch is faster until its transaction takes long to commit."
+        ),
     )
     pending_records: int = Field(
         8000,
@@ -187,22 +214,30 @@ class Settings(BaseSettings):
         0.7,
         gt=0,
         le=60,
-        description="Seconds between offset commits. After a crash, at most the records of that time are read "
-        "again, as duplicates. With exactly_once each batch commits its own offsets.",
+        description=(
+            "Seconds between offset commits. After a crash, at most the records of that time are read "
+            "again, as duplicates. With exactly_once each batch commits its own offsets."
+        ),
     )
     producer_linger_ms: int = Field(
         0,
         ge=0,
         le=1000,
-        description="Milliseconds that the producer waits for more records. 0, because the pipeline builds its batches itself.",
+        description=(
+            "Milliseconds that the producer waits for more records. 0, because the pipeline builds its"
+            " batches itself."
+        ),
     )
 
-    # -- bulk (docs/bulk.md) -----------------------------------------------------------------------------------
+    # -- bulk (docs/bulk.md) ---------------------------------------------------------------------------------
     bulk_rate: float = Field(
         250.0,
         gt=0,
         le=1_000_000,
-        description="Most events a second that a bulk worker unpacks. A lower rate delays other events less (docs/bulk.md).",
+        description=(
+            "Most events a second that a bulk worker unpacks. A lower rate delays other events less"
+            " (docs/bulk.md)."
+        ),
     )
     bulk_backlog: int = Field(
         5000,
@@ -211,31 +246,42 @@ class Settings(BaseSettings):
         "committed offsets, so it includes what arrives within a commit_interval.",
     )
 
-    # -- failure -----------------------------------------------------------------------------------------------
+    # -- failure ---------------------------------------------------------------------------------------------
     session_timeout: float = Field(
         6.0,
         ge=6,
         le=300,
-        description="Seconds without a heartbeat after which Kafka assigns a worker's partitions to others: how "
-        "long they rest after kill -9.",
+        description=(
+            "Seconds without a heartbeat after which Kafka assigns a worker's partitions to others: how "
+            "long they rest after kill -9."
+        ),
     )
-    heartbeat_interval: float = Field(1.0, gt=0, description="Seconds between heartbeats; at most a third of session_timeout.")
+    heartbeat_interval: float = Field(
+        1.0, gt=0, description="Seconds between heartbeats; at most a third of session_timeout."
+    )
     retry_first: float = Field(
         0.05,
         gt=0,
-        description="Seconds before the first retry after a temporary failure. The pause doubles with each retry.",
+        description=(
+            "Seconds before the first retry after a temporary failure. The pause doubles with each retry."
+        ),
     )
     retry_longest: float = Field(2.0, gt=0, description="The longest pause between retries, in seconds.")
     retry_limit: float = Field(
         300.0,
         gt=0,
-        description="Seconds after which a batch that keeps failing ends the worker without acknowledgement. Its supervisor restarts it.",
+        description=(
+            "Seconds after which a batch that keeps failing ends the worker without acknowledgement. Its"
+            " supervisor restarts it."
+        ),
     )
     redrive_limit: int = Field(
         3,
         ge=1,
         le=100,
-        description="How often `orders dlq redrive` sends a record back. If it is refused every time, it is parked.",
+        description=(
+            "How often `orders dlq redrive` sends a record back. If it is refused every time, it is parked."
+        ),
     )
     drain_timeout: float = Field(
         10.0,
@@ -250,20 +296,28 @@ class Settings(BaseSettings):
     redis_timeout: float = Field(
         0.5,
         gt=0,
-        description="Seconds that Redis has for an answer before it counts as away. Short, because a cache must "
-        "not delay anything. Time that this process spends on other work doesn't count.",
+        description=(
+            "Seconds that Redis has for an answer before it counts as away. Short, because a cache must "
+            "not delay anything. Time that this process spends on other work doesn't count."
+        ),
     )
 
-    # -- deadlines (docs/decisions/0009) -----------------------------------------------------------------------
+    # -- deadlines (docs/decisions/0009) ---------------------------------------------------------------------
     payment_deadline: float = Field(
         3600.0,
         ge=0,
-        description="Seconds from order.created until its total must be captured. After that its stock is released. 0: no deadline.",
+        description=(
+            "Seconds from order.created until its total must be captured. After that its stock is released."
+            " 0: no deadline."
+        ),
     )
     stock_deadline: float = Field(
         600.0,
         ge=0,
-        description="Seconds until each stock.reserve must be answered. Minutes, because a customer waits. 0: no deadline.",
+        description=(
+            "Seconds until each stock.reserve must be answered. Minutes, because a customer waits. 0: no"
+            " deadline."
+        ),
     )
     stock_asks: int = Field(
         3,
@@ -271,38 +325,57 @@ class Settings(BaseSettings):
         le=100,
         description="How often stock.reserve is sent before the missing answer counts as a rejection.",
     )
-    release_deadline: float = Field(600.0, ge=0, description="Seconds until each stock.release must be answered. 0: no deadline.")
+    release_deadline: float = Field(
+        600.0, ge=0, description="Seconds until each stock.release must be answered. 0: no deadline."
+    )
     release_asks: int = Field(
         10,
         ge=1,
         le=100,
-        description="How often stock.release is sent before an operator is told. Many times, because the order "
-        "can't end without an answer.",
+        description=(
+            "How often stock.release is sent before an operator is told. Many times, because the order "
+            "can't end without an answer."
+        ),
     )
     label_deadline: float = Field(
         172_800.0,
         ge=0,
-        description="Seconds from each shipping.label.create to the first scan. Two days, because sellers have to pack. 0: no deadline.",
+        description=(
+            "Seconds from each shipping.label.create to the first scan. Two days, because sellers have to"
+            " pack. 0: no deadline."
+        ),
     )
-    label_asks: int = Field(5, ge=1, le=100, description="How often shipping.label.create is sent before an operator is told.")
+    label_asks: int = Field(
+        5, ge=1, le=100, description="How often shipping.label.create is sent before an operator is told."
+    )
     refund_deadline: float = Field(
         86_400.0,
         ge=0,
-        description="Seconds until each refund.request must be answered. A day, because banks take one. 0: no deadline.",
+        description=(
+            "Seconds until each refund.request must be answered. A day, because banks take one. 0: no"
+            " deadline."
+        ),
     )
-    refund_asks: int = Field(5, ge=1, le=100, description="How often refund.request is sent before an operator is told.")
+    refund_asks: int = Field(
+        5, ge=1, le=100, description="How often refund.request is sent before an operator is told."
+    )
     history_age: float = Field(
         3600.0,
         ge=0,
-        description="Seconds. An order.created that was older than this when it reached Kafka is history and gets no deadlines.",
+        description=(
+            "Seconds. An order.created that was older than this when it reached Kafka is history and gets no"
+            " deadlines."
+        ),
     )
 
-    # -- sinks -------------------------------------------------------------------------------------------------
+    # -- sinks -----------------------------------------------------------------------------------------------
     postgres_pool: int = Field(
         4,
         ge=1,
         le=64,
-        description="Connections of a worker to Postgres, so the number of lanes that can write at the same time.",
+        description=(
+            "Connections of a worker to Postgres, so the number of lanes that can write at the same time."
+        ),
     )
     postgres_connect_timeout: float = Field(
         5.0, gt=0, description="Seconds after which connecting to Postgres is given up and tried again."
@@ -310,14 +383,20 @@ class Settings(BaseSettings):
     postgres_statement_timeout: float = Field(
         30.0,
         gt=0,
-        description="Seconds after which a batch's transaction is given up and tried again. A full batch takes 0.1 s.",
+        description=(
+            "Seconds after which a batch's transaction is given up and tried again. A full batch takes 0.1 s."
+        ),
     )
     postgres_plan_cache_mode: Literal["force_generic_plan", "auto", "force_custom_plan"] = Field(
         "force_generic_plan",
-        description="PostgreSQL's plan_cache_mode for the connections of workers and readers. Generic plans save "
-        "the planning of each batch; Citus needs auto (docs/scaling.md).",
+        description=(
+            "PostgreSQL's plan_cache_mode for the connections of workers and readers. Generic plans save "
+            "the planning of each batch; Citus needs auto (docs/scaling.md)."
+        ),
     )
-    cache_ttl_moving: int = Field(600, ge=600, le=1800, description="Seconds that an order stays in Redis while a parcel is in transit.")
+    cache_ttl_moving: int = Field(
+        600, ge=600, le=1800, description="Seconds that an order stays in Redis while a parcel is in transit."
+    )
     cache_ttl_settled: int = Field(
         1800,
         ge=600,
@@ -325,11 +404,13 @@ class Settings(BaseSettings):
         description="Seconds that an order stays in Redis once nothing is expected to change.",
     )
 
-    # -- reading (docs/api.md) ---------------------------------------------------------------------------------
+    # -- reading (docs/api.md) -------------------------------------------------------------------------------
     api_keys: SecretStr = Field(
         SecretStr(""),
-        description="Bearer keys that `orders api` accepts, separated by commas. Without keys anybody may read, "
-        "and only loopback is served.",
+        description=(
+            "Bearer keys that `orders api` accepts, separated by commas. Without keys anybody may read, "
+            "and only loopback is served."
+        ),
     )
     read_pool: int = Field(
         8,
@@ -341,36 +422,53 @@ class Settings(BaseSettings):
         2.0,
         gt=0,
         le=60,
-        description="Seconds that a read may take in a database before the next one is asked. Reads take milliseconds.",
+        description=(
+            "Seconds that a read may take in a database before the next one is asked. Reads take"
+            " milliseconds."
+        ),
     )
     replica_max_lag: float = Field(
         5.0,
         ge=0,
         le=300,
-        description="Seconds that a replica may be behind and still be read. Less than the life of cache entries, "
-        "which hold what it lacks.",
+        description=(
+            "Seconds that a replica may be behind and still be read. Less than the life of cache entries, "
+            "which hold what it lacks."
+        ),
     )
     cache_ttl_refill: int = Field(
         60,
         ge=1,
         le=300,
-        description="Seconds that rows read from a database stay in Redis. If Redis loses a newer entry, readers see old rows for so long.",
+        description=(
+            "Seconds that rows read from a database stay in Redis. If Redis loses a newer entry, readers see"
+            " old rows for so long."
+        ),
     )
 
-    # -- seeing it ---------------------------------------------------------------------------------------------
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The lowest level that is logged.")
-    log_format: Literal["console", "json"] = Field("console", description="Format of the log: console for people, json for machines.")
+    # -- seeing it -------------------------------------------------------------------------------------------
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="The lowest level that is logged."
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="Format of the log: console for people, json for machines."
+    )
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of the Prometheus metrics. 0: no metrics.")
     metrics_host: str = Field(
         "127.0.0.1",
-        description="Address of the Prometheus metrics. Loopback, because they have no password; 0.0.0.0 in a container.",
+        description=(
+            "Address of the Prometheus metrics. Loopback, because they have no password; 0.0.0.0 in a"
+            " container."
+        ),
     )
 
     @field_validator("kafka")
     @classmethod
     def _brokers(cls, value: str) -> str:
         if "://" in value:
-            raise ValueError("must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet")
+            raise ValueError(
+                "must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet"
+            )
         for number, broker in enumerate(value.split(","), 1):
             address = _BROKER.fullmatch(broker.strip())
             if address is None or int(address["port"]) > 65535:
@@ -381,8 +479,14 @@ class Settings(BaseSettings):
     @classmethod
     def _api_keys(cls, value: SecretStr) -> SecretStr:
         # Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key.
-        if any(not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,}=*", key.strip()) for key in value.get_secret_value().split(",") if key.strip()):
-            raise ValueError("each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32")
+        if any(
+            not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,}=*", key.strip())
+            for key in value.get_secret_value().split(",")
+            if key.strip()
+        ):
+            raise ValueError(
+                "each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32"
+            )
         return value
 
     @property
@@ -435,5 +539,7 @@ Only the command line replaces it: it looks for a local stack.
 
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
-    """Return the settings of this process, read from the environment once. Raises pydantic.ValidationError."""
+    """Return the settings of this process, read from the environment once.
+    Raises pydantic.ValidationError.
+    """
     return Settings.model_validate(find_servers())

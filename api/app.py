@@ -63,11 +63,15 @@ _Get = Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]]
 """Registers the answer to a path, behind a key."""
 
 _DASHES: Final = "With or without dashes."
-_bearer = HTTPBearer(auto_error=False, description="One of ORDERS_API_KEYS; none is needed where none is set.")
+_bearer = HTTPBearer(
+    auto_error=False, description="One of ORDERS_API_KEYS; none is needed where none is set."
+)
 _encode = msgspec.json.Encoder().encode
 
 
-def _responses(model: Any, description: str, *, versioned: bool = False, missing: bool = False) -> dict[int | str, dict[str, Any]]:
+def _responses(
+    model: Any, description: str, *, versioned: bool = False, missing: bool = False
+) -> dict[int | str, dict[str, Any]]:
     responses: dict[int | str, dict[str, Any]] = {
         200: {
             "model": model,
@@ -139,7 +143,9 @@ def _allowed(keys: Sequence[str]) -> Callable[..., Awaitable[None]]:
         digest = sha256(credentials.credentials.encode()).digest() if credentials is not None else b""
         # Of digests: the time it takes says nothing about a key.
         if not any(hmac.compare_digest(digest, each) for each in digests):
-            raise HTTPException(401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"})
+            raise HTTPException(
+                401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"}
+            )
 
     return allowed
 
@@ -160,7 +166,9 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
         """Status, amount, suborders and parcels: from the cache, else from the rows."""
         return _one(await reader.order(order_id, max(min_version, x_order_version)), if_none_match)
 
-    details = _responses(OrderDetails, "The order with everything that its rows hold.", versioned=True, missing=True)
+    details = _responses(
+        OrderDetails, "The order with everything that its rows hold.", versioned=True, missing=True
+    )
 
     @get("/orders/{order_id}/explain", summary="An order's details", responses=details, tags=["orders"])
     @get(
@@ -197,7 +205,9 @@ def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
     async def orders(
         user_id: Annotated[Id, Path(description=_DASHES)],
         status: Annotated[OrderStatusText | None, Query(description="Only those of this status now.")] = None,
-        since: Annotated[Time | None, Query(alias="from", description="Placed then or later (RFC 3339).")] = None,
+        since: Annotated[
+            Time | None, Query(alias="from", description="Placed then or later (RFC 3339).")
+        ] = None,
         until: Annotated[Time | None, Query(alias="to", description="Placed before (RFC 3339).")] = None,
         cursor: Cursor = None,
         limit: Limit = 20,
@@ -230,7 +240,9 @@ def _answer_parcels(get: _Get, reader: Reader) -> None:
         tags=["parcels"],
     )
     async def tracking(
-        number: Annotated[str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")],
+        number: Annotated[
+            str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")
+        ],
     ) -> Response:
         """The parcels of all orders with this number, 100 at most.
 
@@ -279,7 +291,9 @@ def _answer_health(app: FastAPI, reader: Reader) -> None:
     async def service_health() -> Response:
         """Needs no key."""
         health = await reader.health()
-        return Response(_encode(health), 503 if health.status == "down" else 200, media_type="application/json")
+        return Response(
+            _encode(health), 503 if health.status == "down" else 200, media_type="application/json"
+        )
 
 
 def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
@@ -309,14 +323,20 @@ OrderVersion = Annotated[
     Integer,
     Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is returned."),
 ]
-IfNoneMatch = Annotated[list[str] | None, Header(description="ETags that the caller has: 304 if the newest is among them.")]
-Cursor = Annotated[str | None, Query(description="`next` of the previous page; give the same filters.", max_length=64)]
+IfNoneMatch = Annotated[
+    list[str] | None, Header(description="ETags that the caller has: 304 if the newest is among them.")
+]
+Cursor = Annotated[
+    str | None, Query(description="`next` of the previous page; give the same filters.", max_length=64)
+]
 Limit = Annotated[Integer, Query(ge=1, le=MOST, description="The most rows of a page.")]
 SeenToken = Annotated[
     str | None,
     Query(
         pattern=r"^([0-9A-Fa-f]{32}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}):[0-9]{1,9}$",
-        description="ORDER_ID:VERSION of an order of this list that the caller has seen: no older list is returned.",
+        description=(
+            "ORDER_ID:VERSION of an order of this list that the caller has seen: no older list is returned."
+        ),
     ),
 ]
 

@@ -1,6 +1,8 @@
-"""What a client's connection may take: bytes, time, and a place among the others. uvicorn with httptools has no such limits.
+"""What a client's connection may take: bytes, time, and a place among the others.
+uvicorn with httptools has no such limits.
 
-Its protocol is extended here: llhttp goes on reading requests, and one that can't be read is answered by a problem, as everything else is.
+Its protocol is extended here: llhttp goes on reading requests, and one that can't be read is answered by a
+problem, as everything else is.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ MOST_HEAD: Final = 64 << 10
 MOST_BODY: Final = 64 << 10
 """Bytes of a body, as they come. Nothing reads it."""
 PATIENCE: Final = 10.0
-"""Seconds from the beginning of a connection, or from the last answer, until the next request must be there as a whole; and for which an
-answer waits for its client."""
+"""Seconds from the beginning of a connection, or from the last answer, until the next request must be there
+as a whole; and for which an answer waits for its client.
+"""
 MOST: Final = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
 """Connections at a time. One more, and that which has been waited for the longest gives way."""
 
@@ -46,7 +49,8 @@ class Connection(HttpToolsProtocol):
         super().__init__(*arguments, **options)
         self._timer: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
-        # What is being read: the head of a request or what follows it, and so many bytes of that; whether there are any of the request.
+        # What is being read: the head of a request or what follows it, and so many bytes of that; whether
+        # there are any of the request.
         self._in_head, self._size, self._begun = True, 0, False
         # What isn't parsed yet, because requests before it aren't answered.
         self._rest = b""
@@ -54,12 +58,13 @@ class Connection(HttpToolsProtocol):
         self._held: Any = None
         # The request that is being answered, or was the last one; `cycle` is the last that has come.
         self._answered: Any = None
-        # What the connection ends with, once the requests before are answered; and whether nothing is read any more.
+        # What the connection ends with, once the requests before are answered; and whether
+        # nothing is read any more.
         self._refusal: Refused | None = None
         self._deaf = False
         self._ended = False
 
-    # -- what the transport says ---------------------------------------------------------------------------------
+    # -- what the transport says -----------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -103,7 +108,7 @@ class Connection(HttpToolsProtocol):
             self._stuck = None
         super().resume_writing()
 
-    # -- what the parser says --------------------------------------------------------------------------------------
+    # -- what the parser says --------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -124,7 +129,9 @@ class Connection(HttpToolsProtocol):
         absolute = _ABSOLUTE.fullmatch(self.url)
         if absolute is not None:
             # The host is its authority, whatever the header says (RFC 9112, 3.2.2).
-            self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"] + [(b"host", absolute[1])]
+            self.headers[:] = [(name, value) for name, value in self.headers if name != b"host"] + [
+                (b"host", absolute[1])
+            ]
             self.url = absolute[2] if absolute[2][:1] == b"/" else b"/" + absolute[2]
         self._in_head, self._size = False, 0
         super().on_headers_complete()
@@ -144,7 +151,7 @@ class Connection(HttpToolsProtocol):
         if self._busy:
             self._wait_for_client(None)
 
-    # -- inside ----------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     @property
     def _busy(self) -> bool:
@@ -182,14 +189,17 @@ class Connection(HttpToolsProtocol):
                 if self._size > (MOST_HEAD if self._in_head else MOST_BODY):
                     raise self._too_long() if self._in_head else _too_much()
             except httptools.HttpParserUpgrade:
-                # Nothing else is spoken here: it is answered as if it hadn't asked, and what follows isn't read.
+                # Nothing else is spoken here: it is answered as if it hadn't asked, and
+                # what follows isn't read.
                 self.cycle.keep_alive = False
                 self._deaf, self._rest = True, b""
             except Refused as refused:
                 self._refuse(refused)
             except httptools.HttpParserError as error:
                 cause = error.__context__
-                self._refuse(cause if isinstance(cause, Refused) else Refused(400, "this can't be read as HTTP"))
+                self._refuse(
+                    cause if isinstance(cause, Refused) else Refused(400, "this can't be read as HTTP")
+                )
         if self._rest and not self._deaf:
             self.flow.pause_reading()
 
@@ -201,7 +211,9 @@ class Connection(HttpToolsProtocol):
             return
         status, detail = refused.args
         answer = problem(status, detail, headers={"Connection": "close"})
-        head = b"".join(b"%s: %s\r\n" % each for each in (*self.server_state.default_headers, *answer.raw_headers))
+        head = b"".join(
+            b"%s: %s\r\n" % each for each in (*self.server_state.default_headers, *answer.raw_headers)
+        )
         self._held, self._refusal = None, None
         self.transport.write(STATUS_LINE[status] + head + b"\r\n" + bytes(answer.body))
         if self.transport.can_write_eof():
@@ -220,7 +232,12 @@ class Connection(HttpToolsProtocol):
             self._waited_for[self] = None
 
     def _give_up(self) -> None:
-        if self._begun and not self._deaf and not self.transport.is_closing() and not self.transport.get_write_buffer_size():
+        if (
+            self._begun
+            and not self._deaf
+            and not self.transport.is_closing()
+            and not self.transport.get_write_buffer_size()
+        ):
             self._refuse(Refused(408, f"no whole request within {PATIENCE:g} s"))
         else:
             self._wait_for_client(None)

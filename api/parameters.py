@@ -12,7 +12,9 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BeforeValidator
 
-_UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(-?)[0-9A-Fa-f]{4}\1[0-9A-Fa-f]{4}\1[0-9A-Fa-f]{4}\1[0-9A-Fa-f]{12}", re.ASCII)
+_UUID: Final = re.compile(
+    r"[0-9A-Fa-f]{8}(-?)[0-9A-Fa-f]{4}\1[0-9A-Fa-f]{4}\1[0-9A-Fa-f]{4}\1[0-9A-Fa-f]{12}", re.ASCII
+)
 _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,18})", re.ASCII)
 _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _TAG: Final = re.compile(r'[ \t,]*(?:(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?=,|$)|$)')
@@ -21,18 +23,24 @@ _MOST_TOLD: Final = 10
 
 def invalid(*faults: tuple[str, str]) -> RequestValidationError:
     """A request that can't be understood: (part of the request, what is wrong with it), ..."""
-    return RequestValidationError([{"loc": where.split(".", 1), "msg": what, "type": "value_error"} for where, what in faults])
+    return RequestValidationError(
+        [{"loc": where.split(".", 1), "msg": what, "type": "value_error"} for where, what in faults]
+    )
 
 
 def only_known(request: Request) -> None:
-    """A dependency of a route: raises RequestValidationError when the query has a parameter that the route hasn't, or one twice; or when a
-    header that the route has, and that isn't a list, comes twice.
+    """A dependency of a route: raises RequestValidationError when the query has a parameter that the route
+    hasn't, or one twice; or when a header that the route has, and that isn't a list, comes twice.
     """
     route = request.scope["route"].dependant
     names = {field.alias for field in route.query_params}
     counts = Counter(name for name, _ in request.query_params.multi_items())
     faults = [(f"query.{name[:100]}", "no such parameter") for name in counts if name not in names]
-    faults += [(f"query.{name}", "given more than once") for name, count in counts.items() if name in names and count > 1]
+    faults += [
+        (f"query.{name}", "given more than once")
+        for name, count in counts.items()
+        if name in names and count > 1
+    ]
     faults += [
         (f"header.{field.alias}", "given more than once")
         for field in route.header_params
@@ -72,8 +80,8 @@ Time = Annotated[datetime, BeforeValidator(_time)]
 
 
 def names_version(lines: list[str] | None, etag: str) -> bool:
-    """Whether If-None-Match, which may come in several lines, names this ETag (compared weakly, RFC 9110, 13.1.2). A list that can't be
-    read names none.
+    """Whether If-None-Match, which may come in several lines, names this ETag (compared weakly, RFC 9110,
+    13.1.2). A list that can't be read names none.
     """
     if not lines:
         return False

@@ -24,7 +24,9 @@ class Fault(BaseModel):
 class Problem(BaseModel):
     """An error, as RFC 9457 describes it."""
 
-    type: str = Field("about:blank", description="urn:orders:..., stable; about:blank: the status says it all.")
+    type: str = Field(
+        "about:blank", description="urn:orders:..., stable; about:blank: the status says it all."
+    )
     title: str
     status: int
     detail: str | None = None
@@ -38,7 +40,12 @@ class ProblemResponse(JSONResponse):
 
 
 def problem(
-    status: int, detail: str | None = None, kind: str | None = None, *, errors: list[Fault] | None = None, headers: Any = None
+    status: int,
+    detail: str | None = None,
+    kind: str | None = None,
+    *,
+    errors: list[Fault] | None = None,
+    headers: Any = None,
 ) -> ProblemResponse:
     """An answer that says what went wrong."""
     document = Problem(
@@ -65,10 +72,15 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(_: Request, error: RequestValidationError) -> ProblemResponse:
         errors = [
-            Fault(where=".".join(str(part) for part in each["loc"]), what=each["msg"].removeprefix("Value error, "))
+            Fault(
+                where=".".join(str(part) for part in each["loc"]),
+                what=each["msg"].removeprefix("Value error, "),
+            )
             for each in error.errors()
         ]
-        return problem(422, "; ".join(f"{each.where}: {each.what}" for each in errors), "invalid-request", errors=errors)
+        return problem(
+            422, "; ".join(f"{each.where}: {each.what}" for each in errors), "invalid-request", errors=errors
+        )
 
     @app.exception_handler(NotFound)
     async def _missing(_: Request, error: NotFound) -> ProblemResponse:

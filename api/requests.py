@@ -24,8 +24,8 @@ class Requests:
     """ASGI middleware: refuses requests that can't be meant, and answers HEAD as GET without the body."""
 
     def __init__(self, app: ASGIApp, *, only_loopback: bool) -> None:
-        """`only_loopback`: a request for another host is refused. A page in a browser on this machine could come here under a name of its
-        own that leads to loopback.
+        """`only_loopback`: a request for another host is refused.
+        A page in a browser on this machine could come here under a name of its own that leads to loopback.
         """
         self._app = app
         self._only_loopback = only_loopback
@@ -52,13 +52,18 @@ class Requests:
         path = scope["raw_path"]
         if not (_well_formed(path) and _well_formed(scope["query_string"])):
             return 400, "the URL isn't percent-encoded UTF-8"
-        # An encoded slash is a part of a name, a plain one ends it; to the router, which sees the path decoded, they are the same.
-        slashes = path[len(_TRACKING) :].count(b"/") if path.startswith(_TRACKING) else path.lower().count(b"%2f")
+        # An encoded slash is a part of a name, a plain one ends it; to the router, which sees the path
+        # decoded, they are the same.
+        slashes = (
+            path[len(_TRACKING) :].count(b"/") if path.startswith(_TRACKING) else path.lower().count(b"%2f")
+        )
         return (404, "no such path") if slashes else None
 
 
 def hostname(host: str) -> str | None:
-    """The name or address of a Host header, in lower case; an address as it is written by rule. None: it can't be read."""
+    """The name or address of a Host header, in lower case; an address as it is written by rule.
+    None: it can't be read.
+    """
     match = _HOST.fullmatch(host)
     if match is None or int(match[3] or 0) > 65535:
         return None

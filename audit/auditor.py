@@ -1,9 +1,10 @@
 """The audit: reads the log lane by lane, folds it with the reference, and compares what the pipeline wrote.
 
-A lane is one partition number over all topics: all facts of its orders, their derived events, their states. Once the topics were given more
-partitions the older part of a lane's history lies in another one, which is read too. What is read goes to disk by a
-hash of the order's id (audit.spill) and comes back a bucket at a time, so memory doesn't grow with the number of orders. First the offsets
-that the group has committed are taken; everything else is read after that, so it holds at least what was committed.
+A lane is one partition number over all topics: all facts of its orders, their derived events, their states.
+Once the topics were given more partitions the older part of a lane's history lies in another one, which is
+read too. What is read goes to disk by a hash of the order's id (audit.spill) and comes back a bucket at a
+time, so memory doesn't grow with the number of orders. First the offsets that the group has committed are
+taken; everything else is read after that, so it holds at least what was committed.
 """
 
 from __future__ import annotations
@@ -42,7 +43,17 @@ from audit.judge import (
     origin_of_copy,
 )
 from audit.log import Log, LogUnavailable, Record, Span, partition_of
-from audit.reference import Fact, RecordId, Refusal, Refused, is_canonical, parse, parse_decision, unwrap, uuid_text
+from audit.reference import (
+    Fact,
+    RecordId,
+    Refusal,
+    Refused,
+    is_canonical,
+    parse,
+    parse_decision,
+    unwrap,
+    uuid_text,
+)
 from audit.spill import Spill
 from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
 from audit.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
@@ -68,10 +79,12 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is audited. `redis` None: the cache is not looked at. `data`: where workers of this machine have their local tables, if any.
+    """What is audited. `redis` None: the cache is not looked at.
+    `data`: where workers of this machine have their local tables, if any.
 
-    `partitions`: by how many an order's lane is found (ORDERS_PARTITIONS); None: as many as the topics have, which is not the same once
-    partitions were added. `patience`: seconds without progress for which a cache that is behind is waited for.
+    `partitions`: by how many an order's lane is found (ORDERS_PARTITIONS); None: as many as the topics have,
+    which is not the same once partitions were added. `patience`: seconds without progress for which a cache
+    that is behind is waited for.
     """
 
     brokers: Sequence[str]
@@ -89,7 +102,9 @@ class OtherLanes(OrdersError):
 
 
 class Auditor:
-    """One audit. `run` may take minutes: it reads everything once. It writes nothing but temporary files of its own."""
+    """One audit. `run` may take minutes: it reads everything once.
+    It writes nothing but temporary files of its own.
+    """
 
     def __init__(
         self,
@@ -122,8 +137,9 @@ class Auditor:
         self._commits: dict[TopicPartition, int] = {}
 
     async def run(self) -> Report:
-        """Audit everything. Raises LogUnavailable or StoreUnavailable when a server isn't there or has no orders, OtherLanes, OSError when
-        the disk is full."""
+        """Audit everything. Raises LogUnavailable or StoreUnavailable when a server isn't there or has no
+        orders, OtherLanes, OSError when the disk is full.
+        """
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orders-audit-")))
@@ -137,7 +153,8 @@ class Auditor:
             stack.callback(self._index.close)
             self._findings = Findings(self.report, self._index, self._most, self._on_finding)
             await self._compare_stores(log, rows, cache)
-            # An order's rows and cache entries lie apart, so that remembering its partition would seldom help.
+            # An order's rows and cache entries lie apart, so that remembering its
+            # partition would seldom help.
             self._home = functools.partial(partition_of, partitions=self._target.partitions or self._lanes)
             await self._read_former(log)
             await self._read_letters(log)
@@ -161,7 +178,7 @@ class Auditor:
         self.report.seconds = round(time.monotonic() - started, 3)
         return self.report
 
-    # -- what there is ----------------------------------------------------------------------------------------------
+    # -- what there is ---------------------------------------------------------------------------------------
 
     async def _compare_stores(self, log: Log, rows: Rows, cache: Cache | None) -> None:
         report = self.report
@@ -172,42 +189,60 @@ class Auditor:
         if not present:
             raise LogUnavailable("Kafka has none of the input topics", "run orders init")
         if report.missing_topics:
-            report.notices.append(f"topics missing: {', '.join(report.missing_topics)}; `orders init` creates them")
+            report.notices.append(
+                f"topics missing: {', '.join(report.missing_topics)}; `orders init` creates them"
+            )
         self._lanes = max(self._counts[topic] for topic in present)
         for topic, count in self._counts.items():
             if count != self._lanes:
-                self._findings.broken("accounting", "", topic, f"{self._lanes} partitions, as the other topics", count)
+                self._findings.broken(
+                    "accounting", "", topic, f"{self._lanes} partitions, as the other topics", count
+                )
         # Commits first: what is read later can only be more.
         self._commits = await log.committed(self._target.group)
-        partitions = [TopicPartition(topic, number) for topic in present for number in range(self._counts[topic])]
+        partitions = [
+            TopicPartition(topic, number) for topic in present for number in range(self._counts[topic])
+        ]
         spans = await log.spans(partitions)
         self._ends = {partition: span.end for partition, span in spans.items()}
         for partition, span in spans.items():
             committed = self._commits.get(partition, span.start)
             if committed > span.end:
-                self._findings.broken("accounting", "", _name(partition), f"at most {span.end} committed", committed)
+                self._findings.broken(
+                    "accounting", "", _name(partition), f"at most {span.end} committed", committed
+                )
             to = min(max(committed, span.start), span.end)
             report.lag += span.end - to
             self._spans[partition] = Span(span.start, to)
             if span.start > 0:
                 report.seen_from[_name(partition)] = span.start
         if report.seen_from:
-            report.notices.append("the log's beginning is gone: what it can't prove any more is reported, not broken")
+            report.notices.append(
+                "the log's beginning is gone: what it can't prove any more is reported, not broken"
+            )
         report.settled = report.lag == 0
-        others = [TopicPartition(topic, n) for topic in [*DERIVED, DLQ, self._target.changelog] for n in range(self._counts.get(topic, 0))]
-        self._whole = sum(span.end - span.start for span in [*self._spans.values(), *(await log.spans(others)).values()])
+        others = [
+            TopicPartition(topic, n)
+            for topic in [*DERIVED, DLQ, self._target.changelog]
+            for n in range(self._counts.get(topic, 0))
+        ]
+        self._whole = sum(
+            span.end - span.start for span in [*self._spans.values(), *(await log.spans(others)).values()]
+        )
         self._whole += await rows.estimate() + (0 if cache is None else await cache.size())
         self._cluster = await log.cluster()
         report.compared = ["log", "changelog", "postgres", *(["redis"] if cache is not None else [])]
 
     async def _written(self, log: Log, topics: Iterable[str], number: int) -> dict[TopicPartition, Span]:
         """What can be read now of topics that the pipeline writes, of one partition."""
-        return await log.spans([TopicPartition(topic, number) for topic in topics if number < self._counts.get(topic, 0)])
+        return await log.spans(
+            [TopicPartition(topic, number) for topic in topics if number < self._counts.get(topic, 0)]
+        )
 
     def _wanted(self, key: bytes) -> bool:
         return self._only is None or key in self._only
 
-    # -- what lanes share: dead letters, copies, stores --------------------------------------------------------------
+    # -- what lanes share: dead letters, copies, stores ------------------------------------------------------
 
     async def _read_former(self, log: Log) -> None:
         lanes: int | None = None
@@ -217,19 +252,28 @@ class Auditor:
                     lanes, self._former = _lanes_told(record.value) or (lanes, self._former)
         if None not in (lanes, self._target.partitions) and lanes != self._target.partitions:
             raise OtherLanes(
-                f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}", f"set it to {lanes}"
+                f"the orders are spread over {lanes} lanes, ORDERS_PARTITIONS is {self._target.partitions}",
+                f"set it to {lanes}",
             )
 
     def _owner(self, key: bytes, number: int) -> int:
-        """The lane that a record under this key belongs to by its partition: its order's, also where that is its partition of before."""
+        """The lane that a record under this key belongs to by its partition: its order's, also where that
+        is its partition of before.
+        """
         home = self._home(key)
-        return home if home != number and is_canonical(key) and number in (home % count for count in self._former) else number
+        return (
+            home
+            if home != number and is_canonical(key) and number in (home % count for count in self._former)
+            else number
+        )
 
     async def _read_letters(self, log: Log) -> None:
         for number in range(self._counts.get(DLQ, 0)):
             for partition, span in (await self._written(log, [DLQ], number)).items():
                 async for records in self._read(log, partition, span):
-                    self._index.add_letters(letter for record in records if (letter := self._letter(number, record)) is not None)
+                    self._index.add_letters(
+                        letter for record in records if (letter := self._letter(number, record)) is not None
+                    )
 
     def _letter(self, lane: int, record: Record) -> Letter | None:
         headers = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers}
@@ -244,39 +288,64 @@ class Auditor:
         read = record_id is not None and TopicPartition(record_id.topic, record_id.partition) in self._spans
         if missing or not read or record_id is None:
             where = f"{DLQ}/{lane}@{record.offset}"
-            expected = "headers dlq_topic, dlq_partition, dlq_offset (of an input record), dlq_reason, dlq_detail, dlq_time"
+            expected = (
+                "headers dlq_topic, dlq_partition, dlq_offset (of an input record), dlq_reason, dlq_detail,"
+                " dlq_time"
+            )
             actual = f"{', '.join(missing)} missing" if missing else f"coordinates {record_id or 'missing'}"
             self._findings.broken("letters", "", where, expected, actual, proven=True)
             return None
         value = record.value if code.startswith("order_") else None
         return Letter(
-            record_id, code, headers["dlq_detail"], record.key, digest_of(record.value, record.headers), value, lane, record.offset
+            record_id,
+            code,
+            headers["dlq_detail"],
+            record.key,
+            digest_of(record.value, record.headers),
+            value,
+            lane,
+            record.offset,
         )
 
     async def _read_copies(self, log: Log) -> None:
-        """Also those beyond what is committed: they are no facts yet, but prove that their records were passed on."""
+        """Also those beyond what is committed: they are no facts yet, but prove that
+        their records were passed on.
+        """
         for number in range(self._counts.get(REKEYED, 0)):
             for partition, span in (await self._written(log, [REKEYED], number)).items():
                 async for records in log.read(partition, span):
                     # Of those that don't say where they came from none of us wrote: they are refused.
-                    self._index.add_copies(origin for record in records if (origin := origin_of_copy(record.headers)) is not None)
+                    self._index.add_copies(
+                        origin for record in records if (origin := origin_of_copy(record.headers)) is not None
+                    )
 
     async def _read_notes(self, log: Log) -> None:
         for number in range(self._counts.get(REDRIVEN, 0)):
             for partition, span in (await self._written(log, [REDRIVEN], number)).items():
                 async for records in log.read(partition, span):
-                    self._index.add_notes(note for record in records if (note := self._parse_note(number, record)) is not None)
+                    self._index.add_notes(
+                        note for record in records if (note := self._parse_note(number, record)) is not None
+                    )
         self.report.counts["redriven"] = self._index.notes
 
     def _parse_note(self, lane: int, record: Record) -> Note | None:
         try:
             note = read_json(record.value)
             (topic, partition, offset), (to_topic, to_partition, to_offset) = note["origin"], note["to"]
-            origin, to = RecordId(str(topic), int(partition), int(offset)), RecordId(str(to_topic), int(to_partition), int(to_offset))
+            origin, to = (
+                RecordId(str(topic), int(partition), int(offset)),
+                RecordId(str(to_topic), int(to_partition), int(to_offset)),
+            )
             return Note(_text(record.key or b""), str(note["reason"]), origin, to)
         except (ValueError, TypeError, KeyError) as error:
             expected = "reason, refused record and sent record of a redrive"
-            self._findings.broken("letters", "", f"{REDRIVEN}/{lane}@{record.offset}", expected, f"{type(error).__name__}: {error}")
+            self._findings.broken(
+                "letters",
+                "",
+                f"{REDRIVEN}/{lane}@{record.offset}",
+                expected,
+                f"{type(error).__name__}: {error}",
+            )
             return None
 
     async def _read_rows(self, rows: Rows, stores: Spill) -> None:
@@ -295,9 +364,13 @@ class Auditor:
             await rows.lines(table, take)
 
     async def _await_cache(self, log: Log, cache: Cache) -> None:
-        """An entry that is older than its state isn't broken while its lane still refreshes what the cache has missed. So that is waited
-        for, as long as it goes on and there is somebody who may do it."""
-        lanes = [TopicPartition(self._target.changelog, number) for number in range(self._counts.get(self._target.changelog, 0))]
+        """An entry that is older than its state isn't broken while its lane still refreshes what the cache
+        has missed. So that is waited for, as long as it goes on and there is somebody who may do it.
+        """
+        lanes = [
+            TopicPartition(self._target.changelog, number)
+            for number in range(self._counts.get(self._target.changelog, 0))
+        ]
         ends = {partition.partition: span.end for partition, span in (await log.spans(lanes)).items()}
         least, since = 0, time.monotonic()
         while behind := await cache.behind(self._target.group, ends):
@@ -306,8 +379,15 @@ class Auditor:
                 least, since = behind_by, time.monotonic()
             stands = time.monotonic() - since
             if stands >= self._target.patience or not await log.members(self._target.group):
-                who = f"for {stands:.0f} s nothing came" if stands >= self._target.patience else "no worker is running"
-                message = f"the cache of lanes {', '.join(map(str, sorted(behind)))} is behind by {behind_by:,} records of the changelog"
+                who = (
+                    f"for {stands:.0f} s nothing came"
+                    if stands >= self._target.patience
+                    else "no worker is running"
+                )
+                message = (
+                    f"the cache of lanes {', '.join(map(str, sorted(behind)))} is behind by {behind_by:,}"
+                    " records of the changelog"
+                )
                 self.report.notices.append(f"{message}, and {who}: what is old there counts as broken")
                 return
             self._progress(f"the cache is refreshed, {behind_by:,} records left", self._done, self._whole)
@@ -334,7 +414,9 @@ class Auditor:
             self._findings.broken("cache", "", key, "a sorted set", entry.kind)
             return
         if len(value) > _MOST_RECENT:
-            self._findings.broken("cache", "", key, f"the newest {_MOST_RECENT} orders", f"{len(value)} members")
+            self._findings.broken(
+                "cache", "", key, f"the newest {_MOST_RECENT} orders", f"{len(value)} members"
+            )
         for member, score in value:
             self._keep(stores, member, (member, MEMBER, key, entry.ttl, score), len(key))
 
@@ -342,7 +424,7 @@ class Auditor:
         if self._wanted(key):
             stores.add(self._home(key), item, size + 80)
 
-    # -- a lane ------------------------------------------------------------------------------------------------------
+    # -- a lane ----------------------------------------------------------------------------------------------
 
     async def _audit_lane(self, log: Log, number: int, stores: Spill, folder: Path) -> None:
         sources = [*dict.fromkeys([*(number % count for count in self._former), number])]  # the oldest first
@@ -353,7 +435,11 @@ class Auditor:
         own = {partition: span for partition, span in self._spans.items() if partition.partition in sources}
         records = sum(span.end - span.start for span in [*own.values(), *spans.values()])
         self._findings.truncated = any(span.start > 0 for span in own.values())
-        complete = {topic for topic in DERIVED if all(_whole(spans.get(TopicPartition(topic, source))) for source in sources)}
+        complete = {
+            topic
+            for topic in DERIVED
+            if all(_whole(spans.get(TopicPartition(topic, source))) for source in sources)
+        }
         self._tell_deleted(number, spans)
         spill = Spill(folder, max(1, min(_MOST_BUCKETS, records // _RECORDS_A_BUCKET)))
         tables = self._open_local(number, spans.get(changelog))
@@ -379,10 +465,18 @@ class Auditor:
                 if count % _YIELD_EVERY == 0:
                     await asyncio.sleep(0)
             local = [(str(table.path), table.offset) for table in tables]
-            lane = Lane(number, self._target.changelog if changelog in spans else None, complete, local, self._target.redis is not None)
+            lane = Lane(
+                number,
+                self._target.changelog if changelog in spans else None,
+                complete,
+                local,
+                self._target.redis is not None,
+            )
             judge = Judge(lane, self._index, self._findings, self._home)
             for bucket in range(len(spill)):
-                self._progress(f"judging lane {number}, {bucket * 100 // len(spill)} %", self._done, self._whole)
+                self._progress(
+                    f"judging lane {number}, {bucket * 100 // len(spill)} %", self._done, self._whole
+                )
                 for group in spill.groups(bucket):
                     for count, (key, items) in enumerate(group.items()):
                         judge.order(key, items)
@@ -396,8 +490,14 @@ class Auditor:
     def _tell_deleted(self, number: int, spans: dict[TopicPartition, Span]) -> None:
         for partition, span in spans.items():
             if span.start > 0 and partition.topic != self._target.changelog:
-                what = "they may have been last notices" if partition.topic in NOTICES else "they aren't looked for"
-                self.report.notices.append(f"{_name(partition)} begins at {span.start}, events before that were deleted: {what}")
+                what = (
+                    "they may have been last notices"
+                    if partition.topic in NOTICES
+                    else "they aren't looked for"
+                )
+                self.report.notices.append(
+                    f"{_name(partition)} begins at {span.start}, events before that were deleted: {what}"
+                )
 
     def _open_local(self, number: int, changelog: Span | None) -> list[LocalTable]:
         if self._target.data is None or changelog is None:
@@ -419,13 +519,17 @@ class Auditor:
             self.report.compared.append("local tables")
         return tables
 
-    async def _spill_facts(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
+    async def _spill_facts(
+        self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int
+    ) -> None:
         number, buckets, add, record_id = _NUMBER[partition.topic], len(spill), spill.add, partition.partition
         moved = bool(self._former)
         async for records in self._read(log, partition, span):
             for record in records:
                 key, value = record.key or b"", record.value
-                if (self._only is None or key in self._only) and not (moved and self._owner(key, record_id) != lane):
+                if (self._only is None or key in self._only) and not (
+                    moved and self._owner(key, record_id) != lane
+                ):
                     headers: Any = record.headers
                     kind: type = type(record)
                     if kind is Unread:
@@ -435,25 +539,35 @@ class Auditor:
                     item = (key, FACT, number, record_id, record.offset, record.timestamp, value, headers)
                     add(crc32(key) % buckets, item, len(value or b"") + 250)
 
-    async def _spill_derived(self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int) -> None:
+    async def _spill_derived(
+        self, log: Log, partition: TopicPartition, span: Span, spill: Spill, lane: int
+    ) -> None:
         type_, number, buckets, add = partition.topic, DERIVED.index(partition.topic), len(spill), spill.add
         moved = bool(self._former)
         ce_type = type_.encode()
         async for records in self._read(log, partition, span):
             for record in records:
                 key, value = record.key or b"", record.value
-                if (self._only is not None and key not in self._only) or (moved and self._owner(key, partition.partition) != lane):
+                if (self._only is not None and key not in self._only) or (
+                    moved and self._owner(key, partition.partition) != lane
+                ):
                     continue
                 headers = dict(record.headers)
                 if headers.get("ce_specversion") != b"1.0" or headers.get("ce_type") != ce_type or not value:
                     headers, value = self._structured(partition, record)
                     if value is None:
                         continue
-                event_id, cause, trace = headers.get("ce_id"), headers.get("ce_causeid"), headers.get("ce_traceparent")
+                event_id, cause, trace = (
+                    headers.get("ce_id"),
+                    headers.get("ce_causeid"),
+                    headers.get("ce_traceparent"),
+                )
                 if not event_id or not cause or not headers.get("ce_source") or not headers.get("ce_time"):
                     where = f"{_name(partition)}@{record.offset}"
                     present = sorted(name for name in headers if name.startswith("ce_"))
-                    self._findings.broken("derived", _text(key), where, "attributes id, source, time, causeid", present)
+                    self._findings.broken(
+                        "derived", _text(key), where, "attributes id, source, time, causeid", present
+                    )
                 item = (
                     key,
                     DERIVED_EVENT,
@@ -467,8 +581,12 @@ class Auditor:
                 )
                 add(crc32(key) % buckets, item, len(value) + 180)
 
-    def _structured(self, partition: TopicPartition, record: Record) -> tuple[dict[str, bytes | None], bytes | None]:
-        """A derived event that isn't in the binary binding, as if it were; no value, and a finding, if it is none."""
+    def _structured(
+        self, partition: TopicPartition, record: Record
+    ) -> tuple[dict[str, bytes | None], bytes | None]:
+        """A derived event that isn't in the binary binding, as if it were; no value, and
+        a finding, if it is none.
+        """
         where = f"{_name(partition)}@{record.offset}"
         try:
             event = unwrap(record.value, record.headers)
@@ -476,9 +594,13 @@ class Auditor:
                 raise Refused("type_wrong_topic", event.type)
             envelope = read_json(record.value)
         except (Refused, ValueError) as error:
-            self._findings.broken("derived", _text(record.key or b""), where, f"a CloudEvent of type {partition.topic}", error)
+            self._findings.broken(
+                "derived", _text(record.key or b""), where, f"a CloudEvent of type {partition.topic}", error
+            )
             return {}, None
-        attributes = {f"ce_{name}": str(text).encode() for name, text in envelope.items() if isinstance(text, str)}
+        attributes = {
+            f"ce_{name}": str(text).encode() for name, text in envelope.items() if isinstance(text, str)
+        }
         return {**dict(record.headers), **attributes}, json.dumps(event.data).encode()
 
     async def _spill_states(self, log: Log, partition: TopicPartition, span: Span, spill: Spill) -> None:
@@ -488,13 +610,17 @@ class Auditor:
                 raw, value = record.key or b"", record.value
                 if len(raw) != 16:
                     where = f"{_name(partition)}@{record.offset}"
-                    self._findings.broken("changelog", "", where, "a key of 16 bytes, an order's id", repr(raw[:40]))
+                    self._findings.broken(
+                        "changelog", "", where, "a key of 16 bytes, an order's id", repr(raw[:40])
+                    )
                     continue
                 key = uuid_text(raw.hex()).encode()
                 if self._only is None or key in self._only:
-                    spill.add(crc32(key) % buckets, (key, STATE, record.offset, value), len(value or b"") + 36)
+                    spill.add(
+                        crc32(key) % buckets, (key, STATE, record.offset, value), len(value or b"") + 36
+                    )
 
-    # -- when all lanes are done -------------------------------------------------------------------------------------
+    # -- when all lanes are done -----------------------------------------------------------------------------
 
     async def _judge_rest_of_letters(self, log: Log) -> None:
         """Dead letters that no refused record or key asked for."""
@@ -509,14 +635,20 @@ class Auditor:
                 continue
             order_id, read = "", read + 1
             if read <= self._most:
-                async for records in log.read(partition, Span(letter.record_id.offset, letter.record_id.offset + 1)):
+                async for records in log.read(
+                    partition, Span(letter.record_id.offset, letter.record_id.offset + 1)
+                ):
                     for record in records:
                         outcome = parse(letter.record_id.topic, record.key, record.value, record.headers)
                         order_id = outcome.order_id if isinstance(outcome, Fact) else ""
             actual = f"a dead letter with reason {letter.code}"
             self._findings.truncated = False
             self._findings.at_rest(
-                "letters", order_id, f"{DLQ}/{letter.lane}@{letter.at}", f"{letter.record_id} is a fact that counts", actual
+                "letters",
+                order_id,
+                f"{DLQ}/{letter.lane}@{letter.at}",
+                f"{letter.record_id} is a fact that counts",
+                actual,
             )
 
     def _judge_redrives(self) -> None:
@@ -525,26 +657,46 @@ class Auditor:
             return
         for letter, record_id in self._index.sent_without_note():
             # A record and its note are one transaction, and any upstream can send, or copy, such a header.
-            self._findings.note("letters", "", REDRIVEN, f"a note that dead letter {letter} is at {record_id}", "none", record_id)
+            self._findings.note(
+                "letters",
+                "",
+                REDRIVEN,
+                f"a note that dead letter {letter} is at {record_id}",
+                "none",
+                record_id,
+            )
         for record_id, count in self._index.redriven_twice():
-            self._findings.broken("letters", "", REDRIVEN, "one redrive of this record", count, record_id, proven=True)
+            self._findings.broken(
+                "letters", "", REDRIVEN, "one redrive of this record", count, record_id, proven=True
+            )
         for note in self._index.notes_without_sent():
             span = self._spans.get(TopicPartition(note.to.topic, note.to.partition))
             if span is not None and span.start <= note.to.offset < span.end:
                 expected = f"the record of dead letter {note.letter}"
-                self._findings.broken("letters", "", str(note.to), expected, "another one", note.origin, proven=True)
+                self._findings.broken(
+                    "letters", "", str(note.to), expected, "another one", note.origin, proven=True
+                )
 
     def _judge_checkouts(self) -> None:
         """Each accepted checkout has become an order.created, in whichever lane."""
         self._findings.truncated = False
         for order_id, record_id in self._index.unplaced_checkouts():
             if self._only is None:
-                self._findings.at_rest("accounting", order_id, CREATED, "an order.created made of the checkout", "none", record_id)
+                self._findings.at_rest(
+                    "accounting",
+                    order_id,
+                    CREATED,
+                    "an order.created made of the checkout",
+                    "none",
+                    record_id,
+                )
 
     async def _judge_absent(self, cache: Cache) -> None:
-        """Parcels that lack under their tracking number what others have there: readers of Redis take it for all that there is.
+        """Parcels that lack under their tracking number what others have there: readers of Redis take
+        it for all that there is.
 
-        Where Redis evicts keys, a number's key may have gone and come back without them: then it is only told.
+        Where Redis evicts keys, a number's key may have gone and come back without
+        them: then it is only told.
         """
         self._findings.truncated = False
         tell = self._findings.at_rest
@@ -562,24 +714,30 @@ class Auditor:
     async def _settle(self, log: Log) -> None:
         """What only holds at rest is judged of those orders about which no record waits to be committed.
 
-        Whatever the pipeline wrote beyond what was committed when the audit began, it wrote because of records about the same order that
-        were not committed then, and all of those lie below the ends that are read now.
+        Whatever the pipeline wrote beyond what was committed when the audit began, it wrote
+        because of records about the same order that were not committed then, and all of those lie
+        below the ends that are read now.
         """
         report = self.report
         ends = {partition: span.end for partition, span in (await log.spans(list(self._ends))).items()}
-        report.settled = report.settled and ends == self._ends and await log.committed(self._target.group) == self._commits
+        report.settled = (
+            report.settled and ends == self._ends and await log.committed(self._target.group) == self._commits
+        )
         if not report.settled:
             before = self._index.waiting_by_check()
             if self._index.waiting:
                 self._index.forget([""])
                 for partition, span in self._spans.items():
                     async for records in log.read(partition, Span(span.end, ends[partition])):
-                        self._index.forget({order_id for record in records for order_id in _about(partition.topic, record)})
+                        self._index.forget(
+                            {order_id for record in records for order_id in _about(partition.topic, record)}
+                        )
             report.inconclusive = before - self._index.waiting_by_check()
             what = f"lag {report.lag}" if report.lag else "records came in during the audit"
             report.notices.append(
-                f"{what}: the pipeline is at work or stopped before the end, so some orders may be ahead of what is committed; "
-                f"{report.inconclusive.total()} differences of such orders are inconclusive. Run `orders wait`, then audit again"
+                f"{what}: the pipeline is at work or stopped before the end, so some orders may be ahead of"
+                f" what is committed; {report.inconclusive.total()} differences of such orders are"
+                " inconclusive. Run `orders wait`, then audit again"
             )
         self._findings.judge()
 
@@ -591,7 +749,9 @@ class Auditor:
 
 
 def _lanes_told(value: bytes | None) -> tuple[int, list[int]] | None:
-    """How many lanes there are since partitions were added, and were before; None where a record says no such thing."""
+    """How many lanes there are since partitions were added, and were before; None where a
+    record says no such thing.
+    """
     try:
         note = read_json(value)
         lanes, former = note["partitions"], sorted(note["former"])
@@ -612,7 +772,9 @@ def _about(topic: str, record: Record) -> list[str]:
 
 
 def _orders_of(tracking: bytes | None) -> list[bytes]:
-    """Orders with a parcel in a tracking entry; none of them known, as b"", if it is no JSON array of parcels."""
+    """Orders with a parcel in a tracking entry; none of them known, as b"", if it is
+    no JSON array of parcels.
+    """
     try:
         return sorted({each["order_id"].encode() for each in read_json(tracking)}) or [b""]
     except (ValueError, TypeError, KeyError, AttributeError):

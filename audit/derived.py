@@ -1,7 +1,8 @@
 """Derived events of one order against what its facts call for.
 
-Commands and suborder.created: one id has one content, and the set is complete. Labels, releases and commits: they may differ with the order
-of arrival, so only what holds in any is asked. Notices: the last one tells what is so.
+Commands and suborder.created: one id has one content, and the set is complete. Labels, releases and
+commits: they may differ with the order of arrival, so only what holds in any is asked. Notices: the
+last one tells what is so.
 """
 
 from __future__ import annotations
@@ -23,8 +24,14 @@ SAME: Final = {
     "stock.restock": "restock_id",
     "refund.request": "refund_id",
 }
-"""Derived events whose set and content don't depend on the order of arrival, and the field that is their id."""
-VARYING: Final = {"shipping.label.create": "label_request_id", "stock.release": "reservation_id", "stock.commit": "commit_id"}
+"""Derived events whose set and content don't depend on the order of arrival, and
+the field that is their id.
+"""
+VARYING: Final = {
+    "shipping.label.create": "label_request_id",
+    "stock.release": "reservation_id",
+    "stock.commit": "commit_id",
+}
 """Those that may."""
 NOTICES: Final = ("suborder.updated", "order.status_changed")
 DERIVED: Final = (*SAME, *VARYING, *NOTICES)
@@ -39,7 +46,16 @@ class Event:
 
     __slots__ = ("cause", "data", "event_id", "offset", "partition", "trace", "type")
 
-    def __init__(self, type_: str, partition: int, offset: int, event_id: str, cause: str, trace: str | None, value: bytes) -> None:
+    def __init__(
+        self,
+        type_: str,
+        partition: int,
+        offset: int,
+        event_id: str,
+        cause: str,
+        trace: str | None,
+        value: bytes,
+    ) -> None:
         """Raises ValueError when `value` is no JSON object."""
         self.type = type_
         self.partition = partition
@@ -56,7 +72,13 @@ class Event:
 class DerivedEvents:
     """All derived events of one order. `complete`: topics of which no record has been deleted."""
 
-    def __init__(self, readings: Sequence[Reading], causes: Mapping[str, set[str | None]], record_id: RecordOf, findings: Findings) -> None:
+    def __init__(
+        self,
+        readings: Sequence[Reading],
+        causes: Mapping[str, set[str | None]],
+        record_id: RecordOf,
+        findings: Findings,
+    ) -> None:
         """`causes`: id of each of the order's events -> the traces that events of this id carry."""
         self._readings = readings
         self._first = readings[0]
@@ -69,12 +91,14 @@ class DerivedEvents:
         self._last: dict[tuple[str, str], Event] = {}
         self.repetitions = 0
 
-    # -- one after the other, in the order of their topics -----------------------------------------------------------
+    # -- one after the other, in the order of their topics ---------------------------------------------------
 
     def take(self, event: Event) -> None:
         data, where = event.data, self._where(event)
         if data.get("order_id") != self._order_id:
-            self._findings.broken("derived", self._order_id, where, f"order_id {self._order_id}", data.get("order_id"))
+            self._findings.broken(
+                "derived", self._order_id, where, f"order_id {self._order_id}", data.get("order_id")
+            )
             return
         self._look_at_cause(event, where)
         if event.type in SAME:
@@ -89,9 +113,21 @@ class DerivedEvents:
     def _look_at_cause(self, event: Event, where: str) -> None:
         traces = self._causes.get(event.cause)
         if traces is None:
-            self._findings.at_rest("derived", self._order_id, where, "causeid of one of the order's events", event.cause or "none")
+            self._findings.at_rest(
+                "derived",
+                self._order_id,
+                where,
+                "causeid of one of the order's events",
+                event.cause or "none",
+            )
         elif event.trace not in traces:
-            self._findings.broken("derived", self._order_id, where, f"traceparent {next(iter(traces)) or 'none'}", event.trace or "none")
+            self._findings.broken(
+                "derived",
+                self._order_id,
+                where,
+                f"traceparent {next(iter(traces)) or 'none'}",
+                event.trace or "none",
+            )
 
     def _look_at_id(self, event: Event, where: str, name: str) -> None:
         event_id = self._first.made_id(f"{event.type}:{name}")
@@ -103,14 +139,18 @@ class DerivedEvents:
         key = (event.type, str(made_id))
         contents = [expected[key] for expected in self._expected if key in expected]
         if not contents:
-            self._findings.at_rest("derived", self._order_id, where, "no such event", f"{SAME[event.type]} {made_id}")
+            self._findings.at_rest(
+                "derived", self._order_id, where, "no such event", f"{SAME[event.type]} {made_id}"
+            )
             return
         if key in self._seen:
             self.repetitions += 1
         self._seen.add(key)
         apart = [difference(content, event.data) for content in contents]
         if all(apart):
-            self._findings.broken("derived", self._order_id, where, *first_pair(apart), self._fact_of(event.type))
+            self._findings.broken(
+                "derived", self._order_id, where, *first_pair(apart), self._fact_of(event.type)
+            )
         self._look_at_id(event, where, key[1])
 
     def _take_varying(self, event: Event, where: str) -> None:
@@ -138,32 +178,47 @@ class DerivedEvents:
             return reading.commits.get(str(event.data.get("shipment_id")), [])
         whose = {"order_id": reading.order_id, "seller_id": seller, "at_most": _lines_of(reading, seller)}
         if event.type == "stock.release":
-            return [{"reservation_id": reading.made_id(f"reservation:{seller}"), **whose}] if seller in reading.asked_back else []
+            return (
+                [{"reservation_id": reading.made_id(f"reservation:{seller}"), **whose}]
+                if seller in reading.asked_back
+                else []
+            )
         if seller not in reading.sellers:
             return []
-        ids = {"label_request_id": reading.made_id(f"label:{seller}"), "suborder_id": reading.made_id(f"suborder:{seller}")}
+        ids = {
+            "label_request_id": reading.made_id(f"label:{seller}"),
+            "suborder_id": reading.made_id(f"suborder:{seller}"),
+        }
         return [{**ids, **whose}]
 
     def _take_notice(self, event: Event, where: str, seller: str) -> None:
         version = event.data.get("version")
-        if self._first.created is None or (seller and not any(seller in reading.sellers for reading in self._readings)):
+        if self._first.created is None or (
+            seller and not any(seller in reading.sellers for reading in self._readings)
+        ):
             self._findings.at_rest("derived", self._order_id, where, "no such event", f"version {version}")
             return
         if type(version) is not int or version < 1:
             self._findings.broken("derived", self._order_id, where, "a version", version)
         elif version > self._first.version:
-            self._findings.at_rest("derived", self._order_id, where, f"at most version {self._first.version}", version)
+            self._findings.at_rest(
+                "derived", self._order_id, where, f"at most version {self._first.version}", version
+            )
         self._look_at_id(event, where, f"{version}:{seller}" if seller else str(version))
         if event.type == "order.status_changed":
             cause = event.data.get("cause")
             if not isinstance(cause, dict) or cause.get("id") != event.cause:
-                self._findings.broken("derived", self._order_id, where, f"cause.id {event.cause}, as its causeid", cause)
+                self._findings.broken(
+                    "derived", self._order_id, where, f"cause.id {event.cause}, as its causeid", cause
+                )
         self._last[event.type, seller] = event
 
-    # -- all of them -------------------------------------------------------------------------------------------------
+    # -- all of them -----------------------------------------------------------------------------------------
 
     def finish(self, complete: set[str]) -> None:
-        """Whether all that had to come has come, and what the last notices say. `complete`: topics of which nothing was deleted."""
+        """Whether all that had to come has come, and what the last notices say.
+        `complete`: topics of which nothing was deleted.
+        """
         if any(reading.created is None for reading in self._readings):
             return
         both = zip(self._readings, self._expected, strict=True)
@@ -171,7 +226,9 @@ class DerivedEvents:
         for type_, made_id in sorted(certain - self._seen):
             if type_ in complete:
                 field = SAME.get(type_) or VARYING[type_]
-                self._findings.broken("derived", self._order_id, type_, f"{field} {made_id}", "none", self._fact_of(type_))
+                self._findings.broken(
+                    "derived", self._order_id, type_, f"{field} {made_id}", "none", self._fact_of(type_)
+                )
         self._judge_status(complete)
         for seller in self._first.sellers:
             self._judge_suborder(seller, complete)
@@ -179,9 +236,17 @@ class DerivedEvents:
     @staticmethod
     def _certain(reading: Reading, expected: Mapping[tuple[str, str], Any]) -> set[tuple[str, str]]:
         certain = set(expected)
-        certain |= {("shipping.label.create", reading.made_id(f"label:{seller}")) for seller in reading.surely_labelled()}
-        certain |= {("stock.release", reading.made_id(f"reservation:{seller}")) for seller in reading.surely_released()}
-        certain |= {("stock.commit", reading.made_id(f"commit:{shipment_id}")) for shipment_id in reading.commits}
+        certain |= {
+            ("shipping.label.create", reading.made_id(f"label:{seller}"))
+            for seller in reading.surely_labelled()
+        }
+        certain |= {
+            ("stock.release", reading.made_id(f"reservation:{seller}"))
+            for seller in reading.surely_released()
+        }
+        certain |= {
+            ("stock.commit", reading.made_id(f"commit:{shipment_id}")) for shipment_id in reading.commits
+        }
         return certain
 
     def _judge_status(self, complete: set[str]) -> None:
@@ -189,16 +254,26 @@ class DerivedEvents:
         last = self._last.get(("order.status_changed", ""))
         if last is None:
             if "pending" not in allowed and "order.status_changed" in complete:
-                self._findings.broken("notices", self._order_id, "order.status_changed", f"to {' or '.join(sorted(allowed))}", "none")
+                self._findings.broken(
+                    "notices",
+                    self._order_id,
+                    "order.status_changed",
+                    f"to {' or '.join(sorted(allowed))}",
+                    "none",
+                )
             return
         to = last.data.get("to")
         if to not in allowed:
-            self._findings.at_rest("notices", self._order_id, self._where(last), f"to {' or '.join(sorted(allowed))}", f"to {to}")
+            self._findings.at_rest(
+                "notices", self._order_id, self._where(last), f"to {' or '.join(sorted(allowed))}", f"to {to}"
+            )
             return
         users = {str(reading.known["user_id"]) for reading in self._readings}
         if last.data.get("user_id") not in users:
             expected = f"user_id {' or '.join(sorted(users))}"
-            self._findings.broken("notices", self._order_id, self._where(last), expected, last.data.get("user_id"))
+            self._findings.broken(
+                "notices", self._order_id, self._where(last), expected, last.data.get("user_id")
+            )
 
     def _judge_suborder(self, seller: str, complete: set[str]) -> None:
         last = self._last.get(("suborder.updated", seller))
@@ -212,15 +287,19 @@ class DerivedEvents:
                     elif suborder.status == "pending" and suborder.live == suborder.ordered:
                         apart.append(())
                     else:
-                        apart.append((f"status {suborder.status}, total_amount {expected['total_amount']}", "none"))
+                        apart.append(
+                            (f"status {suborder.status}, total_amount {expected['total_amount']}", "none")
+                        )
         if apart and all(apart):
             if last is None:
                 if "suborder.updated" in complete:
-                    self._findings.broken("notices", self._order_id, f"suborder.updated of seller {seller}", *first_pair(apart))
+                    self._findings.broken(
+                        "notices", self._order_id, f"suborder.updated of seller {seller}", *first_pair(apart)
+                    )
             else:
                 self._findings.at_rest("notices", self._order_id, self._where(last), *first_pair(apart))
 
-    # -- words -------------------------------------------------------------------------------------------------------
+    # -- words -----------------------------------------------------------------------------------------------
 
     def _where(self, event: Event) -> str:
         return f"{event.type}/{event.partition}@{event.offset}"
@@ -244,12 +323,20 @@ def _beyond(content: Mapping[str, Any], actual: Mapping[str, Any]) -> tuple[str,
     for item in items:
         most = content["at_most"].get(item.get("item_id")) if isinstance(item, dict) else None
         if most is None or type(item.get("quantity")) is not int or not 0 < item["quantity"] <= most:
-            return f"items of the seller, of {item.get('item_id') if isinstance(item, dict) else item} at most {most or 0}", str(item)
+            return (
+                (
+                    f"items of the seller, of {item.get('item_id') if isinstance(item, dict) else item} at"
+                    f" most {most or 0}"
+                ),
+                str(item),
+            )
     return ()
 
 
 def difference(expected: Mapping[str, Any], actual: Mapping[str, Any]) -> tuple[str, str] | tuple[()]:
-    """The first field that differs, as (expected, found); nothing if all expected fields are there. More fields may be."""
+    """The first field that differs, as (expected, found); nothing if all expected fields are
+    there. More fields may be.
+    """
     for name, value in expected.items():
         is_there = actual.get(name)
         if (type(is_there) is type(value) and is_there == value) or name == "at_most":
@@ -279,6 +366,8 @@ def _same(name: str, expected: Any, actual: Any) -> bool:
     try:
         if name == "amount" or name.endswith("_amount"):
             return Decimal(expected) == Decimal(actual)
-        return (name.endswith("_at") or name == "estimated_delivery") and datetime.fromisoformat(expected) == datetime.fromisoformat(actual)
+        return (name.endswith("_at") or name == "estimated_delivery") and datetime.fromisoformat(
+            expected
+        ) == datetime.fromisoformat(actual)
     except (InvalidOperation, ValueError, TypeError):
         return False

@@ -101,7 +101,9 @@ class Findings:
     order is proven.
     """
 
-    def __init__(self, report: Report, index: Index, most: int, on_finding: Callable[[Finding], None] | None = None) -> None:
+    def __init__(
+        self, report: Report, index: Index, most: int, on_finding: Callable[[Finding], None] | None = None
+    ) -> None:
         """`on_finding` is called with every broken finding, also with those that the report only counts."""
         self.report = report
         self.truncated = False
@@ -110,17 +112,53 @@ class Findings:
         self._on_finding = on_finding
 
     def broken(
-        self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None, *, proven: bool = False
+        self,
+        check: str,
+        order_id: str,
+        where: str,
+        expected: object,
+        actual: object,
+        fact: RecordId | None = None,
+        *,
+        proven: bool = False,
     ) -> None:
         """`proven`: also when the log's beginning is gone."""
-        self._add(Finding(check, self._severity(check, proven), order_id, where, plain(expected), plain(actual), str(fact or "")))
+        self._add(
+            Finding(
+                check,
+                self._severity(check, proven),
+                order_id,
+                where,
+                plain(expected),
+                plain(actual),
+                str(fact or ""),
+            )
+        )
 
-    def at_rest(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None) -> None:
+    def at_rest(
+        self,
+        check: str,
+        order_id: str,
+        where: str,
+        expected: object,
+        actual: object,
+        fact: RecordId | None = None,
+    ) -> None:
         """Broken, unless a record about the order isn't committed yet."""
         severity = self._severity(check, False)
-        self._index.wait(Pending(order_id, check, severity, where, plain(expected), plain(actual), str(fact or "")))
+        self._index.wait(
+            Pending(order_id, check, severity, where, plain(expected), plain(actual), str(fact or ""))
+        )
 
-    def note(self, check: str, order_id: str, where: str, expected: object, actual: object, fact: RecordId | None = None) -> None:
+    def note(
+        self,
+        check: str,
+        order_id: str,
+        where: str,
+        expected: object,
+        actual: object,
+        fact: RecordId | None = None,
+    ) -> None:
         """Worth knowing, not broken."""
         self._add(Finding(check, "report", order_id, where, plain(expected), plain(actual), str(fact or "")))
 
@@ -130,7 +168,11 @@ class Findings:
             self._add(Finding(check, "broken" if severity == "broken" else "report", order_id, *rest))
 
     def _severity(self, check: str, proven: bool) -> Severity:
-        return "report" if self.truncated and not proven and check not in ("accounting", "versions") else "broken"
+        return (
+            "report"
+            if self.truncated and not proven and check not in ("accounting", "versions")
+            else "broken"
+        )
 
     def _add(self, finding: Finding) -> None:
         self.report.add(finding, self._most)

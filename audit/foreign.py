@@ -7,7 +7,9 @@ from typing import Any
 
 
 def read_json(value: bytes | str | None) -> Any:
-    """The JSON value. Raises ValueError for what is none, and for one that is nested too deeply to be read. Pure."""
+    """The JSON value. Raises ValueError for what is none, and for one that is nested
+    too deeply to be read. Pure.
+    """
     try:
         return json.loads(value or b"")
     except RecursionError:

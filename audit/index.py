@@ -48,7 +48,9 @@ class Letter(NamedTuple):
 
 
 class Note(NamedTuple):
-    """What the ledger says of a dead letter (PARTITION:OFFSET in orders.dlq): its record, of `origin`, was sent back and is at `to`."""
+    """What the ledger says of a dead letter (PARTITION:OFFSET in orders.dlq): its record, of `origin`, was
+    sent back and is at `to`.
+    """
 
     letter: str
     reason: str
@@ -73,20 +75,24 @@ class Index:
 
     def __init__(self, folder: Path) -> None:
         self._db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
-        self._db.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;" + _SCHEMA)
+        self._db.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;" + _SCHEMA
+        )
         self._db.execute("BEGIN")
         self.letters = self.copies = self.notes = self.waiting = 0
 
     def close(self) -> None:
         self._db.close()
 
-    # -- dead letters and re-keyed copies -------------------------------------------------------------------------
+    # -- dead letters and re-keyed copies --------------------------------------------------------------------
 
     def add_letters(self, letters: Iterable[Letter]) -> None:
         rows = [(*letter.record_id, *letter[1:]) for letter in letters]
         self.letters += len(rows)
         self._db.executemany(
-            "INSERT INTO letter (topic, partition, offset, code, detail, key, digest, value, lane, at) VALUES (?,?,?,?,?,?,?,?,?,?)", rows
+            "INSERT INTO letter (topic, partition, offset, code, detail, key, digest, value, lane, at) VALUES"
+            " (?,?,?,?,?,?,?,?,?,?)",
+            rows,
         )
 
     def letters_of(self, record_ids: Iterable[RecordId]) -> list[Letter]:
@@ -96,17 +102,23 @@ class Index:
         letters: list[Letter] = []
         for record_id in record_ids:
             rows = self._db.execute(
-                "SELECT code, detail, key, digest, value, lane, at FROM letter WHERE topic = ? AND partition = ? AND offset = ?", record_id
+                "SELECT code, detail, key, digest, value, lane, at FROM letter WHERE topic = ? AND partition"
+                " = ? AND offset = ?",
+                record_id,
             ).fetchall()
             if rows:
-                self._db.execute("UPDATE letter SET matched = 1 WHERE topic = ? AND partition = ? AND offset = ?", record_id)
+                self._db.execute(
+                    "UPDATE letter SET matched = 1 WHERE topic = ? AND partition = ? AND offset = ?",
+                    record_id,
+                )
                 letters += [Letter(record_id, *row) for row in rows]
         return letters
 
     def unmatched_letters(self) -> Iterator[Letter]:
         """Dead letters that no refused record has asked for, in the order of their own record_ids."""
         rows = self._db.execute(
-            "SELECT topic, partition, offset, code, detail, key, digest, value, lane, at FROM letter WHERE matched = 0 ORDER BY lane, at"
+            "SELECT topic, partition, offset, code, detail, key, digest, value, lane, at FROM letter WHERE"
+            " matched = 0 ORDER BY lane, at"
         )
         for topic, partition, offset, *rest in rows:
             yield Letter(RecordId(topic, partition, offset), *rest)
@@ -120,9 +132,14 @@ class Index:
     def has_copy(self, record_id: RecordId) -> bool:
         if not self.copies:
             return False
-        return self._db.execute("SELECT 1 FROM copy WHERE topic = ? AND partition = ? AND offset = ?", record_id).fetchone() is not None
+        return (
+            self._db.execute(
+                "SELECT 1 FROM copy WHERE topic = ? AND partition = ? AND offset = ?", record_id
+            ).fetchone()
+            is not None
+        )
 
-    # -- records that went back ------------------------------------------------------------------------------------
+    # -- records that went back ------------------------------------------------------------------------------
 
     def add_notes(self, notes: Iterable[Note]) -> None:
         rows = [(note.letter, note.reason, *note.origin, *note.to) for note in notes]
@@ -133,7 +150,9 @@ class Index:
         """Why a record was refused that went back since; None if it didn't."""
         if not self.notes:
             return None
-        row = self._db.execute("SELECT reason FROM note WHERE topic = ? AND partition = ? AND offset = ?", record_id).fetchone()
+        row = self._db.execute(
+            "SELECT reason FROM note WHERE topic = ? AND partition = ? AND offset = ?", record_id
+        ).fetchone()
         return None if row is None else str(row[0])
 
     def add_sent(self, letter: str, record_id: RecordId) -> None:
@@ -141,26 +160,33 @@ class Index:
         self._db.execute("INSERT INTO sent VALUES (?,?,?,?)", (letter, *record_id))
 
     def sent_without_note(self) -> Iterator[tuple[str, RecordId]]:
-        """Redriven records, with their letters, of which the ledger doesn't know or says that they are elsewhere."""
+        """Redriven records, with their letters, of which the ledger doesn't know or
+        says that they are elsewhere.
+        """
         rows = self._db.execute(
-            "SELECT * FROM sent WHERE NOT EXISTS (SELECT 1 FROM note WHERE note.letter = sent.letter AND to_topic = sent.topic"
-            " AND to_partition = sent.partition AND to_offset IN (sent.offset, -1))"
+            "SELECT * FROM sent WHERE NOT EXISTS (SELECT 1 FROM note WHERE note.letter = sent.letter AND"
+            " to_topic = sent.topic AND to_partition = sent.partition AND to_offset IN (sent.offset, -1))"
         )
         for letter, *record_id in rows:
             yield letter, RecordId._make(record_id)
 
     def notes_without_sent(self) -> Iterator[Note]:
         """Notes whose record hasn't been seen."""
-        for letter, reason, *record_ids in self._db.execute("SELECT * FROM note WHERE letter NOT IN (SELECT letter FROM sent)"):
+        for letter, reason, *record_ids in self._db.execute(
+            "SELECT * FROM note WHERE letter NOT IN (SELECT letter FROM sent)"
+        ):
             yield Note(letter, reason, RecordId._make(record_ids[:3]), RecordId._make(record_ids[3:]))
 
     def redriven_twice(self) -> Iterator[tuple[RecordId, int]]:
         """Refused records that went back more than once, and how often."""
-        rows = self._db.execute("SELECT topic, partition, offset, count(*) FROM note GROUP BY topic, partition, offset HAVING count(*) > 1")
+        rows = self._db.execute(
+            "SELECT topic, partition, offset, count(*) FROM note GROUP BY topic, partition, offset HAVING"
+            " count(*) > 1"
+        )
         for *record_id, count in rows:
             yield RecordId._make(record_id), count
 
-    # -- checkouts and the orders that were made of them ------------------------------------------------------------
+    # -- checkouts and the orders that were made of them -----------------------------------------------------
 
     def add_checkout(self, order_id: str, record_id: RecordId) -> None:
         """An accepted checkout, and the order that it has to become."""
@@ -176,7 +202,7 @@ class Index:
         for order_id, *record_id in rows:
             yield order_id, RecordId._make(record_id)
 
-    # -- parcels that aren't under their numbers ---------------------------------------------------------------------
+    # -- parcels that aren't under their numbers -------------------------------------------------------------
 
     def add_absent(self, key: str, order_id: str, shipment_id: str) -> None:
         """A parcel of an order in the cache that was not seen under its tracking number's key."""
@@ -184,10 +210,12 @@ class Index:
 
     def absent(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         """(key, (order id, shipment id) of each)."""
-        for key, rows in groupby(self._db.execute("SELECT * FROM absent ORDER BY key"), key=lambda row: row[0]):
+        for key, rows in groupby(
+            self._db.execute("SELECT * FROM absent ORDER BY key"), key=lambda row: row[0]
+        ):
             yield key, [(order_id, shipment_id) for _, order_id, shipment_id in rows]
 
-    # -- findings that wait -----------------------------------------------------------------------------------------
+    # -- findings that wait ----------------------------------------------------------------------------------
 
     def wait(self, pending: Pending) -> None:
         self.waiting += 1
@@ -196,7 +224,9 @@ class Index:
     def forget(self, order_ids: Iterable[str]) -> int:
         """Drop the findings of these orders; returns how many there were."""
         before = self._db.total_changes
-        self._db.executemany("DELETE FROM pending WHERE order_id = ?", [(order_id,) for order_id in order_ids])
+        self._db.executemany(
+            "DELETE FROM pending WHERE order_id = ?", [(order_id,) for order_id in order_ids]
+        )
         dropped = self._db.total_changes - before
         self.waiting -= dropped
         return dropped

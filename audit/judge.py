@@ -1,7 +1,7 @@
 """One order judged: everything that the log says about it against everything that was written of it.
 
-The auditor hands over what it has read, order by order, as items (key, kind, ...); see the kinds below. Nothing here blocks but for the
-index on the local disk.
+The auditor hands over what it has read, order by order, as items (key, kind, ...); see the kinds below.
+Nothing here blocks but for the index on the local disk.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ Item = Sequence[Any]
 class Lane:
     """What holds for all orders of a lane.
 
-    `complete`: derived topics of which no record was deleted. `local`: path and changelog offset of each local table of this partition.
+    `complete`: derived topics of which no record was deleted.
+    `local`: path and changelog offset of each local table of this partition.
     """
 
     number: int
@@ -132,7 +133,8 @@ class Judge:
         at_home = is_canonical(key) and self._home(key) == self._lane.number
         held = self._fold(key, order_id, at_home, facts) if facts else None
         if self._lane.changelog is not None:
-            # First: where the log allows several readings, the state says which one the pipeline took, and the rest must agree with it.
+            # First: where the log allows several readings, the state says which one the pipeline took, and
+            # the rest must agree with it.
             kept = self._judge_changelog(order_id, held, states)
             self._judge_local(order_id, held, kept, states, local)
         if held is not None:
@@ -144,7 +146,7 @@ class Judge:
         if self._lane.cached:
             self._judge_cache(order_id, held, entries, members)
 
-    # -- facts -------------------------------------------------------------------------------------------------------
+    # -- facts -----------------------------------------------------------------------------------------------
 
     def _fold(self, key: bytes, order_id: str, own: bool, items: Iterable[Item]) -> Held | None:
         held: Held | None = None
@@ -172,7 +174,9 @@ class Judge:
             held.readings = held.order.readings()
         return held
 
-    def _take_event(self, held: Held | None, order_id: str, own: bool, item: Item, record_id: RecordId) -> Held | None:
+    def _take_event(
+        self, held: Held | None, order_id: str, own: bool, item: Item, record_id: RecordId
+    ) -> Held | None:
         """Add what a record says to its order, or say why not; returns the order."""
         _, _, _, partition, _, timestamp, value, headers = item
         topic, record_ids = record_id.topic, [record_id]
@@ -192,7 +196,9 @@ class Judge:
             self._refuse(fact.code, record_ids, dict.fromkeys(record_ids, item))
             return held
         # In the order's partition of before it was either taken there, or passed on after the change.
-        at_home = own and (partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(record_id))
+        at_home = own and (
+            partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(record_id)
+        )
         if fact.order_id != order_id or not at_home:
             if topic != REKEYED and _size(item) > MOST_PASSED_ON:
                 self._refuse("record_too_large", record_ids, {})
@@ -209,13 +215,19 @@ class Judge:
         return held
 
     def _look_for_copy(self, owner: str, key: str, record_id: RecordId) -> None:
-        """An event under another key, or in another partition, than its order's has to be passed on there, once."""
+        """An event under another key, or in another partition, than its order's has to
+        be passed on there, once.
+        """
         home = self._home(owner.encode())
         if record_id.topic == REKEYED:
             actual = f"key {key} in partition {record_id.partition}"
-            self._findings.broken("accounting", owner, str(record_id), f"key {owner} in partition {home}", actual)
+            self._findings.broken(
+                "accounting", owner, str(record_id), f"key {owner} in partition {home}", actual
+            )
         elif not self._index.has_copy(record_id):
-            self._findings.broken("accounting", owner, REKEYED, f"a copy in partition {home}", "none", record_id)
+            self._findings.broken(
+                "accounting", owner, REKEYED, f"a copy in partition {home}", "none", record_id
+            )
 
     def _refuse(self, code: str, record_ids: list[RecordId], items: dict[RecordId, Item]) -> None:
         self._counts["refused"] += 1
@@ -231,9 +243,11 @@ class Judge:
             self._index.add_checkout(fact.order_id, record_id)
 
     def _of_then(self, outcome: Fact | Refusal, record_id: RecordId) -> Fact | Refusal:
-        """What a record was when it came: one that was refused by other rules and went back since is none, its copy counts.
+        """What a record was when it came: one that was refused by other rules and went back since
+        is none, its copy counts.
 
-        But for a conflict: there a record is refused because of another one, and goes on counting as the other content.
+        But for a conflict: there a record is refused because of another one, and goes on
+        counting as the other content.
         """
         if isinstance(outcome, Refusal):
             return outcome
@@ -252,17 +266,27 @@ class Judge:
         self._counts["duplicates" if repeated else "facts" if before == 0 else "conflicts"] += 1
         held.raws.update(dict.fromkeys(record_ids, item))
 
-    def _decide(self, held: Held | None, order_id: str, decisions: Iterable[tuple[RecordId, bytes | None, Any, Item]]) -> Held | None:
+    def _decide(
+        self, held: Held | None, order_id: str, decisions: Iterable[tuple[RecordId, bytes | None, Any, Item]]
+    ) -> Held | None:
         for record_id, value, headers, item in decisions:
             decision = parse_decision(value, headers)
             if isinstance(decision, Refusal):
                 if decision.code != "type_unknown":
-                    self._findings.broken("refunds", order_id, str(record_id), "refund.decided", f"{decision.code} {decision.detail}")
+                    self._findings.broken(
+                        "refunds",
+                        order_id,
+                        str(record_id),
+                        "refund.decided",
+                        f"{decision.code} {decision.detail}",
+                    )
                 self._index.letters_of([record_id])  # it may have one
                 continue
             if held is None or decision.order_id != order_id:
                 actual = decision.type if isinstance(decision, Fact) else f"refund {decision.n}"
-                self._findings.at_rest("refunds", decision.order_id, str(record_id), "a decision about a known order", actual)
+                self._findings.at_rest(
+                    "refunds", decision.order_id, str(record_id), "a decision about a known order", actual
+                )
                 continue
             if isinstance(decision, Fact):
                 self._add(held, decision, [record_id], item)
@@ -273,7 +297,9 @@ class Judge:
             held.causes.setdefault(event.id, set()).add(event.traceparent)
             expected = len(held.order.decisions)
             if not held.order.decide(decision) and decision.n >= expected:
-                self._findings.at_rest("refunds", order_id, str(record_id), f"decision {expected} next", decision.n)
+                self._findings.at_rest(
+                    "refunds", order_id, str(record_id), f"decision {expected} next", decision.n
+                )
                 self._index.letters_of([record_id])  # one too many has one
         return held
 
@@ -285,7 +311,9 @@ class Judge:
             since = time.time() - held.appended / 1000
             old = since > LATE.total_seconds()
             counts["waiting_facts_old"] += len(reading.facts) if old else 0
-            age = f"{len(reading.facts)} facts wait for it, the first since {since / 3600:.1f} h" + (" (more than a day)" if old else "")
+            age = f"{len(reading.facts)} facts wait for it, the first since {since / 3600:.1f} h" + (
+                " (more than a day)" if old else ""
+            )
             self._findings.note("waiting", reading.order_id, "log", "order.created", age)
             return
         counts["orders"] += 1
@@ -294,14 +322,16 @@ class Judge:
             self._findings.report.anomalies[anomaly.code] += 1
             self._findings.note("anomaly", reading.order_id, anomaly.code, "", anomaly.detail)
 
-    # -- refunds -----------------------------------------------------------------------------------------------------
+    # -- refunds ---------------------------------------------------------------------------------------------
 
     def _judge_refunds(self, held: Held) -> None:
         reading, order_id = held.reading, held.order_id
         if reading.created is None:
             if reading.decisions:
                 actual = f"{len(reading.decisions)} decisions"
-                self._findings.at_rest("refunds", order_id, DECISIONS, "order.created before a decision", actual)
+                self._findings.at_rest(
+                    "refunds", order_id, DECISIONS, "order.created before a decision", actual
+                )
             return
         if not reading.decisions and reading.captured == 0:
             return
@@ -313,7 +343,13 @@ class Judge:
             paid = [each for decision in reading.decisions for each in getattr(decision, what)]
             if len(set(paid)) < len(paid):
                 twice = sorted(each for each, count in Counter(paid).items() if count > 1)[:5]
-                self._findings.broken("refunds", order_id, DECISIONS, f"{what} of each unit and line paid for once", f"twice {twice}")
+                self._findings.broken(
+                    "refunds",
+                    order_id,
+                    DECISIONS,
+                    f"{what} of each unit and line paid for once",
+                    f"twice {twice}",
+                )
         for decision, amount in zip(reading.decisions, amounts, strict=True):
             self._judge_decision(held, decision.n, amount)
         for owed in reading.owed():
@@ -322,24 +358,33 @@ class Judge:
                 self._findings.at_rest("refunds", order_id, DECISIONS, expected, "undecided")
 
     def _judge_decision(self, held: Held, n: int, amount: int) -> None:
-        """What a decision names costs what it says: that depends on the order alone, whatever is known of it since."""
+        """What a decision names costs what it says: that depends on the order alone,
+        whatever is known of it since.
+        """
         where = f"{DECISIONS} n {n}"
         costs = set()
         for reading in held.readings:
             try:
                 costs.add(reading.pays_for(reading.decisions[n]))
             except LookupError as error:
-                self._findings.broken("refunds", held.order_id, where, "units and lines of the order", f"{error}")
+                self._findings.broken(
+                    "refunds", held.order_id, where, "units and lines of the order", f"{error}"
+                )
                 return
         if None not in costs and amount not in costs:
             self._findings.broken(
-                "refunds", held.order_id, where, f"amount {min(filter(None, costs), default=0)}, for what it names", amount
+                "refunds",
+                held.order_id,
+                where,
+                f"amount {min(filter(None, costs), default=0)}, for what it names",
+                amount,
             )
 
-    # -- dead letters ------------------------------------------------------------------------------------------------
+    # -- dead letters ----------------------------------------------------------------------------------------
 
     def _want_letters(self, held: Held) -> None:
-        """The refused keys of an order: of a conflict every content that isn't surely the first, and what the order's sake refuses.
+        """The refused keys of an order: of a conflict every content that isn't surely the first, and what
+        the order's sake refuses.
 
         What only some of the readings refuse may have a dead letter and needn't.
         """
@@ -356,10 +401,19 @@ class Judge:
             if len(candidates) > 1:
                 codes.add("key_conflict")
             winners = order.winners(key)
-            losers = [each for each in candidates if key in refused or len(winners) > 1 or each is not winners[0]]
+            losers = [
+                each for each in candidates if key in refused or len(winners) > 1 or each is not winners[0]
+            ]
             self._counts["refused_keys"] += 1
             due = len(candidates) > 1 or key in in_all
-            self._want(order.order_id, codes, [record_id for each in losers for record_id in each.records], held.raws, losers, due=due)
+            self._want(
+                order.order_id,
+                codes,
+                [record_id for each in losers for record_id in each.records],
+                held.raws,
+                losers,
+                due=due,
+            )
 
     def _want(
         self,
@@ -379,28 +433,45 @@ class Judge:
         for letter in letters:
             where = f"{DLQ}/{letter.lane}@{letter.at}"
             if letter.code not in codes:
-                self._findings.note("letters", order_id, where, " or ".join(sorted(codes)), letter.code, letter.record_id)
+                self._findings.note(
+                    "letters", order_id, where, " or ".join(sorted(codes)), letter.code, letter.record_id
+                )
             item = raws.get(letter.record_id)
             if item is None or _size(item) > MOST_PASSED_ON or is_raw(letter, item):
                 continue
             if letter.code in _ORDER_CODES and self._is_fact(letter, refused):
                 continue
-            expected = f"key, value and headers of {letter.record_id}" + (", or its fact normalised" if letter.code in _ORDER_CODES else "")
-            self._findings.broken("letters", order_id, where, expected, "something else", letter.record_id, proven=True)
+            expected = f"key, value and headers of {letter.record_id}" + (
+                ", or its fact normalised" if letter.code in _ORDER_CODES else ""
+            )
+            self._findings.broken(
+                "letters", order_id, where, expected, "something else", letter.record_id, proven=True
+            )
 
     @staticmethod
     def _is_fact(letter: Letter, refused: Sequence[Candidate]) -> bool:
         """Whether the letter of a fact that waited holds it in normalised form, and says so."""
         candidate = next((each for each in refused if letter.record_id in each.records), None)
-        if candidate is None or "normalised" not in letter.detail or letter.key != candidate.fact.order_id.encode():
+        if (
+            candidate is None
+            or "normalised" not in letter.detail
+            or letter.key != candidate.fact.order_id.encode()
+        ):
             return False
         fact = normalised(candidate.fact.type, letter.value)
-        return isinstance(fact, Fact) and (fact.order_id, fact.content) == (candidate.fact.order_id, candidate.fact.content)
+        return isinstance(fact, Fact) and (fact.order_id, fact.content) == (
+            candidate.fact.order_id,
+            candidate.fact.content,
+        )
 
-    # -- derived events ----------------------------------------------------------------------------------------------
+    # -- derived events --------------------------------------------------------------------------------------
 
     def _judge_derived(self, order_id: str, held: Held | None, items: Iterable[Item]) -> None:
-        events = None if held is None else DerivedEvents(held.readings, held.causes, held.record_of, self._findings)
+        events = (
+            None
+            if held is None
+            else DerivedEvents(held.readings, held.causes, held.record_of, self._findings)
+        )
         for _, _, number, partition, offset, event_id, cause, trace, value in items:
             self._counts["derived_events"] += 1
             where = f"{DERIVED[number]}/{partition}@{offset}"
@@ -411,17 +482,25 @@ class Judge:
                 continue
             if events is None:
                 subject_id = event.data.get(SAME.get(event.type, "")) or event.event_id
-                self._findings.at_rest("derived", order_id, where, "no such event: the log has no such order in this lane", subject_id)
+                self._findings.at_rest(
+                    "derived",
+                    order_id,
+                    where,
+                    "no such event: the log has no such order in this lane",
+                    subject_id,
+                )
             else:
                 events.take(event)
         if events is not None:
             events.finish(self._lane.complete)
             self._counts["derived_repetitions"] += events.repetitions
 
-    # -- states ------------------------------------------------------------------------------------------------------
+    # -- states ----------------------------------------------------------------------------------------------
 
     def _judge_changelog(self, order_id: str, held: Held | None, items: Sequence[Item]) -> bytes | None:
-        """Returns the state that recovery would keep: the highest version, the last of equals; a deletion is later than all before it."""
+        """Returns the state that recovery would keep: the highest version, the last of equals; a deletion is
+        later than all before it.
+        """
         if held is None and not items:
             return None
         topic, lane = self._lane.changelog, self._lane.number
@@ -445,7 +524,13 @@ class Judge:
         if kept is None:
             if held is not None:
                 actual = "none" if deleted is None else f"deleted at {deleted}"
-                self._findings.broken("changelog", order_id, f"{topic}/{lane}", f"a state of version {held.order.version}", actual)
+                self._findings.broken(
+                    "changelog",
+                    order_id,
+                    f"{topic}/{lane}",
+                    f"a state of version {held.order.version}",
+                    actual,
+                )
             return None
         self._counts["states"] += 1
         version, offset, value = kept
@@ -453,13 +538,25 @@ class Judge:
         if stale is not None:
             # Compaction would keep this one alone.
             expected = f"version {version} or above last, as at {offset}"
-            self._findings.broken("versions", order_id, f"{topic}/{lane}@{stale[1]}", expected, f"version {stale[0]}")
+            self._findings.broken(
+                "versions", order_id, f"{topic}/{lane}@{stale[1]}", expected, f"version {stale[0]}"
+            )
         if held is None:
-            self._findings.at_rest("changelog", order_id, where, "no state: the log has no facts of this order", f"version {version}")
+            self._findings.at_rest(
+                "changelog",
+                order_id,
+                where,
+                "no state: the log has no facts of this order",
+                f"version {version}",
+            )
         elif version < held.order.version:
-            self._findings.broken("changelog", order_id, where, f"version {held.order.version}", f"version {version}")
+            self._findings.broken(
+                "changelog", order_id, where, f"version {held.order.version}", f"version {version}"
+            )
         elif version > held.order.version:
-            self._findings.at_rest("changelog", order_id, where, f"version {held.order.version}", f"version {version}")
+            self._findings.at_rest(
+                "changelog", order_id, where, f"version {held.order.version}", f"version {version}"
+            )
         else:
             self._compare_state(held, where, value)
         return value
@@ -469,16 +566,31 @@ class Judge:
             state: State = read_state(value)
             apart = [differences(reading, state, held.record_of, held.raws) for reading in held.readings]
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-            self._findings.broken("changelog", held.order_id, where, "a state", f"{type(error).__name__}: {error}")
+            self._findings.broken(
+                "changelog", held.order_id, where, "a state", f"{type(error).__name__}: {error}"
+            )
             return
         if all(apart):
             for each in min(apart, key=len):
-                self._findings.at_rest("changelog", held.order_id, f"{where} {each.field}", each.expected, each.found, each.fact)
+                self._findings.at_rest(
+                    "changelog", held.order_id, f"{where} {each.field}", each.expected, each.found, each.fact
+                )
         else:
-            held.readings = [reading for reading, differs in zip(held.readings, apart, strict=True) if not differs]
+            held.readings = [
+                reading for reading, differs in zip(held.readings, apart, strict=True) if not differs
+            ]
 
-    def _judge_local(self, order_id: str, held: Held | None, kept: bytes | None, states: Sequence[Item], items: Iterable[Item]) -> None:
-        """A worker that starts with a local table, and reads the changelog on from where the table ends, has the state that is kept."""
+    def _judge_local(
+        self,
+        order_id: str,
+        held: Held | None,
+        kept: bytes | None,
+        states: Sequence[Item],
+        items: Iterable[Item],
+    ) -> None:
+        """A worker that starts with a local table, and reads the changelog on from where the table ends,
+        has the state that is kept.
+        """
         stored = {item[2]: item[3] for item in items}
         for number, (path, read_to) in enumerate(self._lane.local):
             local: bytes | None = stored.get(number)
@@ -486,20 +598,27 @@ class Judge:
                 self._counts["local_states"] += 1
             state, changelog = local, f"{self._lane.changelog}/{self._lane.number}"
             for _, _, offset, value in states:
-                if offset > read_to and (value is None or state is None or _version(value) >= _version(state)):
+                if offset > read_to and (
+                    value is None or state is None or _version(value) >= _version(state)
+                ):
                     state = value
             if state == kept:
                 continue
             if kept is None:
                 if held is None:  # a lost state is told of the changelog
-                    self._findings.at_rest("tables", order_id, path, "no state: the log has no facts of this order", "a state")
+                    self._findings.at_rest(
+                        "tables", order_id, path, "no state: the log has no facts of this order", "a state"
+                    )
             elif state is None or _version(state) <= _version(kept):
                 what = "none" if state is None else f"version {_version(state)}, not the same"
-                expected = f"version {_version(kept)} as in {changelog}, by its own states up to {read_to} and the changelog's after it"
+                expected = (
+                    f"version {_version(kept)} as in {changelog}, by its own states up to {read_to} and the"
+                    " changelog's after it"
+                )
                 self._findings.broken("tables", order_id, path, expected, what)
             # Else it keeps a newer one than the changelog, which is told of the changelog.
 
-    # -- rows --------------------------------------------------------------------------------------------------------
+    # -- rows ------------------------------------------------------------------------------------------------
 
     def _judge_rows(self, order_id: str, held: Held | None, items: Sequence[Item]) -> None:
         actual: list[list[bytes]] = [[] for _ in TABLES]
@@ -509,14 +628,23 @@ class Judge:
             for table, lines in zip(TABLES, actual, strict=True):
                 for line in lines:
                     row_id = line[:36].decode()
-                    self._findings.at_rest("rows", order_id, f"{table} {row_id}", "no row: the log has no such order", "a row")
+                    self._findings.at_rest(
+                        "rows", order_id, f"{table} {row_id}", "no row: the log has no such order", "a row"
+                    )
             return
-        expected: list[list[list[Row]]] = [[reading.rows()[table] for table in TABLES] for reading in held.readings]
-        written = [[[line_of(table, row) for row in rows] for table, rows in zip(TABLES, each, strict=True)] for each in expected]
+        expected: list[list[list[Row]]] = [
+            [reading.rows()[table] for table in TABLES] for reading in held.readings
+        ]
+        written = [
+            [[line_of(table, row) for row in rows] for table, rows in zip(TABLES, each, strict=True)]
+            for each in expected
+        ]
         for table, rows in zip(TABLES, expected[0], strict=True):
             self._checked[table] += len(rows)
         # Of each reading the rows that only one side has, a second row of one id counted.
-        apart = [sum(_apart(wanted, got) for wanted, got in zip(each, actual, strict=True)) for each in written]
+        apart = [
+            sum(_apart(wanted, got) for wanted, got in zip(each, actual, strict=True)) for each in written
+        ]
         if 0 in apart:
             return
         # Where the log allows several readings, the nearest is compared.
@@ -537,18 +665,26 @@ class Judge:
                 continue
             if len(twins) > 1:
                 owners = ", ".join(str(row[1:4]) for row in twins)
-                self._findings.broken("rows", order_id, where, "one row", f"{len(twins)} rows: {owners}", fact)
-            row = min(twins, key=lambda each: sum(one != other for one, other in zip(wanted, each, strict=True)))
+                self._findings.broken(
+                    "rows", order_id, where, "one row", f"{len(twins)} rows: {owners}", fact
+                )
+            row = min(
+                twins, key=lambda each: sum(one != other for one, other in zip(wanted, each, strict=True))
+            )
             add = self._findings.broken if row[-1] < wanted[-1] else self._findings.at_rest
             for name, value, value_there in zip(names, wanted, row, strict=True):
                 if value != value_there:
                     add("rows", order_id, f"{where} {name}", value, value_there, fact)
         for row_id, extra in there.items():
-            self._findings.at_rest("rows", order_id, f"{table} {row_id}", "no row", f"a row of version {extra[0][-1]}")
+            self._findings.at_rest(
+                "rows", order_id, f"{table} {row_id}", "no row", f"a row of version {extra[0][-1]}"
+            )
 
-    # -- cache -------------------------------------------------------------------------------------------------------
+    # -- cache -----------------------------------------------------------------------------------------------
 
-    def _judge_cache(self, order_id: str, held: Held | None, entries: Iterable[Item], members: Iterable[Item]) -> None:
+    def _judge_cache(
+        self, order_id: str, held: Held | None, entries: Iterable[Item], members: Iterable[Item]
+    ) -> None:
         placed = held if held is not None and held.reading.created is not None else None
         seen: set[str] = set()
         tracked: set[tuple[str, str]] = set()
@@ -559,7 +695,9 @@ class Judge:
             if value is None:
                 self._findings.broken("cache", order_id, key, "a string", "another type")
             elif placed is None:
-                self._findings.at_rest("cache", order_id, key, "nothing: the log has no such order", "an entry")
+                self._findings.at_rest(
+                    "cache", order_id, key, "nothing: the log has no such order", "an entry"
+                )
             elif key.startswith("order:"):
                 self._counts["cached_orders"] += 1
                 self._judge_summary(placed, key, value)
@@ -573,16 +711,22 @@ class Judge:
         for _, _, key, ttl, score in members:
             self._counts["cached_places"] += 1
             readings = [] if placed is None else placed.readings
-            scores = {f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings}
+            scores = {
+                f"user:{reading.known['user_id']}:orders": _milliseconds(reading) for reading in readings
+            }
             if key not in scores:
                 self._findings.at_rest("cache", order_id, key, "no such member", "the order")
             elif all(abs(score - ms) >= 1 for ms in scores.values()):
-                self._findings.at_rest("cache", order_id, key, f"score {min(scores.values()):.0f}", f"{score:.0f}")
+                self._findings.at_rest(
+                    "cache", order_id, key, f"score {min(scores.values()):.0f}", f"{score:.0f}"
+                )
             self._judge_ttl(order_id, key, ttl)
 
     def _judge_ttl(self, order_id: str, key: str, ttl: int) -> None:
         if not 0 <= ttl <= _LONGEST_TTL:
-            self._findings.broken("cache", order_id, key, "TTL of at most 1800 s", "none" if ttl < 0 else f"{ttl / 1000:.0f} s")
+            self._findings.broken(
+                "cache", order_id, key, "TTL of at most 1800 s", "none" if ttl < 0 else f"{ttl / 1000:.0f} s"
+            )
 
     def _judge_summary(self, held: Held, key: str, value: bytes) -> None:
         try:
@@ -595,7 +739,9 @@ class Judge:
             self._findings.at_rest("cache", held.order_id, key, *first_pair(apart))
 
     def _miss_parcels(self, held: Held, tracked: set[tuple[str, str]]) -> None:
-        """What was written with a summary should be under its tracking number too. Whether that is in the cache is looked up later."""
+        """What was written with a summary should be under its tracking number too.
+        Whether that is in the cache is looked up later.
+        """
         parcels = [_numbers(reading) for reading in held.readings]
         if len(parcels[0]) <= _MANY_PARCELS:
             for key, shipment_id in parcels[0].intersection(*parcels[1:]) - tracked:
@@ -605,13 +751,19 @@ class Judge:
         """Returns the ids of the order's parcels that are there."""
         number = key.removeprefix("tracking:")
         try:
-            own = [(each["shipment_id"], each) for each in read_json(value) if each["order_id"] == held.order_id]
+            own = [
+                (each["shipment_id"], each) for each in read_json(value) if each["order_id"] == held.order_id
+            ]
         except (ValueError, TypeError, KeyError) as error:
-            self._findings.broken("cache", held.order_id, key, "a JSON array of parcels", f"{type(error).__name__}: {error}")
+            self._findings.broken(
+                "cache", held.order_id, key, "a JSON array of parcels", f"{type(error).__name__}: {error}"
+            )
             return []
         parcels = [shipment_id for shipment_id, _ in own]
         if len(set(parcels)) < len(parcels):
-            self._findings.broken("cache", held.order_id, key, "each parcel of the order once", ", ".join(sorted(parcels)))
+            self._findings.broken(
+                "cache", held.order_id, key, "each parcel of the order once", ", ".join(sorted(parcels))
+            )
         for shipment_id, entry in own:
             apart = []
             for reading in held.readings:
@@ -621,7 +773,11 @@ class Judge:
                     continue
                 due = scan.content.get("estimated_delivery")
                 expected = {name: scan.content.get(name) for name in ("carrier", "status", "location")}
-                apart.append(difference({**expected, "estimated_delivery": None if due is None else due.isoformat()}, entry))  # type: ignore[arg-type]
+                apart.append(
+                    difference(  # type: ignore[arg-type]
+                        {**expected, "estimated_delivery": None if due is None else due.isoformat()}, entry
+                    )
+                )
             if all(apart):
                 self._findings.at_rest("cache", held.order_id, key, *first_pair(apart))
         return parcels
@@ -629,7 +785,9 @@ class Judge:
 
 def _numbers(reading: Reading) -> set[tuple[str, str]]:
     """(key in Redis, shipment id) of each parcel with a tracking number."""
-    numbers = ((shipment_id, scan.content.get("tracking_number")) for shipment_id, scan in reading.parcels.items())
+    numbers = (
+        (shipment_id, scan.content.get("tracking_number")) for shipment_id, scan in reading.parcels.items()
+    )
     return {(f"tracking:{number}", shipment_id) for shipment_id, number in numbers if number}
 
 
@@ -647,7 +805,9 @@ def summary_of(reading: Reading) -> dict[str, Any]:
     suborders = []
     for suborder in reading.suborders:
         last = reading.last_suborder(suborder)
-        suborders.append({name: last[name] for name in ("suborder_id", "seller_id", "status", "total_amount")})
+        suborders.append(
+            {name: last[name] for name in ("suborder_id", "seller_id", "status", "total_amount")}
+        )
     shipments = []
     for shipment_id, scan in reading.parcels.items():
         content, due = scan.content, scan.content.get("estimated_delivery")
@@ -661,7 +821,12 @@ def summary_of(reading: Reading) -> dict[str, Any]:
                 "estimated_delivery": None if due is None else due.isoformat(),
             }
         )
-    return {"order_id": reading.order_id, **{name: row[name] for name in names}, "suborders": suborders, "shipments": shipments}
+    return {
+        "order_id": reading.order_id,
+        **{name: row[name] for name in names},
+        "suborders": suborders,
+        "shipments": shipments,
+    }
 
 
 def _milliseconds(reading: Reading) -> int:
@@ -679,43 +844,67 @@ def _version(value: bytes) -> int:
 def _fact_behind(held: Held, table: str, row_id: str) -> RecordId | None:
     """The record whose fact makes this row what it is."""
     reading = held.reading
-    fact = {"orders_shipment": reading.parcels, "orders_return": reading.returns}.get(table, {}).get(row_id, reading.created)
+    fact = {"orders_shipment": reading.parcels, "orders_return": reading.returns}.get(table, {}).get(
+        row_id, reading.created
+    )
     return None if fact is None else held.record_of(fact)
 
 
-# -- records ----------------------------------------------------------------------------------------------------------
+# -- records -------------------------------------------------------------------------------------------------
 
 
 def coordinates(headers: Iterable[Sequence[Any]], prefix: str) -> RecordId | None:
     """Return the record that the headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
-    texts = {name: (value or b"").decode("utf-8", "replace") for name, value in headers if name.startswith(prefix)}
-    topic, partition, offset = (texts.get(f"{prefix}_{what}", "") for what in ("topic", "partition", "offset"))
+    texts = {
+        name: (value or b"").decode("utf-8", "replace") for name, value in headers if name.startswith(prefix)
+    }
+    topic, partition, offset = (
+        texts.get(f"{prefix}_{what}", "") for what in ("topic", "partition", "offset")
+    )
     numbers = all(_NUMBER.fullmatch(text) for text in (partition, offset))
     return RecordId(topic, int(partition), int(offset)) if numbers else None
 
 
 class _Unreadable(tuple[()]):
-    """Headers of a record that no client can parse: none. Its value is the record's bytes, if they were to be had."""
+    """Headers of a record that no client can parse: none.
+    Its value is the record's bytes, if they were to be had.
+    """
 
 
 def _as_read(item: Item) -> Item:
-    """A FACT with its headers as they were read: on disk, names that aren't UTF-8 are bytes, and None stands for _Unreadable."""
+    """A FACT with its headers as they were read: on disk, names that aren't UTF-8 are bytes, and
+    None stands for _Unreadable.
+    """
     headers = item[-1]
     if headers is None:
         return [*item[:-1], _Unreadable()]
     if any(type(name) is bytes for name, _ in headers):
-        return [*item[:-1], [(name.decode("utf-8", "surrogateescape") if type(name) is bytes else name, text) for name, text in headers]]
+        return [
+            *item[:-1],
+            [
+                (name.decode("utf-8", "surrogateescape") if type(name) is bytes else name, text)
+                for name, text in headers
+            ],
+        ]
     return item
 
 
 def origin_of_copy(headers: Iterable[Sequence[Any]]) -> RecordId | None:
-    """Where a record of orders.rekeyed came from; None if it doesn't say: then the pipeline didn't write it."""
+    """Where a record of orders.rekeyed came from; None if it doesn't say: then the
+    pipeline didn't write it.
+    """
     record_id = coordinates(headers, "rekeyed")
-    return None if record_id is None or record_id.topic not in INPUT or record_id.topic == CHECKOUT else record_id
+    return (
+        None
+        if record_id is None or record_id.topic not in INPUT or record_id.topic == CHECKOUT
+        else record_id
+    )
 
 
 def own_headers(headers: Iterable[Sequence[Any]]) -> list[tuple[str, bytes | None]]:
-    """Headers as they came, without those that the pipeline adds, and without any of such names that an upstream sent."""
+    """Headers as they came, without those that the pipeline adds, and without any of such
+    names that an upstream sent.
+    """
     return [(name, value) for name, value in headers if not name.startswith(("dlq_", "rekeyed_"))]
 
 
@@ -723,7 +912,10 @@ def digest_of(value: bytes | None, headers: Iterable[Sequence[Any]]) -> bytes:
     """16 bytes that tell a value and headers (the record's own) from any others."""
     digest = hashlib.blake2b(digest_size=16)
     own = own_headers(headers)
-    for part in (value, *(part for name, text in own for part in (name.encode("utf-8", "surrogateescape"), text))):
+    for part in (
+        value,
+        *(part for name, text in own for part in (name.encode("utf-8", "surrogateescape"), text)),
+    ):
         digest.update(b"-" if part is None else b"%d:" % len(part))
         digest.update(part or b"")
     return digest.digest()
@@ -734,12 +926,16 @@ def _size(item: Item) -> int:
     key, _, number, _, _, _, value, headers = item
     if LANE[number] == REKEYED:
         headers = [(name, text) for name, text in headers if name not in _REKEYED_FROM]
-    texts = sum(len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + 10 for name, text in headers)
+    texts = sum(
+        len(name.encode("utf-8", "surrogateescape")) + len(text or b"") + 10 for name, text in headers
+    )
     return len(key) + len(value or b"") + texts
 
 
 def is_raw(letter: Letter, item: Item) -> bool:
-    """Whether a dead letter holds a record as it came. Of a re-keyed copy the key is what its header says, if it has one."""
+    """Whether a dead letter holds a record as it came.
+    Of a re-keyed copy the key is what its header says, if it has one.
+    """
     key, _, number, _, _, _, value, headers = item
     if letter.digest != digest_of(value, headers):
         return False

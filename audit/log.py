@@ -55,7 +55,9 @@ class Record(Protocol):
 
 
 def partition_of(key: bytes, partitions: int) -> int:
-    """Where Kafka's default partitioner puts a key: murmur2 of it, as the JVM's clients have it (a test compares with aiokafka's)."""
+    """Where Kafka's default partitioner puts a key: murmur2 of it, as the JVM's clients have it (a test
+    compares with aiokafka's).
+    """
     length = len(key)
     words = length // 4
     hashed = 0x9747B28C ^ length
@@ -75,7 +77,9 @@ class _Batches(RecordBatches):
 
 
 class _Records(PartitionRecords):
-    """Records as aiokafka's parser (in C) makes them: a ConsumerRecord of each costs more than all the rest of reading it."""
+    """Records as aiokafka's parser (in C) makes them: a ConsumerRecord of each costs more than
+    all the rest of reading it.
+    """
 
     def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
         return record
@@ -125,7 +129,9 @@ class Log:
             raise LogUnavailable(f"no Kafka at {','.join(self._settings.brokers)}: {told(error)}") from error
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._close()
 
     async def _close(self) -> None:
@@ -154,7 +160,9 @@ class Log:
         """Topic -> number of partitions; a topic that doesn't exist is left out."""
         try:
             known = set(await asyncio.wait_for(self._cluster.list_topics(), self._patience))
-            described = await asyncio.wait_for(self._cluster.describe_topics([topic for topic in topics if topic in known]), self._patience)
+            described = await asyncio.wait_for(
+                self._cluster.describe_topics([topic for topic in topics if topic in known]), self._patience
+            )
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka lists no topics: {told(error)}") from error
         return {each["topic"]: len(each["partitions"]) for each in described if each["partitions"]}
@@ -162,7 +170,9 @@ class Log:
     async def cluster(self) -> str:
         """The cluster's id."""
         try:
-            described: dict[str, Any] = await asyncio.wait_for(self._cluster.describe_cluster(), self._patience)
+            described: dict[str, Any] = await asyncio.wait_for(
+                self._cluster.describe_cluster(), self._patience
+            )
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka doesn't describe itself: {told(error)}") from error
         return str(described["cluster_id"])
@@ -173,7 +183,9 @@ class Log:
         if not wanted:
             return {}
         try:
-            await asyncio.wait_for(learn_topics(self._reader, {partition.topic for partition in wanted}), self._patience)
+            await asyncio.wait_for(
+                learn_topics(self._reader, {partition.topic for partition in wanted}), self._patience
+            )
             starts = await asyncio.wait_for(self._reader.beginning_offsets(wanted), self._patience)
             ends = await asyncio.wait_for(self._reader.end_offsets(wanted), self._patience)
         except (KafkaError, TimeoutError) as error:
@@ -185,7 +197,9 @@ class Log:
         give_up = asyncio.get_running_loop().time() + self._patience
         while True:
             try:
-                offsets = await asyncio.wait_for(self._cluster.list_consumer_group_offsets(group), self._patience)
+                offsets = await asyncio.wait_for(
+                    self._cluster.list_consumer_group_offsets(group), self._patience
+                )
                 break
             except (CoordinatorNotAvailableError, NotCoordinatorError) as error:
                 # A cluster that never had a group makes its offsets topic at the first question.
@@ -199,13 +213,18 @@ class Log:
     async def members(self, group: str) -> int:
         """How many members a consumer group has."""
         try:
-            responses = await asyncio.wait_for(self._cluster.describe_consumer_groups([group]), self._patience)
+            responses = await asyncio.wait_for(
+                self._cluster.describe_consumer_groups([group]), self._patience
+            )
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka doesn't describe group {group}: {told(error)}") from error
         return sum(len(found[5]) for response in responses for found in response.groups)
 
-    async def read(self, partition: TopicPartition, span: Span, progress: Progress | None = None) -> AsyncIterator[Sequence[Record]]:
-        """The records of [span.start, span.end) in order, a list for each fetch. `progress` is called with the number in each.
+    async def read(
+        self, partition: TopicPartition, span: Span, progress: Progress | None = None
+    ) -> AsyncIterator[Sequence[Record]]:
+        """The records of [span.start, span.end) in order, a list for each fetch.
+        `progress` is called with the number in each.
 
         Raises LogUnavailable when nothing comes for a minute, and when records were deleted meanwhile.
         """
@@ -219,7 +238,10 @@ class Log:
             if after > position:
                 position, moved = after, loop.time()
             elif loop.time() - moved > _STALLED:
-                raise LogUnavailable(f"{partition.topic}/{partition.partition} stands still at {position}, its end is {span.end}")
+                raise LogUnavailable(
+                    f"{partition.topic}/{partition.partition} stands still at {position}, its end is"
+                    f" {span.end}"
+                )
             if position < span.end:
                 fetching = self._fetch(partition, position)
                 await asyncio.sleep(0)  # the broker reads the next ones while these are looked at
@@ -240,7 +262,11 @@ class Log:
         client = self._reader._client
         where = f"{partition.topic}/{partition.partition} at {position}"
         request = FetchRequest(
-            _FETCH_WAIT_MS, 1, _FETCH_BYTES, READ_COMMITTED, [(partition.topic, [(partition.partition, position, _FETCH_BYTES)])]
+            _FETCH_WAIT_MS,
+            1,
+            _FETCH_BYTES,
+            READ_COMMITTED,
+            [(partition.topic, [(partition.partition, position, _FETCH_BYTES)])],
         )
         try:
             leader = client.cluster.leader_for_partition(partition)

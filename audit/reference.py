@@ -1,7 +1,8 @@
 """The contract a second time: what a log of events means, written to be obviously right and nothing else.
 
-The pipeline is checked against this module, so it shares no code with it: standard library only, one small function per rule, no state kept
-that could be computed. Money is an integer of minor units, a time is an aware datetime in UTC, an id is canonical UUID text.
+The pipeline is checked against this module, so it shares no code with it: standard library only, one small
+function per rule, no state kept that could be computed. Money is an integer of minor units, a time is an
+aware datetime in UTC, an id is canonical UUID text.
 
     parse(topic, key, value, headers) -> Fact | Refusal   what one record says
     Order.add(fact)                                       facts of one order, by natural key
@@ -38,12 +39,15 @@ MOST_CHARACTERS: Final = 1_000
 MOST_DEEP: Final = 500
 """Arrays and objects of a JSON document in each other."""
 MOST_PASSED_ON: Final = 7 << 20
-"""Bytes of a record, uncompressed, with 10 more for each header: a larger one is neither re-keyed nor held by its dead letter."""
+"""Bytes of a record, uncompressed, with 10 more for each header: a larger one is neither re-keyed
+nor held by its dead letter.
+"""
 MOST_FACTS: Final = 1 << 20
 MOST_SCANS: Final = 2 << 20
 MOST_DECISIONS: Final = 11 << 20
-"""Bytes of the facts of one event type (of shipment.updated and deadline.passed, of refund.decided) that one order takes in, as `size`
-counts them."""
+"""Bytes of the facts of one event type (of shipment.updated and deadline.passed, of refund.decided) that one
+order takes in, as `size` counts them.
+"""
 FIRST_UNIT: Final = 0
 """Number of a line's first unit in refund.decided."""
 
@@ -53,7 +57,7 @@ STAGES: Final = ("requested", "processed", "rejected")
 LATE: Final = timedelta(days=1)
 
 
-# -- records ------------------------------------------------------------------------------------------------------
+# -- records -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,9 @@ class Refused(Exception):
 
 
 class Fact(NamedTuple):
-    """One event, normalised. `content` holds its known data fields as sent, without the reason; two facts of one key must agree in it."""
+    """One event, normalised. `content` holds its known data fields as sent, without the reason; two facts of
+    one key must agree in it.
+    """
 
     type: str
     order_id: str
@@ -116,7 +122,9 @@ class Parsed(NamedTuple):
 
 
 def parse(topic: str, key: bytes | None, value: bytes | None, headers: Headers) -> Fact | Refusal:
-    """What a record of an input topic says. The key is not judged: a record under another key than its order's is re-keyed, not refused."""
+    """What a record of an input topic says.
+    The key is not judged: a record under another key than its order's is re-keyed, not refused.
+    """
     del key
     return read(topic, value, headers).outcome
 
@@ -161,7 +169,9 @@ def normalised(type_: str, value: bytes | None) -> Fact | Refusal:
 
 
 def parse_decision(value: bytes | None, headers: Headers) -> Decision | Fact | Refusal:
-    """What a record of orders.decisions says: a refund, or a deadline that has passed, which is a fact. Another type is a Refusal."""
+    """What a record of orders.decisions says: a refund, or a deadline that has passed, which is a fact.
+    Another type is a Refusal.
+    """
     try:
         envelope = Envelope(value, headers)
         _, type_ = envelope.names()
@@ -177,7 +187,11 @@ def parse_decision(value: bytes | None, headers: Headers) -> Decision | Fact | R
         whose = _WHOSE[content["deadline"]]
         if whose is not None and whose not in content:
             raise Refused("field_missing", whose)
-        content = {name: each for name, each in content.items() if name not in ("seller_id", "refund_id") or name == whose}
+        content = {
+            name: each
+            for name, each in content.items()
+            if name not in ("seller_id", "refund_id") or name == whose
+        }
         return Fact(type_, content["order_id"], time, natural_key(type_, time, content), content)
     except Refused as refused:
         return refused.refusal
@@ -206,15 +220,19 @@ def _decided_lines(value: Any, path: str) -> tuple[str, ...]:
 
 
 def unwrap(value: bytes | None, headers: Headers) -> Event:
-    """Take a CloudEvents 1.0 event out of either Kafka binding. Raises Refused: tombstone, not_json, not_cloudevent, field_..."""
+    """Take a CloudEvents 1.0 event out of either Kafka binding.
+    Raises Refused: tombstone, not_json, not_cloudevent, field_...
+    """
     envelope = Envelope(value, headers)
     return Event(*envelope.names(), envelope.time(), envelope.data(), envelope.traceparent())
 
 
 class Envelope:
-    """A CloudEvents 1.0 event in either Kafka binding. What it says is looked at when it is asked for: of several faults the first is told.
+    """A CloudEvents 1.0 event in either Kafka binding.
+    What it says is looked at when it is asked for: of several faults the first is told.
 
-    Raises Refused: tombstone; not_json; not_cloudevent, field_malformed for an envelope that can't be one whatever its attributes say.
+    Raises Refused: tombstone; not_json; not_cloudevent, field_malformed for an envelope that can't be one
+    whatever its attributes say.
     """
 
     __slots__ = ("_document", "_headers", "_structured")
@@ -226,7 +244,11 @@ class Envelope:
         # A header without a value is none. Of several with one name the last counts.
         self._headers = {name: raw for name, raw in headers if raw is not None}
         media_type = self._headers.get("content-type", b"").split(b";")[0].strip(b" \t\r\n\v\f").lower()
-        marked = "ce_specversion" not in self._headers and isinstance(document, dict) and isinstance(document.get("specversion"), str)
+        marked = (
+            "ce_specversion" not in self._headers
+            and isinstance(document, dict)
+            and isinstance(document.get("specversion"), str)
+        )
         self._structured = marked or media_type == b"application/cloudevents+json"
         if not self._structured and media_type.startswith(b"application/cloudevents"):
             raise Refused("not_cloudevent", f"content-type {media_type.decode('ascii', 'backslashreplace')}")
@@ -238,7 +260,9 @@ class Envelope:
                     raise Refused("field_malformed" if name == "time" else "not_cloudevent", name)
 
     def text(self, name: str) -> str | None:
-        """An attribute; None if it is absent (or null, which is the same). Raises Refused if it isn't text."""
+        """An attribute; None if it is absent (or null, which is the same).
+        Raises Refused if it isn't text.
+        """
         if self._structured:
             text: str | None = self._document.get(name)
             return text
@@ -296,7 +320,9 @@ class Envelope:
 
 
 _ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema", "data_base64")
-"""Members of a structured event that are text. Its data may be anything until it is looked at, its traceparent always."""
+"""Members of a structured event that are text.
+Its data may be anything until it is looked at, its traceparent always.
+"""
 
 
 class _HugeInteger:
@@ -304,7 +330,9 @@ class _HugeInteger:
 
 
 class _Twice(dict[str, Any]):
-    """A JSON object in which a name stands twice: its last value counts. `pairs`: all that the document says."""
+    """A JSON object in which a name stands twice: its last value counts.
+    `pairs`: all that the document says.
+    """
 
     pairs: list[tuple[str, Any]]
 
@@ -333,10 +361,13 @@ def _integer(digits: str) -> Any:
 _TRACEPARENT: Final = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}", re.ASCII)
 _JSON_STRING: Final = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _ESCAPE: Final = re.compile(
-    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)", re.DOTALL
+    r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
 )
 _plain: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant).decode
-_patient: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer).decode
+_patient: Final = json.JSONDecoder(
+    object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer
+).decode
 
 
 def _json(value: bytes) -> Any:
@@ -346,7 +377,11 @@ def _json(value: bytes) -> Any:
         try:
             document = _plain(text)
         except ValueError:
-            document = _patient(text)  # Python refuses to convert an integer of thousands of digits; whatever else is wrong fails again
+            document = _patient(
+                text
+                # Python refuses to convert an integer of thousands of digits; whatever
+                # else is wrong fails again.
+            )
     except ValueError as error:
         raise Refused("not_json", str(error)[:200].encode("ascii", "backslashreplace").decode()) from None
     if "\\u" in text and any(escape["lone"] for escape in _ESCAPE.finditer(text)):
@@ -367,7 +402,7 @@ def _refuse_deep(text: str) -> None:
             depth -= 1
 
 
-# -- fields -------------------------------------------------------------------------------------------------------
+# -- fields --------------------------------------------------------------------------------------------------
 
 Reader = Callable[[Any, str], Any]
 _CANONICAL: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", re.ASCII)
@@ -435,7 +470,10 @@ def _time(value: Any, path: str) -> datetime:
             raise Refused("field_malformed", path)
         offset = timedelta(hours=int(offset_hours), minutes=int(offset_minutes)) * (-1 if sign == "-" else 1)
     try:
-        return datetime(int(year), int(month), int(day), int(hour), int(minute), int(second), microseconds, UTC) - offset
+        return (
+            datetime(int(year), int(month), int(day), int(hour), int(minute), int(second), microseconds, UTC)
+            - offset
+        )
     except (ValueError, OverflowError):
         raise Refused("field_malformed", path) from None
 
@@ -492,8 +530,11 @@ def _money(text: str, currency: str, path: str) -> int:
         raise Refused("field_malformed", path) from None
 
 
-def _fields(data: Any, required: Mapping[str, Reader], optional: Mapping[str, Reader], path: str = "") -> dict[str, Any]:
-    """The known fields of an object, each of the right form: an absent optional one stays absent, null is malformed.
+def _fields(
+    data: Any, required: Mapping[str, Reader], optional: Mapping[str, Reader], path: str = ""
+) -> dict[str, Any]:
+    """The known fields of an object, each of the right form: an absent optional one stays
+    absent, null is malformed.
 
     Unknown ones are ignored. Of a name that stands twice the last value counts, and each must have the form.
     """
@@ -514,7 +555,9 @@ def _items(required: Mapping[str, Reader], optional: Mapping[str, Reader], least
     def read(value: Any, path: str) -> tuple[dict[str, Any], ...]:
         if not isinstance(value, list):
             raise Refused("field_malformed", path)
-        items = tuple(_fields(item, required, optional, f"{path}[{number}].") for number, item in enumerate(value))
+        items = tuple(
+            _fields(item, required, optional, f"{path}[{number}].") for number, item in enumerate(value)
+        )
         if not least <= len(items) <= MOST_ITEMS:
             raise Refused("field_malformed", path)
         return items
@@ -528,7 +571,13 @@ _DEADLINE_FIELDS: Final[tuple[dict[str, Reader], dict[str, Reader]]] = (
     {"order_id": _uuid, "deadline": _one_of(*DEADLINES), "attempt": _quantity, "final": _boolean},
     {"seller_id": _uuid, "refund_id": _uuid},
 )
-_WHOSE: Final = {"payment": None, "stock": "seller_id", "release": "seller_id", "label": "seller_id", "refund": "refund_id"}
+_WHOSE: Final = {
+    "payment": None,
+    "stock": "seller_id",
+    "release": "seller_id",
+    "label": "seller_id",
+    "refund": "refund_id",
+}
 _DECISION_FIELDS: Final[dict[str, Reader]] = {
     "order_id": _uuid,
     "n": _whole(0),
@@ -539,20 +588,41 @@ _DECISION_FIELDS: Final[dict[str, Reader]] = {
     "shipping": _decided_lines,
 }
 _LINES: Final = _items(
-    {"item_id": _uuid, "product_id": _uuid, "seller_id": _uuid, "sku": _text, "quantity": _quantity, "price": _text},
+    {
+        "item_id": _uuid,
+        "product_id": _uuid,
+        "seller_id": _uuid,
+        "sku": _text,
+        "quantity": _quantity,
+        "price": _text,
+    },
     {"warehouse_id": _uuid, "shipping_amount": _text},
     least=1,
 )
-_PLACED: Final[dict[str, Reader]] = {"user_id": _uuid, "currency": _text, "total_amount": _text, "items": _LINES}
+_PLACED: Final[dict[str, Reader]] = {
+    "user_id": _uuid,
+    "currency": _text,
+    "total_amount": _text,
+    "items": _LINES,
+}
 _PLACED_TOO: Final[dict[str, Reader]] = {"region": _text, "discount_amount": _text}
 _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
     "checkout.completed": ({"checkout_id": _uuid, **_PLACED}, _PLACED_TOO),
     "order.created": ({"order_id": _uuid, **_PLACED}, _PLACED_TOO),
-    "order.paid": ({"order_id": _uuid, "payment_id": _uuid, "amount": _text, "currency": _text}, {"method": _text}),
+    "order.paid": (
+        {"order_id": _uuid, "payment_id": _uuid, "amount": _text, "currency": _text},
+        {"method": _text},
+    ),
     "payment.failed": ({"order_id": _uuid, "payment_id": _uuid, "reason": _text}, {}),
     "stock.reserved": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {}),
-    "stock.rejected": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {"reason": _text, "items": _SOME_ITEMS}),
-    "stock.released": ({"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid}, {"reason": _text, "items": _SOME_ITEMS}),
+    "stock.rejected": (
+        {"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid},
+        {"reason": _text, "items": _SOME_ITEMS},
+    ),
+    "stock.released": (
+        {"order_id": _uuid, "seller_id": _uuid, "reservation_id": _uuid},
+        {"reason": _text, "items": _SOME_ITEMS},
+    ),
     "order.cancel_requested": ({"order_id": _uuid, "reason": _text}, {"seller_id": _uuid}),
     "shipment.updated": (
         {"order_id": _uuid, "shipment_id": _uuid, "seller_id": _uuid, "status": _one_of(*RANKS)},
@@ -566,13 +636,21 @@ _FIELDS: Final[dict[str, tuple[dict[str, Reader], dict[str, Reader]]]] = {
         },
     ),
     "order.returned": (
-        {"order_id": _uuid, "return_id": _uuid, "item_id": _uuid, "reason": _text, "status": _one_of(*STAGES)},
+        {
+            "order_id": _uuid,
+            "return_id": _uuid,
+            "item_id": _uuid,
+            "reason": _text,
+            "status": _one_of(*STAGES),
+        },
         {"quantity": _quantity, "processed_at": _text, "restock": _boolean},
     ),
     "refund.completed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _text}),
     "refund.failed": ({"order_id": _uuid, "refund_id": _uuid}, {"reason": _text}),
 }
-"""Type -> its required and its optional fields, with the form of each: what can be said of it without the others."""
+"""Type -> its required and its optional fields, with the form of each: what can be said
+of it without the others.
+"""
 
 
 def _fact(type_: str, time: datetime, data: Any) -> Fact:
@@ -601,9 +679,15 @@ def _fact(type_: str, time: datetime, data: Any) -> Fact:
 
 def _created(content: Mapping[str, Any]) -> dict[str, Any]:
     currency = content["currency"]
-    items = tuple(_priced(item, currency, f"items[{number}].") for number, item in enumerate(content["items"]))
+    items = tuple(
+        _priced(item, currency, f"items[{number}].") for number, item in enumerate(content["items"])
+    )
     _refuse_repeated(items)
-    amounts = {name: _money(content[name], currency, name) for name in ("total_amount", "discount_amount") if name in content}
+    amounts = {
+        name: _money(content[name], currency, name)
+        for name in ("total_amount", "discount_amount")
+        if name in content
+    }
     goods = sum(line["price"] * line["quantity"] for line in items)
     shipping = sum(line.get("shipping_amount", 0) for line in items)
     discount = amounts.get("discount_amount", 0)
@@ -615,7 +699,14 @@ def _created(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _priced(item: Mapping[str, Any], currency: str, path: str) -> dict[str, Any]:
-    return {**item, **{name: _money(item[name], currency, path + name) for name in ("price", "shipping_amount") if name in item}}
+    return {
+        **item,
+        **{
+            name: _money(item[name], currency, path + name)
+            for name in ("price", "shipping_amount")
+            if name in item
+        },
+    }
 
 
 def _refuse_repeated(items: Sequence[Mapping[str, Any]]) -> None:
@@ -638,12 +729,21 @@ def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> Natur
     if type_ in ("order.created", "checkout.completed"):
         return ("created",)
     if type_ == "deadline.passed":
-        return (type_, content["deadline"], content.get("seller_id") or content.get("refund_id"), content["attempt"])
+        return (
+            type_,
+            content["deadline"],
+            content.get("seller_id") or content.get("refund_id"),
+            content["attempt"],
+        )
     if type_ in ("order.paid", "payment.failed"):
         return (type_, content["payment_id"])
     if type_.startswith("stock."):
         items = content.get("items")
-        return (type_, content["seller_id"], None if items is None else tuple((item["item_id"], item["quantity"]) for item in items))
+        return (
+            type_,
+            content["seller_id"],
+            None if items is None else tuple((item["item_id"], item["quantity"]) for item in items),
+        )
     if type_ == "order.cancel_requested":
         return ("cancelled", content.get("seller_id"))
     if type_ == "shipment.updated":
@@ -654,19 +754,26 @@ def natural_key(type_: str, time: datetime, content: Mapping[str, Any]) -> Natur
 
 
 def size(fact: Fact) -> int:
-    """What a fact counts in its order: 80 bytes, its free texts in UTF-8, 24 bytes for each entry of its items."""
-    texts = [fact.reason or "", *(fact.content.get(name, "") for name in ("method", "carrier", "tracking_number", "location"))]
+    """What a fact counts in its order: 80 bytes, its free texts in UTF-8, 24 bytes
+    for each entry of its items.
+    """
+    texts = [
+        fact.reason or "",
+        *(fact.content.get(name, "") for name in ("method", "carrier", "tracking_number", "location")),
+    ]
     return 80 + sum(len(text.encode()) for text in texts) + 24 * len(fact.content.get("items", ()))
 
 
 def _size_of_decision(decision: Decision) -> int:
     """80 bytes, 24 for each run of units of one line, 24 for each line's shipping."""
     units = decision.units
-    runs = sum(1 for before, unit in zip((None, *units), units, strict=False) if before != (unit[0], unit[1] - 1))
+    runs = sum(
+        1 for before, unit in zip((None, *units), units, strict=False) if before != (unit[0], unit[1] - 1)
+    )
     return 80 + 24 * (runs + len(decision.shipping))
 
 
-# -- one order ----------------------------------------------------------------------------------------------------
+# -- one order -----------------------------------------------------------------------------------------------
 
 
 class RecordId(NamedTuple):
@@ -682,7 +789,9 @@ class RecordId(NamedTuple):
 
 @dataclass(slots=True)
 class Candidate:
-    """One content of a natural key, with the earliest time (and that time's reason) of its repetitions and where they lie."""
+    """One content of a natural key, with the earliest time (and that time's reason) of its
+    repetitions and where they lie.
+    """
 
     fact: Fact
     records: list[RecordId] = field(default_factory=list)
@@ -691,8 +800,9 @@ class Candidate:
 class Order:
     """The facts of one order by natural key. Facts must be added in the order of the log, topic by topic.
 
-    Of several contents of one key the first in the log stays. A re-keyed copy lies in another topic than its direct rivals: between the
-    first direct content and the first re-keyed one the log does not tell, so each is a reading of its own.
+    Of several contents of one key the first in the log stays. A re-keyed copy lies in another topic than
+    its direct rivals: between the first direct content and the first re-keyed one the log does not tell, so
+    each is a reading of its own.
     """
 
     __slots__ = ("_first", "_sizes", "candidates", "decisions", "order_id")
@@ -709,14 +819,26 @@ class Order:
         """Distinct natural keys taken in, refused ones included."""
         return len(self.candidates)
 
-    def add(self, fact: Fact, record: RecordId | None = None, *, rekeyed: bool = False) -> Candidate | Refusal:
-        """Take in one fact; the same again only lowers its time. Returns the content it belongs to, or why it isn't taken in."""
+    def add(
+        self, fact: Fact, record: RecordId | None = None, *, rekeyed: bool = False
+    ) -> Candidate | Refusal:
+        """Take in one fact; the same again only lowers its time.
+        Returns the content it belongs to, or why it isn't taken in.
+        """
         rivals = self.candidates.get(fact.key, [])
         candidate = next((each for each in rivals if each.fact.content == fact.content), None)
-        earlier = fact if candidate is None else min(candidate.fact, fact, key=lambda each: (each.time, each.reason or ""))
+        earlier = (
+            fact
+            if candidate is None
+            else min(candidate.fact, fact, key=lambda each: (each.time, each.reason or ""))
+        )
         # Of conflicting contents only the first is kept, so only it counts.
         if fact.type != "order.created" and (not rivals or candidate is rivals[0]):
-            size_now = self._sizes.get(fact.type, 0) + size(earlier) - (0 if candidate is None else size(candidate.fact))
+            size_now = (
+                self._sizes.get(fact.type, 0)
+                + size(earlier)
+                - (0 if candidate is None else size(candidate.fact))
+            )
             most = MOST_SCANS if fact.type in ("shipment.updated", "deadline.passed") else MOST_FACTS
             if size_now > max(self._sizes.get(fact.type, 0), most):
                 return Refusal("order_too_large", fact.type)
@@ -731,7 +853,9 @@ class Order:
         return candidate
 
     def decide(self, decision: Decision) -> bool:
-        """Take in a decision: the first with each number counts, and a number counts when it is the next. True if it was taken."""
+        """Take in a decision: the first with each number counts, and a number counts when it is the next.
+        True if it was taken.
+        """
         size_now = self._sizes.get("refund.decided", 0) + _size_of_decision(decision)
         if decision.n != len(self.decisions) or size_now > MOST_DECISIONS:
             return False
@@ -748,7 +872,9 @@ class Order:
         """Every reading the log allows, nearly always one; no more than `most`."""
         choices = [self.winners(key) for key in self.candidates]
         picks = itertools.islice(itertools.product(*choices), most)
-        return [Reading(self.order_id, [candidate.fact for candidate in pick], self.decisions) for pick in picks]
+        return [
+            Reading(self.order_id, [candidate.fact for candidate in pick], self.decisions) for pick in picks
+        ]
 
     def reading(self) -> Reading:
         """The first reading (the only one of an order that nobody re-keyed)."""
@@ -767,9 +893,10 @@ class Unit(NamedTuple):
 class Line(NamedTuple):
     """A line of the order.
 
-    Its units are numbered from the highest rank down and differ only by where they stand in that row, so a few counts tell them all:
-    `at_least[rank]` units at a rank or above (returns included), the first `live_count` ones live, the first `dearer_discounts` ones with
-    a discount of `discount` + 1, the others of `discount` minor units.
+    Its units are numbered from the highest rank down and differ only by where they stand in that row, so a
+    few counts tell them all: `at_least[rank]` units at a rank or above (returns included), the first
+    `live_count` ones live, the first `dearer_discounts` ones with a discount of `discount` + 1, the others
+    of `discount` minor units.
     """
 
     item: Mapping[str, Any]
@@ -799,7 +926,9 @@ class Line(NamedTuple):
     def unit(self, number: int) -> Unit:
         """The unit at a place of the row, 0 first."""
         rank = max(rank for rank in range(4) if number < self.at_least[rank])
-        return Unit(FIRST_UNIT + number, rank, number < self.live_count, self.net(number + 1) - self.net(number))
+        return Unit(
+            FIRST_UNIT + number, rank, number < self.live_count, self.net(number + 1) - self.net(number)
+        )
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -820,9 +949,11 @@ class Amounts(NamedTuple):
 
 
 class Suborder(NamedTuple):
-    """A seller's part: amounts as ordered, and over its live units (with the shipping of lines that have one).
+    """A seller's part: amounts as ordered, and over its live units (with the
+    shipping of lines that have one).
 
-    `status` is the order's rule over the seller's units, or closed when none is live. `units`: live ones, and live ones at a rank or above.
+    `status` is the order's rule over the seller's units, or closed when none is live.
+    `units`: live ones, and live ones at a rank or above.
     """
 
     suborder_id: str
@@ -851,7 +982,9 @@ class Anomaly(NamedTuple):
 
 
 def shares(amount: int, weights: Sequence[int]) -> list[int]:
-    """Split an amount by weights with the largest remainder; ties to the earlier. All weights 0 takes amount 0."""
+    """Split an amount by weights with the largest remainder; ties to the earlier.
+    All weights 0 takes amount 0.
+    """
     total = sum(weights)
     if total == 0:
         if amount:
@@ -894,7 +1027,8 @@ class Reading:
         self.returns = self._winning_stages()
         self.lines: list[Line] = self._lines() if self.created else []
 
-    # .. facts ....................................................................................................
+    # .. facts
+    # ....................................................................................................
 
     @property
     def known(self) -> Mapping[str, Any]:
@@ -931,7 +1065,8 @@ class Reading:
                 return Refusal("order_seller", f"items[{number}].item_id")
         return None
 
-    # .. units ....................................................................................................
+    # .. units
+    # ....................................................................................................
 
     def _winning_scans(self) -> dict[str, Fact]:
         """shipment_id -> its winning scan: the highest rank, then the latest time."""
@@ -943,7 +1078,9 @@ class Reading:
         return winning
 
     def _winning_stages(self) -> dict[str, Fact]:
-        """return_id -> its winning stage: the earlier of processed and rejected, at equal times processed, else requested."""
+        """return_id -> its winning stage: the earlier of processed and rejected, at equal times
+        processed, else requested.
+        """
         winning: dict[str, Fact] = {}
         for stage in self._of("order.returned"):
             best = winning.get(stage.content["return_id"])
@@ -955,15 +1092,22 @@ class Reading:
         """item_id -> units that a parcel or a stock reply means: its items, or all the seller's."""
         if "items" in fact.content:
             return {item["item_id"]: item["quantity"] for item in fact.content["items"]}
-        return {item_id: item["quantity"] for item_id, item in self.items.items() if item["seller_id"] == fact.content["seller_id"]}
+        return {
+            item_id: item["quantity"]
+            for item_id, item in self.items.items()
+            if item["seller_id"] == fact.content["seller_id"]
+        }
 
     def _lines(self) -> list[Line]:
         ids = sorted(self.items)
         discount = self.known.get("discount_amount", 0)
         discounts = [0] * len(ids)
         if discount:
-            discounts = shares(discount, [self.items[item_id]["price"] * self.items[item_id]["quantity"] for item_id in ids])
-        # Units of each line at a rank or above by what parcels say, and those that are gone: not limited to the line yet.
+            discounts = shares(
+                discount, [self.items[item_id]["price"] * self.items[item_id]["quantity"] for item_id in ids]
+            )
+        # Units of each line at a rank or above by what parcels say, and those that are gone:
+        # not limited to the line yet.
         parcels = {item_id: [0, 0, 0, 0] for item_id in ids}
         for scan in self.parcels.values():
             rank = RANKS[scan.content["status"]]
@@ -989,15 +1133,21 @@ class Reading:
         ]
 
     @staticmethod
-    def _line(item: Mapping[str, Any], line_discount: int, parcels: Sequence[int], gone: int, processed: int) -> Line:
+    def _line(
+        item: Mapping[str, Any], line_discount: int, parcels: Sequence[int], gone: int, processed: int
+    ) -> Line:
         quantity = item["quantity"]
-        in_transit, delivered, returned = (min(quantity, parcels[rank]) for rank in (IN_TRANSIT, DELIVERED, RETURNED))
+        in_transit, delivered, returned = (
+            min(quantity, parcels[rank]) for rank in (IN_TRANSIT, DELIVERED, RETURNED)
+        )
         gone = min(quantity, gone)
         live = max(quantity - gone, in_transit)
-        # A processed return turns the highest unit that isn't returned yet, so the returned ones stay the first in the row.
+        # A processed return turns the highest unit that isn't returned yet, so the returned ones
+        # stay the first in the row.
         returned = min(quantity, returned + processed)
         at_least = (quantity, max(in_transit, returned), max(delivered, returned), returned)
-        # Units of one price have one weight: the largest remainder gives each the same, and one more to the first ones.
+        # Units of one price have one weight: the largest remainder gives each the same, and
+        # one more to the first ones.
         discount, dearer = divmod(line_discount, quantity)
         return Line(
             item,
@@ -1015,7 +1165,8 @@ class Reading:
             dearer,
         )
 
-    # .. status ...................................................................................................
+    # .. status
+    # ...................................................................................................
 
     @property
     def captured(self) -> int:
@@ -1023,7 +1174,9 @@ class Reading:
 
     @property
     def live_total(self) -> int:
-        """Minor units: what the live units cost with the shipping of their lines; the whole order when none is live."""
+        """Minor units: what the live units cost with the shipping of their lines; the
+        whole order when none is live.
+        """
         if not any(line.live_count for line in self.lines):
             return int(self.known["total_amount"])
         return sum(line.net(line.live_count) + line.shipping for line in self.lines if line.live_count)
@@ -1078,28 +1231,50 @@ class Reading:
             )
         return result
 
-    # .. rows .....................................................................................................
+    # .. rows
+    # .....................................................................................................
 
     def rows(self) -> dict[str, list[tuple[Any, ...]]]:
-        """Table -> rows in column order, ids, money and times as text; none while order.created is unknown."""
+        """Table -> rows in column order, ids, money and times as text; none while
+        order.created is unknown.
+        """
         return self._rows
 
     @functools.cached_property
     def _rows(self) -> dict[str, list[tuple[Any, ...]]]:
-        rows: dict[str, list[tuple[Any, ...]]] = {"orders_order": [], "orders_order_item": [], "orders_shipment": [], "orders_return": []}
+        rows: dict[str, list[tuple[Any, ...]]] = {
+            "orders_order": [],
+            "orders_order_item": [],
+            "orders_shipment": [],
+            "orders_return": [],
+        }
         if self.created is None:
             return rows
         known, currency = self.known, self.currency
         whose = (self.order_id, known["user_id"], known.get("region", ""))
         times = [fact.time for fact in self.accepted]
-        amounts = (money_text(known["total_amount"], currency), money_text(known.get("discount_amount", 0), currency))
+        amounts = (
+            money_text(known["total_amount"], currency),
+            money_text(known.get("discount_amount", 0), currency),
+        )
         rows["orders_order"].append((*whose, self.status(), currency, *amounts, *_span(times), self.version))
         for line in self.lines:
             item = line.item
-            goods = (item["product_id"], item["seller_id"], item.get("warehouse_id"), item["sku"], item["quantity"])
+            goods = (
+                item["product_id"],
+                item["seller_id"],
+                item.get("warehouse_id"),
+                item["sku"],
+                item["quantity"],
+            )
             prices = (money_text(item["price"], currency), money_text(line.shipping, currency))
-            rows["orders_order_item"].append((line.item_id, *whose, *goods, *prices, *_span([self.created.time]), 1))
-        scans, stages = self._keys_of("shipment.updated", "shipment_id"), self._keys_of("order.returned", "return_id")
+            rows["orders_order_item"].append(
+                (line.item_id, *whose, *goods, *prices, *_span([self.created.time]), 1)
+            )
+        scans, stages = (
+            self._keys_of("shipment.updated", "shipment_id"),
+            self._keys_of("order.returned", "return_id"),
+        )
         for shipment_id, scan in sorted(self.parcels.items()):
             rows["orders_shipment"].append((shipment_id, *whose, *self._parcel(scan, scans[shipment_id])))
         for return_id, stage in sorted(self.returns.items()):
@@ -1141,7 +1316,8 @@ class Reading:
                 by_key.setdefault(fact.content[field_], []).append(fact)
         return by_key
 
-    # .. refunds ..................................................................................................
+    # .. refunds
+    # ..................................................................................................
 
     @property
     def refunded(self) -> int:
@@ -1149,7 +1325,9 @@ class Reading:
         return sum(decision.amount for decision in self.decisions)
 
     def owed(self) -> list[Owed]:
-        """Refunds due and not decided, each looked at by itself; one that captured money doesn't cover is not `covered`."""
+        """Refunds due and not decided, each looked at by itself; one that captured money
+        doesn't cover is not `covered`.
+        """
         remaining = self.captured - self.refunded
         if not any(line.live_count for line in self.lines):
             return [Owed(remaining, "closed", self.order_id, (), (), True)] if remaining > 0 else []
@@ -1167,11 +1345,20 @@ class Reading:
             line = lines[item_id]
             return [pair for pair in unpaid(line, range(line.quantity)) if pair[1].net or not worth_something]
 
-        def due(cause: str, cause_id: str, units: Iterable[tuple[str, Unit]], shipping: Sequence[Line]) -> Owed:
+        def due(
+            cause: str, cause_id: str, units: Iterable[tuple[str, Unit]], shipping: Sequence[Line]
+        ) -> Owed:
             units = list(units)
             amount = sum(unit.net for _, unit in units) + sum(line.shipping for line in shipping)
             numbers = tuple((item_id, unit.number) for item_id, unit in units)
-            return Owed(amount, cause, cause_id, numbers, tuple(line.item_id for line in shipping), remaining >= amount)
+            return Owed(
+                amount,
+                cause,
+                cause_id,
+                numbers,
+                tuple(line.item_id for line in shipping),
+                remaining >= amount,
+            )
 
         result = []
         for return_id, stage in sorted(self.returns.items()):
@@ -1187,11 +1374,17 @@ class Reading:
             dead = [pair for line in own for pair in unpaid(line, range(line.live_count, line.quantity))]
             if dead:
                 result.append(
-                    due("stock", seller, dead, [line for line in own if not line.live_count and line.item_id not in paid_shipping])
+                    due(
+                        "stock",
+                        seller,
+                        dead,
+                        [line for line in own if not line.live_count and line.item_id not in paid_shipping],
+                    )
                 )
         return [owed for owed in result if owed.amount > 0]
 
-    # .. anomalies ................................................................................................
+    # .. anomalies
+    # ................................................................................................
 
     def anomalies(self) -> list[Anomaly]:
         """What is odd but never refused. Waiting facts are told by `waiting`."""
@@ -1199,7 +1392,12 @@ class Reading:
             return []
         codes = []
         if self.captured > self.known["total_amount"]:
-            codes.append(Anomaly("captured_above_total", money_text(self.captured - self.known["total_amount"], self.currency)))
+            codes.append(
+                Anomaly(
+                    "captured_above_total",
+                    money_text(self.captured - self.known["total_amount"], self.currency),
+                )
+            )
         for line in self.lines:
             quantity = line.item["quantity"]
             if line.processed > quantity:
@@ -1214,16 +1412,32 @@ class Reading:
             if fact.type == "refund.failed":
                 codes.append(Anomaly("refund_failed", fact.content["refund_id"]))
         codes += self._silences()
-        codes += [Anomaly("refund_not_covered", f"{owed.cause} {owed.cause_id}") for owed in self.owed() if not owed.covered]
-        codes += [Anomaly("decision_contradicted", f"refund {decision.n}") for decision in self.decisions if self._contradicted(decision)]
+        codes += [
+            Anomaly("refund_not_covered", f"{owed.cause} {owed.cause_id}")
+            for owed in self.owed()
+            if not owed.covered
+        ]
+        codes += [
+            Anomaly("decision_contradicted", f"refund {decision.n}")
+            for decision in self.decisions
+            if self._contradicted(decision)
+        ]
         return codes
 
     def _silences(self) -> list[Anomaly]:
         """What was asked for in vain until nobody asked any longer."""
         given_up = [fact.content for fact in self._of("deadline.passed") if fact.content["final"]]
         scanned = {scan.content["seller_id"] for scan in self._of("shipment.updated")}
-        replied = {fact.content["refund_id"] for kind in ("refund.completed", "refund.failed") for fact in self._of(kind)}
-        waiting = {line.seller_id for line in self.lines if line.live_count > min(line.at_least[IN_TRANSIT], line.live_count)}
+        replied = {
+            fact.content["refund_id"]
+            for kind in ("refund.completed", "refund.failed")
+            for fact in self._of(kind)
+        }
+        waiting = {
+            line.seller_id
+            for line in self.lines
+            if line.live_count > min(line.at_least[IN_TRANSIT], line.live_count)
+        }
         alive = {line.seller_id for line in self.lines if line.live_count}
         silent = set()
         for content in given_up:
@@ -1249,7 +1463,8 @@ class Reading:
         """Facts whose order.created is unknown."""
         return self.facts if self.created is None else []
 
-    # .. derived events ...........................................................................................
+    # .. derived events
+    # ...........................................................................................
 
     def made_id(self, name: str) -> str:
         """An id that the pipeline makes: uuid5 in the namespace of the order."""
@@ -1260,7 +1475,9 @@ class Reading:
         return self.made_id(f"{type_}:{made_id}")
 
     def derived(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """(type, id) -> data of every derived event that is the same in any order of arrival, and of refund.request for each decision."""
+        """(type, id) -> data of every derived event that is the same in any order of arrival, and of
+        refund.request for each decision.
+        """
         if self.created is None:
             return {}
         events: dict[tuple[str, str], dict[str, Any]] = {}
@@ -1341,12 +1558,17 @@ class Reading:
         }
 
     def why_closed(self, suborder: Suborder) -> str:
-        """Why none of a seller's units is live, by what the inventory said and what it had been asked for; empty if some is."""
+        """Why none of a seller's units is live, by what the inventory said and what it had been
+        asked for; empty if some is.
+        """
         if suborder.status != "closed":
             return ""
         seller = suborder.seller_id
         said = {
-            fact.type for kind in ("stock.released", "stock.rejected") for fact in self._of(kind) if fact.content["seller_id"] == seller
+            fact.type
+            for kind in ("stock.released", "stock.rejected")
+            for fact in self._of(kind)
+            if fact.content["seller_id"] == seller
         }
         if "stock.released" in said:
             if seller in self.cancelled:
@@ -1357,9 +1579,11 @@ class Reading:
 
     @functools.cached_property
     def commits(self) -> dict[str, list[dict[str, Any]]]:
-        """shipment_id -> the data that its stock.commit may have, for every parcel ever scanned in transit or further.
+        """shipment_id -> the data that its stock.commit may have, for every parcel ever
+        scanned in transit or further.
 
-        Which scan came first depends on the order of arrival, and the parcel's items are those of that scan, of a line no more than it has.
+        Which scan came first depends on the order of arrival, and the parcel's items are those of that scan,
+        of a line no more than it has.
         """
         if self.created is None:
             return {}
@@ -1392,28 +1616,42 @@ class Reading:
     def given_up(self) -> set[str]:
         """Sellers whose stock was asked for until nobody asked any longer: it counts as rejected."""
         passed = [fact.content for fact in self._of("deadline.passed")]
-        return {content["seller_id"] for content in passed if content["deadline"] == "stock" and content["final"]}
+        return {
+            content["seller_id"] for content in passed if content["deadline"] == "stock" and content["final"]
+        }
 
     @functools.cached_property
     def asked_back(self) -> set[str]:
-        """Sellers whose stock may have been asked back: by a cancellation, for want of money, because it came too late, or once more."""
+        """Sellers whose stock may have been asked back: by a cancellation, for want of money, because it
+        came too late, or once more.
+        """
         passed = [fact.content for fact in self._of("deadline.passed")]
         if any(content["deadline"] == "payment" for content in passed):
             return set(self.sellers)
         reserved = {fact.content["seller_id"] for fact in self._of("stock.reserved")}
-        again = {content["seller_id"] for content in passed if content["deadline"] == "release" and not content["final"]}
+        again = {
+            content["seller_id"]
+            for content in passed
+            if content["deadline"] == "release" and not content["final"]
+        }
         return self.cancelled | (self.given_up & reserved) | again
 
     def surely_released(self) -> set[str]:
-        """Sellers of `cancelled` for whom a stock.release is due in any order of arrival: some unit never moved, came back or was gone."""
+        """Sellers of `cancelled` for whom a stock.release is due in any order of arrival: some unit never
+        moved, came back or was gone.
+        """
         if not self.cancelled:
             return set()
         moved = {item_id for scan in self._moving() for item_id in self._named(scan)}
         moved |= {stage.content["item_id"] for stage in self._of("order.returned")}
-        return {line.seller_id for line in self.lines if line.item_id not in moved and line.gone < line.quantity} & self.cancelled
+        return {
+            line.seller_id for line in self.lines if line.item_id not in moved and line.gone < line.quantity
+        } & self.cancelled
 
     def surely_labelled(self) -> set[str]:
-        """Sellers for whom a label is due in any order of arrival: the order is confirmed or further, units not gone, no parcel moved."""
+        """Sellers for whom a label is due in any order of arrival: the order is confirmed or further, units
+        not gone, no parcel moved.
+        """
         if self.created is None or self.status() == "pending":
             return set()
         moved = {scan.content["seller_id"] for scan in self._moving()}
@@ -1423,7 +1661,8 @@ class Reading:
         return [scan for scan in self._of("shipment.updated") if RANKS[scan.content["status"]] >= IN_TRANSIT]
 
     def pays_for(self, decision: Decision) -> int | None:
-        """Minor units that the units and shipping named by a decision cost; None for cause closed, which names none.
+        """Minor units that the units and shipping named by a decision cost; None for cause
+        closed, which names none.
 
         Raises LookupError for an item that the order doesn't have or a unit that its line doesn't have.
         """
@@ -1440,7 +1679,12 @@ class Reading:
 
     @staticmethod
     def _item_data(item: Mapping[str, Any], quantity: int) -> dict[str, Any]:
-        fields = {"item_id": item["item_id"], "product_id": item["product_id"], "sku": item["sku"], "quantity": quantity}
+        fields = {
+            "item_id": item["item_id"],
+            "product_id": item["product_id"],
+            "sku": item["sku"],
+            "quantity": quantity,
+        }
         if "warehouse_id" in item:
             fields["warehouse_id"] = item["warehouse_id"]
         return fields

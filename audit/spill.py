@@ -11,12 +11,16 @@ from zlib import crc32
 import msgspec
 
 Item = tuple[Any, ...]
-"""The first element is the key, bytes; the others are whatever MessagePack can hold. It comes back as a list."""
+"""The first element is the key, bytes; the others are whatever MessagePack can hold.
+It comes back as a list.
+"""
 
 BUFFER_BYTES: Final = 8 << 20
 """Held in memory before it is written."""
 BUCKET_BYTES: Final = 24 << 20
-"""A bucket larger than this is split before it is loaded. As Python objects it takes about five times as much."""
+"""A bucket larger than this is split before it is loaded.
+As Python objects it takes about five times as much.
+"""
 _OVERHEAD: Final = 24
 """Of an item beside its bytes, roughly."""
 
@@ -25,7 +29,9 @@ _decode: Final = msgspec.msgpack.Decoder(list[list[Any]]).decode
 
 
 class Spill:
-    """Items by bucket in one file, gone when it is closed. Those of a bucket keep their order. Uses the local disk; raises OSError."""
+    """Items by bucket in one file, gone when it is closed. Those of a bucket keep their order.
+    Uses the local disk; raises OSError.
+    """
 
     def __init__(self, folder: Path, buckets: int) -> None:
         self._folder = folder
@@ -62,7 +68,8 @@ class Spill:
     def groups(self, bucket: int, divisor: int = 1) -> Iterator[dict[bytes, list[list[Any]]]]:
         """A bucket's items by key, a part of the bucket at a time if it is large.
 
-        `divisor`: of the hash of a key, what earlier splits have used up. The items of one key always come together.
+        `divisor`: of the hash of a key, what earlier splits have used up.
+        The items of one key always come together.
         """
         if self._sizes[bucket] > BUCKET_BYTES and divisor < 1 << 24:
             parts = 2 + self._sizes[bucket] // BUCKET_BYTES

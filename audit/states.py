@@ -1,7 +1,8 @@
 """An order's state as it lies in the changelog: a second reading of its bytes, and what they must be.
 
-A state is one MessagePack array (docs/audit.md lists its elements); ids are 16 bytes, times microseconds since 1970 UTC, money is in minor
-units. More elements may follow those that are known here. Nothing here blocks.
+A state is one MessagePack array (docs/audit.md lists its elements); ids are 16 bytes, times
+microseconds since 1970 UTC, money is in minor units. More elements may follow those that are known
+here. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import msgspec
 from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Reading, RecordId, uuid_bytes, uuid_text
 
 ADDED: Final[dict[str, Any]] = {"deadlines": [], "appended": 0, "labelled_at": 0, "due": 0}
-"""Elements that came later, in their order, and what a state from before them says. A new one is added at the end."""
+"""Elements that came later, in their order, and what a state from before them says.
+A new one is added at the end.
+"""
 FIELDS: Final = (
     "version",
     "created",
@@ -37,7 +40,9 @@ FIELDS: Final = (
 )
 _FACTS: Final = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
 _TIMED: Final = {"cancellations": 4, "deadlines": 6, "decisions": 7}
-"""Fields whose facts end with the broker's time of their record, and what is before it: that time is whichever came first."""
+"""Fields whose facts end with the broker's time of their record, and what is before it: that
+time is whichever came first.
+"""
 _CLOSED: Final = ("", "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered")
 _STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned", "closed")
 _REPLIES: Final = ("stock.reserved", "stock.rejected", "stock.released")
@@ -97,7 +102,9 @@ def read_state(raw: bytes) -> State:
 
 
 def state_of(reading: Reading) -> State:
-    """What a state must be, but for `waiting`, `labelled` and `proposed`, which depend on the order of arrival."""
+    """What a state must be, but for `waiting`, `labelled` and `proposed`, which
+    depend on the order of arrival.
+    """
     state: State = {"version": reading.version, "created": None, **{name: set() for name in _FACTS}}
     for fact in reading.facts:
         if fact is reading.created:
@@ -111,13 +118,17 @@ def state_of(reading: Reading) -> State:
     if reading.created is not None:
         state["status"] = _STATUS.index(reading.status())
         state["suborders"] = tuple(
-            (_STATUS.index(each.status), *each.live, *each.units, _CLOSED.index(reading.why_closed(each))) for each in reading.suborders
+            (_STATUS.index(each.status), *each.live, *each.units, _CLOSED.index(reading.why_closed(each)))
+            for each in reading.suborders
         )
     return state
 
 
 def differences(
-    reading: Reading, actual: State, record_ids: Callable[[Fact], RecordId | None], origins: Iterable[RecordId]
+    reading: Reading,
+    actual: State,
+    record_ids: Callable[[Fact], RecordId | None],
+    origins: Iterable[RecordId],
 ) -> list[Difference]:
     """Where a state isn't what it must be. `origins`: where the order's records lie."""
     expected = state_of(reading)
@@ -127,10 +138,16 @@ def differences(
         if name in _FACTS:
             missing, extra = expected[name] - actual[name], actual[name] - expected[name]
             facts = [
-                fact for fact in reading.facts if fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in missing
+                fact
+                for fact in reading.facts
+                if fact is not reading.created and _simple(fact, fact.key in reading.refused)[1] in missing
             ]
             record_id = record_ids(facts[0]) if facts else None
-            result.append(Difference(name, _readable(sorted(missing, key=repr)), _readable(sorted(extra, key=repr)), record_id))
+            result.append(
+                Difference(
+                    name, _readable(sorted(missing, key=repr)), _readable(sorted(extra, key=repr)), record_id
+                )
+            )
         else:
             result.append(Difference(name, _readable(expected[name]), _readable(actual[name]), None))
     waiting = len(reading.facts) if reading.created is None else 0
@@ -140,9 +157,13 @@ def differences(
         expected_waiting = {tuple(record_id) for record_id in origins}
         strange = [origin for _, _, origin in actual["waiting"] if tuple(origin) not in expected_waiting]
         if strange:
-            result.append(Difference("waiting", "coordinates of the order's records", _readable(strange[0]), None))
+            result.append(
+                Difference("waiting", "coordinates of the order's records", _readable(strange[0]), None)
+            )
     if actual["proposed"] < len(reading.decisions):
-        result.append(Difference("proposed", f"at least {len(reading.decisions)}", str(actual["proposed"]), None))
+        result.append(
+            Difference("proposed", f"at least {len(reading.decisions)}", str(actual["proposed"]), None)
+        )
     if not actual["labelled"] and expected["status"] > 0:
         result.append(Difference("labelled", "true: the order is confirmed or further", "false", None))
     return result
@@ -172,7 +193,12 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
     content, time = fact.content, _us(fact.time)
     match fact.type:
         case "order.paid":
-            payment = (uuid_bytes(content["payment_id"]), content["amount"], content["currency"], content.get("method"))
+            payment = (
+                uuid_bytes(content["payment_id"]),
+                content["amount"],
+                content["currency"],
+                content.get("method"),
+            )
             return "payments", (time, *payment, refused)
         case "payment.failed":
             return "failures", (time, uuid_bytes(content["payment_id"]), fact.reason, refused)
@@ -191,7 +217,11 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
                 refused,
             )
         case "order.returned":
-            stage = (uuid_bytes(content["return_id"]), STAGES.index(content["status"]), uuid_bytes(content["item_id"]))
+            stage = (
+                uuid_bytes(content["return_id"]),
+                STAGES.index(content["status"]),
+                uuid_bytes(content["item_id"]),
+            )
             return "returns", (
                 time,
                 *stage,
@@ -204,11 +234,28 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
         case "order.cancel_requested":
             return "cancellations", (time, _id(content.get("seller_id")), fact.reason, refused)
         case "refund.completed" | "refund.failed":
-            return "refunds", (time, uuid_bytes(content["refund_id"]), fact.type == "refund.failed", fact.reason, refused)
+            return "refunds", (
+                time,
+                uuid_bytes(content["refund_id"]),
+                fact.type == "refund.failed",
+                fact.reason,
+                refused,
+            )
         case "deadline.passed":
             subject = content.get("seller_id") or content.get("refund_id")
-            return "deadlines", (time, DEADLINES.index(content["deadline"]), _id(subject), content["attempt"], content["final"], refused)
-    reply = (_REPLIES.index(fact.type), uuid_bytes(content["seller_id"]), uuid_bytes(content["reservation_id"]))
+            return "deadlines", (
+                time,
+                DEADLINES.index(content["deadline"]),
+                _id(subject),
+                content["attempt"],
+                content["final"],
+                refused,
+            )
+    reply = (
+        _REPLIES.index(fact.type),
+        uuid_bytes(content["seller_id"]),
+        uuid_bytes(content["reservation_id"]),
+    )
     return "stock", (time, *reply, _quantities(content.get("items")), fact.reason, refused)
 
 
@@ -221,7 +268,14 @@ def _decision(decision: Decision) -> Values:
             spans.append([item_id, number, 1])
     units = tuple((uuid_bytes(item_id), first, count) for item_id, first, count in spans)
     cause = (_CAUSES.index(decision.cause), uuid_bytes(decision.cause_id))
-    return (_us(decision.time), decision.n, decision.amount, *cause, units, tuple(map(uuid_bytes, decision.shipping)))
+    return (
+        _us(decision.time),
+        decision.n,
+        decision.amount,
+        *cause,
+        units,
+        tuple(map(uuid_bytes, decision.shipping)),
+    )
 
 
 def _id(text: str | None) -> bytes | None:

@@ -1,4 +1,6 @@
-"""Reading what the pipeline wrote outside Kafka: rows in Postgres, entries in Redis, workers' local tables. Nothing here writes to them."""
+"""Reading what the pipeline wrote outside Kafka: rows in Postgres, entries in Redis, workers' local tables.
+Nothing here writes to them.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,21 @@ from audit.reference import uuid_text
 from errors import OrdersError
 
 COLUMNS: Final = {
-    "orders_order": "id user_id region status currency total_amount discount_amount created_at updated_at version",
+    "orders_order": (
+        "id user_id region status currency total_amount discount_amount created_at updated_at version"
+    ),
     "orders_order_item": (
-        "id order_id user_id region product_id seller_id warehouse_id sku quantity price shipping_amount created_at updated_at version"
+        "id order_id user_id region product_id seller_id warehouse_id sku quantity price shipping_amount"
+        " created_at updated_at version"
     ),
     "orders_shipment": (
-        "id order_id user_id region seller_id warehouse_id carrier tracking_number status estimated_delivery created_at updated_at version"
+        "id order_id user_id region seller_id warehouse_id carrier tracking_number status estimated_delivery"
+        " created_at updated_at version"
     ),
-    "orders_return": "id order_id user_id region order_item_id quantity reason status processed_at created_at updated_at version",
+    "orders_return": (
+        "id order_id user_id region order_item_id quantity reason status processed_at created_at updated_at"
+        " version"
+    ),
 }
 TABLES: Final = tuple(COLUMNS)
 _TIMES: Final = ("created_at", "updated_at", "processed_at", "estimated_delivery")
@@ -55,9 +64,10 @@ def order_column(table: str) -> str:
     return "id" if table == "orders_order" else "order_id"
 
 
-# -- Postgres -------------------------------------------------------------------------------------------------------
+# -- Postgres ------------------------------------------------------------------------------------------------
 #
-# Rows travel and are compared as Postgres' COPY writes them, one line of text each. Only where two lines differ are they taken apart.
+# Rows travel and are compared as Postgres' COPY writes them, one line of text each.
+# Only where two lines differ are they taken apart.
 
 _TO_ESCAPE: Final = re.compile(r"[\\\b\f\n\r\t\v]")
 _ESCAPES: Final = {"\\": r"\\", "\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v"}
@@ -96,8 +106,12 @@ _WRITERS: Final = {table: tuple(_as_line(name) for name in columns(table)) for t
 
 
 def line_of(table: str, row: Sequence[Any]) -> bytes:
-    """A row of the reference (text, None for NULL) as a line of COPY in text format: what `Rows.lines` gives for the same row."""
-    return "\t".join(["\\N" if value is None else write(value) for write, value in zip(_WRITERS[table], row, strict=True)]).encode()
+    """A row of the reference (text, None for NULL) as a line of COPY in text format: what
+    `Rows.lines` gives for the same row.
+    """
+    return "\t".join(
+        ["\\N" if value is None else write(value) for write, value in zip(_WRITERS[table], row, strict=True)]
+    ).encode()
 
 
 def comparable(table: str, row: Sequence[Any]) -> Row:
@@ -130,7 +144,8 @@ def row_of(table: str, line: bytes) -> Row:
 
 
 class Rows:
-    """The four tables, read once, in one snapshot, in a transaction that can't write. Methods block on the network.
+    """The four tables, read once, in one snapshot, in a transaction that can't write.
+    Methods block on the network.
 
     They raise StoreUnavailable.
     """
@@ -141,8 +156,14 @@ class Rows:
     @classmethod
     @asynccontextmanager
     async def open(cls, dsn: str, *, patience: float = 10.0) -> AsyncIterator[Rows]:
-        # Not read-only for the whole session: target_session_attrs would take every server for one that can't be written to.
-        settings = {"timezone": "UTC", "datestyle": "ISO", "search_path": "public", "application_name": "orders-audit"}
+        # Not read-only for the whole session: target_session_attrs would take every server for one
+        # that can't be written to.
+        settings = {
+            "timezone": "UTC",
+            "datestyle": "ISO",
+            "search_path": "public",
+            "application_name": "orders-audit",
+        }
         try:
             connection = await asyncpg.connect(dsn, timeout=patience, server_settings=settings)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
@@ -155,7 +176,9 @@ class Rows:
             await connection.close()
 
     async def estimate(self) -> int:
-        """About how many rows there are, by Postgres' statistics. Raises StoreUnavailable also when the tables don't exist."""
+        """About how many rows there are, by Postgres' statistics.
+        Raises StoreUnavailable also when the tables don't exist.
+        """
         names = ", ".join(f"'{table}'::regclass" for table in TABLES)
         query = (
             "SELECT coalesce(sum(reltuples) FILTER (WHERE reltuples > 0), 0)::bigint"
@@ -188,7 +211,9 @@ class Rows:
 
 
 def _keep_alive(transport: Any) -> None:
-    """Have TCP find out, within some seconds, that the server has gone without a word: rows may be read for long."""
+    """Have TCP find out, within some seconds, that the server has gone without a word:
+    rows may be read for long.
+    """
     line = transport.get_extra_info("socket")
     if line is None or line.family not in (socket.AF_INET, socket.AF_INET6):
         return
@@ -205,10 +230,10 @@ def _without_password(dsn: str) -> str:
     return f"{scheme}://{'***@' if at else ''}{place}"
 
 
-# -- Redis ----------------------------------------------------------------------------------------------------------
+# -- Redis ---------------------------------------------------------------------------------------------------
 
-# One answer for many keys, in MessagePack: a client spends as long on one small answer as Redis does on a key. MessagePack in Lua writes
-# all strings as text, so what isn't ASCII goes as hexadecimal digits.
+# One answer for many keys, in MessagePack: a client spends as long on one small answer as Redis does on a
+# key. MessagePack in Lua writes all strings as text, so what isn't ASCII goes as hexadecimal digits.
 _SCAN: Final = """
 local function packed(text)
   if not string.find(text, '[\\128-\\255]') then return text end
@@ -240,7 +265,9 @@ _ORDERS_A_CALL: Final = 100
 
 
 class Entry(NamedTuple):
-    """What lies under a key. `value`: the string, the sorted set as (member, score), None for another type; `ttl` in ms, -1: for ever."""
+    """What lies under a key. `value`: the string, the sorted set as (member, score), None for another type;
+    `ttl` in ms, -1: for ever.
+    """
 
     key: bytes
     kind: str
@@ -249,7 +276,9 @@ class Entry(NamedTuple):
 
 
 class Tracked(NamedTuple):
-    """`parcels` under a tracking number, as (order id, shipment id); `orders` of those asked about, whose summaries are there."""
+    """`parcels` under a tracking number, as (order id, shipment id); `orders` of those asked about,
+    whose summaries are there.
+    """
 
     parcels: set[tuple[str, str]]
     orders: set[str]
@@ -260,7 +289,9 @@ class Cache:
 
     def __init__(self, url: str, *, patience: float = 10.0) -> None:
         self._url = url
-        self._client = redis.asyncio.Redis.from_url(url, socket_timeout=patience, socket_connect_timeout=patience)
+        self._client = redis.asyncio.Redis.from_url(
+            url, socket_timeout=patience, socket_connect_timeout=patience
+        )
         self._evicts: bool | None = None
 
     async def close(self) -> None:
@@ -288,7 +319,9 @@ class Cache:
                 return
 
     async def parcels(self, key: str, order_ids: Sequence[str]) -> Tracked | None:
-        """What is under a tracking number's key now, and of which of these orders there are summaries; None: there is no such list."""
+        """What is under a tracking number's key now, and of which of these orders there are summaries;
+        None: there is no such list.
+        """
         tracked: Tracked | None = None
         for first in range(0, len(order_ids), _ORDERS_A_CALL):
             some = order_ids[first : first + _ORDERS_A_CALL]
@@ -300,7 +333,9 @@ class Cache:
                 parcels = {(str(each["order_id"]), str(each["shipment_id"])) for each in read_json(value)}
             except (ValueError, TypeError, KeyError):
                 return None
-            with_summary = {order_id for order_id, summary in zip(some, summaries, strict=True) if summary is not None}
+            with_summary = {
+                order_id for order_id, summary in zip(some, summaries, strict=True) if summary is not None
+            }
             tracked = Tracked(parcels, with_summary if tracked is None else tracked.orders | with_summary)
         return tracked
 
@@ -309,7 +344,9 @@ class Cache:
         checkpoint nothing is old."""
         lanes = [lane for lane, end in ends.items() if end > 0]
         try:
-            checkpoints = await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []
+            checkpoints = (
+                await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []
+            )
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
         lags = {}
@@ -332,7 +369,8 @@ class Cache:
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
         return StoreUnavailable(
-            f"no Redis at {_without_password(self._url)}: {told(error)}", "start it (orders stack up), or audit without it (--no-cache)"
+            f"no Redis at {_without_password(self._url)}: {told(error)}",
+            "start it (orders stack up), or audit without it (--no-cache)",
         )
 
 
@@ -358,7 +396,7 @@ def _bytes(packed: str | list[str]) -> bytes:
     return packed.encode() if isinstance(packed, str) else bytes.fromhex(packed[0])
 
 
-# -- workers' local tables ------------------------------------------------------------------------------------------
+# -- workers' local tables -----------------------------------------------------------------------------------
 
 _OFFSET_KEY: Final = b"offset of the changelog"
 _PARTITION: Final = re.compile(r"state-([0-9]+)\.db")
@@ -369,7 +407,8 @@ _DUE_KEY: Final = 28
 
 
 class LocalTable:
-    """One partition of a worker's local copy of the state table, opened for reading only, as it is at that moment.
+    """One partition of a worker's local copy of the state table, opened for reading
+    only, as it is at that moment.
 
     Raises StoreUnavailable when it can't be opened. Reads the local disk.
     """
@@ -377,7 +416,9 @@ class LocalTable:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._db = rocksdict.Rdict(str(path), rocksdict.Options(raw_mode=True), access_type=rocksdict.AccessType.read_only())
+            self._db = rocksdict.Rdict(
+                str(path), rocksdict.Options(raw_mode=True), access_type=rocksdict.AccessType.read_only()
+            )
         except Exception as error:  # rocksdict raises plain Exception
             raise StoreUnavailable(f"{path}: {error}") from error
         offset = self._db.get(_OFFSET_KEY)
@@ -396,7 +437,9 @@ class LocalTable:
 
 
 def local_tables(data: Path, group: str, cluster: str) -> dict[Path, int]:
-    """Path -> partition of the local tables under ORDERS_DATA that were built from this cluster, whatever worker they belong to."""
+    """Path -> partition of the local tables under ORDERS_DATA that were built from this cluster,
+    whatever worker they belong to.
+    """
     tables: dict[Path, int] = {}
     for folder in (data / group, *sorted(data.glob(f"*/{group}"))):
         marker = folder / "cluster"

@@ -1,11 +1,15 @@
-"""Names of all topics, as the auditor knows them: written down a second time, so that nothing that is checked can change them."""
+"""Names of all topics, as the auditor knows them: written down a second time, so that nothing that
+is checked can change them.
+"""
 
 from __future__ import annotations
 
 from typing import Final
 
 CHECKOUT: Final = "checkout.completed"
-"""Intake: each of these becomes an order.created. Keyed by checkout_id, so it lies in another partition than its order."""
+"""Intake: each of these becomes an order.created.
+Keyed by checkout_id, so it lies in another partition than its order.
+"""
 
 CREATED: Final = "order.created"
 
@@ -57,7 +61,9 @@ REDRIVEN: Final = "orders.redriven"
 """Which dead letters went back to their topics, when and by whom: the ledger of `orders dlq redrive`."""
 
 PARTITIONS: Final = "orders.partitions"
-"""How many partitions the topics had before they were given more: where the history of a lane's orders lies (`orders partitions`)."""
+"""How many partitions the topics had before they were given more: where the history of a lane's orders
+lies (`orders partitions`).
+"""
 
 BULK: Final = ("order.bulk", "shipment.bulk", "return.bulk")
 """Parts of bulk jobs, read by the bulk workers' own group."""

@@ -1,10 +1,12 @@
-"""The benchmark of `orders api`: its own stack with a replica, orders that the real pipeline put there, the service as its own process.
+"""The benchmark of `orders api`: its own stack with a replica, orders that the real pipeline put there, the
+service as its own process.
 
     .venv/bin/python -m benchmarks.api --out FILE
 
-For each kind of read, first as many requests as come through on so many connections (requests/s), then requests at a fixed rate (p50 and
-p99 from when each was due). Misses are of orders that the cache doesn't know, each another one. Before and after each kind the primary is
-asked how many transactions it has seen: with a replica there, none of them should be a reader's.
+For each kind of read, first as many requests as come through on so many connections (requests/s), then
+requests at a fixed rate (p50 and p99 from when each was due). Misses are of orders that the cache doesn't
+know, each another one. Before and after each kind the primary is asked how many transactions it has seen:
+with a replica there, none of them should be a reader's.
 """
 
 from __future__ import annotations
@@ -103,12 +105,24 @@ class _Bench:
     def run(self) -> dict[str, Any]:
         self._fill()
         # So short-lived that no order is found again by the time all others have been asked for.
-        environment = {**os.environ, **self.env, "ORDERS_CACHE_TTL_REFILL": "1", "ORDERS_LOG_LEVEL": "warning"}
+        environment = {
+            **os.environ,
+            **self.env,
+            "ORDERS_CACHE_TTL_REFILL": "1",
+            "ORDERS_LOG_LEVEL": "warning",
+        }
         with (self.folder / "api.log").open("w") as log:
-            process = psutil.Popen((*COMMAND, "api", "--port", str(self.port)), env=environment, stdout=log, stderr=log)
+            process = psutil.Popen(
+                (*COMMAND, "api", "--port", str(self.port)), env=environment, stdout=log, stderr=log
+            )
         try:
             # Not /health, which would look at the primary.
-            _until(lambda: urllib.request.urlopen(f"http://127.0.0.1:{self.port}/openapi.json", timeout=5).status == 200)
+            _until(
+                lambda: (
+                    urllib.request.urlopen(f"http://127.0.0.1:{self.port}/openapi.json", timeout=5).status
+                    == 200
+                )
+            )
             return asyncio.run(self._measure(process))
         finally:
             process.send_signal(signal.SIGTERM)
@@ -117,11 +131,15 @@ class _Bench:
 
     def _fill(self) -> None:
         def orders(*arguments: str) -> None:
-            subprocess.run((*COMMAND, *arguments), env={**os.environ, **self.env}, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                (*COMMAND, *arguments), env={**os.environ, **self.env}, check=True, stdout=subprocess.DEVNULL
+            )
 
         orders("init")
         with (self.folder / "worker.log").open("w") as log:
-            worker = subprocess.Popen((*COMMAND, "worker"), env={**os.environ, **self.env}, stdout=log, stderr=log)
+            worker = subprocess.Popen(
+                (*COMMAND, "worker"), env={**os.environ, **self.env}, stdout=log, stderr=log
+            )
         try:
             orders("generate", "--orders", str(self.arguments.orders))
             orders("wait", "--timeout", "300")
@@ -131,10 +149,18 @@ class _Bench:
 
     async def _measure(self, process: psutil.Popen) -> dict[str, Any]:
         connection = await asyncpg.connect(self.env["ORDERS_POSTGRES"])
-        orders = [(str(row[0]), str(row[1])) for row in await connection.fetch("SELECT id, user_id FROM orders_order")]
-        sellers = [str(row[0]) for row in await connection.fetch("SELECT DISTINCT seller_id FROM orders_order_item")]
+        orders = [
+            (str(row[0]), str(row[1]))
+            for row in await connection.fetch("SELECT id, user_id FROM orders_order")
+        ]
+        sellers = [
+            str(row[0]) for row in await connection.fetch("SELECT DISTINCT seller_id FROM orders_order_item")
+        ]
         numbers = [
-            row[0] for row in await connection.fetch("SELECT tracking_number FROM orders_shipment WHERE tracking_number IS NOT NULL")
+            row[0]
+            for row in await connection.fetch(
+                "SELECT tracking_number FROM orders_shipment WHERE tracking_number IS NOT NULL"
+            )
         ]
         # So that whatever the primary does while readers are measured is theirs.
         await connection.execute("VACUUM (ANALYZE)")
@@ -146,7 +172,10 @@ class _Bench:
             "tracking, hit": (True, [f"/tracking/{number}" for number in numbers]),
             "order, miss": (False, [f"/orders/{order_id}" for order_id, _ in orders]),
             "details, miss": (False, [f"/orders/{order_id}/explain" for order_id, _ in orders]),
-            "history": (False, [f"/users/{user_id}/orders?from=2020-01-01T00:00:00Z" for _, user_id in orders]),
+            "history": (
+                False,
+                [f"/users/{user_id}/orders?from=2020-01-01T00:00:00Z" for _, user_id in orders],
+            ),
             "seller's suborders": (False, [f"/sellers/{seller_id}/suborders" for seller_id in sellers]),
         }
         results: dict[str, Any] = {}
@@ -156,7 +185,9 @@ class _Bench:
                 async with Redis.from_url(self.env["ORDERS_REDIS"]) as redis:
                     await redis.flushdb()
                 flushed = True
-            results[kind] = await self._one(process, paths, self.arguments.hit_rate if hit else self.arguments.miss_rate)
+            results[kind] = await self._one(
+                process, paths, self.arguments.hit_rate if hit else self.arguments.miss_rate
+            )
             print(f"{kind}: {json.dumps(results[kind])}", file=sys.stderr)
         return {"reads": results, "conditions": self._conditions(len(orders))}
 
@@ -189,24 +220,35 @@ class _Bench:
 
     async def _primary(self) -> int:
         """Transactions that backends of the orders database on the primary have ended, but for this one's."""
-        statement = "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+        statement = (
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+        )
         return int(await self._ask(statement))
 
     async def _connections(self) -> int:
-        return int(await self._ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'orders-api'"))
+        return int(
+            await self._ask("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'orders-api'")
+        )
 
     async def _ask(self, statement: str) -> Any:
-        # From another database, so that asking isn't counted; sessions have reported what they did within a second of doing nothing more.
+        # From another database, so that asking isn't counted; sessions have reported what they did within a
+        # second of doing nothing more.
         url = self.env["ORDERS_POSTGRES"]
         await asyncio.sleep(1.5)
         connection = await asyncpg.connect(url.rpartition("/")[0] + "/postgres")
         try:
-            return await connection.fetchval(statement.replace("current_database()", f"'{url.rpartition('/')[2]}'"))
+            return await connection.fetchval(
+                statement.replace("current_database()", f"'{url.rpartition('/')[2]}'")
+            )
         finally:
             await connection.close()
 
     def _conditions(self, orders: int) -> dict[str, Any]:
-        cpu = (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name"))
+        cpu = (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
         return {
             "orders": orders,
             "connections": self.arguments.connections,
@@ -240,12 +282,23 @@ def _until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 
 def main() -> None:
     """Measure, and print or write one JSON document."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.api", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.api", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--orders", type=int, default=20_000, help="orders in the databases")
     parser.add_argument("--connections", type=int, default=16, help="of the client")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each of the two measurements of a kind of read")
-    parser.add_argument("--hit-rate", type=int, default=500, help="requests a second while the latency of hits is measured")
-    parser.add_argument("--miss-rate", type=int, default=200, help="requests a second while the latency of other reads is measured")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="for each of the two measurements of a kind of read"
+    )
+    parser.add_argument(
+        "--hit-rate", type=int, default=500, help="requests a second while the latency of hits is measured"
+    )
+    parser.add_argument(
+        "--miss-rate",
+        type=int,
+        default=200,
+        help="requests a second while the latency of other reads is measured",
+    )
     parser.add_argument("--out", type=Path, help="write the JSON document to this file instead of stdout")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="orders-bench-") as folder:

@@ -1,7 +1,8 @@
 """Interactive latency with and without a bulk job: `python -m benchmarks.bulk --lines 1000000 --rounds 5`.
 
-A stack of its own, a realtime worker, and a job of so many lines that it doesn't end meanwhile. In turns without and with a bulk worker
-500 orders a second are sent, and each one's suborder.created awaited: seconds from handing order.created to the producer to having it.
+A stack of its own, a realtime worker, and a job of so many lines that it doesn't end meanwhile. In turns
+without and with a bulk worker 500 orders a second are sent, and each one's suborder.created awaited: seconds
+from handing order.created to the producer to having it.
 """
 
 from __future__ import annotations
@@ -43,16 +44,26 @@ def order(name: str) -> tuple[str, dict[str, Any]]:
         "quantity": 1,
         "price": "10.00",
     }
-    return order_id, {"order_id": order_id, "user_id": item_id, "currency": "EUR", "total_amount": "10.00", "items": [line]}
+    return order_id, {
+        "order_id": order_id,
+        "user_id": item_id,
+        "currency": "EUR",
+        "total_amount": "10.00",
+        "items": [line],
+    }
 
 
 async def measure(settings: Settings, name: str, seconds: float) -> list[float]:
-    """Send for so long; returns every order's latency in seconds, sorted. Raises RuntimeError if an order has none."""
+    """Send for so long; returns every order's latency in seconds, sorted.
+    Raises RuntimeError if an order has none.
+    """
     sent: dict[bytes, float] = {}
     latencies: list[float] = []
     async with AsyncExitStack() as stack:
         producer = await stack.enter_async_context(clients.producer(settings, "orders-bench", linger_ms=0))
-        consumer = await stack.enter_async_context(clients.consumer(settings, "orders-bench", "suborder.created"))
+        consumer = await stack.enter_async_context(
+            clients.consumer(settings, "orders-bench", "suborder.created")
+        )
         for partition in consumer.assignment():
             await consumer.position(partition)
 
@@ -70,7 +81,9 @@ async def measure(settings: Settings, name: str, seconds: float) -> list[float]:
                 order_id, data = order(f"{name}/{count}")
                 headers = headers_of("order.created", order_id, rfc3339(time.time_ns() // 1000), "/benchmark")
                 sent[order_id.encode()] = time.perf_counter()
-                await producer.send("order.created", json.dumps(data).encode(), key=order_id.encode(), headers=headers)
+                await producer.send(
+                    "order.created", json.dumps(data).encode(), key=order_id.encode(), headers=headers
+                )
                 count += 1
             await asyncio.sleep(0.002)
         if sent:
@@ -86,7 +99,9 @@ def worker(role: str, env: dict[str, str], folder: Path) -> Iterator[None]:
     """A worker that is ready; ended at the end. Raises RuntimeError if it ends before."""
     log = folder / f"{role}-{time.monotonic_ns()}.log"
     with log.open("w") as out:
-        process = subprocess.Popen((*ORDERS, "worker", "--role", role, "--name", role), env=env, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            (*ORDERS, "worker", "--role", role, "--name", role), env=env, stdout=out, stderr=out
+        )
     try:
         while "worker ready" not in log.read_text():
             if process.poll() is not None:
@@ -99,7 +114,9 @@ def worker(role: str, env: dict[str, str], folder: Path) -> Iterator[None]:
 
 
 def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
-    """Measure; milliseconds of all rounds together, and what the job did meanwhile. Blocks for minutes. Raises RuntimeError."""
+    """Measure; milliseconds of all rounds together, and what the job did meanwhile. Blocks for minutes.
+    Raises RuntimeError.
+    """
     latencies: dict[str, list[float]] = {"without": [], "with": []}
     with tempfile.TemporaryDirectory(prefix="orders-bench-bulk-") as folder:
         stack = Stack.start(Path(folder) / "stack")
@@ -128,7 +145,8 @@ def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
                             time.sleep(SETTLE_SECONDS)
                             latencies[name] += asyncio.run(measure(settings, f"{name}/{n}", seconds))
                     print(
-                        f"round {n}: " + ", ".join(f"{name} {_percentile(each, 99)} ms" for name, each in latencies.items()),
+                        f"round {n}: "
+                        + ", ".join(f"{name} {_percentile(each, 99)} ms" for name, each in latencies.items()),
                         file=sys.stderr,
                     )
                 [job] = json.loads(command("bulk", "status", "--json"))["jobs"]
@@ -136,7 +154,9 @@ def run(lines: int, rounds: int, seconds: float) -> dict[str, Any]:
             stack.purge()
     if job["state"] == "completed":
         raise RuntimeError("the job was done before the measurement: more --lines")
-    results: dict[str, Any] = {name: {f"p{q}_ms": _percentile(each, q) for q in (50, 90, 99)} for name, each in latencies.items()}
+    results: dict[str, Any] = {
+        name: {f"p{q}_ms": _percentile(each, q) for q in (50, 90, 99)} for name, each in latencies.items()
+    }
     ratio = results["with"]["p99_ms"] / results["without"]["p99_ms"]
     return {
         **results,

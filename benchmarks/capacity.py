@@ -3,8 +3,8 @@
     .venv/bin/python -m benchmarks.capacity
     .venv/bin/python -m benchmarks.capacity --rate 2500 --bench my-bench.json --sizes my-sizes.json
 
-Nothing is measured here: `--bench` is a file of `orders bench`, `--sizes` one of benchmarks.sizes. docs/scaling.md has the formulas, and
-says where they stop being true.
+Nothing is measured here: `--bench` is a file of `orders bench`, `--sizes` one of benchmarks.sizes.
+docs/scaling.md has the formulas, and says where they stop being true.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ DAY: Final = 86_400
 MONTH: Final = 30 * DAY
 DERIVED_DAYS: Final = 7
 CACHE_SECONDS: Final = 1_800
-"""Days that derived topics are kept, and the longest that an entry stays in Redis, as `orders init` and the settings have them."""
+"""Days that derived topics are kept, and the longest that an entry stays in Redis, as `orders init`
+and the settings have them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +97,11 @@ def need(costs: Costs, rate: float, headroom: float = 2.0, replication: int = 3,
     orders = rate / costs.events_per_order
 
     def cores(server: str) -> float:
-        # Small batches cost more an event. The more comes in, the larger they get, so that a server is at least as busy as at the low rate.
-        return headroom * max(rate * costs.full[server], min(rate, costs.small_rate) * costs.small[server]) / 1e6
+        # Small batches cost more an event.
+        # The more comes in, the larger they get, so that a server is at least as busy as at the low rate.
+        return (
+            headroom * max(rate * costs.full[server], min(rate, costs.small_rate) * costs.small[server]) / 1e6
+        )
 
     workers = max(2, math.ceil(rate * headroom / costs.worker_rate))
     kafka_kept = costs.event["kafka_input"] + costs.event["kafka_internal"]
@@ -112,7 +117,9 @@ def need(costs: Costs, rate: float, headroom: float = 2.0, replication: int = 3,
         partitions=1 << math.ceil(math.log2(2 * workers)),
         kafka_kept_per_day=rate * kafka_kept * replication * DAY,
         kafka_derived=rate * costs.event["kafka_derived"] * replication * DERIVED_DAYS * DAY,
-        kafka_written_per_second=rate * (kafka_kept + costs.event["kafka_derived"] + costs.event["kafka_changelog"]) * replication,
+        kafka_written_per_second=rate
+        * (kafka_kept + costs.event["kafka_derived"] + costs.event["kafka_changelog"])
+        * replication,
         postgres_per_month=orders * costs.order["postgres"] * MONTH,
         wal_per_second=rate * costs.event["wal"],
         redis=rate * CACHE_SECONDS * costs.order["redis"],
@@ -156,26 +163,47 @@ def table(needs: Sequence[Need]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command. Exits with 2 and one line for flags and files that make no sense."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--rate", type=float, action="append", help="events a second; again for more columns (default: 1000, 10000, 100000)"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--headroom", type=float, default=2.0, help="times the rate that everything can take in (default: 2)")
-    parser.add_argument("--replication", type=int, default=3, help="replicas of each Kafka topic (default: 3)")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        action="append",
+        help="events a second; again for more columns (default: 1000, 10000, 100000)",
+    )
+    parser.add_argument(
+        "--headroom", type=float, default=2.0, help="times the rate that everything can take in (default: 2)"
+    )
+    parser.add_argument(
+        "--replication", type=int, default=3, help="replicas of each Kafka topic (default: 3)"
+    )
     parser.add_argument("--pool", type=int, default=4, help="ORDERS_POSTGRES_POOL (default: 4)")
-    parser.add_argument("--bench", type=Path, default=BENCH, help=f"a file of `orders bench` (default: {BENCH.name})")
-    parser.add_argument("--sizes", type=Path, default=SIZES, help=f"a file of benchmarks.sizes (default: {SIZES.name})")
+    parser.add_argument(
+        "--bench", type=Path, default=BENCH, help=f"a file of `orders bench` (default: {BENCH.name})"
+    )
+    parser.add_argument(
+        "--sizes", type=Path, default=SIZES, help=f"a file of benchmarks.sizes (default: {SIZES.name})"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     options = parser.parse_args(arguments)
     try:
         costs = Costs.read(json.loads(options.bench.read_text()), json.loads(options.sizes.read_text()))
-        needs = [need(costs, rate, options.headroom, options.replication, options.pool) for rate in options.rate or RATES]
+        needs = [
+            need(costs, rate, options.headroom, options.replication, options.pool)
+            for rate in options.rate or RATES
+        ]
     except (OSError, ValueError) as error:
         parser.error(str(error))
     except KeyError as error:
-        parser.error(f"{options.bench} or {options.sizes} has no {error}: give files of `orders bench` and of benchmarks.sizes")
+        parser.error(
+            f"{options.bench} or {options.sizes} has no {error}: give files of `orders bench` and of"
+            " benchmarks.sizes"
+        )
     if options.json:
-        sys.stdout.write(json.dumps({"costs": asdict(costs), "needs": [asdict(each) for each in needs]}, indent=2) + "\n")
+        sys.stdout.write(
+            json.dumps({"costs": asdict(costs), "needs": [asdict(each) for each in needs]}, indent=2) + "\n"
+        )
     else:
         sys.stdout.write(table(needs) + "\n")
 

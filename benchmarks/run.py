@@ -1,9 +1,11 @@
-"""The benchmark behind `orders bench`: its own stack, the real worker process, pre-loaded events; then latency at a fixed rate.
+"""The benchmark behind `orders bench`: its own stack, the real worker process, pre-loaded events;
+then latency at a fixed rate.
 
-Throughput: events are in Kafka before the worker starts; the clock runs from the worker's first finished batch to its last.
-Latency, after a checkpoint: from the moment an event is handed to the producer to the commit of the transaction that wrote its row
-(PostgreSQL's own commit timestamp, same machine, same clock), for the last event of each order. `visible`: until a reader of committed
-records has got the order.status_changed that the event caused.
+Throughput: events are in Kafka before the worker starts; the clock runs from the worker's first finished
+batch to its last. Latency, after a checkpoint: from the moment an event is handed to the producer to the
+commit of the transaction that wrote its row (PostgreSQL's own commit timestamp, same machine, same clock),
+for the last event of each order. `visible`: until a reader of committed records has got the
+order.status_changed that the event caused.
 """
 
 from __future__ import annotations
@@ -37,13 +39,17 @@ from workload.generator import workload
 from workload.producer import send
 
 STEPS = ("decode", "load", "fold", "render", "publish", "postgres", "state", "redis", "commit")
-"""Steps as streams.pipeline names them, and the transaction; the first four never wait, so their time is CPU time."""
+"""Steps as streams.pipeline names them, and the transaction; the first four never wait,
+so their time is CPU time.
+"""
 VISIBLE = "order.status_changed"
 EVENTS_PER_ORDER = 4.08
-WAITING = {f"ORDERS_{name}_DEADLINE": "86400" for name in ("PAYMENT", "STOCK", "RELEASE", "LABEL", "REFUND")} | {
-    "ORDERS_HISTORY_AGE": "1e9"
-}
-"""Every order of the workload arms its deadlines, though its times are years old; none of them passes meanwhile."""
+WAITING = {
+    f"ORDERS_{name}_DEADLINE": "86400" for name in ("PAYMENT", "STOCK", "RELEASE", "LABEL", "REFUND")
+} | {"ORDERS_HISTORY_AGE": "1e9"}
+"""Every order of the workload arms its deadlines, though its times are years old; none
+of them passes meanwhile.
+"""
 POLL_SECONDS = 0.5
 """Asking a worker costs it some milliseconds: more often, and the measurement would measure itself."""
 
@@ -120,7 +126,9 @@ class _Worker:
                 if sample.name == "orders_records_total":
                     values["records"] = values.get("records", 0.0) + sample.value
                 elif sample.name in ("orders_step_seconds_sum", "orders_step_seconds_count"):
-                    values[f"{sample.labels['step']}{sample.name.removeprefix('orders_step_seconds')}"] = sample.value
+                    values[f"{sample.labels['step']}{sample.name.removeprefix('orders_step_seconds')}"] = (
+                        sample.value
+                    )
                 elif sample.name == "orders_last_batch_timestamp_seconds":
                     values["finished"] = sample.value
                 elif sample.name == "orders_derived_total":
@@ -150,7 +158,9 @@ class _Bench:
         self.env = {**stack.env, "ORDERS_DELIVERY": plan.delivery}
         if plan.open_orders:
             self.env |= WAITING
-        self.settings = Settings.model_validate({name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})
+        self.settings = Settings.model_validate(
+            {name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()}
+        )
 
     def run(self) -> dict[str, Any]:
         plan = self.plan
@@ -160,11 +170,16 @@ class _Bench:
         sent = asyncio.run(send(self.settings, workload(plan.orders, plan.seed, plan.spread)))
         with self._workers("w") as workers:
             drained = self._drain(workers, sent.records)
-            plan.say(f"drained at {drained['events_per_second']:,.0f} events/s; now {plan.rate} events/s for {plan.seconds} s")
+            plan.say(
+                f"drained at {drained['events_per_second']:,.0f} events/s; now {plan.rate} events/s for"
+                f" {plan.seconds} s"
+            )
             before = self._cpu(workers)
             latency = asyncio.run(self._latency())
             cpu = {name: used - before[name] for name, used in self._cpu(workers).items()}
-            latency["latency_cpu_us_per_event"] = {name: round(used * 1e6 / (plan.rate * plan.seconds), 1) for name, used in cpu.items()}
+            latency["latency_cpu_us_per_event"] = {
+                name: round(used * 1e6 / (plan.rate * plan.seconds), 1) for name, used in cpu.items()
+            }
         growth = asyncio.run(self._growth(sent.records))
         plan.say("recovery: a new worker reads all state back from the changelog")
         return {
@@ -180,7 +195,9 @@ class _Bench:
         """Take in orders that nobody answers, and look at workers that have nothing else to do."""
         plan = self.plan
         plan.say(f"{plan.open_orders:,} orders that wait for answers")
-        created = (event for event in workload(plan.open_orders, plan.seed + 2, 1) if event.topic == "order.created")
+        created = (
+            event for event in workload(plan.open_orders, plan.seed + 2, 1) if event.topic == "order.created"
+        )
         sent = asyncio.run(send(self.settings, created))
         with self._workers("o") as workers:
             self._drain(workers, sent.records)
@@ -225,7 +242,10 @@ class _Bench:
             raise BenchFailed("the workers were done before the first look at them", "give more --orders")
         # Both ends by the workers' own clock readings, so that the interval of the questions doesn't matter.
         elapsed = metrics["finished"] - before["finished"]
-        steps = {step: (metrics.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled for step in STEPS}
+        steps = {
+            step: (metrics.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled
+            for step in STEPS
+        }
         split = {name: (cpu[name] - cpu_before[name]) * 1e6 / handled for name in cpu}
         return {
             "events_per_second": round(handled / elapsed, 1),
@@ -233,15 +253,21 @@ class _Bench:
             "seconds": round(elapsed, 3),
             "cpu_us_per_event": {name: round(value, 1) for name, value in split.items()},
             "step_us_per_event": {name: round(value, 1) for name, value in steps.items()},
-            "records_per_batch": round(handled / max(1.0, metrics.get("fold_count", 0.0) - before.get("fold_count", 0.0)), 1),
-            "derived_per_event": round((metrics.get("derived", 0.0) - before.get("derived", 0.0)) / handled, 2),
+            "records_per_batch": round(
+                handled / max(1.0, metrics.get("fold_count", 0.0) - before.get("fold_count", 0.0)), 1
+            ),
+            "derived_per_event": round(
+                (metrics.get("derived", 0.0) - before.get("derived", 0.0)) / handled, 2
+            ),
         }
 
     def _cpu(self, workers: list[_Worker]) -> dict[str, float]:
         return {"worker": sum(worker.cpu_seconds() for worker in workers), **self.stack.cpu_seconds()}
 
     async def _settle(self) -> None:
-        """Write down what the drain left in memory: else its checkpoint falls into the seconds that are measured next."""
+        """Write down what the drain left in memory: else its checkpoint falls into the
+        seconds that are measured next.
+        """
         connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             await connection.execute("CHECKPOINT")
@@ -256,9 +282,12 @@ class _Bench:
         caused_at: dict[bytes, float] = {}
 
         def stamped() -> Iterator[SourceEvent]:
-            # Orders lie one second apart from stage to stage, so that the last event of each is a batch of its own making.
+            # Orders lie one second apart from stage to stage, so that the last event of each is
+            # a batch of its own making.
             events = plan.rate * plan.seconds
-            for event in workload(int(events / EVENTS_PER_ORDER) + 1, plan.seed + 1, max(1, int(plan.rate / EVENTS_PER_ORDER))):
+            for event in workload(
+                int(events / EVENTS_PER_ORDER) + 1, plan.seed + 1, max(1, int(plan.rate / EVENTS_PER_ORDER))
+            ):
                 assert event.key is not None
                 sent_at[event.key.decode()] = caused_at[dict(event.headers)["ce_id"]] = time.time()
                 yield event
@@ -296,7 +325,9 @@ class _Bench:
         connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             orders = await connection.fetchval("SELECT count(*) FROM orders_order")
-            database = await connection.fetchval("SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits")
+            database = await connection.fetchval(
+                "SELECT sum(pg_total_relation_size(inhrelid)) FROM pg_inherits"
+            )
         finally:
             await connection.close()
         local = sum(path.stat().st_size for path in self.settings.data.rglob("*") if path.is_file())
@@ -317,7 +348,11 @@ class _Bench:
 
     def _conditions(self, records: int) -> dict[str, Any]:
         cpu = next(
-            (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+            (
+                line.split(":")[1].strip()
+                for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")
+            ),
             "unknown",
         )
         return {
@@ -343,16 +378,22 @@ def _merged(parts: Iterator[dict[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
     for part in parts:
         for name, value in part.items():
-            total[name] = max(total.get(name, 0.0), value) if name == "finished" else total.get(name, 0.0) + value
+            total[name] = (
+                max(total.get(name, 0.0), value) if name == "finished" else total.get(name, 0.0) + value
+            )
     return total
 
 
 @asynccontextmanager
 async def _reading(settings: Settings, caused_at: dict[bytes, float]) -> AsyncIterator[dict[str, float]]:
-    """Read VISIBLE meanwhile; afterwards the dictionary holds how long events took to be seen there, in milliseconds."""
+    """Read VISIBLE meanwhile; afterwards the dictionary holds how long events took to be
+    seen there, in milliseconds.
+    """
     waits: list[float] = []
     values: dict[str, float] = {}
-    async with clients.consumer(settings, "orders-bench", VISIBLE, auto_offset_reset="latest", fetch_max_wait_ms=50) as consumer:
+    async with clients.consumer(
+        settings, "orders-bench", VISIBLE, auto_offset_reset="latest", fetch_max_wait_ms=50
+    ) as consumer:
         await consumer.seek_to_end()
 
         async def read() -> None:

@@ -1,8 +1,10 @@
-"""How many bytes an event and an order take in each store: what benchmarks.capacity computes disks and memory from.
+"""How many bytes an event and an order take in each store: what benchmarks.capacity
+computes disks and memory from.
 
     .venv/bin/python -m benchmarks.sizes --orders 20000 --out FILE
 
-Its own stack, one worker, the events of `orders bench`. Bytes don't depend on how busy the machine is, so this may be measured anywhere.
+Its own stack, one worker, the events of `orders bench`.
+Bytes don't depend on how busy the machine is, so this may be measured anywhere.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ async def _stores(settings: Settings) -> dict[str, int]:
     try:
         wal = await connection.fetchval("SELECT wal_bytes::int8 FROM pg_stat_wal")
         full_pages = await connection.fetchval("SELECT wal_fpi FROM pg_stat_wal")
-        tables = await connection.fetchval("SELECT sum(pg_total_relation_size(inhrelid))::int8 FROM pg_inherits")
+        tables = await connection.fetchval(
+            "SELECT sum(pg_total_relation_size(inhrelid))::int8 FROM pg_inherits"
+        )
         rows = await connection.fetchval("SELECT sum(n_tup_ins + n_tup_upd)::int8 FROM pg_stat_user_tables")
     finally:
         await connection.close()
@@ -69,7 +73,9 @@ async def _stores(settings: Settings) -> dict[str, int]:
 
 
 def measure(orders: int, spread: int) -> dict[str, Any]:
-    """Sends so many orders through one worker and returns one JSON object. Blocks for minutes. Raises RuntimeError if a command fails."""
+    """Sends so many orders through one worker and returns one JSON object. Blocks for minutes.
+    Raises RuntimeError if a command fails.
+    """
     with tempfile.TemporaryDirectory(prefix="orders-sizes-") as folder:
         stack = Stack.start(Path(folder) / "stack")
         try:
@@ -79,13 +85,17 @@ def measure(orders: int, spread: int) -> dict[str, Any]:
 
 
 def _measure(stack: Stack, folder: Path, orders: int, spread: int) -> dict[str, Any]:
-    settings = Settings.model_validate({name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})
+    settings = Settings.model_validate(
+        {name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()}
+    )
     data = folder / "stack" / "kafka"
     _orders(stack.env, "init")
     before, log_before = asyncio.run(_stores(settings)), log_bytes(data, settings.group)
     events = asyncio.run(send(settings, workload(orders, 1, spread))).records
     with (folder / "worker.log").open("w") as log:
-        worker = subprocess.Popen([*COMMAND, "worker", "--name", "w"], env={**os.environ, **stack.env}, stdout=log, stderr=log)
+        worker = subprocess.Popen(
+            [*COMMAND, "worker", "--name", "w"], env={**os.environ, **stack.env}, stdout=log, stderr=log
+        )
         try:
             _orders(stack.env, "wait", "--timeout", "900")
         finally:
@@ -118,15 +128,23 @@ def _measure(stack: Stack, folder: Path, orders: int, spread: int) -> dict[str, 
 
 
 def _orders(env: Mapping[str, str], *arguments: str) -> None:
-    done = subprocess.run([*COMMAND, *arguments], check=False, env={**os.environ, **env}, capture_output=True, text=True)
+    done = subprocess.run(
+        [*COMMAND, *arguments], check=False, env={**os.environ, **env}, capture_output=True, text=True
+    )
     if done.returncode:
         raise RuntimeError(f"orders {' '.join(arguments)}: {done.stderr[-2000:] or done.stdout[-2000:]}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--orders", type=int, default=20_000, help="how many orders (default: 20000; each has 4.08 events)")
-    parser.add_argument("--spread", type=int, default=15_000, help="orders between two events of one order (default: 15000)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--orders", type=int, default=20_000, help="how many orders (default: 20000; each has 4.08 events)"
+    )
+    parser.add_argument(
+        "--spread", type=int, default=15_000, help="orders between two events of one order (default: 15000)"
+    )
     parser.add_argument("--out", type=Path, help="write there instead of stdout")
     options = parser.parse_args()
     text = json.dumps(measure(options.orders, options.spread), indent=2) + "\n"

@@ -18,7 +18,9 @@ from sinks.connection import check
 
 
 def api_command(
-    host: Annotated[str, typer.Option(help="Address to serve. Addresses other than loopback need ORDERS_API_KEYS.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to serve. Addresses other than loopback need ORDERS_API_KEYS.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0 takes a free one.")] = 8080,
 ) -> None:
     """Serve orders over HTTP until SIGTERM or Ctrl-C, from Redis, else the replica, else the primary.
@@ -52,7 +54,8 @@ def api_command(
     from cli.logs import configure
 
     configure(settings, "api")
-    # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it: nobody, so the exit code is 0.
+    # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it:
+    # nobody, so the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = uvicorn.Server(
         uvicorn.Config(
@@ -82,7 +85,9 @@ def _loopback(host: str) -> bool:
 
 def _bound(host: str, port: int) -> socket.socket:
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
         listening = socket.socket(family, kind, protocol)
         try:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

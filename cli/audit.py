@@ -29,7 +29,9 @@ def audit_command(
     ] = 50,
     cache: Annotated[
         bool,
-        typer.Option("--cache/--no-cache", help="Compare Redis too; it must be there. --no-cache leaves it out."),
+        typer.Option(
+            "--cache/--no-cache", help="Compare Redis too; it must be there. --no-cache leaves it out."
+        ),
     ] = True,
     tables: Annotated[
         bool,
@@ -79,25 +81,35 @@ def show(report: Report, console: Terminal) -> None:
     console.print(
         f"{counts['records']:,} records: {counts['facts']:,} facts, {counts['duplicates']:,} duplicates, "
         f"{counts['conflicts']:,} conflicts, {counts['refused']:,} refused. {counts['orders']:,} orders"
-        + "".join(f", {report.checked[table]:,} rows of {table}" for table in report.checked if table.startswith("orders_"))
+        + "".join(
+            f", {report.checked[table]:,} rows of {table}"
+            for table in report.checked
+            if table.startswith("orders_")
+        )
     )
     console.print(
-        f"{counts['states']:,} states, {counts['derived_events']:,} derived events, {counts['cached_orders']:,} cached orders, "
-        f"{counts['local_states']:,} states in local tables; {report.seconds:.1f} s"
+        f"{counts['states']:,} states, {counts['derived_events']:,} derived events,"
+        f" {counts['cached_orders']:,} cached orders, {counts['local_states']:,} states in local tables;"
+        f" {report.seconds:.1f} s"
     )
-    console.print(f"seen from {'the beginning' if not report.seen_from else _listed(report.seen_from)}; lag {report.lag:,}")
+    console.print(
+        f"seen from {'the beginning' if not report.seen_from else _listed(report.seen_from)}; lag"
+        f" {report.lag:,}"
+    )
     if report.dead_letters:
         console.print(f"dead letters: {_listed(report.dead_letters)}")
     if report.anomalies:
         console.print(f"anomalies: {_listed(report.anomalies)}")
     if counts["waiting_facts"]:
         console.print(
-            f"waiting: {counts['waiting_facts']:,} facts of {counts['waiting_orders']:,} orders without order.created, "
-            f"{counts['waiting_facts_old']:,} of them for more than a day"
+            f"waiting: {counts['waiting_facts']:,} facts of {counts['waiting_orders']:,} orders without"
+            f" order.created, {counts['waiting_facts_old']:,} of them for more than a day"
         )
     for notice in report.notices:
         console.print(printable(notice), style="yellow")
-    show_findings([each for each in report.findings if each.severity == "broken"], report.broken.total(), console)
+    show_findings(
+        [each for each in report.findings if each.severity == "broken"], report.broken.total(), console
+    )
     if report.clean:
         console.print("clean", style="bold green")
 
@@ -123,11 +135,16 @@ def show_findings(findings: list[Finding], total: int, console: Terminal) -> Non
             line.append(f"  order {printable(finding.order_id)}", "cyan")
         if finding.fact:
             line.append(f"  by {printable(finding.fact)}", "dim")
-        line.append(f"\n      expected {printable(finding.expected)}\n      actual   {printable(finding.actual)}")
+        line.append(
+            f"\n      expected {printable(finding.expected)}\n      actual   {printable(finding.actual)}"
+        )
         console.print(line)
     if total > len(findings):
         console.print(f"and {total - len(findings):,} more; --max-findings keeps more")
 
 
 def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{printable(name)} {count:,}" for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0])))
+    return ", ".join(
+        f"{printable(name)} {count:,}"
+        for name, count in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    )

@@ -25,21 +25,30 @@ class Delivery(enum.Enum):
 
 
 def bench_command(
-    orders: Annotated[int, typer.Option(min=1_000, help="Orders to drain; each has about four events.")] = 60_000,
+    orders: Annotated[
+        int, typer.Option(min=1_000, help="Orders to drain; each has about four events.")
+    ] = 60_000,
     spread: Annotated[
         int,
         typer.Option(
             min=1,
-            help="Orders between two events of the same order. The more, the fewer batches have an order twice.",
+            help=(
+                "Orders between two events of the same order. The more, the fewer batches have an order"
+                " twice."
+            ),
         ),
     ] = 50_000,
-    workers: Annotated[int, typer.Option(min=1, max=16, help="Worker processes; on two cores two are faster.")] = 2,
+    workers: Annotated[
+        int, typer.Option(min=1, max=16, help="Worker processes; on two cores two are faster.")
+    ] = 2,
     rate: Annotated[int, typer.Option(min=10, help="Events a second while latency is measured.")] = 500,
     seconds: Annotated[int, typer.Option(min=5, help="Seconds for which latency is measured.")] = 30,
     seed: Annotated[int, typer.Option(help="Seed of the workload.")] = 1,
     delivery: Annotated[
         Delivery | None,
-        typer.Option(help="Delivery to readers of derived topics. Default: ORDERS_DELIVERY.", show_default=False),
+        typer.Option(
+            help="Delivery to readers of derived topics. Default: ORDERS_DELIVERY.", show_default=False
+        ),
     ] = None,
     open_orders: Annotated[
         int,
@@ -49,7 +58,9 @@ def bench_command(
         ),
     ] = 0,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON document to this file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
+    ] = False,
 ) -> None:
     """Measure throughput by draining pre-loaded events, then latency at a fixed rate, on servers of its own.
 
@@ -82,7 +93,9 @@ def bench_command(
         try:
             out.write_text(text + "\n")
         except OSError as error:
-            raise OrdersError(f"--out {out}: {error.strerror}; the result is on stdout only", "copy it from there") from None
+            raise OrdersError(
+                f"--out {out}: {error.strerror}; the result is on stdout only", "copy it from there"
+            ) from None
 
 
 def _writable(out: Path) -> None:
@@ -96,15 +109,19 @@ def _writable(out: Path) -> None:
 def _print(result: dict[str, Any]) -> None:
     console = output()
     speed = f"\n{result['events_per_second']:,.0f} events/s"
-    console.print(Text.assemble((speed, "bold"), f"   {result['events']:,} events in {result['seconds']:.1f} s"))
     console.print(
-        f"latency at {result['latency_rate']} events/s: p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms; "
-        f"until a reader sees what came of it: p50 {result['visible_p50_ms']} ms, p99 {result['visible_p99_ms']} ms"
+        Text.assemble((speed, "bold"), f"   {result['events']:,} events in {result['seconds']:.1f} s")
+    )
+    console.print(
+        f"latency at {result['latency_rate']} events/s: p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms;"
+        f" until a reader sees what came of it: p50 {result['visible_p50_ms']} ms, p99"
+        f" {result['visible_p99_ms']} ms"
     )
     if "idle_cores_per_worker" in result:
         console.print(
             f"with {result['conditions']['open_orders']:,} open orders and nothing to do a worker took"
-            f" {result['idle_cores_per_worker']:.2%} of a core and {result['idle_resident_bytes_per_worker'] / 1e6:,.0f} MB"
+            f" {result['idle_cores_per_worker']:.2%} of a core and"
+            f" {result['idle_resident_bytes_per_worker'] / 1e6:,.0f} MB"
         )
     _print_figures(console, "CPU microseconds an event", result["cpu_us_per_event"])
     _print_figures(
@@ -114,8 +131,9 @@ def _print(result: dict[str, Any]) -> None:
     )
     growth = result["growth"]
     console.print(
-        f"{growth['postgres_bytes_per_order']:,} bytes an order in Postgres, {growth['local_state_bytes_per_order']:,} in local state; "
-        f"a new worker was ready after {result['recovery']['seconds_from_nothing']} s"
+        f"{growth['postgres_bytes_per_order']:,} bytes an order in Postgres,"
+        f" {growth['local_state_bytes_per_order']:,} in local state; a new worker was ready after"
+        f" {result['recovery']['seconds_from_nothing']} s"
     )
 
 

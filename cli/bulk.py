@@ -86,13 +86,19 @@ MaxBytes = Annotated[
 @app.command("submit")
 def submit_command(
     kind: Annotated[KindName, typer.Argument(help="What the file holds.")],
-    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="CSV, NDJSON or Parquet, plain or gzipped; - is stdin.")
+    ],
     job: JobId = None,
     format: Format = None,
-    report: Annotated[Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write every refused line to this file, NDJSON.", show_default=False)
+    ] = None,
     max_bytes: MaxBytes = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Validate, and send nothing.")] = False,
-    again: Annotated[bool, typer.Option("--again", help="Send the whole job even if it was sent before.")] = False,
+    again: Annotated[
+        bool, typer.Option("--again", help="Send the whole job even if it was sent before.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Validate a file line by line, and send the valid lines as a bulk job. A refused line harms no other.
@@ -162,7 +168,9 @@ class SubmitResult(NamedTuple):
 
 
 class _Refused:
-    """The refused lines: the first ones for the summary, all of them for --report, which is written once the file has been read."""
+    """The refused lines: the first ones for the summary, all of them for --report, which is written
+    once the file has been read.
+    """
 
     def __init__(self, report: Path | None, file: str, stack: ExitStack) -> None:
         """Opens the report, and changes nothing of it.
@@ -274,7 +282,11 @@ def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: b
             "ignored_columns": job.ignored,
         }
         listed = [refusal._asdict() for refusal in refusals]
-        print(json.dumps({**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}))
+        print(
+            json.dumps(
+                {**document, **counts, **parts, "seconds": round(outcome.seconds, 3), "refusals": listed}
+            )
+        )
         return
     console = output()
     if job.ignored:
@@ -290,7 +302,9 @@ def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: b
     if outcome.dry_run:
         console.print(f"{what}; nothing sent (--dry-run)")
     elif outcome.failed:
-        console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed")
+        console.print(
+            f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}, then it failed"
+        )
         console.print("the same command again goes on from there; orders bulk status tells how far it is")
     elif not job.parts:
         console.print(f"{what}; nothing to send")
@@ -300,12 +314,16 @@ def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: b
         console.print(f"{what}; {sent:,} of {len(job.parts):,} parts sent now as job {job.id}")
         took = timedelta(seconds=ceil(job.accepted / outcome.rate))
         rate = f"ORDERS_BULK_RATE={outcome.rate:g}"
-        console.print(f"at {rate} a bulk worker takes at least {took} for it; orders bulk status tells how far it is")
+        console.print(
+            f"at {rate} a bulk worker takes at least {took} for it; orders bulk status tells how far it is"
+        )
 
 
 @app.command("status")
 def status_command(
-    job: Annotated[str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)] = None,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many jobs are shown, the newest.")] = 50,
     wide: Wide = False,
     as_json: Json = False,

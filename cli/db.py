@@ -23,7 +23,9 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
 )
-regions_app = typer.Typer(help="Partitions for single regions.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+regions_app = typer.Typer(
+    help="Partitions for single regions.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+)
 app.add_typer(regions_app, name="regions")
 
 
@@ -37,7 +39,9 @@ class LinkKind(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DeadlinePolicy = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")]
+DeadlinePolicy = Annotated[
+    float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")
+]
 
 
 @app.callback()
@@ -50,7 +54,9 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
     """
     if ctx.invoked_subcommand is not None:
         if wide:
-            raise OrdersError("--wide is for orders db alone", f"leave it out of orders db {ctx.invoked_subcommand}")
+            raise OrdersError(
+                "--wide is for orders db alone", f"leave it out of orders db {ctx.invoked_subcommand}"
+            )
         if as_json:
             raise OrdersError(
                 f"--json belongs after {ctx.invoked_subcommand}",
@@ -60,7 +66,10 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
     overview = asyncio.run(partitions.overview(get_settings()))
     links = asyncio.run(references.listed(get_settings()))
     if as_json:
-        tables = [{"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]} for name, parts in _by_table(overview)]
+        tables = [
+            {"name": name, **_sums(parts), "partitions": [_plain(part) for part in parts]}
+            for name, parts in _by_table(overview)
+        ]
         document = {
             "partition_by": overview.layout.partition_by,
             "revision": overview.revision,
@@ -72,11 +81,16 @@ def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) ->
         return
     console = output()
     how = "hash of user_id" if overview.layout.partition_by == "user_id" else "region"
-    console.print(f"partitioned by {how}; revision {overview.revision}; the database takes {_size(overview.database_bytes)}")
+    console.print(
+        f"partitioned by {how}; revision {overview.revision}; the database takes"
+        f" {_size(overview.database_bytes)}"
+    )
     console.print(_table(overview, wide))
     for each in links:
         console.print(_link(each))
-    console.print("rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim")
+    console.print(
+        "rows, dead ones and bloat are estimates; a dash: not analyzed or not vacuumed yet", style="dim"
+    )
 
 
 @app.command("link")
@@ -87,17 +101,25 @@ def link_command(
     ] = None,
     products: Annotated[
         str | None,
-        typer.Option(metavar="TABLE", help="What orders_order_item.product_id refers to.", show_default=False),
+        typer.Option(
+            metavar="TABLE", help="What orders_order_item.product_id refers to.", show_default=False
+        ),
     ] = None,
     warehouses: Annotated[
         str | None,
-        typer.Option(metavar="TABLE", help="What warehouse_id of items and shipments refers to.", show_default=False),
+        typer.Option(
+            metavar="TABLE", help="What warehouse_id of items and shipments refers to.", show_default=False
+        ),
     ] = None,
     sellers: Annotated[
         str | None,
-        typer.Option(metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False),
+        typer.Option(
+            metavar="TABLE", help="What seller_id of items and shipments refers to.", show_default=False
+        ),
     ] = None,
-    enforced: Annotated[bool, typer.Option("--enforced", help="Check all rows, and refuse new ones without a target.")] = False,
+    enforced: Annotated[
+        bool, typer.Option("--enforced", help="Check all rows, and refuse new ones without a target.")
+    ] = False,
     timeout: DeadlinePolicy = 60.0,
     as_json: Json = False,
 ) -> None:
@@ -125,7 +147,10 @@ def link_command(
             print(json.dumps({"references": [], "broken": [asdict(each) for each in error.broken]}))
         else:
             for each in error.broken:
-                what = f"{each.rows:,} rows whose {each.column} isn't in {each.to}, such as {', '.join(each.missing)}"
+                what = (
+                    f"{each.rows:,} rows whose {each.column} isn't in {each.to}, such as"
+                    f" {', '.join(each.missing)}"
+                )
                 print(printable(f"{each.partition}: {what}"))
             print("nothing is enforced that wasn't before")
         raise typer.Exit(1) from None
@@ -155,7 +180,9 @@ def unlink_command(
         if links and not confirmed(f"{len(links)} foreign keys: take all of them away?"):
             print("nothing unlinked")
             raise typer.Exit(1)
-    gone = asyncio.run(references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say))
+    gone = asyncio.run(
+        references.unlink(get_settings(), [kind.value for kind in kinds or LinkKind], timeout, _say)
+    )
     if as_json:
         print(json.dumps({"unlinked": [asdict(each) for each in gone]}))
         return
@@ -166,7 +193,13 @@ def unlink_command(
 
 
 def _link(link: references.Link) -> str:
-    how = "not enforced" if not link.enforced else "enforced" if link.valid else "enforced for new rows only: link it once more"
+    how = (
+        "not enforced"
+        if not link.enforced
+        else "enforced"
+        if link.valid
+        else "enforced for new rows only: link it once more"
+    )
     return printable(f"{link.table}.{link.column} refers to {link.to}: {how}")
 
 
@@ -224,7 +257,9 @@ def _holds(bound: str) -> str:
     if bound == "DEFAULT":
         return "others"
     by_hash = re.fullmatch(r"FOR VALUES WITH \(modulus (\d+), remainder (\d+)\)", bound)
-    return f"{by_hash[2]}/{by_hash[1]}" if by_hash else bound.removeprefix("FOR VALUES IN (").removesuffix(")")
+    return (
+        f"{by_hash[2]}/{by_hash[1]}" if by_hash else bound.removeprefix("FOR VALUES IN (").removesuffix(")")
+    )
 
 
 def _size(count: int) -> str:
@@ -252,7 +287,8 @@ def add_command(
 ) -> None:
     """Give regions partitions of their own, and move their rows there, while workers write.
 
-    Workers wait while a region's rows move and then go on; readers wait for a moment at the end. Again is harmless.
+    Workers wait while a region's rows move and then go on; readers wait for a moment at
+    the end. Again is harmless.
 
     Example: [bold]orders db regions add SP RJ[/bold]
     """
@@ -266,8 +302,8 @@ def add_command(
             continue
         rows = sum(each.moved.values())
         print(
-            f"{_named(each.region)}: {rows:,} rows moved; writers waited {each.writers_waited:.2f} s, readers of the default partition"
-            f" {each.readers_waited:.2f} s"
+            f"{_named(each.region)}: {rows:,} rows moved; writers waited {each.writers_waited:.2f} s, readers"
+            f" of the default partition {each.readers_waited:.2f} s"
         )
 
 
@@ -282,12 +318,19 @@ def list_command(as_json: Json = False) -> None:
     """
     listed = asyncio.run(regions.listed(get_settings()))
     own = sorted(name for name, count in listed.items() if count is None)
-    default = {name: count for name, count in sorted(listed.items(), key=lambda each: (-(each[1] or 0), each[0])) if count is not None}
+    default = {
+        name: count
+        for name, count in sorted(listed.items(), key=lambda each: (-(each[1] or 0), each[0]))
+        if count is not None
+    }
     if as_json:
         print(json.dumps({"own_partitions": own, "in_default": default}))
         return
     print(f"partitions of their own: {', '.join(map(_named, own)) or 'none'}")
-    print(f"in the default partition: {', '.join(f'{_named(name)} ({count:,} orders)' for name, count in default.items()) or 'none'}")
+    print(
+        "in the default partition:"
+        f" {', '.join(f'{_named(name)} ({count:,} orders)' for name, count in default.items()) or 'none'}"
+    )
 
 
 def _named(region: str) -> str:

@@ -1,4 +1,6 @@
-"""`orders demo`: servers, schema, a worker, orders; then what became of them. Everything that a newcomer sees first."""
+"""`orders demo`: servers, schema, a worker, orders; then what became of them.
+Everything that a newcomer sees first.
+"""
 
 from __future__ import annotations
 
@@ -50,11 +52,18 @@ class DemoFailed(OrdersError):
 
 def demo_command(
     orders: Annotated[int, typer.Option(min=1, max=1_000_000, help="Synthetic orders to send.")] = 3000,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the servers and the worker running, with their data in DIR.")] = False,
-    stop: Annotated[bool, typer.Option("--stop", help="Stop what --keep left running. The data stays.")] = False,
-    dir: Annotated[Path, typer.Option("--dir", readable=False, help="The stack's folder with --keep and --stop.")] = Path(".stack"),
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the servers and the worker running, with their data in DIR.")
+    ] = False,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop what --keep left running. The data stays.")
+    ] = False,
+    dir: Annotated[
+        Path, typer.Option("--dir", readable=False, help="The stack's folder with --keep and --stop.")
+    ] = Path(".stack"),
 ) -> None:
-    """Start the servers, stream thousands of orders through a worker, show what became of them, and stop everything again.
+    """Start the servers, stream thousands of orders through a worker, show what became of them,
+    and stop everything again.
 
     Example: orders demo --orders 3000
     """
@@ -84,10 +93,14 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
     worker: subprocess.Popen[bytes] | None = None
     done = False
     try:
-        settings = Settings.model_validate({name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()})
+        settings = Settings.model_validate(
+            {name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items()}
+        )
         _step("servers", f"Kafka {settings.kafka}, PostgreSQL and Valkey on this machine's loopback")
         with console.status("creating topics and tables"):
-            subprocess.run([*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run(
+                [*_ORDERS, "init"], env={**os.environ, **stack.env}, check=True, stdout=subprocess.DEVNULL
+            )
         _step("topics", f"{len(topics.specs(settings, 1))} Kafka topics, 5 tables in PostgreSQL")
         worker = _worker(folder, stack.env)
         _step("worker", f"pid {worker.pid}, kill -9 it whenever you like: nothing is lost")
@@ -106,10 +119,14 @@ def _run(folder: Path, orders: int, *, keep: bool) -> None:
     if keep:
         if folder == Path(".stack"):
             console.print(
-                "\nIt all still runs, and in this folder orders uses it: orders generate, show, audit ... Stop it with: make down"
+                "\nIt all still runs, and in this folder orders uses it: orders generate, show, audit ..."
+                " Stop it with: make down"
             )
         else:
-            console.print(f'\nIt all still runs. For this shell: eval "$(orders stack env --dir {shlex.quote(str(folder))})"')
+            console.print(
+                '\nIt all still runs. For this shell: eval "$(orders stack env --dir'
+                f' {shlex.quote(str(folder))})"'
+            )
             console.print(f"Stop it with: orders demo --stop --dir {shlex.quote(str(folder))}")
     else:
         console.print("\nEverything is stopped again. make up leaves it running, make test proves it.")
@@ -119,11 +136,15 @@ _ORDERS = (sys.executable, "-c", "from cli.main import main; main()")
 
 
 def _step(name: str, text: str) -> None:
-    console.print(Text.assemble(("✓" if console.can("✓") else "*", "green"), " ", (f"{name:<8}", "bold"), " ", text))
+    console.print(
+        Text.assemble(("✓" if console.can("✓") else "*", "green"), " ", (f"{name:<8}", "bold"), " ", text)
+    )
 
 
 def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a worker in the background (one that --keep left is ended first) and wait until it takes in records."""
+    """Start a worker in the background (one that --keep left is ended first) and wait
+    until it takes in records.
+    """
     _terminate(_left_worker(folder))
     log = folder / "worker.log"
     with log.open("wb") as out:
@@ -188,7 +209,10 @@ async def _simulate(settings: Settings, worker: subprocess.Popen[bytes]) -> list
     with _watched(worker):
         outcome = await run(settings, behaviour, CHECKOUTS, CHECKOUT_RATE, SIMULATION_SECONDS, console)
     if outcome.hanging:
-        raise DemoFailed(f"{len(outcome.hanging)} orders did not end within {SIMULATION_SECONDS:.0f} s, one of them {outcome.hanging[0]}")
+        raise DemoFailed(
+            f"{len(outcome.hanging)} orders did not end within {SIMULATION_SECONDS:.0f} s, one of them"
+            f" {outcome.hanging[0]}"
+        )
     served = f"simulated inventory, payment and shipping answered {outcome.commands.total():,} commands"
     _step("services", f"{CHECKOUTS:,} carts checked out; {served}")
     ended = Counter(outcome.ended.values())
@@ -236,12 +260,15 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
             await sending
             outcome = await wait(settings, DRAIN_SECONDS, processed)
     if not outcome.done:
-        raise DemoFailed(f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}")
+        raise DemoFailed(
+            f"the worker did not finish within {DRAIN_SECONDS:.0f} s; left: {outcome.left or outcome.cache}"
+        )
     seconds = time.monotonic() - started
     _step("orders", words)
     _step(
         "speed",
-        f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f} events/s",
+        f"{total:,} events from producer to PostgreSQL and Valkey in {seconds:.1f} s: {total / seconds:,.0f}"
+        " events/s",
     )
 
 
@@ -259,17 +286,20 @@ async def _summary(settings: Settings, simulated: list[str]) -> None:
     from queries.state import read_state
 
     async with connect(settings) as connection:
-        counts = await connection.fetch("SELECT status::text, count(*) AS orders FROM orders_order GROUP BY status ORDER BY status")
+        counts = await connection.fetch(
+            "SELECT status::text, count(*) AS orders FROM orders_order GROUP BY status ORDER BY status"
+        )
         rows = await connection.fetchrow(
-            "SELECT (SELECT count(*) FROM orders_order_item) AS items, (SELECT count(*) FROM orders_shipment) AS shipments,"
-            " (SELECT count(*) FROM orders_return) AS returns"
+            "SELECT (SELECT count(*) FROM orders_order_item) AS items, (SELECT count(*) FROM orders_shipment)"
+            " AS shipments, (SELECT count(*) FROM orders_return) AS returns"
         )
         chosen = await connection.fetchval(
-            "SELECT o.id FROM orders_order o JOIN orders_order_item i ON i.order_id = o.id AND i.user_id = o.user_id"
+            "SELECT o.id FROM orders_order o JOIN orders_order_item i ON i.order_id = o.id AND i.user_id ="
+            " o.user_id"
             # With a return that was processed, so that money goes back, and short enough to be read.
-            " LEFT JOIN orders_return r ON r.order_id = o.id AND r.user_id = o.user_id AND r.status = 'processed'"
-            " WHERE o.id = ANY($1::uuid[]) GROUP BY o.id, o.version HAVING count(DISTINCT i.seller_id) > 1"
-            " ORDER BY count(r.id) > 0 DESC, o.version, o.id LIMIT 1",
+            " LEFT JOIN orders_return r ON r.order_id = o.id AND r.user_id = o.user_id AND r.status ="
+            " 'processed' WHERE o.id = ANY($1::uuid[]) GROUP BY o.id, o.version HAVING count(DISTINCT"
+            " i.seller_id) > 1 ORDER BY count(r.id) > 0 DESC, o.version, o.id LIMIT 1",
             simulated,
         )
     console.print()
@@ -284,7 +314,9 @@ async def _summary(settings: Settings, simulated: list[str]) -> None:
         )
     console.print(table)
     assert rows is not None
-    console.print(f"with {rows['items']:,} items, {rows['shipments']:,} shipments, {rows['returns']:,} returns\n")
+    console.print(
+        f"with {rows['items']:,} items, {rows['shipments']:,} shipments, {rows['returns']:,} returns\n"
+    )
     if chosen is not None:
         console.print(Text.assemble(("One order of several sellers", "bold"), " (orders show)"))
         order = await read_state(settings, UUID(str(chosen)))
@@ -293,7 +325,9 @@ async def _summary(settings: Settings, simulated: list[str]) -> None:
     console.print(Text.assemble(("\nDead letters", "bold"), " (orders dlq list)"))
     reasons = Counter([letter.reason async for letter in read(settings)])
     for reason, count in reasons.most_common():
-        console.print(Text.assemble(f"  {count:>5,}  ", (printable(reason), "yellow"), f"  {REASONS.get(reason, '')}"))
+        console.print(
+            Text.assemble(f"  {count:>5,}  ", (printable(reason), "yellow"), f"  {REASONS.get(reason, '')}")
+        )
 
 
 def _verdict(settings: Settings) -> None:

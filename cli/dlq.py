@@ -1,4 +1,6 @@
-"""`orders dlq`: the records that were refused, why, their bytes as they came; and their way back after a fix."""
+"""`orders dlq`: the records that were refused, why, their bytes as they came; and
+their way back after a fix.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,12 @@ def _dlq() -> None:
 def list_command(
     reason: Annotated[str | None, typer.Option(help="Only this reason code.", show_default=False)] = None,
     topic: Annotated[str | None, typer.Option(help="Only records of this topic.", show_default=False)] = None,
-    state: Annotated[str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)] = None,
-    limit: Annotated[int, typer.Option(min=1, help="How many are shown, the newest; the summary counts all.")] = 50,
+    state: Annotated[
+        str | None, typer.Option(help="Only new, redriven, parked or final ones.", show_default=False)
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=1, help="How many are shown, the newest; the summary counts all.")
+    ] = 50,
     wide: Wide = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -87,21 +93,30 @@ def list_command(
         )
     console.print(table)
     console.print()
-    summary = Rows("letters", "reason", "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide)
+    summary = Rows(
+        "letters", "reason", "meaning", prose={"meaning"}, right={"letters"}, header=False, wide=wide
+    )
     for code, count in reasons.most_common():
         summary.add(f"{count:,}", code, REASONS.get(code, "an unknown reason"))
     console.print(summary)
     by_state = ", ".join(f"{states[name]:,} {name}" for name in STATES)
-    console.print(f"{reasons.total():,} in all: {by_state}; one whole with: orders dlq show {newest[-1][0].id}", style="bold")
+    console.print(
+        f"{reasons.total():,} in all: {by_state}; one whole with: orders dlq show {newest[-1][0].id}",
+        style="bold",
+    )
 
 
 @app.command("show")
 def show_command(
     coordinates: Annotated[
         str,
-        typer.Argument(help="PARTITION:OFFSET in orders.dlq, or TOPIC:PARTITION:OFFSET of the refused record."),
+        typer.Argument(
+            help="PARTITION:OFFSET in orders.dlq, or TOPIC:PARTITION:OFFSET of the refused record."
+        ),
     ],
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, bytes in base64.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout, bytes in base64.")
+    ] = False,
 ) -> None:
     """Show one dead letter: its reason, its headers, and its bytes as they came.
 
@@ -155,20 +170,30 @@ def show_command(
     # Set in, so that no line of a value can be taken for one of ours.
     console.print(indent(printable(shown[:SHOWN_CHARACTERS], lines=True), "  "))
     if len(shown) > SHOWN_CHARACTERS:
-        console.print(f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim")
+        console.print(
+            f"... {len(shown) - SHOWN_CHARACTERS:,} characters more; --json has all bytes", style="dim"
+        )
 
 
 @app.command("redrive")
 def redrive_command(
-    reason: Annotated[list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)] = None,
+    reason: Annotated[
+        list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)
+    ] = None,
     topic: Annotated[
         list[str] | None,
         typer.Option(help="Only records of this topic; may be given again.", show_default=False),
     ] = None,
-    ids: Annotated[str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)] = None,
+    ids: Annotated[
+        str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every dead letter that can go back.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say how many would be sent, and change nothing.")] = False,
-    most: Annotated[int | None, typer.Option("--max", min=1, help="Most letters to send.", show_default=False)] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many would be sent, and change nothing.")
+    ] = False,
+    most: Annotated[
+        int | None, typer.Option("--max", min=1, help="Most letters to send.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Send dead letters' records back to their topics, after a fix of the rules or of what was wrong
@@ -184,7 +209,9 @@ def redrive_command(
     """
     _check_reasons(reason or [])
     _check_topics(topic or [])
-    selection = Selection(frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most)
+    selection = Selection(
+        frozenset(reason) if reason else None, frozenset(topic) if topic else None, _ids(ids), most
+    )
     if everything and (reason or topic or ids):
         raise OrdersError("--all and --reason, --topic or --ids contradict each other", "leave one away")
     if not (everything or reason or topic or ids or most or dry_run):
@@ -213,8 +240,15 @@ def redrive_command(
         if stay:
             print(f"the others: {stay}; orders dlq list --state STATE has them")
         if outcome.too_large:
-            more = f" and {len(outcome.too_large) - SHOWN_IDS:,} more" if len(outcome.too_large) > SHOWN_IDS else ""
-            print(f"too large for their topics (max.message.bytes), so they stay: {', '.join(outcome.too_large[:SHOWN_IDS])}{more}")
+            more = (
+                f" and {len(outcome.too_large) - SHOWN_IDS:,} more"
+                if len(outcome.too_large) > SHOWN_IDS
+                else ""
+            )
+            print(
+                "too large for their topics (max.message.bytes), so they stay:"
+                f" {', '.join(outcome.too_large[:SHOWN_IDS])}{more}"
+            )
     if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
         raise typer.Exit(1)
 
@@ -230,7 +264,9 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
     if not would.sent:
         return
     reasons = ", ".join(f"{printable(code)} {count:,}" for code, count in would.by_reason.most_common())
-    if not confirmed(f"{would.sent:,} dead letters would go back to their topics ({reasons}). Send all of them?"):
+    if not confirmed(
+        f"{would.sent:,} dead letters would go back to their topics ({reasons}). Send all of them?"
+    ):
         print("nothing sent")
         raise typer.Exit(1)
 
@@ -248,7 +284,9 @@ def _redrive(settings: Settings, selection: Selection, *, dry_run: bool, quiet: 
 
 
 def _told_once(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """A transaction's failure reaches whoever waits for it; aiokafka has futures beside that nobody waits for."""
+    """A transaction's failure reaches whoever waits for it; aiokafka has futures
+    beside that nobody waits for.
+    """
     if not isinstance(context.get("exception"), KafkaError):
         loop.default_exception_handler(context)
 
@@ -273,7 +311,9 @@ def _check_reasons(reasons: Sequence[str]) -> None:
 def _check_topics(names: Sequence[str]) -> None:
     for name in names:
         if name not in (*LANE, *BULK):
-            raise OrdersError(f"no dead letter comes from a topic {name!r}", f"one of {', '.join((*LANE, *BULK))}")
+            raise OrdersError(
+                f"no dead letter comes from a topic {name!r}", f"one of {', '.join((*LANE, *BULK))}"
+            )
 
 
 def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
@@ -289,7 +329,9 @@ def _ids(text: str | None) -> frozenset[tuple[int, int]] | None:
 
 
 def pretty(value: bytes) -> str:
-    """A value as text for a person: indented when that loses nothing of its JSON, otherwise as it came, what isn't text escaped."""
+    """A value as text for a person: indented when that loses nothing of its JSON, otherwise as it
+    came, what isn't text escaped.
+    """
     try:
         parsed = json.loads(
             value,

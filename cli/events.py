@@ -15,12 +15,19 @@ from reference.page import markdown
 
 
 def events_command(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout, with JSON Schemas.")] = False,
-    as_asyncapi: Annotated[bool, typer.Option("--asyncapi", help="The AsyncAPI 3 document on stdout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout, with JSON Schemas.")
+    ] = False,
+    as_asyncapi: Annotated[
+        bool, typer.Option("--asyncapi", help="The AsyncAPI 3 document on stdout.")
+    ] = False,
     write: Annotated[
         Path | None,
         typer.Option(
-            help="Write asyncapi.json and a JSON Schema of each event into this folder, unless that breaks a schema that is there."
+            help=(
+                "Write asyncapi.json and a JSON Schema of each event into this folder, unless that breaks a"
+                " schema that is there."
+            )
         ),
     ] = None,
 ) -> None:
@@ -30,7 +37,9 @@ def events_command(
     Example: [bold]orders events > docs/events.md; orders events --write contracts[/bold]
     """
     if sum((as_json, as_asyncapi, write is not None)) > 1:
-        raise OrdersError("--json, --asyncapi and --write contradict each other", "give one of them at a time")
+        raise OrdersError(
+            "--json, --asyncapi and --write contradict each other", "give one of them at a time"
+        )
     if write is not None:
         try:
             changed = compatibility.write(write)

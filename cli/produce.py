@@ -16,11 +16,15 @@ from operations.servers import require
 from settings import Settings, get_settings
 from workload import generator, olist, producer
 
-replay_app = typer.Typer(help="Send real orders as events.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich")
+replay_app = typer.Typer(
+    help="Send real orders as events.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+)
 
 Rate = Annotated[
     float | None,
-    typer.Option(min=0.001, help="Events a second, evenly. Default: as fast as possible.", show_default=False),
+    typer.Option(
+        min=0.001, help="Events a second, evenly. Default: as fast as possible.", show_default=False
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
 
@@ -34,7 +38,9 @@ def _replay() -> None:
 def replay_olist(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Folder with the files of the Brazilian E-Commerce Public Dataset."),
+        typer.Argument(
+            metavar="DIR", help="Folder with the files of the Brazilian E-Commerce Public Dataset."
+        ),
     ],
     rate: Rate = None,
     as_json: Json = False,
@@ -51,15 +57,20 @@ def generate_command(
     orders: Annotated[int, typer.Option(min=1, max=100_000_000, help="How many orders.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed. The same one gives the same bytes.")] = 0,
     rate: Rate = None,
-    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")] = generator.Shares().duplicates,
-    shuffle: Annotated[float, typer.Option(min=0, max=1, help="Share of events that are sent late.")] = generator.Shares().shuffle,
+    duplicates: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")
+    ] = generator.Shares().duplicates,
+    shuffle: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of events that are sent late.")
+    ] = generator.Shares().shuffle,
     poison: Annotated[
         float,
         typer.Option(min=0, max=1, help="Broken records for each event, of kinds that must be refused."),
     ] = generator.Shares().poison,
     as_json: Json = False,
 ) -> None:
-    """Send synthetic orders: several sellers, partial shipments, cancellations, returns, rejected stock, odd payments.
+    """Send synthetic orders: several sellers, partial shipments, cancellations, returns,
+    rejected stock, odd payments.
 
     Example: [bold]orders generate --orders 5000 --poison 0.01[/bold]
     """
@@ -67,7 +78,9 @@ def generate_command(
     _report(_send(get_settings(), events, None, rate), as_json)
 
 
-def _send(settings: Settings, events: Iterable[SourceEvent], count: int | None, rate: float | None) -> producer.Sent:
+def _send(
+    settings: Settings, events: Iterable[SourceEvent], count: int | None, rate: float | None
+) -> producer.Sent:
     """With progress on stderr where a person looks."""
 
     async def run() -> producer.Sent:
@@ -101,4 +114,6 @@ def _report(sent: producer.Sent, as_json: bool) -> None:
     table.add(("sent", "bold"), (f"{sent.records:,}", "bold"))
     console = output()
     console.print(table)
-    console.print(f"{sent.bytes / 1e6:,.1f} MB in {sent.seconds:.1f} s, {sent.events_per_second:,.0f} events/s")
+    console.print(
+        f"{sent.bytes / 1e6:,.1f} MB in {sent.seconds:.1f} s, {sent.events_per_second:,.0f} events/s"
+    )

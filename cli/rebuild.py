@@ -84,9 +84,13 @@ def switch_command(
     schema: Schema = DEFAULT,
     cache: Annotated[
         bool,
-        typer.Option("--cache/--no-cache", help="Renew Redis too; it must be there. --no-cache leaves it out."),
+        typer.Option(
+            "--cache/--no-cache", help="Renew Redis too; it must be there. --no-cache leaves it out."
+        ),
     ] = True,
-    timeout: Annotated[float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")] = 60.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")
+    ] = 60.0,
     as_json: Json = False,
 ) -> None:
     """Replace the live rows, states and cache entries with the shadow's.
@@ -123,10 +127,14 @@ def status_command(wide: Wide = False, as_json: Json = False) -> None:
     if not rows:
         print("there is none: orders rebuild start begins one")
         return
-    table = Rows("schema", "", "begun", "records to go", "rows", prose={"rows"}, right={"records to go"}, wide=wide)
+    table = Rows(
+        "schema", "", "begun", "records to go", "rows", prose={"rows"}, right={"records to go"}, wide=wide
+    )
     for row in rows:
         lag = "" if row["lag"] is None else f"{row['lag']:,}"
-        counted = "  ".join(f"{name.removeprefix('orders_')} {count:,}" for name, count in row["rows"].items())
+        counted = "  ".join(
+            f"{name.removeprefix('orders_')} {count:,}" for name, count in row["rows"].items()
+        )
         table.add(row["schema"], row["state"], row["started_at"][:19], lag, counted)
     output().print(table)
 
@@ -157,7 +165,7 @@ def drop_command(
         print("\n".join(f"dropped {name}" for name in dropped) or "there is nothing to drop")
 
 
-# -- what is shared with whatif ------------------------------------------------------------------------------------
+# -- what is shared with whatif ------------------------------------------------------------------------------
 
 
 def document(differences: Differences) -> dict[str, Any]:
@@ -223,7 +231,10 @@ def show(differences: Differences, console: Terminal) -> None:
     for table, changes in differences.tables.items():
         if not changes.rows:
             continue
-        counts = f": {changes.different:,} rows differ, {changes.missing:,} are missing, {changes.unexpected:,} unexpected"
+        counts = (
+            f": {changes.different:,} rows differ, {changes.missing:,} are missing, {changes.unexpected:,}"
+            " unexpected"
+        )
         console.print(Text.assemble((table, "bold"), counts))
         for column, count in changes.columns.most_common():
             values = changes.values[column].most_common(SHOWN_VALUES)
@@ -232,12 +243,18 @@ def show(differences: Differences, console: Terminal) -> None:
             console.print(printable(f"  {column} {count:,}   {pairs}{more}"))
     for each in differences.examples:
         what = "missing" if each.actual is None else "unexpected" if each.expected is None else ""
-        what = what or ", ".join(f"{name} {actual} -> {expected}" for name, actual, expected in each.columns())
+        what = what or ", ".join(
+            f"{name} {actual} -> {expected}" for name, actual, expected in each.columns()
+        )
         console.print(printable(f"  order {each.order_id}  {each.table} {each.id}  {what}"))
     if differences.rows > len(differences.examples):
         console.print(f"and {differences.rows - len(differences.examples):,} more; --examples shows more")
     if differences.inconclusive:
-        why = f"{differences.lag:,} records wait, and no worker takes them in" if differences.lag else "they kept changing"
+        why = (
+            f"{differences.lag:,} records wait, and no worker takes them in"
+            if differences.lag
+            else "they kept changing"
+        )
         console.print(f"{differences.inconclusive:,} orders couldn't be compared: {why}", style="yellow")
     if not differences.orders:
         console.print("no difference", style="bold green")

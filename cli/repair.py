@@ -25,12 +25,18 @@ MOST_TEXT: Final = 64 << 20
 def repair_command(
     ids: Annotated[
         str | None,
-        typer.Option(metavar="ID,...", help="Only these orders; @FILE has one id a line. Default: all broken ones."),
+        typer.Option(
+            metavar="ID,...", help="Only these orders; @FILE has one id a line. Default: all broken ones."
+        ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")
+    ] = False,
     cache: Annotated[
         bool,
-        typer.Option("--cache/--no-cache", help="Repair Redis too; it must be there. --no-cache leaves it out."),
+        typer.Option(
+            "--cache/--no-cache", help="Repair Redis too; it must be there. --no-cache leaves it out."
+        ),
     ] = True,
     max_findings: Annotated[
         int,
@@ -45,11 +51,11 @@ def repair_command(
 ) -> None:
     """Repair orders whose state, rows or cache entries the audit finds broken, by folding their log again.
 
-    It runs the audit before and after. Stop all workers first: the group lets none in while the repair runs. It doesn't
-    write derived events, decisions or dead letters; it names those that are broken.
+    It runs the audit before and after. Stop all workers first: the group lets none in while the repair runs.
+    It doesn't write derived events, decisions or dead letters; it names those that are broken.
 
-    Exits 0 when nothing is broken any more, 1 when something still is (or, with --dry-run, would be repaired), 2 when it
-    couldn't run.
+    Exits 0 when nothing is broken any more, 1 when something still is (or, with --dry-run, would be
+    repaired), 2 when it couldn't run.
 
     Example:
 
@@ -107,8 +113,16 @@ def _show(outcome: RepairResult) -> None:
     console = output()
     verb = "would repair" if outcome.dry_run else "repaired"
     for order_id, (stores, version) in sorted(outcome.repaired.items()):
-        now = "" if version is None else f"  version {version}" if version else "  the log has no such order: deleted"
-        console.print(Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}"))
+        now = (
+            ""
+            if version is None
+            else f"  version {version}"
+            if version
+            else "  the log has no such order: deleted"
+        )
+        console.print(
+            Text.assemble(f"{verb} order ", (printable(order_id), "cyan"), f"  {', '.join(stores)}{now}")
+        )
     for key in outcome.keys:
         console.print(f"{'would delete' if outcome.dry_run else 'deleted'} {printable(repr(key))} in Redis")
     if not outcome.repaired and not outcome.keys:

@@ -40,7 +40,9 @@ def settings_command(
 
 
 def table(settings: Settings) -> list[dict[str, Any]]:
-    """One entry a setting: name (the variable), value, default, set (whether the environment says so), description. Never blocks."""
+    """One entry a setting: name (the variable), value, default, set (whether the environment says so),
+    description. Never blocks.
+    """
     environment = {name.upper() for name in os.environ}
     rows: list[dict[str, Any]] = []
     for field, info in Settings.model_fields.items():

@@ -49,7 +49,9 @@ RETURNS: Final = {"return_id": "return", "item_id": "item", "quantity": "units",
 def show_command(
     order_id: Annotated[str, typer.Argument(help="The order's id, a UUID, with or without dashes.")],
     wide: Wide = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
+    ] = False,
 ) -> None:
     """Explain an order: its facts in the order of time, its units and its money, and the facts that give it
     its status.
@@ -59,7 +61,9 @@ def show_command(
     try:
         order_uuid = UUID(order_id)
     except ValueError:
-        raise OrdersError(f"{order_id!r} is not a UUID", "give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6") from None
+        raise OrdersError(
+            f"{order_id!r} is not a UUID", "give an order_id such as 3fa85f64-5717-4562-b3fc-2c963f66afa6"
+        ) from None
     order = asyncio.run(read_state(get_settings(), order_uuid))
     if order is None:
         remedy = "see that it was sent, and that orders wait says that all is processed"
@@ -82,7 +86,10 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
             (status, f"bold {COLOURS.get(status, 'yellow')}"),
             (f"  version {explanation['version']}", "dim"),
         ),
-        *(Text(f"because {printable(line)}" if n == 0 else f"    and {printable(line)}") for n, line in enumerate(explanation["why"])),
+        *(
+            Text(f"because {printable(line)}" if n == 0 else f"    and {printable(line)}")
+            for n, line in enumerate(explanation["why"])
+        ),
     ]
     facts = {"time": "time", "type": "type", "what": "what"}
     if any(fact["note"] for fact in explanation["facts"]):
@@ -95,11 +102,14 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
             Text(),
             Text.assemble(
                 ("Money  ", "bold"),
-                f"total {money['total']} {currency}, of live units {money['live_total']}, captured {money['captured']}, ",
+                f"total {money['total']} {currency}, of live units {money['live_total']}, captured"
+                f" {money['captured']}, ",
                 f"refunds decided {money['refunds_decided']}",
             ),
         ]
-        parts += _table("Units (of each line: how many reached at least that)", explanation["lines"], UNITS, wide)
+        parts += _table(
+            "Units (of each line: how many reached at least that)", explanation["lines"], UNITS, wide
+        )
         parts += _table(
             "Suborders",
             explanation["suborders"],
@@ -123,7 +133,9 @@ def render(explanation: dict[str, Any], wide: bool = False) -> Group:
     return Group(*parts)
 
 
-def _table(title: str, rows: list[dict[str, Any]], columns: dict[str, str], wide: bool) -> list[RenderableType]:
+def _table(
+    title: str, rows: list[dict[str, Any]], columns: dict[str, str], wide: bool
+) -> list[RenderableType]:
     if not rows:
         return []
     numbers = [heading for name, heading in columns.items() if isinstance(rows[0].get(name), int)]

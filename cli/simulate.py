@@ -18,14 +18,28 @@ from workload.simulation import SimulationResult, simulate
 
 
 def simulate_command(
-    checkouts: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of carts that are checked out.")] = 1000,
+    checkouts: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Number of carts that are checked out.")
+    ] = 1000,
     rate: Annotated[float, typer.Option(min=0.1, help="Checkouts a second.")] = 100.0,
-    delay: Annotated[float, typer.Option(min=0.001, help="Mean seconds that a service takes to answer.")] = 0.2,
-    silence: Annotated[float, typer.Option(min=0, max=1, help="Share of commands that a service overlooks.")] = 0.0,
-    refusals: Annotated[float, typer.Option(min=0, max=1, help="Share of commands that a service refuses.")] = 0.05,
-    duplicates: Annotated[float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")] = 0.0,
-    cancellations: Annotated[float, typer.Option(min=0, max=1, help="Share of orders that their customer cancels.")] = 0.03,
-    returns: Annotated[float, typer.Option(min=0, max=1, help="Share of delivered lines that are returned.")] = 0.1,
+    delay: Annotated[
+        float, typer.Option(min=0.001, help="Mean seconds that a service takes to answer.")
+    ] = 0.2,
+    silence: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of commands that a service overlooks.")
+    ] = 0.0,
+    refusals: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of commands that a service refuses.")
+    ] = 0.05,
+    duplicates: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")
+    ] = 0.0,
+    cancellations: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of orders that their customer cancels.")
+    ] = 0.03,
+    returns: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of delivered lines that are returned.")
+    ] = 0.1,
     seed: Annotated[
         int | None,
         typer.Option(help="The same seed gives the same checkouts and answers. Without it they are new."),

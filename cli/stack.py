@@ -22,14 +22,19 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="stack",
-    help="Kafka, PostgreSQL and Valkey on this machine, from packages: no containers, no root. Example: [bold]orders stack up[/]",
+    help=(
+        "Kafka, PostgreSQL and Valkey on this machine, from packages: no containers, no root. Example:"
+        " [bold]orders stack up[/]"
+    ),
     no_args_is_help=True,
     rich_markup_mode="rich",
 )
 
 Dir = Annotated[
     Path,
-    typer.Option("--dir", readable=False, help="Folder of the stack: configuration, data, logs.", show_default=True),
+    typer.Option(
+        "--dir", readable=False, help="Folder of the stack: configuration, data, logs.", show_default=True
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")]
 
@@ -39,11 +44,17 @@ DEFAULT = Path(".stack")
 @app.command(epilog="Example: orders stack up --brokers 3 --replica --dir /tmp/three")
 def up(
     dir: Dir = DEFAULT,
-    brokers: Annotated[int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")] = None,
-    replica: Annotated[bool, typer.Option("--replica", help="Start a streaming replica of PostgreSQL too.")] = False,
+    brokers: Annotated[
+        int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")
+    ] = None,
+    replica: Annotated[
+        bool, typer.Option("--replica", help="Start a streaming replica of PostgreSQL too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start the servers in the background and print the ORDERS_* values that lead to them. Harmless when they run already."""
+    """Start the servers in the background and print the ORDERS_* values that lead to them.
+    Harmless when they run already.
+    """
     from stack import Stack
 
     with _shown("starting the servers") as progress:
@@ -70,12 +81,18 @@ def down(
             stack.purge()
         else:
             stack.stop()
-    messages().print(Text.assemble(("down", "green"), "  ", "The data is gone." if purge else f"The data stays in {printable(dir)}."))
+    messages().print(
+        Text.assemble(
+            ("down", "green"), "  ", "The data is gone." if purge else f"The data stays in {printable(dir)}."
+        )
+    )
 
 
 @app.command(epilog="Example: orders stack status --json")
 def status(dir: Dir = DEFAULT, wide: Wide = False, as_json: Json = False) -> None:
-    """Tell which servers run, on which ports, and where their logs are. Exit code 1 when one of them does not run."""
+    """Tell which servers run, on which ports, and where their logs are.
+    Exit code 1 when one of them does not run.
+    """
     stack = _opened(dir)
     servers = stack.status
     running = stack.running
@@ -103,7 +120,9 @@ def env(dir: Dir = DEFAULT, as_json: Json = False) -> None:
     """Print the ORDERS_* values as `export NAME=value` lines, for a shell to evaluate."""
     stack = _opened(dir)
     if not stack.running:
-        raise OrdersError(f"the stack in {dir} does not run", f"start it with: orders stack up{_dir_option(dir)}")
+        raise OrdersError(
+            f"the stack in {dir} does not run", f"start it with: orders stack up{_dir_option(dir)}"
+        )
     if as_json:
         print(json.dumps(stack.env, indent=2))
     else:

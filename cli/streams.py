@@ -1,4 +1,6 @@
-"""Standard input, output and error as a command needs them: there, whatever the caller closed, and in any encoding."""
+"""Standard input, output and error as a command needs them: there, whatever the caller
+closed, and in any encoding.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from typing import Any, Final, TextIO
 from errors import OrdersError
 
 _CLOSED: Final = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_WRONLY}
-"""How a closed descriptor is opened on the null device: the other way round, so that reading or writing it fails. Errors go nowhere."""
+"""How a closed descriptor is opened on the null device: the other way round, so that reading or writing it
+fails. Errors go nowhere.
+"""
 
 
 class OutputLost(OSError):
@@ -48,8 +52,9 @@ class _Errors(io.FileIO):
 def open_all() -> None:
     """Make the three streams usable, once, before anything is opened or printed.
 
-    A descriptor that is closed is taken, or the next file or connection would get its number and what is printed. What the encoding lacks
-    is written escaped instead of raising UnicodeEncodeError. Writing to standard output raises BrokenPipeError or OutputLost.
+    A descriptor that is closed is taken, or the next file or connection would get its number and what is
+    printed. What the encoding lacks is written escaped instead of raising UnicodeEncodeError. Writing to
+    standard output raises BrokenPipeError or OutputLost.
     """
     for number, flags in _CLOSED.items():
         try:
@@ -70,7 +75,9 @@ def escape_unencodable() -> None:
 
 
 def give_up_output() -> None:
-    """Let what is still to be written to standard output go nowhere, so that the interpreter's own end doesn't fail with it."""
+    """Let what is still to be written to standard output go nowhere, so that the interpreter's own
+    end doesn't fail with it.
+    """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 

@@ -36,10 +36,11 @@ Cell = object | tuple[object, str]
 
 
 class Terminal(Console):
-    """A console that takes text as text (no markup, no emoji codes), wraps only where it is asked to, and never raises for an encoding.
+    """A console that takes text as text (no markup, no emoji codes), wraps only where it is asked to, and
+    never raises for an encoding.
 
-    Whatever reaches it with control characters leaves it without. Its width is COLUMNS where that says one, else the terminal's; what is
-    no terminal has all the width that there is.
+    Whatever reaches it with control characters leaves it without. Its width is COLUMNS where that says one,
+    else the terminal's; what is no terminal has all the width that there is.
     """
 
     def __init__(self, *, stderr: bool = False, file: IO[str] | None = None) -> None:
@@ -89,9 +90,17 @@ def _number(name: str) -> int:
 
 @contextmanager
 def sane_dimensions() -> Iterator[None]:
-    """Let others that print (Typer's help) see no COLUMNS, LINES or TERMINAL_WIDTH that is no size, as containers and CI set them."""
-    wrong = {name: os.environ[name] for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH") if name in os.environ and not _number(name)}
-    narrow = {name: os.environ[name] for name in ("COLUMNS", "TERMINAL_WIDTH") if 0 < _number(name) < NARROWEST}
+    """Let others that print (Typer's help) see no COLUMNS, LINES or TERMINAL_WIDTH that is no size, as
+    containers and CI set them.
+    """
+    wrong = {
+        name: os.environ[name]
+        for name in ("COLUMNS", "LINES", "TERMINAL_WIDTH")
+        if name in os.environ and not _number(name)
+    }
+    narrow = {
+        name: os.environ[name] for name in ("COLUMNS", "TERMINAL_WIDTH") if 0 < _number(name) < NARROWEST
+    }
     for name in wrong:
         del os.environ[name]
     os.environ.update(dict.fromkeys(narrow, str(NARROWEST)))
@@ -117,7 +126,9 @@ def interactive() -> bool:
 
 
 def confirmed(question: str) -> bool:
-    """Ask a person, on standard error; no is the default. Raises typer.Abort on Ctrl-C and Ctrl-D. Blocks until they answer."""
+    """Ask a person, on standard error; no is the default. Raises typer.Abort on Ctrl-C and Ctrl-D.
+    Blocks until they answer.
+    """
     return typer.confirm(question, err=True)
 
 
@@ -176,7 +187,9 @@ def progress(
     console = console or messages()
     more = (TextColumn("{task.fields[rate]}", markup=False),) if rate else ()
     columns = (TextColumn(form, markup=False), BarColumn(), MofNCompleteColumn(), *more, TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=transient, disable=quiet or not console.watched) as lines:
+    with Progress(
+        *columns, console=console, transient=transient, disable=quiet or not console.watched
+    ) as lines:
         yield Bar(lines, what, total)
 
 
@@ -218,19 +231,27 @@ class Rows:
             return
         rows = [[Text(encodable(text, options.encoding), style) for text, style in row] for row in self._rows]
         widths = self._widths(rows, UNCUT if self._wide else options.max_width)
-        for line in self._records(console, rows, options.max_width) if widths is None else self._grid(console, rows, widths):
+        for line in (
+            self._records(console, rows, options.max_width)
+            if widths is None
+            else self._grid(console, rows, widths)
+        ):
             yield _line(line)
 
     def _widths(self, rows: Sequence[Sequence[Text]], width: int) -> list[int] | None:
         """Each column's, or None when they don't fit beside each other."""
         columns = list(zip(*rows, strict=True))
         heads = [cell_len(heading) if self._header else 0 for heading in self._headings]
-        natural = [max(head, *(cell.cell_len for cell in cells)) for head, cells in zip(heads, columns, strict=True)]
+        natural = [
+            max(head, *(cell.cell_len for cell in cells)) for head, cells in zip(heads, columns, strict=True)
+        ]
         remaining = width - len(GAP) * (len(natural) - 1)
         if sum(natural) <= remaining:
             return natural
         least = [
-            min(full, max(20, head, *(min(_longest_word(cell), NARROWEST) for cell in cells))) if prose else full
+            min(full, max(20, head, *(min(_longest_word(cell), NARROWEST) for cell in cells)))
+            if prose
+            else full
             for full, head, cells, prose in zip(natural, heads, columns, self._prose, strict=True)
         ]
         remaining -= sum(least)
@@ -242,7 +263,9 @@ class Rows:
             remaining -= more
         return least
 
-    def _grid(self, console: Console, rows: Sequence[Sequence[Text]], widths: Sequence[int]) -> Iterator[Text]:
+    def _grid(
+        self, console: Console, rows: Sequence[Sequence[Text]], widths: Sequence[int]
+    ) -> Iterator[Text]:
         if self._header:
             yield self._joined([Text(heading, "bold") for heading in self._headings], widths)
         for row in rows:

@@ -1,4 +1,6 @@
-"""Text that came from outside (an event, a file, a server, an argument, a setting), made harmless for a terminal."""
+"""Text that came from outside (an event, a file, a server, an argument, a setting),
+made harmless for a terminal.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,19 @@ _UNSEEN: Final = frozenset(
 
 
 def printable(text: object, *, lines: bool = False) -> str:
-    """Text that can't move the cursor, change colours, turn the direction of writing or hide anything: what would is escaped, as in \\x1b.
+    """Text that can't move the cursor, change colours, turn the direction of writing or hide anything: what
+    would is escaped, as in \\x1b.
 
-    A line break is escaped too, unless `lines`: then what is printed may have several. For Rich it still has to be printed as text, not
-    as markup. Never blocks, never raises.
+    A line break is escaped too, unless `lines`: then what is printed may have several.
+    For Rich it still has to be printed as text, not as markup. Never blocks, never raises.
     """
     plain = str(text)
     if plain.isascii() and plain.isprintable():
         return plain
-    return "".join(char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode() for char in plain)
+    return "".join(
+        char if _harmless(char) or (lines and char == "\n") else char.encode("unicode_escape").decode()
+        for char in plain
+    )
 
 
 def one_line(text: object) -> str:

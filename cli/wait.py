@@ -19,7 +19,9 @@ def wait_command(
         float | None,
         typer.Option(min=0, help="Seconds to wait at most. Default: no limit.", show_default=False),
     ] = None,
-    cache: Annotated[bool, typer.Option("--cache/--no-cache", help="Wait for the cache too. --no-cache leaves Redis out.")] = True,
+    cache: Annotated[
+        bool, typer.Option("--cache/--no-cache", help="Wait for the cache too. --no-cache leaves Redis out.")
+    ] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Wait until everything that was sent is processed, and the cache shows it.
@@ -54,7 +56,11 @@ def wait_command(
 
 def _document(outcome: WaitResult, cache: bool) -> dict[str, Any]:
     seen = outcome.cache
-    lanes = None if seen is None or seen.behind is None else {str(lane): count for lane, count in sorted(seen.behind.items())}
+    lanes = (
+        None
+        if seen is None or seen.behind is None
+        else {str(lane): count for lane, count in sorted(seen.behind.items())}
+    )
     return {
         "lag": sum(outcome.left.values()),
         "left": outcome.left,
@@ -70,5 +76,11 @@ def _told(outcome: WaitResult) -> str:
     nobody = "" if outcome.members else "; no worker is running: start one with orders worker"
     if outcome.left:
         remaining = ", ".join(f"{topic} {count:,}" for topic, count in outcome.left.items())
-        return f"{sum(outcome.left.values()):,} records are left after {outcome.seconds:.1f} s ({remaining}){nobody}"
-    return f"everything is processed, but after {outcome.seconds:.1f} s {outcome.cache}{nobody} (--no-cache doesn't wait for it)"
+        return (
+            f"{sum(outcome.left.values()):,} records are left after {outcome.seconds:.1f} s"
+            f" ({remaining}){nobody}"
+        )
+    return (
+        f"everything is processed, but after {outcome.seconds:.1f} s {outcome.cache}{nobody} (--no-cache"
+        " doesn't wait for it)"
+    )

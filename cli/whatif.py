@@ -34,15 +34,18 @@ _KINDS_BEFORE: dict[EventKind, str] = {
 def whatif_command(
     examples: Annotated[
         int,
-        typer.Option("--examples", min=0, max=10_000, help="How many examples of each kind are shown; all are counted."),
+        typer.Option(
+            "--examples", min=0, max=10_000, help="How many examples of each kind are shown; all are counted."
+        ),
     ] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
     """Show which rows, events and deadlines would change with this checkout's rules and these settings.
 
-    It replays the whole log and compares the result with what is live. Run it in the checkout with the changed rule, or
-    with the changed settings, against the live servers; workers may run. It only reads, and keeps temporary files below
-    $TMPDIR. Refunds that were decided and deadlines that have passed are part of the log and stay as they are.
+    It replays the whole log and compares the result with what is live. Run it in the checkout with the
+    changed rule, or with the changed settings, against the live servers; workers may run. It only reads, and
+    keeps temporary files below $TMPDIR. Refunds that were decided and deadlines that have passed are part of
+    the log and stay as they are.
 
     Exits 0 when nothing would change, 1 when something would, 2 when it couldn't compare.
 
@@ -73,7 +76,9 @@ def _document(result: WhatIfResult) -> dict[str, Any]:
     """Return the JSON document, with the keys of the release before beside the new ones."""
     published = result.published
     notices = {
-        topic: [{**sides(actual, expected), "count": count} for (actual, expected), count in values.most_common()]
+        topic: [
+            {**sides(actual, expected), "count": count} for (actual, expected), count in values.most_common()
+        ]
         for topic, values in published.notices.items()
     }
     return {
@@ -85,7 +90,10 @@ def _document(result: WhatIfResult) -> dict[str, Any]:
         "published": {
             "orders": published.orders,
             "differences": published.counts,
-            "topics": {topic: {_KINDS_BEFORE[kind]: count for kind, count in kinds.items()} for topic, kinds in published.counts.items()},
+            "topics": {
+                topic: {_KINDS_BEFORE[kind]: count for kind, count in kinds.items()}
+                for topic, kinds in published.counts.items()
+            },
             "notices": notices,
             "told": notices,
             "examples": [_example(each) for each in published.examples],
@@ -127,20 +135,26 @@ def _show_published(published: Published, console: Terminal) -> None:
         order = f"order {each.order_id}  " if each.order_id else ""
         console.print(printable(f"  {order}{each.topic} {each.id}  {what}"))
     for topic, reason in sorted(published.incomplete.items()):
-        console.print(printable(f"{reason}: which events are missing from {topic} can't be said"), style="yellow")
+        console.print(
+            printable(f"{reason}: which events are missing from {topic} can't be said"), style="yellow"
+        )
     if published.by_arrival:
         orders = f"{published.by_arrival:,} orders' labels or releases"
         console.print(f"{orders} differ only by which of their facts arrived first", style="dim")
     if published.inconclusive:
         why = "they kept changing, or no worker takes their records in"
-        console.print(f"{published.inconclusive:,} orders' events couldn't be compared: {why}", style="yellow")
+        console.print(
+            f"{published.inconclusive:,} orders' events couldn't be compared: {why}", style="yellow"
+        )
 
 
 def _show_deadlines(deadlines: Deadlines, console: Terminal) -> None:
     if not deadlines.counts:
         return
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in deadlines.counts.most_common())
-    console.print(Text.assemble(("next deadline", "bold"), f" of waiting orders, once their next event comes: {kinds}"))
+    console.print(
+        Text.assemble(("next deadline", "bold"), f" of waiting orders, once their next event comes: {kinds}")
+    )
     for order_id, kind, actual, expected in deadlines.examples:
         console.print(f"  order {order_id}  {kind}: {_moment(actual)} -> {_moment(expected)}")
 

@@ -27,10 +27,17 @@ class Role(Enum):
 
 
 def worker_command(
-    name: Annotated[str, typer.Option(help="Name of the worker, unique on its machine: it is its folder in ORDERS_DATA.")] = "worker",
+    name: Annotated[
+        str, typer.Option(help="Name of the worker, unique on its machine: it is its folder in ORDERS_DATA.")
+    ] = "worker",
     role: Annotated[
         Role,
-        typer.Option(help="realtime runs the pipeline; bulk unpacks bulk jobs into its topics, paced; all does both in this process."),
+        typer.Option(
+            help=(
+                "realtime runs the pipeline; bulk unpacks bulk jobs into its topics, paced; all does both in"
+                " this process."
+            )
+        ),
     ] = Role.all,
 ) -> None:
     """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight, then it exits
@@ -66,7 +73,8 @@ def worker_command(
     app = create_app(settings, bulk=role is Role.all)
     app.claim_folder()
     _metrics(settings, start_http_server)
-    # A batch makes some hundred thousand objects that all go by reference count; looking through them for cycles every 700 is a waste.
+    # A batch makes some hundred thousand objects that all go by reference count; looking through them for
+    # cycles every 700 is a waste.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
@@ -79,7 +87,9 @@ def _metrics(settings: Settings, start: Callable[..., Any]) -> None:
             start(settings.metrics_port, addr=settings.metrics_host)
         except OSError as error:
             where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
-            raise OrdersError(f"{where}: {error.strerror}", "choose another port or address, or port 0") from None
+            raise OrdersError(
+                f"{where}: {error.strerror}", "choose another port or address, or port 0"
+            ) from None
 
 
 async def _bulk(settings: Settings) -> int:

@@ -1,7 +1,7 @@
 """Bulk: many events of one job in one record, and the step back to a record for each (docs/bulk.md).
 
-A part is read by events.decode like every other record. What is in it is not looked at: each of its events is an ordinary one in the
-end, and is judged where it arrives, so that one that is refused harms no other.
+A part is read by events.decode like every other record. What is in it is not looked at: each of its events is
+an ordinary one in the end, and is judged where it arrives, so that one that is refused harms no other.
 """
 
 from __future__ import annotations
@@ -18,8 +18,16 @@ from contracts.incoming import MOST_CHARACTERS, BulkPart
 
 Kind = Literal["orders", "shipments", "returns"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-TOPIC: Final[dict[Kind, str]] = {"orders": "order.bulk", "shipments": "shipment.bulk", "returns": "return.bulk"}
-EVENT: Final[dict[Kind, str]] = {"orders": "order.created", "shipments": "shipment.updated", "returns": "order.returned"}
+TOPIC: Final[dict[Kind, str]] = {
+    "orders": "order.bulk",
+    "shipments": "shipment.bulk",
+    "returns": "return.bulk",
+}
+EVENT: Final[dict[Kind, str]] = {
+    "orders": "order.created",
+    "shipments": "shipment.updated",
+    "returns": "order.returned",
+}
 KIND_OF: Final[dict[str, Kind]] = {topic: kind for kind, topic in TOPIC.items()}
 
 PART_EVENTS: Final = 500
@@ -37,7 +45,9 @@ _NAMESPACE: Final = UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 
 
 class Unpacked(NamedTuple):
-    """One event of a part as a record of its own. A key of None: it names no order, and is refused wherever it arrives."""
+    """One event of a part as a record of its own.
+    A key of None: it names no order, and is refused wherever it arrives.
+    """
 
     key: bytes | None
     value: bytes
@@ -67,13 +77,20 @@ def job_id(kind: Kind, digest: str) -> str:
 
 
 def event_id(job: str, line: int) -> str:
-    """The default id of the event in a line of a job's file, so that sent again it is the same event. Pure."""
+    """The default id of the event in a line of a job's file, so that sent again
+    it is the same event. Pure.
+    """
     return ids.uuid5_text(UUID(job).bytes, str(line))
 
 
 def encode_part(job: str, part: int, parts: int, events: list[bytes]) -> bytes:
     """The data of a part, from its events as JSON. Pure."""
-    return b'{"job_id":"%b","part":%d,"parts":%d,"events":[%b]}' % (job.encode(), part, parts, b",".join(events))
+    return b'{"job_id":"%b","part":%d,"parts":%d,"events":[%b]}' % (
+        job.encode(),
+        part,
+        parts,
+        b",".join(events),
+    )
 
 
 def headers_of(type_: str, id: str | None, time: str | None, source: str) -> list[tuple[str, bytes]]:
@@ -86,8 +103,8 @@ def headers_of(type_: str, id: str | None, time: str | None, source: str) -> lis
 def unpack(topic: str, part: BulkPart, traceparent: str | None) -> Iterator[Unpacked]:
     """The events of a part that was read from a bulk `topic`, a record each, in their order. Pure.
 
-    Their data are the bytes of the part: `id` and `time` stay in them, as fields that no event knows. What is wrong with one of these is
-    wrong with its header: it is refused for that where it arrives.
+    Their data are the bytes of the part: `id` and `time` stay in them, as fields that no event knows.
+    What is wrong with one of these is wrong with its header: it is refused for that where it arrives.
     """
     type_, source = EVENT[KIND_OF[topic]], f"/bulk/{part.job_id}"
     for raw in part.events:
@@ -124,7 +141,9 @@ def _key(value: bytes) -> bytes | None:
 
 
 class BulkCompleted(Struct, gc=False):
-    """Every part of a job has been unpacked: its events are on their topics. Whether each was taken in, the dead letters say."""
+    """Every part of a job has been unpacked: its events are on their topics.
+    Whether each was taken in, the dead letters say.
+    """
 
     job_id: str
     kind: Kind
@@ -132,7 +151,14 @@ class BulkCompleted(Struct, gc=False):
     events: int
 
 
-def completed(job: str, kind: Kind, parts: int, events: int, time: str) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """bulk.completed as a record. `time`: when the last part was unpacked, RFC 3339. One job has one id. Pure."""
+def completed(
+    job: str, kind: Kind, parts: int, events: int, time: str
+) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """bulk.completed as a record. `time`: when the last part was unpacked, RFC 3339.
+    One job has one id. Pure.
+    """
     headers = headers_of("bulk.completed", ids.uuid5_text(UUID(job).bytes, "bulk.completed"), time, "/orders")
-    return msgspec.json.encode(BulkCompleted(job, kind, parts, events)), [*headers, ("ce_dataschema", b"urn:orders:bulk.completed/v1")]
+    return msgspec.json.encode(BulkCompleted(job, kind, parts, events)), [
+        *headers,
+        ("ce_dataschema", b"urn:orders:bulk.completed/v1"),
+    ]

@@ -12,7 +12,9 @@ Model = type[Struct]
 
 
 class EventSpec(NamedTuple):
-    """One type of event that is read. Topics, decoders, limits and the reference's pages are computed from these."""
+    """One type of event that is read.
+    Topics, decoders, limits and the reference's pages are computed from these.
+    """
 
     type: str
     model: Model
@@ -23,14 +25,18 @@ class EventSpec(NamedTuple):
     facts: str | None = None
     """Field of domain.order.Order that holds its facts in a list; None: it adds none of this kind."""
     most_bytes: int | None = None
-    """Most bytes of facts of this type that one order takes in, as domain.limits counts them; None: their number alone is limited."""
+    """Most bytes of facts of this type that one order takes in, as domain.limits counts them; None:
+    their number alone is limited.
+    """
     topic: str = ""
     """Where it is read; empty: the topic of its own name."""
 
 
 Varies = Literal["never", "decided", "notice", "command"]
-"""What the order in which facts arrive may change. never: the set of these and their contents are the same in any order. decided: one id
-has one content. notice: which of them leave may differ, the last one of an order doesn't. command: whether it leaves, and with what."""
+"""What the order in which facts arrive may change. never: the set of these and their contents are the same in
+any order. decided: one id has one content. notice: which of them leave may differ, the last one of an order
+doesn't. command: whether it leaves, and with what.
+"""
 
 
 class DerivedSpec(NamedTuple):
@@ -41,7 +47,11 @@ class DerivedSpec(NamedTuple):
     when: str
     """In words: when it leaves."""
     id_field: str | None
-    """Member of its data that holds an id of ours; None: it has none, and its event id is made of `id_name` alone."""
+    """Member of its data that holds an id of ours; None: it has none, and its event id
+    is made of `id_name` alone.
+    """
     id_name: str
-    """The name of which that id is the uuid5, in the namespace of the order's UUID. Capitals stand for what varies."""
+    """The name of which that id is the uuid5, in the namespace of the order's UUID.
+    Capitals stand for what varies.
+    """
     varies: Varies

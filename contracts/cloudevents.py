@@ -23,7 +23,9 @@ Headers = list[tuple[str, bytes]]
 
 Attribute = str | None | UnsetType
 
-_TRACEPARENT: Final = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT: Final = re.compile(
+    rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
+)
 _STRUCTURED: Final = b"application/cloudevents+json"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode: Final = msgspec.json.Encoder().encode
@@ -36,7 +38,9 @@ class SourceError(OrdersError):
 
 
 class SourceEvent(NamedTuple):
-    """A record to send. `time_us` is when the event happened, microseconds since 1970 (UTC); a key of None goes to partition 0."""
+    """A record to send. `time_us` is when the event happened, microseconds since 1970 (UTC); a key of
+    None goes to partition 0.
+    """
 
     topic: str
     key: bytes | None
@@ -69,11 +73,13 @@ def micros(time: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
-# -- reading --------------------------------------------------------------------------------------------------------
+# -- reading -------------------------------------------------------------------------------------------------
 
 
 class Envelope(Struct, gc=False):
-    """A whole CloudEvent as one JSON value; an attribute that is null is absent. What they say is checked as in the binary binding."""
+    """A whole CloudEvent as one JSON value; an attribute that is null is absent.
+    What they say is checked as in the binary binding.
+    """
 
     specversion: Attribute = UNSET
     id: Attribute = UNSET
@@ -98,14 +104,20 @@ _text_of: Final = msgspec.json.Decoder(str).decode
 _ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema")
 
 
-def read_attributes(headers: Sequence[tuple[str, bytes | None]], value: bytes) -> tuple[dict[str, bytes | None], Envelope | None]:
-    """Attributes by the names of their headers, and the whole event if it is in the structured binding. Raises Refused. Pure."""
+def read_attributes(
+    headers: Sequence[tuple[str, bytes | None]], value: bytes
+) -> tuple[dict[str, bytes | None], Envelope | None]:
+    """Attributes by the names of their headers, and the whole event if it is in the structured binding.
+    Raises Refused. Pure.
+    """
     by_name = dict(headers)
     if len(by_name) != len(headers):
         by_name = _last_of_each(headers)
     envelope: Envelope | None = None
     content_type = by_name.get("content-type")
-    if by_name.get("ce_specversion") != b"1.0" or (content_type is not None and content_type != b"application/json"):
+    if by_name.get("ce_specversion") != b"1.0" or (
+        content_type is not None and content_type != b"application/json"
+    ):
         envelope = _structured(by_name, value)
         if envelope is not None:
             by_name = _attributes(envelope, by_name.get("traceparent"))
@@ -138,11 +150,16 @@ def schema_version(schema: bytes) -> bytes:
 
 
 def _structured(by_name: Mapping[str, bytes | None], value: bytes) -> Envelope | None:
-    """The whole event, if it is in the structured binding: by its content-type, or because no header but the value says a specversion."""
+    """The whole event, if it is in the structured binding: by its content-type, or because no header but the
+    value says a specversion.
+    """
     media_type = (by_name.get("content-type") or b"").partition(b";")[0].strip().lower()
     if media_type != _STRUCTURED and not (by_name.get("ce_specversion") is None and _is_marked(value)):
         if media_type.startswith(b"application/cloudevents"):
-            raise Refused(errors.NOT_CLOUDEVENT, "content-type: of CloudEvents formats only application/cloudevents+json is read")
+            raise Refused(
+                errors.NOT_CLOUDEVENT,
+                "content-type: of CloudEvents formats only application/cloudevents+json is read",
+            )
         return None
     try:
         envelope: Envelope = parse_json(_envelope, value, errors.NOT_CLOUDEVENT)
@@ -162,7 +179,9 @@ def _is_marked(value: bytes) -> bool:
 
 
 def _attributes(envelope: Envelope, traceparent: bytes | None) -> dict[str, bytes | None]:
-    """The attributes of a structured event as the binary binding has them. `traceparent`: a header, which is no attribute."""
+    """The attributes of a structured event as the binary binding has them.
+    `traceparent`: a header, which is no attribute.
+    """
     attributes: dict[str, bytes | None] = {"traceparent": traceparent}
     for name in _ATTRIBUTES:
         text = getattr(envelope, name)
@@ -192,10 +211,14 @@ def data_of(envelope: Envelope) -> bytes | Raw:
 
 
 def trace_of(*candidates: bytes | None) -> str | None:
-    """The event's trace, else that of the header that a tracer adds to any record; one that isn't valid by the W3C's form is none."""
+    """The event's trace, else that of the header that a tracer adds to any record; one that isn't valid
+    by the W3C's form is none.
+    """
     return next((raw.decode() for raw in candidates if raw is not None and _TRACEPARENT.fullmatch(raw)), None)
 
 
 def _last_of_each(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, bytes | None]:
-    """Name -> value, where a name stands twice: the last that isn't null, as a header that is null is none."""
+    """Name -> value, where a name stands twice: the last that isn't null, as a
+    header that is null is none.
+    """
     return {name: raw for name, raw in headers if raw is not None}

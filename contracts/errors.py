@@ -42,16 +42,22 @@ REASONS: Final = {
     ORDER_CURRENCY: "the order has another currency",
     ORDER_ITEM: "the order has no such item",
     ORDER_SELLER: "the order has no such seller, or the item is another seller's",
-    ORDER_TOO_LARGE: "the order has taken in as many facts of this type as one order may; this one was not taken in",
+    ORDER_TOO_LARGE: (
+        "the order has taken in as many facts of this type as one order may; this one was not taken in"
+    ),
     RECORD_TOO_LARGE: "the record came under another key than its order's and is too large to be passed on",
     UNREADABLE: "no client can parse the record; its bytes are the value, if they can be told apart at all",
-    ORIGIN_UNKNOWN: "a record of orders.rekeyed that doesn't say where it came from: another program wrote it",
+    ORIGIN_UNKNOWN: (
+        "a record of orders.rekeyed that doesn't say where it came from: another program wrote it"
+    ),
 }
 """Reason code -> what it means."""
 
 
 class Refused(Exception):
-    """This record can never be applied. `code` is one of REASONS, `detail` says where; it holds no value of a free-text field."""
+    """This record can never be applied.
+    `code` is one of REASONS, `detail` says where; it holds no value of a free-text field.
+    """
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")

@@ -1,4 +1,6 @@
-"""Ids: 16 raw bytes inside, canonical text outside. What we make is uuid5 in the namespace of the order's own UUID."""
+"""Ids: 16 raw bytes inside, canonical text outside.
+What we make is uuid5 in the namespace of the order's own UUID.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def text(raw: bytes) -> str:
 
 @lru_cache(maxsize=16384)
 def uuid(raw: bytes) -> standard.UUID:
-    """16 bytes -> the standard library's UUID, which msgspec writes in the same form. Its own constructor takes three times as long."""
+    """16 bytes -> the standard library's UUID, which msgspec writes in the same form.
+    Its own constructor takes three times as long.
+    """
     return msgspec.convert(raw, standard.UUID)
 
 

@@ -21,10 +21,15 @@ Money = Annotated[
     str,
     Meta(
         max_length=MOST_CHARACTERS,
-        description="major units, ^(0|[1-9][0-9]*)(\\.[0-9]+)?$, at most the currency's minor digits and 10^15 minor units",
+        description=(
+            "major units, ^(0|[1-9][0-9]*)(\\.[0-9]+)?$, at most the currency's minor digits and 10^15 minor"
+            " units"
+        ),
     ),
 ]
-Time = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 with offset, cut to microseconds")]
+Time = Annotated[
+    str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 with offset, cut to microseconds")
+]
 Day = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="RFC 3339 with offset, or YYYY-MM-DD")]
 Currency = Annotated[str, Meta(max_length=MOST_CHARACTERS, description="ISO 4217")]
 Quantity = Annotated[int, Meta(ge=1, le=100_000)]
@@ -53,7 +58,9 @@ ItemQuantities = Annotated[list[ItemQuantity], Meta(max_length=MOST_ITEMS)]
 
 
 class OrderCreated(Struct, gc=False):
-    """A customer placed an order. total_amount = sum(price * quantity + shipping_amount) - discount_amount, exactly."""
+    """A customer placed an order.
+    total_amount = sum(price * quantity + shipping_amount) - discount_amount, exactly.
+    """
 
     order_id: UUID
     user_id: UUID
@@ -65,7 +72,9 @@ class OrderCreated(Struct, gc=False):
 
 
 class CheckoutCompleted(Struct, gc=False):
-    """A customer completed a checkout. Becomes order.created with order_id = uuid5(checkout_id, "order"), with the same refusals."""
+    """A customer completed a checkout.
+    Becomes order.created with order_id = uuid5(checkout_id, "order"), with the same refusals.
+    """
 
     checkout_id: UUID
     user_id: UUID
@@ -144,7 +153,9 @@ class ShipmentUpdated(Struct, gc=False):
 
 
 class OrderReturned(Struct, gc=False):
-    """A return went through a stage. quantity absent: the whole line; processed_at absent: the event's time; restock absent: true."""
+    """A return went through a stage.
+    quantity absent: the whole line; processed_at absent: the event's time; restock absent: true.
+    """
 
     order_id: UUID
     return_id: UUID
@@ -169,7 +180,9 @@ class RefundFailed(RefundCompleted, gc=False):
 
 
 class RefundDecided(Struct, gc=False):
-    """Internal (orders.decisions): the n-th refund of an order, fixed for ever. amount in minor units; units are [item_id, unit number]."""
+    """Internal (orders.decisions): the n-th refund of an order, fixed for ever.
+    amount in minor units; units are [item_id, unit number].
+    """
 
     order_id: UUID
     n: Annotated[int, Meta(ge=0)]
@@ -181,7 +194,9 @@ class RefundDecided(Struct, gc=False):
 
 
 class DeadlinePassed(Struct, gc=False):
-    """Internal (orders.decisions): an answer did not come in time, by the broker's clock. `final`: it isn't waited for any longer."""
+    """Internal (orders.decisions): an answer did not come in time, by the broker's clock.
+    `final`: it isn't waited for any longer.
+    """
 
     order_id: UUID
     deadline: DeadlineText
@@ -227,7 +242,9 @@ class BulkReturn(OrderReturned, gc=False, kw_only=True):
 
 
 class OrderBulk(Struct, gc=False):
-    """A part of a job: many orders at once. Each becomes an order.created, at a pace that leaves what is interactive its latency."""
+    """A part of a job: many orders at once.
+    Each becomes an order.created, at a pace that leaves what is interactive its latency.
+    """
 
     job_id: UUID
     part: BulkNumber
@@ -267,10 +284,20 @@ INPUT: Final = (
     EventSpec("payment.failed", PaymentFailed, "payment service", "payment_id", "failures", _MOST),
     EventSpec("stock.reserved", StockReserved, "inventory", "seller_id", "stock", _MOST),
     EventSpec(
-        "stock.rejected", StockRejected, "inventory", "seller_id and items as sent, so two partial rejections both count", "stock", _MOST
+        "stock.rejected",
+        StockRejected,
+        "inventory",
+        "seller_id and items as sent, so two partial rejections both count",
+        "stock",
+        _MOST,
     ),
     EventSpec(
-        "stock.released", StockReleased, "inventory", "seller_id and items as sent, so two partial releases both count", "stock", _MOST
+        "stock.released",
+        StockReleased,
+        "inventory",
+        "seller_id and items as sent, so two partial releases both count",
+        "stock",
+        _MOST,
     ),
     EventSpec(
         "order.cancel_requested",
@@ -280,7 +307,14 @@ INPUT: Final = (
         "cancellations",
         _MOST,
     ),
-    EventSpec("shipment.updated", ShipmentUpdated, "shipping service", "shipment_id, status and the event's time", "scans", _MOST_SCANS),
+    EventSpec(
+        "shipment.updated",
+        ShipmentUpdated,
+        "shipping service",
+        "shipment_id, status and the event's time",
+        "scans",
+        _MOST_SCANS,
+    ),
     EventSpec("order.returned", OrderReturned, "returns desk", "return_id and status", "returns", _MOST),
     EventSpec("refund.completed", RefundCompleted, "payment service", "refund_id", "refunds", _MOST),
     EventSpec("refund.failed", RefundFailed, "payment service", "refund_id", "refunds", _MOST),
@@ -289,9 +323,19 @@ INPUT: Final = (
 
 OWN: Final = (
     EventSpec("refund.decided", RefundDecided, "", "n", None, _MOST_DECISIONS, DECISIONS),
-    EventSpec("deadline.passed", DeadlinePassed, "", "deadline, seller_id or refund_id, attempt", "deadlines", _MOST_SCANS, DECISIONS),
+    EventSpec(
+        "deadline.passed",
+        DeadlinePassed,
+        "",
+        "deadline, seller_id or refund_id, attempt",
+        "deadlines",
+        _MOST_SCANS,
+        DECISIONS,
+    ),
 )
-"""The pipeline's own decisions. They come to less than their limits by themselves; but anybody may write to orders.decisions."""
+"""The pipeline's own decisions.
+They come to less than their limits by themselves; but anybody may write to orders.decisions.
+"""
 
 BULK: Final = (
     EventSpec("order.bulk", OrderBulk, "", "job_id and part"),

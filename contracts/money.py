@@ -16,11 +16,12 @@ _ZERO_DIGITS = "BIF CLP DJF GNF ISK JPY KMF KRW PYG RWF UGX UYI VND VUV XAF XOF 
 _THREE_DIGITS = "BHD IQD JOD KWD LYD OMR TND"
 _FOUR_DIGITS = "CLF UYW"
 _TWO_DIGITS = (
-    "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF CHE CHF CHW CNY "
-    "COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD HKD HNL HTG HUF IDR ILS INR IRR "
-    "JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO "
-    "NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS "
-    "TMT TOP TRY TTD TWD TZS UAH USD USN UYU UZS VED VES WST XAD XCD XCG YER ZAR ZMW ZWG "
+    "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BMD BND BOB BOV BRL BSD BTN BWP BYN BZD CAD CDF"
+    " CHE CHF CHW CNY COP COU CRC CUP CVE CZK DKK DOP DZD EGP ERN ETB EUR FJD FKP GBP GEL GHS GIP GMD GTQ GYD"
+    " HKD HNL HTG HUF IDR ILS INR IRR JMD KES KGS KHR KPW KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT"
+    " MOP MRU MUR MVR MWK MXN MXV MYR MZN NAD NGN NIO NOK NPR NZD PAB PEN PGK PHP PKR PLN QAR RON RSD RUB SAR"
+    " SBD SCR SDG SEK SGD SHP SLE SOS SRD SSP STN SVC SYP SZL THB TJS TMT TOP TRY TTD TWD TZS UAH USD USN UYU"
+    " UZS VED VES WST XAD XCD XCG YER ZAR ZMW ZWG "
 )
 DIGITS: Final[dict[str, int]] = {
     **dict.fromkeys(_ZERO_DIGITS.split(), 0),
@@ -35,7 +36,9 @@ _AMOUNT = re.compile(r"(0|[1-9][0-9]*)(?:\.([0-9]+))?", re.ASCII)
 
 @lru_cache(maxsize=65536)
 def parse(text: str, digits: int) -> int | None:
-    """Amount in major units as text -> minor units; None if the text is no amount with at most `digits` decimals, or above LIMIT."""
+    """Amount in major units as text -> minor units; None if the text is no amount with at most `digits`
+    decimals, or above LIMIT.
+    """
     match = _AMOUNT.fullmatch(text) if len(text) < 40 else None
     if match is None:
         return None
@@ -50,7 +53,10 @@ def parse_field(text: str, digits: int, path: str) -> int:
     """Parse an amount as parse() does, but raise Refused naming `path` instead of returning None."""
     amount = parse(text, digits)
     if amount is None:
-        raise Refused(FIELD_MALFORMED, f"{path}: not an amount with at most {digits} decimals and at most 10^15 minor units")
+        raise Refused(
+            FIELD_MALFORMED,
+            f"{path}: not an amount with at most {digits} decimals and at most 10^15 minor units",
+        )
     return amount
 
 
@@ -66,8 +72,8 @@ def text(amount: int, digits: int) -> str:
 def allocate(amount: int, weights: Sequence[int]) -> list[int]:
     """Split `amount` by `weights`, to the unit: largest remainder, ties to the earlier weight.
 
-    The shares add up to `amount` exactly. With amount <= sum(weights) no share is above its weight. All weights 0: all
-    shares 0. A discount is shared like this (docs/rules.md, Money).
+    The shares add up to `amount` exactly. With amount <= sum(weights) no share is above its weight.
+    All weights 0: all shares 0. A discount is shared like this (docs/rules.md, Money).
     """
     total = sum(weights)
     if amount == 0 or total == 0:

@@ -1,4 +1,6 @@
-"""Events and commands that are published: the wire form of their data, one entry for each (docs/events.md, Out)."""
+"""Events and commands that are published: the wire form of their data, one entry for
+each (docs/events.md, Out).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ SOURCE: Final = b"/orders"
 """ce_source of everything we publish."""
 
 VERSION: Final = 1
-"""Version of the data of everything we publish. A field may be added under it, never removed or narrowed (contracts/)."""
+"""Version of the data of everything we publish.
+A field may be added under it, never removed or narrowed (contracts/).
+"""
 
 
 class SuborderItem(Struct, gc=False):
@@ -39,7 +43,9 @@ class SuborderUnits(Struct, gc=False):
 
 
 class SuborderCreated(Struct, gc=False):
-    """An order's part for one seller, as ordered. The same whatever else is known: status pending, full amounts, version 1."""
+    """An order's part for one seller, as ordered.
+    The same whatever else is known: status pending, full amounts, version 1.
+    """
 
     suborder_id: str
     order_id: str
@@ -78,7 +84,9 @@ class StockReserve(Struct, gc=False):
 
 
 class StockRelease(StockReserve, gc=False):
-    """Command to the inventory: a cancellation; take back what has not left. Only its stock.released makes the units gone."""
+    """Command to the inventory: a cancellation; take back what has not left.
+    Only its stock.released makes the units gone.
+    """
 
 
 class StockCommit(Struct, gc=False):
@@ -124,7 +132,9 @@ class LabelItem(Struct, gc=False):
 
 
 class ShippingLabelCreate(Struct, gc=False):
-    """Command to the shipping service: the order is confirmed, a label for a seller's units that are not gone."""
+    """Command to the shipping service: the order is confirmed, a label for a
+    seller's units that are not gone.
+    """
 
     label_request_id: str
     order_id: str
@@ -186,13 +196,18 @@ DERIVED: Final = (
         "never",
     ),
     DerivedSpec(
-        "payment.initiate", PaymentInitiate, "order.created came, unless its total is 0.", "payment_request_id", "payment", "never"
+        "payment.initiate",
+        PaymentInitiate,
+        "order.created came, unless its total is 0.",
+        "payment_request_id",
+        "payment",
+        "never",
     ),
     DerivedSpec(
         "shipping.label.create",
         ShippingLabelCreate,
-        "The order is confirmed or further for the first time: one for each seller that has units not gone and no parcel in transit. "
-        "It does not wait for stock.reserved.",
+        "The order is confirmed or further for the first time: one for each seller that has units not gone"
+        " and no parcel in transit. It does not wait for stock.reserved.",
         "label_request_id",
         "label:SELLER",
         "command",
@@ -206,9 +221,21 @@ DERIVED: Final = (
         "command",
     ),
     DerivedSpec(
-        "stock.commit", StockCommit, "A parcel is in transit or further for the first time.", "commit_id", "commit:SHIPMENT", "command"
+        "stock.commit",
+        StockCommit,
+        "A parcel is in transit or further for the first time.",
+        "commit_id",
+        "commit:SHIPMENT",
+        "command",
     ),
-    DerivedSpec("stock.restock", StockRestock, "A return was processed and its goods are sound.", "restock_id", "restock:RETURN", "never"),
+    DerivedSpec(
+        "stock.restock",
+        StockRestock,
+        "A return was processed and its goods are sound.",
+        "restock_id",
+        "restock:RETURN",
+        "never",
+    ),
     DerivedSpec(
         "refund.request",
         RefundRequest,
@@ -217,7 +244,9 @@ DERIVED: Final = (
         "refund:N",
         "decided",
     ),
-    DerivedSpec("order.status_changed", OrderStatusChanged, "The order's status changed.", None, "VERSION", "notice"),
+    DerivedSpec(
+        "order.status_changed", OrderStatusChanged, "The order's status changed.", None, "VERSION", "notice"
+    ),
 )
 
 SPECS: Final = {spec.type: spec for spec in DERIVED}

@@ -1,4 +1,6 @@
-"""Words that events, rows and answers share: statuses, causes, deadlines. domain.enums has the number of each in an order's state."""
+"""Words that events, rows and answers share: statuses, causes, deadlines.
+domain.enums has the number of each in an order's state.
+"""
 
 from __future__ import annotations
 
@@ -12,5 +14,7 @@ RefundCauseText = Literal["return", "stock", "closed"]
 """Why a refund is owed."""
 DeadlineText = Literal["payment", "stock", "release", "label", "refund"]
 """What was waited for in vain."""
-ClosedBecauseText = Literal["cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered"]
+ClosedBecauseText = Literal[
+    "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered"
+]
 """Why none of a seller's units is live."""

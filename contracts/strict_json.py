@@ -1,4 +1,6 @@
-"""JSON as the contract has it: UTF-8 all through, not deeper than DEEPEST, and nothing in it that is no JSON."""
+"""JSON as the contract has it: UTF-8 all through, not deeper than DEEPEST, and
+nothing in it that is no JSON.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from contracts import errors
 from contracts.errors import Refused
 
 DEEPEST: Final = 500
-"""So many arrays and objects lie in each other at most. JSON's parsers stop somewhere, each elsewhere: what all of them read is a rule."""
+"""So many arrays and objects lie in each other at most.
+JSON's parsers stop somewhere, each elsewhere: what all of them read is a rule.
+"""
 SHALLOW: Final = 2 * DEEPEST
 """A value of no more bytes can't be deeper."""
 
@@ -39,7 +43,11 @@ def refuse_deep(value: bytes, shallow: int = 0) -> None:
 
     `shallow`: how many of its objects are side by side in a list.
     """
-    if len(value) > SHALLOW and _count(value, b"[") + _count(value, b"{") - shallow >= DEEPEST and _depth(value) > DEEPEST:
+    if (
+        len(value) > SHALLOW
+        and _count(value, b"[") + _count(value, b"{") - shallow >= DEEPEST
+        and _depth(value) > DEEPEST
+    ):
         raise Refused(errors.NOT_JSON, _TOO_DEEP)
 
 
@@ -51,7 +59,8 @@ def _depth(value: bytes) -> int:
     """Return how deep the arrays and objects of the JSON `value` are nested, at most DEEPEST + 1."""
     if b"\\" in value:
         value = re.sub(rb"\\.", b"", value, flags=re.DOTALL)
-    # Between quotes only brackets are left, so two quotes side by side may go: what lies between others stays there.
+    # Between quotes only brackets are left, so two quotes side by side may go: what lies
+    # between others stays there.
     structure = value.translate(None, _BESIDE_STRUCTURE).replace(b'""', b"")
     depth = deepest = 0
     for char in b"".join(structure.split(b'"')[::2]):
@@ -67,7 +76,9 @@ def _depth(value: bytes) -> int:
 
 
 def refuse_no_json(value: bytes) -> None:
-    """Raise Refused if any part of `value` isn't JSON: a decoder stops at the first error of a known field."""
+    """Raise Refused if any part of `value` isn't JSON: a decoder stops at the
+    first error of a known field.
+    """
     try:
         _skip(value)
     except msgspec.DecodeError as error:
@@ -78,7 +89,9 @@ def refuse_no_json(value: bytes) -> None:
 
 
 def parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> Any:
-    """`value` by a decoder of msgspec. Raises Refused with `code` where a member is wrong, FIELD_MISSING, NOT_JSON. Pure."""
+    """`value` by a decoder of msgspec.
+    Raises Refused with `code` where a member is wrong, FIELD_MISSING, NOT_JSON. Pure.
+    """
     try:
         return decode(value)
     except msgspec.ValidationError as error:
@@ -93,7 +106,9 @@ def parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> A
 
 
 def read_foreign(decode: Callable[[Any], T], value: bytes | str | None) -> T | None:
-    """What a decoder of msgspec reads, or None where that isn't what it is for: anybody may write to a topic or a cache. Pure."""
+    """What a decoder of msgspec reads, or None where that isn't what it is for: anybody may write to
+    a topic or a cache. Pure.
+    """
     try:
         return None if value is None else decode(value)
     except (msgspec.MsgspecError, ValueError, RecursionError):  # ValueError: no UTF-8
@@ -101,7 +116,8 @@ def read_foreign(decode: Callable[[Any], T], value: bytes | str | None) -> T | N
 
 
 def refuse_nul(value: bytes | Raw, data: Struct) -> None:
-    """Raises Refused if a text of `data`, which was read from `value`, holds U+0000: PostgreSQL's text can't. Pure.
+    """Raises Refused if a text of `data`, which was read from `value`, holds U+0000:
+    PostgreSQL's text can't. Pure.
 
     JSON can only write it as an escape.
     """

@@ -11,7 +11,8 @@ from contracts.errors import FIELD_MALFORMED, Refused
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _RFC3339: Final = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt]((?:[01]\d|2[0-3]):[0-5]\d:)([0-5]\d(?:\.\d+)?|60(?:\.\d+)?)([Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)", re.ASCII
+    r"(\d{4}-\d\d-\d\d)[Tt]((?:[01]\d|2[0-3]):[0-5]\d:)([0-5]\d(?:\.\d+)?|60(?:\.\d+)?)([Zz]|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
 )
 _LEAP_SECOND: Final = "60"
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
@@ -24,16 +25,20 @@ _LATEST: Final = 253402300799_999_999  # 9999-12-31T23:59:59.999999Z
 
 
 def parse(value: str, path: str) -> int:
-    """RFC 3339 with offset -> microseconds, further digits cut off; a leap second (:60, of any minute) is the last one of its minute.
+    """RFC 3339 with offset -> microseconds, further digits cut off; a leap second (:60, of any minute) is
+    the last one of its minute.
 
     Raises Refused naming `path`.
     """
-    # As nearly everybody writes it: in UTC, whole seconds or up to microseconds. Its minute is nearly always that of an event before.
+    # As nearly everybody writes it: in UTC, whole seconds or up to microseconds.
+    # Its minute is nearly always that of an event before.
     size = len(value)
     if 20 <= size <= 27 and value[16] == ":" and value[-1] == "Z" and value.isascii():
         second, fraction = value[17:19], value[20:-1]
         if second in _SECOND and (size == 20 or (value[19] == "." and fraction.isdigit())):
-            return _minute(value[:16], path) + _SECOND[second] + (int(fraction.ljust(6, "0")) if fraction else 0)
+            return (
+                _minute(value[:16], path) + _SECOND[second] + (int(fraction.ljust(6, "0")) if fraction else 0)
+            )
     return _parse(value, path)
 
 

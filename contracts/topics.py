@@ -7,7 +7,9 @@ from typing import Final
 from contracts import incoming, outgoing
 
 CHECKOUT: Final = "checkout.completed"
-"""Intake: each of these becomes an order.created. Keyed by checkout_id, so it lies in another partition than its order."""
+"""Intake: each of these becomes an order.created.
+Keyed by checkout_id, so it lies in another partition than its order.
+"""
 
 CREATED: Final = "order.created"
 
@@ -38,10 +40,14 @@ REDRIVEN: Final = "orders.redriven"
 """Which dead letters went back to their topics, when and by whom: the ledger of `orders dlq redrive`."""
 
 PARTITIONS: Final = "orders.partitions"
-"""How many partitions the topics had before they were given more: where the history of a lane's orders lies (`orders partitions`)."""
+"""How many partitions the topics had before they were given more: where the history of a lane's orders
+lies (`orders partitions`).
+"""
 
 BULK: Final = tuple(spec.type for spec in incoming.BULK)
-"""Parts of bulk jobs. Read by the bulk workers' own group, which puts what is in them on the ordinary topics."""
+"""Parts of bulk jobs. Read by the bulk workers' own group, which puts what is in
+them on the ordinary topics.
+"""
 
 BULK_COMPLETED: Final = "bulk.completed"
 """Every part of a job has been unpacked."""

@@ -15,7 +15,9 @@ from domain.totals import winning_stages
 
 
 def anomalies(order: Order, order_id: bytes) -> list[str]:
-    """An order's anomalies, as stable texts "code: detail", sorted. None while its order.created hasn't come."""
+    """An order's anomalies, as stable texts "code: detail", sorted.
+    None while its order.created hasn't come.
+    """
     created = order.created
     if created is None:
         return []
@@ -27,7 +29,9 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
     quantity = {line.item_id: line.quantity for line in now.lines}
     for stage in winning_stages(order).values():
         if stage.status is ReturnStatus.PROCESSED:
-            returned[stage.item_id] = returned.get(stage.item_id, 0) + (stage.quantity or quantity[stage.item_id])
+            returned[stage.item_id] = returned.get(stage.item_id, 0) + (
+                stage.quantity or quantity[stage.item_id]
+            )
     for line in now.lines:
         name = ids.text(line.item_id)
         if returned.get(line.item_id, 0) > line.quantity:
@@ -35,9 +39,12 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
         if line.claimed > line.quantity - line.gone:
             found.append(f"moved_though_gone: item {name}: more units in transit than are not gone")
     for reply in order.stock:
-        if not reply.refused and reply.reservation_id != ids.uuid5(order_id, f"reservation:{ids.text(reply.seller_id)}"):
+        if not reply.refused and reply.reservation_id != ids.uuid5(
+            order_id, f"reservation:{ids.text(reply.seller_id)}"
+        ):
             found.append(
-                f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation {ids.text(reply.reservation_id)} is not ours"
+                f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation"
+                f" {ids.text(reply.reservation_id)} is not ours"
             )
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
     for refund in order.refunds:
@@ -61,7 +68,11 @@ def _silences(order: Order, now: OrderView) -> list[str]:
         seller = ids.text(suborder.seller_id)
         if (DeadlineKind.RELEASE, suborder.seller_id) in given_up and suborder.live > suborder.in_transit:
             found.append(f"release_unanswered: seller {seller}: the stock was asked back in vain")
-        if (DeadlineKind.LABEL, suborder.seller_id) in given_up and suborder.live and suborder.seller_id not in scanned:
+        if (
+            (DeadlineKind.LABEL, suborder.seller_id) in given_up
+            and suborder.live
+            and suborder.seller_id not in scanned
+        ):
             found.append(f"label_unscanned: seller {seller}: no scan since its label was asked for")
     replied = {refund.refund_id for refund in order.refunds}
     for what, subject in given_up:
@@ -77,7 +88,10 @@ def _refund_anomalies(order: Order, now: OrderView) -> list[str]:
     if not now.live:
         return found
     for refund in uncovered(order, now):
-        found.append(f"refund_uncovered: {refund.cause.text} {ids.text(refund.cause_id)}: captured money does not cover this refund")
+        found.append(
+            f"refund_uncovered: {refund.cause.text} {ids.text(refund.cause_id)}: captured money does not"
+            " cover this refund"
+        )
     live = {line.item_id: line.live for line in now.lines}
     stages = winning_stages(order)
     for decision in order.decisions:
@@ -85,8 +99,15 @@ def _refund_anomalies(order: Order, now: OrderView) -> list[str]:
         processed = stage is not None and stage.status is ReturnStatus.PROCESSED
         if decision.cause is RefundCause.RETURN and not processed:
             found.append(f"refund_contradicted: decision {decision.n}: its return is not processed after all")
-        if decision.cause is RefundCause.STOCK and any(first < live[item_id] for item_id, first, _ in decision.units):
-            found.append(f"refund_contradicted: decision {decision.n}: a unit that it paid for is live after all")
+        if decision.cause is RefundCause.STOCK and any(
+            first < live[item_id] for item_id, first, _ in decision.units
+        ):
+            found.append(
+                f"refund_contradicted: decision {decision.n}: a unit that it paid for is live after all"
+            )
         if decision.cause is RefundCause.CLOSED:
-            found.append(f"refund_contradicted: decision {decision.n}: the order was closed, but a unit is live after all")
+            found.append(
+                f"refund_contradicted: decision {decision.n}: the order was closed, but a unit is live"
+                " after all"
+            )
     return found

@@ -1,7 +1,8 @@
 """Deadlines: what is waited for, until when, and what follows when it doesn't come (docs/decisions/0009).
 
-Pure: time is a number that the caller gives. All times are the broker's (append time, milliseconds since 1970), never an event's own. A
-deadline that passes becomes a record in orders.decisions, once, and counts when it is folded; a replay reads it and looks at no clock.
+Pure: time is a number that the caller gives. All times are the broker's (append time, milliseconds since
+1970), never an event's own. A deadline that passes becomes a record in orders.decisions, once, and counts
+when it is folded; a replay reads it and looks at no clock.
 
     payment   captured below the order's total     -> the stock is asked back, as by a cancellation
     stock     no answer to stock.reserve           -> asked again under the same id; at last it is a rejection
@@ -28,7 +29,9 @@ _attempt: Final = attrgetter("attempt")
 
 
 class DeadlinePolicy(Struct, frozen=True, gc=False):
-    """How long an answer may take, in ms, and how often it is asked for (the first time included). 0 ms: it is not waited for."""
+    """How long an answer may take, in ms, and how often it is asked for (the first time included).
+    0 ms: it is not waited for.
+    """
 
     payment: int
     stock: int
@@ -54,7 +57,9 @@ class Due(NamedTuple):
 
 
 def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
-    """All deadlines that an order waits for, in no order. It reads what was published last, so it looks at no units."""
+    """All deadlines that an order waits for, in no order.
+    It reads what was published last, so it looks at no units.
+    """
     created, armed = order.created, order.appended
     if created is None or not armed or armed * 1000 - created.time > policy.history * 1000:
         return []
@@ -68,19 +73,31 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
             since = asked if known is None else max(asked, known.appended)
             found.append(Due(since + limit, what, subject, attempt, attempt >= asks))
 
-    cancelled = {each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused}
+    cancelled = {
+        each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused
+    }
     overdue = last.get((_PAYMENT, None))
     unpaid = order.status < _CONFIRMED
     if unpaid and None not in cancelled and any(part.status is not _CLOSED for part in order.suborders):
         wait(_PAYMENT, None, armed, policy.payment, 1)
     answered = {reply.seller_id for reply in order.stock if not reply.refused}
     scanned = {scan.seller_id for scan in order.scans if not scan.refused}
-    for seller_id, part in zip(sorted({item.seller_id for item in created.items}), order.suborders, strict=True):
+    for seller_id, part in zip(
+        sorted({item.seller_id for item in created.items}), order.suborders, strict=True
+    ):
         if part.live <= part.in_transit:
             continue
         if seller_id not in answered and seller_id not in scanned:
             wait(_STOCK, seller_id, armed, policy.stock, policy.stock_asks)
-        asked_back = [at for at in (cancelled.get(None), cancelled.get(seller_id), overdue and max(armed, overdue.appended)) if at]
+        asked_back = [
+            at
+            for at in (
+                cancelled.get(None),
+                cancelled.get(seller_id),
+                overdue and max(armed, overdue.appended),
+            )
+            if at
+        ]
         if asked_back:
             wait(_RELEASE, seller_id, min(asked_back), policy.release, policy.release_asks)
         elif order.labelled_at and seller_id not in scanned:

@@ -1,7 +1,7 @@
 """What leaves the pipeline: derived events, commands and their deterministic ids (docs/rules.md, Commands).
 
-Each builder is pure. An id is uuid5 in the namespace of the order's UUID, so whoever receives a command twice can tell; `ce_id` is uuid5
-over the type and that id.
+Each builder is pure. An id is uuid5 in the namespace of the order's UUID, so whoever receives a command twice
+can tell; `ce_id` is uuid5 over the type and that id.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ from domain.status import Suborder, fresh_lines
 
 
 class Derived(Struct, gc=False):
-    """One event to publish. `ce_name`: what its ce_id is the uuid5 of. `made`: its data, or what makes them, the same each time."""
+    """One event to publish. `ce_name`: what its ce_id is the uuid5 of.
+    `made`: its data, or what makes them, the same each time.
+    """
 
     topic: str
     type: str
@@ -93,7 +95,9 @@ class Writer:
     def _publish(self, type_: str, ce_id: str, made: Struct | Callable[[], Struct]) -> None:
         self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", made))
 
-    def _suborder(self, kind: type[SuborderCreated], created: Created, suborder: Suborder, version: int) -> SuborderCreated:
+    def _suborder(
+        self, kind: type[SuborderCreated], created: Created, suborder: Suborder, version: int
+    ) -> SuborderCreated:
         text, digits = ids.text, self.digits
         seller = text(suborder.seller_id)
         live = {line.item_id: line.live for line in suborder.lines}
@@ -122,7 +126,9 @@ class Writer:
             money.text(suborder.shipping, digits),
             money.text(suborder.discount, digits),
             money.text(suborder.total, digits),
-            SuborderUnits(suborder.ordered, suborder.live, suborder.in_transit, suborder.delivered, suborder.returned),
+            SuborderUnits(
+                suborder.ordered, suborder.live, suborder.in_transit, suborder.delivered, suborder.returned
+            ),
             version,
             UNSET if suborder.because is ClosedBecause.NOT_CLOSED else suborder.because.text,
         )
@@ -145,12 +151,18 @@ class Writer:
         data = StockRelease(self.id(f"reservation:{seller}"), self.order_text, seller, _stock_items(items))
         self._publish("stock.release", data.reservation_id, data)
 
-    def stock_commit(self, shipment_id: bytes, seller_id: bytes, items: Callable[[], Iterable[tuple[Item, int]]]) -> None:
+    def stock_commit(
+        self, shipment_id: bytes, seller_id: bytes, items: Callable[[], Iterable[tuple[Item, int]]]
+    ) -> None:
         seller, shipment = ids.text(seller_id), ids.text(shipment_id)
         commit = self.id(f"commit:{shipment}")
         reservation = self.id(f"reservation:{seller}")
         # This one may leave thousands of times for one event: for parcels that waited for their order.
-        self._publish("stock.commit", commit, partial(_stock_commit, commit, shipment, reservation, self.order_text, seller, items))
+        self._publish(
+            "stock.commit",
+            commit,
+            partial(_stock_commit, commit, shipment, reservation, self.order_text, seller, items),
+        )
 
     def stock_restock(self, item: Item, stage: ReturnStage) -> None:
         text = ids.text
@@ -158,7 +170,14 @@ class Writer:
         restock = self.id(f"restock:{return_id}")
         quantity = min(stage.quantity or item.quantity, item.quantity)
         data = StockRestock(
-            restock, self.order_text, text(item.seller_id), return_id, text(item.item_id), text(item.product_id), item.sku, quantity
+            restock,
+            self.order_text,
+            text(item.seller_id),
+            return_id,
+            text(item.item_id),
+            text(item.product_id),
+            item.sku,
+            quantity,
         )
         self._publish("stock.restock", restock, data)
 
@@ -176,7 +195,13 @@ class Writer:
         text = ids.text
         seller = text(seller_id)
         lines = [
-            LabelItem(text(i.item_id), text(i.product_id), i.sku, quantity, UNSET if i.warehouse_id is None else text(i.warehouse_id))
+            LabelItem(
+                text(i.item_id),
+                text(i.product_id),
+                i.sku,
+                quantity,
+                UNSET if i.warehouse_id is None else text(i.warehouse_id),
+            )
             for i, quantity in items
         ]
         data = ShippingLabelCreate(
@@ -215,7 +240,9 @@ class Writer:
         )
         self.effects.append(Derived(DECISIONS, "refund.decided", f"refund.decided:{decision.n}", data))
 
-    def status_changed(self, created: Created, before: OrderStatus, after: OrderStatus, event: Event, version: int) -> None:
+    def status_changed(
+        self, created: Created, before: OrderStatus, after: OrderStatus, event: Event, version: int
+    ) -> None:
         data = OrderStatusChanged(
             self.order_text,
             ids.text(created.user_id),
@@ -231,7 +258,12 @@ class Writer:
 
 
 def _stock_commit(
-    commit: str, shipment: str, reservation: str, order: str, seller: str, items: Callable[[], Iterable[tuple[Item, int]]]
+    commit: str,
+    shipment: str,
+    reservation: str,
+    order: str,
+    seller: str,
+    items: Callable[[], Iterable[tuple[Item, int]]],
 ) -> StockCommit:
     return StockCommit(commit, shipment, reservation, order, seller, _stock_items(items()))
 
@@ -251,7 +283,9 @@ def _stock_items(items: Iterable[tuple[Item, int]]) -> list[StockItem]:
 
 
 def order_placed(event: Event) -> Derived:
-    """The order.created that a checkout.completed becomes: the same fields as sent, normalised. Twice is once: one id, one content."""
+    """The order.created that a checkout.completed becomes: the same fields as sent, normalised.
+    Twice is once: one id, one content.
+    """
     created = event.fact
     assert isinstance(created, Created)
     digits = money.DIGITS[created.currency]
@@ -309,8 +343,12 @@ def headers_of(event: Event) -> list[tuple[str, bytes]]:
     return shared
 
 
-def encode(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """-> (value, headers) of a derived event, CloudEvents in the binary Kafka binding. `shared`: headers_of its event."""
+def encode(
+    effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]
+) -> tuple[bytes, list[tuple[str, bytes]]]:
+    """-> (value, headers) of a derived event, CloudEvents in the binary Kafka binding.
+    `shared`: headers_of its event.
+    """
     return encode_data(effect), attributes(effect, order_id, shared)
 
 
@@ -323,11 +361,21 @@ def attributes(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]
     """The headers alone."""
     type_ = effect.type
     ce_id = ids.uuid5_text(order_id, effect.ce_name).encode()
-    return [_SPEC, _TYPE_HEADER[type_], _SOURCE_HEADER, ("ce_id", ce_id), _SCHEMA_HEADER[type_], _CONTENT, *shared]
+    return [
+        _SPEC,
+        _TYPE_HEADER[type_],
+        _SOURCE_HEADER,
+        ("ce_id", ce_id),
+        _SCHEMA_HEADER[type_],
+        _CONTENT,
+        *shared,
+    ]
 
 
 def deadline_passed(due: Due, order_id: bytes) -> tuple[bytes, list[tuple[str, bytes]]]:
-    """-> (value, headers) of the record for orders.decisions that says so. No event caused it; it has the time at which it passed."""
+    """-> (value, headers) of the record for orders.decisions that says so.
+    No event caused it; it has the time at which it passed.
+    """
     subject = None if due.subject is None else ids.uuid(due.subject)
     refund = due.what is DeadlineKind.REFUND
     data = DeadlinePassed(

@@ -1,9 +1,11 @@
-"""What an order's state holds as a number and everybody else reads as a word: statuses, ranks, causes, deadlines.
+"""What an order's state holds as a number and everybody else reads as a word: statuses,
+ranks, causes, deadlines.
 
-A number never changes its meaning, since states hold it: a new word takes the next one. contracts.statuses has the words.
+A number never changes its meaning, since states hold it: a new word takes the next one.
+contracts.statuses has the words.
 
-In Python 3.11 looking a member up in its class costs as much as ten comparisons. So modules that every event goes through look theirs up
-once, when they are imported.
+In Python 3.11 looking a member up in its class costs as much as ten comparisons.
+So modules that every event goes through look theirs up once, when they are imported.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ class OrderStatus(Numbered):
 
 
 class SuborderStatus(Numbered):
-    """How far a seller's part is: as an order, with the same numbers, and CLOSED while none of its units is live."""
+    """How far a seller's part is: as an order, with the same numbers, and CLOSED while
+    none of its units is live.
+    """
 
     text: SuborderStatusText
 

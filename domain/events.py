@@ -1,6 +1,7 @@
 """The step from a Kafka record to a fact of an order.
 
-`decode` is the only door: a record either becomes one Event or raises Refused with a stable code and the path of what is wrong.
+`decode` is the only door: a record either becomes one Event or raises Refused with a stable code and
+the path of what is wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ from contracts.incoming import (
     StockRejected,
     StockReserved,
 )
-from contracts.strict_json import SHALLOW, parse_json, refuse_deep, refuse_no_json, refuse_nul, refuse_other_bytes
+from contracts.strict_json import (
+    SHALLOW,
+    parse_json,
+    refuse_deep,
+    refuse_no_json,
+    refuse_nul,
+    refuse_other_bytes,
+)
 from contracts.topics import DECISIONS, REKEYED
 from domain.enums import DeadlineKind, Numbered, Rank, RefundCause, ReturnStatus, StockAnswer
 from domain.order import (
@@ -58,7 +66,8 @@ from domain.order import (
 class Event(Struct, gc=False):
     """One accepted event: its order, the fact that it adds, and what derived events carry on of it.
 
-    `time` is when it happened, microseconds since 1970; `appended` when the broker took its record, milliseconds since 1970 (0: not known).
+    `time` is when it happened, microseconds since 1970; `appended` when the broker took its record,
+    milliseconds since 1970 (0: not known).
     """
 
     type: str
@@ -74,7 +83,13 @@ _RETURN_STATUS: Final = {each.text: each for each in ReturnStatus}
 _RANK: Final = {each.text: each for each in Rank}
 _CAUSE: Final = {each.text: each for each in RefundCause}
 _DEADLINE: Final = {each.text: each for each in DeadlineKind}
-_SUBJECT: Final = {"payment": None, "stock": "seller_id", "release": "seller_id", "label": "seller_id", "refund": "refund_id"}
+_SUBJECT: Final = {
+    "payment": None,
+    "stock": "seller_id",
+    "release": "seller_id",
+    "label": "seller_id",
+    "refund": "refund_id",
+}
 """Deadline -> the field that says whose it is."""
 MOST_REFUND: Final = (1 << 64) - 1
 """Minor units: what a state can hold, and more than all the payments that one order takes in."""
@@ -123,11 +138,16 @@ def _created(data: OrderCreated | CheckoutCompleted, time: int) -> Fact:
     if len(items) > 1 and len({item.item_id for item in items}) < len(items):
         raise Refused(errors.ITEM_REPEATED, "$.items: an item_id stands twice")
     total = parse(data.total_amount, digits, "$.total_amount")
-    discount = None if data.discount_amount is UNSET else parse(data.discount_amount, digits, "$.discount_amount")
+    discount = (
+        None if data.discount_amount is UNSET else parse(data.discount_amount, digits, "$.discount_amount")
+    )
     if discount is not None and discount > goods:
         raise Refused(errors.DISCOUNT_TOO_LARGE, "$.discount_amount: above the sum of price * quantity")
     if total != goods + shipping - (discount or 0):
-        raise Refused(errors.TOTAL_MISMATCH, "$.total_amount: not sum(price * quantity + shipping_amount) - discount_amount")
+        raise Refused(
+            errors.TOTAL_MISMATCH,
+            "$.total_amount: not sum(price * quantity + shipping_amount) - discount_amount",
+        )
     region = None if data.region is UNSET else data.region
     return Created(time, data.user_id.bytes, region, data.currency, total, discount, items)
 
@@ -136,7 +156,9 @@ def _paid(data: OrderPaid, time: int) -> Fact:
     amount = money.parse_field(data.amount, _digits(data.currency), "$.amount")
     if amount == 0:
         raise Refused(errors.FIELD_MALFORMED, "$.amount: must be above 0")
-    return Payment(time, data.payment_id.bytes, amount, data.currency, None if data.method is UNSET else data.method)
+    return Payment(
+        time, data.payment_id.bytes, amount, data.currency, None if data.method is UNSET else data.method
+    )
 
 
 def _payment_failed(data: PaymentFailed, time: int) -> Fact:
@@ -150,7 +172,9 @@ def _reserved(data: StockReserved, time: int) -> Fact:
 def _stock(answer: StockAnswer) -> Callable[[StockRejected, int], Fact]:
     def build(data: StockRejected, time: int) -> Fact:
         reason = None if data.reason is UNSET else data.reason
-        return StockReply(time, answer, data.seller_id.bytes, data.reservation_id.bytes, _quantities(data.items), reason)
+        return StockReply(
+            time, answer, data.seller_id.bytes, data.reservation_id.bytes, _quantities(data.items), reason
+        )
 
     return build
 
@@ -204,7 +228,15 @@ def _decided(data: RefundDecided, time: int) -> Fact:
             units[-1] = (*units[-1][:2], units[-1][2] + 1)
         else:
             units.append((item.bytes, number, 1))
-    return RefundDecision(time, data.n, data.amount, _CAUSE[data.cause], data.cause_id.bytes, units, [item.bytes for item in data.shipping])
+    return RefundDecision(
+        time,
+        data.n,
+        data.amount,
+        _CAUSE[data.cause],
+        data.cause_id.bytes,
+        units,
+        [item.bytes for item in data.shipping],
+    )
 
 
 def _passed(data: DeadlinePassed, time: int) -> Fact:
@@ -212,7 +244,9 @@ def _passed(data: DeadlinePassed, time: int) -> Fact:
     subject = UNSET if name is None else getattr(data, name)
     if name is not None and subject is UNSET:
         raise Refused(errors.FIELD_MISSING, f"$.{name}: missing")
-    return Deadline(time, _DEADLINE[data.deadline], None if subject is UNSET else subject.bytes, data.attempt, data.final)
+    return Deadline(
+        time, _DEADLINE[data.deadline], None if subject is UNSET else subject.bytes, data.attempt, data.final
+    )
 
 
 def _bulk(data: BulkPart, time: int) -> Any:
@@ -243,10 +277,13 @@ _BULK: Final = frozenset(spec.type for spec in BULK)
 READS: Final[dict[tuple[str, int], tuple[type[Struct], Callable[[Any, int], Fact]]]] = {
     (name, 1): (BulkPart, _bulk) if name in _BULK else (data, _BUILD[name]) for name, data in DATA.items()
 }
-"""(type, version) -> wire form and what it becomes. Versions of a type are read side by side: a new one is one more entry here."""
+"""(type, version) -> wire form and what it becomes.
+Versions of a type are read side by side: a new one is one more entry here.
+"""
 
 _DECODE: Final = {
-    (name, f"/v{version}".encode()): (msgspec.json.Decoder(data).decode, build) for (name, version), (data, build) in READS.items()
+    (name, f"/v{version}".encode()): (msgspec.json.Decoder(data).decode, build)
+    for (name, version), (data, build) in READS.items()
 }
 _TYPES_OF: Final = {DECISIONS: tuple(spec.type for spec in OWN), REKEYED: tuple(spec.type for spec in INPUT)}
 """Topic -> types of events on it, where it isn't named after the one type that it holds."""
@@ -256,11 +293,15 @@ def _versions(type_: str) -> str:
     return " or ".join(f"/v{version}" for name, version in READS if name == type_)
 
 
-def decode(topic: str, headers: Sequence[tuple[str, bytes | None]], value: bytes | None, appended: int = 0) -> Event:
-    """One record of one of topics.LANE or BULK -> Event. `appended`: the broker's time of the record, ms. Raises Refused. Never blocks.
+def decode(
+    topic: str, headers: Sequence[tuple[str, bytes | None]], value: bytes | None, appended: int = 0
+) -> Event:
+    """One record of one of topics.LANE or BULK -> Event. `appended`: the broker's time of the record, ms.
+    Raises Refused. Never blocks.
 
-    Of several things that are wrong the first of these is told: no value, no JSON, the envelope's forms, its attributes one by one, the
-    forms of the data in the order in which it says them, and what only the whole data tells.
+    Of several things that are wrong the first of these is told: no value, no JSON, the envelope's
+    forms, its attributes one by one, the forms of the data in the order in which it says them, and what
+    only the whole data tells.
     """
     if value is None:
         raise Refused(errors.TOMBSTONE, "the record has no value")
@@ -274,7 +315,9 @@ def decode(topic: str, headers: Sequence[tuple[str, bytes | None]], value: bytes
         type_ = known_text(found.get("ce_type"), "ce_type")
         if (type_ != topic or type_ not in DATA) and type_ not in _TYPES_OF.get(topic, ()):
             if type_ in DATA:
-                raise Refused(errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name")
+                raise Refused(
+                    errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name"
+                )
             raise Refused(errors.TYPE_UNKNOWN, "ce_type: no such event type")
         schema = found.get("ce_dataschema")
         reader = _DECODE.get((type_, b"/v1" if schema is None else schema_version(schema)))
@@ -307,7 +350,9 @@ def order_key(event: Event) -> bytes:
 
 
 def wire(fact: SimpleFact, order_id: bytes) -> dict[str, Any]:
-    """A fact as the data of its event again, normalised: ids canonical, times in UTC, absent fields left out."""
+    """A fact as the data of its event again, normalised: ids canonical, times in
+    UTC, absent fields left out.
+    """
     fields: dict[str, Any] = {"order_id": ids.text(order_id)}
     digits = money.DIGITS[fact.currency] if isinstance(fact, Payment) else 0
     for name in fact.__struct_fields__:

@@ -1,4 +1,6 @@
-"""An order's story: its facts in time order, what they amount to, and which of them make its status true. For people and for --json."""
+"""An order's story: its facts in time order, what they amount to, and which of them make its status true.
+For people and for --json.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ Json = dict[str, Any]
 
 
 def tell(order_id: bytes, order: Order) -> Json:
-    """-> a JSON object: order, why, facts, lines, suborders, shipments, returns, money, refunds, anomalies. Never blocks."""
+    """-> a JSON object: order, why, facts, lines, suborders, shipments, returns, money,
+    refunds, anomalies. Never blocks.
+    """
     created = order.created
     told: Json = {
         "order_id": ids.text(order_id),
@@ -113,7 +117,11 @@ def tell(order_id: bytes, order: Order) -> Json:
 
 
 def _items(items: Quantities | None) -> Any:
-    return "all the seller's" if items is None else [[ids.text(item_id), quantity] for item_id, quantity in items]
+    return (
+        "all the seller's"
+        if items is None
+        else [[ids.text(item_id), quantity] for item_id, quantity in items]
+    )
 
 
 def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Any) -> Json:
@@ -132,8 +140,14 @@ def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Any) ->
         "total_amount": amount(suborder.total),
     }
     if suborder.live < suborder.ordered:
-        types = {reply.type for reply in order.stock if not reply.refused and reply.seller_id == suborder.seller_id}
-        told["gone_because"] = [f"stock.{answer.text}" for answer in (StockAnswer.REJECTED, StockAnswer.RELEASED) if answer in types]
+        types = {
+            reply.type for reply in order.stock if not reply.refused and reply.seller_id == suborder.seller_id
+        }
+        told["gone_because"] = [
+            f"stock.{answer.text}"
+            for answer in (StockAnswer.REJECTED, StockAnswer.RELEASED)
+            if answer in types
+        ]
     return told
 
 
@@ -149,7 +163,10 @@ def _facts(order: Order) -> list[Json]:
     if created is not None:
         sellers = len({item.seller_id for item in created.items})
         units = sum(item.quantity for item in created.items)
-        what = f"{units} units in {len(created.items)} lines of {sellers} sellers, {money.text(created.total, digits)} {created.currency}"
+        what = (
+            f"{units} units in {len(created.items)} lines of {sellers} sellers,"
+            f" {money.text(created.total, digits)} {created.currency}"
+        )
         add(created.time, 0, "order.created", what, "")
     for field in FACT_FIELDS:
         for index, fact in enumerate(getattr(order, field)):
@@ -157,7 +174,10 @@ def _facts(order: Order) -> list[Json]:
             add(fact.time, 1, type_of(fact), _describe(fact), note)
     for decision in order.decisions:
         currency = created.currency if created else "minor units"
-        what = f"number {decision.n}: {money.text(decision.amount, digits if created else 0)} {currency}, cause {decision.cause.text}"
+        what = (
+            f"number {decision.n}: {money.text(decision.amount, digits if created else 0)} {currency}, cause"
+            f" {decision.cause.text}"
+        )
         add(decision.time, 2, "refund.decided", what, "")
     return [fact for _, _, fact in sorted(told, key=lambda each: each[:2])]
 
@@ -166,7 +186,10 @@ def _describe(fact: SimpleFact) -> str:
     """Content of a fact in words. Free text (reason, location) is left out: it may be personal."""
     match fact:
         case Payment():
-            return f"payment {ids.text(fact.payment_id)}: {money.text(fact.amount, money.DIGITS[fact.currency])} {fact.currency}"
+            return (
+                f"payment {ids.text(fact.payment_id)}: {money.text(fact.amount, money.DIGITS[fact.currency])}"
+                f" {fact.currency}"
+            )
         case PaymentFailure():
             return f"payment {ids.text(fact.payment_id)}"
         case StockReply():
@@ -177,12 +200,18 @@ def _describe(fact: SimpleFact) -> str:
             return f"parcel {ids.text(fact.shipment_id)} {fact.rank.text}, {_count(fact.items)}"
         case ReturnStage():
             units = "the whole line" if fact.quantity is None else f"{fact.quantity} units"
-            return f"return {ids.text(fact.return_id)} {fact.status.text}, {units} of item {ids.text(fact.item_id)}"
+            return (
+                f"return {ids.text(fact.return_id)} {fact.status.text}, {units} of item"
+                f" {ids.text(fact.item_id)}"
+            )
         case RefundReply():
             return f"refund {ids.text(fact.refund_id)}"
         case Deadline():
             whose = "" if fact.subject is None else f" of {ids.text(fact.subject)}"
-            return f"no {fact.what.text}{whose} in time, number {fact.attempt}{', given up' if fact.final else ''}"
+            return (
+                f"no {fact.what.text}{whose} in time, number"
+                f" {fact.attempt}{', given up' if fact.final else ''}"
+            )
 
 
 def _count(items: Quantities | None) -> str:
@@ -199,8 +228,16 @@ def _why(order: Order, now: OrderView, amount: Any) -> list[str]:
     needed = sum(suborder.total for suborder in now.suborders) if live else now.total
     whose = "the live units'" if live else "the order's"
     paid = f"captured {amount(now.captured)} of {whose} total {amount(needed)}"
-    parcels = [f"parcel {ids.text(i)} is {scan.rank.text}" for i, scan in scans.items() if scan.rank >= Rank.IN_TRANSIT]
-    returns = [f"return {ids.text(i)} is processed" for i, stage in winning_stages(order).items() if stage.status is ReturnStatus.PROCESSED]
+    parcels = [
+        f"parcel {ids.text(i)} is {scan.rank.text}"
+        for i, scan in scans.items()
+        if scan.rank >= Rank.IN_TRANSIT
+    ]
+    returns = [
+        f"return {ids.text(i)} is processed"
+        for i, stage in winning_stages(order).items()
+        if stage.status is ReturnStatus.PROCESSED
+    ]
     if not live:
         return ["no unit is live: all are rejected or released", paid]
     match now.status:
@@ -209,7 +246,11 @@ def _why(order: Order, now: OrderView, amount: Any) -> list[str]:
         case OrderStatus.CONFIRMED:
             return [f"{paid}: enough", "no live unit is in transit"]
         case OrderStatus.SHIPPED:
-            return [f"{in_transit} of {live} live units are in transit or further, {delivered} delivered", *parcels, paid]
+            return [
+                f"{in_transit} of {live} live units are in transit or further, {delivered} delivered",
+                *parcels,
+                paid,
+            ]
         case OrderStatus.DELIVERED:
             return [f"all {live} live units are delivered, {returned} returned", *parcels, *returns, paid]
         case OrderStatus.RETURNED:

@@ -2,8 +2,9 @@
 
     fold(order, event, record) -> Folded(changed, refused, effects)
 
-The order is taken over and changed in place: state' is the same object (it was decoded from bytes for this batch alone). Pure otherwise:
-no clock, no random, no I/O. Whatever the order of arrival, duplication or split of a history, the facts end up the same.
+The order is taken over and changed in place: state' is the same object (it was decoded from bytes for this
+batch alone). Pure otherwise: no clock, no random, no I/O. Whatever the order of arrival, duplication or split
+of a history, the facts end up the same.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ from domain.totals import RunningTotals
 
 
 class Folded(Struct, gc=False):
-    """What one event did: `changed`: the state has to be written; `refused`: (code, detail) for orders.dlq; `effects`: to publish."""
+    """What one event did: `changed`: the state has to be written; `refused`: (code, detail) for
+    orders.dlq; `effects`: to publish.
+    """
 
     changed: bool
     refused: tuple[str, str] | None
@@ -52,7 +55,9 @@ class Folded(Struct, gc=False):
 _CONFIRMED: Final = OrderStatus.CONFIRMED
 _IN_TRANSIT: Final = Rank.IN_TRANSIT
 _DUPLICATE: Final = Folded(False, None, [])
-_TOO_LARGE: Final = Folded(False, (errors.ORDER_TOO_LARGE, "the order has as many facts of this type as one order takes in"), [])
+_TOO_LARGE: Final = Folded(
+    False, (errors.ORDER_TOO_LARGE, "the order has as many facts of this type as one order takes in"), []
+)
 _FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts is not None}
 """Event type -> field of Order that holds its facts."""
 _OF_THE_EARLIEST: Final = ("time", "reason")
@@ -64,8 +69,9 @@ _NO_CONTENT: Final = (*_OF_THE_EARLIEST, "refused", "appended")
 def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTotals | None = None) -> Folded:
     """Take `event` into `order`. Never blocks.
 
-    `record`: coordinates of its record, kept while the fact waits for its order; None will do once order.created is known. `totals`: those
-    of the order, kept up to date here: whoever folds several events into one order keeps them too.
+    `record`: coordinates of its record, kept while the fact waits for its order; None will do once
+    order.created is known. `totals`: those of the order, kept up to date here: whoever folds several events
+    into one order keeps them too.
     """
     fact = event.fact
     if totals is None:
@@ -81,7 +87,11 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
         known = totals.known(field, facts, fact)
         if known is not None:
             return _repeated(order, event, known, fact, totals)
-        if len(facts) >= UNCOUNTED and event.type in TYPE_BYTES and totals.size(event.type, facts) + size_of(fact) > TYPE_BYTES[event.type]:
+        if (
+            len(facts) >= UNCOUNTED
+            and event.type in TYPE_BYTES
+            and totals.size(event.type, facts) + size_of(fact) > TYPE_BYTES[event.type]
+        ):
             return _TOO_LARGE
     order.version += 1
     if isinstance(fact, (Cancellation, Deadline)):
@@ -105,10 +115,18 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
     return Folded(True, None, writer.effects)
 
 
-def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: SimpleFact | Created, totals: RunningTotals) -> Folded:
-    """A natural key that is known: the first content stays, and of equal ones the earliest time (with its reason)."""
+def _repeated(
+    order: Order, event: Event, known: SimpleFact | Created, fact: SimpleFact | Created, totals: RunningTotals
+) -> Folded:
+    """A natural key that is known: the first content stays, and of equal ones the
+    earliest time (with its reason).
+    """
     if not _same_content(known, fact):
-        return Folded(False, (errors.KEY_CONFLICT, "this natural key is known with other content; the first in the log stays"), [])
+        return Folded(
+            False,
+            (errors.KEY_CONFLICT, "this natural key is known with other content; the first in the log stays"),
+            [],
+        )
     reason, known_reason = getattr(fact, "reason", None) or "", getattr(known, "reason", None) or ""
     if (fact.time, reason) >= (known.time, known_reason):
         return _DUPLICATE
@@ -130,25 +148,36 @@ def _repeated(order: Order, event: Event, known: SimpleFact | Created, fact: Sim
     return Folded(True, None, writer.effects)
 
 
-def _reason_fits(order: Order, type_: str, known: SimpleFact, fact: SimpleFact, totals: RunningTotals) -> bool:
+def _reason_fits(
+    order: Order, type_: str, known: SimpleFact, fact: SimpleFact, totals: RunningTotals
+) -> bool:
     """Whether the order may take a repetition's reason for the one it has. If so, counts it."""
     more = size_of(fact) - size_of(known)
     facts: list[SimpleFact] = getattr(order, _FIELD[type_])
-    if more > 0 and len(facts) >= UNCOUNTED and type_ in TYPE_BYTES and totals.size(type_, facts) + more > TYPE_BYTES[type_]:
+    if (
+        more > 0
+        and len(facts) >= UNCOUNTED
+        and type_ in TYPE_BYTES
+        and totals.size(type_, facts) + more > TYPE_BYTES[type_]
+    ):
         return False
     totals.grow(known, more)
     return True
 
 
 def _same_content(known: SimpleFact | Created, fact: SimpleFact | Created) -> bool:
-    for name, mine, theirs in zip(known.__struct_fields__, structs.astuple(known), structs.astuple(fact), strict=True):
+    for name, mine, theirs in zip(
+        known.__struct_fields__, structs.astuple(known), structs.astuple(fact), strict=True
+    ):
         if mine != theirs and name not in _NO_CONTENT:
             return False
     return True
 
 
 def _refusal(created: Created, fact: SimpleFact) -> tuple[str, str] | None:
-    """Why a well-formed fact can't belong to this order: another currency, or an item or seller that it doesn't have."""
+    """Why a well-formed fact can't belong to this order: another currency, or an item or
+    seller that it doesn't have.
+    """
     if type(fact) is Payment:
         if fact.currency != created.currency:
             return errors.ORDER_CURRENCY, "$.currency: not the order's"
@@ -210,11 +239,19 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
     totals.rebuild()
     now = view_of(order, totals)
     moved: set[bytes] = set()
-    by_kind: tuple[Sequence[SimpleFact], ...] = (order.cancellations, order.scans, order.returns, order.stock, order.deadlines)
+    by_kind: tuple[Sequence[SimpleFact], ...] = (
+        order.cancellations,
+        order.scans,
+        order.returns,
+        order.stock,
+        order.deadlines,
+    )
     for facts in by_kind:
         for fact in facts:
             if not fact.refused:
-                first_move = isinstance(fact, Scan) and fact.rank >= _IN_TRANSIT and fact.shipment_id not in moved
+                first_move = (
+                    isinstance(fact, Scan) and fact.rank >= _IN_TRANSIT and fact.shipment_id not in moved
+                )
                 if isinstance(fact, Scan) and first_move:
                     moved.add(fact.shipment_id)
                 _commands_for(order, created, now, writer, fact, first_move)
@@ -227,7 +264,8 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
 def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals: RunningTotals) -> Folded:
     """The first record with each n counts. Counts neither in version nor in any row's time.
 
-    After a crash a decision can be read before the facts that made it due are read again: it then waits for its order like any fact.
+    After a crash a decision can be read before the facts that made it due are read again: it then waits
+    for its order like any fact.
     """
     if decision.n != len(order.decisions):
         return _DUPLICATE
@@ -245,7 +283,9 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals:
     return Folded(True, None, writer.effects)
 
 
-def _commands_for(order: Order, created: Created, now: OrderView, writer: Writer, fact: SimpleFact, first_move: bool) -> None:
+def _commands_for(
+    order: Order, created: Created, now: OrderView, writer: Writer, fact: SimpleFact, first_move: bool
+) -> None:
     """The commands that one fact asks for by itself."""
     if type(fact) is Cancellation:
         _release_units(created, now, writer, fact.seller_id)
@@ -253,7 +293,8 @@ def _commands_for(order: Order, created: Created, now: OrderView, writer: Writer
         if first_move:
             writer.stock_commit(fact.shipment_id, fact.seller_id, partial(_parcel, created, fact))
     elif type(fact) is ReturnStage and fact.status is ReturnStatus.PROCESSED and fact.restock is not False:
-        # For every processed stage, though a rejection may win by its time: so the set of restocks is the same in any arrival order.
+        # For every processed stage, though a rejection may win by its time: so the set of restocks is the
+        # same in any arrival order.
         writer.stock_restock(next(item for item in created.items if item.item_id == fact.item_id), fact)
     elif type(fact) is StockReply and fact.type is StockAnswer.RESERVED:
         if _given_up(order, fact.seller_id):
@@ -262,7 +303,9 @@ def _commands_for(order: Order, created: Created, now: OrderView, writer: Writer
         _answer_deadline(order, created, now, writer, fact)
 
 
-def _answer_deadline(order: Order, created: Created, now: OrderView, writer: Writer, deadline: Deadline) -> None:
+def _answer_deadline(
+    order: Order, created: Created, now: OrderView, writer: Writer, deadline: Deadline
+) -> None:
     """What was waited for in vain is asked for again, under the same id; or given up, which then counts."""
     subject = deadline.subject
     if deadline.what is DeadlineKind.PAYMENT:
@@ -271,7 +314,9 @@ def _answer_deadline(order: Order, created: Created, now: OrderView, writer: Wri
         units = _units_of(created, subject)
         if units and not deadline.final:
             writer.stock_reserve(subject, units)
-        elif any(r.type is StockAnswer.RESERVED and r.seller_id == subject and not r.refused for r in order.stock):
+        elif any(
+            r.type is StockAnswer.RESERVED and r.seller_id == subject and not r.refused for r in order.stock
+        ):
             writer.stock_release(subject, units)
     elif deadline.final:
         return
@@ -299,7 +344,9 @@ def _release_units(created: Created, now: OrderView, writer: Writer, seller_id: 
     by_id = {item.item_id: item for item in created.items}
     for suborder in now.suborders:
         if seller_id is None or seller_id == suborder.seller_id:
-            here = [(by_id[line.item_id], line.live - min(line.live, line.in_transit)) for line in suborder.lines]
+            here = [
+                (by_id[line.item_id], line.live - min(line.live, line.in_transit)) for line in suborder.lines
+            ]
             here = [(item, quantity) for item, quantity in here if quantity]
             if here:
                 writer.stock_release(suborder.seller_id, here)
@@ -310,10 +357,15 @@ def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
     if scan.items is None:
         return _units_of(created, scan.seller_id)
     by_id = {item.item_id: item for item in created.items}
-    return [(item, min(quantity, item.quantity)) for item, quantity in ((by_id[item_id], quantity) for item_id, quantity in scan.items)]
+    return [
+        (item, min(quantity, item.quantity))
+        for item, quantity in ((by_id[item_id], quantity) for item_id, quantity in scan.items)
+    ]
 
 
-def _publish_changes(order: Order, created: Created, now: OrderView, writer: Writer, event: Event, totals: RunningTotals) -> None:
+def _publish_changes(
+    order: Order, created: Created, now: OrderView, writer: Writer, event: Event, totals: RunningTotals
+) -> None:
     """Publish what changed: statuses, suborders; ask for labels once; decide a refund that is due."""
     version = order.version
     if now.status >= _CONFIRMED and not order.labelled:
@@ -333,7 +385,9 @@ def _publish_changes(order: Order, created: Created, now: OrderView, writer: Wri
         _propose_refund(order, now, writer, event, totals)
 
 
-def _ask_labels(created: Created, now: OrderView, writer: Writer, order: Order, seller_id: bytes | None = None) -> None:
+def _ask_labels(
+    created: Created, now: OrderView, writer: Writer, order: Order, seller_id: bytes | None = None
+) -> None:
     moving = {scan.seller_id for scan in order.scans if scan.rank >= _IN_TRANSIT and not scan.refused}
     for suborder in now.suborders:
         if suborder.seller_id in moving or seller_id not in (None, suborder.seller_id):
@@ -344,8 +398,12 @@ def _ask_labels(created: Created, now: OrderView, writer: Writer, order: Order, 
             writer.label_create(suborder.seller_id, items)
 
 
-def _propose_refund(order: Order, now: OrderView, writer: Writer, event: Event, totals: RunningTotals) -> None:
-    """Write the next decision, unless it is on its way: a state that says `proposed` was written after its record was delivered."""
+def _propose_refund(
+    order: Order, now: OrderView, writer: Writer, event: Event, totals: RunningTotals
+) -> None:
+    """Write the next decision, unless it is on its way: a state that says `proposed` was written after
+    its record was delivered.
+    """
     if order.proposed > len(order.decisions):
         return
     decision = next_refund(order, now, event.order_id, event.time, totals)

@@ -1,8 +1,10 @@
-"""An order is a set of facts with natural keys. Everything else about it is computed from them (domain.status).
+"""An order is a set of facts with natural keys.
+Everything else about it is computed from them (domain.status).
 
-A fact is added once and never changed, but for two things: of repetitions the earliest time stays, and a fact may turn out to be refused
-once its order is known (it then keeps its key, so that a repetition is recognised). Ids are 16 raw bytes, times microseconds since 1970
-UTC, money is in minor units. Structs are arrays on the wire (tables.codec): a field is only ever added at the end, with a default.
+A fact is added once and never changed, but for two things: of repetitions the earliest time stays, and a fact
+may turn out to be refused once its order is known (it then keeps its key, so that a repetition is
+recognised). Ids are 16 raw bytes, times microseconds since 1970 UTC, money is in minor units. Structs are
+arrays on the wire (tables.codec): a field is only ever added at the end, with a default.
 """
 
 from __future__ import annotations
@@ -15,7 +17,16 @@ from msgspec import Meta, Struct
 
 from contracts.incoming import FACT_FIELDS
 from contracts.record_id import RecordId
-from domain.enums import ClosedBecause, DeadlineKind, OrderStatus, Rank, RefundCause, ReturnStatus, StockAnswer, SuborderStatus
+from domain.enums import (
+    ClosedBecause,
+    DeadlineKind,
+    OrderStatus,
+    Rank,
+    RefundCause,
+    ReturnStatus,
+    StockAnswer,
+    SuborderStatus,
+)
 
 Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Micros = Annotated[int, Meta(ge=-62_135_596_800_000_000, le=253_402_300_799_999_999)]
@@ -24,7 +35,8 @@ Moment = Annotated[int, Meta(ge=0)]
 """Milliseconds since 1970 by the brokers' time; 0: not known, or none."""
 Amount = Annotated[int, Meta(ge=0, le=1 << 62)]
 Units = Annotated[int, Meta(ge=1, le=100_000)]
-# What is outside of these bounds is no state of ours (tables.codec): they are checked where one is read, and nowhere else.
+# What is outside of these bounds is no state of ours (tables.codec): they are checked where one
+# is read, and nowhere else.
 
 Quantities = list[tuple[Id, Units]]
 """[(item_id, quantity)], as sent."""
@@ -82,7 +94,9 @@ class PaymentFailure(Struct, array_like=True, gc=False):
 
 
 class StockReply(Struct, array_like=True, gc=False):
-    """stock.reserved, rejected, released. Natural key: type, seller, items as sent. `items` None: all the seller's."""
+    """stock.reserved, rejected, released. Natural key: type, seller, items as sent.
+    `items` None: all the seller's.
+    """
 
     time: Micros
     type: StockAnswer
@@ -160,7 +174,9 @@ class RefundReply(Struct, array_like=True, gc=False):
 
 
 class RefundDecision(Struct, array_like=True, gc=False):
-    """refund.decided, our own fact: the n-th decision, what it pays for. n is its place in Order.decisions."""
+    """refund.decided, our own fact: the n-th decision, what it pays for.
+    n is its place in Order.decisions.
+    """
 
     time: Micros
     n: Annotated[int, Meta(ge=0)]
@@ -175,7 +191,8 @@ class RefundDecision(Struct, array_like=True, gc=False):
 
 
 class Deadline(Struct, array_like=True, gc=False):
-    """deadline.passed, our own fact: what was asked for did not come in time. Natural key: what, whose, number of the attempt.
+    """deadline.passed, our own fact: what was asked for did not come in time.
+    Natural key: what, whose, number of the attempt.
 
     `subject` is the seller's id or the refund's, None for the payment. `final`: it isn't asked for again.
     """
@@ -193,7 +210,9 @@ class Deadline(Struct, array_like=True, gc=False):
         return (self.what, self.subject, self.attempt)
 
 
-SimpleFact = Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | Deadline
+SimpleFact = (
+    Payment | PaymentFailure | StockReply | Cancellation | Scan | ReturnStage | RefundReply | Deadline
+)
 """Facts that an order holds in a list of their kind, a field of FACT_FIELDS."""
 Fact = Created | RefundDecision | SimpleFact
 
@@ -222,7 +241,9 @@ def type_of(fact: SimpleFact | RefundDecision) -> str:
 
 
 class Waiting(Struct, array_like=True, gc=False):
-    """A fact whose order isn't known yet: field of Order, index in it, and its record, for a dead letter if it's refused later."""
+    """A fact whose order isn't known yet: field of Order, index in it, and its record, for a dead
+    letter if it's refused later.
+    """
 
     field: str
     index: int
@@ -252,7 +273,8 @@ class PublishedSuborder(Struct, array_like=True, gc=False):
 class Order(Struct, array_like=True, gc=False):
     """All that is kept of one order. The first element is the version: recovery compares it (tables.codec).
 
-    `status`, `suborders`, `labelled` and `proposed` are what was published already, so that only changes are published again.
+    `status`, `suborders`, `labelled` and `proposed` are what was published already, so that only
+    changes are published again.
     """
 
     version: Annotated[int, Meta(ge=0)] = 0
@@ -280,7 +302,9 @@ class Order(Struct, array_like=True, gc=False):
     labelled_at: Moment = 0
     """The same of the event that had labels asked for."""
     due: Moment = 0
-    """When the next deadline passes, by the broker's time, ms; 0: nothing is waited for (domain.deadlines)."""
+    """When the next deadline passes, by the broker's time, ms; 0: nothing is
+    waited for (domain.deadlines).
+    """
 
 
 fact_lists: Final[Callable[[Order], tuple[list[Any], ...]]] = attrgetter(*FACT_FIELDS)

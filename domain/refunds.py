@@ -15,14 +15,18 @@ from domain.status import Line, OrderView, Suborder
 from domain.totals import RefundedUnits, RunningTotals
 
 MOST_UNITS: Final = 10_000
-"""Units that one decision about units gone pays for at most: its record names each of them. What is left is owed again at once."""
+"""Units that one decision about units gone pays for at most: its record names each of them.
+What is left is owed again at once.
+"""
 
 Units = list[tuple[Line, int, int]]
 """Units first ... end - 1 of a line, for each of some lines."""
 
 
 class Owed(NamedTuple):
-    """A refund that is owed, the whole of it: more units, perhaps, than one decision names. `amount`: minor units, above 0."""
+    """A refund that is owed, the whole of it: more units, perhaps, than one decision names.
+    `amount`: minor units, above 0.
+    """
 
     amount: int
     cause: RefundCause
@@ -31,8 +35,11 @@ class Owed(NamedTuple):
     shipping: list[bytes]
 
 
-def next_refund(order: Order, now: OrderView, order_id: bytes, time: int, totals: RunningTotals | None = None) -> RefundDecision | None:
-    """The next decision: the first refund that captured money covers whole, or a piece of it; None if there is none.
+def next_refund(
+    order: Order, now: OrderView, order_id: bytes, time: int, totals: RunningTotals | None = None
+) -> RefundDecision | None:
+    """The next decision: the first refund that captured money covers whole, or a piece of
+    it; None if there is none.
 
     `time` is that of the fact that made it due. `totals`: those of the order, if they are at hand.
     """
@@ -45,20 +52,26 @@ def next_refund(order: Order, now: OrderView, order_id: bytes, time: int, totals
     for refund in _refunds_owed(order, now, totals):
         if refund.amount <= free:
             units = refund.units if refund.cause is RefundCause.RETURN else _piece(refund.units)
-            amount = refund.amount if units is refund.units else refund.amount - _net(refund.units) + _net(units)
+            amount = (
+                refund.amount if units is refund.units else refund.amount - _net(refund.units) + _net(units)
+            )
             spans = [(line.item_id, start, end - start) for line, start, end in units]
             return RefundDecision(time, n, amount, refund.cause, refund.cause_id, spans, refund.shipping)
     return None
 
 
 def uncovered(order: Order, now: OrderView) -> list[Owed]:
-    """Refunds that are owed and that the captured money, less what was decided, does not cover whole: each looked at by itself."""
+    """Refunds that are owed and that the captured money, less what was decided, does not cover whole:
+    each looked at by itself.
+    """
     free = now.captured - now.decided
     return [refund for refund in _refunds_owed(order, now, None) if refund.amount > free] if now.live else []
 
 
 def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals | None) -> Iterator[Owed]:
-    """Every refund owed while some unit is live, covered or not. One of which a piece was decided last comes first, so that it ends."""
+    """Every refund owed while some unit is live, covered or not.
+    One of which a piece was decided last comes first, so that it ends.
+    """
     if not order.returns and not order.stock and not order.deadlines:
         return
     if totals is None:
@@ -77,18 +90,28 @@ def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals | None) ->
 
 
 def _begun(order: Order) -> bytes | None:
-    """The seller of whose units gone the last decision named as many as it could: more of them may be owed."""
+    """The seller of whose units gone the last decision named as many as it could:
+    more of them may be owed.
+    """
     last = order.decisions[-1] if order.decisions else None
-    if last is None or last.cause is not RefundCause.STOCK or sum(count for _, _, count in last.units) < MOST_UNITS:
+    if (
+        last is None
+        or last.cause is not RefundCause.STOCK
+        or sum(count for _, _, count in last.units) < MOST_UNITS
+    ):
         return None
     return last.cause_id
 
 
 def _of_returns(paid: RefundedUnits, now: OrderView, totals: RunningTotals) -> Iterator[Owed]:
-    """For each processed return not paid for: the lowest units; where these are worth nothing, the lowest that are worth something."""
+    """For each processed return not paid for: the lowest units; where these are worth nothing, the lowest
+    that are worth something.
+    """
     by_id = {line.item_id: line for line in now.lines}
     unpaid = [
-        return_id for return_id, stage in totals.returns.items() if stage.status is ReturnStatus.PROCESSED and return_id not in paid.returns
+        return_id
+        for return_id, stage in totals.returns.items()
+        if stage.status is ReturnStatus.PROCESSED and return_id not in paid.returns
     ]
     for return_id in sorted(unpaid):
         stage = totals.returns[return_id]
@@ -104,13 +127,17 @@ def _of_returns(paid: RefundedUnits, now: OrderView, totals: RunningTotals) -> I
 
 
 def _of_gone(paid: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
-    """Of a seller's units that are neither live nor paid for, all, with the shipping of lines that have no live unit."""
+    """Of a seller's units that are neither live nor paid for, all, with the shipping of
+    lines that have no live unit.
+    """
     units: Units = []
     postage = 0
     shipping: list[bytes] = []
     for line in suborder.lines:
         if line.live < line.quantity:
-            units += [(line, start, end) for start, end in paid.unpaid(line.item_id, line.live, line.quantity)]
+            units += [
+                (line, start, end) for start, end in paid.unpaid(line.item_id, line.live, line.quantity)
+            ]
             if not line.live and line.shipping and line.item_id not in paid.shipping:
                 shipping.append(line.item_id)
                 postage += line.shipping
@@ -120,17 +147,24 @@ def _of_gone(paid: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
 
 
 def _piece(units: Units) -> Units:
-    """As many of them as one decision names. Those worth something first: a piece that is worth nothing would never be decided."""
+    """As many of them as one decision names.
+    Those worth something first: a piece that is worth nothing would never be decided.
+    """
     if sum(end - start for _, start, end in units) <= MOST_UNITS:
         return units
     worth = [(line, max(start, line.worthless), end) for line, start, end in units]
-    return _first(MOST_UNITS, [*worth, *((line, start, min(end, line.worthless)) for line, start, end in units)])
+    return _first(
+        MOST_UNITS, [*worth, *((line, start, min(end, line.worthless)) for line, start, end in units)]
+    )
 
 
 def _lowest(paid: RefundedUnits, line: Line, first: int, most: int) -> Units:
     """The lowest `most` units from `first` on that are not paid for."""
     # Each span has a unit at least, so more than `most` spans are never needed.
-    return _first(most, [(line, start, end) for start, end in islice(paid.unpaid(line.item_id, first, line.quantity), most)])
+    return _first(
+        most,
+        [(line, start, end) for start, end in islice(paid.unpaid(line.item_id, first, line.quantity), most)],
+    )
 
 
 def _first(most: int, units: Units) -> Units:
@@ -146,4 +180,7 @@ def _first(most: int, units: Units) -> Units:
 
 def _net(units: Units) -> int:
     """Price of the units less their share of the discount."""
-    return sum(line.price * (end - start) - line.discount_of_first(end) + line.discount_of_first(start) for line, start, end in units)
+    return sum(
+        line.price * (end - start) - line.discount_of_first(end) + line.discount_of_first(start)
+        for line, start, end in units
+    )

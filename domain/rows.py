@@ -1,8 +1,10 @@
-"""An order as rows of the four tables, and as the summary that readers find in Redis. Pure; text as PostgreSQL takes it.
+"""An order as rows of the four tables, and as the summary that readers find in Redis.
+Pure; text as PostgreSQL takes it.
 
-A row's fields are the columns of its table, by name (sinks.schema): ids, enums, money (decimal text in major units) and times (RFC 3339,
-+00:00) as text, None for NULL. created_at and updated_at are the earliest and the latest event time of the row's own facts, the version of
-a parcel's or a return's row counts that row's own natural keys, so rows are the same in any order of arrival.
+A row's fields are the columns of its table, by name (sinks.schema): ids, enums, money (decimal text in major
+units) and times (RFC 3339, +00:00) as text, None for NULL. created_at and updated_at are the earliest and the
+latest event time of the row's own facts, the version of a parcel's or a return's row counts that row's own
+natural keys, so rows are the same in any order of arrival.
 """
 
 from __future__ import annotations
@@ -106,7 +108,9 @@ def _optional(raw: bytes | None) -> str | None:
 
 
 def fact_times(order: Order) -> tuple[int, int]:
-    """Earliest and latest event time of the order's facts. Refused ones and decisions are not facts of the row."""
+    """Earliest and latest event time of the order's facts.
+    Refused ones and decisions are not facts of the row.
+    """
     created = order.created
     assert created is not None
     first = last = created.time
@@ -177,7 +181,9 @@ def shipment_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = 
     assert created is not None
     user_id, region = ids.text(created.user_id), created.region or ""
     winners = winning_scans(order)
-    by_parcel: dict[bytes, list[Scan]] = {shipment_id: [] for shipment_id in (winners if wanted is None else wanted)}
+    by_parcel: dict[bytes, list[Scan]] = {
+        shipment_id: [] for shipment_id in (winners if wanted is None else wanted)
+    }
     for scan in order.scans:
         if scan.shipment_id in by_parcel:
             by_parcel[scan.shipment_id].append(scan)
@@ -215,7 +221,9 @@ def return_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = No
     user_id, region = ids.text(created.user_id), created.region or ""
     quantity = {item.item_id: item.quantity for item in created.items}
     winners = winning_stages(order)
-    by_return: dict[bytes, list[ReturnStage]] = {return_id: [] for return_id in (winners if wanted is None else wanted)}
+    by_return: dict[bytes, list[ReturnStage]] = {
+        return_id: [] for return_id in (winners if wanted is None else wanted)
+    }
     for stage in order.returns:
         if stage.return_id in by_return:
             by_return[stage.return_id].append(stage)
@@ -290,7 +298,9 @@ class Tracking(Struct, gc=False):
 
 
 class Summary(Struct, gc=False):
-    """What the cache needs of an order. `tracking`: (number, shipment_id, JSON); `untracked`: numbers that a parcel no longer has."""
+    """What the cache needs of an order.
+    `tracking`: (number, shipment_id, JSON); `untracked`: numbers that a parcel no longer has.
+    """
 
     user_id: str
     created_ms: int
@@ -304,27 +314,38 @@ _encode: Final = msgspec.json.Encoder().encode
 
 
 MANY_PARCELS: Final = 200
-"""Parcels of an order up to which each of its entries in Redis is refreshed with it; beyond, those that have changed.
-Nor does one number show more of an order's parcels than that."""
+"""Parcels of an order up to which each of its entries in Redis is refreshed with it; beyond, those that have
+changed. Nor does one number show more of an order's parcels than that.
+"""
 
 
-def order_row_and_summary(order_id: str, raw_id: bytes, order: Order, changed: Container[bytes] | None = None) -> tuple[OrderRow, Summary]:
+def order_row_and_summary(
+    order_id: str, raw_id: bytes, order: Order, changed: Container[bytes] | None = None
+) -> tuple[OrderRow, Summary]:
     """Both at once: they share texts and times. `changed`: parcels of the events at hand; None: all."""
     first, last = fact_times(order)
     row = _order_row(order_id, order, first, last)
     return row, _summary(order_id, raw_id, order, row, first, changed)
 
 
-def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: int, changed: Container[bytes] | None) -> Summary:
+def _summary(
+    order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: int, changed: Container[bytes] | None
+) -> Summary:
     created = order.created
     assert created is not None
     digits = money.DIGITS[created.currency]
-    sellers = sorted({item.seller_id for item in created.items}) if len(created.items) > 1 else [created.items[0].seller_id]
+    sellers = (
+        sorted({item.seller_id for item in created.items})
+        if len(created.items) > 1
+        else [created.items[0].seller_id]
+    )
     suborders = []
     for seller_id, part in zip(sellers, order.suborders, strict=True):
         seller = ids.text(seller_id)
         total = money.text(part.total, digits)
-        suborders.append(SuborderSummary(ids.uuid5_text(raw_id, f"suborder:{seller}"), seller, part.status.text, total))
+        suborders.append(
+            SuborderSummary(ids.uuid5_text(raw_id, f"suborder:{seller}"), seller, part.status.text, total)
+        )
     shipments: list[ShipmentSummary] = []
     tracking: list[tuple[str, str, bytes]] = []
     untracked: list[tuple[str, str]] = []
@@ -338,7 +359,11 @@ def _summary(order_id: str, raw_id: bytes, order: Order, row: OrderRow, first: i
             shipment = ids.text(shipment_id)
             status = scan.rank.text
             estimated = None if scan.estimated_delivery is None else times.text(scan.estimated_delivery)
-            shipments.append(ShipmentSummary(shipment, ids.text(scan.seller_id), status, scan.carrier, scan.tracking_number, estimated))
+            shipments.append(
+                ShipmentSummary(
+                    shipment, ids.text(scan.seller_id), status, scan.carrier, scan.tracking_number, estimated
+                )
+            )
             moving = moving or scan.rank is _IN_TRANSIT
             if scan.tracking_number and (changed is None or shipment_id in changed):
                 entry = Tracking(order_id, shipment, scan.carrier, status, scan.location, estimated)

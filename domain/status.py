@@ -1,6 +1,7 @@
 """What the facts of an order amount to: units and their ranks, live units, statuses, money (docs/rules.md).
 
-Pure functions of an Order whose order.created is known. A line's units are numbered from the highest rank down; the first `live` are live.
+Pure functions of an Order whose order.created is known.
+A line's units are numbered from the highest rank down; the first `live` are live.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ class Line:
         "shipping",
     )
 
-    def __init__(self, item_id: bytes, seller_id: bytes, quantity: int, price: int, shipping: int, discount: int) -> None:
+    def __init__(
+        self, item_id: bytes, seller_id: bytes, quantity: int, price: int, shipping: int, discount: int
+    ) -> None:
         self.item_id = item_id
         self.seller_id = seller_id
         self.quantity = quantity
@@ -67,7 +70,9 @@ class Line:
 
     @property
     def worthless(self) -> int:
-        """How many of its units are worth nothing: the first ones, since none has a smaller share of the discount than a later one."""
+        """How many of its units are worth nothing: the first ones, since none has a smaller share of the
+        discount than a later one.
+        """
         share, more = divmod(self.discount, self.quantity)
         return self.quantity if share == self.price else more if share + 1 == self.price else 0
 
@@ -134,11 +139,15 @@ class Suborder:
 
 
 class OrderView:
-    """An order, computed: lines (by item id), suborders (by seller id), captured and decided money, status."""
+    """An order, computed: lines (by item id), suborders (by seller id), captured
+    and decided money, status.
+    """
 
     __slots__ = ("captured", "decided", "lines", "live", "status", "suborders", "total")
 
-    def __init__(self, lines: list[Line], suborders: list[Suborder], captured: int, decided: int, total: int) -> None:
+    def __init__(
+        self, lines: list[Line], suborders: list[Suborder], captured: int, decided: int, total: int
+    ) -> None:
         self.lines = lines
         self.suborders = suborders
         self.captured = captured
@@ -159,7 +168,9 @@ class OrderView:
         paid = _CONFIRMED if self.captured >= (amount if live else self.total) else _PENDING
         for suborder in self.suborders:
             if suborder.live:
-                milestone = _milestone(suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid)
+                milestone = _milestone(
+                    suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid
+                )
                 suborder.status = _SUBORDER_STATUS[milestone]
             else:
                 suborder.status = _CLOSED
@@ -183,12 +194,17 @@ def fresh_lines(created: Created) -> list[Line]:
         items = sorted(items, key=_item_id)
     if created.discount:
         shares = money.allocate(created.discount, [item.price * item.quantity for item in items])
-        return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, share) for i, share in zip(items, shares, strict=True)]
+        return [
+            Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, share)
+            for i, share in zip(items, shares, strict=True)
+        ]
     return [Line(i.item_id, i.seller_id, i.quantity, i.price, i.shipping or 0, 0) for i in items]
 
 
 def view_of(order: Order, totals: RunningTotals | None = None) -> OrderView:
-    """Everything that follows from the order's facts. `order.created` must be known. `totals`: those of the order, if they are at hand."""
+    """Everything that follows from the order's facts. `order.created` must be known.
+    `totals`: those of the order, if they are at hand.
+    """
     created = order.created
     assert created is not None
     if totals is None:

@@ -1,10 +1,11 @@
-"""What an order's facts add up to, kept while the order is in hand: taking in a fact costs the same however many there are.
+"""What an order's facts add up to, kept while the order is in hand: taking in a fact costs the
+same however many there are.
 
     totals = RunningTotals(order)      looks at every fact once
     totals.add(field, facts, fact)     appends a fact to that list of the order, and counts it
 
-Everything here follows from the order alone, whichever way it came about. Parcels, returns, units and captured money are there once
-order.created is known.
+Everything here follows from the order alone, whichever way it came about.
+Parcels, returns, units and captured money are there once order.created is known.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ def winning_scans(order: Order) -> dict[bytes, Scan]:
 
 
 def winning_stages(order: Order) -> dict[bytes, ReturnStage]:
-    """Return -> the stage that counts: processed or rejected, the earlier; at equal times processed. Refused stages don't count."""
+    """Return -> the stage that counts: processed or rejected, the earlier; at equal times processed.
+    Refused stages don't count.
+    """
     best: dict[bytes, ReturnStage] = {}
     for stage in order.returns:
         if stage.refused:
@@ -121,9 +124,24 @@ def _end(span: Span) -> int:
 
 
 class RunningTotals:
-    """See the module. Made of an order and kept beside it: every fact that the order takes in is added here."""
+    """See the module. Made of an order and kept beside it: every fact that the
+    order takes in is added here.
+    """
 
-    __slots__ = ("_index", "_lines", "_sizes", "captured", "claimed", "decided", "gone", "order", "paid", "parcels", "returned", "returns")
+    __slots__ = (
+        "_index",
+        "_lines",
+        "_sizes",
+        "captured",
+        "claimed",
+        "decided",
+        "gone",
+        "order",
+        "paid",
+        "parcels",
+        "returned",
+        "returns",
+    )
 
     def __init__(self, order: Order) -> None:
         self.order = order
@@ -227,7 +245,9 @@ class RunningTotals:
         return self._index[field].get(key)
 
     def size(self, type_: str, facts: Sequence[SimpleFact | RefundDecision]) -> int:
-        """Size of the facts of one event type among `facts`, that type's field of the order (domain.limits)."""
+        """Size of the facts of one event type among `facts`, that type's field of
+        the order (domain.limits).
+        """
         if self._sizes is None:
             self._sizes = {}
         if type_ not in self._sizes:
@@ -249,9 +269,11 @@ class RunningTotals:
                 paid.add(decision)
         return paid
 
-    # -- units ------------------------------------------------------------------------------------------------------
+    # -- units -----------------------------------------------------------------------------------------------
 
-    def _pairs(self, created: Created, seller_id: bytes, items: list[tuple[bytes, int]] | None) -> list[tuple[bytes, int]]:
+    def _pairs(
+        self, created: Created, seller_id: bytes, items: list[tuple[bytes, int]] | None
+    ) -> list[tuple[bytes, int]]:
         """What a parcel or a stock reply names: its items, or all the seller's units."""
         if items is not None:
             return items
@@ -260,7 +282,9 @@ class RunningTotals:
             return [(item.item_id, item.quantity)]
         pairs = self._lines.get(seller_id)
         if pairs is None:
-            pairs = self._lines[seller_id] = [(item.item_id, item.quantity) for item in created.items if item.seller_id == seller_id]
+            pairs = self._lines[seller_id] = [
+                (item.item_id, item.quantity) for item in created.items if item.seller_id == seller_id
+            ]
         return pairs
 
     def _count_parcel(self, created: Created, scan: Scan, sign: int) -> None:
@@ -304,5 +328,7 @@ class RunningTotals:
 
     def _count_returned(self, created: Created, stage: ReturnStage, sign: int) -> None:
         if stage.status is _PROCESSED:
-            quantity = stage.quantity or next(item.quantity for item in created.items if item.item_id == stage.item_id)
+            quantity = stage.quantity or next(
+                item.quantity for item in created.items if item.item_id == stage.item_id
+            )
             self.returned[stage.item_id] = self.returned.get(stage.item_id, 0) + sign * quantity

@@ -2,8 +2,9 @@
 
     python -m examples.downstream TOPIC [COUNT]
 
-Delivery is at least once: a repetition has the same ce_id, so whoever keeps the ids that it has handled (with its own effects, in one
-transaction) handles each event once. With ORDERS_DELIVERY=exactly_once on the workers read_committed alone does it. Brokers: ORDERS_KAFKA.
+Delivery is at least once: a repetition has the same ce_id, so whoever keeps the ids that it has handled (with
+its own effects, in one transaction) handles each event once. With ORDERS_DELIVERY=exactly_once on the workers
+read_committed alone does it. Brokers: ORDERS_KAFKA.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from wire import clients
 
 
 async def read(topic: str, count: int) -> list[str]:
-    """Print the first `count` different events of a topic as `ce_id data`, and return their ids. Blocks until there are so many."""
+    """Print the first `count` different events of a topic as `ce_id data`, and return their ids.
+    Blocks until there are so many.
+    """
     handled: list[str] = []
     async with clients.consumer(
         get_settings(), "example-downstream", topic, group_id=f"example-{topic}", auto_offset_reset="earliest"
@@ -27,7 +30,9 @@ async def read(topic: str, count: int) -> list[str]:
             if event_id and event_id not in handled:
                 handled.append(event_id)
                 text = f"{event_id} {(record.value or b'').decode('utf-8', 'replace')}"
-                print(text.encode("unicode_escape").decode(), flush=True)  # whatever it holds steers no terminal
+                print(
+                    text.encode("unicode_escape").decode(), flush=True
+                )  # whatever it holds steers no terminal
             await consumer.commit()
             if len(handled) == count:
                 break

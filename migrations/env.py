@@ -1,4 +1,5 @@
-"""Runs the migrations: on the connection that `sinks.migrate` hands over, or, for `alembic` by hand, on ORDERS_POSTGRES.
+"""Runs the migrations: on the connection that `sinks.migrate` hands over, or, for `alembic` by
+hand, on ORDERS_POSTGRES.
 
 By hand, `-x partition_by=region` and `-x partitions=16` say what `orders init` would say.
 """
@@ -21,14 +22,18 @@ def layout() -> tuple[PartitionBy, int]:
     given = context.get_x_argument(as_dictionary=True)
     attributes = context.config.attributes
     by = attributes.get("partition_by") or given.get("partition_by", "user_id")
-    count = attributes.get("partitions") or int(cast(str, given.get("partitions", get_settings().postgres_partitions)))
+    count = attributes.get("partitions") or int(
+        cast(str, given.get("partitions", get_settings().postgres_partitions))
+    )
     return cast(PartitionBy, by), count
 
 
 def run(connection: Connection) -> None:
     by, count = layout()
     context.config.attributes.update(partition_by=by, partitions=count)
-    context.configure(connection=connection, target_metadata=build_metadata(by), **Alembic.for_connection(connection))
+    context.configure(
+        connection=connection, target_metadata=build_metadata(by), **Alembic.for_connection(connection)
+    )
     with context.begin_transaction():
         context.run_migrations()
 

@@ -53,14 +53,21 @@ async def audit(
     Raises LogUnavailable, StoreUnavailable, OtherLanes, and NoRoom for its own files.
     """
     auditor = Auditor(target, most_findings=max_findings, progress=progress, on_finding=on_finding, only=only)
-    # Millions of objects are freed by their reference counts; a search for cycles after every 700 of them is a waste.
+    # Millions of objects are freed by their reference counts; a search for cycles after
+    # every 700 of them is a waste.
     gc.set_threshold(100_000, 50, 100)
     try:
         return await auditor.run()
     except (OSError, sqlite3.OperationalError) as error:
-        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if isinstance(error, OSError) and error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EROFS,
+            errno.EACCES,
+        ):
             raise
         raise NoRoom(
-            f"the audit's own files: {error}; it keeps about one lane of the log below {tempfile.gettempdir()}",
+            f"the audit's own files: {error}; it keeps about one lane of the log below"
+            f" {tempfile.gettempdir()}",
             "make room there, or set TMPDIR to another place",
         ) from error

@@ -34,7 +34,9 @@ def version(raw: bytes) -> int:
         return 0
 
 
-async def write_states(settings: Settings, lock: GroupLock, lane: int, states: Mapping[bytes, tuple[int, bytes | None]]) -> None:
+async def write_states(
+    settings: Settings, lock: GroupLock, lane: int, states: Mapping[bytes, tuple[int, bytes | None]]
+) -> None:
     """Append states to a lane's partition of the changelog.
 
     `states` gives, by raw order id, the highest version that the changelog holds and the new state; None
@@ -57,7 +59,9 @@ async def write_states(settings: Settings, lock: GroupLock, lane: int, states: M
         await producer.close()
 
 
-async def read_changelog(reader: HistoryReader, partition: TopicPartition, start: int, states: LocalStates) -> int:
+async def read_changelog(
+    reader: HistoryReader, partition: TopicPartition, start: int, states: LocalStates
+) -> int:
     """Read a changelog from `start` on into `states`, as a worker recovers from it, and return where it
     ended.
 
@@ -78,7 +82,11 @@ async def read_changelog(reader: HistoryReader, partition: TopicPartition, start
                 if highest is not None and version(last[key] or b"") < version(highest):
                     puts[STALE + key] = b""
             stale = [STALE + key for key in kept]
-            puts |= {key: None for key, old in zip(stale, states.get(stale), strict=True) if old is not None and key not in puts}
+            puts |= {
+                key: None
+                for key, old in zip(stale, states.get(stale), strict=True)
+                if old is not None and key not in puts
+            }
             states.write(puts)
     return end
 
@@ -129,6 +137,12 @@ def _sorted(facts: list[SimpleFact]) -> list[SimpleFact]:
 
 def _waiting(order: Order) -> list[tuple[Any, ...]]:
     return sorted(
-        (each.field, repr(getattr(order, each.field)[each.index].key()), each.record.topic, each.record.partition, each.record.offset)
+        (
+            each.field,
+            repr(getattr(order, each.field)[each.index].key()),
+            each.record.topic,
+            each.record.partition,
+            each.record.offset,
+        )
         for each in order.waiting
     )

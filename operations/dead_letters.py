@@ -1,6 +1,7 @@
 """The dead letters in orders.dlq, and what became of them (orders.redriven).
 
-Nothing here joins a group or writes. Everything may block for as long as the brokers take, and raises what aiokafka raises.
+Nothing here joins a group or writes.
+Everything may block for as long as the brokers take, and raises what aiokafka raises.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ REDRIVE_COUNT: Final = "redrive_count"
 """Header of a redriven record: how often it has been redriven, 1 the first time."""
 
 State = Literal["new", "redriven", "parked", "final"]
-"""What became of a dead letter. new: it may go back. redriven: it went back. parked: it was redriven so often that it doesn't go any more.
-final: no fix can help it, see DeadLetter.stays."""
+"""What became of a dead letter. new: it may go back. redriven: it went back.
+parked: it was redriven so often that it doesn't go any more. final: no fix can help it, see DeadLetter.stays.
+"""
 
 _OURS: Final = ("dlq_topic", "dlq_partition", "dlq_offset", "dlq_reason", "dlq_detail", "dlq_time")
 _FOR_THE_ORDERS_SAKE: Final = (ORDER_CURRENCY, ORDER_ITEM, ORDER_SELLER)
@@ -119,7 +121,11 @@ class Reader:
         """Raises TopicsMissing."""
         described = await topics.describe(self._settings)
         topics.require(self._settings, self._names, described)
-        partitions = [TopicPartition(name, number) for name in self._names for number in range(described[name].partitions)]
+        partitions = [
+            TopicPartition(name, number)
+            for name in self._names
+            for number in range(described[name].partitions)
+        ]
         async with AsyncExitStack() as stack:
             self._log = await stack.enter_async_context(LogReader(self._settings, "orders-dlq"))
             self._begins = await self._log.beginnings(partitions)
@@ -138,7 +144,9 @@ class Reader:
         """Offsets of a topic, over all partitions."""
         return sum(end - self._begins[place] for place, end in self._ends.items() if place.topic == topic)
 
-    async def records(self, topic: str, partition: int, start: int | None = None) -> AsyncGenerator[Any, None]:
+    async def records(
+        self, topic: str, partition: int, start: int | None = None
+    ) -> AsyncGenerator[Any, None]:
         """A partition's records in order, from offset `start` (None: all); none when it lies outside."""
         place = TopicPartition(topic, partition)
         if place not in self._ends:
@@ -154,7 +162,9 @@ class Reader:
 
 
 class Letters:
-    """Dead letters and what became of them, partition by partition. An async context manager; raises TopicsMissing."""
+    """Dead letters and what became of them, partition by partition.
+    An async context manager; raises TopicsMissing.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._letters = Reader(settings, (DLQ,))
@@ -177,7 +187,9 @@ class Letters:
         return self._letters.count(DLQ)
 
     async def all(self) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
-        """Every dead letter there is, each partition's in order, with what the ledger says of it: a partition of it is held in memory."""
+        """Every dead letter there is, each partition's in order, with what the ledger says of it: a
+        partition of it is held in memory.
+        """
         for partition in self._letters.partitions(DLQ):
             notes = await self._notes(partition)
             async with aclosing(self._letters.records(DLQ, partition)) as records:
@@ -185,7 +197,9 @@ class Letters:
                     letter = _letter(record)
                     yield letter, notes.get(letter.record)
 
-    async def some(self, ids: Collection[tuple[int, int]]) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
+    async def some(
+        self, ids: Collection[tuple[int, int]]
+    ) -> AsyncGenerator[tuple[DeadLetter, Redriven | None], None]:
         """Yield the letters at these (partition, offset).
 
         Raises NoSuchLetter before the first if one of them isn't there.
@@ -197,7 +211,9 @@ class Letters:
             if record is None or record.offset != offset:
                 raise NoSuchLetter(f"no dead letter at {partition}:{offset}")
             letters.append(_letter(record))
-        notes = {partition: await self._notes(partition) for partition in {letter.partition for letter in letters}}
+        notes = {
+            partition: await self._notes(partition) for partition in {letter.partition for letter in letters}
+        }
         for letter in letters:
             yield letter, notes[letter.partition].get(letter.record)
 
@@ -221,14 +237,20 @@ def _decode_note(value: bytes | None) -> Redriven | None:
 
 
 def _letter(record: Any) -> DeadLetter:
-    ours = {name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in _OURS}
+    ours = {
+        name: (value or b"").decode("utf-8", "replace") for name, value in record.headers if name in _OURS
+    }
     return DeadLetter(
         record.partition,
         record.offset,
         ours.get("dlq_reason", ""),
         ours.get("dlq_detail", ""),
         ours.get("dlq_time", ""),
-        RecordId(ours.get("dlq_topic", ""), _number(ours.get("dlq_partition", ""), -1), _number(ours.get("dlq_offset", ""), -1)),
+        RecordId(
+            ours.get("dlq_topic", ""),
+            _number(ours.get("dlq_partition", ""), -1),
+            _number(ours.get("dlq_offset", ""), -1),
+        ),
         record.key,
         record.value,
         tuple((name, value) for name, value in record.headers if name not in _OURS),
@@ -264,7 +286,11 @@ async def newest_of(
     async with Letters(settings) as letters, aclosing(letters.all()) as pairs:
         async for letter, note in pairs:
             its = state_of(settings, letter, note)
-            if (reason in (None, letter.reason)) and (topic in (None, letter.record.topic)) and (state in (None, its)):
+            if (
+                (reason in (None, letter.reason))
+                and (topic in (None, letter.record.topic))
+                and (state in (None, its))
+            ):
                 reasons[letter.reason] += 1
                 states[its] += 1
                 newest.append((_slim(letter), note))

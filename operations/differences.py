@@ -207,12 +207,16 @@ async def _all_orders(states: LocalStates, connection: ddl.Connection) -> AsyncI
         column = order_column(table)
         while True:
             rows = await connection.fetch(
-                f"SELECT DISTINCT {column} FROM public.{table} WHERE {column} > $1 ORDER BY {column} LIMIT {ORDERS_AT_ONCE}", last
+                f"SELECT DISTINCT {column} FROM public.{table} WHERE {column} > $1 ORDER BY {column} LIMIT"
+                f" {ORDERS_AT_ONCE}",
+                last,
             )
             if not rows:
                 break
             replayed_states = states.get([row[0].bytes for row in rows])
-            only_live = [str(row[0]) for row, state in zip(rows, replayed_states, strict=True) if state is None]
+            only_live = [
+                str(row[0]) for row, state in zip(rows, replayed_states, strict=True) if state is None
+            ]
             if only_live:
                 yield only_live
             last = rows[-1][0]
@@ -221,7 +225,7 @@ async def _all_orders(states: LocalStates, connection: ddl.Connection) -> AsyncI
 async def _estimate(connection: ddl.Connection) -> int:
     return int(
         await connection.fetchval(
-            "SELECT coalesce(sum(n_live_tup), 0)::bigint FROM pg_stat_all_tables JOIN pg_inherits ON inhrelid = relid"
-            " WHERE inhparent = 'public.orders_order'::regclass"
+            "SELECT coalesce(sum(n_live_tup), 0)::bigint FROM pg_stat_all_tables JOIN pg_inherits ON inhrelid"
+            " = relid WHERE inhparent = 'public.orders_order'::regclass"
         )
     )

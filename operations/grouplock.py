@@ -81,7 +81,9 @@ class GroupLock:
         self._beating = asyncio.create_task(self._beat(), name="group-lock")
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._beating is not None:
             self._beating.cancel()
             await asyncio.gather(self._beating, return_exceptions=True)
@@ -93,7 +95,8 @@ class GroupLock:
             raise LockLost(str(error)) from error
 
     def check(self) -> None:
-        """Raises LeaseLost unless the coordinator has lately said that the lock is held, Stale when it has said that it isn't.
+        """Raises LeaseLost unless the coordinator has lately said that the lock is held, Stale when
+        it has said that it isn't.
 
         Never blocks.
         """
@@ -106,7 +109,9 @@ class GroupLock:
         metadata = ConsumerProtocolMemberMetadata(0, [], b"").encode()
         session_ms = int(SESSION_SECONDS * 1000)
         while True:
-            request = JoinGroupRequest(self._group, session_ms, session_ms, self._member, None, _TYPE, [(self._protocol, metadata)])
+            request = JoinGroupRequest(
+                self._group, session_ms, session_ms, self._member, None, _TYPE, [(self._protocol, metadata)]
+            )
             try:
                 joined = await self._ask(request)
             except InconsistentGroupProtocolError:
@@ -122,7 +127,9 @@ class GroupLock:
             break
         self._member, self._generation = joined.member_id, joined.generation_id
         assignment = ConsumerProtocolMemberAssignment(0, [], b"").encode()
-        await self._confirmed(SyncGroupRequest(self._group, self._generation, self._member, None, [(self._member, assignment)]))
+        await self._confirmed(
+            SyncGroupRequest(self._group, self._generation, self._member, None, [(self._member, assignment)])
+        )
 
     async def _beat(self) -> None:
         while True:
@@ -141,7 +148,9 @@ class GroupLock:
         self._lease.renew(sent)
 
     async def _ask(self, request: Any) -> Any:
-        """The coordinator's answer. Raises what it says is wrong, but for MemberIdRequired, which is an answer."""
+        """The coordinator's answer.
+        Raises what it says is wrong, but for MemberIdRequired, which is an answer.
+        """
         coordinator = await self._client.coordinator_lookup(CoordinationType.GROUP, self._group)
         if not await self._client.ready(coordinator, group=ConnectionGroup.COORDINATION):
             raise CoordinatorNotAvailableError

@@ -38,21 +38,31 @@ Positions = Mapping[str, int]
 
 
 class LogIncomplete(OrdersError):
-    """Records at the beginning of a lane's log are gone, so its orders can't be folded again. The message names the partition."""
+    """Records at the beginning of a lane's log are gone, so its orders can't be folded again.
+    The message names the partition.
+    """
 
     remedy = "bring back what is missing: without it there is nothing to fold them from"
 
 
 def committed(lag: Lag, former: Sequence[int]) -> dict[int, dict[str, int]]:
-    """Partition number -> positions that the group has committed, in all logs that hold the history of the lane with this number."""
+    """Partition number -> positions that the group has committed, in all logs that hold the history of
+    the lane with this number.
+    """
     return {
-        lane: {f"{topic}/{number}": lag[topic, number].committed for topic in LANE for number in sources(lane, former)}
+        lane: {
+            f"{topic}/{number}": lag[topic, number].committed
+            for topic in LANE
+            for number in sources(lane, former)
+        }
         for lane in sorted({number for _, number in lag})
     }
 
 
 class HistoryReader(LogReader):
-    """A LogReader that also reads a lane's logs as one stream. It waits for the brokers, however long they are away."""
+    """A LogReader that also reads a lane's logs as one stream.
+    It waits for the brokers, however long they are away.
+    """
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, "orders-history", stall_timeout=inf)
@@ -67,18 +77,25 @@ class HistoryReader(LogReader):
                 needed[_partition(log)] = min(start, needed.get(_partition(log), start))
         for partition, start in (await self.beginnings(list(needed))).items():
             if start > needed[partition]:
-                raise LogIncomplete(f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded again")
+                raise LogIncomplete(
+                    f"{partition.topic}/{partition.partition} begins at {start}: its orders can't be folded"
+                    " again"
+                )
 
     async def lane(self, start: Positions, end: Positions) -> AsyncGenerator[list[Any], None]:
-        """The records of a lane's logs (those of `end`) between these positions as one stream, at least one at a time.
+        """The records of a lane's logs (those of `end`) between these positions as one
+        stream, at least one at a time.
 
-        Holds one fetch of each log at most, however long the log is. Blocks while the broker is away. The positions must exist (require).
+        Holds one fetch of each log at most, however long the log is. Blocks while the broker is away.
+        The positions must exist (require).
         """
         logs = [log for log in end if start.get(log, 0) < end[log]]
         sources = {_partition(log): Source(end[log]) for log in logs}
         self._seek({_partition(log): start.get(log, 0) for log in logs})
         while True:
-            while lacking := {partition: each.end for partition, each in sources.items() if each.open and not each.records}:
+            while lacking := {
+                partition: each.end for partition, each in sources.items() if each.open and not each.records
+            }:
                 for partition, (records, position) in (await self._fetch(lacking)).items():
                     sources[partition].add(records)
                     sources[partition].open = position < lacking[partition]
@@ -143,7 +160,9 @@ class MemoryBatch:
     def __init__(self, lane: int, records: Sequence[Record]) -> None:
         self.partition = lane
         self.slices = tuple(
-            Slice(topic, part, part[-1].offset + 1) for topic, group in groupby(records, attrgetter("topic")) for part in (list(group),)
+            Slice(topic, part, part[-1].offset + 1)
+            for topic, group in groupby(records, attrgetter("topic"))
+            for part in (list(group),)
         )
         self.left: Sequence[Record] = ()
         self._records = records
@@ -178,7 +197,8 @@ def project(folder: BatchFolder, states: Mapping[bytes, bytes]) -> BatchOutput:
     touched: dict[bytes, OrderInBatch] = {}
     for raw_id, raw in states.items():
         order = codec.decode(raw)
-        # A decision of ours that isn't in the log was never made. It is looked at again when the order's next event comes.
+        # A decision of ours that isn't in the log was never made.
+        # It is looked at again when the order's next event comes.
         order.proposed = len(order.decisions)
         order_in_batch = touched[raw_id] = OrderInBatch(order)
         order_in_batch.changed = order_in_batch.created = True

@@ -1,11 +1,14 @@
-"""Rebuild rows, states and cache from the log beside the pipeline, and replace the live ones with them on request.
+"""Rebuild rows, states and cache from the log beside the pipeline, and replace the live
+ones with them on request.
 
-    start    replays every lane's log into the tables of a shadow schema, and its states into a RocksDB on this machine
+    start    replays every lane's log into the tables of a shadow schema, and its states into a RocksDB on
+             this machine
     diff     compares these rows with the live ones while workers run
-    switch   with the group locked, writes the states that differ to the changelog, exchanges the live partitions for
-             the shadow's, and renews the cache entries that differ
+    switch   with the group locked, writes the states that differ to the changelog, exchanges the live
+             partitions for the shadow's, and renews the cache entries that differ
 
-Nothing is published, and nothing live is written before switch. Each step may be killed at any moment and run again.
+Nothing is published, and nothing live is written before switch.
+Each step may be killed at any moment and run again.
 """
 
 from __future__ import annotations
@@ -90,7 +93,14 @@ def folder_of(settings: Settings, target: Shadow) -> Path:
 class Rebuild:
     """A shadow that this process works on; nobody else does at the same time. `target` describes it."""
 
-    def __init__(self, settings: Settings, target: Shadow, connection: ddl.Connection, states: LocalStates, replay: Replay) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        target: Shadow,
+        connection: ddl.Connection,
+        states: LocalStates,
+        replay: Replay,
+    ) -> None:
         self._settings = settings
         self.target = target
         self._connection = connection
@@ -118,7 +128,15 @@ class Rebuild:
         async def differ(order_ids: Sequence[str]) -> list[compare.Difference]:
             return await compare.with_schema(self._connection, self.target.schema, order_ids)
 
-        return await compare_rows(self._replay, self._states, self._connection, differ, examples=examples, progress=progress, say=say)
+        return await compare_rows(
+            self._replay,
+            self._states,
+            self._connection,
+            differ,
+            examples=examples,
+            progress=progress,
+            say=say,
+        )
 
     async def switch(self, lock: GroupLock, lock_timeout: float, progress: Progress, say: Say) -> Switched:
         """Write the states that differ, then exchange the rows; settle() comes next. Blocks.
@@ -160,7 +178,7 @@ class Rebuild:
         shutil.rmtree(folder_of(self._settings, self.target), ignore_errors=True)
         return entries
 
-    # -- states ------------------------------------------------------------------------------------------------------
+    # -- states ----------------------------------------------------------------------------------------------
 
     async def _write_states(self, lock: GroupLock, lane: int) -> tuple[int, int]:
         """Write those of the lane's states that the changelog has otherwise.
@@ -175,7 +193,9 @@ class Rebuild:
                 await read_changelog(self._replay.reader, partition, 0, live)
                 for actual in live.states(STATES_AT_ONCE):
                     replayed = dict(zip(actual, self._states.get(list(actual)), strict=True))
-                    expected = self._project({key: state for key, state in replayed.items() if state is not None})
+                    expected = self._project(
+                        {key: state for key, state in replayed.items() if state is not None}
+                    )
                     wrong: dict[bytes, tuple[int, bytes | None]] = {}
                     stale = live.get([STALE + key for key in actual])
                     for (key, raw), older_last in zip(actual.items(), stale, strict=True):
@@ -186,16 +206,28 @@ class Rebuild:
                     deleted += sum(state is None for _, state in wrong.values())
                     written += await self._send(lock, lane, wrong)
                 for replayed_states in self._states.states(STATES_AT_ONCE):
-                    of_lane = {key: state for key, state in replayed_states.items() if self._replay.lane_of(key) == lane}
+                    of_lane = {
+                        key: state
+                        for key, state in replayed_states.items()
+                        if self._replay.lane_of(key) == lane
+                    }
                     actual_states = live.get(list(of_lane))
                     await asyncio.sleep(0)
-                    missing = {key: of_lane[key] for key, raw in zip(of_lane, actual_states, strict=True) if raw is None}
-                    written += await self._send(lock, lane, {key: (0, raw) for key, raw in self._project(missing).items()})
+                    missing = {
+                        key: of_lane[key]
+                        for key, raw in zip(of_lane, actual_states, strict=True)
+                        if raw is None
+                    }
+                    written += await self._send(
+                        lock, lane, {key: (0, raw) for key, raw in self._project(missing).items()}
+                    )
             finally:
                 live.close()
         return written, deleted
 
-    async def _send(self, lock: GroupLock, lane: int, states: Mapping[bytes, tuple[int, bytes | None]]) -> int:
+    async def _send(
+        self, lock: GroupLock, lane: int, states: Mapping[bytes, tuple[int, bytes | None]]
+    ) -> int:
         if states:
             await write_states(self._settings, lock, lane, states)
         return len(states)
@@ -214,13 +246,18 @@ class Rebuild:
         order.due = next_due(order, raw_id, self._settings.deadline_policy)
         return codec.encode(order)
 
-    # -- the cache ---------------------------------------------------------------------------------------------------
+    # -- the cache -------------------------------------------------------------------------------------------
 
     async def _renew_cache(self, lock: GroupLock) -> int:
-        """Delete what is in Redis and differs from the states, and write it again where its order is known."""
+        """Delete what is in Redis and differs from the states, and write it again
+        where its order is known.
+        """
         sink = RedisSink(self._settings.model_copy(update={"redis_timeout": 10.0}))
         client = redis.asyncio.Redis.from_url(
-            self._settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10, encoding_errors="surrogateescape"
+            self._settings.redis.get_secret_value(),
+            socket_timeout=10,
+            socket_connect_timeout=10,
+            encoding_errors="surrogateescape",
         )
         changed = 0
         async with AsyncExitStack() as stack:
@@ -237,7 +274,9 @@ class Rebuild:
                     changed += count
                     entries = [entry for entry in self._entries(wrong).values() if entry is not None]
                     if entries and await sink.put(entries) is None:
-                        raise ConnectionError("Redis took no entries; run orders rebuild switch again when it answers")
+                        raise ConnectionError(
+                            "Redis took no entries; run orders rebuild switch again when it answers"
+                        )
             # Readers have cached these from the rows that were live before.
             async for keys in _scan(client, "rows:*"):
                 lock.check()
@@ -263,7 +302,11 @@ class Rebuild:
                 wrong.append(order_id)
         if wrong:
             await client.delete(*(f"order:{order_id}" for order_id in wrong))
-        right = [entry for order_id in order_ids if (entry := entries.get(order_id)) is not None and order_id not in set(wrong)]
+        right = [
+            entry
+            for order_id in order_ids
+            if (entry := entries.get(order_id)) is not None and order_id not in set(wrong)
+        ]
         wrong += await self._untracked(client, right)
         return len(wrong), wrong
 
@@ -287,7 +330,11 @@ class Rebuild:
 
     async def _renew_parcels(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
         shown = {key: _json(value) for key, value in zip(keys, await _values(client, keys), strict=True)}
-        named = {key: [str(each.get("order_id")) for each in parcels] for key, parcels in shown.items() if _are_parcels(parcels)}
+        named = {
+            key: [str(each.get("order_id")) for each in parcels]
+            for key, parcels in shown.items()
+            if _are_parcels(parcels)
+        }
         entries = self._entries(sorted({order_id for order_ids in named.values() for order_id in order_ids}))
         wrong = []
         for key, parcels in shown.items():
@@ -297,7 +344,9 @@ class Rebuild:
             number = key.removeprefix("tracking:")
             for order_id, parcel in zip(named[key], parcels, strict=True):
                 entry = entries.get(order_id)
-                right = () if entry is None else (_json(value) for at, _, value in entry.tracking if at == number)
+                right = (
+                    () if entry is None else (_json(value) for at, _, value in entry.tracking if at == number)
+                )
                 if parcel not in right or parcels.count(parcel) > 1:
                     wrong.append(key)
                     break
@@ -311,12 +360,16 @@ class Rebuild:
             if await client.type(key) not in ("zset", b"zset"):
                 count += await client.delete(key)
                 continue
-            members = {member.decode(): score for member, score in await client.zrange(key, 0, -1, withscores=True)}
+            members = {
+                member.decode(): score for member, score in await client.zrange(key, 0, -1, withscores=True)
+            }
             entries = self._entries(list(members))
             wrong = [
                 member
                 for member, score in members.items()
-                if (entry := entries.get(member)) is None or f"user:{entry.user_id}:orders" != key or entry.created_ms != score
+                if (entry := entries.get(member)) is None
+                or f"user:{entry.user_id}:orders" != key
+                or entry.created_ms != score
             ]
             if wrong:
                 await client.zrem(key, *wrong)
@@ -325,10 +378,12 @@ class Rebuild:
         return count, affected
 
 
-# -- the steps, each as a command runs it --------------------------------------------------------------------------
+# -- the steps, each as a command runs it --------------------------------------------------------------------
 
 
-async def start(settings: Settings, schema: str, progress: Progress, step: Say, say: Say) -> tuple[int, float]:
+async def start(
+    settings: Settings, schema: str, progress: Progress, step: Say, say: Say
+) -> tuple[int, float]:
     """Replay into the shadow up to what the group has committed.
 
     Returns the number of records and the seconds. Blocks.
@@ -351,7 +406,9 @@ async def diff(settings: Settings, schema: str, examples: int, progress: Progres
         return await rebuild.diff(examples, progress, step)
 
 
-async def switch(settings: Settings, schema: str, cache: bool, lock_timeout: float, progress: Progress, step: Say) -> Switched:
+async def switch(
+    settings: Settings, schema: str, cache: bool, lock_timeout: float, progress: Progress, step: Say
+) -> Switched:
     """Replace the live rows with the shadow's, or finish a switch that was killed.
 
     Without `cache` Redis is left out. Blocks.
@@ -407,18 +464,23 @@ async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
         listed = {each.schema: each for each in await shadow.listed(connection)}
         for name in names:
             if name not in listed:
-                raise NotReady(f"schema {name} is none of orders rebuild's", "orders rebuild status lists them")
+                raise NotReady(
+                    f"schema {name} is none of orders rebuild's", "orders rebuild status lists them"
+                )
         shadows = [listed[name] for name in names] if names else list(listed.values())
         for each in shadows:
             if each.before and not each.settled:
-                raise NotReady(f"the switch that left {each.schema} isn't done", "run orders rebuild switch once more first")
+                raise NotReady(
+                    f"the switch that left {each.schema} isn't done",
+                    "run orders rebuild switch once more first",
+                )
             await shadow.hold(connection, each.schema)
         for each in shadows:
             await drop(settings, connection, each)
         return [each.schema for each in shadows]
 
 
-# -- beginning, going on, and looking ------------------------------------------------------------------------------
+# -- beginning, going on, and looking ------------------------------------------------------------------------
 
 
 @asynccontextmanager
@@ -438,7 +500,9 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
             await drop(settings, connection, target)
             target = None
         if target is None:
-            target = await shadow.create(connection, schema, uuid.uuid4().hex, settings.group, rules_of(settings))
+            target = await shadow.create(
+                connection, schema, uuid.uuid4().hex, settings.group, rules_of(settings)
+            )
             LocalStates(folder_of(settings, target)).close()
         async with _opened(settings, connection, target) as rebuild:
             if rebuild is not None:
@@ -472,13 +536,19 @@ async def unsettled(settings: Settings) -> AsyncIterator[Rebuild | None]:
     """Open the shadow of a switch that was killed after its rows went live, to renew the cache; None if there
     is none."""
     async with ddl.connect(settings) as connection:
-        shadows = [each for each in await shadow.listed(connection) if each.before and not each.settled and each.group == settings.group]
+        shadows = [
+            each
+            for each in await shadow.listed(connection)
+            if each.before and not each.settled and each.group == settings.group
+        ]
         if not shadows:
             yield None
             return
         target = shadows[-1]
         await shadow.hold(connection, target.schema)
-        states = LocalStates(folder_of(settings, target))  # another machine may have them: then all is replayed again
+        states = LocalStates(
+            folder_of(settings, target)
+        )  # another machine may have them: then all is replayed again
         try:
             async with Replay(settings, states) as replay:
                 yield Rebuild(settings, target, connection, states, replay)
@@ -487,7 +557,9 @@ async def unsettled(settings: Settings) -> AsyncIterator[Rebuild | None]:
 
 
 @asynccontextmanager
-async def _opened(settings: Settings, connection: ddl.Connection, target: Shadow) -> AsyncIterator[Rebuild | None]:
+async def _opened(
+    settings: Settings, connection: ddl.Connection, target: Shadow
+) -> AsyncIterator[Rebuild | None]:
     """Open a shadow; None if it has replayed more than is committed."""
     async with AsyncExitStack() as stack:
         states = LocalStates(folder_of(settings, target))
@@ -535,7 +607,11 @@ async def lag(settings: Settings, target: Shadow) -> int | None:
     try:
         async with LagReader(settings) as reader:
             ends = committed(await reader.lag(), (await lanes(settings)).former)
-        return sum(max(0, end - states.positions(lane).get(log, 0)) for lane, of in ends.items() for log, end in of.items())
+        return sum(
+            max(0, end - states.positions(lane).get(log, 0))
+            for lane, of in ends.items()
+            for log, end in of.items()
+        )
     finally:
         states.close()
 
@@ -546,7 +622,7 @@ async def drop(settings: Settings, connection: ddl.Connection, target: Shadow) -
     await shadow.drop(connection, target)
 
 
-# -- small things ---------------------------------------------------------------------------------------------------
+# -- small things --------------------------------------------------------------------------------------------
 
 
 def _same(actual: bytes, expected: bytes) -> bool:

@@ -46,14 +46,24 @@ REQUEST_BYTES: Final = 16 << 20
 START_SECONDS: Final = 30.0
 """How long Kafka may take to shut an earlier redrive out. aiokafka itself asks for ever, silently."""
 
-_ENDED: Final = (ProducerFenced, InvalidProducerEpoch, InvalidProducerIdMapping, InvalidTxnState, IllegalOperation)
-"""How it shows that the transaction is no longer ours: which one it is depends on the request that is under way just then."""
+_ENDED: Final = (
+    ProducerFenced,
+    InvalidProducerEpoch,
+    InvalidProducerIdMapping,
+    InvalidTxnState,
+    IllegalOperation,
+)
+"""How it shows that the transaction is no longer ours: which one it is depends on the request
+that is under way just then.
+"""
 
 _REFUSED: Final = (TransactionalIdAuthorizationFailed, InvalidTransactionTimeout)
 
 
 class TakenOver(OrdersError):
-    """Another redrive was begun meanwhile, or the brokers ended a transaction that took too long. What was noted until then was sent."""
+    """Another redrive was begun meanwhile, or the brokers ended a transaction that took too long.
+    What was noted until then was sent.
+    """
 
     remedy = "run this again when the other one has ended"
 
@@ -76,7 +86,9 @@ class Selection:
 
     def takes(self, letter: DeadLetter) -> bool:
         """Tell whether a letter is selected, whatever became of it."""
-        return (self.reasons is None or letter.reason in self.reasons) and (self.topics is None or letter.record.topic in self.topics)
+        return (self.reasons is None or letter.reason in self.reasons) and (
+            self.topics is None or letter.record.topic in self.topics
+        )
 
 
 @dataclass(slots=True)
@@ -123,7 +135,9 @@ async def redrive(
             batch.clear()
 
         count = letters.count if selection.ids is None else len(selection.ids)
-        chosen = await stack.enter_async_context(aclosing(letters.all() if selection.ids is None else letters.some(selection.ids)))
+        chosen = await stack.enter_async_context(
+            aclosing(letters.all() if selection.ids is None else letters.some(selection.ids))
+        )
         seen = 0
         async for letter, note in chosen:
             seen += 1
@@ -151,7 +165,9 @@ async def redrive(
 
 
 class _Sender:
-    """The way to Kafka: a transactional producer, whose id lets only the redrive begun last write. An async context manager."""
+    """The way to Kafka: a transactional producer, whose id lets only the redrive begun last write.
+    An async context manager.
+    """
 
     def __init__(self, settings: Settings, by: str) -> None:
         self._settings = settings
@@ -190,45 +206,65 @@ class _Sender:
         return TransactionsRefused(f"Kafka at {self._settings.kafka} refuses the transaction ({error})")
 
     async def send(self, letters: Sequence[DeadLetter]) -> set[str]:
-        """Send these letters' records and note it, in one transaction. Returns those that their topic doesn't take. Raises TakenOver."""
+        """Send these letters' records and note it, in one transaction.
+        Returns those that their topic doesn't take. Raises TakenOver.
+        """
         batches, too_large = self._packed(letters)
         if not batches:
             return too_large
         try:
             async with self._producer.transaction():
-                offsets = await self._deliver([(builder, topic, partition) for builder, topic, partition, _ in batches])
-                at, notes = datetime.now(UTC).isoformat(timespec="milliseconds"), dict[int, list[tuple[bytes, bytes]]]()
+                offsets = await self._deliver(
+                    [(builder, topic, partition) for builder, topic, partition, _ in batches]
+                )
+                at, notes = (
+                    datetime.now(UTC).isoformat(timespec="milliseconds"),
+                    dict[int, list[tuple[bytes, bytes]]](),
+                )
                 for (_, topic, partition, mine), offset in zip(batches, offsets, strict=True):
                     for n, letter in enumerate(mine):
                         # -1: the broker recognized a repetition, but no longer remembers its offset.
                         to = RecordId(topic, partition, offset + n if offset >= 0 else -1)
                         note = Redriven(at, self._by, letter.redrives + 1, letter.reason, letter.record, to)
-                        notes.setdefault(letter.partition, []).append((letter.id.encode(), msgspec.json.encode(note)))
+                        notes.setdefault(letter.partition, []).append(
+                            (letter.id.encode(), msgspec.json.encode(note))
+                        )
                 await self._deliver(self._notes(notes))
         except Exception as error:
             if isinstance(error, _REFUSED):
                 raise self._refused(error) from error
             if _ended(error):
                 raise TakenOver(
-                    "another redrive was begun meanwhile and has taken over (or Kafka was away for longer than ORDERS_TRANSACTION_TIMEOUT)"
+                    "another redrive was begun meanwhile and has taken over (or Kafka was away for longer"
+                    " than ORDERS_TRANSACTION_TIMEOUT)"
                 ) from error
             raise
         return too_large
 
-    def _packed(self, letters: Iterable[DeadLetter]) -> tuple[list[tuple[Any, str, int, list[DeadLetter]]], set[str]]:
+    def _packed(
+        self, letters: Iterable[DeadLetter]
+    ) -> tuple[list[tuple[Any, str, int, list[DeadLetter]]], set[str]]:
         """Batches with the letters in each, and the ids of those that are too large."""
         by_partition: dict[tuple[str, int], list[DeadLetter]] = {}
         for letter in letters:
-            # Where there is no such partition any other one will do: from there it is passed on to its order's lane.
+            # Where there is no such partition any other one will do: from there it is
+            # passed on to its order's lane.
             has_partition = 0 <= letter.record.partition < self._partitions[letter.record.topic]
-            by_partition.setdefault((letter.record.topic, letter.record.partition if has_partition else 0), []).append(letter)
+            by_partition.setdefault(
+                (letter.record.topic, letter.record.partition if has_partition else 0), []
+            ).append(letter)
         batches: list[tuple[Any, str, int, list[DeadLetter]]] = []
         too_large: set[str] = set()
         now = int(time.time() * 1000)
         for (topic, partition), mine in by_partition.items():
             builder: Any = None
             for letter in mine:
-                record = {"timestamp": now, "key": letter.key, "value": letter.value, "headers": redriven_headers(letter)}
+                record = {
+                    "timestamp": now,
+                    "key": letter.key,
+                    "value": letter.value,
+                    "headers": redriven_headers(letter),
+                }
                 if builder is None or builder.append(**record) is None:
                     builder = self._producer.create_batch()
                     builder.append(**record)

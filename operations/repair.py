@@ -72,7 +72,11 @@ class Damage:
     @property
     def stores(self) -> list[str]:
         """Names of the broken stores."""
-        return [name for name, wrong in (("changelog", self.state), ("rows", self.rows), ("cache", bool(self.keys))) if wrong]
+        return [
+            name
+            for name, wrong in (("changelog", self.state), ("rows", self.rows), ("cache", bool(self.keys)))
+            if wrong
+        ]
 
 
 class Repairer:
@@ -88,7 +92,11 @@ class Repairer:
         self._stack = AsyncExitStack()
         self._rows = PostgresSink(settings)
         self._redis = (
-            redis.asyncio.Redis.from_url(settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10) if cache else None
+            redis.asyncio.Redis.from_url(
+                settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10
+            )
+            if cache
+            else None
         )
         self._cache = RedisSink(settings.model_copy(update={"redis_timeout": 10.0})) if cache else None
 
@@ -109,7 +117,9 @@ class Repairer:
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._stack.aclose()
 
     async def repair(self, damaged: Mapping[str, Damage]) -> dict[str, int]:
@@ -139,7 +149,7 @@ class Repairer:
             self._lock.check()
             await self._redis.delete(*names)
 
-    # -- reading and folding -----------------------------------------------------------------------------------------
+    # -- reading and folding ---------------------------------------------------------------------------------
 
     async def _repair_lane(self, lane: int, damaged: Mapping[str, Damage]) -> dict[str, int]:
         keys = {order_id.encode() for order_id in damaged}
@@ -150,11 +160,18 @@ class Repairer:
         states = self._fold(lane, records)
         output = project(self._folder, states)
         await self._write_rows([order_id for order_id, each in damaged.items() if each.rows], output.rows)
-        await self._write_states(lane, [order_id for order_id, each in damaged.items() if each.state], output.states)
-        await self._write_cache({order_id: each.keys for order_id, each in damaged.items() if each.keys}, output.cache)
+        await self._write_states(
+            lane, [order_id for order_id, each in damaged.items() if each.state], output.states
+        )
+        await self._write_cache(
+            {order_id: each.keys for order_id, each in damaged.items() if each.keys}, output.cache
+        )
         for order_id, each in damaged.items():
             log.info("repaired: order %s, %s", order_id, ", ".join(each.stores))
-        return {order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0 for order_id in damaged}
+        return {
+            order_id: version(states[_raw(order_id)]) if _raw(order_id) in states else 0
+            for order_id in damaged
+        }
 
     def _fold(self, lane: int, records: Sequence[Record]) -> dict[bytes, bytes]:
         """Fold these records, and return the states by raw id as the lane would have them."""
@@ -165,7 +182,7 @@ class Repairer:
                 states.update(output.states)
         return states
 
-    # -- writing -----------------------------------------------------------------------------------------------------
+    # -- writing ---------------------------------------------------------------------------------------------
 
     async def _write_rows(self, order_ids: Sequence[str], rows: RowBatch) -> None:
         if not order_ids:
@@ -195,7 +212,11 @@ class Repairer:
             async for records, _ in stretches:
                 for record in records:
                     if record.key in raw_ids:
-                        highest[record.key] = 0 if record.value is None else max(version(record.value), highest.get(record.key, 0))
+                        highest[record.key] = (
+                            0
+                            if record.value is None
+                            else max(version(record.value), highest.get(record.key, 0))
+                        )
         await write_states(
             self._settings,
             self._lock,
@@ -237,7 +258,7 @@ def _raw(order_id: str) -> bytes:
     return bytes.fromhex(order_id.replace("-", ""))
 
 
-# -- finding what is broken, and putting it right -------------------------------------------------------------------
+# -- finding what is broken, and putting it right ------------------------------------------------------------
 
 
 @dataclass
@@ -295,7 +316,9 @@ async def repair(
         _count(outcome, first, max_findings, mended=False)
         return outcome
     await require(settings)
-    target = replace(target, patience=0.0)  # a member of the group that refreshes nothing keeps those out that would
+    target = replace(
+        target, patience=0.0
+    )  # a member of the group that refreshes nothing keeps those out that would
     async with GroupLock(settings) as lock:
         damaged, keys, first = await _find_damage(target, ids, max_findings, progress)
         _count(outcome, first, max_findings, mended=False)
@@ -303,7 +326,9 @@ async def repair(
             async with Repairer(settings, lock, cache=cache) as repairer:
                 versions = await repairer.repair(damaged)
                 await repairer.drop_keys(keys)
-            outcome.repaired = {order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()}
+            outcome.repaired = {
+                order_id: (damage.stores, versions[order_id]) for order_id, damage in damaged.items()
+            }
             outcome.keys = sorted(keys)
         if damaged:
             again = await audit(target, max_findings=max_findings, progress=progress, only=frozenset(damaged))
@@ -332,7 +357,9 @@ async def _find_damage(
         if finding.check == "cache":
             damage.keys.add(finding.where)
 
-    report = await audit(target, max_findings=max_findings, progress=progress, only=ids, on_finding=on_finding)
+    report = await audit(
+        target, max_findings=max_findings, progress=progress, only=ids, on_finding=on_finding
+    )
     return damaged, keys, report
 
 
@@ -342,7 +369,9 @@ def _count(outcome: RepairResult, report: Report, most: int, *, mended: bool) ->
     for check, count in report.broken.items():
         if (check in MENDED) == mended:
             outcome.remaining[check] += count
-    findings = [each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended]
+    findings = [
+        each for each in report.findings if each.severity == "broken" and (each.check in MENDED) == mended
+    ]
     outcome.findings += findings[: most - len(outcome.findings)]
     outcome.inconclusive = report.inconclusive.total()
 

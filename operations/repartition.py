@@ -61,10 +61,14 @@ async def look(settings: Settings) -> tuple[list[int], Lanes]:
     states = await topics.describe(settings)
     if not states:
         topics.require(settings, LANE, states)
-    return sorted({state.partitions for state in states.values()}), await noted(settings) or Lanes(settings.partitions)
+    return sorted({state.partitions for state in states.values()}), await noted(settings) or Lanes(
+        settings.partitions
+    )
 
 
-async def change(settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, total: None) -> int:
+async def change(
+    settings: Settings, partitions: int, *, cache: bool, progress: Progress = lambda what, done, total: None
+) -> int:
     """Lock the group and call grow(). Blocks.
 
     With `cache` it also moves what Redis lacks; Redis must be there. Raises CannotGrow or GroupBusy before
@@ -75,16 +79,24 @@ async def change(settings: Settings, partitions: int, *, cache: bool, progress: 
             redis = None
             if cache:
                 url = settings.redis.get_secret_value()
-                redis = await stack.enter_async_context(Redis.from_url(url, socket_timeout=10, socket_connect_timeout=10))
+                redis = await stack.enter_async_context(
+                    Redis.from_url(url, socket_timeout=10, socket_connect_timeout=10)
+                )
                 await redis.ping()
             lock = await stack.enter_async_context(GroupLock(settings))
             return await grow(settings, lock, partitions, redis, progress)
     except (KafkaError, RedisError) as error:
-        raise CutShort(f"{error}; not done yet", f"run orders partitions --to {partitions} again, it goes on") from error
+        raise CutShort(
+            f"{error}; not done yet", f"run orders partitions --to {partitions} again, it goes on"
+        ) from error
 
 
 async def grow(
-    settings: Settings, lock: GroupLock, partitions: int, cache: Redis | None, progress: Progress = lambda what, done, total: None
+    settings: Settings,
+    lock: GroupLock,
+    partitions: int,
+    cache: Redis | None,
+    progress: Progress = lambda what, done, total: None,
 ) -> int:
     """Give every topic this many partitions, and return how many states were moved. The group must be locked.
 
@@ -109,7 +121,13 @@ async def grow(
         async with HistoryReader(settings) as reader:
             for number in range(old):
                 progress("partitions of the changelog", number, old)
-                moved += await _move(reader, producer, TopicPartition(changelog, number), partitions, _Checkpoints(settings, cache))
+                moved += await _move(
+                    reader,
+                    producer,
+                    TopicPartition(changelog, number),
+                    partitions,
+                    _Checkpoints(settings, cache),
+                )
     finally:
         await producer.close()
     progress("partitions of the changelog", old, old)
@@ -121,23 +139,32 @@ async def grow(
 
 
 def check(names: Sequence[str], counts: Mapping[str, int], noted_lanes: Lanes, partitions: int) -> int:
-    """The number of lanes that `partitions` of them are made of; `partitions`: nothing is left to be done. Pure. Raises CannotGrow."""
+    """The number of lanes that `partitions` of them are made of; `partitions`: nothing is left to be done.
+    Pure. Raises CannotGrow.
+    """
     missing = [name for name in names if name not in counts]
     if missing:
         raise CannotGrow(f"topic {missing[0]} doesn't exist", "run orders init first")
     fewest, most = min(counts.values()), max(counts.values())
     begun = fewest < noted_lanes.number
     if begun and not noted_lanes.former:
-        raise CannotGrow(f"ORDERS_PARTITIONS is {noted_lanes.number}, but a topic has {fewest}", "leave it as it was until this is done")
+        raise CannotGrow(
+            f"ORDERS_PARTITIONS is {noted_lanes.number}, but a topic has {fewest}",
+            "leave it as it was until this is done",
+        )
     if begun and partitions != noted_lanes.number:
         begun_to = noted_lanes.number
-        raise CannotGrow(f"a change to {begun_to} was begun and not finished", f"run orders partitions --to {begun_to} first")
+        raise CannotGrow(
+            f"a change to {begun_to} was begun and not finished",
+            f"run orders partitions --to {begun_to} first",
+        )
     old = noted_lanes.former[-1] if begun else noted_lanes.number
     if partitions < most:
         raise CannotGrow(f"a topic has {most} partitions, and Kafka takes none away", f"take {most} or more")
     if partitions % old:
         raise CannotGrow(
-            f"{partitions} is no multiple of {old}: one lane's orders would come out of several", f"take {old * 2} or {old * 3}"
+            f"{partitions} is no multiple of {old}: one lane's orders would come out of several",
+            f"take {old * 2} or {old * 3}",
         )
     return old
 
@@ -157,11 +184,17 @@ class _Checkpoints:
     async def begin(self, lane: int, position: int) -> None:
         """Set the checkpoint of a new lane. One that is there is from an earlier run and lower, and stays."""
         if self._cache is not None:
-            await self._cache.set(checkpoint_key(self._group, lane), f"0 0 {position}", nx=True, ex=CHECKPOINT_TTL)
+            await self._cache.set(
+                checkpoint_key(self._group, lane), f"0 0 {position}", nx=True, ex=CHECKPOINT_TTL
+            )
 
 
 async def _move(
-    reader: HistoryReader, producer: LaneProducer, partition: TopicPartition, partitions: int, checkpoints: _Checkpoints
+    reader: HistoryReader,
+    producer: LaneProducer,
+    partition: TopicPartition,
+    partitions: int,
+    checkpoints: _Checkpoints,
 ) -> int:
     """Move the states of one partition that belong to other lanes now: write them there, then delete them
     here.
@@ -188,10 +221,14 @@ async def _move(
         for some in _chunks(raws):
             puts = [OutRecord(raw, kept[raw][0], [], _lane(raw, partitions)) for raw in some]
             await producer.send({partition.topic: puts}, partition.partition)
-            await producer.send({partition.topic: [OutRecord(raw, None, []) for raw in some]}, partition.partition)
+            await producer.send(
+                {partition.topic: [OutRecord(raw, None, []) for raw in some]}, partition.partition
+            )
 
     await move(list(cached))
-    new = [TopicPartition(partition.topic, lane) for lane in sorted({_lane(raw, partitions) for raw in lacking})]
+    new = [
+        TopicPartition(partition.topic, lane) for lane in sorted({_lane(raw, partitions) for raw in lacking})
+    ]
     for place, end in (await reader.ends(new)).items() if new else ():
         await checkpoints.begin(place.partition, end)
     await move(lacking)

@@ -48,7 +48,9 @@ Take = Callable[[int, BatchOutput], Awaitable[None]]
 
 
 def rules_of(settings: Settings) -> str:
-    """Return a fingerprint of the rules by which this program folds: of its code and of the deadline policy."""
+    """Return a fingerprint of the rules by which this program folds: of its code
+    and of the deadline policy.
+    """
     modules = sorted(Path(str(domain.__file__)).parent.glob("*.py"))
     sources = [*modules, Path(pipeline.__file__), Path(codec.__file__)]
     digest = hashlib.sha256(repr(settings.deadline_policy).encode())
@@ -79,7 +81,9 @@ class LocalStates:
             return []
         return cast("list[bytes | None]", self._db.get(list(keys)))
 
-    def write(self, puts: Mapping[bytes, bytes | None], positions: tuple[int, Positions] | None = None) -> None:
+    def write(
+        self, puts: Mapping[bytes, bytes | None], positions: tuple[int, Positions] | None = None
+    ) -> None:
         """Write values (None deletes) and a lane's positions in one step."""
         batch = rocksdict.WriteBatch(raw_mode=True)
         for key, value in puts.items():
@@ -137,13 +141,17 @@ class Replay:
         async with AsyncExitStack() as stack:
             self._lag = await stack.enter_async_context(LagReader(self._settings))
             await self._lag.lag()  # says at once which topic is missing
-            self._readers = [await stack.enter_async_context(HistoryReader(self._settings)) for _ in range(LANES_AT_ONCE)]
+            self._readers = [
+                await stack.enter_async_context(HistoryReader(self._settings)) for _ in range(LANES_AT_ONCE)
+            ]
             self.folder = BatchFolder(self._settings)
             self._former = (await lanes(self._settings)).former
             self._stack = stack.pop_all()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._stack.aclose()
 
     @property
@@ -164,9 +172,13 @@ class Replay:
         return await self._lag.lag()
 
     def ahead(self, lag: Lag) -> bool:
-        """Tell whether the states go beyond what the group has committed, because its offsets were set back."""
+        """Tell whether the states go beyond what the group has committed, because
+        its offsets were set back.
+        """
         return any(
-            position > end.get(log, 0) for lane, end in self.ends(lag).items() for log, position in self._states.positions(lane).items()
+            position > end.get(log, 0)
+            for lane, end in self.ends(lag).items()
+            for log, position in self._states.positions(lane).items()
         )
 
     async def catch_up(self, lag: Lag, progress: Progress = lambda done, total: None) -> None:
@@ -186,7 +198,13 @@ class Replay:
             self.records += records
             progress(done, total)
 
-        lanes = iter([(lane, end) for lane, end in sorted(ends.items()) if any(end[log] > starts[lane].get(log, 0) for log in end)])
+        lanes = iter(
+            [
+                (lane, end)
+                for lane, end in sorted(ends.items())
+                if any(end[log] > starts[lane].get(log, 0) for log in end)
+            ]
+        )
 
         async def run(reader: HistoryReader) -> None:
             for lane, end in lanes:
@@ -201,7 +219,9 @@ class Replay:
             await asyncio.gather(*tasks, return_exceptions=True)
         progress(total, total)
 
-    async def reached(self, lag: Lag, waiting: Callable[[int], None] = lambda remaining: None) -> tuple[Lag, bool]:
+    async def reached(
+        self, lag: Lag, waiting: Callable[[int], None] = lambda remaining: None
+    ) -> tuple[Lag, bool]:
         """Wait until the group has committed all that was in the logs at `lag`.
 
         Returns the lag then, and whether it has.
@@ -224,7 +244,9 @@ class Replay:
                 return now, False
             await asyncio.sleep(POLL)
 
-    async def _lane(self, reader: HistoryReader, lane: int, end: Positions, count: Callable[[int], None]) -> None:
+    async def _lane(
+        self, reader: HistoryReader, lane: int, end: Positions, count: Callable[[int], None]
+    ) -> None:
         position = self._states.positions(lane)
         pending: list[Record] = []
         async with aclosing(reader.lane(position, end)) as stretches:

@@ -7,7 +7,8 @@ from streams import topics
 
 
 async def create(settings: Settings, partition_by: str = "user_id") -> list[str]:
-    """Create the topics, then the schema; returns the names of the topics created. Again is harmless. Blocks until they are there.
+    """Create the topics, then the schema; returns the names of the topics created. Again is harmless.
+    Blocks until they are there.
 
     Raises TopicMismatch, SchemaMismatch, or what the clients raise.
     """
@@ -19,13 +20,16 @@ async def create(settings: Settings, partition_by: str = "user_id") -> list[str]
 
 
 async def require(settings: Settings, *, schema: bool = False) -> None:
-    """Ask Kafka for the pipeline's topics and, if `schema`, Postgres for its tables: what is missing is said at once, in one line.
+    """Ask Kafka for the pipeline's topics and, if `schema`, Postgres for its tables: what is missing is
+    said at once, in one line.
 
-    A producer would wait half a minute for a topic that isn't there. Raises TopicsMissing, SchemaMismatch, or what the clients raise when
-    no server answers. Blocks for as long as they take.
+    A producer would wait half a minute for a topic that isn't there. Raises TopicsMissing, SchemaMismatch, or
+    what the clients raise when no server answers. Blocks for as long as they take.
     """
     topics.require(settings, await topics.missing(settings), ())
     if schema:
-        from sinks import migrate  # here: SQLAlchemy and Alembic take their time, and most commands ask for topics only
+        from sinks import (
+            migrate,  # here: SQLAlchemy and Alembic take their time, and most commands ask for topics only
+        )
 
         await migrate.check(settings)

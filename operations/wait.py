@@ -40,7 +40,9 @@ class Cache(NamedTuple):
         if self.behind is None:
             return "Redis doesn't answer"
         lanes = ", ".join(str(lane) for lane in sorted(self.behind))
-        return f"the cache of lanes {lanes} is behind by {sum(self.behind.values()):,} records of the changelog"
+        return (
+            f"the cache of lanes {lanes} is behind by {sum(self.behind.values()):,} records of the changelog"
+        )
 
 
 class WaitResult(NamedTuple):
@@ -97,7 +99,9 @@ async def wait(
             processed = None if left else seconds if processed is None else processed
             if processed is not None and seconds >= processed + SAY_AFTER and not said:
                 said = True
-                nobody = "" if await reader.members() else "; no worker is running: start one with orders worker"
+                nobody = (
+                    "" if await reader.members() else "; no worker is running: start one with orders worker"
+                )
                 say(f"{seen}{nobody}")
             pause = POLL_SECONDS if timeout is None else min(POLL_SECONDS, max(0.0, timeout - seconds))
             await asyncio.sleep(pause)

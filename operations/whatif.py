@@ -1,16 +1,17 @@
-"""Replay the whole log with this program's rules and settings, and compare: rows, published events, deadlines.
+"""Replay the whole log with this program's rules and settings, and compare: rows,
+published events, deadlines.
 
-It only reads, apart from temporary files. What workers change meanwhile is no difference: an order counts if it is the
-same in two comparisons and everything that was in the log at the first one was replayed before the second. Decisions in
-orders.decisions are part of the log and are replayed as they were made.
+It only reads, apart from temporary files. What workers change meanwhile is no difference: an order counts if
+it is the same in two comparisons and everything that was in the log at the first one was replayed before the
+second. Decisions in orders.decisions are part of the log and are replayed as they were made.
 
 Derived events are compared by their ids. Two kinds need more care:
 
-- The id of a notice (suborder.updated, order.status_changed) depends on the order in which facts arrived. So only the
-  last notice about each suborder and each order is compared.
-- Whether a label or a release was requested depends on that order too, and the log doesn't give it for records of
-  different topics. Where labels or releases differ, other orders of arrival are tried. If one of them gives what was
-  published, there is no difference.
+- The id of a notice (suborder.updated, order.status_changed) depends on the order in which facts arrived.
+  So only the last notice about each suborder and each order is compared.
+- Whether a label or a release was requested depends on that order too, and the log doesn't give it for
+  records of different topics. Where labels or releases differ, other orders of arrival are tried. If one of
+  them gives what was published, there is no difference.
 """
 
 from __future__ import annotations
@@ -203,10 +204,14 @@ class WhatIf:
             async def differ(order_ids: Sequence[str]) -> list[compare.Difference]:
                 raw_ids = [UUID(order_id).bytes for order_id in order_ids]
                 states = dict(zip(raw_ids, self._states.get(raw_ids), strict=True))
-                output = project(replay.folder, {key: state for key, state in states.items() if state is not None})
+                output = project(
+                    replay.folder, {key: state for key, state in states.items() if state is not None}
+                )
                 return await compare.with_rows(connection, output.rows, order_ids)
 
-            rows = await compare_rows(replay, self._states, connection, differ, examples=examples, progress=progress, say=say)
+            rows = await compare_rows(
+                replay, self._states, connection, differ, examples=examples, progress=progress, say=say
+            )
             say("reading what was published")
             await self._compare_published(replay, examples)
             say("comparing decisions")
@@ -215,12 +220,14 @@ class WhatIf:
             deadlines = await self._compare_deadlines(replay, examples)
             return WhatIfResult(replayed, seconds, rows, self.published, deadlines)
 
-    # -- what would be, and what was published --------------------------------------------------------------------------
+    # -- what would be, and what was published ---------------------------------------------------------------
 
     async def _keep_expected(self, lane: int, output: BatchOutput) -> None:
         for topic in _TOPICS:
             if topic in output.out:
-                self._keep(topic, (each._replace(value=each.content()) for each in output.out[topic]), _EXPECTED)
+                self._keep(
+                    topic, (each._replace(value=each.content()) for each in output.out[topic]), _EXPECTED
+                )
 
     def _keep(self, topic: str, records: Iterable[Any], side: int) -> set[bytes]:
         """Keep events of one side, _EXPECTED or _ACTUAL, on disk, and return the raw ids of their orders."""
@@ -242,7 +249,9 @@ class WhatIf:
                 else:
                     first.setdefault(key, event.notice)
             if topic not in NOTICES:
-                commands[_COMMAND + event.order_id + bytes([_NUMBER[topic]]) + event.subject + event.digest] = event.text
+                commands[
+                    _COMMAND + event.order_id + bytes([_NUMBER[topic]]) + event.subject + event.digest
+                ] = event.text
         for key, kept in zip(commands, self._events.get(list(commands)), strict=True):
             sides = side if kept is None else kept[0] | side
             puts[key] = bytes([sides]) + commands[key]
@@ -266,11 +275,15 @@ class WhatIf:
                         self.published.incomplete.setdefault(topic, f"{topic}/{lane} begins at {start}")
                 end = (await replay.reader.ends([partition]))[partition]
                 if end > self._read[partition]:
-                    async with aclosing(replay.reader.read(partition, self._read[partition], end)) as stretches:
+                    async with aclosing(
+                        replay.reader.read(partition, self._read[partition], end)
+                    ) as stretches:
                         async for records, _ in stretches:
                             order_ids = self._keep(topic, records, _ACTUAL)
                             if number:
-                                self._events.write({_CHANGED + order_id: bytes([number]) for order_id in order_ids})
+                                self._events.write(
+                                    {_CHANGED + order_id: bytes([number]) for order_id in order_ids}
+                                )
                 self._read[partition] = max(end, self._read[partition])
 
     async def _compare_published(self, replay: Replay, examples: int) -> None:
@@ -313,7 +326,9 @@ class WhatIf:
             (before,) = self._events.get([_REFUND_DUE + order_id])
             if complete and before is not None and int.from_bytes(before, "big") == n:
                 decision_id = ids.uuid5_text(order_id, f"refund.decided:{n}")
-                self.published.add([EventDifference(DECISIONS, "missing", decision_id, ids.text(order_id))], examples)
+                self.published.add(
+                    [EventDifference(DECISIONS, "missing", decision_id, ids.text(order_id))], examples
+                )
 
     def _refunds_due(self) -> Iterator[tuple[bytes, int]]:
         """Yield the orders that these rules owe a refund, with the number of the decision that would come
@@ -325,8 +340,12 @@ class WhatIf:
                     continue
                 totals = RunningTotals(order)
                 view = view_of(order, totals)
-                # A refund proposed on the way may not be owed at the end: proposals depend on the order of arrival.
-                if view.captured > view.decided and next_refund(order, view, order_id, order.created.time, totals) is not None:
+                # A refund proposed on the way may not be owed at the end: proposals
+                # depend on the order of arrival.
+                if (
+                    view.captured > view.decided
+                    and next_refund(order, view, order_id, order.created.time, totals) is not None
+                ):
                     yield order_id, len(order.decisions)
 
     def _all_orders(self) -> Iterator[bytes]:
@@ -347,7 +366,9 @@ class WhatIf:
         """
         text = ids.text(order_id)
         events = list(self._events.items(_COMMAND + order_id))
-        for (number, subject), group in groupby(events, key=lambda pair: (pair[0][1 + _ID], pair[0][2 + _ID : 2 + 2 * _ID])):
+        for (number, subject), group in groupby(
+            events, key=lambda pair: (pair[0][1 + _ID], pair[0][2 + _ID : 2 + 2 * _ID])
+        ):
             contents = [value for _, value in group]
             sides = {value[0] for value in contents}
             topic = _TOPICS[number]
@@ -375,7 +396,9 @@ class WhatIf:
             statuses = _status(msgspec.json.decode(actual)), _status(msgspec.json.decode(expected))
             yield EventDifference(topic, "notice", ids.text(subject), text, *statuses)
 
-    async def _try_arrivals(self, replay: Replay, lag: Lag, suspects: Mapping[bytes, list[EventDifference]], examples: int) -> None:
+    async def _try_arrivals(
+        self, replay: Replay, lag: Lag, suspects: Mapping[bytes, list[EventDifference]], examples: int
+    ) -> None:
         """Count the suspects' differences, except for labels and releases that another order of arrival
         explains."""
         by_lane: dict[int, dict[bytes, bytes]] = {}
@@ -414,13 +437,19 @@ class WhatIf:
         for key, value in self._events.items(_COMMAND + order_id):
             if value[0] & _ACTUAL and (topic := _TOPICS[key[1 + _ID]]) in topics:
                 unexplained[topic].add(key[2 + _ID :])
-        pins = {int.from_bytes(key[1 + _ID :], "big"): event_id for key, event_id in self._events.items(_PINNED + order_id)}
+        pins = {
+            int.from_bytes(key[1 + _ID :], "big"): event_id
+            for key, event_id in self._events.items(_PINNED + order_id)
+        }
         for arrival in islice(arrivals(records, pins, random.Random(order_id)), tries):
             states: dict[bytes, bytes] = {}
             expected: dict[str, set[bytes]] = {topic: set() for topic in unexplained}
             for output in fold(replay.folder, lane, arrival, at_hand(states)):
                 for topic, contents in expected.items():
-                    events = [_parse(topic, each.key, each.content(), each.headers) for each in output.out.get(topic, ())]
+                    events = [
+                        _parse(topic, each.key, each.content(), each.headers)
+                        for each in output.out.get(topic, ())
+                    ]
                     contents.update(each.subject + each.digest for each in events if each is not None)
                 states.update(output.states)
             for topic in sorted(unexplained):
@@ -430,7 +459,7 @@ class WhatIf:
                 break
         return topics - set(unexplained)
 
-    # -- deadlines ---------------------------------------------------------------------------------------------------
+    # -- deadlines -------------------------------------------------------------------------------------------
 
     async def _compare_deadlines(self, replay: Replay, examples: int) -> Deadlines:
         """Compare the next deadline of each live state with the one that these settings give it."""
@@ -444,7 +473,9 @@ class WhatIf:
             later = LocalStates(Path(folder) / "later")
             try:
                 for lane in lanes:
-                    await read_changelog(replay.reader, TopicPartition(self._settings.changelog_topic, lane), ends[lane], later)
+                    await read_changelog(
+                        replay.reader, TopicPartition(self._settings.changelog_topic, lane), ends[lane], later
+                    )
                 for states in self._live.states(2_000):
                     changes = later.get(list(states))
                     for (order_id, raw), changed in zip(states.items(), changes, strict=True):
@@ -453,7 +484,15 @@ class WhatIf:
                             continue
                         due = next_due(order, order_id, self._settings.deadline_policy)
                         if due != order.due:
-                            kind = "none" if not due else "new" if not order.due else "later" if due > order.due else "sooner"
+                            kind = (
+                                "none"
+                                if not due
+                                else "new"
+                                if not order.due
+                                else "later"
+                                if due > order.due
+                                else "sooner"
+                            )
                             result.counts[kind] += 1
                             if len(result.examples) < examples:
                                 result.examples.append((ids.text(order_id), kind, order.due, due))
@@ -463,7 +502,9 @@ class WhatIf:
 
 
 def _status(notice: Mapping[str, Any]) -> str:
-    return f"{notice.get('status')}" + (f" ({notice['closed_because']})" if notice.get("closed_because") else "")
+    return f"{notice.get('status')}" + (
+        f" ({notice['closed_because']})" if notice.get("closed_because") else ""
+    )
 
 
 class _DerivedEvent(NamedTuple):
@@ -480,7 +521,9 @@ class _DerivedEvent(NamedTuple):
     """Its name for a person, where the subject's id says nothing; else empty."""
 
 
-def _parse(topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> _DerivedEvent | None:
+def _parse(
+    topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]
+) -> _DerivedEvent | None:
     """Parse a record of `topic`; None for one that no worker of ours wrote."""
     texts = {name: text for name, text in headers if text is not None}
     if topic == DLQ:
@@ -507,8 +550,11 @@ def _parse(topic: str, key: bytes | None, value: bytes | None, headers: Sequence
         subject = UUID(data["suborder_id"]).bytes
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    # suborder.created is both: a command's ce_id follows from the suborder's id, and what it says holds until a notice.
-    return _DerivedEvent(order_id, subject, _digest(value or b"") if topic == "suborder.created" else b"", notice, b"")
+    # suborder.created is both: a command's ce_id follows from the suborder's id, and what it
+    # says holds until a notice.
+    return _DerivedEvent(
+        order_id, subject, _digest(value or b"") if topic == "suborder.created" else b"", notice, b""
+    )
 
 
 class _Versioned(msgspec.Struct):
@@ -530,7 +576,9 @@ def _digest(value: bytes) -> bytes:
     return hashlib.blake2b(value, digest_size=8).digest()
 
 
-def arrivals(records: Sequence[Record], pins: Mapping[int, bytes], dice: random.Random) -> Iterator[list[Record]]:
+def arrivals(
+    records: Sequence[Record], pins: Mapping[int, bytes], dice: random.Random
+) -> Iterator[list[Record]]:
     """Yield orders in which a lane may have taken in one order's records, the likely ones first.
 
     Records of one topic keep their order. `records` are sorted by time. `pins` gives, for a version of the
@@ -538,9 +586,12 @@ def arrivals(records: Sequence[Record], pins: Mapping[int, bytes], dice: random.
     """
     arrived = [_Arrived.of(at, record) for at, record in enumerate(records)]
     copied = {each.id for each in arrived if each.record.topic == REKEYED}
-    # A record that reached another lane, from a producer that didn't know of new partitions yet, counts as its copy only.
+    # A record that reached another lane, from a producer that didn't know of new partitions
+    # yet, counts as its copy only.
     as_copies = [each for each in arrived if each.record.topic == REKEYED or each.id not in copied]
-    candidates = [_by_topic(each) for each in ((as_copies, arrived) if len(as_copies) < len(arrived) else (arrived,))]
+    candidates = [
+        _by_topic(each) for each in ((as_copies, arrived) if len(as_copies) < len(arrived) else (arrived,))
+    ]
     for by_topic in candidates:
         yield [each.record for of_topic in by_topic for each in of_topic]  # one batch: topic after topic
         yield _arrange(by_topic, pins, lambda heads: min(heads, key=lambda topic: heads[topic].at))
@@ -566,8 +617,11 @@ class _Arrived(NamedTuple):
     @classmethod
     def of(cls, at: int, record: Record) -> _Arrived:
         headers = dict(record.headers)
-        # In the structured binding the id is in the value: such a record is treated as distinct from all others.
-        return cls(at, record, headers.get("ce_id") or b"@%d" % at, headers.get("ce_type") != b"refund.decided")
+        # In the structured binding the id is in the value: such a record is treated as
+        # distinct from all others.
+        return cls(
+            at, record, headers.get("ce_id") or b"@%d" % at, headers.get("ce_type") != b"refund.decided"
+        )
 
 
 def _arrange(
@@ -578,14 +632,18 @@ def _arrange(
     version_of = {event_id: version for version, event_id in pins.items()}
     positions, version, seen = [0] * len(by_topic), 0, set()
     arranged: list[Record] = []
-    while heads := {topic: of[positions[topic]] for topic, of in enumerate(by_topic) if positions[topic] < len(of)}:
+    while heads := {
+        topic: of[positions[topic]] for topic, of in enumerate(by_topic) if positions[topic] < len(of)
+    }:
         free = {
             topic: head
             for topic, head in heads.items()
             if head.id in seen or not head.counts or version_of.get(head.id, version + 1) <= version + 1
         }
         next_one = pins.get(version + 1)
-        due = next((topic for topic, head in heads.items() if head.id == next_one and head.id not in seen), None)
+        due = next(
+            (topic for topic, head in heads.items() if head.id == next_one and head.id not in seen), None
+        )
         topic = due if due is not None else choose(free or heads)
         head = heads[topic]
         positions[topic] += 1
@@ -606,7 +664,9 @@ async def _opened(settings: Settings) -> AsyncIterator[WhatIf]:
             run.close()
 
 
-async def whatif(settings: Settings, examples: int, progress: Progress, say: Callable[[str], None]) -> WhatIfResult:
+async def whatif(
+    settings: Settings, examples: int, progress: Progress, say: Callable[[str], None]
+) -> WhatIfResult:
     """Replay the whole log with these rules and settings, and return what would change, with `examples` of
     each kind.
 

@@ -50,7 +50,9 @@ def version_of(value: bytes | None) -> int:
 
 
 class Recent(NamedTuple, Generic[T]):
-    """A user's order as the lanes' keys have it. `created_ms` since 1970; `summary`: what was read of it, None if it has expired."""
+    """A user's order as the lanes' keys have it.
+    `created_ms` since 1970; `summary`: what was read of it, None if it has expired.
+    """
 
     order_id: UUID
     created_ms: float
@@ -58,7 +60,9 @@ class Recent(NamedTuple, Generic[T]):
 
 
 class CacheReader:
-    """Never raises for Redis' sake and blocks at most settings.redis_timeout; while Redis is away, not at all. Then nothing is there."""
+    """Never raises for Redis' sake and blocks at most settings.redis_timeout; while Redis is away, not at
+    all. Then nothing is there.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.redis_timeout
@@ -83,9 +87,12 @@ class CacheReader:
         values = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
         return (None, None) if values is None else (values[0], values[1])
 
-    async def recent(self, user_id: UUID, read: Callable[[bytes | None], T]) -> tuple[bytes | None, list[Recent[T]]]:
-        """-> (the refilled page of a user's newest orders, the orders that the lanes have written of late, newest first). `read`: what is
-        wanted of a summary."""
+    async def recent(
+        self, user_id: UUID, read: Callable[[bytes | None], T]
+    ) -> tuple[bytes | None, list[Recent[T]]]:
+        """-> (the refilled page of a user's newest orders, the orders that the lanes have written of late,
+        newest first). `read`: what is wanted of a summary.
+        """
         pipe = self._client.pipeline(transaction=False)
         pipe.get(f"rows:user:{user_id}")
         pipe.zrevrange(f"user:{user_id}:orders", 0, RECENT - 1, withscores=True)
@@ -95,7 +102,9 @@ class CacheReader:
         page, members = answers
         orders = [(UUID(member.decode()), score) for member, score in members if _UUID.fullmatch(member)]
         summaries = await self.summaries([order_id for order_id, _ in orders], read)
-        return page, [Recent(order_id, score, each) for (order_id, score), each in zip(orders, summaries, strict=True)]
+        return page, [
+            Recent(order_id, score, each) for (order_id, score), each in zip(orders, summaries, strict=True)
+        ]
 
     async def summaries(self, order_ids: Sequence[UUID], read: Callable[[bytes | None], T]) -> list[T]:
         """Return what `read` finds in the lanes' summaries of these orders.

@@ -9,7 +9,9 @@ log = logging.getLogger(__name__)
 
 
 class Circuit:
-    """Opens when a server doesn't answer. Then it is left alone for `pause` seconds at a time, but for one request that finds out."""
+    """Opens when a server doesn't answer.
+    Then it is left alone for `pause` seconds at a time, but for one request that finds out.
+    """
 
     def __init__(self, name: str, pause: float = 1.0) -> None:
         self._name = name
@@ -38,4 +40,6 @@ class Circuit:
         self._until = asyncio.get_running_loop().time() + self._pause
         if not self.open:
             self.open = True
-            log.warning("reads.source_away: %s: %s", self._name, f"{type(error).__name__}: {error}".splitlines()[0])
+            log.warning(
+                "reads.source_away: %s: %s", self._name, f"{type(error).__name__}: {error}".splitlines()[0]
+            )

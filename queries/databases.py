@@ -47,7 +47,8 @@ class Database:
             timeout=settings.read_timeout,
             server_settings={
                 "jit": "off",
-                # Generic by default: planning takes several times as long as reading; partitions are pruned when it is executed.
+                # Generic by default: planning takes several times as long as reading; partitions are
+                # pruned when it is executed.
                 "plan_cache_mode": settings.postgres_plan_cache_mode,
                 "TimeZone": "UTC",
                 "statement_timeout": str(int(settings.read_timeout * 1000)),
@@ -71,9 +72,12 @@ class Database:
         return self._circuit.open
 
     async def rows(self, query: Query) -> Sequence[sa.Row[Any]]:
-        """All rows. Blocks up to twice settings.read_timeout. Raises Away; Unavailable when the server is there but too busy."""
+        """All rows. Blocks up to twice settings.read_timeout.
+        Raises Away; Unavailable when the server is there but too busy.
+        """
         try:
-            # Longer than the reads before it may take: if these find nobody there, this one has to hear of it, and ask elsewhere.
+            # Longer than the reads before it may take: if these find nobody there, this one has to hear
+            # of it, and ask elsewhere.
             async with asyncio.timeout(self._timeout + 2 * _MARGIN):
                 await self._places.acquire()
         except TimeoutError:
@@ -97,9 +101,14 @@ class Database:
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, DBAPIError) as error:
             state = getattr(getattr(error, "orig", error), "sqlstate", None) or ""
             if state == "57014":
-                # It lives, and the statement is a slow one. Another server would only be slowed down by it as well.
+                # It lives, and the statement is a slow one.
+                # Another server would only be slowed down by it as well.
                 raise Unavailable(f"{self.name} took longer than {self._timeout:g} s") from error
-            if not state.startswith("40"):  # that is one statement's trouble (a replica ends those that are in the way of what it takes in)
+            if not state.startswith(
+                "40"
+                # That is one statement's trouble (a replica ends those that are in the
+                # way of what it takes in).
+            ):
                 self._circuit.failed(error)
             raise Away(f"{self.name}: {error}") from error
         finally:
@@ -117,7 +126,8 @@ class Database:
 
     async def _connect(self) -> Connection:
         connection = await self._connector()
-        # Not among the settings: to target_session_attrs it would make every server one that can't be written to.
+        # Not among the settings: to target_session_attrs it would make every server one
+        # that can't be written to.
         await connection.execute("SET default_transaction_read_only = on")
         return connection
 
@@ -147,7 +157,9 @@ class Replica(Database):
         self._lag: float | None = None
 
     async def lag(self) -> float | None:
-        """Return the lag in seconds, read within the last LOOK_INTERVAL; None if the server doesn't know it."""
+        """Return the lag in seconds, read within the last LOOK_INTERVAL; None if
+        the server doesn't know it.
+        """
         now = asyncio.get_running_loop().time()
         if self._looked is None or now >= self._looked + LOOK_INTERVAL:
             await self._flight.do("lag", self._read_lag)

@@ -1,6 +1,8 @@
-"""What readers get: the shapes of the answers. `api/` describes them to its clients by these very declarations.
+"""What readers get: the shapes of the answers.
+`api/` describes them to its clients by these very declarations.
 
-Amounts are decimal text in major units with the currency's digits, times RFC 3339 in UTC, as in the events and in Redis.
+Amounts are decimal text in major units with the currency's digits, times RFC 3339 in UTC, as
+in the events and in Redis.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Suborder:
         SuborderStatusText | None,
         Field(description="null: only the cache knows it, and it has forgotten the order."),
     ] = None
-    total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
+    total_amount: Annotated[
+        str | None, Field(description="Of the live units, less their discount. null: as with status.")
+    ] = None
 
 
 @dataclass(slots=True)
@@ -110,7 +114,9 @@ class Moment:
     """Something that happened, as far as the rows show it."""
 
     time: Time
-    what: Literal["created", "parcel first scanned", "parcel status", "return requested", "return status", "last fact"]
+    what: Literal[
+        "created", "parcel first scanned", "parcel status", "return requested", "return status", "last fact"
+    ]
     id: Annotated[UUID, Field(description="Of the order, parcel or return.")]
     status: Annotated[str | None, Field(description="Since then.")] = None
 
@@ -124,7 +130,9 @@ class OrderDetails(Head):
     items: list[Item]
     shipments: list[ParcelDetails]
     returns: list[Return]
-    moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(default_factory=list)
+    moments: Annotated[list[Moment], Field(description="In the order of their times.")] = field(
+        default_factory=list
+    )
     suborders: list[Suborder] = field(default_factory=list)
 
 
@@ -149,7 +157,9 @@ class Tracked:
     status: ParcelStatusText
     location: Annotated[
         str | None,
-        Field(description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten."),
+        Field(
+            description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten."
+        ),
     ]
     estimated_delivery: Time | None
 
@@ -172,7 +182,9 @@ class Sold:
         SuborderStatusText | None,
         Field(description="null: only the cache knows it, and it has forgotten the order."),
     ] = None
-    total_amount: Annotated[str | None, Field(description="Of the live units, less their discount. null: as with status.")] = None
+    total_amount: Annotated[
+        str | None, Field(description="Of the live units, less their discount. null: as with status.")
+    ] = None
 
 
 @dataclass(slots=True)
@@ -191,8 +203,12 @@ class SourceHealth:
     """Whether a source of answers is up."""
 
     up: bool
-    lag: Annotated[float | None, Field(description="Seconds that a replica is behind; null: unknown, or not a replica.")] = None
-    used: Annotated[bool, Field(description="False: passed over, because it is down or too far behind.")] = True
+    lag: Annotated[
+        float | None, Field(description="Seconds that a replica is behind; null: unknown, or not a replica.")
+    ] = None
+    used: Annotated[bool, Field(description="False: passed over, because it is down or too far behind.")] = (
+        True
+    )
 
 
 @dataclass(slots=True)

@@ -10,7 +10,9 @@ T = TypeVar("T")
 
 
 class SingleFlight:
-    """Calls by key, each at most once at a time. A caller that goes away takes nobody else's answer with it."""
+    """Calls by key, each at most once at a time.
+    A caller that goes away takes nobody else's answer with it.
+    """
 
     def __init__(self) -> None:
         self._under_way: dict[Hashable, asyncio.Task[Any]] = {}

@@ -1,4 +1,6 @@
-"""Cursors of keyset pagination: where a page ended. Whatever is inserted meanwhile, what lies behind it neither moves nor shows twice."""
+"""Cursors of keyset pagination: where a page ended.
+Whatever is inserted meanwhile, what lies behind it neither moves nor shows twice.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class Position(NamedTuple):
 
     def cursor(self) -> str:
         """Return the position as opaque text that clients send back."""
-        return urlsafe_b64encode(_LAYOUT.pack((self.time - _EPOCH) // timedelta(microseconds=1), self.id.bytes)).decode()
+        return urlsafe_b64encode(
+            _LAYOUT.pack((self.time - _EPOCH) // timedelta(microseconds=1), self.id.bytes)
+        ).decode()
 
     @classmethod
     def parse(cls, cursor: str) -> Self:

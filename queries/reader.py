@@ -93,7 +93,7 @@ class Reader:
         await self.cache.close()
         await self.databases.close()
 
-    # -- one order -------------------------------------------------------------------------------------------------
+    # -- one order -------------------------------------------------------------------------------------------
 
     async def order(self, order_id: UUID, seen: int = 0) -> Answer:
         """Return an order's summary. Raises NotFound."""
@@ -110,8 +110,14 @@ class Reader:
     async def details(self, order_id: UUID, seen: int = 0) -> Answer:
         """Return an order with everything that its rows hold. Raises NotFound."""
         summary, refilled = await self.cache.order(order_id)
-        refill = read_foreign(_details.decode, refilled) if version_of(refilled) >= max(version_of(summary), seen) else None
-        details, source = (refill, _CACHE) if refill is not None else await self._rows_of(order_id, seen, summary)
+        refill = (
+            read_foreign(_details.decode, refilled)
+            if version_of(refilled) >= max(version_of(summary), seen)
+            else None
+        )
+        details, source = (
+            (refill, _CACHE) if refill is not None else await self._rows_of(order_id, seen, summary)
+        )
         parts = read_foreign(_suborders.decode, summary) if version_of(summary) >= details.version else None
         if parts is not None:
             details.suborders = parts.suborders
@@ -125,12 +131,15 @@ class Reader:
         answered = False
         async for database, fresh in self.databases.each():
             try:
-                details = await self._flight.do((database.name, order_id), partial(self._refill, database, order_id, user_id))
+                details = await self._flight.do(
+                    (database.name, order_id), partial(self._refill, database, order_id, user_id)
+                )
             except Away:
                 continue
             answered = answered or fresh
             if details is None:
-                # A fresh replica is believed, or anybody could keep the primary busy with ids that don't exist.
+                # A fresh replica is believed, or anybody could keep the primary busy
+                # with ids that don't exist.
                 if fresh and not seen:
                     raise NotFound(f"no order {order_id}")
             elif details.version >= seen:
@@ -147,12 +156,13 @@ class Reader:
         await self.cache.refill_order(order_id, details.version, _encode(details))
         return details
 
-    # -- lists -----------------------------------------------------------------------------------------------------
+    # -- lists -----------------------------------------------------------------------------------------------
 
     async def recent(self, user_id: UUID, limit: int, seen: Seen | None = None) -> Answer:
         """Return a user's newest orders, at most `limit` (up to RECENT)."""
         page, lately = await self.cache.recent(user_id, partial(read_foreign, _head.decode))
-        # What the lanes have written since the page was read, or since the replica's last transaction, is in the cache.
+        # What the lanes have written since the page was read, or since the replica's last
+        # transaction, is in the cache.
         newer = [each.summary for each in lately if each.summary is not None]
         refill = read_foreign(_heads.decode, page)
         if refill is not None and _covers(refill, lately) and _has(merged := _merged(refill, newer), seen):
@@ -188,7 +198,9 @@ class Reader:
         rows, source = await self._list(lambda database: database.rows(query), seen, user_id)
         return Answer(_encode(_page([statements.as_head(row) for row in rows], limit)), source)
 
-    async def suborders(self, seller_id: UUID, limit: int, *, after: Position | None = None, seen: Seen | None = None) -> Answer:
+    async def suborders(
+        self, seller_id: UUID, limit: int, *, after: Position | None = None, seen: Seen | None = None
+    ) -> Answer:
         """Return a page of a seller's suborders, newest first."""
         query = statements.suborders(seller_id, after, limit + 1)
         rows: Sequence[Sequence[Any]]
@@ -197,13 +209,22 @@ class Reader:
 
         def own(summary: bytes | None) -> tuple[int, list[Suborder]]:
             parts = read_foreign(_suborders.decode, summary)
-            return version_of(summary), [] if parts is None else [part for part in parts.suborders if part.seller_id == seller_id]
+            return version_of(summary), [] if parts is None else [
+                part for part in parts.suborders if part.seller_id == seller_id
+            ]
 
-        for each, (version, parts) in zip(sold, await self.cache.summaries([each.order_id for each in sold], own), strict=True):
+        for each, (version, parts) in zip(
+            sold, await self.cache.summaries([each.order_id for each in sold], own), strict=True
+        ):
             for part in parts if version >= each.order_version else ():
                 each.status, each.total_amount = part.status, part.total_amount
         more = len(rows) > limit
-        return Answer(_encode(Suborders(sold, Position(rows[limit - 1][1], sold[-1].order_id).cursor() if more else None)), source)
+        return Answer(
+            _encode(
+                Suborders(sold, Position(rows[limit - 1][1], sold[-1].order_id).cursor() if more else None)
+            ),
+            source,
+        )
 
     async def tracking(self, number: str) -> Answer:
         """Return the parcels under a tracking number, 100 at most. Raises NotFound.
@@ -226,7 +247,9 @@ class Reader:
         others = [each for each in page if (each.order_id, each.shipment_id) not in own]
         if source != "primary":
             others = await self._still(number, others)
-        parcels = sorted([*lately, *others], key=lambda each: (each.shipment_id, each.order_id))[: statements.TRACKED]
+        parcels = sorted([*lately, *others], key=lambda each: (each.shipment_id, each.order_id))[
+            : statements.TRACKED
+        ]
         if not parcels:
             raise NotFound("no parcel has this tracking number")
         return Answer(_encode(parcels), source)
@@ -240,18 +263,28 @@ class Reader:
                 await self.cache.refill(f"tracking:{number}", _encode(parcels))
             return parcels
 
-        return await self._list(lambda database: self._flight.do((database.name, "tracking", number), partial(read, database)), None, None)
+        return await self._list(
+            lambda database: self._flight.do((database.name, "tracking", number), partial(read, database)),
+            None,
+            None,
+        )
 
     async def _still(self, number: str, parcels: list[Tracked]) -> list[Tracked]:
         """Return the parcels without those that have another number by now, as far as the cache knows."""
         order_ids = list({each.order_id: None for each in parcels})
         numbers: dict[tuple[UUID, UUID], str | None] = {}
-        for order_id, summary in zip(order_ids, await self.cache.summaries(order_ids, partial(read_foreign, _parcels.decode)), strict=True):
+        for order_id, summary in zip(
+            order_ids,
+            await self.cache.summaries(order_ids, partial(read_foreign, _parcels.decode)),
+            strict=True,
+        ):
             for parcel in () if summary is None else summary.shipments:
                 numbers[order_id, parcel.shipment_id] = parcel.tracking_number
         return [each for each in parcels if numbers.get((each.order_id, each.shipment_id), number) == number]
 
-    async def _list(self, read: Callable[[Database], Awaitable[T]], seen: Seen | None, user_id: UUID | None) -> tuple[T, Source]:
+    async def _list(
+        self, read: Callable[[Database], Awaitable[T]], seen: Seen | None, user_id: UUID | None
+    ) -> tuple[T, Source]:
         answered = False
         async for database, fresh in self.databases.each():
             try:
@@ -267,7 +300,7 @@ class Reader:
             raise NotYet(f"version {seen.version} of order {seen.order_id} isn't there yet")
         raise Unavailable("no database answers")
 
-    # -- health ----------------------------------------------------------------------------------------------------
+    # -- health ----------------------------------------------------------------------------------------------
 
     async def health(self) -> Health:
         """Return the health within the last second.
@@ -289,7 +322,10 @@ class Reader:
         sources["primary"] = await _health_of(self.databases.primary)
         sources["primary"].used = sources["primary"].up
         rows = any(each.up for name, each in sources.items() if name != "cache")
-        return Health("down" if not rows else "ok" if all(each.used for each in sources.values()) else "degraded", sources)
+        return Health(
+            "down" if not rows else "ok" if all(each.used for each in sources.values()) else "degraded",
+            sources,
+        )
 
 
 async def _health_of(database: Database) -> SourceHealth:
@@ -320,14 +356,22 @@ def _position(head: Head) -> Any:
 
 
 def _covers(page: Sequence[Head], lately: Sequence[Recent[Head | None]]) -> bool:
-    """Tell whether the page and the summaries cover all of these orders, or a full page has only newer ones."""
+    """Tell whether the page and the summaries cover all of these orders, or a full
+    page has only newer ones.
+    """
     on_page = {head.order_id for head in page}
-    oldest = datetime.fromisoformat(page[-1].created_at).timestamp() * 1000 if len(page) > RECENT else -math.inf
-    return all(each.summary is not None or each.order_id in on_page or each.created_ms < oldest for each in lately)
+    oldest = (
+        datetime.fromisoformat(page[-1].created_at).timestamp() * 1000 if len(page) > RECENT else -math.inf
+    )
+    return all(
+        each.summary is not None or each.order_id in on_page or each.created_ms < oldest for each in lately
+    )
 
 
 def _has(heads: Sequence[Head], seen: Seen | None) -> bool:
-    return seen is None or any(head.order_id == seen.order_id and head.version >= seen.version for head in heads)
+    return seen is None or any(
+        head.order_id == seen.order_id and head.version >= seen.version for head in heads
+    )
 
 
 def _page(heads: Sequence[Head], limit: int) -> Orders:

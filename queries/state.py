@@ -31,7 +31,9 @@ async def read_state(settings: Settings, order_id: UUID) -> Order | None:
     async with LogReader(settings, "orders-state", max_poll_records=10_000) as reader:
         partitions = await reader.partitions(topic)
         if not partitions:
-            raise StatesMissing(f"topic {topic} doesn't exist on Kafka at {settings.kafka}", "run orders init")
+            raise StatesMissing(
+                f"topic {topic} doesn't exist on Kafka at {settings.kafka}", "run orders init"
+            )
         partition = TopicPartition(topic, partition_of(str(order_id).encode(), settings.partitions))
         if partition.partition not in partitions:
             raise StatesMissing(

@@ -59,8 +59,8 @@ LAG: Final = Query(
     SELECT CASE
         -- It follows nobody: promoted by mistake, or no replica at all. What it has may be old for ever.
         WHEN NOT pg_is_in_recovery() THEN NULL
-        -- Connected, and it has replayed everything that it knows of. (latest_end_lsn is shown only to members
-        -- of pg_read_all_stats.)
+        -- Connected, and it has replayed everything that it knows of. (latest_end_lsn is shown only to
+        -- members of pg_read_all_stats.)
         WHEN r.pid IS NOT NULL
             AND pg_last_wal_replay_lsn() >= greatest(pg_last_wal_receive_lsn(), r.latest_end_lsn) THEN 0.0
         ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8
@@ -76,9 +76,13 @@ ONE: Final = Query(sa.text("SELECT 1"), {})
 
 
 def details(order_id: UUID, user_id: UUID | None = None) -> Query:
-    """One order with its parts. With its user one partition is read, without all of them, by their primary keys."""
+    """One order with its parts.
+    With its user one partition is read, without all of them, by their primary keys.
+    """
     values = {"order_id": order_id, "user_id": user_id}
-    return Query(_details(user_id is not None), {name: value for name, value in values.items() if value is not None})
+    return Query(
+        _details(user_id is not None), {name: value for name, value in values.items() if value is not None}
+    )
 
 
 @cache
@@ -91,7 +95,12 @@ def _details(by_user: bool) -> sa.Select[Any]:
             table.c.user_id == _order.c.user_id,
             table.c.region == _order.c.region,
         )
-        return sa.select(sa.cast(sa.func.json_agg(built), sa.Text)).where(*same).correlate(_order).scalar_subquery()
+        return (
+            sa.select(sa.cast(sa.func.json_agg(built), sa.Text))
+            .where(*same)
+            .correlate(_order)
+            .scalar_subquery()
+        )
 
     items = parts(
         _item,
@@ -147,7 +156,8 @@ def history(
     after: Position | None,
     limit: int,
 ) -> Query:
-    """A user's orders, newest first: placed at `since` or later and before `until`, behind the position `after`.
+    """A user's orders, newest first: placed at `since` or later and before `until`,
+    behind the position `after`.
 
     Served by the index orders_order_user.
     """
@@ -186,7 +196,9 @@ def _version(by_user: bool) -> sa.Select[Any]:
 
 
 def tracking(number: str) -> Query:
-    """The parcels of a tracking number. Every partition is looked into, by the hash index orders_shipment_tracking."""
+    """The parcels of a tracking number.
+    Every partition is looked into, by the hash index orders_shipment_tracking.
+    """
     return Query(_tracking(), {"number": number})
 
 
@@ -199,8 +211,9 @@ def _tracking() -> sa.Select[Any]:
 
 
 def suborders(seller_id: UUID, after: Position | None, limit: int) -> Query:
-    """A seller's parts of orders, newest first. Every partition is looked into, by the index orders_order_item_seller, which has the page's
-    order; the orders and parcels of a page are then found in their own partitions.
+    """A seller's parts of orders, newest first. Every partition is looked into, by the index
+    orders_order_item_seller, which has the page's order; the orders and parcels of a page are then
+    found in their own partitions.
     """
     return Query(_suborders(after is not None, limit), {"seller_id": seller_id, **_after(after)})
 
@@ -217,7 +230,12 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
     ).where(_item.c.seller_id == seller_id)
     if paged:
         page = page.where(*_behind(_item.c.created_at, _item.c.order_id))
-    page_ = page.group_by(*group).order_by(_item.c.created_at.desc(), _item.c.order_id.desc()).limit(_rows(limit)).subquery("page")
+    page_ = (
+        page.group_by(*group)
+        .order_by(_item.c.created_at.desc(), _item.c.order_id.desc())
+        .limit(_rows(limit))
+        .subquery("page")
+    )
     parcel = _object(
         shipment_id=_shipment.c.id,
         seller_id=_shipment.c.seller_id,
@@ -227,7 +245,11 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
         estimated_delivery=_shipment.c.estimated_delivery,
     )
     parcels = (
-        sa.select(sa.cast(sa.func.json_agg(aggregate_order_by(parcel, _shipment.c.created_at, _shipment.c.id)), sa.Text))
+        sa.select(
+            sa.cast(
+                sa.func.json_agg(aggregate_order_by(parcel, _shipment.c.created_at, _shipment.c.id)), sa.Text
+            )
+        )
         .where(
             _shipment.c.order_id == page_.c.order_id,
             _shipment.c.user_id == page_.c.user_id,
@@ -237,7 +259,8 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
         .correlate(page_)
         .scalar_subquery()
     )
-    # With a limit it stays what it is: a look into one partition for each row of the page, whatever the planner thinks of the tables.
+    # With a limit it stays what it is: a look into one partition for each row of the page, whatever the
+    # planner thinks of the tables.
     own = (
         sa.select(_order.c.status, _order.c.currency, _order.c.version)
         .where(
@@ -259,11 +282,16 @@ def _suborders(paged: bool, limit: int) -> sa.Select[Any]:
         own.c.version,
         parcels,
     )
-    return sa.select(*columns).select_from(page_.join(own, sa.true())).order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
+    return (
+        sa.select(*columns)
+        .select_from(page_.join(own, sa.true()))
+        .order_by(page_.c.created_at.desc(), page_.c.order_id.desc())
+    )
 
 
 def _rows(limit: int) -> sa.ColumnElement[int]:
-    # Said to the planner, which otherwise (plans are details once, for all values) takes it for a tenth of all rows.
+    # Said to the planner, which otherwise (plans are details once, for all values) takes
+    # it for a tenth of all rows.
     return sa.literal_column(str(limit))
 
 
@@ -302,7 +330,7 @@ def _behind(time: sa.ColumnElement[Any], id_: sa.ColumnElement[Any]) -> tuple[sa
     return time <= last, sa.tuple_(time, id_) < sa.tuple_(last, last_id)
 
 
-# -- rows as documents -----------------------------------------------------------------------------------------
+# -- rows as documents ---------------------------------------------------------------------------------------
 
 
 class _Item(msgspec.Struct):
@@ -441,7 +469,9 @@ def as_summary(details: OrderDetails) -> Summary:
 def as_tracked(row: Sequence[Any]) -> Tracked:
     """Convert a row of `tracking`."""
     order_id, shipment_id, carrier, status, estimated = row
-    return Tracked(order_id, shipment_id, carrier, status, None, None if estimated is None else _time(estimated))
+    return Tracked(
+        order_id, shipment_id, carrier, status, None, None if estimated is None else _time(estimated)
+    )
 
 
 def as_sold(seller_id: UUID, row: Sequence[Any]) -> Sold:
@@ -478,7 +508,9 @@ def _moments(details: OrderDetails) -> list[Moment]:
         moments.append(Moment(parcel.updated_at, "parcel status", parcel.shipment_id, parcel.status))
     for each in details.returns:
         moments.append(Moment(each.created_at, "return requested", each.return_id))
-        moments.append(Moment(each.processed_at or each.updated_at, "return status", each.return_id, each.status))
+        moments.append(
+            Moment(each.processed_at or each.updated_at, "return status", each.return_id, each.status)
+        )
     moments.append(Moment(details.updated_at, "last fact", details.order_id, details.status))
     return sorted(moments, key=lambda moment: datetime.fromisoformat(moment.time))
 

@@ -1,6 +1,8 @@
-"""The contracts for machines: a JSON Schema of every event and one AsyncAPI 3 document, made from the models and kept in contracts/.
+"""The contracts for machines: a JSON Schema of every event and one AsyncAPI 3 document, made from the
+models and kept in contracts/.
 
-What is published there is a promise: `write` refuses a schema that breaks the one of the same version that lies there already.
+What is published there is a promise: `write` refuses a schema that breaks the one of the same
+version that lies there already.
 """
 
 from __future__ import annotations
@@ -45,11 +47,17 @@ def way_of(type_: str) -> Way:
 
 
 def schemas() -> dict[str, Json]:
-    """File name -> JSON Schema (2020-12, self-contained) of the data of every public event, each version that is read or written."""
+    """File name -> JSON Schema (2020-12, self-contained) of the data of every public event, each
+    version that is read or written.
+    """
     documents: dict[str, Json] = {}
-    read = {(name, number): data for (name, number), (data, _) in events.READS.items() if name in topics.INPUT}
+    read = {
+        (name, number): data for (name, number), (data, _) in events.READS.items() if name in topics.INPUT
+    }
     read |= {(name, 1): incoming.DATA[name] for name in topics.BULK}
-    written: dict[tuple[str, int], Any] = {(name, outgoing.VERSION): outgoing.DATA[name] for name in topics.DERIVED}
+    written: dict[tuple[str, int], Any] = {
+        (name, outgoing.VERSION): outgoing.DATA[name] for name in topics.DERIVED
+    }
     written[topics.BULK_COMPLETED, outgoing.VERSION] = BulkCompleted
     for (name, number), data in {**read, **written}.items():
         (_,), components = schemas_of([data], "#/$defs/{name}")
@@ -60,7 +68,9 @@ def schemas() -> dict[str, Json]:
 
 
 def asyncapi() -> Json:
-    """The AsyncAPI 3.0 document: a channel for every topic, what we receive and what we send, CloudEvents as message headers."""
+    """The AsyncAPI 3.0 document: a channel for every topic, what we receive and what we send,
+    CloudEvents as message headers.
+    """
     events = reference()
     everything = {event["topic"]: event for event in (*events["in"], *events["out"], *events["bulk"])}
     return {
@@ -69,8 +79,8 @@ def asyncapi() -> Json:
             "title": "Order pipeline",
             "version": installed("orders-stream"),
             "description": (
-                "Events of an order's life, in and out. Records are CloudEvents 1.0, read in either Kafka binding, written in binary. "
-                "Delivery is at least once: a repetition has the same ce_id."
+                "Events of an order's life, in and out. Records are CloudEvents 1.0, read in either Kafka"
+                " binding, written in binary. Delivery is at least once: a repetition has the same ce_id."
             ),
             "license": {"name": "Apache-2.0"},
         },
@@ -97,9 +107,16 @@ def asyncapi() -> Json:
                 topic: {
                     "name": topic,
                     "contentType": "application/json",
-                    "headers": {"$ref": f"#/components/schemas/{'CloudEventOut' if topic in OUT else 'CloudEventIn'}"},
-                    "payload": {"schemaFormat": "application/schema+json;version=draft-2020-12", "schema": _absolute(event["data"])},
-                    "bindings": {"kafka": {"key": {"type": "string", "format": "uuid", "description": event["key"]}}},
+                    "headers": {
+                        "$ref": f"#/components/schemas/{'CloudEventOut' if topic in OUT else 'CloudEventIn'}"
+                    },
+                    "payload": {
+                        "schemaFormat": "application/schema+json;version=draft-2020-12",
+                        "schema": _absolute(event["data"]),
+                    },
+                    "bindings": {
+                        "kafka": {"key": {"type": "string", "format": "uuid", "description": event["key"]}}
+                    },
                     "examples": [{"payload": event["example"]}],
                 }
                 for topic, event in everything.items()
@@ -123,9 +140,11 @@ def _summary(topic: str) -> str:
 
 
 def breaking(old: Json, new: Json, way: Way) -> list[str]:
-    """What of `old` (a schema of `schemas()`) no longer holds in `new`, a line each; empty: everybody who kept to `old` is served. Pure.
+    """What of `old` (a schema of `schemas()`) no longer holds in `new`, a line each; empty: everybody who
+    kept to `old` is served. Pure.
 
-    In: a writer's event must still be taken. Out: a reader must still find what it found, and nothing that it never heard of in an enum.
+    In: a writer's event must still be taken.
+    Out: a reader must still find what it found, and nothing that it never heard of in an enum.
     """
     return list(_compare(old, new, "$", way, old.get("$defs", {}), new.get("$defs", {})))
 
@@ -142,10 +161,15 @@ def write(folder: Path) -> list[Path]:
             try:
                 old = json.loads(path.read_text())
             except ValueError as error:
-                raise Breaking(f"{path}: not JSON ({error})", "restore it, or delete it if it was never published") from None
+                raise Breaking(
+                    f"{path}: not JSON ({error})", "restore it, or delete it if it was never published"
+                ) from None
             broken = breaking(old, schema, way_of(type_))
             if broken:
-                raise Breaking(f"{path.name}, which is published: {'; '.join(broken)}", "raise the version and keep the old one beside it")
+                raise Breaking(
+                    f"{path.name}, which is published: {'; '.join(broken)}",
+                    "raise the version and keep the old one beside it",
+                )
     changed: list[Path] = []
     for path, document in {**files, folder / "asyncapi.json": asyncapi()}.items():
         text = json.dumps(document, indent=2) + "\n"
@@ -174,7 +198,11 @@ def _compare(old: Json, new: Json, path: str, way: Way, old_defs: Json, new_defs
         if more and way == "out":
             yield f"{path} has got {', '.join(sorted(more))}, which no reader knows"
     yield from _compare_bounds(old, new, path, way)
-    if old.get("type") == "array" and isinstance(old.get("items"), dict) and isinstance(new.get("items"), dict):
+    if (
+        old.get("type") == "array"
+        and isinstance(old.get("items"), dict)
+        and isinstance(new.get("items"), dict)
+    ):
         yield from _compare(old["items"], new["items"], f"{path}[]", way, old_defs, new_defs)
     fields, others = old.get("properties", {}), new.get("properties", {})
     for name in fields:
@@ -185,7 +213,11 @@ def _compare(old: Json, new: Json, path: str, way: Way, old_defs: Json, new_defs
     needed, given = set(old.get("required", ())), set(new.get("required", ()))
     for name in sorted(needed - given if way == "out" else given - needed):
         if name in others:
-            yield f"{path}.{name} is no longer always there" if way == "out" else f"{path}.{name} is required now"
+            yield (
+                f"{path}.{name} is no longer always there"
+                if way == "out"
+                else f"{path}.{name} is required now"
+            )
 
 
 def _compare_bounds(old: Json, new: Json, path: str, way: Way) -> Iterator[str]:
@@ -207,7 +239,9 @@ def _absolute(schema: Any) -> Any:
     """References as AsyncAPI has them."""
     if isinstance(schema, dict):
         return {
-            key: value.replace("#/components/", "#/components/schemas/") if key == "$ref" else _absolute(value)
+            key: value.replace("#/components/", "#/components/schemas/")
+            if key == "$ref"
+            else _absolute(value)
             for key, value in schema.items()
         }
     return [_absolute(each) for each in schema] if isinstance(schema, list) else schema

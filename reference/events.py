@@ -32,8 +32,14 @@ DLQ_HEADERS: Final = (
 
 
 def reference() -> Json:
-    """Everything that the Markdown says, with a JSON Schema of each event's data; `$ref`s point into `components`. Never blocks."""
-    models: dict[str, type[msgspec.Struct]] = {**incoming.DATA, **outgoing.DATA, topics.BULK_COMPLETED: BulkCompleted}
+    """Everything that the Markdown says, with a JSON Schema of each event's data; `$ref`s point into
+    `components`. Never blocks.
+    """
+    models: dict[str, type[msgspec.Struct]] = {
+        **incoming.DATA,
+        **outgoing.DATA,
+        topics.BULK_COMPLETED: BulkCompleted,
+    }
     schemas, components = schemas_of(models.values(), "#/components/{name}")
     schema_of = dict(zip(models, schemas, strict=True))
     sent, published = examples()
@@ -43,7 +49,9 @@ def reference() -> Json:
                 "topic": spec.type,
                 "sender": spec.sender,
                 "meaning": meaning(spec.model),
-                "key": f"{'checkout_id' if spec.type == topics.CHECKOUT else 'order_id'} in canonical text form",
+                "key": (
+                    f"{'checkout_id' if spec.type == topics.CHECKOUT else 'order_id'} in canonical text form"
+                ),
                 "natural_key": spec.natural_key,
                 "data": schema_of[spec.type],
                 "example": sent[spec.type],
@@ -90,8 +98,12 @@ def reference() -> Json:
     }
 
 
-def schemas_of(models: Iterable[type[msgspec.Struct]], references: str) -> tuple[tuple[Json, ...], dict[str, Json]]:
-    """JSON Schemas of models, and of all structs in them by name. A docstring is one line there, however it is wrapped here. Pure."""
+def schemas_of(
+    models: Iterable[type[msgspec.Struct]], references: str
+) -> tuple[tuple[Json, ...], dict[str, Json]]:
+    """JSON Schemas of models, and of all structs in them by name.
+    A docstring is one line there, however it is wrapped here. Pure.
+    """
     schemas, components = msgspec.json.schema_components(models, ref_template=references)
     for component in components.values():
         if "description" in component:

@@ -72,7 +72,9 @@ _CREATED: Final[Json] = {
 
 
 def _order_events() -> list[tuple[str, str, Json]]:
-    """Return one order of two sellers as (time, type, data without order_id), with every type at least once."""
+    """Return one order of two sellers as (time, type, data without order_id), with
+    every type at least once.
+    """
     order_id = bytes.fromhex(_ORDER.replace("-", ""))
 
     def made(name: str) -> str:
@@ -89,40 +91,81 @@ def _order_events() -> list[tuple[str, str, Json]]:
         "items": held,
     }
     back = {"return_id": _RETURN, "item_id": _LAMP, "quantity": 1, "reason": "too_bright"}
-    reservation = {name: made(f"reservation:{seller}") for name, seller in (("anna", _ANNA), ("boris", _BORIS))}
+    reservation = {
+        name: made(f"reservation:{seller}") for name, seller in (("anna", _ANNA), ("boris", _BORIS))
+    }
     return [
         ("2026-03-01T10:00:00Z", "order.created", _CREATED),
         ("2026-03-01T10:00:20Z", "stock.reserved", {**anna, "reservation_id": reservation["anna"]}),
-        ("2026-03-01T10:01:00Z", "payment.failed", {"payment_id": f"{_CARD[:-1]}0", "reason": "card_declined"}),
-        ("2026-03-01T10:02:00Z", "order.paid", {"payment_id": _CARD, "amount": "85.00", "currency": "EUR", "method": "card"}),
+        (
+            "2026-03-01T10:01:00Z",
+            "payment.failed",
+            {"payment_id": f"{_CARD[:-1]}0", "reason": "card_declined"},
+        ),
+        (
+            "2026-03-01T10:02:00Z",
+            "order.paid",
+            {"payment_id": _CARD, "amount": "85.00", "currency": "EUR", "method": "card"},
+        ),
         (
             "2026-03-01T10:05:00Z",
             "stock.rejected",
-            {**anna, "reservation_id": reservation["anna"], "reason": "out_of_stock", "items": [{"item_id": _BULBS, "quantity": 1}]},
+            {
+                **anna,
+                "reservation_id": reservation["anna"],
+                "reason": "out_of_stock",
+                "items": [{"item_id": _BULBS, "quantity": 1}],
+            },
         ),
         ("2026-03-01T11:00:00Z", "order.cancel_requested", {"reason": "changed_my_mind", **boris}),
-        ("2026-03-01T11:00:05Z", "stock.released", {**boris, "reservation_id": reservation["boris"], "reason": "cancelled"}),
-        ("2026-03-02T08:00:00Z", "shipment.updated", {**scan, "status": "in_transit", "location": "hub north"}),
+        (
+            "2026-03-01T11:00:05Z",
+            "stock.released",
+            {**boris, "reservation_id": reservation["boris"], "reason": "cancelled"},
+        ),
+        (
+            "2026-03-02T08:00:00Z",
+            "shipment.updated",
+            {**scan, "status": "in_transit", "location": "hub north"},
+        ),
         ("2026-03-04T15:30:00Z", "shipment.updated", {**scan, "status": "delivered"}),
-        ("2026-03-09T09:00:00Z", "order.returned", {**back, "status": "processed", "processed_at": "2026-03-09T08:45:00Z"}),
+        (
+            "2026-03-09T09:00:00Z",
+            "order.returned",
+            {**back, "status": "processed", "processed_at": "2026-03-09T08:45:00Z"},
+        ),
         ("2026-03-10T12:00:00Z", "refund.completed", {"refund_id": made("refund:0")}),
-        ("2026-03-10T12:05:00Z", "refund.failed", {"refund_id": made("refund:1"), "reason": "account_closed"}),
+        (
+            "2026-03-10T12:05:00Z",
+            "refund.failed",
+            {"refund_id": made("refund:1"), "reason": "account_closed"},
+        ),
     ]
 
 
 def examples() -> tuple[dict[str, Json], dict[str, Json]]:
-    """Type -> data of the first event of that type: of those sent, and of those that the fold makes of them."""
+    """Type -> data of the first event of that type: of those sent, and of those
+    that the fold makes of them.
+    """
     sent: dict[str, Json] = {}
     published: dict[str, Json] = {}
     order = Order()
     due = Due(0, DeadlineKind.STOCK, bytes.fromhex(_ANNA.replace("-", "")), 1, False)
-    published["deadline.passed"] = json.loads(effects.deadline_passed(due, bytes.fromhex(_ORDER.replace("-", "")))[0])
+    published["deadline.passed"] = json.loads(
+        effects.deadline_passed(due, bytes.fromhex(_ORDER.replace("-", "")))[0]
+    )
     for n, (time, type_, fields) in enumerate(_order_events()):
         data = {"order_id": _ORDER, **fields}
         if type_ == topics.CREATED:
             sent[topics.CHECKOUT] = {"checkout_id": _CHECKOUT, **fields}
         sent.setdefault(type_, data)
-        attributes = {"specversion": "1.0", "id": f"event-{n}", "source": "/example", "type": type_, "time": time}
+        attributes = {
+            "specversion": "1.0",
+            "id": f"event-{n}",
+            "source": "/example",
+            "type": type_,
+            "time": time,
+        }
         headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
         waiting = deque([events.decode(type_, headers, json.dumps(data).encode())])
         while waiting:
@@ -134,7 +177,10 @@ def bulk_examples(sent: dict[str, Json]) -> dict[str, Json]:
     """Topic -> data: of each kind a part with one event, and the end of the job."""
     job = {"job_id": _JOB, "part": 1, "parts": 1}
     parts = {
-        topic: {**job, "events": [{**sent[EVENT[kind]], "id": event_id(_JOB, 1), "time": "2026-03-01T10:00:00Z"}]}
+        topic: {
+            **job,
+            "events": [{**sent[EVENT[kind]], "id": event_id(_JOB, 1), "time": "2026-03-01T10:00:00Z"}],
+        }
         for kind, topic in TOPIC.items()
     }
     value, _ = completed(_JOB, "orders", 1, 1, "2026-03-01T10:00:00Z")

@@ -28,11 +28,22 @@ _ATTRIBUTES_IN: Final = (
     ("type", "yes", "the topic's name"),
     ("time", "yes", "when it happened: RFC 3339 with offset, cut to microseconds"),
     ("dataschema", "no", "ends in /v1; missing means the same"),
-    ("traceparent", "no", "W3C trace context, carried on if it is valid, else dropped; without it the header `traceparent` of the record"),
+    (
+        "traceparent",
+        "no",
+        (
+            "W3C trace context, carried on if it is valid, else dropped; without it the header `traceparent`"
+            " of the record"
+        ),
+    ),
 )
 _ATTRIBUTES_OUT: Final = (
     ("specversion", "yes", "1.0"),
-    ("id", "yes", "uuid5 in the namespace of the order's UUID, as said at each event: a repetition has the same"),
+    (
+        "id",
+        "yes",
+        "uuid5 in the namespace of the order's UUID, as said at each event: a repetition has the same",
+    ),
     ("source", "yes", outgoing.SOURCE.decode()),
     ("type", "yes", "the topic's name"),
     ("time", "yes", "the time of the event that caused it"),
@@ -64,7 +75,7 @@ def markdown() -> str:
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
 
 
-# -- the page's parts: each ends in an empty line -----------------------------------------------------------------------
+# -- the page's parts: each ends in an empty line ------------------------------------------------------------
 
 
 def _opening() -> Iterator[str]:
@@ -120,10 +131,16 @@ def _records() -> Iterator[str]:
 
 def _attributes() -> Iterator[str]:
     yield from _prose("Attributes of an event in:")
-    yield from _table(("attribute", "required", "what"), ((f"`{name}`", required, what) for name, required, what in _ATTRIBUTES_IN))
+    yield from _table(
+        ("attribute", "required", "what"),
+        ((f"`{name}`", required, what) for name, required, what in _ATTRIBUTES_IN),
+    )
     yield ""
     yield from _prose("Attributes of an event out:")
-    yield from _table(("attribute", "always", "what"), ((f"`{name}`", always, what) for name, always, what in _ATTRIBUTES_OUT))
+    yield from _table(
+        ("attribute", "always", "what"),
+        ((f"`{name}`", always, what) for name, always, what in _ATTRIBUTES_OUT),
+    )
     yield ""
 
 
@@ -156,7 +173,9 @@ def _events_out(events: list[Json], components: dict[str, Json]) -> Iterator[str
         yield from _heading(f"### {event['topic']}")
         yield from _prose(event["meaning"])
         yield from _prose(f"When: {event['when']} {event['same_in_any_order']}")
-        id_rule = "" if event["id"] is None else f"`{event['id']['field']}`: uuid5 of `{event['id']['name']}`. "
+        id_rule = (
+            "" if event["id"] is None else f"`{event['id']['field']}`: uuid5 of `{event['id']['name']}`. "
+        )
         yield from _prose(f"{id_rule}Event id: uuid5 of `{event['ce_id']}`.")
         yield from _data(event, components)
 
@@ -255,7 +274,7 @@ def _reasons() -> Iterator[str]:
     )
 
 
-# -- lines ---------------------------------------------------------------------------------------------------------------
+# -- lines ---------------------------------------------------------------------------------------------------
 
 
 def _heading(text: str) -> Iterator[str]:
@@ -333,13 +352,19 @@ def _type(field: str, schema: Json) -> str:
     if kind == "array":
         inner = schema.get("items")
         # A pair: its elements are told one by one.
-        return f"list of {_type(field, inner)}" if inner else f"[{', '.join(_type(field, each) for each in schema['prefixItems'])}]"
+        return (
+            f"list of {_type(field, inner)}"
+            if inner
+            else f"[{', '.join(_type(field, each) for each in schema['prefixItems'])}]"
+        )
     if kind == "string":
         if schema.get("format") == "uuid" or field.endswith("_id"):
             return "uuid"
         if field == "price" or field.endswith("amount"):
             return "money"
-        return {"currency": "currency", "processed_at": "time", "estimated_delivery": "time or day"}.get(field, "text")
+        return {"currency": "currency", "processed_at": "time", "estimated_delivery": "time or day"}.get(
+            field, "text"
+        )
     return str(kind)
 
 

@@ -72,7 +72,9 @@ class Progress(NamedTuple):
 
 
 class BulkJobs:
-    """The table, over one connection. An async context manager; each method is one statement, and raises what asyncpg raises."""
+    """The table, over one connection.
+    An async context manager; each method is one statement, and raises what asyncpg raises.
+    """
 
     def __init__(self, settings: Settings, name: str) -> None:
         """`name` tells the server's operator who it is."""
@@ -83,7 +85,9 @@ class BulkJobs:
     async def __aenter__(self) -> BulkJobs:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.drop()
 
     def drop(self) -> None:
@@ -92,7 +96,9 @@ class BulkJobs:
             self._connection.terminate()
             self._connection = None
 
-    async def begin(self, job: str, kind: Kind, parts: int, lines: int, refused: int, digest: str, *, again: bool) -> int:
+    async def begin(
+        self, job: str, kind: Kind, parts: int, lines: int, refused: int, digest: str, *, again: bool
+    ) -> int:
         """A file is about to be sent; returns how many of its parts were sent before. Raises OtherJob."""
         sent = await self._ask("fetchval", _BEGIN, job, kind, parts, lines, refused, digest, again)
         if sent is None:
@@ -115,7 +121,10 @@ class BulkJobs:
 
     async def jobs(self, job: str | None = None, most: int = 50) -> list[dict[str, Any]]:
         """Rows of the table, the newest job first; of one job, if it is named."""
-        query = f"SELECT {_COLUMNS} FROM orders_bulk_job WHERE $1::uuid IS NULL OR job_id = $1 ORDER BY created_at DESC, job_id LIMIT $2"
+        query = (
+            f"SELECT {_COLUMNS} FROM orders_bulk_job WHERE $1::uuid IS NULL OR job_id = $1 ORDER BY"
+            " created_at DESC, job_id LIMIT $2"
+        )
         return [dict(row) for row in await self._ask("fetch", query, job, most)]
 
     async def _ask(self, how: str, statement: str, *arguments: object) -> Any:

@@ -1,13 +1,16 @@
-"""Connections to PostgreSQL, made alike for workers, readers and commands: how an address is read, and how a dead connection is noticed.
+"""Connections to PostgreSQL, made alike for workers, readers and commands: how an address is read, and how a
+dead connection is noticed.
 
-asyncpg reads the address as libpq does, several hosts, TLS, password file and service file included. What libpq's own client side knows
-beyond that is read here.
+asyncpg reads the address as libpq does, several hosts, TLS, password file and service file included.
+What libpq's own client side knows beyond that is read here.
 
-A connection whose other end has gone without a word would be waited for until the statement's limit. Three things notice it sooner
-(docs/decisions/0026-half-open-connections.md):
+A connection whose other end has gone without a word would be waited for until the statement's limit.
+Three things notice it sooner (docs/decisions/0026-half-open-connections.md):
 
-- TCP's keepalives, when there is nothing to send, and its user timeout, when what was sent isn't acknowledged;
-- `watched`, where something in between (a proxy, a load balancer) goes on acknowledging: it asks the server whether it knows the session.
+- TCP's keepalives, when there is nothing to send, and its user timeout, when what
+  was sent isn't acknowledged;
+- `watched`, where something in between (a proxy, a load balancer) goes on acknowledging: it asks the server
+  whether it knows the session.
 
 A statement that only takes long is left alone by all of them.
 """
@@ -31,10 +34,19 @@ import asyncpg
 log = logging.getLogger(__name__)
 
 LOOK: Final = 3.0
-"""Seconds that a statement takes before its server is asked whether it knows the session, and between two questions."""
+"""Seconds that a statement takes before its server is asked whether it knows the session,
+and between two questions.
+"""
 
-_KEEPALIVE: Final = {"keepalives_idle": 2, "keepalives_interval": 2, "keepalives_count": 3, "tcp_user_timeout": 6000}
-"""libpq's names. Together: a dead connection ends after 6 to 8 s. Seconds, seconds, a number, milliseconds."""
+_KEEPALIVE: Final = {
+    "keepalives_idle": 2,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 6000,
+}
+"""libpq's names. Together: a dead connection ends after 6 to 8 s.
+Seconds, seconds, a number, milliseconds.
+"""
 _OPTIONS: Final = {
     # macOS has its own name for the first.
     "keepalives_idle": ("TCP_KEEPIDLE", "TCP_KEEPALIVE"),
@@ -54,7 +66,9 @@ _UNCHANGED: Final = {
 
 
 class HalfOpen(ConnectionResetError):
-    """The server doesn't know the session any more, and nothing on the way has said so. A commit under way may have succeeded."""
+    """The server doesn't know the session any more, and nothing on the way has said so.
+    A commit under way may have succeeded.
+    """
 
 
 class NoSuchHost(ConnectionError):
@@ -62,13 +76,17 @@ class NoSuchHost(ConnectionError):
 
 
 class Connection(asyncpg.Connection):
-    """A connection that knows how it was made. `address`: of the one host that it leads to. `statements`: those that are watched now."""
+    """A connection that knows how it was made. `address`: of the one host that it leads to.
+    `statements`: those that are watched now.
+    """
 
     address = ""
     statements = 0
 
     def begin(self) -> Connection:
-        """Somebody waits for a statement. Returns the connection itself, where a pool has put a proxy before it."""
+        """Somebody waits for a statement.
+        Returns the connection itself, where a pool has put a proxy before it.
+        """
         self.statements += 1
         return self
 
@@ -89,7 +107,9 @@ class Connection(asyncpg.Connection):
             host = {"host": where[0], "port": where[1]}
         try:
             async with asyncio.timeout(LOOK):
-                other = await asyncpg.connect(self.address, **host, server_settings={"application_name": "orders-look"})
+                other = await asyncpg.connect(
+                    self.address, **host, server_settings={"application_name": "orders-look"}
+                )
                 try:
                     own, still_there = await other.fetchrow(
                         "SELECT pg_backend_pid(), EXISTS (SELECT FROM pg_stat_activity WHERE pid = $1)", pid
@@ -98,7 +118,13 @@ class Connection(asyncpg.Connection):
                     return bool(own == other.get_server_pid() and not still_there)
                 finally:
                     other.terminate()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
+        except (
+            OSError,
+            TimeoutError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+        ) as error:
             log.debug("postgres.look_failed: %r", error)
             return False
 
@@ -195,7 +221,9 @@ class Connector:
         return connection
 
     def drop(self) -> None:
-        """End the connections without a watched statement: one of them was dead, so each of them would cost an attempt. Never blocks."""
+        """End the connections without a watched statement: one of them was dead, so each of them would cost
+        an attempt. Never blocks.
+        """
         for connection in list(self._made):
             if not connection.statements:
                 connection.terminate()
@@ -234,7 +262,9 @@ async def watched(connection: Any) -> AsyncIterator[None]:
         yield
     except (asyncpg.PostgresConnectionError, asyncpg.InterfaceError) as error:
         if lost:
-            raise HalfOpen("Postgres doesn't know the session any more: the connection was half open") from error
+            raise HalfOpen(
+                "Postgres doesn't know the session any more: the connection was half open"
+            ) from error
         raise
     finally:
         own.end()
@@ -252,35 +282,46 @@ def _read(url: str) -> _Address:
 
 
 def _unreadable(error: ValueError) -> asyncpg.ClientConfigurationError:
-    # Without the value that wasn't understood ("invalid literal ...: 'x'"): it may be a password that stands in the wrong place.
+    # Without the value that wasn't understood ("invalid literal ...: 'x'"): it may be a password that
+    # stands in the wrong place.
     what, _, _ = str(error).partition(": '")
     return asyncpg.ClientConfigurationError(f"the address can't be read: {what}")
 
 
 class _Address:
-    """A URL, and one for each of its hosts (`hosts`), without what asyncpg would hand to the server as a setting though it is the client's.
-    Raises ValueError.
+    """A URL, and one for each of its hosts (`hosts`), without what asyncpg would hand to the server as a
+    setting though it is the client's. Raises ValueError.
     """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         if parts.path == "/":  # to asyncpg a database without a name, before the one in the query
             parts = parts._replace(path="")
-        query = dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+        query = (
+            dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
+        )
         for name, same in _UNCHANGED.items():
             if query.get(name) in same:
                 del query[name]
-        keepalive = {name: query.pop(name) for name in (*_KEEPALIVE, "keepalives", "connect_timeout") if name in query}
+        keepalive = {
+            name: query.pop(name) for name in (*_KEEPALIVE, "keepalives", "connect_timeout") if name in query
+        }
         fallback = query.pop("fallback_application_name", None)
         if fallback is not None:
             query.setdefault("application_name", fallback)
-        strange = next((name for name, value in keepalive.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)), None)
+        strange = next(
+            (name for name, value in keepalive.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)), None
+        )
         if strange is not None:
             raise ValueError(f"{strange} isn't a whole number")
         numbers = {name: int(value) for name, value in keepalive.items()}
         self.connect_timeout = max(0, numbers.pop("connect_timeout", 0))
         """Seconds for each host; 0: not said."""
-        self.keepalive = {name: numbers.get(name, value) for name, value in _KEEPALIVE.items()} if numbers.get("keepalives", 1) else {}
+        self.keepalive = (
+            {name: numbers.get(name, value) for name, value in _KEEPALIVE.items()}
+            if numbers.get("keepalives", 1)
+            else {}
+        )
         """libpq's parameters; none: they are switched off."""
         self.named = "application_name" in query
         self._files = {name: path for name, path in query.items() if name in _FILES and path}
@@ -296,7 +337,10 @@ class _Address:
             several = query["host"].split(",")
             if len(ports) not in (1, len(several)):
                 raise ValueError("as many ports as hosts, or one")
-            self.hosts = [with_(parts.netloc, query | {"host": host, "port": ports[at % len(ports)]}) for at, host in enumerate(several)]
+            self.hosts = [
+                with_(parts.netloc, query | {"host": host, "port": ports[at % len(ports)]})
+                for at, host in enumerate(several)
+            ]
         else:
             self.hosts = [with_(f"{user}{at}{host}", query) for host in hosts.split(",")]
 

@@ -27,7 +27,9 @@ from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
 LOCK = 0x6F7264657273
-"""Two changes of the schema at a time: the second waits for the first. The number is arbitrary, only unlikely."""
+"""Two changes of the schema at a time: the second waits for the first.
+The number is arbitrary, only unlikely.
+"""
 
 
 class SchemaMismatch(OrdersError):
@@ -56,7 +58,9 @@ class Alembic:
 
     @staticmethod
     def config(**attributes: object) -> Config:
-        """Alembic's configuration without alembic.ini. The attributes reach migrations/env.py and the revisions."""
+        """Alembic's configuration without alembic.ini.
+        The attributes reach migrations/env.py and the revisions.
+        """
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         config.set_main_option("path_separator", "os")
@@ -65,19 +69,36 @@ class Alembic:
 
     @staticmethod
     def for_connection(connection: sa.Connection) -> dict[str, Any]:
-        """Options of MigrationContext for a comparison that sees the tables as they are declared, without their partitions."""
+        """Options of MigrationContext for a comparison that sees the tables as they are declared,
+        without their partitions.
+        """
         parts = set(
-            connection.scalars(sa.text("SELECT relname FROM pg_class WHERE relispartition AND relnamespace = 'public'::regnamespace")).all()
+            connection.scalars(
+                sa.text(
+                    "SELECT relname FROM pg_class WHERE relispartition AND relnamespace ="
+                    " 'public'::regnamespace"
+                )
+            ).all()
         )
 
         def include_name(name: str | None, type_: str, _parents: object) -> bool:
             return type_ != "table" or name not in parts
 
-        def include_object(thing: sa.schema.SchemaItem, _name: str | None, _type: str, _reflected: bool, _other: object) -> bool:
+        def include_object(
+            thing: sa.schema.SchemaItem, _name: str | None, _type: str, _reflected: bool, _other: object
+        ) -> bool:
             # Postgres keeps a copy of a foreign key for every partition that it may lead to.
-            return not (isinstance(thing, sa.ForeignKeyConstraint) and thing.elements[0].target_fullname.split(".")[-2] in parts)
+            return not (
+                isinstance(thing, sa.ForeignKeyConstraint)
+                and thing.elements[0].target_fullname.split(".")[-2] in parts
+            )
 
-        return {"compare_type": True, "compare_server_default": True, "include_name": include_name, "include_object": include_object}
+        return {
+            "compare_type": True,
+            "compare_server_default": True,
+            "include_name": include_name,
+            "include_object": include_object,
+        }
 
     @staticmethod
     def head() -> str:
@@ -87,7 +108,9 @@ class Alembic:
 
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
-    """A connection to the primary in one transaction, committed at the end. Raises what asyncpg raises. Blocks until connected."""
+    """A connection to the primary in one transaction, committed at the end. Raises what asyncpg raises.
+    Blocks until connected.
+    """
 
     async with AsyncExitStack() as stack:
 
@@ -114,7 +137,10 @@ def _layout(connection: sa.Connection) -> Layout | None:
     if row is not None:
         return Layout(row[0], row[1])
     taken = connection.scalars(
-        sa.text("SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname = ANY(:names) ORDER BY relname"),
+        sa.text(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relname ="
+            " ANY(:names) ORDER BY relname"
+        ),
         {"names": list(TABLES)},
     ).all()
     if taken:
@@ -148,21 +174,26 @@ async def layout(settings: Settings) -> Layout | None:
 
 
 async def current(settings: Settings) -> str | None:
-    """The revision of the database, None for one that was never migrated. Raises what asyncpg raises. Blocks."""
+    """The revision of the database, None for one that was never migrated.
+    Raises what asyncpg raises. Blocks.
+    """
     async with connect(settings) as connection:
         return await connection.run_sync(lambda sync: MigrationContext.configure(sync).get_current_revision())
 
 
 async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
-    """Brings the schema to the newest revision in one transaction; again is harmless. Touches schema public only.
+    """Brings the schema to the newest revision in one transaction; again is harmless.
+    Touches schema public only.
 
-    partition_by: user_id (settings.postgres_partitions hash partitions) or region (a list, all regions in one default partition at first).
-    Raises SchemaMismatch, before anything is changed, when the tables are there and partitioned otherwise; ValueError for another
-    partition_by;
-    OSError, TimeoutError or asyncpg.PostgresError when the server isn't there or refuses. Blocks until it is done.
+    partition_by: user_id (settings.postgres_partitions hash partitions) or region (a list, all regions in one
+    default partition at first). Raises SchemaMismatch, before anything is changed, when the tables are there
+    and partitioned otherwise; ValueError for another partition_by; OSError, TimeoutError or
+    asyncpg.PostgresError when the server isn't there or refuses. Blocks until it is done.
     """
     if partition_by not in PARTITION_COLUMNS:
-        raise ValueError(f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}")
+        raise ValueError(
+            f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}"
+        )
     expected = Layout(partition_by, settings.postgres_partitions)
 
     def run(connection: sa.Connection) -> None:
@@ -170,20 +201,31 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
         actual = _layout(connection)
         if actual is not None:
             _require(actual, expected)
-        command.upgrade(Alembic.config(connection=connection, partition_by=expected.partition_by, partitions=expected.partitions), "head")
+        command.upgrade(
+            Alembic.config(
+                connection=connection, partition_by=expected.partition_by, partitions=expected.partitions
+            ),
+            "head",
+        )
 
     async with connect(settings) as connection:
         await connection.run_sync(run)
 
 
 async def check(settings: Settings) -> None:
-    """Returns when the schema is at the newest revision. Raises SchemaMismatch, saying what to do, when it isn't; otherwise as upgrade().
-    Blocks.
+    """Returns when the schema is at the newest revision.
+    Raises SchemaMismatch, saying what to do, when it isn't; otherwise as upgrade(). Blocks.
     """
     head, version = await asyncio.to_thread(Alembic.head), await current(settings)
     if version is None:
         raise no_tables()
     if version != head:
-        raise SchemaMismatch(f"the schema is at revision {version}, this version of the program needs {head}", "run orders init")
+        raise SchemaMismatch(
+            f"the schema is at revision {version}, this version of the program needs {head}",
+            "run orders init",
+        )
     if await layout(settings) is None:
-        raise SchemaMismatch("the database says it is migrated, but its tables are gone", "drop public.alembic_version and run orders init")
+        raise SchemaMismatch(
+            "the database says it is migrated, but its tables are gone",
+            "drop public.alembic_version and run orders init",
+        )

@@ -54,14 +54,18 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 def _upsert(table: sa.Table, first: int, schema: str) -> str:
     """INSERT ... ON CONFLICT of the rows given by parameters $first, ...
 
-    A row is replaced by one of a higher version; at the same version by another one whose times aren't later (the earlier time of a
-    repeated fact lowers them, and can make another stage of a return win). Otherwise the row isn't touched: no new row version, no WAL.
+    A row is replaced by one of a higher version; at the same version by another one whose times aren't later
+    (the earlier time of a repeated fact lowers them, and can make another stage of a return win). Otherwise
+    the row isn't touched: no new row version, no WAL.
     """
     names = ROWS[table.name].__struct_fields__
     key = [column.name for column in table.primary_key.columns]
     values = [name for name in names if name not in key]
     changes = ", ".join(f"{name} = excluded.{name}" for name in values)
-    differs = f"({', '.join(f'old.{name}' for name in values)}) IS DISTINCT FROM ({', '.join(f'excluded.{name}' for name in values)})"
+    differs = (
+        f"({', '.join(f'old.{name}' for name in values)}) IS DISTINCT FROM"
+        f" ({', '.join(f'excluded.{name}' for name in values)})"
+    )
     return (
         f"INSERT INTO {schema}.{table.name} AS old ({', '.join(names)}) {given_rows(table, first)}"
         f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {changes}"
@@ -73,8 +77,8 @@ def _upsert(table: sa.Table, first: int, schema: str) -> str:
 
 @functools.cache
 def statement(tables: tuple[str, ...], partition_by: PartitionBy = "user_id", schema: str = "public") -> str:
-    """The one statement that writes rows of these tables (in the order of schema.TABLES, at least one). It returns how many rows
-    changed.
+    """The one statement that writes rows of these tables (in the order of schema.TABLES, at least one).
+    It returns how many rows changed.
     """
     metadata, parts, first = build_metadata(partition_by), [], 1
     for name in tables:
@@ -98,7 +102,9 @@ async def _keep(connection: object) -> None:
 
 
 class PostgresSink:
-    """Writes batches to the primary. A sinks.base.Sink[RowBatch]; writes may run at the same time, settings.postgres_pool of them."""
+    """Writes batches to the primary.
+    A sinks.base.Sink[RowBatch]; writes may run at the same time, settings.postgres_pool of them.
+    """
 
     def __init__(self, settings: Settings, schema: str = "public") -> None:
         """`schema`: where the tables are; those of `orders rebuild` are elsewhere."""
@@ -111,7 +117,8 @@ class PostgresSink:
             settings.postgres.get_secret_value(),
             "orders-worker",
             timeout=settings.postgres_connect_timeout,
-            # Also when the server has gone without a word: a little later than the server's own limit, which leaves the connection usable.
+            # Also when the server has gone without a word: a little later than the server's own limit, which
+            # leaves the connection usable.
             command_timeout=timeout + 1,
             # The few statements (one for each set of tables) stay prepared as long as their connection.
             max_cached_statement_lifetime=0,
@@ -138,7 +145,8 @@ class PostgresSink:
             min_size=1,
             max_size=settings.postgres_pool,
             max_inactive_connection_lifetime=0,
-            # A connection never holds anything that would have to be reset, and asyncpg's reset is a round trip a batch.
+            # A connection never holds anything that would have to be reset, and asyncpg's
+            # reset is a round trip a batch.
             reset=_keep,
         )
 
@@ -166,16 +174,18 @@ class PostgresSink:
                 self._connector.drop()
                 raise
             except asyncpg.InternalClientError as error:
-                # The server's farewell (a shutdown, an idle timeout) came just before the statement: asyncpg is confused, the connection
-                # is dead.
+                # The server's farewell (a shutdown, an idle timeout) came just before the statement: asyncpg
+                # is confused, the connection is dead.
                 connection.terminate()
                 raise ConnectionResetError(f"Postgres ended the connection: {error}") from error
             except TimeoutError as error:
-                # The server ends a statement a second earlier, so nobody is there. asyncpg would wait as long again for the statement to be
-                # canceled.
+                # The server ends a statement a second earlier, so nobody is there.
+                # asyncpg would wait as long again for the statement to be canceled.
                 connection.terminate()
                 self._connector.drop()
-                raise TimeoutError(f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s") from error
+                raise TimeoutError(
+                    f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s"
+                ) from error
 
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
         """Replace all rows of these orders by `batch` in one transaction, whatever their versions.
@@ -188,11 +198,15 @@ class PostgresSink:
         async with self._pool.acquire() as connection, watched(connection), connection.transaction():
             for name in TABLES:
                 column = "id" if name == "orders_order" else "order_id"
-                await connection.execute(f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids)
+                await connection.execute(
+                    f"DELETE FROM {self._schema}.{name} WHERE {column} = ANY($1::uuid[])", order_ids
+                )
             if filled:
                 await self._write(cast("asyncpg.Connection[asyncpg.Record]", connection), filled)
 
-    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], filled: Mapping[str, Sequence[Row]]) -> int:
+    async def _write(
+        self, connection: asyncpg.Connection[asyncpg.Record], filled: Mapping[str, Sequence[Row]]
+    ) -> int:
         arguments: list[str] = []
         for rows in filled.values():
             arguments += columns_of(rows)
@@ -216,8 +230,8 @@ class PostgresSink:
     async def _read_partition_by(self, connection: asyncpg.Connection[asyncpg.Record]) -> PartitionBy:
         # The partition column is part of every primary key, so ON CONFLICT has to name it.
         key = await connection.fetchval(
-            "SELECT a.attname FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND a.attnum = p.partattrs[0]"
-            " WHERE p.partrelid = 'public.orders_order'::regclass"
+            "SELECT a.attname FROM pg_partitioned_table p JOIN pg_attribute a ON a.attrelid = p.partrelid AND"
+            " a.attnum = p.partattrs[0] WHERE p.partrelid = 'public.orders_order'::regclass"
         )
         self._partition_by = cast(PartitionBy, key)
         return self._partition_by

@@ -38,7 +38,8 @@ _LONGEST_TTL = 1800
 CHECKPOINT_TTL = 3600
 """Longer than any entry lives: when a checkpoint expires, the entries that it covers have expired before."""
 
-# All entries are one argument (MessagePack): a client spends as long on an argument as Redis does on a command.
+# All entries are one argument (MessagePack): a client spends as long on an argument
+# as Redis does on a command.
 _SCRIPT = (
     """
 local call, find, sub = redis.call, string.find, string.sub
@@ -77,7 +78,7 @@ local function track(number, order, parcel, json, ttl)
         for n = MOST_PARCELS, #rest do rest[n] = nil end
         rest[#rest + 1] = cjson.decode(json)
         table.sort(rest, before)
-        -- Lives as long as the summary of any order in it, so that an order that is cached has its parcels cached.
+        -- Lives as long as the summary of any order in it: an order that is cached has its parcels cached.
         call('SET', key, cjson.encode(rest), 'EX', math.min(math.max(ttl, call('TTL', key)), LONGEST_TTL))
         return
       end
@@ -157,7 +158,8 @@ for _, e in ipairs(cmsgpack.unpack(ARGV[1])) do
   written = written + done
 end
 if key then
-  -- It advances only from the position that its owner believes it to have, not if the server has gone back behind that.
+  -- It advances only from the position that its owner believes it to have, not if the server has gone
+  -- back behind that.
   if at >= position then at = math.max(at, to) end
   call('SET', key, string.format('%d %d %d', generation, sequence, at), 'EX', CHECKPOINT_TTL)
 end
@@ -178,7 +180,16 @@ def _pack(entries: Sequence[CacheEntry]) -> bytes:
     # As text throughout: the script's MessagePack knows no binary type.
     return _encode(
         [
-            (order, user, created, version, ttl, summary.decode(), [(a, b, json.decode()) for a, b, json in tracking], untracked)
+            (
+                order,
+                user,
+                created,
+                version,
+                ttl,
+                summary.decode(),
+                [(a, b, json.decode()) for a, b, json in tracking],
+                untracked,
+            )
             for order, user, created, version, ttl, summary, tracking, untracked in entries
         ]
     )
@@ -285,7 +296,9 @@ class RedisSink:
         written = await self.put(batch)
         return 0 if written is None else written.entries
 
-    async def put(self, batch: Sequence[CacheEntry], checkpoint: CacheCheckpoint | None = None, *, probe: bool = False) -> Written | None:
+    async def put(
+        self, batch: Sequence[CacheEntry], checkpoint: CacheCheckpoint | None = None, *, probe: bool = False
+    ) -> Written | None:
         """Write the entries that aren't older than what is there, then advance the checkpoint.
 
         Returns None if Redis took only a part of it, or nothing; it isn't tried again. A batch may hold
@@ -306,7 +319,9 @@ class RedisSink:
                         arguments: Sequence[str | int] = checkpoint._replace(to=checkpoint.position)
                     else:
                         arguments = checkpoint or ()
-                    written, position, lost_here = await self._call(_pack(batch[first : first + _ENTRIES_A_CALL]), *arguments)
+                    written, position, lost_here = await self._call(
+                        _pack(batch[first : first + _ENTRIES_A_CALL]), *arguments
+                    )
                     entries += written
                     lost |= lost_here
                     limit.answered()
@@ -314,10 +329,14 @@ class RedisSink:
             self.failures += 1
             if self._away_since is None:
                 self._away_since = clock()
-                log.warning("redis.away: %d entries are left out: %s: %s", len(batch), type(error).__name__, error)
+                log.warning(
+                    "redis.away: %d entries are left out: %s: %s", len(batch), type(error).__name__, error
+                )
             return None
         if self._away_since is not None:
-            log.info("redis.back: after %.1f s, %d failures in all", clock() - self._away_since, self.failures)
+            log.info(
+                "redis.back: after %.1f s, %d failures in all", clock() - self._away_since, self.failures
+            )
             self._away_since = None
         return Written(entries, position, lost)
 

@@ -14,13 +14,15 @@ ROWS: Final[dict[str, type[Row]]] = {
     "orders_shipment": ShipmentRow,
     "orders_return": ReturnRow,
 }
-"""Table -> its row, whose fields are the table's columns (sinks.postgres holds them to each other by name)."""
+"""Table -> its row, whose fields are the table's columns (sinks.postgres holds
+them to each other by name).
+"""
 
 
 @dataclass(slots=True)
 class RowBatch:
-    """Rows of the four tables that are written together. Each primary key at most once in a batch; an order's rows may come in any number
-    of batches.
+    """Rows of the four tables that are written together.
+    Each primary key at most once in a batch; an order's rows may come in any number of batches.
     """
 
     orders: list[OrderRow] = field(default_factory=list)
@@ -53,8 +55,9 @@ class CacheEntry(NamedTuple):
     summary: bytes
     """The summary, a JSON object. The first "version":N in it is the order's."""
     tracking: list[tuple[str, str, bytes]]
-    """(tracking number, shipment id, JSON object of that shipment, which begins with order_id and shipment_id): entries to put under their
-    tracking numbers. Under a number, order and shipment id together say which entry it is.
+    """(tracking number, shipment id, JSON object of that shipment, which begins with order_id and
+    shipment_id): entries to put under their tracking numbers. Under a number, order and shipment id
+    together say which entry it is.
     """
     untracked: list[tuple[str, str]]
     """(tracking number, shipment id): entries to take away, because the parcel has another number now."""

@@ -1,4 +1,6 @@
-"""The four tables and two views, declared for readers (SQLAlchemy Core). Migrations make them; a test proves that both say the same."""
+"""The four tables and two views, declared for readers (SQLAlchemy Core).
+Migrations make them; a test proves that both say the same.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ TABLES = ("orders_order", "orders_order_item", "orders_shipment", "orders_return
 """In the order in which their rows depend on each other."""
 
 FILLFACTOR = 80
-"""Of every partition. Leaves room on each page for the next version of its rows: an update then touches no index (HOT), as long as no index
-contains updated_at, status or version. Measured: 23 us a row against 52.
+"""Of every partition. Leaves room on each page for the next version of its rows: an update then touches no
+index (HOT), as long as no index contains updated_at, status or version. Measured: 23 us a row against 52.
 """
 
 
@@ -57,13 +59,17 @@ def _owner() -> list[sa.Column[object]]:
 
 
 def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
-    """The tables of a database partitioned by hash of user_id or by list of region. The column is part of every key: nothing else differs.
+    """The tables of a database partitioned by hash of user_id or by list of region.
+    The column is part of every key: nothing else differs.
 
-    The foreign keys say how rows belong together, but Postgres doesn't enforce them (enforcing costs 2.5 times the write; what
-    keeps them is that an order's rows are written in one transaction). Raises ValueError for another column. Never blocks.
+    The foreign keys say how rows belong together, but Postgres doesn't enforce them (enforcing costs 2.5
+    times the write; what keeps them is that an order's rows are written in one transaction). Raises
+    ValueError for another column. Never blocks.
     """
     if partition_by not in PARTITION_COLUMNS:
-        raise ValueError(f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}")
+        raise ValueError(
+            f"cannot partition by {partition_by!r}: choose one of {', '.join(PARTITION_COLUMNS)}"
+        )
     method = "HASH" if partition_by == "user_id" else "LIST"
     metadata = sa.MetaData()
     for name, parts in zip(TABLES, (_order, _order_item, _shipment, _return), strict=True):
@@ -73,9 +79,13 @@ def build_metadata(partition_by: PartitionBy = "user_id") -> sa.MetaData:
     return metadata
 
 
-def _belongs_to(partition_by: PartitionBy, parent: str, name: str, *columns: tuple[str, str]) -> sa.ForeignKeyConstraint:
+def _belongs_to(
+    partition_by: PartitionBy, parent: str, name: str, *columns: tuple[str, str]
+) -> sa.ForeignKeyConstraint:
     here, there = zip(*columns, (partition_by, partition_by), strict=True)
-    return sa.ForeignKeyConstraint(here, [f"{parent}.{column}" for column in there], name=name, info={"enforced": False})
+    return sa.ForeignKeyConstraint(
+        here, [f"{parent}.{column}" for column in there], name=name, info={"enforced": False}
+    )
 
 
 def _order(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
@@ -109,7 +119,9 @@ def _order_item(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         *_stamps(),
         sa.PrimaryKeyConstraint("id", "order_id", partition_by, name="orders_order_item_pkey"),
         _belongs_to(partition_by, "orders_order", "orders_order_item_order", ("order_id", "id")),
-        sa.CheckConstraint("quantity > 0 AND price >= 0 AND shipping_amount >= 0", name="orders_order_item_amounts"),
+        sa.CheckConstraint(
+            "quantity > 0 AND price >= 0 AND shipping_amount >= 0", name="orders_order_item_amounts"
+        ),
         sa.Index("orders_order_item_order_id", "order_id"),
         # A seller's lines, newest first.
         sa.Index("orders_order_item_seller", "seller_id", sa.text("created_at DESC")),
@@ -131,7 +143,8 @@ def _shipment(partition_by: PartitionBy) -> list[sa.schema.SchemaItem]:
         sa.PrimaryKeyConstraint("id", "order_id", partition_by, name="orders_shipment_pkey"),
         _belongs_to(partition_by, "orders_order", "orders_shipment_order", ("order_id", "id")),
         sa.Index("orders_shipment_order_id", "order_id"),
-        # What a customer types in. A hash, because a B-tree refuses values over 2,704 bytes, and a carrier may send 1,000 characters.
+        # What a customer types in. A hash, because a B-tree refuses values over 2,704 bytes, and a carrier
+        # may send 1,000 characters.
         sa.Index(
             "orders_shipment_tracking",
             "tracking_number",
@@ -195,12 +208,19 @@ VIEWS = ("orders_suborder", "orders_summary")
 
 
 def build_views(metadata: sa.MetaData) -> dict[str, sa.Select[Any]]:
-    """What the views select from the tables of build_metadata(): a seller's part of each order, and one row an order.
+    """What the views select from the tables of build_metadata(): a seller's part of each
+    order, and one row an order.
 
-    Every join names user_id and region, so that only one partition of each table is read for an order, whichever it is partitioned by.
-    LATERAL, so that a page of orders costs a few index look-ups each instead of a pass over all parcels and returns. Never blocks.
+    Every join names user_id and region, so that only one partition of each table is read for an order,
+    whichever it is partitioned by. LATERAL, so that a page of orders costs a few index look-ups each instead
+    of a pass over all parcels and returns. Never blocks.
     """
-    rows = _Rows(*(metadata.tables[table].alias(name) for table, name in zip(TABLES, ("o", "line", "s", "back"), strict=True)))
+    rows = _Rows(
+        *(
+            metadata.tables[table].alias(name)
+            for table, name in zip(TABLES, ("o", "line", "s", "back"), strict=True)
+        )
+    )
     return {
         "orders_suborder": _suborder(rows, metadata.tables["orders_order_item"]),
         "orders_summary": _summary(rows),
@@ -318,7 +338,10 @@ def _summary(rows: _Rows) -> sa.Select[Any]:
     given_back = sa.select(*rows.returns()).where(*_of(rows.back, rows.order, "id")).lateral("r")
     return sa.select(
         rows.order.c.id.label("order_id"),
-        *(rows.order.c[name] for name in ("user_id", "region", "status", "currency", "total_amount", "discount_amount")),
+        *(
+            rows.order.c[name]
+            for name in ("user_id", "region", "status", "currency", "total_amount", "discount_amount")
+        ),
         *(sums.c[name] for name in ("sellers", "items", "units")),
         *(moves.c[name] for name in ("parcels", *_PARCELS_BY_STATUS)),
         given_back.c.returns,

@@ -35,11 +35,15 @@ class answered_within:  # noqa: N801 - as asyncio.timeout
         return self
 
     def answered(self) -> None:
-        """The server has answered, and the next question follows: parts that a busy loop used up don't count any more."""
+        """The server has answered, and the next question follows: parts that a busy loop
+        used up don't count any more.
+        """
         self._looks -= self._late
         self._late = 0
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._next.cancel()
         await self._timeout.__aexit__(kind, error, trace)
 

@@ -1,4 +1,5 @@
-"""Kafka, PostgreSQL and Valkey on this machine, from packages: no containers, no root, nothing installed system-wide.
+"""Kafka, PostgreSQL and Valkey on this machine, from packages: no containers, no root,
+nothing installed system-wide.
 
     with Stack.start(Path(".stack")) as stack:
         os.environ.update(stack.env)

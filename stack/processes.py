@@ -1,7 +1,8 @@
 """Server processes: started detached, recognised beyond doubt, never mistaken for somebody else's.
 
-A pid alone says nothing: after a crash or a reboot it may belong to anyone. A process is ours when its start time is the one
-that was written down, or, where nothing was written down, when its name is the server's and its command line names our folder.
+A pid alone says nothing: after a crash or a reboot it may belong to anyone. A process is ours when its start
+time is the one that was written down, or, where nothing was written down, when its name is the server's and
+its command line names our folder.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ import psutil
 from stack.errors import SEE_BELOW, StackError, tail
 
 START_TIMEOUT = 90.0
-"""Seconds until a server that is alive but not ready counts as failed: a laptop under load, a log to recover."""
+"""Seconds until a server that is alive but not ready counts as failed: a laptop
+under load, a log to recover.
+"""
 
 STOP_TIMEOUT = 20.0
-"""Seconds between the polite signal and SIGKILL. All three servers survive the latter; it costs a recovery at the next start."""
+"""Seconds between the polite signal and SIGKILL.
+All three servers survive the latter; it costs a recovery at the next start.
+"""
 
 POLL = 0.03
 
@@ -43,18 +48,23 @@ class Identity:
     marker: str
 
     def fits(self, process: psutil.Process) -> bool:
-        """Tell whether this is the server's main process; False also if it is gone or we may not look at it."""
+        """Tell whether this is the server's main process; False also if it is gone
+        or we may not look at it.
+        """
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.name() != self.comm:
                 return False
-            # Valkey writes its title over its arguments, as one string; so the arguments are compared joined, at word ends.
+            # Valkey writes its title over its arguments, as one string; so the arguments are
+            # compared joined, at word ends.
             return f" {self.marker} " in f" {' '.join(process.cmdline())} "
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
 
 
 def birth(pid: int) -> str | None:
-    """When a process started, in a form that no clock adjustment changes; None when there is no such process."""
+    """When a process started, in a form that no clock adjustment changes; None when
+    there is no such process.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return f"ticks:{fields[19]}"
@@ -65,7 +75,9 @@ def birth(pid: int) -> str | None:
 
 
 def find(identity: Identity, pid: int | None, born: str | None) -> int | None:
-    """The pid of the server, or None when it does not run. The written pid is tried first, then all processes are looked through."""
+    """The pid of the server, or None when it does not run.
+    The written pid is tried first, then all processes are looked through.
+    """
     _reap()
     if pid is not None and born is not None and birth(pid) == born:
         with suppress(psutil.NoSuchProcess):
@@ -78,7 +90,9 @@ def find(identity: Identity, pid: int | None, born: str | None) -> int | None:
 
 
 def _could_be_ours(process: psutil.Process) -> bool:
-    """Started by this user, or, as root, by anyone: Postgres then runs as another. Not one of the server's own forks."""
+    """Started by this user, or, as root, by anyone: Postgres then runs as another.
+    Not one of the server's own forks.
+    """
     try:
         if os.geteuid() != 0 and process.uids().effective != os.geteuid():
             return False
@@ -89,9 +103,16 @@ def _could_be_ours(process: psutil.Process) -> bool:
 
 
 def spawn(
-    argv: Sequence[str], *, log: Path, cwd: Path, env: Mapping[str, str] | None = None, account: pwd.struct_passwd | None = None
+    argv: Sequence[str],
+    *,
+    log: Path,
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    account: pwd.struct_passwd | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a server in a session of its own, its output in `log` (the last run's is kept as .1). Does not wait for it."""
+    """Start a server in a session of its own, its output in `log` (the last run's is kept as .1).
+    Does not wait for it.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
         log.replace(log.with_suffix(".log.1"))
@@ -120,7 +141,9 @@ def run(
     account: pwd.struct_passwd | None = None,
     stdin: str = "",
 ) -> str:
-    """Run a server's tool to its end and return what it wrote. Raises StackError with its last words when it fails."""
+    """Run a server's tool to its end and return what it wrote.
+    Raises StackError with its last words when it fails.
+    """
     done = subprocess.run(
         list(argv),
         input=stdin,
@@ -141,7 +164,9 @@ def run(
 
 
 def attempt(argv: Sequence[str], account: pwd.struct_passwd | None) -> str | None:
-    """Run a short program in the root folder: None when it ends well, otherwise why it did not, in a few words."""
+    """Run a short program in the root folder: None when it ends well, otherwise why
+    it did not, in a few words.
+    """
     try:
         done = subprocess.run(
             list(argv),
@@ -172,9 +197,16 @@ def lives(child: subprocess.Popen[bytes]) -> bool:
 
 
 def wait_ready(
-    name: str, alive: Callable[[], bool], ready: Callable[[], bool], log: Path, *, must_live: bool = True, given_up: Event | None = None
+    name: str,
+    alive: Callable[[], bool],
+    ready: Callable[[], bool],
+    log: Path,
+    *,
+    must_live: bool = True,
+    given_up: Event | None = None,
 ) -> bool:
-    """Block until `ready()`. Raises StackError with the log's last lines when it takes too long, or when the process ends.
+    """Block until `ready()`. Raises StackError with the log's last lines when it takes too long,
+    or when the process ends.
 
     False when `given_up` is set before, and, with must_live=False, when the process ends.
     """
@@ -187,13 +219,17 @@ def wait_ready(
                 return False
             raise StackError(f"{name} did not start", f"{SEE_BELOW} of {log}", log=tail(log))
         if time.monotonic() > deadline:
-            raise StackError(f"{name} was not ready after {START_TIMEOUT:.0f} s", f"{SEE_BELOW} of {log}", log=tail(log))
+            raise StackError(
+                f"{name} was not ready after {START_TIMEOUT:.0f} s", f"{SEE_BELOW} of {log}", log=tail(log)
+            )
         time.sleep(POLL)
     return True
 
 
 def stop(pid: int, identity: Identity, polite: signal.Signals) -> None:
-    """Ask the server to end, insist after STOP_TIMEOUT, and return when it is gone. Nothing is signalled that does not fit."""
+    """Ask the server to end, insist after STOP_TIMEOUT, and return when it is gone.
+    Nothing is signalled that does not fit.
+    """
     try:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
@@ -205,7 +241,9 @@ def stop(pid: int, identity: Identity, polite: signal.Signals) -> None:
             process.send_signal(number)  # psutil compares the start time once more before it sends
         if _gone(process, patience):
             return
-    raise StackError(f"process {pid} ({identity.comm}) does not end, not even on SIGKILL", "see whether its disk hangs")
+    raise StackError(
+        f"process {pid} ({identity.comm}) does not end, not even on SIGKILL", "see whether its disk hangs"
+    )
 
 
 def _gone(process: psutil.Process, patience: float) -> bool:
@@ -222,7 +260,11 @@ def _fully_dead(process: psutil.Process) -> bool:
     """Tell whether a process has ended, with all its threads: a JVM's first one is a zombie while others hold
     its files and ports."""
     try:
-        return process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1 and process.ppid() != os.getpid()
+        return (
+            process.status() == psutil.STATUS_ZOMBIE
+            and process.num_threads() <= 1
+            and process.ppid() != os.getpid()
+        )
     except psutil.NoSuchProcess:
         return True
 
@@ -240,8 +282,8 @@ def wait_dying(pid: int | None, born: str | None) -> None:
 def wait_left(folder: Path, comm: str, patience: float = STOP_TIMEOUT) -> None:
     """Block until no process of that name works in `folder`; what stays is killed.
 
-    A Postgres whose parent was killed leaves children that end by themselves, but not at once. Starting a second
-    Postgres over them would be two writers on one folder.
+    A Postgres whose parent was killed leaves children that end by themselves, but not at once.
+    Starting a second Postgres over them would be two writers on one folder.
     """
     deadline = time.monotonic() + patience
     while remaining := _working_in(folder, comm):
@@ -251,7 +293,8 @@ def wait_left(folder: Path, comm: str, patience: float = STOP_TIMEOUT) -> None:
                     process.kill()
         if time.monotonic() > deadline + patience:
             raise StackError(
-                f"processes {[process.pid for process in remaining]} still work in {folder} and do not end", "end them, and run this again"
+                f"processes {[process.pid for process in remaining]} still work in {folder} and do not end",
+                "end them, and run this again",
             )
         time.sleep(POLL)
 
@@ -260,7 +303,11 @@ def _working_in(folder: Path, comm: str) -> list[psutil.Process]:
     processes = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-            if process.name() == comm and process.status() != psutil.STATUS_ZOMBIE and Path(process.cwd()) == folder:
+            if (
+                process.name() == comm
+                and process.status() != psutil.STATUS_ZOMBIE
+                and Path(process.cwd()) == folder
+            ):
                 processes.append(process)
     return processes
 

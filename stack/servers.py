@@ -13,7 +13,9 @@ from stack.state import State
 
 
 class Server(ABC):
-    """One server of a stack. `name` is its key in the state and its log's name; `kind` is what it is one of."""
+    """One server of a stack. `name` is its key in the state and its log's name;
+    `kind` is what it is one of.
+    """
 
     kind: ClassVar[str]
     polite: ClassVar[signal.Signals] = signal.SIGTERM
@@ -41,7 +43,9 @@ class Server(ABC):
 
     @abstractmethod
     def prepare(self) -> None:
-        """Make its folder and configuration; mend what an unclean end left behind. Blocks. Raises StackError."""
+        """Make its folder and configuration; mend what an unclean end left behind.
+        Blocks. Raises StackError.
+        """
 
     @abstractmethod
     def launch(self) -> subprocess.Popen[bytes]:

@@ -28,7 +28,9 @@ class Record:
 
 
 def new_cluster_id() -> str:
-    """22 characters of URL-safe base64, never beginning with a dash: Kafka's tool would take it for an option."""
+    """22 characters of URL-safe base64, never beginning with a dash: Kafka's tool
+    would take it for an option.
+    """
     while (drawn := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
         pass
     return drawn
@@ -36,7 +38,9 @@ def new_cluster_id() -> str:
 
 @dataclass(slots=True)
 class State:
-    """The written state of one stack. Not for two processes at once: lifecycle holds the folder's lock while it changes."""
+    """The written state of one stack.
+    Not for two processes at once: lifecycle holds the folder's lock while it changes.
+    """
 
     path: Path
     brokers: int
@@ -50,11 +54,15 @@ class State:
 
     @classmethod
     def load(cls, path: Path) -> State | None:
-        """The state that was saved at `path`, or None. Raises StackError when it cannot be read or understood."""
+        """The state that was saved at `path`, or None.
+        Raises StackError when it cannot be read or understood.
+        """
         try:
             document = json.loads(path.read_text())
             if document.pop("format") != FORMAT:
-                raise StackError(f"{path} was written by another version of this program", "move its folder away")
+                raise StackError(
+                    f"{path} was written by another version of this program", "move its folder away"
+                )
             servers = {name: Record(**record) for name, record in document.pop("servers").items()}
             return cls(path=path, servers=servers, **document)
         except FileNotFoundError:
@@ -62,9 +70,13 @@ class State:
         except PermissionError as error:
             raise folders.refused(path.parent, error) from error
         except OSError as error:
-            raise StackError(f"{path} cannot be read ({error.strerror})", "move its folder away and start anew") from error
+            raise StackError(
+                f"{path} cannot be read ({error.strerror})", "move its folder away and start anew"
+            ) from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StackError(f"{path} cannot be understood ({error})", "move its folder away and start anew") from error
+            raise StackError(
+                f"{path} cannot be understood ({error})", "move its folder away and start anew"
+            ) from error
 
     def save(self) -> None:
         """Write the state whole or not at all; only its owner can read it, as it holds passwords."""
@@ -81,7 +93,9 @@ class State:
         with self._guard:
             fresh = self.path.with_suffix(".new")
             with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-                if os.geteuid() == 0 and self.path.exists():  # root stops another user's stack, who is to start it again
+                if (
+                    os.geteuid() == 0 and self.path.exists()
+                ):  # root stops another user's stack, who is to start it again
                     before = self.path.stat()
                     os.fchown(file.fileno(), before.st_uid, before.st_gid)
                 json.dump(document, file, indent=2)
@@ -100,10 +114,17 @@ class State:
         return self.servers[server].ports[purpose]
 
     def assign(self, server: str, purposes: frozenset[str]) -> None:
-        """Give a server that is to start its ports: the last ones where they are still free, new ones otherwise."""
+        """Give a server that is to start its ports: the last ones where they are still
+        free, new ones otherwise.
+        """
         with self._guard:
             record = self.servers.setdefault(server, Record())
-            taken = {port for name, other in self.servers.items() if name != server for port in other.ports.values()}
+            taken = {
+                port
+                for name, other in self.servers.items()
+                if name != server
+                for port in other.ports.values()
+            }
             for purpose in sorted(purposes):
                 kept = record.ports.get(purpose)
                 if kept is None or kept in taken or not ports.is_free(kept):

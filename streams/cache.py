@@ -77,7 +77,9 @@ class _Lane:
     def checkpoint(self, position: int, to: int, claim: str = "") -> CacheCheckpoint:
         """Return the checkpoint for the next write: from `position` to `to`."""
         self.sequence += 1
-        return CacheCheckpoint(self.key, self.generation, self.sequence, position, to, claim, self.acknowledged)
+        return CacheCheckpoint(
+            self.key, self.generation, self.sequence, position, to, claim, self.acknowledged
+        )
 
     def on_gap(self) -> None:
         """Note that a write is missing, so that `complete_to` no longer advances with the batches."""
@@ -140,7 +142,8 @@ class CacheKeeper:
             written = None
             if lane.claimed:
                 checkpoint = lane.checkpoint(
-                    lane.complete_to, lane.complete_to if lane.behind else max(lane.complete_to, batch.position(self._table))
+                    lane.complete_to,
+                    lane.complete_to if lane.behind else max(lane.complete_to, batch.position(self._table)),
                 )
                 written = await self._cache.put(entries, checkpoint)
             if written is None:
@@ -160,7 +163,9 @@ class CacheKeeper:
             position = open_lane.position(self._table)
         except Stale:
             return
-        lane = self._lanes[number] = _Lane(checkpoint_key(self._group, number), open_lane.generation, position)
+        lane = self._lanes[number] = _Lane(
+            checkpoint_key(self._group, number), open_lane.generation, position
+        )
         try:
             await self._keep(open_lane, lane)
         except Stale:
@@ -182,7 +187,9 @@ class CacheKeeper:
                 except (KafkaError, OSError, TimeoutError) as error:
                     if not failing:
                         log.warning(
-                            "lane %d: its changelog can't be read yet, so its cache stays behind: %s", open_lane.partition, describe(error)
+                            "lane %d: its changelog can't be read yet, so its cache stays behind: %s",
+                            open_lane.partition,
+                            describe(error),
                         )
                     failing = True
             with suppress(KafkaError, OSError, TimeoutError):
@@ -202,7 +209,11 @@ class CacheKeeper:
             if lane.claimed:
                 lane.on_written(checkpoint, written)
             else:
-                lane.complete_to, lane.claimed, lane.acknowledged = written.position, True, checkpoint.sequence
+                lane.complete_to, lane.claimed, lane.acknowledged = (
+                    written.position,
+                    True,
+                    checkpoint.sequence,
+                )
             return True
 
     async def _settle(self, open_lane: OpenLane, lane: _Lane) -> None:
@@ -228,7 +239,8 @@ class CacheKeeper:
                 written = await self._cache.put((), checkpoint, probe=True)
                 if written is None or not lane.on_written(checkpoint, written):
                     return
-            # The marker of a transaction may come a moment later: it is settled once two checks in a row agree.
+            # The marker of a transaction may come a moment later: it is settled once
+            # two checks in a row agree.
             lane.settled = (position, end) if lane.seen == (position, end) else None
             lane.seen = position, end
 
@@ -239,7 +251,9 @@ class CacheKeeper:
         gaps, settled = lane.gaps, not (lane.missed and open_lane.busy)
         end = await open_lane.end(self._table)
         if lane.complete_to > end:
-            log.warning("lane %d: its cache is of another changelog, all of it is refreshed", open_lane.partition)
+            log.warning(
+                "lane %d: its cache is of another changelog, all of it is refreshed", open_lane.partition
+            )
             async with lane.writing:
                 if await self._cache.put((), lane.checkpoint(0, 0, "reset")) is None:
                     return
@@ -263,15 +277,21 @@ class CacheKeeper:
             lane.behind = False
             log.info("lane %d: its cache is complete, %d orders refreshed", open_lane.partition, refreshed)
 
-    def _entries(self, open_lane: OpenLane, lane: _Lane, states: dict[bytes, bytes], position: int) -> list[CacheEntry]:
+    def _entries(
+        self, open_lane: OpenLane, lane: _Lane, states: dict[bytes, bytes], position: int
+    ) -> list[CacheEntry]:
         """Make entries of those of `states`, read from below `position`, that no later state has replaced or
         deleted."""
         stored = open_lane.position(self._table) >= position
         latest = {entry.order_id for entry in lane.latest}
         entries: list[CacheEntry] = []
         states = {key: state for key, state in states.items() if codec.is_state(key, state)}
-        for (key, state), now in zip(states.items(), open_lane.get_states(self._table, list(states)), strict=True):
-            if now != state and (stored or (now is not None and codec.version_of(now) > codec.version_of(state))):
+        for (key, state), now in zip(
+            states.items(), open_lane.get_states(self._table, list(states)), strict=True
+        ):
+            if now != state and (
+                stored or (now is not None and codec.version_of(now) > codec.version_of(state))
+            ):
                 continue
             entry = self._entry_of(key, state)
             if entry is not None and entry.order_id not in latest:

@@ -57,7 +57,12 @@ def dead_letter(record: Record, code: str, detail: str) -> Letter:
 
 
 def letter_of(
-    record_id: RecordId, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]], code: str, detail: str
+    record_id: RecordId,
+    key: bytes | None,
+    value: bytes | None,
+    headers: Sequence[tuple[str, bytes]],
+    code: str,
+    detail: str,
 ) -> Letter:
     """Make the dead letter of a record by its parts.
 
@@ -98,7 +103,9 @@ def rekeyed_from(record: Record) -> RecordId:
 
 
 def raw_value(record: Record) -> bytes | None:
-    """Return a record's value as it came, and the bytes of one that can't be parsed, if there are any. Pure."""
+    """Return a record's value as it came, and the bytes of one that can't be
+    parsed, if there are any. Pure.
+    """
     return raw_bytes(record) if record.value is None else record.value
 
 

@@ -39,7 +39,9 @@ Timed = Callable[[str, float], object]
 """Is told how many seconds a step took."""
 
 HELD_BYTES: Final = 16 << 20
-"""Of states as they are stored, and of effects, each, that a batch holds before it is shortened. Objects take some times as much."""
+"""Of states as they are stored, and of effects, each, that a batch holds before it is shortened.
+Objects take some times as much.
+"""
 _STATES_AT_ONCE: Final = 64
 _REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "duplicate"
 
@@ -54,7 +56,9 @@ class OrderInBatch:
         self.totals = RunningTotals(order)
         self.changed = False
         self.repeated = False
-        """An event came again: perhaps since a worker died between writing the state and refreshing the cache."""
+        """An event came again: perhaps since a worker died between writing the state
+        and refreshing the cache.
+        """
         self.created = False
         self.shipments: set[bytes] | None = None
         self.returns: set[bytes] | None = None
@@ -84,8 +88,9 @@ class OrderInBatch:
 
 
 class BatchOutput:
-    """What a batch comes to: everything that the steps 3 to 6 write. `size`: the bytes of `out`, but for those that are made when they are
-    sent."""
+    """What a batch comes to: everything that the steps 3 to 6 write.
+    `size`: the bytes of `out`, but for those that are made when they are sent.
+    """
 
     def __init__(self) -> None:
         self.size = 0
@@ -140,7 +145,8 @@ class BatchFolder:
         """
         work, stop = self._fold(batch, states, timed)
         while stop is not None:
-            # What was refused or passed on behind it would be so again: the records before it are folded by themselves.
+            # What was refused or passed on behind it would be so again: the records before it
+            # are folded by themselves.
             batch.shorten(_place(batch, stop))
             work, stop = self._fold(batch, states, timed)
         return work
@@ -174,7 +180,9 @@ class BatchFolder:
                     if record.value is None and (why := unreadable(record)) is not None:
                         raise Refused(UNREADABLE, why)
                     of = rekeyed_from(record).topic if rekeyed else topic
-                    event = events.decode(of, record.headers, record.value, record.timestamp if record.timestamp_type else 0)
+                    event = events.decode(
+                        of, record.headers, record.value, record.timestamp if record.timestamp_type else 0
+                    )
                 except Refused as refusal:
                     self._refuse(work, record, refusal.code, refusal.detail)
                     continue
@@ -188,7 +196,9 @@ class BatchFolder:
         return accepted
 
     def _load(self, states: States, accepted: list[tuple[Record, Event, bytes]]) -> dict[bytes, OrderInBatch]:
-        """The orders of the first records, as far as their states are no more than HELD_BYTES; of one record at least."""
+        """The orders of the first records, as far as their states are no more than
+        HELD_BYTES; of one record at least.
+        """
         # In the order of their records, so that a batch is the same whatever the process's hash seed.
         order_ids = list({event.order_id: None for _, event, _ in accepted})
         touched: dict[bytes, OrderInBatch] = {}
@@ -202,13 +212,18 @@ class BatchFolder:
                 touched[order_id] = OrderInBatch(Order() if raw is None else codec.decode(raw))
         return touched
 
-    def _fold_event(self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int) -> None:
+    def _fold_event(
+        self, work: BatchOutput, record: Record, event: Event, key: bytes, touched: OrderInBatch, lane: int
+    ) -> None:
         order = touched.order
         if order.version == 0 and partition_of(key, self._partitions) != lane:
-            # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has, or will have, this order.
+            # The right key, but an upstream's partitioner isn't Kafka's default one: another lane has,
+            # or will have, this order.
             self._rekey(work, record, event)
             return
-        folded = fold(order, event, None if order.created is not None else record_id_of(record), touched.totals)
+        folded = fold(
+            order, event, None if order.created is not None else record_id_of(record), touched.totals
+        )
         if folded.changed:
             touched.mark(event)
         else:
@@ -224,7 +239,11 @@ class BatchFolder:
                 if isinstance(effect, effects.Derived):
                     headers = effects.attributes(effect, event.order_id, shared)
                     # One record can come to gigabytes: an order for which thousands of parcels have waited.
-                    value = effects.encode_data(effect) if work.size <= most else partial(effects.encode_data, effect)
+                    value = (
+                        effects.encode_data(effect)
+                        if work.size <= most
+                        else partial(effects.encode_data, effect)
+                    )
                     work.publish(effect.topic, OutRecord(key, value, headers))
                 else:
                     self._refuse_late(work, event.order_id, effect)
@@ -242,7 +261,9 @@ class BatchFolder:
             if order.created is None:
                 continue
             order_id = ids.text(raw_id)
-            parcels = None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
+            parcels = (
+                None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
+            )
             row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
             if each.changed:
                 batch.orders.append(row)
@@ -278,9 +299,11 @@ class BatchFolder:
         order_id = ids.text(raw_id)
         return self._entry(order_id, order, rows.order_row_and_summary(order_id, raw_id, order, None)[1])
 
-    # -- deadlines -------------------------------------------------------------------------------------------------
+    # -- deadlines -------------------------------------------------------------------------------------------
 
-    def pass_deadlines(self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int) -> BatchOutput:
+    def pass_deadlines(
+        self, due_states: Iterable[tuple[int, bytes, bytes | None]], moment: int
+    ) -> BatchOutput:
         """Make records of orders.decisions from the deadlines that passed at `moment`. They count once they
         are folded.
 
@@ -290,7 +313,9 @@ class BatchFolder:
         work = BatchOutput()
         for at, order_id, raw in due_states:
             order = None if raw is None else codec.decode(raw)
-            if order is None or order.due != at:  # never of what is written here, but an index may be older than its state
+            if (
+                order is None or order.due != at
+            ):  # never of what is written here, but an index may be older than its state
                 work.moved.append(Moved(order_id, at, 0))
                 continue
             waits = pending(order, order_id, self._deadline_policy)
@@ -310,7 +335,7 @@ class BatchFolder:
             work.moved.append(Moved(order_id, order.due, due))
             order.due = due
 
-    # -- intake, refused and re-keyed records --------------------------------------------------------------------------
+    # -- intake, refused and re-keyed records ----------------------------------------------------------------
 
     def _place(self, work: BatchOutput, event: Event, key: bytes) -> None:
         """A checkout becomes its order's order.created, in that order's partition."""
@@ -321,7 +346,8 @@ class BatchFolder:
 
     def _rekey(self, work: BatchOutput, record: Record, event: Event) -> None:
         if record.topic in INTERNAL:
-            # It waited here while the topics were given more partitions (operations.repartition): another lane has its order since.
+            # It waited here while the topics were given more partitions (operations.repartition): another
+            # lane has its order since.
             key = events.order_key(event)
             work.publish(
                 record.topic,
@@ -338,7 +364,9 @@ class BatchFolder:
             )
             return
         headers = [
-            *(header for header in record.headers if header[0] not in REKEYED_FROM),  # an upstream's own would be taken for ours
+            *(
+                header for header in record.headers if header[0] not in REKEYED_FROM
+            ),  # an upstream's own would be taken for ours
             ("rekeyed_topic", record.topic.encode()),
             ("rekeyed_partition", b"%d" % record.partition),
             ("rekeyed_offset", b"%d" % record.offset),
@@ -355,15 +383,22 @@ class BatchFolder:
         work.letters[code] += 1
 
     def _refuse_late(self, work: BatchOutput, order_id: bytes, late: effects.LateRefusal) -> None:
-        detail = f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at the coordinates"
+        detail = (
+            f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at"
+            " the coordinates"
+        )
         key = ids.text(order_id).encode()
         work.publish(
             DLQ,
-            OutRecord(key, effects.normalised(late, order_id), letter_headers(late.record, late.code, detail)),
+            OutRecord(
+                key, effects.normalised(late, order_id), letter_headers(late.record, late.code, detail)
+            ),
         )
         work.letters[late.code] += 1
 
 
 def _place(batch: Batch, record: Record) -> int:
     """Return how many of a batch's records come before this one."""
-    return next(at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record)
+    return next(
+        at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record
+    )

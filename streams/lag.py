@@ -9,7 +9,11 @@ from types import TracebackType
 from typing import Final, NamedTuple, cast
 
 from aiokafka import TopicPartition
-from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    GroupLoadInProgressError,
+    NotCoordinatorForGroupError,
+)
 from aiokafka.structs import OffsetAndMetadata
 
 from contracts.topics import DERIVED, DLQ, LANE, REDRIVEN
@@ -18,7 +22,9 @@ from streams.topics import require
 from wire import clients, learn_topics
 
 COORDINATOR_SECONDS: Final = 30.0
-"""How long a group's coordinator may be away: a new cluster makes its offsets topic when first asked, a broker that failed is replaced."""
+"""How long a group's coordinator may be away: a new cluster makes its offsets topic when first asked, a
+broker that failed is replaced.
+"""
 
 
 class Position(NamedTuple):
@@ -47,7 +53,9 @@ class LagReader:
         self._written = (*DERIVED, DLQ, REDRIVEN, self._changelog)
         self._admin = clients.admin(settings, "orders-lag", request_timeout_ms=30_000)
         # In no group: they only ask for offsets and must never take part in a rebalance.
-        self._offsets = clients.consumer(settings, "orders-lag", isolation_level="read_uncommitted", request_timeout_ms=30_000)
+        self._offsets = clients.consumer(
+            settings, "orders-lag", isolation_level="read_uncommitted", request_timeout_ms=30_000
+        )
         self._stable = clients.consumer(settings, "orders-lag", request_timeout_ms=30_000)
 
     async def __aenter__(self) -> LagReader:
@@ -61,7 +69,9 @@ class LagReader:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def close(self) -> None:
@@ -71,20 +81,24 @@ class LagReader:
         await self._admin.close()
 
     async def lag(self) -> Lag:
-        """Committed and end offset of every partition that the lanes read, internal topics too. Raises TopicsMissing.
+        """Committed and end offset of every partition that the lanes read, internal topics too.
+        Raises TopicsMissing.
 
         A partition without a commit counts from its log's start.
 
-        When every partition's lag is 0, nothing that was sent before this call is unfinished, nor anything that it caused. Why:
-        the ends are read after all the commits. Say some record is unfinished that was in its log when its end was read: its offset
-        is at or above its commit, which was read before, so that lag is above 0. So an unfinished record was appended after its end was
-        read, and so after every commit was read. If the pipeline appended it (orders.decisions, orders.rekeyed), then while it handled
-        a record that was not yet committed at that moment, because a cause is committed only after what it appends is acknowledged. That
-        cause was unfinished too when the commits were read: the same holds for it. Going back like this ends at a record that no pipeline
-        appended: one that was sent after this call began. Read the other way round, ends first, a decision could slip in between.
+        When every partition's lag is 0, nothing that was sent before this call is unfinished, nor anything
+        that it caused. Why: the ends are read after all the commits. Say some record is unfinished that was
+        in its log when its end was read: its offset is at or above its commit, which was read before, so that
+        lag is above 0. So an unfinished record was appended after its end was read, and so after every commit
+        was read. If the pipeline appended it (orders.decisions, orders.rekeyed), then while it handled a
+        record that was not yet committed at that moment, because a cause is committed only after what it
+        appends is acknowledged. That cause was unfinished too when the commits were read: the same holds for
+        it. Going back like this ends at a record that no pipeline appended: one that was sent after this call
+        began. Read the other way round, ends first, a decision could slip in between.
 
-        Transactions change nothing of that: an end counts records whose transaction is open, and a cause's offset is committed with what
-        it appends or not at all. Their markers take offsets as well; a lane commits the position behind them.
+        Transactions change nothing of that: an end counts records whose transaction is open, and a cause's
+        offset is committed with what it appends or not at all. Their markers take offsets as well; a lane
+        commits the position behind them.
         """
         partitions = await self._partitions(LANE)
         committed = await self._committed()
@@ -124,18 +138,29 @@ class LagReader:
         deadline = time.monotonic() + COORDINATOR_SECONDS
         while True:
             try:
-                return cast(dict[TopicPartition, OffsetAndMetadata], await self._admin.list_consumer_group_offsets(self._group))
+                return cast(
+                    dict[TopicPartition, OffsetAndMetadata],
+                    await self._admin.list_consumer_group_offsets(self._group),
+                )
             except (GroupCoordinatorNotAvailableError, GroupLoadInProgressError, NotCoordinatorForGroupError):
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(0.1)
 
     async def _partitions(self, topics: Sequence[str]) -> list[TopicPartition]:
-        described = {topic["topic"]: topic["partitions"] for topic in await self._admin.describe_topics() if not topic["error_code"]}
+        described = {
+            topic["topic"]: topic["partitions"]
+            for topic in await self._admin.describe_topics()
+            if not topic["error_code"]
+        }
         require(self._settings, topics, described)
         for consumer in (self._offsets, self._stable):
             await learn_topics(consumer, topics)
-        return [TopicPartition(name, number) for name in topics for number in sorted(part["partition"] for part in described[name])]
+        return [
+            TopicPartition(name, number)
+            for name in topics
+            for number in sorted(part["partition"] for part in described[name])
+        ]
 
 
 def total(lag: Lag) -> int:

@@ -17,7 +17,9 @@ from wire.log import LogReader
 
 
 class Lanes(NamedTuple):
-    """The number of partitions that an order's lane follows from, and the earlier numbers, the fewest first."""
+    """The number of partitions that an order's lane follows from, and the earlier
+    numbers, the fewest first.
+    """
 
     number: int
     former: Sequence[int] = ()
@@ -61,10 +63,13 @@ def _decode_note(value: bytes | None) -> Lanes | None:
 
 
 async def lanes(settings: Settings) -> Lanes:
-    """The lanes that there are. Blocks as noted() does. Raises KafkaError, PartitionMismatch when ORDERS_PARTITIONS isn't their number."""
+    """The lanes that there are. Blocks as noted() does.
+    Raises KafkaError, PartitionMismatch when ORDERS_PARTITIONS isn't their number.
+    """
     current = await noted(settings) or Lanes(settings.partitions)
     if current.number != settings.partitions:
         raise PartitionMismatch(
-            f"the orders are spread over {current.number} lanes, ORDERS_PARTITIONS is {settings.partitions}", f"set it to {current.number}"
+            f"the orders are spread over {current.number} lanes, ORDERS_PARTITIONS is {settings.partitions}",
+            f"set it to {current.number}",
         )
     return current

@@ -6,7 +6,9 @@ from typing import Final
 
 from prometheus_client import Counter, Gauge, Histogram
 
-RECORDS: Final = Counter("orders_records_total", "Input records by what became of them.", ["topic", "outcome"])
+RECORDS: Final = Counter(
+    "orders_records_total", "Input records by what became of them.", ["topic", "outcome"]
+)
 """outcome: applied, duplicate, refused, rekeyed."""
 
 DERIVED: Final = Counter("orders_derived_total", "Derived events and commands published.", ["topic"])
@@ -31,5 +33,9 @@ def commit_took(seconds: float) -> None:
     step_took("commit", seconds)
 
 
-LAST_BATCH: Final = Gauge("orders_last_batch_timestamp_seconds", "When a batch was last finished, in seconds since 1970.")
-BATCH_RECORDS: Final = Histogram("orders_batch_records", "Records of a batch.", buckets=(1, 10, 50, 100, 250, 500, 1000, 2000, 5000))
+LAST_BATCH: Final = Gauge(
+    "orders_last_batch_timestamp_seconds", "When a batch was last finished, in seconds since 1970."
+)
+BATCH_RECORDS: Final = Histogram(
+    "orders_batch_records", "Records of a batch.", buckets=(1, 10, 50, 100, 250, 500, 1000, 2000, 5000)
+)

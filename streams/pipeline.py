@@ -2,9 +2,9 @@
 
     1 decode   2 fold   3 publish   4 rows   5 state   6 cache   7 (returning) ack
 
-A crash anywhere replays the batch from the older state, and the same effects leave under the same ids. A temporary failure makes the lane
-call `handle` again with the same batch (streams.transport.delivery): the work already done is kept on the batch, so a step that succeeded
-isn't repeated.
+A crash anywhere replays the batch from the older state, and the same effects leave under the same ids. A
+temporary failure makes the lane call `handle` again with the same batch (streams.transport.delivery): the
+work already done is kept on the batch, so a step that succeeded isn't repeated.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class _Progress:
 class Pipeline:
     """Handles the batches of every lane of this worker.
 
-    `table` is the Faust table of the orders' states; `postgres` must be written for a batch to go on, `cache` never raises.
-    `opened` is to be called when a lane opens.
+    `table` is the Faust table of the orders' states; `postgres` must be written for a batch to go on, `cache`
+    never raises. `opened` is to be called when a lane opens.
     """
 
     def __init__(self, settings: Settings, table: Any, postgres: Sink[RowBatch], cache: RedisSink) -> None:
@@ -56,7 +56,9 @@ class Pipeline:
         )
 
     async def handle(self, batch: LaneBatch) -> None:
-        """Take in one batch. Returning acknowledges it. Raises what brokers and Postgres raise: transport.delivery decides what then."""
+        """Take in one batch. Returning acknowledges it.
+        Raises what brokers and Postgres raise: transport.delivery decides what then.
+        """
         progress: _Progress | None = batch.work
         if progress is None:
             progress = batch.work = _Progress(self._fold(batch))
@@ -71,12 +73,14 @@ class Pipeline:
     def _fold(self, batch: LaneBatch) -> BatchOutput:
         """Steps 1 and 2. Writes nothing. Blocks for the local disk at most. Raises Stale."""
         if batch.moment is not None:
-            return self.folder.pass_deadlines(batch.due_states(self._table, batch.moment, self._at_once), batch.moment)
+            return self.folder.pass_deadlines(
+                batch.due_states(self._table, batch.moment, self._at_once), batch.moment
+            )
         work = self.folder.fold(batch, partial(batch.get_states, self._table), metrics.step_took)
         metrics.BATCH_RECORDS.observe(len(batch))
         return work
 
-    # -- steps 3 to 6 -------------------------------------------------------------------------------------------
+    # -- steps 3 to 6 ----------------------------------------------------------------------------------------
 
     async def _publish(self, batch: LaneBatch, work: BatchOutput) -> None:
         if work.out:

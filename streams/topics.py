@@ -27,17 +27,23 @@ INPUT_MAX_BYTES: Final = 6 << 20
 """Largest batch on an input topic, bytes."""
 
 WRITTEN_MAX_BYTES: Final = 8 << 20
-"""Largest batch on a topic that we write, bytes: a dead letter holds its record and our headers, so it is larger than any input."""
+"""Largest batch on a topic that we write, bytes: a dead letter holds its record and our headers, so it
+is larger than any input.
+"""
 
 STATE_MAX_BYTES: Final = 24 << 20
-"""Largest batch on the changelog, bytes: an order that takes in all it may (domain.limits). One of 10,000 scans has some 1.2 MB."""
+"""Largest batch on the changelog, bytes: an order that takes in all it may (domain.limits).
+One of 10,000 scans has some 1.2 MB.
+"""
 
 HOUR_MS: Final = 3600 * 1000
 WEEK_MS: Final = 7 * 24 * 3600 * 1000
 MONTH_MS: Final = 30 * 24 * 3600 * 1000
 
 SETTLE_SECONDS: Final = 30.0
-"""How long a created topic may take to have leaders everywhere, or a deleted one to be gone from every broker."""
+"""How long a created topic may take to have leaders everywhere, or a deleted one to
+be gone from every broker.
+"""
 
 Rule = Literal["exactly", "at least", "at most", "free"]
 
@@ -54,7 +60,9 @@ class TopicMismatch(OrdersError):
 
 @dataclass(frozen=True, slots=True)
 class TopicConfig:
-    """One Kafka topic configuration: how it is set at creation, what an existing topic must fulfil, and why."""
+    """One Kafka topic configuration: how it is set at creation, what an existing
+    topic must fulfil, and why.
+    """
 
     name: str
     value: str
@@ -96,8 +104,18 @@ class TopicState:
 
 
 _KEPT_FOR_EVER: Final = (
-    TopicConfig("cleanup.policy", "delete", "exactly", "Every record counts: compaction would drop all but the last of an order."),
-    TopicConfig("retention.ms", "-1", "exactly", "The log is the truth: tables and rows are rebuilt from it, however old an order is."),
+    TopicConfig(
+        "cleanup.policy",
+        "delete",
+        "exactly",
+        "Every record counts: compaction would drop all but the last of an order.",
+    ),
+    TopicConfig(
+        "retention.ms",
+        "-1",
+        "exactly",
+        "The log is the truth: tables and rows are rebuilt from it, however old an order is.",
+    ),
     TopicConfig("retention.bytes", "-1", "exactly", "The same by size."),
     TopicConfig(
         "message.timestamp.type",
@@ -108,50 +126,96 @@ _KEPT_FOR_EVER: Final = (
 )
 
 _WRITTEN_BYTES: Final = TopicConfig(
-    "max.message.bytes", str(WRITTEN_MAX_BYTES), "at least", "What we write may hold a whole input record and our headers beside it."
+    "max.message.bytes",
+    str(WRITTEN_MAX_BYTES),
+    "at least",
+    "What we write may hold a whole input record and our headers beside it.",
 )
 
 _INPUT: Final = (
     *_KEPT_FOR_EVER,
     TopicConfig(
-        "max.message.bytes", str(INPUT_MAX_BYTES), "at most", "1,000 items with long strings fit; any larger and its dead letter would not."
+        "max.message.bytes",
+        str(INPUT_MAX_BYTES),
+        "at most",
+        "1,000 items with long strings fit; any larger and its dead letter would not.",
     ),
 )
 
 _INTERNAL: Final = (*_KEPT_FOR_EVER, _WRITTEN_BYTES)
 
 _DERIVED: Final = (
-    TopicConfig("cleanup.policy", "delete", "exactly", "Each is an event or a command of its own, none replaces another."),
-    TopicConfig("retention.ms", str(WEEK_MS), "free", "Time for a consumer that was down; a replay of the input makes them again."),
+    TopicConfig(
+        "cleanup.policy",
+        "delete",
+        "exactly",
+        "Each is an event or a command of its own, none replaces another.",
+    ),
+    TopicConfig(
+        "retention.ms",
+        str(WEEK_MS),
+        "free",
+        "Time for a consumer that was down; a replay of the input makes them again.",
+    ),
     _WRITTEN_BYTES,
 )
 
 _DEAD_LETTERS: Final = (
     TopicConfig("cleanup.policy", "delete", "exactly", "Each dead letter stands for a record of its own."),
-    TopicConfig("retention.ms", str(MONTH_MS), "free", "Time for a person to look; the record itself stays in its input topic."),
+    TopicConfig(
+        "retention.ms",
+        str(MONTH_MS),
+        "free",
+        "Time for a person to look; the record itself stays in its input topic.",
+    ),
     _WRITTEN_BYTES,
 )
 
 _CLOCK: Final = (
     TopicConfig("cleanup.policy", "delete", "exactly", "Nobody reads these records."),
     TopicConfig("retention.ms", str(HOUR_MS), "free", "Nobody reads these records."),
-    TopicConfig("message.timestamp.type", "LogAppendTime", "exactly", "Its acknowledgements tell the brokers' time."),
+    TopicConfig(
+        "message.timestamp.type", "LogAppendTime", "exactly", "Its acknowledgements tell the brokers' time."
+    ),
 )
 
 _REDRIVEN: Final = (
     TopicConfig(
-        "cleanup.policy", "compact", "exactly", "The latest note of each dead letter, for ever: what went back doesn't go back again."
+        "cleanup.policy",
+        "compact",
+        "exactly",
+        "The latest note of each dead letter, for ever: what went back doesn't go back again.",
     ),
 )
 
 _PARTITIONS: Final = (
-    TopicConfig("cleanup.policy", "compact", "exactly", "One note, for ever: without it the history before a change would not be found."),
+    TopicConfig(
+        "cleanup.policy",
+        "compact",
+        "exactly",
+        "One note, for ever: without it the history before a change would not be found.",
+    ),
 )
 
 _CHANGELOG: Final = (
-    TopicConfig("cleanup.policy", "compact", "exactly", "Each order's latest state, for ever; a recovering worker reads no older ones."),
-    TopicConfig("min.cleanable.dirty.ratio", "0.1", "free", "Compact early: what is not compacted is what a recovery reads for nothing."),
-    TopicConfig("segment.bytes", str(64 << 20), "free", "The active segment is never compacted, so keep it small beside the whole."),
+    TopicConfig(
+        "cleanup.policy",
+        "compact",
+        "exactly",
+        "Each order's latest state, for ever; a recovering worker reads no older ones.",
+    ),
+    TopicConfig(
+        "min.cleanable.dirty.ratio",
+        "0.1",
+        "free",
+        "Compact early: what is not compacted is what a recovery reads for nothing.",
+    ),
+    TopicConfig(
+        "segment.bytes",
+        str(64 << 20),
+        "free",
+        "The active segment is never compacted, so keep it small beside the whole.",
+    ),
     TopicConfig(
         "max.message.bytes",
         str(STATE_MAX_BYTES),
@@ -194,7 +258,8 @@ async def ensure(settings: Settings) -> list[str]:
         needed = specs(settings, len(brokers))
         if (settings.replication or 1) > len(brokers):
             raise TopicMismatch(
-                f"ORDERS_REPLICATION is {settings.replication}, but {settings.kafka} has {len(brokers)} broker(s)",
+                f"ORDERS_REPLICATION is {settings.replication}, but {settings.kafka} has {len(brokers)}"
+                " broker(s)",
                 "lower it, unset it, or start more brokers",
             )
         existing = await _states(admin, [spec.name for spec in needed])
@@ -210,7 +275,9 @@ async def ensure(settings: Settings) -> list[str]:
 
 
 def check(settings: Settings, needed: Sequence[TopicSpec], existing: Mapping[str, TopicState]) -> None:
-    """Raise TopicMismatch when an existing topic differs in what correctness rests on. Missing topics are no mismatch. Pure."""
+    """Raise TopicMismatch when an existing topic differs in what correctness rests on.
+    Missing topics are no mismatch. Pure.
+    """
     problems: list[tuple[str, str]] = []
     uneven: dict[int, list[str]] = {}
     for spec in needed:
@@ -222,8 +289,14 @@ def check(settings: Settings, needed: Sequence[TopicSpec], existing: Mapping[str
         problems.extend(_differences(settings, spec, state))
     # Usually all of them for one reason, a changed setting: said once.
     for count, topics in uneven.items():
-        subject = f"topic {topics[0]} has" if len(topics) == 1 else f"{len(topics)} topics ({topics[0]}, ...) have"
-        remedy = f"set ORDERS_PARTITIONS={count} to keep them" if len(uneven) == 1 else "delete those that differ and run orders init again"
+        subject = (
+            f"topic {topics[0]} has" if len(topics) == 1 else f"{len(topics)} topics ({topics[0]}, ...) have"
+        )
+        remedy = (
+            f"set ORDERS_PARTITIONS={count} to keep them"
+            if len(uneven) == 1
+            else "delete those that differ and run orders init again"
+        )
         what = f"{subject} {count} partition(s), not {settings.partitions} as ORDERS_PARTITIONS says"
         problems.append((f"{what}: an order's events would be split over lanes", remedy))
     if problems:
@@ -305,16 +378,22 @@ def _differences(settings: Settings, spec: TopicSpec, state: TopicState) -> list
                 "reassign its partitions with kafka-reassign-partitions, or lower ORDERS_REPLICATION",
             )
         )
-    # An existing topic is held to what its own number of replicas can promise: a cluster may have grown since.
+    # An existing topic is held to what its own number of replicas can promise: a
+    # cluster may have grown since.
     configs = (*spec.configs[:-1], _in_sync(state.replication))
     for config in configs:
         actual = state.configs.get(config.name)
         if actual is not None and not config.accepts(actual):
             differences.append(
                 (
-                    f"topic {spec.name} has {config.name}={actual}, not {config.wanted} ({config.reason.rstrip('.')})",
-                    "set it with kafka-configs --alter --entity-type topics "
-                    f"--entity-name {spec.name} --add-config {config.name}={config.value}",
+                    (
+                        f"topic {spec.name} has {config.name}={actual}, not {config.wanted}"
+                        f" ({config.reason.rstrip('.')})"
+                    ),
+                    (
+                        "set it with kafka-configs --alter --entity-type topics "
+                        f"--entity-name {spec.name} --add-config {config.name}={config.value}"
+                    ),
                 )
             )
     return differences
@@ -347,12 +426,16 @@ async def _partition_counts(admin: AIOKafkaAdminClient, broker: int | None = Non
 
 
 async def _states(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, TopicState]:
-    described: dict[str, Any] = {topic["topic"]: topic for topic in await admin.describe_topics() if not topic["error_code"]}
+    described: dict[str, Any] = {
+        topic["topic"]: topic for topic in await admin.describe_topics() if not topic["error_code"]
+    }
     present = [name for name in names if name in described]
     if not present:
         return {}
     configs: dict[str, dict[str, str]] = {}
-    for response in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in present]):
+    for response in await admin.describe_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, name) for name in present]
+    ):
         for resource in response.resources:
             code, message, _, name, entries = resource[:5]
             if code:
@@ -368,7 +451,12 @@ async def _states(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str,
 
 async def _create(admin: AIOKafkaAdminClient, needed: Sequence[TopicSpec]) -> list[str]:
     request = [
-        NewTopic(spec.name, spec.partitions, spec.replication, topic_configs={config.name: config.value for config in spec.configs})
+        NewTopic(
+            spec.name,
+            spec.partitions,
+            spec.replication,
+            topic_configs={config.name: config.value for config in spec.configs},
+        )
         for spec in needed
     ]
     response = await admin.create_topics(request)
@@ -387,10 +475,14 @@ async def _settled(admin: AIOKafkaAdminClient, expected: Mapping[str, int]) -> N
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
         counts = [await _partition_counts(admin, broker) for broker in await _broker_ids(admin)]
-        waiting = sorted(name for name, count in expected.items() if any(seen.get(name, 0) != count for seen in counts))
+        waiting = sorted(
+            name for name, count in expected.items() if any(seen.get(name, 0) != count for seen in counts)
+        )
         if not waiting:
             return
         if time.monotonic() > deadline:
             others = f" and {len(waiting) - 1} more" if len(waiting) > 1 else ""
-            raise KafkaTimeoutError(f"after {SETTLE_SECONDS:.0f} s the brokers don't agree about topic {waiting[0]}{others}")
+            raise KafkaTimeoutError(
+                f"after {SETTLE_SECONDS:.0f} s the brokers don't agree about topic {waiting[0]}{others}"
+            )
         await asyncio.sleep(0.05)

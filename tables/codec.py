@@ -1,4 +1,5 @@
-"""State <-> bytes: an Order as one msgpack array. Key in RocksDB and in the changelog: the 16 raw bytes of the order's id.
+"""State <-> bytes: an Order as one msgpack array.
+Key in RocksDB and in the changelog: the 16 raw bytes of the order's id.
 
 The first element is the version, so that recovery can compare two states of a key without decoding either.
 """
@@ -21,7 +22,10 @@ _decode: Final = msgspec.msgpack.Decoder(Order).decode
 # An Order of which only `due` is looked at: everything before it is skipped in C.
 _Peek: Final = msgspec.defstruct(
     "_Peek",
-    [(name, int, 0) if name == "due" else (name, msgspec.Raw, msgspec.Raw()) for name in Order.__struct_fields__],
+    [
+        (name, int, 0) if name == "due" else (name, msgspec.Raw, msgspec.Raw())
+        for name in Order.__struct_fields__
+    ],
     array_like=True,
     gc=False,
 )
@@ -55,7 +59,11 @@ def is_state(key: bytes, raw: bytes) -> bool:
     except msgspec.DecodeError:
         return False
     # Decisions are no natural keys: after a crash one may be all that an order has.
-    return order.version == natural_keys(order) and (order.version > 0 or bool(order.decisions)) and _coherent(order)
+    return (
+        order.version == natural_keys(order)
+        and (order.version > 0 or bool(order.decisions))
+        and _coherent(order)
+    )
 
 
 def _coherent(order: Order) -> bool:
@@ -65,7 +73,12 @@ def _coherent(order: Order) -> bool:
     if created is None:
         return not order.suborders and order.status is OrderStatus.PENDING
     lines = {item.item_id for item in created.items}
-    named = [fact.items for facts in (order.scans, order.stock) for fact in facts if fact.items and not fact.refused]
+    named = [
+        fact.items
+        for facts in (order.scans, order.stock)
+        for fact in facts
+        if fact.items and not fact.refused
+    ]
     return (
         created.currency in money.DIGITS
         and len(order.suborders) in (0, len({item.seller_id for item in created.items}))

@@ -27,7 +27,7 @@ _left_out = pytest.StashKey[list[str]]()
 _redis_databases = itertools.cycle(range(16))
 
 
-# -- which tests can run here --------------------------------------------------------------------------------------
+# -- which tests can run here --------------------------------------------------------------------------------
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -37,7 +37,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.real)
     missing = {
         "containers": None if CONTAINERS else "they run with STACK=containers",
-        "olist": None if os.environ.get("ORDERS_OLIST") else "$ORDERS_OLIST does not name the folder of Olist's orders",
+        "olist": None
+        if os.environ.get("ORDERS_OLIST")
+        else "$ORDERS_OLIST does not name the folder of Olist's orders",
     }
     lines = []
     for marker, reason in missing.items():
@@ -67,7 +69,9 @@ def _dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
     for number, file in enumerate(slow.values()):
         parts[number % processes] += file
     for number, part in enumerate(parts):
-        missing = max(0, (len(items) * (number + 1)) // processes - (len(items) * number) // processes - len(part))
+        missing = max(
+            0, (len(items) * (number + 1)) // processes - (len(items) * number) // processes - len(part)
+        )
         part += quick[:missing]
         del quick[:missing]
     return [item for part in parts for item in part] + quick
@@ -85,7 +89,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(line, yellow=True)
 
 
-# -- servers ---------------------------------------------------------------------------------------------------
+# -- servers -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -100,8 +104,11 @@ def stack() -> Iterator[Servers]:
 
 
 @pytest.fixture
-async def settings(stack: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
-    """Settings for a place of the test's own: an empty database, an empty Redis database, a new group, an empty data folder.
+async def settings(
+    stack: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Settings]:
+    """Settings for a place of the test's own: an empty database, an empty Redis database, a new
+    group, an empty data folder.
 
     They are in the environment as well, for the processes that a test starts. Topics are shared: see `fresh`.
     """
@@ -130,7 +137,9 @@ async def settings(stack: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 async def fresh(settings: Settings) -> AsyncIterator[Settings]:
-    """The same with empty topics and an empty schema. Topic names are the contract's, so two such tests never run at once."""
+    """The same with empty topics and an empty schema.
+    Topic names are the contract's, so two such tests never run at once.
+    """
     from sinks import migrate
     from streams import topics
 

@@ -1,4 +1,6 @@
-"""The servers that tests run against: one stack per run, from packages, or from images with STACK=containers."""
+"""The servers that tests run against: one stack per run, from packages, or from
+images with STACK=containers.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class Servers(Protocol):
 
 @contextmanager
 def from_packages() -> Iterator[Stack]:
-    """A stack in a folder of this run, deleted at its end. What killed runs left behind is ended and deleted first."""
+    """A stack in a folder of this run, deleted at its end.
+    What killed runs left behind is ended and deleted first.
+    """
     home = Path(tempfile.gettempdir()) / f"orders-tests-{os.geteuid()}"
     home.mkdir(mode=0o755, exist_ok=True)
     for left in home.iterdir():
@@ -75,15 +79,22 @@ def images() -> dict[str, str]:
 def engine_problem() -> str | None:
     """Why containers cannot be used here, or None when `docker compose` and its engine answer."""
     try:
-        done = subprocess.run(("docker", "compose", "ls"), capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run(
+            ("docker", "compose", "ls"), capture_output=True, text=True, timeout=30, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"docker compose does not answer ({error})"
-    return None if done.returncode == 0 else f"docker compose fails: {(done.stderr.strip().splitlines() or ['without a word'])[0]}"
+    return (
+        None
+        if done.returncode == 0
+        else f"docker compose fails: {(done.stderr.strip().splitlines() or ['without a word'])[0]}"
+    )
 
 
 @contextmanager
 def project(name: str, *services: str, build: bool = False) -> Iterator[DockerCompose]:
-    """docker-compose.yml, or some of its services, up and healthy under another name and on other ports; gone with its data at the end.
+    """docker-compose.yml, or some of its services, up and healthy under another name and on other ports; gone
+    with its data at the end.
 
     The name and the ports, for `docker compose` and for whoever connects, are in the environment meanwhile.
     """
@@ -91,9 +102,13 @@ def project(name: str, *services: str, build: bool = False) -> Iterator[DockerCo
 
     problem = engine_problem()
     if problem:
-        pytest.exit(f"STACK=containers was asked for, but {problem}; start one, or leave STACK away", returncode=2)
+        pytest.exit(
+            f"STACK=containers was asked for, but {problem}; start one, or leave STACK away", returncode=2
+        )
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("COMPOSE_PROJECT_NAME", f"{name}-{os.getpid()}")  # never the user's own, whose data would go at the end
+        environment.setenv(
+            "COMPOSE_PROJECT_NAME", f"{name}-{os.getpid()}"
+        )  # never the user's own, whose data would go at the end
         environment.setenv("POSTGRES_PASSWORD", PASSWORD)
         # Chosen before the start: Kafka tells clients its address.
         with ExitStack() as probes:
@@ -101,13 +116,18 @@ def project(name: str, *services: str, build: bool = False) -> Iterator[DockerCo
                 probe = probes.enter_context(socket.socket())
                 probe.bind(("127.0.0.1", 0))
                 environment.setenv(variable, str(probe.getsockname()[1]))
-        compose = DockerCompose(ROOT, compose_file_name=COMPOSE.name, build=build, services=list(services) or None)
+        compose = DockerCompose(
+            ROOT, compose_file_name=COMPOSE.name, build=build, services=list(services) or None
+        )
         try:
             compose.start()
             yield compose
         except subprocess.CalledProcessError as error:
             logs, _ = compose.get_logs("--tail=12")
-            pytest.fail(f"{' '.join(error.cmd)} ended with {error.returncode}:\n{error.stderr.decode()[-500:]}\n{logs}")
+            pytest.fail(
+                f"{' '.join(error.cmd)} ended with"
+                f" {error.returncode}:\n{error.stderr.decode()[-500:]}\n{logs}"
+            )
         finally:
             compose.stop()
 
@@ -126,7 +146,10 @@ def published() -> dict[str, str]:
 @contextmanager
 def from_images() -> Iterator[Containers]:
     """Kafka, Postgres and Redis of docker-compose.yml through testcontainers."""
-    with project("orders-tests", "kafka", "postgres", "redis"), tempfile.TemporaryDirectory(prefix="orders-tests-") as data:
+    with (
+        project("orders-tests", "kafka", "postgres", "redis"),
+        tempfile.TemporaryDirectory(prefix="orders-tests-") as data,
+    ):
         env = published()
         del env["ORDERS_POSTGRES_REPLICA"]
         yield Containers({**env, "ORDERS_DATA": data})

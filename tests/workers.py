@@ -36,7 +36,9 @@ class Worker:
 
     def ready(self) -> bool:
         """Whether it takes in records. Fails the test if it has ended."""
-        assert self.process.poll() is None, f"the worker ended with {self.process.returncode}:\n{self.text()[-3000:]}"
+        assert self.process.poll() is None, (
+            f"the worker ended with {self.process.returncode}:\n{self.text()[-3000:]}"
+        )
         return "worker ready" in self.text() or "Worker ready" in self.text()
 
     def text(self) -> str:
@@ -67,7 +69,9 @@ def worker(folder: Path, name: str = "w", command: Sequence[str] | None = None) 
 
 def orders(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
-    return subprocess.run((*ORDERS, *arguments), capture_output=True, text=True, timeout=timeout, env=dict(os.environ))
+    return subprocess.run(
+        (*ORDERS, *arguments), capture_output=True, text=True, timeout=timeout, env=dict(os.environ)
+    )
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:
@@ -92,7 +96,9 @@ def audit() -> dict[str, Any]:
 
 
 async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[Any, Any]]:
-    """Every row of the four tables by (id, order); with `physical` including where it lies, so that a rewritten row shows."""
+    """Every row of the four tables by (id, order); with `physical` including where it lies, so
+    that a rewritten row shows.
+    """
     connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         where = "tableoid, xmin, ctid, " if physical else ""
@@ -100,7 +106,9 @@ async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[
         for table in TABLES:
             key = "id" if table == "orders_order" else "order_id"
             fetched = await connection.fetch(f"SELECT {where}t.* FROM {table} t")
-            found[table] = {(row["id"], row[key]): tuple(str(value) for value in row.values()) for row in fetched}
+            found[table] = {
+                (row["id"], row[key]): tuple(str(value) for value in row.values()) for row in fetched
+            }
         return found
     finally:
         await connection.close()

@@ -1,8 +1,10 @@
-"""Kafka's record batches as bytes: aiokafka's clients, which no record ends and to which no record is unwritable.
+"""Kafka's record batches as bytes: aiokafka's clients, which no record ends and to
+which no record is unwritable.
 
-aiokafka's parser raises at the first record that it can't take, and everything behind it in the partition stays hidden. Its builder takes
-no header name that isn't UTF-8. Both are replaced here, and its connection, for every client of this process: aiokafka has no other place
-for it. So clients are made in wire.clients, and nowhere else.
+aiokafka's parser raises at the first record that it can't take, and everything behind it in the partition
+stays hidden. Its builder takes no header name that isn't UTF-8. Both are replaced here, and its
+connection, for every client of this process: aiokafka has no other place for it. So clients are made in
+wire.clients, and nowhere else.
 """
 
 from __future__ import annotations
@@ -40,12 +42,16 @@ __all__ = [
 
 
 def unreadable(record: Any) -> str | None:
-    """Why no client can parse this record, or None: it is one. Such a record has neither key nor value nor headers. Pure."""
+    """Why no client can parse this record, or None: it is one.
+    Such a record has neither key nor value nor headers. Pure.
+    """
     why: str | None = getattr(record, "unreadable", None)
     return why
 
 
 def raw_bytes(record: Any) -> bytes | None:
-    """The bytes of a record that no client can parse, as they lie in its batch; None: they can't be had, or it is a record. Pure."""
+    """The bytes of a record that no client can parse, as they lie in its batch; None: they can't be
+    had, or it is a record. Pure.
+    """
     raw: bytes | None = getattr(record, "raw", None)
     return raw

@@ -36,15 +36,21 @@ class SizeEstimate:
 
 
 class BatchBuilder(message_accumulator.BatchBuilder):  # type: ignore[misc]
-    """aiokafka's, which goes over to its builder in Python for a batch that holds such a name: the one in C encodes strictly."""
+    """aiokafka's, which goes over to its builder in Python for a batch that holds such a name: the
+    one in C encodes strictly.
+    """
 
-    def __init__(self, batch_size: int, compression_type: int, *, is_transactional: bool = False, **serializers: Any) -> None:
+    def __init__(
+        self, batch_size: int, compression_type: int, *, is_transactional: bool = False, **serializers: Any
+    ) -> None:
         self._builder: Any
         super().__init__(batch_size, compression_type, is_transactional=is_transactional, **serializers)
         self._slow = (compression_type, is_transactional, batch_size)
 
     def append(self, *, timestamp: int | None, key: Any, value: Any, headers: Headers = ()) -> Any:
-        """Add a record. None: the batch is full, or can't hold this one beside what it has; it stays as it is."""
+        """Add a record. None: the batch is full, or can't hold this one beside what
+        it has; it stays as it is.
+        """
         if type(headers) is not list:
             headers = list(headers)
         try:

@@ -25,17 +25,20 @@ def connection(settings: KafkaSettings) -> dict[str, Any]:
 
 
 def consumer(settings: KafkaSettings, client_id: str, *topics: str, **options: Any) -> AIOKafkaConsumer:
-    """A consumer that is not started yet. It is in no group, reads committed records and commits nothing by itself.
+    """A consumer that is not started yet.
+    It is in no group, reads committed records and commits nothing by itself.
 
-    `client_id` tells the brokers' operator who asks. `options`: keyword arguments of aiokafka's; they win over ours.
-    Never blocks. Raises RuntimeError where no event loop runs.
+    `client_id` tells the brokers' operator who asks. `options`: keyword arguments of aiokafka's; they win
+    over ours. Never blocks. Raises RuntimeError where no event loop runs.
     """
     ours = {"enable_auto_commit": False, "isolation_level": "read_committed"}
     return AIOKafkaConsumer(*topics, **connection(settings), client_id=client_id, **{**ours, **options})
 
 
 def producer(settings: KafkaSettings, client_id: str, **options: Any) -> AIOKafkaProducer:
-    """A producer that is not started yet. It is idempotent, and all in-sync replicas acknowledge. See consumer for the rest."""
+    """A producer that is not started yet. It is idempotent, and all in-sync replicas acknowledge.
+    See consumer for the rest.
+    """
     ours = {"acks": "all", "enable_idempotence": True}
     return AIOKafkaProducer(**connection(settings), client_id=client_id, **{**ours, **options})
 
@@ -46,5 +49,7 @@ def admin(settings: KafkaSettings, client_id: str, **options: Any) -> AIOKafkaAd
 
 
 def client(settings: KafkaSettings, client_id: str) -> AIOKafkaClient:
-    """A bare client that is not connected yet, for requests that no other client makes. See consumer for the rest."""
+    """A bare client that is not connected yet, for requests that no other client makes.
+    See consumer for the rest.
+    """
     return AIOKafkaClient(**connection(settings), client_id=client_id)

@@ -18,7 +18,9 @@ CODEC_MASK: Final = 0x07
 NAMES: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 
 _OLD_MOST: Final = {GZIP: 1_032, SNAPPY: 64, LZ4: 255}
-"""How many bytes one byte of each can become, at most (DEFLATE: 258 of 2 bits; Snappy: 64 of 2 bytes; LZ4: 255 of a length's byte)."""
+"""How many bytes one byte of each can become, at most (DEFLATE: 258 of 2 bits; Snappy: 64 of 2 bytes;
+LZ4: 255 of a length's byte).
+"""
 _USUAL: Final = 1 << 20
 """A batch that a client writes becomes no more than this, as a rule."""
 
@@ -35,7 +37,9 @@ def at_most(size: int, codec: int) -> int:
 
 
 def unpack(packed: bytes | memoryview, codec: int) -> bytes:
-    """What a batch's bytes hold, up to BATCH_BYTES of it, and as far as it can be unpacked: behind that there may be zeros, or nothing."""
+    """What a batch's bytes hold, up to BATCH_BYTES of it, and as far as it can be unpacked: behind that there
+    may be zeros, or nothing.
+    """
     if codec == GZIP:
         return _gunzip(bytes(packed))
     if codec == SNAPPY:
@@ -57,7 +61,8 @@ def _decompress(library: Any, packed: bytes) -> bytes:
         try:
             size: int = library.decompress_into(packed, buffer)
         except cramjam.DecompressionError:
-            size = BATCH_BYTES  # more than fits, or broken further on: what came until then is in it, and zeros follow
+            # More than fits, or broken further on: what came until then is in it, and zeros follow.
+            size = BATCH_BYTES
             while size and not any(buffer[size - mmap.PAGESIZE : size]):
                 size -= mmap.PAGESIZE
         return buffer[:size]

@@ -1,8 +1,8 @@
 """A connection to a broker that says so when it is closed.
 
-Under uvloop, a write to a connection that has just been closed raises RuntimeError, where asyncio's own loop raises nothing. aiokafka
-expects OSError: the task that keeps its metadata ends with anything else, without a word, and the client never again learns who leads a
-partition.
+Under uvloop, a write to a connection that has just been closed raises RuntimeError, where asyncio's own loop
+raises nothing. aiokafka expects OSError: the task that keeps its metadata ends with anything else, without a
+word, and the client never again learns who leads a partition.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
     """aiokafka's, of which a write to a closed transport is a broken connection."""
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
-        """Write a request; returns what its response is awaited by. Raises KafkaConnectionError. Never blocks."""
+        """Write a request; returns what its response is awaited by.
+        Raises KafkaConnectionError. Never blocks.
+        """
         try:
             return super().send(request, expect_response)
         except RuntimeError as error:

@@ -39,16 +39,25 @@ class Stalled(KafkaTimeoutError):  # type: ignore[misc]
 
 
 class LogReader:
-    """Reads stretches of logs, one at a time. Joins no group and commits nothing; sees committed records only.
+    """Reads stretches of logs, one at a time.
+    Joins no group and commits nothing; sees committed records only.
 
     Use as `async with LogReader(settings, client_id) as reader`. Entering raises KafkaConnectionError when no
     broker answers.
     """
 
-    def __init__(self, settings: KafkaSettings, client_id: str, *, stall_timeout: float = 60.0, **options: Any) -> None:
-        """`stall_timeout`: seconds without progress after which a read is given up; math.inf: never. `options`:
-        keyword arguments of aiokafka's consumer (max_poll_records: how many records a stretch has at most)."""
-        ours = {"auto_offset_reset": "none", "fetch_max_wait_ms": 50, "max_partition_fetch_bytes": FETCH_BYTES}
+    def __init__(
+        self, settings: KafkaSettings, client_id: str, *, stall_timeout: float = 60.0, **options: Any
+    ) -> None:
+        """`stall_timeout`: seconds without progress after which a read is given up; math.inf:
+        never. `options`: keyword arguments of aiokafka's consumer (max_poll_records: how many
+        records a stretch has at most).
+        """
+        ours = {
+            "auto_offset_reset": "none",
+            "fetch_max_wait_ms": 50,
+            "max_partition_fetch_bytes": FETCH_BYTES,
+        }
         self._consumer = consumer(settings, client_id, **{**ours, **options})
         self._stall_timeout = stall_timeout
 
@@ -60,7 +69,9 @@ class LogReader:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self._consumer.stop()
 
     async def partitions(self, topic: str) -> set[int]:
@@ -86,8 +97,8 @@ class LogReader:
     async def read(self, partition: TopicPartition, start: int, end: int) -> AsyncGenerator[Stretch, None]:
         """The records of one partition from `start` and below `end`, in order, some at a time.
 
-        A log that begins later is read from where it begins. Blocks while the brokers are away, for `stall_timeout`
-        at most. Raises Stalled, and what aiokafka raises.
+        A log that begins later is read from where it begins. Blocks while the brokers are away, for
+        `stall_timeout` at most. Raises Stalled, and what aiokafka raises.
         """
         if start >= end:
             return
@@ -102,7 +113,9 @@ class LogReader:
                 yield Stretch(records, position)
                 moved = clock()
             elif clock() - moved >= self._stall_timeout:
-                raise Stalled(f"{partition.topic}/{partition.partition} stands still at {position}, its end is {end}")
+                raise Stalled(
+                    f"{partition.topic}/{partition.partition} stands still at {position}, its end is {end}"
+                )
 
     def _seek(self, starts: Mapping[TopicPartition, int]) -> None:
         """Read these partitions next, each from its offset, and no others."""
@@ -113,8 +126,8 @@ class LogReader:
     async def _fetch(self, ends: Mapping[TopicPartition, int]) -> dict[TopicPartition, Stretch]:
         """The next stretch of each of these partitions below its end, empty where nothing has come.
 
-        Each must be one of those that were given to _seek last. Blocks until one of them has something, for half a
-        second at most. Once a partition is read to its end, the consumer fetches no more of it.
+        Each must be one of those that were given to _seek last. Blocks until one of them has something, for
+        half a second at most. Once a partition is read to its end, the consumer fetches no more of it.
         """
         found = await self._consumer.getmany(*ends, timeout_ms=_WAIT_MS)
         stretches: dict[TopicPartition, Stretch] = {}

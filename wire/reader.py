@@ -1,10 +1,11 @@
 """Reading record batches, whatever is in them.
 
-aiokafka's parser (in C) reads a batch. Where it gives up, or tells offsets that can't be, the rest of the batch is read again here, record
-by record, as a broker reads it: lengths first. What even so is no record comes out as an UnreadableRecord, with its bytes if they can be
-told apart.
+aiokafka's parser (in C) reads a batch. Where it gives up, or tells offsets that can't be, the rest of the
+batch is read again here, record by record, as a broker reads it: lengths first. What even so is no record
+comes out as an UnreadableRecord, with its bytes if they can be told apart.
 
-The format: https://kafka.apache.org/documentation/#recordbatch (message format 2), and the formats 0 and 1 of old logs.
+The format: https://kafka.apache.org/documentation/#recordbatch (message format 2), and the
+formats 0 and 1 of old logs.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from wire.codecs import BATCH_BYTES, CODEC_MASK, NAMES, NONE, at_most, unpack
 from wire.names import name_text
 
 _HEADER: Final = struct.Struct(">qiibIhiqqqhii")
-"""Base offset, length, leader epoch, magic, checksum, attributes, last offset's delta, base and highest timestamp, producer's id and epoch,
-base sequence, number of records."""
+"""Base offset, length, leader epoch, magic, checksum, attributes, last offset's delta, base and highest
+timestamp, producer's id and epoch, base sequence, number of records.
+"""
 _FRAME: Final = struct.Struct(">qi")
 _ATTRIBUTES_AT: Final = 21
 _MAGIC_AT: Final = 16
@@ -35,7 +37,9 @@ _ABORT: Final = 0
 
 @dataclass
 class UnreadableRecord(ConsumerRecord):  # type: ignore[misc]
-    """A record that no client can parse. Key and value are None, there are no headers; coordinates are right."""
+    """A record that no client can parse.
+    Key and value are None, there are no headers; coordinates are right.
+    """
 
     unreadable: str = ""
     """Why."""
@@ -70,7 +74,9 @@ class Parsed(NamedTuple):
 
 
 class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
-    """aiokafka's way through the batches of a partition: aborted ones left out, offsets without records passed over."""
+    """aiokafka's way through the batches of a partition: aborted ones left out, offsets
+    without records passed over.
+    """
 
     def _contains_abort_marker(self, next_batch: Any) -> bool:
         aborts: bool = next_batch.aborts
@@ -80,14 +86,16 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
         if type(record) is not Unread:
             return super()._consumer_record(tp, record)
         times = (record.timestamp, record.timestamp_type)
-        return UnreadableRecord(*tp, record.offset, *times, None, None, None, -1, -1, (), record.unreadable, record.raw)
+        return UnreadableRecord(
+            *tp, record.offset, *times, None, None, None, -1, -1, (), record.unreadable, record.raw
+        )
 
 
 class RecordBatches:
     """The batches in a fetch's answer, the last one cut off perhaps. In place of aiokafka's MemoryRecords.
 
-    It says that it has come to its end when what was unpacked of it is more than `most_bytes`: a megabyte of an answer can hold gigabytes.
-    The reader then fetches the rest again.
+    It says that it has come to its end when what was unpacked of it is more than `most_bytes`: a megabyte of
+    an answer can hold gigabytes. The reader then fetches the rest again.
     """
 
     most_bytes = 16 << 20
@@ -110,7 +118,9 @@ class RecordBatches:
         return self._unpacked <= self.most_bytes and self._end() is not None
 
     def next_batch(self) -> Batch | OldBatch | None:
-        """The next one; None: there is no whole one left. Raises CorruptRecordException for what is too short to be a batch."""
+        """The next one; None: there is no whole one left.
+        Raises CorruptRecordException for what is too short to be a batch.
+        """
         end = self._end()
         if end is None:
             return None
@@ -150,11 +160,17 @@ class Batch:
         Compaction may leave a marker's batch without the marker.
         """
         for record in self._records():
-            return record.key is not None and len(record.key) >= 4 and int.from_bytes(record.key[2:4], "big") == _ABORT
+            return (
+                record.key is not None
+                and len(record.key) >= 4
+                and int.from_bytes(record.key[2:4], "big") == _ABORT
+            )
         return False
 
     def __iter__(self) -> Iterator[Any]:
-        """Its records in the order of their offsets, and an Unread for each that is none. Unpacks BATCH_BYTES at most."""
+        """Its records in the order of their offsets, and an Unread for each that is none.
+        Unpacks BATCH_BYTES at most.
+        """
         return self._records()
 
     def _records(self) -> Iterator[Any]:
@@ -181,7 +197,11 @@ class Batch:
                 return
         except Exception:  # whatever it is that the parser can't take, it is read again below
             pass
-        why = "" if codec == NONE else f" of a batch packed with {NAMES[codec] if codec < len(NAMES) else codec}"
+        why = (
+            ""
+            if codec == NONE
+            else f" of a batch packed with {NAMES[codec] if codec < len(NAMES) else codec}"
+        )
         yield from _salvage(bytes(content), header, expected, why)
 
 
@@ -235,7 +255,10 @@ def _salvage(data: bytes, header: tuple[int, ...], expected: int, why: str) -> I
             offset, record = base + number if complete else expected, None
             reason = str(error)
         else:
-            offset, time = base + (number if complete else at), last_time if append_time else _signed(first_time + time)
+            offset, time = (
+                base + (number if complete else at),
+                last_time if append_time else _signed(first_time + time),
+            )
             record = Parsed(offset, time, int(append_time), key, value, headers)
             if offset > last:
                 offset, record, reason = expected, None, "its offset lies outside of its batch"
@@ -245,7 +268,13 @@ def _salvage(data: bytes, header: tuple[int, ...], expected: int, why: str) -> I
         expected = offset + 1
     # What follows can't be told apart, not even where it begins.
     for offset in range(expected, min(last + 1, expected + remaining)):
-        yield Unread(offset, last_time, int(append_time), f"it can't be found among the bytes{why or ' of its batch'}", None)
+        yield Unread(
+            offset,
+            last_time,
+            int(append_time),
+            f"it can't be found among the bytes{why or ' of its batch'}",
+            None,
+        )
 
 
 class _Malformed(Exception):
@@ -294,7 +323,9 @@ class _Reader:
 
 
 def _parse(raw: bytes) -> tuple[int, int, bytes | None, bytes | None, list[tuple[str, bytes | None]]]:
-    """Offset and time (as differences to the batch's), key, value and headers of a record. Raises _Malformed."""
+    """Offset and time (as differences to the batch's), key, value and headers of a
+    record. Raises _Malformed.
+    """
     reader = _Reader(raw)
     reader.take(1)  # attributes: none is in use
     time, offset = reader.number(64), reader.number()

@@ -22,7 +22,9 @@ EPOCH_US: Final = 1_767_225_600_000_000
 """When the first order is placed: 2026-01-01T00:00:00Z."""
 
 ORDER_INTERVAL_US: Final = 300 * 1_000_000
-"""Orders are placed about every five minutes, so that orders in all stages of their lives lie beside each other."""
+"""Orders are placed about every five minutes, so that orders in all stages of their
+lives lie beside each other.
+"""
 
 WINDOW: Final = 2000
 """A displaced or repeated event comes up to so many events later."""
@@ -71,7 +73,8 @@ class _Line:
 
 
 def events(orders: int, seed: int = 0, shares: Shares | None = None) -> Iterator[SourceEvent]:
-    """The events of so many orders, roughly in the order of their times. Memory holds the orders that are still open, not all.
+    """The events of so many orders, roughly in the order of their times.
+    Memory holds the orders that are still open, not all.
 
     The orders are the same whatever the shares: those only repeat, displace or add records.
     """
@@ -80,7 +83,9 @@ def events(orders: int, seed: int = 0, shares: Shares | None = None) -> Iterator
     return poison.sprinkle(disturbed, Random(f"{seed}:poison"), shares.poison) if shares.poison else disturbed
 
 
-def _disturb(events: Iterator[tuple[SourceEvent, _Draft, str]], rng: Random, shares: Shares) -> Iterator[SourceEvent]:
+def _disturb(
+    events: Iterator[tuple[SourceEvent, _Draft, str]], rng: Random, shares: Shares
+) -> Iterator[SourceEvent]:
     held: list[tuple[int, int, SourceEvent]] = []
     serial = 0
     for place, (event, draft, order_id) in enumerate(events):
@@ -89,7 +94,8 @@ def _disturb(events: Iterator[tuple[SourceEvent, _Draft, str]], rng: Random, sha
         serial += 1
         if rng.random() < shares.duplicates:
             again = event
-            # A scan's time is part of what it is, so only others can come again as a later event with the same content.
+            # A scan's time is part of what it is, so only others can come again as a later
+            # event with the same content.
             if rng.random() < 0.3 and draft.topic != "shipment.updated":
                 later = draft._replace(time_us=draft.time_us + rng.randrange(1, 3600) * _SECOND)
                 again = _encode(later, order_id, rng)
@@ -134,7 +140,13 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
     style = rng.random()
     if style < 0.06:  # upstreams write ids as they like
         data = _restyled(data, str.upper if style < 0.03 else _without_dashes)
-    attributes = {"specversion": "1.0", "id": _uuid(rng), "source": SOURCE, "type": draft.topic, "time": rfc3339(draft.time_us)}
+    attributes = {
+        "specversion": "1.0",
+        "id": _uuid(rng),
+        "source": SOURCE,
+        "type": draft.topic,
+        "time": rfc3339(draft.time_us),
+    }
     chance = rng.random()
     if chance < 0.1:
         attributes["dataschema"] = f"urn:orders:{draft.topic}/v1"
@@ -143,7 +155,11 @@ def _encode(draft: _Draft, order_id: str, rng: Random) -> SourceEvent:
     key: bytes | None = order_id.encode()
     chance = rng.random()
     if chance < 0.03:  # an upstream that doesn't key by order
-        key = (data.get("user_id") or data.get("seller_id") or order_id.upper()).encode() if chance < 0.025 else None
+        key = (
+            (data.get("user_id") or data.get("seller_id") or order_id.upper()).encode()
+            if chance < 0.025
+            else None
+        )
     headers, value = (structured if rng.random() < 0.05 else binary)(attributes, data)
     return SourceEvent(draft.topic, key, value, headers, draft.time_us)
 
@@ -167,7 +183,9 @@ class _Life:
         self.order_id = order_id
         self.namespace = UUID(order_id)
         self.drafts: list[_Draft] = []
-        self.currency = rng.choices([name for name, _ in _CURRENCIES], [weight for _, weight in _CURRENCIES])[0]
+        self.currency = rng.choices([name for name, _ in _CURRENCIES], [weight for _, weight in _CURRENCIES])[
+            0
+        ]
         self.digits = money.DIGITS[self.currency]
         self.lines: list[_Line] = []
         self.total = self._create(start)
@@ -178,7 +196,10 @@ class _Life:
             self._ship(seller, paid_at)
 
     def _tell(self, time_us: int, topic: str, **data: Any) -> None:
-        fields = {"order_id": self.order_id, **{name: value for name, value in data.items() if value is not None}}
+        fields = {
+            "order_id": self.order_id,
+            **{name: value for name, value in data.items() if value is not None},
+        }
         self.drafts.append(_Draft(time_us, topic, fields))
 
     def _money(self, amount: int) -> str:
@@ -253,7 +274,9 @@ class _Life:
         else:
             for line in mine:
                 line.free = 0
-        self._tell(at, topic, seller_id=seller, reservation_id=self._reservation(seller), reason=reason, items=items)
+        self._tell(
+            at, topic, seller_id=seller, reservation_id=self._reservation(seller), reason=reason, items=items
+        )
 
     def _reservation(self, seller: str) -> str:
         return str(uuid5(self.namespace, f"reservation:{seller}"))
@@ -278,7 +301,14 @@ class _Life:
             due -= amount
             if amount > 0:
                 method = rng.choice(("card", "transfer", "voucher"))
-                self._tell(at, "order.paid", payment_id=_uuid(rng), amount=self._money(amount), currency=self.currency, method=method)
+                self._tell(
+                    at,
+                    "order.paid",
+                    payment_id=_uuid(rng),
+                    amount=self._money(amount),
+                    currency=self.currency,
+                    method=method,
+                )
             if part < parts - 1:
                 at = self._after(at, 60 * _SECOND, 3 * _HOUR)
         return at
@@ -293,7 +323,9 @@ class _Life:
         self._tell(at, "order.cancel_requested", reason="changed_my_mind", seller_id=whom)
         for seller in [whom] if whom else sellers:
             if rng.random() < 0.85:  # else the parcel was faster
-                self._take_stock("stock.released", self._after(at, _SECOND, 60 * _SECOND), seller, reason="cancelled")
+                self._take_stock(
+                    "stock.released", self._after(at, _SECOND, 60 * _SECOND), seller, reason="cancelled"
+                )
 
     def _ship(self, seller: str, paid_at: int) -> None:
         rng = self.rng
@@ -363,7 +395,12 @@ class _Life:
             item_id, most = chosen["item_id"], chosen["quantity"]
         quantity = rng.randint(1, most)
         at = self._after(delivered_at, _DAY, 4 * _DAY)
-        data: dict[str, Any] = {"return_id": _uuid(rng), "item_id": item_id, "quantity": quantity, "reason": "too_small"}
+        data: dict[str, Any] = {
+            "return_id": _uuid(rng),
+            "item_id": item_id,
+            "quantity": quantity,
+            "reason": "too_small",
+        }
         self._tell(at, "order.returned", status="requested", **data)
         outcome = rng.random()
         if outcome < 0.9:
@@ -372,7 +409,9 @@ class _Life:
             restock = False if processed and rng.random() < 0.2 else None
             processed_at = rfc3339(at - _HOUR) if processed and rng.random() < 0.5 else None
             status = "processed" if processed else "rejected"
-            self._tell(at, "order.returned", status=status, processed_at=processed_at, restock=restock, **data)
+            self._tell(
+                at, "order.returned", status=status, processed_at=processed_at, restock=restock, **data
+            )
 
 
 def _uuid(rng: Random) -> str:
@@ -406,11 +445,16 @@ _WORKLOAD_INTERVAL_US: Final = 20_000
 
 
 def workload(orders: int, seed: int = 0, spread: int = 50_000) -> Iterator[SourceEvent]:
-    """The benchmark's events: per order 1 created (1.2 lines), 1 paid, 2 scans, 0.08 returns, in euros, all valid and each once.
+    """The benchmark's events: per order 1 created (1.2 lines), 1 paid, 2 scans, 0.08 returns, in
+    euros, all valid and each once.
 
-    `spread` orders lie between an order's events, so that a batch rarely meets an order twice. Nothing is kept in memory.
+    `spread` orders lie between an order's events, so that a batch rarely meets an order twice.
+    Nothing is kept in memory.
     """
-    headers = {topic: _workload_headers(topic) for topic in ("order.created", "order.paid", "shipment.updated", "order.returned")}
+    headers = {
+        topic: _workload_headers(topic)
+        for topic in ("order.created", "order.paid", "shipment.updated", "order.returned")
+    }
     salt = seed.to_bytes(8, "big", signed=True)
     for place in range(orders + 4 * spread if orders else 0):
         for stage in range(5):
@@ -427,11 +471,22 @@ def workload(orders: int, seed: int = 0, spread: int = 50_000) -> Iterator[Sourc
             event_id = f"{stage}{bits[:31]}".encode()
             time = _clock(seconds) + b".%06dZ" % fraction
             key = _dashed(bits).encode()
-            yield SourceEvent(topic, key, value.encode(), [head, ("ce_id", event_id), source, type_, ("ce_time", time), content], time_us)
+            yield SourceEvent(
+                topic,
+                key,
+                value.encode(),
+                [head, ("ce_id", event_id), source, type_, ("ce_time", time), content],
+                time_us,
+            )
 
 
 def _workload_headers(topic: str) -> tuple[tuple[str, bytes], ...]:
-    return ("ce_specversion", b"1.0"), ("ce_source", b"/workload"), ("ce_type", topic.encode()), ("content-type", b"application/json")
+    return (
+        ("ce_specversion", b"1.0"),
+        ("ce_source", b"/workload"),
+        ("ce_type", topic.encode()),
+        ("content-type", b"application/json"),
+    )
 
 
 _latest_second: tuple[int, bytes] = (-1, b"")
@@ -498,4 +553,10 @@ def _workload_returned(bits: str) -> tuple[str, str]:
     )
 
 
-_STAGES: Final = (_workload_created, _workload_paid, _workload_scan("in_transit"), _workload_scan("delivered"), _workload_returned)
+_STAGES: Final = (
+    _workload_created,
+    _workload_paid,
+    _workload_scan("in_transit"),
+    _workload_scan("delivered"),
+    _workload_returned,
+)

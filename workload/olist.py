@@ -1,6 +1,8 @@
-"""Real marketplace orders as events: the files of the Brazilian E-Commerce Public Dataset by Olist, under their own names.
+"""Real marketplace orders as events: the files of the Brazilian E-Commerce Public Dataset by
+Olist, under their own names.
 
-The dataset isn't part of this project. Every made id is a uuid5 in the namespace of the order's UUID. Of each order:
+The dataset isn't part of this project.
+Every made id is a uuid5 in the namespace of the order's UUID. Of each order:
 
     order.created      at order_purchase_timestamp: user_id is customer_unique_id, region customer_state,
                        currency BRL; an item a row, quantity 1, sku product_id, shipping_amount
@@ -43,7 +45,14 @@ _COLUMNS: Final = {
         "order_estimated_delivery_date",
     ),
     "olist_customers_dataset.csv": ("customer_id", "customer_unique_id", "customer_state"),
-    "olist_order_items_dataset.csv": ("order_id", "order_item_id", "product_id", "seller_id", "price", "freight_value"),
+    "olist_order_items_dataset.csv": (
+        "order_id",
+        "order_item_id",
+        "product_id",
+        "seller_id",
+        "price",
+        "freight_value",
+    ),
     "olist_order_payments_dataset.csv": ("order_id", "payment_sequential", "payment_type", "payment_value"),
 }
 _ORDERS, _CUSTOMERS, _ITEMS, _PAYMENTS = _COLUMNS
@@ -55,7 +64,9 @@ Row = dict[str, str]
 
 
 class _Planned(NamedTuple):
-    """An event to come, small: the whole dataset's are sorted before the first is built. `nth`: which payment or seller of the order."""
+    """An event to come, small: the whole dataset's are sorted before the first is built.
+    `nth`: which payment or seller of the order.
+    """
 
     time_us: int
     kind: str
@@ -75,7 +86,9 @@ class _Order:
 
 
 class Events:
-    """All events of a folder in the order of their times; equal times in the order of the files. The same files give the same bytes."""
+    """All events of a folder in the order of their times; equal times in the order of the files.
+    The same files give the same bytes.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Read every file. Blocks; takes about 2 KB of memory an order.
@@ -99,8 +112,8 @@ def events(folder: Path) -> Iterator[SourceEvent]:
 def local_time(text: str) -> datetime:
     """A timestamp of the files (no zone) as an aware time.
 
-    Where clocks went back the first of both readings is meant; a time that clocks skipped counts by the offset before the change.
-    Raises ValueError.
+    Where clocks went back the first of both readings is meant; a time that clocks skipped counts by the
+    offset before the change. Raises ValueError.
     """
     return datetime.fromisoformat(text).replace(tzinfo=ZONE)
 
@@ -134,7 +147,13 @@ def _plan(folder: Path) -> list[_Planned]:
 
         add("created", "order_purchase_timestamp", range(1))
         if not row["order_purchase_timestamp"]:
-            raise _bad(folder, _ORDERS, row, "order_purchase_timestamp", "is empty: an event without a time has no place")
+            raise _bad(
+                folder,
+                _ORDERS,
+                row,
+                "order_purchase_timestamp",
+                "is empty: an event without a time has no place",
+            )
         add("paid", "order_approved_at", range(len(order.payments)))
         add("in_transit", "order_delivered_carrier_date", range(len(order.sellers)))
         add("delivered", "order_delivered_customer_date", range(len(order.sellers)))
@@ -167,7 +186,13 @@ def _orders(folder: Path) -> Iterator[_Order]:
         yield _Order(uuid, row, customers.get(row["customer_id"]), mine, payments.pop(uuid, []), sellers)
     for name, remaining in ((_ITEMS, items), (_PAYMENTS, payments)):
         for rows in remaining.values():
-            raise _bad(folder, name, rows[0], "order_id", f"is no order of {_ORDERS}: one of its own would go without this")
+            raise _bad(
+                folder,
+                name,
+                rows[0],
+                "order_id",
+                f"is no order of {_ORDERS}: one of its own would go without this",
+            )
 
 
 def _rows(folder: Path, name: str) -> Iterator[Row]:
@@ -184,10 +209,14 @@ def _rows(folder: Path, name: str) -> Iterator[Row]:
                 if len(cells) != len(columns) or any("\n" in cell or "\0" in cell for cell in cells):
                     if not any(cells):
                         continue
-                    raise SourceError(f"{path}, line {reader.line_num}: not the cells of one line", _THAT_LINE)
+                    raise SourceError(
+                        f"{path}, line {reader.line_num}: not the cells of one line", _THAT_LINE
+                    )
                 yield {**dict(zip(columns, cells, strict=True)), "line": str(reader.line_num)}
     except FileNotFoundError as error:
-        raise SourceError(f"{path}: no such file", "give the folder with Olist's files under their own names") from error
+        raise SourceError(
+            f"{path}: no such file", "give the folder with Olist's files under their own names"
+        ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path}: cannot be read as CSV ({error})", _AS_PUBLISHED) from error
 
@@ -233,7 +262,9 @@ def _created(event: _Planned) -> SourceEvent:
         }
         for row in order.items
     ]
-    total = sum((Decimal(row["price"]) + Decimal(row["freight_value"]) for row in order.items), Decimal("0.00"))
+    total = sum(
+        (Decimal(row["price"]) + Decimal(row["freight_value"]) for row in order.items), Decimal("0.00")
+    )
     data: dict[str, Any] = {"order_id": order.row["order_id"]}
     if order.customer is not None:
         data |= {"user_id": order.customer["customer_unique_id"], "region": order.customer["customer_state"]}

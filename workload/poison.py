@@ -17,7 +17,9 @@ from contracts.cloudevents import SourceEvent, binary, rfc3339, structured
 
 
 class Anchor(NamedTuple):
-    """An order whose order.created has been sent under its own key: what a refusal for the order's sake is tried on."""
+    """An order whose order.created has been sent under its own key: what a refusal for the
+    order's sake is tried on.
+    """
 
     created: dict[str, Any]
     """The data of its order.created, ids as they were written."""
@@ -27,7 +29,9 @@ class Anchor(NamedTuple):
 
 @dataclass(slots=True)
 class Draft:
-    """A valid event, still in parts, for a maker to break. `value`, `headers` and `key` win over what the parts would give."""
+    """A valid event, still in parts, for a maker to break.
+    `value`, `headers` and `key` win over what the parts would give.
+    """
 
     topic: str
     attributes: dict[str, str]
@@ -40,7 +44,9 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Poison:
-    """One way of being wrong: breaks a valid event of `topic`. `reason` is the code that its dead letter must carry."""
+    """One way of being wrong: breaks a valid event of `topic`.
+    `reason` is the code that its dead letter must carry.
+    """
 
     name: str
     topic: str
@@ -50,7 +56,9 @@ class Poison:
     heavy: bool = False
 
     def make(self, rng: Random, anchor: Anchor | None = None) -> SourceEvent:
-        """The record. With `needs_order` an anchor is required (ValueError); without, the record is about an order of its own."""
+        """The record. With `needs_order` an anchor is required (ValueError); without, the record is
+        about an order of its own.
+        """
         if self.needs_order and anchor is None:
             raise ValueError(f"{self.name} needs an order that exists")
         draft = _valid(self.topic, rng, anchor if self.needs_order else None)
@@ -60,13 +68,17 @@ class Poison:
             headers, _ = binary(draft.attributes, None)
             return SourceEvent(draft.topic, draft.key, None, headers, time_us)
         headers, value = (structured if draft.structured else binary)(draft.attributes, draft.data)
-        return SourceEvent(draft.topic, draft.key, value if draft.value is None else draft.value, headers, time_us)
+        return SourceEvent(
+            draft.topic, draft.key, value if draft.value is None else draft.value, headers, time_us
+        )
 
 
 def sprinkle(events: Iterator[SourceEvent], rng: Random, share: float) -> Iterator[SourceEvent]:
-    """The same events with `share` poisoned records an event between them; every kind comes before one comes again.
+    """The same events with `share` poisoned records an event between them; every kind
+    comes before one comes again.
 
-    A refusal that needs an order is about one whose order.created has gone before on the same partition, so that it is the later one.
+    A refusal that needs an order is about one whose order.created has gone before on the same partition, so
+    that it is the later one.
     """
     anchor: Anchor | None = None
     deck: list[Poison] = []
@@ -80,7 +92,9 @@ def sprinkle(events: Iterator[SourceEvent], rng: Random, share: float) -> Iterat
         if not deck:
             deck, waiting = waiting, [poison for poison in POISONS.values() if not poison.heavy]
             rng.shuffle(deck)
-        usable = next((place for place, poison in enumerate(deck) if anchor is not None or not poison.needs_order), None)
+        usable = next(
+            (place for place, poison in enumerate(deck) if anchor is not None or not poison.needs_order), None
+        )
         if usable is not None:
             yield deck.pop(usable).make(rng, anchor)
 
@@ -116,9 +130,21 @@ def _valid(topic: str, rng: Random, anchor: Anchor | None) -> Draft:
             "price": "12.50",
             "shipping_amount": "3.00",
         }
-        created = {"order_id": _uuid(rng), "user_id": _uuid(rng), "currency": "EUR", "total_amount": "28.00", "items": [item]}
+        created = {
+            "order_id": _uuid(rng),
+            "user_id": _uuid(rng),
+            "currency": "EUR",
+            "total_amount": "28.00",
+            "items": [item],
+        }
     order_id, line = created["order_id"], created["items"][0]
-    returned = {"return_id": _uuid(rng), "item_id": line["item_id"], "quantity": 1, "reason": "too_small", "status": "requested"}
+    returned = {
+        "return_id": _uuid(rng),
+        "item_id": line["item_id"],
+        "quantity": 1,
+        "reason": "too_small",
+        "status": "requested",
+    }
     rest: dict[str, dict[str, Any]] = {
         "order.created": created,
         "order.paid": {"payment_id": _uuid(rng), "amount": "1", "currency": created["currency"]},
@@ -137,7 +163,7 @@ def _valid(topic: str, rng: Random, anchor: Anchor | None) -> Draft:
     return Draft(topic, attributes, {"order_id": order_id, **rest[topic]}, order_id.encode())
 
 
-# -- makers ----------------------------------------------------------------------------------------------------------
+# -- makers --------------------------------------------------------------------------------------------------
 
 
 def _field(**changes: Any) -> Callable[[Draft], None]:
@@ -268,9 +294,16 @@ _ALL: Final = (
     Poison("envelope_without_id", "order.paid", errors.NOT_CLOUDEVENT, _envelope(without="id")),
     Poison("unknown_type", "order.paid", errors.TYPE_UNKNOWN, _attribute("type", "order.forgotten")),
     Poison("wrong_topic", "order.created", errors.TYPE_WRONG_TOPIC, _wrong_topic),
-    Poison("unknown_version", "order.paid", errors.VERSION_UNKNOWN, _attribute("dataschema", "urn:orders:order.paid/v2")),
+    Poison(
+        "unknown_version",
+        "order.paid",
+        errors.VERSION_UNKNOWN,
+        _attribute("dataschema", "urn:orders:order.paid/v2"),
+    ),
     Poison("no_time", "order.paid", errors.FIELD_MISSING, _attribute("time", None)),
-    Poison("time_without_offset", "order.paid", errors.FIELD_MALFORMED, _attribute("time", "2026-01-01T00:00:00")),
+    Poison(
+        "time_without_offset", "order.paid", errors.FIELD_MALFORMED, _attribute("time", "2026-01-01T00:00:00")
+    ),
     Poison("no_such_time", "order.paid", errors.FIELD_MALFORMED, _attribute("time", "2026-02-30T00:00:00Z")),
     # fields
     Poison("not_an_object", "order.paid", errors.FIELD_MALFORMED, _raw(b"[1, 2]")),
@@ -297,21 +330,36 @@ _ALL: Final = (
     Poison("yen_with_decimals", "order.paid", errors.FIELD_MALFORMED, _field(amount="1.0", currency="JPY")),
     Poison("text_too_long", "payment.failed", errors.FIELD_MALFORMED, _field(reason=_LONG)),
     Poison("text_with_nul", "payment.failed", errors.FIELD_MALFORMED, _field(reason="a\x00b")),
-    Poison("huge_value", "payment.failed", errors.FIELD_MALFORMED, _field(reason="x" * 5_000_000), heavy=True),
-    Poison("day_malformed", "shipment.updated", errors.FIELD_MALFORMED, _field(estimated_delivery="tomorrow")),
-    Poison("processed_at_malformed", "order.returned", errors.FIELD_MALFORMED, _field(processed_at="2026-01-01")),
+    Poison(
+        "huge_value", "payment.failed", errors.FIELD_MALFORMED, _field(reason="x" * 5_000_000), heavy=True
+    ),
+    Poison(
+        "day_malformed", "shipment.updated", errors.FIELD_MALFORMED, _field(estimated_delivery="tomorrow")
+    ),
+    Poison(
+        "processed_at_malformed", "order.returned", errors.FIELD_MALFORMED, _field(processed_at="2026-01-01")
+    ),
     Poison("currency_unknown", "order.paid", errors.CURRENCY_UNKNOWN, _field(currency="ECU")),
     Poison("total_mismatch", "order.created", errors.TOTAL_MISMATCH, _field(total_amount="28.01")),
-    Poison("discount_too_large", "order.created", errors.DISCOUNT_TOO_LARGE, _field(discount_amount="25.01", total_amount="2.99")),
+    Poison(
+        "discount_too_large",
+        "order.created",
+        errors.DISCOUNT_TOO_LARGE,
+        _field(discount_amount="25.01", total_amount="2.99"),
+    ),
     Poison("item_repeated", "order.created", errors.ITEM_REPEATED, _repeat_item),
     Poison("quantity_repeated", "shipment.updated", errors.ITEM_REPEATED, _repeat_quantities),
     # refused for the sake of the order
     Poison("other_content", "order.created", errors.KEY_CONFLICT, _other_content, needs_order=True),
     Poison("other_currency", "order.paid", errors.ORDER_CURRENCY, _other_currency, needs_order=True),
     Poison("unknown_item", "shipment.updated", errors.ORDER_ITEM, _unknown_item, needs_order=True),
-    Poison("unknown_item_returned", "order.returned", errors.ORDER_ITEM, _unknown_returned_item, needs_order=True),
+    Poison(
+        "unknown_item_returned", "order.returned", errors.ORDER_ITEM, _unknown_returned_item, needs_order=True
+    ),
     Poison("unknown_seller", "shipment.updated", errors.ORDER_SELLER, _unknown_seller, needs_order=True),
-    Poison("unknown_seller_reserved", "stock.reserved", errors.ORDER_SELLER, _unknown_seller, needs_order=True),
+    Poison(
+        "unknown_seller_reserved", "stock.reserved", errors.ORDER_SELLER, _unknown_seller, needs_order=True
+    ),
 )
 
 POISONS: Final[dict[str, Poison]] = {poison.name: poison for poison in _ALL}

@@ -22,7 +22,9 @@ BATCH_BYTES: Final = 512 << 10
 """Size of a record batch, bytes before compression. A single larger record has a batch of its own."""
 
 CHUNK: Final = 8192
-"""Events spread over partitions at once: also how far their order in time can differ between two partitions."""
+"""Events spread over partitions at once: also how far their order in time can
+differ between two partitions.
+"""
 
 TICK_SECONDS: Final = 0.01
 """With a rate: how often what is due is sent."""
@@ -56,12 +58,16 @@ async def send(
     rate: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Sent:
-    """Send every event and await every delivery (acks=all, idempotent); the records of a partition keep their order.
+    """Send every event and await every delivery (acks=all, idempotent); the records of a
+    partition keep their order.
 
-    `rate` is events a second, evenly; without it as fast as the brokers take them. `progress` is called with the records delivered so far.
-    A broken broker raises aiokafka's error; what was acknowledged until then stays. A missing topic raises UnknownTopicOrPartitionError.
+    `rate` is events a second, evenly; without it as fast as the brokers take them. `progress` is called with
+    the records delivered so far. A broken broker raises aiokafka's error; what was acknowledged until then
+    stays. A missing topic raises UnknownTopicOrPartitionError.
     """
-    producer = clients.producer(settings, "orders-source", linger_ms=0, max_batch_size=BATCH_BYTES, max_request_size=MAX_REQUEST_BYTES)
+    producer = clients.producer(
+        settings, "orders-source", linger_ms=0, max_batch_size=BATCH_BYTES, max_request_size=MAX_REQUEST_BYTES
+    )
     try:
         await producer.start()
         sender = _Sender(producer, progress)
@@ -78,7 +84,9 @@ async def send(
 
 
 def partition_of(key: bytes | None, partitions: int) -> int:
-    """The partition that Kafka's default partitioner gives a key; partition 0 without one, so that a stream is the same every time."""
+    """The partition that Kafka's default partitioner gives a key; partition 0 without one, so that a
+    stream is the same every time.
+    """
     if key is None:
         return 0
     return partitioner.partition_of(key, partitions)
@@ -118,7 +126,9 @@ class _Sender:
         self._delivered = 0
 
     async def send(self, events: Iterable[SourceEvent]) -> None:
-        """Hand the events to the brokers; returns when all are under way and at most IN_FLIGHT batches are unacknowledged."""
+        """Hand the events to the brokers; returns when all are under way and at most IN_FLIGHT
+        batches are unacknowledged.
+        """
         building: dict[tuple[str, int], Any] = {}
         now_ms = int(time.time() * 1000)
         known = self._known

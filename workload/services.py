@@ -1,7 +1,9 @@
-"""The services around the pipeline, simulated: inventory, payment, shipping, and customers. Pure: command in, messages out, later.
+"""The services around the pipeline, simulated: inventory, payment, shipping, and customers.
+Pure: command in, messages out, later.
 
-Each remembers what it answered, as a real one does: the same command again gets the same answer. What it answers depends on the seed and
-the command's id alone; whether it answers at all, also on how often it was asked.
+Each remembers what it answered, as a real one does: the same command again gets the same
+answer. What it answers depends on the seed and the command's id alone; whether it answers at
+all, also on how often it was asked.
 """
 
 from __future__ import annotations
@@ -48,8 +50,10 @@ def _only(message: Message) -> Steps:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """Shares of 0 to 1. `silence`: commands that are overlooked; `refusals`: answered with no; `duplicates`: answers sent twice.
-    `cancellations` and `returns`: of orders and delivered lines. `delay`: the mean time of an answer, in seconds."""
+    """Shares of 0 to 1. `silence`: commands that are overlooked; `refusals`: answered with no; `duplicates`:
+    answers sent twice. `cancellations` and `returns`: of orders and delivered lines. `delay`: the mean time
+    of an answer, in seconds.
+    """
 
     silence: float = 0.0
     refusals: float = 0.05
@@ -77,7 +81,9 @@ class Reservation:
 
 
 class Inventory:
-    """Reserves, gives back, and hands units out to parcels. Whether a cancellation beat the parcel is decided here and nowhere else."""
+    """Reserves, gives back, and hands units out to parcels.
+    Whether a cancellation beat the parcel is decided here and nowhere else.
+    """
 
     def __init__(self, behaviour: Behaviour) -> None:
         self._behaviour = behaviour
@@ -93,7 +99,11 @@ class Inventory:
             refused: dict[str, int] = {}
             if luck.random() < self._behaviour.refusals:
                 first = sorted(quantities.items())[:1]
-                refused = quantities if luck.random() < 0.5 else {item: luck.randint(1, count) for item, count in first}
+                refused = (
+                    quantities
+                    if luck.random() < 0.5
+                    else {item: luck.randint(1, count) for item, count in first}
+                )
             reservation.held = {item: count - refused.get(item, 0) for item, count in quantities.items()}
             if refused:
                 reservation.answers.append(_stock("stock.rejected", command, refused, "out_of_stock"))
@@ -102,13 +112,18 @@ class Inventory:
         return reservation.answers
 
     def release(self, command: Data) -> Steps:
-        """stock.release: what has not been picked comes back. A reservation never heard of is as good as given back."""
+        """stock.release: what has not been picked comes back.
+        A reservation never heard of is as good as given back.
+        """
         reservation = self._reservations.get(command["reservation_id"])
         if reservation is None:
             reservation = self._reservations[command["reservation_id"]] = Reservation()
             quantities = {item["item_id"]: item["quantity"] for item in command["items"]}
         else:
-            quantities = {item["item_id"]: min(item["quantity"], reservation.free(item["item_id"])) for item in command["items"]}
+            quantities = {
+                item["item_id"]: min(item["quantity"], reservation.free(item["item_id"]))
+                for item in command["items"]
+            }
             quantities = {item: count for item, count in quantities.items() if count > 0}
         if quantities:
             for item, count in quantities.items():
@@ -224,7 +239,9 @@ class Shipping:
             lambda: self._arrive(command, shipment_id, taken, scans, "returned" if back else "delivered"),
         )
 
-    def _arrive(self, command: Data, shipment_id: str, items: dict[str, int], scans: list[Message], status: str) -> Steps:
+    def _arrive(
+        self, command: Data, shipment_id: str, items: dict[str, int], scans: list[Message], status: str
+    ) -> Steps:
         scans.append(self._scan(command, shipment_id, items, status))
         yield scans[-1]
         if status == "delivered":
@@ -269,7 +286,9 @@ class Customers:
             }
             later: list[Later] = []
             if luck.random() < self._behaviour.cancellations:
-                cancel = Message("order.cancel_requested", order_id, {"order_id": order_id, "reason": "changed_my_mind"})
+                cancel = Message(
+                    "order.cancel_requested", order_id, {"order_id": order_id, "reason": "changed_my_mind"}
+                )
                 if luck.random() < 0.3:
                     cancel.data["seller_id"] = lines[0]["seller_id"]
                 later.append(Later(luck.expovariate(1 / self._behaviour.delay) * 3, partial(_only, cancel)))
@@ -290,7 +309,9 @@ class Customers:
             data["quantity"] = luck.randint(1, count)
             verdict = "processed" if luck.random() >= self._behaviour.refusals else "rejected"
             yield Message("order.returned", order_id, data | {"status": "requested"})
-            answer = Message("order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8})
+            answer = Message(
+                "order.returned", order_id, data | {"status": verdict, "restock": luck.random() < 0.8}
+            )
             yield Later(luck.expovariate(1 / self._behaviour.delay), partial(_only, answer))
 
     @staticmethod
@@ -342,7 +363,9 @@ def order_of(checkout_id: str) -> str:
     return str(uuid5(UUID(checkout_id), "order"))
 
 
-def _stock(type_: str, command: Data, items: dict[str, int] | None = None, reason: str | None = None) -> Message:
+def _stock(
+    type_: str, command: Data, items: dict[str, int] | None = None, reason: str | None = None
+) -> Message:
     data = {name: command[name] for name in ("order_id", "seller_id", "reservation_id")}
     if items is not None:
         data |= {"items": _items(items), "reason": reason}

@@ -65,7 +65,9 @@ class Simulation:
         self._duplicates = behaviour.luck("duplicates")
         self.result = SimulationResult()
 
-    async def run(self, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]) -> SimulationResult:
+    async def run(
+        self, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]
+    ) -> SimulationResult:
         """Check out `checkouts` carts, `rate` a second, and answer commands until all orders have ended.
 
         It stops `timeout` seconds after the last checkout. `progress` is called with (checked out, ended) now
@@ -82,7 +84,10 @@ class Simulation:
             partitions = await _partitions(consumer, (*self._services.commands, *NOTICES))
             consumer.assign(partitions)
             await consumer.seek_to_end(*partitions)
-            tasks = [asyncio.ensure_future(self._serve(consumer)), asyncio.ensure_future(self._send(producer))]
+            tasks = [
+                asyncio.ensure_future(self._serve(consumer)),
+                asyncio.ensure_future(self._send(producer)),
+            ]
             await self._until_ended(tasks, checkouts, rate, timeout)
         finally:
             for task in tasks:
@@ -93,11 +98,15 @@ class Simulation:
         result = self.result
         result.ignored = self._services.ignored
         result.hanging = sorted(self._open)
-        result.ended = {order_id: self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open}
+        result.ended = {
+            order_id: self._ended_as(order_id) for order_id in self._suborders if order_id not in self._open
+        }
         result.seconds = time.monotonic() - started
         return result
 
-    async def _until_ended(self, tasks: Sequence[asyncio.Task[None]], checkouts: int, rate: float, timeout: float) -> None:
+    async def _until_ended(
+        self, tasks: Sequence[asyncio.Task[None]], checkouts: int, rate: float, timeout: float
+    ) -> None:
         started = time.monotonic()
         for n, (checkout, later) in enumerate(self._services.customers.checkouts(checkouts)):
             pause = started + n / rate - time.monotonic()
@@ -141,7 +150,13 @@ class Simulation:
             message = await self._outbox.get()
             if message.time is None:
                 message.time, message.id = datetime.now(UTC).isoformat(), str(uuid4())
-            attributes = {"specversion": "1.0", "id": message.id, "source": "/simulated", "type": message.type, "time": message.time}
+            attributes = {
+                "specversion": "1.0",
+                "id": message.id,
+                "source": "/simulated",
+                "type": message.type,
+                "time": message.time,
+            }
             headers, value = binary(attributes, message.data)
             await producer.send(message.type, value, key=message.key.encode(), headers=headers)
             self.result.sent[message.type] += 1
@@ -180,7 +195,12 @@ class SeedTaken(OrdersError):
 
 
 async def simulate(
-    settings: Settings, behaviour: Behaviour, checkouts: int, rate: float, timeout: float, progress: Callable[[int, int], None]
+    settings: Settings,
+    behaviour: Behaviour,
+    checkouts: int,
+    rate: float,
+    timeout: float,
+    progress: Callable[[int, int], None],
 ) -> SimulationResult:
     """Run a simulation. Blocks.
 

@@ -1,6 +1,7 @@
 """The four tables, their enums, partitions and indexes.
 
-Written by hand: this is what the database gets, word for word. `sinks/schema.py` says the same to readers, and a test compares the two.
+Written by hand: this is what the database gets, word for word.
+`sinks/schema.py` says the same to readers, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -128,11 +129,13 @@ def upgrade() -> None:
                 )
         else:
             # Every region until it gets a partition of its own.
-            op.execute(f"CREATE TABLE public.{name}_default PARTITION OF public.{name} DEFAULT WITH (fillfactor = 80)")
+            op.execute(
+                f"CREATE TABLE public.{name}_default PARTITION OF public.{name} DEFAULT WITH (fillfactor = 80)"
+            )
     for statement in INDEXES:
         op.execute(statement)
-    # Declared for people and tools that read the schema. Servers before 18 can't do without enforcing, which costs 2.5 times the write:
-    # none there.
+    # Declared for people and tools that read the schema.
+    # Servers before 18 can't do without enforcing, which costs 2.5 times the write: none there.
     if context.is_offline_mode() or (op.get_bind().dialect.server_version_info or (0,)) >= (18,):
         for statement in FOREIGN_KEYS:
             op.execute(statement.format(by=by))

@@ -12,8 +12,9 @@ down_revision = "0001"
 branch_labels = None
 depends_on = None
 
-# Every join names user_id and region as well, so that only one partition of each table is read, whichever of them it is partitioned by.
-# LATERAL, so that a page of orders costs a few index look-ups each instead of a pass over all parcels and returns.
+# Every join names user_id and region as well, so that only one partition of each table is read, whichever of
+# them it is partitioned by. LATERAL, so that a page of orders costs a few index look-ups each instead of a
+# pass over all parcels and returns.
 VIEWS = {
     "orders_suborder": """
         SELECT i.order_id, i.seller_id, i.user_id, i.region, o.status AS order_status, o.currency,

@@ -56,20 +56,25 @@ def _query(table: str, expected: str) -> str:
     both = f"l.id = n.id AND l.{order} = n.{order}"
 
     def values(side: str) -> str:
-        return f"CASE WHEN {side}.id IS NOT NULL THEN ARRAY[{', '.join(f'{side}.{name}::text' for name in columns)}] END"
+        return (
+            f"CASE WHEN {side}.id IS NOT NULL THEN"
+            f" ARRAY[{', '.join(f'{side}.{name}::text' for name in columns)}] END"
+        )
 
     def row(side: str) -> str:
         return f"({', '.join(f'{side}.{name}' for name in columns)})"
 
     return (
-        f"SELECT coalesce(l.id, n.id)::text, coalesce(l.{order}, n.{order})::text, {values('l')}, {values('n')}"
-        f" FROM (SELECT * FROM public.{table} WHERE {order} = ANY($1::uuid[])) l FULL JOIN ({expected}) n ON {both}"
-        f" WHERE {row('l')} IS DISTINCT FROM {row('n')}"
+        f"SELECT coalesce(l.id, n.id)::text, coalesce(l.{order}, n.{order})::text, {values('l')},"
+        f" {values('n')} FROM (SELECT * FROM public.{table} WHERE {order} = ANY($1::uuid[])) l FULL JOIN"
+        f" ({expected}) n ON {both} WHERE {row('l')} IS DISTINCT FROM {row('n')}"
     )
 
 
 async def with_schema(connection: ddl.Connection, schema: str, order_ids: Sequence[str]) -> list[Difference]:
-    """Compare the live rows of these orders with those in `schema`, and return the rows that differ. Blocks."""
+    """Compare the live rows of these orders with those in `schema`, and return the
+    rows that differ. Blocks.
+    """
     differences: list[Difference] = []
     for table in TABLES:
         expected = f"SELECT * FROM {schema}.{table} WHERE {order_column(table)} = ANY($1::uuid[])"
@@ -86,7 +91,9 @@ async def with_rows(connection: ddl.Connection, rows: RowBatch, order_ids: Seque
             expected, arguments = given_rows(_METADATA.tables[table], 2), columns_of(by_table[table])
         else:
             expected, arguments = f"SELECT * FROM public.{table} WHERE false", []
-        differences += _differences(table, await connection.fetch(_query(table, expected), order_ids, *arguments))
+        differences += _differences(
+            table, await connection.fetch(_query(table, expected), order_ids, *arguments)
+        )
     return differences
 
 

@@ -1,4 +1,6 @@
-"""Changing tables that workers write to: short waits for locks, again and again, so that nobody queues behind a wait for long."""
+"""Changing tables that workers write to: short waits for locks, again and again, so that nobody
+queues behind a wait for long.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,10 @@ T = TypeVar("T")
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 LOCK_TIMEOUT = 2.0
-"""Seconds that one attempt waits for a lock, and so the longest that whoever comes later queues behind it. Above Postgres's
-deadlock_timeout (1 s), after which an autovacuum that is in the way gives up; far below the workers' statement timeout."""
+"""Seconds that one attempt waits for a lock, and so the longest that whoever comes later queues behind it.
+Above Postgres's deadlock_timeout (1 s), after which an autovacuum that is in the way gives up; far below the
+workers' statement timeout.
+"""
 PAUSE = 0.5
 """Seconds between two attempts, in which those who queued behind the last one get through."""
 
@@ -30,15 +34,21 @@ Say = Callable[[str], None]
 
 
 class Busy(OrdersError):
-    """The locks were not to be had within the patience. Nothing was changed. The message names who held them."""
+    """The locks were not to be had within the patience. Nothing was changed.
+    The message names who held them.
+    """
 
     remedy = "run it again when they are done, or with a longer --timeout"
 
 
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Connection]:
-    """A connection to the primary, outside any transaction. Raises what asyncpg raises. Blocks until connected."""
-    connection = await connection_to(settings.postgres.get_secret_value(), "orders-db", timeout=settings.postgres_connect_timeout)
+    """A connection to the primary, outside any transaction. Raises what asyncpg raises.
+    Blocks until connected.
+    """
+    connection = await connection_to(
+        settings.postgres.get_secret_value(), "orders-db", timeout=settings.postgres_connect_timeout
+    )
     try:
         async with watched(connection):
             yield connection
@@ -47,7 +57,11 @@ async def connect(settings: Settings) -> AsyncIterator[Connection]:
 
 
 async def in_short_waits(
-    connection: Connection, work: Callable[[], Awaitable[T]], patience: float, say: Say, tables: Sequence[str] = TABLES
+    connection: Connection,
+    work: Callable[[], Awaitable[T]],
+    patience: float,
+    say: Say,
+    tables: Sequence[str] = TABLES,
 ) -> T:
     """Run `work` in a transaction that waits for locks only briefly, and start it again until it gets them.
 
@@ -63,7 +77,10 @@ async def in_short_waits(
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
             holders = await _holders(connection, tables)
             if time.monotonic() >= deadline:
-                raise Busy(f"no lock on the tables within {patience:g} s, nothing was changed; they are used by {holders}") from error
+                raise Busy(
+                    f"no lock on the tables within {patience:g} s, nothing was changed; they are used by"
+                    f" {holders}"
+                ) from error
             say(f"the tables are in use ({holders}); trying again")
             await asyncio.sleep(PAUSE)
 
@@ -83,7 +100,10 @@ async def _holders(connection: Connection, tables: Sequence[str]) -> str:
         ORDER BY a.xact_start LIMIT 5""",
         list(tables),
     )
-    holders = [f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)" for row in rows]
+    holders = [
+        f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)"
+        for row in rows
+    ]
     return ", ".join(holders) or "nobody any more"
 
 

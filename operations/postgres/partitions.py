@@ -1,4 +1,6 @@
-"""Sizes and waste of the tables, partition by partition, from Postgres's own statistics; nothing is scanned."""
+"""Sizes and waste of the tables, partition by partition, from Postgres's own
+statistics; nothing is scanned.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ class Partition:
     index_bytes: int
     """Without indexes, and the indexes."""
     bloat_bytes: int | None
-    """What the rows don't need, estimated from their number and average width; None until the partition was analyzed."""
+    """What the rows don't need, estimated from their number and average width; None until
+    the partition was analyzed.
+    """
     vacuumed_at: datetime | None
     """The last vacuum, by Postgres itself or by hand; None: never."""
 
@@ -42,9 +46,9 @@ class Overview:
     """In the order of schema.TABLES, each table's by name, the default partition last."""
 
 
-# A row takes its item pointer (4 bytes), its header (24, or 32 where columns are null) and its columns, aligned to 8; a page holds 8,168
-# bytes, of which writing leaves some free (fillfactor). What else there is, is bloat: dead rows, and room that vacuum has freed and nobody
-# has taken yet.
+# A row takes its item pointer (4 bytes), its header (24, or 32 where columns are null) and its columns,
+# aligned to 8; a page holds 8,168 bytes, of which writing leaves some free (fillfactor). What else there is,
+# is bloat: dead rows, and room that vacuum has freed and nobody has taken yet.
 _PARTITIONS = f"""
     SELECT parent.relname, part.relname, pg_get_expr(part.relpartbound, part.oid),
            coalesce(nullif(stat.n_live_tup, 0), greatest(part.reltuples, 0))::bigint,
@@ -79,4 +83,9 @@ async def overview(settings: Settings) -> Overview:
     revision = await current(settings)
     async with ddl.connect(settings) as connection:
         size = await connection.fetchval("SELECT pg_database_size(current_database())")
-        return Overview(tables, revision, size, [Partition(*row) for row in await connection.fetch(_PARTITIONS, list(TABLES))])
+        return Overview(
+            tables,
+            revision,
+            size,
+            [Partition(*row) for row in await connection.fetch(_PARTITIONS, list(TABLES))],
+        )

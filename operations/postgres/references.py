@@ -102,7 +102,9 @@ async def _links(connection: ddl.Connection) -> dict[Reference, Link]:
     constraints = {(row[0], row[1]): row for row in await connection.fetch(_FOUND, list(TABLES))}
     rows = {reference: constraints.get((reference.table, reference.name)) for reference in REFERENCES}
     return {
-        reference: Link(reference.table, reference.column, row[2], row[3], row[4]) for reference, row in rows.items() if row is not None
+        reference: Link(reference.table, reference.column, row[2], row[3], row[4])
+        for reference, row in rows.items()
+        if row is not None
     }
 
 
@@ -135,7 +137,8 @@ async def link(
     async with ddl.connect(settings) as connection:
         if connection.get_server_version() < (18,):
             raise LinkError(
-                f"references take PostgreSQL 18; this is {connection.get_server_version().major}", "upgrade it, or do without references"
+                f"references take PostgreSQL 18; this is {connection.get_server_version().major}",
+                "upgrade it, or do without references",
             )
         missing = {
             reference: await _target(connection, reference, targets[reference.kind])
@@ -153,25 +156,32 @@ async def link(
             await _require_kept(connection, missing)
         return [
             there[reference]
-            if reference in there and (there[reference].enforced, there[reference].valid) == (enforced, enforced)
+            if reference in there
+            and (there[reference].enforced, there[reference].valid) == (enforced, enforced)
             else await _change(connection, reference, to, enforced, patience, say)
             for reference, to in missing.items()
         ]
 
 
-async def unlink(settings: Settings, kinds: Sequence[Kind] = KINDS, patience: float = 60.0, say: ddl.Say = lambda _: None) -> list[Link]:
+async def unlink(
+    settings: Settings, kinds: Sequence[Kind] = KINDS, patience: float = 60.0, say: ddl.Say = lambda _: None
+) -> list[Link]:
     """Remove the references of these kinds, and return those that were there.
 
     Blocks and raises as link() does.
     """
     await check(settings)
     async with ddl.connect(settings) as connection:
-        there = {reference: row for reference, row in (await _links(connection)).items() if reference.kind in kinds}
+        there = {
+            reference: row for reference, row in (await _links(connection)).items() if reference.kind in kinds
+        }
         for reference, found in there.items():
 
             async def work(reference: Reference = reference) -> None:
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-                await connection.execute(f"ALTER TABLE {reference.table} DROP CONSTRAINT IF EXISTS {reference.name}")
+                await connection.execute(
+                    f"ALTER TABLE {reference.table} DROP CONSTRAINT IF EXISTS {reference.name}"
+                )
 
             await ddl.in_short_waits(connection, work, patience, say, (reference.table, found.to))
         return list(there.values())
@@ -192,16 +202,25 @@ async def _target(connection: ddl.Connection, reference: Reference, table: str) 
             WHERE c.oid = to_regclass($1)""",
             table,
         )
-    except (asyncpg.InvalidNameError, asyncpg.PostgresSyntaxError, asyncpg.FeatureNotSupportedError):  # no name, or one of too many parts
+    except (
+        asyncpg.InvalidNameError,
+        asyncpg.PostgresSyntaxError,
+        asyncpg.FeatureNotSupportedError,
+    ):  # no name, or one of too many parts
         row = None
     if row is None:
-        raise LinkError(f"there is no table {table!r} in this database", f"give --{reference.kind} its name, with its schema if need be")
+        raise LinkError(
+            f"there is no table {table!r} in this database",
+            f"give --{reference.kind} its name, with its schema if need be",
+        )
     if row["relkind"] not in (b"r", b"p"):
         raise LinkError(f"{table} is no table (a view or a foreign table can't be referred to)", _FIT)
     if row["type"] is None:
         raise LinkError(f"{table} has no column id to refer to", _FIT)
     if row["type"] != "uuid":
-        raise LinkError(f"{table}.id is {row['type']}, but {reference.table}.{reference.column} is uuid", _FIT)
+        raise LinkError(
+            f"{table}.id is {row['type']}, but {reference.table}.{reference.column} is uuid", _FIT
+        )
     if not row["is_unique"]:
         raise LinkError(f"{table}.id is neither its primary key nor unique by itself", _FIT)
     return cast(str, row["name"])
@@ -219,12 +238,16 @@ async def _require_kept(connection: ddl.Connection, targets: Mapping[Reference, 
                 AND NOT EXISTS (SELECT FROM {to} theirs WHERE theirs.id = ours.{reference.column})
             GROUP BY part.relname ORDER BY part.relname"""
         )
-        broken += [Broken(reference.table, reference.column, to, row[0], row[1], sorted(set(row[2]))) for row in rows]
+        broken += [
+            Broken(reference.table, reference.column, to, row[0], row[1], sorted(set(row[2]))) for row in rows
+        ]
     if broken:
         raise BrokenReferences(broken)
 
 
-async def _change(connection: ddl.Connection, reference: Reference, to: str, enforced: bool, patience: float, say: ddl.Say) -> Link:
+async def _change(
+    connection: ddl.Connection, reference: Reference, to: str, enforced: bool, patience: float, say: ddl.Say
+) -> Link:
     """Leaves a reference enforced and checked, or not enforced, whatever it was."""
     table, name = reference.table, reference.name
 
@@ -238,8 +261,11 @@ async def _change(connection: ddl.Connection, reference: Reference, to: str, enf
     async def validate() -> None:
         await connection.execute(f"ALTER TABLE {table} VALIDATE CONSTRAINT {name}")
 
-    # New rows first: that takes a lock that shuts writers out, for a moment. Checking the old ones takes long, and a lock that doesn't.
-    await ddl.in_short_waits(connection, lambda: add("NOT VALID" if enforced else "NOT ENFORCED"), patience, say, (table, to))
+    # New rows first: that takes a lock that shuts writers out, for a moment.
+    # Checking the old ones takes long, and a lock that doesn't.
+    await ddl.in_short_waits(
+        connection, lambda: add("NOT VALID" if enforced else "NOT ENFORCED"), patience, say, (table, to)
+    )
     if enforced:
         try:
             await ddl.in_short_waits(connection, validate, patience, say, (table, to))

@@ -1,13 +1,15 @@
 """Partitions for single regions, added while workers write.
 
-Until it has a partition of its own, a region's rows lie in the default partition of each table. PostgreSQL 18 can't split a partition
-online, so adding a region moves its rows in one transaction. What blocks whom:
+Until it has a partition of its own, a region's rows lie in the default partition of each table. PostgreSQL 18
+can't split a partition online, so adding a region moves its rows in one transaction. What blocks whom:
 
-- writers of the four tables wait from the first row moved to the commit, so for as long as this region's rows take. A worker's batch
-  that waits longer than its statement timeout is tried again; nothing is lost.
-- readers go on meanwhile. They wait only at the end, while Postgres looks through what is left in the default partitions (ATTACH).
+- writers of the four tables wait from the first row moved to the commit, so for as long as this region's rows
+  take. A worker's batch that waits longer than its statement timeout is tried again; nothing is lost.
+- readers go on meanwhile. They wait only at the end, while Postgres looks through what is left in the
+  default partitions (ATTACH).
 
-A region that has no rows yet costs only the looking through: add it before its first order, and while the default partitions are small.
+A region that has no rows yet costs only the looking through: add it before its first order, and while the
+default partitions are small.
 """
 
 from __future__ import annotations
@@ -42,10 +44,14 @@ class Region:
 
 
 def partition_name(table: str, region: str) -> str:
-    """The partition of `table` for one region: readable where the region is (orders_order_r_sp), else with a part of its hash."""
+    """The partition of `table` for one region: readable where the region is (orders_order_r_sp),
+    else with a part of its hash.
+    """
     slug = re.sub(r"[^a-z0-9]+", "_", region.lower())[:_SLUG].strip("_")
     plain = slug and slug.upper() == region
-    return "_".join(filter(None, (table, "r", slug, "" if plain else hashlib.sha256(region.encode()).hexdigest()[:8])))
+    return "_".join(
+        filter(None, (table, "r", slug, "" if plain else hashlib.sha256(region.encode()).hexdigest()[:8]))
+    )
 
 
 async def _require_regions(settings: Settings) -> None:
@@ -59,8 +65,9 @@ async def _require_regions(settings: Settings) -> None:
 
 
 async def listed(settings: Settings) -> dict[str, int | None]:
-    """Region -> its orders in the default partition, or None for a region with partitions of its own. Counts by reading the default
-    partition of orders_order. Raises SchemaMismatch when the tables aren't partitioned by region; blocks.
+    """Region -> its orders in the default partition, or None for a region with partitions of its own.
+    Counts by reading the default partition of orders_order. Raises SchemaMismatch when the tables aren't
+    partitioned by region; blocks.
     """
     await _require_regions(settings)
     async with ddl.connect(settings) as connection:
@@ -77,10 +84,17 @@ async def _with_partition(connection: ddl.Connection, table: str) -> list[str]:
         " WHERE inhparent = to_regclass($1) ORDER BY c.relname",
         f"public.{table}",
     )
-    return [value.replace("''", "'") for bound in bounds if bound != "DEFAULT" for value in re.findall(r"'((?:[^']|'')*)'", bound)]
+    return [
+        value.replace("''", "'")
+        for bound in bounds
+        if bound != "DEFAULT"
+        for value in re.findall(r"'((?:[^']|'')*)'", bound)
+    ]
 
 
-async def add(settings: Settings, regions: Sequence[str], patience: float = 60.0, say: ddl.Say = lambda _: None) -> list[Region]:
+async def add(
+    settings: Settings, regions: Sequence[str], patience: float = 60.0, say: ddl.Say = lambda _: None
+) -> list[Region]:
     """Give each region a partition of each table, with its rows, in one transaction for each region. Again is
     harmless.
 
@@ -102,10 +116,12 @@ async def _add(connection: ddl.Connection, region: str, patience: float, say: dd
             return Region(region, False, {}, 0.0, 0.0)
         for table in missing:
             await connection.execute(
-                f"CREATE TABLE {partition_name(table, region)} (LIKE {table} INCLUDING ALL) WITH (fillfactor = {FILLFACTOR})"
+                f"CREATE TABLE {partition_name(table, region)} (LIKE {table} INCLUDING ALL) WITH (fillfactor"
+                f" = {FILLFACTOR})"
             )
-        # In the order in which workers lock them, or both would wait for each other. This mode shuts writers out, so that none puts a row
-        # into the default partition that has just been moved out of it; readers go on.
+        # In the order in which workers lock them, or both would wait for each other. This mode
+        # shuts writers out, so that none puts a row into the default partition that has just been
+        # moved out of it; readers go on.
         await connection.execute(f"LOCK TABLE {', '.join(TABLES)} IN SHARE ROW EXCLUSIVE MODE")
         say(f"region {region!r}: moving its rows; workers wait meanwhile")
         begun, moved = time.monotonic(), {}
@@ -120,7 +136,8 @@ async def _add(connection: ddl.Connection, region: str, patience: float, say: dd
         shut = time.monotonic()
         for table in missing:
             await connection.execute(
-                f"ALTER TABLE {table} ATTACH PARTITION {partition_name(table, region)} FOR VALUES IN ({ddl.literal(region)})"
+                f"ALTER TABLE {table} ATTACH PARTITION {partition_name(table, region)} FOR VALUES IN"
+                f" ({ddl.literal(region)})"
             )
         ended = time.monotonic()
         return Region(region, True, moved, ended - begun, ended - shut)

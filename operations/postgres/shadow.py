@@ -26,7 +26,9 @@ BEFORE: Final = "orders_before_"
 _NOTE: Final = "rebuild"
 """Table of one row in each of our schemas: what it is."""
 _IMPLIED: Final = "orders_rebuild_bound"
-"""Constraint of the shadow's partitions that says what attaching would otherwise look through all rows for."""
+"""Constraint of the shadow's partitions that says what attaching would otherwise
+look through all rows for.
+"""
 
 
 class SchemaTaken(OrdersError):
@@ -34,7 +36,9 @@ class SchemaTaken(OrdersError):
 
 
 class LayoutChanged(OrdersError):
-    """The live tables have changed since the shadow was made of them: a region was added, or a migration ran."""
+    """The live tables have changed since the shadow was made of them: a region was
+    added, or a migration ran.
+    """
 
     remedy = "run orders rebuild start, which begins again"
 
@@ -80,8 +84,8 @@ async def listed(connection: ddl.Connection) -> list[Shadow]:
     """All schemas of ours, the one that is being filled first."""
     schemas = await ddl.fetch_values(
         connection,
-        "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
-        " WHERE c.relname = $1 AND c.relkind = 'r' AND obj_description(c.oid) = 'orders rebuild' ORDER BY n.nspname",
+        "SELECT n.nspname FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = $1"
+        " AND c.relkind = 'r' AND obj_description(c.oid) = 'orders rebuild' ORDER BY n.nspname",
         _NOTE,
     )
     notes = [(schema, await connection.fetchrow(f"SELECT * FROM {schema}.{_NOTE}")) for schema in schemas]
@@ -90,19 +94,25 @@ async def listed(connection: ddl.Connection) -> list[Shadow]:
 
 
 async def find(connection: ddl.Connection, schema: str) -> Shadow | None:
-    """The shadow of this name; None if there is no such schema. Raises SchemaTaken if there is one that isn't ours."""
+    """The shadow of this name; None if there is no such schema.
+    Raises SchemaTaken if there is one that isn't ours.
+    """
     require_name(schema)
     for shadow in await listed(connection):
         if shadow.schema == schema:
             return shadow
     if await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", schema):
-        raise SchemaTaken(f"schema {schema} is there and wasn't made by orders rebuild", "choose another name with --schema")
+        raise SchemaTaken(
+            f"schema {schema} is there and wasn't made by orders rebuild", "choose another name with --schema"
+        )
     return None
 
 
 async def hold(connection: ddl.Connection, schema: str) -> None:
     """Keep others away from a shadow as long as the connection is open. Raises Held."""
-    if not await connection.fetchval("SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK & 0x7FFFFFFF, schema):
+    if not await connection.fetchval(
+        "SELECT pg_try_advisory_lock($1, hashtext($2))", LOCK & 0x7FFFFFFF, schema
+    ):
         raise Held(f"another orders rebuild is at work in schema {schema}")
 
 
@@ -137,17 +147,23 @@ async def layout(connection: ddl.Connection) -> str:
 async def require_layout(connection: ddl.Connection, shadow: Shadow) -> None:
     """Raise LayoutChanged if the live tables aren't what the shadow was made for."""
     if await layout(connection) != shadow.layout:
-        raise LayoutChanged("the live tables have other columns, partitions or indexes than when the rebuild was begun")
+        raise LayoutChanged(
+            "the live tables have other columns, partitions or indexes than when the rebuild was begun"
+        )
 
 
 async def create(connection: ddl.Connection, schema: str, id: str, group: str, rules: str) -> Shadow:
-    """Make an empty shadow of the live tables, in one transaction. Raises SchemaTaken if the schema is there; blocks."""
+    """Make an empty shadow of the live tables, in one transaction.
+    Raises SchemaTaken if the schema is there; blocks.
+    """
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
         try:
             await connection.execute(f"CREATE SCHEMA {schema}")
         except asyncpg.DuplicateSchemaError as error:
-            raise SchemaTaken(f"schema {schema} is there", "drop it with orders rebuild drop, or choose another name") from error
+            raise SchemaTaken(
+                f"schema {schema} is there", "drop it with orders rebuild drop, or choose another name"
+            ) from error
         for table in TABLES:
             await _create_table(connection, schema, table)
         await connection.execute(f"""
@@ -172,9 +188,12 @@ async def _create_table(connection: ddl.Connection, schema: str, table: str) -> 
     live = f"public.{table}"
     key = await connection.fetchval("SELECT pg_get_partkeydef(to_regclass($1))", live)
     # LIKE would give the indexes other names.
-    await connection.execute(f"CREATE TABLE {schema}.{table} (LIKE {live} INCLUDING ALL EXCLUDING INDEXES) PARTITION BY {key}")
+    await connection.execute(
+        f"CREATE TABLE {schema}.{table} (LIKE {live} INCLUDING ALL EXCLUDING INDEXES) PARTITION BY {key}"
+    )
     for name, definition in await connection.fetch(
-        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype IN ('p', 'u')",
+        "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass($1) AND"
+        " contype IN ('p', 'u')",
         live,
     ):
         await connection.execute(f"ALTER TABLE {schema}.{table} ADD CONSTRAINT {name} {definition}")
@@ -184,13 +203,19 @@ async def _create_table(connection: ddl.Connection, schema: str, table: str) -> 
         " AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = indexrelid)",
         live,
     ):
-        await connection.execute(re.sub(rf" ON (ONLY )?public\.{table} ", f" ON {schema}.{table} ", definition))
+        await connection.execute(
+            re.sub(rf" ON (ONLY )?public\.{table} ", f" ON {schema}.{table} ", definition)
+        )
     for part in await connection.fetch(_PARTS, table):
         name = f'{schema}."{part["name"]}"'
         options = f" WITH ({', '.join(part['options'])})" if part["options"] else ""
-        await connection.execute(f"CREATE TABLE {name} PARTITION OF {schema}.{table} {part['bound']}{options}")
+        await connection.execute(
+            f"CREATE TABLE {name} PARTITION OF {schema}.{table} {part['bound']}{options}"
+        )
         if part["implied"] is not None:  # a default partition alone takes whatever comes
-            await connection.execute(f"ALTER TABLE {name} ADD CONSTRAINT {_IMPLIED} CHECK ({part['implied']})")
+            await connection.execute(
+                f"ALTER TABLE {name} ADD CONSTRAINT {_IMPLIED} CHECK ({part['implied']})"
+            )
 
 
 async def drop(connection: ddl.Connection, shadow: Shadow) -> None:
@@ -199,18 +224,21 @@ async def drop(connection: ddl.Connection, shadow: Shadow) -> None:
 
 
 async def count(connection: ddl.Connection, shadow: Shadow) -> dict[str, int]:
-    """Table -> rows, by Postgres's statistics. Only of one that is being filled: what was live before is in single tables."""
+    """Table -> rows, by Postgres's statistics.
+    Only of one that is being filled: what was live before is in single tables.
+    """
     rows = await connection.fetch(
-        "SELECT parent.relname, coalesce(sum(stat.n_live_tup), 0)::bigint FROM unnest($2::text[]) WITH ORDINALITY AS named(name, place)"
-        " JOIN pg_class parent ON parent.oid = to_regclass($1 || '.' || named.name) JOIN pg_inherits ON inhparent = parent.oid"
-        " LEFT JOIN pg_stat_all_tables stat ON stat.relid = inhrelid GROUP BY parent.relname, named.place ORDER BY named.place",
+        "SELECT parent.relname, coalesce(sum(stat.n_live_tup), 0)::bigint FROM unnest($2::text[]) WITH"
+        " ORDINALITY AS named(name, place) JOIN pg_class parent ON parent.oid = to_regclass($1 || '.' ||"
+        " named.name) JOIN pg_inherits ON inhparent = parent.oid LEFT JOIN pg_stat_all_tables stat ON"
+        " stat.relid = inhrelid GROUP BY parent.relname, named.place ORDER BY named.place",
         shadow.schema,
         list(TABLES),
     )
     return {row[0]: row[1] for row in rows}
 
 
-# -- the switch -----------------------------------------------------------------------------------------------------
+# -- the switch ----------------------------------------------------------------------------------------------
 
 
 async def prepare(connection: ddl.Connection, shadow: Shadow) -> None:
@@ -222,14 +250,15 @@ async def prepare(connection: ddl.Connection, shadow: Shadow) -> None:
     await require_layout(connection, shadow)
     for table in TABLES:
         for name, definition in await connection.fetch(
-            "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = to_regclass('public.' || $1)"
-            " AND contype = 'f' AND conparentid = 0 AND convalidated",
+            "SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid ="
+            " to_regclass('public.' || $1) AND contype = 'f' AND conparentid = 0 AND convalidated",
             table,
         ):
             # Those that aren't enforced cost nothing when the partitions are attached.
             if "NOT ENFORCED" not in definition:
                 await connection.execute(
-                    f"ALTER TABLE {shadow.schema}.{table} DROP CONSTRAINT IF EXISTS {name}, ADD CONSTRAINT {name} {definition}"
+                    f"ALTER TABLE {shadow.schema}.{table} DROP CONSTRAINT IF EXISTS {name}, ADD CONSTRAINT"
+                    f" {name} {definition}"
                 )
         await connection.execute(f"ANALYZE {shadow.schema}.{table}")
 
@@ -250,14 +279,17 @@ async def switch(
 
     async def work() -> Shadow:
         await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
-        await connection.execute(f"LOCK TABLE {', '.join(f'public.{table}' for table in TABLES)} IN ACCESS EXCLUSIVE MODE")
+        await connection.execute(
+            f"LOCK TABLE {', '.join(f'public.{table}' for table in TABLES)} IN ACCESS EXCLUSIVE MODE"
+        )
         await require_layout(connection, shadow)
         number = 1
         while await connection.fetchval("SELECT to_regnamespace($1) IS NOT NULL", f"{BEFORE}{number}"):
             number += 1
         before = f"{BEFORE}{number}"
         await connection.execute(f"CREATE SCHEMA {before}")
-        # Postgres 18 lets no partition go that is referred to, though the reference isn't enforced: they are made again at the end.
+        # Postgres 18 lets no partition go that is referred to, though the reference isn't enforced: they
+        # are made again at the end.
         referring = await connection.fetch(_REFERRING, list(TABLES))
         for table, name, _ in referring:
             await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
@@ -267,9 +299,10 @@ async def switch(
                 name = f'"{part["name"]}"'
                 grants = await ddl.fetch_values(connection, _GRANTS, f"public.{name}")
                 await connection.execute(
-                    f"ALTER TABLE public.{table} DETACH PARTITION public.{name}; ALTER TABLE public.{name} SET SCHEMA {before};"
-                    f"ALTER TABLE {shadow.schema}.{table} DETACH PARTITION {shadow.schema}.{name};"
-                    f"ALTER TABLE {shadow.schema}.{name} SET SCHEMA public;" + "".join(f"{grant};" for grant in grants)
+                    f"ALTER TABLE public.{table} DETACH PARTITION public.{name}; ALTER TABLE public.{name}"
+                    f" SET SCHEMA {before};ALTER TABLE {shadow.schema}.{table} DETACH PARTITION"
+                    f" {shadow.schema}.{name};ALTER TABLE {shadow.schema}.{name} SET SCHEMA public;"
+                    + "".join(f"{grant};" for grant in grants)
                 )
         for table in TABLES:
             for part in parts[table]:
@@ -282,8 +315,8 @@ async def switch(
         for table, name, definition in referring:
             await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
         await connection.execute(
-            f"ALTER TABLE {shadow.schema}.{_NOTE} SET SCHEMA {before}; UPDATE {before}.{_NOTE} SET switched_at = now();"
-            f"DROP SCHEMA {shadow.schema} CASCADE"
+            f"ALTER TABLE {shadow.schema}.{_NOTE} SET SCHEMA {before}; UPDATE {before}.{_NOTE} SET"
+            f" switched_at = now();DROP SCHEMA {shadow.schema} CASCADE"
         )
         check()
         switched = [each for each in await listed(connection) if each.schema == before]
@@ -309,11 +342,14 @@ _GRANTS = """
 
 
 async def _keep_for_reading(connection: ddl.Connection, schema: str, table: str, parts: list[str]) -> None:
-    """Keep what was live without references to or from other tables, with a view that shows it as one table."""
+    """Keep what was live without references to or from other tables, with a view
+    that shows it as one table.
+    """
     for part in parts:
         for name in await ddl.fetch_values(
             connection,
-            "SELECT quote_ident(conname) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype = 'f' AND conparentid = 0",
+            "SELECT quote_ident(conname) FROM pg_constraint WHERE conrelid = to_regclass($1) AND contype ="
+            " 'f' AND conparentid = 0",
             f'{schema}."{part}"',
         ):
             await connection.execute(f'ALTER TABLE {schema}."{part}" DROP CONSTRAINT {name}')
@@ -324,7 +360,8 @@ async def _keep_for_reading(connection: ddl.Connection, schema: str, table: str,
 async def settle(connection: ddl.Connection, before: Shadow) -> None:
     """Note that everything that follows a switch is done."""
     for table in TABLES:
-        # The partitions were analyzed before; what the planner knows of a table as a whole is about the old rows.
+        # The partitions were analyzed before; what the planner knows of a table as a
+        # whole is about the old rows.
         await connection.execute(f"ANALYZE ONLY public.{table}")
     await connection.execute(f"UPDATE {before.schema}.{_NOTE} SET settled = true")
 

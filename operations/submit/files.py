@@ -1,4 +1,6 @@
-"""A file that somebody hands over: copied first to where nobody changes it, unpacked, with a bound, and looked at before it is believed."""
+"""A file that somebody hands over: copied first to where nobody changes it, unpacked, with a bound, and
+looked at before it is believed.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from contracts.cloudevents import SourceError
 MAX_BYTES: Final = 4 << 30
 """Most bytes of a file, unpacked, unless somebody allows more."""
 MAX_RATIO: Final = 100
-"""So many times its own size gzip may unpack to, unless somebody allows more: text full of UUIDs has about 10."""
+"""So many times its own size gzip may unpack to, unless somebody allows more: text
+full of UUIDs has about 10.
+"""
 ALWAYS: Final = 64 << 20
 """Bytes to which any gzip may unpack."""
 
@@ -66,8 +70,9 @@ class _Packed(io.RawIOBase):
 def copied(path: str, stack: ExitStack, stdin: IO[bytes], limit: int | None = None) -> Content:
     """Copy a file (`-`: stdin) into a nameless one below $TMPDIR, gunzipped, until `stack` is closed.
 
-    `limit`: most bytes, unpacked; without it MAX_BYTES, and MAX_RATIO for gzip. Blocks. Raises SourceError: it can't be read, changes
-    meanwhile, is larger, is broken, is of a kind that nobody here reads, or there is no room for it.
+    `limit`: most bytes, unpacked; without it MAX_BYTES, and MAX_RATIO for gzip. Blocks. Raises
+    SourceError: it can't be read, changes meanwhile, is larger, is broken, is of a kind that nobody here
+    reads, or there is no room for it.
     """
     try:
         source: Any = stdin if path == "-" else stack.enter_context(open(path, "rb"))  # noqa: SIM115
@@ -77,9 +82,14 @@ def copied(path: str, stack: ExitStack, stdin: IO[bytes], limit: int | None = No
         copy = temporary(stack)
         digest = _copy(path, packed, copy, limit, zipped=head.startswith(_GZIP))
         if _state(source) != before:
-            raise SourceError(f"{path}: changed while it was read; nothing of it was sent", "send it again when it is complete")
+            raise SourceError(
+                f"{path}: changed while it was read; nothing of it was sent",
+                "send it again when it is complete",
+            )
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise SourceError(f"{path}: gzip that is cut short or broken ({error}); nothing of it was sent") from error
+        raise SourceError(
+            f"{path}: gzip that is cut short or broken ({error}); nothing of it was sent"
+        ) from error
     except OSError as error:
         raise SourceError(f"{path}: {error.strerror or error}", "check the path") from error
     copy.seek(0)
@@ -123,11 +133,13 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zip
         total += len(block)
         if total > (limit or MAX_BYTES):
             raise SourceError(
-                f"{path}: more than {limit or MAX_BYTES:,} bytes, unpacked; nothing of it was sent", "--max-bytes allows more"
+                f"{path}: more than {limit or MAX_BYTES:,} bytes, unpacked; nothing of it was sent",
+                "--max-bytes allows more",
             )
         if zipped and limit is None and total > max(ALWAYS, MAX_RATIO * packed.taken):
             raise SourceError(
-                f"{path}: gzip that unpacks to more than {MAX_RATIO} times its size; nothing of it was sent", "--max-bytes allows it"
+                f"{path}: gzip that unpacks to more than {MAX_RATIO} times its size; nothing of it was sent",
+                "--max-bytes allows it",
             )
         if zipped:
             digest.update(block)

@@ -1,7 +1,8 @@
-"""Files of orders, shipping updates or returns as bulk jobs: read, validated line by line, cut into parts, sent.
+"""Files of orders, shipping updates or returns as bulk jobs: read, validated line by
+line, cut into parts, sent.
 
-A line is judged by events.decode, like every record. CSV, NDJSON and Parquet, plain or gzipped, are told apart by their content.
-docs/bulk.md shows each.
+A line is judged by events.decode, like every record.
+CSV, NDJSON and Parquet, plain or gzipped, are told apart by their content. docs/bulk.md shows each.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ MAX_ITEMS: Final = 1000
 """Most items of an order."""
 
 SILENCE: Final = 60.0
-"""Seconds without an acknowledgement after which Kafka is given up: an idempotent producer alone would wait for ever."""
+"""Seconds without an acknowledgement after which Kafka is given up: an idempotent producer
+alone would wait for ever.
+"""
 STOPPING: Final = 2.0
 """Seconds in which a producer that was given up may close its connections."""
 
@@ -73,7 +76,9 @@ class Refusal(NamedTuple):
 
 @dataclass(slots=True)
 class Job:
-    """A file, validated and cut into parts, nothing of it sent. `lines` are records: of orders that are a row an item, orders."""
+    """A file, validated and cut into parts, nothing of it sent.
+    `lines` are records: of orders that are a row an item, orders.
+    """
 
     id: str
     kind: Kind
@@ -107,10 +112,12 @@ def prepare(
     refuse: Callable[[Refusal], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Job:
-    """Read and validate a file (`-`: stdin). `refuse` gets each line that can't be taken in, `progress` the lines read.
+    """Read and validate a file (`-`: stdin).
+    `refuse` gets each line that can't be taken in, `progress` the lines read.
 
-    `limit`: most bytes of it, unpacked (files.copied). Needs as much room below $TMPDIR as the file has, twice, until `stack` is closed.
-    Blocks. Raises SourceError when it can't be read as a whole: then nothing of it counts.
+    `limit`: most bytes of it, unpacked (files.copied). Needs as much room below $TMPDIR as the file
+    has, twice, until `stack` is closed. Blocks. Raises SourceError when it can't be read as a whole:
+    then nothing of it counts.
     """
     content, digest, packed = copied(path, stack, stdin, limit)
     file_format = format or _sniff(content)
@@ -189,18 +196,24 @@ def encode(kind: Kind, job: str, row: Row) -> bytes:
     return value
 
 
-async def send(settings: Settings, job: Job, *, again: bool = False, progress: Callable[[int], None] = lambda _: None) -> int:
-    """Send the job's parts that weren't sent before (all with `again`), each acknowledged, and note it in orders_bulk_job.
+async def send(
+    settings: Settings, job: Job, *, again: bool = False, progress: Callable[[int], None] = lambda _: None
+) -> int:
+    """Send the job's parts that weren't sent before (all with `again`), each acknowledged, and
+    note it in orders_bulk_job.
 
-    Returns how many were sent now. `progress` gets the parts sent so far, earlier ones included. Blocks; gives up after SILENCE. Raises
-    sinks.bulk.OtherJob, and what aiokafka and asyncpg raise: what was acknowledged stays, and the same file again goes on from there.
+    Returns how many were sent now. `progress` gets the parts sent so far, earlier ones included. Blocks;
+    gives up after SILENCE. Raises sinks.bulk.OtherJob, and what aiokafka and asyncpg raise: what was
+    acknowledged stays, and the same file again goes on from there.
     """
     topic, count = TOPIC[job.kind], len(job.parts)
     async with BulkJobs(settings, "orders-bulk-submit") as jobs:
         first = await jobs.begin(job.id, job.kind, count, job.lines, job.refused, job.digest, again=again)
         if first >= count:
             return 0
-        producer = clients.producer(settings, "orders-bulk-submit", compression_type="lz4", max_request_size=16 << 20)
+        producer = clients.producer(
+            settings, "orders-bulk-submit", compression_type="lz4", max_request_size=16 << 20
+        )
         flying: deque[tuple[int, Any]] = deque()
 
         async def land() -> None:
@@ -231,11 +244,13 @@ async def send(settings: Settings, job: Job, *, again: bool = False, progress: C
                 future.cancel()
             raise
         finally:
-            await asyncio.wait([asyncio.ensure_future(producer.stop())], timeout=STOPPING if sys.exception() else None)
+            await asyncio.wait(
+                [asyncio.ensure_future(producer.stop())], timeout=STOPPING if sys.exception() else None
+            )
         return count - first
 
 
-# -- rows -------------------------------------------------------------------------------------------------------------
+# -- rows ----------------------------------------------------------------------------------------------------
 
 
 def _sniff(content: io.BufferedReader) -> Format:
@@ -245,7 +260,9 @@ def _sniff(content: io.BufferedReader) -> Format:
     return "ndjson" if start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "csv"
 
 
-def _rows(path: str, content: io.BufferedReader, kind: Kind, job: Job, limit: int | None, stack: ExitStack) -> Iterator[Row]:
+def _rows(
+    path: str, content: io.BufferedReader, kind: Kind, job: Job, limit: int | None, stack: ExitStack
+) -> Iterator[Row]:
     if job.format == "ndjson":
         return ndjson(content)
     every = {*_names(_MODEL[kind]), "id", "time", *ITEM_COLUMNS}
@@ -270,7 +287,8 @@ def _rows(path: str, content: io.BufferedReader, kind: Kind, job: Job, limit: in
 
 
 class _Lines:
-    """Of orders that are a row an item: which of them may not be sent, because a line of theirs is, or may be, somewhere else.
+    """Of orders that are a row an item: which of them may not be sent, because a line of theirs is,
+    or may be, somewhere else.
 
     On the local disk, in a nameless file, as far as it doesn't fit into memory.
     """
@@ -283,7 +301,11 @@ class _Lines:
         try:
             self._read(rows)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            if error.sqlite_errorcode & 0xFF not in (
+                sqlite3.SQLITE_FULL,
+                sqlite3.SQLITE_IOERR,
+                sqlite3.SQLITE_CANTOPEN,
+            ):
                 raise
             raise no_room(error) from error
 
@@ -295,26 +317,41 @@ class _Lines:
         last: bytes | None = None
         for row in rows:
             if row.order is None:
-                # Without any id that stands where the order's should, nothing is in the way of its being any order's.
+                # Without any id that stands where the order's should, nothing is in the way
+                # of its being any order's.
                 run("INSERT INTO perhaps VALUES (?, NULL)", (row.line,))
                 for each in row.perhaps:
                     run("INSERT INTO perhaps VALUES (?, ?)", (row.line, each))
             elif row.order != last:
-                upsert = "INSERT INTO orders VALUES (?, ?, NULL) ON CONFLICT (id) DO UPDATE SET other = coalesce(other, excluded.line)"
+                upsert = (
+                    "INSERT INTO orders VALUES (?, ?, NULL) ON CONFLICT (id) DO UPDATE SET other ="
+                    " coalesce(other, excluded.line)"
+                )
                 run(upsert, (row.order, row.line))
             last = row.order
-        lost = "SELECT p.line FROM perhaps p LEFT JOIN orders o USING (id) GROUP BY p.line HAVING count(o.id) = 0 ORDER BY p.line LIMIT 1"
+        lost = (
+            "SELECT p.line FROM perhaps p LEFT JOIN orders o USING (id) GROUP BY p.line HAVING count(o.id) ="
+            " 0 ORDER BY p.line LIMIT 1"
+        )
         self.lost = next((line for (line,) in run(lost)), None)
         run("UPDATE orders SET other = p.line FROM perhaps p WHERE p.id = orders.id AND orders.other IS NULL")
 
     def why_not(self, order: bytes | None, line: int) -> Refused | None:
         """Why an order, met in this line, may not be sent."""
-        first, other = self._db.execute("SELECT line, other FROM orders WHERE id = ?", (order,)).fetchone() or (None, None)
+        first, other = self._db.execute(
+            "SELECT line, other FROM orders WHERE id = ?", (order,)
+        ).fetchone() or (None, None)
         if other is not None:
             elsewhere = other if line == first else first
-            return Refused(errors.FIELD_MALFORMED, f"$.order_id: line {elsewhere} is of this order, too, or may be, and doesn't follow")
+            return Refused(
+                errors.FIELD_MALFORMED,
+                f"$.order_id: line {elsewhere} is of this order, too, or may be, and doesn't follow",
+            )
         if self.lost is not None:
-            return Refused(errors.FIELD_MALFORMED, f"$.order_id: line {self.lost} may be of this order, too: its order can't be told")
+            return Refused(
+                errors.FIELD_MALFORMED,
+                f"$.order_id: line {self.lost} may be of this order, too: its order can't be told",
+            )
         return None
 
 
@@ -350,11 +387,23 @@ def _order(rows: list[Row], lines: _Lines) -> Row:
         return Row(first.line, {}, error)
     values = {name: value for name, value in first.values.items() if name not in ITEM_COLUMNS}
     for row in rows[1:]:
-        differs = next((name for name in row.values if name not in ITEM_COLUMNS and not _same(name, row.values[name], values)), None)
+        differs = next(
+            (
+                name
+                for name in row.values
+                if name not in ITEM_COLUMNS and not _same(name, row.values[name], values)
+            ),
+            None,
+        )
         if differs is not None:
-            error = Refused(errors.FIELD_MALFORMED, f"$.{differs}: in line {row.line} not as in line {first.line}, the order's first")
+            error = Refused(
+                errors.FIELD_MALFORMED,
+                f"$.{differs}: in line {row.line} not as in line {first.line}, the order's first",
+            )
             return Row(first.line, {}, error)
-    values["items"] = [{name: value for name, value in row.values.items() if name in ITEM_COLUMNS} for row in rows]
+    values["items"] = [
+        {name: value for name, value in row.values.items() if name in ITEM_COLUMNS} for row in rows
+    ]
     return Row(first.line, values)
 
 

@@ -1,7 +1,7 @@
 """Parquet as rows: each value judged by itself, and the file read first by a process of its own.
 
-A file of 3 kB may unpack to any size, and one that is broken can end the process that reads it: then it is that one. `python -m
-operations.submit.parquet` is it.
+A file of 3 kB may unpack to any size, and one that is broken can end the process that reads it: then it is
+that one. `python -m operations.submit.parquet` is it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,21 @@ _REFUSED: Final = 3
 
 
 class Parquet:
-    """A file of Parquet: its `columns`, and its rows as often as they are asked for. Blocks; what it reads stays where it is."""
+    """A file of Parquet: its `columns`, and its rows as often as they are asked for.
+    Blocks; what it reads stays where it is.
+    """
 
-    def __init__(self, path: str, content: io.BufferedReader, fields: Collection[str], limit: int | None, *, tried: bool = False) -> None:
-        """Reads the columns of these names once, in another process (unless `tried`). Raises SourceError when they can't be read.
+    def __init__(
+        self,
+        path: str,
+        content: io.BufferedReader,
+        fields: Collection[str],
+        limit: int | None,
+        *,
+        tried: bool = False,
+    ) -> None:
+        """Reads the columns of these names once, in another process (unless `tried`).
+        Raises SourceError when they can't be read.
 
         `limit`: most bytes, unpacked; without it files.MAX_BYTES.
         """
@@ -47,7 +58,9 @@ class Parquet:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ModuleNotFoundError:
-            raise SourceError(f"{path}: Parquet needs pyarrow", "run pip install 'orders-stream[parquet]'") from None
+            raise SourceError(
+                f"{path}: Parquet needs pyarrow", "run pip install 'orders-stream[parquet]'"
+            ) from None
         self._path, self._content, self._pa, self._pq, self._limit = path, content, pa, pq, limit or MAX_BYTES
         if not tried:
             self._try(fields)
@@ -60,7 +73,9 @@ class Parquet:
             raise self._too_much()
 
     def rows(self, allowed: Collection[str], item: Collection[str], flat: bool) -> Iterator[Row]:
-        """Every row with the known columns, `items` with the fields of `item`; what is null is absent. `flat`: a row is an item."""
+        """Every row with the known columns, `items` with the fields of `item`; what is null is absent.
+        `flat`: a row is an item.
+        """
         file = self._guarded(self._opened)
         names = [name for name in self.columns if name in allowed]
         batches = self._guarded(lambda: file.iter_batches(batch_size=_ROWS, columns=names, use_threads=False))
@@ -69,7 +84,11 @@ class Parquet:
             columns = {name: self._values(batch.column(n)) for n, name in enumerate(batch.schema.names)}
             for nth in range(batch.num_rows):
                 number += 1
-                values = {name: _plain(name, column[nth], item) for name, column in columns.items() if column[nth] is not None}
+                values = {
+                    name: _plain(name, column[nth], item)
+                    for name, column in columns.items()
+                    if column[nth] is not None
+                }
                 row = _row(number, values, flat)
                 size += max(_ROW_BYTES, _size(values))
                 if size > self._limit:
@@ -81,7 +100,13 @@ class Parquet:
         return self._pq.ParquetFile(self._content, pre_buffer=False, buffer_size=1 << 20)
 
     def _try(self, fields: Collection[str]) -> None:
-        command = [sys.executable, "-P", "-m", "operations.submit.parquet", json.dumps([self._path, sorted(fields), self._limit, MEMORY])]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "operations.submit.parquet",
+            json.dumps([self._path, sorted(fields), self._limit, MEMORY]),
+        ]
         # Other allocators ask for more than they use.
         environment = {**os.environ, "ARROW_DEFAULTMEMORY_POOL": "system"}
         # The other process moves the place in the file, of which the buffer here knows nothing.
@@ -92,7 +117,9 @@ class Parquet:
         if done.returncode == _REFUSED:
             raise SourceError(*json.loads(done.stdout))
         if done.returncode:
-            raise SourceError(f"{self._path}: cannot be read as Parquet (its reader has died of it); nothing of it was sent")
+            raise SourceError(
+                f"{self._path}: cannot be read as Parquet (its reader has died of it); nothing of it was sent"
+            )
 
     def _values(self, array: Any) -> list[Any]:
         """The values of a column; what Python can't have stays what it is."""
@@ -117,14 +144,21 @@ class Parquet:
         except Exception as error:
             after = f" after row {number:,}" if number else ""
             first = (str(error).splitlines() or [type(error).__name__])[0][:300]
-            raise SourceError(f"{self._path}: cannot be read as Parquet{after} ({first}); nothing of it was sent") from error
+            raise SourceError(
+                f"{self._path}: cannot be read as Parquet{after} ({first}); nothing of it was sent"
+            ) from error
 
     def _too_much(self) -> SourceError:
-        return SourceError(f"{self._path}: more than {self._limit:,} bytes, unpacked; nothing of it was sent", "--max-bytes allows more")
+        return SourceError(
+            f"{self._path}: more than {self._limit:,} bytes, unpacked; nothing of it was sent",
+            "--max-bytes allows more",
+        )
 
 
 def _too_large(path: str) -> SourceError:
-    return SourceError(f"{path}: {_ROWS} rows of it take too much memory; nothing of it was sent", "send it in parts")
+    return SourceError(
+        f"{path}: {_ROWS} rows of it take too much memory; nothing of it was sent", "send it in parts"
+    )
 
 
 def _row(number: int, values: dict[str, Any], flat: bool) -> Row:
@@ -164,11 +198,15 @@ def _one(scalar: Any) -> Any:
 
 
 def _plain(name: str, value: Any, item: Collection[str]) -> Any:
-    """A value of Parquet as the field of this name has it in JSON; a Refused in the place of one that no event can have."""
+    """A value of Parquet as the field of this name has it in JSON; a Refused in the place of
+    one that no event can have.
+    """
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, dict):
-        return {key: _plain(key, each, item) for key, each in value.items() if each is not None and key in item}
+        return {
+            key: _plain(key, each, item) for key, each in value.items() if each is not None and key in item
+        }
     if isinstance(value, list):
         return [_plain(name, each, item) for each in value]
     if isinstance(value, Decimal | float) and name == "quantity" and value % 1 == 0:
@@ -182,12 +220,21 @@ def _plain(name: str, value: Any, item: Collection[str]) -> Any:
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, bytes):
-        return str(UUID(bytes=value)) if len(value) == 16 and name.endswith("_id") else value.decode("utf-8", "surrogateescape")
-    return Refused(errors.FIELD_MALFORMED, f"$.{name}: {'a float' if isinstance(value, float) else 'of a type that no event has'}")
+        return (
+            str(UUID(bytes=value))
+            if len(value) == 16 and name.endswith("_id")
+            else value.decode("utf-8", "surrogateescape")
+        )
+    return Refused(
+        errors.FIELD_MALFORMED,
+        f"$.{name}: {'a float' if isinstance(value, float) else 'of a type that no event has'}",
+    )
 
 
 def main() -> None:
-    """Read the file on stdin to its end, in so much memory as there may be; why that can't be is said on stdout."""
+    """Read the file on stdin to its end, in so much memory as there may be; why that
+    can't be is said on stdout.
+    """
     path, fields, limit, memory = json.loads(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))

@@ -1,7 +1,8 @@
 """Text files as rows: NDJSON, and CSV as people have it.
 
-CSV is read as RFC 4180 has it, so that a quoted cell may hold line breaks, where the whole file can be read so without contradiction.
-Where it can't (a quote that isn't closed, say), every line is a record by itself: an open quote never takes in the lines behind it.
+CSV is read as RFC 4180 has it, so that a quoted cell may hold line breaks, where the whole file can be read
+so without contradiction. Where it can't (a quote that isn't closed, say), every line is a record by itself:
+an open quote never takes in the lines behind it.
 """
 
 from __future__ import annotations
@@ -36,11 +37,15 @@ class Row(NamedTuple):
     order: bytes | None = None
     """Of orders that are a row an item: the order's 16 id bytes. None: that can't be told."""
     perhaps: tuple[bytes, ...] = ()
-    """Then: the ids that stand where its order's should. It belongs to one of these, if one is an order of the file."""
+    """Then: the ids that stand where its order's should.
+    It belongs to one of these, if one is an order of the file.
+    """
 
 
 class _Record(NamedTuple):
-    """A record of CSV. `why` it can't be read; `cells` is empty where not even they can be told apart; `text` as it stands there."""
+    """A record of CSV. `why` it can't be read; `cells` is empty where not even they can be told apart;
+    `text` as it stands there.
+    """
 
     line: int
     cells: list[str]
@@ -102,7 +107,9 @@ def ndjson(content: io.BufferedReader) -> Iterator[Row]:
 
 
 class Csv:
-    """A file of CSV: its `columns`, and its rows as often as they are asked for. Blocks; what it reads stays where it is."""
+    """A file of CSV: its `columns`, and its rows as often as they are asked for.
+    Blocks; what it reads stays where it is.
+    """
 
     def __init__(self, path: str, content: io.BufferedReader) -> None:
         """Read the whole file once. Raises SourceError if it has no header, or one with a name twice."""
@@ -126,10 +133,14 @@ class Csv:
         self.columns = [] if header is None else [name.strip() for name in header.cells]
         repeated = twice(self.columns)
         if repeated is not None:
-            raise SourceError(f"{path}: column {repeated!r} stands twice in its first line, which is the header; nothing of it was sent")
+            raise SourceError(
+                f"{path}: column {repeated!r} stands twice in its first line, which is the header; nothing of"
+                " it was sent"
+            )
 
     def rows(self, allowed: Collection[str], order_id: int | None = None) -> Iterator[Row]:
-        """Every record but the header, with the cells of known columns that aren't empty. A record without any text is none.
+        """Every record but the header, with the cells of known columns that aren't empty.
+        A record without any text is none.
 
         `order_id`: the column that says to which order a row belongs, where a row is an item.
         """
@@ -190,7 +201,11 @@ class Csv:
         why: Refused | None = None
         try:
             if self.torn is not None and held[0].count('"') % 2:
-                more = "" if number == self.torn else f", and quoted line breaks aren't read because of line {self.torn}"
+                more = (
+                    ""
+                    if number == self.torn
+                    else f", and quoted line breaks aren't read because of line {self.torn}"
+                )
                 raise Refused(errors.FIELD_MALFORMED, f"a quote isn't closed in its line{more}")
             cells = next(csv.reader(_joined(held, lines if self.torn is None else iter(())), strict=True))
             if self.columns and len(cells) != len(self.columns) and any(cell.strip() for cell in cells):
@@ -222,12 +237,18 @@ def _joined(held: list[str], lines: Iterator[tuple[int, bytes, bool]]) -> Iterat
 
 
 def _swallows(cells: list[str]) -> bool:
-    """Tell whether a cell with line breaks holds lines of the file, because its quotes don't belong together."""
-    return any(uuid_of(piece) is not None for cell in cells if "\n" in cell for piece in re.split(r"[,\r\n]", cell))
+    """Tell whether a cell with line breaks holds lines of the file, because its
+    quotes don't belong together.
+    """
+    return any(
+        uuid_of(piece) is not None for cell in cells if "\n" in cell for piece in re.split(r"[,\r\n]", cell)
+    )
 
 
 def _lines(content: io.BufferedReader) -> Iterator[tuple[int, bytes, bool]]:
-    """Number and bytes of each line, its end included; of one that is too long to be an event how it begins, and True."""
+    """Number and bytes of each line, its end included; of one that is too long to be an
+    event how it begins, and True.
+    """
     number = 0
     while line := content.readline(EVENT_BYTES + 2):
         number += 1

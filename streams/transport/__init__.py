@@ -1,4 +1,5 @@
-"""Batch transport for Faust: Kafka's records in batches, nothing acknowledged before it is done, nothing lost.
+"""Batch transport for Faust: Kafka's records in batches, nothing acknowledged before
+it is done, nothing lost.
 
 What holds:
 
@@ -15,7 +16,14 @@ from streams.transport.app import BatchApp, TransportStats
 from streams.transport.batch import LaneBatch, OpenLane
 from streams.transport.cluster import prepare_data_folder
 from streams.transport.delivery import Stale
-from streams.transport.errors import FailStop, FolderInUse, LeaseLost, OffsetBeyondEnd, PartitionMismatch, UnknownTopics
+from streams.transport.errors import (
+    FailStop,
+    FolderInUse,
+    LeaseLost,
+    OffsetBeyondEnd,
+    PartitionMismatch,
+    UnknownTopics,
+)
 from streams.transport.records import Moved, OutRecord, Slice
 from streams.transport.table import StateTable
 from streams.transport.worker import run_worker

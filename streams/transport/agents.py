@@ -1,13 +1,14 @@
-"""Faust agents for whole batches: a channel that brings each lane's batch to an actor, and what became of it back to the lane.
+"""Faust agents for whole batches: a channel that brings each lane's batch to an actor, and what
+became of it back to the lane.
 
     lane ── BatchEvent ──► BatchChannel ──► one of the agent's actors:   async for batch in batches: ...
       ▲                                            │
       └── asks for the next batch: it is done ─────┤
           raises, or ends before it asks: failed ──┘
 
-Faust acknowledges an event of an agent whether its body has worked or not, and starts an actor that raised anew with the next event. Here
-a batch is done when the actor asks for the next one, and at no other moment; what the body raises goes to the lane, whose delivery policy
-says whether the same batch comes again.
+Faust acknowledges an event of an agent whether its body has worked or not, and starts an actor that raised
+anew with the next event. Here a batch is done when the actor asks for the next one, and at no other moment;
+what the body raises goes to the lane, whose delivery policy says whether the same batch comes again.
 
 Records of ordinary agents come one by one, with Faust's own semantics: see ordinary.py.
 """
@@ -38,7 +39,9 @@ class BatchEvent(Event):
 
     def __init__(self, app: Any, batch: LaneBatch) -> None:
         tp = TP("", batch.partition)
-        message = Message(*tp, -1, timestamp=0.0, timestamp_type=0, headers=None, key=None, value=None, checksum=None, tp=tp)
+        message = Message(
+            *tp, -1, timestamp=0.0, timestamp_type=0, headers=None, key=None, value=None, checksum=None, tp=tp
+        )
         super().__init__(app, None, cast(Any, batch), None, message)
         self.batch = batch
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -70,7 +73,9 @@ class BatchChannel(Channel[LaneBatch]):
         # Faust's own queue is emptied at each rebalance: lanes have taken back their batches by then.
 
     async def handle(self, batch: LaneBatch) -> None:
-        """Give a batch to the agent and wait until it is done. Raises what the agent's body raises. Cancelled, it ends the body first."""
+        """Give a batch to the agent and wait until it is done. Raises what the agent's body raises.
+        Cancelled, it ends the body first.
+        """
         event = BatchEvent(self.app, batch)
         self._events.put_nowait(event)
         try:
@@ -131,9 +136,11 @@ class BatchStream(faust.Stream[LaneBatch]):
         raise TypeError("a stream of batches has no processors; iterate over it: async for batch in batches")
 
     async def run(self, function: AgentFunction, name: str) -> None:
-        """Call an agent's function with this stream, again and again: what it raises belongs to the batch in its hands. Returns never.
+        """Call an agent's function with this stream, again and again: what it raises belongs to the batch in
+        its hands. Returns never.
 
-        Where it raises without one, the next batch has to bear it: its lane's delivery policy says how long to try.
+        Where it raises without one, the next batch has to bear it: its lane's delivery
+        policy says how long to try.
         """
         while True:
             body = asyncio.ensure_future(_consume(function, self))
@@ -179,7 +186,8 @@ def actor(function: AgentFunction) -> Callable[[Any], Awaitable[None]]:
 class PatientSupervisor(OneForOneSupervisor):
     """Starts an ordinary agent that raised anew, at once, at most 100 times a second.
 
-    Faust's own ends the worker at the 101st time in a second, and takes five seconds to notice an agent that raises while it restarts one.
+    Faust's own ends the worker at the 101st time in a second, and takes five seconds to notice an agent that
+    raises while it restarts one.
     """
 
     def __init__(self, *services: Any, **options: Any) -> None:

@@ -1,4 +1,6 @@
-"""BatchApp: a Faust app whose agents get whole batches, with its own offset tracker. Why: docs/decisions/0002."""
+"""BatchApp: a Faust app whose agents get whole batches, with its own offset tracker.
+Why: docs/decisions/0002.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ REQUEST_TIMEOUT = 40.0
 
 @dataclass(frozen=True, slots=True)
 class TransportStats:
-    """What the transport has done since the worker started, and where it stands. Offsets by (topic, partition)."""
+    """What the transport has done since the worker started, and where it stands.
+    Offsets by (topic, partition).
+    """
 
     batches: int
     records: int
@@ -107,10 +111,12 @@ class BatchApp(faust.App):
         remedies: Mapping[type[BaseException], str] | None = None,
         **options: Any,
     ) -> None:
-        """`writes`: topics that handlers publish to, checked at the start to have as many partitions as the lanes' topics.
-        `compression`: of what lanes write: None, 'gzip', 'lz4'. `metadata_age`: seconds until a change of the topics is noticed.
-        `remedies`: what to do about an error in the words of the program, which are said instead of ours where the worker ends for it.
-        `options`: further settings of faust.App, but for how brokers are reached (wire.clients)."""
+        """`writes`: topics that handlers publish to, checked at the start to have as many partitions as the
+        lanes' topics. `compression`: of what lanes write: None, 'gzip', 'lz4'. `metadata_age`: seconds until
+        a change of the topics is noticed. `remedies`: what to do about an error in the words of the program,
+        which are said instead of ours where the worker ends for it. `options`: further settings of faust.App,
+        but for how brokers are reached (wire.clients).
+        """
         self.settings = settings
         self.remedies = dict(remedies or {})
         self.specs: list[LaneSpec] = []
@@ -155,7 +161,7 @@ class BatchApp(faust.App):
         }
         super().__init__(settings.group, **{**defaults, **options})
 
-    # -- definition --------------------------------------------------------------------------------------------
+    # -- definition ------------------------------------------------------------------------------------------
 
     def batches(
         self,
@@ -167,13 +173,16 @@ class BatchApp(faust.App):
         opened: Opened | None = None,
         committed: Callable[[float], None] | None = None,
     ) -> BatchChannel:
-        """A channel of batches of `topics`, all of one partition number, at most `max_records` together: for one agent. Pure.
+        """A channel of batches of `topics`, all of one partition number, at most `max_records`
+        together: for one agent. Pure.
 
-        With `due` also when states of that table are due: then a batch has a `moment` and no records, once everything that the brokers
-        appended before it has been handled. `clock` is then the topic to which empty records are written to learn the brokers' time.
+        With `due` also when states of that table are due: then a batch has a `moment` and no records, once
+        everything that the brokers appended before it has been handled. `clock` is then the topic to which
+        empty records are written to learn the brokers' time.
 
-        Partition numbers run side by side, each with one batch at a time. `opened` is called when a lane opens and runs beside it.
-        `committed` is told how many seconds each commit of a transaction took. Raises ValueError for topics that have a channel already.
+        Partition numbers run side by side, each with one batch at a time. `opened` is called when a lane
+        opens and runs beside it. `committed` is told how many seconds each commit of a transaction took.
+        Raises ValueError for topics that have a channel already.
         """
         if (due is None) != (clock is None):
             raise ValueError("due and clock go together")
@@ -188,9 +197,11 @@ class BatchApp(faust.App):
         return channel
 
     def agent(self, channel: Any = None, **options: Any) -> Callable[[AgentFunction], Any]:
-        """Decorator: as Faust's for topics. For a channel of batches the agent has as many actors as there are lanes, and a batch is done
-        when its actor asks for the next one; what the agent raises goes to the delivery policy, which brings the same batch again or
-        ends the worker. Raises ValueError for the second agent of such a channel."""
+        """Decorator: as Faust's for topics. For a channel of batches the agent has as many actors as there
+        are lanes, and a batch is done when its actor asks for the next one; what the agent raises goes to the
+        delivery policy, which brings the same batch again or ends the worker. Raises ValueError for the
+        second agent of such a channel.
+        """
         if not isinstance(channel, BatchChannel):
             return cast("Callable[[AgentFunction], Any]", super().agent(channel, **options))
         if self._without_agent.pop(channel, None) is None:
@@ -215,10 +226,12 @@ class BatchApp(faust.App):
         due_of: DueOf | None = None,
         is_state: IsState = lambda key, value: True,
     ) -> StateTable:
-        """A table from bytes (table.KEY_BYTES at most) to bytes, its changelog in the topic '{group}-{name}-changelog'.
+        """A table from bytes (table.KEY_BYTES at most) to bytes, its changelog in the topic
+        '{group}-{name}-changelog'.
 
-        `version_of` reads a state's version: recovery keeps a key's highest. `due_of` reads when a state is due: see lane(). `is_state`
-        tells a state from what somebody else wrote to the changelog: recovery leaves that out.
+        `version_of` reads a state's version: recovery keeps a key's highest. `due_of` reads when a state
+        is due: see lane(). `is_state` tells a state from what somebody else wrote to the changelog:
+        recovery leaves that out.
         """
         table = StateTable(
             self,
@@ -233,11 +246,13 @@ class BatchApp(faust.App):
         self.tables.add(table)
         return table
 
-    # -- state -------------------------------------------------------------------------------------------------
+    # -- state -----------------------------------------------------------------------------------------------
 
     @property
     def copartitioned(self) -> tuple[str, ...]:
-        """Topics that must have the same number of partitions: all that lanes read and write, and the changelogs."""
+        """Topics that must have the same number of partitions: all that lanes read and
+        write, and the changelogs.
+        """
         return (*self.specs_by_topic, *sorted(self.tables.changelog_topics), *self._writes)
 
     @property
@@ -254,10 +269,16 @@ class BatchApp(faust.App):
         """A snapshot for metrics. Never blocks; to be called in the main thread."""
         consumer = cast("Consumer | None", self._consumer)
         lanes = list(consumer.lanes.values()) if consumer is not None else []
-        trackers = {(tp.topic, tp.partition): tracker for tp, (_, tracker) in consumer.trackers.items()} if consumer is not None else {}
+        trackers = (
+            {(tp.topic, tp.partition): tracker for tp, (_, tracker) in consumer.trackers.items()}
+            if consumer is not None
+            else {}
+        )
         return TransportStats(
-            batches=sum(lane.progress.batches for lane in lanes) + (consumer.finished_batches if consumer is not None else 0),
-            records=sum(lane.progress.records for lane in lanes) + (consumer.finished_records if consumer is not None else 0),
+            batches=sum(lane.progress.batches for lane in lanes)
+            + (consumer.finished_batches if consumer is not None else 0),
+            records=sum(lane.progress.records for lane in lanes)
+            + (consumer.finished_records if consumer is not None else 0),
             retries=self.delivery.retries,
             rewinds=consumer.rewinds if consumer is not None else 0,
             cancelled=consumer.cancelled if consumer is not None else 0,
@@ -270,7 +291,7 @@ class BatchApp(faust.App):
             outages=tuple(self.delivery.outages.values()),
         )
 
-    # -- what Faust calls --------------------------------------------------------------------------------------
+    # -- what Faust calls ------------------------------------------------------------------------------------
 
     def _new_transport(self) -> BatchTransport:
         return BatchTransport(self.conf.broker_consumer, self)
@@ -280,12 +301,18 @@ class BatchApp(faust.App):
 
     def new_event_loop(self) -> asyncio.AbstractEventLoop:
         """A loop for the consumer's thread, of the kind that the app itself runs in."""
-        return type(self.loop)() if type(self.loop).__module__.startswith("uvloop") else asyncio.new_event_loop()
+        return (
+            type(self.loop)() if type(self.loop).__module__.startswith("uvloop") else asyncio.new_event_loop()
+        )
 
     def lane_producer(self, lane: str, check: Callable[[], None]) -> LaneProducer:
-        """What the lane of this name writes with. `check` raises Stale or LeaseLost. Connects to nothing yet."""
+        """What the lane of this name writes with. `check` raises Stale or LeaseLost.
+        Connects to nothing yet.
+        """
         producer, settings = cast(FaustProducer, self.producer), self.settings
-        options = producer.lane_options(f"{self.conf.id}-lane-{lane}", settings.producer_linger_ms, self._compression)
+        options = producer.lane_options(
+            f"{self.conf.id}-lane-{lane}", settings.producer_linger_ms, self._compression
+        )
         waiting, report_interval = (
             partial(self.delivery.failed, lane),
             float(self.conf.producer_request_timeout),
@@ -311,7 +338,9 @@ class BatchApp(faust.App):
         return stretches(cast(FaustProducer, self.producer).connection_options(), tp, since, end)
 
     def claim_folder(self) -> None:
-        """Take the data folder for as long as this process lives. Again is harmless. Raises FolderInUse, OSError."""
+        """Take the data folder for as long as this process lives. Again is harmless.
+        Raises FolderInUse, OSError.
+        """
         if self._folder is None:
             try:
                 self._folder = hold_data_folder(self.conf.datadir)
@@ -329,10 +358,14 @@ class BatchApp(faust.App):
         try:
             found = await inspect_cluster(producer.connection_options(), self.copartitioned)
         except (KafkaError, OSError) as exc:
-            raise Unreachable(f"no Kafka broker answers at {','.join(self.settings.brokers)}: {describe(exc)}") from exc
+            raise Unreachable(
+                f"no Kafka broker answers at {','.join(self.settings.brokers)}: {describe(exc)}"
+            ) from exc
         count = check_topics(self.copartitioned, found.partitions)
         if count < self.settings.partitions:
-            raise TooFewPartitions(f"the topics have {count} partitions, the setting is {self.settings.partitions}")
+            raise TooFewPartitions(
+                f"the topics have {count} partitions, the setting is {self.settings.partitions}"
+            )
         await self.check_lanes()
         prepare_data_folder(self.conf.datadir, found.id)
         await super().on_first_start()

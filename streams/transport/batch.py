@@ -36,7 +36,9 @@ class BatchLane(ReadableLane, Protocol):
     def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
         """See LaneBatch.due_states."""
 
-    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved]) -> None:
+    async def write_table(
+        self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved]
+    ) -> None:
         """See LaneBatch.write_table."""
 
 
@@ -55,11 +57,12 @@ class OpenedLane(ReadableLane, Protocol):
 class LaneBatch:
     """Records of several topics of one partition number. Acknowledged, all of it, when the handler returns.
 
-    The handler may be called again with the same batch: after a temporary failure, or by another worker after a crash. Called again it must
-    not repeat a step that has returned: `work` is there to remember that.
+    The handler may be called again with the same batch: after a temporary failure, or by another worker after
+    a crash. Called again it must not repeat a step that has returned: `work` is there to remember that.
 
-    With exactly_once what it writes to Kafka and to tables is kept until it returns, and goes out in one transaction with the offsets; this
-    batch doesn't see its own states. With at_least_once each step is written when it is taken.
+    With exactly_once what it writes to Kafka and to tables is kept until it returns, and goes out in one
+    transaction with the offsets; this batch doesn't see its own states. With at_least_once each step is
+    written when it is taken.
     """
 
     __slots__ = ("_lane", "_whole", "moment", "partition", "rest", "slices", "work")
@@ -67,7 +70,9 @@ class LaneBatch:
     def __init__(self, lane: BatchLane, slices: tuple[Slice, ...], moment: int | None = None) -> None:
         self._lane = lane
         self.moment = moment
-        """No records, but time has passed: everything appended before this, ms by the brokers' clock, has been handled. See due_states."""
+        """No records, but time has passed: everything appended before this, ms by the brokers' clock, has
+        been handled. See due_states.
+        """
         self.partition = lane.partition
         self.slices = self._whole = slices
         self.rest: tuple[Slice, ...] = ()
@@ -79,8 +84,9 @@ class LaneBatch:
         return sum(len(part.records) for part in self.slices)
 
     def shorten(self, count: int) -> None:
-        """End the batch after so many of its records, in the order of `slices`: the rest becomes the lane's next batch. Before anything is
-        written."""
+        """End the batch after so many of its records, in the order of `slices`: the rest becomes the lane's
+        next batch. Before anything is written.
+        """
         self.slices, self.rest = cut(self._whole, count)
 
     def __repr__(self) -> str:
@@ -92,11 +98,11 @@ class LaneBatch:
         self._lane.check()
 
     async def publish(self, records: Mapping[str, Sequence[OutRecord]]) -> None:
-        """Write records to topics, in order within a topic. Returns when all in-sync replicas have all of them (with exactly_once: when
-        they are part of the batch's transaction, at once).
+        """Write records to topics, in order within a topic. Returns when all in-sync replicas have all of
+        them (with exactly_once: when they are part of the batch's transaction, at once).
 
-        Blocks while Kafka is away, up to retry_limit. Raises KafkaError, Stale, LeaseLost or GaveUp; some of the records may then
-        have been written, and a second call writes all of them again.
+        Blocks while Kafka is away, up to retry_limit. Raises KafkaError, Stale, LeaseLost or GaveUp; some of
+        the records may then have been written, and a second call writes all of them again.
         """
         await self._lane.publish(records)
 
@@ -105,17 +111,22 @@ class LaneBatch:
         return self._lane.get_states(table, keys)
 
     def position(self, table: StateTable) -> int:
-        """A position of the table's changelog below which everything comes from batches that are done; with at_least_once also from this
-        one, if its states are written. Reads the local disk. Raises Stale."""
+        """A position of the table's changelog below which everything comes from batches that are done; with
+        at_least_once also from this one, if its states are written. Reads the local disk. Raises Stale.
+        """
         return self._lane.position(table)
 
     def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
-        """At most `limit` states due at `until` (ms) or before, the earliest first. Reads the local disk. Raises Stale."""
+        """At most `limit` states due at `until` (ms) or before, the earliest first.
+        Reads the local disk. Raises Stale.
+        """
         return self._lane.due_states(table, until, limit)
 
-    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved] = ()) -> None:
-        """Write states (None deletes): to the changelog, and when that is delivered to the local store in one step, with what changed of
-        their due times.
+    async def write_table(
+        self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved] = ()
+    ) -> None:
+        """Write states (None deletes): to the changelog, and when that is delivered to the local store in one
+        step, with what changed of their due times.
 
         Blocks and raises like publish.
         """
@@ -130,7 +141,9 @@ class Changes(NamedTuple):
 
 
 class ChangesReader:
-    """An async iterator over Changes. No generator around the one that it reads: closing it closes that one."""
+    """An async iterator over Changes.
+    No generator around the one that it reads: closing it closes that one.
+    """
 
     def __init__(self, stretches: AsyncGenerator[Stretch, None], table: StateTable, where: str) -> None:
         """`where` names the changelog in the log."""
@@ -152,7 +165,9 @@ class ChangesReader:
 
 
 class OpenLane:
-    """What a lane's `opened` gets: reading only. It runs beside the batches and is cancelled when the lane is over."""
+    """What a lane's `opened` gets: reading only.
+    It runs beside the batches and is cancelled when the lane is over.
+    """
 
     __slots__ = ("_ends", "_lane", "_stretches", "generation", "partition")
 
@@ -179,7 +194,9 @@ class OpenLane:
         return self._lane.position(table)
 
     def check(self) -> None:
-        """Whatever lies in the changelog now is the lane's, or was there when it opened. Raises Stale, or LeaseLost if that isn't sure."""
+        """Whatever lies in the changelog now is the lane's, or was there when it opened.
+        Raises Stale, or LeaseLost if that isn't sure.
+        """
         self._lane.check()
 
     def get_states(self, table: StateTable, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -192,7 +209,8 @@ class OpenLane:
         return (await self._ends([tp]))[tp]
 
     def changes(self, table: StateTable, since: int, end: int) -> ChangesReader:
-        """The states that the table's changelog got from the position `since` on and below `end`, some at a time: of a key the highest
-        version among them, as in a recovery. See changelog.stretches."""
+        """The states that the table's changelog got from the position `since` on and below `end`, some at a
+        time: of a key the highest version among them, as in a recovery. See changelog.stretches.
+        """
         tp = TP(table.changelog_topic_name, self.partition)
         return ChangesReader(self._stretches(tp, since, end), table, f"{tp.topic}/{tp.partition}")

@@ -18,13 +18,17 @@ WAIT: Final = 2.0
 """Seconds without anything to read after which it is given up for now."""
 
 
-async def stretches(options: Mapping[str, Any], tp: TP, since: int, end: int) -> AsyncGenerator[Stretch, None]:
+async def stretches(
+    options: Mapping[str, Any], tp: TP, since: int, end: int
+) -> AsyncGenerator[Stretch, None]:
     """Committed records from position `since` (or where the log begins) and below `end`, AT_ONCE at a time.
 
     `options`: keyword arguments of LogReader. Ends early while the brokers are away or a transaction is open.
     Raises KafkaError.
     """
-    async with LogReader(**options, stall_timeout=WAIT, max_poll_records=AT_ONCE, max_partition_fetch_bytes=FETCH_BYTES) as reader:
+    async with LogReader(
+        **options, stall_timeout=WAIT, max_poll_records=AT_ONCE, max_partition_fetch_bytes=FETCH_BYTES
+    ) as reader:
         with suppress(Stalled):
             async with aclosing(reader.read(TopicPartition(*tp), since, end)) as found:
                 async for stretch in found:

@@ -1,11 +1,12 @@
-"""When a lane looks for states that are due: by the brokers' clock, and not before everything up to that time is taken in. Pure.
+"""When a lane looks for states that are due: by the brokers' clock, and not before everything up to
+that time is taken in. Pure.
 
     due known ─► it may be due (own clock, corrected) ─► look: the brokers' time, then each log's end
               ─► lane done up to there ─► fire
 
-The own clock is only a hint when to look, and none at all before it was compared with the brokers' once: the first look is made as soon as
-anything is waited for. What counts is the time that a broker gave to a record written for that purpose: everything that
-was appended before it lies below the ends that are read afterwards.
+The own clock is only a hint when to look, and none at all before it was compared with the brokers' once: the
+first look is made as soon as anything is waited for. What counts is the time that a broker gave to a record
+written for that purpose: everything that was appended before it lies below the ends that are read afterwards.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from typing import Final, NamedTuple
 from faust.types import TP
 
 LOOK_INTERVAL: Final = 1.0
-"""Seconds between two looks at least: what is due comes in bunches, and each look costs a record and a round trip."""
+"""Seconds between two looks at least: what is due comes in bunches, and each look costs
+a record and a round trip.
+"""
 LOOK_AGAIN: Final = 300.0
-"""Seconds from one look to the next at most, while anything is waited for: clocks may be set, the brokers' too, even during a look."""
+"""Seconds from one look to the next at most, while anything is waited for: clocks may be set, the
+brokers' too, even during a look.
+"""
 
 
 class Now(NamedTuple):
-    """The own clocks, ms: the one that tells the time since 1970 and may be set, and the one that only ever goes on (since whenever)."""
+    """The own clocks, ms: the one that tells the time since 1970 and may be set, and the one that only ever
+    goes on (since whenever).
+    """
 
     wall: int
     steady: int
@@ -62,11 +69,15 @@ class Clock:
             self.moment, self._ends = moment, ends
 
     def ripe(self, done: Callable[[TP], int]) -> bool:
-        """Whether everything that was appended up to `moment` is taken in: then what is due at `moment` may fire. `done`: log -> offset."""
+        """Whether everything that was appended up to `moment` is taken in: then what is due at `moment` may
+        fire. `done`: log -> offset.
+        """
         return bool(self.moment) and all(done(tp) >= end for tp, end in self._ends.items())
 
     def see(self, due: int, *, fired: bool) -> None:
-        """`due` is the earliest due time now. `fired`: a batch of what was due has been, perhaps not all of it."""
+        """`due` is the earliest due time now.
+        `fired`: a batch of what was due has been, perhaps not all of it.
+        """
         self.due = due
         if fired and not 0 < due <= self.moment:
             self.moment = 0

@@ -38,12 +38,18 @@ async def inspect_cluster(options: Mapping[str, Any], topics: Iterable[str]) -> 
         described = await admin.describe_topics(list(topics))
     finally:
         await admin.close()
-    partitions = {topic["topic"]: len(topic["partitions"]) for topic in described if topic["error_code"] == 0 and topic["partitions"]}
+    partitions = {
+        topic["topic"]: len(topic["partitions"])
+        for topic in described
+        if topic["error_code"] == 0 and topic["partitions"]
+    }
     return ClusterInfo(cluster["cluster_id"], partitions)
 
 
 def check_topics(needed: Iterable[str], partitions: Mapping[str, int]) -> int:
-    """The number of partitions that all `needed` topics have. Pure. Raises UnknownTopics or PartitionMismatch."""
+    """The number of partitions that all `needed` topics have. Pure.
+    Raises UnknownTopics or PartitionMismatch.
+    """
     needed = list(needed)
     missing = sorted(topic for topic in needed if topic not in partitions)
     if missing:
@@ -62,12 +68,15 @@ def mismatch(counts: Mapping[str, int]) -> str:
 
 
 def hold_data_folder(path: Path) -> IO[str]:
-    """Take the folder for this process, until the file returned is closed or the process ends, however it ends.
+    """Take the folder for this process, until the file returned is closed or the
+    process ends, however it ends.
 
-    Two workers on one folder would take each other's files for their own. Raises FolderInUse if another process has it, OSError.
+    Two workers on one folder would take each other's files for their own.
+    Raises FolderInUse if another process has it, OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Beside the folder, which may be deleted. The file stays: to remove it would let two processes lock two files of one name.
+    # Beside the folder, which may be deleted.
+    # The file stays: to remove it would let two processes lock two files of one name.
     file = path.with_name(f"{path.name}.lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,7 +84,9 @@ def hold_data_folder(path: Path) -> IO[str]:
         file.seek(0)
         owner = file.read().strip()
         file.close()
-        raise FolderInUse(f"{path} is in use by another worker{f' (process {owner})' if owner else ''}") from None
+        raise FolderInUse(
+            f"{path} is in use by another worker{f' (process {owner})' if owner else ''}"
+        ) from None
     file.truncate(0)
     file.write(f"{os.getpid()}\n")
     file.flush()
@@ -93,7 +104,8 @@ def prepare_data_folder(path: Path, cluster_id: str) -> None:
         if owner == cluster_id:
             return
         log.warning(
-            "local state in %s belongs to the Kafka cluster %s, not to %s: deleted, it is rebuilt from the changelog",
+            "local state in %s belongs to the Kafka cluster %s, not to %s: deleted, it is rebuilt from the"
+            " changelog",
             path,
             owner,
             cluster_id,

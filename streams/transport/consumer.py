@@ -1,4 +1,6 @@
-"""The consumer: brings lists from the reader to the trackers, opens and closes lanes, commits what is finished."""
+"""The consumer: brings lists from the reader to the trackers, opens and closes lanes,
+commits what is finished.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from mode import Service
 from streams.transport.cluster import mismatch
 from streams.transport.consumer_app import ConsumerApp
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
-from streams.transport.errors import FailStop, GroupRefused, GroupShut, OffsetBeyondEnd, PartitionMismatch, Stalled
+from streams.transport.errors import (
+    FailStop,
+    GroupRefused,
+    GroupShut,
+    OffsetBeyondEnd,
+    PartitionMismatch,
+    Stalled,
+)
 from streams.transport.lane import Claim, Lane, LaneContext, LaneState
 from streams.transport.offset_tracker import Offer, OffsetTracker
 from streams.transport.ordinary import OrdinaryTopics
@@ -32,10 +41,11 @@ WATCH_INTERVAL = 1.0
 
 
 class Consumer(driver.Consumer):
-    """Faust's consumer with our way for the records. Lives in the main thread; see ConsumerThread for the other half.
+    """Faust's consumer with our way for the records.
+    Lives in the main thread; see ConsumerThread for the other half.
 
-    An epoch is the time between an assignment and the next revocation. All lanes of an epoch have the same claim (assignment and
-    generation).
+    An epoch is the time between an assignment and the next revocation.
+    All lanes of an epoch have the same claim (assignment and generation).
     """
 
     _thread: ConsumerThread
@@ -65,12 +75,14 @@ class Consumer(driver.Consumer):
         return cast(ConsumerApp, self.app)
 
     def _new_consumer_thread(self) -> ConsumerThread:
-        return ConsumerThread(self, loop=self.loop, thread_loop=self._app.new_event_loop(), beacon=self.beacon)
+        return ConsumerThread(
+            self, loop=self.loop, thread_loop=self._app.new_event_loop(), beacon=self.beacon
+        )
 
     def verify_event_path(self, now: float, tp: TP) -> None:
         """Faust's livelock detector reads counters of streams; there are none. `_watch` does its work."""
 
-    # -- delivery ----------------------------------------------------------------------------------------------
+    # -- delivery --------------------------------------------------------------------------------------------
 
     def note_rewind(self, tp: TP, position: int, expected: int) -> None:
         """A list was lost between reader and tracker, and is read again."""
@@ -78,7 +90,11 @@ class Consumer(driver.Consumer):
         log.warning("read again: %s/%d stands at %d, expected %d", tp.topic, tp.partition, position, expected)
 
     def _wanted(self) -> dict[TP, int]:
-        wanted = {TP(tracker.topic, tracker.partition): tracker.next for lane in self.lanes.values() for tracker in lane.wanted()}
+        wanted = {
+            TP(tracker.topic, tracker.partition): tracker.next
+            for lane in self.lanes.values()
+            for tracker in lane.wanted()
+        }
         wanted.update(self._cursors)
         return wanted
 
@@ -93,7 +109,10 @@ class Consumer(driver.Consumer):
         self._fetch_more()
 
     async def _drain_messages(self, fetcher: Any) -> None:
-        deliveries = [asyncio.ensure_future(self._drain_lanes(fetcher)), asyncio.ensure_future(self._ordinary.deliver(fetcher))]
+        deliveries = [
+            asyncio.ensure_future(self._drain_lanes(fetcher)),
+            asyncio.ensure_future(self._ordinary.deliver(fetcher)),
+        ]
         try:
             await asyncio.gather(*deliveries)
         except (ConsumerStoppedError, asyncio.CancelledError):
@@ -143,7 +162,10 @@ class Consumer(driver.Consumer):
             raise OffsetBeyondEnd(beyond_end(name, tracker.done, bounds.high))
         if bounds.low > tracker.next:
             log.error(
-                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.", name, tracker.next, bounds.low
+                "records of %s are lost: expected offset %d, the log now begins at %d. Going on there.",
+                name,
+                tracker.next,
+                bounds.low,
             )
             tracker.skip(bounds.low)
 
@@ -162,7 +184,9 @@ class Consumer(driver.Consumer):
             await asyncio.sleep(0)
 
     async def seek_wait(self, partitions: Mapping[TP, int]) -> None:
-        """Called by recovery: read changelogs from where their stores are. What was on its way from before is dropped."""
+        """Called by recovery: read changelogs from where their stores are.
+        What was on its way from before is dropped.
+        """
         for tp in partitions:
             self._cursors.pop(TP(*tp), None)
         epoch = self._epoch
@@ -172,13 +196,14 @@ class Consumer(driver.Consumer):
             self._cursors.update(starts)
             self._fetch_more()
 
-    # -- lanes -------------------------------------------------------------------------------------------------
+    # -- lanes -----------------------------------------------------------------------------------------------
 
     async def prepare_lanes(self) -> None:
-        """Called before tables are recovered, once their partitions are known: make the lanes and start their producers.
+        """Called before tables are recovered, once their partitions are known: make the lanes
+        and start their producers.
 
-        With transactions this shuts out whoever had the lanes before; only then are changelog and committed offsets as they will stay.
-        Blocks until the brokers have done so. Raises FailStop, GaveUp.
+        With transactions this shuts out whoever had the lanes before; only then are changelog and committed
+        offsets as they will stay. Blocks until the brokers have done so. Raises FailStop, GaveUp.
         """
         thread, app = self._thread, self._app
         claimed = thread.claimed()
@@ -207,11 +232,15 @@ class Consumer(driver.Consumer):
         await asyncio.gather(*(lane.prepare() for lane in self._opening.values()))
 
     async def perform_seek(self) -> None:
-        """Called by Faust when the tables are recovered: open the trackers. From here on records are delivered."""
+        """Called by Faust when the tables are recovered: open the trackers.
+        From here on records are delivered.
+        """
         await self._open_lanes()
         assignment = self._thread.assignment_now()
         if self._assigned and assignment is not None and assignment.active and not self.app.should_stop:
-            self._ordinary.begin([TP(*tp) for tp in assignment.tps if self._app.is_ordinary(tp.topic)], assignment)
+            self._ordinary.begin(
+                [TP(*tp) for tp in assignment.tps if self._app.is_ordinary(tp.topic)], assignment
+            )
 
     async def _open_lanes(self) -> None:
         epoch, thread = self._epoch, self._thread
@@ -253,12 +282,16 @@ class Consumer(driver.Consumer):
             "lanes %s open, generation %d, at offsets %s",
             ", ".join(lane.name for lane in opening.values()),
             next(iter(opening.values())).claim.generation,
-            ", ".join(f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset),
+            ", ".join(
+                f"{tp.topic}/{tp.partition}: {start.offset}" for tp, start in starts.items() if start.offset
+            ),
         )
 
     async def _ends(self, tps: Sequence[TP]) -> dict[TP, int]:
         """Where logs end now. Raises KafkaError."""
-        return {tp: bounds.high for tp, bounds in (await self._thread.in_thread(self._thread.bounds(tps))).items()}
+        return {
+            tp: bounds.high for tp, bounds in (await self._thread.in_thread(self._thread.bounds(tps))).items()
+        }
 
     def _lane_ended(self, lane: Lane, task: asyncio.Task[None]) -> None:
         if task.cancelled():
@@ -267,8 +300,14 @@ class Consumer(driver.Consumer):
         elif (exc := task.exception()) is not None:
             self._crash(exc)
         elif lane.producer.fenced and lane.state is not LaneState.CLOSED:
-            log.warning("lane %s: another worker has taken it over, or its transaction took too long; asking the group", lane.name)
-            self._app.add_future(self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation)))
+            log.warning(
+                "lane %s: another worker has taken it over, or its transaction took too long; asking the"
+                " group",
+                lane.name,
+            )
+            self._app.add_future(
+                self._thread.in_thread(self._thread.rejoin(lane.claim.assignment, lane.claim.generation))
+            )
 
     def _beside_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (exc := task.exception()) is not None:
@@ -314,7 +353,11 @@ class Consumer(driver.Consumer):
         await asyncio.gather(*(lane.end() for lane in lanes))
         if unfinished:
             _, deaf = await asyncio.wait(unfinished, timeout=CANCEL_TIMEOUT)
-            log.error("%d lanes did not finish in time and were cancelled (%d of them don't react)", len(unfinished), len(deaf))
+            log.error(
+                "%d lanes did not finish in time and were cancelled (%d of them don't react)",
+                len(unfinished),
+                len(deaf),
+            )
         self.finished_batches += sum(lane.progress.batches for lane in lanes)
         self.finished_records += sum(lane.progress.records for lane in lanes)
         self.lanes.clear()
@@ -333,10 +376,12 @@ class Consumer(driver.Consumer):
         self._cursors.clear()
         await super().on_partitions_assigned(assigned, generation_id)
 
-    # -- commits -----------------------------------------------------------------------------------------------
+    # -- commits ---------------------------------------------------------------------------------------------
 
     async def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
-        """What the group has committed, once no transaction may still change it; None where nothing. Blocks. Raises KafkaError."""
+        """What the group has committed, once no transaction may still change it; None where nothing.
+        Blocks. Raises KafkaError.
+        """
         return await self._thread.in_thread(self._thread.committed(tps))
 
     async def wait_empty(self) -> None:
@@ -349,10 +394,14 @@ class Consumer(driver.Consumer):
         return (bool(self._ordinary) and await super().force_commit()) or committed
 
     async def _commit_offsets(self, offsets: Mapping[TP, int], start_new_transaction: bool = True) -> bool:
-        """Called by Faust: commit what ordinary agents have acknowledged. Where Faust ends the worker, this tries again the next time."""
+        """Called by Faust: commit what ordinary agents have acknowledged.
+        Where Faust ends the worker, this tries again the next time.
+        """
         await self.app.producer.flush()
         claimed = self._thread.claimed()
-        committed = claimed is not None and await self._thread.in_thread(self._thread.commit_finished(*claimed, offsets))
+        committed = claimed is not None and await self._thread.in_thread(
+            self._thread.commit_finished(*claimed, offsets)
+        )
         for tp, offset in offsets.items():
             if committed:
                 self._committed_offset[tp] = offset
@@ -363,18 +412,24 @@ class Consumer(driver.Consumer):
     async def _commit_lanes(self) -> bool:
         """Commit `done` of every tracker that has moved, and nothing else."""
         async with self._committing:
-            moved = {tp: tracker for tp, (lane, tracker) in self.trackers.items() if tracker.uncommitted and not lane.commits}
+            moved = {
+                tp: tracker
+                for tp, (lane, tracker) in self.trackers.items()
+                if tracker.uncommitted and not lane.commits
+            }
             if not moved:
                 return False
             claim = self.trackers[next(iter(moved))][0].claim
             offsets = {tp: tracker.done for tp, tracker in moved.items()}
-            committed = await self._thread.in_thread(self._thread.commit_finished(claim.assignment, claim.generation, offsets))
+            committed = await self._thread.in_thread(
+                self._thread.commit_finished(claim.assignment, claim.generation, offsets)
+            )
             if committed:
                 for tp, tracker in moved.items():
                     tracker.committed = offsets[tp]
             return committed
 
-    # -- fail-stop ---------------------------------------------------------------------------------------------
+    # -- fail-stop -------------------------------------------------------------------------------------------
 
     def _check_partitions(self) -> None:
         counts = self._thread.partition_counts(self._app.copartitioned)
@@ -401,7 +456,9 @@ class Consumer(driver.Consumer):
         if isinstance(refusal, InconsistentGroupProtocolError):
             raise GroupShut(f"group {self._app.settings.group} keeps workers out") from refusal
         if refusal is not None:
-            raise GroupRefused(f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}") from refusal
+            raise GroupRefused(
+                f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}"
+            ) from refusal
 
     def _check_progress(self, now: float) -> None:
         limit = self._app.settings.stall_timeout
@@ -412,11 +469,20 @@ class Consumer(driver.Consumer):
             busy = lane.moved_at
             fenced = now - lane.state_since if lane.state is LaneState.FENCED else 0.0
             if fenced > limit:
-                raise Stalled(f"lane {lane.name} was taken over {fenced:.0f} s ago, but the group has not said who has it")
+                raise Stalled(
+                    f"lane {lane.name} was taken over {fenced:.0f} s ago, but the group has not said who"
+                    " has it"
+                )
             if busy is not None and now - busy > limit and lane.name not in self._app.delivery.outages:
-                raise Stalled(f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)")
+                raise Stalled(
+                    f"lane {lane.name}: one batch has taken {now - busy:.0f} s (the limit is {limit:.0f} s)"
+                )
         assignment = self._thread.assignment_now()
-        served = bool(self.lanes) or assignment is None or not any(tp.topic in self._app.specs_by_topic for tp in assignment.tps)
+        served = (
+            bool(self.lanes)
+            or assignment is None
+            or not any(tp.topic in self._app.specs_by_topic for tp in assignment.tps)
+        )
         if served:
             self._unserved_since = None
             return

@@ -1,7 +1,8 @@
 """The part of the consumer that lives in its own thread and event loop: reads, seeks, commits, heartbeats.
 
-aiokafka's consumer is not safe to read from another thread in two steps. So everything that must belong together
-(a list of records, the assignment it was fetched for, the positions before and after it) is taken here in one step.
+aiokafka's consumer is not safe to read from another thread in two steps. So everything that must
+belong together (a list of records, the assignment it was fetched for, the positions before and after
+it) is taken here in one step.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FETCH_WAIT_MS = 100
-"""How long the broker holds an empty fetch. A seek, or a partition that is wanted again, waits for the fetch under way.
-Faust's 1,500 ms are not a setting."""
+"""How long the broker holds an empty fetch. A seek, or a partition that is wanted again, waits for the fetch
+under way. Faust's 1,500 ms are not a setting.
+"""
 STOP_TIMEOUT = 10.0
 LOOK_INTERVAL = 0.5
 """Seconds after which a waiting fetch looks for lost lists again."""
@@ -73,7 +75,8 @@ def resolve_start(name: str, committed: int | None, bounds: Bounds) -> Start:
         raise OffsetBeyondEnd(beyond_end(name, committed, bounds.high))
     if committed < bounds.low:
         log.error(
-            "records of %s are lost: the group had finished up to offset %d, the log now begins at %d. Going on there.",
+            "records of %s are lost: the group had finished up to offset %d, the log now begins at %d. Going"
+            " on there.",
             name,
             committed,
             bounds.low,
@@ -84,11 +87,16 @@ def resolve_start(name: str, committed: int | None, bounds: Bounds) -> Start:
 
 def beyond_end(name: str, offset: int, end: int) -> str:
     """The message for a person."""
-    return f"{name}: the group has finished up to offset {offset}, but the log ends at {end}: the topic was created anew or truncated"
+    return (
+        f"{name}: the group has finished up to offset {offset}, but the log ends at {end}: the topic was"
+        " created anew or truncated"
+    )
 
 
 class ConsumerThread(driver.AIOKafkaConsumerThread):
-    """See the module. Methods marked 'main' are called from the main thread; the coroutines run in this one."""
+    """See the module. Methods marked 'main' are called from the main thread; the
+    coroutines run in this one.
+    """
 
     lease: Lease
 
@@ -104,16 +112,18 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         self._watch_heartbeats(consumer._coordinator)
 
     def _create_worker_consumer(self, transport: Any) -> Any:
-        # An aborted record was never written: not by an upstream service, and not by a worker that wrote in transactions.
+        # An aborted record was never written: not by an upstream service, and not by a worker
+        # that wrote in transactions.
         consumer = super()._create_worker_consumer(transport)
         consumer._isolation_level = "read_committed"
         return consumer
 
     def _watch_heartbeats(self, coordinator: Any) -> None:
-        """Renew the lease with the time at which an accepted request was sent (not answered: the answer may be old).
+        """Renew the lease with the time at which an accepted request was sent (not
+        answered: the answer may be old).
 
-        A heartbeat that isn't answered for a whole session ends all connections: their other ends may be gone without a word, and a
-        request's own timeout is that of the longest rebalance.
+        A heartbeat that isn't answered for a whole session ends all connections: their other ends may be gone
+        without a word, and a request's own timeout is that of the longest rebalance.
         """
         send = coordinator._send_req
         session = self.app.conf.broker_session_timeout
@@ -129,21 +139,23 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                     connection.close(reason=CloseReason.CONNECTION_TIMEOUT)
                 coordinator.coordinator_dead()
                 raise RequestTimedOutError from None
-            if (beat or type(request).__name__.startswith("SyncGroupRequest")) and response.error_code in ACCEPTED:
+            if (
+                beat or type(request).__name__.startswith("SyncGroupRequest")
+            ) and response.error_code in ACCEPTED:
                 self.lease.renew(sent)
             return response
 
         coordinator._send_req = watched
 
     async def on_thread_stop(self) -> None:
-        # With a broker down aiokafka's Fetcher.close() lets a CancelledError out. It would end this thread before it
-        # has said so, and whoever stops the worker would wait for ever.
+        # With a broker down aiokafka's Fetcher.close() lets a CancelledError out.
+        # It would end this thread before it has said so, and whoever stops the worker would wait for ever.
         try:
             await asyncio.wait_for(super().on_thread_stop(), STOP_TIMEOUT)
         except (asyncio.CancelledError, Exception) as exc:
             log.warning("the consumer did not stop in order (the process is ending anyway): %r", exc)
 
-    # -- main --------------------------------------------------------------------------------------------------
+    # -- main ------------------------------------------------------------------------------------------------
 
     def leased(self) -> bool:
         """Main: True while writing is allowed."""
@@ -172,7 +184,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         )
 
     def refusal(self) -> BaseException | None:
-        """Main: why the group's coordinator doesn't let this consumer in, or None. aiokafka rests until somebody asks for it by reading."""
+        """Main: why the group's coordinator doesn't let this consumer in, or None.
+        aiokafka rests until somebody asks for it by reading.
+        """
         coordinator = self._consumer._coordinator if self._consumer is not None else None
         refusal: BaseException | None = getattr(coordinator, "_pending_exception", None)
         return refusal
@@ -186,7 +200,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return {topic: count for topic, count in counts.items() if count}
 
     async def in_thread(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Main: run `coroutine` in this thread and wait. Raises ConsumerStoppedError if the thread has ended."""
+        """Main: run `coroutine` in this thread and wait.
+        Raises ConsumerStoppedError if the thread has ended.
+        """
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self.thread_loop)
         except RuntimeError:
@@ -199,14 +215,15 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         if not self.thread_loop.is_closed():
             self.thread_loop.call_soon_threadsafe(self._kicked.set)
 
-    # -- in this thread ----------------------------------------------------------------------------------------
+    # -- in this thread --------------------------------------------------------------------------------------
 
-    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True) -> list[Fetched]:
+    async def fetch(
+        self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True
+    ) -> list[Fetched]:
         """What has arrived for `wanted` (partition -> next expected offset), at most `limit` records a list.
 
-        Blocks up to `timeout` seconds while nothing has arrived, or until kick() if it is `kickable`, as one fetch at a time may be.
-        Raises ConsumerStoppedError, and KafkaError if the
-        broker refuses a partition.
+        Blocks up to `timeout` seconds while nothing has arrived, or until kick() if it is `kickable`, as one
+        fetch at a time may be. Raises ConsumerStoppedError, and KafkaError if the broker refuses a partition.
         """
         consumer = self._ensure_consumer()
         fetcher = consumer._fetcher
@@ -223,7 +240,11 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 arrival = fetcher._create_fetch_waiter()
                 kicked = asyncio.ensure_future(self._kicked.wait() if kickable else asyncio.sleep(left))
                 try:
-                    await asyncio.wait({arrival, kicked}, timeout=min(left, LOOK_INTERVAL), return_when=asyncio.FIRST_COMPLETED)
+                    await asyncio.wait(
+                        {arrival, kicked},
+                        timeout=min(left, LOOK_INTERVAL),
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
                     if arrival.done() and not arrival.cancelled():
                         arrival.result()  # the coordinator reports a refused group here
                 finally:
@@ -294,24 +315,33 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return {TP(*tp): Bounds(low[tp], high[tp]) for tp in partitions}
 
     async def _high_watermarks(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """Where the logs end. Asked as it is, the fetcher would tell where the oldest open transaction begins."""
+        """Where the logs end.
+        Asked as it is, the fetcher would tell where the oldest open transaction begins.
+        """
         fetcher = copy.copy(self._ensure_consumer()._fetcher)
         fetcher._isolation_level = READ_UNCOMMITTED
-        ends: dict[TopicPartition, int] = await fetcher.end_offsets(list(partitions), int(self.app.conf.broker_request_timeout * 1000))
+        ends: dict[TopicPartition, int] = await fetcher.end_offsets(
+            list(partitions), int(self.app.conf.broker_request_timeout * 1000)
+        )
         return ends
 
     async def _highwaters(self, partitions: list[TP]) -> Mapping[TP, int]:
-        # Recovery reads up to the log's end: behind an open transaction lie records that count, once it has ended.
+        # Recovery reads up to the log's end: behind an open transaction lie records that
+        # count, once it has ended.
         ends = await self._high_watermarks(TopicPartition(*tp) for tp in partitions)
         return {TP(*tp): end for tp, end in ends.items()}
 
     async def start_positions(
-        self, tps: Sequence[TP], assignment: Any, resolve: Callable[[str, int | None, Bounds], Start] = resolve_start
+        self,
+        tps: Sequence[TP],
+        assignment: Any,
+        resolve: Callable[[str, int | None, Bounds], Start] = resolve_start,
     ) -> tuple[int, dict[TP, Start]] | None:
-        """Resolve where to begin and seek there, every partition explicitly: aiokafka's seek_to_committed leaves out
-        partitions without a committed offset, and those committed at 0.
+        """Resolve where to begin and seek there, every partition explicitly: aiokafka's seek_to_committed
+        leaves out partitions without a committed offset, and those committed at 0.
 
-        Returns the generation and the starts, or None if the assignment has gone meanwhile. Raises OffsetBeyondEnd, KafkaError.
+        Returns the generation and the starts, or None if the assignment has gone meanwhile.
+        Raises OffsetBeyondEnd, KafkaError.
         """
         consumer = self._ensure_consumer()
         coordinator = consumer._coordinator
@@ -330,7 +360,9 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         return await stable_offsets(self._ensure_consumer()._coordinator, tps)
 
     async def commit_finished(self, assignment: Any, generation: int, offsets: Mapping[TP, int]) -> bool:
-        """Commit exactly `offsets`. False if it did not work (they are committed another time) or may not be done."""
+        """Commit exactly `offsets`.
+        False if it did not work (they are committed another time) or may not be done.
+        """
         coordinator = self._ensure_consumer()._coordinator
         await coordinator.ensure_coordinator_known()
         async with coordinator._commit_lock:
@@ -338,7 +370,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                 return False
             try:
                 await coordinator._do_commit_offsets(
-                    assignment, {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()}
+                    assignment,
+                    {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()},
                 )
             except KafkaError as exc:
                 log.warning("offsets not committed, to be tried again: %r", exc)

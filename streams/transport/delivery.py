@@ -2,8 +2,9 @@
 
 Whatever a lane's handler raises is judged here and nowhere else:
 
-- temporary (Kafka, Postgres, the network): the same batch is tried again, in place, until it works. The lane takes
-  nothing else meanwhile, and that is the backpressure. Past `retry_limit` the worker ends, unacknowledged.
+- temporary (Kafka, Postgres, the network): the same batch is tried again, in place, until it
+  works. The lane takes nothing else meanwhile, and that is the backpressure. Past `retry_limit`
+  the worker ends, unacknowledged.
 - stale: the batch belongs to an assignment that is gone. Its new owner reads it again; here it is dropped.
 - everything else is a bug. It leaves this module as it came, and the worker ends, unacknowledged.
 
@@ -35,7 +36,9 @@ LOG_LONGEST = 60.0
 
 
 class Stale(Exception):
-    """The batch belongs to an assignment that is gone: it can never be acknowledged, and nothing may be written for it."""
+    """The batch belongs to an assignment that is gone: it can never be acknowledged, and
+    nothing may be written for it.
+    """
 
 
 class GaveUp(OrdersError):
@@ -72,15 +75,24 @@ POSTGRES_TEMPORARY: tuple[type[BaseException], ...] = (
     asyncpg.PostgresConnectionError,  # class 08
     asyncpg.TransactionRollbackError,  # class 40: serialization failure, deadlock
     asyncpg.InsufficientResourcesError,  # class 53: too many connections, disk full, out of memory
-    asyncpg.OperatorInterventionError,  # class 57: shutdown, crash of a neighbour, starting up, query canceled
+    # Class 57: shutdown, crash of a neighbour, starting up, query canceled.
+    asyncpg.OperatorInterventionError,
     asyncpg.LockNotAvailableError,
-    asyncpg.ForeignKeyViolationError,  # of an enforced reference to another service's table (orders db references): its row is on its way
+    # Of an enforced reference to another service's table (orders db references): its row is on its way.
+    asyncpg.ForeignKeyViolationError,
     asyncpg.ReadOnlySQLTransactionError,  # a failover is under way: this was the primary
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
 
-POSTGRES_CLOSED = ("connection is closed", "connection was closed", "connection has been released", "pool is clos")
-"""asyncpg reports a connection that went away between two statements as InterfaceError, like a wrong argument."""
+POSTGRES_CLOSED = (
+    "connection is closed",
+    "connection was closed",
+    "connection has been released",
+    "pool is clos",
+)
+"""asyncpg reports a connection that went away between two statements as
+InterfaceError, like a wrong argument.
+"""
 
 
 def judge(exc: BaseException) -> Verdict:
@@ -101,7 +113,9 @@ def judge(exc: BaseException) -> Verdict:
 
 @dataclass(slots=True)
 class Outage:
-    """One lane that cannot go on, from its first failure until it works again. Times are monotonic seconds."""
+    """One lane that cannot go on, from its first failure until it works again.
+    Times are monotonic seconds.
+    """
 
     lane: str
     since: float
@@ -142,7 +156,9 @@ class Delivery:
         """Attempts that failed, since the worker started."""
 
     def failed(self, lane: str, why: str) -> float:
-        """Note that `lane` cannot go on now. Returns the seconds to wait; raises GaveUp past `retry_limit`."""
+        """Note that `lane` cannot go on now.
+        Returns the seconds to wait; raises GaveUp past `retry_limit`.
+        """
         now = self._clock()
         outage = self.outages.get(lane)
         if outage is None:
@@ -151,16 +167,25 @@ class Delivery:
         lasted = now - outage.since
         if outage.fail(why, now):
             since = time.strftime("%H:%M:%S", time.localtime(time.time() - lasted))
-            log.warning("lane %s waits since %s (%.1f s, attempt %d): %s", lane, since, lasted, outage.failures, why)
+            log.warning(
+                "lane %s waits since %s (%.1f s, attempt %d): %s", lane, since, lasted, outage.failures, why
+            )
         if lasted > self._limit:
-            raise GaveUp(f"lane {lane} failed for {lasted:.0f} s (the limit is {self._limit:g} s), at last: {why}")
+            raise GaveUp(
+                f"lane {lane} failed for {lasted:.0f} s (the limit is {self._limit:g} s), at last: {why}"
+            )
         return outage.pause(self._first, self._longest)
 
     def recovered(self, lane: str) -> None:
         """Note that `lane` goes on."""
         outage = self.outages.pop(lane, None)
         if outage is not None:
-            log.info("lane %s goes on after %.1f s and %d failed attempts", lane, self._clock() - outage.since, outage.failures)
+            log.info(
+                "lane %s goes on after %.1f s and %d failed attempts",
+                lane,
+                self._clock() - outage.since,
+                outage.failures,
+            )
 
     def forget(self, lane: str) -> None:
         """The lane is closed."""
@@ -169,7 +194,8 @@ class Delivery:
     async def run(self, lane: str, attempt: Callable[[], Awaitable[None]], closing: asyncio.Event) -> Outcome:
         """Call `attempt` until it returns, or the lane is closing, or the batch is stale.
 
-        Blocks for as long as the outage lasts. Raises GaveUp past the limit, and whatever else is not temporary.
+        Blocks for as long as the outage lasts.
+        Raises GaveUp past the limit, and whatever else is not temporary.
         """
         while True:
             try:

@@ -43,7 +43,9 @@ class LaneClosed(KafkaError):  # type: ignore[misc]
 
 
 class Fenced(Stale):
-    """The broker refused a transaction because a newer producer has its lane. Only the group can tell who has it."""
+    """The broker refused a transaction because a newer producer has its lane.
+    Only the group can tell who has it.
+    """
 
 
 class ImpossibleTransition(Exception):
@@ -51,8 +53,9 @@ class ImpossibleTransition(Exception):
 
 
 def is_fencing(exc: BaseException) -> bool:
-    """Whether the broker says, perhaps underneath, that a newer producer has the same transactional id, or that it ended a transaction
-    that took too long: it doesn't tell which. Pure."""
+    """Whether the broker says, perhaps underneath, that a newer producer has the same transactional id, or
+    that it ended a transaction that took too long: it doesn't tell which. Pure.
+    """
     seen: BaseException | None = exc
     while seen is not None:
         if isinstance(seen, (ProducerFenced, InvalidProducerEpoch)):
@@ -107,7 +110,10 @@ class UnknownTopics(FailStop):
 class OffsetBeyondEnd(FailStop, ValueError):
     """The group has committed an offset that the log doesn't have."""
 
-    remedy = "set the group's offsets to what should be read (kafka-consumer-groups --reset-offsets) and start the worker again"
+    remedy = (
+        "set the group's offsets to what should be read (kafka-consumer-groups --reset-offsets) and start the"
+        " worker again"
+    )
 
 
 class TransactionsRefused(FailStop):
@@ -117,7 +123,9 @@ class TransactionsRefused(FailStop):
 class GroupRefused(FailStop):
     """The group's coordinator doesn't let this worker in, and never will."""
 
-    remedy = "see that the group is of these workers only and that they may use it, and start the worker again"
+    remedy = (
+        "see that the group is of these workers only and that they may use it, and start the worker again"
+    )
 
 
 class GroupShut(GroupRefused):
@@ -133,7 +141,9 @@ class RecoveryStalled(FailStop):
 
 
 class StateCorrupt(FailStop):
-    """A partition's local files could not be read, and were deleted: the next start rebuilds them from the changelog."""
+    """A partition's local files could not be read, and were deleted: the next start
+    rebuilds them from the changelog.
+    """
 
     remedy = "start the worker again: the state is rebuilt from the changelog"
 

@@ -99,7 +99,13 @@ class Claim:
 
     __slots__ = ("_current", "_leased", "assignment", "generation")
 
-    def __init__(self, assignment: object, generation: int, current: Callable[[object, int], bool], leased: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        assignment: object,
+        generation: int,
+        current: Callable[[object, int], bool],
+        leased: Callable[[], bool],
+    ) -> None:
         self.assignment = assignment
         self.generation = generation
         self._current = current
@@ -148,7 +154,9 @@ class LaneProgress:
 
 
 class _Attempt:
-    """What a lane does with what it has taken: the handler, once it works, then the acknowledgement. Called until both have returned."""
+    """What a lane does with what it has taken: the handler, once it works, then the acknowledgement.
+    Called until both have returned.
+    """
 
     def __init__(self, lane: Lane, taken: Sequence[Taken], moment: int | None) -> None:
         self.batch = LaneBatch(lane, tuple(item.part for item in taken if item.part.records), moment)
@@ -179,7 +187,9 @@ class _Attempt:
             self._handled = True
         started = time.perf_counter()
         offsets = {_tp(item.tracker): item.part.to for item in self.finished}
-        await lane.producer.acknowledge(offsets, {_tp(tracker): tracker.committed for tracker in lane.trackers})
+        await lane.producer.acknowledge(
+            offsets, {_tp(tracker): tracker.committed for tracker in lane.trackers}
+        )
         if lane.commits and lane.spec.committed is not None:
             lane.spec.committed(time.perf_counter() - started)
 
@@ -339,7 +349,9 @@ class Lane:
         self._check_claim()
         return table.store.due(self.partition, until, limit)
 
-    async def write_table(self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved]) -> None:
+    async def write_table(
+        self, table: StateTable, puts: Mapping[bytes, bytes | None], moved: Sequence[Moved]
+    ) -> None:
         """See LaneBatch.write_table."""
         if not puts and not moved:
             return
@@ -352,7 +364,7 @@ class Lane:
         if not self._owned():
             raise Stale(f"lane {self.name} belongs to another assignment now")
 
-    # -- the loop ----------------------------------------------------------------------------------------------
+    # -- the loop --------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
         try:
@@ -413,7 +425,9 @@ class Lane:
         return True
 
     def _ended(self, outcome: Outcome, what: object) -> bool:
-        """Whether the lane ends with this. Raises RuntimeError if nobody else can have its partition: it would stand still for ever."""
+        """Whether the lane ends with this.
+        Raises RuntimeError if nobody else can have its partition: it would stand still for ever.
+        """
         if outcome is Outcome.STALE and not self.producer.fenced and self._owned():
             raise RuntimeError(f"{what!r} was called stale, but its assignment is the current one")
         return outcome is not Outcome.DONE
@@ -431,14 +445,16 @@ class Lane:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._wake.wait(), self._clock.pause(_now()))
 
-    # -- time --------------------------------------------------------------------------------------------------
+    # -- time ------------------------------------------------------------------------------------------------
 
     def _see_due(self, *, fired: bool = False) -> None:
         if self.spec.due is not None:
             self._clock.see(self.spec.due.store.first_due(self.partition), fired=fired)
 
     async def _look(self) -> None:
-        """Learn the brokers' time, and then where the logs end: everything appended before that time lies below."""
+        """Learn the brokers' time, and then where the logs end: everything appended
+        before that time lies below.
+        """
         assert self.spec.clock is not None
         moment = await self.producer.tell_time(self.spec.clock, self.partition)
         ends = await self._context.ends([TP(tracker.topic, tracker.partition) for tracker in self.trackers])

@@ -1,7 +1,8 @@
 """The lease: proof that the group still counts this worker in.
 
-A paused worker (SIGSTOP, a suspended machine, a long stall) doesn't notice that its partitions were given away. It
-may write only while the last heartbeat that the coordinator accepted was *sent* less than TERM of a session ago.
+A paused worker (SIGSTOP, a suspended machine, a long stall) doesn't notice that its partitions were
+given away. It may write only while the last heartbeat that the coordinator accepted was *sent* less
+than TERM of a session ago.
 """
 
 from __future__ import annotations

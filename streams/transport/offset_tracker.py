@@ -6,8 +6,9 @@ One tracker keeps one topic's partition during one assignment:
                    |       the next offset that may be delivered
                    end of the last batch whose handler has returned; nothing else is ever committed
 
-Positions come from the reader (where it stood before and after a list), never from the offsets of the records: a gap
-inside a list is real (compaction, transaction markers), a gap between lists means that a list was lost.
+Positions come from the reader (where it stood before and after a list), never from the offsets of
+the records: a gap inside a list is real (compaction, transaction markers), a gap between lists
+means that a list was lost.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Offer(enum.Enum):
     """A tracker's answer to a list."""
 
     TAKEN = "taken"
-    OVERLAP = "overlap"  # taken as far as it was new, if at all: the reader stood behind the tracker, which it should not
+    # Taken as far as it was new, if at all: the reader stood behind the tracker, which it should not.
+    OVERLAP = "overlap"
     GAP = "gap"  # refused: records between the tracker and the list are missing, read again from `next`
 
 
@@ -75,8 +77,8 @@ class OffsetTracker:
         return Offer.OVERLAP if overlap else Offer.TAKEN
 
     def take(self, limit: int, most_bytes: int = sys.maxsize) -> Chunk | None:
-        """The oldest pending records, at most `limit` and about `most_bytes`, and the position after them. None if there is nothing to
-        finish.
+        """The oldest pending records, at most `limit` and about `most_bytes`, and the position after them.
+        None if there is nothing to finish.
 
         With records, or with a position only (a stretch of the log that holds none).
         """
@@ -93,7 +95,9 @@ class OffsetTracker:
                 if fits:  # their sizes aren't worth being added up
                     count, part_size = len(some), chunk.size * len(some) // len(chunk.records)
                 else:
-                    count, part_size = _fitting(some, most_bytes - size, at_least=0 if taken else min(1, len(some)))
+                    count, part_size = _fitting(
+                        some, most_bytes - size, at_least=0 if taken else min(1, len(some))
+                    )
             if count < len(chunk.records):
                 if count:
                     self.pending[0] = Chunk(chunk.records[count:], chunk.to, chunk.size - part_size)
@@ -149,9 +153,11 @@ def _fitting(records: Sequence[Record], room: int, at_least: int) -> tuple[int, 
 
 
 def shares(counts: Sequence[int], limit: int, first: int = 0) -> list[int]:
-    """Divide `limit` records fairly: nobody gets more than it has, what one leaves is divided among the others.
+    """Divide `limit` records fairly: nobody gets more than it has, what one leaves is
+    divided among the others.
 
-    `first` is who is served first when there is less than one record for each. Returns a list as long as `counts`.
+    `first` is who is served first when there is less than one record for each.
+    Returns a list as long as `counts`.
     """
     given = [0] * len(counts)
     order = [(first + i) % len(counts) for i in range(len(counts))] if counts else []

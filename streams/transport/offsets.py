@@ -1,7 +1,8 @@
 """What a group has committed, once every transaction that may still change it has ended.
 
-A worker that died while it committed leaves offsets that are neither committed nor dropped yet. aiokafka's own request (OffsetFetch up
-to version 3) gets the older ones then; version 7 (Kafka 2.5) can ask to be told so.
+A worker that died while it committed leaves offsets that are neither committed nor dropped yet.
+aiokafka's own request (OffsetFetch up to version 3) gets the older ones then; version 7 (Kafka
+2.5) can ask to be told so.
 """
 
 from __future__ import annotations
@@ -12,9 +13,23 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError, NotCoordinatorForGroupError, for_code
+from aiokafka.errors import (
+    GroupCoordinatorNotAvailableError,
+    KafkaError,
+    NotCoordinatorForGroupError,
+    for_code,
+)
 from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
+from aiokafka.protocol.types import (
+    Boolean,
+    CompactArray,
+    CompactString,
+    Int16,
+    Int32,
+    Int64,
+    Schema,
+    TaggedFields,
+)
 from faust.types import TP
 
 log = logging.getLogger(__name__)
@@ -84,9 +99,11 @@ class _Request(Request[_RequestStruct]):  # type: ignore[misc]
 
 
 async def stable_offsets(coordinator: Any, tps: Sequence[TP]) -> dict[TP, int | None]:
-    """The committed offset of each of `tps`, None where there is none. `coordinator`: of an aiokafka consumer, in whose loop this runs.
+    """The committed offset of each of `tps`, None where there is none.
+    `coordinator`: of an aiokafka consumer, in whose loop this runs.
 
-    Blocks while transactions that commit such offsets are open, and while no broker answers: bound it. Raises KafkaError.
+    Blocks while transactions that commit such offsets are open, and while no broker answers:
+    bound it. Raises KafkaError.
     """
     by_topic: defaultdict[str, list[int]] = defaultdict(list)
     for tp in tps:

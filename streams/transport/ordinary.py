@@ -1,7 +1,9 @@
-"""Records of topics that no lane reads, for ordinary Faust agents: one by one, through Faust's conductor, with Faust's own semantics.
+"""Records of topics that no lane reads, for ordinary Faust agents: one by one, through Faust's conductor,
+with Faust's own semantics.
 
-Faust acknowledges a record once its agent has gone on, also if it raised; what is acknowledged is committed from time to time. A worker
-that dies handles some records again. Nothing here waits for lanes, and lanes don't wait for anything here.
+Faust acknowledges a record once its agent has gone on, also if it raised; what is acknowledged is committed
+from time to time. A worker that dies handles some records again. Nothing here waits for lanes, and lanes
+don't wait for anything here.
 """
 
 from __future__ import annotations
@@ -27,20 +29,31 @@ RETRY_PAUSE = 1.0
 
 
 def resolve_start(name: str, committed: int | None, bounds: Bounds) -> Start:
-    """Where to begin reading: at the committed offset, or at the log's start where the log doesn't hold it. Pure."""
+    """Where to begin reading: at the committed offset, or at the log's start where the
+    log doesn't hold it. Pure.
+    """
     if committed is None:
         return Start(bounds.low, None)
     if bounds.low <= committed <= bounds.high:
         return Start(committed, committed)
-    log.error("%s: the group had finished up to offset %d, the log has %d to %d. Reading from its start.", name, committed, *bounds)
+    log.error(
+        "%s: the group had finished up to offset %d, the log has %d to %d. Reading from its start.",
+        name,
+        committed,
+        *bounds,
+    )
     return Start(bounds.low, committed)
 
 
 class OrdinaryTopics:
     """The assigned partitions that no lane reads. Belongs to a Consumer and lives in the main thread."""
 
-    def __init__(self, consumer: driver.Consumer, thread: ConsumerThread, note_rewind: Callable[[TP, int, int], None]) -> None:
-        """`note_rewind` is told of a list that was lost: where the reader stands, and the offset that was expected."""
+    def __init__(
+        self, consumer: driver.Consumer, thread: ConsumerThread, note_rewind: Callable[[TP, int, int], None]
+    ) -> None:
+        """`note_rewind` is told of a list that was lost: where the reader stands, and the
+        offset that was expected.
+        """
         self._consumer = consumer
         self._thread = thread
         self._note_rewind = note_rewind
@@ -55,7 +68,9 @@ class OrdinaryTopics:
         return len(self._next)
 
     def begin(self, tps: list[TP], assignment: Any) -> None:
-        """Deliver `tps` from now on, as long as the assignment lasts, from what the group has committed on. Never blocks."""
+        """Deliver `tps` from now on, as long as the assignment lasts, from what the group has
+        committed on. Never blocks.
+        """
         self._opening = [tp for tp in tps if tp not in self._next]
         self._assignment = assignment
         if self._opening:
@@ -77,7 +92,10 @@ class OrdinaryTopics:
             self._next[tp] = start.offset
             # Faust keeps its books from here on; None is its word for the offset 0.
             consumer._read_offset[tp] = consumer._committed_offset[tp] = start.offset or None
-        log.info("ordinary agents read %s", ", ".join(f"{tp.topic}/{tp.partition} from {offset}" for tp, offset in self._next.items()))
+        log.info(
+            "ordinary agents read %s",
+            ", ".join(f"{tp.topic}/{tp.partition} from {offset}" for tp, offset in self._next.items()),
+        )
 
     def _wanted(self) -> dict[TP, int]:
         consumer = self._consumer
@@ -98,7 +116,11 @@ class OrdinaryTopics:
                 if self._opening:
                     await self._open()
                 wanted = self._wanted()
-                lists = await thread.in_thread(thread.fetch(wanted, FETCH_TIMEOUT, FETCH_RECORDS, kickable=False)) if wanted else []
+                lists = (
+                    await thread.in_thread(thread.fetch(wanted, FETCH_TIMEOUT, FETCH_RECORDS, kickable=False))
+                    if wanted
+                    else []
+                )
             except KafkaError as exc:
                 log.warning("records for ordinary agents can't be fetched, trying again: %r", exc)
                 await asyncio.sleep(RETRY_PAUSE)

@@ -3,11 +3,12 @@
 Why one per lane:
 
 - A lane that closes closes its producer, and whatever was still queued in it is never sent.
-- A failed batch leaves a hole in the producer's sequence numbers, and the broker refuses everything after it. Then the
-  lane, and no other, goes on with a new producer.
+- A failed batch leaves a hole in the producer's sequence numbers, and the broker refuses everything after it.
+  Then the lane, and no other, goes on with a new producer.
 - aiokafka sends one request at a time to a broker; lanes don't wait for each other.
 
-While the broker is away aiokafka keeps a batch and sends it again under the same sequence number: nothing is doubled.
+While the broker is away aiokafka keeps a batch and sends it again under the same sequence
+number: nothing is doubled.
 """
 
 from __future__ import annotations
@@ -39,13 +40,17 @@ log = logging.getLogger(__name__)
 BATCH_BYTES = 1 << 20
 """A record batch ends before it is larger than this; a single larger record makes a batch of its own."""
 WINDOW_BYTES = 16 << 20
-"""Of values that are sent at once, about, whatever there is to send; what is made when it is sent is made then."""
+"""Of values that are sent at once, about, whatever there is to send; what is made
+when it is sent is made then.
+"""
 REQUEST_BYTES = 16 << 20
 """Largest request that aiokafka lets through; the broker's message.max.bytes decides."""
 GATE_INTERVAL = 0.05
 """Seconds between two looks at a lost lease, while a request is held back."""
 WATCH_INTERVAL = 0.25
-"""Seconds between two looks at the lease while a request is under way: a fraction of what a session has left when the lease ends."""
+"""Seconds between two looks at the lease while a request is under way: a fraction of what a session has
+left when the lease ends.
+"""
 START_TIMEOUT = 10.0
 """Seconds until a start counts as failed. aiokafka itself asks for a producer id for ever, silently."""
 CLOSE_TIMEOUT = 2.0
@@ -55,13 +60,17 @@ NOTHING = OutRecord(None, b"", [])
 
 
 class Delivered(NamedTuple):
-    """One record batch that all in-sync replicas have. `last` is the last record's offset; None: the broker no longer knew."""
+    """One record batch that all in-sync replicas have.
+    `last` is the last record's offset; None: the broker no longer knew.
+    """
 
     topic: str
     partition: int
     last: int | None
     time: int = -1
-    """When the broker took it, ms since 1970, by its own clock; -1 where the topic keeps its writers' times."""
+    """When the broker took it, ms since 1970, by its own clock; -1 where the topic
+    keeps its writers' times.
+    """
 
 
 class _Sending(NamedTuple):
@@ -74,7 +83,9 @@ class _Sending(NamedTuple):
 class Batch(Protocol):
     """Records of one partition that are written together (aiokafka's BatchBuilder)."""
 
-    def append(self, *, timestamp: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> object | None:
+    def append(
+        self, *, timestamp: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> object | None:
         """Add a record. None: the batch is full and stays as it is."""
 
     def record_count(self) -> int:
@@ -82,8 +93,9 @@ class Batch(Protocol):
 
 
 class Connection(Protocol):
-    """An idempotent producer: the one way in which LaneProducer reaches Kafka. A batch that fails leaves a hole in the sequence numbers
-    of its partition, so after any failure the connection is abandoned."""
+    """An idempotent producer: the one way in which LaneProducer reaches Kafka. A batch that fails leaves a
+    hole in the sequence numbers of its partition, so after any failure the connection is abandoned.
+    """
 
     async def start(self) -> None:
         """Get a producer id. Blocks until there is one. Raises KafkaError."""
@@ -92,20 +104,28 @@ class Connection(Protocol):
         """An empty batch."""
 
     async def send_batch(self, batch: Batch, topic: str, *, partition: int) -> asyncio.Future[Any]:
-        """Queue `batch`. The future's result has the `offset` of its first record, -1 if the broker doesn't know it any more."""
+        """Queue `batch`. The future's result has the `offset` of its first record, -1 if the broker
+        doesn't know it any more.
+        """
 
     def take_back(self) -> None:
-        """What is under way and not answered must not be written any more. It is kept, with its sequence number, and sent again."""
+        """What is under way and not answered must not be written any more.
+        It is kept, with its sequence number, and sent again.
+        """
 
     async def abandon(self) -> None:
-        """Close without sending what is queued: that fails with ProducerClosed. Blocks for seconds at most."""
+        """Close without sending what is queued: that fails with ProducerClosed.
+        Blocks for seconds at most.
+        """
 
 
 class Gate(Protocol):
     """Awaited right before each produce request goes out. Raises what forbids it."""
 
     async def __call__(self, ready: Callable[[], Awaitable[object]] | None = None) -> None:
-        """`ready` connects to the broker: before the last check, so that nothing between it and the socket takes its time."""
+        """`ready` connects to the broker: before the last check, so that nothing between it and
+        the socket takes its time.
+        """
 
 
 _Queue = tuple[str, int, list[Batch]]
@@ -121,7 +141,9 @@ class LaneProducer:
     """
 
     commits: ClassVar[bool] = False
-    """Whether `acknowledge` commits the batch's offsets. False: the consumer commits what is finished, now and then."""
+    """Whether `acknowledge` commits the batch's offsets.
+    False: the consumer commits what is finished, now and then.
+    """
 
     def __init__(
         self,
@@ -131,8 +153,10 @@ class LaneProducer:
         report_interval: float,
         connect: Connect | None = None,
     ) -> None:
-        """`options`: keyword arguments of wire.clients.producer. `check` raises Stale or LeaseLost. `waiting` is told every
-        `report_interval` seconds that deliveries are outstanding, and may raise to give up. `connect`: AiokafkaConnection."""
+        """`options`: keyword arguments of wire.clients.producer. `check` raises Stale or LeaseLost. `waiting`
+        is told every `report_interval` seconds that deliveries are outstanding, and may raise to give up.
+        `connect`: AiokafkaConnection.
+        """
         self._options = options
         self._check = check
         self._waiting = waiting
@@ -155,7 +179,11 @@ class LaneProducer:
         await self.send(records, partition)
 
     async def write_states(
-        self, table: StateTable, puts: Mapping[bytes, bytes | None], partition: int, moved: Sequence[Moved] = ()
+        self,
+        table: StateTable,
+        puts: Mapping[bytes, bytes | None],
+        partition: int,
+        moved: Sequence[Moved] = (),
     ) -> None:
         """See LaneBatch.write_table."""
         delivered = await self.send({table.changelog_topic_name: changes(puts)}, partition)
@@ -163,17 +191,18 @@ class LaneProducer:
         table.store.write(partition, puts, last_offset(delivered), moved)
 
     async def acknowledge(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> None:
-        """The handler has returned. `offsets`: what the group shall have committed; `before`: what it has committed until now, of all the
-        lane's partitions. Nothing to do: everything is written.
+        """The handler has returned. `offsets`: what the group shall have committed; `before`: what it has
+        committed until now, of all the lane's partitions. Nothing to do: everything is written.
 
         Blocks and raises like publish; after a temporary error to be called again, without the handler.
         """
 
     async def send(self, records: Mapping[str, Sequence[OutRecord]], partition: int) -> list[Delivered]:
-        """Write `records` (topic -> records; to `partition` where a record names no other) and wait for every delivery.
+        """Write `records` (topic -> records; to `partition` where a record names no other)
+        and wait for every delivery.
 
-        Blocks while Kafka is away. Raises KafkaError, Stale, LeaseLost, and what `waiting` raises. After an error the
-        records may have been written or not.
+        Blocks while Kafka is away. Raises KafkaError, Stale, LeaseLost, and what `waiting` raises.
+        After an error the records may have been written or not.
         """
         self._check()
         producer = await self._ready()
@@ -185,7 +214,9 @@ class LaneProducer:
             self._check()
             raise
 
-    async def _deliver(self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int) -> list[Delivered]:
+    async def _deliver(
+        self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int
+    ) -> list[Delivered]:
         delivered: list[Delivered] = []
         for queues in self._windows(producer, records, partition):
             self._check()
@@ -201,7 +232,8 @@ class LaneProducer:
                 for topic, number, batches in queues:
                     if turn < len(batches):
                         batch = batches[turn]
-                        # Returns when the batch is queued; waits only behind an earlier one of the same partition.
+                        # Returns when the batch is queued; waits only behind an earlier one of
+                        # the same partition.
                         future = await producer.send_batch(batch, topic, partition=number)
                         future.add_done_callback(retrieve)
                         sending.append(_Sending(topic, number, batch.record_count(), future))
@@ -218,7 +250,8 @@ class LaneProducer:
         return [_delivered(item) for item in sending]
 
     async def tell_time(self, topic: str, partition: int) -> int:
-        """The broker's time, ms since 1970: what it gives to an empty record of `topic`. Blocks and raises like send.
+        """The broker's time, ms since 1970: what it gives to an empty record of `topic`.
+        Blocks and raises like send.
 
         Raises WritersTimes when the topic keeps its writers' times instead.
         """
@@ -226,7 +259,9 @@ class LaneProducer:
         return time_of(delivered)
 
     async def close(self) -> None:
-        """Send nothing more. What is still queued fails with ProducerClosed. Blocks for a few seconds at most."""
+        """Send nothing more. What is still queued fails with ProducerClosed.
+        Blocks for a few seconds at most.
+        """
         self._closed = True
         if self._producer is not None:
             await self._discard(self._producer)
@@ -248,7 +283,9 @@ class LaneProducer:
             return self._producer
 
     async def _gate(self, ready: Callable[[], Awaitable[object]] | None = None) -> None:
-        """The last check before the socket. A request waits here for the lease, keeping its sequence number."""
+        """The last check before the socket.
+        A request waits here for the lease, keeping its sequence number.
+        """
         while True:
             if ready is not None:
                 await ready()
@@ -260,7 +297,9 @@ class LaneProducer:
             except LeaseLost:
                 await asyncio.sleep(GATE_INTERVAL)
 
-    def _windows(self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int) -> Iterable[list[_Queue]]:
+    def _windows(
+        self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int
+    ) -> Iterable[list[_Queue]]:
         """The batches of all topics, so many of them at a time as hold `window_bytes`."""
         now = int(time.time() * 1000)
         queues: list[_Queue] = []
@@ -274,7 +313,10 @@ class LaneProducer:
                 if batches is None:
                     batches = by_partition[number] = []
                     queues.append((topic, number, batches))
-                if not batches or batches[-1].append(timestamp=now, key=key, value=value, headers=headers) is None:
+                if (
+                    not batches
+                    or batches[-1].append(timestamp=now, key=key, value=value, headers=headers) is None
+                ):
                     batches.append(producer.create_batch())
                     # The first record of a batch is never refused, however large.
                     batches[-1].append(timestamp=now, key=key, value=value, headers=headers)
@@ -365,7 +407,8 @@ def changes(puts: Mapping[bytes, bytes | None]) -> list[OutRecord]:
 
 
 def last_offset(delivered: Sequence[Delivered]) -> int | None:
-    """The last offset of batches that one partition has got; None if the broker no longer knew one of them. Pure.
+    """The last offset of batches that one partition has got; None if the broker no
+    longer knew one of them. Pure.
 
     Without it the next recovery reads these records again; that is all.
     """
@@ -374,7 +417,9 @@ def last_offset(delivered: Sequence[Delivered]) -> int | None:
 
 
 def time_of(delivered: Delivered) -> int:
-    """When the broker took a record, ms. Raises KafkaError if it no longer knows, WritersTimes if its topic keeps its writers' times."""
+    """When the broker took a record, ms.
+    Raises KafkaError if it no longer knows, WritersTimes if its topic keeps its writers' times.
+    """
     if delivered.last is None:
         raise KafkaError("the broker has the record, but no longer knows when it took it")
     if delivered.time < 0:
@@ -385,8 +430,8 @@ def time_of(delivered: Delivered) -> int:
 def _reset_when_closed(client: Any) -> None:
     """Let connections end with an RST, so that the kernel forgets what it has not delivered.
 
-    Otherwise it goes on delivering for minutes after a close, and a request that the network held back would be written when a session
-    has long ended.
+    Otherwise it goes on delivering for minutes after a close, and a request that the network held back would
+    be written when a session has long ended.
     """
     for connection in client._conns.values():
         if connection.connected():
@@ -409,7 +454,9 @@ def _delivered(item: _Sending) -> Delivered:
 
 
 class FaustProducer(driver.Producer):
-    """Faust's own producer, for what ordinary agents send. No lane writes with it: it reports a lost record as a log line."""
+    """Faust's own producer, for what ordinary agents send.
+    No lane writes with it: it reports a lost record as a log line.
+    """
 
     def _settings_auth(self) -> Mapping[str, Any]:
         return clients.connection(self._settings)

@@ -1,6 +1,7 @@
 """Recovery of the tables from their changelogs: Faust's sequence of steps, our way for the records.
 
-Faust puts each changelog record through a queue as an event of its own. Here a list goes into the store in one step.
+Faust puts each changelog record through a queue as an event of its own.
+Here a list goes into the store in one step.
 """
 
 from __future__ import annotations
@@ -43,9 +44,17 @@ class ListRecovery(Recovery):
             self.signal_recovery_end.set()
 
     def standstill(self) -> str:
-        """Where recovery stands, for a person. Not moving, it most likely waits for the end of a transaction."""
-        places = ", ".join(f"{tp.topic}/{tp.partition} at {stats.offset + 1}" for tp, stats in sorted(self.active_stats().items()))
-        return f"recovery reads {places}; a transaction that nobody ends would hold it up there (docs/delivery.md, hanging transactions)"
+        """Where recovery stands, for a person.
+        Not moving, it most likely waits for the end of a transaction.
+        """
+        places = ", ".join(
+            f"{tp.topic}/{tp.partition} at {stats.offset + 1}"
+            for tp, stats in sorted(self.active_stats().items())
+        )
+        return (
+            f"recovery reads {places}; a transaction that nobody ends would hold it up there"
+            " (docs/delivery.md, hanging transactions)"
+        )
 
     def position(self, tp: TP) -> int:
         """The changelog offset to go on from."""

@@ -1,4 +1,5 @@
-"""The state table: Faust's place for it (changelog topic, partition files, rebalancing), with our own reads and writes.
+"""The state table: Faust's place for it (changelog topic, partition files, rebalancing), with
+our own reads and writes.
 
 Keys and values are raw bytes. The changelog is the truth; the local RocksDB is a copy that can be deleted.
 """
@@ -32,9 +33,13 @@ IsState = Callable[[bytes, bytes], bool]
 
 DUE: Final = b"due:"
 _DUE_KEY: Final = len(DUE) + 8
-"""An entry of the index of due times: prefix, time in 8 bytes (the highest first, so that they sort), key. Its value is empty."""
+"""An entry of the index of due times: prefix, time in 8 bytes (the highest first, so that they
+sort), key. Its value is empty.
+"""
 KEY_BYTES: Final = 16
-"""A state's key has so many bytes at most, and may be any: whoever names an order chooses it. The store's own keys are longer."""
+"""A state's key has so many bytes at most, and may be any: whoever names an order chooses it.
+The store's own keys are longer.
+"""
 OFFSET: Final = b"offset of the changelog"
 """Where a store says how far it goes."""
 _FORMER_OFFSET: Final = rocksdb.Store.offset_key
@@ -50,21 +55,26 @@ BLOOM_BITS = 10
 OPEN_FILES = 512
 LOG_BYTES = 1 << 20
 CORRUPT = ("Corruption", "No such file or directory")
-"""How RocksDB says that files are broken, or missing. (rocksdict raises Exception for everything.) A lock held by another process, or a
-full disk, is something else."""
+"""How RocksDB says that files are broken, or missing. (rocksdict raises Exception for everything.)
+A lock held by another process, or a full disk, is something else.
+"""
 
 
 class Newest(NamedTuple):
-    """What a stretch of the changelog leaves: `kept`, and the keys that were `deleted` somewhere in it, whatever came after."""
+    """What a stretch of the changelog leaves: `kept`, and the keys that were `deleted` somewhere
+    in it, whatever came after.
+    """
 
     kept: dict[bytes, bytes | None]
     deleted: set[bytes]
 
 
 def newest(records: Sequence[Record], version_of: VersionOf) -> Newest:
-    """The highest version of each key, the later one of equals; a deletion counts as later than all before it. Pure.
+    """The highest version of each key, the later one of equals; a deletion counts as later
+    than all before it. Pure.
 
-    Not simply the last: a worker that had lost its partition may have written an older state after its successor's.
+    Not simply the last: a worker that had lost its partition may have written an older
+    state after its successor's.
     """
     kept: dict[bytes, bytes | None] = {}
     deleted: set[bytes] = set()
@@ -81,19 +91,33 @@ def newest(records: Sequence[Record], version_of: VersionOf) -> Newest:
 
 
 def of_states(records: Sequence[Record], is_state: IsState, where: str) -> list[Record]:
-    """Those that are states or deletions of states. What else somebody wrote to a changelog is told, and left out: `where` names it."""
+    """Those that are states or deletions of states.
+    What else somebody wrote to a changelog is told, and left out: `where` names it.
+    """
     kept: list[Record] = []
     for record in records:
         key, value = record.key, record.value
-        if key is not None and len(key) <= KEY_BYTES and (value is None or is_state(key, value)) and unreadable(record) is None:
+        if (
+            key is not None
+            and len(key) <= KEY_BYTES
+            and (value is None or is_state(key, value))
+            and unreadable(record) is None
+        ):
             kept.append(record)
         else:
-            log.error("%s: the record at offset %d is no state: left out (key %s)", where, record.offset, (key or b"").hex() or "none")
+            log.error(
+                "%s: the record at offset %d is no state: left out (key %s)",
+                where,
+                record.offset,
+                (key or b"").hex() or "none",
+            )
     return kept
 
 
 def store_options(cache: rocksdict.Cache) -> rocksdict.Options:
-    """RocksDB's options for a store of states. It is made where it is missing. Stores may share a cache of blocks."""
+    """RocksDB's options for a store of states. It is made where it is missing.
+    Stores may share a cache of blocks.
+    """
     blocks = rocksdict.BlockBasedOptions()
     blocks.set_block_cache(cache)
     blocks.set_bloom_filter(BLOOM_BITS, False)
@@ -121,7 +145,13 @@ class StateStore(rocksdb.Store):
     offset_key = OFFSET
 
     def __init__(
-        self, *args: Any, version_of: VersionOf, due_of: DueOf | None, is_state: IsState, cache: rocksdict.Cache, **kwargs: Any
+        self,
+        *args: Any,
+        version_of: VersionOf,
+        due_of: DueOf | None,
+        is_state: IsState,
+        cache: rocksdict.Cache,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._version_of = version_of
@@ -144,8 +174,9 @@ class StateStore(rocksdb.Store):
         return 0 if entry is None else _due_time(entry)
 
     def due(self, partition: int, until: int, limit: int) -> list[DueState]:
-        """At most `limit` entries that are due at `until` (ms) or before, the earliest first; fewer where their states are more than
-        DUE_BYTES."""
+        """At most `limit` entries that are due at `until` (ms) or before, the earliest first; fewer where
+        their states are more than DUE_BYTES.
+        """
         entries: list[bytes] = []
         with self._sound(partition):
             for entry in self._index(partition):
@@ -156,7 +187,9 @@ class StateStore(rocksdb.Store):
         size = 0
         for start in range(0, len(entries), _DUE_AT_ONCE):
             some = entries[start : start + _DUE_AT_ONCE]
-            for entry, state in zip(some, self.states(partition, [entry[_DUE_KEY:] for entry in some]), strict=True):
+            for entry, state in zip(
+                some, self.states(partition, [entry[_DUE_KEY:] for entry in some]), strict=True
+            ):
                 found.append(DueState(_due_time(entry), entry[_DUE_KEY:], state))
                 size += len(state or b"")
             if size > DUE_BYTES:
@@ -171,8 +204,16 @@ class StateStore(rocksdb.Store):
                 yield entry
             cursor.next()
 
-    def write(self, partition: int, puts: Mapping[bytes, bytes | None], offset: int | None, moved: Iterable[Moved] = ()) -> None:
-        """Write `puts` (None deletes), the changelog offset that they go up to, and what changed of their due times, in one step."""
+    def write(
+        self,
+        partition: int,
+        puts: Mapping[bytes, bytes | None],
+        offset: int | None,
+        moved: Iterable[Moved] = (),
+    ) -> None:
+        """Write `puts` (None deletes), the changelog offset that they go up to, and what changed of
+        their due times, in one step.
+        """
         batch = self._new_batch()
         for key, value in puts.items():
             if value is None:
@@ -201,8 +242,12 @@ class StateStore(rocksdb.Store):
         return offset
 
     def recover(self, partition: int, records: Sequence[Record], to: int) -> None:
-        """Take over a stretch of the changelog that ends before offset `to`, keeping each key's highest version."""
-        kept, deleted = newest(of_states(records, self._is_state, f"changelog of partition {partition}"), self._version_of)
+        """Take over a stretch of the changelog that ends before offset `to`, keeping
+        each key's highest version.
+        """
+        kept, deleted = newest(
+            of_states(records, self._is_state, f"changelog of partition {partition}"), self._version_of
+        )
         version_of, due_of = self._version_of, self._due_of
         puts: dict[bytes, bytes | None] = {}
         moved: list[Moved] = []
@@ -225,7 +270,12 @@ class StateStore(rocksdb.Store):
         except Exception as error:
             if not _corrupt(error):
                 raise
-            log.error("local state of partition %d is corrupt and was deleted, it is rebuilt from the changelog: %s", partition, error)
+            log.error(
+                "local state of partition %d is corrupt and was deleted, it is rebuilt from the"
+                " changelog: %s",
+                partition,
+                error,
+            )
             shutil.rmtree(path)
             return self._opened(path)
 
@@ -241,7 +291,9 @@ class StateStore(rocksdb.Store):
 
     @contextlib.contextmanager
     def _sound(self, partition: int) -> Iterator[None]:
-        """Raises StateCorrupt, the files deleted, when RocksDB finds them broken: a restart that found them would end alike."""
+        """Raises StateCorrupt, the files deleted, when RocksDB finds them broken: a restart that
+        found them would end alike.
+        """
         try:
             yield
         except Exception as error:
@@ -250,10 +302,14 @@ class StateStore(rocksdb.Store):
             with contextlib.suppress(Exception):
                 self._close(partition)
             shutil.rmtree(self.partition_path(partition), ignore_errors=True)
-            raise StateCorrupt(f"local state of partition {partition} is corrupt and was deleted ({error})") from error
+            raise StateCorrupt(
+                f"local state of partition {partition} is corrupt and was deleted ({error})"
+            ) from error
 
     def revoke_partitions(self, table: CollectionT, tps: set[TP]) -> None:
-        """Close the files at once: their next owner may be a process on this machine. (Faust waits for the collector.)"""
+        """Close the files at once: their next owner may be a process on this machine.
+        (Faust waits for the collector.)
+        """
         for tp in tps:
             if tp.topic in table.changelog_topic.topics:
                 self._close(tp.partition)
@@ -287,7 +343,13 @@ class StateTable(Table[bytes, bytes]):
     """Bytes to bytes. Read and written through LaneBatch only."""
 
     def __init__(
-        self, *args: Any, version_of: VersionOf, due_of: DueOf | None, is_state: IsState, cache: rocksdict.Cache, **kwargs: Any
+        self,
+        *args: Any,
+        version_of: VersionOf,
+        due_of: DueOf | None,
+        is_state: IsState,
+        cache: rocksdict.Cache,
+        **kwargs: Any,
     ) -> None:
         self.version_of = version_of
         self.due_of = due_of
@@ -320,10 +382,14 @@ class StateTable(Table[bytes, bytes]):
         )
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        raise TypeError("states are written with LaneBatch.write_table: Faust would not wait for the changelog")
+        raise TypeError(
+            "states are written with LaneBatch.write_table: Faust would not wait for the changelog"
+        )
 
     def __delitem__(self, key: Any) -> None:
-        raise TypeError("states are deleted with LaneBatch.write_table: Faust would not wait for the changelog")
+        raise TypeError(
+            "states are deleted with LaneBatch.write_table: Faust would not wait for the changelog"
+        )
 
     def partition_file(self, partition: int) -> Path:
         """Where a partition's state lies."""

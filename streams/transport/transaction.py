@@ -1,16 +1,19 @@
-"""The way to Kafka in transactions: what a batch writes, and the offsets it comes from, become visible together or not at all.
+"""The way to Kafka in transactions: what a batch writes, and the offsets it comes from, become
+visible together or not at all.
 
     begin ─► derived events, dead letters, states' changelog ─► offsets ─► commit ─► local store
 
-- What the handler publishes is kept until it has returned. So the transaction is open for a few round trips, never while Postgres or Redis
-  is waited for, and readers of committed records don't stand behind it.
-- The transactional id is the lane's, whoever has it. Starting a producer ends what its predecessor had open and shuts it out for good:
-  that comes before the state is recovered and before the committed offsets are read.
+- What the handler publishes is kept until it has returned. So the transaction is open for a few round trips,
+  never while Postgres or Redis is waited for, and readers of committed records don't stand behind it.
+- The transactional id is the lane's, whoever has it. Starting a producer ends what its predecessor
+  had open and shuts it out for good: that comes before the state is recovered and before the
+  committed offsets are read.
 - Shut out (fenced): the lane is given up and the group is asked who has it. Never tried again.
-- Any other failure leaves in doubt whether the transaction went in. A new producer settles it, one way or the other; then the committed
-  offsets tell which.
+- Any other failure leaves in doubt whether the transaction went in.
+  A new producer settles it, one way or the other; then the committed offsets tell which.
 
-The local store is written when the transaction has gone in. If the worker dies in between, recovery reads the changelog.
+The local store is written when the transaction has gone in.
+If the worker dies in between, recovery reads the changelog.
 """
 
 from __future__ import annotations
@@ -55,22 +58,29 @@ T = TypeVar("T")
 
 
 class TransactionalConnection(Connection, Protocol):
-    """A producer with a transactional id. Its `start` ends what the id's former owner had open and shuts it out; blocks until it has."""
+    """A producer with a transactional id.
+    Its `start` ends what the id's former owner had open and shuts it out; blocks until it has.
+    """
 
     async def begin(self) -> None:
         """Open a transaction: what is sent from now on belongs to it."""
 
     async def send_offsets(self, offsets: Mapping[TP, int], group: str) -> None:
-        """Make offsets of `group` part of the transaction. Blocks while the brokers are away. Raises KafkaError."""
+        """Make offsets of `group` part of the transaction.
+        Blocks while the brokers are away. Raises KafkaError.
+        """
 
     async def commit(self) -> None:
-        """End the transaction. Everything sent must have been acknowledged before: it would commit without a batch that failed.
+        """End the transaction.
+        Everything sent must have been acknowledged before: it would commit without a batch that failed.
 
         Blocks while the brokers are away. Raises KafkaError: the transaction may have gone in nevertheless.
         """
 
     async def abort(self) -> None:
-        """Take the transaction back, if one is open and not being committed. Blocks for seconds at most. Raises nothing."""
+        """Take the transaction back, if one is open and not being committed.
+        Blocks for seconds at most. Raises nothing.
+        """
 
 
 ConnectTransactional = Callable[[Mapping[str, Any], Gate], TransactionalConnection]
@@ -85,10 +95,14 @@ class Settled(enum.Enum):
     TAKEN_OVER = "taken over"  # the group's offsets are neither the old nor the new ones
 
 
-def settle(before: Mapping[TP, int | None], offsets: Mapping[TP, int], found: Mapping[TP, int | None]) -> Settled:
-    """Judge by the offsets that the group has committed (`found`), those that it had `before`, and those of the transaction. Pure.
+def settle(
+    before: Mapping[TP, int | None], offsets: Mapping[TP, int], found: Mapping[TP, int | None]
+) -> Settled:
+    """Judge by the offsets that the group has committed (`found`), those that it had `before`, and those
+    of the transaction. Pure.
 
-    `before` and `found` hold all of the lane's partitions: whoever else had the lane meanwhile has moved one of them.
+    `before` and `found` hold all of the lane's partitions: whoever else had the lane
+    meanwhile has moved one of them.
     """
     if found == before:
         return Settled.DID_NOT
@@ -98,7 +112,9 @@ def settle(before: Mapping[TP, int | None], offsets: Mapping[TP, int], found: Ma
 
 
 class TransactionalLaneProducer(LaneProducer):
-    """Writes one lane's batches, each in a transaction of its own: exactly once. Bound to the main event loop."""
+    """Writes one lane's batches, each in a transaction of its own: exactly once.
+    Bound to the main event loop.
+    """
 
     commits: ClassVar[bool] = True
 
@@ -113,8 +129,9 @@ class TransactionalLaneProducer(LaneProducer):
         committed: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int | None]]],
         connect: ConnectTransactional | None = None,
     ) -> None:
-        """Beyond LaneProducer's: `group` whose offsets are committed, and `committed`, which asks for them when no transaction may still
-        change them. `options` hold the transactional id."""
+        """Beyond LaneProducer's: `group` whose offsets are committed, and `committed`, which asks for them
+        when no transaction may still change them. `options` hold the transactional id.
+        """
         super().__init__(options, check, waiting, report_interval, connect or TransactionalAiokafkaConnection)
         self._group = group
         self._committed = committed
@@ -122,13 +139,16 @@ class TransactionalLaneProducer(LaneProducer):
         self._puts: list[tuple[StateTable, Mapping[bytes, bytes | None], Sequence[Moved]]] = []
         self._partition = -1
         self._in_doubt = True
-        """Whether somebody may have written for the lane, we or another, since the committed offsets that the trackers know."""
+        """Whether somebody may have written for the lane, we or another, since the committed
+        offsets that the trackers know.
+        """
         self._changed: dict[str, int | None] | None = None
         """Once the transaction is in: last offset by changelog topic."""
         self._ended = asyncio.Event()
 
     async def start(self) -> None:
-        """Shut out the lane's former owner. Blocks until what it had open has ended, for START_TIMEOUT at most.
+        """Shut out the lane's former owner.
+        Blocks until what it had open has ended, for START_TIMEOUT at most.
 
         Raises KafkaError, TimeoutError, Stale, and TransactionsRefused.
         """
@@ -141,7 +161,11 @@ class TransactionalLaneProducer(LaneProducer):
         self._stage(records, partition)
 
     async def write_states(
-        self, table: StateTable, puts: Mapping[bytes, bytes | None], partition: int, moved: Sequence[Moved] = ()
+        self,
+        table: StateTable,
+        puts: Mapping[bytes, bytes | None],
+        partition: int,
+        moved: Sequence[Moved] = (),
     ) -> None:
         """See LaneBatch.write_table. Never blocks."""
         self._check()
@@ -149,10 +173,14 @@ class TransactionalLaneProducer(LaneProducer):
         self._puts.append((table, puts, moved))
 
     async def acknowledge(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> None:
-        """See LaneProducer: write all that the handler has published, and commit it with the offsets; then write the local store."""
+        """See LaneProducer: write all that the handler has published, and commit it with the offsets;
+        then write the local store.
+        """
         if self._changed is None:
             self._changed = await self._commit(offsets, before)
-        with contextlib.suppress(LeaseLost):  # it is in, and the store is this worker's own as long as the partition is
+        with contextlib.suppress(
+            LeaseLost
+        ):  # it is in, and the store is this worker's own as long as the partition is
             self._check()
         for table, puts, moved in self._puts:
             table.store.write(self._partition, puts, self._changed.get(table.changelog_topic_name), moved)
@@ -168,7 +196,7 @@ class TransactionalLaneProducer(LaneProducer):
             await self._connection(self._producer).abort()
         await super().close()
 
-    # -- one transaction ---------------------------------------------------------------------------------------
+    # -- one transaction -------------------------------------------------------------------------------------
 
     async def tell_time(self, topic: str, partition: int) -> int:
         """See LaneProducer: in a transaction of its own, since there is no other way to write."""
@@ -181,7 +209,9 @@ class TransactionalLaneProducer(LaneProducer):
             await self._until(producer.commit(), "Kafka has not ended a transaction")
         return time_of(delivered)
 
-    async def _commit(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> dict[str, int | None]:
+    async def _commit(
+        self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]
+    ) -> dict[str, int | None]:
         self._check()
         async with self._settling():
             if self._in_doubt and await self._went_in(offsets, before):
@@ -195,7 +225,9 @@ class TransactionalLaneProducer(LaneProducer):
 
     @contextlib.asynccontextmanager
     async def _settling(self) -> AsyncIterator[None]:
-        """After a failure the connection is of no use any more. Raises Fenced instead of what says that another one has the lane."""
+        """After a failure the connection is of no use any more.
+        Raises Fenced instead of what says that another one has the lane.
+        """
         try:
             yield
         except Exception as exc:
@@ -206,21 +238,31 @@ class TransactionalLaneProducer(LaneProducer):
             self.fenced = True
             raise Fenced(f"the broker has shut this producer out: {exc!r}") from exc
 
-    async def _transact(self, producer: TransactionalConnection, offsets: Mapping[TP, int]) -> dict[str, int | None]:
+    async def _transact(
+        self, producer: TransactionalConnection, offsets: Mapping[TP, int]
+    ) -> dict[str, int | None]:
         await producer.begin()
         delivered = await self._deliver(producer, self._staged, self._partition)
-        # Only now: while the coordinator is busy with the offsets the broker refuses records, and aiokafka pauses before it tries again.
+        # Only now: while the coordinator is busy with the offsets the broker refuses records, and aiokafka
+        # pauses before it tries again.
         if offsets:  # none of a batch of time
-            await self._until(producer.send_offsets(offsets, self._group), "Kafka has not taken the offsets of a transaction")
+            await self._until(
+                producer.send_offsets(offsets, self._group),
+                "Kafka has not taken the offsets of a transaction",
+            )
         await self._leased()
         await self._until(producer.commit(), "Kafka has not ended a transaction")
         topics = {table.changelog_topic_name for table, _, _ in self._puts}
-        return {topic: last_offset([batch for batch in delivered if batch.topic == topic]) for topic in topics}
+        return {
+            topic: last_offset([batch for batch in delivered if batch.topic == topic]) for topic in topics
+        }
 
     async def _went_in(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> bool:
         await self._leased()
         await self._ready()
-        found = await self._until(self._committed(list(before)), "Kafka has not said which offsets are committed")
+        found = await self._until(
+            self._committed(list(before)), "Kafka has not said which offsets are committed"
+        )
         settled = settle(before, offsets, found)
         log.warning("a transaction's end was in doubt; by the committed offsets it %s", settled.value)
         if settled is Settled.TAKEN_OVER:
@@ -238,7 +280,9 @@ class TransactionalLaneProducer(LaneProducer):
                 await asyncio.sleep(GATE_INTERVAL)
 
     async def _until(self, awaitable: Awaitable[T], what: str) -> T:
-        """The result of `awaitable`, for as long as the brokers take. Raises Stale when the lane closes, and what `waiting` raises."""
+        """The result of `awaitable`, for as long as the brokers take.
+        Raises Stale when the lane closes, and what `waiting` raises.
+        """
         task = asyncio.ensure_future(awaitable)
         task.add_done_callback(retrieve)
         ended = asyncio.ensure_future(self._ended.wait())
@@ -268,7 +312,9 @@ class TransactionalLaneProducer(LaneProducer):
                 "transaction_timeout is above what the brokers allow (transaction.max.timeout.ms)", "lower it"
             ) from exc
         except TransactionalIdAuthorizationFailed as exc:
-            raise TransactionsRefused(f"the brokers don't let this worker use the transactional id {exc}", "allow it (kafka-acls)") from exc
+            raise TransactionsRefused(
+                f"the brokers don't let this worker use the transactional id {exc}", "allow it (kafka-acls)"
+            ) from exc
 
     @staticmethod
     def _connection(producer: Connection) -> TransactionalConnection:
@@ -282,12 +328,15 @@ class TransactionalAiokafkaConnection(AiokafkaConnection):
         """See TransactionalConnection."""
         producer = self._producer
         await producer.begin_transaction()
-        # A transaction that fails before anybody waits for its end must not be reported as an exception nobody looked at.
+        # A transaction that fails before anybody waits for its end must not be reported as an
+        # exception nobody looked at.
         producer._txn_manager.wait_for_transaction_end().add_done_callback(retrieve)
 
     async def send_offsets(self, offsets: Mapping[TP, int], group: str) -> None:
         """See TransactionalConnection."""
-        await self._producer.send_offsets_to_transaction({TopicPartition(*tp): offset for tp, offset in offsets.items()}, group)
+        await self._producer.send_offsets_to_transaction(
+            {TopicPartition(*tp): offset for tp, offset in offsets.items()}, group
+        )
 
     async def commit(self) -> None:
         """See TransactionalConnection."""
@@ -295,7 +344,10 @@ class TransactionalAiokafkaConnection(AiokafkaConnection):
 
     async def abort(self) -> None:
         """See TransactionalConnection."""
-        if self._producer._txn_manager.state not in (TransactionState.IN_TRANSACTION, TransactionState.ABORTABLE_ERROR):
+        if self._producer._txn_manager.state not in (
+            TransactionState.IN_TRANSACTION,
+            TransactionState.ABORTABLE_ERROR,
+        ):
             return
         try:
             self._producer._message_accumulator.fail_all(ProducerClosed())

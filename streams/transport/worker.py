@@ -1,4 +1,6 @@
-"""Run an app in the foreground: SIGTERM and SIGINT finish what is in flight and end with 0, a crash ends with 1."""
+"""Run an app in the foreground: SIGTERM and SIGINT finish what is in flight and end
+with 0, a crash ends with 1.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,11 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
 
 
 def run_worker(app: BatchApp) -> int:
-    """Run `app` until a signal comes or it crashes; returns the exit code. Blocks. To be called once, in the main thread.
+    """Run `app` until a signal comes or it crashes; returns the exit code. Blocks.
+    To be called once, in the main thread.
 
-    Logs through the logging module, which the caller has set up. Raises nothing. If a thread hangs, ends the process itself.
+    Logs through the logging module, which the caller has set up. Raises nothing.
+    If a thread hangs, ends the process itself.
     """
     loop = new_event_loop()
     asyncio.set_event_loop(loop)

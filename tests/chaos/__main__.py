@@ -41,18 +41,31 @@ USUAL = (MIX, "partitions-added", "worker-failover", SWEEP)
 
 @app.command()
 def chaos(
-    minutes: Annotated[float | None, typer.Option(min=0.1, help="How long to inject faults. Without it: until each has come.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed, minutes and faults: the same schedule. Without it: a new one.")] = None,
-    faults: Annotated[str, typer.Option(help="Only these faults, scenarios, mix or sweep; separated by commas.")] = "",
+    minutes: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="How long to inject faults. Without it: until each has come."),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="The same seed, minutes and faults: the same schedule. Without it: a new one."),
+    ] = None,
+    faults: Annotated[
+        str, typer.Option(help="Only these faults, scenarios, mix or sweep; separated by commas.")
+    ] = "",
     rate: Annotated[float, typer.Option(min=1, help="Events a second.")] = 200.0,
-    stacks: Annotated[int, typer.Option(min=1, max=8, help="Servers of its own that the sweep has side by side.")] = 2,
+    stacks: Annotated[
+        int, typer.Option(min=1, max=8, help="Servers of its own that the sweep has side by side.")
+    ] = 2,
     out: Annotated[Path, typer.Option(help="Folder of the reports.")] = Path(".chaos"),
-    as_json: Annotated[bool, typer.Option("--json", help="The reports as one JSON document on stdout.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The reports as one JSON document on stdout.")
+    ] = False,
 ) -> None:
     """Inject faults into the whole pipeline under load, heal them, and audit what is left.
 
-    Exit code 0 only if every fault was recovered from in time and every audit is clean. Reports lie in OUT/seed-SEED; of what failed the
-    logs too. ORDERS_* of the environment reach the workers, but for the servers' addresses.
+    Exit code 0 only if every fault was recovered from in time and every audit is clean. Reports lie
+    in OUT/seed-SEED; of what failed the logs too. ORDERS_* of the environment reach the workers, but
+    for the servers' addresses.
 
     Example: make chaos MINUTES=5 SEED=7 FAULTS=worker-kill,postgres-stop
     """
@@ -88,7 +101,9 @@ def chaos(
         if document["good"]:
             shutil.rmtree(folder / "logs", ignore_errors=True)
         else:
-            again = f"make chaos SEED={seed} FAULTS={','.join(names) or part}" + (f" MINUTES={minutes:g}" if minutes else "")
+            again = f"make chaos SEED={seed} FAULTS={','.join(names) or part}" + (
+                f" MINUTES={minutes:g}" if minutes else ""
+            )
             console.print(f"[bold red]failed[/]: logs in {folder / 'logs'}; again with: {again}")
         console.print(f"report: {folder / 'report.html'}")
     if as_json:
@@ -106,7 +121,9 @@ def _list() -> None:
     print(f"{MIX:24} all faults of the first list in a seeded order")
 
 
-async def _mix(place: Path, seed: int, names: Sequence[str], rate: float, minutes: float | None) -> dict[str, Any]:
+async def _mix(
+    place: Path, seed: int, names: Sequence[str], rate: float, minutes: float | None
+) -> dict[str, Any]:
     kinds = [CATALOGUE[name].kind for name in names]
     endless = schedule.rounds(seed, kinds)
     planned = list(schedule.once(seed, kinds) if minutes is None else schedule.within(endless, minutes * 60))
@@ -137,7 +154,12 @@ async def _scenario(place: Path, seed: int, name: str) -> dict[str, Any]:
 
 
 async def _sweep(place: Path, seed: int, stacks: int) -> dict[str, Any]:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}/{task.total:.0f}"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("reconnaissance", total=1)
 
@@ -178,7 +200,9 @@ async def _folder(place: Path) -> AsyncIterator[Path]:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        level=logging.WARNING, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
     for noisy in ("aiokafka", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())

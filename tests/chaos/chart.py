@@ -1,6 +1,7 @@
 """Drawings for the report: SVG as text, one time axis for all of a run's charts. Pure.
 
-A plotting library would bring megabytes, or a script from elsewhere, for three kinds of marks; and none draws faults above the lag.
+A plotting library would bring megabytes, or a script from elsewhere, for three kinds of marks; and none
+draws faults above the lag.
 """
 
 from __future__ import annotations
@@ -43,14 +44,32 @@ def timeline(bars: Sequence[Bar], seconds: float) -> str:
             title = f"<title>{escape(bar.label)}</title>"
             if bar.tail is not None:
                 parts.append(_rect("tail", x(bar.end), y + 6, x(bar.tail) - x(bar.end), ROW - 10, title))
-            parts.append(_rect("bad" if bar.bad else "fault", x(bar.start), y + 3, max(2.0, x(bar.end) - x(bar.start)), ROW - 4, title))
+            parts.append(
+                _rect(
+                    "bad" if bar.bad else "fault",
+                    x(bar.start),
+                    y + 3,
+                    max(2.0, x(bar.end) - x(bar.start)),
+                    ROW - 4,
+                    title,
+                )
+            )
     return "".join([*parts, "</svg>"])
 
 
-def lines(series: Mapping[str, Sequence[Point]], seconds: float, unit: str, *, height: int = 150, shade: Iterable[Bar] = ()) -> str:
+def lines(
+    series: Mapping[str, Sequence[Point]],
+    seconds: float,
+    unit: str,
+    *,
+    height: int = 150,
+    shade: Iterable[Bar] = (),
+) -> str:
     """Curves over the same time axis, the faults as a shade behind them. `unit` names what is drawn."""
     top, bottom = 12, height - 24
-    highest = max((value for points in series.values() for _, value in points if value is not None), default=0.0)
+    highest = max(
+        (value for points in series.values() for _, value in points if value is not None), default=0.0
+    )
     most, step = _round_up(highest)
     x = _scale(seconds)
 
@@ -58,17 +77,27 @@ def lines(series: Mapping[str, Sequence[Point]], seconds: float, unit: str, *, h
         return bottom - (bottom - top) * value / most
 
     parts = [_frame(height)]
-    parts += [_rect("shade", x(bar.start), top, max(1.0, x(bar.end) - x(bar.start)), bottom - top) for bar in shade]
+    parts += [
+        _rect("shade", x(bar.start), top, max(1.0, x(bar.end) - x(bar.start)), bottom - top) for bar in shade
+    ]
     for number in range(round(most / step) + 1):
         value = number * step
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:,.0f}</text>')
+        parts.append(
+            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+        )
+        parts.append(
+            f'<text class="tick" x="{LEFT - 8}" y="{y(value) + 4:.1f}" text-anchor="end">{value:,.0f}</text>'
+        )
     parts.append(f'<text class="name" x="8" y="{top + 4}">{escape(unit)}</text>')
     parts += _axis(seconds, bottom)
     for number, (name, points) in enumerate(series.items()):
-        parts += [f'<polyline class="line c{number}" points="{stretch}"/>' for stretch in _stretches(points, x, y)]
+        parts += [
+            f'<polyline class="line c{number}" points="{stretch}"/>' for stretch in _stretches(points, x, y)
+        ]
         if len(series) > 1:
-            parts.append(f'<text class="key c{number}" x="8" y="{top + 22 + 15 * number}">{escape(name)}</text>')
+            parts.append(
+                f'<text class="key c{number}" x="8" y="{top + 22 + 15 * number}">{escape(name)}</text>'
+            )
     return "".join([*parts, "</svg>"])
 
 
@@ -88,15 +117,22 @@ def _axis(seconds: float, y: float) -> list[str]:
     parts = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>']
     for number in range(int(minutes / step) + 1):
         at = number * step
-        parts.append(f'<text class="tick" x="{x(at * 60):.1f}" y="{y + 16:.1f}" text-anchor="middle">{at:g} min</text>')
+        parts.append(
+            f'<text class="tick" x="{x(at * 60):.1f}" y="{y + 16:.1f}" text-anchor="middle">{at:g} min</text>'
+        )
     return parts
 
 
 def _rect(kind: str, x: float, y: float, width: float, height: float, inside: str = "") -> str:
-    return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}" height="{height:.1f}">{inside}</rect>'
+    return (
+        f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{max(0.0, width):.1f}"'
+        f' height="{height:.1f}">{inside}</rect>'
+    )
 
 
-def _stretches(points: Sequence[Point], x: Callable[[float], float], y: Callable[[float], float]) -> list[str]:
+def _stretches(
+    points: Sequence[Point], x: Callable[[float], float], y: Callable[[float], float]
+) -> list[str]:
     found: list[list[str]] = [[]]
     for at, value in points:
         if value is None:

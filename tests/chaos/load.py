@@ -1,4 +1,6 @@
-"""What goes into the input topics meanwhile: a marketplace at its worst, straight to the brokers, not through the proxies."""
+"""What goes into the input topics meanwhile: a marketplace at its worst, straight to the
+brokers, not through the proxies.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ ENDLESS = 100_000_000
 
 
 class Load:
-    """An endless stream of events whose nature can be changed while it flows. The same seed gives the same orders."""
+    """An endless stream of events whose nature can be changed while it flows.
+    The same seed gives the same orders.
+    """
 
     def __init__(self, seed: int, shares: generator.Shares = HOSTILE) -> None:
         self._events = generator.events(ENDLESS, seed, shares)
@@ -82,7 +86,9 @@ class Feeder:
         self.sent = 0
         """Events acknowledged."""
         self.outages = 0
-        """Times that a producer had to be given up. What it held may be in the log or not: the log is the truth."""
+        """Times that a producer had to be given up.
+        What it held may be in the log or not: the log is the truth.
+        """
         self._settings = settings
         self._task: asyncio.Task[None] | None = None
 
@@ -114,7 +120,9 @@ class Feeder:
 def giant(seed: int, scans: int) -> list[SourceEvent]:
     """One order with so many events: its order.created, its payment, and scans of its parcel."""
     order = next(
-        event for event in generator.events(50, seed, generator.Shares(0, 0, 0)) if event.topic == "order.created" and _anchored(event)
+        event
+        for event in generator.events(50, seed, generator.Shares(0, 0, 0))
+        if event.topic == "order.created" and _anchored(event)
     )
     anchor = _anchored(order)
     assert anchor is not None
@@ -126,14 +134,30 @@ def giant(seed: int, scans: int) -> list[SourceEvent]:
 
     def event(topic: str, number: int, **fields: object) -> SourceEvent:
         at = time_us + number * 1_000_000
-        attributes = {"specversion": "1.0", "id": f"giant-{seed}-{topic}-{number}", "source": "/giant", "type": topic, "time": rfc3339(at)}
+        attributes = {
+            "specversion": "1.0",
+            "id": f"giant-{seed}-{topic}-{number}",
+            "source": "/giant",
+            "type": topic,
+            "time": rfc3339(at),
+        }
         headers, value = binary(attributes, {"order_id": data["order_id"], **fields})
         return SourceEvent(topic, data["order_id"].encode(), value, headers, at)
 
-    events = [order, event("order.paid", 1, payment_id=shipment_id, amount=data["total_amount"], currency=data["currency"])]
+    events = [
+        order,
+        event(
+            "order.paid", 1, payment_id=shipment_id, amount=data["total_amount"], currency=data["currency"]
+        ),
+    ]
     for number in range(2, scans):
         status = "in_transit" if number < scans - 1 else "delivered"
-        fields = {"shipment_id": shipment_id, "seller_id": line["seller_id"], "status": status, "location": f"hub {number % 50}"}
+        fields = {
+            "shipment_id": shipment_id,
+            "seller_id": line["seller_id"],
+            "status": status,
+            "location": f"hub {number % 50}",
+        }
         events.append(event("shipment.updated", number, **fields))
     return events
 

@@ -1,7 +1,8 @@
 """As much of Postgres's protocol as it takes to lose the answer to a committed statement.
 
-The sink writes a batch with one prepared statement in its implicit transaction: Bind, Execute, Sync. The server commits at the Sync and
-then says CommandComplete and ReadyForQuery. Losing those two leaves a client that cannot know whether its batch was written.
+The sink writes a batch with one prepared statement in its implicit transaction: Bind, Execute, Sync. The
+server commits at the Sync and then says CommandComplete and ReadyForQuery. Losing those two leaves a client
+that cannot know whether its batch was written.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ class LostReplies:
 
 
 class PostgresWire:
-    """A proxy.Wire. Holds an answer back while it may have to be lost, and passes everything else on at once."""
+    """A proxy.Wire. Holds an answer back while it may have to be lost, and passes
+    everything else on at once.
+    """
 
     def __init__(self, losses: LostReplies) -> None:
         self._losses = losses

@@ -1,7 +1,8 @@
 """A TCP proxy that misbehaves when it is told to: between a worker and one server.
 
-Toxiproxy does this too, but it is a Go program and knows no protocol: it can't lose the answer of one committed transaction. This one
-lives in the harness's event loop, so a fault begins and ends at a known moment.
+Toxiproxy does this too, but it is a Go program and knows no protocol: it can't lose the
+answer of one committed transaction. This one lives in the harness's event loop, so a fault
+begins and ends at a known moment.
 """
 
 from __future__ import annotations
@@ -25,21 +26,25 @@ class Wire(Protocol):
         """What to send on to the server of `data`."""
 
     def to_client(self, data: bytes) -> bytes | None:
-        """What to send on to the client of `data`; None: end the connection, without a word to either side."""
+        """What to send on to the client of `data`; None: end the connection,
+        without a word to either side.
+        """
 
 
 class Proxy:
-    """Listens on a port of its own on 127.0.0.1 and forwards to `target`. To be used in one event loop; no method blocks.
+    """Listens on a port of its own on 127.0.0.1 and forwards to `target`.
+    To be used in one event loop; no method blocks.
 
     The faults, each until `heal()`, apply to all connections, and to those made meanwhile:
 
     - cut(): connections are reset and new ones refused, as when the server's process is gone.
-    - black_hole(): connections are accepted and stay up, nothing passes. What was under way arrives after the heal, as TCP does it. With
-      `only`, for those connections alone whose client's port it says yes to.
-    - slow(latency, rate): every piece of data waits, and at most `rate` bytes a second pass in each direction.
+    - black_hole(): connections are accepted and stay up, nothing passes. What was under way arrives after the
+      heal, as TCP does it. With `only`, for those connections alone whose client's port it says yes to.
+    - slow(latency, rate): every piece of data waits, and at most `rate` bytes a
+      second pass in each direction.
 
-    And at once: reset() ends every connection with an RST; half_open() leaves every client with a connection whose other end is gone and
-    that never says so. New connections work.
+    And at once: reset() ends every connection with an RST; half_open() leaves every client with a connection
+    whose other end is gone and that never says so. New connections work.
     """
 
     def __init__(self, name: str, wire: Callable[[], Wire] | None = None, port: int | None = None) -> None:
@@ -83,7 +88,7 @@ class Proxy:
             self._held = None
         await self._end_links(abort=True)
 
-    # -- faults ------------------------------------------------------------------------------------------------
+    # -- faults ----------------------------------------------------------------------------------------------
 
     async def cut(self) -> None:
         """See the class."""
@@ -120,7 +125,7 @@ class Proxy:
         self.target = target
         await self._end_links(abort=True)
 
-    # -- inside ------------------------------------------------------------------------------------------------
+    # -- inside ----------------------------------------------------------------------------------------------
 
     async def hold(self, client: int, size: int) -> None:
         """What a piece of data of `size` bytes waits for before it passes. `client` is the client's port."""
@@ -161,7 +166,9 @@ class Proxy:
 class _Link:
     """One connection through the proxy."""
 
-    def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: Wire | None) -> None:
+    def __init__(
+        self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wire: Wire | None
+    ) -> None:
         self.over = asyncio.Event()
         self._proxy = proxy
         self._reader = reader

@@ -1,4 +1,6 @@
-"""Readers of `orders api` that remember which version of each order they have seen, and hold every answer to it (docs/api.md)."""
+"""Readers of `orders api` that remember which version of each order they have seen, and hold every
+answer to it (docs/api.md).
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ PAGE = 50
 
 
 class Readers:
-    """Some readers at once. `wrong` says what should not have been answered; `answers` counts (source or problem)."""
+    """Some readers at once. `wrong` says what should not have been answered; `answers`
+    counts (source or problem).
+    """
 
     def __init__(self, url: str, brokers: list[str], seed: int) -> None:
         self.wrong: list[str] = []
@@ -57,14 +61,21 @@ class Readers:
                 raise result
 
     async def finish(self, orders: int) -> None:
-        """Everything is handled: each of the latest orders has to be there in the version that was seen of it, or a later one."""
+        """Everything is handled: each of the latest orders has to be there in the version that was
+        seen of it, or a later one.
+        """
         async with httpx.AsyncClient(base_url=self._url, timeout=30) as client:
             for order_id in list(self._seen)[-orders:]:
                 if await self._ask(client, order_id, "") != 200:
-                    self.wrong.append(f"{order_id}: not there in version {self._seen[order_id][1]} after everything was handled")
+                    self.wrong.append(
+                        f"{order_id}: not there in version {self._seen[order_id][1]} after everything was"
+                        " handled"
+                    )
 
     async def _listen(self) -> None:
-        async with AIOKafkaConsumer("order.status_changed", bootstrap_servers=self._brokers, group_id=None) as consumer:
+        async with AIOKafkaConsumer(
+            "order.status_changed", bootstrap_servers=self._brokers, group_id=None
+        ) as consumer:
             async for record in consumer:
                 data = json.loads(record.value)
                 self._remember(data["order_id"], data["user_id"], data["version"])
@@ -112,7 +123,9 @@ class Readers:
         else:
             version = answer.json()["version"]
         if version is None or version < seen:
-            self.wrong.append(f"{path} with version {seen}: answered with {version} from {answer.headers['X-Source']}")
+            self.wrong.append(
+                f"{path} with version {seen}: answered with {version} from {answer.headers['X-Source']}"
+            )
         else:
             self._remember(order_id, user_id, version)
         return 200

@@ -1,4 +1,6 @@
-"""The report of a run: one JSON document, one HTML page that needs nothing else, a few lines on the terminal."""
+"""The report of a run: one JSON document, one HTML page that needs nothing else, a
+few lines on the terminal.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def summaries(outcome: ChaosResult) -> list[Summary]:
     for each in outcome.injections:
         kinds[each.kind].append(each.recovery)
     return [
-        Summary(kind, len(found), tuple(sorted(each for each in found if each is not None)), found.count(None))
+        Summary(
+            kind, len(found), tuple(sorted(each for each in found if each is not None)), found.count(None)
+        )
         for kind, found in sorted(kinds.items())
     ]
 
@@ -84,7 +88,11 @@ def page(outcome: ChaosResult) -> str:
 
 
 def _verdict(outcome: ChaosResult) -> list[str]:
-    verdict = '<span class="good">nothing lost, nothing done twice</span>' if outcome.good else '<span class="bad-text">FAILED</span>'
+    verdict = (
+        '<span class="good">nothing lost, nothing done twice</span>'
+        if outcome.good
+        else '<span class="bad-text">FAILED</span>'
+    )
     began = time.strftime("%Y-%m-%d %H:%M", time.localtime(outcome.began))
     size = "{brokers} brokers, {workers} workers, {rate:,.0f} events/s".format_map(outcome.shape)
     worst = max((each.worst for each in summaries(outcome) if each.worst is not None), default=None)
@@ -102,7 +110,10 @@ def _verdict(outcome: ChaosResult) -> list[str]:
         f'<p class="verdict">{verdict}</p>',
         f'<p class="soft">{began}; {size}</p>',
         '<div class="tiles">'
-        + "".join(f'<div><b>{escape(value)}</b><span class="soft">{escape(what)}</span></div>' for value, what in tiles),
+        + "".join(
+            f'<div><b>{escape(value)}</b><span class="soft">{escape(what)}</span></div>'
+            for value, what in tiles
+        ),
         "</div>",
     ]
 
@@ -110,13 +121,21 @@ def _verdict(outcome: ChaosResult) -> list[str]:
 def _charts(outcome: ChaosResult) -> list[str]:
     bars = _bars(outcome)
     samples = outcome.samples
-    rss = {name: [(each.at, each.rss[name] / 2**20 if name in each.rss else None) for each in samples] for name in _workers(outcome)}
+    rss = {
+        name: [(each.at, each.rss[name] / 2**20 if name in each.rss else None) for each in samples]
+        for name in _workers(outcome)
+    }
     return [
         "<h2>Faults</h2>",
-        '<p class="soft">A bar: from injection to heal. The pale tail: until all that had been sent by then was handled.</p>',
+        (
+            '<p class="soft">A bar: from injection to heal. The pale tail: until all that had been sent by'
+            " then was handled.</p>"
+        ),
         chart.timeline(bars, outcome.seconds) if bars else "",
         "<h2>Lag, rate, memory</h2>",
-        chart.lines({"lag": [(each.at, each.lag) for each in samples]}, outcome.seconds, "lag, records", shade=bars),
+        chart.lines(
+            {"lag": [(each.at, each.lag) for each in samples]}, outcome.seconds, "lag, records", shade=bars
+        ),
         chart.lines({"rate": _rate(outcome)}, outcome.seconds, "handled a second", shade=bars),
         chart.lines(rss, outcome.seconds, "MiB resident", shade=bars),
     ]
@@ -128,7 +147,13 @@ def _faults(outcome: ChaosResult) -> list[str]:
         _table(
             ("fault", "times", "median", "worst", "not within the limit"),
             [
-                (each.kind, str(each.times), _seconds(each.median), _seconds(each.worst), str(each.failed or ""))
+                (
+                    each.kind,
+                    str(each.times),
+                    _seconds(each.median),
+                    _seconds(each.worst),
+                    str(each.failed or ""),
+                )
                 for each in summaries(outcome)
             ],
             numbers=(1, 2, 3, 4),
@@ -159,7 +184,14 @@ def _ended(outcome: ChaosResult) -> list[str]:
         _table(
             ("at", "worker", "code", "asked by", "lived", "SIGTERM to exit"),
             [
-                (_clock(each.at), each.worker, str(each.code), each.asked or "nobody", _seconds(each.lived), _seconds(each.seconds))
+                (
+                    _clock(each.at),
+                    each.worker,
+                    str(each.code),
+                    each.asked or "nobody",
+                    _seconds(each.lived),
+                    _seconds(each.seconds),
+                )
                 for each in outcome.exits
             ],
             numbers=(2, 4, 5),
@@ -170,8 +202,19 @@ def _ended(outcome: ChaosResult) -> list[str]:
 def _audit(outcome: ChaosResult) -> list[str]:
     return [
         "<h2>Audit</h2>",
-        _table(("what", "count"), [(name, f"{count:,}") for name, count in sorted(outcome.audit.get("counts", {}).items())], numbers=(1,)),
-        _listed("Findings", [json.dumps(each) for each in outcome.audit.get("findings", []) if each.get("severity") == "broken"][:50]),
+        _table(
+            ("what", "count"),
+            [(name, f"{count:,}") for name, count in sorted(outcome.audit.get("counts", {}).items())],
+            numbers=(1,),
+        ),
+        _listed(
+            "Findings",
+            [
+                json.dumps(each)
+                for each in outcome.audit.get("findings", [])
+                if each.get("severity") == "broken"
+            ][:50],
+        ),
     ]
 
 
@@ -179,13 +222,23 @@ def write_sweep(swept: Swept, folder: Path) -> dict[str, Any]:
     """Write report.json and report.html of a kill sweep; returns the document."""
     document = swept.document()
     (folder / "report.json").write_text(json.dumps(document, indent=2))
-    verdict = '<span class="good">clean after every kill</span>' if swept.good else '<span class="bad-text">FAILED</span>'
-    rows = [(str(each.kill.point), each.kill.side, each.kill.scene, str(each.kill.n), _kill_outcome(each)) for each in swept.results]
+    verdict = (
+        '<span class="good">clean after every kill</span>'
+        if swept.good
+        else '<span class="bad-text">FAILED</span>'
+    )
+    rows = [
+        (str(each.kill.point), each.kill.side, each.kill.scene, str(each.kill.n), _kill_outcome(each))
+        for each in swept.results
+    ]
     parts = [
         f"<h1>Kill sweep, seed {swept.seed}</h1>",
         f'<p class="verdict">{verdict}</p>',
         f"<p>{document['points']} await points; killed {document['killed']} times, before or after one.</p>",
-        _listed("What is wrong", [*swept.stuck, *(f"{each.kill}: {each.problem}" for each in swept.results if each.problem)]),
+        _listed(
+            "What is wrong",
+            [*swept.stuck, *(f"{each.kill}: {each.problem}" for each in swept.results if each.problem)],
+        ),
         _listed("Never passed by any scene", swept.unreached),
         _listed("Not passed this time", document["missed"]),
         "<h2>Every kill</h2>",
@@ -198,8 +251,14 @@ def write_sweep(swept: Swept, folder: Path) -> dict[str, Any]:
 def show_sweep(swept: Swept, console: Console) -> None:
     """For the terminal."""
     document = swept.document()
-    console.print(f"{document['points']} await points, {document['killed']} kills, {len(document['problems'])} with a problem afterwards")
-    for heading, lines in (("never passed by any scene", swept.unreached), ("not passed this time", document["missed"])):
+    console.print(
+        f"{document['points']} await points, {document['killed']} kills, {len(document['problems'])} with a"
+        " problem afterwards"
+    )
+    for heading, lines in (
+        ("never passed by any scene", swept.unreached),
+        ("not passed this time", document["missed"]),
+    ):
         if lines:
             console.print(f"{heading}:")
             for line in lines:
@@ -228,13 +287,17 @@ def show(outcome: ChaosResult, console: Console) -> None:
         table.add_column(name, justify="left" if name == "fault" else "right")
     for each in summaries(outcome):
         table.add_row(
-            each.kind, str(each.times), _seconds(each.median), f"[red]over {LIMIT:.0f} s[/]" if each.failed else _seconds(each.worst)
+            each.kind,
+            str(each.times),
+            _seconds(each.median),
+            f"[red]over {LIMIT:.0f} s[/]" if each.failed else _seconds(each.worst),
         )
     console.print(table)
     unasked = sum(each.asked is None for each in outcome.exits)
     console.print(
-        f"{outcome.sent:,} events, {len(outcome.injections)} faults, {len(outcome.exits)} workers ended ({unasked} by themselves), "
-        f"{_count(redelivered(outcome))} derived events redelivered, lag 0 after {_seconds(outcome.drained)}"
+        f"{outcome.sent:,} events, {len(outcome.injections)} faults, {len(outcome.exits)} workers ended"
+        f" ({unasked} by themselves), {_count(redelivered(outcome))} derived events redelivered, lag 0 after"
+        f" {_seconds(outcome.drained)}"
     )
     for note in outcome.notes:
         console.print(f"  {note}", style="dim", markup=False)
@@ -266,7 +329,9 @@ def _rate(outcome: ChaosResult) -> list[chart.Point]:
     known = [(each.at, each.handled) for each in outcome.samples]
     points: list[chart.Point] = []
     for (before, less), (at, more) in zip(known, known[5:], strict=False):
-        points.append((at, None if less is None or more is None else max(0.0, (more - less) / max(0.001, at - before))))
+        points.append(
+            (at, None if less is None or more is None else max(0.0, (more - less) / max(0.001, at - before)))
+        )
     return points
 
 
@@ -274,18 +339,25 @@ def _workers(outcome: ChaosResult) -> list[str]:
     return sorted({name for each in outcome.samples for name in each.rss})
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), code: Sequence[int] = ()) -> str:
+def _table(
+    heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), code: Sequence[int] = ()
+) -> str:
     def cell(tag: str, number: int, text: str) -> str:
         inside = f"<code>{escape(text)}</code>" if number in code and tag == "td" and text else escape(text)
         return f"<{tag}{' class=n' if number in numbers else ''}>{inside}</{tag}>"
 
     lines = ["<tr>" + "".join(cell("th", number, head) for number, head in enumerate(heads)) + "</tr>"]
-    lines += ["<tr>" + "".join(cell("td", number, text) for number, text in enumerate(row)) + "</tr>" for row in rows]
+    lines += [
+        "<tr>" + "".join(cell("td", number, text) for number, text in enumerate(row)) + "</tr>"
+        for row in rows
+    ]
     return f"<table>{''.join(lines)}</table>"
 
 
 def _listed(heading: str, lines: Sequence[str]) -> str:
-    return f"<h2>{heading}</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+    return (
+        f"<h2>{heading}</h2><ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
+    )
 
 
 def _seconds(value: float | None) -> str:

@@ -27,7 +27,9 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Injection:
-    """One fault as it happened. Times are seconds since the run began; `recovery` from its round's last heal, None: it took too long."""
+    """One fault as it happened.
+    Times are seconds since the run began; `recovery` from its round's last heal, None: it took too long.
+    """
 
     round: int
     kind: str
@@ -69,8 +71,12 @@ class ChaosResult:
         return {"good": self.good, **asdict(self)}
 
 
-async def run(folder: Path, seed: int, planned: Iterable[Round], shape: Shape, *, minutes: float | None = None, say: Say) -> ChaosResult:
-    """Run the rounds against a topology of its own in `folder`. Raises what the servers raise when they can't even be started."""
+async def run(
+    folder: Path, seed: int, planned: Iterable[Round], shape: Shape, *, minutes: float | None = None, say: Say
+) -> ChaosResult:
+    """Run the rounds against a topology of its own in `folder`.
+    Raises what the servers raise when they can't even be started.
+    """
     async with arena(folder, seed, shape, minutes=minutes, say=say) as (here, outcome):
         for each in planned:
             await play(here, each, outcome, say)
@@ -81,7 +87,8 @@ async def run(folder: Path, seed: int, planned: Iterable[Round], shape: Shape, *
 async def arena(
     folder: Path, seed: int, shape: Shape, *, minutes: float | None = None, limit: float = LIMIT, say: Say
 ) -> AsyncIterator[tuple[World, ChaosResult]]:
-    """A topology under load; at the end of the block everything is healed, drained, audited and stopped, and the outcome complete.
+    """A topology under load; at the end of the block everything is healed, drained, audited and stopped,
+    and the outcome complete.
 
     What the block raises is among the outcome's problems.
     """
@@ -103,7 +110,8 @@ async def arena(
             outcome.notes += here.notes
             outcome.problems += here.problems
             outcome.exits = sorted(
-                [*(gone for worker in here.workers.values() for gone in worker.exits), *here.visitors], key=lambda gone: gone.at
+                [*(gone for worker in here.workers.values() for gone in worker.exits), *here.visitors],
+                key=lambda gone: gone.at,
             )
             outcome.problems += judged(outcome.exits, here.settings.drain_timeout + STOP_MARGIN)
 
@@ -115,7 +123,10 @@ async def play(here: World, planned: Round, outcome: ChaosResult, say: Say) -> N
     outcome.injections += injections
     began = asyncio.get_running_loop().time()
     results = await asyncio.gather(
-        *(_inject(here, step, injection, began, say) for step, injection in zip(planned.steps, injections, strict=True)),
+        *(
+            _inject(here, step, injection, began, say)
+            for step, injection in zip(planned.steps, injections, strict=True)
+        ),
         return_exceptions=True,
     )
     for injection, result in zip(injections, results, strict=True):
@@ -126,10 +137,14 @@ async def play(here: World, planned: Round, outcome: ChaosResult, say: Say) -> N
     for injection in injections:
         injection.recovery = recovery
         expected = CATALOGUE[injection.kind].sees
-        if expected and len(injections) == 1:  # two at once can hide each other: what isn't tried doesn't fail
+        if (
+            expected and len(injections) == 1
+        ):  # two at once can hide each other: what isn't tried doesn't fail
             line = await _said(here, marks, expected)
             if line is None:
-                here.problems.append(f"{injection.kind} (round {planned.number}): no worker's log says {expected!r}")
+                here.problems.append(
+                    f"{injection.kind} (round {planned.number}): no worker's log says {expected!r}"
+                )
             injection.said = line or ""
     if recovery is None:
         kinds = " and ".join(injection.kind for injection in injections)
@@ -172,15 +187,24 @@ async def settle(here: World, outcome: ChaosResult, say: Say, limit: float = LIM
     say("auditing")
     outcome.audit = await here.audit()
     if not outcome.audit["clean"]:
-        here.problems.append(f"the audit is not clean: {outcome.audit.get('broken') or outcome.audit.get('error')}")
+        here.problems.append(
+            f"the audit is not clean: {outcome.audit.get('broken') or outcome.audit.get('error')}"
+        )
 
 
 def judged(exits: Iterable[Exit], grace: float) -> list[str]:
-    """What is wrong with how workers ended: 0 without having been asked, or more than `grace` seconds after SIGTERM."""
+    """What is wrong with how workers ended: 0 without having been asked, or more than
+    `grace` seconds after SIGTERM.
+    """
     problems = []
     for each in exits:
         if each.code == 0 and each.asked != "SIGTERM":
-            problems.append(f"{each.worker} (pid {each.pid}) ended with 0 at {each.at:.0f} s though nobody asked it to")
+            problems.append(
+                f"{each.worker} (pid {each.pid}) ended with 0 at {each.at:.0f} s though nobody asked it to"
+            )
         if each.asked == "SIGTERM" and each.seconds is not None and each.seconds > grace:
-            problems.append(f"{each.worker} (pid {each.pid}) took {each.seconds:.0f} s to end after SIGTERM, more than {grace:.0f} s")
+            problems.append(
+                f"{each.worker} (pid {each.pid}) took {each.seconds:.0f} s to end after SIGTERM, more than"
+                f" {grace:.0f} s"
+            )
     return problems

@@ -1,6 +1,7 @@
 """What has to be told on its own: what can't be undone, what takes long, what is measured.
 
-Each is played on a topology under load (run.arena) and notes what it saw. What should not have been goes into the world's problems.
+Each is played on a topology under load (run.arena) and notes what it saw.
+What should not have been goes into the world's problems.
 """
 
 from __future__ import annotations
@@ -57,14 +58,18 @@ def scenario(name: str, what: str, shape: Shape | None = None, limit: float = 60
 
 @scenario(
     "partitions-added",
-    "a partition is added to one input topic: workers end with 1 and say what to do; when all topics have it they go on",
+    "a partition is added to one input topic: workers end with 1 and say what to do; when all topics have it"
+    " they go on",
     Shape(brokers=1, replica=False, workers=2, rate=100.0),
 )
 async def partitions_added(here: World, outcome: ChaosResult, say: Say) -> None:
     """Can't be undone, so it comes last on its servers."""
     topic = "order.paid"
     more = here.settings.partitions + 1
-    said = f"{topic} has {more}, the others have {here.settings.partitions}; stop all workers and make them equal"
+    said = (
+        f"{topic} has {more}, the others have {here.settings.partitions}; stop all workers and make them"
+        " equal"
+    )
     marks = {name: (worker.size(), len(worker.exits)) for name, worker in here.workers.items()}
     injection = Injection(0, "partitions-added", 0, f"{topic}: {more} partitions", here.clock.now())
     outcome.injections.append(injection)
@@ -112,7 +117,10 @@ async def postgres_down_10m(here: World, outcome: ChaosResult, say: Say) -> None
     while (passed := time.monotonic() - began) < seconds:
         await asyncio.sleep(min(30.0, seconds - passed))
         latest = here.watch.samples[-1]
-        say(f"lag {latest.lag or 0:,}; " + ", ".join(f"{name} {rss / 2**20:.0f} MiB" for name, rss in sorted(latest.rss.items())))
+        say(
+            f"lag {latest.lag or 0:,}; "
+            + ", ".join(f"{name} {rss / 2**20:.0f} MiB" for name, rss in sorted(latest.rss.items()))
+        )
     await here.revive("postgres")
     injection.healed = here.clock.now()
     down = [sample for sample in here.watch.samples if injection.injected <= sample.at <= injection.healed]
@@ -123,7 +131,10 @@ async def postgres_down_10m(here: World, outcome: ChaosResult, say: Say) -> None
             continue
         # Buffers fill in the first part of an outage; after that nothing may grow.
         early, late = max(sizes[: len(sizes) // 4 + 1]), max(sizes[len(sizes) * 3 // 4 :])
-        here.notes.append(f"{name}: {sizes[0]:.0f} MiB at the start, {early:.0f} at most in the first quarter, {late:.0f} in the last")
+        here.notes.append(
+            f"{name}: {sizes[0]:.0f} MiB at the start, {early:.0f} at most in the first quarter, {late:.0f}"
+            " in the last"
+        )
         if late > early * 1.15 + 16:
             here.problems.append(f"{name} grew from {early:.0f} to {late:.0f} MiB while Postgres was away")
     injection.recovery = await here.watch.caught_up(SCENARIOS["postgres-down-10m"].limit)
@@ -131,7 +142,9 @@ async def postgres_down_10m(here: World, outcome: ChaosResult, say: Say) -> None
         here.problems.append("postgres-down: not caught up in time")
 
 
-@scenario("worker-failover", "kill -9 of one of three workers, three times: seconds until its partitions move on")
+@scenario(
+    "worker-failover", "kill -9 of one of three workers, three times: seconds until its partitions move on"
+)
 async def worker_failover(here: World, outcome: ChaosResult, say: Say) -> None:
     for number, name in enumerate(sorted(here.workers)):
         worker = here.workers[name]
@@ -139,7 +152,9 @@ async def worker_failover(here: World, outcome: ChaosResult, say: Say) -> None:
         if not lanes:
             here.problems.append(f"{name} has no lane")
             continue
-        injection = Injection(number, "worker-kill", 0, f"{name} with lanes {sorted(lanes)}", here.clock.now())
+        injection = Injection(
+            number, "worker-kill", 0, f"{name} with lanes {sorted(lanes)}", here.clock.now()
+        )
         outcome.injections.append(injection)
         began = time.monotonic()
         ending = asyncio.ensure_future(worker.down(signal.SIGKILL))
@@ -148,7 +163,10 @@ async def worker_failover(here: World, outcome: ChaosResult, say: Say) -> None:
         if times is None:
             here.problems.append(f"{name}: its partitions had not moved on after 60 s")
         else:
-            here.notes.append(f"kill -9 of {name}: " + ", ".join(f"lane {lane} after {seconds:.1f} s" for lane, seconds in times.items()))
+            here.notes.append(
+                f"kill -9 of {name}: "
+                + ", ".join(f"lane {lane} after {seconds:.1f} s" for lane, seconds in times.items())
+            )
             say(here.notes[-1])
         worker.start()
         injection.healed = here.clock.now()
@@ -161,11 +179,14 @@ JOB_LINES = 1_000_000
 
 @scenario(
     "bulk-and-readers",
-    "a job of a million lines beside live events and readers; the replica away, Redis flushed, each worker killed meanwhile",
+    "a job of a million lines beside live events and readers; the replica away, Redis flushed, each worker"
+    " killed meanwhile",
     Shape(brokers=1, workers=3, rate=200.0, settings={"ORDERS_BULK_RATE": "2000"}),
     limit=300.0,
 )
-async def bulk_and_readers(here: World, outcome: ChaosResult, say: Say, lines: int = JOB_LINES, readers: int = 4) -> None:
+async def bulk_and_readers(
+    here: World, outcome: ChaosResult, say: Say, lines: int = JOB_LINES, readers: int = 4
+) -> None:
     """Half as many orders as lines. Each reader holds every answer to the versions that it knows of."""
     file = here.folder / "job.csv"
     with file.open("w") as out:
@@ -192,15 +213,27 @@ async def bulk_and_readers(here: World, outcome: ChaosResult, say: Say, lines: i
         if len(reading.wrong) > 20:
             here.problems.append(f"and {len(reading.wrong) - 20:,} more wrong answers")
         if not reading.answers["replica"] or not reading.answers["cache"]:
-            here.problems.append(f"the readers were not answered by cache and replica: {dict(reading.answers)}")
+            here.problems.append(
+                f"the readers were not answered by cache and replica: {dict(reading.answers)}"
+            )
     async with here.sql() as session:
-        row = await session.fetchrow("SELECT parts, parts_done, events, lines, refused FROM orders_bulk_job WHERE job_id = $1", job)
-        done = await session.fetchval("SELECT count(DISTINCT order_id) FROM orders_order_item WHERE sku = 'job-2'")
+        row = await session.fetchrow(
+            "SELECT parts, parts_done, events, lines, refused FROM orders_bulk_job WHERE job_id = $1", job
+        )
+        done = await session.fetchval(
+            "SELECT count(DISTINCT order_id) FROM orders_order_item WHERE sku = 'job-2'"
+        )
     if row is None or row["events"] != lines // 2 or row["parts_done"] != row["parts"]:
         here.problems.append(f"the job's row says {dict(row or {})}")
-    here.notes.append(f"a job of {lines:,} lines ({row['parts'] if row else 0:,} parts): unpacked {seconds:.0f} s after its submit began")
+    here.notes.append(
+        f"a job of {lines:,} lines ({row['parts'] if row else 0:,} parts): unpacked {seconds:.0f} s after its"
+        " submit began"
+    )
     answers = ", ".join(f"{what} {count:,}" for what, count in sorted(reading.answers.items()))
-    tail = ", ".join(f"p{share:.0%} {percentile(reading.latencies, share) * 1000:.0f} ms".replace("%", "") for share in (0.5, 0.99))
+    tail = ", ".join(
+        f"p{share:.0%} {percentile(reading.latencies, share) * 1000:.0f} ms".replace("%", "")
+        for share in (0.5, 0.99)
+    )
     here.notes.append(f"readers: {len(reading.latencies):,} requests, {tail}; answered by {answers}")
     for note in here.notes[-2:]:
         say(note)
@@ -213,7 +246,10 @@ async def _break_under(job: str, here: World, outcome: ChaosResult, say: Say) ->
     steps = [
         (0.1, "replica-kill", partial(_replica_away, here)),
         (0.3, "redis-flushall", partial(_flush, here)),
-        *((0.4 + 0.15 * n, "worker-kill", partial(_kill, worker)) for n, worker in enumerate(here.workers.values())),
+        *(
+            (0.4 + 0.15 * n, "worker-kill", partial(_kill, worker))
+            for n, worker in enumerate(here.workers.values())
+        ),
     ]
     for number, (share, kind, act) in enumerate(steps):
         await until_awaited(partial(_unpacked, here, job, share), f"{share:.0%} of the job is unpacked", 900)
@@ -255,7 +291,9 @@ def _lanes(worker: Supervised) -> set[int]:
 
 
 async def _moved_on(here: World, lanes: set[int], began: float) -> dict[int, float] | None:
-    """Lane -> seconds from `began` until something of it was committed again. None if that takes longer than 60 s."""
+    """Lane -> seconds from `began` until something of it was committed again.
+    None if that takes longer than 60 s.
+    """
     times: dict[int, float] = {}
     async with LagReader(here.settings) as reader:
         first = {partition: position.committed for partition, position in (await reader.lag()).items()}
@@ -268,7 +306,11 @@ async def _moved_on(here: World, lanes: set[int], began: float) -> dict[int, flo
             except KafkaError:
                 continue
             for (topic, partition), position in lag.items():
-                if partition in lanes and partition not in times and position.committed > first[topic, partition]:
+                if (
+                    partition in lanes
+                    and partition not in times
+                    and position.committed > first[topic, partition]
+                ):
                     times[partition] = now - began
             await asyncio.sleep(0.05)
     return dict(sorted(times.items()))

@@ -1,8 +1,9 @@
 """Which faults, when, for how long: decided from a seed before anything runs. Pure.
 
-A run is a row of rounds. A round injects one fault, now and then a second one on top of it, holds and heals each, and ends when what had
-been sent until the last heal is handled. Then a short calm, then the next round. So two runs of a seed inject the same faults with the same
-parameters in the same order; only the moment at which a round ends is the machine's.
+A run is a row of rounds. A round injects one fault, now and then a second one on top of it, holds and heals
+each, and ends when what had been sent until the last heal is handled. Then a short calm, then the next round.
+So two runs of a seed inject the same faults with the same parameters in the same order; only the moment at
+which a round ends is the machine's.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ CATCHING_UP = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What the schedule has to know of a fault. Two of one area never overlap; `alone`: nothing overlaps it. `hold` in seconds."""
+    """What the schedule has to know of a fault.
+    Two of one area never overlap; `alone`: nothing overlaps it. `hold` in seconds.
+    """
 
     name: str
     area: str
@@ -30,7 +33,9 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One fault of a round: injected `after` seconds of it, healed `hold` seconds later. `seed` is for what the fault itself chooses."""
+    """One fault of a round: injected `after` seconds of it, healed `hold` seconds later.
+    `seed` is for what the fault itself chooses.
+    """
 
     kind: str
     after: float
@@ -76,7 +81,9 @@ def rounds(seed: int, kinds: Sequence[Kind]) -> Iterator[Round]:
         assert first is not None, "a schedule needs a fault"
         steps = [_step(random, first, 0.0)]
         if not first.alone and random.random() < OVERLAP:
-            beside = {name: kind for name, kind in every.items() if not kind.alone and kind.area != first.area}
+            beside = {
+                name: kind for name, kind in every.items() if not kind.alone and kind.area != first.area
+            }
             second = draw(beside)
             if second is not None:
                 steps.append(_step(random, second, round(random.uniform(0.0, steps[0].hold), 2)))

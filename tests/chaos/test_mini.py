@@ -1,4 +1,5 @@
-"""The whole harness once, short: the faults that matter most, one after the other, then the one that can't be undone.
+"""The whole harness once, short: the faults that matter most, one after the other, then the
+one that can't be undone.
 
 `make chaos` is the long way. A failure's logs are in pytest's folder of the test.
 """
@@ -31,7 +32,10 @@ FAULTS = (
 async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     said: list[str] = []
     planned = once(SEED, [CATALOGUE[name].kind for name in FAULTS])
-    async with arena(tmp_path, SEED, Shape(replica=False, workers=2, rate=120.0), say=said.append) as (here, outcome):
+    async with arena(tmp_path, SEED, Shape(replica=False, workers=2, rate=120.0), say=said.append) as (
+        here,
+        outcome,
+    ):
         for each in planned:
             await play(here, each, outcome, said.append)
         await SCENARIOS["partitions-added"].act(here, outcome, said.append)
@@ -50,7 +54,11 @@ async def test_a_job_beside_readers_who_remember_versions(tmp_path: Path) -> Non
     write(outcome, tmp_path)
     assert outcome.problems == [], said
     assert outcome.good, outcome.audit
-    assert {injection.kind for injection in outcome.injections} == {"replica-kill", "redis-flushall", "worker-kill"}
+    assert {injection.kind for injection in outcome.injections} == {
+        "replica-kill",
+        "redis-flushall",
+        "worker-kill",
+    }
 
 
 def test_the_manual_has_every_fault_once() -> None:
@@ -59,10 +67,16 @@ def test_the_manual_has_every_fault_once() -> None:
         first = line.split("|")[1] if line.startswith("| ") else ""
         for name in first.split(","):
             # "net-redis-cut, -reset" is short for two of a family.
-            told.append("-".join([*told[-1].split("-")[:2], name.strip(" -")]) if name.strip().startswith("-") else name.strip())
+            told.append(
+                "-".join([*told[-1].split("-")[:2], name.strip(" -")])
+                if name.strip().startswith("-")
+                else name.strip()
+            )
     assert sorted(name for name in told if name not in ("", "fault")) == sorted([*CATALOGUE, *SCENARIOS])
 
 
 def test_a_fault_is_told_in_a_line() -> None:
-    told = {name: fault.what for name, fault in CATALOGUE.items()} | {name: scenario.what for name, scenario in SCENARIOS.items()}
+    told = {name: fault.what for name, fault in CATALOGUE.items()} | {
+        name: scenario.what for name, scenario in SCENARIOS.items()
+    }
     assert {name: what for name, what in told.items() if not 5 < len(what) <= 130 or what.endswith(".")} == {}

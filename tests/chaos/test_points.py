@@ -119,7 +119,9 @@ def test_every_await_of_the_path_is_a_point() -> None:
         source = (ROOT / file).read_text()
         nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Await)]
         assert len([point for point in find(file, source) if point.kind == "await"]) == len(nodes), module
-        left_out = {point.where for point in find(file, source)} - {point.where for point in points((module,))}
+        left_out = {point.where for point in find(file, source)} - {
+            point.where for point in points((module,))
+        }
         assert left_out <= set(OF_NO_WORKER)
     assert len(points()) > 80
 

@@ -18,7 +18,13 @@ from tests.chaos.workers import Exit
 
 def outcome(**changes: Any) -> ChaosResult:
     made = ChaosResult(
-        7, 1.0, began=1_800_000_000.0, seconds=60.0, shape={"brokers": 3, "workers": 3, "rate": 200.0}, sent=12_000, drained=1.2
+        7,
+        1.0,
+        began=1_800_000_000.0,
+        seconds=60.0,
+        shape={"brokers": 3, "workers": 3, "rate": 200.0},
+        sent=12_000,
+        drained=1.2,
     )
     made.injections = [
         Injection(0, "worker-kill", 1, "w2", 5.0, 8.0, 2.5),
@@ -26,7 +32,14 @@ def outcome(**changes: Any) -> ChaosResult:
         Injection(1, "net-redis-cut", 3, "redis", 21.0, 30.0, 4.5, "w1: <redis.away>"),
     ]
     made.samples = [
-        Sample(float(at), None if at == 10 else at * 3, None if at == 10 else at * 200, at * 200, {"w1": at << 20}) for at in range(60)
+        Sample(
+            float(at),
+            None if at == 10 else at * 3,
+            None if at == 10 else at * 200,
+            at * 200,
+            {"w1": at << 20},
+        )
+        for at in range(60)
     ]
     made.exits = [Exit("w2", 41, 5.0, 5.0, -9, "SIGKILL"), Exit("w1", 42, 20.0, 20.0, 0, "SIGTERM", 0.4)]
     made.audit = {"clean": True, "counts": {"orders": 900, "derived_repetitions": 17}, "findings": []}
@@ -86,7 +99,9 @@ def test_the_page_tells_everything_and_needs_nothing() -> None:
     "changes",
     [
         pytest.param({"problems": ["round 3: not handled"]}, id="a problem"),
-        pytest.param({"audit": {"clean": False, "findings": [{"severity": "broken", "check": "rows"}]}}, id="not clean"),
+        pytest.param(
+            {"audit": {"clean": False, "findings": [{"severity": "broken", "check": "rows"}]}}, id="not clean"
+        ),
         pytest.param({"audit": {}}, id="no audit"),
     ],
 )
@@ -123,7 +138,9 @@ def test_curves_have_a_gap_where_nothing_is_known() -> None:
     assert [len(points.split()) for points in re.findall(r'points="([^"]*)"', drawn)] == [2, 1]
 
 
-@pytest.mark.parametrize(("highest", "end"), [(0, 1), (3, 3), (7, 8), (99, 100), (1234, 1500), (60_001, 80_000)])
+@pytest.mark.parametrize(
+    ("highest", "end"), [(0, 1), (3, 3), (7, 8), (99, 100), (1234, 1500), (60_001, 80_000)]
+)
 def test_axes_end_on_round_numbers(highest: float, end: float) -> None:
     assert chart._round_up(highest)[0] == end
 

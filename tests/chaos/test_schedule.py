@@ -1,4 +1,6 @@
-"""The schedule: the same seed, the same faults; every kind before one comes again; nothing overlaps what it must not."""
+"""The schedule: the same seed, the same faults; every kind before one comes again; nothing
+overlaps what it must not.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def test_what_overlaps_may(seed: int) -> None:
         kinds = [AREAS[step.kind] for step in each.steps]
         assert len({kind.area for kind in kinds}) == len(kinds)
         assert len(kinds) == 1 or not any(kind.alone for kind in kinds)
-        assert len(kinds) == 1 or each.steps[1].after <= each.steps[0].end, "the second begins while the first one lasts"
+        assert len(kinds) == 1 or each.steps[1].after <= each.steps[0].end, (
+            "the second begins while the first one lasts"
+        )
         for step, kind in zip(each.steps, kinds, strict=True):
             assert kind.hold[0] - 0.01 <= step.hold <= kind.hold[1] + 0.01
 
@@ -69,4 +73,6 @@ def test_one_kind_alone_is_repeated() -> None:
 
 
 def test_a_rounds_length_counts_its_last_heal() -> None:
-    assert Round(0, (Step("a", 0.0, 5.0, 1), Step("b", 4.0, 8.0, 2)), 1.0).seconds == pytest.approx(12 + 10 + 1)
+    assert Round(0, (Step("a", 0.0, 5.0, 1), Step("b", 4.0, 8.0, 2)), 1.0).seconds == pytest.approx(
+        12 + 10 + 1
+    )

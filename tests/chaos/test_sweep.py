@@ -39,7 +39,10 @@ async def test_a_worker_killed_at_an_await_leaves_nothing_wrong(here: Arena) -> 
     sample = [
         kill
         for kill in kills
-        if any(kill.point.where == where and text in kill.point.text and kill.side == side for where, text, side in ALWAYS)
+        if any(
+            kill.point.where == where and text in kill.point.text and kill.side == side
+            for where, text, side in ALWAYS
+        )
     ]
     assert len(sample) == len(ALWAYS)
     sample += Random(SEED).sample([kill for kill in kills if kill not in sample], SAMPLE)
@@ -54,7 +57,12 @@ def test_each_side_of_a_point_is_killed_in_the_first_scene_that_surely_passes_it
     first, second, third = known[0], known[1], known[2]
     passed = {
         "outage": {(first.key, BEFORE): 9, (third.key, BEFORE): 3, (third.key, AFTER): 4},
-        "drain": {(first.key, BEFORE): 40, (first.key, AFTER): 1, (second.key, BEFORE): 2, (third.key, AFTER): 1},
+        "drain": {
+            (first.key, BEFORE): 40,
+            (first.key, AFTER): 1,
+            (second.key, BEFORE): 2,
+            (third.key, AFTER): 1,
+        },
     }
     kills, unreached = plan(passed, 3, [first, second, third])
     assert [(kill.point, kill.side, kill.scene) for kill in kills] == [

@@ -21,7 +21,9 @@ PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`at` is seconds since the run began; lag and handled are records, None while the brokers don't say; rss is bytes by worker."""
+    """`at` is seconds since the run began; lag and handled are records, None while the brokers don't
+    say; rss is bytes by worker.
+    """
 
     at: float
     lag: int | None
@@ -33,7 +35,9 @@ class Sample:
 class Watch:
     """Samples until it is closed. Reads straight from the brokers."""
 
-    def __init__(self, settings: Settings, workers: Mapping[str, Supervised], clock: Clock, sent: Callable[[], int]) -> None:
+    def __init__(
+        self, settings: Settings, workers: Mapping[str, Supervised], clock: Clock, sent: Callable[[], int]
+    ) -> None:
         self.samples: list[Sample] = []
         self.lag: Lag | None = None
         """The last one that could be read."""
@@ -104,7 +108,11 @@ class Watch:
                         total(lag) if lag is not None else None,
                         sum(position.committed for position in lag.values()) if lag is not None else None,
                         self._sent(),
-                        {name: rss for name, worker in self._workers.items() if (rss := worker.rss) is not None},
+                        {
+                            name: rss
+                            for name, worker in self._workers.items()
+                            if (rss := worker.rss) is not None
+                        },
                     )
                 )
                 async with self._looked:

@@ -1,4 +1,6 @@
-"""The workers and their supervisor: starts again whoever ended, as systemd or Kubernetes would, and writes down how each one ended."""
+"""The workers and their supervisor: starts again whoever ended, as systemd or Kubernetes would, and
+writes down how each one ended.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ SETTLED = 15.0
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a worker ended. Times are seconds since the run began; `code` is negative for a signal; `asked` for: by us, with that signal."""
+    """How a worker ended. Times are seconds since the run began; `code` is negative for a signal; `asked`
+    for: by us, with that signal.
+    """
 
     worker: str
     pid: int
@@ -39,7 +43,9 @@ class Exit:
 class Supervised:
     """One worker, started again and again. `log` holds all its lives, one after the other."""
 
-    def __init__(self, name: str, env: Mapping[str, str], folder: Path, clock: Clock, command: Sequence[str] = COMMAND) -> None:
+    def __init__(
+        self, name: str, env: Mapping[str, str], folder: Path, clock: Clock, command: Sequence[str] = COMMAND
+    ) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         self.exits: list[Exit] = []
@@ -136,7 +142,12 @@ class Supervised:
             self._asked = None
             with self.log.open("ab") as out:
                 self._process = await asyncio.create_subprocess_exec(
-                    *self._command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self.env, start_new_session=True
+                    *self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    env=self.env,
+                    start_new_session=True,
                 )
                 out.write(f"--- {time.strftime('%H:%M:%S')} pid {self._process.pid} starts\n".encode())
             try:
@@ -159,7 +170,9 @@ class Supervised:
                 )
             )
             with self.log.open("ab") as out:
-                out.write(f"--- {time.strftime('%H:%M:%S')} pid {self._process.pid} ended with {code}\n".encode())
+                out.write(
+                    f"--- {time.strftime('%H:%M:%S')} pid {self._process.pid} ended with {code}\n".encode()
+                )
             self._ended.set()
             if lived > SETTLED:
                 pause = FIRST_PAUSE

@@ -30,13 +30,24 @@ from tests.chaos.proxy import Proxy
 from tests.chaos.watch import Watch
 from tests.chaos.workers import Clock, Exit, Supervised
 
-SERVERS = frozenset({"ORDERS_KAFKA", "ORDERS_POSTGRES", "ORDERS_POSTGRES_REPLICA", "ORDERS_REDIS", "ORDERS_DATA", "ORDERS_OLIST"})
+SERVERS = frozenset(
+    {
+        "ORDERS_KAFKA",
+        "ORDERS_POSTGRES",
+        "ORDERS_POSTGRES_REPLICA",
+        "ORDERS_REDIS",
+        "ORDERS_DATA",
+        "ORDERS_OLIST",
+    }
+)
 """What the harness sets itself. Every other ORDERS_* of its environment reaches the workers as it is."""
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How large a run is. `rate` is events a second; `settings` are further ORDERS_* values for the workers."""
+    """How large a run is. `rate` is events a second; `settings` are further
+    ORDERS_* values for the workers.
+    """
 
     brokers: int = 3
     replica: bool = True
@@ -48,7 +59,15 @@ class Shape:
 class World:
     """Everything that runs. Made by `world()`."""
 
-    def __init__(self, folder: Path, stack: Stack, shape: Shape, seed: int, proxies: Mapping[str, Proxy], replies: LostReplies) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stack: Stack,
+        shape: Shape,
+        seed: int,
+        proxies: Mapping[str, Proxy],
+        replies: LostReplies,
+    ) -> None:
         self.folder = folder
         self.stack = stack
         self.shape = shape
@@ -56,7 +75,11 @@ class World:
         self.clock = Clock()
         self.proxies = dict(proxies)
         self.replies = replies
-        given = {name: value for name, value in os.environ.items() if name.startswith("ORDERS_") and name not in SERVERS}
+        given = {
+            name: value
+            for name, value in os.environ.items()
+            if name.startswith("ORDERS_") and name not in SERVERS
+        }
         given |= shape.settings or {}
         self.direct = _without_orders() | given | stack.env
         """Environment of a process that goes straight to the servers."""
@@ -66,7 +89,9 @@ class World:
         self.load = Load(seed)
         self.feeder = Feeder(self.settings, self.load, shape.rate)
         (folder / "logs").mkdir(parents=True, exist_ok=True)
-        self.workers = {name: self.worker(name) for name in (f"w{number}" for number in range(1, shape.workers + 1))}
+        self.workers = {
+            name: self.worker(name) for name in (f"w{number}" for number in range(1, shape.workers + 1))
+        }
         self.problems: list[str] = []
         """What should not have been. Empty at the end of a good run."""
         self.notes: list[str] = []
@@ -146,7 +171,11 @@ class World:
         newest = {"leaderEpoch": -1, "leaderId": 1}
         for node in range(1, self.shape.brokers + 1):
             with contextlib.suppress(OSError, ValueError):
-                noted = json.loads((self.stack.folder / "kafka" / str(node) / "data/__cluster_metadata-0/quorum-state").read_text())
+                noted = json.loads(
+                    (
+                        self.stack.folder / "kafka" / str(node) / "data/__cluster_metadata-0/quorum-state"
+                    ).read_text()
+                )
                 if noted["leaderEpoch"] > newest["leaderEpoch"] and noted["leaderId"] >= 0:
                     newest = noted
         return int(newest["leaderId"])
@@ -171,7 +200,9 @@ class World:
         return process.returncode or 0, out.decode(), err.decode()
 
     async def audit(self) -> dict[str, Any]:
-        """The auditor's report, with the exit code as `exit_code`; `clean` is False when it couldn't be made."""
+        """The auditor's report, with the exit code as `exit_code`; `clean` is False
+        when it couldn't be made.
+        """
         code, out, err = await self.orders("audit", "--json", timeout=900)
         try:
             report: dict[str, Any] = json.loads(out)
@@ -183,7 +214,11 @@ class World:
         """Start the workers, wait until they share the work, start the load and the watch."""
         for worker in self.workers.values():
             worker.start()
-        await until(lambda: all("worker ready" in worker.text() for worker in self.workers.values()), "the workers are ready", 90)
+        await until(
+            lambda: all("worker ready" in worker.text() for worker in self.workers.values()),
+            "the workers are ready",
+            90,
+        )
         self.watch.start()
         self.feeder.start()
         await until(lambda: self.feeder.sent > 200, "the load flows", 60)
@@ -196,7 +231,9 @@ class World:
     def _detoured(self) -> dict[str, str]:
         def through(name: str, proxy: str) -> str:
             parts = urlsplit(self.stack.env[name])
-            return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{self.proxies[proxy].address}"))
+            return urlunsplit(
+                parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{self.proxies[proxy].address}")
+            )
 
         return {
             "ORDERS_KAFKA": ",".join(proxy.address for proxy in self.brokers),
@@ -207,19 +244,29 @@ class World:
 
 
 @asynccontextmanager
-async def world(folder: Path, seed: int, shape: Shape, say: Callable[[str], None] = lambda _: None) -> AsyncIterator[World]:
-    """Servers from packages in `folder`, proxies before them, topics and schema. Everything is stopped and the data deleted at the end;
-    the logs stay, the servers' as `logs/servers`.
+async def world(
+    folder: Path, seed: int, shape: Shape, say: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[World]:
+    """Servers from packages in `folder`, proxies before them, topics and schema.
+    Everything is stopped and the data deleted at the end; the logs stay, the servers' as `logs/servers`.
     """
     replies = LostReplies()
     async with AsyncExitStack() as opened:
-        proxies = {name: Proxy(name) for name in ("redis", *(f"kafka-{node}" for node in range(1, shape.brokers + 1)))}
+        proxies = {
+            name: Proxy(name)
+            for name in ("redis", *(f"kafka-{node}" for node in range(1, shape.brokers + 1)))
+        }
         proxies["postgres"] = Proxy("postgres", replies.wire)
         for proxy in proxies.values():
             opened.push_async_callback(proxy.close)
         advertise = [proxies[f"kafka-{node}"].address for node in range(1, shape.brokers + 1)]
         stack = await asyncio.to_thread(
-            Stack.start, folder / "stack", shape.brokers, shape.replica, advertise=advertise, progress=lambda message: say(message)
+            Stack.start,
+            folder / "stack",
+            shape.brokers,
+            shape.replica,
+            advertise=advertise,
+            progress=lambda message: say(message),
         )
         opened.callback(_leave, stack, folder / "logs" / "servers")
         for address, port in stack.detours.items():
@@ -257,8 +304,14 @@ def _answered(condition: Callable[[], object]) -> Callable[[], Awaitable[object]
 
 def settings_of(env: Mapping[str, str]) -> Settings:
     """The settings that a process with this environment has."""
-    values = {name.removeprefix("ORDERS_").lower(): value for name, value in env.items() if name.startswith("ORDERS_")}
-    return Settings.model_validate({name: value for name, value in values.items() if name in Settings.model_fields})
+    values = {
+        name.removeprefix("ORDERS_").lower(): value
+        for name, value in env.items()
+        if name.startswith("ORDERS_")
+    }
+    return Settings.model_validate(
+        {name: value for name, value in values.items() if name in Settings.model_fields}
+    )
 
 
 def _without_orders() -> dict[str, str]:

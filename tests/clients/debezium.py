@@ -1,10 +1,12 @@
-"""Records what Debezium makes of outbox rows, configured as the page says: a real connector in Kafka Connect, on a stack of its own.
+"""Records what Debezium makes of outbox rows, configured as the page says: a real connector in Kafka
+Connect, on a stack of its own.
 
     python -m tests.clients.debezium           write debezium.json anew, after another version or another
                                                configuration on the page
     python -m tests.clients.debezium --lock    write debezium.lock.toml anew
 
-The tests send the recorded bytes: Connect and Debezium are 40 MB and half a minute, for a few records that don't change.
+The tests send the recorded bytes: Connect and Debezium are 40 MB and half a minute, for a few
+records that don't change.
 """
 
 from __future__ import annotations
@@ -88,12 +90,18 @@ def _sent(name: str) -> list[dict[str, Any]]:
 
 
 async def record() -> dict[str, list[dict[str, Any]]]:
-    """Configuration -> its records, as {"topic", "key", "headers", "value"}. Takes a minute; half of it are the servers."""
+    """Configuration -> its records, as {"topic", "key", "headers", "value"}.
+    Takes a minute; half of it are the servers.
+    """
     with tempfile.TemporaryDirectory() as temporary, ExitStack() as at_the_end:
         folder = Path(temporary)
         at_the_end.callback(purge, folder / "stack")
         with Stack.start(folder / "stack") as stack:
-            for setting in ("wal_level = logical", f"max_replication_slots = {len(_ALL)}", f"max_wal_senders = {len(_ALL)}"):
+            for setting in (
+                "wal_level = logical",
+                f"max_replication_slots = {len(_ALL)}",
+                f"max_wal_senders = {len(_ALL)}",
+            ):
                 await _execute(stack.env["ORDERS_POSTGRES"], f"ALTER SYSTEM SET {setting}")
         stack = Stack.start(folder / "stack")
         kafka, postgres = stack.env["ORDERS_KAFKA"], stack.env["ORDERS_POSTGRES"]
@@ -154,11 +162,19 @@ def _connect(folder: Path, kafka: str, postgres: str) -> Iterator[None]:
         }
         (folder / f"{name}.json").write_text(json.dumps(configuration | database))
     command = [str(JAVA), "-Xmx512m", "-cp", jars.class_path(lambda line: print(line, file=sys.stderr), JARS)]
-    command += ["org.apache.kafka.connect.cli.ConnectStandalone", "worker.properties", *(f"{name}.json" for name in _ALL)]
+    command += [
+        "org.apache.kafka.connect.cli.ConnectStandalone",
+        "worker.properties",
+        *(f"{name}.json" for name in _ALL),
+    ]
     log = folder / "connect.log"
     with log.open("wb") as out, subprocess.Popen(command, cwd=folder, stdout=out, stderr=out) as process:
         try:
-            until(lambda: log.read_text().count("Processing messages") == len(_ALL), "every connector reads the log", 120)
+            until(
+                lambda: log.read_text().count("Processing messages") == len(_ALL),
+                "every connector reads the log",
+                120,
+            )
             yield
         finally:
             process.terminate()
@@ -171,7 +187,8 @@ async def _insert(url: str, events: list[dict[str, Any]]) -> None:
         for event in events:
             async with connection.transaction():
                 await connection.execute(
-                    "INSERT INTO outbox (id, type, aggregateid, occurred_at, source, payload) VALUES ($1, $2, $3, $4, $5, $6)",
+                    "INSERT INTO outbox (id, type, aggregateid, occurred_at, source, payload) VALUES ($1, $2,"
+                    " $3, $4, $5, $6)",
                     event["id"],
                     event["type"],
                     event["data"]["order_id"],
@@ -187,7 +204,10 @@ async def _insert(url: str, events: list[dict[str, Any]]) -> None:
 async def _read(kafka: str) -> dict[str, list[dict[str, Any]]]:
     by_key = {order(name)[0]["data"]["order_id"]: name for name in _ALL}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in _ALL}
-    async with asyncio.timeout(60), AIOKafkaConsumer(*_TOPICS, bootstrap_servers=kafka, auto_offset_reset="earliest") as consumer:
+    async with (
+        asyncio.timeout(60),
+        AIOKafkaConsumer(*_TOPICS, bootstrap_servers=kafka, auto_offset_reset="earliest") as consumer,
+    ):
         while any(len(records) < len(_sent(name)) for name, records in found.items()):
             record = await consumer.getone()
             headers = [[name, value.decode()] for name, value in record.headers]
@@ -204,7 +224,13 @@ def main() -> None:
         jars.write_lock(JARS, "python -m tests.clients.debezium --lock")
         return
     records = asyncio.run(record())
-    document = {"debezium": VERSION, "configurations": CONFIGURATIONS, "mistaken": MISTAKEN, "events": EVENTS, "records": records}
+    document = {
+        "debezium": VERSION,
+        "configurations": CONFIGURATIONS,
+        "mistaken": MISTAKEN,
+        "events": EVENTS,
+        "records": records,
+    }
     RECORDED.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -1,4 +1,5 @@
-"""The page's Java programs: compiled and run with jars from Maven Central, which are locked as Kafka's are (stack/jars.py).
+"""The page's Java programs: compiled and run with jars from Maven Central, which are locked as
+Kafka's are (stack/jars.py).
 
 The Java runtime that the project installs has no compiler, so Eclipse's comes with the jars.
 
@@ -25,12 +26,26 @@ JARS: Final = jars.Jars(
     "+".join([*FILES["java.coordinates"].split(), "org.slf4j:slf4j-simple:1.7.36", _COMPILER]),
     Path(__file__).with_name("java.lock.toml"),
 )
-QUICK: Final = ("-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+QUICK: Final = (
+    "-XX:TieredStopAtLevel=1",
+    "-XX:+UseSerialGC",
+    "-XX:-UsePerfData",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+)
 
 
 def compile(folder: Path, sources: Sequence[str]) -> None:
     """Compile these files of the folder in place."""
-    command = ("-cp", jars.class_path(jars=JARS), "org.eclipse.jdt.internal.compiler.batch.Main", "-21", "-proc:none", "-d", ".", *sources)
+    command = (
+        "-cp",
+        jars.class_path(jars=JARS),
+        "org.eclipse.jdt.internal.compiler.batch.Main",
+        "-21",
+        "-proc:none",
+        "-d",
+        ".",
+        *sources,
+    )
     subprocess.run((JAVA, *QUICK, *command), cwd=folder, check=True)
 
 

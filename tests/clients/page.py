@@ -1,4 +1,6 @@
-"""docs/how-to/send-events.md, taken apart: the programs, events and configurations that stand in it are what the tests run."""
+"""docs/how-to/send-events.md, taken apart: the programs, events and configurations that stand in
+it are what the tests run.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ def write(folder: Path) -> None:
 
 
 def order(name: str) -> list[dict[str, Any]]:
-    """The page's events as those of another order: every id, and the tracking number, is one of its own. The same name, the same ids."""
-    text = re.sub(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", lambda found: str(uuid5(UUID(found[0]), name)), FILES["events.json"])
+    """The page's events as those of another order: every id, and the tracking number, is one of its own.
+    The same name, the same ids.
+    """
+    text = re.sub(
+        r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
+        lambda found: str(uuid5(UUID(found[0]), name)),
+        FILES["events.json"],
+    )
     events: list[dict[str, Any]] = json.loads(text.replace("CV-20260302-1", f"CV-{name}"))
     return events

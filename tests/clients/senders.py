@@ -1,4 +1,6 @@
-"""The page's order, sent by clients in every way that the page's programs leave open: one order for each way, by a name that says which."""
+"""The page's order, sent by clients in every way that the page's programs leave open: one order for each way,
+by a name that says which.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,15 @@ from tests.clients import debezium
 from tests.clients.page import order
 
 Event = dict[str, Any]
-PARTITIONERS = ("random", "consistent", "consistent_random", "murmur2", "murmur2_random", "fnv1a", "fnv1a_random")
+PARTITIONERS = (
+    "random",
+    "consistent",
+    "consistent_random",
+    "murmur2",
+    "murmur2_random",
+    "fnv1a",
+    "fnv1a_random",
+)
 
 
 class Record(NamedTuple):
@@ -35,12 +45,16 @@ Records = dict[str, list[Record]]
 """The name of an order -> its records."""
 
 
-# -- the SDK for Python ------------------------------------------------------------------------------------------------
+# -- the SDK for Python --------------------------------------------------------------------------------------
 
 
 def core(event: Event, mode: str, data: Any = None) -> Record:
-    """By the new interface, the key as its documentation has it: the attribute partitionkey, or none. mode: binary or structured."""
-    attributes = {name: value for name, value in event.items() if name != "data"} | {"time": datetime.fromisoformat(event["time"])}
+    """By the new interface, the key as its documentation has it: the attribute partitionkey, or none.
+    mode: binary or structured.
+    """
+    attributes = {name: value for name, value in event.items() if name != "data"} | {
+        "time": datetime.fromisoformat(event["time"])
+    }
     encode = core_kafka.to_binary_event if mode == "binary" else core_kafka.to_structured_event
     return _record(event, encode(CoreEvent(attributes, event["data"] if data is None else data)))
 
@@ -71,21 +85,34 @@ def sdk() -> Iterator[tuple[str, str, list[Record]]]:
         for interface, encode in INTERFACES.items():
             for mode in MODES:
                 name = f"{interface}-{mode}-{client}"
-                yield client, name, [encode(event | {"partitionkey": event["data"]["order_id"]}, mode) for event in order(name)]
+                yield (
+                    client,
+                    name,
+                    [
+                        encode(event | {"partitionkey": event["data"]["order_id"]}, mode)
+                        for event in order(name)
+                    ],
+                )
     for interface, encode in INTERFACES.items():
         for mode in MODES:
             name = f"{interface}-{mode}-bytes"
-            yield "kafka-python", name, [encode(event, mode, json.dumps(event["data"]).encode()) for event in order(name)]
+            yield (
+                "kafka-python",
+                name,
+                [encode(event, mode, json.dumps(event["data"]).encode()) for event in order(name)],
+            )
             name = f"{interface}-{mode}-no-key"
             yield "confluent-kafka", name, [encode(event, mode) for event in order(name)]
 
 
-# -- clients -----------------------------------------------------------------------------------------------------------
+# -- clients -------------------------------------------------------------------------------------------------
 
 
 async def by_aiokafka(brokers: str, records: list[Record]) -> None:
     async with AIOKafkaProducer(bootstrap_servers=brokers) as producer:
-        sent = [await producer.send(topic, value, key, headers=headers) for topic, key, value, headers in records]
+        sent = [
+            await producer.send(topic, value, key, headers=headers) for topic, key, value, headers in records
+        ]
         for each in sent:
             await each
 
@@ -113,7 +140,7 @@ async def by_confluent(brokers: str, records: list[Record], partitioner: str = "
 CLIENTS = {"aiokafka": by_aiokafka, "kafka-python": by_kafka_python, "confluent-kafka": by_confluent}
 
 
-# -- Debezium ----------------------------------------------------------------------------------------------------------
+# -- Debezium ------------------------------------------------------------------------------------------------
 
 
 def recorded() -> dict[str, Any]:
@@ -125,7 +152,13 @@ def recorded() -> dict[str, Any]:
 def outboxes() -> Iterator[tuple[str, list[Record]]]:
     """(name of the order, its records) for each configuration, the mistaken ones too."""
     for name, records in recorded()["records"].items():
-        yield name, [Record(each["topic"], each["key"].encode(), each["value"].encode(), _bytes(each["headers"])) for each in records]
+        yield (
+            name,
+            [
+                Record(each["topic"], each["key"].encode(), each["value"].encode(), _bytes(each["headers"]))
+                for each in records
+            ],
+        )
 
 
 def _bytes(headers: list[list[str]]) -> list[tuple[str, bytes]]:

@@ -1,4 +1,6 @@
-"""Clients that this project didn't make: what they send ends as rows, and they can read what we publish. docs/how-to/send-events.md."""
+"""Clients that this project didn't make: what they send ends as rows, and they can read what we publish.
+docs/how-to/send-events.md.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,10 @@ from tests.workers import audit, processed, worker
 
 SCHEMAS = {
     schema["$id"]: Draft202012Validator(schema)
-    for schema in (json.loads(path.read_text()) for path in (page.PAGE.parents[2] / "contracts" / "schemas").glob("*.json"))
+    for schema in (
+        json.loads(path.read_text())
+        for path in (page.PAGE.parents[2] / "contracts" / "schemas").glob("*.json")
+    )
 }
 PROGRAMS = {
     "send.py": [[sys.executable, "send.py"], ["binary"], ["structured"]],
@@ -37,17 +42,24 @@ PROGRAMS = {
     "send_plain.py": [[sys.executable, "send_plain.py"], []],
     "Send.java": [[], ["BINARY"], ["STRUCTURED"]],
 }
-"""Program of the page -> how it is started (Java's: by java.command), and what it is told after the file of events."""
+"""Program of the page -> how it is started (Java's: by java.command), and what it is told
+after the file of events.
+"""
 ENDED = ("delivered", 4, "LÄMP-7", "delivered", "Corvo", "processed")
 REFUSED = ("core-binary", "core-structured")
 
 
-# -- the page ----------------------------------------------------------------------------------------------------------
+# -- the page ------------------------------------------------------------------------------------------------
 
 
 def test_every_block_of_the_page_is_tested() -> None:
     run = {*PROGRAMS, "read.py", "Read.java", "events.json"}
-    assert set(FILES) == run | {"java.coordinates", "outbox.sql", "outbox-binary.json", "outbox-structured.json"}
+    assert set(FILES) == run | {
+        "java.coordinates",
+        "outbox.sql",
+        "outbox-binary.json",
+        "outbox-structured.json",
+    }
     assert page.PAGE.read_text().count("```") == 2 * len(FILES)
 
 
@@ -58,7 +70,12 @@ def test_the_events_of_the_page_are_what_the_schemas_say() -> None:
 
 def test_the_recording_is_of_the_configurations_on_the_page() -> None:
     found = {name: value for name, value in senders.recorded().items() if name != "records"}
-    now = {"debezium": debezium.VERSION, "configurations": debezium.CONFIGURATIONS, "mistaken": debezium.MISTAKEN, "events": EVENTS}
+    now = {
+        "debezium": debezium.VERSION,
+        "configurations": debezium.CONFIGURATIONS,
+        "mistaken": debezium.MISTAKEN,
+        "events": EVENTS,
+    }
     assert found == now, "run: python -m tests.clients.debezium"
 
 
@@ -83,7 +100,9 @@ def test_the_locks_are_of_the_coordinates() -> None:
         assert f'coordinates = "{jars.endpoint}"' in jars.lock.read_text(), f"write {jars.lock.name} anew"
 
 
-@pytest.mark.parametrize("data", [json.dumps(EVENTS[1]["data"]), EVENTS[1]["data"] | {"method": None}], ids=["text", "null"])
+@pytest.mark.parametrize(
+    "data", [json.dumps(EVENTS[1]["data"]), EVENTS[1]["data"] | {"method": None}], ids=["text", "null"]
+)
 def test_data_that_the_page_warns_of_is_refused(data: Any) -> None:
     record = senders.core(EVENTS[1], "structured", data)
     with pytest.raises(Refused) as refusal:
@@ -91,10 +110,12 @@ def test_data_that_the_page_warns_of_is_refused(data: Any) -> None:
     assert refusal.value.code == "field_malformed"
 
 
-# -- in ----------------------------------------------------------------------------------------------------------------
+# -- in ------------------------------------------------------------------------------------------------------
 
 
-async def test_what_clients_send_ends_as_rows_and_they_read_what_comes_of_it(fresh: Settings, tmp_path: Path) -> None:
+async def test_what_clients_send_ends_as_rows_and_they_read_what_comes_of_it(
+    fresh: Settings, tmp_path: Path
+) -> None:
     page.write(tmp_path)
     java.compile(tmp_path, ["Send.java", "Read.java"])
     with worker(tmp_path):
@@ -103,12 +124,16 @@ async def test_what_clients_send_ends_as_rows_and_they_read_what_comes_of_it(fre
         processed()
         assert audit()["dead_letters"] == {"field_malformed": len(REFUSED)}
     ended = await _ended(fresh)
-    assert {name: ended.get(order(name)[0]["data"]["order_id"]) for name in names} == dict.fromkeys(names, ENDED)
+    assert {name: ended.get(order(name)[0]["data"]["order_id"]) for name in names} == dict.fromkeys(
+        names, ENDED
+    )
     await _reads(fresh.kafka, tmp_path, names)
 
 
 async def _programs(folder: Path) -> list[str]:
-    """Run the page's programs, each with an order whose events have a datacontenttype and one without; returns the orders' names."""
+    """Run the page's programs, each with an order whose events have a datacontenttype and one without;
+    returns the orders' names.
+    """
     names, running = [], []
     for program, (start, *ways) in PROGRAMS.items():
         for way in ways:
@@ -116,7 +141,10 @@ async def _programs(folder: Path) -> list[str]:
             events = order(name)
             if name != "send_v1.py-binary":  # it needs one, says the page
                 names.append(f"{name}-plain")
-                events += [{key: value for key, value in event.items() if key != "datacontenttype"} for event in order(names[-1])]
+                events += [
+                    {key: value for key, value in event.items() if key != "datacontenttype"}
+                    for event in order(names[-1])
+                ]
             names.append(name)
             (folder / f"{name}.json").write_text(json.dumps(events), encoding="utf-8")
             running.append(_run(folder, *(start or java.command("Send")), f"{name}.json", *way))
@@ -125,7 +153,9 @@ async def _programs(folder: Path) -> list[str]:
 
 
 async def _run(folder: Path, *command: str) -> str:
-    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=folder, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
     out, errors = await process.communicate()
     assert process.returncode == 0, f"{command}:\n{errors.decode()[-3000:]}"
     return out.decode()
@@ -146,13 +176,18 @@ async def _clients(brokers: str) -> list[str]:
         await CLIENTS[client](brokers, records)
     for partitioner in PARTITIONERS:
         names.append(partitioner)
-        records = [senders.core(event | {"partitionkey": event["data"]["order_id"]}, "binary") for event in order(partitioner)]
+        records = [
+            senders.core(event | {"partitionkey": event["data"]["order_id"]}, "binary")
+            for event in order(partitioner)
+        ]
         await senders.by_confluent(brokers, records, partitioner)
     return names
 
 
 async def _others(brokers: str) -> None:
-    """An order that waits for its parcel, one that is cancelled, and events that are refused: what else there is to read."""
+    """An order that waits for its parcel, one that is cancelled, and events that are refused:
+    what else there is to read.
+    """
     sent = [senders.core(event, "binary") for event in order("paid")[:2]]
     created = order("cancelled")[0]
     data = {"order_id": created["data"]["order_id"], "reason": "found one in the attic"}
@@ -160,7 +195,9 @@ async def _others(brokers: str) -> None:
     sent += [senders.core(created, "binary"), senders.core(cancelled, "structured")]
     for name in REFUSED:
         paid = order(name)[1]
-        sent.append(senders.core(paid | {"data": paid["data"] | {"amount": "-1"}}, name.removeprefix("core-")))
+        sent.append(
+            senders.core(paid | {"data": paid["data"] | {"amount": "-1"}}, name.removeprefix("core-"))
+        )
     await senders.by_aiokafka(brokers, sent)
 
 
@@ -169,19 +206,21 @@ async def _ended(settings: Settings) -> dict[str, tuple[Any, ...]]:
     connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         found = await connection.fetch(
-            "SELECT o.id::text, o.status::text, o.version, i.sku, s.status::text, s.carrier, r.status::text FROM orders_order o "
-            "LEFT JOIN orders_order_item i ON i.order_id = o.id LEFT JOIN orders_shipment s ON s.order_id = o.id "
-            "LEFT JOIN orders_return r ON r.order_id = o.id"
+            "SELECT o.id::text, o.status::text, o.version, i.sku, s.status::text, s.carrier, r.status::text"
+            " FROM orders_order o LEFT JOIN orders_order_item i ON i.order_id = o.id LEFT JOIN"
+            " orders_shipment s ON s.order_id = o.id LEFT JOIN orders_return r ON r.order_id = o.id"
         )
     finally:
         await connection.close()
     return {row[0]: tuple(row)[1:] for row in found}
 
 
-# -- out ---------------------------------------------------------------------------------------------------------------
+# -- out -----------------------------------------------------------------------------------------------------
 
 Read = tuple[Any, ...]
-"""topic, id, source, type, time, causeid, traceparent, data as JSON with sorted keys; what isn't there is empty"""
+"""topic, id, source, type, time, causeid, traceparent, data as JSON with sorted keys;
+what isn't there is empty
+"""
 
 
 async def _reads(brokers: str, folder: Path, names: list[str]) -> None:
@@ -192,18 +231,29 @@ async def _reads(brokers: str, folder: Path, names: list[str]) -> None:
         if record.topic != DLQ:
             SCHEMAS[dict(record.headers)["ce_dataschema"].decode()].validate(json.loads(record.value))
     refunded = [json.loads(read[-1]) for read in expected if read[0] == "refund.request"]
-    assert sorted(each["order_id"] for each in refunded) == sorted(order(name)[0]["data"]["order_id"] for name in names)
+    assert sorted(each["order_id"] for each in refunded) == sorted(
+        order(name)[0]["data"]["order_id"] for name in names
+    )
     assert {each["amount"] for each in refunded} == {"19.95"}
     trace = EVENTS[0]["traceparent"]
-    causes = {event["id"] for name in [*names, "paid", "cancelled"] if not name.startswith("outbox-") for event in order(name)}
+    causes = {
+        event["id"]
+        for name in [*names, "paid", "cancelled"]
+        if not name.startswith("outbox-")
+        for event in order(name)
+    }
     assert {read[6] for read in expected if read[0] == "suborder.created" and read[5] in causes} == {trace}
-    assert len({read[5] for read in expected if read[0] == "suborder.created"} & causes) == len(names) + 2 - len(debezium.CONFIGURATIONS)
+    assert len({read[5] for read in expected if read[0] == "suborder.created"} & causes) == len(
+        names
+    ) + 2 - len(debezium.CONFIGURATIONS)
 
     refused = [_refused(name) for name in REFUSED]
     assert sorted(map(_by_core, raw)) == sorted(expected + refused)
     assert sorted(map(_by_v1, raw)) == sorted(expected + refused)
     topics = (*DERIVED, DLQ)
-    python, jvm = await asyncio.gather(_run(folder, sys.executable, "read.py", *topics), _run(folder, *java.command("Read"), *topics))
+    python, jvm = await asyncio.gather(
+        _run(folder, sys.executable, "read.py", *topics), _run(folder, *java.command("Read"), *topics)
+    )
     assert sorted(map(_of_read_py, python.splitlines())) == sorted(expected + refused)
     assert sorted(map(_of_read_java, jvm.splitlines())) == sorted(expected + refused)
 
@@ -211,7 +261,11 @@ async def _reads(brokers: str, folder: Path, names: list[str]) -> None:
 def _raw(brokers: str) -> list[Record]:
     """Everything that was published."""
     consumer = KafkaConsumer(bootstrap_servers=brokers, isolation_level="read_committed")
-    partitions = [TopicPartition(topic, number) for topic in (*DERIVED, DLQ) for number in consumer.partitions_for_topic(topic)]
+    partitions = [
+        TopicPartition(topic, number)
+        for topic in (*DERIVED, DLQ)
+        for number in consumer.partitions_for_topic(topic)
+    ]
     consumer.assign(partitions)
     consumer.seek_to_beginning()
     ends = consumer.end_offsets(partitions)
@@ -236,11 +290,17 @@ def _read(topic: str, attributes: Mapping[str, Any], data: Any) -> Read:
 
 
 def _by_hand(record: Record) -> Read:
-    return _read(record.topic, {name.removeprefix("ce_"): value.decode() for name, value in record.headers}, json.loads(record.value))
+    return _read(
+        record.topic,
+        {name.removeprefix("ce_"): value.decode() for name, value in record.headers},
+        json.loads(record.value),
+    )
 
 
 def _by_core(record: Record) -> Read:
-    event = core_kafka.from_kafka_event(core_kafka.KafkaMessage(dict(record.headers), record.key, record.value))
+    event = core_kafka.from_kafka_event(
+        core_kafka.KafkaMessage(dict(record.headers), record.key, record.value)
+    )
     return _read(record.topic, event.get_attributes(), event.get_data())
 
 
@@ -259,7 +319,11 @@ def _of_read_py(line: str) -> Read:
 def _of_read_java(line: str) -> Read:
     topic, *attributes, data = line.split("\t")
     names = ("id", "source", "type", "time", "causeid", "traceparent")
-    return _read(topic, {name: None if text == "null" else text for name, text in zip(names, attributes, strict=True)}, json.loads(data))
+    return _read(
+        topic,
+        {name: None if text == "null" else text for name, text in zip(names, attributes, strict=True)},
+        json.loads(data),
+    )
 
 
 def _refused(name: str) -> Read:

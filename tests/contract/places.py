@@ -1,6 +1,7 @@
 """The sinks behind one face: write orders, read, cut the server off.
 
-Each twice: on a database of its own on the stack's real servers, and on the simulation's fake ones, which have to keep the same promises.
+Each twice: on a database of its own on the stack's real servers, and on the simulation's fake ones, which
+have to keep the same promises.
 """
 
 from __future__ import annotations
@@ -59,21 +60,57 @@ class Order:
     def rows(self, into: RowBatch) -> None:
         order, user = ident(self.name), ident(f"user of {self.name}")
         created, updated = at(self.created), at(self.updated)
-        into.orders.append(OrderRow(order, user, "SP", self.status, "BRL", self.total, "0", created, updated, self.version))
+        into.orders.append(
+            OrderRow(order, user, "SP", self.status, "BRL", self.total, "0", created, updated, self.version)
+        )
         product, seller, item = ident("product"), ident("seller"), ident(f"item of {self.name}")
-        into.items.append(ItemRow(item, order, user, "SP", product, seller, None, "SKU-1", 2, "5.00", "2.50", created, created, 1))
+        into.items.append(
+            ItemRow(
+                item,
+                order,
+                user,
+                "SP",
+                product,
+                seller,
+                None,
+                "SKU-1",
+                2,
+                "5.00",
+                "2.50",
+                created,
+                created,
+                1,
+            )
+        )
         ends = (created, updated, self.version)
         for parcel, status in self.parcels:
-            into.shipments.append(ShipmentRow(ident(parcel), order, user, "SP", seller, None, "DHL", f"T-{parcel}", status, None, *ends))
+            into.shipments.append(
+                ShipmentRow(
+                    ident(parcel), order, user, "SP", seller, None, "DHL", f"T-{parcel}", status, None, *ends
+                )
+            )
         if self.status == "returned":
             id = ident(f"return of {self.name}")
-            into.returns.append(ReturnRow(id, order, user, "SP", item, 1, "too small", "processed", updated, *ends))
+            into.returns.append(
+                ReturnRow(id, order, user, "SP", item, 1, "too small", "processed", updated, *ends)
+            )
 
     def entry(self) -> CacheEntry:
         order, user = ident(self.name), ident(f"user of {self.name}")
-        summary = {"order_id": order, "user_id": user, "status": self.status, "version": self.version, "suborders": [{"version": 99}]}
-        tracking = [(f"T-{parcel}", ident(parcel), parcel_json(order, parcel, status)) for parcel, status in self.parcels]
-        return CacheEntry(order, user, 1_700_000_000_000 + self.created, self.version, 600, compact(summary), tracking, [])
+        summary = {
+            "order_id": order,
+            "user_id": user,
+            "status": self.status,
+            "version": self.version,
+            "suborders": [{"version": 99}],
+        }
+        tracking = [
+            (f"T-{parcel}", ident(parcel), parcel_json(order, parcel, status))
+            for parcel, status in self.parcels
+        ]
+        return CacheEntry(
+            order, user, 1_700_000_000_000 + self.created, self.version, 600, compact(summary), tracking, []
+        )
 
 
 def compact(value: object) -> bytes:
@@ -101,7 +138,9 @@ async def eventually(condition: Callable[[], bool], seconds: float = 10) -> None
 
 
 class Line:
-    """A connection between the sink and its server that can be cut: whatever runs the server, it is gone for the sink."""
+    """A connection between the sink and its server that can be cut: whatever runs the
+    server, it is gone for the sink.
+    """
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
@@ -265,12 +304,19 @@ class PostgresPlace(RealPlace):
             await connection.close()
 
     async def content(self) -> dict[str, list[str]]:
-        rows = await self.fetch(" UNION ALL ".join(f"SELECT '{table}', {table}::text FROM {table}" for table in TABLES) + " ORDER BY 1, 2")
+        rows = await self.fetch(
+            " UNION ALL ".join(f"SELECT '{table}', {table}::text FROM {table}" for table in TABLES)
+            + " ORDER BY 1, 2"
+        )
         return {table: [row[1] for row in rows if row[0] == table] for table in TABLES}
 
     async def row_versions(self) -> list[tuple[Any, ...]]:
         """Where each row's version lies and which transaction wrote it."""
-        return [tuple(row) for table in TABLES for row in await self.fetch(f"SELECT tableoid, ctid, xmin FROM {table} ORDER BY id")]
+        return [
+            tuple(row)
+            for table in TABLES
+            for row in await self.fetch(f"SELECT tableoid, ctid, xmin FROM {table} ORDER BY id")
+        ]
 
     async def empty(self) -> None:
         # Quicker than TRUNCATE for a few rows in many partitions.
@@ -309,7 +355,8 @@ class RedisPlace(RealPlace):
         return RedisSink(self.settings.model_copy(update={"redis": RedisUrl(self.line.url)}))
 
     async def start_server(self) -> None:
-        # As after a restart: it knows no script any more. What it held is kept, which is the harder case: it is out of date.
+        # As after a restart: it knows no script any more.
+        # What it held is kept, which is the harder case: it is out of date.
         async with redis.asyncio.Redis.from_url(self.settings.redis.get_secret_value()) as client:
             await client.script_flush()
         await super().start_server()
@@ -319,7 +366,9 @@ class RedisPlace(RealPlace):
 
     async def content(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        async with redis.asyncio.Redis.from_url(self.settings.redis.get_secret_value(), decode_responses=True) as client:
+        async with redis.asyncio.Redis.from_url(
+            self.settings.redis.get_secret_value(), decode_responses=True
+        ) as client:
             for key in sorted([key async for key in client.scan_iter(count=1000)]):
                 if key.startswith("user:"):
                     found[key] = await client.zrange(key, 0, -1, withscores=True)
@@ -377,12 +426,16 @@ async def new_database(stack: Servers, **changes: Any) -> Settings:
         await connection.close()
     url = f"{base.rsplit('/', 1)[0]}/{name}"
     cache = f"{stack.env['ORDERS_REDIS'].rsplit('/', 1)[0]}/{REDIS_DATABASE}"
-    return Settings(postgres=url, redis=cache, data=Path("unused"), postgres_partitions=2).model_copy(update=changes)
+    return Settings(postgres=url, redis=cache, data=Path("unused"), postgres_partitions=2).model_copy(
+        update=changes
+    )
 
 
 async def drop_database(stack: Servers, settings: Settings) -> None:
     connection = await asyncpg.connect(stack.env["ORDERS_POSTGRES"])
     try:
-        await connection.execute(f"DROP DATABASE {settings.postgres.get_secret_value().rsplit('/', 1)[1]} WITH (FORCE)")
+        await connection.execute(
+            f"DROP DATABASE {settings.postgres.get_secret_value().rsplit('/', 1)[1]} WITH (FORCE)"
+        )
     finally:
         await connection.close()

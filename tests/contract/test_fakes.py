@@ -1,4 +1,6 @@
-"""The simulation's fake Postgres and Redis against the real ones: the same batches, the same answers, the same content."""
+"""The simulation's fake Postgres and Redis against the real ones: the same batches, the same
+answers, the same content.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ def row_batches(rng: Random) -> Iterator[RowBatch]:
 async def rows(place: PostgresPlace) -> dict[str, set[Any]]:
     found = {}
     for table in TABLES:
-        found[table] = {comparable(table, tuple(map(as_text, row))) for row in await place.fetch(f"SELECT * FROM {table}")}
+        found[table] = {
+            comparable(table, tuple(map(as_text, row))) for row in await place.fetch(f"SELECT * FROM {table}")
+        }
     return found
 
 
@@ -89,12 +93,17 @@ def as_text(value: Any) -> Any:
 async def test_rows(postgres: PostgresPlace, fake_postgres: FakePostgresPlace, seed: int) -> None:
     for batch in row_batches(Random(seed)):
         assert await postgres.sink.write(batch) == await fake_postgres.sink.write(batch)
-        fake = {table: {comparable(table, astuple(row)) for row in there.values()} for table, there in fake_postgres.tables.rows.items()}
+        fake = {
+            table: {comparable(table, astuple(row)) for row in there.values()}
+            for table, there in fake_postgres.tables.rows.items()
+        }
         assert await rows(postgres) == fake
 
 
 def entries(rng: Random) -> Iterator[list[CacheEntry]]:
-    """Few orders, users and tracking numbers in many versions: numbers are shared, and parcels change theirs."""
+    """Few orders, users and tracking numbers in many versions: numbers are shared,
+    and parcels change theirs.
+    """
     for _ in range(150):
         batch = []
         for name in rng.sample("abc", rng.randint(1, 3)):
@@ -110,7 +119,9 @@ def entries(rng: Random) -> Iterator[list[CacheEntry]]:
             for parcel in rng.sample("pqr", rng.randint(0, 2)):
                 number = f"T{rng.randint(1, 2)}"
                 location = rng.choice((None, "hub", '"shipment_id":"x"'))
-                tracking.append((number, ident(parcel), parcel_json(order, parcel, rng.choice(STATUS), location)))
+                tracking.append(
+                    (number, ident(parcel), parcel_json(order, parcel, rng.choice(STATUS), location))
+                )
             for parcel in rng.sample("pqr", rng.randint(0, 1)):
                 untracked.append((f"T{rng.randint(1, 2)}", ident(parcel)))
             user = rng.choice(("u", "v"))

@@ -92,7 +92,9 @@ class Kafka(ABC):
         """Commit partition 0 as if the member were in `generation`. Raises KafkaError."""
         coordinator = member._coordinator
         now, coordinator.generation = coordinator.generation, generation
-        request = coordinator._do_commit_offsets(None, {TopicPartition(self.topic, 0): OffsetAndMetadata(offset, "")})
+        request = coordinator._do_commit_offsets(
+            None, {TopicPartition(self.topic, 0): OffsetAndMetadata(offset, "")}
+        )
         sending = asyncio.ensure_future(request)
         await asyncio.sleep(0)  # the request is made
         coordinator.generation = now
@@ -136,7 +138,10 @@ class Fake(Kafka):
         self.broker.produce = once  # type: ignore[method-assign, assignment]
 
     async def read(self, topic: str, partition: int) -> list[tuple[int, bytes | None, bytes | None]]:
-        return [(record.offset, record.key, record.value) for record in self.broker.logs[TopicPartition(topic, partition)].records]
+        return [
+            (record.offset, record.key, record.value)
+            for record in self.broker.logs[TopicPartition(topic, partition)].records
+        ]
 
     async def end(self, topic: str, partition: int) -> int:
         return self.broker.logs[TopicPartition(topic, partition)].end
@@ -166,7 +171,11 @@ class Fake(Kafka):
 
 async def _assigned(consumer: Any) -> bool:
     subscription = consumer._subscription.subscription
-    return subscription is not None and subscription.assignment is not None and not subscription._reassignment_in_progress
+    return (
+        subscription is not None
+        and subscription.assignment is not None
+        and not subscription._reassignment_in_progress
+    )
 
 
 class Real(Kafka):
@@ -180,14 +189,26 @@ class Real(Kafka):
     async def open(self) -> None:
         self.admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
         await self.admin.start()
-        quickly = {"cleanup.policy": "compact", "min.cleanable.dirty.ratio": "0.001", "segment.ms": "100", "min.compaction.lag.ms": "0"}
-        await self.admin.create_topics([NewTopic(self.topic, 2, 1), NewTopic(self.compacted, 1, 1, topic_configs=quickly)])
-        self.reader = AIOKafkaConsumer(bootstrap_servers=self.brokers, enable_auto_commit=False, auto_offset_reset="earliest")
+        quickly = {
+            "cleanup.policy": "compact",
+            "min.cleanable.dirty.ratio": "0.001",
+            "segment.ms": "100",
+            "min.compaction.lag.ms": "0",
+        }
+        await self.admin.create_topics(
+            [NewTopic(self.topic, 2, 1), NewTopic(self.compacted, 1, 1, topic_configs=quickly)]
+        )
+        self.reader = AIOKafkaConsumer(
+            bootstrap_servers=self.brokers, enable_auto_commit=False, auto_offset_reset="earliest"
+        )
         await self.reader.start()
 
         async def led() -> bool:
             described = await self.admin.describe_topics([self.topic, self.compacted])
-            return all(topic["error_code"] == 0 and all(p["error_code"] == 0 for p in topic["partitions"]) for topic in described)
+            return all(
+                topic["error_code"] == 0 and all(p["error_code"] == 0 for p in topic["partitions"])
+                for topic in described
+            )
 
         await eventually(led, "leaders")
 
@@ -201,7 +222,9 @@ class Real(Kafka):
         await self.admin.close()
 
     async def connect(self, gate: Gate) -> AiokafkaConnection:
-        connection = AiokafkaConnection({"settings": Settings(kafka=self.brokers), "client_id": "contract"}, gate)
+        connection = AiokafkaConnection(
+            {"settings": Settings(kafka=self.brokers), "client_id": "contract"}, gate
+        )
         await connection.start()
         self.connections.append(connection)
         return connection
@@ -238,7 +261,11 @@ class Real(Kafka):
 
     async def join(self) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.brokers, group_id=self.name, enable_auto_commit=False, session_timeout_ms=6000, heartbeat_interval_ms=200
+            bootstrap_servers=self.brokers,
+            group_id=self.name,
+            enable_auto_commit=False,
+            session_timeout_ms=6000,
+            heartbeat_interval_ms=200,
         )
         consumer.subscribe([self.topic])
         await consumer.start()
@@ -254,11 +281,15 @@ class Real(Kafka):
 
     async def heartbeat(self, member: AIOKafkaConsumer, generation: int) -> int:
         coordinator = member._coordinator
-        response = await coordinator._send_req(HeartbeatRequest(coordinator.group_id, generation, coordinator.member_id))
+        response = await coordinator._send_req(
+            HeartbeatRequest(coordinator.group_id, generation, coordinator.member_id)
+        )
         return int(response.error_code)
 
     async def compact(self) -> None:
-        """The cleaner leaves the active segment alone: a later record, after segment.ms, begins another one."""
+        """The cleaner leaves the active segment alone: a later record, after
+        segment.ms, begins another one.
+        """
         producer = AIOKafkaProducer(bootstrap_servers=self.brokers)
         await producer.start()
 
@@ -295,12 +326,14 @@ def batch_of(connection: Connection, *values: bytes, key: bytes = b"k") -> Any:
     return batch
 
 
-async def delivered(connection: Connection, topic: str, partition: int, *values: bytes, key: bytes = b"k") -> int:
+async def delivered(
+    connection: Connection, topic: str, partition: int, *values: bytes, key: bytes = b"k"
+) -> int:
     future = await connection.send_batch(batch_of(connection, *values, key=key), topic, partition=partition)
     return int((await asyncio.wait_for(future, 20)).offset)
 
 
-# -- producer -----------------------------------------------------------------------------------------------------------
+# -- producer ------------------------------------------------------------------------------------------------
 
 
 async def test_batches_lie_in_the_order_in_which_they_were_sent(kafka: Kafka) -> None:
@@ -310,7 +343,9 @@ async def test_batches_lie_in_the_order_in_which_they_were_sent(kafka: Kafka) ->
         batch = batch_of(connection, b"%da" % number, b"%db" % number)
         futures.append(await connection.send_batch(batch, kafka.topic, partition=0))
     assert [(await asyncio.wait_for(future, 20)).offset for future in futures] == [0, 2, 4, 6]
-    assert [value for _, _, value in await kafka.read(kafka.topic, 0)] == [b"%d%c" % (n, c) for n in range(4) for c in b"ab"]
+    assert [value for _, _, value in await kafka.read(kafka.topic, 0)] == [
+        b"%d%c" % (n, c) for n in range(4) for c in b"ab"
+    ]
 
 
 async def test_a_lost_acknowledgement_doubles_nothing(kafka: Kafka) -> None:
@@ -338,7 +373,9 @@ async def test_a_batch_that_the_gate_holds_back_leaves_a_hole(kafka: Kafka) -> N
     with pytest.raises(OutOfOrderSequenceNumber):
         await delivered(connection, kafka.topic, 0, b"3")
     assert await delivered(connection, kafka.topic, 1, b"4") == 0, "another partition has numbers of its own"
-    assert await delivered(await kafka.connect(freely), kafka.topic, 0, b"5") == 1, "and so has another connection"
+    assert await delivered(await kafka.connect(freely), kafka.topic, 0, b"5") == 1, (
+        "and so has another connection"
+    )
     assert [value for _, _, value in await kafka.read(kafka.topic, 0)] == [b"1", b"5"]
 
 
@@ -365,11 +402,14 @@ async def test_compaction_leaves_the_last_record_of_each_key_at_its_offset(kafka
     for key, value in ((b"a", b"1"), (b"b", b"1"), (b"a", b"2"), (b"a", b"3"), (b"b", b"2")):
         await delivered(connection, kafka.compacted, 0, value, key=key)
     await kafka.compact()
-    assert [each for each in await kafka.read(kafka.compacted, 0) if each[1] != b"later"] == [(3, b"a", b"3"), (4, b"b", b"2")]
+    assert [each for each in await kafka.read(kafka.compacted, 0) if each[1] != b"later"] == [
+        (3, b"a", b"3"),
+        (4, b"b", b"2"),
+    ]
     assert await kafka.end(kafka.compacted, 0) >= 5
 
 
-# -- group --------------------------------------------------------------------------------------------------------------
+# -- group ---------------------------------------------------------------------------------------------------
 
 
 async def test_offsets_are_committed_by_member_and_generation(kafka: Kafka) -> None:
@@ -398,7 +438,9 @@ async def _both(first: Any, second: Any) -> bool:
         first._coordinator.generation == second._coordinator.generation
         and await _assigned(first)
         and await _assigned(second)
-        and len(first._subscription.assigned_partitions()) == len(second._subscription.assigned_partitions()) == 1
+        and len(first._subscription.assigned_partitions())
+        == len(second._subscription.assigned_partitions())
+        == 1
     )
 
 

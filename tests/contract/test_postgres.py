@@ -24,7 +24,11 @@ ORDER = Order("a", 4, "returned", created=10, updated=50, parcels=(("pa", "deliv
 
 async def times(postgres: PostgresPlace) -> tuple[str, str, int]:
     (row,) = await postgres.fetch("SELECT created_at, updated_at, version FROM orders_order")
-    return row["created_at"].isoformat(timespec="microseconds"), row["updated_at"].isoformat(timespec="microseconds"), row["version"]
+    return (
+        row["created_at"].isoformat(timespec="microseconds"),
+        row["updated_at"].isoformat(timespec="microseconds"),
+        row["version"],
+    )
 
 
 async def test_counts_rows_that_changed_and_touches_no_others(postgres: PostgresPlace) -> None:
@@ -36,7 +40,9 @@ async def test_counts_rows_that_changed_and_touches_no_others(postgres: Postgres
 
 
 @pytest.mark.parametrize(("created", "updated"), [(5, 50), (10, 40), (5, 40)])
-async def test_at_the_same_version_the_earlier_times_stay(postgres: PostgresPlace, created: int, updated: int) -> None:
+async def test_at_the_same_version_the_earlier_times_stay(
+    postgres: PostgresPlace, created: int, updated: int
+) -> None:
     for history in itertools.permutations([ORDER, replace(ORDER, created=created, updated=updated)]):
         await postgres.empty()
         for each in history:
@@ -78,29 +84,52 @@ async def test_every_set_of_tables_is_written(postgres: PostgresPlace) -> None:
     for size in range(1, 5):
         for chosen in itertools.combinations(names, size):
             await postgres.empty()
-            assert await postgres.sink.write(RowBatch(**{name: getattr(whole, name) for name in chosen})) == size
+            assert (
+                await postgres.sink.write(RowBatch(**{name: getattr(whole, name) for name in chosen})) == size
+            )
             written = {table: len(rows) for table, rows in (await postgres.content()).items() if rows}
             assert list(written.values()) == [1] * size
             assert len(written) == size
 
 
 @pytest.mark.parametrize(
-    "text", ["", "null", "NULL", "a,b", '"', "\\", "{}", "a\nb", "\x01\x1f", "São Paulo", "\U0001f4e6", "x" * 1000, "字" * 1000]
+    "text",
+    [
+        "",
+        "null",
+        "NULL",
+        "a,b",
+        '"',
+        "\\",
+        "{}",
+        "a\nb",
+        "\x01\x1f",
+        "São Paulo",
+        "\U0001f4e6",
+        "x" * 1000,
+        "字" * 1000,
+    ],
 )
 async def test_text_arrives_as_it_is(postgres: PostgresPlace, text: str) -> None:
     batch = postgres.batch([ORDER])
     (shipment,) = batch.shipments
     batch.shipments = [structs.replace(shipment, region=text, carrier=text, tracking_number=text)]
     await postgres.sink.write(batch)
-    (row,) = await postgres.fetch("SELECT region, carrier, tracking_number FROM orders_shipment WHERE tracking_number = $1", text)
+    (row,) = await postgres.fetch(
+        "SELECT region, carrier, tracking_number FROM orders_shipment WHERE tracking_number = $1", text
+    )
     assert tuple(row) == (text, text, text)
 
 
 async def test_null_stays_null_and_large_amounts_exact(postgres: PostgresPlace) -> None:
-    batch = postgres.batch([replace(ORDER, total="1000000000000000"), replace(ORDER, name="b", total="1000000000000.001")])
+    batch = postgres.batch(
+        [replace(ORDER, total="1000000000000000"), replace(ORDER, name="b", total="1000000000000.001")]
+    )
     batch.shipments = [structs.replace(row, carrier=None, tracking_number=None) for row in batch.shipments]
     await postgres.sink.write(batch)
-    rows = await postgres.fetch("SELECT DISTINCT warehouse_id, carrier, tracking_number, estimated_delivery FROM orders_shipment")
+    rows = await postgres.fetch(
+        "SELECT DISTINCT warehouse_id, carrier, tracking_number, estimated_delivery FROM orders_shipment"
+    )
     assert [tuple(row) for row in rows] == [(None, None, None, None)]
     totals = await postgres.fetch("SELECT total_amount FROM orders_order ORDER BY total_amount")
     assert [str(row[0]) for row in totals] == ["1000000000000.0010", "1000000000000000.0000"]
@@ -130,7 +159,9 @@ async def version_of(place: PostgresPlace, name: str) -> int:
 
 async def test_connections_ended_by_the_server_are_replaced(postgres: PostgresPlace) -> None:
     await postgres.write(Order("b", 1))
-    await postgres.fetch("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'orders-worker'")
+    await postgres.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'orders-worker'"
+    )
     await postgres.write_with_retries(ORDER)
     assert await version_of(postgres, "a") == 4
 
@@ -154,7 +185,9 @@ async def test_a_statement_that_takes_too_long_is_given_up_whole(postgres: Postg
 
 
 async def test_a_server_that_is_not_there_is_an_error(postgres: PostgresPlace) -> None:
-    nowhere = PostgresSink(Settings(postgres="postgresql://postgres@127.0.0.1:1/orders", postgres_connect_timeout=1.0))
+    nowhere = PostgresSink(
+        Settings(postgres="postgresql://postgres@127.0.0.1:1/orders", postgres_connect_timeout=1.0)
+    )
     with pytest.raises(ConnectionRefusedError):
         await nowhere.start()
     await nowhere.close()

@@ -1,4 +1,6 @@
-"""What only the cache promises: keys and lifetimes as readers expect them, and that its absence is nobody's trouble."""
+"""What only the cache promises: keys and lifetimes as readers expect them, and that its
+absence is nobody's trouble.
+"""
 
 from __future__ import annotations
 
@@ -28,22 +30,32 @@ ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(cache: RedisPlace) -> AsyncIterator[Any]:
-    async with redis.asyncio.Redis.from_url(cache.settings.redis.get_secret_value(), decode_responses=True) as client:
+    async with redis.asyncio.Redis.from_url(
+        cache.settings.redis.get_secret_value(), decode_responses=True
+    ) as client:
         yield client
 
 
 async def tracked(client: Any, number: str) -> dict[str, str]:
     """shipment id -> status of what a tracking number shows."""
-    return {entry["shipment_id"]: entry["status"] for entry in json.loads(await client.get(f"tracking:{number}") or "[]")}
+    return {
+        entry["shipment_id"]: entry["status"]
+        for entry in json.loads(await client.get(f"tracking:{number}") or "[]")
+    }
 
 
 async def test_keys_and_lifetimes(cache: RedisPlace, client: Any) -> None:
     entry = ORDER.entry()._replace(ttl=1234)
     assert await cache.sink.write([entry]) == 1
     assert await client.get(f"order:{ident('a')}") == entry.summary.decode()
-    assert await client.zrange(f"user:{ident('user of a')}:orders", 0, -1, withscores=True) == [(ident("a"), 1_700_000_000_010.0)]
+    assert await client.zrange(f"user:{ident('user of a')}:orders", 0, -1, withscores=True) == [
+        (ident("a"), 1_700_000_000_010.0)
+    ]
     assert await client.get("tracking:T-pa") == "[" + entry.tracking[0][2].decode() + "]"
-    lifetimes = [await client.ttl(key) for key in (f"order:{ident('a')}", "tracking:T-pa", f"user:{ident('user of a')}:orders")]
+    lifetimes = [
+        await client.ttl(key)
+        for key in (f"order:{ident('a')}", "tracking:T-pa", f"user:{ident('user of a')}:orders")
+    ]
     assert lifetimes == [pytest.approx(1234, abs=5), pytest.approx(1234, abs=5), pytest.approx(1800, abs=5)]
 
 
@@ -63,15 +75,22 @@ async def test_the_same_version_again_prolongs(cache: RedisPlace, client: Any) -
 async def test_a_number_shared_by_parcels_shows_each(cache: RedisPlace, client: Any) -> None:
     for name, parcel, version in (("a", "p1", 1), ("b", "p2", 1), ("c", "p3", 1), ("b", "p2", 2)):
         json_ = parcel_json(ident(name), parcel, f"v{version}", 'says "shipment_id":"' + ident("p9") + '"')
-        await cache.sink.write([Order(name, version).entry()._replace(tracking=[("T", ident(parcel), json_)])])
+        await cache.sink.write(
+            [Order(name, version).entry()._replace(tracking=[("T", ident(parcel), json_)])]
+        )
     assert await tracked(client, "T") == {ident("p1"): "v1", ident("p2"): "v2", ident("p3"): "v1"}
-    assert {entry["location"] for entry in json.loads(await client.get("tracking:T"))} == {'says "shipment_id":"' + ident("p9") + '"'}
+    assert {entry["location"] for entry in json.loads(await client.get("tracking:T"))} == {
+        'says "shipment_id":"' + ident("p9") + '"'
+    }
 
 
 async def test_a_number_that_everybody_has_shows_some(cache: RedisPlace, client: Any) -> None:
     parcels = [f"p{n}" for n in range(250)]
     for at in range(0, len(parcels), 50):
-        number = [("n/a", ident(parcel), parcel_json(ident(parcel), parcel, "pending")) for parcel in parcels[at : at + 50]]
+        number = [
+            ("n/a", ident(parcel), parcel_json(ident(parcel), parcel, "pending"))
+            for parcel in parcels[at : at + 50]
+        ]
         await cache.sink.write([Order(f"o{at}", 1).entry()._replace(tracking=number)])
         found = await tracked(client, "n/a")
         assert len(found) == min(at + 50, 100)
@@ -81,29 +100,40 @@ async def test_a_number_that_everybody_has_shows_some(cache: RedisPlace, client:
 async def test_a_parcel_under_another_number_leaves_the_first(cache: RedisPlace, client: Any) -> None:
     first = [("T1", ident("p1"), parcel_json(ident("a"), "p1", "pending"))]
     second = [("T1", ident("p2"), parcel_json(ident("b"), "p2", "pending"))]
-    await cache.sink.write([Order("a", 1).entry()._replace(tracking=first), Order("b", 1).entry()._replace(tracking=second)])
+    await cache.sink.write(
+        [Order("a", 1).entry()._replace(tracking=first), Order("b", 1).entry()._replace(tracking=second)]
+    )
     moved = [("T2", ident("p1"), parcel_json(ident("a"), "p1", "in_transit"))]
     await cache.sink.write([Order("a", 2).entry()._replace(tracking=moved, untracked=[("T1", ident("p1"))])])
     assert await tracked(client, "T1") == {ident("p2"): "pending"}
     assert await tracked(client, "T2") == {ident("p1"): "in_transit"}
     assert await client.ttl("tracking:T1") > 0
-    await cache.sink.write([Order("b", 2).entry()._replace(untracked=[("T1", ident("p2")), ("T9", ident("p2"))])])
+    await cache.sink.write(
+        [Order("b", 2).entry()._replace(untracked=[("T1", ident("p2")), ("T9", ident("p2"))])]
+    )
     assert not await client.exists("tracking:T1")
 
 
 async def test_what_is_not_ours_takes_no_other_orders_parcels_with_it(cache: RedisPlace, client: Any) -> None:
-    shared = [Order(name, 1).entry()._replace(tracking=[("T", ident("p"), parcel_json(ident(name), "p", "pending"))]) for name in "ab"]
+    shared = [
+        Order(name, 1)
+        .entry()
+        ._replace(tracking=[("T", ident("p"), parcel_json(ident(name), "p", "pending"))])
+        for name in "ab"
+    ]
     await cache.sink.write(shared)
     await client.delete(f"order:{ident('a')}")
     await client.lpush(f"order:{ident('a')}", "what")
     assert await cache.sink.write(shared[:1]) == 1
-    assert [(each["order_id"], each["shipment_id"]) for each in json.loads(await client.get("tracking:T"))] == sorted(
-        (ident(name), ident("p")) for name in "ab"
-    )
+    assert [
+        (each["order_id"], each["shipment_id"]) for each in json.loads(await client.get("tracking:T"))
+    ] == sorted((ident(name), ident("p")) for name in "ab")
     assert await client.get(f"order:{ident('a')}") == shared[0].summary.decode()
 
 
-async def test_a_number_lives_as_long_as_the_summary_of_any_order_in_it(cache: RedisPlace, client: Any) -> None:
+async def test_a_number_lives_as_long_as_the_summary_of_any_order_in_it(
+    cache: RedisPlace, client: Any
+) -> None:
     tracking = [[("T", ident("p"), parcel_json(ident(name), "p", "pending"))] for name in "ab"]
     await cache.sink.write([Order("a", 1).entry()._replace(ttl=1700, tracking=tracking[0])])
     await cache.sink.write([Order("b", 1).entry()._replace(ttl=600, tracking=tracking[1])])
@@ -153,7 +183,9 @@ async def test_a_flush_of_everything_is_survived(cache: RedisPlace, client: Any)
     assert await client.exists(f"order:{ident('a')}") == 1
 
 
-async def test_away_it_logs_once_and_takes_nothing_until_a_probe(cache: RedisPlace, client: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_away_it_logs_once_and_takes_nothing_until_a_probe(
+    cache: RedisPlace, client: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     sink = cache.sink
     await cache.write(replace(ORDER, version=1))
     await cache.end_server()
@@ -162,7 +194,9 @@ async def test_away_it_logs_once_and_takes_nothing_until_a_probe(cache: RedisPla
         assert (sink.away, sink.failures) == (True, 1)
         assert await sink.put([ORDER.entry()], CHECKPOINT, probe=True) is None
         await cache.start_server()
-        assert await sink.put([ORDER.entry()], CHECKPOINT) is None, "not asked again: a batch would wait for the answer"
+        assert await sink.put([ORDER.entry()], CHECKPOINT) is None, (
+            "not asked again: a batch would wait for the answer"
+        )
         assert sink.failures == 2
         assert await sink.put([], CHECKPOINT, probe=True) == Written(0, CHECKPOINT.to)
         assert not sink.away
@@ -181,7 +215,9 @@ async def test_a_checkpoint_comes_with_the_last_entries(cache: RedisPlace, clien
     assert await client.get(CHECKPOINT.key) == "3 1 15"
 
 
-async def test_a_checkpoint_advances_from_where_its_owner_believes_it_to_be(cache: RedisPlace, client: Any) -> None:
+async def test_a_checkpoint_advances_from_where_its_owner_believes_it_to_be(
+    cache: RedisPlace, client: Any
+) -> None:
     sink = cache.sink
     assert await sink.put([], CHECKPOINT) == Written(0, 15), "there was none: nothing old is there"
     assert await sink.put([], CHECKPOINT._replace(position=15, to=20)) == Written(0, 20)
@@ -195,15 +231,21 @@ async def test_a_checkpoint_advances_from_where_its_owner_believes_it_to_be(cach
 async def test_only_the_latest_generation_advances_a_checkpoint(cache: RedisPlace, client: Any) -> None:
     sink = cache.sink
     await sink.put([], CHECKPOINT)
-    assert await sink.put([], CHECKPOINT._replace(generation=4, position=99, to=99)) == Written(0, 15), "a successor learns where it is"
-    assert await client.get(CHECKPOINT.key) == "4 1 15"
-    assert await sink.put([ORDER.entry()], CHECKPOINT._replace(position=15, to=50)) == Written(0, 15), "a zombie writes nothing"
-    assert await client.get(CHECKPOINT.key) == "4 1 15"
-    assert await sink.put([ORDER.entry()], CHECKPOINT._replace(claim="claim", position=99, to=99)) == Written(1, 15), (
-        "of a group that was created again"
+    assert await sink.put([], CHECKPOINT._replace(generation=4, position=99, to=99)) == Written(0, 15), (
+        "a successor learns where it is"
     )
+    assert await client.get(CHECKPOINT.key) == "4 1 15"
+    assert await sink.put([ORDER.entry()], CHECKPOINT._replace(position=15, to=50)) == Written(0, 15), (
+        "a zombie writes nothing"
+    )
+    assert await client.get(CHECKPOINT.key) == "4 1 15"
+    assert await sink.put([ORDER.entry()], CHECKPOINT._replace(claim="claim", position=99, to=99)) == Written(
+        1, 15
+    ), "of a group that was created again"
     assert await client.get(CHECKPOINT.key) == "3 1 15"
-    assert await sink.put([], CHECKPOINT._replace(claim="reset", position=0, to=0)) == Written(0, 0), "of another changelog"
+    assert await sink.put([], CHECKPOINT._replace(claim="reset", position=0, to=0)) == Written(0, 0), (
+        "of another changelog"
+    )
     assert await client.get(CHECKPOINT.key) == "3 1 0"
 
 
@@ -211,22 +253,26 @@ async def test_a_server_that_forgot_the_latest_write_is_noticed(cache: RedisPlac
     """Also where the checkpoint is where it was: while a lane is behind, its writes leave it there."""
     sink, here = cache.sink, CHECKPOINT._replace(to=CHECKPOINT.position)
     for number in (7, 8):
-        assert await sink.put([ORDER.entry()], here._replace(sequence=number, acknowledged=number - 1)) == Written(1, here.to)
+        assert await sink.put(
+            [ORDER.entry()], here._replace(sequence=number, acknowledged=number - 1)
+        ) == Written(1, here.to)
     await client.set(CHECKPOINT.key, f"3 7 {here.to}")
     assert await sink.put([], here._replace(sequence=9, acknowledged=8)) == Written(0, here.to, lost=True)
     assert await sink.put([], here._replace(sequence=10, acknowledged=9)) == Written(0, here.to)
     await client.set(CHECKPOINT.key, f"2 99 {here.to}")  # of a former owner
     assert await sink.put([], here._replace(sequence=11, acknowledged=10)) == Written(0, here.to, lost=True)
     await client.delete(CHECKPOINT.key)
-    assert await sink.put([], CHECKPOINT._replace(sequence=12, acknowledged=11)) == Written(0, CHECKPOINT.to), (
-        "flushed: nothing old is there"
-    )
+    assert await sink.put([], CHECKPOINT._replace(sequence=12, acknowledged=11)) == Written(
+        0, CHECKPOINT.to
+    ), "flushed: nothing old is there"
 
 
 async def test_a_write_that_comes_too_late_is_refused(cache: RedisPlace) -> None:
     assert await cache.sink.put([ORDER.entry()], CHECKPOINT._replace(sequence=8)) == Written(1, 15)
     assert await cache.sink.put([ORDER.entry()], CHECKPOINT._replace(sequence=7, to=90)) == Written(0, 15)
-    assert await cache.sink.put([ORDER.entry()], CHECKPOINT._replace(sequence=9, position=15, to=20)) == Written(1, 20)
+    assert await cache.sink.put(
+        [ORDER.entry()], CHECKPOINT._replace(sequence=9, position=15, to=20)
+    ) == Written(1, 20)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -256,7 +302,9 @@ async def test_a_server_that_never_answers_is_given_up(silent: str) -> None:
 
 @contextmanager
 def folding(seconds: float) -> Iterator[list[int]]:
-    """An event loop that is busy for so long at a time, as a worker's that folds. Yields how often it was, as the only element."""
+    """An event loop that is busy for so long at a time, as a worker's that folds.
+    Yields how often it was, as the only element.
+    """
     loop, count, over = asyncio.get_running_loop(), [0], False
 
     def fold() -> None:
@@ -274,7 +322,9 @@ def folding(seconds: float) -> Iterator[list[int]]:
         over = True
 
 
-async def test_a_loop_that_folds_does_not_take_its_own_time_for_that_of_redis(cache: RedisPlace, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_loop_that_folds_does_not_take_its_own_time_for_that_of_redis(
+    cache: RedisPlace, caplog: pytest.LogCaptureFixture
+) -> None:
     """Each of its turns takes longer than Redis may, and a batch of many entries takes many turns."""
     settings = cache.settings.model_copy(update={"redis_timeout": 0.04})
     sink, reader = RedisSink(settings), CacheReader(settings)

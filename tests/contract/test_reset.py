@@ -1,4 +1,6 @@
-"""Connections that are lost while nobody uses them, on the event loop that workers run on: uvloop tells it in its own way."""
+"""Connections that are lost while nobody uses them, on the event loop that workers run on:
+uvloop tells it in its own way.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +28,18 @@ from tests.stackfixture import Servers
 ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
 
 
-async def through(url: str, use: Callable[[str, Proxy], Awaitable[None]], wire: Callable[[], Wire] | None = None) -> None:
+async def through(
+    url: str, use: Callable[[str, Proxy], Awaitable[None]], wire: Callable[[], Wire] | None = None
+) -> None:
     """Call `use` with the same URL through a proxy."""
     parts = urlsplit(url)
     assert parts.port is not None
     proxy = Proxy("test", wire)
     await proxy.start(parts.port)
     try:
-        await use(urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{proxy.address}")), proxy)
+        await use(
+            urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{proxy.address}")), proxy
+        )
     finally:
         await proxy.close()
 
@@ -108,7 +114,9 @@ class Pooler:
 
 
 @pytest.mark.parametrize("wire", [None, Pooler], ids=["server", "pooler"])
-def test_a_slow_statement_is_only_slow(migrated: Settings, monkeypatch: pytest.MonkeyPatch, wire: type[Pooler] | None) -> None:
+def test_a_slow_statement_is_only_slow(
+    migrated: Settings, monkeypatch: pytest.MonkeyPatch, wire: type[Pooler] | None
+) -> None:
     monkeypatch.setattr(connection, "LOOK", 0.2)
 
     async def use(url: str, proxy: Proxy) -> None:

@@ -1,4 +1,5 @@
-"""Ids that are unique only within an order: parcels, items, returns and payments of several orders have the same ones, and numbers too.
+"""Ids that are unique only within an order: parcels, items, returns and payments of several orders have the
+same ones, and numbers too.
 
 Whatever comes first, the cache, the rows, the API and the reference show the same, each of its order's.
 """
@@ -74,14 +75,18 @@ async def put(places: list[Place], orders: dict[UUID, Order]) -> tuple[RowBatch,
 
 async def again(places: list[Place], batch: tuple[RowBatch, list[CacheEntry]]) -> None:
     for place in places:
-        await place.sink.write(batch[0] if isinstance(place, (PostgresPlace, FakePostgresPlace)) else batch[1])
+        await place.sink.write(
+            batch[0] if isinstance(place, (PostgresPlace, FakePostgresPlace)) else batch[1]
+        )
 
 
 async def cached(place: Any) -> dict[str, list[Parcel]]:
     """By tracking number what the cache has under it."""
     content = await place.content()
     return {
-        key.removeprefix("tracking:"): [(each["shipment_id"], each["order_id"], each["status"]) for each in value]
+        key.removeprefix("tracking:"): [
+            (each["shipment_id"], each["order_id"], each["status"]) for each in value
+        ]
         for key, value in content.items()
         if key.startswith("tracking:")
     }
@@ -111,8 +116,14 @@ async def test_every_place_shows_the_same_of_orders_that_share_ids(places: list[
         at += len(some)
         before = dict(ours.states)
         ours.take_all(some)
-        orders = {UUID(bytes=key): codec.decode(raw) for key, raw in ours.states.items() if before.get(key) != raw}
-        written.append(await put(places, {order_id: order for order_id, order in orders.items() if order.created is not None}))
+        orders = {
+            UUID(bytes=key): codec.decode(raw) for key, raw in ours.states.items() if before.get(key) != raw
+        }
+        written.append(
+            await put(
+                places, {order_id: order for order_id, order in orders.items() if order.created is not None}
+            )
+        )
         if rng.random() < 0.2:  # what a stale worker still writes
             await again(places, rng.choice(written))
     theirs = Theirs().take_all(sent, ours.decided)
@@ -123,13 +134,19 @@ async def test_every_place_shows_the_same_of_orders_that_share_ids(places: list[
             if number := scan.content.get("tracking_number"):
                 expected[number].append((shipment_id, reading.order_id, scan.content["status"]))
     shown = {number: sorted(parcels) for number, parcels in expected.items()}
-    assert max(len({order_id for _, order_id, _ in parcels}) for parcels in shown.values()) > 1, "a number of several orders"
+    assert max(len({order_id for _, order_id, _ in parcels}) for parcels in shown.values()) > 1, (
+        "a number of several orders"
+    )
     assert await cached(cache) == await cached(fake_cache) == shown
 
-    told = {table: {comparable(table, row) for reading in readings for row in reading.rows()[table]} for table in TABLES}
+    told = {
+        table: {comparable(table, row) for reading in readings for row in reading.rows()[table]}
+        for table in TABLES
+    }
     assert await rows(postgres) == told
     assert {
-        table: {comparable(table, astuple(row)) for row in there.values()} for table, there in fake_postgres.tables.rows.items()
+        table: {comparable(table, astuple(row)) for row in there.values()}
+        for table, there in fake_postgres.tables.rows.items()
     } == told
 
     reader = Reader(postgres.settings)
@@ -163,17 +180,22 @@ async def test_the_entry_of_one_order_does_not_hide_the_others(places: list[Plac
             await places[1].sink.write([entry(one, orders[one])])
             assert await client.exists(f"tracking:{number}")
             assert (await read(reader, {number}))[0] == {number: parcels}
-            # A parcel gets another number: at once it isn't shown under this one any more, though a page of rows says so.
+            # A parcel gets another number: at once it isn't shown under this one any more,
+            # though a page of rows says so.
             gone = {(one, parcel) for parcel, order_id, _ in parcels if order_id == str(one)}
             moved = entry(one, orders[one])
             summary = json.loads(moved.summary)
             for parcel in summary["shipments"]:
-                parcel["tracking_number"] = "another" if (one, parcel["shipment_id"]) in gone else parcel["tracking_number"]
+                parcel["tracking_number"] = (
+                    "another" if (one, parcel["shipment_id"]) in gone else parcel["tracking_number"]
+                )
             await places[1].sink.write(
                 [
                     moved._replace(
                         version=moved.version + 1,
-                        summary=json.dumps(summary | {"version": moved.version + 1}, separators=(",", ":")).encode(),
+                        summary=json.dumps(
+                            summary | {"version": moved.version + 1}, separators=(",", ":")
+                        ).encode(),
                         tracking=[each for each in moved.tracking if each[0] != number],
                         untracked=[(number, parcel) for _, parcel in gone],
                     )

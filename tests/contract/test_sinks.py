@@ -1,4 +1,6 @@
-"""What sinks.base.Sink promises, kept by every sink against its real server, and by the fakes of the simulation."""
+"""What sinks.base.Sink promises, kept by every sink against its real server, and by
+the fakes of the simulation.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ async def test_any_order_of_batches_ends_the_same(place: Place) -> None:
 
 
 async def test_one_batch_or_many_end_the_same(place: Place) -> None:
-    orders = [Order(f"o{number}", 1 + number % 3, parcels=((f"p{number}", "pending"),)) for number in range(450)]
+    orders = [
+        Order(f"o{number}", 1 + number % 3, parcels=((f"p{number}", "pending"),)) for number in range(450)
+    ]
     await place.write(*orders)
     together = await place.content()
     await place.empty()
@@ -70,7 +74,9 @@ async def test_two_workers_at_once_end_the_same(place: Place) -> None:
     stale = place.another()
     await stale.start()
     try:
-        await asyncio.gather(*(sink.write(place.batch([each])) for each in [*HISTORY, OTHER] for sink in (place.sink, stale)))
+        await asyncio.gather(
+            *(sink.write(place.batch([each])) for each in [*HISTORY, OTHER] for sink in (place.sink, stale))
+        )
     finally:
         await stale.close()
     assert await place.content() == expected

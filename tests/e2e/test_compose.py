@@ -1,4 +1,6 @@
-"""docker-compose.yml as a whole: the image is built, everything comes up, a worker is killed, and the audit is clean."""
+"""docker-compose.yml as a whole: the image is built, everything comes up, a worker is
+killed, and the audit is clean.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The demo from a folder as root's home is everywhere: nobody else may enter it. It has a long name with a blank and a letter like ß."""
+"""The demo from a folder as root's home is everywhere: nobody else may enter it.
+It has a long name with a blank and a letter like ß.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def test_the_demo_runs_where_only_its_user_may_enter(tmp_path: Path) -> None:
     scratch = home / "tmp"
     for folder in (home, scratch):
         folder.mkdir(mode=0o700)
-    clone = home / "/".join(["long " * 40] * 5) / "orders"  # longer than the 1,023 bytes that Postgres makes room for
+    clone = (
+        home / "/".join(["long " * 40] * 5) / "orders"
+    )  # longer than the 1,023 bytes that Postgres makes room for
     shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "__pycache__", "build", "*.egg-info"))
     python = installed(clone / ".venv")
 
@@ -53,7 +57,9 @@ def left_running(home: Path) -> list[str]:
 
 
 def installed(venv: Path) -> Path:
-    """The Python of a new virtual environment: the servers' programs are its own, the rest is this run's, as installing takes minutes."""
+    """The Python of a new virtual environment: the servers' programs are its own, the rest is this run's, as
+    installing takes minutes.
+    """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(venv)], check=True)
     [packages] = venv.glob("lib/python*/site-packages")
     here = Path(sysconfig.get_path("purelib"))

@@ -1,5 +1,6 @@
-"""kill -9 of one of two workers in the middle, and a worker that is stopped past its session: rows exact afterwards; with transactions
-events and dead letters as well."""
+"""kill -9 of one of two workers in the middle, and a worker that is stopped past its session: rows exact
+afterwards; with transactions events and dead letters as well.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +84,9 @@ async def test_with_transactions_kill_9_doubles_no_event_and_no_dead_letter(
         await sending
         processed()
         with worker(tmp_path, "w1") as again:
-            await send(fresh, generator.events(100, 26, generator.Shares(duplicates=0, shuffle=0, poison=0.01)))
+            await send(
+                fresh, generator.events(100, 26, generator.Shares(duplicates=0, shuffle=0, poison=0.01))
+            )
             processed()
             report = audit()
             assert report["counts"]["orders"] >= 1100
@@ -92,7 +95,8 @@ async def test_with_transactions_kill_9_doubles_no_event_and_no_dead_letter(
     assert len(events) > 1000
     assert {event: count for event, count in events.items() if count > 1} == {}
     letters = Counter(
-        tuple(dict(record.headers)[f"dlq_{part}"] for part in ("topic", "partition", "offset")) for record in await _committed(fresh, DLQ)
+        tuple(dict(record.headers)[f"dlq_{part}"] for part in ("topic", "partition", "offset"))
+        for record in await _committed(fresh, DLQ)
     )
     assert letters
     assert {letter: count for letter, count in letters.items() if count > 1} == {}
@@ -100,10 +104,14 @@ async def test_with_transactions_kill_9_doubles_no_event_and_no_dead_letter(
 
 async def _committed(settings: Settings, *topics: str) -> list[Any]:
     """All records of topics that no transaction has taken back."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, auto_offset_reset="earliest", isolation_level="read_committed")
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.brokers, auto_offset_reset="earliest", isolation_level="read_committed"
+    )
     await consumer.start()
     try:
-        partitions = [TopicPartition(topic, number) for topic in topics for number in range(settings.partitions)]
+        partitions = [
+            TopicPartition(topic, number) for topic in topics for number in range(settings.partitions)
+        ]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         records: list[Any] = []

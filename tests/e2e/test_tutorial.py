@@ -23,10 +23,20 @@ def script() -> str:
 
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
-    environment |= {"TUTORIAL": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment |= {
+        "TUTORIAL": str(tmp_path),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+    }
     try:
         done = subprocess.run(
-            ["bash", "-c", script()], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL
+            ["bash", "-c", script()],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            stdin=subprocess.DEVNULL,
         )
     finally:
         purge(tmp_path / "stack")

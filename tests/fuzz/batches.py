@@ -17,13 +17,26 @@ from aiokafka.structs import TopicPartition
 
 NONE, GZIP, SNAPPY, LZ4, ZSTD = range(5)
 HEADER: Final = struct.Struct(">hiqqqhii")
-"""Attributes, last offset's delta, base and highest timestamp, producer's id and epoch, base sequence, number of records."""
+"""Attributes, last offset's delta, base and highest timestamp, producer's id and epoch, base
+sequence, number of records.
+"""
 ALL: Final = -1
-NAMES: Final = (b"gr\xf6\xdfe", b"", b"\xff" * 30, b"\x00", b"ce_\xe9", b"\xed\xa0\x80", b"content-type\xff", "größe".encode())
+NAMES: Final = (
+    b"gr\xf6\xdfe",
+    b"",
+    b"\xff" * 30,
+    b"\x00",
+    b"ce_\xe9",
+    b"\xed\xa0\x80",
+    b"content-type\xff",
+    "größe".encode(),
+)
 
 
 class Raw(NamedTuple):
-    """A record before it is bytes. `attributes`, `offset` and `time` as they stand in it; `padding` lies behind its last header."""
+    """A record before it is bytes.
+    `attributes`, `offset` and `time` as they stand in it; `padding` lies behind its last header.
+    """
 
     key: bytes | None
     value: bytes | None
@@ -35,7 +48,9 @@ class Raw(NamedTuple):
 
 
 def varint(number: int, length: int = 0, high: int = 0) -> bytes:
-    """Zigzag, in at least `length` bytes: longer ones hold zeros. `high`: what to put into the bits of a fifth byte that don't count."""
+    """Zigzag, in at least `length` bytes: longer ones hold zeros.
+    `high`: what to put into the bits of a fifth byte that don't count.
+    """
     number = (number << 1) ^ (number >> 63)
     number &= (1 << 64) - 1
     out = bytearray()
@@ -59,7 +74,11 @@ def record_bytes(record: Raw, number: int, random: Random | None = None) -> byte
     def maybe(value: bytes | None) -> bytes:
         return n(-1) if value is None else n(len(value)) + value
 
-    body = bytes([record.attributes]) + varint(record.time) + n(number if record.offset is None else record.offset)
+    body = (
+        bytes([record.attributes])
+        + varint(record.time)
+        + n(number if record.offset is None else record.offset)
+    )
     body += maybe(record.key) + maybe(record.value) + n(len(record.headers))
     body += b"".join(n(len(name)) + name + maybe(value) for name, value in record.headers) + record.padding
     return n(len(body)) + body
@@ -80,7 +99,9 @@ def batch_bytes(
     body = list(records)
     number = len(body) if count is None else count
     content = pack(b"".join(body), codec) if packed is None else packed
-    head = HEADER.pack(attributes | codec, number - 1 if delta is None else delta, now, now, -1, -1, -1, number)
+    head = HEADER.pack(
+        attributes | codec, number - 1 if delta is None else delta, now, now, -1, -1, -1, number
+    )
     rest = struct.pack(">ibI", 0, 2, calc_crc32c(head + content)) + head + content
     return struct.pack(">qi", base, len(rest)) + rest
 
@@ -93,7 +114,11 @@ def pack(content: bytes, codec: int, random: Random | None = None) -> bytes:
     if codec == GZIP:
         return b"".join(gzip.compress(part) for part in parts)
     if codec == SNAPPY:
-        return bytes(cramjam.snappy.compress_raw(content)) if form == 2 else b"".join(snappy_encode(part) for part in parts)
+        return (
+            bytes(cramjam.snappy.compress_raw(content))
+            if form == 2
+            else b"".join(snappy_encode(part) for part in parts)
+        )
     if codec == LZ4:
         return bytes(cramjam.lz4.compress(content))
     if codec == ZSTD:
@@ -102,7 +127,9 @@ def pack(content: bytes, codec: int, random: Random | None = None) -> bytes:
 
 
 def odd(random: Random, wellformed: Sequence[Raw]) -> bytes:
-    """A batch that some client might write, or none: of one to six records, most of them made of well-formed ones."""
+    """A batch that some client might write, or none: of one to six records, most of them
+    made of well-formed ones.
+    """
     records = [_odd_record(random, random.choice(wellformed)) for _ in range(random.randint(1, 6))]
     body = [record_bytes(record, number, random) for number, record in enumerate(records)]
     codec = random.choice((NONE, NONE, GZIP, SNAPPY, LZ4, ZSTD, ZSTD))
@@ -135,7 +162,9 @@ def _odd_record(random: Random, record: Raw) -> Raw:
         return record
     if what < 0.40:
         name = random.choice(NAMES)
-        return record._replace(headers=[*record.headers, (name, random.choice((None, b"", b"\xff", b"x" * 300)))])
+        return record._replace(
+            headers=[*record.headers, (name, random.choice((None, b"", b"\xff", b"x" * 300)))]
+        )
     if what < 0.48:
         return record._replace(attributes=random.choice((1, 0x7F, 0x80, 0xFF)))
     if what < 0.54:
@@ -147,14 +176,23 @@ def _odd_record(random: Random, record: Raw) -> Raw:
     if what < 0.68:
         return record._replace(key=random.choice((None, b"", b"\xff" * 5, b"k" * 2_000)))
     if what < 0.76:
-        return record._replace(value=random.choice((None, b"", b"null", b"[]", b"\xff" * 50, b"{" * 5_000, b"1" * 5_000)))
+        return record._replace(
+            value=random.choice((None, b"", b"null", b"[]", b"\xff" * 50, b"{" * 5_000, b"1" * 5_000))
+        )
     if what < 0.84:
         return record._replace(value=_damaged(random, record.value or b"x"))
     if what < 0.90:
-        return record._replace(headers=[(name, random.choice((None, b"", value, b"\xff"))) for name, value in record.headers])
+        return record._replace(
+            headers=[(name, random.choice((None, b"", value, b"\xff"))) for name, value in record.headers]
+        )
     if what < 0.95:
         return record._replace(headers=[*record.headers, *record.headers[: random.randint(0, 4)]])
-    foreign = [(b"rekeyed_topic", b"order.created"), (b"dlq_topic", b"nowhere"), (b"dlq_partition", b"-5"), (b"dlq_offset", b"x")]
+    foreign = [
+        (b"rekeyed_topic", b"order.created"),
+        (b"dlq_topic", b"nowhere"),
+        (b"dlq_partition", b"-5"),
+        (b"dlq_offset", b"x"),
+    ]
     return record._replace(headers=[*record.headers, *random.sample(foreign, random.randint(1, 4))])
 
 

@@ -1,9 +1,12 @@
-"""Files of known orders and scans, broken in random ways: what would be sent is what was meant, and what isn't is refused.
+"""Files of known orders and scans, broken in random ways: what would be sent is what was meant,
+and what isn't is refused.
 
-`python -m tests.fuzz.files --files N --seed S` tries as many as you like; a file that fails is kept, and named with its seed.
+`python -m tests.fuzz.files --files N --seed S` tries as many as you like; a file that fails is
+kept, and named with its seed.
 
-What is right is told by provenance: of each record the fuzzer knows whose it is. A record that can't be read by itself (Python's csv,
-strict) takes its order along; an order that is sent has every item that its records say, and says what they say.
+What is right is told by provenance: of each record the fuzzer knows whose it is. A record that can't be read
+by itself (Python's csv, strict) takes its order along; an order that is sent has every item that its records
+say, and says what they say.
 """
 
 from __future__ import annotations
@@ -45,12 +48,23 @@ COLUMNS: Final = [
 SCAN: Final = ["order_id", "shipment_id", "seller_id", "status", "time", "carrier", "location"]
 TIME: Final = "2026-03-01T10:00:00Z"
 IDS: Final = ("item_id", "product_id", "seller_id")
-NOTES: Final = ["", "", "ring twice", "to the left, please", 'say "hello"', "Bitte\nklingeln", "eins\r\n\r\nzwei, drei", '5" wide']
+NOTES: Final = [
+    "",
+    "",
+    "ring twice",
+    "to the left, please",
+    'say "hello"',
+    "Bitte\nklingeln",
+    "eins\r\n\r\nzwei, drei",
+    '5" wide',
+]
 BYTES: Final = b"\x00\xff\xc3\xe9\",;\n\r\t \\'{}[]09azAZ-"
 
 
 class Record(NamedTuple):
-    """A record of a file as it stands there, and whose it is; None: a piece of nobody's, or of nobody knows whose."""
+    """A record of a file as it stands there, and whose it is; None: a piece of nobody's,
+    or of nobody knows whose.
+    """
 
     text: bytes
     owner: str | None
@@ -80,7 +94,9 @@ def orders(rng: random.Random, columns: list[str]) -> list[Record]:
     found = []
     for _ in range(rng.randint(1, 6)):
         id_, lines = _uuid(rng), rng.randint(1, 3)
-        prices = [f"{rng.randint(1, 9)}.00"] + [rng.choice(["0.00", "0.00", "2.50"]) for _ in range(lines - 1)]
+        prices = [f"{rng.randint(1, 9)}.00"] + [
+            rng.choice(["0.00", "0.00", "2.50"]) for _ in range(lines - 1)
+        ]
         total = sum(int(price.replace(".", "")) for price in prices)
         head = {
             "time": TIME,
@@ -107,12 +123,16 @@ def scans(rng: random.Random, columns: list[str]) -> list[Record]:
     for _ in range(rng.randint(1, 8)):
         id_ = _uuid(rng)
         cells = {"order_id": id_, "shipment_id": _uuid(rng), "seller_id": _uuid(rng), "time": TIME}
-        cells |= {"status": rng.choice(["pending", "in_transit"]), "carrier": rng.choice(NOTES), "location": rng.choice(NOTES)}
+        cells |= {
+            "status": rng.choice(["pending", "in_transit"]),
+            "carrier": rng.choice(NOTES),
+            "location": rng.choice(NOTES),
+        }
         found.append(Record(_line(rng, [cells.get(name, "") for name in columns]), id_))
     return found
 
 
-# -- breaking ---------------------------------------------------------------------------------------------------------
+# -- breaking ------------------------------------------------------------------------------------------------
 
 
 def _flip(rng: random.Random, text: bytes) -> bytes:
@@ -143,7 +163,9 @@ def _cells(rng: random.Random, text: bytes) -> bytes:
             other = rng.randrange(len(cells))
             cells[at], cells[other] = cells[other], cells[at]
         case _:
-            cells[at] = rng.choice([b"", b" " + cells[at], b"{" + cells[at] + b"}", b'""' + cells[at], cells[at].upper()])
+            cells[at] = rng.choice(
+                [b"", b" " + cells[at], b"{" + cells[at] + b"}", b'""' + cells[at], cells[at].upper()]
+            )
     return b",".join(cells)
 
 
@@ -155,7 +177,16 @@ def _long(rng: random.Random, text: bytes) -> bytes:
     return text + b"," + b"x" * (5 << 20) if rng.random() < 0.02 else text
 
 
-WAYS: Final[tuple[Callable[[random.Random, bytes], bytes], ...]] = (_flip, _put, _quote, _quote, _cells, _cells, _cut, _long)
+WAYS: Final[tuple[Callable[[random.Random, bytes], bytes], ...]] = (
+    _flip,
+    _put,
+    _quote,
+    _quote,
+    _cells,
+    _cells,
+    _cut,
+    _long,
+)
 
 
 def broken(rng: random.Random, records: list[Record]) -> list[Record]:
@@ -169,19 +200,30 @@ def broken(rng: random.Random, records: list[Record]) -> list[Record]:
             case 1:
                 records.insert(rng.randint(0, len(records)), records[at])
             case 2:
-                records.insert(at, Record(rng.choice([b"", b"   ", b",,,,,,,,,,", b"\xef\xbb\xbf", b"x", b'"', b'","']), None))
+                records.insert(
+                    at,
+                    Record(
+                        rng.choice([b"", b"   ", b",,,,,,,,,,", b"\xef\xbb\xbf", b"x", b'"', b'","']), None
+                    ),
+                )
             case _:
                 records[at] = records[at]._replace(text=rng.choice(WAYS)(rng, records[at].text))
     return records
 
 
-# -- judging ----------------------------------------------------------------------------------------------------------
+# -- judging -------------------------------------------------------------------------------------------------
 
 
 def read(text: bytes, columns: list[str]) -> dict[str, str] | None:
-    """What a record says by itself, its filled cells; None: it can't be read. Python's csv and nothing of ours."""
+    """What a record says by itself, its filled cells; None: it can't be read.
+    Python's csv and nothing of ours.
+    """
     try:
-        rows = [row for row in csv.reader(io.StringIO(text.decode(), newline=""), strict=True) if any(cell.strip() for cell in row)]
+        rows = [
+            row
+            for row in csv.reader(io.StringIO(text.decode(), newline=""), strict=True)
+            if any(cell.strip() for cell in row)
+        ]
     except (UnicodeDecodeError, csv.Error):
         return None
     if len(rows) != 1 or len(rows[0]) != len(columns) or b"\0" in text or len(text) > 5 << 20:
@@ -201,7 +243,9 @@ def _blank(text: bytes) -> bool:
 
 
 def sent(content: bytes, kind: Kind) -> list[dict[str, Any]] | None:
-    """The events that a file would become; None: it is refused as a whole. Any exception but SourceError is a defect."""
+    """The events that a file would become; None: it is refused as a whole.
+    Any exception but SourceError is a defect.
+    """
     with ExitStack() as stack:
         try:
             job = prepare("-", kind, stack, stdin=io.BytesIO(content))
@@ -220,12 +264,24 @@ def judge_orders(records: list[Record], columns: list[str], events: list[dict[st
     """Raises Broken when an order is sent without a record of its own, or otherwise than they say."""
     unreadable: set[str] = set()
     said: dict[str, list[dict[str, str]]] = {}
-    # A piece of a line, too short for an id, between two stray quotes: nobody can tell it from the second line of a note.
-    notes = [pair for pair in pairwise(records) if len(pair[1].text) < 36 and read(b"\n".join(each.text for each in pair), columns)]
+    # A piece of a line, too short for an id, between two stray quotes: nobody can tell it from
+    # the second line of a note.
+    notes = [
+        pair
+        for pair in pairwise(records)
+        if len(pair[1].text) < 36 and read(b"\n".join(each.text for each in pair), columns)
+    ]
     for record in records:
         cells = read(record.text, columns)
         if cells is None and any(record in pair for pair in notes):
-            cells = next((read(b"\n".join(each.text for each in pair), columns) for pair in notes if record is pair[0]), {})
+            cells = next(
+                (
+                    read(b"\n".join(each.text for each in pair), columns)
+                    for pair in notes
+                    if record is pair[0]
+                ),
+                {},
+            )
         if cells is None and not _blank(record.text) and record.owner is not None and not _renamed(record):
             unreadable.add(record.owner)
         if cells is not None and (id_ := _same_id(cells.get("order_id"))) is not None:
@@ -236,9 +292,13 @@ def judge_orders(records: list[Record], columns: list[str], events: list[dict[st
             raise Broken(f"order {id_} is sent, and a record of it can't be read")
         rows = said.get(id_ or "", [])
         items = [{name: str(value) for name, value in item.items()} for item in event["items"]]
-        if items != [{name: _number(name, row[name]) for name in ITEM_COLUMNS if name in row} for row in rows]:
+        if items != [
+            {name: _number(name, row[name]) for name in ITEM_COLUMNS if name in row} for row in rows
+        ]:
             raise Broken(f"order {id_} is sent with other items than its records say")
-        if any(event.get(name) != rows[0].get(name) for name in ("time", "user_id", "currency", "total_amount")):
+        if any(
+            event.get(name) != rows[0].get(name) for name in ("time", "user_id", "currency", "total_amount")
+        ):
             raise Broken(f"order {id_} is sent otherwise than its first record says")
 
 
@@ -248,14 +308,18 @@ def _number(name: str, text: str) -> str:
 
 def _renamed(record: Record) -> bool:
     """Whether it names another order now, as far as anybody can tell: two faults in one record."""
-    return not any(_same_id(cell.decode("utf-8", "replace")) == record.owner for cell in record.text.split(b",")) and any(
-        _same_id(cell.decode("utf-8", "replace")) is not None for cell in record.text.split(b",")[:1]
-    )
+    return not any(
+        _same_id(cell.decode("utf-8", "replace")) == record.owner for cell in record.text.split(b",")
+    ) and any(_same_id(cell.decode("utf-8", "replace")) is not None for cell in record.text.split(b",")[:1])
 
 
 def judge_scans(records: list[Record], columns: list[str], events: list[dict[str, Any]]) -> None:
-    """Raises Broken when a scan is sent that no record says, nor two that a stray line break or quotes have made of one or of two."""
-    pairs = [first.text + end + second.text for first, second in pairwise(records) for end in (b"\n", b"\r\n")]
+    """Raises Broken when a scan is sent that no record says, nor two that a stray line break or quotes
+    have made of one or of two.
+    """
+    pairs = [
+        first.text + end + second.text for first, second in pairwise(records) for end in (b"\n", b"\r\n")
+    ]
     said = [row for text in (*(record.text for record in records), *pairs) for row in _rows(text, columns)]
     for event in events:
         told = {name: event[name] for name in SCAN if name in event}
@@ -274,7 +338,7 @@ def _rows(text: bytes, columns: list[str]) -> Iterator[dict[str, str]]:
         return
 
 
-# -- files ------------------------------------------------------------------------------------------------------------
+# -- files ---------------------------------------------------------------------------------------------------
 
 
 class File(NamedTuple):
@@ -288,7 +352,9 @@ class File(NamedTuple):
 
 
 def csv_file(rng: random.Random) -> File:
-    """CSV of orders or scans, its columns in any order, some beside them, broken record by record or as a whole."""
+    """CSV of orders or scans, its columns in any order, some beside them, broken
+    record by record or as a whole.
+    """
     of_orders = rng.random() < 0.8
     columns = [*(COLUMNS if of_orders else SCAN), *rng.choice([[], [], ["note"], ["note", "remark"]])]
     if rng.random() < 0.3:
@@ -306,11 +372,19 @@ def csv_file(rng: random.Random) -> File:
         if not _blank(pair[0].text) and all(record in whole for record in pair):
             bodies[at : at + 2] = [pair[0].text + pair[1].text]
             records[at : at + 2] = [record._replace(text=bodies[at]) for record in pair]
-    made = rng.choice([b"", b"", b"\xef\xbb\xbf"]) + _line(rng, columns) + end + end.join(bodies) + rng.choice([end, b""])
+    made = (
+        rng.choice([b"", b"", b"\xef\xbb\xbf"])
+        + _line(rng, columns)
+        + end
+        + end.join(bodies)
+        + rng.choice([end, b""])
+    )
     content = _as_a_whole(rng, made)
     judge = judge_orders if of_orders else judge_scans
     right = len({record.owner for record in whole}) if records == whole and content == made else None
-    return File(content, "orders" if of_orders else "shipments", lambda events: judge(records, columns, events), right)
+    return File(
+        content, "orders" if of_orders else "shipments", lambda events: judge(records, columns, events), right
+    )
 
 
 def _as_a_whole(rng: random.Random, content: bytes) -> bytes:
@@ -342,7 +416,13 @@ def ndjson_file(rng: random.Random) -> File:
             "quantity": 1,
             "price": "1.00",
         }
-        order = {"order_id": _uuid(rng), "time": TIME, "user_id": _uuid(rng), "currency": "EUR", "total_amount": "1.00"}
+        order = {
+            "order_id": _uuid(rng),
+            "time": TIME,
+            "user_id": _uuid(rng),
+            "currency": "EUR",
+            "total_amount": "1.00",
+        }
         lines.append(json.dumps({**order, "items": [item]}, ensure_ascii=rng.random() < 0.5).encode())
     whole = list(lines)
     for _ in range(rng.choice([0, 1, 1, 2])):
@@ -356,7 +436,12 @@ def ndjson_file(rng: random.Random) -> File:
             if not any({**value, "id": event["id"]} == event for value in said):
                 raise Broken(f"order {event['order_id']} is sent, and no line says so")
 
-    return File(gzip.compress(content) if rng.random() < 0.2 else content, "orders", judge, len(whole) if lines == whole else None)
+    return File(
+        gzip.compress(content) if rng.random() < 0.2 else content,
+        "orders",
+        judge,
+        len(whole) if lines == whole else None,
+    )
 
 
 def _json(line: bytes) -> Any:
@@ -367,16 +452,26 @@ def _json(line: bytes) -> Any:
 
 
 def parquet_file(rng: random.Random) -> File:
-    """Parquet of orders, nested or a row an item, in whatever types columns have; now and then one value is wrong, or a byte of it."""
+    """Parquet of orders, nested or a row an item, in whatever types columns have; now and then one value
+    is wrong, or a byte of it.
+    """
     nested = rng.random() < 0.5
     orders_: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
     for _ in range(rng.randint(1, 5)):
         currency, digits = rng.choice([("EUR", 2), ("JPY", 0), ("BHD", 3)])
         prices = [Decimal(rng.randint(1, 999)).scaleb(-digits) for _ in range(rng.randint(1, 3))]
-        head: dict[str, Any] = {"order_id": _uuid(rng), "time": TIME, "user_id": _uuid(rng), "currency": currency}
+        head: dict[str, Any] = {
+            "order_id": _uuid(rng),
+            "time": TIME,
+            "user_id": _uuid(rng),
+            "currency": currency,
+        }
         head["total_amount"] = sum(prices)
-        items = [{**{name: _uuid(rng) for name in IDS}, "sku": "0123456789abcdef", "quantity": 1, "price": price} for price in prices]
+        items = [
+            {**{name: _uuid(rng) for name in IDS}, "sku": "0123456789abcdef", "quantity": 1, "price": price}
+            for price in prices
+        ]
         orders_.append(head | {"items": items})
         rows += [orders_[-1]] if nested else [head | item for item in items]
     spoilt = None
@@ -398,9 +493,11 @@ def parquet_file(rng: random.Random) -> File:
             return
         for event in events:
             order = meant.pop(event["order_id"])
-            if [Decimal(item["price"]) for item in event["items"]] != [item["price"] for item in order["items"]] or [
-                {name: item[name] for name in (*IDS, "sku", "quantity")} for item in event["items"]
-            ] != [{name: item[name] for name in (*IDS, "sku", "quantity")} for item in order["items"]]:
+            if [Decimal(item["price"]) for item in event["items"]] != [
+                item["price"] for item in order["items"]
+            ] or [{name: item[name] for name in (*IDS, "sku", "quantity")} for item in event["items"]] != [
+                {name: item[name] for name in (*IDS, "sku", "quantity")} for item in order["items"]
+            ]:
                 raise Broken(f"order {event['order_id']} is sent otherwise than it stands there")
 
     return File(content, "orders", judge, None if flips else len(meant))
@@ -417,7 +514,10 @@ def _parquet(rng: random.Random, rows: list[dict[str, Any]], nested: bool) -> by
 
     def column(name: str, values: list[Any], dictionaries: bool = True) -> Any:
         if name == "items":
-            fields = {key: column(key, [item[key] for items in values for item in items], False) for key in values[0][0]}
+            fields = {
+                key: column(key, [item[key] for items in values for item in items], False)
+                for key in values[0][0]
+            }
             struct = pa.StructArray.from_arrays(list(fields.values()), list(fields))
             offsets = [0]
             for items in values:
@@ -425,24 +525,41 @@ def _parquet(rng: random.Random, rows: list[dict[str, Any]], nested: bool) -> by
             return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), struct)
         if name == "time":
             type_ = rng.choice(times)
-            return pa.array(values if type_ == pa.string() else [datetime.fromisoformat(each) for each in values], type_)
+            return pa.array(
+                values if type_ == pa.string() else [datetime.fromisoformat(each) for each in values], type_
+            )
         if name in ("price", "total_amount"):
             return pa.array(values, rng.choice(money))
         if name == "quantity":
             type_ = rng.choice(whole)
             return pa.array([Decimal(each) if pa.types.is_decimal(type_) else each for each in values], type_)
         if name.endswith("_id") and rng.random() < 0.4:
-            return pa.array([None if each is None else UUID(each).bytes for each in values], rng.choice([pa.binary(), pa.binary(16)]))
+            return pa.array(
+                [None if each is None else UUID(each).bytes for each in values],
+                rng.choice([pa.binary(), pa.binary(16)]),
+            )
         type_ = rng.choice(texts)
         if pa.types.is_dictionary(type_):
-            return pa.array(values).dictionary_encode() if dictionaries and any(values) else pa.array(values, pa.string())
-        return pa.array([each if each is None or type_ != pa.binary() else each.encode() for each in values], type_)
+            return (
+                pa.array(values).dictionary_encode()
+                if dictionaries and any(values)
+                else pa.array(values, pa.string())
+            )
+        return pa.array(
+            [each if each is None or type_ != pa.binary() else each.encode() for each in values], type_
+        )
 
     names = [name for name in rows[0] if nested or name != "items"]
     table = pa.table({name: column(name, [row[name] for row in rows]) for name in names})
     out = io.BytesIO()
     packing = rng.choice(["none", "snappy", "zstd"])
-    pq.write_table(table, out, compression=packing, row_group_size=rng.choice([1, 2, 100]), use_dictionary=rng.random() < 0.7)
+    pq.write_table(
+        table,
+        out,
+        compression=packing,
+        row_group_size=rng.choice([1, 2, 100]),
+        use_dictionary=rng.random() < 0.7,
+    )
     return out.getvalue()
 
 

@@ -1,6 +1,8 @@
-"""One reading of an event: the pipeline's (domain.events) and the auditor's (audit.reference), which share no code, on mutated records.
+"""One reading of an event: the pipeline's (domain.events) and the auditor's (audit.reference), which share no
+code, on mutated records.
 
-Both take a record in with the same facts, or both refuse it with the same reason code and, where a field is to blame, the same path.
+Both take a record in with the same facts, or both refuse it with the same reason code and, where a field
+is to blame, the same path.
 """
 
 from __future__ import annotations
@@ -51,11 +53,22 @@ def auditors(given: Record) -> Verdict:
         path = re.sub(r"\[[0-9]+\]", "[]", outcome.detail) if outcome.code in _FIELD else ""
         return outcome.code, "" if outcome == reference.Refusal(FIELD_MALFORMED, "data") else path
     content = {name: _plain(value) for name, value in outcome.content.items() if name != "order_id"}
-    return "taken in", outcome.type, event_id, traceparent, outcome.time, outcome.order_id, content, outcome.reason
+    return (
+        "taken in",
+        outcome.type,
+        event_id,
+        traceparent,
+        outcome.time,
+        outcome.order_id,
+        content,
+        outcome.reason,
+    )
 
 
 def _path(detail: str) -> str:
-    """The field that a refusal's detail names: "Object missing required field `sku` - at `$.items[...]`", "$.items[0].price: ..."."""
+    """The field that a refusal's detail names: "Object missing required field `sku` - at
+    `$.items[...]`", "$.items[0].price: ...".
+    """
     if detail.startswith(("$", "ce_")):
         path = detail.partition(":")[0]
     else:
@@ -66,7 +79,9 @@ def _path(detail: str) -> str:
 
 
 def _said(event: Event) -> tuple[str, dict[str, Any], str | None]:
-    """The order, and what an event says of it as the auditor does: ids as text, times as such, absent fields left out, the reason apart."""
+    """The order, and what an event says of it as the auditor does: ids as text, times as such, absent fields
+    left out, the reason apart.
+    """
     order_id, fact = str(UUID(bytes=event.order_id)), event.fact
     content = {_RENAMED.get(name, name): _plain(getattr(fact, name)) for name in fact.__struct_fields__}
     for name in ("time", "appended", "refused", "type", "failed"):
@@ -74,7 +89,9 @@ def _said(event: Event) -> tuple[str, dict[str, Any], str | None]:
     if isinstance(fact, Created):
         content["items"] = tuple(_line(line) for line in fact.items)
     elif content.get("items") is not None:
-        content["items"] = tuple({"item_id": _plain(item_id), "quantity": quantity} for item_id, quantity in content["items"])
+        content["items"] = tuple(
+            {"item_id": _plain(item_id), "quantity": quantity} for item_id, quantity in content["items"]
+        )
     if isinstance(fact, Scan):
         content["status"] = content.pop("rank").text
     if isinstance(fact, ReturnStage):
@@ -111,17 +128,22 @@ class Apart:
 
     def __str__(self) -> str:
         value = self.given.value
-        told = repr(value if value is None or len(value) < 2_000 else value[:1_000] + b" ... " + value[-1_000:])
+        told = repr(
+            value if value is None or len(value) < 2_000 else value[:1_000] + b" ... " + value[-1_000:]
+        )
         return (
-            f"record {self.n} of seed {self.seed} ({self.given.made}), see it again: {replay_command(self.seed, self.n)}\n"
-            f"  topic    {self.given.topic}\n  headers  {str(self.given.headers)[:2_000]}\n  value    {told}\n"
-            f"  pipeline {str(self.pipeline)[:1_000]}\n  auditor  {str(self.auditor)[:1_000]}"
+            f"record {self.n} of seed {self.seed} ({self.given.made}), see it again:"
+            f" {replay_command(self.seed, self.n)}\n  topic    {self.given.topic}\n  headers "
+            f" {str(self.given.headers)[:2_000]}\n  value    {told}\n  pipeline"
+            f" {str(self.pipeline)[:1_000]}\n  auditor  {str(self.auditor)[:1_000]}"
         )
 
 
 @dataclass(slots=True)
 class Summary:
-    """`verdicts`: how often each reason code, or `taken in`. `apart`: the records of which there are two readings."""
+    """`verdicts`: how often each reason code, or `taken in`.
+    `apart`: the records of which there are two readings.
+    """
 
     records: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
@@ -151,13 +173,19 @@ def run_all(seed: int, count: int, jobs: int) -> Summary:
     whole, started = Summary(), time.monotonic()
     with ProcessPoolExecutor(jobs) as pool:
         starts = range(0, count, CHUNK)
-        for part in pool.map(run, [seed] * len(starts), [min(CHUNK, count - start) for start in starts], starts):
+        for part in pool.map(
+            run, [seed] * len(starts), [min(CHUNK, count - start) for start in starts], starts
+        ):
             whole.records += part.records
             whole.verdicts += part.verdicts
             whole.apart += part.apart
             if whole.records % (20 * CHUNK) == 0:
                 rate = whole.records / (time.monotonic() - started)
-                print(f"{whole.records:,} records, {rate:,.0f} a second, {len(whole.apart)} read differently", file=sys.stderr, flush=True)
+                print(
+                    f"{whole.records:,} records, {rate:,.0f} a second, {len(whole.apart)} read differently",
+                    file=sys.stderr,
+                    flush=True,
+                )
     return whole
 
 

@@ -1,4 +1,5 @@
-"""Records as hostile or careless upstreams send them: valid events, changed in up to five places on any level.
+"""Records as hostile or careless upstreams send them: valid events, changed in up to
+five places on any level.
 
 A record is made from two numbers alone, a seed and its place in that seed's row, so each can be made again.
 """
@@ -78,14 +79,18 @@ def record(seed: int, n: int) -> Record:
     return draft.record(dice)
 
 
-# -- odd values -----------------------------------------------------------------------------------------------------
+# -- odd values ----------------------------------------------------------------------------------------------
 
 _LONG: Final = 1_000
 TEXTS: Final[tuple[Any, ...]] = (
     "",
     " ",
     "plain",
-    *(char * count for char in ("a", "é", "€", "😀", "e\u0301") for count in (_LONG // len(char), _LONG // len(char) + 1)),
+    *(
+        char * count
+        for char in ("a", "é", "€", "😀", "e\u0301")
+        for count in (_LONG // len(char), _LONG // len(char) + 1)
+    ),
     *("é" * count for count in (500, 501, 600)),
     "\0",
     "a\0b",
@@ -470,15 +475,19 @@ def odd_bytes(name: str, dice: Random) -> bytes | None:
     if dice.random() < 0.3:
         return dice.choice(BYTES)
     text = dice.choice(_ODD.get(name.removeprefix("ce_"), TEXTS))
-    return bytes(text) if isinstance(text, Token) else text.encode() if isinstance(text, str) else written(text)
+    return (
+        bytes(text) if isinstance(text, Token) else text.encode() if isinstance(text, str) else written(text)
+    )
 
 
-# -- a record in parts ------------------------------------------------------------------------------------------------
+# -- a record in parts ---------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True, init=False)
 class Draft:
-    """An event before it is written. `data` and `more`: members of the data, and of the envelope beside the attributes."""
+    """An event before it is written.
+    `data` and `more`: members of the data, and of the envelope beside the attributes.
+    """
 
     topic: str
     binding: str
@@ -491,7 +500,9 @@ class Draft:
 
     def __init__(self, type_: str, dice: Random) -> None:
         self.topic = type_
-        self.binding = dice.choice(("binary", "binary", "binary", "structured", "structured", "unmarked", "beside", "base64", "bulk"))
+        self.binding = dice.choice(
+            ("binary", "binary", "binary", "structured", "structured", "unmarked", "beside", "base64", "bulk")
+        )
         self.attributes = Members(
             {
                 "specversion": "1.0",
@@ -519,7 +530,13 @@ class Draft:
         found = [self.attributes, self.more]
         if isinstance(self.data, Members):
             found += [self.data] * 5
-            found += [item for _, items in self.data if isinstance(items, list) for item in items if isinstance(item, Members)]
+            found += [
+                item
+                for _, items in self.data
+                if isinstance(items, list)
+                for item in items
+                if isinstance(item, Members)
+            ]
         return found
 
     def record(self, dice: Random) -> Record:
@@ -532,7 +549,10 @@ class Draft:
     def _written(self, dice: Random) -> tuple[list[tuple[str, bytes | None]], bytes]:
         data = written(self.data)
         if self.binding == "binary":
-            headers = [(f"ce_{name}" if isinstance(name, str) else "ce_token", _header(text)) for name, text in self.attributes]
+            headers = [
+                (f"ce_{name}" if isinstance(name, str) else "ce_token", _header(text))
+                for name, text in self.attributes
+            ]
             return [*headers, ("content-type", b"application/json")], data
         if self.binding == "bulk":
             return self._unpacked(data)
@@ -549,7 +569,11 @@ class Draft:
     def _unpacked(self, data: bytes) -> tuple[list[tuple[str, bytes | None]], bytes]:
         """As an event of a bulk part arrives; what can't be part of one, as binary."""
         told = {name: text for name, text in self.attributes if name in ("id", "time")}
-        event = data[:-1] + b"," + written(Members(told.items()))[1:] if told and data.endswith(b"}") and len(data) > 2 else data
+        event = (
+            data[:-1] + b"," + written(Members(told.items()))[1:]
+            if told and data.endswith(b"}") and len(data) > 2
+            else data
+        )
         job = "00000000-0000-4000-8000-000000000001"
         headers = bulk.headers_of("order.bulk", "part-1", "2026-01-01T00:00:00Z", "/bulk")
         try:
@@ -557,17 +581,25 @@ class Draft:
             (unpacked,) = bulk.unpack(part.type, cast(BulkPart, part.fact), part.traceparent)
         except (Refused, ValueError):
             return [("ce_specversion", b"1.0")], event
-        headers = [(name, self.topic.encode() if name == "ce_type" else text) for name, text in unpacked.headers]
+        headers = [
+            (name, self.topic.encode() if name == "ce_type" else text) for name, text in unpacked.headers
+        ]
         return list(headers), unpacked.value
 
 
 def _header(value: Any) -> bytes | None:
     if value is None:
         return None
-    return bytes(value) if isinstance(value, Token) else value.encode() if isinstance(value, str) else written(value)
+    return (
+        bytes(value)
+        if isinstance(value, Token)
+        else value.encode()
+        if isinstance(value, str)
+        else written(value)
+    )
 
 
-# -- changes --------------------------------------------------------------------------------------------------------
+# -- changes -------------------------------------------------------------------------------------------------
 
 
 def other_value(draft: Draft, dice: Random) -> None:
@@ -598,7 +630,9 @@ def twice(draft: Draft, dice: Random) -> None:
     part = dice.choice(draft.parts())
     if part:
         name, value = dice.choice(part)
-        part.insert(dice.randrange(len(part) + 1), (name, value if dice.random() < 0.2 else odd(str(name), dice)))
+        part.insert(
+            dice.randrange(len(part) + 1), (name, value if dice.random() < 0.2 else odd(str(name), dice))
+        )
 
 
 def unknown(draft: Draft, dice: Random) -> None:
@@ -748,7 +782,9 @@ def _around(value: bytes, dice: Random) -> bytes:
 
 
 def _encoded(value: bytes, dice: Random) -> bytes:
-    return value.decode("utf-8", "replace").encode(dice.choice(("utf-16", "utf-16-le", "utf-32", "latin-1", "utf-8-sig")), "replace")
+    return value.decode("utf-8", "replace").encode(
+        dice.choice(("utf-16", "utf-16-le", "utf-32", "latin-1", "utf-8-sig")), "replace"
+    )
 
 
 def _nothing(value: bytes, dice: Random) -> bytes | None:

@@ -2,9 +2,10 @@
 
     python -m tests.fuzz.topics [--batches N] [--seed S] [--minutes M]
 
-Two floods, on a stack of its own. The first goes to the topics of upstream services: afterwards each record that the broker took is
-applied or a dead letter, orders that came behind are there, and the audit is clean. The second goes to everything else (internal topics,
-changelog, derived topics, dead letters, ledgers): afterwards every program still does its work, though the audit may say what is wrong.
+Two floods, on a stack of its own. The first goes to the topics of upstream services: afterwards each record
+that the broker took is applied or a dead letter, orders that came behind are there, and the audit is clean.
+The second goes to everything else (internal topics, changelog, derived topics, dead letters, ledgers):
+afterwards every program still does its work, though the audit may say what is wrong.
 """
 
 from __future__ import annotations
@@ -50,14 +51,20 @@ async def written(settings: Settings, wanted: Collection[str]) -> dict[str, list
     consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        partitions = [TopicPartition(topic, number) for topic in wanted for number in range(settings.partitions)]
+        partitions = [
+            TopicPartition(topic, number) for topic in wanted for number in range(settings.partitions)
+        ]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
         found: dict[str, list[Raw]] = {topic: [] for topic in wanted}
         while any([await consumer.position(partition) < end for partition, end in ends.items()]):
             for partition, records in (await consumer.getmany(timeout_ms=200)).items():
                 found[partition.topic] += [
-                    Raw(record.key, record.value, [(name_bytes(name), value) for name, value in record.headers])
+                    Raw(
+                        record.key,
+                        record.value,
+                        [(name_bytes(name), value) for name, value in record.headers],
+                    )
                     for record in records
                     if unreadable(record) is None
                 ]
@@ -66,8 +73,12 @@ async def written(settings: Settings, wanted: Collection[str]) -> dict[str, list
         await consumer.stop()
 
 
-async def flood(settings: Settings, random: Random, samples: dict[str, list[Raw]], batches: int) -> Counter[str]:
-    """Write odd batches, so many, made of the samples of a topic (or of another one) to each. Returns what the broker said."""
+async def flood(
+    settings: Settings, random: Random, samples: dict[str, list[Raw]], batches: int
+) -> Counter[str]:
+    """Write odd batches, so many, made of the samples of a topic (or of another one) to each.
+    Returns what the broker said.
+    """
     client = AIOKafkaClient(bootstrap_servers=settings.brokers)
     await client.bootstrap()
     said: Counter[str] = Counter()
@@ -136,7 +147,11 @@ async def everywhere(settings: Settings, folder: Path, seed: int, batches: int) 
     """The second flood. The topics hold what the first left."""
     random = Random(seed)
     behind = sound(BEHIND, seed + 2)
-    others = [spec.name for spec in topics.specs(settings, 1) if spec.name not in UPSTREAM and spec.name != names.CLOCK]
+    others = [
+        spec.name
+        for spec in topics.specs(settings, 1)
+        if spec.name not in UPSTREAM and spec.name != names.CLOCK
+    ]
     samples = await written(settings, others)
     with worker(folder, "second") as running:
         said = await flood(settings, random, samples, batches)
@@ -190,7 +205,9 @@ async def _prepare(settings: Settings) -> None:
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batches", type=int, default=600, help="of each flood")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--minutes", type=float, default=0, help="seed after seed, for as long; 0: one")

@@ -1,4 +1,6 @@
-"""Real orders, folded here, put by the real sinks where a reader looks for them: nothing else moves meanwhile."""
+"""Real orders, folded here, put by the real sinks where a reader looks for them:
+nothing else moves meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,16 @@ def row_batch(orders: Iterable[tuple[UUID, Order]]) -> RowBatch:
 def entry(order_id: UUID, order: Order) -> CacheEntry:
     """What the lanes put into the cache."""
     _, brief = rows.order_row_and_summary(str(order_id), order_id.bytes, order)
-    return CacheEntry(str(order_id), brief.user_id, brief.created_ms, order.version, 600, brief.value, brief.tracking, brief.untracked)
+    return CacheEntry(
+        str(order_id),
+        brief.user_id,
+        brief.created_ms,
+        order.version,
+        600,
+        brief.value,
+        brief.tracking,
+        brief.untracked,
+    )
 
 
 class World:

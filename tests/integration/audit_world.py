@@ -1,4 +1,5 @@
-"""A world as the pipeline should leave it, written by hand from the auditor's reference, for the auditor's tests to damage.
+"""A world as the pipeline should leave it, written by hand from the auditor's reference, for the
+auditor's tests to damage.
 
 Input, decisions, re-keyed copies, dead letters, derived events, states, local tables, rows, cache, commits.
 """
@@ -60,11 +61,22 @@ def created(order: str, *, quantity: int = 2, sellers: Sequence[str] = ("ann", "
         for seller in sellers
     ]
     total = f"{10 * quantity * len(sellers)}.00"
-    return {"order_id": uid(order), "user_id": uid(f"user {order}"), "currency": "EUR", "total_amount": total, "items": items}
+    return {
+        "order_id": uid(order),
+        "user_id": uid(f"user {order}"),
+        "currency": "EUR",
+        "total_amount": total,
+        "items": items,
+    }
 
 
 def paid(order: str, amount: str, name: str = "p", currency: str = "EUR") -> dict[str, Any]:
-    return {"order_id": uid(order), "payment_id": uid(f"{name} {order}"), "amount": amount, "currency": currency}
+    return {
+        "order_id": uid(order),
+        "payment_id": uid(f"{name} {order}"),
+        "amount": amount,
+        "currency": currency,
+    }
 
 
 def scanned(order: str, status: str, seller: str = "ann") -> dict[str, Any]:
@@ -88,7 +100,11 @@ def cancelled(order: str, seller: str = "bob") -> dict[str, Any]:
 
 
 def gone(order: str, seller: str = "bob") -> dict[str, Any]:
-    return {"order_id": uid(order), "seller_id": uid(seller), "reservation_id": made(order, f"reservation:{uid(seller)}")}
+    return {
+        "order_id": uid(order),
+        "seller_id": uid(seller),
+        "reservation_id": made(order, f"reservation:{uid(seller)}"),
+    }
 
 
 def made(order: str, name: str) -> str:
@@ -102,7 +118,9 @@ def state_bytes(reading: Reading, record_ids: Mapping[tuple[Any, ...], RecordId]
     waiting = reading.facts if reading.created is None else []
     state["waiting"] = [["payments", n, list(record_ids[fact.key])] for n, fact in enumerate(waiting)]
     state |= {"labelled": state["status"] > 0, "proposed": len(reading.decisions)} | changes
-    return msgspec.msgpack.encode([list(state[name]) if isinstance(state[name], set) else state[name] for name in FIELDS])
+    return msgspec.msgpack.encode(
+        [list(state[name]) if isinstance(state[name], set) else state[name] for name in FIELDS]
+    )
 
 
 @dataclass
@@ -124,21 +142,33 @@ class World:
     def reading(self, name: str) -> Reading:
         return self.orders[uid(name)].reading()
 
-    # -- input -------------------------------------------------------------------------------------------------------
+    # -- input -----------------------------------------------------------------------------------------------
 
-    async def put(self, topic: str, lane: int, key: bytes | None, value: bytes | None, headers: Headers) -> RecordId:
+    async def put(
+        self, topic: str, lane: int, key: bytes | None, value: bytes | None, headers: Headers
+    ) -> RecordId:
         sent = await self.producer.send_and_wait(topic, value, key, partition=lane, headers=headers)
         return RecordId(topic, sent.partition, sent.offset)
 
-    async def send(self, type_: str, data: dict[str, Any], minute: int = 0, *, key: str | None = None, **more: str) -> RecordId:
-        """An input event as upstream sends it; under a foreign key it is passed on to its own lane, as the pipeline does."""
+    async def send(
+        self, type_: str, data: dict[str, Any], minute: int = 0, *, key: str | None = None, **more: str
+    ) -> RecordId:
+        """An input event as upstream sends it; under a foreign key it is passed on to its own
+        lane, as the pipeline does.
+        """
         value, headers, order_id = json.dumps(data).encode(), event(type_, minute, **more), data["order_id"]
-        record_id = await self.put(type_, self.lane(key or order_id), (key or order_id).encode(), value, headers)
+        record_id = await self.put(
+            type_, self.lane(key or order_id), (key or order_id).encode(), value, headers
+        )
         fact = parse(type_, None, value, headers)
         assert isinstance(fact, Fact), fact
-        self.orders.setdefault(fact.order_id, Order(fact.order_id)).add(fact, record_id, rekeyed=key is not None)
+        self.orders.setdefault(fact.order_id, Order(fact.order_id)).add(
+            fact, record_id, rekeyed=key is not None
+        )
         if key is not None:
-            await self.put(REKEYED, self.lane(order_id), order_id.encode(), value, [*headers, *copy_headers(record_id)])
+            await self.put(
+                REKEYED, self.lane(order_id), order_id.encode(), value, [*headers, *copy_headers(record_id)]
+            )
         return record_id
 
     async def decide(self, order: str, n: int, amount: int | str, **more: Any) -> None:
@@ -152,7 +182,13 @@ class World:
             self.orders[order_id].decide(decision)
 
     async def letter(
-        self, record_id: RecordId, reason: str, key: bytes | None, value: bytes | None, headers: Headers, **changes: str
+        self,
+        record_id: RecordId,
+        reason: str,
+        key: bytes | None,
+        value: bytes | None,
+        headers: Headers,
+        **changes: str,
     ) -> None:
         own = {
             "dlq_topic": record_id.topic,
@@ -162,21 +198,48 @@ class World:
             "dlq_detail": "somewhere",
             "dlq_time": "2026-01-02T03:00:00Z",
         } | changes
-        await self.put(DLQ, record_id.partition, key, value, [*headers, *((name, text.encode()) for name, text in own.items() if text)])
+        await self.put(
+            DLQ,
+            record_id.partition,
+            key,
+            value,
+            [*headers, *((name, text.encode()) for name, text in own.items() if text)],
+        )
 
-    # -- what is written of it ---------------------------------------------------------------------------------------
+    # -- what is written of it -------------------------------------------------------------------------------
 
     async def derive(
-        self, type_: str, order: str, data: Mapping[str, Any], name: str, cause: str = "e", key: str | None = None, **more: str
+        self,
+        type_: str,
+        order: str,
+        data: Mapping[str, Any],
+        name: str,
+        cause: str = "e",
+        key: str | None = None,
+        **more: str,
     ) -> RecordId:
         """A derived event. `name`: what its id is the uuid5 of, after the type."""
-        headers = event(type_, id_=made(order, f"{type_}:{name}"), causeid=cause) + [(f"ce_{n}", v.encode()) for n, v in more.items()]
+        headers = event(type_, id_=made(order, f"{type_}:{name}"), causeid=cause) + [
+            (f"ce_{n}", v.encode()) for n, v in more.items()
+        ]
         key = key or uid(order)
-        return await self.put(type_, self.lane(key), key.encode(), json.dumps({"order_id": uid(order), **data}).encode(), headers)
+        return await self.put(
+            type_,
+            self.lane(key),
+            key.encode(),
+            json.dumps({"order_id": uid(order), **data}).encode(),
+            headers,
+        )
 
     async def notice(self, order: str, to: str, version: int, **more: Any) -> None:
         user = self.reading(order).known["user_id"]
-        data = {"user_id": user, "from": "pending", "to": to, "cause": {"type": "order.paid", "id": "e"}, "version": version}
+        data = {
+            "user_id": user,
+            "from": "pending",
+            "to": to,
+            "cause": {"type": "order.paid", "id": "e"},
+            "version": version,
+        }
         await self.derive("order.status_changed", order, {**data, **more}, str(version))
 
     async def suborder(self, order: str, seller: str, version: int, **changes: Any) -> None:
@@ -191,17 +254,22 @@ class World:
         held = self.orders[uid(order)]
         record_ids = {key: candidates[0].records[0] for key, candidates in held.candidates.items()}
         self.states[uid(order)] = raw = state_bytes(held.reading(), record_ids, **changes)
-        return await self.put(self.settings.changelog_topic, self.lane(uid(order)), UUID(uid(order)).bytes, raw, [])
+        return await self.put(
+            self.settings.changelog_topic, self.lane(uid(order)), UUID(uid(order)).bytes, raw, []
+        )
 
     async def insert(self, table: str, rows: Iterable[Sequence[Any]]) -> None:
         names = columns(table)
         marks = ", ".join(f"${number + 1}" for number in range(len(names)))
         await self.database.executemany(
-            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})", [comparable(table, row) for row in rows]
+            f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})",
+            [comparable(table, row) for row in rows],
         )
 
     async def write(self, without: frozenset[tuple[str, str]] = frozenset()) -> None:
-        """Everything that follows from the facts so far, but for events `without` (type, name of the order)."""
+        """Everything that follows from the facts so far, but for events `without`
+        (type, name of the order).
+        """
         names = {uid(name): name for name in self.names}
         for order_id, order in self.orders.items():
             name, reading = names[order_id], order.reading()
@@ -220,9 +288,14 @@ class World:
             if reading.status() != "pending" and "order.status_changed" not in left:
                 await self.notice(name, reading.status(), reading.version)
             for suborder in reading.suborders:
-                if (suborder.status, suborder.live) != ("pending", suborder.ordered) and "suborder.updated" not in left:
+                if (suborder.status, suborder.live) != (
+                    "pending",
+                    suborder.ordered,
+                ) and "suborder.updated" not in left:
                     data = {**reading.last_suborder(suborder), "version": reading.version}
-                    await self.derive("suborder.updated", name, data, f"{reading.version}:{suborder.seller_id}")
+                    await self.derive(
+                        "suborder.updated", name, data, f"{reading.version}:{suborder.seller_id}"
+                    )
 
     async def _write_varying(self, name: str, reading: Reading, left: set[str]) -> None:
         for seller in sorted(reading.surely_labelled() if "shipping.label.create" not in left else ()):
@@ -233,15 +306,33 @@ class World:
             await self.derive("stock.commit", name, data, data["commit_id"])
 
     async def label(self, order: str, seller_id: str, quantity: int) -> None:
-        items = [{"item_id": line.item_id, "quantity": quantity} for line in self.reading(order).lines if line.seller_id == seller_id]
+        items = [
+            {"item_id": line.item_id, "quantity": quantity}
+            for line in self.reading(order).lines
+            if line.seller_id == seller_id
+        ]
         made_id = made(order, f"label:{seller_id}")
-        data = {"label_request_id": made_id, "suborder_id": made(order, f"suborder:{seller_id}"), "seller_id": seller_id, "items": items}
+        data = {
+            "label_request_id": made_id,
+            "suborder_id": made(order, f"suborder:{seller_id}"),
+            "seller_id": seller_id,
+            "items": items,
+        }
         await self.derive("shipping.label.create", order, data, made_id)
 
     async def release(self, order: str, seller_id: str) -> None:
-        items = [{"item_id": line.item_id, "quantity": 1} for line in self.reading(order).lines if line.seller_id == seller_id]
+        items = [
+            {"item_id": line.item_id, "quantity": 1}
+            for line in self.reading(order).lines
+            if line.seller_id == seller_id
+        ]
         made_id = made(order, f"reservation:{seller_id}")
-        await self.derive("stock.release", order, {"reservation_id": made_id, "seller_id": seller_id, "items": items}, made_id)
+        await self.derive(
+            "stock.release",
+            order,
+            {"reservation_id": made_id, "seller_id": seller_id, "items": items},
+            made_id,
+        )
 
     @property
     def names(self) -> list[str]:
@@ -263,9 +354,18 @@ class World:
             await self.track(scan.content["tracking_number"], order_id, shipment_id, scan.content["status"])
 
     async def track(self, number: str, order_id: str, shipment_id: str, status: str) -> None:
-        entry: dict[str, Any] = {"order_id": order_id, "shipment_id": shipment_id, "carrier": "C", "status": status}
+        entry: dict[str, Any] = {
+            "order_id": order_id,
+            "shipment_id": shipment_id,
+            "carrier": "C",
+            "status": status,
+        }
         entry |= {"location": None, "estimated_delivery": None}
-        others = [each for each in await self.tracked(number) if (each["order_id"], each["shipment_id"]) != (order_id, shipment_id)]
+        others = [
+            each
+            for each in await self.tracked(number)
+            if (each["order_id"], each["shipment_id"]) != (order_id, shipment_id)
+        ]
         await self.redis.set(f"tracking:{number}", json.dumps([*others, entry]), ex=TTL)
 
     async def tracked(self, number: str) -> list[dict[str, Any]]:
@@ -273,7 +373,9 @@ class World:
         return found
 
     async def local_tables(self, changes: Mapping[str, bytes | None], behind: int = 0) -> dict[int, Path]:
-        """A worker's local tables with the states of all orders, but for `changes` by name; read to the changelog's end, less `behind`."""
+        """A worker's local tables with the states of all orders, but for `changes` by name; read to the
+        changelog's end, less `behind`.
+        """
         folder = self.settings.data / "w" / self.settings.group
         (folder / "v1" / "tables").mkdir(parents=True)
         (folder / "cluster").write_text((await self.admin.describe_cluster())["cluster_id"] + "\n")
@@ -300,7 +402,11 @@ class World:
         async with AIOKafkaConsumer(
             bootstrap_servers=self.settings.brokers, group_id=self.settings.group, enable_auto_commit=False
         ) as consumer:
-            partitions = [TopicPartition(topic, lane) for topic in (*INPUT, DECISIONS, REKEYED) for lane in range(self.lanes)]
+            partitions = [
+                TopicPartition(topic, lane)
+                for topic in (*INPUT, DECISIONS, REKEYED)
+                for lane in range(self.lanes)
+            ]
             consumer.assign(partitions)
             ends = await consumer.end_offsets(partitions)
             away = {each: short.get(each.topic.replace(".", "_"), 0) for each in partitions}
@@ -321,7 +427,11 @@ class World:
 
 def copy_headers(record_id: RecordId) -> Headers:
     """What a re-keyed copy says of where its record lies."""
-    origin = {"rekeyed_topic": record_id.topic, "rekeyed_partition": str(record_id.partition), "rekeyed_offset": str(record_id.offset)}
+    origin = {
+        "rekeyed_topic": record_id.topic,
+        "rekeyed_partition": str(record_id.partition),
+        "rekeyed_offset": str(record_id.offset),
+    }
     return [(name, text.encode()) for name, text in origin.items()]
 
 

@@ -96,7 +96,7 @@ class Counting:
         self.admin: Any = None
         self.producer: Any = None
 
-    # -- feeding -----------------------------------------------------------------------------------------------
+    # -- feeding ---------------------------------------------------------------------------------------------
 
     async def produce(self, count: int, *, keys: int = 50, value: bytes = b"x" * 100) -> None:
         """`count` records over all topics and partitions."""
@@ -124,7 +124,9 @@ class Counting:
         }
         app = Path(__file__).with_name("transport_app.py")
         with log.open("wb") as out:
-            process = subprocess.Popen([sys.executable, str(app)], env={**os.environ, **values}, stdout=out, stderr=out)
+            process = subprocess.Popen(
+                [sys.executable, str(app)], env={**os.environ, **values}, stdout=out, stderr=out
+            )
         worker = Worker(process, log)
         self.workers.append(worker)
         return worker
@@ -165,7 +167,7 @@ class Counting:
             enough.set()
             await feeding
 
-    # -- the truth ---------------------------------------------------------------------------------------------
+    # -- the truth -------------------------------------------------------------------------------------------
 
     def parts(self, *topics: str) -> list[Any]:
         return [TopicPartition(topic, number) for topic in topics for number in range(self.partitions)]
@@ -213,9 +215,14 @@ class Counting:
             return records
 
     async def verify(self) -> None:
-        """Every record has its effect (exactly_once: one), the changelog the true counts, and no state was written after a newer one."""
+        """Every record has its effect (exactly_once: one), the changelog the true counts, and no state was
+        written after a newer one.
+        """
         order = {topic: number for number, topic in enumerate(self.topics)}
-        expected = {f"{order[record.topic]} {record.partition} {record.offset}" for record in await self.read(*self.topics)}
+        expected = {
+            f"{order[record.topic]} {record.partition} {record.offset}"
+            for record in await self.read(*self.topics)
+        }
         effects = Counter(record.value.decode() for record in await self.read(self.out))
         assert expected - effects.keys() == set()
         assert effects.keys() - expected == set()
@@ -242,7 +249,7 @@ class Counting:
         finally:
             await consumer.stop()
 
-    # -- the frame ---------------------------------------------------------------------------------------------
+    # -- the frame -------------------------------------------------------------------------------------------
 
     async def open(self, **configs: Mapping[str, str]) -> None:
         self.admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
@@ -250,7 +257,9 @@ class Counting:
         new = [self._new(topic, {}) for topic in self.topics]
         new += [self._new(self.out, BIG), self._new(self.changelog, {"cleanup.policy": "compact"})]
         await self.admin.create_topics(new)
-        self.producer = AIOKafkaProducer(bootstrap_servers=self.brokers, acks="all", linger_ms=2, max_batch_size=1 << 18)
+        self.producer = AIOKafkaProducer(
+            bootstrap_servers=self.brokers, acks="all", linger_ms=2, max_batch_size=1 << 18
+        )
         await self.producer.start()
         await self._led(*self.topics, self.out, self.changelog)
 

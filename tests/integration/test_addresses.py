@@ -48,7 +48,9 @@ class Server(NamedTuple):
 
 
 def forwarding(port: int, context: ssl.SSLContext | None = None) -> Callable[..., Any]:
-    """A handler of connections that passes everything on to a Postgres; with `context` it ends TLS, as the server itself would."""
+    """A handler of connections that passes everything on to a Postgres; with `context` it ends TLS,
+    as the server itself would.
+    """
 
     async def pump(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
         with suppress(OSError):
@@ -58,7 +60,9 @@ def forwarding(port: int, context: ssl.SSLContext | None = None) -> Callable[...
         target.close()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, EOFError):  # of a client that doesn't like the certificate, or that goes without a word
+        with suppress(
+            OSError, EOFError
+        ):  # of a client that doesn't like the certificate, or that goes without a word
             if context is not None:
                 assert await reader.readexactly(8) == b"\0\0\0\x08\x04\xd2\x16\x2f"
                 writer.write(b"S")
@@ -89,7 +93,16 @@ async def server(settings: Settings) -> AsyncIterator[Server]:
             await asyncio.start_unix_server(forwarding(parts.port), f"{folder}/.s.PGSQL.5432"),
             await asyncio.start_server(hush, "127.0.0.1", silent),
         ):
-            yield Server(parts.username or "", unquote(parts.password or ""), parts.port, parts.path[1:], tls, folder, dead, silent)
+            yield Server(
+                parts.username or "",
+                unquote(parts.password or ""),
+                parts.port,
+                parts.path[1:],
+                tls,
+                folder,
+                dead,
+                silent,
+            )
 
 
 ADDRESSES: dict[str, str] = {
@@ -131,11 +144,19 @@ async def test_an_address_works_in_everything(
     passwords, services = tmp_path / "pass", tmp_path / "services"
     passwords.write_text(f"127.0.0.1:*:*:*:{server.password}\n")
     passwords.chmod(0o600)
-    services.write_text(f"[orders]\nhost=127.0.0.1\nport={server.port}\nuser={server.user}\ndbname={server.database}\n")
+    services.write_text(
+        f"[orders]\nhost=127.0.0.1\nport={server.port}\nuser={server.user}\ndbname={server.database}\n"
+    )
     monkeypatch.setenv("PGSERVICEFILE", str(services))
-    encoded = ":".join("".join(f"%{each:02X}" for each in text.encode()) for text in (server.user, server.password))
+    encoded = ":".join(
+        "".join(f"%{each:02X}" for each in text.encode()) for text in (server.user, server.password)
+    )
     url = ADDRESSES[kind].format(
-        **server._asdict(), encoded=encoded, passfile=passwords, ca=CERTIFICATE, socketencoded=quote(server.socket, safe="")
+        **server._asdict(),
+        encoded=encoded,
+        passfile=passwords,
+        ca=CERTIFICATE,
+        socketencoded=quote(server.socket, safe=""),
     )
     here = settings.model_copy(update={"postgres": PostgresUrl(url)})
     own = "mine" if "application_name" in url else None
@@ -193,7 +214,10 @@ async def test_an_address_that_cannot_be_used_is_one_line(
 ) -> None:
     monkeypatch.setenv("ORDERS_POSTGRES", f"{settings.postgres.get_secret_value()}?{query}")
     commands: list[tuple[str, ...]] = [("db",), ("audit",)]
-    if query not in ("channel_binding=require", "nonsense=1"):  # only the server knows that it doesn't know them
+    if query not in (
+        "channel_binding=require",
+        "nonsense=1",
+    ):  # only the server knows that it doesn't know them
         commands.append(("api", "--port", "0"))
     for command in commands:
         done = await asyncio.to_thread(orders, *command)
@@ -213,4 +237,6 @@ async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings
 async def test_no_host_is_what_is_asked_for(settings: Settings) -> None:
     """While a failover is under way: it passes, and isn't a bug of ours."""
     with pytest.raises(connection.NoSuchHost):
-        await connection.connect(f"{settings.postgres.get_secret_value()}?target_session_attrs=standby", "test", timeout=5)
+        await connection.connect(
+            f"{settings.postgres.get_secret_value()}?target_session_attrs=standby", "test", timeout=5
+        )

@@ -1,4 +1,6 @@
-"""An ordinary Faust agent beside the lanes, on a real broker: its records reach it, and it can't disturb the lanes."""
+"""An ordinary Faust agent beside the lanes, on a real broker: its records reach it, and
+it can't disturb the lanes.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def texts(since: int, to: int) -> list[bytes]:
 
 
 @BOTH
-async def test_an_ordinary_agent_gets_its_records_and_goes_on_where_it_was(group: Counting, notes: Notes) -> None:
+async def test_an_ordinary_agent_gets_its_records_and_goes_on_where_it_was(
+    group: Counting, notes: Notes
+) -> None:
     await notes.send(*texts(0, 50))  # before the group has committed anything: it must begin at 0
     await group.produce(500)
     worker = group.start(**notes.env)
@@ -108,7 +112,9 @@ async def test_an_ordinary_agent_gets_its_records_and_goes_on_where_it_was(group
     await group.verify()
 
 
-async def test_an_agent_that_raises_at_hundreds_of_records_ends_no_worker(group: Counting, notes: Notes) -> None:
+async def test_an_agent_that_raises_at_hundreds_of_records_ends_no_worker(
+    group: Counting, notes: Notes
+) -> None:
     worker = group.start(**notes.env)
     await notes.send(*[b"bad"] * 400, *texts(0, 3))
     await group.produce(1000)
@@ -135,7 +141,9 @@ async def test_an_agent_that_never_returns_holds_up_nobody_but_itself(group: Cou
 
 
 @BOTH
-async def test_a_kill_loses_no_record_of_an_ordinary_agent_and_none_of_the_lanes(group: Counting, notes: Notes) -> None:
+async def test_a_kill_loses_no_record_of_an_ordinary_agent_and_none_of_the_lanes(
+    group: Counting, notes: Notes
+) -> None:
     first = group.start(**notes.env)
     second = group.start("2", **notes.env)
     await group.shared(first, second)
@@ -166,11 +174,17 @@ async def test_workers_with_and_without_the_agent_share_a_group(group: Counting,
     await group.verify()
 
 
-async def test_an_agent_added_by_its_recipe_runs_beside_the_orders(fresh: Settings, group: Counting, tmp_path: Path) -> None:
+async def test_an_agent_added_by_its_recipe_runs_beside_the_orders(
+    fresh: Settings, group: Counting, tmp_path: Path
+) -> None:
     source = tmp_path / "source"
     source.mkdir()
     assert apply("add-an-agent.md", copy_of_the_source(source)) == {"app.py"}
-    tickets = [b'{"ticket_id": "1", "order_id": "a"}', b'{"ticket_id": "2"}', b'{"ticket_id": "3", "order_id": "b"}']
+    tickets = [
+        b'{"ticket_id": "1", "order_id": "a"}',
+        b'{"ticket_id": "2"}',
+        b'{"ticket_id": "3", "order_id": "b"}',
+    ]
     await group.add_topic("support.ticket", 2)
     await group.add_topic("support.ticket.of_order", 1)
     for number, ticket in enumerate(tickets):

@@ -1,4 +1,6 @@
-"""The read side on real servers: a primary with a streaming replica, Redis, and a line to each that can be cut."""
+"""The read side on real servers: a primary with a streaming replica, Redis, and a
+line to each that can be cut.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder = tmp_path_factory.mktemp("replicated") / "stack"
     try:
         env = Stack.start(folder, replica=True).env
-        yield Settings.model_validate({name.removeprefix("ORDERS_").lower(): value for name, value in env.items()})
+        yield Settings.model_validate(
+            {name.removeprefix("ORDERS_").lower(): value for name, value in env.items()}
+        )
     finally:
         purge(folder)
 
@@ -135,7 +139,9 @@ def service(filled: Settings) -> Open:
         for name, line in lines.items():
             parts = urlsplit(getattr(filled, name).get_secret_value())
             await line.start(parts.port or 0)
-            urls[name] = urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{line.address}"))
+            urls[name] = urlunsplit(
+                parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{line.address}")
+            )
         settings = Settings.model_validate(dict(filled) | urls | changes)
         app = create_app(settings)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -157,7 +163,7 @@ def service(filled: Settings) -> Open:
     return open_
 
 
-# -- hits and misses -----------------------------------------------------------------------------------------------
+# -- hits and misses -----------------------------------------------------------------------------------------
 
 
 async def test_a_hit_is_what_the_lanes_wrote_and_asks_no_database(service: Open) -> None:
@@ -220,12 +226,18 @@ async def test_the_rows_say_what_the_cache_says(service: Open) -> None:
             told = (await s.get(f"/orders/{order_id}")).json()
             for suborder in cached["suborders"]:
                 suborder |= {"status": None, "total_amount": None}
-            assert sorted(told.pop("shipments"), key=by_shipment) == sorted(cached.pop("shipments"), key=by_shipment)
+            assert sorted(told.pop("shipments"), key=by_shipment) == sorted(
+                cached.pop("shipments"), key=by_shipment
+            )
             assert told == cached
             details = (await s.get(f"/orders/{order_id}/explain")).json()
             created = order.created
-            assert [UUID(item["item_id"]).bytes for item in details["items"]] == sorted(item.item_id for item in created.items)
-            assert {each["return_id"] for each in details["returns"]} == {str(UUID(bytes=each.return_id)) for each in order.returns}
+            assert [UUID(item["item_id"]).bytes for item in details["items"]] == sorted(
+                item.item_id for item in created.items
+            )
+            assert {each["return_id"] for each in details["returns"]} == {
+                str(UUID(bytes=each.return_id)) for each in order.returns
+            }
             times = [datetime.fromisoformat(moment["time"]) for moment in details["moments"]]
             assert times == sorted(times)
             seen_parcels += len(details["shipments"])
@@ -322,7 +334,7 @@ async def test_partitioned_by_region_the_same_answers(filled: Settings, service:
         assert other.reads[1] >= len(set(paths)) // 2
 
 
-# -- servers that are away -----------------------------------------------------------------------------------------
+# -- servers that are away -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -336,11 +348,15 @@ async def test_partitioned_by_region_the_same_answers(filled: Settings, service:
         ("black_hole", ("primary",), "replica"),
     ],
 )
-async def test_it_answers_while_servers_are_away(service: Open, how: str, away: tuple[str, ...], source: str) -> None:
+async def test_it_answers_while_servers_are_away(
+    service: Open, how: str, away: tuple[str, ...], source: str
+) -> None:
     async with service(redis_timeout=0.2, read_timeout=0.2) as s:
         order_id = s.first()
         user = s.world.user_of(order_id)
-        await s.get(f"/orders/{s.first(lambda order: order is not s.world.orders[order_id])}")  # connections are open
+        await s.get(
+            f"/orders/{s.first(lambda order: order is not s.world.orders[order_id])}"
+        )  # connections are open
         for name in away:
             broken = getattr(s, name)
             if how == "cut":
@@ -349,7 +365,9 @@ async def test_it_answers_while_servers_are_away(service: Open, how: str, away: 
                 broken.black_hole()
         answer = await s.get(f"/orders/{order_id}")
         assert answer.headers["x-source"] == source
-        assert (await s.get(f"/users/{user}/orders?status={answer.json()['status']}")).headers["x-source"] == source
+        assert (await s.get(f"/users/{user}/orders?status={answer.json()['status']}")).headers[
+            "x-source"
+        ] == source
         health = (await s.get("/health")).json()
         assert health["status"] == "degraded"
         assert {name for name, each in health["sources"].items() if not each["up"]} == set(away)
@@ -386,7 +404,9 @@ async def test_one_read_finds_out_that_all_connections_are_half_open(service: Op
     ("wanted", "standby"),
     [("read-write", False), ("primary", False), ("standby", True), ("prefer-standby", True)],
 )
-async def test_of_several_hosts_the_one_that_is_asked_for(filled: Settings, wanted: str, standby: bool) -> None:
+async def test_of_several_hosts_the_one_that_is_asked_for(
+    filled: Settings, wanted: str, standby: bool
+) -> None:
     assert filled.postgres_replica is not None
     places = [urlsplit(url.get_secret_value()) for url in (filled.postgres, filled.postgres_replica)]
     for order in (places, places[::-1]):
@@ -438,11 +458,13 @@ async def test_without_any_database_the_cache_answers_and_the_rest_is_a_problem(
         assert (health.status_code, health.json()["status"]) == (503, "down")
 
 
-# -- a replica that is behind --------------------------------------------------------------------------------------
+# -- a replica that is behind --------------------------------------------------------------------------------
 
 
 async def test_a_replica_that_follows_nobody_is_passed_over(service: Open, filled: Settings) -> None:
-    """As one that was promoted by mistake: what it has may be old for ever. Without a primary it answers all the same."""
+    """As one that was promoted by mistake: what it has may be old for ever.
+    Without a primary it answers all the same.
+    """
     async with service(postgres_replica=filled.postgres.get_secret_value()) as s:
         first, second = list(s.world.orders)[:2]
         assert (await s.get(f"/orders/{first}")).headers["X-Source"] == "primary"
@@ -457,7 +479,9 @@ async def paused(s: Service) -> AsyncIterator[None]:
     assert url is not None
     replica = url.get_secret_value()
     await ask(replica, "SELECT pg_wal_replay_pause()")
-    await eventually(lambda: ask(replica, "SELECT pg_get_wal_replay_pause_state() = 'paused'"), "replay has paused")
+    await eventually(
+        lambda: ask(replica, "SELECT pg_get_wal_replay_pause_state() = 'paused'"), "replay has paused"
+    )
     try:
         yield
     finally:
@@ -507,7 +531,9 @@ async def test_a_replica_behind_its_bound_is_passed_over(service: Open) -> None:
             await s.primary.cut()
             answer = await s.get(f"/orders/{other}")
             assert answer.headers["x-source"] == "stale replica", "better than nothing, and it says so"
-            assert (await s.get(f"/orders/{uuid4()}", 503)).json()["type"] == "urn:orders:unavailable", "it may only not know it yet"
+            assert (await s.get(f"/orders/{uuid4()}", 503)).json()["type"] == "urn:orders:unavailable", (
+                "it may only not know it yet"
+            )
             await s.primary.heal()
 
         async def used() -> bool:
@@ -536,8 +562,12 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
                 assert (await s.get(path)).headers["x-source"] == "replica"
                 answer = await s.get(f"{path}seen={order_id}:{version}")
                 assert answer.headers["x-source"] == "primary"
-                assert {each["order_id"]: each["version"] for each in answer.json()["orders"]}[str(order_id)] == version
-                assert (await s.get(f"{path}seen={order_id}:{version + 1}", 503)).json()["type"] == "urn:orders:version-not-there-yet"
+                assert {each["order_id"]: each["version"] for each in answer.json()["orders"]}[
+                    str(order_id)
+                ] == version
+                assert (await s.get(f"{path}seen={order_id}:{version + 1}", 503)).json()[
+                    "type"
+                ] == "urn:orders:version-not-there-yet"
                 async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
                     await redis.flushdb()
             # An order that the cache knows exists, whatever the replica thinks.
@@ -565,11 +595,13 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
             assert (await s.get(f"/orders/{new}/explain")).headers["x-source"] == "primary"
 
 
-# -- lists ---------------------------------------------------------------------------------------------------------
+# -- lists ---------------------------------------------------------------------------------------------------
 
 
 def row(order_id: UUID, user: UUID, time: datetime, status: OrderStatusText = "pending") -> OrderRow:
-    return OrderRow(str(order_id), str(user), "", status, "EUR", "1.00", "0", time.isoformat(), time.isoformat(), 1)
+    return OrderRow(
+        str(order_id), str(user), "", status, "EUR", "1.00", "0", time.isoformat(), time.isoformat(), 1
+    )
 
 
 def line(order_id: UUID, user: UUID, seller: UUID, time: datetime) -> ItemRow:
@@ -618,7 +650,10 @@ async def test_pages_are_complete_and_without_doubles_while_orders_come(service:
             moment = start + timedelta(seconds=second, microseconds=second)
             for order_id in await place(*[moment] * 4):
                 times[order_id] = moment
-        expected = [str(order_id) for order_id, _ in sorted(times.items(), key=lambda each: (each[1], each[0]), reverse=True)]
+        expected = [
+            str(order_id)
+            for order_id, _ in sorted(times.items(), key=lambda each: (each[1], each[0]), reverse=True)
+        ]
         newest = start + timedelta(days=1)
 
         async def between() -> None:
@@ -632,7 +667,9 @@ async def test_pages_are_complete_and_without_doubles_while_orders_come(service:
         rows = await turn(s, path, "suborders" if what == "suborders" else "orders", between)
         assert [each["order_id"] for each in rows] == expected
         if what == "suborders":
-            assert {(each["quantity"], each["items_amount"], each["shipping_amount"]) for each in rows} == {(4, "6.00", "0.50")}
+            assert {(each["quantity"], each["items_amount"], each["shipping_amount"]) for each in rows} == {
+                (4, "6.00", "0.50")
+            }
 
 
 async def test_history_by_status_and_time(service: Open) -> None:
@@ -641,7 +678,9 @@ async def test_history_by_status_and_time(service: Open) -> None:
         start = datetime(2026, 4, 1, tzinfo=UTC)
         batch = RowBatch()
         for hour in range(10):
-            batch.orders.append(row(uuid4(), user, start + timedelta(hours=hour), "delivered" if hour % 2 else "pending"))
+            batch.orders.append(
+                row(uuid4(), user, start + timedelta(hours=hour), "delivered" if hour % 2 else "pending")
+            )
         await insert(s, batch)
         await replicated(s.world.settings)
 
@@ -652,7 +691,9 @@ async def test_history_by_status_and_time(service: Open) -> None:
         assert await hours("") == [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
         assert await hours("status=delivered") == [9, 7, 5, 3, 1]
         assert await hours("status=returned") == []
-        assert await hours("from=2026-04-01T03:00:00Z&to=2026-04-01T06:00:00Z") == [5, 4, 3], "from is in, to isn't"
+        assert await hours("from=2026-04-01T03:00:00Z&to=2026-04-01T06:00:00Z") == [5, 4, 3], (
+            "from is in, to isn't"
+        )
         assert await hours("from=2026-04-01T03:00:00%2B01:00&to=2026-04-01T06:00:00%2B01:00") == [4, 3, 2]
         assert await hours("status=delivered&from=2026-04-01T03:00:00Z&limit=2") == [9, 7]
 
@@ -686,7 +727,9 @@ async def test_recent_orders_show_what_the_lanes_wrote_since(service: Open) -> N
         assert (again.headers["x-source"], s.reads) == ("cache", before)
         async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
             await redis.delete(f"order:{new}")
-        assert (await s.get(f"/users/{user}/orders")).headers["x-source"] == "replica", "an order of which nothing is known: asked again"
+        assert (await s.get(f"/users/{user}/orders")).headers["x-source"] == "replica", (
+            "an order of which nothing is known: asked again"
+        )
 
 
 async def test_tracking(service: Open) -> None:
@@ -713,7 +756,9 @@ async def test_a_seller_sees_what_the_cache_knows_of_the_suborder(service: Open)
         path = f"/sellers/{suborder['seller_id']}/suborders?limit=200"
 
         async def shown() -> Any:
-            return next(each for each in (await s.get(path)).json()["suborders"] if each["order_id"] == str(order_id))
+            return next(
+                each for each in (await s.get(path)).json()["suborders"] if each["order_id"] == str(order_id)
+            )
 
         told = await shown()
         assert (told["suborder_id"], told["order_status"]) == (suborder["suborder_id"], summary["status"])
@@ -725,7 +770,7 @@ async def test_a_seller_sees_what_the_cache_knows_of_the_suborder(service: Open)
         assert (told["status"], told["total_amount"]) == (suborder["status"], suborder["total_amount"])
 
 
-# -- over HTTP -----------------------------------------------------------------------------------------------------
+# -- over HTTP -----------------------------------------------------------------------------------------------
 
 
 async def test_etags(service: Open) -> None:
@@ -802,7 +847,11 @@ async def test_the_openapi_document_is_valid_and_tells_of_every_answer(service: 
         for path, methods in document["paths"].items():
             answers = methods["get"]["responses"]
             assert path == "/health" or {"200", "401", "422", "503"} <= answers.keys()
-            assert all(PROBLEM in answers[status]["content"] for status in answers if status[0] in "45" and path != "/health")
+            assert all(
+                PROBLEM in answers[status]["content"]
+                for status in answers
+                if status[0] in "45" and path != "/health"
+            )
         deprecated = {path for path, methods in document["paths"].items() if methods["get"].get("deprecated")}
         assert deprecated == {"/orders/{order_id}/story"}
         assert "HTTPValidationError" not in json.dumps(document)
@@ -825,7 +874,9 @@ def test_the_service_as_a_process(filled: Settings, tmp_path: Path, monkeypatch:
     assert "ORDERS_API_KEYS" in refused.stderr
     port = ports.choose(set())
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen((*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=dict(os.environ))
+        process = subprocess.Popen(
+            (*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=dict(os.environ)
+        )
     try:
 
         def ready() -> bool:

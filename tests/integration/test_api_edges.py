@@ -1,4 +1,6 @@
-"""Hostile requests, as bytes, against `orders api` as a process: a well-formed answer that isn't a 500, or the end of the connection."""
+"""Hostile requests, as bytes, against `orders api` as a process: a well-formed answer that isn't a 500, or
+the end of the connection.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,11 @@ class Served(NamedTuple):
             return answers(received(line))
 
     def get(self, target: str, *headers: str, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
-        [answer] = self.ask("\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode("latin-1"))
+        [answer] = self.ask(
+            "\r\n".join([f"{method} {target} HTTP/1.1", "Host: localhost", *headers, "", ""]).encode(
+                "latin-1"
+            )
+        )
         return answer
 
 
@@ -78,7 +84,9 @@ def received(line: socket.socket) -> bytes:
 
 
 def answers(text: bytes) -> list[tuple[int, dict[str, str], bytes]]:
-    """Fails unless all of it is well formed: each error a problem document, no 500. Of HEAD the body is empty."""
+    """Fails unless all of it is well formed: each error a problem document, no 500.
+    Of HEAD the body is empty.
+    """
     found = []
     while text:
         head, end, text = text.partition(b"\r\n\r\n")
@@ -89,7 +97,11 @@ def answers(text: bytes) -> list[tuple[int, dict[str, str], bytes]]:
         status = int(matched[1])
         headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
         assert len(headers) == len(lines), lines
-        size = 0 if status == 304 or text.startswith(b"HTTP/1.1 ") or not text else int(headers["content-length"])
+        size = (
+            0
+            if status == 304 or text.startswith(b"HTTP/1.1 ") or not text
+            else int(headers["content-length"])
+        )
         body, text = text[:size], text[size:]
         assert len(body) == size, "cut off"
         assert status != 500, body
@@ -109,7 +121,9 @@ def serve(settings: Settings, folder: Path, keys: str, order: str) -> Iterator[S
         "ORDERS_API_KEYS": keys,
     }
     with (folder / "api.log").open("wb") as log:
-        process = subprocess.Popen((*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=environment)
+        process = subprocess.Popen(
+            (*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=environment
+        )
     try:
 
         def ready() -> bool:
@@ -155,7 +169,7 @@ def locked(filled: tuple[Settings, str], tmp_path_factory: pytest.TempPathFactor
     yield from serve(filled[0], tmp_path_factory.mktemp("locked"), KEY, filled[1])
 
 
-# -- who is asked --------------------------------------------------------------------------------------------------
+# -- who is asked --------------------------------------------------------------------------------------------
 
 ANSWERED = (
     *(
@@ -244,10 +258,14 @@ BROKEN = (
 )
 
 
-@pytest.mark.parametrize(("hosts", "status"), [(ANSWERED, 404), (FORBIDDEN, 403), (BROKEN, 400)], ids=["ours", "others", "broken"])
+@pytest.mark.parametrize(
+    ("hosts", "status"), [(ANSWERED, 404), (FORBIDDEN, 403), (BROKEN, 400)], ids=["ours", "others", "broken"]
+)
 def test_hosts(served: Served, hosts: tuple[str, ...], status: int) -> None:
     for host in hosts:
-        [(told, _, _)] = served.ask(f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1"))
+        [(told, _, _)] = served.ask(
+            f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
+        )
         assert told == status, host
 
 
@@ -263,11 +281,17 @@ def test_hosts(served: Served, hosts: tuple[str, ...], status: int) -> None:
         (b"GET http://localhost%s HTTP/1.1\r\nHost: evil.example\r\n", 404),
         (b"GET http://%s HTTP/1.1\r\nHost: localhost\r\n", 400),
         (
-            b"GET %s HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: localhost\r\nForwarded: host=localhost\r\n",
+            (
+                b"GET %s HTTP/1.1\r\nHost: evil.example\r\nX-Forwarded-Host: localhost\r\nForwarded:"
+                b" host=localhost\r\n"
+            ),
             403,
         ),
         (
-            b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-For: \xff, x\r\n",
+            (
+                b"GET %s HTTP/1.1\r\nHost: localhost\r\nX-Forwarded-Host: evil.example\r\nX-Forwarded-For:"
+                b" \xff, x\r\n"
+            ),
             404,
         ),
     ],
@@ -292,12 +316,16 @@ def test_with_keys_any_host_that_can_be_read(locked: Served) -> None:
         ("a{b}.example", 400),
         ("", 400),
     ):
-        told = locked.ask(f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode())
+        told = locked.ask(
+            f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
+        )
         assert [each[0] for each in told] == [status], host
-    assert [each[0] for each in locked.ask(b"GET /health HTTP/1.0\r\n\r\n")] == [200], "as old health checks ask"
+    assert [each[0] for each in locked.ask(b"GET /health HTTP/1.0\r\n\r\n")] == [200], (
+        "as old health checks ask"
+    )
 
 
-# -- what is asked -------------------------------------------------------------------------------------------------
+# -- what is asked -------------------------------------------------------------------------------------------
 
 DASHED = "12345678-1234-1234-1234-123456789abc"
 
@@ -360,11 +388,15 @@ DASHED = "12345678-1234-1234-1234-123456789abc"
     ],
     ids=lambda value: value[:60] if isinstance(value, str) else None,
 )
-def test_parameters_mean_what_the_document_says(served: Served, target: str, status: int, where: str | None) -> None:
+def test_parameters_mean_what_the_document_says(
+    served: Served, target: str, status: int, where: str | None
+) -> None:
     told, _, body = served.get(target)
     assert told == status, body
     faults = json.loads(body).get("errors") if status >= 400 else None
-    assert (None if faults is None else [each["where"] for each in faults]) == (None if where is None else [where])
+    assert (None if faults is None else [each["where"] for each in faults]) == (
+        None if where is None else [where]
+    )
 
 
 @pytest.mark.parametrize(
@@ -431,7 +463,12 @@ def test_headers_that_are_parameters(served: Served) -> None:
         assert served.get(f"/orders/{served.order}", f"X-Order-Version: {value}")[0] == 200, value
     status, _, body = served.get(f"/orders/{NOBODY}", "X-Order-Version: 1", "x-order-version: 1")
     assert (status, json.loads(body)["errors"][0]["where"]) == (422, "header.x-order-version")
-    assert served.get(f"/orders/{served.order}", "X-Unknown: 1", "X-Unknown: 2", "Cookie: a", "Range: bytes=0-1")[0] == 200
+    assert (
+        served.get(
+            f"/orders/{served.order}", "X-Unknown: 1", "X-Unknown: 2", "Cookie: a", "Range: bytes=0-1"
+        )[0]
+        == 200
+    )
 
 
 def test_head_is_get_without_the_body(served: Served) -> None:
@@ -468,10 +505,12 @@ def test_several_lines_of_if_none_match(served: Served) -> None:
         (("x" * 60_000,), 200),
         ((",".join(['"x"'] * 10_000),), 200),
     ):
-        assert served.get(f"/orders/{served.order}", *(f"If-None-Match: {line}" for line in lines))[0] == status, lines
+        assert (
+            served.get(f"/orders/{served.order}", *(f"If-None-Match: {line}" for line in lines))[0] == status
+        ), lines
 
 
-# -- how it is sent ------------------------------------------------------------------------------------------------
+# -- how it is sent ------------------------------------------------------------------------------------------
 
 GET = f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: localhost\r\n".encode()
 
@@ -525,7 +564,9 @@ GET = f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: localhost\r\n".encode()
     ],
     ids=lambda value: repr(value)[-50:],
 )
-def test_what_is_sent_is_answered_or_refused(served: Served, pieces: tuple[bytes, ...], statuses: list[int]) -> None:
+def test_what_is_sent_is_answered_or_refused(
+    served: Served, pieces: tuple[bytes, ...], statuses: list[int]
+) -> None:
     assert [each[0] for each in served.ask(*pieces)] == statuses
 
 
@@ -581,7 +622,9 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
         "blank lines": (b"", b"\r\n"),
         "after an answer": (GET + b"\r\n", b"\r\n"),
     }
-    threads = [threading.Thread(target=drip, args=(name, *each)) for name, each in slow.items()] + [threading.Thread(target=unread)]
+    threads = [threading.Thread(target=drip, args=(name, *each)) for name, each in slow.items()] + [
+        threading.Thread(target=unread)
+    ]
     try:
         with ExitStack() as lines:
             half = [lines.enter_context(served.connect()) for _ in range(many)]
@@ -605,9 +648,11 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
     assert time.monotonic() - begun < PATIENCE + 30
 
 
-# -- anything ------------------------------------------------------------------------------------------------------
+# -- anything ------------------------------------------------------------------------------------------------
 
-METHODS = st.sampled_from([b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"G\0T"])
+METHODS = st.sampled_from(
+    [b"GET", b"GET", b"GET", b"HEAD", b"POST", b"OPTIONS", b"PUT", b"get", b"", b"G\0T"]
+)
 TARGETS = st.sampled_from(
     [
         *(
@@ -692,7 +737,9 @@ HEADERS = st.sampled_from(
         ),
     ]
 )
-BODIES = st.sampled_from([b"", b"", b"{}", b"0\r\n\r\n", b"2\r\nab\r\n0\r\n\r\n", b"\0", b"GET / HTTP/1.1\r\n\r\n"])
+BODIES = st.sampled_from(
+    [b"", b"", b"{}", b"0\r\n\r\n", b"2\r\nab\r\n0\r\n\r\n", b"\0", b"GET / HTTP/1.1\r\n\r\n"]
+)
 VERSIONS = st.sampled_from([b"HTTP/1.1", b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2.0", b"HTTP/9.9", b"", b"HTTP"])
 
 

@@ -1,6 +1,7 @@
 """The auditor finds what is planted, and nothing else.
 
-Every damage has an order of its own in one world that is in order otherwise; one audit must name each, and no other order.
+Every damage has an order of its own in one world that is in order otherwise; one audit must name
+each, and no other order.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ async def world(fresh: Settings) -> AsyncIterator[World]:
         yield made_world
 
 
-# -- what can be damaged ----------------------------------------------------------------------------------------------
+# -- what can be damaged -------------------------------------------------------------------------------------
 
 Step = Callable[[World, str], Awaitable[object]]
 
@@ -173,7 +174,9 @@ async def copy_without_coordinates(world: World, name: str) -> None:
 async def copy_in_a_wrong_lane(world: World, name: str) -> None:
     value, lane = json.dumps(paid(name, "5.00")).encode(), (world.lane(uid(name)) + 1) % world.lanes
     record_id = await world.put("order.paid", lane, b"other", value, event("order.paid", 1))
-    await world.put(REKEYED, lane, uid(name).encode(), value, [*event("order.paid", 1), *copy_headers(record_id)])
+    await world.put(
+        REKEYED, lane, uid(name).encode(), value, [*event("order.paid", 1), *copy_headers(record_id)]
+    )
 
 
 @damage(("letters", DLQ), nameless=True)
@@ -215,7 +218,9 @@ async def letter_of_nowhere(world: World, name: str) -> None:
 
 @damage(("letters", DLQ))
 async def letter_of_a_fact_that_counts(world: World, name: str) -> None:
-    record_id = await world.send("payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3)
+    record_id = await world.send(
+        "payment.failed", {"order_id": uid(name), "payment_id": uid("f"), "reason": "r"}, 3
+    )
     await again(world, name)
     await world.letter(record_id, "field_missing", uid(name).encode(), b"{}", event("payment.failed"))
 
@@ -238,22 +243,30 @@ async def letter_of_a_waiting_fact_that_says_something_else(world: World, name: 
 
 @damage(("rows", "orders_shipment {parcel} carrier"))
 async def altered_text(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_shipment SET carrier = E'o\\ther' WHERE id = $1", uid(f"parcel {name}"))
+    await world.database.execute(
+        "UPDATE orders_shipment SET carrier = E'o\\ther' WHERE id = $1", uid(f"parcel {name}")
+    )
 
 
 @damage(("rows", "orders_order {order} created_at"))
 async def altered_time(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order SET created_at = created_at + interval '1 us' WHERE id = $1", uid(name))
+    await world.database.execute(
+        "UPDATE orders_order SET created_at = created_at + interval '1 us' WHERE id = $1", uid(name)
+    )
 
 
 @damage(("rows", "orders_order_item {ann} price"))
 async def altered_money(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order_item SET price = price + 0.0001 WHERE id = $1", uid(f"{name} ann"))
+    await world.database.execute(
+        "UPDATE orders_order_item SET price = price + 0.0001 WHERE id = $1", uid(f"{name} ann")
+    )
 
 
 @damage(("rows", "orders_order {order} status"), ("rows", "orders_order {order} version"))
 async def older_row(world: World, name: str) -> None:
-    await world.database.execute("UPDATE orders_order SET status = 'pending', version = 2 WHERE id = $1", uid(name))
+    await world.database.execute(
+        "UPDATE orders_order SET status = 'pending', version = 2 WHERE id = $1", uid(name)
+    )
 
 
 @damage(("rows", "orders_order_item {ann}"))
@@ -327,7 +340,9 @@ async def second_id(world: World, name: str) -> None:
 @damage(("derived", "payment.initiate"))
 async def other_event_id(world: World, name: str) -> None:
     made_id = made(name, "payment")
-    await world.derive("payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], "something")
+    await world.derive(
+        "payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], "something"
+    )
 
 
 @damage(("derived", "payment.initiate"))
@@ -362,12 +377,16 @@ async def lost_trace(world: World, name: str) -> None:
 
 @damage(("derived", "payment.initiate"), facts=unknown)
 async def event_of_an_order_that_nobody_sent(world: World, name: str) -> None:
-    await world.derive("payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment"))
+    await world.derive(
+        "payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment")
+    )
 
 
 @damage(("derived", "payment.initiate"), facts=only_paid)
 async def event_of_an_order_that_waits(world: World, name: str) -> None:
-    await world.derive("payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment"))
+    await world.derive(
+        "payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment")
+    )
 
 
 @damage(("derived", "payment.initiate"), facts=unknown)
@@ -410,13 +429,17 @@ async def release_that_nobody_asked_for(world: World, name: str) -> None:
 @damage(("derived", "stock.commit"))
 async def commit_of_other_items(world: World, name: str) -> None:
     data = world.reading(name).commits[uid(f"parcel {name}")][0]
-    await world.derive("stock.commit", name, {**data, "items": [{**data["items"][0], "quantity": 1}]}, data["commit_id"])
+    await world.derive(
+        "stock.commit", name, {**data, "items": [{**data["items"][0], "quantity": 1}]}, data["commit_id"]
+    )
 
 
 @damage(("derived", "stock.commit"), facts=only_created)
 async def commit_of_no_parcel(world: World, name: str) -> None:
     commit_id = made(name, f"commit:{uid('no parcel')}")
-    await world.derive("stock.commit", name, {"commit_id": commit_id, "shipment_id": uid("no parcel")}, commit_id)
+    await world.derive(
+        "stock.commit", name, {"commit_id": commit_id, "shipment_id": uid("no parcel")}, commit_id
+    )
 
 
 @damage(("derived", "order.status_changed"))
@@ -703,7 +726,9 @@ async def a_list_that_is_none(world: World, name: str) -> None:
 LOCAL = ("local_table_behind", "local_table_without_it", "local_table_of_other_content", "local_table_ahead")
 for _name in LOCAL[:3]:
     DAMAGES[_name] = Damage(ordinary, nothing, frozenset({("tables", "{table}")}), (), False)
-DAMAGES[LOCAL[3]] = Damage(ordinary, nothing, frozenset(), (), False)  # told of the changelog, where that has lost it
+DAMAGES[LOCAL[3]] = Damage(
+    ordinary, nothing, frozenset(), (), False
+)  # told of the changelog, where that has lost it
 
 
 async def again(world: World, name: str) -> None:
@@ -717,7 +742,7 @@ async def again(world: World, name: str) -> None:
     await world.cache(reading)
 
 
-# -- the tests --------------------------------------------------------------------------------------------------------
+# -- the tests -----------------------------------------------------------------------------------------------
 
 
 def expected_of(name: str, damage: Damage, world: World, tables: dict[int, Any]) -> set[tuple[str, str]]:
@@ -730,7 +755,10 @@ def expected_of(name: str, damage: Damage, world: World, tables: dict[int, Any])
         "stranger": uid("stranger"),
         "table": str(tables[world.lane(uid(name))]),
     }
-    return {(check, where.format(**words).replace(CHANGELOG, world.settings.changelog_topic)) for check, where in damage.found}
+    return {
+        (check, where.format(**words).replace(CHANGELOG, world.settings.changelog_topic))
+        for check, where in damage.found
+    }
 
 
 async def fill(world: World) -> None:
@@ -752,7 +780,8 @@ async def fill(world: World) -> None:
     await world.send("order.paid", paid("plain", "40.00"), 1)  # again
     await world.send("order.paid", paid("plain", "1.00", "extra"), 3, key=uid("payment"))  # under another key
     await world.send("order.paid", paid("nobody", "5.00"), 1)
-    # Refused: no JSON, another content of a known key, the wrong currency of a fact that came late and of one that waited.
+    # Refused: no JSON, another content of a known key, the wrong currency of a fact that came
+    # late and of one that waited.
     poison = await world.put("order.paid", 0, b"\xff\xfe", b"{not json", event("order.paid"))
     await world.letter(poison, "not_json", b"\xff\xfe", b"{not json", event("order.paid"))
     conflict = await world.send("order.paid", paid("third", "39.00"), 7)
@@ -775,7 +804,9 @@ async def fill(world: World) -> None:
                 event("order.paid", 8),
             )
         else:
-            value = json.dumps({"type": "order.paid", "time": "2026-01-02T03:08:00+00:00", "data": data}).encode()
+            value = json.dumps(
+                {"type": "order.paid", "time": "2026-01-02T03:08:00+00:00", "data": data}
+            ).encode()
             await world.letter(
                 record_id,
                 "order_currency",
@@ -794,7 +825,9 @@ def broken(report: Report, names: dict[str, str]) -> dict[str, set[tuple[str, st
     found: dict[str, set[tuple[str, str]]] = {}
     for finding in report.findings:
         if finding.severity == "broken":
-            found.setdefault(names.get(finding.order_id, finding.order_id), set()).add((finding.check, finding.where))
+            found.setdefault(names.get(finding.order_id, finding.order_id), set()).add(
+                (finding.check, finding.where)
+            )
     return found
 
 
@@ -839,7 +872,9 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     for name, damage in DAMAGES.items():
         world.name(name)
         await damage.facts(world, name)
-    await world.write(frozenset((type_, name) for name, damage in DAMAGES.items() for type_ in damage.without))
+    await world.write(
+        frozenset((type_, name) for name, damage in DAMAGES.items() for type_ in damage.without)
+    )
     old = {
         name: msgspec.msgpack.encode([version, *msgspec.msgpack.decode(world.states[uid(name)])[1:]])
         for name, version in ((LOCAL[0], 3), (LOCAL[3], 9))
@@ -856,10 +891,16 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     nameless = found.pop("", set())
     for number in range(51):  # the members of a list of too many
         assert found.pop(uid(f"a_list_of_too_many {number}")) == {("cache", "user:many:orders")}
-    every = {each for name, damage in DAMAGES.items() if damage.nameless for each in expected_of(name, damage, world, tables)}
-    assert all(any(each == check and record_id.startswith(where) for check, where in every) for each, record_id in nameless), sorted(
-        nameless
-    )
+    every = {
+        each
+        for name, damage in DAMAGES.items()
+        if damage.nameless
+        for each in expected_of(name, damage, world, tables)
+    }
+    assert all(
+        any(each == check and record_id.startswith(where) for check, where in every)
+        for each, record_id in nameless
+    ), sorted(nameless)
     for name, damage in DAMAGES.items():
         wanted = expected_of(name, damage, world, tables)
         if damage.nameless:
@@ -870,11 +911,17 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
                 )
         else:
             got = found.pop(name, set())
-            assert all(any(each == check and record_id.startswith(where) for each, record_id in got) for check, where in wanted), (
+            assert all(
+                any(each == check and record_id.startswith(where) for each, record_id in got)
+                for check, where in wanted
+            ), (
                 name,
                 got,
             )
-            assert all(any(each == check and record_id.startswith(where) for check, where in wanted) for each, record_id in got), (
+            assert all(
+                any(each == check and record_id.startswith(where) for check, where in wanted)
+                for each, record_id in got
+            ), (
                 name,
                 got,
             )
@@ -885,7 +932,9 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     assert (f"orders_shipment {uid('parcel altered_text')} carrier", "C", "o\ther") in told
     assert (f"orders_order_item {uid('altered_money ann')} price", "10.00", "10.0001") in told
 
-    out = await asyncio.to_thread(subprocess.run, [*ORDERS, "audit", "--json"], capture_output=True, text=True)
+    out = await asyncio.to_thread(
+        subprocess.run, [*ORDERS, "audit", "--json"], capture_output=True, text=True
+    )
     assert out.returncode == 1, out.stderr
     document = json.loads(out.stdout)
     assert (document["clean"], document["broken"]) == (False, dict(report.broken))
@@ -932,7 +981,9 @@ async def test_behind_the_log_only_orders_at_rest_are_judged(world: World) -> No
     assert (report.lag, report.settled, report.clean) == (2, False, False)
     assert broken(report, {}) == {
         uid("still"): {("rows", f"orders_order {uid('still')} status")},
-        uid("behind"): {("rows", f"orders_order {uid('behind')} version")},  # what was committed must be there
+        uid("behind"): {
+            ("rows", f"orders_order {uid('behind')} version")
+        },  # what was committed must be there
     }
     assert dict(report.inconclusive) == {"rows": 1}
     assert any(notice.startswith("lag 2: ") for notice in report.notices)
@@ -980,12 +1031,16 @@ async def test_where_the_log_does_not_tell_the_state_does(world: World) -> None:
     assert report.clean, report.findings
     for other in ("pending", "shipped"):
         await world.database.execute("UPDATE orders_order SET status = $1", other)
-        assert broken(await world.audit(), {}) == {uid("plain"): {("rows", f"orders_order {uid('plain')} status")}}
+        assert broken(await world.audit(), {}) == {
+            uid("plain"): {("rows", f"orders_order {uid('plain')} status")}
+        }
 
 
 @pytest.mark.parametrize("away", [False, True])
 async def test_a_fact_that_only_one_of_two_orders_refuses(world: World, away: bool) -> None:
-    """Two orders under one id, one with the parcel's seller, one without; the log doesn't tell which came first."""
+    """Two orders under one id, one with the parcel's seller, one without; the log
+    doesn't tell which came first.
+    """
     world.name("plain")
     await world.send("order.created", created("plain"))
     other = created("plain", sellers=("cat", "bob"))
@@ -994,7 +1049,9 @@ async def test_a_fact_that_only_one_of_two_orders_refuses(world: World, away: bo
     order = world.orders[uid("plain")]
     assert [len(reading.refused) for reading in order.readings()] == [0, 1]
     loser = order.candidates["created",][1].records[0]
-    await world.letter(loser, "key_conflict", uid("elsewhere").encode(), json.dumps(other).encode(), event("order.created"))
+    await world.letter(
+        loser, "key_conflict", uid("elsewhere").encode(), json.dumps(other).encode(), event("order.created")
+    )
     await world.write()
     if away:
         # A state of no use: all that is known is that one of the two is right.
@@ -1048,7 +1105,9 @@ def _as(url: str, user: str, password: str) -> str:
     return f"{scheme}://{user}:{password}@{rest.rpartition('@')[2]}"
 
 
-async def test_a_parcel_that_may_have_been_evicted_is_only_told(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_parcel_that_may_have_been_evicted_is_only_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.name("plain")
     await combined(world, "plain")
     await world.write()
@@ -1066,7 +1125,9 @@ async def test_a_parcel_that_may_have_been_evicted_is_only_told(world: World, mo
     assert [(each.check, each.where) for each in report.findings] == [("cache", "tracking:T-plain")]
 
 
-async def test_a_cache_that_is_being_refreshed_is_waited_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cache_that_is_being_refreshed_is_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.name("plain")
     await ordinary(world, "plain")
     await world.write()
@@ -1126,7 +1187,9 @@ async def test_without_redis_it_says_so(world: World) -> None:
         ("ORDERS_REDIS", "redis://:secret@127.0.0.1:1/0", "orders: no Redis at redis://***@127.0.0.1:1/0"),
     ],
 )
-def test_servers_that_are_not_there(fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str) -> None:
+def test_servers_that_are_not_there(
+    fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
     monkeypatch.setenv(name, value)
     told = subprocess.run([*ORDERS, "audit"], capture_output=True, text=True)
     assert told.returncode == 2
@@ -1135,4 +1198,6 @@ def test_servers_that_are_not_there(fresh: Settings, monkeypatch: pytest.MonkeyP
     assert "secret" not in told.stderr
     assert len(told.stderr.strip().splitlines()) == 1
     if name == "ORDERS_REDIS":
-        assert subprocess.run([*ORDERS, "audit", "--no-cache"], capture_output=True, text=True).returncode == 0
+        assert (
+            subprocess.run([*ORDERS, "audit", "--no-cache"], capture_output=True, text=True).returncode == 0
+        )

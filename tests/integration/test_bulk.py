@@ -1,4 +1,6 @@
-"""Bulk jobs on real servers: every form of a file, refused lines, twice is once, and a kill of whoever submits or unpacks."""
+"""Bulk jobs on real servers: every form of a file, refused lines, twice is once, and a kill of
+whoever submits or unpacks.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,9 @@ def in_csv(n: int, total: str = "30.00", quantity: str = "1") -> list[str]:
     ]
 
 
-def submit(kind: str, file: Path | str, *more: str, code: int = 0, stdin: bytes | None = None) -> dict[str, Any]:
+def submit(
+    kind: str, file: Path | str, *more: str, code: int = 0, stdin: bytes | None = None
+) -> dict[str, Any]:
     command = (*ORDERS, "bulk", "submit", kind, str(file), "--json", *more)
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=dict(os.environ))
     assert done.returncode == code, done.stdout.decode()[-2000:] + done.stderr.decode()[-3000:]
@@ -146,7 +150,9 @@ def submit_orders(folder: Path) -> list[dict[str, Any]]:
     ]  # fmt: skip
     assert jobs[1]["ignored_columns"] == ["note"]
     # The same content is the same job, from wherever it comes, and is sent once.
-    assert (again := submit("orders", "-", stdin=gzip.compress(plain.read_bytes())))["job_id"] == jobs[0]["job_id"]
+    assert (again := submit("orders", "-", stdin=gzip.compress(plain.read_bytes())))["job_id"] == jobs[0][
+        "job_id"
+    ]
     assert again["parts_sent_now"] == 0
     return jobs
 
@@ -162,15 +168,28 @@ def submit_with_refused_lines(folder: Path) -> dict[str, Any]:
     assert (mixed["accepted"], mixed["refused"], mixed["refusals"][0]["reason"]) == (2, 3, "total_mismatch")
     # A line that may belong to any order of its file.
     for nobodys in (b'"open,', b"a,b", b"\xff,"):
-        none = submit("orders", "-", stdin="\n".join([COLUMNS, *in_csv(12)]).encode() + b"\n" + nobodys, code=1)
+        none = submit(
+            "orders", "-", stdin="\n".join([COLUMNS, *in_csv(12)]).encode() + b"\n" + nobodys, code=1
+        )
         assert (none["accepted"], none["refused"], none["parts_sent_now"]) == (0, 2, 0)
     return mixed
 
 
 def submit_what_happens() -> list[dict[str, Any]]:
     """Shipping updates with refused lines beside them, and as CSV; a return as Parquet."""
-    scans = [{"order_id": order_id(n), "shipment_id": parcel(n), "seller_id": ANNA, "status": "in_transit", "time": at(3)} for n in (1, 3)]
-    more = submit("shipments", "-", stdin=ndjson(*scans, {"order_id": 1}, [], {**scans[0], "time": None}), code=1)
+    scans = [
+        {
+            "order_id": order_id(n),
+            "shipment_id": parcel(n),
+            "seller_id": ANNA,
+            "status": "in_transit",
+            "time": at(3),
+        }
+        for n in (1, 3)
+    ]
+    more = submit(
+        "shipments", "-", stdin=ndjson(*scans, {"order_id": 1}, [], {**scans[0], "time": None}), code=1
+    )
     assert [each["reason"] for each in more["refusals"]] == [
         "field_missing",
         "field_malformed",
@@ -189,7 +208,9 @@ def submit_what_happens() -> list[dict[str, Any]]:
         "status": "processed",
     }
     pq.write_table(
-        pa.Table.from_pylist([{**back, "time": datetime.fromisoformat(at(5)), "restock": False, "quantity": 1}]),
+        pa.Table.from_pylist(
+            [{**back, "time": datetime.fromisoformat(at(5)), "restock": False, "quantity": 1}]
+        ),
         buffer,
     )
     came = submit("returns", "-", stdin=buffer.getvalue())
@@ -197,7 +218,9 @@ def submit_what_happens() -> list[dict[str, Any]]:
 
 
 async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None:
-    """Six files of orders, three of what happens to them; refused lines beside them; submitted twice; the audit is clean."""
+    """Six files of orders, three of what happens to them; refused lines beside them; submitted
+    twice; the audit is clean.
+    """
     jobs, mixed, later = submit_orders(tmp_path), submit_with_refused_lines(tmp_path), submit_what_happens()
     submitted = [each["job_id"] for each in (*jobs, mixed, *later)]
 
@@ -216,7 +239,9 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
         await completed(fresh, ORDER, *submitted)
         processed()
         assert both.terminate() == 0, both.text()[-3000:]
-    assert sorted(map(str, await values(fresh, "SELECT id FROM orders_order"))) == [order_id(n) for n in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)]
+    assert sorted(map(str, await values(fresh, "SELECT id FROM orders_order"))) == [
+        order_id(n) for n in (1, 2, 3, 4, 5, 6, 7, 11, 12, 13)
+    ]
     assert await values(fresh, "SELECT count(*) FROM orders_shipment WHERE status = 'in_transit'") == [3]
     assert await values(fresh, "SELECT status FROM orders_return") == ["processed"]
     letters = Counter(dict(each.headers)["dlq_topic"] for each in await read(fresh, DLQ))
@@ -234,7 +259,9 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
 
 
 async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Path, monkeypatch: Any) -> None:
-    """The submitter dies before its third part, the worker in the middle of a part: the same parts, and each order once."""
+    """The submitter dies before its third part, the worker in the middle of a part: the same
+    parts, and each order once.
+    """
     file = tmp_path / "orders.ndjson"
     file.write_bytes(ndjson(*(an_order(n) for n in range(1600))))
     command = (sys.executable, "-c", KILLED, "bulk", "submit", "orders", str(file))
@@ -278,11 +305,18 @@ async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Pat
 
 
 @pytest.mark.parametrize("server", AWAY)
-async def test_a_server_that_goes_away_leaves_the_summary(fresh: Settings, tmp_path: Path, server: str) -> None:
+async def test_a_server_that_goes_away_leaves_the_summary(
+    fresh: Settings, tmp_path: Path, server: str
+) -> None:
     """How many parts were sent, the job's id, one line of what is wrong; and the same command goes on."""
     file = tmp_path / "orders.ndjson"
     file.write_bytes(ndjson(*(an_order(n) for n in range(1600))))
-    script = "import asyncio, json\n" + KILLED.partition("async def dying")[0] + AWAY[server] + "from cli.main import main\nmain()\n"
+    script = (
+        "import asyncio, json\n"
+        + KILLED.partition("async def dying")[0]
+        + AWAY[server]
+        + "from cli.main import main\nmain()\n"
+    )
     command = (sys.executable, "-c", script, "bulk", "submit", "orders", str(file), "--json")
     done = subprocess.run(command, capture_output=True, timeout=60)
     assert done.returncode == 1, done.stderr.decode()[-2000:]
@@ -294,7 +328,9 @@ async def test_a_server_that_goes_away_leaves_the_summary(fresh: Settings, tmp_p
     assert (rest["job_id"], rest["parts_sent_now"]) == (told["job_id"], 2)
 
 
-async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(fresh: Settings, tmp_path: Path, monkeypatch: Any) -> None:
+async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(
+    fresh: Settings, tmp_path: Path, monkeypatch: Any
+) -> None:
     """Without a pipeline that works it off, no more is unpacked than it may have before it."""
     monkeypatch.setenv("ORDERS_BULK_BACKLOG", "40")
     monkeypatch.setenv("ORDERS_LOG_LEVEL", "debug")
@@ -316,7 +352,9 @@ async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(fresh: Set
 
 
 async def test_an_unpacker_that_cannot_go_on_ends_its_worker(fresh: Settings, tmp_path: Path) -> None:
-    """A bug, or what looks like one, is nothing to be lived with: the worker ends unacknowledged, and its successor takes the part."""
+    """A bug, or what looks like one, is nothing to be lived with: the worker ends unacknowledged, and its
+    successor takes the part.
+    """
     connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:
         await connection.execute("ALTER TABLE orders_bulk_job RENAME COLUMN done TO gone")

@@ -30,7 +30,9 @@ from workload import generator, producer
 
 async def read_all(settings: Settings, names: tuple[str, ...]) -> dict[TopicPartition, list[SourceEvent]]:
     """Everything in these topics, each partition in its order."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, group_id=None, auto_offset_reset="earliest")
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.brokers, group_id=None, auto_offset_reset="earliest"
+    )
     await consumer.start()
     try:
         places = [TopicPartition(name, number) for name in names for number in range(settings.partitions)]
@@ -39,15 +41,22 @@ async def read_all(settings: Settings, names: tuple[str, ...]) -> dict[TopicPart
         consumer.assign(list(ends))
         while any(len(found[place]) < end for place, end in ends.items()):
             for place, records in (await consumer.getmany(timeout_ms=1000)).items():
-                found[place] += [SourceEvent(place.topic, record.key, record.value, list(record.headers), 0) for record in records]
+                found[place] += [
+                    SourceEvent(place.topic, record.key, record.value, list(record.headers), 0)
+                    for record in records
+                ]
         return found
     finally:
         await consumer.stop()
 
 
 async def commit(settings: Settings, lag: int = 0) -> None:
-    """Commit as a worker does that has handled everything but the last `lag` records of order.paid's first partition."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, group_id=settings.group, enable_auto_commit=False)
+    """Commit as a worker does that has handled everything but the last `lag` records of
+    order.paid's first partition.
+    """
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.brokers, group_id=settings.group, enable_auto_commit=False
+    )
     await consumer.start()
     try:
         places = [TopicPartition(name, number) for name in LANE for number in range(settings.partitions)]
@@ -86,10 +95,14 @@ async def test_topics_are_made_once_and_again_after_they_were_deleted(fresh: Set
 async def test_init_at_the_same_time_makes_each_topic_once(fresh: Settings) -> None:
     await topics.delete_all(fresh)
     made = await asyncio.gather(*(topics.ensure(fresh) for _ in range(3)))
-    assert Counter(name for names in made for name in names) == Counter(spec.name for spec in topics.specs(fresh, 1))
+    assert Counter(name for names in made for name in names) == Counter(
+        spec.name for spec in topics.specs(fresh, 1)
+    )
 
 
-async def test_a_mismatch_says_what_to_do_and_changes_nothing(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_a_mismatch_says_what_to_do_and_changes_nothing(
+    fresh: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await run("init", "--partitions", "7") == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
@@ -97,7 +110,9 @@ async def test_a_mismatch_says_what_to_do_and_changes_nothing(fresh: Settings, c
     assert "ORDERS_PARTITIONS=4" in err
     admin = AIOKafkaAdminClient(bootstrap_servers=fresh.brokers)
     await admin.start()
-    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, "order.paid", {"retention.ms": "1000"})])
+    await admin.alter_configs(
+        [ConfigResource(ConfigResourceType.TOPIC, "order.paid", {"retention.ms": "1000"})]
+    )
     await admin.close()
 
     async def known() -> bool:
@@ -134,7 +149,11 @@ async def test_every_event_arrives_once_in_its_partition_and_order(fresh: Settin
 async def test_a_rate_sends_all_the_same(fresh: Settings) -> None:
     events = list(generator.events(20, 1))
     sent = await producer.send(fresh, events, rate=2000)
-    assert sent.records == len(events) == sum(len(found) for found in (await read_all(fresh, tuple(sent.by_topic))).values())
+    assert (
+        sent.records
+        == len(events)
+        == sum(len(found) for found in (await read_all(fresh, tuple(sent.by_topic))).values())
+    )
     assert sent.seconds >= (len(events) - 1) / 2000
 
 
@@ -152,7 +171,9 @@ async def test_generate_is_repeatable_and_counts(fresh: Settings, capsys: pytest
         assert found[: len(found) // 2] == found[len(found) // 2 :]
 
 
-async def test_without_topics_the_way_out_is_named(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_without_topics_the_way_out_is_named(
+    fresh: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     await topics.delete_all(fresh)
     for args in (("generate",), ("wait",), ("dlq", "list")):
         assert await run(*args) == 2
@@ -206,7 +227,9 @@ async def states(settings: Settings, lane: int, count: int) -> None:
     """Records in a lane's changelog."""
     async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as sender:
         for _ in range(count):
-            await sender.send_and_wait(settings.changelog_topic, codec.encode(Order()), key=b"k" * 16, partition=lane)
+            await sender.send_and_wait(
+                settings.changelog_topic, codec.encode(Order()), key=b"k" * 16, partition=lane
+            )
 
 
 async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,7 +241,9 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
     await states(fresh, 1, 5)
     async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
         out, _ = await told("--json", code=0)
-        assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, "without a checkpoint nothing is old"
+        assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, (
+            "without a checkpoint nothing is old"
+        )
         await redis.set(key, "7 3 2")
         out, _ = await told("--json", code=1)
         assert json.loads(out)["cache"] == {"waited": True, "complete": False, "behind": {"1": 3}}
@@ -245,10 +270,15 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
         outcome = await waiting
     assert outcome.done
     assert outcome.cache == Cache({})
-    assert said == ["the cache of lanes 1 is behind by 3 records of the changelog; no worker is running: start one with orders worker"]
+    assert said == [
+        "the cache of lanes 1 is behind by 3 records of the changelog; no worker is running: start one with"
+        " orders worker"
+    ]
 
 
-async def test_wait_says_that_redis_is_away(fresh: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_wait_says_that_redis_is_away(
+    fresh: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ORDERS_REDIS", "redis://127.0.0.1:1/0")
     get_settings.cache_clear()
     assert await run("wait", "--timeout", "0.2") == 0, "nothing was written yet, so nothing can be old"
@@ -265,7 +295,12 @@ async def dead_letters(settings: Settings) -> None:
     await sender.start()
     try:
         for place, (reason, value) in enumerate(
-            [("not_json", b"\xff\x1b[2J"), ("total_mismatch", b'{"total_amount":"1.00"}'), ("tombstone", None), ("not_json", b"{")]
+            [
+                ("not_json", b"\xff\x1b[2J"),
+                ("total_mismatch", b'{"total_amount":"1.00"}'),
+                ("tombstone", None),
+                ("not_json", b"{"),
+            ]
         ):
             headers = [
                 ("ce_id", b"one"),
@@ -281,13 +316,18 @@ async def dead_letters(settings: Settings) -> None:
         await sender.stop()
 
 
-async def test_dead_letters_are_listed_newest_last(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_dead_letters_are_listed_newest_last(
+    fresh: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert await run("dlq", "list") == 0
     assert capsys.readouterr().out == "no dead letters\n"
     await dead_letters(fresh)
     assert await run("dlq", "list", "--json", "--limit", "3") == 0
     document = json.loads(capsys.readouterr().out)
-    assert (document["total"], document["by_reason"]) == (4, {"not_json": 2, "total_mismatch": 1, "tombstone": 1})
+    assert (document["total"], document["by_reason"]) == (
+        4,
+        {"not_json": 2, "total_mismatch": 1, "tombstone": 1},
+    )
     assert [letter["origin"]["offset"] for letter in document["dead_letters"]] == [41, 42, 43]
     assert await run("dlq", "list", "--json", "--reason", "not_json", "--topic", "order.paid") == 0
     assert [letter["offset"] for letter in json.loads(capsys.readouterr().out)["dead_letters"]] == [0, 1]

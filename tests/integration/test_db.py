@@ -53,8 +53,8 @@ async def execute(settings: Settings, *statements: str) -> None:
 
 
 FILL = (
-    "INSERT INTO orders_order SELECT gen_random_uuid(), gen_random_uuid(), 'SP', 'pending', 'BRL', 1, 0, now(), now(), 1"
-    " FROM generate_series(1, 4000)"
+    "INSERT INTO orders_order SELECT gen_random_uuid(), gen_random_uuid(), 'SP', 'pending', 'BRL', 1, 0,"
+    " now(), now(), 1 FROM generate_series(1, 4000)"
 )
 
 
@@ -105,10 +105,15 @@ async def test_holds_what_the_partition_holds(database: Settings, orders: Orders
     assert "r_sp " in out
     assert "'SP'" in out
     found = await partitions.overview(database)
-    assert [part.bound for part in found.partitions if part.table == "orders_return"] == ["FOR VALUES IN ('SP')", "DEFAULT"]
+    assert [part.bound for part in found.partitions if part.table == "orders_return"] == [
+        "FOR VALUES IN ('SP')",
+        "DEFAULT",
+    ]
 
 
-async def test_init_chooses_once(database: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_init_chooses_once(
+    database: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def no_topics(_: Settings) -> list[str]:
         return []
 

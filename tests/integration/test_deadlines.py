@@ -42,14 +42,22 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def event(type_: str, data: dict[str, Any], time_us: int) -> SourceEvent:
-    attributes = {"specversion": "1.0", "id": f"{type_}-1", "source": "/tests", "type": type_, "time": rfc3339(time_us)}
+    attributes = {
+        "specversion": "1.0",
+        "id": f"{type_}-1",
+        "source": "/tests",
+        "type": type_,
+        "time": rfc3339(time_us),
+    }
     headers, value = binary(attributes, data)
     return SourceEvent(type_, ORDER.encode(), value, headers, time_us)
 
 
 async def records(settings: Settings, topic: str) -> list[Any]:
     """Everything on a topic, by partition and offset."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, group_id=None, isolation_level="read_committed")
+    consumer = AIOKafkaConsumer(
+        bootstrap_servers=settings.brokers, group_id=None, isolation_level="read_committed"
+    )
     await consumer.start()
     try:
         found: list[Any] = []
@@ -67,7 +75,9 @@ async def records(settings: Settings, topic: str) -> list[Any]:
 
 def kinds(found: list[Any]) -> list[tuple[str, int, bool]]:
     """(deadline, attempt, final) of each record that says that one passed."""
-    data = [json.loads(record.value) for record in found if dict(record.headers)["ce_type"] == b"deadline.passed"]
+    data = [
+        json.loads(record.value) for record in found if dict(record.headers)["ce_type"] == b"deadline.passed"
+    ]
     return [(each["deadline"], each["attempt"], each["final"]) for each in data]
 
 
@@ -86,22 +96,33 @@ async def test_an_order_that_nobody_answers_closes(
 
         async def closed() -> bool:
             updates = [json.loads(record.value) for record in await records(fresh, "suborder.updated")]
-            return any((each["status"], each.get("closed_because")) == ("closed", "stock_unanswered") for each in updates)
+            return any(
+                (each["status"], each.get("closed_because")) == ("closed", "stock_unanswered")
+                for each in updates
+            )
 
         await eventually(closed, "the order is closed", 30)
         processed()
     decisions = await records(fresh, DECISIONS)
     passed = kinds(decisions)
-    assert [each for each in passed if each[0] == "stock"] == [("stock", 1, False), ("stock", 2, False), ("stock", 3, True)]
+    assert [each for each in passed if each[0] == "stock"] == [
+        ("stock", 1, False),
+        ("stock", 2, False),
+        ("stock", 3, True),
+    ]
     for record in decisions:
         moment = dict(record.headers)["ce_time"].decode()
-        assert record.timestamp >= 1000 * _seconds(moment), "by the broker's clock it had passed when it was written"
+        assert record.timestamp >= 1000 * _seconds(moment), (
+            "by the broker's clock it had passed when it was written"
+        )
     assert len(await records(fresh, "stock.reserve")) == 3
     assert len({dict(record.headers)["ce_id"] for record in await records(fresh, "stock.reserve")}) == 1
     audit()
 
 
-async def test_a_deadline_survives_the_worker_and_its_disk(fresh: Settings, tmp_path: Path, impatient: None) -> None:
+async def test_a_deadline_survives_the_worker_and_its_disk(
+    fresh: Settings, tmp_path: Path, impatient: None
+) -> None:
     with worker(tmp_path, "w1") as first:
         await send(fresh, [event("order.created", CREATED, now())])
         processed()
@@ -134,8 +155,12 @@ async def test_history_waits_for_nothing(fresh: Settings, tmp_path: Path, impati
     audit()
 
 
-async def test_every_order_ends_though_services_overlook_and_workers_die(fresh: Settings, tmp_path: Path, impatient: None) -> None:
-    """Carts in; delivered, partly returned or closed out; nothing hangs. One of two workers is killed in the middle."""
+async def test_every_order_ends_though_services_overlook_and_workers_die(
+    fresh: Settings, tmp_path: Path, impatient: None
+) -> None:
+    """Carts in; delivered, partly returned or closed out; nothing hangs.
+    One of two workers is killed in the middle.
+    """
     with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
         simulating = asyncio.create_task(
             asyncio.to_thread(

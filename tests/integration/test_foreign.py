@@ -39,12 +39,16 @@ def other(number: int) -> str:
     return f"{ORDER[:-2]}{number:02d}"
 
 
-async def test_a_header_s_name_and_a_record_s_attributes_hide_nothing(fresh: Settings, tmp_path: Path) -> None:
+async def test_a_header_s_name_and_a_record_s_attributes_hide_nothing(
+    fresh: Settings, tmp_path: Path
+) -> None:
     odd_name, odd_attributes, refused = other(1), other(2), other(3)
     latin = (b"gr\xf6\xdfe", b"L")
     with worker(tmp_path):
         created = seed_event("order.created", odd_name)
-        await put(fresh, names.CREATED, odd_name, created._replace(headers=[*created.headers, latin]), created)
+        await put(
+            fresh, names.CREATED, odd_name, created._replace(headers=[*created.headers, latin]), created
+        )
         await put(
             fresh,
             names.CREATED,
@@ -81,7 +85,9 @@ async def test_a_header_s_name_and_a_record_s_attributes_hide_nothing(fresh: Set
     assert latin in (await written(fresh, [names.REKEYED]))[names.REKEYED][0].headers
 
 
-async def test_a_record_of_orders_rekeyed_that_another_program_wrote_is_a_dead_letter(fresh: Settings, tmp_path: Path) -> None:
+async def test_a_record_of_orders_rekeyed_that_another_program_wrote_is_a_dead_letter(
+    fresh: Settings, tmp_path: Path
+) -> None:
     came: list[tuple[bytes, bytes | None]] = [
         (b"rekeyed_topic", b"order.created"),
         (b"rekeyed_partition", b"0"),
@@ -111,12 +117,16 @@ async def test_a_record_of_orders_rekeyed_that_another_program_wrote_is_a_dead_l
 
 
 async def test_an_order_whose_id_is_a_key_of_the_local_store(fresh: Settings, tmp_path: Path) -> None:
-    """The sixteen bytes under which Faust keeps the changelog's offset, and the first of the index of due times."""
+    """The sixteen bytes under which Faust keeps the changelog's offset, and the first
+    of the index of due times.
+    """
     reserved = ["5f5f6661-7573-7400-6f66-667365745f5f", "6475653a-0000-0000-0000-000000000000"]
     for restart in range(2):
         with worker(tmp_path) as running:
             for order in reserved:
-                await put(fresh, names.CREATED, order, seed_event("order.created", order, id=f"created-{restart}"))
+                await put(
+                    fresh, names.CREATED, order, seed_event("order.created", order, id=f"created-{restart}")
+                )
                 await put(fresh, "order.paid", order, seed_event("order.paid", order))
             processed()
             audit()
@@ -124,7 +134,9 @@ async def test_an_order_whose_id_is_a_key_of_the_local_store(fresh: Settings, tm
     assert {str(key[0]) for key in (await rows(fresh))["orders_order"]} == set(reserved)
 
 
-async def test_a_record_without_key_and_value_on_every_topic_that_is_read(fresh: Settings, tmp_path: Path) -> None:
+async def test_a_record_without_key_and_value_on_every_topic_that_is_read(
+    fresh: Settings, tmp_path: Path
+) -> None:
     topics = [*names.LANE, *names.BULK]
     with worker(tmp_path):
         for topic in topics:

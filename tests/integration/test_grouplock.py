@@ -1,4 +1,6 @@
-"""The group's lock against a real coordinator: workers and the lock keep each other out, and a lost lock is noticed."""
+"""The group's lock against a real coordinator: workers and the lock keep each other out,
+and a lost lock is noticed.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ async def test_workers_and_the_lock_keep_each_other_out(fresh: Settings, tmp_pat
 
         await eventually(ended, "the worker ends", 60)
         assert kept_out.process.returncode == 1
-        said = f"group {fresh.group} keeps workers out; start the worker again when orders repair or orders rebuild has ended"
+        said = (
+            f"group {fresh.group} keeps workers out; start the worker again when orders repair or orders"
+            " rebuild has ended"
+        )
         assert said in kept_out.text()
         lock.check()
     async with LagReader(fresh) as reader:
@@ -47,7 +52,9 @@ async def test_workers_and_the_lock_keep_each_other_out(fresh: Settings, tmp_pat
 
 async def test_a_lost_lock_is_noticed(fresh: Settings) -> None:
     async with GroupLock(fresh) as lock:
-        await lock._ask(LeaveGroupRequest(fresh.group, lock._member))  # what the coordinator does to a member that it doesn't hear
+        await lock._ask(
+            LeaveGroupRequest(fresh.group, lock._member)
+        )  # what the coordinator does to a member that it doesn't hear
 
         async def lost() -> bool:
             try:

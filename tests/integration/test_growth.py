@@ -1,4 +1,6 @@
-"""More partitions for topics with a history: nothing of it is lost, whatever is cut short, and every tool still finds it."""
+"""More partitions for topics with a history: nothing of it is lost, whatever is cut short, and
+every tool still finds it.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ main()
 
 
 def cut(place: str, how: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run((sys.executable, "-c", CUT, place, how, *arguments), capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        (sys.executable, "-c", CUT, place, how, *arguments), capture_output=True, text=True, timeout=120
+    )
 
 
 def refused_to_start(name: str) -> str:
@@ -71,7 +75,9 @@ async def send_as_before(settings: Settings, events: Iterable[SourceEvent], part
     async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
         for event in events:
             where = 0 if event.key is None else partition_of(event.key, partitions)
-            await producer.send_and_wait(event.topic, event.value, event.key, where, headers=list(event.headers))
+            await producer.send_and_wait(
+                event.topic, event.value, event.key, where, headers=list(event.headers)
+            )
 
 
 async def records_of(settings: Settings, topic: str, partitions: int) -> list[Any]:
@@ -94,7 +100,11 @@ async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], ol
     redis: Any
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         keys = sorted([key async for key in redis.scan_iter(match="order:*")])
-        key: str = next(key.decode() for key in keys if (name := key.removeprefix(b"order:")) in quiet and partition_of(name, new) >= old)
+        key: str = next(
+            key.decode()
+            for key in keys
+            if (name := key.removeprefix(b"order:")) in quiet and partition_of(name, new) >= old
+        )
         summary = json.loads(await redis.get(key))
         await redis.set(key, json.dumps({**summary, "version": 0}), keepttl=True)
         for lane in range(old):
@@ -125,22 +135,32 @@ async def folds_again(settings: Settings, truth: dict[str, dict[Any, Any]], old:
 
 
 async def wait_in_old_lanes(settings: Settings, events: list[SourceEvent], old: int, new: int) -> None:
-    """What waits in the old lanes while there is no worker: events, and what the pipeline had sent to itself."""
+    """What waits in the old lanes while there is no worker: events, and what the
+    pipeline had sent to itself.
+    """
     await send(settings, events)
     async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
         for topic in (DECISIONS, REKEYED):
             own = await records_of(settings, topic, old)
             assert any(partition_of(each.key, new) != each.partition for each in own)
             for each in own:
-                await producer.send_and_wait(topic, each.value, each.key, each.partition, headers=list(each.headers))
+                await producer.send_and_wait(
+                    topic, each.value, each.key, each.partition, headers=list(each.headers)
+                )
 
 
-async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_history_goes_on_in_more_lanes(
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = fresh.partitions, 2 * fresh.partitions
     history = list(generator.events(150, 61))
     third = len(history) // 3
     # Orders that nothing more is said of: any event would refresh their summaries.
-    alone = [event for event in generator.events(40, 62, generator.Shares(0, 0, 0)) if event.topic == "order.created"]
+    alone = [
+        event
+        for event in generator.events(40, 62, generator.Shares(0, 0, 0))
+        if event.topic == "order.created"
+    ]
     with worker(tmp_path) as first:
         # Under keys that aren't their orders': they go through orders.rekeyed.
         await send_as_before(fresh, [event._replace(key=b"no order's") for event in history[:40]], old)
@@ -159,14 +179,21 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
         assert (done.returncode, "it goes on" in done.stderr) == (2, True), (place, done.stdout, done.stderr)
     assert "all topics of a lane need the same number of partitions" in refused_to_start("early")
     assert cut("grow 2", "kill", "partitions", "--to", str(new)).returncode == -signal.SIGKILL
-    until(lambda: orders("partitions", "--to", str(new), "--json").returncode == 0, "the lock of the killed one has ended", 60)
+    until(
+        lambda: orders("partitions", "--to", str(new), "--json").returncode == 0,
+        "the lock of the killed one has ended",
+        60,
+    )
     assert told("partitions", "--to", str(new), code=0) == {"partitions": new, "moved": 0}
     assert told("partitions", code=0) == {"partitions": [new], "lanes": new, "former": [old]}
     assert {state.partitions for state in (await topics.describe(fresh)).values()} == {new}
 
     assert f"set it to {new}" in refused_to_start("wrong")
     assert f"set it to {new}\n" in orders("repair").stderr
-    assert orders("audit").stderr == f"orders: the orders are spread over {new} lanes, ORDERS_PARTITIONS is {old}; set it to {new}\n"
+    assert (
+        orders("audit").stderr
+        == f"orders: the orders are spread over {new} lanes, ORDERS_PARTITIONS is {old}; set it to {new}\n"
+    )
     monkeypatch.setenv("ORDERS_PARTITIONS", str(new))
     get_settings.cache_clear()
     grown = get_settings()
@@ -174,7 +201,9 @@ async def test_the_history_goes_on_in_more_lanes(fresh: Settings, tmp_path: Path
         await send_as_before(grown, history[2 * third : -third // 2], old)
         await send(grown, history[-third // 2 :])
         processed()
-        await eventually(partial(refreshed, grown, stale), "the new lanes have refreshed what the cache lacked")
+        await eventually(
+            partial(refreshed, grown, stale), "the new lanes have refreshed what the cache lacked"
+        )
         audit()
         assert second.terminate() == 0
     truth = await rows(grown)

@@ -1,4 +1,6 @@
-"""No order and no record stops its lane: beyond what one may hold it is refused, and everything else goes on."""
+"""No order and no record stops its lane: beyond what one may hold it is refused,
+and everything else goes on.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def created_event(order: str) -> SourceEvent:
 
 
 async def test_an_order_of_any_size_stops_no_lane(fresh: Settings, tmp_path: Path) -> None:
-    """One has ten thousand scans; another has more than one order may, and would not fit a record of its changelog."""
+    """One has ten thousand scans; another has more than one order may, and would not fit
+    a record of its changelog.
+    """
     busy, greedy = ORDER, ORDER[:-1] + "2"
     created = [created_event(order) for order in (busy, greedy)]
     history = [*generator.events(50, 31, generator.Shares(0, 0, 0)), created[0]]
@@ -58,7 +62,9 @@ async def test_an_order_of_any_size_stops_no_lane(fresh: Settings, tmp_path: Pat
         assert report["dead_letters"] == {"order_too_large": 2 * (4_000 - taken)}
 
 
-async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(fresh: Settings, tmp_path: Path) -> None:
+async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(
+    fresh: Settings, tmp_path: Path
+) -> None:
     """Its topic takes it, since it's small as it came; what we write isn't compressed."""
     huge = {"note": "x" * (20 << 20)}
     refused = record("payment.failed", VALID["payment.failed"] | {"reason": 1} | huge)

@@ -1,4 +1,6 @@
-"""Migrations make what sinks.schema declares, by either column; what Alembic's comparison can't see is read from the catalogue."""
+"""Migrations make what sinks.schema declares, by either column; what Alembic's comparison can't see
+is read from the catalogue.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from alembic.migration import MigrationContext
 from settings import Settings
 from sinks import migrate
 from sinks.migrate import Alembic, Layout, SchemaMismatch
-from sinks.schema import DIALECT, ENUMS, FILLFACTOR, PARTITION_COLUMNS, TABLES, VIEWS, PartitionBy, build_metadata, build_views
+from sinks.schema import (
+    DIALECT,
+    ENUMS,
+    FILLFACTOR,
+    PARTITION_COLUMNS,
+    TABLES,
+    VIEWS,
+    PartitionBy,
+    build_metadata,
+    build_views,
+)
 from tests.contract.places import drop_database, new_database
 from tests.stackfixture import Servers
 
@@ -48,7 +60,9 @@ async def rows(settings: Settings, query: str) -> list[tuple[Any, ...]]:
 async def differences(settings: Settings, metadata: sa.MetaData) -> list[Any]:
     async with migrate.connect(settings) as connection:
         return await connection.run_sync(
-            lambda sync: compare_metadata(MigrationContext.configure(sync, opts=Alembic.for_connection(sync)), metadata)
+            lambda sync: compare_metadata(
+                MigrationContext.configure(sync, opts=Alembic.for_connection(sync)), metadata
+            )
         )
 
 
@@ -67,7 +81,9 @@ async def test_the_comparison_sees_what_differs(empty: Settings) -> None:
     assert "modify_type" in found
 
 
-async def test_keys_checks_and_foreign_keys_equal_the_declaration(migrated: tuple[Settings, PartitionBy]) -> None:
+async def test_keys_checks_and_foreign_keys_equal_the_declaration(
+    migrated: tuple[Settings, PartitionBy],
+) -> None:
     settings, by = migrated
     found = await rows(
         settings,
@@ -79,29 +95,46 @@ async def test_keys_checks_and_foreign_keys_equal_the_declaration(migrated: tupl
         "                          'orders_bulk_job']::regclass[])",
     )
     declared = [
-        (table.name, constraint.name, kind, constraint.info.get("enforced", True), [column.name for column in constraint.columns])
+        (
+            table.name,
+            constraint.name,
+            kind,
+            constraint.info.get("enforced", True),
+            [column.name for column in constraint.columns],
+        )
         for table in build_metadata(by).tables.values()
         for constraint in table.constraints
         for type_, kind in ((sa.PrimaryKeyConstraint, "p"), (sa.ForeignKeyConstraint, "f"))
         if isinstance(constraint, type_)
     ]
     assert sorted(row for row in found if row[2] != "c") == sorted(declared)
-    checks = {c.name for table in build_metadata(by).tables.values() for c in table.constraints if isinstance(c, sa.CheckConstraint)}
+    checks = {
+        c.name
+        for table in build_metadata(by).tables.values()
+        for c in table.constraints
+        if isinstance(c, sa.CheckConstraint)
+    }
     assert {row[1] for row in found if row[2] == "c"} == checks
 
 
 async def test_views_equal_the_declaration(migrated: tuple[Settings, PartitionBy]) -> None:
     settings, by = migrated
-    assert await rows(settings, "SELECT viewname FROM pg_views WHERE schemaname = 'public' ORDER BY 1") == [(name,) for name in VIEWS]
+    assert await rows(settings, "SELECT viewname FROM pg_views WHERE schemaname = 'public' ORDER BY 1") == [
+        (name,) for name in VIEWS
+    ]
     for name, select in build_views(build_metadata(by)).items():
         declared = select.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
         await rows(settings, f"CREATE VIEW declared AS {declared}")
-        ((found, wanted),) = await rows(settings, f"SELECT pg_get_viewdef('{name}'), pg_get_viewdef('declared')")
+        ((found, wanted),) = await rows(
+            settings, f"SELECT pg_get_viewdef('{name}'), pg_get_viewdef('declared')"
+        )
         assert found == wanted
         await rows(settings, "DROP VIEW declared")
 
 
-async def test_views_are_added_to_a_database_with_orders_and_taken_away_again(migrated: tuple[Settings, PartitionBy]) -> None:
+async def test_views_are_added_to_a_database_with_orders_and_taken_away_again(
+    migrated: tuple[Settings, PartitionBy],
+) -> None:
     settings, by = migrated
     config = partial(Alembic.config, partition_by=by, partitions=3)
     views = "SELECT count(*) FROM pg_views WHERE schemaname = 'public'"
@@ -112,8 +145,8 @@ async def test_views_are_added_to_a_database_with_orders_and_taken_away_again(mi
         await migrate.check(settings)
     await rows(
         settings,
-        "INSERT INTO orders_order SELECT gen_random_uuid(), gen_random_uuid(), 'SP', 'pending', 'BRL', 1, 0, now(), now(), 1"
-        " FROM generate_series(1, 5)",
+        "INSERT INTO orders_order SELECT gen_random_uuid(), gen_random_uuid(), 'SP', 'pending', 'BRL', 1, 0,"
+        " now(), now(), 1 FROM generate_series(1, 5)",
     )
     await migrate.upgrade(settings, by)
     await migrate.check(settings)
@@ -123,7 +156,10 @@ async def test_views_are_added_to_a_database_with_orders_and_taken_away_again(mi
 
 async def test_primary_keys_as_promised(migrated: tuple[Settings, PartitionBy]) -> None:
     settings, by = migrated
-    query = "SELECT tablename, indexdef FROM pg_indexes WHERE indexname ~ '^orders_(order|order_item|shipment|return)_pkey$'"
+    query = (
+        "SELECT tablename, indexdef FROM pg_indexes WHERE indexname ~"
+        " '^orders_(order|order_item|shipment|return)_pkey$'"
+    )
     keys = await rows(settings, query)
     assert {table: definition.partition("(")[2].rstrip(")") for table, definition in keys} == {
         "orders_order": f"id, {by}",
@@ -135,19 +171,24 @@ async def test_primary_keys_as_promised(migrated: tuple[Settings, PartitionBy]) 
 
 async def test_enums_partitions_and_fillfactor(migrated: tuple[Settings, PartitionBy]) -> None:
     settings, by = migrated
-    query = "SELECT t.typname, e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid ORDER BY e.enumsortorder"
+    query = (
+        "SELECT t.typname, e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid ORDER BY"
+        " e.enumsortorder"
+    )
     enums = await rows(settings, query)
     assert {name: tuple(label for of, label in enums if of == name) for name, _ in enums} == ENUMS
     partitions = await rows(
         settings,
-        "SELECT parent.relname, pg_get_partkeydef(parent.oid), pg_get_expr(part.relpartbound, part.oid), part.reloptions"
-        " FROM pg_inherits JOIN pg_class parent ON parent.oid = inhparent JOIN pg_class part ON part.oid = inhrelid"
-        " WHERE parent.relkind = 'p' ORDER BY 1, 3",
+        "SELECT parent.relname, pg_get_partkeydef(parent.oid), pg_get_expr(part.relpartbound, part.oid),"
+        " part.reloptions FROM pg_inherits JOIN pg_class parent ON parent.oid = inhparent JOIN pg_class part"
+        " ON part.oid = inhrelid WHERE parent.relkind = 'p' ORDER BY 1, 3",
     )
     options = [f"fillfactor={FILLFACTOR}"]
     if by == "user_id":
         bounds = [f"FOR VALUES WITH (modulus 3, remainder {number})" for number in range(3)]
-        assert partitions == [(table, "HASH (user_id)", bound, options) for table in sorted(TABLES) for bound in bounds]
+        assert partitions == [
+            (table, "HASH (user_id)", bound, options) for table in sorted(TABLES) for bound in bounds
+        ]
     else:
         assert partitions == [(table, "LIST (region)", "DEFAULT", options) for table in sorted(TABLES)]
 
@@ -156,12 +197,20 @@ async def test_no_index_has_a_column_that_updates_change(migrated: tuple[Setting
     # An update of an indexed column writes to every index of the table: 52 us a row instead of 23.
     found = await rows(
         migrated[0],
-        "SELECT DISTINCT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum = ANY(indkey)"
-        " WHERE indrelid::regclass::text LIKE 'orders%'",
+        "SELECT DISTINCT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum ="
+        " ANY(indkey) WHERE indrelid::regclass::text LIKE 'orders%'",
     )
     indexed = {name for (name,) in found}
     assert {"id", "order_id", "user_id", "created_at", "tracking_number"} <= indexed
-    assert not indexed & {"updated_at", "version", "status", "total_amount", "processed_at", "estimated_delivery", "carrier"}
+    assert not indexed & {
+        "updated_at",
+        "version",
+        "status",
+        "total_amount",
+        "processed_at",
+        "estimated_delivery",
+        "carrier",
+    }
 
 
 async def test_again_is_harmless_also_at_the_same_time(migrated: tuple[Settings, PartitionBy]) -> None:
@@ -190,7 +239,9 @@ async def test_nothing_outside_schema_public(empty: Settings) -> None:
 
 async def test_another_layout_than_there_is_says_what_to_do(empty: Settings) -> None:
     await migrate.upgrade(empty)
-    with pytest.raises(SchemaMismatch, match=r"by user_id, not by region; run orders init --partition-by user_id"):
+    with pytest.raises(
+        SchemaMismatch, match=r"by user_id, not by region; run orders init --partition-by user_id"
+    ):
         await migrate.upgrade(empty, "region")
     with pytest.raises(SchemaMismatch, match=r"3 hash partitions, not 5; set ORDERS_POSTGRES_PARTITIONS=3"):
         await migrate.upgrade(empty.model_copy(update={"postgres_partitions": 5}))
@@ -200,9 +251,13 @@ async def test_another_layout_than_there_is_says_what_to_do(empty: Settings) -> 
 
 async def test_somebody_elses_tables_are_left_alone(empty: Settings) -> None:
     await rows(empty, "CREATE TABLE orders_order (id int)")
-    with pytest.raises(SchemaMismatch, match="orders_order exists in schema public but wasn't made by orders init"):
+    with pytest.raises(
+        SchemaMismatch, match="orders_order exists in schema public but wasn't made by orders init"
+    ):
         await migrate.upgrade(empty)
-    assert await rows(empty, "SELECT relname FROM pg_class WHERE relname LIKE 'orders%'") == [("orders_order",)]
+    assert await rows(empty, "SELECT relname FROM pg_class WHERE relname LIKE 'orders%'") == [
+        ("orders_order",)
+    ]
 
 
 async def test_check_says_what_is_missing(empty: Settings) -> None:
@@ -219,12 +274,21 @@ async def test_check_says_what_is_missing(empty: Settings) -> None:
 async def test_down_again_leaves_nothing(migrated: tuple[Settings, PartitionBy]) -> None:
     settings, by = migrated
     async with migrate.connect(settings) as connection:
-        await connection.run_sync(lambda sync: command.downgrade(Alembic.config(connection=sync, partition_by=by, partitions=3), "base"))
-    left = "SELECT relname FROM pg_class WHERE relname LIKE 'orders%' UNION ALL SELECT typname FROM pg_type WHERE typname LIKE '%orders%'"
+        await connection.run_sync(
+            lambda sync: command.downgrade(
+                Alembic.config(connection=sync, partition_by=by, partitions=3), "base"
+            )
+        )
+    left = (
+        "SELECT relname FROM pg_class WHERE relname LIKE 'orders%' UNION ALL SELECT typname FROM pg_type"
+        " WHERE typname LIKE '%orders%'"
+    )
     assert await rows(settings, left) == []
 
 
-async def test_as_a_script_for_the_one_who_runs_it_by_hand(empty: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_as_a_script_for_the_one_who_runs_it_by_hand(
+    empty: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     command.upgrade(Alembic.config(partition_by="user_id", partitions=3), "head", sql=True)
     await rows_of_script(empty, capsys.readouterr().out)
     assert await differences(empty, build_metadata()) == []

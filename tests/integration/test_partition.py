@@ -1,4 +1,6 @@
-"""The network between a worker and the broker breaks: what is under way then, and connections that are half open."""
+"""The network between a worker and the broker breaks: what is under way then, and
+connections that are half open.
+"""
 
 from __future__ import annotations
 
@@ -52,8 +54,12 @@ async def group(detour: tuple[Stack, int], tmp_path: Path) -> AsyncIterator[Coun
         yield group
 
 
-async def test_a_write_that_the_network_held_back_does_not_arrive_after_the_session(group: Counting, detour: tuple[Stack, int]) -> None:
-    """Two workers; one is cut off while a changelog write of its is on the wire, and connected again when the other has gone on."""
+async def test_a_write_that_the_network_held_back_does_not_arrive_after_the_session(
+    group: Counting, detour: tuple[Stack, int]
+) -> None:
+    """Two workers; one is cut off while a changelog write of its is on the wire, and connected again
+    when the other has gone on.
+    """
     stack, port = detour
     trap = Trap(group.changelog.encode())
     proxy = trap.proxy = Proxy("kafka", trap.wire, port)
@@ -78,7 +84,9 @@ async def test_a_write_that_the_network_held_back_does_not_arrive_after_the_sess
         await proxy.close()
 
 
-async def test_half_open_connections_are_made_anew_within_a_session(group: Counting, detour: tuple[Stack, int]) -> None:
+async def test_half_open_connections_are_made_anew_within_a_session(
+    group: Counting, detour: tuple[Stack, int]
+) -> None:
     stack, port = detour
     proxy = Proxy("kafka", port=port)
     await proxy.start(stack.detours[proxy.address])

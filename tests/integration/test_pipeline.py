@@ -1,4 +1,6 @@
-"""The whole pipeline against real servers: everything in, every row, derived event and dead letter looked at."""
+"""The whole pipeline against real servers: everything in, every row, derived event
+and dead letter looked at.
+"""
 
 from __future__ import annotations
 
@@ -57,10 +59,15 @@ async def test_every_refusal_is_a_dead_letter_and_harms_no_neighbour(fresh: Sett
     created = next(
         event
         for event in good[: len(good) // 2]
-        if event.topic == "order.created" and event.key is not None and event.value and event.value.startswith(b'{"order_id')
+        if event.topic == "order.created"
+        and event.key is not None
+        and event.value
+        and event.value.startswith(b'{"order_id')
     )
     anchor = poison.Anchor(json.loads(created.value or b""), created.time_us)
-    bad = [(each, each.make(random, anchor if each.needs_order else None)) for each in poison.POISONS.values()]
+    bad = [
+        (each, each.make(random, anchor if each.needs_order else None)) for each in poison.POISONS.values()
+    ]
     half = len(good) // 2
     mixed: list[SourceEvent] = good[half:]
     for _, event in bad:
@@ -86,7 +93,19 @@ async def test_every_refusal_is_a_dead_letter_and_harms_no_neighbour(fresh: Sett
         await connection.close()
 
 
-FAUST = (sys.executable, "-m", "faust", "--workdir", str(Path(__file__).parents[2]), "-A", "app", "worker", "-l", "info", "--without-web")
+FAUST = (
+    sys.executable,
+    "-m",
+    "faust",
+    "--workdir",
+    str(Path(__file__).parents[2]),
+    "-A",
+    "app",
+    "worker",
+    "-l",
+    "info",
+    "--without-web",
+)
 
 
 async def test_faust_runs_the_same_app(fresh: Settings, tmp_path: Path) -> None:
@@ -101,12 +120,15 @@ async def test_faust_runs_the_same_app(fresh: Settings, tmp_path: Path) -> None:
         assert faust.terminate() == 0
 
 
-def test_a_second_worker_of_the_same_name_is_refused_until_the_first_has_ended(fresh: Settings, tmp_path: Path) -> None:
+def test_a_second_worker_of_the_same_name_is_refused_until_the_first_has_ended(
+    fresh: Settings, tmp_path: Path
+) -> None:
     with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
         second = orders("worker", "--name", "w1")
         assert (second.returncode, second.stdout, second.stderr.count("\n")) == (2, "", 1), second.stderr
         assert second.stderr.startswith(
-            f"orders: {fresh.data / 'w1' / fresh.group} is in use by another worker (process {first.process.pid})"
+            f"orders: {fresh.data / 'w1' / fresh.group} is in use by another worker (process"
+            f" {first.process.pid})"
         )
         first.kill()
         with worker(tmp_path, "third", (*ORDERS, "worker", "--name", "w1")) as third:
@@ -119,7 +141,9 @@ async def test_show_tells_a_story(fresh: Settings, tmp_path: Path) -> None:
         processed()
         connection = await asyncpg.connect(fresh.postgres.get_secret_value())
         try:
-            row = await connection.fetchrow("SELECT id::text, status::text, version FROM orders_order ORDER BY version DESC LIMIT 1")
+            row = await connection.fetchrow(
+                "SELECT id::text, status::text, version FROM orders_order ORDER BY version DESC LIMIT 1"
+            )
         finally:
             await connection.close()
         assert row is not None
@@ -144,14 +168,27 @@ async def test_olist_equals_a_fold_written_here(fresh: Settings, tmp_path: Path)
     connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:
         found = {
-            row["id"]: (row["status"], row["total_amount"], row["region"], str(row["user_id"]), row["version"])
-            for row in await connection.fetch("SELECT id, status::text, total_amount, region, user_id, version FROM orders_order")
+            row["id"]: (
+                row["status"],
+                row["total_amount"],
+                row["region"],
+                str(row["user_id"]),
+                row["version"],
+            )
+            for row in await connection.fetch(
+                "SELECT id, status::text, total_amount, region, user_id, version FROM orders_order"
+            )
         }
         items = {
             row["id"]: (row["price"], row["shipping_amount"], str(row["seller_id"]))
-            for row in await connection.fetch("SELECT id, price, shipping_amount, seller_id FROM orders_order_item")
+            for row in await connection.fetch(
+                "SELECT id, price, shipping_amount, seller_id FROM orders_order_item"
+            )
         }
-        shipments = {row["id"]: row["status"] for row in await connection.fetch("SELECT id, status::text FROM orders_shipment")}
+        shipments = {
+            row["id"]: row["status"]
+            for row in await connection.fetch("SELECT id, status::text FROM orders_shipment")
+        }
     finally:
         await connection.close()
     assert found == expected["orders"]
@@ -163,7 +200,9 @@ async def test_olist_equals_a_fold_written_here(fresh: Settings, tmp_path: Path)
 
 
 def _olist_rows(folder: Path) -> dict[str, Any]:
-    """The four tables after all of Olist's events, straight from the files: no code of the project is used."""
+    """The four tables after all of Olist's events, straight from the files: no
+    code of the project is used.
+    """
 
     def table(name: str) -> list[dict[str, str]]:
         with (folder / f"olist_{name}_dataset.csv").open(encoding="utf-8-sig", newline="") as file:
@@ -187,7 +226,10 @@ def _olist_rows(folder: Path) -> dict[str, Any]:
         total = sum((Decimal(line["price"]) + Decimal(line["freight_value"]) for line in own), Decimal(0))
         captured = payments[row["order_id"]] if row["order_approved_at"] else []
         sellers = {UUID(line["seller_id"]) for line in own}
-        carried, delivered = bool(row["order_delivered_carrier_date"]), bool(row["order_delivered_customer_date"])
+        carried, delivered = (
+            bool(row["order_delivered_carrier_date"]),
+            bool(row["order_delivered_customer_date"]),
+        )
         status = "pending"
         if sum(captured, Decimal(0)) >= total:
             status = "confirmed"
@@ -207,12 +249,16 @@ def _olist_rows(folder: Path) -> dict[str, Any]:
             )
         if carried or delivered:
             for seller in sellers:
-                expected["shipments"][uuid5(order_id, str(seller))] = "delivered" if delivered else "in_transit"
+                expected["shipments"][uuid5(order_id, str(seller))] = (
+                    "delivered" if delivered else "in_transit"
+                )
     return expected
 
 
 async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path: Path) -> None:
-    """A worker that dies after writing the state and before refreshing the cache leaves an old summary: the replay has to mend it."""
+    """A worker that dies after writing the state and before refreshing the cache leaves an old summary:
+    the replay has to mend it.
+    """
     history = list(generator.events(30, 8, generator.Shares(0, 0, 0)))
     with worker(tmp_path):
         await send(fresh, history)
@@ -233,7 +279,9 @@ async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path:
 async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
     fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once found by the successor of a worker that was killed, in the other mode of delivery; once by the one that was there."""
+    """Once found by the successor of a worker that was killed, in the other mode of delivery; once
+    by the one that was there.
+    """
     history = list(generator.events(120, 9, generator.Shares(0, 0, 0)))
     half = len(history) // 2
     url = urlsplit(fresh.redis.get_secret_value())
@@ -242,12 +290,17 @@ async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
     await proxy.start(url.port)
     try:
         with monkeypatch.context() as detoured:
-            detoured.setenv("ORDERS_REDIS", urlunsplit(url._replace(netloc=f"{url.netloc.rpartition('@')[0]}@{proxy.address}")))
+            detoured.setenv(
+                "ORDERS_REDIS",
+                urlunsplit(url._replace(netloc=f"{url.netloc.rpartition('@')[0]}@{proxy.address}")),
+            )
             detoured.setenv("ORDERS_DELIVERY", "exactly_once")
             with worker(tmp_path, "first") as first:
                 await send(fresh, history[:half])
                 await asyncio.to_thread(processed)
-                await asyncio.to_thread(until, lambda: _complete(first, fresh), "every lane's cache is complete")
+                await asyncio.to_thread(
+                    until, lambda: _complete(first, fresh), "every lane's cache is complete"
+                )
                 older = await _copy(fresh)
                 await proxy.cut()
                 await send(fresh, history[half:])
@@ -258,7 +311,9 @@ async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
             assert (await asyncio.to_thread(orders, "audit", "--json")).returncode == 1, "the cache is behind"
             detoured.setenv("ORDERS_DELIVERY", "at_least_once")
             with worker(tmp_path, "second") as second:
-                await asyncio.to_thread(until, lambda: _complete(second, fresh), "every lane's cache is complete")
+                await asyncio.to_thread(
+                    until, lambda: _complete(second, fresh), "every lane's cache is complete"
+                )
                 await asyncio.to_thread(audit)
                 # The way is cut and mended in one worker's life, and Redis comes back as it was at half time.
                 await proxy.cut()
@@ -266,7 +321,9 @@ async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
                 await asyncio.to_thread(processed, cache=False)
                 await _put_back(fresh, older)
                 await proxy.heal()
-                await asyncio.to_thread(until, lambda: _complete(second, fresh, 2), "every lane's cache is complete again")
+                await asyncio.to_thread(
+                    until, lambda: _complete(second, fresh, 2), "every lane's cache is complete again"
+                )
                 await asyncio.to_thread(audit)
                 assert second.terminate() == 0
     finally:
@@ -275,7 +332,9 @@ async def test_what_the_cache_has_missed_is_written_whoever_died_meanwhile(
 
 def _complete(process: Worker, settings: Settings, times: int = 1) -> bool:
     text = process.text()
-    return all(text.count(f"lane {number}: its cache is complete") >= times for number in range(settings.partitions))
+    return all(
+        text.count(f"lane {number}: its cache is complete") >= times for number in range(settings.partitions)
+    )
 
 
 async def _copy(settings: Settings) -> dict[bytes, bytes]:

@@ -32,7 +32,9 @@ USER = ident("user 1")
 
 
 def order(number: int, region: str = "SP") -> RowBatch:
-    """An order of two sellers: two lines of Anna's and two parcels of them, a line of Boris's; a return of each, hers processed."""
+    """An order of two sellers: two lines of Anna's and two parcels of them, a line of Boris's; a
+    return of each, hers processed.
+    """
     id, user = ident(f"order {number}"), ident(f"user {number % 4}")
     whose = (id, user, region)
     made = (at(number), at(number), 1)
@@ -53,10 +55,14 @@ def order(number: int, region: str = "SP") -> RowBatch:
         )
 
     def parcel(name: str, status: ParcelStatusText) -> ShipmentRow:
-        return ShipmentRow(ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later)
+        return ShipmentRow(
+            ident(f"{name} {number}"), *whose, ANNA, None, "DHL", f"T-{number}", status, None, *later
+        )
 
     def back(name: str, item: str, status: ReturnStatusText) -> ReturnRow:
-        return ReturnRow(ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later)
+        return ReturnRow(
+            ident(f"{name} {number}"), *whose, ident(f"{item} {number}"), 1, "too small", status, None, *later
+        )
 
     return RowBatch(
         [OrderRow(id, user, region, "shipped", "BRL", "58.00", "2.00", at(number), at(number + 2), 9)],
@@ -131,8 +137,12 @@ async def test_one_row_an_order(read: tuple[Settings, PartitionBy]) -> None:
     assert await fetch(settings, "SELECT count(*) FROM orders_summary") == [{"count": 12}]
 
 
-@pytest.mark.parametrize(("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")])
-async def test_connections_plan_as_the_settings_say(read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str) -> None:
+@pytest.mark.parametrize(
+    ("asked", "expected"), [({}, "force_generic_plan"), ({"postgres_plan_cache_mode": "auto"}, "auto")]
+)
+async def test_connections_plan_as_the_settings_say(
+    read: tuple[Settings, PartitionBy], asked: dict[str, str], expected: str
+) -> None:
     settings = read[0].model_copy(update=asked)
     sink, database = (
         PostgresSink(settings),
@@ -146,7 +156,7 @@ async def test_connections_plan_as_the_settings_say(read: tuple[Settings, Partit
     await database.close()
 
 
-# -- pruning ---------------------------------------------------------------------------------------------------
+# -- pruning -------------------------------------------------------------------------------------------------
 
 
 def scanned(plan: Any) -> set[str]:
@@ -177,7 +187,9 @@ def history(by: PartitionBy, **known: object) -> sa.Select[Any]:
     return (
         sa.select(table)
         .where(*(table.c[name] == value for name, value in known.items()))
-        .where(table.c.status.in_(["shipped", "delivered"]), table.c.created_at >= last[0] - timedelta(days=30))
+        .where(
+            table.c.status.in_(["shipped", "delivered"]), table.c.created_at >= last[0] - timedelta(days=30)
+        )
         .where(sa.tuple_(table.c.created_at, table.c.id) < sa.tuple_(*map(sa.literal, last)))
         .order_by(table.c.created_at.desc(), table.c.id.desc())
         .limit(20)
@@ -199,18 +211,27 @@ async def test_history_and_one_order_read_one_partition_of_each_table(
     assert partitions(await explain(settings, history(by, **{by: known[by]}))) == {"orders_order": 1}
     for table in TABLES:
         key = "id" if table == "orders_order" else "order_id"
-        assert partitions(await explain(settings, whole(by, table, **known, **{key: ident("order 1")}))) == {table: 1}
+        assert partitions(await explain(settings, whole(by, table, **known, **{key: ident("order 1")}))) == {
+            table: 1
+        }
     # Without the column every partition is looked into: the test can tell.
     other = {name: value for name, value in known.items() if name != by}
-    assert partitions(await explain(settings, history(by, **other))) == {"orders_order": 4 if by == "user_id" else 3}
+    assert partitions(await explain(settings, history(by, **other))) == {
+        "orders_order": 4 if by == "user_id" else 3
+    }
 
 
 @pytest.mark.parametrize("view", ["orders_summary", "orders_suborder"])
-async def test_summaries_read_one_partition_of_each_table(read: tuple[Settings, PartitionBy], view: str) -> None:
+async def test_summaries_read_one_partition_of_each_table(
+    read: tuple[Settings, PartitionBy], view: str
+) -> None:
     settings, by = read
     one = dict.fromkeys(TABLES, 1)
     known = {"user_id": f"user_id = '{USER}'", "region": "region = 'RJ'"}
     page = f"SELECT * FROM {view} WHERE {known[by]} ORDER BY created_at DESC LIMIT 20"
     assert partitions(await explain(settings, page, analyze=True)) == one
-    single = f"SELECT * FROM {view} WHERE {known['user_id']} AND {known['region']} AND order_id = '{ident('order 1')}'"
+    single = (
+        f"SELECT * FROM {view} WHERE {known['user_id']} AND {known['region']} AND order_id ="
+        f" '{ident('order 1')}'"
+    )
     assert partitions(await explain(settings, single, analyze=True)) == one

@@ -1,4 +1,6 @@
-"""orders rebuild and orders whatif on what real workers write: beside them, killed in the middle, and switched to."""
+"""orders rebuild and orders whatif on what real workers write: beside them, killed in
+the middle, and switched to.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def refused(*arguments: str) -> str:
 
 
 @contextmanager
-def killed_later(*arguments: str, code: str = LOCK_SECONDS, **changes: str) -> Iterator[subprocess.Popen[bytes]]:
+def killed_later(
+    *arguments: str, code: str = LOCK_SECONDS, **changes: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A command that is killed at the end."""
     process = subprocess.Popen(
         (sys.executable, "-c", code, *arguments),
@@ -85,14 +89,19 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
 async def planted_rows_are_told(database: Any) -> Any:
     """What was planted is told, and nothing else. Returns the id of the order whose row was altered."""
     items = await database.fetch("SELECT id, order_id FROM orders_order_item ORDER BY id LIMIT 2")
-    altered = await database.fetchval("UPDATE orders_order SET region = 'X', version = 99 WHERE id = $1 RETURNING id", items[0][1])
+    altered = await database.fetchval(
+        "UPDATE orders_order SET region = 'X', version = 99 WHERE id = $1 RETURNING id", items[0][1]
+    )
     await database.execute("DELETE FROM orders_order_item WHERE id = $1", items[1][0])
     await database.execute(
-        "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '', 'requested', NULL,"
-        " created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
+        "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '',"
+        " 'requested', NULL, created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
     )
     found = told("rebuild", "diff", "--examples", "2", code=1)
-    assert {name: (each["missing"], each["unexpected"], each["different"]) for name, each in found["tables"].items()} == {
+    assert {
+        name: (each["missing"], each["unexpected"], each["different"])
+        for name, each in found["tables"].items()
+    } == {
         "orders_order": (0, 0, 1),
         "orders_order_item": (1, 0, 0),
         "orders_return": (0, 1, 0),
@@ -118,10 +127,14 @@ async def workers_go_on(settings: Settings, folder: Path, before: list[SourceEve
         assert running.terminate() == 0
 
 
-async def test_beside_workers_compared_and_switched_to(fresh: Settings, database: Any, tmp_path: Path) -> None:
+async def test_beside_workers_compared_and_switched_to(
+    fresh: Settings, database: Any, tmp_path: Path
+) -> None:
     events = history(300, 71)
     half = len(events) // 2
-    assert refused("rebuild", "diff") == "orders: there is no schema orders_rebuild; run orders rebuild start\n"
+    assert (
+        refused("rebuild", "diff") == "orders: there is no schema orders_rebuild; run orders rebuild start\n"
+    )
     with worker(tmp_path) as running:
         await send(fresh, events[:half])
         processed()
@@ -144,8 +157,12 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
     # States: one behind, one that nobody knows. Grants, views and a summary that is wrong.
     states = await states_of(fresh)
     behind = grown_in(states)[0]
-    await append(fresh, {behind: [states[behind][0]], "00000000-0000-4000-8000-00000000dead": [states[behind][-1]]})
-    await database.execute("CREATE TABLE accounts_user (id uuid PRIMARY KEY); GRANT SELECT ON orders_order_p0 TO pg_monitor")
+    await append(
+        fresh, {behind: [states[behind][0]], "00000000-0000-4000-8000-00000000dead": [states[behind][-1]]}
+    )
+    await database.execute(
+        "CREATE TABLE accounts_user (id uuid PRIMARY KEY); GRANT SELECT ON orders_order_p0 TO pg_monitor"
+    )
     await references.link(fresh, {"users": "accounts_user"})
     async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
         await redis.set(f"order:{altered}", "{}", ex=600)
@@ -166,7 +183,9 @@ async def test_beside_workers_compared_and_switched_to(fresh: Settings, database
     assert [(each.column, each.enforced) for each in await references.listed(fresh)] == [("user_id", False)]
     assert await database.fetchval("SELECT has_table_privilege('pg_monitor', 'orders_order_p0', 'SELECT')")
     assert await database.fetchval("SELECT count(*) FROM orders_summary") == len(truth["orders_order"])
-    assert await database.fetchval("SELECT count(*) FROM orders_before_1.orders_order WHERE region = 'X'") == 1
+    assert (
+        await database.fetchval("SELECT count(*) FROM orders_before_1.orders_order WHERE region = 'X'") == 1
+    )
     assert told("rebuild", "status")["schemas"][0]["state"] == "was live"
 
     await workers_go_on(fresh, tmp_path, events[:200])
@@ -207,7 +226,9 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
     await reader.fetch("SELECT FROM orders_order LIMIT 1")
 
     async def waits() -> bool:
-        query = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'orders_order'::regclass)"
+        query = (
+            "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND relation = 'orders_order'::regclass)"
+        )
         return bool(await database.fetchval(query))
 
     with killed_later("rebuild", "switch"):
@@ -222,7 +243,11 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
 
         def switched() -> bool:
             with killed_later("rebuild", "switch", ORDERS_REDIS=url) as process:
-                until(lambda: process.poll() is not None or _connected(silent), "it asks Redis, or is refused", 60)
+                until(
+                    lambda: process.poll() is not None or _connected(silent),
+                    "it asks Redis, or is refused",
+                    60,
+                )
                 return process.poll() is None
 
         until(switched, "the group lets it in again", 60)
@@ -244,7 +269,9 @@ def _connected(server: socket.socket) -> bool:
     return True
 
 
-async def test_regions_transactions_and_enforced_references(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_regions_transactions_and_enforced_references(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
     await topics.delete_all(settings)
     await topics.ensure(settings)
@@ -255,13 +282,21 @@ async def test_regions_transactions_and_enforced_references(settings: Settings, 
             await send(settings, history(100, 74))
             processed()
             names = [
-                row[0] for row in await database.fetch("SELECT region FROM orders_order GROUP BY region ORDER BY count(*) DESC LIMIT 2")
+                row[0]
+                for row in await database.fetch(
+                    "SELECT region FROM orders_order GROUP BY region ORDER BY count(*) DESC LIMIT 2"
+                )
             ]
             told("rebuild", "start")
             await regions.add(settings, names)
-            assert "the live tables have other columns, partitions or indexes now" in refused("rebuild", "diff")
+            assert "the live tables have other columns, partitions or indexes now" in refused(
+                "rebuild", "diff"
+            )
             done = orders("rebuild", "start")
-            assert (done.returncode, "beginning again: the live tables have other" in done.stderr) == (0, True), done.stderr
+            assert (done.returncode, "beginning again: the live tables have other" in done.stderr) == (
+                0,
+                True,
+            ), done.stderr
             assert told("rebuild", "diff")["same"]
             assert running.terminate() == 0
         truth = await rows(settings)
@@ -279,10 +314,15 @@ async def test_regions_transactions_and_enforced_references(settings: Settings, 
         assert await rows(settings) == truth
         (link,) = await references.listed(settings)
         assert (link.enforced, link.valid) == (True, True)
-        places = await database.fetch("SELECT DISTINCT tableoid::regclass::text FROM orders_order WHERE region = ANY($1)", names)
+        places = await database.fetch(
+            "SELECT DISTINCT tableoid::regclass::text FROM orders_order WHERE region = ANY($1)", names
+        )
         assert {row[0] for row in places} == {regions.partition_name("orders_order", name) for name in names}
         # What was live holds nobody back.
-        old = "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND connamespace = 'orders_before_1'::regnamespace"
+        old = (
+            "SELECT count(*) FROM pg_constraint WHERE contype = 'f' AND connamespace ="
+            " 'orders_before_1'::regnamespace"
+        )
         assert await database.fetchval(old) == 0
         audit()
     finally:
@@ -299,23 +339,46 @@ def whatif_with_other_rules() -> dict[str, Any]:
         text = asking.read_text()
         assert "    _ask_labels(created, now, writer, order)\n" in text
         asking.write_text(text.replace("    _ask_labels(created, now, writer, order)\n", "    pass\n"))
-        asked = (sys.executable, "-c", "from cli.main import main; main()", "whatif", "--json", "--examples", "1")
-        done = subprocess.run(asked, cwd=copy, capture_output=True, text=True, timeout=180, env=dict(os.environ))
+        asked = (
+            sys.executable,
+            "-c",
+            "from cli.main import main; main()",
+            "whatif",
+            "--json",
+            "--examples",
+            "1",
+        )
+        done = subprocess.run(
+            asked, cwd=copy, capture_output=True, text=True, timeout=180, env=dict(os.environ)
+        )
     assert done.returncode == 1, done.stdout[-2000:] + done.stderr[-2000:]
     changed: dict[str, Any] = json.loads(done.stdout)
     return changed
 
 
-async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_a_changed_rule_would_change(
+    fresh: Settings, database: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waiting = [f"0a0a0a0a-0000-4000-8000-00000000000{number}" for number in range(3)]
     with worker(tmp_path) as running:
         # What a bulk worker refused was published by none of the rules that are tried.
-        await send(fresh, [*history(150, 75), *(placed(order_id) for order_id in waiting), SourceEvent("order.bulk", b"", b"", [], 0)])
+        await send(
+            fresh,
+            [
+                *history(150, 75),
+                *(placed(order_id) for order_id in waiting),
+                SourceEvent("order.bulk", b"", b"", [], 0),
+            ],
+        )
         processed()
         # Nothing changed says nothing, while the pipeline goes on.
         await send(fresh, history(150, 76))
         nothing = told("whatif")
-        assert (nothing["same"], nothing["rows"]["orders"], nothing["published"]["differences"]) == (True, 0, {})
+        assert (nothing["same"], nothing["rows"]["orders"], nothing["published"]["differences"]) == (
+            True,
+            0,
+            {},
+        )
         processed()
         assert running.terminate() == 0
     truth = await rows(fresh, physical=True)
@@ -323,29 +386,48 @@ async def test_what_a_changed_rule_would_change(fresh: Settings, database: Any, 
     with monkeypatch.context() as patch:
         patch.setenv("ORDERS_STOCK_DEADLINE", "900")
         patient = told("whatif", code=1)
-    assert (patient["rows"]["orders"], patient["published"]["differences"], patient["deadlines"]["orders"]) == (0, {}, {"later": 3})
+    assert (
+        patient["rows"]["orders"],
+        patient["published"]["differences"],
+        patient["deadlines"]["orders"],
+    ) == (0, {}, {"later": 3})
     assert {each["order_id"] for each in patient["deadlines"]["examples"]} == set(waiting)
     assert {each["expected"] - each["actual"] for each in patient["deadlines"]["examples"]} == {300_000}
 
     changed = whatif_with_other_rules()
-    counts = {table: await database.fetchval(f"SELECT count(*) FROM {table} WHERE region = ''") for table in TABLES}
+    counts = {
+        table: await database.fetchval(f"SELECT count(*) FROM {table} WHERE region = ''") for table in TABLES
+    }
     assert counts["orders_order"] >= len(waiting)
     values = {"actual": "", "expected": "nowhere", "live": "", "anew": "nowhere"}
     assert {
-        table: {name: each["values"] for name, each in changes["columns"].items()} for table, changes in changed["rows"]["tables"].items()
+        table: {name: each["values"] for name, each in changes["columns"].items()}
+        for table, changes in changed["rows"]["tables"].items()
     } == {table: {"region": [{**values, "rows": count}]} for table, count in counts.items() if count}
     labels = await published(fresh, "shipping.label.create")
     assert changed["published"]["differences"] == {"shipping.label.create": {"unexpected": len(labels)}}
-    assert changed["published"]["topics"] == {"shipping.label.create": {"was": len(labels)}}, "of the release before"
+    assert changed["published"]["topics"] == {"shipping.label.create": {"was": len(labels)}}, (
+        "of the release before"
+    )
     (example,) = changed["published"]["examples"]
-    assert (example["topic"], example["difference"], example["id"] in labels) == ("shipping.label.create", "unexpected", True)
+    assert (example["topic"], example["difference"], example["id"] in labels) == (
+        "shipping.label.create",
+        "unexpected",
+        True,
+    )
     assert await rows(fresh, physical=True) == truth
 
 
 def placed(order_id: str) -> SourceEvent:
     """An order of now, whose answers are waited for."""
     data = {**CREATED, "order_id": order_id}
-    attributes = {"specversion": "1.0", "id": order_id, "source": "/tests", "type": "order.created", "time": rfc3339(now())}
+    attributes = {
+        "specversion": "1.0",
+        "id": order_id,
+        "source": "/tests",
+        "type": "order.created",
+        "time": rfc3339(now()),
+    }
     headers, value = binary(attributes, data)
     return SourceEvent("order.created", order_id.encode(), value, headers, now())
 
@@ -367,7 +449,10 @@ async def test_without_the_beginning_of_the_log(fresh: Settings, tmp_path: Path)
     await admin.delete_records({TopicPartition("order.created", lane): RecordsToDelete(1)})
     await admin.close()
     for command in (("rebuild", "start"), ("whatif",)):
-        assert refused(*command) == f"orders: order.created/{lane} begins at 1: its orders can't be folded again\n"
+        assert (
+            refused(*command)
+            == f"orders: order.created/{lane} begins at 1: its orders can't be folded again\n"
+        )
 
 
 WRONG = {
@@ -389,7 +474,9 @@ async def test_wrong_schemas(fresh: Settings, database: Any, capsys: pytest.Capt
     assert await database.fetchval("SELECT to_regnamespace('theirs')") is not None
 
 
-async def test_one_at_a_time_and_none_of_another_group(fresh: Settings, database: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_at_a_time_and_none_of_another_group(
+    fresh: Settings, database: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told("rebuild", "start")
     await shadow.hold(database, "orders_rebuild")
     assert "another orders rebuild is at work in schema orders_rebuild" in refused("rebuild", "diff")
@@ -398,7 +485,9 @@ async def test_one_at_a_time_and_none_of_another_group(fresh: Settings, database
     assert f"schema orders_rebuild is of group {fresh.group}" in refused("rebuild", "start")
 
 
-def test_servers_that_are_not_there(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_servers_that_are_not_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("ORDERS_POSTGRES", "postgresql://127.0.0.1:1/none")
     get_settings.cache_clear()
     for command in (["rebuild", "start"], ["rebuild", "status"], ["whatif"]):

@@ -1,4 +1,6 @@
-"""Dead letters on their way back: after a fix they count, without one they are refused again, and whatever dies each goes once."""
+"""Dead letters on their way back: after a fix they count, without one they are refused again, and
+whatever dies each goes once.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ from cli.main import main
 sys.argv = [each for each in sys.argv if each != "--slow"]
 main()
 """
-"""A redrive that is killed or stopped at a request. With --slow it sends its second batch when its transaction has failed."""
+"""A redrive that is killed or stopped at a request.
+With --slow it sends its second batch when its transaction has failed.
+"""
 
 
 async def back(dry_run: bool = False, **selection: Any) -> RedriveResult:
@@ -103,7 +107,11 @@ async def copies(settings: Settings) -> list[Any]:
     async with Reader(settings, INPUT) as reader:
         for topic in INPUT:
             for partition in reader.partitions(topic):
-                found += [each async for each in reader.records(topic, partition) if "redrive_of" in dict(each.headers)]
+                found += [
+                    each
+                    async for each in reader.records(topic, partition)
+                    if "redrive_of" in dict(each.headers)
+                ]
     return found
 
 
@@ -117,7 +125,9 @@ async def ends(settings: Settings) -> dict[str, int]:
 
 
 async def test_after_a_fix_they_count_as_if_they_had_come_first(fresh: Settings, tmp_path: Path) -> None:
-    """An older version refuses some types; a newer one takes later facts of the same orders; then the letters go back."""
+    """An older version refuses some types; a newer one takes later facts of the same orders;
+    then the letters go back.
+    """
     history = list(generator.events(60, 41, generator.Shares(duplicates=0.1, shuffle=0.3, poison=0)))
     half = len(history) // 2
     astray = next(number for number, event in enumerate(history[:half]) if event.topic == "order.paid")
@@ -135,14 +145,18 @@ async def test_after_a_fix_they_count_as_if_they_had_come_first(fresh: Settings,
         fixed = ("version_unknown", "type_unknown", "field_malformed")
         asked = [argument for code in fixed for argument in ("--reason", code)]
         missed = json.loads(orders("audit", "--json").stdout)
-        assert {"letters", "rows"} <= set(missed["broken"]), "what the newer version would have taken isn't there"
+        assert {"letters", "rows"} <= set(missed["broken"]), (
+            "what the newer version would have taken isn't there"
+        )
         outcome = command(*asked)
         refused = {letter.record for letter in before if letter.reason in fixed}
         assert outcome["sent"] == len(refused) > 50
         assert set(outcome["by_reason"]) == set(fixed)
         processed()
         assert audit()["counts"]["redriven"] == len(refused)
-        assert (await back(topics=frozenset(("order.paid",)))).states == {"redriven": outcome["by_reason"]["version_unknown"]}
+        assert (await back(topics=frozenset(("order.paid",)))).states == {
+            "redriven": outcome["by_reason"]["version_unknown"]
+        }
         assert len((await rows(fresh))["orders_shipment"]) > 20
     by_id = {letter.id: letter for letter in before}
     for copy in await copies(fresh):
@@ -162,17 +176,23 @@ async def test_after_a_fix_they_count_as_if_they_had_come_first(fresh: Settings,
 
 
 async def forge(settings: Settings, coordinates: str, origin: list[Any]) -> None:
-    """A note without its record, and a second redrive. Such a header is anybody's: it is told, not believed."""
+    """A note without its record, and a second redrive.
+    Such a header is anybody's: it is told, not believed.
+    """
     note = {"reason": "not_json", "origin": origin, "to": ["order.paid", 0, 0]}
     async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
-        await producer.send_and_wait("order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())])
+        await producer.send_and_wait(
+            "order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())]
+        )
         await producer.send_and_wait(REDRIVEN, json.dumps(note).encode(), key=b"7:7", partition=0)
 
 
 def forgeries_are_told() -> None:
     report = json.loads(orders("audit", "--json").stdout)
     assert report["broken"] == {"letters": 2}
-    found = sorted((finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"])
+    found = sorted(
+        (finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"]
+    )
     assert [each for each in found if each[0] == "broken"] == [
         ("broken", "one redrive of this record"),
         ("broken", "the record of dead letter 7:7"),
@@ -180,15 +200,27 @@ def forgeries_are_told() -> None:
     assert ("report", "a note") in found
 
 
-async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every way of being wrong, redriven until nothing goes back any more. The audit counts each way that a record went."""
+async def test_what_no_fix_has_helped_is_parked(
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every way of being wrong, redriven until nothing goes back any more.
+    The audit counts each way that a record went.
+    """
     monkeypatch.setenv("ORDERS_REDRIVE_LIMIT", "1")
     monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
     random = Random(5)
     good = list(generator.events(20, 42, generator.Shares(0, 0, 0)))
-    first = next(event for event in good if event.topic == "order.created" and (event.value or b"").startswith(b'{"order_id'))
+    first = next(
+        event
+        for event in good
+        if event.topic == "order.created" and (event.value or b"").startswith(b'{"order_id')
+    )
     anchor = poison.Anchor(json.loads(first.value or b""), first.time_us)
-    bad = [each.make(random, anchor if each.needs_order else None) for each in poison.POISONS.values() if not each.heavy]
+    bad = [
+        each.make(random, anchor if each.needs_order else None)
+        for each in poison.POISONS.values()
+        if not each.heavy
+    ]
     with worker(tmp_path):
         await send(fresh, good + bad)
         processed()
@@ -209,10 +241,14 @@ async def test_what_no_fix_has_helped_is_parked(fresh: Settings, tmp_path: Path,
             expected.total(),
             expected.total(),
         )
-        assert Counter(dict(copy.headers)["redrive_count"] for copy in await copies(fresh)) == {b"1": expected.total()}
+        assert Counter(dict(copy.headers)["redrive_count"] for copy in await copies(fresh)) == {
+            b"1": expected.total()
+        }
         parked = listed("--state", "parked", "--limit", "1")
         assert (parked["total"], parked["by_state"]["new"]) == (expected.total(), 0)
-        assert [(each["state"], each["redrives_before"]) for each in parked["dead_letters"]] == [("parked", 1)]
+        assert [(each["state"], each["redrives_before"]) for each in parked["dead_letters"]] == [
+            ("parked", 1)
+        ]
         coordinates = "{partition}:{offset}".format(**parked["dead_letters"][0])
         assert command("--ids", coordinates, code=1)["parked"] == 1
         monkeypatch.setenv("ORDERS_REDRIVE_LIMIT", "2")
@@ -275,7 +311,9 @@ async def test_a_dry_run_and_what_is_not_asked_for_change_nothing(fresh: Setting
 
 
 async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp_path: Path) -> None:
-    """Redrives killed at a request, or stopped there until others have come after them: what goes back goes once, and is noted."""
+    """Redrives killed at a request, or stopped there until others have come after them: what goes
+    back goes once, and is noted.
+    """
     headers, _ = record("order.paid", VALID["order.paid"])
     await send(fresh, [SourceEvent("order.paid", f"k{n}".encode(), b"{", headers, 0) for n in range(90)])
     with worker(tmp_path):
@@ -292,9 +330,13 @@ async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp
     sleepers: list[tuple[tuple[str, ...], subprocess.Popen[str]]] = []
     try:
         for fault in faults:
-            most = ("--max", "10") if fault[0].startswith("SIGKILL") else ("--all",)  # the others send to several partitions
+            most = (
+                ("--max", "10") if fault[0].startswith("SIGKILL") else ("--all",)
+            )  # the others send to several partitions
             arguments = (sys.executable, "-c", FAULTY, *fault, "dlq", "redrive", *most)
-            started = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+            started = subprocess.Popen(
+                arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+            )
             if fault[0].startswith("SIGKILL"):
                 assert started.wait(60) == -signal.SIGKILL, (fault, started.communicate())
                 started.communicate()

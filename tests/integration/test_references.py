@@ -38,8 +38,12 @@ COLUMNS = [
 
 
 @pytest_asyncio.fixture(params=PARTITION_COLUMNS)
-async def shared(request: pytest.FixtureRequest, stack: Servers, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Settings]:
-    """A database with our tables and those of other services, which are empty. It is also that of the environment."""
+async def shared(
+    request: pytest.FixtureRequest, stack: Servers, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Settings]:
+    """A database with our tables and those of other services, which are empty.
+    It is also that of the environment.
+    """
     settings = await new_database(stack)
     await migrate.upgrade(settings, request.param)
     await execute(settings, *(f"CREATE TABLE {table} (id uuid PRIMARY KEY)" for table in TARGETS.values()))
@@ -60,12 +64,15 @@ async def execute(settings: Settings, *statements: str) -> list[tuple[Any, ...]]
 
 
 async def constraints(settings: Settings) -> list[tuple[Any, ...]]:
-    """Foreign keys to other services' tables: ours, column, theirs, enforced, valid. Those of partitions too, under their table's name."""
+    """Foreign keys to other services' tables: ours, column, theirs, enforced, valid.
+    Those of partitions too, under their table's name.
+    """
     return await execute(
         settings,
-        "SELECT DISTINCT coalesce(inhparent, conrelid)::regclass::text, attname::text, confrelid::regclass::text, conenforced, convalidated"
-        " FROM pg_constraint LEFT JOIN pg_inherits ON inhrelid = conrelid JOIN pg_attribute ON attrelid = conrelid AND attnum = conkey[1]"
-        " WHERE contype = 'f' AND confrelid::regclass::text !~ '^orders_' ORDER BY 1, 2",
+        "SELECT DISTINCT coalesce(inhparent, conrelid)::regclass::text, attname::text,"
+        " confrelid::regclass::text, conenforced, convalidated FROM pg_constraint LEFT JOIN pg_inherits ON"
+        " inhrelid = conrelid JOIN pg_attribute ON attrelid = conrelid AND attnum = conkey[1] WHERE contype ="
+        " 'f' AND confrelid::regclass::text !~ '^orders_' ORDER BY 1, 2",
     )
 
 
@@ -95,7 +102,9 @@ def parents(name: str) -> list[str]:
 async def test_declared_they_promise_nothing_and_again_is_harmless(shared: Settings) -> None:
     await write(shared, order("a", ident("nowhere")))
     done = await references.link(shared, TARGETS)
-    assert [(each.table, each.column, each.to, each.changed) for each in done] == [(*column, True) for column in COLUMNS]
+    assert [(each.table, each.column, each.to, each.changed) for each in done] == [
+        (*column, True) for column in COLUMNS
+    ]
     assert await constraints(shared) == [(*column, False, False) for column in COLUMNS]
     await write(shared, order("b", ident("nowhere")))
     assert [each.changed for each in await references.link(shared, TARGETS)] == [False] * 4
@@ -111,7 +120,9 @@ async def test_declared_they_promise_nothing_and_again_is_harmless(shared: Setti
     assert await constraints(shared) == []
 
 
-async def test_enforced_only_once_all_rows_keep_it(shared: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_enforced_only_once_all_rows_keep_it(
+    shared: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
     await write(shared, order("a", ident("nowhere")))
     await references.link(shared, TARGETS)
     command = [
@@ -156,7 +167,9 @@ async def test_a_batch_waits_for_what_it_refers_to(shared: Settings) -> None:
 
 
 @pytest.mark.parametrize("shared", ["user_id"], indirect=True)
-async def test_rows_that_break_it_meanwhile_leave_it_not_enforced(shared: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rows_that_break_it_meanwhile_leave_it_not_enforced(
+    shared: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await write(shared, order("a"))
     look, looks = references._require_kept, []
 
@@ -218,7 +231,9 @@ async def test_what_does_not_fit_says_why(shared: Settings) -> None:
     assert await constraints(shared) == []
     (odd,) = await references.link(shared, {"users": 'hr."An odd ""name"'}, enforced=True)
     assert odd.to == 'hr."An odd ""name"'
-    with pytest.raises(LinkError, match=r"orders_order.user_id refers to hr.* run orders db unlink users first"):
+    with pytest.raises(
+        LinkError, match=r"orders_order.user_id refers to hr.* run orders db unlink users first"
+    ):
         await references.link(shared, {"users": "accounts_user"})
 
 

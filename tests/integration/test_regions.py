@@ -1,4 +1,6 @@
-"""Partitions for regions: added under writers, nothing lost, nothing twice, and queries read no other partition."""
+"""Partitions for regions: added under writers, nothing lost, nothing twice, and
+queries read no other partition.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def batch(orders: list[tuple[Order, str]]) -> RowBatch:
 
 def returned(number: int, version: int = 4) -> Order:
     """An order with a row in every table."""
-    return Order(f"o{number}", version, "returned", created=10, updated=50, parcels=((f"p{number}", "delivered"),))
+    return Order(
+        f"o{number}", version, "returned", created=10, updated=50, parcels=((f"p{number}", "delivered"),)
+    )
 
 
 async def write(settings: Settings, *orders: tuple[Order, str]) -> None:
@@ -71,7 +75,12 @@ async def write(settings: Settings, *orders: tuple[Order, str]) -> None:
 async def places(settings: Settings) -> dict[str, dict[str, int]]:
     """Table -> partition -> rows, where there are any."""
     return {
-        table: dict(await fetch(settings, f"SELECT relname, count(*) FROM {table} t JOIN pg_class c ON c.oid = t.tableoid GROUP BY 1"))
+        table: dict(
+            await fetch(
+                settings,
+                f"SELECT relname, count(*) FROM {table} t JOIN pg_class c ON c.oid = t.tableoid GROUP BY 1",
+            )
+        )
         for table in TABLES
     }
 
@@ -95,21 +104,26 @@ async def test_again_is_harmless_and_names_are_taken_as_they_are(by_region: Sett
     assert [made.created for made in await regions.add(by_region, names)] == [False] * len(names)
     assert await regions.listed(by_region) == dict.fromkeys(sorted(names), None)
     await write(by_region, *((returned(number), name) for number, name in enumerate(names)))
-    assert await places(by_region) == {table: {regions.partition_name(table, name): 1 for name in names} for table in TABLES}
+    assert await places(by_region) == {
+        table: {regions.partition_name(table, name): 1 for name in names} for table in TABLES
+    }
 
 
 async def test_a_new_partition_is_made_like_the_others(by_region: Settings) -> None:
     await regions.add(by_region, ["SP"])
     query = (
-        "SELECT c.relname, 'option', unnest(c.reloptions) FROM pg_class c WHERE c.relname LIKE $1 AND c.relkind = 'r'"
-        " UNION ALL SELECT c.relname, 'index', pg_get_indexdef(indexrelid) FROM pg_index JOIN pg_class c ON c.oid = indrelid"
-        " WHERE c.relname LIKE $1 AND c.relkind = 'r'"
-        " UNION ALL SELECT c.relname, 'constraint', conname || conenforced || pg_get_constraintdef(k.oid) FROM pg_constraint k"
+        "SELECT c.relname, 'option', unnest(c.reloptions) FROM pg_class c WHERE c.relname LIKE $1 AND"
+        " c.relkind = 'r' UNION ALL SELECT c.relname, 'index', pg_get_indexdef(indexrelid) FROM pg_index JOIN"
+        " pg_class c ON c.oid = indrelid WHERE c.relname LIKE $1 AND c.relkind = 'r' UNION ALL SELECT"
+        " c.relname, 'constraint', conname || conenforced || pg_get_constraintdef(k.oid) FROM pg_constraint k"
         " JOIN pg_class c ON c.oid = conrelid WHERE c.relname LIKE $1 AND c.relkind = 'r'"
     )
 
     async def of(part: str) -> list[list[str]]:
-        return sorted([text.replace(part, "") for text in row] for row in await fetch(by_region, query, f"orders%{part}"))
+        return sorted(
+            [text.replace(part, "") for text in row]
+            for row in await fetch(by_region, query, f"orders%{part}")
+        )
 
     assert await of("_r_sp") == await of("_default")
     assert sum(f"fillfactor={FILLFACTOR}" in row for row in await of("_r_sp")) == len(TABLES)
@@ -123,7 +137,9 @@ async def test_nothing_is_lost_or_done_twice_under_writers(by_region: Settings) 
     stop = asyncio.Event()
 
     async def writer(mine: range, seed: int) -> None:
-        """What a lane does: orders of its own, later and later versions, the same batch again after an error that passes."""
+        """What a lane does: orders of its own, later and later versions, the same batch again
+        after an error that passes.
+        """
         rng, sink = random.Random(seed), PostgresSink(by_region)
         await sink.start()
         try:
@@ -163,22 +179,32 @@ async def test_nothing_is_lost_or_done_twice_under_writers(by_region: Settings) 
         stop.set()
         await asyncio.gather(*tasks)
     assert errors == []
-    expected = {(ident(f"o{number}"), version, names[number % 4]) for number, version in enumerate(newest) if version}
+    expected = {
+        (ident(f"o{number}"), version, names[number % 4]) for number, version in enumerate(newest) if version
+    }
     assert set(await fetch(by_region, "SELECT id::text, version, region FROM orders_order")) == expected
     for table, found in (await places(by_region)).items():
         assert sum(found.values()) == len(expected), table
         assert found.keys() <= {f"{table}_r_{name.lower()}" for name in names}
 
 
-async def test_who_is_in_the_way_is_named_and_nothing_is_changed(by_region: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_who_is_in_the_way_is_named_and_nothing_is_changed(
+    by_region: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ddl, "LOCK_TIMEOUT", 0.05)
     await write(by_region, (returned(1), "SP"))
     said: list[str] = []
     async with ddl.connect(by_region) as report:
         async with report.transaction():
-            await report.execute("SET LOCAL application_name = 'a long report'; SELECT FROM orders_return LIMIT 1")
+            await report.execute(
+                "SET LOCAL application_name = 'a long report'; SELECT FROM orders_return LIMIT 1"
+            )
             with pytest.raises(
-                ddl.Busy, match=r"within 0.2 s, nothing was changed; they are used by a long report \(pid \d+, idle in transaction"
+                ddl.Busy,
+                match=(
+                    r"within 0.2 s, nothing was changed; they are used by a long report \(pid \d+, idle in"
+                    r" transaction"
+                ),
             ):
                 await regions.add(by_region, ["SP"], patience=0.2, say=said.append)
         assert any("trying again" in line and "a long report" in line for line in said)
@@ -199,7 +225,9 @@ async def test_only_where_regions_were_chosen(stack: Servers) -> None:
         await drop_database(stack, settings)
 
 
-async def test_by_the_command_line(by_region: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_by_the_command_line(
+    by_region: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("ORDERS_POSTGRES", by_region.postgres.get_secret_value())
     get_settings.cache_clear()
     await write(by_region, (returned(1), "SP"), (returned(2), "RJ"), (returned(3), ""))
@@ -211,6 +239,9 @@ async def test_by_the_command_line(by_region: Settings, monkeypatch: pytest.Monk
     assert "SP: 4 rows moved; writers waited " in await orders("add", "SP")
     (again, more) = json.loads(await orders("add", "SP", "MG", "--json"))["regions"]
     assert (again["created"], more["created"], more["moved"]) == (False, True, dict.fromkeys(TABLES, 0))
-    assert json.loads(await orders("list", "--json")) == {"own_partitions": ["MG", "SP"], "in_default": {"": 1, "RJ": 1}}
+    assert json.loads(await orders("list", "--json")) == {
+        "own_partitions": ["MG", "SP"],
+        "in_default": {"": 1, "RJ": 1},
+    }
     assert "in the default partition: '' (1 orders), RJ (1 orders)" in await orders("list")
     get_settings.cache_clear()

@@ -1,4 +1,6 @@
-"""orders repair on what a real worker wrote and somebody damaged: the audit names it, repair mends it, the audit is clean again."""
+"""orders repair on what a real worker wrote and somebody damaged: the audit names it, repair mends it,
+the audit is clean again.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ async def states_of(settings: Settings) -> States:
 
 def grown_in(states: States) -> list[str]:
     """Orders whose first state has a lower version than their last."""
-    return [order_id for order_id, written in sorted(states.items()) if version_of(written[0]) < version_of(written[-1])]
+    return [
+        order_id
+        for order_id, written in sorted(states.items())
+        if version_of(written[0]) < version_of(written[-1])
+    ]
 
 
 async def append(settings: Settings, written: Mapping[str, list[bytes | None]]) -> None:
@@ -51,7 +57,9 @@ async def append(settings: Settings, written: Mapping[str, list[bytes | None]]) 
         for order_id, values in written.items():
             lane = partition_of(order_id.encode(), settings.partitions)
             for value in values:
-                await producer.send_and_wait(settings.changelog_topic, value, UUID(order_id).bytes, partition=lane)
+                await producer.send_and_wait(
+                    settings.changelog_topic, value, UUID(order_id).bytes, partition=lane
+                )
 
 
 def told(*arguments: str, code: int) -> dict[str, Any]:
@@ -84,7 +92,9 @@ async def database(fresh: Settings) -> AsyncIterator[Any]:
 
 
 async def run_twice(settings: Settings, folder: Path, history: list[Any]) -> None:
-    """Two workers handle a half each. Between them a copy is made of the local table: what a worker that was away since would have."""
+    """Two workers handle a half each.
+    Between them a copy is made of the local table: what a worker that was away since would have.
+    """
     half = len(history) // 2
     with worker(folder, "w") as first:
         await send(settings, history[:half])
@@ -97,8 +107,12 @@ async def run_twice(settings: Settings, folder: Path, history: list[Any]) -> Non
         assert second.terminate() == 0
 
 
-async def damage_changelog(settings: Settings, states: States, behind: str, compacted: str, deleted: str, ahead: str, ghost: str) -> None:
-    """An older state last; an older state alone, as compaction would leave it; none; one that never was; one of nobody."""
+async def damage_changelog(
+    settings: Settings, states: States, behind: str, compacted: str, deleted: str, ahead: str, ghost: str
+) -> None:
+    """An older state last; an older state alone, as compaction would leave it; none; one that
+    never was; one of nobody.
+    """
     future = msgspec.msgpack.encode([99, *msgspec.msgpack.decode(states[ahead][-1])[1:]])
     await append(
         settings,
@@ -115,17 +129,21 @@ async def damage_changelog(settings: Settings, states: States, behind: str, comp
 async def damage_rows(database: Any, gone: str, altered: str, twice: str, guest: str) -> None:
     """One gone, one altered (and made to look newer), a second one of an order, one of nobody."""
     await database.execute("DELETE FROM orders_order_item WHERE order_id = $1", gone)
-    await database.execute("UPDATE orders_order SET status = 'pending', version = version + 5 WHERE id = $1", altered)
+    await database.execute(
+        "UPDATE orders_order SET status = 'pending', version = version + 5 WHERE id = $1", altered
+    )
     for order_id, was in ((twice, twice), (guest, twice)):
         await database.execute(
-            "INSERT INTO orders_order SELECT $1::uuid, $2::uuid, region, status, currency, total_amount, discount_amount, created_at,"
-            " updated_at, version FROM orders_order WHERE id = $3::uuid LIMIT 1",
+            "INSERT INTO orders_order SELECT $1::uuid, $2::uuid, region, status, currency, total_amount,"
+            " discount_amount, created_at, updated_at, version FROM orders_order WHERE id = $3::uuid LIMIT 1",
             *(order_id, str(uuid4()), was),
         )
 
 
 async def damage_cache(redis: Any, summary: str, shade: str, parcel: str) -> tuple[str, Any]:
-    """A summary of another version, one of nobody, a parcel under numbers that aren't its own. Returns one such key, and what was there."""
+    """A summary of another version, one of nobody, a parcel under numbers that aren't its own.
+    Returns one such key, and what was there.
+    """
     await redis.set(f"order:{summary}", json.dumps({"order_id": summary, "version": 99}), ex=600)
     await redis.set(f"order:{shade}", "{}", ex=600)
     entry = {"order_id": parcel, "shipment_id": str(uuid4()), "carrier": None, "status": "delivered"}
@@ -145,7 +163,9 @@ async def misplace(redis: Any, database: Any, order_id: str) -> None:
 
 
 async def workers_take_over(settings: Settings, folder: Path, history: list[Any]) -> None:
-    """Workers go on with the repaired states: one with its own table, one with an old table, one with none."""
+    """Workers go on with the repaired states: one with its own table, one with an
+    old table, one with none.
+    """
     for name in ("w", "old", "new"):
         with worker(folder, name) as again:
             await send(settings, history[:50])
@@ -154,7 +174,9 @@ async def workers_take_over(settings: Settings, folder: Path, history: list[Any]
             assert again.terminate() == 0
 
 
-async def test_what_was_damaged_is_named_mended_and_clean_again(fresh: Settings, redis: Any, database: Any, tmp_path: Path) -> None:
+async def test_what_was_damaged_is_named_mended_and_clean_again(
+    fresh: Settings, redis: Any, database: Any, tmp_path: Path
+) -> None:
     history = list(generator.events(300, 31, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)))
     await run_twice(fresh, tmp_path, history)
     audit()
@@ -228,12 +250,17 @@ async def test_only_while_no_worker_is_there(fresh: Settings, tmp_path: Path) ->
         processed()
         refused = orders("repair")
         assert refused.returncode == 2
-        said = f"orders: group {fresh.group} has members; stop all workers (SIGTERM lets them finish), and run this again\n"
+        said = (
+            f"orders: group {fresh.group} has members; stop all workers (SIGTERM lets them finish), and run"
+            " this again\n"
+        )
         assert refused.stderr == said
         assert told("repair", "--dry-run", code=0)["repaired"] == []
 
 
-async def test_what_it_does_not_mend_is_named_and_left(fresh: Settings, database: Any, tmp_path: Path) -> None:
+async def test_what_it_does_not_mend_is_named_and_left(
+    fresh: Settings, database: Any, tmp_path: Path
+) -> None:
     with worker(tmp_path) as running:
         await send(fresh, generator.events(20, 34, generator.Shares(0, 0, 0)))
         processed()
@@ -241,7 +268,12 @@ async def test_what_it_does_not_mend_is_named_and_left(fresh: Settings, database
     order_id = str(await database.fetchval("SELECT id FROM orders_order LIMIT 1"))
     await database.execute("UPDATE orders_order SET status = 'returned' WHERE id = $1", order_id)
     async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
-        await producer.send_and_wait("stock.restock", b"{}", order_id.encode(), partition=partition_of(order_id.encode(), fresh.partitions))
+        await producer.send_and_wait(
+            "stock.restock",
+            b"{}",
+            order_id.encode(),
+            partition=partition_of(order_id.encode(), fresh.partitions),
+        )
     outcome = told("repair", code=1)
     assert outcome["remaining"] == outcome["left"] == {"derived": 1}
     assert [finding["check"] for finding in outcome["findings"]] == ["derived"]
@@ -266,7 +298,9 @@ async def test_without_the_log_there_is_no_repair(fresh: Settings, database: Any
     await admin.close()
     refused = orders("repair")
     assert refused.returncode == 2
-    assert refused.stderr.startswith(f"orders: order.created/{lane} begins at 1: its orders can't be folded again; ")
+    assert refused.stderr.startswith(
+        f"orders: order.created/{lane} begins at 1: its orders can't be folded again; "
+    )
     assert await states_of(fresh) != states
     report = told("audit", code=1)
     assert report["seen_from"] == {f"order.created/{lane}": 1}

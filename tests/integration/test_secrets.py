@@ -1,4 +1,6 @@
-"""Passwords in server URLs, in what programs that run print and log: workers, the API, and commands that meet a server."""
+"""Passwords in server URLs, in what programs that run print and log: workers, the API, and
+commands that meet a server.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +62,17 @@ def test_the_api_without_its_databases(settings: Settings, tmp_path: Path) -> No
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    environment = os.environ | {"ORDERS_POSTGRES": POSTGRES, "ORDERS_POSTGRES_REPLICA": POSTGRES, "ORDERS_REDIS": REDIS}
-    with log.open("wb") as out, subprocess.Popen((*ORDERS, "api", "--port", str(port)), stdout=out, stderr=out, env=environment) as api:
+    environment = os.environ | {
+        "ORDERS_POSTGRES": POSTGRES,
+        "ORDERS_POSTGRES_REPLICA": POSTGRES,
+        "ORDERS_REDIS": REDIS,
+    }
+    with (
+        log.open("wb") as out,
+        subprocess.Popen(
+            (*ORDERS, "api", "--port", str(port)), stdout=out, stderr=out, env=environment
+        ) as api,
+    ):
         try:
             until(lambda: "Application startup complete" in log.read_text(), "it serves")
             for path in ("health", "orders/3fa85f64-5717-4562-b3fc-2c963f66afa6"):

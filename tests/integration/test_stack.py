@@ -1,4 +1,6 @@
-"""`orders stack` with real servers: up, down, status, env; unclean ends; strangers; three brokers and a replica."""
+"""`orders stack` with real servers: up, down, status, env; unclean ends; strangers;
+three brokers and a replica.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,14 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def orders(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run `orders stack ...` as a user does."""
     command = [sys.executable, "-c", "from cli.main import main; main()", "stack", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
 
 
 async def write_something(env: dict[str, str]) -> None:
@@ -72,7 +81,9 @@ async def read_something(env: dict[str, str]) -> tuple[bytes | None, str]:
 
 
 def ended(pid: int) -> bool:
-    """Whether a process is gone, but for the entry that its parent, some other process by now, may not have collected."""
+    """Whether a process is gone, but for the entry that its parent, some other process by
+    now, may not have collected.
+    """
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
@@ -88,7 +99,9 @@ async def execute(url: str, statement: str) -> object:
 def used_without_being_told(folder: Path, kafka: str) -> None:
     """`orders` in a folder whose .stack is this one, with no server in the environment, and with one."""
     (folder.parent / ".stack").symlink_to(folder)
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")} | {"PYTHONPATH": str(ROOT)}
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")} | {
+        "PYTHONPATH": str(ROOT)
+    }
 
     def run(*arguments: str, **more: str) -> tuple[int, str, str]:
         command = (sys.executable, "-c", "from cli.main import main; main()", *arguments)
@@ -122,7 +135,10 @@ async def test_a_stack_is_started_asked_and_stopped_from_the_command_line(folder
 
     exported = orders("env", *where)
     shell = f'{exported.stdout}\nprintf %s "$ORDERS_POSTGRES"'
-    assert subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout == values["ORDERS_POSTGRES"]
+    assert (
+        subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout
+        == values["ORDERS_POSTGRES"]
+    )
     assert all(line.startswith("export ORDERS_") for line in exported.stdout.splitlines())
 
     status = orders("status", "--json", *where)
@@ -130,7 +146,11 @@ async def test_a_stack_is_started_asked_and_stopped_from_the_command_line(folder
     servers = json.loads(status.stdout)["servers"]
     assert [server["name"] for server in servers] == ["kafka-1", "postgres", "redis"]
     for server in servers:
-        listening = {entry.laddr for entry in psutil.Process(server["pid"]).net_connections("tcp") if entry.status == psutil.CONN_LISTEN}
+        listening = {
+            entry.laddr
+            for entry in psutil.Process(server["pid"]).net_connections("tcp")
+            if entry.status == psutil.CONN_LISTEN
+        }
         assert server["port"] in {address.port for address in listening}
         assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
 
@@ -165,14 +185,17 @@ async def test_a_stack_comes_back_after_kill_9_of_everything_and_leaves_stranger
             os.kill(pid, signal.SIGKILL)
     until(lambda: not stack.running, "the servers are dead")
 
-    # The dead servers' pids by now belong to somebody else, as after a reboot; Postgres has its own file with one, too.
+    # The dead servers' pids by now belong to somebody else, as after a reboot; Postgres has
+    # its own file with one, too.
     with subprocess.Popen(["sleep", "600"]) as stranger:
         for record in state["servers"].values():
             record["pid"] = stranger.pid
             record["born"] = processes.birth(stranger.pid)
         path.write_text(json.dumps(state))
         lines = (folder / "postgres" / "postgres" / "postmaster.pid").read_text().splitlines()
-        (folder / "postgres" / "postgres" / "postmaster.pid").write_text("\n".join([str(stranger.pid), *lines[1:]]) + "\n")
+        (folder / "postgres" / "postgres" / "postmaster.pid").write_text(
+            "\n".join([str(stranger.pid), *lines[1:]]) + "\n"
+        )
 
         assert not Stack.open(folder).running
         with Stack.start(folder) as again:
@@ -186,7 +209,11 @@ async def test_three_brokers_and_a_replica_beside_another_stack(folder: Path, st
     with Stack.start(folder, brokers=3, replica=True) as three:
         assert len(three.env["ORDERS_KAFKA"].split(",")) == 3
         assert set(three.env["ORDERS_KAFKA"].split(",")).isdisjoint(stack.env["ORDERS_KAFKA"].split(","))
-        assert {kind: len(pids) for kind, pids in three.pids.items()} == {"kafka": 3, "postgres": 2, "redis": 1}
+        assert {kind: len(pids) for kind, pids in three.pids.items()} == {
+            "kafka": 3,
+            "postgres": 2,
+            "redis": 1,
+        }
 
         admin = AIOKafkaAdminClient(bootstrap_servers=three.env["ORDERS_KAFKA"])
         await admin.start()
@@ -209,17 +236,24 @@ async def test_three_brokers_and_a_replica_beside_another_stack(folder: Path, st
     assert await execute(stack.env["ORDERS_POSTGRES"], "select 1") == 1, "the other stack was not touched"
 
 
-async def test_a_second_listener_tells_its_clients_another_address_and_one_server_is_started_alone(folder: Path) -> None:
+async def test_a_second_listener_tells_its_clients_another_address_and_one_server_is_started_alone(
+    folder: Path,
+) -> None:
     with pytest.raises(StackError, match=r"2 addresses are to be advertised by 1 broker\(s\)"):
         Stack.start(folder, advertise=["127.0.0.1:1", "127.0.0.1:2"])
     told = f"127.0.0.1:{ports.choose(set())}"
     with Stack.start(folder, advertise=[told]) as stack:
         assert stack.detours.keys() == {told}
-        for bootstrap, address in ((f"127.0.0.1:{stack.detours[told]}", told), (stack.env["ORDERS_KAFKA"], stack.env["ORDERS_KAFKA"])):
+        for bootstrap, address in (
+            (f"127.0.0.1:{stack.detours[told]}", told),
+            (stack.env["ORDERS_KAFKA"], stack.env["ORDERS_KAFKA"]),
+        ):
             admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
             await admin.start()
             try:
-                assert {f"{broker.host}:{broker.port}" for broker in admin._client.cluster.brokers()} == {address}
+                assert {f"{broker.host}:{broker.port}" for broker in admin._client.cluster.brokers()} == {
+                    address
+                }
             finally:
                 await admin.close()
 
@@ -261,11 +295,19 @@ def test_a_server_that_does_not_come_up_says_why_and_leaves_nothing_running(fold
 
 
 def test_a_user_without_a_home_runs_a_stack() -> None:
-    """As root: as the user nobody, where that user can reach this clone. As anybody else: as that user, without a home."""
+    """As root: as the user nobody, where that user can reach this clone.
+    As anybody else: as that user, without a home.
+    """
     nobody = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
-    account = nobody if all(processes.permitted(nobody, place) for place in (ROOT / "stack", Path(sys.prefix) / "bin")) else None
+    account = (
+        nobody
+        if all(processes.permitted(nobody, place) for place in (ROOT / "stack", Path(sys.prefix) / "bin"))
+        else None
+    )
     home = Path(tempfile.mkdtemp(prefix="orders-test-user-"))
-    shutil.copytree(Path(jars.class_path().split(os.pathsep)[0]).parent, home / "cache" / folders.NAME / jars.KAFKA.folder)
+    shutil.copytree(
+        Path(jars.class_path().split(os.pathsep)[0]).parent, home / "cache" / folders.NAME / jars.KAFKA.folder
+    )
     if account:
         for path in (home, *home.rglob("*")):
             os.chown(path, account.pw_uid, account.pw_gid)
@@ -285,7 +327,12 @@ with stack.lifecycle.Stack.start(folder) as running:
     try:
         done = subprocess.run(
             [sys.executable, "-c", script, str(home / "stack"), str(uid), str(gid)],
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": "/nonexistent", "XDG_CACHE_HOME": str(home / "cache")},
+            env={
+                "PATH": os.environ["PATH"],
+                "PYTHONPATH": str(ROOT),
+                "HOME": "/nonexistent",
+                "XDG_CACHE_HOME": str(home / "cache"),
+            },
             capture_output=True,
             text=True,
             check=False,

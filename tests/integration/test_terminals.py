@@ -1,4 +1,6 @@
-"""What the commands print of orders, dead letters and jobs whose texts are hostile, in several kinds of terminal."""
+"""What the commands print of orders, dead letters and jobs whose texts are hostile, in
+several kinds of terminal.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,16 @@ from tests.unit.test_terminal import ENVIRONMENTS, harmful, stream, written
 from tests.workers import ORDERS, orders, processed, worker
 
 HOSTILE = (
-    "gr\u00f6\u00dfe \u65e5\u672c \U0001f600 [/b] [link=http://evil]x[/link] \x1b[2J\x1b]8;;http://evil\x07 \x9b1m"
-    " \u202ecba \u2066\u200b\u2028\t\r\nforged"
+    "gr\u00f6\u00dfe \u65e5\u672c \U0001f600 [/b] [link=http://evil]x[/link] \x1b[2J\x1b]8;;http://evil\x07"
+    " \x9b1m \u202ecba \u2066\u200b\u2028\t\r\nforged"
 )
 COLUMNS = "order_id,user_id,currency,total_amount,time,item_id,product_id,seller_id,sku,quantity,price"
 
 
 async def fill(settings: Settings, folder: Path) -> tuple[str, list[str]]:
-    """An order, a dead letter and a job full of hostile texts. The job's id, and the dead letters' coordinates."""
+    """An order, a dead letter and a job full of hostile texts.
+    The job's id, and the dead letters' coordinates.
+    """
     scan = {
         "order_id": ORDER,
         "shipment_id": parcel(1),
@@ -58,7 +62,9 @@ async def fill(settings: Settings, folder: Path) -> tuple[str, list[str]]:
         ):
             headers, value = record(topic, data)
             await producer.send_and_wait(topic, value, key=ORDER.encode(), headers=headers)
-        await producer.send_and_wait("order.paid", HOSTILE.encode(), key=HOSTILE.encode(), headers=[(HOSTILE, HOSTILE.encode())])
+        await producer.send_and_wait(
+            "order.paid", HOSTILE.encode(), key=HOSTILE.encode(), headers=[(HOSTILE, HOSTILE.encode())]
+        )
     file = folder / "job.csv"
     file.write_text(f"{COLUMNS},note\n{ORDER},x,EUR,1,x,x,x,x,x,1,1,x\n" + good())
     with worker(folder):
@@ -75,7 +81,9 @@ def good() -> str:
     return f"{ids[0]},{ids[1]},EUR,1.00,2026-01-01T01:00:00Z,{ids[2]},{ids[3]},{ids[4]},sku,1,1.00,x\n"
 
 
-async def test_hostile_texts_steer_no_terminal(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hostile_texts_steer_no_terminal(
+    fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job, letters = await fill(fresh, tmp_path)
     hostile = tmp_path / "hostile.csv"
     text = HOSTILE.partition("\r")[0]  # no line break: it would end the header
@@ -138,15 +146,21 @@ async def run(encoding: str, *args: str) -> tuple[int, str, str]:
     return code, written(out), written(err)
 
 
-# -- a person at a terminal ----------------------------------------------------------------------------------------
+# -- a person at a terminal ----------------------------------------------------------------------------------
 
 
 def at_terminal(*args: str, columns: int, answer: str = "", question: str = "") -> tuple[int, str]:
-    """A command line in a process of its own at a terminal of so many columns -> exit code, what the person saw."""
+    """A command line in a process of its own at a terminal of so many columns -> exit
+    code, what the person saw.
+    """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
-    with subprocess.Popen((*ORDERS, *args), stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True) as process:
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")} | {
+        "TERM": "xterm"
+    }
+    with subprocess.Popen(
+        (*ORDERS, *args), stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True
+    ) as process:
         os.close(theirs)
         seen = io.BytesIO()
         while True:
@@ -162,7 +176,9 @@ def at_terminal(*args: str, columns: int, answer: str = "", question: str = "") 
                 answer = ""
         code = process.wait(30)
     os.close(ours)
-    return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.getvalue().decode(errors="replace")).replace("\r\n", "\n")
+    return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", seen.getvalue().decode(errors="replace")).replace(
+        "\r\n", "\n"
+    )
 
 
 async def test_a_person_at_a_terminal(fresh: Settings, tmp_path: Path) -> None:

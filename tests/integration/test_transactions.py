@@ -1,4 +1,6 @@
-"""Exactly once: what readers of committed records see, and what becomes of a worker whose lane another one has taken over."""
+"""Exactly once: what readers of committed records see, and what becomes of a worker whose lane
+another one has taken over.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ from tests.waiting import eventually
 async def group(stack: Servers, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Counting]:
     """Of four partitions, or as many as the test asks for."""
     partitions = getattr(request, "param", 4)
-    async with counting(stack.env["ORDERS_KAFKA"], tmp_path, partitions=partitions, delivery="exactly_once") as group:
+    async with counting(
+        stack.env["ORDERS_KAFKA"], tmp_path, partitions=partitions, delivery="exactly_once"
+    ) as group:
         yield group
 
 
@@ -60,7 +64,10 @@ async def test_committed_offsets_are_read_when_their_transaction_has_ended(
         asking = asyncio.create_task(stable_offsets(consumer._coordinator, [TP(*written), TP(*untouched)]))
 
         async def waits() -> bool:
-            return f"waiting for the end of a transaction that commits offsets of {written.topic}/0" in caplog.text
+            return (
+                f"waiting for the end of a transaction that commits offsets of {written.topic}/0"
+                in caplog.text
+            )
 
         await eventually(waits, "the question waits")
         assert not asking.done()
@@ -76,9 +83,11 @@ async def test_committed_offsets_are_read_when_their_transaction_has_ended(
 
 @pytest.mark.parametrize("group", [6], indirect=True)
 async def test_whoever_sleeps_or_dies_inside_a_transaction_writes_nothing_twice(group: Counting) -> None:
-    """A lane for each of six workers. Three stop in a transaction, two are killed in one or right after it; the sixth takes over;
-    then the three wake up, and the killed ones come back with the local state that they left. The brokers themselves would end none
-    of these transactions in time: who takes over has to, before it recovers."""
+    """A lane for each of six workers. Three stop in a transaction, two are killed in one or right after
+    it; the sixth takes over; then the three wake up, and the killed ones come back with the local state
+    that they left. The brokers themselves would end none of these transactions in time: who takes over
+    has to, before it recovers.
+    """
     env = {"ORDERS_TRANSACTION_TIMEOUT": "900", "COUNTER_SLOW": "0.02"}
     faults = [f"stop before {request}" for request in ("AddPartitionsToTxn", "Produce", "EndTxn")]
     faults += ["kill before EndTxn", "kill after EndTxn"]
@@ -98,7 +107,9 @@ async def test_whoever_sleeps_or_dies_inside_a_transaction_writes_nothing_twice(
             zombie.send(signal.SIGCONT)
             await zombie.logged(f"the answer to {fault.split()[-1]}", 60)
             await zombie.logged("lanes closed (partitions revoked)", 60, after=asleep)
-        refused = [zombie.text() for zombie in faulty[:3] if "error_code=47" in zombie.text()]  # an answer may be lost with its connection
+        refused = [
+            zombie.text() for zombie in faulty[:3] if "error_code=47" in zombie.text()
+        ]  # an answer may be lost with its connection
         assert refused
         assert all("another worker has taken it over" in text for text in refused)
         again = [group.start(str(number), **env) for number in (3, 4)]
@@ -126,7 +137,9 @@ async def test_workers_come_and_go_without_doubling_anything(group: Counting) ->
 
 
 async def test_a_worker_that_is_shut_out_without_a_successor_begins_anew(group: Counting) -> None:
-    """As after a transaction that took too long: the broker has a newer producer, but the group says that the lane is this worker's."""
+    """As after a transaction that took too long: the broker has a newer producer, but the group says that
+    the lane is this worker's.
+    """
     worker = group.start()
     async with group.fed():
         await group.written(100)
@@ -145,7 +158,9 @@ async def test_a_worker_that_is_shut_out_without_a_successor_begins_anew(group: 
 async def test_a_transaction_in_doubt_is_settled_by_the_committed_offsets(group: Counting, lost: str) -> None:
     places = [TP(topic, 0) for topic in group.topics]
     stored: list[tuple[int, dict[bytes, bytes], int | None, tuple[bytes, ...]]] = []
-    table: Any = SimpleNamespace(changelog_topic_name=group.changelog, store=SimpleNamespace(write=lambda *what: stored.append(what)))
+    table: Any = SimpleNamespace(
+        changelog_topic_name=group.changelog, store=SimpleNamespace(write=lambda *what: stored.append(what))
+    )
     async with group.consumer(group_id=group.group) as consumer:
         producer = lane(group, lambda tps: stable_offsets(consumer._coordinator, tps))
         await producer.start()
@@ -168,7 +183,9 @@ async def test_a_transaction_in_doubt_is_settled_by_the_committed_offsets(group:
         await producer.close()
 
 
-async def test_in_doubt_whether_somebody_else_has_written_meanwhile_the_lane_is_given_up(group: Counting) -> None:
+async def test_in_doubt_whether_somebody_else_has_written_meanwhile_the_lane_is_given_up(
+    group: Counting,
+) -> None:
     place = TP(group.topics[0], 0)
     async with group.consumer(group_id=group.group) as consumer:
         one, other = (lane(group, lambda tps: stable_offsets(consumer._coordinator, tps)) for _ in range(2))
@@ -193,8 +210,12 @@ async def test_closing_takes_back_what_is_open_so_that_readers_go_on(group: Coun
         producer = lane(group, lambda tps: stable_offsets(consumer._coordinator, tps))
         await producer.start()
         losing(producer, "patience")
-        await producer.publish({group.out: [OutRecord(b"k", bytes(BATCH_BYTES), []), OutRecord(b"k", b"2", [])]}, 0)
-        acknowledging = asyncio.create_task(producer.acknowledge({TP(group.topics[0], 0): 5}, {TP(group.topics[0], 0): None}))
+        await producer.publish(
+            {group.out: [OutRecord(b"k", bytes(BATCH_BYTES), []), OutRecord(b"k", b"2", [])]}, 0
+        )
+        acknowledging = asyncio.create_task(
+            producer.acknowledge({TP(group.topics[0], 0): 5}, {TP(group.topics[0], 0): None})
+        )
 
         async def written() -> bool:
             return len(await group.read(group.out, isolation="read_uncommitted")) == 1
@@ -212,12 +233,17 @@ async def test_a_timeout_that_the_brokers_do_not_allow_is_said_in_one_line(group
     async def committed(tps: Sequence[TP]) -> dict[TP, int | None]:
         return dict.fromkeys(tps)
 
-    with pytest.raises(TransactionsRefused, match=r"transaction_timeout .* \(transaction\.max\.timeout\.ms\)"):
+    with pytest.raises(
+        TransactionsRefused, match=r"transaction_timeout .* \(transaction\.max\.timeout\.ms\)"
+    ):
         await lane(group, committed, seconds=100_000).start()
 
 
 def lane(
-    group: Counting, committed: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int | None]]], *, seconds: int = 60
+    group: Counting,
+    committed: Callable[[Sequence[TP]], Awaitable[Mapping[TP, int | None]]],
+    *,
+    seconds: int = 60,
 ) -> TransactionalLaneProducer:
     """Lane 0's producer, apart from any worker."""
     options = {
@@ -226,12 +252,15 @@ def lane(
         "transactional_id": f"{group.group}-0",
         "transaction_timeout_ms": seconds * 1000,
     }
-    return TransactionalLaneProducer(lambda: options, lambda: None, lambda why: None, 1.0, group=group.group, committed=committed)
+    return TransactionalLaneProducer(
+        lambda: options, lambda: None, lambda why: None, 1.0, group=group.group, committed=committed
+    )
 
 
 def losing(producer: TransactionalLaneProducer, what: str) -> None:
-    """The connection that `producer` has now breaks when it commits, before the request is out or before the answer is in; or it stands
-    still ("patience") where it writes the last records."""
+    """The connection that `producer` has now breaks when it commits, before the request is out or before the
+    answer is in; or it stands still ("patience") where it writes the last records.
+    """
     connection = producer._producer
     assert isinstance(connection, TransactionalAiokafkaConnection)
     client = connection._producer.client
@@ -253,13 +282,20 @@ def losing(producer: TransactionalLaneProducer, what: str) -> None:
 
 
 async def test_the_setting_may_change_with_workers_at_work(group: Counting) -> None:
-    """At least once, killed; exactly once, killed inside a transaction; at least once again: nothing is lost, the states are true."""
+    """At least once, killed; exactly once, killed inside a transaction; at least once again: nothing is
+    lost, the states are true.
+    """
     group.delivery = "at_least_once"
     async with group.fed():
         first = group.start("1")
         await group.written(100)
         first.process.kill()
-        second = group.start("2", ORDERS_DELIVERY="exactly_once", ORDERS_TRANSACTION_TIMEOUT="1", COUNTER_BREAK="kill before EndTxn")
+        second = group.start(
+            "2",
+            ORDERS_DELIVERY="exactly_once",
+            ORDERS_TRANSACTION_TIMEOUT="1",
+            COUNTER_BREAK="kill before EndTxn",
+        )
         await second.logged("lanes 0, 1, 2, 3 open")
         await group.written(100)
         second.send(signal.SIGUSR1)
@@ -279,7 +315,9 @@ async def test_nobody_is_shown_what_was_taken_back(fresh: Settings) -> None:
     await producer.start()
     await producer.begin_transaction()
     await producer.send_and_wait(DLQ, b"x", key=b"k", headers=[("dlq_reason", b"not_json")], partition=0)
-    await producer.send_and_wait(fresh.changelog_topic, codec.encode(Order()), key=order_id.bytes, partition=partition)
+    await producer.send_and_wait(
+        fresh.changelog_topic, codec.encode(Order()), key=order_id.bytes, partition=partition
+    )
     await producer.abort_transaction()
     await producer.stop()
     assert [letter async for letter in dead_letters.read(fresh)] == []
@@ -298,10 +336,14 @@ async def test_waiting_ends_when_readers_of_committed_records_see_everything(fre
 
 
 async def test_a_broker_that_dies_while_a_transaction_is_open(tmp_path: Path) -> None:
-    """One lane, so that no other's transaction is being ended at that moment: a broker of Kafka 4.3.0 that is alone may forget that one."""
+    """One lane, so that no other's transaction is being ended at that moment: a broker of Kafka 4.3.0 that is
+    alone may forget that one.
+    """
     try:
         stack = Stack.start(tmp_path / "stack")
-        async with counting(stack.env["ORDERS_KAFKA"], tmp_path, topics=1, partitions=1, delivery="exactly_once") as group:
+        async with counting(
+            stack.env["ORDERS_KAFKA"], tmp_path, topics=1, partitions=1, delivery="exactly_once"
+        ) as group:
             worker = group.start(COUNTER_BREAK="stop before EndTxn", ORDERS_TRANSACTION_TIMEOUT="60")
             await group.produce(100)
             await group.drained()

@@ -46,7 +46,9 @@ async def test_everything_is_counted_from_offset_zero_and_committed_at_the_end(g
 
     await eventually(counted, "all effects")
     assert await worker.stop() == 0
-    assert await group.committed() == {tp: end for tp, end in (await group.ends(*group.topics)).items() if end}
+    assert await group.committed() == {
+        tp: end for tp, end in (await group.ends(*group.topics)).items() if end
+    }
     await group.verify()
     assert worker.counter("rewinds") == 0
 
@@ -58,7 +60,9 @@ async def test_lists_thrown_away_are_read_again(group: Counting) -> None:
     await group.drained()
     assert await first.stop() == 0
     assert first.counter("rewinds") > 0
-    second = group.start("2", COUNTER_LOSE="0.3", ORDERS_BATCH_RECORDS="20")  # an empty data folder: recovers, losing lists
+    second = group.start(
+        "2", COUNTER_LOSE="0.3", ORDERS_BATCH_RECORDS="20"
+    )  # an empty data folder: recovers, losing lists
     await group.produce(500)
     await group.drained()
     assert await second.stop() == 0
@@ -133,7 +137,9 @@ async def test_an_outage_past_the_limit_ends_the_worker(group: Counting) -> None
 
 @BOTH
 async def test_offsets_without_a_record_are_no_gap(group: Counting) -> None:
-    """The markers of a transaction take offsets that are never delivered, at the very end of the log as well."""
+    """The markers of a transaction take offsets that are never delivered, at the
+    very end of the log as well.
+    """
     producer = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=group.group)
     await producer.start()
     for number in range(5):
@@ -178,19 +184,25 @@ async def test_recovery_keeps_the_highest_version_of_a_key(group: Counting, fold
     await group.drained()
     assert await worker.stop() == 0
     for record in {record.key: record for record in await group.read(group.changelog)}.values():
-        old = struct.pack("<3q", 1, -1, -1)  # what a worker that had lost the partition might have written last
+        old = struct.pack(
+            "<3q", 1, -1, -1
+        )  # what a worker that had lost the partition might have written last
         await group.producer.send_and_wait(group.changelog, old, key=record.key, partition=record.partition)
     recovered = group.start(folder)
     await recovered.ready()
     await group.produce(10, keys=10)
     await group.drained()
     assert await recovered.stop() == 0
-    last = {record.key: struct.unpack_from("<q", record.value)[0] for record in await group.read(group.changelog)}
+    last = {
+        record.key: struct.unpack_from("<q", record.value)[0] for record in await group.read(group.changelog)
+    }
     assert last == dict(group.sent)
 
 
 async def test_recovery_reads_what_lies_behind_an_open_transaction(group: Counting) -> None:
-    """A worker that wrote in transactions has died inside one; its successor, which doesn't, has written behind it and died as well."""
+    """A worker that wrote in transactions has died inside one; its successor, which doesn't, has written
+    behind it and died as well.
+    """
     await group.produce(100, keys=10)
     worker = group.start()
     await group.drained()
@@ -201,7 +213,9 @@ async def test_recovery_reads_what_lies_behind_an_open_transaction(group: Counti
     for record in {record.key: record for record in await group.read(group.changelog)}.values():
         unfinished, newest = (struct.pack("<3q", counted, 1000, 1000) for counted in (5000, 1000))
         await producer.send_and_wait(group.changelog, unfinished, key=record.key, partition=record.partition)
-        await group.producer.send_and_wait(group.changelog, newest, key=record.key, partition=record.partition)
+        await group.producer.send_and_wait(
+            group.changelog, newest, key=record.key, partition=record.partition
+        )
     recovered = group.start("2")
     await recovered.logged("offsets at start of reading")
     await producer.abort_transaction()
@@ -209,7 +223,9 @@ async def test_recovery_reads_what_lies_behind_an_open_transaction(group: Counti
     await group.produce(10, keys=10)
     await group.drained()
     assert await recovered.stop() == 0
-    last = {record.key: struct.unpack_from("<q", record.value)[0] for record in await group.read(group.changelog)}
+    last = {
+        record.key: struct.unpack_from("<q", record.value)[0] for record in await group.read(group.changelog)
+    }
     assert set(last.values()) == {1000}  # all offsets are below those that the newest state has seen
 
 
@@ -221,13 +237,19 @@ async def test_after_a_deletion_a_lower_version_counts(group: Counting, folder: 
     assert await worker.stop() == 0
     for record in {record.key: record for record in await group.read(group.changelog)}.values():
         for value in (None, struct.pack("<3q", 1, -1, -1)):  # both in one list that recovery takes over
-            await group.producer.send_and_wait(group.changelog, value, key=record.key, partition=record.partition)
+            await group.producer.send_and_wait(
+                group.changelog, value, key=record.key, partition=record.partition
+            )
     recovered = group.start(folder)
     await recovered.ready()
     await group.produce(10, keys=10)
     await group.drained()
     assert await recovered.stop() == 0
-    last = {record.key: struct.unpack_from("<q", record.value)[0] for record in await group.read(group.changelog) if record.value}
+    last = {
+        record.key: struct.unpack_from("<q", record.value)[0]
+        for record in await group.read(group.changelog)
+        if record.value
+    }
     assert set(last.values()) == {2}
 
 
@@ -255,7 +277,11 @@ async def test_a_corrupt_local_state_is_rebuilt_from_the_changelog(group: Counti
     again = group.start()  # what the first one wrote is in tables now, not in a log of its own
     await again.ready()
     assert await again.stop() == 0
-    spoilt = [path for path in (group.folder / "data-1").rglob(files) if path.parent.suffix == ".db" and path.stat().st_size]
+    spoilt = [
+        path
+        for path in (group.folder / "data-1").rglob(files)
+        if path.parent.suffix == ".db" and path.stat().st_size
+    ]
     assert spoilt
     for path in spoilt:
         path.write_bytes(bytes(path.stat().st_size))
@@ -303,7 +329,9 @@ async def test_a_committed_offset_that_the_log_does_not_have_ends_the_worker(gro
     await group.commit({TopicPartition(group.topics[0], 1): 5000})
     worker = group.start()
     assert await worker.ended() == 1
-    assert f"{group.topics[0]}/1: the group has finished up to offset 5000, but the log ends at" in worker.text()
+    assert (
+        f"{group.topics[0]}/1: the group has finished up to offset 5000, but the log ends at" in worker.text()
+    )
     assert (await group.committed())[TopicPartition(group.topics[0], 1)] == 5000
 
 
@@ -315,7 +343,10 @@ async def test_a_log_that_lost_records_is_read_from_its_start(group: Counting) -
     worker = group.start()
     await group.drained()
     assert await worker.stop() == 0
-    assert f"records of {tp.topic}/1 are lost: the group had finished up to offset 2, the log now begins at 7" in worker.text()
+    assert (
+        f"records of {tp.topic}/1 are lost: the group had finished up to offset 2, the log now begins at 7"
+        in worker.text()
+    )
 
 
 class Gate:
@@ -356,7 +387,11 @@ async def test_publishing_to_several_topics_and_partitions(group: Counting, lane
     big = bytes(8 << 20)
     delivered = await lane.send(
         {
-            group.out: [OutRecord(b"a", b"1", [("reason", b"x")]), OutRecord(b"b", big, []), OutRecord(b"c", None, [], partition=3)],
+            group.out: [
+                OutRecord(b"a", b"1", [("reason", b"x")]),
+                OutRecord(b"b", big, []),
+                OutRecord(b"c", None, [], partition=3),
+            ],
             group.topics[0]: [OutRecord(None, b"%d" % number * 100, []) for number in range(30_000)],
         },
         2,
@@ -364,12 +399,17 @@ async def test_publishing_to_several_topics_and_partitions(group: Counting, lane
     assert sum(batch.last + 1 for batch in delivered if batch.last is not None and batch.partition == 3) == 1
     assert max(batch.last for batch in delivered if batch.last is not None) == 29_999
     records = await group.read(group.out)
-    assert [(r.partition, r.key, r.value, r.headers) for r in sorted(records, key=lambda r: (r.partition, r.offset))] == [
+    assert [
+        (r.partition, r.key, r.value, r.headers)
+        for r in sorted(records, key=lambda r: (r.partition, r.offset))
+    ] == [
         (2, b"a", b"1", (("reason", b"x"),)),
         (2, b"b", big, ()),
         (3, b"c", None, ()),
     ]
-    assert [r.value for r in await group.read(group.topics[0])] == [b"%d" % number * 100 for number in range(30_000)]
+    assert [r.value for r in await group.read(group.topics[0])] == [
+        b"%d" % number * 100 for number in range(30_000)
+    ]
 
 
 async def test_values_that_are_made_when_they_are_sent(group: Counting, lane: LaneProducer) -> None:
@@ -409,7 +449,9 @@ def size_limit(topic: str, limit: int) -> object:
     return ConfigResource(ConfigResourceType.TOPIC, topic, configs={"max.message.bytes": str(limit)})
 
 
-async def test_a_request_waits_for_the_lease_and_then_goes_out_once(group: Counting, lane: LaneProducer, gate: Gate) -> None:
+async def test_a_request_waits_for_the_lease_and_then_goes_out_once(
+    group: Counting, lane: LaneProducer, gate: Gate
+) -> None:
     await lane.send({group.out: [OutRecord(b"a", b"1", [])]}, 0)
     sending = asyncio.create_task(lane.send({group.out: [OutRecord(b"a", b"2", [])]}, 0))
     await asyncio.sleep(0)  # the check before queuing has passed, the request has not gone out
@@ -425,7 +467,9 @@ async def test_a_request_waits_for_the_lease_and_then_goes_out_once(group: Count
     assert [record.value for record in await group.read(group.out)] == [b"1", b"2"]
 
 
-async def test_a_held_request_of_a_lane_that_lost_its_partition_never_goes_out(group: Counting, lane: LaneProducer, gate: Gate) -> None:
+async def test_a_held_request_of_a_lane_that_lost_its_partition_never_goes_out(
+    group: Counting, lane: LaneProducer, gate: Gate
+) -> None:
     await lane.send({group.out: [OutRecord(b"a", b"1", [])]}, 0)
     sending = asyncio.create_task(lane.send({group.out: [OutRecord(b"a", b"2", [])]}, 0))
     await asyncio.sleep(0)

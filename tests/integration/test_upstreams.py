@@ -1,4 +1,6 @@
-"""Whatever upstreams send, under whatever key and with whatever headers, the audit stays clean: before and after a redrive."""
+"""Whatever upstreams send, under whatever key and with whatever headers, the audit stays clean:
+before and after a redrive.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +54,16 @@ def mutated() -> Iterator[Sent]:
         given, dice = record(SEED, n), Random(n)
         if given.value is not None:
             order = str(uuid5(UUID(ORDER), str(n // OF_AN_ORDER)))
-            value = given.value.replace(ORDER.encode(), order.encode()).replace(ORDER.upper().encode(), order.upper().encode())
-            headers = [(name, text) for name, text in given.headers if name.isprintable()]  # aiokafka takes no others
+            value = given.value.replace(ORDER.encode(), order.encode()).replace(
+                ORDER.upper().encode(), order.upper().encode()
+            )
+            headers = [
+                (name, text) for name, text in given.headers if name.isprintable()
+            ]  # aiokafka takes no others
             for _ in range(dice.choice((0, 0, 1, 3))):
-                forged = dice.choice((None, b"", b"0", b"0:0", b"order.created", b"\xff", order.encode(), b"9" * 30))
+                forged = dice.choice(
+                    (None, b"", b"0", b"0:0", b"order.created", b"\xff", order.encode(), b"9" * 30)
+                )
                 headers.insert(dice.randrange(len(headers) + 1), (dice.choice(OURS), forged))
             own = order.encode()
             yield Sent(
@@ -105,13 +113,17 @@ def extreme(n: int, time: str, text: str) -> Iterator[Sent]:
 
 
 def large() -> Iterator[Sent]:
-    """Records of more than may be passed on, though they take little room compressed; and one that is wrong by a text of 5 MB."""
+    """Records of more than may be passed on, though they take little room compressed; and one that
+    is wrong by a text of 5 MB.
+    """
     for n, size in enumerate((6 << 20, 7 << 20, 8 << 20)):
         for key in (None, b"own"):
             for type_, data in (("order.created", created()), ("payment.failed", {})):
                 order = str(uuid5(UUID(ORDER), f"large {n} {key!r} {type_}"))
                 headers: list[tuple[str, bytes | None]] = [*binary(attributes(type_)), ("dlq_x", b"x" * size)]
-                yield Sent(type_, key and order.encode(), json.dumps({**data, "order_id": order}).encode(), headers)
+                yield Sent(
+                    type_, key and order.encode(), json.dumps({**data, "order_id": order}).encode(), headers
+                )
     scan = {"order_id": ORDER, "shipment_id": parcel(1), "seller_id": ANNA, "status": "x" * (5 << 20)}
     yield Sent(
         "shipment.updated",
@@ -155,7 +167,9 @@ def parts() -> Iterator[Sent]:
         "id": "é" * 1_000,
         "time": "2026-03-01T10:00:00Z",
     }
-    odd = [{name: value for name, value in whole.items() if name != left} for left in ("id", "time", "order_id")]
+    odd = [
+        {name: value for name, value in whole.items() if name != left} for left in ("id", "time", "order_id")
+    ]
     events: list[Any] = [
         whole,
         *odd,
@@ -177,7 +191,9 @@ async def test_the_audit_stays_clean(fresh: Settings, tmp_path: Path) -> None:
     times = ("0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "2016-12-31T23:59:60Z")
     texts = ("", "😀" * 1_000, "\x01\b\t\n\v\f\r\\\"'\x7f", "\\N\\.\u2028\uffff", "[bold]%s{}\x1b[31m")
     ends = [each for n in range(15) for each in extreme(n, times[n % 3], texts[n % 5])]
-    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, compression_type="gzip", max_request_size=32 << 20) as producer:
+    async with AIOKafkaProducer(
+        bootstrap_servers=fresh.brokers, compression_type="gzip", max_request_size=32 << 20
+    ) as producer:
         sending = []
         for topic, key, value, headers in (*mutated(), *ends, *large(), *astray(), *checkouts(), *parts()):
             place = {"partition": 0} if key is None else {}

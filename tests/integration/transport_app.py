@@ -1,13 +1,16 @@
 """The app that the transport's tests run as processes of their own: counts records per key.
 
-State of a key, little endian: version (= records counted), then for each topic the highest offset counted. Every counted record is also
-published to the topic `out`, so that a test can compare input, output, changelog and store.
+State of a key, little endian: version (= records counted), then for each topic the highest offset
+counted. Every counted record is also published to the topic `out`, so that a test can compare input,
+output, changelog and store.
 
-Environment: ORDERS_*, COUNTER_TOPICS (comma separated), COUNTER_OUT, and faults: COUNTER_LOSE (probability that a fetched list
-is thrown away), COUNTER_FAIL (the first n batches of a process fail once with a connection error), COUNTER_DOWN
-(all do), COUNTER_BUG (a key whose record raises a KeyError), COUNTER_SLOW (seconds that each batch takes), COUNTER_MAX (records a batch),
-COUNTER_NOTES (the topic of an ordinary agent, which copies its values to `{topic}.copies`, raises at `bad` and never returns from `stuck`),
-COUNTER_BREAK ("stop before EndTxn", "kill after EndTxn": on SIGUSR1 the process stops or kills itself at the next such request of a lane).
+Environment: ORDERS_*, COUNTER_TOPICS (comma separated), COUNTER_OUT, and faults: COUNTER_LOSE (probability
+that a fetched list is thrown away), COUNTER_FAIL (the first n batches of a process fail once with a
+connection error), COUNTER_DOWN (all do), COUNTER_BUG (a key whose record raises a KeyError), COUNTER_SLOW
+(seconds that each batch takes), COUNTER_MAX (records a batch), COUNTER_NOTES (the topic of an ordinary
+agent, which copies its values to `{topic}.copies`, raises at `bad` and never returns from `stuck`),
+COUNTER_BREAK ("stop before EndTxn", "kill after EndTxn": on SIGUSR1 the process stops or kills itself at
+the next such request of a lane).
 """
 
 from __future__ import annotations
@@ -47,7 +50,9 @@ def unpack(raw: bytes | None, topics: int) -> tuple[int, dict[int, int]]:
     return counted, dict(enumerate(seen))
 
 
-def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: Any) -> tuple[BatchApp, StateTable]:
+def make_app(
+    settings: Settings, topics: tuple[str, ...], out: str, **options: Any
+) -> tuple[BatchApp, StateTable]:
     app = BatchApp(settings, writes=(out,), **options)
     table = app.state_table("state", version_of)
     order = {topic: number for number, topic in enumerate(topics)}
@@ -68,7 +73,9 @@ def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: A
             failed.add(first)
             raise ConnectionError("injected")
         keys = list(dict.fromkeys(record.key or b"" for part in batch.slices for record in part.records))
-        states = dict(zip(keys, (unpack(raw, len(topics)) for raw in batch.get_states(table, keys)), strict=True))
+        states = dict(
+            zip(keys, (unpack(raw, len(topics)) for raw in batch.get_states(table, keys)), strict=True)
+        )
         effects: list[OutRecord] = []
         for part in batch.slices:
             number = order[part.topic]
@@ -80,7 +87,9 @@ def make_app(settings: Settings, topics: tuple[str, ...], out: str, **options: A
                 if record.offset > seen.get(number, -1):
                     seen[number] = record.offset
                     states[key] = (counted + 1, seen)
-                effects.append(OutRecord(key, f"{number} {batch.partition} {record.offset}".encode(), [("n", b"1")]))
+                effects.append(
+                    OutRecord(key, f"{number} {batch.partition} {record.offset}".encode(), [("n", b"1")])
+                )
         if slow:
             await asyncio.sleep(slow)
         if not batch.work:  # called again, it must not publish again
@@ -120,7 +129,9 @@ def lose_lists(probability: float) -> None:
 
 
 def break_at(fault: str) -> None:
-    """See COUNTER_BREAK. A request that the process was stopped before goes out once it is resumed; the answer is logged."""
+    """See COUNTER_BREAK. A request that the process was stopped before goes out once it is
+    resumed; the answer is logged.
+    """
     what, when, name = fault.split()
     number = {"stop": signal.SIGSTOP, "kill": signal.SIGKILL}[what]
     armed: list[bool] = []
@@ -151,19 +162,30 @@ def break_at(fault: str) -> None:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
     lose = float(os.environ.get("COUNTER_LOSE", "0"))
     if lose:
         lose_lists(lose)
     fault = os.environ.get("COUNTER_BREAK")
     if fault:
         break_at(fault)
-    app, _ = make_app(Settings(), tuple(os.environ["COUNTER_TOPICS"].split(",")), os.environ["COUNTER_OUT"], metadata_age=1.0)
+    app, _ = make_app(
+        Settings(),
+        tuple(os.environ["COUNTER_TOPICS"].split(",")),
+        os.environ["COUNTER_OUT"],
+        metadata_age=1.0,
+    )
     if notes := os.environ.get("COUNTER_NOTES"):
         add_ordinary_agent(app, notes)
     code = run_worker(app)
     stats = app.stats()
-    print(f"rewinds={stats.rewinds} retries={stats.retries} records={stats.records} recovered={stats.recovered}", flush=True)
+    print(
+        f"rewinds={stats.rewinds} retries={stats.retries} records={stats.records}"
+        f" recovered={stats.recovered}",
+        flush=True,
+    )
     return code
 
 

@@ -1,4 +1,5 @@
-"""Planted bugs: each .patch here breaks the pipeline in one way, and something has to notice. See docs/testing.md.
+"""Planted bugs: each .patch here breaks the pipeline in one way, and something has to notice.
+See docs/testing.md.
 
 python -m tests.mutants --help
 """

@@ -19,7 +19,9 @@ from tests.mutants.planted import CONTROL, DoesNotApply, Mutant, Verdict, judge,
 
 def main(
     names: Annotated[list[str] | None, typer.Argument(help="Which ones; all without it.")] = None,
-    histories: Annotated[int | None, typer.Option(help="Histories of each, instead of its own number.", min=1)] = None,
+    histories: Annotated[
+        int | None, typer.Option(help="Histories of each, instead of its own number.", min=1)
+    ] = None,
     jobs: Annotated[int, typer.Option(help="How many at once. 0: one per processor.", min=0)] = 0,
     write: Annotated[Path | None, typer.Option(help="Write the result as JSON to this file as well.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -53,7 +55,9 @@ def right(verdict: Verdict) -> bool:
 
 
 def judge_all(chosen: list[Mutant], histories: int | None, jobs: int) -> tuple[list[Verdict], list[str]]:
-    """Verdicts in the order of `chosen`, and what doesn't apply. Blocks until all have ended; progress on stderr."""
+    """Verdicts in the order of `chosen`, and what doesn't apply.
+    Blocks until all have ended; progress on stderr.
+    """
     verdicts: dict[str, Verdict] = {}
     broken: list[str] = []
     with ThreadPoolExecutor(jobs) as pool:
@@ -82,7 +86,10 @@ def show(verdicts: list[Verdict], broken: list[str]) -> None:
     for line in broken:
         typer.echo(line)
     escaped = [each.name for each in verdicts if not right(each)]
-    typer.echo(f"{len(verdicts) - len(escaped)} as they should be, {len(escaped)} not{': ' if escaped else ''}{', '.join(escaped)}")
+    typer.echo(
+        f"{len(verdicts) - len(escaped)} as they should be, {len(escaped)}"
+        f" not{': ' if escaped else ''}{', '.join(escaped)}"
+    )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ class DoesNotApply(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """A planted bug. `catcher` is the simulation or a pytest node; `histories`: how many it has to be caught in."""
+    """A planted bug. `catcher` is the simulation or a pytest node; `histories`: how
+    many it has to be caught in.
+    """
 
     name: str
     what: str
@@ -60,7 +62,9 @@ class Mutant:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one. `by` says what was noticed; `histories` and `seconds`: after how many and how long."""
+    """What became of one. `by` says what was noticed; `histories` and `seconds`:
+    after how many and how long.
+    """
 
     name: str
     what: str
@@ -92,19 +96,33 @@ def planted(mutant: Mutant) -> Iterator[Path]:
         for name in COPIED:
             # With what is compiled, but for what is being written: only the broken file is compiled again.
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pyc.*"))
-        for name in ("app.py", "errors.py", "settings.py", "pyproject.toml", "alembic.ini", "docker-compose.yml"):
+        for name in (
+            "app.py",
+            "errors.py",
+            "settings.py",
+            "pyproject.toml",
+            "alembic.ini",
+            "docker-compose.yml",
+        ):
             shutil.copy(ROOT / name, root / name)
         if mutant.patch is not None:
             applied = subprocess.run(
-                ["git", "apply", "--unsafe-paths", f"--directory={root}", str(mutant.patch)], cwd=root, capture_output=True, text=True
+                ["git", "apply", "--unsafe-paths", f"--directory={root}", str(mutant.patch)],
+                cwd=root,
+                capture_output=True,
+                text=True,
             )
             if applied.returncode:
-                raise DoesNotApply(f"{mutant.patch.name} does not apply any more, make it anew: {applied.stderr.strip()}")
+                raise DoesNotApply(
+                    f"{mutant.patch.name} does not apply any more, make it anew: {applied.stderr.strip()}"
+                )
         yield root
 
 
 def recorded() -> dict[str, int]:
-    """Name -> the seed at which the simulation caught it when results.json was written: the last that was tried."""
+    """Name -> the seed at which the simulation caught it when results.json was
+    written: the last that was tried.
+    """
     told: dict[str, Any] = json.loads(RESULTS.read_text())
     caught = [each for each in told["mutants"] if each["caught"] and each["catcher"] == SIMULATION]
     return {each["name"]: FIRST_SEED + each["histories"] - 1 for each in caught}
@@ -127,7 +145,15 @@ def judge(mutant: Mutant, *, histories: int | None = None, likely: int | None = 
 
 def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run([sys.executable, *arguments], cwd=root, env=env, capture_output=True, text=True, timeout=LONGEST, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=root,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=LONGEST,
+        check=False,
+    )
 
 
 def _simulate(root: Path, histories: int, likely: int | None) -> tuple[str, int]:
@@ -139,7 +165,18 @@ def _simulate(root: Path, histories: int, likely: int | None) -> tuple[str, int]
 
 
 def _histories(root: Path, first: int, histories: int) -> tuple[str, int]:
-    run = _run(root, "-m", "tests.simulation", "--histories", str(histories), "--seed", str(first), "--jobs", "1", "--json")
+    run = _run(
+        root,
+        "-m",
+        "tests.simulation",
+        "--histories",
+        str(histories),
+        "--seed",
+        str(first),
+        "--jobs",
+        "1",
+        "--json",
+    )
     try:
         told: dict[str, Any] = json.loads(run.stdout)
     except ValueError:

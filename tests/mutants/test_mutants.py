@@ -1,4 +1,6 @@
-"""Every planted bug is noticed, by the simulation or by the test that its patch names; the source as it is isn't."""
+"""Every planted bug is noticed, by the simulation or by the test that its patch names;
+the source as it is isn't.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def test_a_planted_bug(name: str) -> None:
         assert not verdict.caught, verdict.by
         assert verdict.histories == CONTROL.histories
     else:
-        assert verdict.caught, f"{verdict.what}: {verdict.catcher} notices nothing ({verdict.histories} histories)"
+        assert verdict.caught, (
+            f"{verdict.what}: {verdict.catcher} notices nothing ({verdict.histories} histories)"
+        )
 
 
 def test_a_patch_that_does_not_apply_says_which(tmp_path: Path) -> None:

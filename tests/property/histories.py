@@ -1,4 +1,6 @@
-"""Histories of one order for the property tests: facts with distinct natural keys (of conflicting ones the first in the log stays)."""
+"""Histories of one order for the property tests: facts with distinct natural keys (of conflicting ones
+the first in the log stays).
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ STRANGER = raw_id(0xA0, 99)
 TIMES = st.integers(0, 6).map(lambda hour: hour * 3_600_000_000)
 
 
-KINDS = [name for name in DATA if name not in ("checkout.completed", "order.created", "refund.decided", *BULK)]
+KINDS = [
+    name for name in DATA if name not in ("checkout.completed", "order.created", "refund.decided", *BULK)
+]
 """Events that may come of an order any number of times."""
 
 
@@ -62,11 +66,15 @@ def created_events(draw: st.DrawFn) -> Created:
         shipping = draw(st.none() | st.integers(0, 300))
         seller = draw(st.sampled_from(SELLERS[: draw(st.integers(1, 3))]))
         quantity, price = draw(st.integers(1, 4)), draw(st.sampled_from([0, 1, 3, 100, 999, 1000]))
-        items.append(Item(raw_id(0xB0, n), raw_id(0xC0, n), seller, None, f"sku-{n}", quantity, price, shipping))
+        items.append(
+            Item(raw_id(0xB0, n), raw_id(0xC0, n), seller, None, f"sku-{n}", quantity, price, shipping)
+        )
     goods = sum(item.price * item.quantity for item in items)
     discount = draw(st.none() | st.integers(0, goods))
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
-    return Created(draw(TIMES), raw_id(0xD0, 0), draw(st.none() | st.just("SP")), "EUR", total, discount, items)
+    return Created(
+        draw(TIMES), raw_id(0xD0, 0), draw(st.none() | st.just("SP")), "EUR", total, discount, items
+    )
 
 
 @st.composite
@@ -82,7 +90,9 @@ def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
     seller = draw(st.sampled_from([*(item.seller_id for item in created.items), STRANGER]))
     kind = draw(st.sampled_from(KINDS))
     if kind == "order.paid":
-        amount = draw(st.sampled_from([1, max(1, created.total // 2), max(1, created.total), created.total + 7]))
+        amount = draw(
+            st.sampled_from([1, max(1, created.total // 2), max(1, created.total), created.total + 7])
+        )
         return kind, Payment(
             time,
             raw_id(1, draw(st.integers(0, 3))),
@@ -101,7 +111,9 @@ def _fact(draw: st.DrawFn, created: Created) -> tuple[str, Any]:
     if kind == "shipment.updated":
         shipment, rank = raw_id(2, draw(st.integers(0, 3))), draw(st.sampled_from(Rank))
         tracking = draw(st.none() | st.just("T1"))
-        return kind, Scan(time, shipment, rank, seller, None, None, tracking, None, None, draw(_quantities(created, seller)))
+        return kind, Scan(
+            time, shipment, rank, seller, None, None, tracking, None, None, draw(_quantities(created, seller))
+        )
     if kind == "order.returned":
         item = draw(st.sampled_from([item.item_id for item in created.items]))
         quantity = draw(st.none() | st.integers(1, 5))
@@ -130,13 +142,17 @@ def histories(draw: st.DrawFn) -> list[Event]:
         if key not in keys:
             keys.add(key)
             facts.append((kind, fact))
-    return [Event(kind, ORDER_ID, fact, f"e{n}", fact.time, None, 1_000 + n) for n, (kind, fact) in enumerate(facts)]
+    return [
+        Event(kind, ORDER_ID, fact, f"e{n}", fact.time, None, 1_000 + n)
+        for n, (kind, fact) in enumerate(facts)
+    ]
 
 
 class Run:
     """A history folded event by event, decisions coming back like any record.
 
-    The state goes through its bytes after each event, or only after those that `cuts` says: the ends of batches.
+    The state goes through its bytes after each event, or only after those that `cuts`
+    says: the ends of batches.
     """
 
     def __init__(self, cuts: Sequence[bool] = ()) -> None:
@@ -158,7 +174,9 @@ class Run:
         totals = totals or RunningTotals(order)
         # fold takes the fact over: in the pipeline it was decoded for this record alone.
         fact = msgspec.msgpack.decode(msgspec.msgpack.encode(event.fact), type=type(event.fact))
-        folded = fold(order, msgspec.structs.replace(event, fact=fact), RecordId(event.type, 0, self.offset), totals)
+        folded = fold(
+            order, msgspec.structs.replace(event, fact=fact), RecordId(event.type, 0, self.offset), totals
+        )
         self.held = (order, totals) if self.cuts and not self.cuts[self.offset % len(self.cuts)] else None
         self.offset += 1
         if folded.refused:

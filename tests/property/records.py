@@ -1,4 +1,6 @@
-"""Histories as the records that upstream services send: from the facts of tests.property.histories, and dense ones."""
+"""Histories as the records that upstream services send: from the facts of
+tests.property.histories, and dense ones.
+"""
 
 from __future__ import annotations
 
@@ -124,11 +126,17 @@ def created(fact: Created) -> dict[str, Any]:
 
 
 def quantities(items: list[tuple[bytes, int]] | None) -> list[dict[str, Any]] | None:
-    return None if items is None else [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in items]
+    return (
+        None
+        if items is None
+        else [{"item_id": ids.text(item_id), "quantity": quantity} for item_id, quantity in items]
+    )
 
 
 def dense(n: int, rng: Random) -> list[Record]:
-    """One order with few parcels, returns and payments and many events of each, so that facts meet: rivals, ties, corrections."""
+    """One order with few parcels, returns and payments and many events of each, so that facts meet:
+    rivals, ties, corrections.
+    """
     order_id = bytes(14) + n.to_bytes(2, "big")
     sellers = [raw_id(0xA0, each) for each in range(rng.randint(1, 2))]
     items = [
@@ -147,7 +155,9 @@ def dense(n: int, rng: Random) -> list[Record]:
     goods = sum(item.price * item.quantity for item in items)
     discount = rng.choice((None, min(goods, 1), rng.randint(0, goods)))
     total = goods + sum(item.shipping or 0 for item in items) - (discount or 0)
-    facts: list[tuple[str, Any]] = [("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))]
+    facts: list[tuple[str, Any]] = [
+        ("order.created", Created(hour(rng), raw_id(0xD0, 0), None, "EUR", total, discount, items))
+    ]
     for _ in range(rng.randint(0, 30)):
         item = rng.choice(items)
         many = rng.choice((None, [(item.item_id, rng.randint(1, 3))]))
@@ -155,7 +165,9 @@ def dense(n: int, rng: Random) -> list[Record]:
     return [record(Event(kind, order_id, fact, f"e{n}", fact.time, None)) for kind, fact in facts]
 
 
-def random_fact(rng: Random, order_id: bytes, item: Item, many: list[tuple[bytes, int]] | None, total: int) -> tuple[str, Any]:
+def random_fact(
+    rng: Random, order_id: bytes, item: Item, many: list[tuple[bytes, int]] | None, total: int
+) -> tuple[str, Any]:
     """Event type and fact: of a line, and so many of its units (None: it doesn't say)."""
     kind, seller = rng.randrange(20), item.seller_id
     if kind < 7:
@@ -163,7 +175,11 @@ def random_fact(rng: Random, order_id: bytes, item: Item, many: list[tuple[bytes
         parcel, rank = raw_id(2, rng.randrange(2)), Rank(rng.randrange(4))
         return "shipment.updated", Scan(hour(rng), parcel, rank, seller, tracking_number=number, items=many)
     if kind < 11:
-        back, status, quantity = raw_id(3, rng.randrange(2)), ReturnStatus(rng.randrange(3)), rng.choice((None, 1, 2, 5))
+        back, status, quantity = (
+            raw_id(3, rng.randrange(2)),
+            ReturnStatus(rng.randrange(3)),
+            rng.choice((None, 1, 2, 5)),
+        )
         restock = rng.choice((None, False))
         stage = ReturnStage(hour(rng), back, status, item.item_id, quantity, "r", None, restock)
         return "order.returned", stage

@@ -1,4 +1,5 @@
-"""The pipeline's domain (decode, fold, rows) against audit.reference, written from the contract alone: the same verdicts, rows, events.
+"""The pipeline's domain (decode, fold, rows) against audit.reference, written from the contract alone: the
+same verdicts, rows, events.
 
 A history becomes wire records; both sides read those. Refund decisions are made by the fold and read by both.
 """
@@ -54,7 +55,7 @@ ANOMALIES = {
 """Our code -> the reference's, as far as both have them."""
 
 
-# -- both sides -----------------------------------------------------------------------------------------------------------
+# -- both sides ----------------------------------------------------------------------------------------------
 
 
 class Told(NamedTuple):
@@ -69,7 +70,9 @@ class Told(NamedTuple):
 
 
 class Ours:
-    """The pipeline's domain: every record decoded and folded, state going through bytes; decisions come back every `pace` records."""
+    """The pipeline's domain: every record decoded and folded, state going through bytes; decisions come
+    back every `pace` records.
+    """
 
     def __init__(self, pace: int) -> None:
         self.pace = pace
@@ -101,12 +104,16 @@ class Ours:
             self.states[event.order_id] = codec.encode(order)
         for effect in folded.effects:
             if isinstance(effect, LateRefusal):
-                self.refused[event.order_id].add((effect.code, effect.type, *map(hashable, effect.fact.key())))
+                self.refused[event.order_id].add(
+                    (effect.code, effect.type, *map(hashable, effect.fact.key()))
+                )
             else:
                 self._leave(event, effect)
         if folded.refused is not None and folded.refused[0] != "key_conflict":
             assert not isinstance(event.fact, (Created, RefundDecision))
-            self.refused[event.order_id].add((folded.refused[0], event.type, *map(hashable, event.fact.key())))
+            self.refused[event.order_id].add(
+                (folded.refused[0], event.type, *map(hashable, event.fact.key()))
+            )
         return "ok" if folded.refused is None else folded.refused[0]
 
     def _leave(self, event: Event, effect: Derived) -> None:
@@ -131,14 +138,22 @@ class Ours:
                 "orders_shipment": [astuple(row) for row in rows.shipment_rows(text, order)],
                 "orders_return": [astuple(row) for row in rows.return_rows(text, order)],
             }
-        kept = [(each.type, msgspec.json.decode(msgspec.json.encode(each.data))) for each in self.derived[order_id] if each.type in OUR_IDS]
+        kept = [
+            (each.type, msgspec.json.decode(msgspec.json.encode(each.data)))
+            for each in self.derived[order_id]
+            if each.type in OUR_IDS
+        ]
         published = [(type_, data[OUR_IDS[type_]], data) for type_, data in kept]
         return Told(
             {name: sorted(each, key=repr) for name, each in found.items()},
             Counter(code for code, *_ in self.refused[order_id]),
             {(type_, made): data for type_, made, data in published if type_ in SAME_IN_ANY_ORDER},
             {(type_, made): data for type_, made, data in published if type_ == "refund.request"},
-            {ANOMALIES[code] for text in anomalies(order, order_id) if (code := text.partition(":")[0]) in ANOMALIES},
+            {
+                ANOMALIES[code]
+                for text in anomalies(order, order_id)
+                if (code := text.partition(":")[0]) in ANOMALIES
+            },
             order.version,
         )
 
@@ -147,7 +162,11 @@ def hashable(value: Any) -> Any:
     return tuple(map(hashable, value)) if isinstance(value, (list, tuple)) else value
 
 
-OUR_IDS = {spec.type: spec.id_field for spec in outgoing.DERIVED if spec.id_field is not None and spec.varies in ("never", "decided")}
+OUR_IDS = {
+    spec.type: spec.id_field
+    for spec in outgoing.DERIVED
+    if spec.id_field is not None and spec.varies in ("never", "decided")
+}
 """Type -> the field of its data that tells one from another."""
 
 
@@ -158,7 +177,9 @@ def read_by_reference(each: Record) -> reference.Fact | reference.Decision | ref
 
 
 class Witnessed(Ours):
-    """The pipeline's domain, and after each record the reference's opinion of what is owed and of what was decided just now."""
+    """The pipeline's domain, and after each record the reference's opinion of what is owed and of
+    what was decided just now.
+    """
 
     def __init__(self, pace: int, most_units: int) -> None:
         super().__init__(pace)
@@ -186,16 +207,30 @@ class Witnessed(Ours):
             assert isinstance(decision, reference.Decision)
             self._witness_decision(now, owed, decision)
         order_id = reference.uuid_bytes(now.order_id)
-        told = [text for text in anomalies(codec.decode(self.states[order_id]), order_id) if text.startswith("refund_uncovered")]
-        assert [text.split(": ")[1] for text in told] == sorted(f"{each.cause} {each.cause_id}" for each in owed if not each.covered)
+        told = [
+            text
+            for text in anomalies(codec.decode(self.states[order_id]), order_id)
+            if text.startswith("refund_uncovered")
+        ]
+        assert [text.split(": ")[1] for text in told] == sorted(
+            f"{each.cause} {each.cause_id}" for each in owed if not each.covered
+        )
         self.seen["uncovered"] += bool(told)
 
-    def _witness_decision(self, now: reference.Reading, owed: list[reference.Owed], decision: reference.Decision) -> None:
-        (whole,) = [each for each in owed if (each.cause, each.cause_id) == (decision.cause, decision.cause_id)]
+    def _witness_decision(
+        self, now: reference.Reading, owed: list[reference.Owed], decision: reference.Decision
+    ) -> None:
+        (whole,) = [
+            each for each in owed if (each.cause, each.cause_id) == (decision.cause, decision.cause_id)
+        ]
         assert whole.covered
         assert set(decision.units) <= set(whole.units)
-        assert len(decision.units) == min(self.most_units if whole.cause == "stock" else len(whole.units), len(whole.units))
-        assert decision.shipping == tuple(item_id for item_id in whole.shipping if now.items[item_id].get("shipping_amount"))
+        assert len(decision.units) == min(
+            self.most_units if whole.cause == "stock" else len(whole.units), len(whole.units)
+        )
+        assert decision.shipping == tuple(
+            item_id for item_id in whole.shipping if now.items[item_id].get("shipping_amount")
+        )
         assert 0 < decision.amount <= whole.amount
         assert now.pays_for(decision) in (None, decision.amount)
         if len(decision.units) == len(whole.units):
@@ -226,7 +261,9 @@ class Theirs:
                 order = self.orders.setdefault(parsed.order_id, reference.Order(parsed.order_id))
                 first = next(iter(order.candidates.get(parsed.key, ())), None)
                 order.add(parsed)
-                self.verdicts.append("ok" if first is None or first.fact.content == parsed.content else "key_conflict")
+                self.verdicts.append(
+                    "ok" if first is None or first.fact.content == parsed.content else "key_conflict"
+                )
         for each in decided:
             decision = reference.parse_decision(each.value, each.headers)
             assert isinstance(decision, reference.Decision), decision
@@ -273,7 +310,12 @@ def compare(records: list[Record], pace: int) -> None:
             assert {key: without_extras(data, there[key]) for key, data in here.items()} == there
         reading = theirs.orders[ids.text(order_id)].reading()
         state = states.read_state(ours.states[order_id])
-        assert states.differences(reading, state, lambda fact: None, [reference.RecordId(each.topic, 0, 0) for each in records]) == []
+        assert (
+            states.differences(
+                reading, state, lambda fact: None, [reference.RecordId(each.topic, 0, 0) for each in records]
+            )
+            == []
+        )
         assert unexpected(reading, ours.derived[order_id], order_id) == []
         if reading.created is not None:
             assert_no_more_than_there_is(reading, ours.derived[order_id])
@@ -297,7 +339,9 @@ def unexpected(reading: reference.Reading, derived: Iterable[Derived], order_id:
             if each.type in DERIVED:
                 value = msgspec.json.encode(each.data)
                 cause = getattr(getattr(each.data, "cause", None), "id", "")
-                judged.take(DerivedEvent(each.type, 0, 0, ids.uuid5_text(order_id, each.ce_name), cause, None, value))
+                judged.take(
+                    DerivedEvent(each.type, 0, 0, ids.uuid5_text(order_id, each.ce_name), cause, None, value)
+                )
         judged.finish(set(DERIVED))
         findings.judge()
         index.close()
@@ -337,7 +381,9 @@ def test_conflicting_histories(history: list[Event], rival: list[Event], random:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_dense_orders(seed: int) -> None:
-    """Few parcels, returns and payments with many events each, so that facts meet: rivals, ties, corrections."""
+    """Few parcels, returns and payments with many events each, so that facts meet:
+    rivals, ties, corrections.
+    """
     rng = Random(seed)
     records = [each for n in range(100) for each in dense(n, rng)]
     rng.shuffle(records)
@@ -346,7 +392,9 @@ def test_dense_orders(seed: int) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(history=histories(), random=st.randoms(use_true_random=False), pace=st.integers(1, 5))
-def test_every_decision_is_about_a_refund_that_is_covered_whole(most_units: int, history: list[Event], random: Any, pace: int) -> None:
+def test_every_decision_is_about_a_refund_that_is_covered_whole(
+    most_units: int, history: list[Event], random: Any, pace: int
+) -> None:
     records = [record(event) for event in history]
     random.shuffle(records)
     Witnessed(pace, most_units).take_all(records)
@@ -364,7 +412,9 @@ def test_refunds_of_dense_orders_are_covered_whole(most_units: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_generated_orders(seed: int) -> None:
     shares = generator.Shares(duplicates=0.1, shuffle=0.2)
-    records = [Record(each.topic, each.key, each.value, each.headers) for each in generator.events(150, seed, shares)]
+    records = [
+        Record(each.topic, each.key, each.value, each.headers) for each in generator.events(150, seed, shares)
+    ]
     compare(list(shuffled(records, Random(seed))), 3)
 
 
@@ -376,7 +426,9 @@ def shuffled(records: list[Record], rng: Random) -> Iterator[Record]:
         yield from window
 
 
-@pytest.mark.parametrize("poison", [each for each in POISONS.values() if not each.needs_order], ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    "poison", [each for each in POISONS.values() if not each.needs_order], ids=lambda each: each.name
+)
 def test_poison_is_refused_by_both(poison: Any) -> None:
     made = poison.make(Random(1))
     ours = Ours(1).take_all([Record(made.topic, made.key, made.value, made.headers)])

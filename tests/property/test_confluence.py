@@ -1,4 +1,6 @@
-"""Any permutation, duplication and split of a history ends in the same facts, the same rows and the same commands."""
+"""Any permutation, duplication and split of a history ends in the same facts, the same
+rows and the same commands.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +25,17 @@ MANY = settings(max_examples=400, deadline=None)
 
 
 def facts(order: Order) -> dict[str, Any]:
-    """The order's facts as sets; what only remembers what was published, and refunds, may differ with the order of arrival."""
+    """The order's facts as sets; what only remembers what was published, and refunds, may differ
+    with the order of arrival.
+    """
     names = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
     found: dict[str, Any] = {name: sorted(repr(fact) for fact in getattr(order, name)) for name in names}
-    return found | {"version": order.version, "created": order.created, "status": order.status, "suborders": order.suborders}
+    return found | {
+        "version": order.version,
+        "created": order.created,
+        "status": order.status,
+        "suborders": order.suborders,
+    }
 
 
 def all_rows(order: Order) -> list[Any]:
@@ -40,11 +49,15 @@ def all_rows(order: Order) -> list[Any]:
 
 
 def commands(run: Run) -> set[tuple[str, str, bytes]]:
-    return {(d.type, d.ce_name, msgspec.json.encode(d.data)) for d in run.derived if d.type in SAME_IN_ANY_ORDER}
+    return {
+        (d.type, d.ce_name, msgspec.json.encode(d.data)) for d in run.derived if d.type in SAME_IN_ANY_ORDER
+    }
 
 
 def last_notices(run: Run) -> dict[str, Any]:
-    """Last suborder notice of each seller and last status, without the version at which they were last news."""
+    """Last suborder notice of each seller and last status, without the version at
+    which they were last news.
+    """
     found: dict[str, Any] = {"status": "pending"}
     for derived in run.derived:
         data = msgspec.to_builtins(derived.data)
@@ -91,8 +104,12 @@ def test_an_earlier_repetition_moves_times_alone(history: list[Event], data: st.
 
 @MANY
 @given(histories(), st.integers(1, 4), st.data())
-def test_a_replay_from_an_older_state_publishes_nothing_new(history: list[Event], pace: int, data: st.DataObject) -> None:
-    """Kill anywhere: the state is an older one, the log is read again from there. The same commands leave, under the same ids."""
+def test_a_replay_from_an_older_state_publishes_nothing_new(
+    history: list[Event], pace: int, data: st.DataObject
+) -> None:
+    """Kill anywhere: the state is an older one, the log is read again from there.
+    The same commands leave, under the same ids.
+    """
     run = Run().take_all(history, pace)
     cut = data.draw(st.integers(0, len(history)))
     crashed = Run()
@@ -110,7 +127,9 @@ def test_a_replay_from_an_older_state_publishes_nothing_new(history: list[Event]
 
 @MANY
 @given(histories(), st.randoms(use_true_random=False), st.integers(1, 6))
-def test_refunds_stay_within_captured_money_and_pay_each_unit_once(history: list[Event], random: Any, pace: int) -> None:
+def test_refunds_stay_within_captured_money_and_pay_each_unit_once(
+    history: list[Event], random: Any, pace: int
+) -> None:
     random.shuffle(history)
     run = Run()
     asked: dict[str, Any] = {}
@@ -128,7 +147,12 @@ def test_refunds_stay_within_captured_money_and_pay_each_unit_once(history: list
     total = sum(Fraction(data.amount) for data in asked.values())
     assert total == Fraction(sum(d.amount for d in run.order.decisions), 100)
     assert 0 <= total * 100 <= captured
-    units = [(item, n) for decision in run.order.decisions for item, first, count in decision.units for n in range(first, first + count)]
+    units = [
+        (item, n)
+        for decision in run.order.decisions
+        for item, first, count in decision.units
+        for n in range(first, first + count)
+    ]
     postage = [item for decision in run.order.decisions for item in decision.shipping]
     assert len(units) == len(set(units))
     assert len(postage) == len(set(postage))
@@ -145,11 +169,22 @@ def test_an_order_with_no_live_unit_keeps_no_money(history: list[Event]) -> None
 
 
 @MANY
-@given(histories(), st.lists(st.booleans(), min_size=40, max_size=40), st.randoms(use_true_random=False), st.integers(1, 5))
-def test_sums_kept_over_a_batch_tell_the_same_as_fresh_ones(history: list[Event], cuts: list[bool], random: Any, pace: int) -> None:
-    """However a history is split into batches: within one the order and its sums stay in hand, between two both are made anew."""
+@given(
+    histories(),
+    st.lists(st.booleans(), min_size=40, max_size=40),
+    st.randoms(use_true_random=False),
+    st.integers(1, 5),
+)
+def test_sums_kept_over_a_batch_tell_the_same_as_fresh_ones(
+    history: list[Event], cuts: list[bool], random: Any, pace: int
+) -> None:
+    """However a history is split into batches: within one the order and its sums stay in hand,
+    between two both are made anew.
+    """
     history = history + [
-        msgspec.structs.replace(event, fact=_earlier(event), time=event.time - 1) for event in history if random.random() < 0.3
+        msgspec.structs.replace(event, fact=_earlier(event), time=event.time - 1)
+        for event in history
+        if random.random() < 0.3
     ]
     random.shuffle(history)
     fresh, kept = Run(), Run(cuts)
@@ -157,12 +192,18 @@ def test_sums_kept_over_a_batch_tell_the_same_as_fresh_ones(history: list[Event]
     with patch.object(totals, "INDEX_FROM", 2):
         kept.take_all(history, pace)
     assert kept.raw == fresh.raw
-    assert [(each.ce_name, each.data) for each in kept.derived] == [(each.ce_name, each.data) for each in fresh.derived]
+    assert [(each.ce_name, each.data) for each in kept.derived] == [
+        (each.ce_name, each.data) for each in fresh.derived
+    ]
     assert (kept.refusals, kept.late) == (fresh.refusals, fresh.late)
 
 
 def _earlier(event: Event) -> Any:
-    return event.fact if event.type == "shipment.updated" else msgspec.structs.replace(event.fact, time=event.fact.time - 1)
+    return (
+        event.fact
+        if event.type == "shipment.updated"
+        else msgspec.structs.replace(event.fact, time=event.fact.time - 1)
+    )
 
 
 @MANY
@@ -185,7 +226,10 @@ def test_live_units_and_shares_add_up(history: list[Event]) -> None:
     for line in now.lines:
         assert 0 <= line.live <= line.quantity
         assert line.returned <= line.delivered <= line.in_transit <= line.quantity
-        assert sum(line.net_of(number) for number in range(line.quantity)) == line.price * line.quantity - line.discount
+        assert (
+            sum(line.net_of(number) for number in range(line.quantity))
+            == line.price * line.quantity - line.discount
+        )
         assert all(line.net_of(number) >= 0 for number in range(line.quantity))
     full = sum(line.price * line.quantity + line.shipping - line.discount for line in now.lines)
     assert full == order.created.total

@@ -1,6 +1,8 @@
-"""One reading of an event: what domain.events and audit.reference, which share no code, make of the same odd records.
+"""One reading of an event: what domain.events and audit.reference, which share no code,
+make of the same odd records.
 
-A table of what the contract says of each, and as many mutated records as fit into a few seconds; tests.fuzz.reading takes more.
+A table of what the contract says of each, and as many mutated records as fit into a few seconds;
+tests.fuzz.reading takes more.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ def whole(data: Any = DATA, **changes: Any) -> bytes:
 
 def less(name: str, **changes: Any) -> bytes:
     """A structured event without one of its members."""
-    return json.dumps({key: value for key, value in json.loads(whole(**changes)).items() if key != name}).encode()
+    return json.dumps(
+        {key: value for key, value in json.loads(whole(**changes)).items() if key != name}
+    ).encode()
 
 
 def data(**changes: Any) -> bytes:
@@ -292,7 +296,8 @@ def test_mutated_records(seed: int) -> None:
     """tests.fuzz.reading --seed SEED --only N shows one of them again."""
     summary = reading.run(seed, 5_000)
     assert not summary.apart, "\n".join(map(str, summary.apart[:5]))
-    # They say something: a good part is taken in, and of what a record by itself is refused for each reason is among them.
+    # They say something: a good part is taken in, and of what a record by itself is refused for
+    # each reason is among them.
     assert summary.verdicts["taken in"] > summary.records // 4
     assert set(summary.verdicts) >= OF_A_RECORD
     assert set(REASONS) >= OF_A_RECORD

@@ -1,4 +1,6 @@
-"""Refunds over long histories, by rational arithmetic from the amounts that upstream sent: exact to the last minor unit, any currency."""
+"""Refunds over long histories, by rational arithmetic from the amounts that upstream sent: exact to the last
+minor unit, any currency.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def check(created: Created, run: Run) -> list[str]:
     if now.live == 0:
         assert refunded == captured
     elif "refund_uncovered" not in codes(run):
-        # Where as many units were sent back as there are live ones, each unit has been paid for, but for those that are worth nothing.
+        # Where as many units were sent back as there are live ones, each unit has been paid for, but for
+        # those that are worth nothing.
         for line in now.lines:
             stages = [
                 stage
@@ -95,7 +98,9 @@ def codes(run: Run) -> set[str]:
 
 
 def as_sent(value: bytes) -> tuple[dict[bytes, Fraction], dict[bytes, list[Fraction]], dict[bytes, Fraction]]:
-    """By item: the price of a unit, the share of the discount of each of its units, and the shipping: rational, from the wire's texts."""
+    """By item: the price of a unit, the share of the discount of each of its units, and the shipping:
+    rational, from the wire's texts.
+    """
     data = json.loads(value)
     digits = CURRENCIES[data["currency"]]
     quantum = Fraction(1, 10**digits)
@@ -104,7 +109,11 @@ def as_sent(value: bytes) -> tuple[dict[bytes, Fraction], dict[bytes, list[Fract
     worth = {item_id: prices[item_id] * item["quantity"] for item_id, item in items.items()}
     lines = apportion(Fraction(data.get("discount_amount", "0")), worth, quantum)
     shares = {
-        item_id: list(apportion(lines[item_id], dict.fromkeys(range(item["quantity"]), prices[item_id]), quantum).values())
+        item_id: list(
+            apportion(
+                lines[item_id], dict.fromkeys(range(item["quantity"]), prices[item_id]), quantum
+            ).values()
+        )
         for item_id, item in items.items()
     }
     return (
@@ -151,11 +160,16 @@ def order_placed(currency: str, rng: Random) -> Created:
 
 
 def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
-    """The order is paid, then up to FACTS things happen to its parts, in any order; where nothing leaves, all is given back at last."""
+    """The order is paid, then up to FACTS things happen to its parts, in any order; where nothing leaves,
+    all is given back at last.
+    """
     leaves = rng.random() < 0.6
     facts: list[tuple[str, Any]] = [("order.created", created)]
     parts = sorted({max(1, created.total // 3), max(1, created.total - created.total // 3)})
-    facts += [("order.paid", Payment(hour(rng), raw_id(1, n), amount, created.currency)) for n, amount in enumerate(parts)]
+    facts += [
+        ("order.paid", Payment(hour(rng), raw_id(1, n), amount, created.currency))
+        for n, amount in enumerate(parts)
+    ]
     rng.shuffle(facts)
     for n in range(rng.randint(10, FACTS)):
         item = rng.choice(created.items)
@@ -164,7 +178,9 @@ def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
         kind = rng.random()
         if kind < 0.4:
             status = ReturnStatus(rng.randrange(3))
-            stage = ReturnStage(hour(rng), raw_id(3, n % 60), status, item.item_id, rng.randint(1, 2), "worn", None, None)
+            stage = ReturnStage(
+                hour(rng), raw_id(3, n % 60), status, item.item_id, rng.randint(1, 2), "worn", None, None
+            )
             facts.append(("order.returned", stage))
         elif kind < 0.8 and leaves:
             facts.append(
@@ -179,29 +195,39 @@ def history(created: Created, rng: Random) -> Iterator[tuple[str, Any]]:
         elif 0.86 <= kind < 0.89:
             facts.append(("order.cancel_requested", Cancellation(hour(rng), seller, "late")))
         elif 0.89 <= kind < 0.9:
-            facts.append(("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None)))
+            facts.append(
+                ("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None))
+            )
         elif 0.9 <= kind < 0.93:
-            facts.append(("order.paid", Payment(hour(rng), raw_id(1, 10 + n), rng.randint(1, 99), created.currency)))
+            facts.append(
+                ("order.paid", Payment(hour(rng), raw_id(1, 10 + n), rng.randint(1, 99), created.currency))
+            )
     if not leaves:
         for seller in sorted({item.seller_id for item in created.items}):
             reservation = ids.uuid5(ORDER_ID, f"reservation:{ids.text(seller)}")
-            facts.append(("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None)))
+            facts.append(
+                ("stock.released", StockReply(hour(rng), StockAnswer.RELEASED, seller, reservation, None))
+            )
     yield from facts
 
 
 def wired(facts: Iterator[tuple[str, Any]]) -> Iterator[Event]:
-    """The same facts as an upstream service writes them, decoded: amounts have been texts in the currency's own digits."""
+    """The same facts as an upstream service writes them, decoded: amounts have been texts in
+    the currency's own digits.
+    """
     for n, (kind, fact) in enumerate(facts):
         each = record(Event(kind, ORDER_ID, fact, f"e{n}", fact.time, None))
         yield events.decode(each.topic, each.headers, each.value)
 
 
-# -- everything comes back ------------------------------------------------------------------------------------------------
+# -- everything comes back -----------------------------------------------------------------------------------
 
 
 @st.composite
 def orders_given_back(draw: st.DrawFn) -> tuple[Created, list[tuple[str, Any]]]:
-    """An order of small prices, of which every unit is rejected or comes back, in whatever parts; paid for in two, at any time."""
+    """An order of small prices, of which every unit is rejected or comes back, in whatever parts;
+    paid for in two, at any time.
+    """
     currency = draw(st.sampled_from(sorted(CURRENCIES)))
     items = []
     for n in range(draw(st.integers(1, 3))):
@@ -262,7 +288,9 @@ def orders_given_back(draw: st.DrawFn) -> tuple[Created, list[tuple[str, Any]]]:
 
 @settings(max_examples=150, deadline=None)
 @given(order=orders_given_back(), pace=st.integers(1, 9))
-def test_all_that_came_back_or_never_left_is_paid_back(most_units: int, order: tuple[Created, list[tuple[str, Any]]], pace: int) -> None:
+def test_all_that_came_back_or_never_left_is_paid_back(
+    most_units: int, order: tuple[Created, list[tuple[str, Any]]], pace: int
+) -> None:
     created, facts = order
     run = Run().take_all(list(wired(iter(facts))), pace)
     check(created, run)

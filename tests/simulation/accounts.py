@@ -1,4 +1,6 @@
-"""What became of each input record, by what lies in the logs alone: in a state of the changelog, in the dead letters, or sent on."""
+"""What became of each input record, by what lies in the logs alone: in a state of the changelog, in the
+dead letters, or sent on.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ def coordinates(headers: Headers, prefix: str) -> RecordId | None:
     """The record_id that headers PREFIX_topic, PREFIX_partition and PREFIX_offset name."""
     texts = dict(headers)
     try:
-        return RecordId(texts[f"{prefix}_topic"].decode(), int(texts[f"{prefix}_partition"]), int(texts[f"{prefix}_offset"]))
+        return RecordId(
+            texts[f"{prefix}_topic"].decode(),
+            int(texts[f"{prefix}_partition"]),
+            int(texts[f"{prefix}_offset"]),
+        )
     except (KeyError, ValueError):
         return None
 
@@ -41,18 +47,30 @@ def natural_keys(order: Order) -> set[NaturalKey]:
     keys.update(("order.paid", text(fact.payment_id)) for fact in order.payments)
     keys.update(("payment.failed", text(fact.payment_id)) for fact in order.failures)
     keys.update((type_of(fact), text(fact.seller_id), items(fact.items)) for fact in order.stock)
-    keys.update(("cancelled", None if fact.seller_id is None else text(fact.seller_id)) for fact in order.cancellations)
+    keys.update(
+        ("cancelled", None if fact.seller_id is None else text(fact.seller_id))
+        for fact in order.cancellations
+    )
     for scan in order.scans:
         keys.add(("scan", text(scan.shipment_id), scan.rank.text, _EPOCH + timedelta(microseconds=scan.time)))
     keys.update(("return", text(fact.return_id), fact.status.text) for fact in order.returns)
     keys.update((type_of(fact), text(fact.refund_id)) for fact in order.refunds)
     for fact in order.deadlines:
-        keys.add((type_of(fact), fact.what.text, None if fact.subject is None else text(fact.subject), fact.attempt))
+        keys.add(
+            (
+                type_of(fact),
+                fact.what.text,
+                None if fact.subject is None else text(fact.subject),
+                fact.attempt,
+            )
+        )
     return keys
 
 
 class Accounts:
-    """Follows everything that is appended. An order's state is the one of the highest version in the changelog, the later one of equals."""
+    """Follows everything that is appended.
+    An order's state is the one of the highest version in the changelog, the later one of equals.
+    """
 
     def __init__(self, changelog: str, partitions: int) -> None:
         self._changelog = changelog
@@ -87,17 +105,25 @@ class Accounts:
                 if old is None or codec.version_of(record.value) >= codec.version_of(old):
                     self.states[record.key] = record.value
         elif topic == DLQ:
-            self.letters.update(record_id for record in records if (record_id := coordinates(record.headers, "dlq")) is not None)
+            self.letters.update(
+                record_id
+                for record in records
+                if (record_id := coordinates(record.headers, "dlq")) is not None
+            )
         elif topic == REKEYED:
             for at, record in enumerate(records, offset):
                 origin = coordinates(record.headers, "rekeyed")
                 if origin is not None:
                     self.sent_on.add(origin)
                     headers = [header for header in record.headers if not header[0].startswith("rekeyed_")]
-                    self.parsed[RecordId(tp.topic, tp.partition, at)] = parse(origin.topic, record.key, record.value, headers)
+                    self.parsed[RecordId(tp.topic, tp.partition, at)] = parse(
+                        origin.topic, record.key, record.value, headers
+                    )
         elif topic == CREATED:
             for at, record in enumerate(records, offset):
-                made = self.parsed[RecordId(tp.topic, tp.partition, at)] = parse(topic, record.key, record.value, record.headers)
+                made = self.parsed[RecordId(tp.topic, tp.partition, at)] = parse(
+                    topic, record.key, record.value, record.headers
+                )
                 assert isinstance(made, Fact), f"an order.created of our own is refused: {made}"
                 self.placed.add(made.order_id)
         elif topic == DECISIONS:
@@ -109,8 +135,12 @@ class Accounts:
                 else:
                     self.decisions[RecordId(tp.topic, tp.partition, at)] = decision
 
-    def unaccounted(self, records: Iterable[Record], start: int, end: int, hidden: Container[str]) -> Iterator[str]:
-        """What is wrong with the records of [start, end) of one log, were they finished now. `hidden`: orders that are left out."""
+    def unaccounted(
+        self, records: Iterable[Record], start: int, end: int, hidden: Container[str]
+    ) -> Iterator[str]:
+        """What is wrong with the records of [start, end) of one log, were they finished now.
+        `hidden`: orders that are left out.
+        """
         for record in records:
             if start <= record.offset < end:
                 problem = self._unaccounted(record, hidden)
@@ -155,7 +185,7 @@ class Accounts:
             keys = self._keys[raw] = natural_keys(codec.decode(raw))
         return keys
 
-    # -- for people ----------------------------------------------------------------------------------------------------
+    # -- for people ------------------------------------------------------------------------------------------
 
     def told(self, arrival: Arrival) -> str:
         """One line on what arrived."""
@@ -169,9 +199,15 @@ class Accounts:
             if tp.topic == self._changelog:
                 assert record.key is not None
                 order = codec.decode(record.value or b"")
-                yield f"   {record.key[-2:].hex()}: version {order.version}, status {order.status}, {len(order.decisions)} decisions"
+                yield (
+                    f"   {record.key[-2:].hex()}: version {order.version}, status {order.status},"
+                    f" {len(order.decisions)} decisions"
+                )
             elif tp.topic == DLQ:
-                yield f"   {coordinates(record.headers, 'dlq')}: {dict(record.headers).get('dlq_reason', b'').decode()}"
+                yield (
+                    f"   {coordinates(record.headers, 'dlq')}:"
+                    f" {dict(record.headers).get('dlq_reason', b'').decode()}"
+                )
             else:
                 headers = dict(record.headers)
                 name = headers.get("ce_id", b"").decode()[:8]

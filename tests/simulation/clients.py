@@ -1,7 +1,8 @@
-"""What a worker holds of Kafka: aiokafka's consumer and an idempotent producer, as far as streams/transport touches them.
+"""What a worker holds of Kafka: aiokafka's consumer and an idempotent producer, as far as
+streams/transport touches them.
 
-The consumer's subscription and fetch results are aiokafka's own classes; its fetcher and coordinator are fakes with the attributes that
-ConsumerThread reads, so the real ConsumerThread runs on top.
+The consumer's subscription and fetch results are aiokafka's own classes; its fetcher and coordinator are
+fakes with the attributes that ConsumerThread reads, so the real ConsumerThread runs on top.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BACKOFF = 0.1
 REQUEST_TIMEOUT = 40.0
 
 
-# -- producer -----------------------------------------------------------------------------------------------------------
+# -- producer ------------------------------------------------------------------------------------------------
 
 
 class SentBatch:
@@ -39,7 +40,9 @@ class SentBatch:
         self.records: list[Sent] = []
         self._most = most
 
-    def append(self, *, timestamp: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> object | None:
+    def append(
+        self, *, timestamp: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+    ) -> object | None:
         """None when it is full."""
         if len(self.records) >= self._most:
             return None
@@ -52,7 +55,9 @@ class SentBatch:
 
 
 class Metadata(NamedTuple):
-    """What a delivery tells: the first record's offset (-1: the broker doesn't know any more), and when the broker took it, ms."""
+    """What a delivery tells: the first record's offset (-1: the broker doesn't know any more), and
+    when the broker took it, ms.
+    """
 
     offset: int
     timestamp: int = -1
@@ -67,7 +72,9 @@ class Leaving(NamedTuple):
 
 
 class FakeConnection:
-    """streams.transport.producer.Connection over the fake broker: each partition's batches one after the other, partitions side by side."""
+    """streams.transport.producer.Connection over the fake broker: each partition's batches one after the
+    other, partitions side by side.
+    """
 
     def __init__(
         self,
@@ -81,7 +88,9 @@ class FakeConnection:
         landed: Callable[[Leaving, TopicPartition, int, Sequence[Sent]], None] | None = None,
         milliseconds: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`timeout`: of one request, seconds. `most`: records of a batch. `landed(leaving, tp, offset, records)`: it was appended."""
+        """`timeout`: of one request, seconds. `most`: records of a batch.
+        `landed(leaving, tp, offset, records)`: it was appended.
+        """
         self._network = network
         self._broker = broker
         self._gate = gate
@@ -98,7 +107,9 @@ class FakeConnection:
 
     async def start(self) -> None:
         """See Connection."""
-        self._producer = await self._network.request(BROKER, "init", self._broker.new_producer, errors.RequestTimedOutError, self._timeout)
+        self._producer = await self._network.request(
+            BROKER, "init", self._broker.new_producer, errors.RequestTimedOutError, self._timeout
+        )
 
     def create_batch(self) -> SentBatch:
         """See Connection."""
@@ -118,7 +129,9 @@ class FakeConnection:
         return future
 
     def take_back(self) -> None:
-        """See Connection. A request on its way here ends by its time-out, within the session it was sent in."""
+        """See Connection. A request on its way here ends by its time-out, within
+        the session it was sent in.
+        """
 
     async def abandon(self) -> None:
         """See Connection."""
@@ -130,7 +143,9 @@ class FakeConnection:
         for task in list(self._senders.values()):
             task.cancel()
 
-    async def _send_all(self, tp: TopicPartition, queue: deque[tuple[SentBatch, asyncio.Future[Metadata]]]) -> None:
+    async def _send_all(
+        self, tp: TopicPartition, queue: deque[tuple[SentBatch, asyncio.Future[Metadata]]]
+    ) -> None:
         try:
             while queue:
                 batch, future = queue[0]
@@ -162,14 +177,18 @@ class FakeConnection:
             def apply(leaving: Leaving = leaving) -> Metadata:
                 log = self._broker.log(tp)
                 end = log.end
-                offset = self._broker.produce(tp, self._producer, sequence, batch.records, self._milliseconds())
+                offset = self._broker.produce(
+                    tp, self._producer, sequence, batch.records, self._milliseconds()
+                )
                 if offset == end and self._landed is not None:
                     self._landed(leaving, tp, offset, batch.records)
                 times = [record.timestamp for record in log.read(offset, 1)[0] if record.offset == offset]
                 return Metadata(offset, times[0] if times else -1)
 
             try:
-                return await self._network.request(BROKER, "produce", apply, errors.RequestTimedOutError, self._timeout)
+                return await self._network.request(
+                    BROKER, "produce", apply, errors.RequestTimedOutError, self._timeout
+                )
             except errors.DuplicateSequenceNumber:
                 return Metadata(-1)
             except TimeoutError:
@@ -180,7 +199,7 @@ class FakeConnection:
             await asyncio.sleep(BACKOFF)
 
 
-# -- consumer -----------------------------------------------------------------------------------------------------------
+# -- consumer ------------------------------------------------------------------------------------------------
 
 
 class PartitionRecords:
@@ -204,7 +223,9 @@ class PartitionRecords:
 
 
 class FakeFetcher:
-    """aiokafka's Fetcher: keeps a list of each assigned partition ready. Its fetches are callbacks, so an idle worker costs nothing."""
+    """aiokafka's Fetcher: keeps a list of each assigned partition ready.
+    Its fetches are callbacks, so an idle worker costs nothing.
+    """
 
     def __init__(self, network: Network, broker: Broker, subscriptions: SubscriptionState, most: int) -> None:
         self._network = network
@@ -257,7 +278,8 @@ class FakeFetcher:
         if self._broker.logs[tp].end <= state.position:
             return
         self._fetching.add(tp)
-        # Not in the world's name: a dead worker gets nothing, a stopped one later. It may have been called by a producer's request.
+        # Not in the world's name: a dead worker gets nothing, a stopped one later.
+        # It may have been called by a producer's request.
         token = OWNER.set(self._process)
         self._loop.call_later(0.001 + 2 * self._network.way(), self._arrive, assignment, tp, state.position)
         OWNER.reset(token)
@@ -279,7 +301,9 @@ class FakeFetcher:
             records, to = self._broker.logs[tp].read(position, self._most)
             if to > position:
                 partition_records = PartitionRecords(position, to, records)
-                self._records[tp] = FetchResult(tp, assignment=assignment, partition_records=partition_records, backoff=0)
+                self._records[tp] = FetchResult(
+                    tp, assignment=assignment, partition_records=partition_records, backoff=0
+                )
         else:
             self.look()
         waiters, self._waiters = self._waiters, []
@@ -312,7 +336,14 @@ class Response(NamedTuple):
 class FakeCoordinator:
     """aiokafka's GroupCoordinator: joins, beats, commits. `run` is its coordination routine."""
 
-    def __init__(self, network: Network, group: Group, subscriptions: SubscriptionState, fetcher: FakeFetcher, interval: float) -> None:
+    def __init__(
+        self,
+        network: Network,
+        group: Group,
+        subscriptions: SubscriptionState,
+        fetcher: FakeFetcher,
+        interval: float,
+    ) -> None:
         self._network = network
         self._group = group
         self._subscriptions = subscriptions
@@ -327,7 +358,7 @@ class FakeCoordinator:
         self._beating: asyncio.Task[None] | None = None
         self._closing = False
 
-    # -- what ConsumerThread uses ---------------------------------------------------------------------------------------
+    # -- what ConsumerThread uses ----------------------------------------------------------------------------
 
     async def ensure_coordinator_known(self) -> None:
         """Nearly always it is; now and then it has to be looked for, which takes as long as a failover."""
@@ -352,16 +383,26 @@ class FakeCoordinator:
         response: Response = await self._request(kind, apply)
         return response
 
-    async def fetch_committed_offsets(self, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, OffsetAndMetadata]:
-        """What the group has committed; partitions without a commit are left out. Blocks until it is known."""
+    async def fetch_committed_offsets(
+        self, partitions: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, OffsetAndMetadata]:
+        """What the group has committed; partitions without a commit are left out.
+        Blocks until it is known.
+        """
 
         def apply() -> dict[TopicPartition, OffsetAndMetadata]:
-            return {tp: OffsetAndMetadata(self._group.offsets[tp], "") for tp in partitions if tp in self._group.offsets}
+            return {
+                tp: OffsetAndMetadata(self._group.offsets[tp], "")
+                for tp in partitions
+                if tp in self._group.offsets
+            }
 
         found: dict[TopicPartition, OffsetAndMetadata] = await self.until_answered("fetch_committed", apply)
         return found
 
-    async def _do_commit_offsets(self, assignment: Assignment, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> None:
+    async def _do_commit_offsets(
+        self, assignment: Assignment, offsets: Mapping[TopicPartition, OffsetAndMetadata]
+    ) -> None:
         # As aiokafka does: generation and member of the moment in which it is sent.
         generation, member = self.generation, self.member_id
         plain = {tp: each.offset for tp, each in offsets.items()}
@@ -373,7 +414,9 @@ class FakeCoordinator:
 
     async def _request(self, kind: str, apply: Callable[[], Any]) -> Any:
         try:
-            return await self._network.request(BROKER, kind, apply, errors.RequestTimedOutError, REQUEST_TIMEOUT)
+            return await self._network.request(
+                BROKER, kind, apply, errors.RequestTimedOutError, REQUEST_TIMEOUT
+            )
         except TimeoutError:
             raise errors.RequestTimedOutError from None
 
@@ -385,7 +428,7 @@ class FakeCoordinator:
             except errors.RequestTimedOutError:
                 await asyncio.sleep(BACKOFF)
 
-    # -- membership -----------------------------------------------------------------------------------------------------
+    # -- membership ------------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
         self.generation = NO_GENERATION

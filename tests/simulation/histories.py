@@ -1,4 +1,6 @@
-"""What upstream services send in one simulated history: a few orders, their events repeated, displaced, mis-keyed and broken."""
+"""What upstream services send in one simulated history: a few orders, their events repeated,
+displaced, mis-keyed and broken.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ MOST_EVENTS = 40
 
 
 class Arrival(NamedTuple):
-    """A record that is appended to its topic at a time, in seconds. `parsed` is what the reference makes of it."""
+    """A record that is appended to its topic at a time, in seconds.
+    `parsed` is what the reference makes of it.
+    """
 
     at: float
     topic: str
@@ -48,7 +52,9 @@ class Sent(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """Orders to choose from, each a list of events in the order of their times, and records that are refused whatever the order."""
+    """Orders to choose from, each a list of events in the order of their times, and records that are
+    refused whatever the order.
+    """
 
     lively: list[list[Sent]]
     dense: list[list[Sent]]
@@ -97,10 +103,19 @@ def _placed(checkout: Message, cancellations: list[Later]) -> list[Sent]:
         messages.append(Message("stock.reserved", order_id, order | reservation))
     amount = {"amount": checkout.data["total_amount"], "currency": checkout.data["currency"]}
     messages.append(Message("order.paid", order_id, order | amount | {"payment_id": checkout.key}))
-    items = [{"item_id": line["item_id"], "quantity": line["quantity"]} for line in lines if line["seller_id"] == lines[0]["seller_id"]]
+    items = [
+        {"item_id": line["item_id"], "quantity": line["quantity"]}
+        for line in lines
+        if line["seller_id"] == lines[0]["seller_id"]
+    ]
     parcel = {"shipment_id": checkout.key, "seller_id": lines[0]["seller_id"], "items": items}
-    messages += [Message("shipment.updated", order_id, order | parcel | {"status": status}) for status in ("in_transit", "delivered")]
-    messages += [message for later in cancellations for message in later.act() if isinstance(message, Message)]
+    messages += [
+        Message("shipment.updated", order_id, order | parcel | {"status": status})
+        for status in ("in_transit", "delivered")
+    ]
+    messages += [
+        message for later in cancellations for message in later.act() if isinstance(message, Message)
+    ]
     sent = []
     for n, message in enumerate(messages):
         time = rfc3339(generator.EPOCH_US + n * 3_600_000_000)
@@ -126,7 +141,9 @@ def history(seed: int, rng: Random, partitions: int) -> list[Arrival]:
     records = records[:MOST_EVENTS]
     if rng.random() < 0.4:
         records += [_poisoned(rng, records, found) for _ in range(rng.randint(1, 6))]
-    duplicates, displaced, miskeyed, misplaced = (rng.choice((0.0, 0.0, share)) for share in (0.3, 0.5, 0.3, 0.2))
+    duplicates, displaced, miskeyed, misplaced = (
+        rng.choice((0.0, 0.0, share)) for share in (0.3, 0.5, 0.3, 0.2)
+    )
     if rng.random() < 0.2:
         rng.shuffle(records)
     span = rng.choice((0.0, 0.5, 3.0, 8.0))
@@ -153,13 +170,17 @@ def _arrival(at: float, sent: Sent, partitions: int, rng: Random, misplaced: flo
 
 
 def _told_later(sent: Sent, rng: Random) -> Sent:
-    """The same event as another event with another time, perhaps an earlier one. Of a scan that would be another fact."""
+    """The same event as another event with another time, perhaps an earlier one.
+    Of a scan that would be another fact.
+    """
     headers = dict(sent.headers)
     time = headers.get("ce_time")
     if time is None or sent.topic == "shipment.updated" or not isinstance(sent.parsed, Fact):
         return sent
     hour = b"%02d" % rng.randrange(24)
-    changed = [(name, time[:11] + hour + time[13:] if name == "ce_time" else value) for name, value in sent.headers]
+    changed = [
+        (name, time[:11] + hour + time[13:] if name == "ce_time" else value) for name, value in sent.headers
+    ]
     return _sent(sent.topic, sent.key, sent.value, changed)
 
 
@@ -169,7 +190,9 @@ def _poisoned(rng: Random, records: list[Sent], found: Corpus) -> Sent:
     created = [each for each in facts if each.topic == "order.created" and "ce_id" in dict(each.headers)]
     if created and rng.random() < 0.5:
         poison = rng.choice([each for each in POISONS.values() if each.needs_order])
-        made = poison.make(rng, Anchor(msgspec.json.decode(rng.choice(created).value or b""), generator.EPOCH_US))
+        made = poison.make(
+            rng, Anchor(msgspec.json.decode(rng.choice(created).value or b""), generator.EPOCH_US)
+        )
         return _sent(made.topic, made.key, made.value, made.headers)
     return rng.choice(found.poison)
 

@@ -1,7 +1,8 @@
-"""Kafka's brokers, as far as the pipeline relies on them: logs, idempotent producers, compaction, and one consumer group.
+"""Kafka's brokers, as far as the pipeline relies on them: logs, idempotent producers,
+compaction, and one consumer group.
 
-Plain objects without time or network: the fakes of aiokafka (tests.simulation.clients) reach them through a Network, and tests/contract
-compares what they do with a real broker.
+Plain objects without time or network: the fakes of aiokafka (tests.simulation.clients) reach them through a
+Network, and tests/contract compares what they do with a real broker.
 """
 
 from __future__ import annotations
@@ -65,14 +66,18 @@ class Log:
         """Append records with the broker's time `now` (ms) and return the first one's offset."""
         base = self.end
         topic, partition = self.tp
-        self.records += [Record(topic, partition, at, now, APPEND_TIME, *each) for at, each in enumerate(sent, base)]
+        self.records += [
+            Record(topic, partition, at, now, APPEND_TIME, *each) for at, each in enumerate(sent, base)
+        ]
         self.end = base + len(sent)
         for watcher in self.watchers:
             watcher(self.tp)
         return base
 
     def read(self, offset: int, most: int) -> tuple[list[Record], int]:
-        """At most `most` records from `offset` on, and the position after them, beyond a hole that follows them to the log's end."""
+        """At most `most` records from `offset` on, and the position after them, beyond a hole that
+        follows them to the log's end.
+        """
         at = bisect.bisect_left(self.records, offset, key=attrgetter("offset"))
         records = self.records[at : at + most]
         return records, records[-1].offset + 1 if at + most < len(self.records) else self.end
@@ -111,11 +116,13 @@ class Broker:
         except KeyError:
             raise errors.UnknownTopicOrPartitionError from None
 
-    def produce(self, tp: TopicPartition, producer: int, sequence: int, sent: Sequence[Sent], now: int) -> int:
+    def produce(
+        self, tp: TopicPartition, producer: int, sequence: int, sent: Sequence[Sent], now: int
+    ) -> int:
         """Append a batch of an idempotent producer, or recognise it; returns the offset of its first record.
 
-        Raises OutOfOrderSequenceNumber if a batch before it is missing, DuplicateSequenceNumber if it was written, but so long ago that
-        its offset isn't known any more.
+        Raises OutOfOrderSequenceNumber if a batch before it is missing, DuplicateSequenceNumber if it was
+        written, but so long ago that its offset isn't known any more.
         """
         log = self.log(tp)
         known = log.producers.setdefault(producer, deque(maxlen=REMEMBERED))
@@ -133,7 +140,7 @@ class Broker:
         return base
 
 
-# -- the group ----------------------------------------------------------------------------------------------------------
+# -- the group -----------------------------------------------------------------------------------------------
 
 
 Assign = Callable[[Sequence[str]], Mapping[str, Iterable[TopicPartition]]]
@@ -160,7 +167,9 @@ class Joined(NamedTuple):
 
 @dataclass(slots=True)
 class Group:
-    """A group's coordinator. Time is told by whoever calls: `now` in seconds. `schedule(delay, callback)` is the world's clock."""
+    """A group's coordinator. Time is told by whoever calls: `now` in seconds.
+    `schedule(delay, callback)` is the world's clock.
+    """
 
     assign: Assign
     session: float
@@ -177,7 +186,7 @@ class Group:
     _round: int = 0
     _ids: int = 0
 
-    # -- requests ----------------------------------------------------------------------------------------------------
+    # -- requests --------------------------------------------------------------------------------------------
 
     def join(self, member: str, told: Callable[[Joined | BaseException], None]) -> None:
         """Ask to take part in the next generation. `told` is called when it has begun, or with the error."""
@@ -198,7 +207,9 @@ class Group:
         self._complete_if_all_joined()
 
     def sync(self, member: str, generation: int) -> frozenset[TopicPartition]:
-        """What the member was assigned. Raises UnknownMemberIdError, IllegalGenerationError, RebalanceInProgressError."""
+        """What the member was assigned.
+        Raises UnknownMemberIdError, IllegalGenerationError, RebalanceInProgressError.
+        """
         self._check(member, generation)
         self.members[member].heard = self.clock()
         if self.preparing:
@@ -215,7 +226,9 @@ class Group:
         return int(errors.RebalanceInProgressError.errno) if self.preparing else 0
 
     def commit(self, member: str, generation: int, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit offsets. Raises UnknownMemberIdError or IllegalGenerationError. Like Kafka it doesn't ask whose partitions they are."""
+        """Commit offsets. Raises UnknownMemberIdError or IllegalGenerationError.
+        Like Kafka it doesn't ask whose partitions they are.
+        """
         self._check(member, generation)
         self.on_commit(member, offsets)
         self.offsets.update(offsets)
@@ -225,7 +238,7 @@ class Group:
         if member in self.members:
             self._remove(member)
 
-    # -- generations -------------------------------------------------------------------------------------------------
+    # -- generations -----------------------------------------------------------------------------------------
 
     def _check(self, member: str, generation: int) -> None:
         if member not in self.members:

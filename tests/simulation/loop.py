@@ -1,8 +1,9 @@
 """An event loop whose time is virtual and whose processes can die, be stopped and be woken.
 
-Time jumps from timer to timer, so a minute of heartbeats costs milliseconds. A callback belongs to the process in whose context it was
-scheduled (a context variable, which tasks inherit). Of a dead process nothing runs any more, not even a `finally`: as after kill -9. Of a
-stopped one everything is held back until it is woken: as with SIGSTOP.
+Time jumps from timer to timer, so a minute of heartbeats costs milliseconds. A callback belongs to the
+process in whose context it was scheduled (a context variable, which tasks inherit). Of a dead process
+nothing runs any more, not even a `finally`: as after kill -9. Of a stopped one everything is held back
+until it is woken: as with SIGSTOP.
 
 Nothing here depends on the machine: the same program runs the same way every time, whatever its hash seed.
 """
@@ -58,7 +59,9 @@ class VirtualHandle:
 
     __slots__ = ("_at", "args", "callback", "cancelled_", "context")
 
-    def __init__(self, at: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context) -> None:
+    def __init__(
+        self, at: float, callback: Callable[..., object], args: tuple[Any, ...], context: Context
+    ) -> None:
         self._at = at
         self.callback = callback
         self.args = args
@@ -89,7 +92,9 @@ class VirtualTask(asyncio.Task[T]):
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
-    """See the module. Only what asyncio's own primitives need: no sockets, threads, signals or child processes."""
+    """See the module. Only what asyncio's own primitives need: no sockets, threads,
+    signals or child processes.
+    """
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -103,7 +108,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.errors: list[dict[str, Any]] = []
         """What tasks and callbacks raised and nobody looked at."""
 
-    # -- what asyncio calls ----------------------------------------------------------------------------------------
+    # -- what asyncio calls ----------------------------------------------------------------------------------
 
     def time(self) -> float:
         return self.now
@@ -131,7 +136,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def create_future(self) -> asyncio.Future[Any]:
         return asyncio.Future(loop=self)
 
-    def create_task(self, coro: Any, *, name: object = None, context: Context | None = None, **options: Any) -> asyncio.Task[Any]:
+    def create_task(
+        self, coro: Any, *, name: object = None, context: Context | None = None, **options: Any
+    ) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = VirtualTask(coro, loop=self, name=name, context=context)
         self._tasks.append(task)
         return task
@@ -151,10 +158,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         self.errors.append(context)
 
-    # -- running -----------------------------------------------------------------------------------------------------
+    # -- running ---------------------------------------------------------------------------------------------
 
     def run(self, over: Callable[[], bool], deadline: float = float("inf")) -> bool:
-        """Run until `over`, asked after every callback, or until the virtual time `deadline`: False then. Raises Deadlock."""
+        """Run until `over`, asked after every callback, or until the virtual time `deadline`:
+        False then. Raises Deadlock.
+        """
         with self.entered():
             ready, timers = self._ready, self._timers
             last = self.steps + MOST_STEPS
@@ -229,4 +238,6 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
 
 class Killed(BaseException):
-    """Raised where a process dies in the middle of a call that doesn't wait. Ends the callback; nothing of the process runs after it."""
+    """Raised where a process dies in the middle of a call that doesn't wait.
+    Ends the callback; nothing of the process runs after it.
+    """

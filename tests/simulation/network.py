@@ -1,6 +1,8 @@
-"""The way between a client and a server, where everything goes wrong: delays, losses, and deaths at every point of a call.
+"""The way between a client and a server, where everything goes wrong: delays, losses, and deaths
+at every point of a call.
 
-A request takes its way in world time: once sent it arrives, whatever becomes of its sender. What can happen to one:
+A request takes its way in world time: once sent it arrives, whatever becomes of its sender.
+What can happen to one:
 
     before      an error, and nothing was done
     after       it was done, and the sender is told an error (a lost acknowledgement)
@@ -61,7 +63,15 @@ class Faults:
 class Network:
     """Carries requests. Times in seconds. Of two requests the later one may arrive first."""
 
-    def __init__(self, rng: Random, faults: Faults, nemesis: Nemesis | None = None, *, usual: float = 0.0, late: float = 0.0) -> None:
+    def __init__(
+        self,
+        rng: Random,
+        faults: Faults,
+        nemesis: Nemesis | None = None,
+        *,
+        usual: float = 0.0,
+        late: float = 0.0,
+    ) -> None:
         """`usual`: the longest usual way; `late`: the longest way of a late request."""
         self.rng = rng
         self.faults = faults
@@ -99,7 +109,9 @@ class Network:
         error: Callable[[], BaseException] = ConnectionError,
         timeout: float | None = None,
     ) -> T:
-        """Have `apply` called at the server; its result or what it raised. Raises `error` for a fault, TimeoutError after `timeout`."""
+        """Have `apply` called at the server; its result or what it raised.
+        Raises `error` for a fault, TimeoutError after `timeout`.
+        """
         fault = self._fault(1.0 if kind in WRITES else RARER)
         process = OWNER.get()
         answer: asyncio.Future[T] = self._event_loop().create_future()

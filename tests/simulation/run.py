@@ -68,7 +68,8 @@ class SimulatedHistory:
 def run_seed(seed: int, *, tracing: bool = False) -> SimulatedHistory:
     """Live through the history of a seed and look at it. To be called inside prepared().
 
-    In every third history a refund for units gone takes a decision for each unit: there is much to die between.
+    In every third history a refund for units gone takes a decision for each unit:
+    there is much to die between.
     """
     with mock.patch.object(refunds, "MOST_UNITS", refunds.MOST_UNITS if seed % 3 else 1):
         return _run_seed(seed, tracing)
@@ -157,7 +158,9 @@ class Summary:
 
 
 def run_many(first: int, count: int, *, most_failures: int = 1, until: float = float("inf")) -> Summary:
-    """Histories of `count` seeds from `first` on, until so many have failed or time.monotonic() has come to `until`."""
+    """Histories of `count` seeds from `first` on, until so many have failed or
+    time.monotonic() has come to `until`.
+    """
     summary = Summary()
     started = time.monotonic()
     with prepared():

@@ -1,7 +1,7 @@
 """What a worker writes beside Kafka: Postgres's four tables, Redis, and the files of its local store.
 
-Redis runs the pipeline's own script, by a real Lua. Postgres's statement can't run here: `Tables` says its rule a second time, and
-tests/contract holds both against the real servers.
+Redis runs the pipeline's own script, by a real Lua. Postgres's statement can't run here: `Tables` says its
+rule a second time, and tests/contract holds both against the real servers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.simulation.network import Network
 
 POSTGRES, REDIS = "postgres", "redis"
 
-# -- Postgres -----------------------------------------------------------------------------------------------------------
+# -- Postgres ------------------------------------------------------------------------------------------------
 
 _METADATA = build_metadata("user_id")
 _KEYS: Final = {name: attrgetter(*_METADATA.tables[name].primary_key.columns.keys()) for name in TABLES}
@@ -37,14 +37,20 @@ _KEYS: Final = {name: attrgetter(*_METADATA.tables[name].primary_key.columns.key
 
 
 class Tables:
-    """The four tables. A row is replaced by one of a higher version; at the same version by another one whose times aren't later."""
+    """The four tables. A row is replaced by one of a higher version; at the same version by another one
+    whose times aren't later.
+    """
 
     def __init__(self) -> None:
         self.rows: dict[str, dict[tuple[Any, ...], Row]] = {name: {} for name in TABLES}
 
     def write(self, given: Mapping[str, Sequence[Row]]) -> int:
         """Write rows in one transaction; returns how many are new or changed."""
-        return sum(self._put(self.rows[table], _KEYS[table](row), row) for table, rows in given.items() for row in rows)
+        return sum(
+            self._put(self.rows[table], _KEYS[table](row), row)
+            for table, rows in given.items()
+            for row in rows
+        )
 
     @staticmethod
     def _put(table: dict[tuple[Any, ...], Row], key: tuple[Any, ...], row: Row) -> bool:
@@ -78,20 +84,24 @@ class FakePostgres:
         given = {table: tuple(rows) for table, rows in batch.by_table().items()}
         if not given:
             return 0
-        return await self._network.request(POSTGRES, "rows", lambda: self._tables.write(given), _connection_lost, self._timeout)
+        return await self._network.request(
+            POSTGRES, "rows", lambda: self._tables.write(given), _connection_lost, self._timeout
+        )
 
     async def close(self) -> None:
         """Nothing to give back."""
 
 
-# -- Redis --------------------------------------------------------------------------------------------------------------
+# -- Redis ---------------------------------------------------------------------------------------------------
 
 _serving: ContextVar[Keys] = ContextVar("serving")
 _decode = msgspec.msgpack.Decoder().decode
 
 
 class Keys:
-    """A Redis server's keys, with the commands that the script calls. Nothing expires here; lifetimes are remembered in `ttl`."""
+    """A Redis server's keys, with the commands that the script calls.
+    Nothing expires here; lifetimes are remembered in `ttl`.
+    """
 
     def __init__(self) -> None:
         self.values: dict[bytes, bytes | dict[bytes, float]] = {}
@@ -222,7 +232,9 @@ _COMMANDS: Final[dict[bytes, Callable[..., Any]]] = {
 
 
 def _script() -> Callable[..., Any]:
-    """The script as a function of its arguments, in a Lua with the modules that Redis gives it. Texts are bytes throughout."""
+    """The script as a function of its arguments, in a Lua with the modules that Redis gives it.
+    Texts are bytes throughout.
+    """
     lua = lua51.LuaRuntime(encoding=None)
 
     null = object()  # cjson.null
@@ -233,7 +245,9 @@ def _script() -> Callable[..., Any]:
         if isinstance(value, list):
             return lua.table_from([to_lua(each) for each in value])
         if isinstance(value, dict):
-            return lua.table_from({name.encode(): null if each is None else to_lua(each) for name, each in value.items()})
+            return lua.table_from(
+                {name.encode(): null if each is None else to_lua(each) for name, each in value.items()}
+            )
         return value
 
     def from_lua(value: Any) -> Any:
@@ -288,13 +302,15 @@ class FakeRedis:
         """Nothing to give back."""
 
 
-# -- local store --------------------------------------------------------------------------------------------------------
+# -- local store ---------------------------------------------------------------------------------------------
 
 T = TypeVar("T")
 
 
 class Files:
-    """The local store of one worker's folder, by partition, with an older generation that a machine may come back with."""
+    """The local store of one worker's folder, by partition, with an older generation that a
+    machine may come back with.
+    """
 
     def __init__(self) -> None:
         self.partitions: dict[int, dict[bytes, bytes]] = {}
@@ -376,7 +392,13 @@ class _Db:
 class FakeStore(StateStore):
     """The real StateStore on Files instead of RocksDB."""
 
-    def __init__(self, files: Files, network: Network, version_of: Callable[[bytes], int], due_of: Callable[[bytes], int]) -> None:
+    def __init__(
+        self,
+        files: Files,
+        network: Network,
+        version_of: Callable[[bytes], int],
+        due_of: Callable[[bytes], int],
+    ) -> None:
         # Not Faust's: it would ask for an app.
         self._files = files
         self._network = network

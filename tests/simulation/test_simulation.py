@@ -25,14 +25,29 @@ def test_histories() -> None:
     share = HISTORIES // (os.cpu_count() or 1)
     with ProcessPoolExecutor() as pool:
         firsts = range(FIRST_SEED, FIRST_SEED + HISTORIES, share)
-        for part in pool.map(run_many, firsts, [min(share, FIRST_SEED + HISTORIES - first) for first in firsts]):
+        for part in pool.map(
+            run_many, firsts, [min(share, FIRST_SEED + HISTORIES - first) for first in firsts]
+        ):
             summary.merge(part)
-    told = [f"{outcome.problems[0]}\n  .venv/bin/python -m tests.simulation --replay {outcome.seed}" for outcome in summary.failed]
+    told = [
+        f"{outcome.problems[0]}\n  .venv/bin/python -m tests.simulation --replay {outcome.seed}"
+        for outcome in summary.failed
+    ]
     assert told == []
     assert summary.histories == HISTORIES
     # Not only fair weather: every fault, every mood, and what they lead to.
     assert set(summary.moods) == {"calm", "losses", "deaths", "zombies", "all"}
-    assert {"before", "after", "slow", "refused", "late", "crash_out", "crash_wire", "crash_done", "stop_wire"} == set(summary.faults)
+    assert {
+        "before",
+        "after",
+        "slow",
+        "refused",
+        "late",
+        "crash_out",
+        "crash_wire",
+        "crash_done",
+        "stop_wire",
+    } == set(summary.faults)
     assert summary.deaths > HISTORIES / 4
     assert summary.generations > HISTORIES
     assert summary.late > 0
@@ -42,8 +57,8 @@ def test_histories() -> None:
 @pytest.mark.parametrize("seeds", ["1 40"])
 def test_a_seed_is_one_history_whatever_the_hash_seed(seeds: str) -> None:
     program = (
-        "import sys; from tests.simulation.run import prepared, run_seed\n"
-        "with prepared(): print(*[run_seed(seed, tracing=True).digest for seed in range(int(sys.argv[1]), int(sys.argv[2]))])"
+        "import sys; from tests.simulation.run import prepared, run_seed\nwith prepared():"
+        " print(*[run_seed(seed, tracing=True).digest for seed in range(int(sys.argv[1]), int(sys.argv[2]))])"
     )
     digests = {
         subprocess.run(
@@ -72,7 +87,13 @@ def test_a_broken_pipeline_is_told_with_its_trace(monkeypatch: pytest.MonkeyPatc
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "tests.simulation", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "tests.simulation", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def test_the_command_reports_as_json_and_replays_a_seed() -> None:

@@ -37,15 +37,17 @@ def until(loop: VirtualLoop, condition: object, seconds: float = 60.0) -> None:
 
 
 def test_lanes_stay_closed_between_revocation_and_assignment(world: World) -> None:
-    """A recovery that ends while the group is between two generations must not open lanes: nobody would close them, and the partitions
-    that the worker keeps would never be read again."""
+    """A recovery that ends while the group is between two generations must not open lanes: nobody would close
+    them, and the partitions that the worker keeps would never be read again.
+    """
     with world.loop.entered():
         world.start(0)
     until(world.loop, lambda: 0 in world.running and world.running[0].app is not None)
     app = world.running[0].app
     assert app is not None
     until(world.loop, lambda: app.consumer.lanes)
-    # A second member joins: w0 gives its partitions up, and its next generation waits for the other one, which is slow.
+    # A second member joins: w0 gives its partitions up, and its next generation waits for the
+    # other one, which is slow.
     world.group.join(NO_MEMBER, lambda joined: None)
     other = list(world.group.members)[-1]
     world.group.members[other].joining = None
@@ -107,7 +109,9 @@ def test_a_lane_that_is_fenced_asks_the_group_and_is_made_anew(world: World) -> 
     assert world.violations == []
 
 
-def test_a_worker_does_not_wait_for_ever_for_the_group_to_say_who_has_a_lane(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_does_not_wait_for_ever_for_the_group_to_say_who_has_a_lane(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def unheard(thread: ConsumerThread, assignment: object, generation: int) -> None:
         """The group's coordinator isn't reached."""
 
@@ -151,8 +155,16 @@ def test_recovery_keeps_the_highest_version_of_a_key(world: World) -> None:
         world.start(0)
     until(world.loop, lambda: 0 in world.running and world.running[0].app is not None)
     log = world.broker.logs[TopicPartition(world.settings.changelog_topic, 1)]
-    created = next(arrival for arrival in world.plan.arrivals if arrival.topic == "order.created" and isinstance(arrival.parsed, Fact))
-    paid = next(arrival for arrival in world.plan.arrivals if arrival.topic == "order.paid" and arrival.key == created.key)
+    created = next(
+        arrival
+        for arrival in world.plan.arrivals
+        if arrival.topic == "order.created" and isinstance(arrival.parsed, Fact)
+    )
+    paid = next(
+        arrival
+        for arrival in world.plan.arrivals
+        if arrival.topic == "order.paid" and arrival.key == created.key
+    )
     assert created.partition == paid.partition == 1
     for arrival in (created, paid):
         before = log.end

@@ -1,4 +1,6 @@
-"""What must hold when everything has come to rest, by the independent reference (audit.reference): the contract, not the fold."""
+"""What must hold when everything has come to rest, by the independent reference (audit.reference):
+the contract, not the fold.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,14 @@ from tests.simulation.accounts import coordinates, natural_keys
 from tests.simulation.kafka import Record
 from tests.simulation.world import World
 
-SAME = {spec.type: spec.id_field for spec in outgoing.DERIVED if spec.id_field is not None and spec.varies in ("never", "decided")}
-"""Derived events whose set and content don't depend on the order of arrival, and the field that is their id."""
+SAME = {
+    spec.type: spec.id_field
+    for spec in outgoing.DERIVED
+    if spec.id_field is not None and spec.varies in ("never", "decided")
+}
+"""Derived events whose set and content don't depend on the order of arrival, and
+the field that is their id.
+"""
 
 
 class Verifier:
@@ -58,7 +66,7 @@ class Verifier:
         if not self.world.restarted:
             yield from self._notices()
 
-    # -- the log -------------------------------------------------------------------------------------------------------
+    # -- the log ---------------------------------------------------------------------------------------------
 
     def _log(self, topic: str, partition: int) -> Sequence[Record]:
         log = self.world.broker.logs.get(TopicPartition(topic, partition))
@@ -106,7 +114,7 @@ class Verifier:
         order = self.orders.setdefault(fact.order_id, Order(fact.order_id))
         order.add(fact, origin or record_id, rekeyed=origin is not None)
 
-    # -- offsets -------------------------------------------------------------------------------------------------------
+    # -- offsets ---------------------------------------------------------------------------------------------
 
     def _committed(self) -> Iterator[str]:
         for topic in self.world.lane_topics:
@@ -115,7 +123,9 @@ class Verifier:
                 end = self.world.broker.logs[tp].end
                 if self.world.group.offsets.get(tp, 0) != end:
                     yield f"{topic}/{number}: committed {self.world.group.offsets.get(tp, 0)} of {end}"
-                yield from self.world.accounts.unaccounted(self.world.broker.logs[tp].records, 0, end, self.world.hidden)
+                yield from self.world.accounts.unaccounted(
+                    self.world.broker.logs[tp].records, 0, end, self.world.hidden
+                )
 
     def _checkouts(self) -> Iterator[str]:
         """What was made of a checkout says what the checkout said, but for its type."""
@@ -130,7 +140,7 @@ class Verifier:
                 if checkout is not None and fact.content != checkout.content:
                     yield f"order {fact.order_id}: its order.created at {record_id} differs from its checkout"
 
-    # -- states --------------------------------------------------------------------------------------------------------
+    # -- states ----------------------------------------------------------------------------------------------
 
     def _states(self) -> Iterator[str]:
         world = self.world
@@ -140,9 +150,13 @@ class Verifier:
             for record in self._log(world.settings.changelog_topic, number):
                 assert record.key is not None
                 assert record.value is not None
-                if record.key not in newest or codec.version_of(record.value) >= codec.version_of(newest[record.key]):
+                if record.key not in newest or codec.version_of(record.value) >= codec.version_of(
+                    newest[record.key]
+                ):
                     newest[record.key] = record.value
-            newest = {key: value for key, value in newest.items() if str(UUID(bytes=key)) not in self.world.hidden}
+            newest = {
+                key: value for key, value in newest.items() if str(UUID(bytes=key)) not in self.world.hidden
+            }
             for key, value in newest.items():
                 by_order[str(UUID(bytes=key))] = value
             yield from self._local(number, newest)
@@ -155,12 +169,20 @@ class Verifier:
             keys = set(self.orders[order_id].candidates)
             if natural_keys(order) != keys:
                 lost, extra = keys - natural_keys(order), natural_keys(order) - keys
-                yield f"order {order_id}: its state lacks {sorted(lost, key=repr)} and has {sorted(extra, key=repr)} too many"
+                yield (
+                    f"order {order_id}: its state lacks {sorted(lost, key=repr)} and has"
+                    f" {sorted(extra, key=repr)} too many"
+                )
             if order.version != readings[0].version:
                 yield f"order {order_id}: state of version {order.version}, {readings[0].version} facts"
             if len(order.decisions) != len(self.orders[order_id].decisions):
-                yield f"order {order_id}: {len(order.decisions)} decisions in its state, {len(self.orders[order_id].decisions)} in the log"
-            elif readings[0].created is not None and codec.status_of(raw) not in {each.status() for each in readings}:
+                yield (
+                    f"order {order_id}: {len(order.decisions)} decisions in its state,"
+                    f" {len(self.orders[order_id].decisions)} in the log"
+                )
+            elif readings[0].created is not None and codec.status_of(raw) not in {
+                each.status() for each in readings
+            }:
                 yield f"order {order_id}: status {codec.status_of(raw)}, expected {readings[0].status()}"
         for order_id in by_order:
             yield f"order {order_id}: a state, but no facts"
@@ -168,20 +190,32 @@ class Verifier:
     def _local(self, number: int, newest: Mapping[bytes, bytes]) -> Iterator[str]:
         """The owner's local store holds what the changelog holds."""
         for worker in self.world.running.values():
-            if worker.app is not None and any(lane.partition == number for lane in worker.app.consumer.lanes.values()):
+            if worker.app is not None and any(
+                lane.partition == number for lane in worker.app.consumer.lanes.values()
+            ):
                 content = worker.files.partitions.get(number, {})
                 index = {key for key in content if key.startswith(DUE)}
-                own = {key: value for key, value in content.items() if key != worker.app.store.offset_key and key not in index}
-                found = {key: value for key, value in own.items() if str(UUID(bytes=key)) not in self.world.hidden}
+                own = {
+                    key: value
+                    for key, value in content.items()
+                    if key != worker.app.store.offset_key and key not in index
+                }
+                found = {
+                    key: value for key, value in own.items() if str(UUID(bytes=key)) not in self.world.hidden
+                }
                 wanted = {due_entry(due, key) for key, raw in newest.items() if (due := codec.due_of(raw))}
-                if {entry for entry in index if str(UUID(bytes=entry[-16:])) not in self.world.hidden} != wanted:
+                if {
+                    entry for entry in index if str(UUID(bytes=entry[-16:])) not in self.world.hidden
+                } != wanted:
                     yield f"partition {number}: the index of due times is not that of the states"
                 for key in sorted(found.keys() | newest.keys()):
                     if found.get(key) != newest.get(key):
                         versions = f"{_version(found.get(key))} and {_version(newest.get(key))}"
-                        yield f"partition {number}: local store and changelog differ in {key.hex()}: {versions}"
+                        yield (
+                            f"partition {number}: local store and changelog differ in {key.hex()}: {versions}"
+                        )
 
-    # -- rows ----------------------------------------------------------------------------------------------------------
+    # -- rows ------------------------------------------------------------------------------------------------
 
     def _rows(self) -> Iterator[str]:
         found: dict[str, dict[str, set[Row]]] = defaultdict(lambda: {table: set() for table in TABLES})
@@ -190,12 +224,18 @@ class Verifier:
                 found[str(row[0] if table == "orders_order" else row[1])][table].add(comparable(table, row))
         for order_id, readings in self.readings.items():
             there = found.pop(order_id, None) or {table: set() for table in TABLES}
-            wanted = [{table: {comparable(table, row) for row in rows} for table, rows in reading.rows().items()} for reading in readings]
+            wanted = [
+                {table: {comparable(table, row) for row in rows} for table, rows in reading.rows().items()}
+                for reading in readings
+            ]
             if len(readings) > 1:
-                # The log doesn't tell which of two contents came first, so each worker that folded them may have taken another.
+                # The log doesn't tell which of two contents came first, so each worker that folded
+                # them may have taken another.
                 for table in TABLES:
                     strange = there[table].difference(*(each[table] for each in wanted))
-                    if strange or len({row[0] for row in there[table]}) != len({row[0] for row in wanted[0][table]}):
+                    if strange or len({row[0] for row in there[table]}) != len(
+                        {row[0] for row in wanted[0][table]}
+                    ):
                         yield f"order {order_id}: {table} has {_brief(strange)}, in no reading of the log"
             elif there not in wanted:
                 for table in TABLES:
@@ -205,7 +245,7 @@ class Verifier:
         for order_id in found.keys() - self.world.hidden:
             yield f"order {order_id}: rows, but no facts"
 
-    # -- derived events ------------------------------------------------------------------------------------------------
+    # -- derived events --------------------------------------------------------------------------------------
 
     def _derived(self) -> Iterator[str]:
         seen: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -217,8 +257,13 @@ class Verifier:
                     headers = dict(record.headers)
                     data = _json(record.value)
                     order_id = data["order_id"]
-                    if headers["ce_type"] != topic.encode() or partition_of(order_id.encode(), len(self._partitions())) != number:
-                        yield f"{topic}/{number}@{record.offset}: type {headers['ce_type']!r}, order {order_id}"
+                    if (
+                        headers["ce_type"] != topic.encode()
+                        or partition_of(order_id.encode(), len(self._partitions())) != number
+                    ):
+                        yield (
+                            f"{topic}/{number}@{record.offset}: type {headers['ce_type']!r}, order {order_id}"
+                        )
                     if topic in SAME:
                         name: tuple[str, str] = (topic, data[SAME[topic]])
                         if data not in seen[name]:
@@ -235,10 +280,14 @@ class Verifier:
                 certain, possible = set.intersection(*map(set, expected)), set.union(*map(set, expected))
                 lacking, extra = certain - names, names - possible
                 if lacking or extra:
-                    yield f"order {order_id}: derived events lacking {sorted(lacking)}, too many {sorted(extra)}"
+                    yield (
+                        f"order {order_id}: derived events lacking {sorted(lacking)}, too many"
+                        f" {sorted(extra)}"
+                    )
             for one in sorted(names):
                 contents = [each[one] for each in expected if one in each]
-                # Where the log doesn't tell which of two contents came first, a replay may have taken the other.
+                # Where the log doesn't tell which of two contents came first, a replay
+                # may have taken the other.
                 if len(seen[one]) > len(readings):
                     yield f"{one[0]} {one[1]}: several contents: {seen[one]}"
                 for data in seen[one]:
@@ -256,7 +305,9 @@ class Verifier:
                     yield f"order {order_id}: decisions before order.created"
                 continue
             amounts = [decision.amount for decision in reading.decisions]
-            if any(amount <= 0 for amount in amounts) or sum(amounts) > max(each.captured for each in readings):
+            if any(amount <= 0 for amount in amounts) or sum(amounts) > max(
+                each.captured for each in readings
+            ):
                 yield f"order {order_id}: refunds {amounts}, captured {reading.captured}"
             for what in ("units", "shipping"):
                 paid = [each for decision in reading.decisions for each in getattr(decision, what)]
@@ -270,25 +321,37 @@ class Verifier:
                 yield from self._uncovered(order_id, reading)
             for owed in reading.owed():
                 if owed.covered and all(owed in each.owed() for each in readings):
-                    yield f"order {order_id}: {owed.amount} is owed for {owed.cause} {owed.cause_id} and was not decided"
+                    yield (
+                        f"order {order_id}: {owed.amount} is owed for {owed.cause} {owed.cause_id} and was"
+                        " not decided"
+                    )
 
     def _uncovered(self, order_id: str, reading: Reading) -> Iterator[str]:
-        """The anomaly is there exactly while something is owed that captured money doesn't cover: also of a refund that was begun."""
+        """The anomaly is there exactly while something is owed that captured money doesn't cover: also
+        of a refund that was begun.
+        """
         key = UUID(order_id).bytes
-        codes = {text.partition(":")[0] for text in anomalies(codec.decode(self.world.accounts.states[key]), key)}
+        codes = {
+            text.partition(":")[0] for text in anomalies(codec.decode(self.world.accounts.states[key]), key)
+        }
         expected = [owed for owed in reading.owed() if not owed.covered]
         if ("refund_uncovered" in codes) != bool(expected):
             yield f"order {order_id}: anomalies {sorted(codes)}, not covered: {expected}"
 
-    # -- deadlines -----------------------------------------------------------------------------------------------------
+    # -- deadlines -------------------------------------------------------------------------------------------
 
     def _deadlines(self) -> Iterator[str]:
-        """None is due and left, none is lost, none has passed too early, and none although its answer lay in its lane before."""
+        """None is due and left, none is lost, none has passed too early, and none although its
+        answer lay in its lane before.
+        """
         now = self.world.milliseconds()
         for key, raw in self.world.accounts.states.items():
             if str(UUID(bytes=key)) in self.world.hidden:
                 continue
-            due, wanted = codec.due_of(raw), next_due(codec.decode(raw), key, self.world.settings.deadline_policy)
+            due, wanted = (
+                codec.due_of(raw),
+                next_due(codec.decode(raw), key, self.world.settings.deadline_policy),
+            )
             if 0 < due <= now:
                 yield f"order {UUID(bytes=key)}: due {now - due} ms ago"
             if due != wanted:
@@ -303,11 +366,18 @@ class Verifier:
                     continue
                 at = round(fact.time.timestamp() * 1000)
                 if record.timestamp < at:
-                    yield f"order {fact.order_id}: {fact.key} was written {at - record.timestamp} ms before its time"
+                    yield (
+                        f"order {fact.order_id}: {fact.key} was written {at - record.timestamp} ms before its"
+                        " time"
+                    )
                 readings = self.readings[fact.order_id]
                 if len(readings) > 1:
                     continue  # the log doesn't tell which content counts
-                before = [each for each, when in arrived[fact.order_id] if when < at and each.key not in readings[0].refused]
+                before = [
+                    each
+                    for each, when in arrived[fact.order_id]
+                    if when < at and each.key not in readings[0].refused
+                ]
                 for each in before:
                     if _answers(each, fact) and len(self.orders[fact.order_id].candidates[each.key]) == 1:
                         yield f"order {fact.order_id}: {fact.key}, but {each.key} came before {fact.time}"
@@ -326,7 +396,7 @@ class Verifier:
                         arrived[fact.order_id].append((fact, record.timestamp))
         return arrived
 
-    # -- dead letters --------------------------------------------------------------------------------------------------
+    # -- dead letters ----------------------------------------------------------------------------------------
 
     def _letters(self) -> Iterator[str]:
         letters: dict[RecordId, set[str]] = defaultdict(set)
@@ -363,10 +433,16 @@ class Verifier:
             yield f"dead letter of {record_id}: not as it came"
 
     def _refused_keys(
-        self, order_id: str, order: Order, letters: Mapping[RecordId, set[str]], allowed: dict[RecordId, set[str]]
+        self,
+        order_id: str,
+        order: Order,
+        letters: Mapping[RecordId, set[str]],
+        allowed: dict[RecordId, set[str]],
     ) -> Iterator[str]:
         for key, candidates in order.candidates.items():
-            codes = {reading.refused[key].code for reading in self.readings[order_id] if key in reading.refused}
+            codes = {
+                reading.refused[key].code for reading in self.readings[order_id] if key in reading.refused
+            }
             refused_by_all = all(key in reading.refused for reading in self.readings[order_id])
             winners = order.winners(key)
             losers = [each for each in candidates if len(winners) > 1 or each is not winners[0]]
@@ -375,14 +451,20 @@ class Verifier:
             may = candidates if any(key in reading.refused for reading in self.readings[order_id]) else losers
             for candidate in may:
                 allowed.update(dict.fromkeys(candidate.records, codes))
-            # Of each content that lost for certain, and of a key that is refused for the order's sake, one letter at least.
+            # Of each content that lost for certain, and of a key that is refused for the order's
+            # sake, one letter at least.
             for candidate in losers if len(winners) == 1 else ():
                 if not any(letters.get(record_id, set()) & codes for record_id in candidate.records):
-                    yield f"order {order_id}: {key} with another content at {candidate.records[0]} is no dead letter"
-            if refused_by_all and not any(letters.get(record_id, set()) & codes for each in candidates for record_id in each.records):
+                    yield (
+                        f"order {order_id}: {key} with another content at {candidate.records[0]} is no dead"
+                        " letter"
+                    )
+            if refused_by_all and not any(
+                letters.get(record_id, set()) & codes for each in candidates for record_id in each.records
+            ):
                 yield f"order {order_id}: refused {key} ({', '.join(sorted(codes))}) is no dead letter"
 
-    # -- cache ---------------------------------------------------------------------------------------------------------
+    # -- cache -----------------------------------------------------------------------------------------------
 
     def _cache(self) -> Iterator[str]:
         values = self.world.keys.values
@@ -398,7 +480,16 @@ class Verifier:
             expected = []
             for reading in readings:
                 row = reading.rows()["orders_order"][0]
-                names = ("order_id", "user_id", "status", "currency", "total_amount", "created_at", "updated_at", "version")
+                names = (
+                    "order_id",
+                    "user_id",
+                    "status",
+                    "currency",
+                    "total_amount",
+                    "created_at",
+                    "updated_at",
+                    "version",
+                )
                 expected.append(dict(zip(names, (row[0], row[1], *row[3:6], *row[7:]), strict=True)))
             if not any(_holds(each, found) for each in expected):
                 yield f"order {order_id}: cached {found}, expected {expected[0]}"
@@ -407,14 +498,16 @@ class Verifier:
                 entry = values.get(f"tracking:{number}".encode()) if number else None
                 if isinstance(entry, bytes):
                     own = [
-                        each["status"] for each in json.loads(entry) if (each["order_id"], each["shipment_id"]) == (order_id, shipment_id)
+                        each["status"]
+                        for each in json.loads(entry)
+                        if (each["order_id"], each["shipment_id"]) == (order_id, shipment_id)
                     ]
                     if len(readings) == 1 and not own:
                         yield f"tracking:{number}: nothing of order {order_id}, parcel {shipment_id}"
                     if any(status != scan.content["status"] for status in own):
                         yield f"tracking:{number}: {shipment_id} {own}, expected {scan.content['status']}"
 
-    # -- notices -------------------------------------------------------------------------------------------------------
+    # -- notices ---------------------------------------------------------------------------------------------
 
     def _notices(self) -> Iterator[str]:
         """Where nobody died and nothing was folded twice, the last notice tells how it ended."""
@@ -424,22 +517,33 @@ class Verifier:
                 data = _json(record.value)
                 last[data["order_id"]] = data["to"]
         for order_id, readings in self.readings.items():
-            if readings[0].created is not None and last.get(order_id, "pending") not in {reading.status() for reading in readings}:
+            if readings[0].created is not None and last.get(order_id, "pending") not in {
+                reading.status() for reading in readings
+            }:
                 yield f"order {order_id}: last notice {last.get(order_id)}, status {readings[0].status()}"
 
 
 def _answers(fact: Fact, deadline: Fact) -> bool:
-    """Whether it is what the deadline waited for, by itself. (A payment may be one of several, and is left out.)"""
+    """Whether it is what the deadline waited for, by itself.
+    (A payment may be one of several, and is left out.)
+    """
     what, content = deadline.content["deadline"], fact.content
     if what == "refund":
-        return fact.type in ("refund.completed", "refund.failed") and content["refund_id"] == deadline.content["refund_id"]
+        return (
+            fact.type in ("refund.completed", "refund.failed")
+            and content["refund_id"] == deadline.content["refund_id"]
+        )
     if content.get("seller_id") != deadline.content.get("seller_id"):
         return False
     if what == "stock":
         return fact.type in ("stock.reserved", "stock.rejected", "stock.released", "shipment.updated")
     if what == "label":
         return fact.type == "shipment.updated"
-    return what == "release" and fact.type in ("stock.rejected", "stock.released") and content.get("items") is None
+    return (
+        what == "release"
+        and fact.type in ("stock.rejected", "stock.released")
+        and content.get("items") is None
+    )
 
 
 @lru_cache(maxsize=4096)
@@ -456,20 +560,30 @@ def _version(raw: bytes | None) -> str:
 
 
 def _brief(rows: set[Row]) -> str:
-    return "nothing" if not rows else "; ".join(str([str(value) for value in row]) for row in sorted(rows, key=repr))
+    return (
+        "nothing"
+        if not rows
+        else "; ".join(str([str(value) for value in row]) for row in sorted(rows, key=repr))
+    )
 
 
 def _holds(expected: Any, found: Any) -> bool:
-    """Everything that is expected is there; more may be. Amounts compare as numbers, times as times, lists of items by their ids."""
+    """Everything that is expected is there; more may be.
+    Amounts compare as numbers, times as times, lists of items by their ids.
+    """
     if isinstance(expected, dict):
-        return isinstance(found, dict) and all(name in found and _same(name, value, found[name]) for name, value in expected.items())
+        return isinstance(found, dict) and all(
+            name in found and _same(name, value, found[name]) for name, value in expected.items()
+        )
     return bool(expected == found)
 
 
 def _same(name: str, expected: Any, found: Any) -> bool:
     if name == "items":
         by_id = {item["item_id"]: item for item in found}
-        return len(found) == len(expected) and all(_holds(item, by_id.get(item["item_id"])) for item in expected)
+        return len(found) == len(expected) and all(
+            _holds(item, by_id.get(item["item_id"])) for item in expected
+        )
     if name == "amount" or name.endswith("_amount"):
         return Decimal(expected) == Decimal(found)
     if name.endswith("_at"):

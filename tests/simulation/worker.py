@@ -1,7 +1,8 @@
-"""A worker: the pipeline as `orders worker` runs it, on fake servers. Everything between the ports is the real code.
+"""A worker: the pipeline as `orders worker` runs it, on fake servers.
+Everything between the ports is the real code.
 
-Faust's part (which of our methods it calls when, during a rebalance) is played by `App`, `Recovery` and `Listener`, after Faust's own
-sequence of steps.
+Faust's part (which of our methods it calls when, during a rebalance) is played by `App`, `Recovery` and
+`Listener`, after Faust's own sequence of steps.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ class Servers(Protocol):
     """How likely it is that a fetched list is lost."""
 
     def recovering(self, partition: int, generation: int) -> None:
-        """A worker knows up to where it reads the changelog before it opens its lane: what lands from now on is none of its state."""
+        """A worker knows up to where it reads the changelog before it opens its lane: what lands from
+        now on is none of its state.
+        """
 
     def opened(self, worker: Worker) -> None:
         """The worker's lanes are open."""
@@ -79,7 +82,7 @@ class Servers(Protocol):
         """Seconds since 1970 as the machines' clocks have it, which may jump."""
 
 
-# -- Faust's classes, without Faust -------------------------------------------------------------------------------------
+# -- Faust's classes, without Faust --------------------------------------------------------------------------
 
 
 class _BareConsumer(driver.Consumer):
@@ -131,7 +134,9 @@ class SimulatedThread(ConsumerThread, _BareThread):
     def _ensure_consumer(self) -> Any:
         return self._consumer
 
-    async def fetch(self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True) -> list[Fetched]:
+    async def fetch(
+        self, wanted: Mapping[TP, int], timeout: float, limit: int, *, kickable: bool = True
+    ) -> list[Fetched]:
         """As it is, but a list may be lost on its way, as a fetch that a rebalance cancels loses it."""
         lists = await super().fetch(wanted, timeout, limit, kickable=kickable)
         lost = self.consumer.simulated.servers.lost_lists
@@ -149,7 +154,9 @@ class SimulatedThread(ConsumerThread, _BareThread):
     # Without aiokafka's own requests: there are no transactions here.
 
     async def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
-        found = await self._ensure_consumer()._coordinator.fetch_committed_offsets([TopicPartition(*tp) for tp in tps])
+        found = await self._ensure_consumer()._coordinator.fetch_committed_offsets(
+            [TopicPartition(*tp) for tp in tps]
+        )
         known = {TP(*tp): offsets.offset for tp, offsets in found.items() if offsets.offset >= 0}
         return {tp: known.get(tp) for tp in tps}
 
@@ -166,7 +173,9 @@ class SimulatedConsumer(Consumer, _BareConsumer):
 
 
 class Recovery:
-    """Faust's recovery of the table: what is between the local store and the changelog's end of the moment is read, then the lanes open."""
+    """Faust's recovery of the table: what is between the local store and the changelog's end of the moment is
+    read, then the lanes open.
+    """
 
     def __init__(self, app: App) -> None:
         self._app = app
@@ -203,7 +212,9 @@ class Recovery:
         self._done.clear()
         self._highwater = {tp: ends[tp] for tp in tps}
         persisted = {tp: app.store.persisted(tp.partition) for tp in tps}
-        self._position = {tp: max(-1 if (kept := persisted[tp]) is None else kept, starts[tp] - 1) + 1 for tp in tps}
+        self._position = {
+            tp: max(-1 if (kept := persisted[tp]) is None else kept, starts[tp] - 1) + 1 for tp in tps
+        }
         if tps:
             await app.consumer.seek_wait(self._position)
             if any(self._position[tp] < self._highwater[tp] for tp in tps):
@@ -244,17 +255,31 @@ class App:
         self.should_stop = False
         self.store = FakeStore(files, servers.network, version_of, due_of)
         self.table = SimpleNamespace(
-            store=self.store, changelog_topic_name=settings.changelog_topic, version_of=version_of, is_state=is_state
+            store=self.store,
+            changelog_topic_name=settings.changelog_topic,
+            version_of=version_of,
+            is_state=is_state,
         )
         self.rows = FakePostgres(servers.network, servers.tables)
         self.cache = RedisSink(settings, client=FakeRedis(servers.network, servers.keys))
         self.pipeline = Pipeline(settings, self.table, self.rows, self.cache)
         self.pipeline.folder.held_bytes = servers.held_bytes
-        self.specs = [LaneSpec(servers.lane_topics, self._handle, settings.batch_records, self.table, CLOCK, self.pipeline.opened)]  # type: ignore[arg-type]
+        self.specs = [
+            LaneSpec(
+                servers.lane_topics,
+                self._handle,
+                settings.batch_records,
+                self.table,  # type: ignore[arg-type]
+                CLOCK,
+                self.pipeline.opened,
+            )
+        ]
         self.specs_by_topic = dict.fromkeys(servers.lane_topics, self.specs[0])
         self.copartitioned = (*servers.lane_topics, settings.changelog_topic, *DERIVED, DLQ, CLOCK)
         self.recovery = Recovery(self)
-        self.client = FakeConsumer(servers.network, servers.broker, servers.group, settings.heartbeat_interval, servers.fetch_limit)
+        self.client = FakeConsumer(
+            servers.network, servers.broker, servers.group, settings.heartbeat_interval, servers.fetch_limit
+        )
         self.consumer = SimulatedConsumer(self)
         self._recovering: asyncio.Task[None] | None = None
 
@@ -284,7 +309,9 @@ class App:
                 timeout=settings.session_timeout * 2 / 3,
                 most=servers.batch_limit,
                 stamp=lambda: generation,
-                landed=lambda leaving, tp, offset, records: servers.landed(worker, leaving, tp, offset, records),
+                landed=lambda leaving, tp, offset, records: servers.landed(
+                    worker, leaving, tp, offset, records
+                ),
                 milliseconds=lambda: int(servers.wall_clock() * 1000),
             )
 
@@ -366,8 +393,15 @@ class Worker:
     async def _run(self) -> None:
         self.app = app = App(self, self.servers, self.files)
         consumer, client = app.consumer, app.client
-        client._subscription.subscribe({*app.specs_by_topic, app.settings.changelog_topic}, Listener(consumer))
-        for coroutine in (client._coordinator.run(), consumer._drain_messages(consumer), self._commit(app), self._watch(app)):
+        client._subscription.subscribe(
+            {*app.specs_by_topic, app.settings.changelog_topic}, Listener(consumer)
+        )
+        for coroutine in (
+            client._coordinator.run(),
+            consumer._drain_messages(consumer),
+            self._commit(app),
+            self._watch(app),
+        ):
             asyncio.ensure_future(coroutine).add_done_callback(self._ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -422,7 +456,9 @@ def _say_nothing(*args: object, **fields: object) -> None:
 
 @contextlib.contextmanager
 def simulated(clock: Callable[[], float], wall_clock: Callable[[], float]) -> Iterator[None]:
-    """The real modules look at these clocks, and log nothing. Waits that only bound how long an idle fetch sleeps are longer."""
+    """The real modules look at these clocks, and log nothing.
+    Waits that only bound how long an idle fetch sleeps are longer.
+    """
     time = SimpleNamespace(monotonic=clock, time=wall_clock, perf_counter=clock)
     quiet = _Quiet()
     replaced: list[tuple[Any, str, Any]] = [

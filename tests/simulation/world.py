@@ -1,7 +1,8 @@
 """One simulated history: servers, workers, what upstream sends, and what goes wrong, all by a seed.
 
-A world lives through two parts. In the first, events arrive and the plan's disasters happen. Then everything heals (what is on its way
-still arrives, who was stopped still wakes), healthy workers drain the log, and tests.simulation.verify looks at what is left.
+A world lives through two parts. In the first, events arrive and the plan's disasters happen. Then everything
+heals (what is on its way still arrives, who was stopped still wakes), healthy workers drain the log, and
+tests.simulation.verify looks at what is left.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from tests.simulation.stores import POSTGRES, REDIS, Files, Keys, Tables
 from tests.simulation.worker import Worker
 
 SETTINGS = Settings.model_construct(
-    **{name: each.default for name, each in Settings.model_fields.items()} | {"data": Path("unused"), "redis_timeout": 0.5}
+    **{name: each.default for name, each in Settings.model_fields.items()}
+    | {"data": Path("unused"), "redis_timeout": 0.5}
 )
 START = 1_767_225_600.0
 """The machines' clocks at the beginning: seconds since 1970."""
@@ -41,9 +43,13 @@ SESSION = SETTINGS.session_timeout
 DRAINED = 400.0
 """Seconds after which a world that has healed must be at rest: far above every timeout in it."""
 PATIENT = 60.0
-"""Seconds of retries that nothing in a plan calls for: a worker that gives up after more has hung by itself."""
+"""Seconds of retries that nothing in a plan calls for: a worker that gives up
+after more has hung by itself.
+"""
 SOON = 60_000
-"""Milliseconds: a world rests when nothing is due within them. Far above every deadline, so all have passed."""
+"""Milliseconds: a world rests when nothing is due within them.
+Far above every deadline, so all have passed.
+"""
 LOOK = 0.5
 """Seconds between two looks whether it is."""
 
@@ -96,7 +102,9 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
 def _patience(rng: Random) -> dict[str, Any]:
     """Deadlines of seconds, some of them off; in some histories all are: then a world rests sooner."""
     off = rng.random() < 0.3
-    patience: dict[str, Any] = {f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS}
+    patience: dict[str, Any] = {
+        f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS
+    }
     patience |= {f"{name}_asks": rng.choice((1, 2, 3)) for name in ANSWERS[1:]}
     return patience
 
@@ -156,8 +164,12 @@ class World:
         self.lost_lists = 0.0 if plan.mood == "calm" else rng.choice((0.0, 0.0, 0.3))
         self.lane_topics = (*topics_of(plan.arrivals), DECISIONS, REKEYED)
         self.broker = Broker()
-        self.broker.create((*self.lane_topics, *DERIVED, DLQ, CLOCK, self.settings.changelog_topic), plan.partitions)
-        self.group = Group(self._assign, SESSION, self.settings.drain_timeout + 20, self._later, self.loop.time)
+        self.broker.create(
+            (*self.lane_topics, *DERIVED, DLQ, CLOCK, self.settings.changelog_topic), plan.partitions
+        )
+        self.group = Group(
+            self._assign, SESSION, self.settings.drain_timeout + 20, self._later, self.loop.time
+        )
         self.group.on_commit = self._committing
         self.group.on_generation = self._new_generation
         self.tables = Tables()
@@ -170,7 +182,9 @@ class World:
         self.late: list[tuple[TopicPartition, Sequence[Sent]]] = []
         """What a worker had sent before a successor opened, and landed after that."""
         self.hidden: set[str] = set()
-        """Orders of which a state landed late that may hide what the successor wrote (docs/delivery.md, "Not promised")."""
+        """Orders of which a state landed late that may hide what the successor wrote
+        (docs/delivery.md, "Not promised").
+        """
         self.deaths = 0
         self.generations: list[tuple[float, int]] = []
         self.openings: dict[int, list[tuple[float, int]]] = {}
@@ -183,7 +197,7 @@ class World:
         self._over = False
         self._redis_older_at = -1e9
 
-    # -- the plan ------------------------------------------------------------------------------------------------------
+    # -- the plan --------------------------------------------------------------------------------------------
 
     def _make_plan(self) -> Plan:
         rng = self.rng
@@ -199,23 +213,32 @@ class World:
         return plan
 
     def _assign(self, members: Sequence[str]) -> dict[str, Iterable[TopicPartition]]:
-        """All topics of a partition number to one member, as Faust's assignor does it; by turns in another order."""
+        """All topics of a partition number to one member, as Faust's assignor does it;
+        by turns in another order.
+        """
         turn = self.group.generation % max(1, len(members))
         order = [*members[turn:], *members[:turn]]
         topics = (*self.lane_topics, self.settings.changelog_topic)
         return {
-            member: [TopicPartition(topic, number) for number in range(place, self.plan.partitions, len(order)) for topic in topics]
+            member: [
+                TopicPartition(topic, number)
+                for number in range(place, self.plan.partitions, len(order))
+                for topic in topics
+            ]
             for place, member in enumerate(order)
         }
 
-    # -- running -------------------------------------------------------------------------------------------------------
+    # -- running ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Live through it. Raises AssertionError if the world doesn't come to rest; `violations` tells what was seen on the way."""
+        """Live through it. Raises AssertionError if the world doesn't come to rest; `violations` tells
+        what was seen on the way.
+        """
         plan = self.plan
         self.trace(
             None,
-            f"seed {self.seed}: {plan.mood}, {plan.partitions} partitions, {plan.workers} workers, {len(plan.arrivals)} records",
+            f"seed {self.seed}: {plan.mood}, {plan.partitions} partitions, {plan.workers} workers,"
+            f" {len(plan.arrivals)} records",
         )
         early = self.rng.random() < 0.3  # the log is there before the workers
         begin = 2.0 if early else 0.0
@@ -257,12 +280,15 @@ class World:
     def arrive(self, arrival: Arrival) -> None:
         """Upstream appends a record."""
         tp = TopicPartition(arrival.topic, arrival.partition)
-        offset = self.broker.logs[tp].append([Sent(arrival.key, arrival.value, arrival.headers)], self.milliseconds())
+        offset = self.broker.logs[tp].append(
+            [Sent(arrival.key, arrival.value, arrival.headers)], self.milliseconds()
+        )
         self.accounts.arrived(tp, offset, arrival)
         if self.trace is not quiet:
             self.trace(
                 None,
-                f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}: {self.accounts.told(arrival)}",
+                f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}:"
+                f" {self.accounts.told(arrival)}",
             )
 
     def milliseconds(self) -> int:
@@ -273,7 +299,7 @@ class World:
         """See Servers."""
         return START + self.loop.now + self._clock_jump
 
-    # -- disasters -----------------------------------------------------------------------------------------------------
+    # -- disasters -------------------------------------------------------------------------------------------
 
     def start(self, number: int) -> None:
         """Start a worker on a disk, unless one runs there."""
@@ -295,7 +321,9 @@ class World:
                     log = self.broker.logs[TopicPartition(self.settings.changelog_topic, number)]
                     log.compact()
                     # Of an order whose older state landed last, the newer one is gone now.
-                    self._hide(record for record in log.records if not _not_older(record, self.accounts.states))
+                    self._hide(
+                        record for record in log.records if not _not_older(record, self.accounts.states)
+                    )
             case "clock":
                 jump = rng.choice((-86_400.0, -3.0, 3.0, 86_400.0))
                 self._clock_jump += jump
@@ -378,7 +406,7 @@ class World:
             self.trace(process, "wakes")
             self.loop.wake(process)
 
-    # -- what the servers and workers tell -----------------------------------------------------------------------------
+    # -- what the servers and workers tell -------------------------------------------------------------------
 
     def recovering(self, partition: int, generation: int) -> None:
         """See Servers."""
@@ -395,7 +423,9 @@ class World:
             f"opens lanes {', '.join(lane.name for lane in worker.app.consumer.lanes.values())}",
         )
 
-    def landed(self, worker: Worker, leaving: Leaving, tp: TopicPartition, offset: int, records: Sequence[Sent]) -> None:
+    def landed(
+        self, worker: Worker, leaving: Leaving, tp: TopicPartition, offset: int, records: Sequence[Sent]
+    ) -> None:
         """See Servers."""
         if self.trace is not quiet:
             self.trace(
@@ -403,7 +433,9 @@ class World:
                 f"{tp.topic}/{tp.partition}@{offset} has {len(records)} more",
                 *self.accounts.read(tp, records),
             )
-        known = {record.key: self.accounts.states.get(record.key) for record in records if record.key is not None}
+        known = {
+            record.key: self.accounts.states.get(record.key) for record in records if record.key is not None
+        }
         self.accounts.written(tp, offset, records)
         began, opened = (
             min(
@@ -416,7 +448,8 @@ class World:
             return
         if opened is not None and leaving.at > opened:
             self.violate(
-                f"{worker.process.name} wrote to {tp.topic}/{tp.partition} at {leaving.at:.3f}, its successor opened at {opened:.3f}"
+                f"{worker.process.name} wrote to {tp.topic}/{tp.partition} at {leaving.at:.3f}, its successor"
+                f" opened at {opened:.3f}"
             )
         else:
             self.trace(worker.process, "   (late: a successor has opened, or knows up to where it reads)")
@@ -455,13 +488,15 @@ class World:
                 self.violate(f"{tp.topic}/{tp.partition}: {offset} was committed after {before}")
             if tp not in owned:
                 self.violate(f"{tp.topic}/{tp.partition}: committed by a member that doesn't own it")
-            for missing in self.accounts.unaccounted(self.broker.logs[tp].records, before, offset, self.hidden):
+            for missing in self.accounts.unaccounted(
+                self.broker.logs[tp].records, before, offset, self.hidden
+            ):
                 self.violate(f"{tp.topic}/{tp.partition}: {offset} was committed, but {missing}")
 
     def _new_generation(self) -> None:
         self.trace(None, f"-- generation {self.group.generation}")
 
-    # -- the end -------------------------------------------------------------------------------------------------------
+    # -- the end ---------------------------------------------------------------------------------------------
 
     def _heal(self) -> None:
         self.trace(None, "-- everything heals")
@@ -511,7 +546,11 @@ class World:
         """Orders of which something is due, or will be soon."""
         soon = self.milliseconds() + SOON
         states = self.accounts.states.items()
-        return [name for key, raw in states if 0 < codec.due_of(raw) <= soon and (name := str(UUID(bytes=key))) not in self.hidden]
+        return [
+            name
+            for key, raw in states
+            if 0 < codec.due_of(raw) <= soon and (name := str(UUID(bytes=key))) not in self.hidden
+        ]
 
     def _unrest(self) -> str:
         lags = [
@@ -520,9 +559,14 @@ class World:
             for number in range(self.plan.partitions)
             if self.broker.logs[tp := TopicPartition(topic, number)].end != self.group.offsets.get(tp, 0)
         ]
-        pending = f"{self._pending} planned, {self.network.under_way} under way, {sorted(self.network.down)} down"
+        pending = (
+            f"{self._pending} planned, {self.network.under_way} under way, {sorted(self.network.down)} down"
+        )
         lags += [f"order {order_id} due" for order_id in self._due()]
-        return f"{', '.join(lags) or 'no lag'}; {pending}; {sorted(worker.process.name for worker in self.running.values())} run"
+        return (
+            f"{', '.join(lags) or 'no lag'}; {pending};"
+            f" {sorted(worker.process.name for worker in self.running.values())} run"
+        )
 
     def _trace(self, process: Process | None, *what: object) -> None:
         for each in what:
@@ -540,4 +584,7 @@ def _told(failure: BaseException | None) -> str:
     if failure is None:
         return "nothing"
     frames = traceback.extract_tb(failure.__traceback__)[-4:]
-    return f"{failure!r} ({', '.join(f'{Path(frame.filename).name}:{frame.lineno} {frame.name}' for frame in frames)})"
+    return (
+        f"{failure!r}"
+        f" ({', '.join(f'{Path(frame.filename).name}:{frame.lineno} {frame.name}' for frame in frames)})"
+    )

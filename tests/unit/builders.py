@@ -1,7 +1,7 @@
 """Builders of events and orders for the unit tests.
 
-`record` writes a valid event in either CloudEvents binding. `OrderBuilder` takes events in one by one, and encodes and
-decodes its state after each.
+`record` writes a valid event in either CloudEvents binding.
+`OrderBuilder` takes events in one by one, and encodes and decodes its state after each.
 """
 
 from __future__ import annotations
@@ -99,7 +99,9 @@ def created(*lines: Data, discount: str | None = None, currency: str = "EUR", **
 
 
 _WITH_EVERY_FIELD: Final[dict[str, Data]] = {
-    "order.created": created(line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER), discount="1.00", region="SP"),
+    "order.created": created(
+        line(1, quantity=2, shipping_amount="3.00", warehouse_id=STRANGER), discount="1.00", region="SP"
+    ),
     "checkout.completed": {
         name: value
         for name, value in (
@@ -165,7 +167,9 @@ VALID: Final[dict[str, Data]] = {
     **{type_: {**example, "order_id": ORDER} for type_, example in examples()[0].items()},
     **_WITH_EVERY_FIELD,
 }
-"""A valid event of every type: with every field that it may have, or, of a type that isn't written out above, the reference's example."""
+"""A valid event of every type: with every field that it may have, or, of a type that isn't written out
+above, the reference's example.
+"""
 
 
 def attributes(type_: str, **changes: str | None) -> dict[str, str]:
@@ -181,7 +185,9 @@ def attributes(type_: str, **changes: str | None) -> dict[str, str]:
 
 
 def binary(attributes: dict[str, str]) -> Headers:
-    return [(f"ce_{name}", value.encode()) for name, value in attributes.items()] + [("content-type", b"application/json")]
+    return [(f"ce_{name}", value.encode()) for name, value in attributes.items()] + [
+        ("content-type", b"application/json")
+    ]
 
 
 STRUCTURED: Final[Headers] = [("content-type", b"application/cloudevents+json; charset=utf-8")]
@@ -201,7 +207,9 @@ def event(type_: str, data: Data, hour: int = 0, **changes: str | None) -> Event
 
 
 class OrderBuilder:
-    """An order that takes in events. Refund decisions wait in `decisions` until `decide` lets them come back, as records do."""
+    """An order that takes in events.
+    Refund decisions wait in `decisions` until `decide` lets them come back, as records do.
+    """
 
     def __init__(self) -> None:
         self.order = Order()
@@ -257,17 +265,25 @@ class OrderBuilder:
             **more,
         )
 
-    def stock(self, verb: str, seller: str = ANNA, items: dict[int, int] | None = None, hour: int = 1, **more: Any) -> Folded:
+    def stock(
+        self, verb: str, seller: str = ANNA, items: dict[int, int] | None = None, hour: int = 1, **more: Any
+    ) -> Folded:
         known = {"reservation_id": made(f"reservation:{seller}")} | more
         return self.send(f"stock.{verb}", hour, seller_id=seller, **known, **quantities(items))
 
-    def give_back(self, status: str, n: int = 1, hour: int = 5, item: int = 1, quantity: int | None = None, **more: Any) -> Folded:
+    def give_back(
+        self, status: str, n: int = 1, hour: int = 5, item: int = 1, quantity: int | None = None, **more: Any
+    ) -> Folded:
         known = {} if quantity is None else {"quantity": quantity}
         known |= {"reason": "too small"} | more
-        return self.send("order.returned", hour, return_id=returned(n), item_id=item_id(item), status=status, **known)
+        return self.send(
+            "order.returned", hour, return_id=returned(n), item_id=item_id(item), status=status, **known
+        )
 
     def cancel(self, seller: str | None = None, hour: int = 1, reason: str = "changed my mind") -> Folded:
-        return self.send("order.cancel_requested", hour, reason=reason, **({} if seller is None else {"seller_id": seller}))
+        return self.send(
+            "order.cancel_requested", hour, reason=reason, **({} if seller is None else {"seller_id": seller})
+        )
 
     def decide(self) -> Folded:
         """Let the oldest decision on its way come back."""

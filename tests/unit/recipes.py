@@ -21,7 +21,9 @@ class Change(NamedTuple):
 
 
 def changes(page: str) -> list[Change]:
-    """What a recipe changes, in its order. A block is a diff of the file that its first line names; `@@` begins another place of it."""
+    """What a recipe changes, in its order.
+    A block is a diff of the file that its first line names; `@@` begins another place of it.
+    """
     return [
         _change(path, part)
         for path, text in _BLOCK.findall((PAGES / page).read_text(encoding="utf-8"))
@@ -30,7 +32,9 @@ def changes(page: str) -> list[Change]:
 
 
 def apply(page: str, root: Path) -> set[str]:
-    """Apply a recipe to the source below `root`; returns the files that it changed. Lines that aren't there, or twice, are an error."""
+    """Apply a recipe to the source below `root`; returns the files that it changed.
+    Lines that aren't there, or twice, are an error.
+    """
     touched = set()
     for path, before, after in changes(page):
         file = root / path

@@ -1,4 +1,6 @@
-"""Agents of whole batches: when a batch is done, who hears what went wrong, and what an ordinary agent can't do to lanes."""
+"""Agents of whole batches: when a batch is done, who hears what went wrong, and what an
+ordinary agent can't do to lanes.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Actors:
 
     def __init__(self, app: BatchApp, function: Callable[[Any], Any], count: int = 1) -> None:
         self.channel = app.batches(("t",), max_records=10)
-        self.tasks = [asyncio.ensure_future(actor(function)(BatchStream(self.channel, app=app))) for _ in range(count)]
+        self.tasks = [
+            asyncio.ensure_future(actor(function)(BatchStream(self.channel, app=app))) for _ in range(count)
+        ]
 
     async def stop(self) -> None:
         for task in self.tasks:
@@ -135,7 +139,9 @@ async def test_actors_hold_a_batch_each_side_by_side(app: BatchApp) -> None:
     await actors.stop()
 
 
-async def test_a_lane_that_is_cancelled_ends_what_the_agent_does_with_its_batch_and_nothing_else(app: BatchApp) -> None:
+async def test_a_lane_that_is_cancelled_ends_what_the_agent_does_with_its_batch_and_nothing_else(
+    app: BatchApp,
+) -> None:
     ended: list[int] = []
     inside: set[int] = set()
     release = asyncio.Event()
@@ -158,7 +164,9 @@ async def test_a_lane_that_is_cancelled_ends_what_the_agent_does_with_its_batch_
     assert first.cancelled()
     release.set()
     await second
-    await asyncio.gather(actors.channel.handle(batch(2)), actors.channel.handle(batch(3)))  # both actors are there again
+    await asyncio.gather(
+        actors.channel.handle(batch(2)), actors.channel.handle(batch(3))
+    )  # both actors are there again
     await actors.stop()
 
 
@@ -242,7 +250,11 @@ async def test_batches_come_from_lanes_only_and_go_through_as_they_are(app: Batc
 async def test_topics_of_lanes_and_changelogs_are_not_ordinary(app: BatchApp) -> None:
     app.batches(("t",), max_records=10)
     table = app.state_table("state", lambda raw: 0)
-    assert [app.is_ordinary(topic) for topic in ("t", table.changelog_topic_name, "notes")] == [False, False, True]
+    assert [app.is_ordinary(topic) for topic in ("t", table.changelog_topic_name, "notes")] == [
+        False,
+        False,
+        True,
+    ]
 
 
 async def test_an_ordinary_agent_that_keeps_failing_does_not_end_the_worker() -> None:

@@ -41,20 +41,41 @@ def index(tmp_path: Path) -> Iterator[Index]:
 def test_it_shares_no_code_with_the_pipeline() -> None:
     """import-linter sees import statements; this sees what is really loaded."""
     code = (
-        "import pkgutil, importlib, sys, audit\n"
-        "for each in pkgutil.iter_modules(audit.__path__): importlib.import_module('audit.' + each.name)\n"
-        "ours = ('app', 'contracts', 'domain', 'faust', 'operations', 'queries', 'settings', 'sinks', 'streams', 'tables', 'uuid_utils')\n"
-        "print(sorted(name for name in sys.modules if name.split('.')[0] in ours))"
+        "import pkgutil, importlib, sys, audit\nfor each in pkgutil.iter_modules(audit.__path__):"
+        " importlib.import_module('audit.' + each.name)\nours = ('app', 'contracts', 'domain', 'faust',"
+        " 'operations', 'queries', 'settings', 'sinks', 'streams', 'tables', 'uuid_utils')\nprint(sorted(name"
+        " for name in sys.modules if name.split('.')[0] in ours))"
     )
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    loaded = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert loaded.stdout.strip() == "[]"
     folder = Path(reference.__file__).parent
-    assert [path.name for path in folder.glob("*.py") if "import_module" in path.read_text() or "__import__" in path.read_text()] == []
+    assert [
+        path.name
+        for path in folder.glob("*.py")
+        if "import_module" in path.read_text() or "__import__" in path.read_text()
+    ] == []
 
 
 def test_it_knows_the_topics_by_the_same_names() -> None:
     names = [name for name in vars(audit_topics) if name.isupper()]
-    assert {"CHECKOUT", "CREATED", "INPUT", "DECISIONS", "REKEYED", "LANE", "DERIVED", "DLQ", "REDRIVEN", "PARTITIONS"} <= set(names)
+    assert {
+        "CHECKOUT",
+        "CREATED",
+        "INPUT",
+        "DECISIONS",
+        "REKEYED",
+        "LANE",
+        "DERIVED",
+        "DLQ",
+        "REDRIVEN",
+        "PARTITIONS",
+    } <= set(names)
     assert [getattr(audit_topics, name) for name in names] == [getattr(topics, name) for name in names]
 
 
@@ -82,10 +103,12 @@ def test_made_ids_are_those_of_the_rfc(namespace: UUID, name: str) -> None:
         assert reference.uuid5(namespace.bytes, name) == str(uuid5(namespace, name))
 
 
-# -- spill ------------------------------------------------------------------------------------------------------------
+# -- spill ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("buckets", "bucket_bytes", "buffer_bytes"), [(1, 1 << 30, 1 << 30), (3, 4000, 2000), (1, 500, 100)])
+@pytest.mark.parametrize(
+    ("buckets", "bucket_bytes", "buffer_bytes"), [(1, 1 << 30, 1 << 30), (3, 4000, 2000), (1, 500, 100)]
+)
 def test_every_key_comes_once_with_all_its_items_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buckets: int, bucket_bytes: int, buffer_bytes: int
 ) -> None:
@@ -118,7 +141,9 @@ def _plain(item: Any) -> Any:
     return [_plain(each) for each in item] if isinstance(item, (list, tuple)) else item
 
 
-def test_one_key_larger_than_a_bucket_still_comes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_key_larger_than_a_bucket_still_comes_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(spill, "BUCKET_BYTES", 100)
     whole = Spill(tmp_path, 1)
     for number in range(50):
@@ -128,7 +153,7 @@ def test_one_key_larger_than_a_bucket_still_comes_whole(tmp_path: Path, monkeypa
     whole.close()
 
 
-# -- index and findings -----------------------------------------------------------------------------------------------
+# -- index and findings --------------------------------------------------------------------------------------
 
 
 def test_letters_are_found_by_place_and_matched_once(index: Index) -> None:
@@ -170,7 +195,7 @@ def test_without_its_beginning_the_log_proves_less(index: Index) -> None:
     assert findings.report.reported == {"rows": 1, "changelog": 1}
 
 
-# -- rows -------------------------------------------------------------------------------------------------------------
+# -- rows ----------------------------------------------------------------------------------------------------
 
 _ids = st.uuids().map(str)
 _moments = st.datetimes(timezones=st.just(UTC)).map(lambda moment: moment.isoformat())
@@ -178,10 +203,14 @@ _texts = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"
 
 
 @given(_ids, _ids, _texts, st.none() | _texts, _moments, st.none() | _moments, st.integers(0, 10**15))
-def test_a_line_says_what_its_row_says(one: str, two: str, text: str, maybe: str | None, moment: str, due: str | None, minor: int) -> None:
+def test_a_line_says_what_its_row_says(
+    one: str, two: str, text: str, maybe: str | None, moment: str, due: str | None, minor: int
+) -> None:
     money = f"{minor // 100}.{minor % 100:02d}"
     shipment = (one, two, one, text, two, None, maybe, maybe, "pending", due, moment, moment, 3)
-    assert row_of("orders_shipment", line_of("orders_shipment", shipment)) == comparable("orders_shipment", shipment)
+    assert row_of("orders_shipment", line_of("orders_shipment", shipment)) == comparable(
+        "orders_shipment", shipment
+    )
     order = (one, two, text, "pending", "EUR", money, "0.00", moment, moment, 1)
     found = row_of("orders_order", line_of("orders_order", order))
     assert found == comparable("orders_order", order)
@@ -189,7 +218,7 @@ def test_a_line_says_what_its_row_says(one: str, two: str, text: str, maybe: str
     assert found[7] == datetime.fromisoformat(moment)
 
 
-# -- states -----------------------------------------------------------------------------------------------------------
+# -- states --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32])
@@ -208,8 +237,12 @@ def test_bytes_that_are_no_state(raw: bytes) -> None:
 
 def test_a_state_may_have_more_elements_or_those_of_before() -> None:
     known: list[Any] = [0, None, [], [], [], [], [], [], [], [], [], 0, [], False, 0, *states.ADDED.values()]
-    assert states.read_state(msgspec.msgpack.encode([*known, "later"])) == states.read_state(msgspec.msgpack.encode(known))
-    assert states.read_state(msgspec.msgpack.encode(known[: -len(states.ADDED)])) == states.read_state(msgspec.msgpack.encode(known))
+    assert states.read_state(msgspec.msgpack.encode([*known, "later"])) == states.read_state(
+        msgspec.msgpack.encode(known)
+    )
+    assert states.read_state(msgspec.msgpack.encode(known[: -len(states.ADDED)])) == states.read_state(
+        msgspec.msgpack.encode(known)
+    )
     with pytest.raises(ValueError, match="at least 15 elements"):
         states.read_state(msgspec.msgpack.encode(known[:14]))
     with pytest.raises(ValueError, match="payments"):

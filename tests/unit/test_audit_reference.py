@@ -13,7 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.currencies import MINOR_DIGITS
-from audit.reference import Anomaly, Decision, Fact, Order, Reading, Refusal, money, money_text, parse, parse_decision, shares
+from audit.reference import (
+    Anomaly,
+    Decision,
+    Fact,
+    Order,
+    Reading,
+    Refusal,
+    money,
+    money_text,
+    parse,
+    parse_decision,
+    shares,
+)
 
 NAMESPACE = UUID("00000000-0000-4000-8000-000000000000")
 
@@ -26,7 +38,9 @@ ORDER, USER, ANN, BOB = uid("order"), uid("user"), uid("ann"), uid("bob")
 A, B, C = sorted((uid("item a"), uid("item b"), uid("item c")))
 
 
-def item(item_id: str = A, seller: str = ANN, quantity: int = 2, price: str = "10.00", **more: Any) -> dict[str, Any]:
+def item(
+    item_id: str = A, seller: str = ANN, quantity: int = 2, price: str = "10.00", **more: Any
+) -> dict[str, Any]:
     product = {"item_id": item_id, "product_id": uid("product"), "seller_id": seller, "sku": "SKU-1"}
     return {**product, "quantity": quantity, "price": price, **more}
 
@@ -34,9 +48,19 @@ def item(item_id: str = A, seller: str = ANN, quantity: int = 2, price: str = "1
 def created(items: Sequence[dict[str, Any]] | None = None, **more: Any) -> dict[str, Any]:
     items = [item()] if items is None else list(items)
     currency = more.get("currency", "EUR")
-    whole = sum(money(each["price"], currency) * each["quantity"] + money(each.get("shipping_amount", "0"), currency) for each in items)
+    whole = sum(
+        money(each["price"], currency) * each["quantity"] + money(each.get("shipping_amount", "0"), currency)
+        for each in items
+    )
     total = money_text(whole - money(more.get("discount_amount", "0"), currency), currency)
-    return {"order_id": ORDER, "user_id": USER, "currency": "EUR", "total_amount": total, "items": items, **more}
+    return {
+        "order_id": ORDER,
+        "user_id": USER,
+        "currency": "EUR",
+        "total_amount": total,
+        "items": items,
+        **more,
+    }
 
 
 def at(minute: int) -> str:
@@ -44,7 +68,14 @@ def at(minute: int) -> str:
 
 
 def headers(type_: str, **attributes: str) -> list[tuple[str, bytes | None]]:
-    given = {"specversion": "1.0", "id": "event-1", "source": "/tests", "type": type_, "time": at(0), **attributes}
+    given = {
+        "specversion": "1.0",
+        "id": "event-1",
+        "source": "/tests",
+        "type": type_,
+        "time": at(0),
+        **attributes,
+    }
     return [(f"ce_{name}", value.encode()) for name, value in given.items() if value != "-"]
 
 
@@ -80,7 +111,14 @@ def stock(kind: str, seller: str = ANN, **more: Any) -> Fact:
 
 
 def back(status: str = "processed", minute: int = 5, name: str = "r", item_id: str = A, **more: Any) -> Fact:
-    return fact("order.returned", minute, return_id=uid(name), item_id=item_id, status=status, **{"reason": "broken", **more})
+    return fact(
+        "order.returned",
+        minute,
+        return_id=uid(name),
+        item_id=item_id,
+        status=status,
+        **{"reason": "broken", **more},
+    )
 
 
 def units(item_id: str, quantity: int) -> list[dict[str, Any]]:
@@ -96,7 +134,7 @@ def fold(*facts: Fact, decisions: Sequence[Decision] = ()) -> Reading:
     return held.reading()
 
 
-# -- records ------------------------------------------------------------------------------------------------------
+# -- records -------------------------------------------------------------------------------------------------
 
 PAID = {"order_id": ORDER, "payment_id": uid("p"), "amount": "1.00", "currency": "EUR"}
 SCAN = {"order_id": ORDER, "shipment_id": uid("s"), "seller_id": ANN, "status": "in_transit"}
@@ -104,7 +142,15 @@ SCAN = {"order_id": ORDER, "shipment_id": uid("s"), "seller_id": ANN, "status": 
 
 def test_both_bindings_say_the_same() -> None:
     plain = binary("order.paid", PAID)
-    event = {"specversion": "1.0", "id": "1", "source": "/x", "type": "order.paid", "time": at(0), "dataschema": None, "data": PAID}
+    event = {
+        "specversion": "1.0",
+        "id": "1",
+        "source": "/x",
+        "type": "order.paid",
+        "time": at(0),
+        "dataschema": None,
+        "data": PAID,
+    }
     structured = [("content-type", b"application/cloudevents+json; charset=utf-8")]
     assert isinstance(plain, Fact)
     assert parse("order.paid", None, json.dumps(event).encode(), structured) == plain
@@ -174,7 +220,9 @@ def test_bad_attributes(attributes: dict[str, str], code: str) -> None:
     assert parsed.code == code
 
 
-@pytest.mark.parametrize("written", ["2016-12-31T23:59:60Z", "2016-12-31T23:59:60.25z", "2017-01-01T00:59:60+01:00"])
+@pytest.mark.parametrize(
+    "written", ["2016-12-31T23:59:60Z", "2016-12-31T23:59:60.25z", "2017-01-01T00:59:60+01:00"]
+)
 def test_a_leap_second_is_the_last_microsecond_of_its_minute(written: str) -> None:
     parsed = binary("order.paid", PAID, time=written)
     assert isinstance(parsed, Fact)
@@ -220,7 +268,9 @@ def test_bad_fields(changes: dict[str, Any], code: str, path: str) -> None:
 
 @pytest.mark.parametrize("name", ["order_id", "payment_id", "amount", "currency"])
 def test_a_required_field_is_missing(name: str) -> None:
-    assert binary("order.paid", {key: value for key, value in PAID.items() if key != name}) == Refusal("field_missing", name)
+    assert binary("order.paid", {key: value for key, value in PAID.items() if key != name}) == Refusal(
+        "field_missing", name
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +278,11 @@ def test_a_required_field_is_missing(name: str) -> None:
     [
         (created(total_amount="20.01"), "total_mismatch", "total_amount"),
         (created(discount_amount="20.01", total_amount="0"), "discount_too_large", "discount_amount"),
-        (created([item(shipping_amount="5.00")], discount_amount="22.00"), "discount_too_large", "discount_amount"),
+        (
+            created([item(shipping_amount="5.00")], discount_amount="22.00"),
+            "discount_too_large",
+            "discount_amount",
+        ),
         (created([item(), item()]), "item_repeated", "items"),
         (created([], total_amount="0"), "field_malformed", "items"),
         (created([item(quantity=1)] * 1001), "field_malformed", "items"),
@@ -267,14 +321,23 @@ def test_an_item_twice_in_a_parcel() -> None:
 
 
 def test_currencies_have_their_digits() -> None:
-    assert {code: MINOR_DIGITS[code] for code in ("JPY", "EUR", "BHD", "CLF")} == {"JPY": 0, "EUR": 2, "BHD": 3, "CLF": 4}
-    assert [money_text(1234567, code) for code in ("JPY", "EUR", "BHD")] == ["1234567", "12345.67", "1234.567"]
+    assert {code: MINOR_DIGITS[code] for code in ("JPY", "EUR", "BHD", "CLF")} == {
+        "JPY": 0,
+        "EUR": 2,
+        "BHD": 3,
+        "CLF": 4,
+    }
+    assert [money_text(1234567, code) for code in ("JPY", "EUR", "BHD")] == [
+        "1234567",
+        "12345.67",
+        "1234.567",
+    ]
     assert money("1000000000000000", "JPY") == 10**15
     with pytest.raises(ValueError, match="too much"):
         money("1000000000000001", "JPY")
 
 
-# -- natural keys -------------------------------------------------------------------------------------------------
+# -- natural keys --------------------------------------------------------------------------------------------
 
 
 def test_the_first_content_of_a_key_stays_and_the_earliest_time() -> None:
@@ -327,11 +390,20 @@ def test_a_reason_is_no_content_and_the_earliest_stays() -> None:
     for minute, reason in ((7, "late"), (5, "b"), (5, "a"), (6, "0")):
         held.add(back("requested", minute, reason=reason))
     (row,) = held.reading().rows()["orders_return"]
-    assert (row[6], row[9], row[10], row[11]) == ("a", "2026-01-02T03:05:00+00:00", "2026-01-02T03:05:00+00:00", 1)
+    assert (row[6], row[9], row[10], row[11]) == (
+        "a",
+        "2026-01-02T03:05:00+00:00",
+        "2026-01-02T03:05:00+00:00",
+        1,
+    )
 
 
 def test_partial_stock_replies_are_facts_of_their_own() -> None:
-    facts = [stock("released", items=units(A, 1)), stock("released", items=units(A, 2)), stock("rejected", items=units(A, 1))]
+    facts = [
+        stock("released", items=units(A, 1)),
+        stock("released", items=units(A, 2)),
+        stock("rejected", items=units(A, 1)),
+    ]
     reading = fold(order(item(quantity=5)), *facts)
     assert (reading.version, reading.lines[0].gone, reading.lines[0].live_count) == (4, 4, 1)
 
@@ -359,7 +431,7 @@ def test_refused_for_the_orders_sake_keeps_its_key(made: Fact, code: str) -> Non
         assert reading.rows()["orders_order"][0][8] == "2026-01-02T03:00:00+00:00"
 
 
-# -- units and status ---------------------------------------------------------------------------------------------
+# -- units and status ----------------------------------------------------------------------------------------
 
 TWO = (item(A, ANN, 2), item(B, BOB, 1, "5.00"))
 
@@ -393,7 +465,10 @@ TWO = (item(A, ANN, 2), item(B, BOB, 1, "5.00"))
         ([back(), scan("returned", name="t", seller=BOB)], "returned"),
         ([back("requested"), scan("returned", name="t", seller=BOB)], "shipped"),
         ([back(quantity=1), scan("delivered", name="t", seller=BOB)], "shipped"),
-        ([back(quantity=1), back(name="r2", quantity=1), scan("delivered", name="t", seller=BOB)], "delivered"),
+        (
+            [back(quantity=1), back(name="r2", quantity=1), scan("delivered", name="t", seller=BOB)],
+            "delivered",
+        ),
         ([back(quantity=9), scan("returned", name="t", seller=BOB)], "returned"),
     ],
 )
@@ -409,7 +484,11 @@ def test_an_order_that_costs_nothing_is_confirmed() -> None:
 
 
 def test_units_are_numbered_from_the_highest_rank_down() -> None:
-    facts = [scan("in_transit", items=units(A, 2)), scan("delivered", name="t", items=units(A, 1)), stock("released", items=units(A, 1))]
+    facts = [
+        scan("in_transit", items=units(A, 2)),
+        scan("delivered", name="t", items=units(A, 1)),
+        stock("released", items=units(A, 1)),
+    ]
     line = fold(order(item(quantity=5)), *facts, back(quantity=2)).lines[0]
     assert [unit.rank for unit in line.units] == [3, 3, 1, 0, 0]
     assert [unit.live for unit in line.units] == [True, True, True, True, False]
@@ -427,12 +506,17 @@ def test_counts_of_a_line_equal_its_units_one_by_one(
 ) -> None:
     words = ("pending", "in_transit", "delivered", "returned")
     cents = money_text(min(discount, 7 * quantity), "EUR")
-    facts = [scan(words[rank], name=f"s{n}", items=units(A, count)) for n, (rank, count) in enumerate(parcels)]
+    facts = [
+        scan(words[rank], name=f"s{n}", items=units(A, count)) for n, (rank, count) in enumerate(parcels)
+    ]
     facts += [back(name=f"r{n}", quantity=count) for n, count in enumerate(returns)]
     facts += [stock("released", items=units(A, gone))] if gone else []
     line = fold(order(item(quantity=quantity, price="0.07"), discount_amount=cents), *facts).lines[0]
     ranks = [
-        max((rank for rank in range(4) if sum(c for r, c in parcels if r >= rank) > n or rank == 0), default=0) for n in range(quantity)
+        max(
+            (rank for rank in range(4) if sum(c for r, c in parcels if r >= rank) > n or rank == 0), default=0
+        )
+        for n in range(quantity)
     ]
     moving = sum(rank > 0 for rank in ranks)
     for _ in range(sum(min(quantity, count) for count in returns)):
@@ -469,10 +553,13 @@ def test_nothing_to_split_by() -> None:
 def test_shares_add_up_and_are_near(amount: int, weights: list[int]) -> None:
     parts = shares(amount, weights)
     assert sum(parts) == amount
-    assert all(abs(part * sum(weights) - amount * weight) < sum(weights) for part, weight in zip(parts, weights, strict=True))
+    assert all(
+        abs(part * sum(weights) - amount * weight) < sum(weights)
+        for part, weight in zip(parts, weights, strict=True)
+    )
 
 
-# -- rows ---------------------------------------------------------------------------------------------------------
+# -- rows ----------------------------------------------------------------------------------------------------
 
 
 def test_rows_hold_every_column() -> None:
@@ -499,7 +586,17 @@ def test_rows_hold_every_column() -> None:
     ]
     assert rows["orders_shipment"] == [
         (
-            *(uid("s"), ORDER, *whose, ANN, house, None, None, "delivered", "2026-02-01T09:00:00.500000+00:00"),
+            *(
+                uid("s"),
+                ORDER,
+                *whose,
+                ANN,
+                house,
+                None,
+                None,
+                "delivered",
+                "2026-02-01T09:00:00.500000+00:00",
+            ),
             *("2026-01-02T03:02:00+00:00", "2026-01-02T03:04:00+00:00", 2),
         )
     ]
@@ -536,19 +633,35 @@ def test_nothing_is_written_of_an_unknown_order() -> None:
         reading.status()
 
 
-# -- refunds ------------------------------------------------------------------------------------------------------
+# -- refunds -------------------------------------------------------------------------------------------------
 
 
 def decision(
-    n: int, amount: int, cause: str, cause_id: str, numbers: Sequence[tuple[str, int]] = (), ships: Sequence[str] = ()
+    n: int,
+    amount: int,
+    cause: str,
+    cause_id: str,
+    numbers: Sequence[tuple[str, int]] = (),
+    ships: Sequence[str] = (),
 ) -> Decision:
     return Decision(ORDER, n, amount, cause, cause_id, tuple(numbers), tuple(ships))
 
 
 def test_a_return_is_owed_its_units_less_their_discount() -> None:
-    facts = [order(item(quantity=3, price="1.00"), discount_amount="0.10"), paid("2.90"), scan("delivered"), back(quantity=2)]
+    facts = [
+        order(item(quantity=3, price="1.00"), discount_amount="0.10"),
+        paid("2.90"),
+        scan("delivered"),
+        back(quantity=2),
+    ]
     (owed,) = fold(*facts).owed()
-    assert (owed.amount, owed.cause, owed.cause_id, owed.units, owed.covered) == (96 + 97, "return", uid("r"), ((A, 0), (A, 1)), True)
+    assert (owed.amount, owed.cause, owed.cause_id, owed.units, owed.covered) == (
+        96 + 97,
+        "return",
+        uid("r"),
+        ((A, 0), (A, 1)),
+        True,
+    )
     paid_for = decision(0, 193, "return", uid("r"), [(A, 0), (A, 1)])
     assert fold(*facts, decisions=[paid_for]).owed() == []
     (rest,) = fold(*facts, back(name="r2", quantity=2), decisions=[paid_for]).owed()
@@ -556,16 +669,26 @@ def test_a_return_is_owed_its_units_less_their_discount() -> None:
 
 
 def test_a_return_whose_lowest_units_are_worth_nothing_is_owed_the_lowest_that_are_worth_something() -> None:
-    yen = [order(item(quantity=4, price="1"), currency="JPY", discount_amount="2"), paid("2", currency="JPY"), back(quantity=1)]
+    yen = [
+        order(item(quantity=4, price="1"), currency="JPY", discount_amount="2"),
+        paid("2", currency="JPY"),
+        back(quantity=1),
+    ]
     (owed,) = fold(*yen).owed()
     assert (owed.amount, owed.units) == (1, ((A, 2),))
     rest = [decision(0, 1, "return", uid("r"), [(A, 2)]), decision(1, 1, "return", uid("r2"), [(A, 3)])]
-    assert fold(*yen, back(name="r2", quantity=3), decisions=rest[:1]).owed()[0].units == ((A, 0), (A, 1), (A, 3))
+    assert fold(*yen, back(name="r2", quantity=3), decisions=rest[:1]).owed()[0].units == (
+        (A, 0),
+        (A, 1),
+        (A, 3),
+    )
     assert fold(*yen, back(name="r2", quantity=1), back(name="r3", quantity=2), decisions=rest).owed() == []
 
 
 def test_a_commit_holds_no_more_than_the_line_has() -> None:
-    (commit,) = fold(order(item(A), item(B)), scan("in_transit", items=[*units(A, 9), *units(B, 1)])).commits[uid("s")]
+    (commit,) = fold(order(item(A), item(B)), scan("in_transit", items=[*units(A, 9), *units(B, 1)])).commits[
+        uid("s")
+    ]
     assert [each["quantity"] for each in commit["items"]] == [2, 1]
 
 
@@ -573,9 +696,16 @@ def test_a_seller_owes_what_is_gone_with_the_shipping_of_dead_lines() -> None:
     lines = (item(A, ANN, 2, shipping_amount="3.00"), item(B, ANN, 1, shipping_amount="4.00"), item(C, BOB))
     gone = [{"item_id": A, "quantity": 1}, {"item_id": B, "quantity": 1}]
     reading = fold(order(*lines), paid("57.00"), stock("released", items=gone))
-    assert [(o.amount, o.cause, o.cause_id, o.units, o.shipping) for o in reading.owed()] == [(2400, "stock", ANN, ((A, 1), (B, 0)), (B,))]
-    assert [owed.covered for owed in fold(order(*lines), paid("20.00"), stock("released", items=gone)).owed()] == [False]
-    assert Anomaly("refund_not_covered", f"stock {ANN}") in fold(order(*lines), stock("released", items=gone)).anomalies()
+    assert [(o.amount, o.cause, o.cause_id, o.units, o.shipping) for o in reading.owed()] == [
+        (2400, "stock", ANN, ((A, 1), (B, 0)), (B,))
+    ]
+    assert [
+        owed.covered for owed in fold(order(*lines), paid("20.00"), stock("released", items=gone)).owed()
+    ] == [False]
+    assert (
+        Anomaly("refund_not_covered", f"stock {ANN}")
+        in fold(order(*lines), stock("released", items=gone)).anomalies()
+    )
 
 
 def test_a_dead_order_is_closed_with_all_that_was_captured() -> None:
@@ -596,19 +726,31 @@ def test_the_first_decision_of_each_number_counts() -> None:
 
 
 def test_a_decision_record() -> None:
-    data = {"order_id": ORDER, "n": 0, "amount": 100, "cause": "stock", "cause_id": ANN, "units": [[A, 1]], "shipping": [A]}
+    data = {
+        "order_id": ORDER,
+        "n": 0,
+        "amount": 100,
+        "cause": "stock",
+        "cause_id": ANN,
+        "units": [[A, 1]],
+        "shipping": [A],
+    }
     read = parse_decision(json.dumps(data).encode(), headers("refund.decided"))
     assert read == decision(0, 100, "stock", ANN, [(A, 1)], [A])
-    assert parse_decision(json.dumps(data).encode(), headers("order.paid")) == Refusal("type_unknown", "order.paid")
+    assert parse_decision(json.dumps(data).encode(), headers("order.paid")) == Refusal(
+        "type_unknown", "order.paid"
+    )
 
 
-# -- derived events -----------------------------------------------------------------------------------------------
+# -- derived events ------------------------------------------------------------------------------------------
 
 
 def test_derived_events() -> None:
     lines = (item(A, ANN, 2, shipping_amount="1.00"), item(B, BOB, 1, "0.01"))
     processed = [back(quantity=9), back("rejected", 4), back(name="r2", restock=False)]
-    reading = fold(order(*lines, discount_amount="0.10"), *processed, decisions=[decision(0, 50, "return", uid("r"))])
+    reading = fold(
+        order(*lines, discount_amount="0.10"), *processed, decisions=[decision(0, 50, "return", uid("r"))]
+    )
     events = reading.derived()
 
     def own(name: str) -> str:
@@ -624,7 +766,17 @@ def test_derived_events() -> None:
         ("refund.request", own("refund:0")),
     }
     suborder = events["suborder.created", own(f"suborder:{ANN}")]
-    amounts = [suborder[name] for name in ("status", "items_amount", "shipping_amount", "discount_amount", "total_amount", "version")]
+    amounts = [
+        suborder[name]
+        for name in (
+            "status",
+            "items_amount",
+            "shipping_amount",
+            "discount_amount",
+            "total_amount",
+            "version",
+        )
+    ]
     assert amounts == ["pending", "20.00", "1.00", "0.10", "20.90", 1]
     assert events["stock.restock", own(f"restock:{uid('r')}")]["quantity"] == 2
     assert events["payment.initiate", own("payment")]["amount"] == "20.91"
@@ -642,11 +794,17 @@ def test_anomalies() -> None:
         fact("refund.failed", 1, refund_id=uid("f")),
     ]
     found = {anomaly.code for anomaly in fold(*facts).anomalies()}
-    assert found >= {"captured_above_total", "returned_above_quantity", "in_transit_above_stock", "reservation_unknown", "refund_failed"}
+    assert found >= {
+        "captured_above_total",
+        "returned_above_quantity",
+        "in_transit_above_stock",
+        "reservation_unknown",
+        "refund_failed",
+    }
     assert fold(order(), paid(), scan("delivered"), back()).anomalies() == []
 
 
-# -- any order of arrival -----------------------------------------------------------------------------------------
+# -- any order of arrival ------------------------------------------------------------------------------------
 
 HISTORY = [
     order(item(A, ANN, 3, shipping_amount="1.00"), item(B, BOB, 2), discount_amount="0.07"),

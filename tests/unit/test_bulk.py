@@ -1,4 +1,6 @@
-"""The step from a part of a bulk job to records: what is wrong with one of its events is told where that arrives."""
+"""The step from a part of a bulk job to records: what is wrong with one of its events
+is told where that arrives.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a lane refreshes in the cache, moment by moment. The sink is the real one on the simulation's Redis; the lane is staged."""
+"""What a lane refreshes in the cache, moment by moment.
+The sink is the real one on the simulation's Redis; the lane is staged.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ def entry(key: bytes, raw: bytes) -> CacheEntry:
 
 
 class Lane:
-    """An OpenLane and its batches, on a changelog in memory. `reading` is cleared to hold a pass up before it reads."""
+    """An OpenLane and its batches, on a changelog in memory.
+    `reading` is cleared to hold a pass up before it reads.
+    """
 
     partition = 0
     generation = 1
@@ -84,7 +88,9 @@ class Lane:
         for at in range(since, end):
             await self.reading.wait()
             key, raw = self.log[at]
-            yield Changes({} if raw is None else {key: raw}, at + 1 + self.markers * (at + 1 == len(self.log)))
+            yield Changes(
+                {} if raw is None else {key: raw}, at + 1 + self.markers * (at + 1 == len(self.log))
+            )
 
     async def batch(self, key: bytes, raw: bytes) -> None:
         """One, with at_least_once."""
@@ -222,7 +228,9 @@ async def test_a_batch_that_is_not_committed_yet_keeps_the_lane_behind(lane: Lan
     assert lane.shown(A) == {"version": 1, "note": 0}
 
 
-async def test_a_server_that_has_gone_back_is_noticed_by_a_batch_and_without_one(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_has_gone_back_is_noticed_by_a_batch_and_without_one(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await lane.batch(A, state(1))
     lane.keys.keep()
     await lane.batch(A, state(2))
@@ -249,7 +257,9 @@ async def test_what_a_former_owner_sends_is_refused(lane: Lane) -> None:
     assert lane.checkpoint() == 1
 
 
-async def test_a_lane_at_rest_brings_its_checkpoint_to_the_changelogs_end(lane: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lane_at_rest_brings_its_checkpoint_to_the_changelogs_end(
+    lane: Lane, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is shown to nobody moves no checkpoint, nor do the ends of transactions; who waits for the cache
     would wait for ever."""
 
@@ -312,7 +322,9 @@ def checkpoint(position: int) -> bytes:
         ({}, {}, {}),
     ],
 )
-async def test_which_lanes_are_behind(checkpoints: dict[int, bytes], ends: dict[int, int], expected: dict[int, int]) -> None:
+async def test_which_lanes_are_behind(
+    checkpoints: dict[int, bytes], ends: dict[int, int], expected: dict[int, int]
+) -> None:
     class Client:
         async def mget(self, keys: list[str]) -> list[bytes | None]:
             known = {checkpoint_key("orders", lane): value for lane, value in checkpoints.items()}

@@ -20,7 +20,13 @@ BENCH: dict[str, Any] = {
     "conditions": {"workers": 2},
 }
 SIZES: dict[str, Any] = {
-    "bytes_per_event": {"kafka_input": 400, "kafka_derived": 2000, "kafka_changelog": 200, "kafka_internal": 100, "wal": 600},
+    "bytes_per_event": {
+        "kafka_input": 400,
+        "kafka_derived": 2000,
+        "kafka_changelog": 200,
+        "kafka_internal": 100,
+        "wal": 600,
+    },
     "bytes_per_order": {"postgres": 2000, "redis": 1000, "local_state": 200},
     "conditions": {"orders": 100, "events": 400},
 }
@@ -48,21 +54,33 @@ def test_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize(("rate", "cores"), [(100, 0.1), (500, 0.5), (1_000, 0.5), (5_000, 0.5), (5_001, 0.5001), (50_000, 5.0)])
+@pytest.mark.parametrize(
+    ("rate", "cores"), [(100, 0.1), (500, 0.5), (1_000, 0.5), (5_000, 0.5), (5_001, 0.5001), (50_000, 5.0)]
+)
 def test_small_batches_cost_more_until_the_rate_makes_them_large(rate: float, cores: float) -> None:
     assert capacity.need(COSTS, rate, headroom=1).worker_cores == pytest.approx(cores)
 
 
 @pytest.mark.parametrize(
-    ("rate", "workers", "partitions"), [(1, 2, 4), (8_000, 2, 4), (8_001, 3, 8), (16_000, 4, 8), (16_001, 5, 16), (100_000, 25, 64)]
+    ("rate", "workers", "partitions"),
+    [(1, 2, 4), (8_000, 2, 4), (8_001, 3, 8), (16_000, 4, 8), (16_001, 5, 16), (100_000, 25, 64)],
 )
-def test_never_less_than_two_workers_and_lanes_for_twice_as_many(rate: float, workers: int, partitions: int) -> None:
+def test_never_less_than_two_workers_and_lanes_for_twice_as_many(
+    rate: float, workers: int, partitions: int
+) -> None:
     found = capacity.need(COSTS, rate, headroom=2)
     assert (found.workers, found.partitions) == (workers, partitions)
 
 
 @pytest.mark.parametrize(
-    "given", [{"rate": 0}, {"rate": -1}, {"rate": 1, "headroom": 0.9}, {"rate": 1, "replication": 0}, {"rate": 1, "pool": 0}]
+    "given",
+    [
+        {"rate": 0},
+        {"rate": -1},
+        {"rate": 1, "headroom": 0.9},
+        {"rate": 1, "replication": 0},
+        {"rate": 1, "pool": 0},
+    ],
 )
 def test_what_makes_no_sense(given: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="above 0"):
@@ -71,7 +89,15 @@ def test_what_makes_no_sense(given: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1_300, "1.3 kB"), (127e9, "127 GB"), (1.31e12, "1.3 TB"), (131e12, "131 TB"), (2.5e15, "2.5 PB")],
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1_300, "1.3 kB"),
+        (127e9, "127 GB"),
+        (1.31e12, "1.3 TB"),
+        (131e12, "131 TB"),
+        (2.5e15, "2.5 PB"),
+    ],
 )
 def test_bytes_for_people(count: float, text: str) -> None:
     assert capacity.size(count) == text
@@ -92,7 +118,9 @@ def test_own_measurements_and_json(tmp_path: Path, capsys: pytest.CaptureFixture
     assert found["costs"]["worker_rate"] == 8_000
 
 
-@pytest.mark.parametrize("arguments", [["--rate", "0"], ["--bench", "nowhere.json"], ["--bench", str(capacity.SIZES)]])
+@pytest.mark.parametrize(
+    "arguments", [["--rate", "0"], ["--bench", "nowhere.json"], ["--bench", str(capacity.SIZES)]]
+)
 def test_one_line_and_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         capacity.main(arguments)

@@ -1,4 +1,6 @@
-"""Every event has all that belongs to it: what a new one still lacks is named here (docs/how-to/add-an-event.md)."""
+"""Every event has all that belongs to it: what a new one still lacks is named here
+(docs/how-to/add-an-event.md).
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,13 @@ each_derived = pytest.mark.parametrize("spec", outgoing.DERIVED, ids=lambda spec
 
 def example(spec: EventSpec) -> Event:
     data = SENT.get(spec.type) or PUBLISHED[spec.type]
-    attributes = {"specversion": "1.0", "id": "1", "source": "/tests", "type": spec.type, "time": "2026-03-01T12:00:00Z"}
+    attributes = {
+        "specversion": "1.0",
+        "id": "1",
+        "source": "/tests",
+        "type": spec.type,
+        "time": "2026-03-01T12:00:00Z",
+    }
     headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
     return events.decode(spec.topic or spec.type, headers, json.dumps(data).encode())
 
@@ -46,20 +54,26 @@ def test_no_type_stands_twice() -> None:
 
 
 def test_an_order_has_a_list_for_every_kind_of_fact_and_only_for_these() -> None:
-    kinds = {get_args(hint)[0]: name for name, hint in get_type_hints(Order).items() if getattr(hint, "__origin__", None) is list}
+    kinds = {
+        get_args(hint)[0]: name
+        for name, hint in get_type_hints(Order).items()
+        if getattr(hint, "__origin__", None) is list
+    }
     lists = {name for kind, name in kinds.items() if kind in get_args(SimpleFact)}
     assert lists == set(incoming.FACT_FIELDS) == {spec.facts for spec in FACTS}
     assert {kind for kind, name in kinds.items() if name in lists} == set(get_args(SimpleFact))
     assert set(get_args(Fact)) == {*get_args(SimpleFact), Created, RefundDecision}
 
 
-# -- what comes in ------------------------------------------------------------------------------------------------------
+# -- what comes in -------------------------------------------------------------------------------------------
 
 
 @each_read
 def test_its_struct_is_read_and_described(spec: EventSpec) -> None:
     assert spec.model is events.READS[spec.type, 1][0]
-    assert is_described(spec.model), f"{spec.model.__name__} needs a docstring of its own: it stands in docs/events.md"
+    assert is_described(spec.model), (
+        f"{spec.model.__name__} needs a docstring of its own: it stands in docs/events.md"
+    )
 
 
 @each_read
@@ -104,24 +118,32 @@ def test_it_has_a_line_in_the_explanation_of_its_order(spec: EventSpec) -> None:
     taken, event = Order(), example(spec)
     fold(taken, event, RecordId(spec.type, 0, 0))
     if taken.created is None:
-        fold(taken, msgspec.structs.replace(example(incoming.EVENTS[topics.CREATED]), order_id=event.order_id), None)
+        fold(
+            taken,
+            msgspec.structs.replace(example(incoming.EVENTS[topics.CREATED]), order_id=event.order_id),
+            None,
+        )
     facts: list[dict[str, Any]] = tell(event.order_id, taken)["facts"]
     type_ = topics.CREATED if spec.type == topics.CHECKOUT else spec.type
     assert all(line["what"] for line in facts if line["type"] == type_)
     assert type_ in {line["type"] for line in facts}
 
 
-# -- what leaves --------------------------------------------------------------------------------------------------------
+# -- what leaves ---------------------------------------------------------------------------------------------
 
 
 @each_derived
 def test_what_leaves_has_a_struct_an_id_and_a_reason(spec: DerivedSpec) -> None:
-    assert is_described(spec.model), f"{spec.model.__name__} needs a docstring of its own: it stands in docs/events.md"
+    assert is_described(spec.model), (
+        f"{spec.model.__name__} needs a docstring of its own: it stands in docs/events.md"
+    )
     assert spec.when
     assert spec.id_name
     assert spec.id_field is None or spec.id_field in spec.model.__struct_encode_fields__
     assert spec.varies in get_args(Varies)
-    assert (spec.id_field is None) == (spec.varies == "notice"), "a notice has no id of its own, everything else has"
+    assert (spec.id_field is None) == (spec.varies == "notice"), (
+        "a notice has no id of its own, everything else has"
+    )
 
 
 @each_derived

@@ -1,4 +1,6 @@
-"""What Citus asks of tables that are distributed by user_id (docs/scaling.md), asked of the declaration that the database equals."""
+"""What Citus asks of tables that are distributed by user_id (docs/scaling.md), asked of the declaration
+that the database equals.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ METADATA.remove(METADATA.tables["orders_bulk_job"])  # a row a job: it stays on 
 
 
 def broken_rules(metadata: sa.MetaData) -> list[str]:
-    """Each rule that the tables break. Citus refuses to distribute the table, or a query would have to move rows between nodes."""
+    """Each rule that the tables break.
+    Citus refuses to distribute the table, or a query would have to move rows between nodes.
+    """
     found: list[str] = []
-    types = {str(table.c[DISTRIBUTED_BY].type) for table in metadata.tables.values() if DISTRIBUTED_BY in table.c}
+    types = {
+        str(table.c[DISTRIBUTED_BY].type) for table in metadata.tables.values() if DISTRIBUTED_BY in table.c
+    }
     if len(types) != 1:
         found.append(f"co-located tables need one type of {DISTRIBUTED_BY}, not {sorted(types)}")
     for table in metadata.tables.values():
@@ -25,12 +31,21 @@ def broken_rules(metadata: sa.MetaData) -> list[str]:
             continue
         if table.c[DISTRIBUTED_BY].nullable:
             found.append(f"{table.name}.{DISTRIBUTED_BY} may be null")
-        unique = [c for c in table.constraints if isinstance(c, sa.PrimaryKeyConstraint | sa.UniqueConstraint)]
+        unique = [
+            c for c in table.constraints if isinstance(c, sa.PrimaryKeyConstraint | sa.UniqueConstraint)
+        ]
         keys = [(str(c.name), {column.name for column in c.columns}) for c in unique]
-        keys += [(str(index.name), {column.name for column in index.columns}) for index in table.indexes if index.unique]
+        keys += [
+            (str(index.name), {column.name for column in index.columns})
+            for index in table.indexes
+            if index.unique
+        ]
         found += [f"{name} lacks {DISTRIBUTED_BY}" for name, columns in keys if DISTRIBUTED_BY not in columns]
         for reference in table.foreign_key_constraints:
-            pairs = [(element.parent.name, element.target_fullname.rpartition(".")[2]) for element in reference.elements]
+            pairs = [
+                (element.parent.name, element.target_fullname.rpartition(".")[2])
+                for element in reference.elements
+            ]
             if (DISTRIBUTED_BY, DISTRIBUTED_BY) not in pairs:
                 found.append(f"{reference.name} doesn't lead from {DISTRIBUTED_BY} to {DISTRIBUTED_BY}")
     return found
@@ -57,13 +72,24 @@ def _another(*parts: sa.schema.SchemaItem) -> sa.MetaData:
     [
         ((sa.Column("id", sa.Uuid, primary_key=True),), "another has no user_id"),
         ((sa.Column("user_id", sa.Uuid),), "another.user_id may be null"),
-        ((sa.Column("user_id", sa.Text, primary_key=True),), "co-located tables need one type of user_id, not ['CHAR(32)', 'TEXT']"),
         (
-            (sa.Column("user_id", sa.Uuid, primary_key=True), sa.Column("n", sa.Integer), sa.UniqueConstraint("n", name="numbers")),
+            (sa.Column("user_id", sa.Text, primary_key=True),),
+            "co-located tables need one type of user_id, not ['CHAR(32)', 'TEXT']",
+        ),
+        (
+            (
+                sa.Column("user_id", sa.Uuid, primary_key=True),
+                sa.Column("n", sa.Integer),
+                sa.UniqueConstraint("n", name="numbers"),
+            ),
             "numbers lacks user_id",
         ),
         (
-            (sa.Column("user_id", sa.Uuid, primary_key=True), sa.Column("n", sa.Integer), sa.Index("numbers", "n", unique=True)),
+            (
+                sa.Column("user_id", sa.Uuid, primary_key=True),
+                sa.Column("n", sa.Integer),
+                sa.Index("numbers", "n", unique=True),
+            ),
             "numbers lacks user_id",
         ),
         (

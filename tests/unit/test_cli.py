@@ -1,4 +1,6 @@
-"""The command line towards a person: one line for what can be mended, the right exit code, never a traceback."""
+"""The command line towards a person: one line for what can be mended, the right
+exit code, never a traceback.
+"""
 
 from __future__ import annotations
 
@@ -77,9 +79,15 @@ def one_line(err: str) -> str:
         (("dlq", "redrive", "--ids", "0:1,2"), "--ids '2' is not PARTITION:OFFSET"),
         (("dlq", "redrive", "--max", "0"), "'--max'"),
         (("dlq", "redrive", "--yes"), "No such option: --yes"),
-        (("dlq", "redrive"), "nothing says which dead letters; --all for every one, or --reason, --topic, --ids, --max"),
+        (
+            ("dlq", "redrive"),
+            "nothing says which dead letters; --all for every one, or --reason, --topic, --ids, --max",
+        ),
         (("dlq", "redrive", "--json"), "nothing says which dead letters; --all"),
-        (("dlq", "redrive", "--all", "--topic", "order.paid"), "--all and --reason, --topic or --ids contradict each other"),
+        (
+            ("dlq", "redrive", "--all", "--topic", "order.paid"),
+            "--all and --reason, --topic or --ids contradict each other",
+        ),
         (("db", "--json", "regions", "list"), "--json belongs after regions"),
         (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
         (("db", "link"), "nothing to link; give at least one of --users"),
@@ -104,7 +112,15 @@ def test_a_missing_file_is_named(orders: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [("init",), ("generate",), ("wait",), ("dlq", "list"), ("dlq", "show", "0:0"), ("dlq", "redrive", "--all")]
+    "args",
+    [
+        ("init",),
+        ("generate",),
+        ("wait",),
+        ("dlq", "list"),
+        ("dlq", "show", "0:0"),
+        ("dlq", "redrive", "--all"),
+    ],
 )
 def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:
     code, out, err = orders(*args, ORDERS_KAFKA=closed_port)
@@ -135,7 +151,11 @@ def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> No
     ("name", "value", "says"),
     [
         ("ORDERS_KAFKA", "localhost", "ORDERS_KAFKA=***: broker 1 is not host:port"),
-        ("ORDERS_KAFKA", "h:1,sasl_ssl://u:secret@h:9092", "without a scheme: a login or TLS for Kafka can't be set yet"),
+        (
+            "ORDERS_KAFKA",
+            "h:1,sasl_ssl://u:secret@h:9092",
+            "without a scheme: a login or TLS for Kafka can't be set yet",
+        ),
         ("ORDERS_PARTITIONS", "four", "ORDERS_PARTITIONS=four: "),
         ("ORDERS_POSTGRES", "mysql://u:secret@h/d", "must look like postgresql://"),
         ("ORDERS_API_KEYS", "secret", "ORDERS_API_KEYS=***: each key is at least 16"),
@@ -149,13 +169,21 @@ def test_a_setting_that_cannot_be_used(orders: Run, name: str, value: str, says:
 
 
 def test_settings_are_all_there_and_passwords_are_not(orders: Run) -> None:
-    environment = {"ORDERS_POSTGRES": "postgresql://u:secret@h:1/d", "ORDERS_PARTITIONS": "8", "ORDERS_API_KEYS": "a-secret-that-is-long"}
+    environment = {
+        "ORDERS_POSTGRES": "postgresql://u:secret@h:1/d",
+        "ORDERS_PARTITIONS": "8",
+        "ORDERS_API_KEYS": "a-secret-that-is-long",
+    }
     code, out, err = orders("settings", "--json", **environment)
     assert (code, err) == (0, "")
     rows = {row["name"]: row for row in json.loads(out)}
     assert list(rows) == [f"ORDERS_{name.upper()}" for name in type(get_settings()).model_fields]
     assert rows["ORDERS_POSTGRES"]["value"] == "postgresql://***@h:1/d"
-    assert (rows["ORDERS_PARTITIONS"]["value"], rows["ORDERS_PARTITIONS"]["default"], rows["ORDERS_PARTITIONS"]["set"]) == (8, 4, True)
+    assert (
+        rows["ORDERS_PARTITIONS"]["value"],
+        rows["ORDERS_PARTITIONS"]["default"],
+        rows["ORDERS_PARTITIONS"]["set"],
+    ) == (8, 4, True)
     assert all(row["description"] for row in rows.values())
     code, out, _ = orders("settings", **environment)
     assert code == 0
@@ -164,9 +192,15 @@ def test_settings_are_all_there_and_passwords_are_not(orders: Run) -> None:
 
 
 @pytest.mark.parametrize("args", [("stack", "up"), ("demo",), ("bench",)])
-def test_without_the_packages_of_the_local_servers(orders: Run, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]) -> None:
+def test_without_the_packages_of_the_local_servers(
+    orders: Run, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...]
+) -> None:
     """As in the workers' image."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("stack", "benchmarks") or name == "cli.demo"]:
+    for name in [
+        name
+        for name in sys.modules
+        if name.partition(".")[0] in ("stack", "benchmarks") or name == "cli.demo"
+    ]:
         monkeypatch.delitem(sys.modules, name)
     for name in main.LOCAL_SERVERS:
         monkeypatch.setitem(sys.modules, name, None)
@@ -178,7 +212,9 @@ def test_without_the_packages_of_the_local_servers(orders: Run, monkeypatch: pyt
 
 def test_the_packages_of_the_local_servers_are_those_of_the_extra() -> None:
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["stack"]
-    assert {re.split(r"[=>]", requirement)[0].replace("-", "_") for requirement in extra} == main.LOCAL_SERVERS
+    assert {
+        re.split(r"[=>]", requirement)[0].replace("-", "_") for requirement in extra
+    } == main.LOCAL_SERVERS
 
 
 @pytest.mark.parametrize("name", [sub.name for sub in main.SUBCOMMANDS])
@@ -188,7 +224,9 @@ def test_every_subcommand_is_where_the_table_says(orders: Run, name: str) -> Non
     assert f"Usage: orders {name}" in out
 
 
-def test_help_lists_every_subcommand_without_importing_it(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_lists_every_subcommand_without_importing_it(
+    orders: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(main, "load", lambda sub: pytest.fail(f"imported {sub.module}"))
     for args in ((), ("--help",)):
         code, out, err = orders(*args)
@@ -217,13 +255,19 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
     ("error", "says"),
     [
         (OrdersError("it is broken", "mend it"), "it is broken; mend it"),
-        (ExceptionGroup("tasks", [ValueError(), OrdersError("it is broken", "mend it")]), "it is broken; mend it"),
+        (
+            ExceptionGroup("tasks", [ValueError(), OrdersError("it is broken", "mend it")]),
+            "it is broken; mend it",
+        ),
         (KafkaConnectionError("no"), "cannot reach Kafka at "),
         (UnknownTopicOrPartitionError("x"), "run orders init"),
         (RedisConnectionError("no"), "cannot reach Redis at "),
         (asyncpg.UndefinedTableError("orders_order"), "run orders init"),
         (asyncpg.InvalidPasswordError("no"), "check ORDERS_POSTGRES"),
-        (asyncpg.ForeignKeyViolationError("no user"), "(no user): add what is missing, or run orders db unlink"),
+        (
+            asyncpg.ForeignKeyViolationError("no user"),
+            "(no user): add what is missing, or run orders db unlink",
+        ),
         (FileNotFoundError(2, "No such file", "here.csv"), "here.csv: No such file; check the path"),
         (OSError(28, "No space left on device"), "the disk is full"),
         (Exception("IO error: No space left on device: While appending"), "the disk is full"),
@@ -237,7 +281,9 @@ def test_explanations(error: BaseException, says: str | None) -> None:
     assert line is None if says is None else says in (line or "")
 
 
-async def test_a_refused_connection_names_the_server_whose_client_it_was(closed_port: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_connection_names_the_server_whose_client_it_was(
+    closed_port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = f"postgresql://u:secret@{closed_port}/d"
     monkeypatch.setenv("ORDERS_POSTGRES", url)
     get_settings.cache_clear()

@@ -1,4 +1,6 @@
-"""`orders bulk submit` beside its file: no report overwrites what is read, text of a file is text, the summary comes in any case."""
+"""`orders bulk submit` beside its file: no report overwrites what is read, text of a file is text, the
+summary comes in any case.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def piped(monkeypatch: pytest.MonkeyPatch, stdin: Any) -> None:
 
 
 @pytest.mark.parametrize("report", ["orders.csv", "./orders.csv", "symbolic", "hard"])
-def test_a_report_never_overwrites_what_is_read(file: Path, report: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_report_never_overwrites_what_is_read(
+    file: Path, report: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     Path("symbolic").symlink_to(file)
     os.link(file, "hard")
     assert submit("orders.csv", "--dry-run", "--report", report) == 2
@@ -62,7 +66,9 @@ def test_nor_does_it_what_comes_through_stdin(file: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("report", "number"), [("/dev/stdout", 1), ("/dev/stderr", 2), ("log", 1)])
-def test_nor_does_it_what_the_command_prints_to(file: Path, report: str, number: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nor_does_it_what_the_command_prints_to(
+    file: Path, report: str, number: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     Path("log").write_text("older\n")
     kept = os.dup(number)
     with open("log", "ab") as log:
@@ -77,7 +83,9 @@ def test_nor_does_it_what_the_command_prints_to(file: Path, report: str, number:
     assert "is where this command prints to" in Path("log").read_text() + capfd.readouterr().err
 
 
-def test_a_pipe_is_not_its_own_report(file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_is_not_its_own_report(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Opened for writing as well, it never ends."""
     os.mkfifo("pipe")
     assert submit("pipe", "--dry-run", "--report", "pipe") == 2
@@ -101,7 +109,9 @@ def test_a_report_holds_every_refused_line_and_nothing_older(file: Path) -> None
 
 
 @pytest.mark.parametrize(("report", "code"), [(".", 2), ("none/refused", 2), ("/dev/full", 1)])
-def test_a_report_that_cannot_be_written_is_one_line(file: Path, report: str, code: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_report_that_cannot_be_written_is_one_line(
+    file: Path, report: str, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert submit("orders.csv", "--dry-run", "--report", report) == code
     out, err = capfd.readouterr()
     assert err.startswith(f"orders: --report {report}: ")
@@ -109,8 +119,12 @@ def test_a_report_that_cannot_be_written_is_one_line(file: Path, report: str, co
     assert ("1 refused" in out) == (code == 1)
 
 
-@pytest.mark.parametrize("text", ["[/b]", "[bold]delivered", "[link=http://x]y[/link]", "\x1b[31mred", "a\u202eb", "[/", "\\[x]"])
-def test_text_of_a_file_is_neither_markup_nor_steers_the_terminal(file: Path, text: str, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "text", ["[/b]", "[bold]delivered", "[link=http://x]y[/link]", "\x1b[31mred", "a\u202eb", "[/", "\\[x]"]
+)
+def test_text_of_a_file_is_neither_markup_nor_steers_the_terminal(
+    file: Path, text: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     file.write_text(f"{HEADER.rstrip()},{text}\n{PAID},x\n")
     assert submit("orders.csv", "--dry-run") == 0
     shown = capfd.readouterr().out

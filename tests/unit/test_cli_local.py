@@ -10,7 +10,12 @@ import pytest
 
 from cli import local
 
-FOUND = {"ORDERS_KAFKA": "127.0.0.1:7", "ORDERS_POSTGRES": "postgresql://h/d", "ORDERS_REDIS": "redis://h/0", "ORDERS_DATA": "here/workers"}
+FOUND = {
+    "ORDERS_KAFKA": "127.0.0.1:7",
+    "ORDERS_POSTGRES": "postgresql://h/d",
+    "ORDERS_REDIS": "redis://h/0",
+    "ORDERS_DATA": "here/workers",
+}
 NONE: dict[str, str] = {}
 
 
@@ -18,11 +23,31 @@ NONE: dict[str, str] = {}
     ("environment", "running", "used", "said"),
     [
         ({}, True, ["kafka", "postgres", "redis", "data"], "using the stack in "),
-        ({"ORDERS_DATA": "mine", "ORDERS_GROUP": "g"}, True, ["kafka", "postgres", "redis"], "using the stack in "),
+        (
+            {"ORDERS_DATA": "mine", "ORDERS_GROUP": "g"},
+            True,
+            ["kafka", "postgres", "redis"],
+            "using the stack in ",
+        ),
         ({}, False, [], ""),
-        ({"ORDERS_KAFKA": "h:1"}, True, [], "set: ORDERS_KAFKA; not set: ORDERS_POSTGRES, ORDERS_REDIS. So the stack that runs in "),
-        ({"orders_redis": "redis://h"}, True, [], "set: ORDERS_REDIS; not set: ORDERS_KAFKA, ORDERS_POSTGRES."),
-        ({"ORDERS_POSTGRES_REPLICA": "postgresql://h/d"}, True, [], "set: ORDERS_POSTGRES_REPLICA; not set: ORDERS_KAFKA, "),
+        (
+            {"ORDERS_KAFKA": "h:1"},
+            True,
+            [],
+            "set: ORDERS_KAFKA; not set: ORDERS_POSTGRES, ORDERS_REDIS. So the stack that runs in ",
+        ),
+        (
+            {"orders_redis": "redis://h"},
+            True,
+            [],
+            "set: ORDERS_REDIS; not set: ORDERS_KAFKA, ORDERS_POSTGRES.",
+        ),
+        (
+            {"ORDERS_POSTGRES_REPLICA": "postgresql://h/d"},
+            True,
+            [],
+            "set: ORDERS_POSTGRES_REPLICA; not set: ORDERS_KAFKA, ",
+        ),
         ({"ORDERS_KAFKA": "h:1"}, False, [], ""),
         (dict.fromkeys(local.NEEDED, "x"), True, [], ""),
     ],
@@ -44,7 +69,9 @@ def test_when_it_is_used(
     (tmp_path / ".stack").mkdir()
     (tmp_path / ".stack" / "stack.json").write_text("{}")
     monkeypatch.setattr("settings.__file__", str(tmp_path / "settings.py"))
-    monkeypatch.setattr("stack.Stack.open", lambda folder: SimpleNamespace(folder=folder, running=running, env=FOUND))
+    monkeypatch.setattr(
+        "stack.Stack.open", lambda folder: SimpleNamespace(folder=folder, running=running, env=FOUND)
+    )
     assert local.servers() == {name: FOUND[f"ORDERS_{name.upper()}"] for name in used}
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1 if said else 0)

@@ -15,11 +15,14 @@ SETTINGS = Settings(partitions=3)
 
 
 def as_made(spec: TopicSpec) -> TopicState:
-    return TopicState(spec.name, spec.partitions, spec.replication, {config.name: config.value for config in spec.configs})
+    return TopicState(
+        spec.name, spec.partitions, spec.replication, {config.name: config.value for config in spec.configs}
+    )
 
 
 @pytest.mark.parametrize(
-    ("brokers", "replication", "expected"), [(1, None, (1, "1")), (2, None, (2, "1")), (5, None, (3, "2")), (5, 5, (5, "4"))]
+    ("brokers", "replication", "expected"),
+    [(1, None, (1, "1")), (2, None, (2, "1")), (5, None, (3, "2")), (5, 5, (5, "4"))],
 )
 def test_replication(brokers: int, replication: int | None, expected: tuple[int, str]) -> None:
     for spec in topics.specs(Settings(replication=replication), brokers):
@@ -28,8 +31,18 @@ def test_replication(brokers: int, replication: int | None, expected: tuple[int,
 
 
 def test_every_topic_is_kept_as_the_contract_says() -> None:
-    specs = {spec.name: {config.name: config.value for config in spec.configs} for spec in topics.specs(SETTINGS, 1)}
-    ours = {names.DLQ, names.CLOCK, names.REDRIVEN, names.PARTITIONS, names.BULK_COMPLETED, SETTINGS.changelog_topic}
+    specs = {
+        spec.name: {config.name: config.value for config in spec.configs}
+        for spec in topics.specs(SETTINGS, 1)
+    }
+    ours = {
+        names.DLQ,
+        names.CLOCK,
+        names.REDRIVEN,
+        names.PARTITIONS,
+        names.BULK_COMPLETED,
+        SETTINGS.changelog_topic,
+    }
     assert set(specs) == {*names.INPUT, *names.INTERNAL, *names.DERIVED, *names.BULK, *ours}
     for name in (*names.INPUT, *names.INTERNAL, *names.BULK):
         assert (specs[name]["retention.ms"], specs[name]["cleanup.policy"]) == ("-1", "delete")
@@ -43,15 +56,29 @@ def test_every_topic_is_kept_as_the_contract_says() -> None:
 
 
 def changed(name: str, value: str) -> Callable[[TopicState], TopicState]:
-    return lambda state: TopicState(state.name, state.partitions, state.replication, {**state.configs, name: value})
+    return lambda state: TopicState(
+        state.name, state.partitions, state.replication, {**state.configs, name: value}
+    )
 
 
 @pytest.mark.parametrize(
     ("topic", "change", "says"),
     [
-        ("order.paid", changed("retention.ms", "604800000"), "topic order.paid has retention.ms=604800000, not -1"),
-        ("orders.decisions", changed("retention.bytes", "1000000"), "topic orders.decisions has retention.bytes=1000000, not -1"),
-        ("order.paid", changed("cleanup.policy", "compact"), "--alter --entity-type topics --entity-name order.paid"),
+        (
+            "order.paid",
+            changed("retention.ms", "604800000"),
+            "topic order.paid has retention.ms=604800000, not -1",
+        ),
+        (
+            "orders.decisions",
+            changed("retention.bytes", "1000000"),
+            "topic orders.decisions has retention.bytes=1000000, not -1",
+        ),
+        (
+            "order.paid",
+            changed("cleanup.policy", "compact"),
+            "--alter --entity-type topics --entity-name order.paid",
+        ),
         ("order.paid", changed("max.message.bytes", "9000000"), "not at most 6291456"),
         ("orders.dlq", changed("max.message.bytes", "1000000"), "not at least 8388608"),
         (SETTINGS.changelog_topic, changed("cleanup.policy", "delete"), "not compact"),
@@ -62,7 +89,9 @@ def changed(name: str, value: str) -> Callable[[TopicState], TopicState]:
         ("order.paid", changed("message.timestamp.type", "CreateTime"), None),
     ],
 )
-def test_what_differs_from_an_existing_topic(topic: str, change: Callable[[TopicState], TopicState], says: str | None) -> None:
+def test_what_differs_from_an_existing_topic(
+    topic: str, change: Callable[[TopicState], TopicState], says: str | None
+) -> None:
     wanted = topics.specs(SETTINGS, 1)
     existing = {spec.name: as_made(spec) for spec in wanted}
     topics.check(SETTINGS, wanted, existing)

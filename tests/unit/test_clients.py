@@ -22,17 +22,27 @@ def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def reaches(client: Any) -> dict[str, Any]:
-    return {"bootstrap_servers": client._bootstrap_servers, "metadata_max_age_ms": client._metadata_max_age_ms}
+    return {
+        "bootstrap_servers": client._bootstrap_servers,
+        "metadata_max_age_ms": client._metadata_max_age_ms,
+    }
 
 
 async def test_every_client_reaches_the_brokers_alike(found: dict[str, Any]) -> None:
     settings = Settings(kafka="here:1")
-    consumer, producer = clients.consumer(settings, "c", "topic"), clients.producer(settings, "p", linger_ms=3)
+    consumer, producer = (
+        clients.consumer(settings, "c", "topic"),
+        clients.producer(settings, "p", linger_ms=3),
+    )
     admin, client = clients.admin(settings, "a"), clients.client(settings, "b")
     bare = [consumer._client, producer.client, admin._client, client]
     assert [reaches(each) for each in bare] == [found] * 4
     assert [each._client_id for each in bare] == ["c", "p", "a", "b"]
-    assert (consumer._isolation_level, consumer._enable_auto_commit, producer._sender._acks) == ("read_committed", False, -1)
+    assert (consumer._isolation_level, consumer._enable_auto_commit, producer._sender._acks) == (
+        "read_committed",
+        False,
+        -1,
+    )
     for each in (consumer, producer):
         await each.stop()
     await admin.close()

@@ -43,7 +43,9 @@ def eventful() -> OrderBuilder:
     return builder.settle()
 
 
-@pytest.mark.parametrize("builder", [OrderBuilder(), typical(), eventful()], ids=["empty", "typical", "eventful"])
+@pytest.mark.parametrize(
+    "builder", [OrderBuilder(), typical(), eventful()], ids=["empty", "typical", "eventful"]
+)
 def test_round_trip(builder: OrderBuilder) -> None:
     encoded = codec.encode(builder.order)
     assert codec.decode(encoded) == builder.order
@@ -80,7 +82,7 @@ def test_a_state_of_an_older_program_is_read() -> None:
     assert codec.decode(older).proposed == 0
 
 
-# -- what others wrote to the changelog --------------------------------------------------------------------------------
+# -- what others wrote to the changelog ----------------------------------------------------------------------
 
 KEY = raw(ORDER)
 
@@ -98,7 +100,9 @@ def test_states_of_any_history_are_states() -> None:
 
 
 def test_what_passes_for_a_state_ends_no_fold() -> None:
-    """Bytes of a state are changed at random. Most changes are noticed; whatever isn't must be as good as a state."""
+    """Bytes of a state are changed at random.
+    Most changes are noticed; whatever isn't must be as good as a state.
+    """
     random, passed = Random(7), 0
     for order_id, order in histories(40).items():
         sound = codec.encode(order)
@@ -116,7 +120,9 @@ def test_what_passes_for_a_state_ends_no_fold() -> None:
                 rows.item_rows(ids.text(order_id), again)
                 rows.shipment_rows(ids.text(order_id), again)
                 rows.return_rows(ids.text(order_id), again)
-            repeated = events.decode(*_record("order.paid", {**VALID["order.paid"], "order_id": ids.text(order_id)}))
+            repeated = events.decode(
+                *_record("order.paid", {**VALID["order.paid"], "order_id": ids.text(order_id)})
+            )
             fold(
                 again,
                 repeated,
@@ -138,5 +144,7 @@ def histories(count: int) -> dict[bytes, Order]:
     for each in generator.events(count, 5):
         event = events.decode(each.topic, each.headers, each.value, 1_000)
         order = orders.setdefault(event.order_id, Order())
-        fold(order, event, RecordId(each.topic, 0, 0) if order.created is None else None, RunningTotals(order))
+        fold(
+            order, event, RecordId(each.topic, 0, 0) if order.created is None else None, RunningTotals(order)
+        )
     return orders

@@ -1,4 +1,6 @@
-"""Rows and tables agree by name: what the domain computes, the sink's statement and the declaration of the tables."""
+"""Rows and tables agree by name: what the domain computes, the sink's statement and the
+declaration of the tables.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ def test_each_table_has_a_row_with_its_columns() -> None:
 
 def test_a_worker_does_not_start_when_they_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ROWS, "orders_return", Short)
-    with pytest.raises(TypeError, match=r"Short and the columns of orders_return differ: colour, created_at, .*, version"):
+    with pytest.raises(
+        TypeError, match=r"Short and the columns of orders_return differ: colour, created_at, .*, version"
+    ):
         check_columns()
 
 
@@ -45,12 +49,19 @@ def test_the_statement_takes_a_rows_fields_by_name(monkeypatch: pytest.MonkeyPat
     select = given_rows(build_metadata().tables["orders_return"], 3)
     assert select.startswith("SELECT version::INTEGER, id::UUID FROM ROWS FROM (")
     assert select.endswith(") new(version, id)")
-    assert "INSERT INTO public.orders_return AS old (version, id) SELECT version::INTEGER, id::UUID" in statement.__wrapped__(TABLES)
+    assert (
+        "INSERT INTO public.orders_return AS old (version, id) SELECT version::INTEGER, id::UUID"
+        in statement.__wrapped__(TABLES)
+    )
 
 
 def test_columns_come_in_the_order_of_the_fields() -> None:
-    row = ReturnRow(ANNA, ORDER, "user", "SP", "item", 2, 'too "small"', "processed", None, "first", "last", 3)
-    columns = dict(zip(ReturnRow.__struct_fields__, columns_of([row, structs.replace(row, quantity=7)]), strict=True))
+    row = ReturnRow(
+        ANNA, ORDER, "user", "SP", "item", 2, 'too "small"', "processed", None, "first", "last", 3
+    )
+    columns = dict(
+        zip(ReturnRow.__struct_fields__, columns_of([row, structs.replace(row, quantity=7)]), strict=True)
+    )
     assert (columns["quantity"], columns["processed_at"]) == ("[2,7]", "[null,null]")
     assert columns["reason"] == r'["too \"small\"","too \"small\""]'
 

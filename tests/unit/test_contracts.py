@@ -1,4 +1,6 @@
-"""The contracts for machines: what is committed is what the code says, and nothing that was published breaks under its version."""
+"""The contracts for machines: what is committed is what the code says, and nothing that was published
+breaks under its version.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,10 @@ def test_what_is_committed_is_what_the_code_says() -> None:
 
 @pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.stem)
 def test_nothing_published_breaks(path: Path) -> None:
-    assert breaking(json.loads(path.read_text()), schemas()[path.name], way_of(path.name.rsplit(".v", 1)[0])) == []
+    assert (
+        breaking(json.loads(path.read_text()), schemas()[path.name], way_of(path.name.rsplit(".v", 1)[0]))
+        == []
+    )
 
 
 def test_every_public_event_has_a_schema_and_a_channel() -> None:
@@ -52,7 +57,7 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
         assert found
 
 
-# -- what breaks a promise ------------------------------------------------------------------------------------------
+# -- what breaks a promise -----------------------------------------------------------------------------------
 
 OLD = schemas()["suborder.updated.v1.json"]
 
@@ -145,17 +150,26 @@ def test_a_breaking_schema_is_not_written(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(write(tmp_path)) == len(schemas()) + 1
     assert write(tmp_path) == []
     before = {path: path.read_text() for path in tmp_path.rglob("*.json")}
-    monkeypatch.setattr(compatibility, "schemas", lambda: {"suborder.updated.v1.json": changed(properties__units=...)})
-    with pytest.raises(Breaking, match=r"suborder\.updated\.v1\.json, which is published: \$\.units is gone.*raise the version"):
+    monkeypatch.setattr(
+        compatibility, "schemas", lambda: {"suborder.updated.v1.json": changed(properties__units=...)}
+    )
+    with pytest.raises(
+        Breaking,
+        match=r"suborder\.updated\.v1\.json, which is published: \$\.units is gone.*raise the version",
+    ):
         write(tmp_path)
     assert {path: path.read_text() for path in tmp_path.rglob("*.json")} == before
 
 
-def test_a_new_version_is_published_beside_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_version_is_published_beside_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write(tmp_path)
     monkeypatch.setattr(outgoing, "VERSION", 2)
     write(tmp_path)
-    assert {"suborder.updated.v1.json", "suborder.updated.v2.json"} <= {path.name for path in (tmp_path / "schemas").iterdir()}
+    assert {"suborder.updated.v1.json", "suborder.updated.v2.json"} <= {
+        path.name for path in (tmp_path / "schemas").iterdir()
+    }
 
 
 def test_both_versions_of_an_event_are_read_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +185,9 @@ def test_both_versions_of_an_event_are_read_side_by_side(monkeypatch: pytest.Mon
     new = {"order_id": ORDER, "payment_id": payment(1), "code": 51}
     with pytest.raises(Refused, match="version_unknown"):
         events.decode("payment.failed", *record("payment.failed", new, dataschema="urn:x/v2"))
-    monkeypatch.setitem(events._DECODE, ("payment.failed", b"/v2"), (msgspec.json.Decoder(PaymentFailedV2).decode, second))
+    monkeypatch.setitem(
+        events._DECODE, ("payment.failed", b"/v2"), (msgspec.json.Decoder(PaymentFailedV2).decode, second)
+    )
     facts = [
         events.decode("payment.failed", *record("payment.failed", data, dataschema=f"urn:x/v{version}")).fact
         for data, version in ((old, 1), (new, 2), (old, 1))
@@ -183,7 +199,7 @@ def test_both_versions_of_an_event_are_read_side_by_side(monkeypatch: pytest.Mon
     ]
 
 
-# -- the command ----------------------------------------------------------------------------------------------------------
+# -- the command ---------------------------------------------------------------------------------------------
 
 
 def test_the_command_prints_and_writes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -42,7 +42,10 @@ class Timed(OrderBuilder):
     def waits(self) -> set[tuple[int, str, str | None, int, bool]]:
         """(ms after T0, what, whose, attempt, final)"""
         names = {None: None, raw(ANNA): "anna", raw(BORIS): "boris", raw(made("refund:0")): "refund:0"}
-        return {(d.at - T0, d.what.text, names[d.subject], d.attempt, d.final) for d in pending(self.order, raw(ORDER), PATIENCE)}
+        return {
+            (d.at - T0, d.what.text, names[d.subject], d.attempt, d.final)
+            for d in pending(self.order, raw(ORDER), PATIENCE)
+        }
 
     def let_pass(self, what: DeadlineKind) -> None:
         """The clock reaches the next deadline of this kind: its record is written, and comes back."""
@@ -177,7 +180,9 @@ def test_an_unpaid_order_asks_its_stock_back_and_closes() -> None:
     builder.let_pass(DeadlineKind.RELEASE)
     assert [each["seller_id"] for each in builder.published("stock.release")] == [ANNA, BORIS, BORIS]
     builder.stock("released", BORIS)
-    assert {each["closed_because"] for each in builder.published("suborder.updated") if each["status"] == "closed"} == {"payment_overdue"}
+    assert {
+        each["closed_because"] for each in builder.published("suborder.updated") if each["status"] == "closed"
+    } == {"payment_overdue"}
     assert builder.waits() == set()
     assert builder.anomalies == []
 
@@ -189,7 +194,9 @@ def test_money_that_comes_after_the_deadline_goes_back() -> None:
     builder.stock("released", BORIS)
     builder.pay("20.00")
     builder.settle()
-    assert [(each["amount"], each["cause"]) for each in builder.published("refund.request")] == [("20.00", "closed")]
+    assert [(each["amount"], each["cause"]) for each in builder.published("refund.request")] == [
+        ("20.00", "closed")
+    ]
     builder.clock = 2_000
     assert builder.waits() == {(1_400, "refund", "refund:0", 1, False)}
 

@@ -1,4 +1,6 @@
-"""Anybody may write to orders.decisions: what is no decision of ours is refused, by the pipeline and by the auditor alike."""
+"""Anybody may write to orders.decisions: what is no decision of ours is refused, by the pipeline
+and by the auditor alike.
+"""
 
 from __future__ import annotations
 
@@ -98,12 +100,16 @@ def test_what_is_a_decision(data: dict[str, Any], verdict: str) -> None:
     assert auditors(data) == verdict
 
 
-@pytest.mark.parametrize(("other", "verdict"), [({"time": ""}, "field_missing"), ({"dataschema": "/v2"}, "version_unknown")])
+@pytest.mark.parametrize(
+    ("other", "verdict"), [({"time": ""}, "field_missing"), ({"dataschema": "/v2"}, "version_unknown")]
+)
 def test_its_envelope_is_read_as_any(other: dict[str, str], verdict: str) -> None:
     assert pipelines(REFUND, **other) == auditors(REFUND, **other) == verdict
 
 
-@pytest.mark.parametrize("data", [data for data, verdict in CASES.values() if verdict == TAKEN and data.get("n", 0) == 0])
+@pytest.mark.parametrize(
+    "data", [data for data, verdict in CASES.values() if verdict == TAKEN and data.get("n", 0) == 0]
+)
 def test_what_is_taken_can_be_stored_and_recovered(data: dict[str, Any]) -> None:
     """A decision may be all that an order has: after a crash it is read before the facts that made it due."""
     order = Order()
@@ -133,7 +139,9 @@ def test_an_order_takes_in_a_bounded_amount_of_them() -> None:
 def test_an_order_takes_in_a_bounded_number_of_deadlines() -> None:
     pipeline, auditor = Order(), reference.Order(ORDER)
     most = TYPE_BYTES["deadline.passed"] // size_of(Deadline(0, DeadlineKind.PAYMENT, None, 1, False))
-    pipeline.deadlines = [Deadline(0, DeadlineKind.STOCK, raw(ANNA), number + 1, False) for number in range(most)]
+    pipeline.deadlines = [
+        Deadline(0, DeadlineKind.STOCK, raw(ANNA), number + 1, False) for number in range(most)
+    ]
     for number in range(most + 1):
         data = {**DEADLINE, "attempt": number + 1, "final": False}
         value = json.dumps(data).encode()

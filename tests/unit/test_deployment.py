@@ -1,4 +1,6 @@
-"""What of the container files can be checked without an engine: that they agree with the code and with each other."""
+"""What of the container files can be checked without an engine: that they agree with the
+code and with each other.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,15 @@ SERVICES: dict[str, Any] = DOCUMENT["services"]
 
 @pytest.mark.parametrize("service", sorted(name for name, service in SERVICES.items() if "build" in service))
 def test_every_variable_is_a_setting(service: str) -> None:
-    values = {name: value for name, value in SERVICES[service]["environment"].items() if name.startswith("ORDERS_")}
+    values = {
+        name: value for name, value in SERVICES[service]["environment"].items() if name.startswith("ORDERS_")
+    }
     fields = {f"ORDERS_{name.upper()}" for name in Settings.model_fields}
     assert values.keys() <= fields
-    plain = {name.removeprefix("ORDERS_").lower(): re.sub(r"\$\{\w+:-(\w*)\}", r"\1", str(value)) for name, value in values.items()}
+    plain = {
+        name.removeprefix("ORDERS_").lower(): re.sub(r"\$\{\w+:-(\w*)\}", r"\1", str(value))
+        for name, value in values.items()
+    }
     assert Settings.model_validate(plain).kafka == "kafka:9092"
 
 
@@ -61,7 +68,9 @@ def test_images_are_pinned_to_the_versions_of_the_local_stack() -> None:
 
 def test_the_worker_image_is_built_from_a_part_of_the_same_pinned_packages() -> None:
     def pins(name: str) -> set[str]:
-        return set(re.findall(r"^[a-z0-9][\w.-]*(?:\[\w+\])?==\S+", (ROOT / name).read_text(), flags=re.MULTILINE))
+        return set(
+            re.findall(r"^[a-z0-9][\w.-]*(?:\[\w+\])?==\S+", (ROOT / name).read_text(), flags=re.MULTILINE)
+        )
 
     assert pins("requirements-worker.txt") < pins("requirements.txt")
     assert "requirements-worker.txt" in (ROOT / "Dockerfile").read_text()
@@ -70,21 +79,31 @@ def test_the_worker_image_is_built_from_a_part_of_the_same_pinned_packages() -> 
 
 def test_whatever_the_image_installs_is_pinned_by_hash() -> None:
     commands = re.split(r"&&|\n", (ROOT / "Dockerfile").read_text().replace("\\\n", ""))
-    fetching = [command for command in commands if re.search(r"\bpip\b.* install ", command) and " /wheels/" not in command]
+    fetching = [
+        command
+        for command in commands
+        if re.search(r"\bpip\b.* install ", command) and " /wheels/" not in command
+    ]
     assert len(fetching) == 2
     assert all("--require-hashes" in command for command in fetching)
     [build] = [command for command in commands if "pip wheel" in command]
     assert "--no-deps" in build
     assert "--no-build-isolation" in build, "isolation fetches the newest build backend"
-    [backend] = re.findall(r"^setuptools==.*?# via", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE | re.DOTALL)
+    [backend] = re.findall(
+        r"^setuptools==.*?# via", (ROOT / "requirements.txt").read_text(), flags=re.MULTILINE | re.DOTALL
+    )
     assert "--hash=sha256:" in backend
 
 
 def test_kafka_is_healthy_once_every_listener_for_clients_answers() -> None:
     kafka = SERVICES["kafka"]
-    listeners = dict(listener.split("://:") for listener in kafka["environment"]["KAFKA_LISTENERS"].split(","))
+    listeners = dict(
+        listener.split("://:") for listener in kafka["environment"]["KAFKA_LISTENERS"].split(",")
+    )
     del listeners[kafka["environment"]["KAFKA_CONTROLLER_LISTENER_NAMES"]]
-    assert set(re.findall(r"/dev/tcp/127\.0\.0\.1/(\d+)", kafka["healthcheck"]["test"][-1])) == set(listeners.values())
+    assert set(re.findall(r"/dev/tcp/127\.0\.0\.1/(\d+)", kafka["healthcheck"]["test"][-1])) == set(
+        listeners.values()
+    )
 
 
 def test_the_build_context_holds_every_package() -> None:
@@ -105,5 +124,10 @@ def test_requirements_name_no_host_and_pin_by_hash() -> None:
 
 @pytest.mark.containers
 def test_compose_accepts_the_file() -> None:
-    done = subprocess.run(("docker", "compose", "-f", str(COMPOSE), "config", "--quiet"), capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ("docker", "compose", "-f", str(COMPOSE), "config", "--quiet"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")

@@ -46,7 +46,9 @@ def built_order(**more: Any) -> OrderBuilder:
 
 def stock_item(n: int, quantity: int) -> dict[str, Any]:
     source = next(each for each in LINES if each["item_id"] == item_id(n))
-    return {name: source[name] for name in ("item_id", "product_id", "sku", "warehouse_id") if name in source} | {"quantity": quantity}
+    return {
+        name: source[name] for name in ("item_id", "product_id", "sku", "warehouse_id") if name in source
+    } | {"quantity": quantity}
 
 
 def ce_id(derived: Derived) -> str:
@@ -62,7 +64,7 @@ def types(folded: Any) -> list[str]:
     return [effect.type for effect in folded.effects]
 
 
-# -- suborders ----------------------------------------------------------------------------------------------------------
+# -- suborders -----------------------------------------------------------------------------------------------
 
 
 def test_suborder_created() -> None:
@@ -80,7 +82,8 @@ def test_suborder_created() -> None:
         "version": 1,
     }
     assert [
-        (each["item_id"], each["quantity"], each["price"], each["shipping_amount"], each.get("warehouse_id")) for each in anna["items"]
+        (each["item_id"], each["quantity"], each["price"], each["shipping_amount"], each.get("warehouse_id"))
+        for each in anna["items"]
     ] == [
         (item_id(1), 2, "10.00", "2.00", WAREHOUSE),
         (item_id(2), 1, "5.00", "0.00", None),
@@ -89,7 +92,9 @@ def test_suborder_created() -> None:
 
 
 def test_suborders_add_up_to_the_order() -> None:
-    cents = [int(each["total_amount"].replace(".", "")) for each in built_order().published("suborder.created")]
+    cents = [
+        int(each["total_amount"].replace(".", "")) for each in built_order().published("suborder.created")
+    ]
     assert sum(cents) == 5900
 
 
@@ -124,7 +129,7 @@ def test_suborder_updated_when_status_or_amounts_change(change: Any, sellers: li
     assert all(each["version"] == 2 for each in builder.published("suborder.updated"))
 
 
-# -- ids ----------------------------------------------------------------------------------------------------------------
+# -- ids -----------------------------------------------------------------------------------------------------
 
 
 def full() -> OrderBuilder:
@@ -159,9 +164,13 @@ def test_ids_are_uuid5_in_the_orders_namespace(type_: str, field: str, names: li
 def test_ids_of_notices_are_over_version_and_seller() -> None:
     builder = full()
     updated = builder.published("suborder.updated")
-    assert ce_ids(builder, "suborder.updated") == [made(f"suborder.updated:{each['version']}:{each['seller_id']}") for each in updated]
+    assert ce_ids(builder, "suborder.updated") == [
+        made(f"suborder.updated:{each['version']}:{each['seller_id']}") for each in updated
+    ]
     changed = builder.published("order.status_changed")
-    assert ce_ids(builder, "order.status_changed") == [made(f"order.status_changed:{each['version']}") for each in changed]
+    assert ce_ids(builder, "order.status_changed") == [
+        made(f"order.status_changed:{each['version']}") for each in changed
+    ]
     assert len(set(ce_ids(builder, "suborder.updated"))) == len(updated)
 
 
@@ -173,7 +182,7 @@ def test_everything_published_has_its_topic_and_its_own_id() -> None:
     assert len(set(everything)) == len(everything)
 
 
-# -- commands ------------------------------------------------------------------------------------------------------------
+# -- commands ------------------------------------------------------------------------------------------------
 
 
 def test_stock_reserve() -> None:
@@ -265,9 +274,12 @@ def test_whom_labels_are_for(before: Any, expected: dict[str, list[tuple[int, in
     before(builder)
     builder.pay(TOTAL)
     found = {
-        each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]] for each in builder.published("shipping.label.create")
+        each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]]
+        for each in builder.published("shipping.label.create")
     }
-    assert found == {seller: [(item_id(n), quantity) for n, quantity in pairs] for seller, pairs in expected.items()}
+    assert found == {
+        seller: [(item_id(n), quantity) for n, quantity in pairs] for seller, pairs in expected.items()
+    }
 
 
 def test_labels_when_an_order_is_shipped_before_it_is_paid() -> None:
@@ -283,14 +295,18 @@ def test_labels_when_an_order_is_shipped_before_it_is_paid() -> None:
     [
         pytest.param([], None, {ANNA: [(1, 2), (2, 1)], BORIS: [(3, 1)]}, id="the whole order"),
         pytest.param([], ANNA, {ANNA: [(1, 2), (2, 1)]}, id="one seller"),
-        pytest.param([("scan", "in_transit", 1, 2, BORIS)], None, {ANNA: [(1, 2), (2, 1)]}, id="not what is on its way"),
+        pytest.param(
+            [("scan", "in_transit", 1, 2, BORIS)], None, {ANNA: [(1, 2), (2, 1)]}, id="not what is on its way"
+        ),
         pytest.param(
             [("scan", "delivered", 1, 2, ANNA, {1: 1})],
             ANNA,
             {ANNA: [(1, 1), (2, 1)]},
             id="the rest of a line",
         ),
-        pytest.param([("scan", "pending")], ANNA, {ANNA: [(1, 2), (2, 1)]}, id="a parcel that waits can be stopped"),
+        pytest.param(
+            [("scan", "pending")], ANNA, {ANNA: [(1, 2), (2, 1)]}, id="a parcel that waits can be stopped"
+        ),
         pytest.param([("stock", "rejected", BORIS)], None, {ANNA: [(1, 2), (2, 1)]}, id="not what is gone"),
         pytest.param(
             [("stock", "released", ANNA, {1: 1})],
@@ -301,13 +317,20 @@ def test_labels_when_an_order_is_shipped_before_it_is_paid() -> None:
         pytest.param([("scan", "in_transit")], ANNA, {}, id="nothing left to release"),
     ],
 )
-def test_stock_release(before: list[tuple[Any, ...]], seller: str | None, expected: dict[str, list[tuple[int, int]]]) -> None:
+def test_stock_release(
+    before: list[tuple[Any, ...]], seller: str | None, expected: dict[str, list[tuple[int, int]]]
+) -> None:
     builder = built_order()
     for name, *arguments in before:
         getattr(builder, name)(*arguments)
     builder.cancel(seller)
-    found = {each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]] for each in builder.published("stock.release")}
-    assert found == {seller: [(item_id(n), quantity) for n, quantity in pairs] for seller, pairs in expected.items()}
+    found = {
+        each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]]
+        for each in builder.published("stock.release")
+    }
+    assert found == {
+        seller: [(item_id(n), quantity) for n, quantity in pairs] for seller, pairs in expected.items()
+    }
 
 
 def test_a_release_changes_nothing_by_itself() -> None:
@@ -335,7 +358,11 @@ def test_a_release_changes_nothing_by_itself() -> None:
 )
 def test_stock_commit_on_the_first_move(scans: list[tuple[str, int]], commits: list[int]) -> None:
     builder = built_order()
-    found = [n for n, (status, hour) in enumerate(scans, 1) if "stock.commit" in types(builder.scan(status, hour=hour))]
+    found = [
+        n
+        for n, (status, hour) in enumerate(scans, 1)
+        if "stock.commit" in types(builder.scan(status, hour=hour))
+    ]
     assert found == commits
 
 
@@ -456,7 +483,7 @@ def test_a_decision_goes_to_its_own_topic() -> None:
     }
 
 
-# -- notices -------------------------------------------------------------------------------------------------------------
+# -- notices -------------------------------------------------------------------------------------------------
 
 
 def test_order_status_changed() -> None:
@@ -495,7 +522,9 @@ def test_a_late_order_changes_once() -> None:
     builder.scan("delivered", 1)
     builder.scan("delivered", 2, seller=BORIS)
     builder.create(*LINES, discount="1.00")
-    assert [(each["from"], each["to"]) for each in builder.published("order.status_changed")] == [("pending", "delivered")]
+    assert [(each["from"], each["to"]) for each in builder.published("order.status_changed")] == [
+        ("pending", "delivered")
+    ]
 
 
 def test_a_status_may_fall() -> None:
@@ -511,7 +540,7 @@ def test_a_status_may_fall() -> None:
     ]
 
 
-# -- on the wire ----------------------------------------------------------------------------------------------------------
+# -- on the wire ---------------------------------------------------------------------------------------------
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 

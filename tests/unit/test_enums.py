@@ -1,4 +1,6 @@
-"""Numbers of a state and their words: the words are those of the contract, and no number ever changes its meaning."""
+"""Numbers of a state and their words: the words are those of the contract, and no number
+ever changes its meaning.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,11 @@ import pytest
 from domain import enums
 from domain.enums import ClosedBecause, Numbered, OrderStatus, SuborderStatus
 
-KINDS = [kind for kind in vars(enums).values() if isinstance(kind, type) and issubclass(kind, Numbered) and kind is not Numbered]
+KINDS = [
+    kind
+    for kind in vars(enums).values()
+    if isinstance(kind, type) and issubclass(kind, Numbered) and kind is not Numbered
+]
 
 NUMBERS = {
     "OrderStatus": "pending confirmed shipped delivered returned",
@@ -21,7 +27,9 @@ NUMBERS = {
     "DeadlineKind": "payment stock release label refund",
     "ClosedBecause": "not_closed cancelled payment_overdue stock_released stock_rejected stock_unanswered",
 }
-"""Words by their numbers, from 0 on. States in changelogs hold these: one may be added at the end, and that is all."""
+"""Words by their numbers, from 0 on.
+States in changelogs hold these: one may be added at the end, and that is all.
+"""
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -36,4 +44,6 @@ def test_its_words_are_those_of_the_contract(kind: type[Numbered]) -> None:
 
 
 def test_a_sellers_part_has_the_statuses_of_an_order_with_their_numbers() -> None:
-    assert [(int(each), each.text) for each in SuborderStatus][:-1] == [(int(each), each.text) for each in OrderStatus]
+    assert [(int(each), each.text) for each in SuborderStatus][:-1] == [
+        (int(each), each.text) for each in OrderStatus
+    ]

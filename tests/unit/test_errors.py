@@ -1,4 +1,6 @@
-"""Every error that a person can meet has a message and a remedy that fit one line, and one place prints it."""
+"""Every error that a person can meet has a message and a remedy that fit one
+line, and one place prints it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,16 @@ from streams.remedies import REMEDIES
 from streams.transport.errors import FailStop
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(path for init in ROOT.glob("*/__init__.py") if init.parent.name != "tests" for path in init.parent.rglob("*.py"))
-TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in (ROOT / "app.py", ROOT / "errors.py", *FILES)}
+FILES = sorted(
+    path
+    for init in ROOT.glob("*/__init__.py")
+    if init.parent.name != "tests"
+    for path in init.parent.rglob("*.py")
+)
+TREES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
+    for path in (ROOT / "app.py", ROOT / "errors.py", *FILES)
+}
 CLASSES = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 NAMED_IN_CLI = {
     "cli/bulk.py": {"OtherJob"},
@@ -25,8 +35,10 @@ NAMED_IN_CLI = {
     "cli/local.py": {"StackError"},
     "cli/worker.py": {"OrdersError"},
 }
-"""A job that isn't ours ends before its report is printed, rows that break a reference are listed and end with exit code 1, a stack that
-can't be read isn't used, and a bulk worker logs why it ends. Everything else goes to cli/main.py."""
+"""A job that isn't ours ends before its report is printed, rows that break a reference are listed and end
+with exit code 1, a stack that can't be read isn't used, and a bulk worker logs why it ends. Everything
+else goes to cli/main.py.
+"""
 
 
 def _name(node: ast.expr) -> str:
@@ -34,14 +46,20 @@ def _name(node: ast.expr) -> str:
 
 
 def _remedies() -> dict[str, str]:
-    """Class below OrdersError -> the remedy that it has as an attribute, or its base has; "" where each error brings its own."""
+    """Class below OrdersError -> the remedy that it has as an attribute, or its base has; "" where
+    each error brings its own.
+    """
     found = {"OrdersError": ""}
     for _ in CLASSES:  # until nothing is added, whatever the order of the files
         before = len(found)
         for node in CLASSES:
             base = next((_name(each) for each in node.bases if _name(each) in found), None)
             if base is not None and node.name not in found:
-                own = [each.value for each in node.body if isinstance(each, ast.Assign) and _name(each.targets[0]) == "remedy"]
+                own = [
+                    each.value
+                    for each in node.body
+                    if isinstance(each, ast.Assign) and _name(each.targets[0]) == "remedy"
+                ]
                 found[node.name] = ast.literal_eval(own[0]) if own else found[base]
         if len(found) == before:
             break
@@ -75,8 +93,12 @@ def _made() -> Iterator[tuple[str, Made]]:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and _name(node.func) in ERRORS:
                 arguments = node.args
-                if any(isinstance(each, ast.Starred) for each in arguments) or _name(node.func) == "BrokenReferences":
-                    continue  # its texts were made by another process, or it makes its own of what it is given
+                if (
+                    any(isinstance(each, ast.Starred) for each in arguments)
+                    or _name(node.func) == "BrokenReferences"
+                ):
+                    # Its texts were made by another process, or it makes its own of what it is given.
+                    continue
                 message = _text(arguments[0]) or "…"
                 remedy = (_text(arguments[1]) or "…") if len(arguments) > 1 else None
                 yield f"{name}:{node.lineno}", Made(_name(node.func), message, remedy)
@@ -131,7 +153,9 @@ def test_commands_leave_errors_to_one_place() -> None:
     assert {name: kinds for name, kinds in caught.items() if kinds} == NAMED_IN_CLI
 
 
-def test_it_is_told_as_one_line_with_the_log_below(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_told_as_one_line_with_the_log_below(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: object) -> None:
         raise OrdersError("it is\nbroken", "mend it", log="    one\n    two\n")
 
@@ -142,4 +166,9 @@ def test_it_is_told_as_one_line_with_the_log_below(capsys: pytest.CaptureFixture
 
 def test_it_comes_whole_out_of_another_process() -> None:
     error = pickle.loads(pickle.dumps(OrdersError("it is broken", "mend it", log="why")))
-    assert (str(error), error.message, error.remedy, error.log) == ("it is broken; mend it", "it is broken", "mend it", "why")
+    assert (str(error), error.message, error.remedy, error.log) == (
+        "it is broken; mend it",
+        "it is broken",
+        "mend it",
+        "why",
+    )

@@ -79,8 +79,12 @@ FACTS = {
     "order.paid": Payment(T0, raw(payment(1)), 2200, "EUR", "card"),
     "payment.failed": PaymentFailure(T0, raw(payment(1)), "declined"),
     "stock.reserved": StockReply(T0, StockAnswer.RESERVED, raw(ANNA), raw(STRANGER), None),
-    "stock.rejected": StockReply(T0, StockAnswer.REJECTED, raw(ANNA), raw(STRANGER), [(raw(item_id(1)), 1)], "none left"),
-    "stock.released": StockReply(T0, StockAnswer.RELEASED, raw(ANNA), raw(STRANGER), [(raw(item_id(1)), 1)], "cancelled"),
+    "stock.rejected": StockReply(
+        T0, StockAnswer.REJECTED, raw(ANNA), raw(STRANGER), [(raw(item_id(1)), 1)], "none left"
+    ),
+    "stock.released": StockReply(
+        T0, StockAnswer.RELEASED, raw(ANNA), raw(STRANGER), [(raw(item_id(1)), 1)], "cancelled"
+    ),
     "order.cancel_requested": Cancellation(T0, raw(ANNA), "changed my mind"),
     "shipment.updated": Scan(
         T0,
@@ -94,7 +98,9 @@ FACTS = {
         "hub",
         [(raw(item_id(1)), 1)],
     ),
-    "order.returned": ReturnStage(T0, raw(returned(1)), ReturnStatus.PROCESSED, raw(item_id(1)), 1, "too small", T0 + 9 * HOUR, True),
+    "order.returned": ReturnStage(
+        T0, raw(returned(1)), ReturnStatus.PROCESSED, raw(item_id(1)), 1, "too small", T0 + 9 * HOUR, True
+    ),
     "refund.completed": RefundReply(T0, raw(STRANGER), False, "paid"),
     "refund.failed": RefundReply(T0, raw(STRANGER), True, "account closed"),
 }
@@ -122,7 +128,7 @@ def required_fields(type_: str) -> list[str]:
     return [field.encode_name for field in msgspec.structs.fields(DATA[type_]) if field.required]
 
 
-# -- accepted ---------------------------------------------------------------------------------------------------
+# -- accepted ------------------------------------------------------------------------------------------------
 
 
 @BOTH
@@ -152,7 +158,9 @@ def test_optional_fields_may_be_absent(type_: str) -> None:
         data |= {name: value for name, value in created(line(1)).items() if name in data}
     fact = events.decode(type_, *record(type_, data)).fact
     absent = {
-        name: getattr(fact, name) for name in ("region", "discount", "method", "carrier", "restock", "processed_at") if hasattr(fact, name)
+        name: getattr(fact, name)
+        for name in ("region", "discount", "method", "carrier", "restock", "processed_at")
+        if hasattr(fact, name)
     }
     assert all(value is None for value in absent.values())
     assert getattr(fact, "items", None) is None or type_ in ("order.created", "checkout.completed")
@@ -164,7 +172,9 @@ def test_optional_fields_may_be_absent(type_: str) -> None:
     ids=["upper case", "lower case", "without dashes"],
 )
 def test_ids_in_any_form_are_one_id(write: Any) -> None:
-    assert events.decode("order.paid", *record("order.paid", changed("order.paid", "order_id", write(ORDER)))).order_id == raw(ORDER)
+    assert events.decode(
+        "order.paid", *record("order.paid", changed("order.paid", "order_id", write(ORDER)))
+    ).order_id == raw(ORDER)
 
 
 @pytest.mark.parametrize(
@@ -195,15 +205,23 @@ def test_an_id_that_is_no_uuid(text: str) -> None:
 @BOTH
 def test_version_one_or_none(dataschema: str | None, structured: bool) -> None:
     assert (
-        events.decode("order.paid", *record("order.paid", VALID["order.paid"], structured, dataschema=dataschema)).fact
+        events.decode(
+            "order.paid", *record("order.paid", VALID["order.paid"], structured, dataschema=dataschema)
+        ).fact
         == FACTS["order.paid"]
     )
 
 
 def test_unknown_fields_and_attributes_are_ignored() -> None:
     data = VALID["order.paid"] | {"extra": {"deep": [1, None, 1.5e3]}, "location": 7}
-    assert events.decode("order.paid", *record("order.paid", data, subject="whatever", sequence="7")).fact == FACTS["order.paid"]
-    assert events.decode("order.paid", *record("order.paid", data, True, subject="whatever", sequence="7")).fact == FACTS["order.paid"]
+    assert (
+        events.decode("order.paid", *record("order.paid", data, subject="whatever", sequence="7")).fact
+        == FACTS["order.paid"]
+    )
+    assert (
+        events.decode("order.paid", *record("order.paid", data, True, subject="whatever", sequence="7")).fact
+        == FACTS["order.paid"]
+    )
 
 
 def test_a_number_beyond_a_float_in_an_unknown_field_is_nobodys_business() -> None:
@@ -212,18 +230,25 @@ def test_a_number_beyond_a_float_in_an_unknown_field_is_nobodys_business() -> No
 
 
 def test_structured_data_in_base64() -> None:
-    envelope = attributes("order.paid") | {"data_base64": base64.b64encode(json.dumps(VALID["order.paid"]).encode()).decode()}
+    envelope = attributes("order.paid") | {
+        "data_base64": base64.b64encode(json.dumps(VALID["order.paid"]).encode()).decode()
+    }
     assert events.decode("order.paid", STRUCTURED, json.dumps(envelope).encode()).fact == FACTS["order.paid"]
 
 
-@pytest.mark.parametrize("content_type", [b"application/cloudevents+json", b"Application/CloudEvents+JSON; charset=UTF-8"])
+@pytest.mark.parametrize(
+    "content_type", [b"application/cloudevents+json", b"Application/CloudEvents+JSON; charset=UTF-8"]
+)
 def test_the_structured_binding_is_told_by_its_content_type(content_type: bytes) -> None:
     _, value = record("order.paid", VALID["order.paid"], structured=True)
     assert events.decode("order.paid", [("content-type", content_type)], value).fact == FACTS["order.paid"]
 
 
 def test_a_rekeyed_event_keeps_its_type() -> None:
-    assert events.decode("orders.rekeyed", *record("order.paid", VALID["order.paid"])).fact == FACTS["order.paid"]
+    assert (
+        events.decode("orders.rekeyed", *record("order.paid", VALID["order.paid"])).fact
+        == FACTS["order.paid"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,21 +263,27 @@ def test_a_rekeyed_event_keeps_its_type() -> None:
 )
 @BOTH
 def test_traceparent_is_carried_on_when_it_is_one(trace: str, kept: bool, structured: bool) -> None:
-    event = events.decode("order.paid", *record("order.paid", VALID["order.paid"], structured, traceparent=trace))
+    event = events.decode(
+        "order.paid", *record("order.paid", VALID["order.paid"], structured, traceparent=trace)
+    )
     assert event.traceparent == (trace if kept else None)
 
 
 def test_what_a_refusal_says_holds_no_value_of_the_record() -> None:
     """A dead letter has it as a header, beside the record: together they have to fit into their topic."""
     status = "somebody@example.org" * 100_000
-    code, detail = refusal("shipment.updated", *record("shipment.updated", VALID["shipment.updated"] | {"status": status}))
+    code, detail = refusal(
+        "shipment.updated", *record("shipment.updated", VALID["shipment.updated"] | {"status": status})
+    )
     assert (code, detail) == (errors.FIELD_MALFORMED, "Invalid enum value of many characters - at `$.status`")
 
 
 def test_traceparent_as_a_header_of_the_record() -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     headers, value = record("order.paid", VALID["order.paid"])
-    assert events.decode("order.paid", [*headers, ("traceparent", trace.encode())], value).traceparent == trace
+    assert (
+        events.decode("order.paid", [*headers, ("traceparent", trace.encode())], value).traceparent == trace
+    )
 
 
 def test_our_own_decisions_come_back() -> None:
@@ -270,7 +301,7 @@ def test_our_own_decisions_come_back() -> None:
     assert fact == RefundDecision(T0, 2, 1250, RefundCause.STOCK, raw(ANNA), [(unit, 0, 2)], [unit])
 
 
-# -- not JSON, a tombstone ------------------------------------------------------------------------------------------
+# -- not JSON, a tombstone -----------------------------------------------------------------------------------
 
 
 def with_reason(token: bytes) -> bytes:
@@ -337,7 +368,7 @@ def test_tombstone(topic: str) -> None:
     assert refusal(topic, STRUCTURED, None)[0] == errors.TOMBSTONE
 
 
-# -- not a CloudEvent -------------------------------------------------------------------------------------------------
+# -- not a CloudEvent ----------------------------------------------------------------------------------------
 
 
 @BOTH
@@ -356,14 +387,19 @@ def test_tombstone(topic: str) -> None:
     ],
 )
 def test_a_required_attribute(name: str, value: str | None, structured: bool) -> None:
-    code, detail = refusal("order.paid", *record("order.paid", VALID["order.paid"], structured, **{name: value}))
+    code, detail = refusal(
+        "order.paid", *record("order.paid", VALID["order.paid"], structured, **{name: value})
+    )
     assert code == errors.NOT_CLOUDEVENT
     assert name in detail
 
 
 @pytest.mark.parametrize("name", ["id", "source", "type"])
 def test_an_attribute_that_is_not_utf8(name: str) -> None:
-    headers = [(header, b"\xff" if header == f"ce_{name}" else value) for header, value in binary(attributes("order.paid"))]
+    headers = [
+        (header, b"\xff" if header == f"ce_{name}" else value)
+        for header, value in binary(attributes("order.paid"))
+    ]
     code, detail = refusal("order.paid", headers, json.dumps(VALID["order.paid"]).encode())
     assert code == errors.NOT_CLOUDEVENT
     assert f"ce_{name}" in detail
@@ -390,7 +426,7 @@ def test_structured_data_that_is_not_base64() -> None:
     assert refusal("order.paid", STRUCTURED, whole) == (errors.NOT_CLOUDEVENT, "data_base64: not base64")
 
 
-# -- type, version, time ------------------------------------------------------------------------------------------------
+# -- type, version, time -------------------------------------------------------------------------------------
 
 
 @BOTH
@@ -421,13 +457,19 @@ def test_decisions_are_ours_alone() -> None:
     }
     assert refusal("order.paid", *record("refund.decided", decided))[0] == errors.TYPE_WRONG_TOPIC
     assert refusal("orders.rekeyed", *record("refund.decided", decided))[0] == errors.TYPE_WRONG_TOPIC
-    assert refusal("orders.decisions", *record("order.paid", VALID["order.paid"]))[0] == errors.TYPE_WRONG_TOPIC
+    assert (
+        refusal("orders.decisions", *record("order.paid", VALID["order.paid"]))[0] == errors.TYPE_WRONG_TOPIC
+    )
 
 
 @BOTH
-@pytest.mark.parametrize("dataschema", ["urn:orders:order.paid/v2", "v1", "/v11", "/v1/", "/V1", "urn:orders:order.paid"])
+@pytest.mark.parametrize(
+    "dataschema", ["urn:orders:order.paid/v2", "v1", "/v11", "/v1/", "/V1", "urn:orders:order.paid"]
+)
 def test_an_unknown_version(dataschema: str, structured: bool) -> None:
-    found = refusal("order.paid", *record("order.paid", VALID["order.paid"], structured, dataschema=dataschema))
+    found = refusal(
+        "order.paid", *record("order.paid", VALID["order.paid"], structured, dataschema=dataschema)
+    )
     assert found == (errors.VERSION_UNKNOWN, "ce_dataschema: must end in /v1")
 
 
@@ -447,11 +489,13 @@ def test_a_malformed_time(time: str, structured: bool) -> None:
     assert detail.startswith("ce_time: ")
 
 
-# -- fields -----------------------------------------------------------------------------------------------------------
+# -- fields --------------------------------------------------------------------------------------------------
 
 
 @BOTH
-@pytest.mark.parametrize(("type_", "name"), [(type_, name) for type_ in INPUT for name in required_fields(type_)])
+@pytest.mark.parametrize(
+    ("type_", "name"), [(type_, name) for type_ in INPUT for name in required_fields(type_)]
+)
 def test_each_missing_field(type_: str, name: str, structured: bool) -> None:
     data = {field: value for field, value in VALID[type_].items() if field != name}
     code, detail = refusal(type_, *record(type_, data, structured))
@@ -598,13 +642,17 @@ def test_a_nul_inside_base64_is_found() -> None:
 
 
 def test_a_nul_inside_an_item_has_its_path() -> None:
-    found = refusal("order.created", *record("order.created", changed("order.created", "items[0].sku", "a\x00")))
+    found = refusal(
+        "order.created", *record("order.created", changed("order.created", "items[0].sku", "a\x00"))
+    )
     assert found == (errors.FIELD_MALFORMED, "$.items[0].sku: holds the character U+0000")
 
 
 def test_an_escaped_backslash_before_u0000_is_text() -> None:
     data = VALID["payment.failed"] | {"reason": "a\\u0000b"}
-    assert events.decode("payment.failed", *record("payment.failed", data)).fact == PaymentFailure(T0, raw(payment(1)), "a\\u0000b")
+    assert events.decode("payment.failed", *record("payment.failed", data)).fact == PaymentFailure(
+        T0, raw(payment(1)), "a\\u0000b"
+    )
 
 
 def test_a_refusals_detail_never_holds_free_text() -> None:
@@ -613,7 +661,7 @@ def test_a_refusals_detail_never_holds_free_text() -> None:
             assert "secret" not in refusal(type_, *record(type_, VALID[type_] | {name: value}))[1]
 
 
-# -- bounds ---------------------------------------------------------------------------------------------------------
+# -- bounds --------------------------------------------------------------------------------------------------
 
 
 def many(count: int, **more: Any) -> list[Data]:
@@ -621,7 +669,9 @@ def many(count: int, **more: Any) -> list[Data]:
 
 
 def test_a_thousand_items_and_a_thousand_characters_are_fine() -> None:
-    fact = events.decode("order.created", *record("order.created", created(*many(1000), region="😀" * 1000))).fact
+    fact = events.decode(
+        "order.created", *record("order.created", created(*many(1000), region="😀" * 1000))
+    ).fact
     assert isinstance(fact, Created)
     assert len(fact.items) == 1000
     assert fact.region == "😀" * 1000
@@ -634,7 +684,9 @@ def test_a_quantity_of_100000_is_fine() -> None:
 
 
 def test_an_amount_of_10_to_the_15_is_fine() -> None:
-    fact = events.decode("order.created", *record("order.created", created(line(1, price="10000000000000.00")))).fact
+    fact = events.decode(
+        "order.created", *record("order.created", created(line(1, price="10000000000000.00")))
+    ).fact
     assert isinstance(fact, Created)
     assert fact.total == 10**15
 
@@ -657,7 +709,9 @@ def test_an_order_of_1001_items() -> None:
 
 
 def test_a_total_above_10_to_the_15() -> None:
-    code, detail = refusal("order.created", *record("order.created", created(line(1, quantity=2, price="10000000000000.00"))))
+    code, detail = refusal(
+        "order.created", *record("order.created", created(line(1, quantity=2, price="10000000000000.00")))
+    )
     assert code == errors.FIELD_MALFORMED
     assert detail.startswith("$.total_amount: ")
 
@@ -674,7 +728,9 @@ def test_a_total_above_10_to_the_15() -> None:
 )
 def test_amounts_by_currency(currency: str, amount: str, minor: int) -> None:
     data = VALID["order.paid"] | {"currency": currency, "amount": amount}
-    assert events.decode("order.paid", *record("order.paid", data)).fact == Payment(T0, raw(payment(1)), minor, currency, "card")
+    assert events.decode("order.paid", *record("order.paid", data)).fact == Payment(
+        T0, raw(payment(1)), minor, currency, "card"
+    )
 
 
 @pytest.mark.parametrize(
@@ -682,12 +738,14 @@ def test_amounts_by_currency(currency: str, amount: str, minor: int) -> None:
     [("JPY", "1.0"), ("EUR", "1.000"), ("BHD", "1.0000"), ("CLF", "1.00000"), ("JPY", "1000000000000001")],
 )
 def test_amounts_that_a_currency_does_not_have(currency: str, amount: str) -> None:
-    code, detail = refusal("order.paid", *record("order.paid", VALID["order.paid"] | {"currency": currency, "amount": amount}))
+    code, detail = refusal(
+        "order.paid", *record("order.paid", VALID["order.paid"] | {"currency": currency, "amount": amount})
+    )
     assert code == errors.FIELD_MALFORMED
     assert detail.startswith("$.amount: ")
 
 
-# -- what belongs together ----------------------------------------------------------------------------------------------
+# -- what belongs together -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("type_", ["order.created", "order.paid"])
@@ -700,7 +758,9 @@ def test_an_unknown_currency(type_: str, currency: str) -> None:
 
 @pytest.mark.parametrize("total", ["22.01", "21.99", "0", "25.00", "23.00"])
 def test_a_total_that_does_not_add_up(total: str) -> None:
-    code, detail = refusal("order.created", *record("order.created", VALID["order.created"] | {"total_amount": total}))
+    code, detail = refusal(
+        "order.created", *record("order.created", VALID["order.created"] | {"total_amount": total})
+    )
     assert code == errors.TOTAL_MISMATCH
     assert detail.startswith("$.total_amount: ")
 
@@ -715,7 +775,9 @@ def test_a_discount_above_the_goods() -> None:
 def test_a_discount_of_all_goods_leaves_the_shipping() -> None:
     fact = events.decode(
         "order.created",
-        *record("order.created", VALID["order.created"] | {"discount_amount": "20.00", "total_amount": "3.00"}),
+        *record(
+            "order.created", VALID["order.created"] | {"discount_amount": "20.00", "total_amount": "3.00"}
+        ),
     ).fact
     assert isinstance(fact, Created)
     assert (fact.total, fact.discount) == (300, 2000)

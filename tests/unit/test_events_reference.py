@@ -24,7 +24,9 @@ def resolved(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_page_is_what_the_code_says() -> None:
-    assert PAGE.read_text(encoding="utf-8") == markdown(), "docs/events.md is not what the code says: run make docs"
+    assert PAGE.read_text(encoding="utf-8") == markdown(), (
+        "docs/events.md is not what the code says: run make docs"
+    )
 
 
 def test_every_topic_is_told() -> None:
@@ -32,7 +34,15 @@ def test_every_topic_is_told() -> None:
     assert [event["topic"] for event in FOUND["out"]] == list(topics.DERIVED)
     page = markdown()
     assert [event["topic"] for event in FOUND["bulk"]] == [*topics.BULK, topics.BULK_COMPLETED]
-    for name in (*topics.INPUT, *topics.DERIVED, *topics.BULK, topics.BULK_COMPLETED, *topics.INTERNAL, topics.REDRIVEN, topics.DLQ):
+    for name in (
+        *topics.INPUT,
+        *topics.DERIVED,
+        *topics.BULK,
+        topics.BULK_COMPLETED,
+        *topics.INTERNAL,
+        topics.REDRIVEN,
+        topics.DLQ,
+    ):
         assert f"\n### {name}\n" in page
 
 
@@ -50,12 +60,24 @@ def test_every_field_is_told() -> None:
 
 @pytest.mark.parametrize("event", [*FOUND["in"], *FOUND["bulk"][:-1]], ids=lambda event: event["topic"])
 def test_examples_in_are_accepted(event: dict[str, Any]) -> None:
-    attributes = {"specversion": "1.0", "id": "1", "source": "/tests", "type": event["topic"], "time": "2026-01-01T00:00:00Z"}
+    attributes = {
+        "specversion": "1.0",
+        "id": "1",
+        "source": "/tests",
+        "type": event["topic"],
+        "time": "2026-01-01T00:00:00Z",
+    }
     headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
-    assert events.decode(event["topic"], headers, json.dumps(event["example"]).encode()).type == event["topic"]
+    assert (
+        events.decode(event["topic"], headers, json.dumps(event["example"]).encode()).type == event["topic"]
+    )
 
 
-@pytest.mark.parametrize("event", [*FOUND["in"], *FOUND["internal"], *FOUND["out"], *FOUND["bulk"]], ids=lambda event: event["topic"])
+@pytest.mark.parametrize(
+    "event",
+    [*FOUND["in"], *FOUND["internal"], *FOUND["out"], *FOUND["bulk"]],
+    ids=lambda event: event["topic"],
+)
 def test_examples_have_the_fields_of_their_schema(event: dict[str, Any]) -> None:
     schema = resolved(event["data"])
     assert set(schema["required"]) <= set(event["example"]) <= set(schema["properties"])

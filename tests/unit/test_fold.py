@@ -1,4 +1,6 @@
-"""Facts: natural keys, repetitions, conflicts, refusals for the order's sake, versions (docs/rules.md, Facts)."""
+"""Facts: natural keys, repetitions, conflicts, refusals for the order's sake,
+versions (docs/rules.md, Facts).
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def items(*pairs: tuple[int, int]) -> list[dict[str, Any]]:
     return [{"item_id": item_id(n), "quantity": quantity} for n, quantity in pairs]
 
 
-# -- natural keys -------------------------------------------------------------------------------------------------------
+# -- natural keys --------------------------------------------------------------------------------------------
 
 PAYMENT = {"payment_id": payment(1), "amount": "5.00", "currency": "EUR"}
 STOCK = {"seller_id": ANNA, "reservation_id": STRANGER}
@@ -112,7 +114,9 @@ STAGE = {"return_id": returned(1), "item_id": item_id(1), "reason": "r", "status
             2,
             id="seller cancelled",
         ),
-        pytest.param(("shipment.updated", SCAN), ("shipment.updated", SCAN), 1, id="shipment_id + status + time"),
+        pytest.param(
+            ("shipment.updated", SCAN), ("shipment.updated", SCAN), 1, id="shipment_id + status + time"
+        ),
         pytest.param(
             ("shipment.updated", SCAN),
             ("shipment.updated", SCAN | {"status": "delivered"}),
@@ -177,7 +181,7 @@ def test_a_repetition_changes_and_publishes_nothing() -> None:
         assert again == Folded(False, None, [])
 
 
-# -- content ------------------------------------------------------------------------------------------------------------
+# -- content -------------------------------------------------------------------------------------------------
 
 CREATED = created(*LINES)
 
@@ -199,12 +203,18 @@ CREATED = created(*LINES)
             SCAN | {"items": items((1, 2))},
             id="scan: items",
         ),
-        pytest.param("order.returned", STAGE, STAGE | {"quantity": 2}, id="return: absent and the whole line"),
+        pytest.param(
+            "order.returned", STAGE, STAGE | {"quantity": 2}, id="return: absent and the whole line"
+        ),
         pytest.param("order.returned", STAGE, STAGE | {"restock": True}, id="return: absent and its default"),
         pytest.param("order.returned", STAGE, STAGE | {"item_id": item_id(2)}, id="return: item"),
         pytest.param("order.created", CREATED, CREATED | {"user_id": STRANGER}, id="created: user"),
-        pytest.param("order.created", CREATED, CREATED | {"region": ""}, id="created: absent and its default"),
-        pytest.param("order.created", CREATED, CREATED | {"discount_amount": "0"}, id="created: discount absent and 0"),
+        pytest.param(
+            "order.created", CREATED, CREATED | {"region": ""}, id="created: absent and its default"
+        ),
+        pytest.param(
+            "order.created", CREATED, CREATED | {"discount_amount": "0"}, id="created: discount absent and 0"
+        ),
         pytest.param("order.created", CREATED, created(*reversed(LINES)), id="created: order of the lines"),
         pytest.param(
             "order.created",
@@ -233,11 +243,15 @@ def test_a_known_key_with_other_content(type_: str, first: Any, second: Any, wai
     ("type_", "first", "second"),
     [
         pytest.param("order.paid", PAYMENT, PAYMENT | {"amount": "5"}, id="one amount in two forms"),
-        pytest.param("order.paid", PAYMENT, PAYMENT | {"payment_id": payment(1).upper()}, id="one id in two forms"),
+        pytest.param(
+            "order.paid", PAYMENT, PAYMENT | {"payment_id": payment(1).upper()}, id="one id in two forms"
+        ),
         pytest.param("order.paid", PAYMENT, PAYMENT | {"extra": 1}, id="an unknown field"),
         pytest.param("order.returned", STAGE, STAGE | {"reason": "other"}, id="a reason"),
         pytest.param("stock.rejected", STOCK, STOCK | {"reason": "none left"}, id="a reason and none"),
-        pytest.param("order.cancel_requested", {"reason": "r"}, {"reason": "s"}, id="a cancellation's reason"),
+        pytest.param(
+            "order.cancel_requested", {"reason": "r"}, {"reason": "s"}, id="a cancellation's reason"
+        ),
         pytest.param(
             "payment.failed",
             {"payment_id": payment(1), "reason": "r"},
@@ -260,7 +274,7 @@ def test_what_is_the_same_content(type_: str, first: Any, second: Any) -> None:
     assert builder.order.version == 2
 
 
-# -- the earliest time stays ----------------------------------------------------------------------------------------------
+# -- the earliest time stays ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("hours", [(5, 7), (7, 5), (5, 5), (7, 5, 6), (6, 7, 5)])
@@ -312,7 +326,7 @@ def test_an_earlier_repetition_can_change_the_stage_that_wins() -> None:
     assert builder.published("suborder.updated")[-1]["status"] == "delivered"
 
 
-# -- refused for the order's sake -------------------------------------------------------------------------------------------
+# -- refused for the order's sake ----------------------------------------------------------------------------
 
 FOREIGN = [
     ("order.paid", PAYMENT | {"currency": "USD"}, errors.ORDER_CURRENCY, "$.currency", "currency"),
@@ -374,7 +388,9 @@ FOREIGN = [
         "another seller's item in a parcel",
     ),
 ]
-EACH_FOREIGN = pytest.mark.parametrize(("type_", "data", "code", "path"), [case[:4] for case in FOREIGN], ids=[case[4] for case in FOREIGN])
+EACH_FOREIGN = pytest.mark.parametrize(
+    ("type_", "data", "code", "path"), [case[:4] for case in FOREIGN], ids=[case[4] for case in FOREIGN]
+)
 
 
 @EACH_FOREIGN
@@ -415,7 +431,10 @@ def test_a_refused_fact_keeps_its_key(type_: str, data: Any, code: str, path: st
         builder.create(*LINES)
     assert not builder.send(type_, **data).changed
     assert builder.order.version == 2
-    assert not any(each.type in ("suborder.updated", "order.status_changed", "stock.commit", "stock.restock") for each in builder.derived)
+    assert not any(
+        each.type in ("suborder.updated", "order.status_changed", "stock.commit", "stock.restock")
+        for each in builder.derived
+    )
 
 
 def test_a_corrected_repetition_of_a_refused_key_is_a_conflict() -> None:
@@ -448,7 +467,7 @@ def test_facts_that_name_nothing_are_never_refused() -> None:
     assert builder.refused == []
 
 
-# -- a late dead letter -------------------------------------------------------------------------------------------------------
+# -- a late dead letter --------------------------------------------------------------------------------------
 
 
 def test_a_waiting_facts_dead_letter_holds_the_normalised_fact() -> None:
@@ -486,7 +505,7 @@ def test_the_first_record_of_a_waiting_fact_is_the_one_named() -> None:
     assert [late.record.offset for late in builder.late] == [10]
 
 
-# -- version, waiting --------------------------------------------------------------------------------------------------------
+# -- version, waiting ----------------------------------------------------------------------------------------
 
 
 def test_version_counts_distinct_natural_keys() -> None:
@@ -535,7 +554,7 @@ def test_facts_wait_for_their_order_and_publish_nothing() -> None:
     assert builder.status == "returned"
 
 
-# -- decisions ---------------------------------------------------------------------------------------------------------------
+# -- decisions -----------------------------------------------------------------------------------------------
 
 
 def decision(n: int, amount: int) -> Event:

@@ -1,4 +1,6 @@
-"""What a batch passes on: a checkout as its order's order.created, an event under another key to its order's lane."""
+"""What a batch passes on: a checkout as its order's order.created, an event under
+another key to its order's lane.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ def folded(topic: str, key: str, count: int = 1) -> BatchOutput:
     headers, value = record(topic, VALID[topic])
     lane = partition_of(key.encode(), LANES)
     taken: dict[str, Any] = {"topic": topic, "partition": lane, "timestamp": 1, "timestamp_type": 1}
-    records: Any = [SimpleNamespace(**taken, offset=7 + n, key=key.encode(), value=value, headers=headers) for n in range(count)]
+    records: Any = [
+        SimpleNamespace(**taken, offset=7 + n, key=key.encode(), value=value, headers=headers)
+        for n in range(count)
+    ]
     (work,) = fold(BatchFolder(Settings()), lane, records, lambda keys: [None] * len(keys))
     return work
 

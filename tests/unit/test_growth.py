@@ -14,7 +14,9 @@ from streams.partitioner import partition_of
 
 
 @given(st.uuids(), st.integers(1, 6), st.lists(st.integers(2, 4), max_size=4))
-def test_a_lane_knows_every_partition_that_its_orders_were_in(order_id: UUID, first: int, factors: list[int]) -> None:
+def test_a_lane_knows_every_partition_that_its_orders_were_in(
+    order_id: UUID, first: int, factors: list[int]
+) -> None:
     counts = [first]
     for factor in factors:
         counts.append(counts[-1] * factor)
@@ -47,11 +49,36 @@ def test_more_partitions(counts: dict[str, int], known: Lanes, to: int, old: int
     ("counts", "known", "to", "says"),
     [
         ({"a": 12}, Lanes(12), 24, "topic b doesn't exist; run orders init first"),
-        ({"a": 12, "b": 12}, Lanes(12), 6, "a topic has 12 partitions, and Kafka takes none away; take 12 or more"),
-        ({"a": 13, "b": 12}, Lanes(12), 12, "a topic has 13 partitions, and Kafka takes none away; take 13 or more"),
-        ({"a": 12, "b": 12}, Lanes(12), 18, "18 is no multiple of 12: one lane's orders would come out of several; take 24 or 36"),
-        ({"a": 24, "b": 12}, Lanes(24, [12]), 48, "a change to 24 was begun and not finished; run orders partitions --to 24 first"),
-        ({"a": 12, "b": 12}, Lanes(24), 24, "ORDERS_PARTITIONS is 24, but a topic has 12; leave it as it was until this is done"),
+        (
+            {"a": 12, "b": 12},
+            Lanes(12),
+            6,
+            "a topic has 12 partitions, and Kafka takes none away; take 12 or more",
+        ),
+        (
+            {"a": 13, "b": 12},
+            Lanes(12),
+            12,
+            "a topic has 13 partitions, and Kafka takes none away; take 13 or more",
+        ),
+        (
+            {"a": 12, "b": 12},
+            Lanes(12),
+            18,
+            "18 is no multiple of 12: one lane's orders would come out of several; take 24 or 36",
+        ),
+        (
+            {"a": 24, "b": 12},
+            Lanes(24, [12]),
+            48,
+            "a change to 24 was begun and not finished; run orders partitions --to 24 first",
+        ),
+        (
+            {"a": 12, "b": 12},
+            Lanes(24),
+            24,
+            "ORDERS_PARTITIONS is 24, but a topic has 12; leave it as it was until this is done",
+        ),
     ],
 )
 def test_not_these(counts: dict[str, int], known: Lanes, to: int, says: str) -> None:

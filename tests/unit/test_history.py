@@ -1,4 +1,6 @@
-"""A lane's topics as one stream: by the brokers' time, whatever pieces they are fetched in, and never more than a piece of each at once."""
+"""A lane's topics as one stream: by the brokers' time, whatever pieces they are fetched in, and never more
+than a piece of each at once.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,15 @@ Times = list[list[int]]
 
 
 class Broker:
-    """What HistoryReader asks of a consumer: gives a few records at a time, of some of the partitions asked for."""
+    """What HistoryReader asks of a consumer: gives a few records at a time, of some of
+    the partitions asked for.
+    """
 
     def __init__(self, times: Times, dice: random.Random, after: int) -> None:
         self.logs = {
-            TopicPartition(topic, 0): [SimpleNamespace(topic=topic, offset=at, timestamp=time) for at, time in enumerate(of_topic)]
+            TopicPartition(topic, 0): [
+                SimpleNamespace(topic=topic, offset=at, timestamp=time) for at, time in enumerate(of_topic)
+            ]
             for topic, of_topic in zip(LANE, times, strict=False)
         }
         self.dice = dice
@@ -58,7 +64,9 @@ class Broker:
     async def position(self, partition: TopicPartition) -> int:
         return self.at[partition]
 
-    async def getmany(self, *partitions: TopicPartition, timeout_ms: int) -> Mapping[TopicPartition, list[Any]]:
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int
+    ) -> Mapping[TopicPartition, list[Any]]:
         assert not self.paused & set(partitions)
         found = {}
         for partition in self.dice.sample(partitions, self.dice.randint(1, len(partitions))):
@@ -74,7 +82,10 @@ def read(broker: Broker, start: Mapping[str, int], end: Mapping[str, int]) -> li
     async def run() -> list[list[tuple[str, int]]]:
         reader = object.__new__(HistoryReader)
         reader._consumer = broker
-        return [[(record.topic, record.offset) for record in some] async for some in reader.lane(_logs(start), _logs(end))]
+        return [
+            [(record.topic, record.offset) for record in some]
+            async for some in reader.lane(_logs(start), _logs(end))
+        ]
 
     return asyncio.run(run())
 
@@ -116,7 +127,9 @@ def test_a_long_topic_is_not_held_while_another_one_is_late() -> None:
 
 
 def test_a_batch_has_a_slice_for_each_run_of_a_topic() -> None:
-    records: list[Any] = [SimpleNamespace(topic=topic, offset=at) for topic, at in (("a", 0), ("a", 1), ("b", 7), ("a", 2))]
+    records: list[Any] = [
+        SimpleNamespace(topic=topic, offset=at) for topic, at in (("a", 0), ("a", 1), ("b", 7), ("a", 2))
+    ]
     batch = MemoryBatch(3, records)
     assert [(part.topic, len(part.records), part.to) for part in batch.slices] == [
         ("a", 2, 2),
@@ -126,7 +139,7 @@ def test_a_batch_has_a_slice_for_each_run_of_a_topic() -> None:
     assert batch.partition == 3
 
 
-# -- states that tell the same ---------------------------------------------------------------------------------------
+# -- states that tell the same -------------------------------------------------------------------------------
 
 ONE, TWO = Payment(1, b"1" * 16, 100, "EUR"), Payment(2, b"2" * 16, 200, "EUR")
 GIVEN_UP, CHANGED_MIND = Cancellation(1, None, "late"), Cancellation(1, None, "changed")
@@ -173,7 +186,7 @@ def test_states_that_are_the_same(one: Order, other: Order, equal: bool) -> None
     assert same(other, one) is equal
 
 
-# -- orders of arrival -------------------------------------------------------------------------------------------------
+# -- orders of arrival ---------------------------------------------------------------------------------------
 
 
 def arrived(topic: str, name: bytes) -> Any:
@@ -187,7 +200,10 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
         arrived("order.paid", b"p2"),
         arrived("order.created", b"c"),
     ]
-    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
+    found = [
+        [dict(record.headers)["ce_id"] for record in arrival]
+        for arrival in islice(arrivals(records, {}, random.Random(1)), 60)
+    ]
     assert found[0] == [b"c", b"p1", b"p2", b"s1"]
     assert found[1] == [b"p1", b"s1", b"p2", b"c"]
     assert all(sorted(each) == sorted(found[0]) and each.index(b"p1") < each.index(b"p2") for each in found)
@@ -201,7 +217,10 @@ def test_what_another_lane_sent_on_may_have_been_taken_in_as_a_copy_only() -> No
         arrived("order.paid", b"p2"),
         arrived("orders.rekeyed", b"p1"),
     ]
-    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, {}, random.Random(1)), 60)]
+    found = [
+        [dict(record.headers)["ce_id"] for record in arrival]
+        for arrival in islice(arrivals(records, {}, random.Random(1)), 60)
+    ]
     assert (found[0], found[3]) == ([b"c", b"p2", b"p1"], [b"c", b"p1", b"p2", b"p1"])
     assert {len(each) for each in found} == {3, 4}
 
@@ -214,7 +233,10 @@ def test_it_keeps_to_what_notices_tell() -> None:
         arrived("order.paid", b"p"),
     ]
     pins = {1: b"s", 3: b"p"}
-    found = [[dict(record.headers)["ce_id"] for record in arrival] for arrival in islice(arrivals(records, pins, random.Random(1)), 60)]
+    found = [
+        [dict(record.headers)["ce_id"] for record in arrival]
+        for arrival in islice(arrivals(records, pins, random.Random(1)), 60)
+    ]
     assert {tuple(each) for each in [*found[1:3], *found[3::2]]} == {(b"s", b"c", b"p", b"p")}
 
 

@@ -1,4 +1,6 @@
-"""The recipes of docs/how-to fit the code, and the one for an event is followed: what it says is all that an event needs."""
+"""The recipes of docs/how-to fit the code, and the one for an event is followed: what it says
+is all that an event needs.
+"""
 
 from __future__ import annotations
 
@@ -75,14 +77,18 @@ assert states.differences(reading, states.read_state(state), lambda fact: None, 
 before = [bytes.fromhex(text) for text in sys.argv[1:]]
 print(*(raw.hex() for raw in [*(codec.encode(codec.decode(raw)) for raw in before), state]))
 """
-"""Run in a copy of the source with the recipe applied. Prints states: those of its arguments, written again, and one with a note."""
+"""Run in a copy of the source with the recipe applied.
+Prints states: those of its arguments, written again, and one with a note.
+"""
 
 
 def copy_of_the_source(folder: Path) -> Path:
     """All that the pipeline is made of, without tests."""
     for room in ROOT.glob("*/__init__.py"):
         if room.parent.name != "tests":
-            shutil.copytree(room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                room.parent, folder / room.parent.name, ignore=shutil.ignore_patterns("__pycache__")
+            )
     for name in ("app.py", "errors.py", "settings.py"):
         shutil.copy(ROOT / name, folder)
     shutil.copytree(
@@ -94,7 +100,14 @@ def copy_of_the_source(folder: Path) -> Path:
 
 
 def test_there_are_recipes() -> None:
-    expected = ["add-a-column.md", "add-a-derived-event.md", "add-a-setting.md", "add-a-sink.md", "add-an-agent.md", "add-an-event.md"]
+    expected = [
+        "add-a-column.md",
+        "add-a-derived-event.md",
+        "add-a-setting.md",
+        "add-a-sink.md",
+        "add-an-agent.md",
+        "add-an-event.md",
+    ]
     assert expected == RECIPES
 
 
@@ -105,9 +118,14 @@ def test_its_diffs_fit_the_code(page: str, tmp_path: Path) -> None:
         compile((source / path).read_text(), path, "exec")
 
 
-@pytest.mark.parametrize(("page", "most"), [("add-an-event.md", 5), ("add-a-derived-event.md", 3), ("add-a-setting.md", 2)])
+@pytest.mark.parametrize(
+    ("page", "most"), [("add-an-event.md", 5), ("add-a-derived-event.md", 3), ("add-a-setting.md", 2)]
+)
 def test_it_touches_few_files_beside_the_auditors(page: str, most: int, tmp_path: Path) -> None:
-    assert len([path for path in apply(page, copy_of_the_source(tmp_path)) if not path.startswith("audit/")]) <= most
+    assert (
+        len([path for path in apply(page, copy_of_the_source(tmp_path)) if not path.startswith("audit/")])
+        <= most
+    )
 
 
 def built_orders() -> list[OrderBuilder]:

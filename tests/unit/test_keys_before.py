@@ -45,7 +45,9 @@ def test_whatif() -> None:
     deadlines = Deadlines(Counter(later=1), [("o", "later", 1, 2)])
     answer = _document(WhatIfResult(7, 1.0, Differences(), published, deadlines))
     assert answer["nothing"] is answer["same"] is False
-    assert answer["published"]["differences"] == {"t": {"missing": 1, "unexpected": 1, "different": 1, "notice": 1}}
+    assert answer["published"]["differences"] == {
+        "t": {"missing": 1, "unexpected": 1, "different": 1, "notice": 1}
+    }
     assert answer["published"]["topics"] == {"t": {"would": 1, "was": 1, "other": 1, "told": 1}}
     assert answer["published"]["told"] == answer["published"]["notices"]
     assert answer["published"]["notices"]["t"] == [
@@ -64,7 +66,9 @@ def test_audit_and_repair() -> None:
     answer = report.document()
     assert answer["unjudged"] == answer["inconclusive"] == {"rows": 4}
     assert answer["findings"][0]["found"] == answer["findings"][0]["actual"] == "RJ"
-    repaired = RepairResult(False, remaining=Counter(derived=1), findings=[FINDING], inconclusive=2).document()
+    repaired = RepairResult(
+        False, remaining=Counter(derived=1), findings=[FINDING], inconclusive=2
+    ).document()
     assert repaired["left"] == repaired["remaining"] == {"derived": 1}
     assert repaired["unjudged"] == repaired["inconclusive"] == 2
     assert repaired["findings"][0]["found"] == "RJ"

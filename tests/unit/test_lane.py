@@ -17,7 +17,17 @@ from streams.transport.batch import LaneBatch, OpenLane
 from streams.transport.delivery import Delivery
 from streams.transport.errors import Fenced, ImpossibleTransition, LeaseLost, Stale
 from streams.transport.intake import BATCH_BYTES
-from streams.transport.lane import TRANSITIONS, Claim, Handler, Lane, LaneContext, LaneSpec, LaneState, Limits, Opened
+from streams.transport.lane import (
+    TRANSITIONS,
+    Claim,
+    Handler,
+    Lane,
+    LaneContext,
+    LaneSpec,
+    LaneState,
+    Limits,
+    Opened,
+)
 from streams.transport.lease import Lease
 from streams.transport.offset_tracker import OffsetTracker
 from streams.transport.producer import LaneProducer
@@ -125,7 +135,9 @@ async def test_what_a_handler_leaves_comes_first_and_is_finished_by_itself() -> 
         done.append((a.done, b.done))
         if len(batch) > 2:
             batch.shorten(2)
-        seen.append([(part.topic, [record.offset for record in part.records], part.to) for part in batch.slices])
+        seen.append(
+            [(part.topic, [record.offset for record in part.records], part.to) for part in batch.slices]
+        )
         if len(seen) == 2:
             a.offer(12, 13, recs(12))
             raise ConnectionError("away")
@@ -385,7 +397,9 @@ async def test_the_life_of_a_lane() -> None:
 class Refused(LaneProducer):
     """Its start and its acknowledgements raise what they are given, and work then."""
 
-    def __init__(self, check: Callable[[], None], start: list[Exception], acknowledge: list[Exception]) -> None:
+    def __init__(
+        self, check: Callable[[], None], start: list[Exception], acknowledge: list[Exception]
+    ) -> None:
         super().__init__(dict, check, lambda why: None, 1.0)
         self.failures = {"start": start, "acknowledge": acknowledge}
         self.failed = asyncio.Event()
@@ -425,7 +439,9 @@ async def test_a_lane_that_closes_while_its_producer_starts_is_not_prepared() ->
     assert state_of(lane) is LaneState.CLOSED
 
 
-@pytest.mark.parametrize(("failure", "state"), [(Fenced("by another"), LaneState.FENCED), (Stale("late"), LaneState.ENDED)])
+@pytest.mark.parametrize(
+    ("failure", "state"), [(Fenced("by another"), LaneState.FENCED), (Stale("late"), LaneState.ENDED)]
+)
 async def test_a_lane_that_stops_by_itself_says_how(failure: Exception, state: LaneState) -> None:
     group = Group()
 

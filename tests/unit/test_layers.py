@@ -9,7 +9,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
-FILES = {path: ".".join(path.relative_to(ROOT).with_suffix("").parts) for room in ROOMS for path in (ROOT / room).rglob("*.py")}
+FILES = {
+    path: ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for room in ROOMS
+    for path in (ROOT / room).rglob("*.py")
+}
 MODULES = {name.removesuffix(".__init__"): path for path, name in FILES.items()}
 MODULES |= {name: ROOT / f"{name}.py" for name in ("app", "errors", "settings")}
 
@@ -26,7 +30,10 @@ def imported(path: Path) -> set[str]:
             found.update(each.name for each in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            found.update(f"{module}.{each.name}" if f"{module}.{each.name}" in MODULES else module for each in node.names)
+            found.update(
+                f"{module}.{each.name}" if f"{module}.{each.name}" in MODULES else module
+                for each in node.names
+            )
     return found & MODULES.keys()
 
 

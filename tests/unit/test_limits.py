@@ -1,4 +1,6 @@
-"""How much one order takes in: by event type, in the order of that type's log, the same for the pipeline and the auditor's reference."""
+"""How much one order takes in: by event type, in the order of that type's log, the same for the pipeline
+and the auditor's reference.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,11 @@ WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 """As many bytes of UTF-8 as a text can have."""
 FACTS = [type_ for type_ in limits.TYPE_BYTES if type_ not in ("deadline.passed", "refund.decided")]
 """Those of other services; ours are in test_decisions."""
-PARTS = [PublishedSuborder(SuborderStatus.CLOSED, 10**15, 10**15, 10**15, 100_000, 0, 0, 0, ClosedBecause.STOCK_UNANSWERED)] * 1000
+PARTS = [
+    PublishedSuborder(
+        SuborderStatus.CLOSED, 10**15, 10**15, 10**15, 100_000, 0, 0, 0, ClosedBecause.STOCK_UNANSWERED
+    )
+] * 1000
 ITEMS = [(bytes([n % 256, n // 256]) * 8, 100_000) for n in range(1000)]
 
 
@@ -58,7 +64,10 @@ def large(type_: str, n: int) -> dict[str, Any]:
     """Data of an event of the type, as large as it can be; n makes it another fact."""
     number = f"{n:012d}"
     hints = get_type_hints(DATA[type_], include_extras=True)
-    data = {name: WIDE if Text in (hints[name], *get_args(hints[name])) else value for name, value in VALID[type_].items()}
+    data = {
+        name: WIDE if Text in (hints[name], *get_args(hints[name])) else value
+        for name, value in VALID[type_].items()
+    }
     for name in data:
         if name.endswith("_id") and name not in ("order_id", "item_id"):
             data[name] = data[name][:24] + number
@@ -81,14 +90,19 @@ def test_beyond_its_limit_a_type_is_refused_and_nothing_of_the_order_changes(typ
     builder = OrderBuilder()
     builder.create(line(1))
     taken = 0
-    while not (folded := builder.send(type_, **{k: v for k, v in large(type_, taken).items() if k != "order_id"})).refused or (
-        folded.refused[0] != errors.ORDER_TOO_LARGE
-    ):
+    while not (
+        folded := builder.send(type_, **{k: v for k, v in large(type_, taken).items() if k != "order_id"})
+    ).refused or (folded.refused[0] != errors.ORDER_TOO_LARGE):
         taken += 1
         assert taken < 20_000
-        if type_ == "stock.reserved" and taken == limits.UNCOUNTED:  # they hold no text: 13,000 would take long here
+        if (
+            type_ == "stock.reserved" and taken == limits.UNCOUNTED
+        ):  # they hold no text: 13,000 would take long here
             fact: Any = StockReply(0, StockAnswer.RESERVED, bytes(16), bytes(16), None)
-            builder.order.stock += [StockReply(0, StockAnswer.RESERVED, n.to_bytes(16, "big"), bytes(16), None) for n in range(13_000)]
+            builder.order.stock += [
+                StockReply(0, StockAnswer.RESERVED, n.to_bytes(16, "big"), bytes(16), None)
+                for n in range(13_000)
+            ]
             taken = limits.TYPE_BYTES[type_] // limits.size_of(fact)
     assert taken >= limits.UNCOUNTED
     before = codec.encode(builder.order)
@@ -99,7 +113,9 @@ def test_beyond_its_limit_a_type_is_refused_and_nothing_of_the_order_changes(typ
     version = builder.order.version
     for other in set(FACTS) - {type_}:
         folded = builder.send(other, **{k: v for k, v in VALID[other].items() if k != "order_id"})
-        assert folded.refused is None or folded.refused[0] != errors.ORDER_TOO_LARGE, "another type has room of its own"
+        assert folded.refused is None or folded.refused[0] != errors.ORDER_TOO_LARGE, (
+            "another type has room of its own"
+        )
     assert builder.order.version > version
 
 
@@ -107,10 +123,17 @@ def test_what_is_small_enough_still_fits_and_a_longer_reason_does_not() -> None:
     builder = OrderBuilder()
     n = 0
     builder.send("payment.failed", 5, payment_id=large("order.paid", 99_999)["payment_id"], reason="x" * 1000)
-    while builder.send("payment.failed", 5, payment_id=large("order.paid", n)["payment_id"], reason=WIDE).refused is None:
+    while (
+        builder.send(
+            "payment.failed", 5, payment_id=large("order.paid", n)["payment_id"], reason=WIDE
+        ).refused
+        is None
+    ):
         n += 1
     assert builder.send("payment.failed", 5, payment_id=STRANGER, reason="r").refused is None
-    assert builder.send("payment.failed", 4, payment_id=STRANGER, reason=WIDE).refused == fold._TOO_LARGE.refused
+    assert (
+        builder.send("payment.failed", 4, payment_id=STRANGER, reason=WIDE).refused == fold._TOO_LARGE.refused
+    )
     assert builder.order.failures[-1].reason == "r"
     assert builder.send("payment.failed", 3, payment_id=STRANGER, reason="s").refused is None
     assert builder.order.failures[-1].reason == "s"
@@ -160,7 +183,10 @@ def test_the_largest_state_fits_its_topic_while_its_facts_wait() -> None:
     facts = short()
     origin = RecordId("order.cancel_requested", 1023, 1 << 60)
     waiting = [Waiting(field, n, origin) for field, held in facts.items() for n in range(len(held))]
-    assert len(codec.encode(msgspec.structs.replace(Order(version=1 << 40, waiting=waiting), **facts))) + 100_000 < STATE_MAX_BYTES
+    assert (
+        len(codec.encode(msgspec.structs.replace(Order(version=1 << 40, waiting=waiting), **facts))) + 100_000
+        < STATE_MAX_BYTES
+    )
 
 
 def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions() -> None:
@@ -169,7 +195,9 @@ def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions()
     created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
     spans = [(raw, 99_999, 100_000)] * 100_000
     decisions = full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, spans, [], far))
-    decisions += full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, [], [], far))[: 20_000 - len(decisions)]
+    decisions += full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, [], [], far))[
+        : 20_000 - len(decisions)
+    ]
     deadlines = full(Deadline(far, DeadlineKind.REFUND, raw, 100_000, False, False, far))
     order = Order(version=1 << 40, created=created, decisions=decisions, deadlines=deadlines, suborders=PARTS)
     assert len(codec.encode(msgspec.structs.replace(order, **short()))) + 100_000 < STATE_MAX_BYTES
@@ -183,11 +211,13 @@ def test_the_largest_state_fits_its_topic_once_its_order_is_known(
     facts = short()
     if items is not None:
         facts["scans"] = full(Scan(far, raw, Rank.IN_TRANSIT, raw, raw, None, None, far, None, items))
-        facts["stock"] = [fact for answer in StockAnswer for fact in full(StockReply(far, answer, raw, raw, items))]
+        facts["stock"] = [
+            fact for answer in StockAnswer for fact in full(StockReply(far, answer, raw, raw, items))
+        ]
     lines = [Item(raw, raw, raw, raw, WIDE, 100_000, 10**15, 10**15) for _ in range(1000)]
     created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
-    # A refund for each return and each payment, and one for each fact that can turn units; it names a span of every line that the fact
-    # names. Beside them, those that a line of 100,000 units is split into.
+    # A refund for each return and each payment, and one for each fact that can turn units; it names a span of
+    # every line that the fact names. Beside them, those that a line of 100,000 units is split into.
     turning = [*facts["scans"], *facts["stock"]]
     spans = [(raw, 99_999, 100_000)] * len(items or [raw])
     small = RefundDecision(far, 100_000, 10**15, RefundCause.RETURN, raw, [(raw, 99_999, 100_000)], [])
@@ -201,8 +231,12 @@ def test_the_largest_state_fits_its_topic_once_its_order_is_known(
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_reference_refuses_the_same_whatever_comes_between(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One log per type; two interleavings of them, and the reference, which reads log after log: the same facts are refused."""
+def test_the_reference_refuses_the_same_whatever_comes_between(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One log per type; two interleavings of them, and the reference, which reads log after log:
+    the same facts are refused.
+    """
     monkeypatch.setattr(fold, "UNCOUNTED", 0)
     monkeypatch.setattr(fold, "TYPE_BYTES", dict.fromkeys(limits.TYPE_BYTES, 700))
     monkeypatch.setattr(reference, "MOST_FACTS", 700)
@@ -215,7 +249,9 @@ def test_the_reference_refuses_the_same_whatever_comes_between(seed: int, monkey
             data |= {name: "é" * random.randrange(60) for name in ("reason", "location") if name in data}
             data |= {name: "x" for name in ("carrier", "tracking_number") if name in data}
             data["items"] = (
-                VALID["shipment.updated"]["items"] if random.random() < 0.3 else [{**VALID["shipment.updated"]["items"][0], "quantity": 2}]
+                VALID["shipment.updated"]["items"]
+                if random.random() < 0.3
+                else [{**VALID["shipment.updated"]["items"][0], "quantity": 2}]
             )
             logs[type_].append((data, random.randrange(3, 8)))
 

@@ -1,4 +1,6 @@
-"""A partition is read from an offset to an end: all of it, in order, nothing behind it, whatever lies in it."""
+"""A partition is read from an offset to an end: all of it, in order, nothing
+behind it, whatever lies in it.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,19 @@ LOG = TopicPartition("log", 0)
 
 
 class Broker:
-    """What LogReader asks of a consumer: a log with holes in its offsets, of which it gives a few records at a time."""
+    """What LogReader asks of a consumer: a log with holes in its offsets, of which it
+    gives a few records at a time.
+    """
 
-    def __init__(self, records: Sequence[Any], end: int, *, begin: int = 0, readable: int | None = None, log: TopicPartition = LOG) -> None:
+    def __init__(
+        self,
+        records: Sequence[Any],
+        end: int,
+        *,
+        begin: int = 0,
+        readable: int | None = None,
+        log: TopicPartition = LOG,
+    ) -> None:
         """`readable`: records from this offset on can't be had yet."""
         self.records = records
         self.begin, self.end = begin, end
@@ -52,7 +64,7 @@ class Broker:
         self.paused = self.stopped = False
         self._client = self
 
-    # -- of its client -----------------------------------------------------------------------------------------
+    # -- of its client ---------------------------------------------------------------------------------------
 
     _topics: frozenset[str] = frozenset()
 
@@ -62,7 +74,7 @@ class Broker:
     async def fetch_all_metadata(self) -> Any:
         return SimpleNamespace(partitions_for_topic={self.log.topic: {self.log.partition}}.get)
 
-    # -- of the consumer ---------------------------------------------------------------------------------------
+    # -- of the consumer -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         pass
@@ -90,7 +102,9 @@ class Broker:
     async def position(self, partition: TopicPartition) -> int:
         return self.at
 
-    async def getmany(self, partition: TopicPartition, *, timeout_ms: int) -> Mapping[TopicPartition, list[Any]]:
+    async def getmany(
+        self, partition: TopicPartition, *, timeout_ms: int
+    ) -> Mapping[TopicPartition, list[Any]]:
         assert (partition, self.paused) == (self.log, False)
         await asyncio.sleep(0)
         there = [record for record in self.records if self.at <= record.offset < self.readable]
@@ -159,16 +173,21 @@ async def test_a_log_that_stands_still_is_given_up_with_its_name(on: Callable[[B
     assert broker.stopped
 
 
-async def test_beside_a_lane_it_ends_early_instead(on: Callable[[Broker], Broker], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_beside_a_lane_it_ends_early_instead(
+    on: Callable[[Broker], Broker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     broker = on(Broker(numbered(range(9)), 9, readable=4))
     monkeypatch.setattr(changelog, "WAIT", 0)
     options = {"settings": Settings(), "client_id": "test"}
     async with asyncio.timeout(10):
-        assert [stretch.position async for stretch in changelog.stretches(options, TP("log", 0), 0, 9)] == [2, 4]
+        assert [stretch.position async for stretch in changelog.stretches(options, TP("log", 0), 0, 9)] == [
+            2,
+            4,
+        ]
     assert broker.stopped
 
 
-# -- a record that no client can parse, in front of one that can be ------------------------------------------------------
+# -- a record that no client can parse, in front of one that can be ------------------------------------------
 
 ORDER = UUID("0e0e0e0e-0000-4000-8000-000000000001")
 LANE = partition_of(str(ORDER).encode(), Settings().partitions)
@@ -202,8 +221,20 @@ async def dead(settings: Settings, folder: Path) -> object:
     ("reading", "log", "key", "value", "expected"),
     [
         (one_state, TopicPartition(Settings().changelog_topic, LANE), ORDER.bytes, STATE, 1),
-        (all_states, TopicPartition(Settings().changelog_topic, LANE), ORDER.bytes, STATE, (3, {ORDER.bytes: STATE})),
-        (the_lanes, TopicPartition(PARTITIONS, 0), b"", json.dumps({"partitions": 4, "former": [2]}).encode(), Lanes(4, [2])),
+        (
+            all_states,
+            TopicPartition(Settings().changelog_topic, LANE),
+            ORDER.bytes,
+            STATE,
+            (3, {ORDER.bytes: STATE}),
+        ),
+        (
+            the_lanes,
+            TopicPartition(PARTITIONS, 0),
+            b"",
+            json.dumps({"partitions": 4, "former": [2]}).encode(),
+            Lanes(4, [2]),
+        ),
         (dead, TopicPartition(DLQ, 0), b"", b"refused", [(0, None), (1, b"refused")]),
     ],
     ids=["state of an order", "states", "lanes", "dead letters"],

@@ -1,4 +1,6 @@
-"""`make install` in folders as people have them. Python is a stand-in here, that notes what it is asked for."""
+"""`make install` in folders as people have them.
+Python is a stand-in here, that notes what it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def place() -> Iterator[Path]:
         yield Path(folder).resolve()
 
 
-@pytest.mark.parametrize("name", ["plain", "Bestellungen größe 1", 'it\'s $HOME "`x`"', "very/" + "long/" * 60])
+@pytest.mark.parametrize(
+    "name", ["plain", "Bestellungen größe 1", 'it\'s $HOME "`x`"', "very/" + "long/" * 60]
+)
 def test_any_folder_will_do_and_twice_is_once(place: Path, name: str) -> None:
     clone = Clone(place, name)
     for _ in range(2):

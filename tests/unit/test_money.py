@@ -105,7 +105,9 @@ def test_what_is_no_currency(code: str) -> None:
         pytest.param(1, [1, 3], [0, 1], id="the larger remainder wins over the earlier"),
         pytest.param(3, [0, 3, 0], [0, 3, 0], id="a line that costs nothing has no share"),
         pytest.param(0, [0, 0], [0, 0], id="all lines cost nothing"),
-        pytest.param(10**15 - 1, [10**15, 10**15], [5 * 10**14, 5 * 10**14 - 1], id="beyond what a float holds"),
+        pytest.param(
+            10**15 - 1, [10**15, 10**15], [5 * 10**14, 5 * 10**14 - 1], id="beyond what a float holds"
+        ),
     ],
 )
 def test_allocation(amount: int, weights: list[int], shares: list[int]) -> None:

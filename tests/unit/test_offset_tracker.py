@@ -116,8 +116,12 @@ def test_skip_goes_on_at_the_log_start() -> None:
     lengths=st.lists(st.integers(1, 12), min_size=40, max_size=40),
     limits=st.lists(st.integers(1, 9), min_size=1, max_size=8),
 )
-def test_whatever_arrives_everything_is_delivered_once_in_order(starts: list[int], lengths: list[int], limits: list[int]) -> None:
-    """Lists from anywhere, lost ones included: what comes out is the log without a hole, from the start to `next`."""
+def test_whatever_arrives_everything_is_delivered_once_in_order(
+    starts: list[int], lengths: list[int], limits: list[int]
+) -> None:
+    """Lists from anywhere, lost ones included: what comes out is the log without a hole,
+    from the start to `next`.
+    """
     tracker = OffsetTracker("t", 0, 0, None)
     out: list[int] = []
     for turn, start in enumerate(starts):
@@ -144,7 +148,9 @@ def test_shares(counts: list[int], limit: int, first: int, given_: list[int]) ->
     assert shares(counts, limit, first) == given_
 
 
-@given(counts=st.lists(st.integers(0, 50), max_size=14), limit=st.integers(1, 200), first=st.integers(0, 1000))
+@given(
+    counts=st.lists(st.integers(0, 50), max_size=14), limit=st.integers(1, 200), first=st.integers(0, 1000)
+)
 def test_shares_are_fair_and_leave_nothing_idle(counts: list[int], limit: int, first: int) -> None:
     given_ = shares(counts, limit, first)
     assert all(0 <= share <= count for share, count in zip(given_, counts, strict=True))

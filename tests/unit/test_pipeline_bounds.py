@@ -1,4 +1,6 @@
-"""What a batch holds is bounded: a small record may make megabytes of commands, or name an order of megabytes."""
+"""What a batch holds is bounded: a small record may make megabytes of commands, or
+name an order of megabytes.
+"""
 
 from __future__ import annotations
 
@@ -57,13 +59,17 @@ def folded(folder: BatchFolder, records: Sequence[Any]) -> list[BatchOutput]:
 
 
 def published(works: Sequence[BatchOutput]) -> dict[str, list[Any]]:
-    """What left, topic by topic, but for what is of the moment: dead letters' times, and notices, of which the last counts."""
+    """What left, topic by topic, but for what is of the moment: dead letters' times, and notices,
+    of which the last counts.
+    """
     out: dict[str, list[Any]] = {}
     for work in works:
         for topic, records in work.out.items():
             if topic not in ("suborder.updated", "order.status_changed"):
                 sent = [each._replace(value=each.content()) for each in records]
-                out.setdefault(topic, []).extend(each._replace(headers=[h for h in each.headers if h[0] != "dlq_time"]) for each in sent)
+                out.setdefault(topic, []).extend(
+                    each._replace(headers=[h for h in each.headers if h[0] != "dlq_time"]) for each in sent
+                )
     return out
 
 
@@ -86,7 +92,13 @@ def test_what_a_batch_publishes_is_bounded() -> None:
     folder.held_bytes = 2 << 20
     works = folded(folder, parcels(60, 100))
     assert sum(work.size for work in works) > 20 << 20
-    largest = max(len(each.value) for work in works for records in work.out.values() for each in records if isinstance(each.value, bytes))
+    largest = max(
+        len(each.value)
+        for work in works
+        for records in work.out.values()
+        for each in records
+        if isinstance(each.value, bytes)
+    )
     assert max(work.size for work in works) < folder.held_bytes + 4 * largest
 
 
@@ -124,7 +136,11 @@ def test_what_a_batch_loads_is_bounded() -> None:
         paid = {"order_id": order_id, "payment_id": parcel(n), "amount": "1.00", "currency": "EUR"}
         headers, value = record("order.paid", paid, id=f"p-{n}")
         key = order_id.encode()
-        history.append(SimpleNamespace(**{**vars(taken("order.paid", n, {})), "key": key, "value": value, "headers": headers}))
+        history.append(
+            SimpleNamespace(
+                **{**vars(taken("order.paid", n, {})), "key": key, "value": value, "headers": headers}
+            )
+        )
     works = list(fold(folder, LANE, history, states))
     assert len(works) > 5
     assert sum(len(work.states) for work in works) == 500

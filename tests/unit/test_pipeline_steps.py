@@ -116,5 +116,7 @@ async def test_each_step_waits_for_the_one_before(moment: int | None, fails: str
         await made.handle(cast(Any, batch))
     assert batch.did == steps[: steps.index(fails)]
     batch.fails = ""
-    await made.handle(cast(Any, batch))  # tried again, as the delivery policy does: what succeeded isn't repeated
+    await made.handle(
+        cast(Any, batch)
+    )  # tried again, as the delivery policy does: what succeeded isn't repeated
     assert batch.did == steps

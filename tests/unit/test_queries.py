@@ -25,7 +25,9 @@ def test_a_cursor_leads_back(time: datetime, id_: UUID) -> None:
     assert Position.parse(position.cursor()) == position
 
 
-@pytest.mark.parametrize("cursor", ["", "AAAA", "=" * 32, "A" * 31, "A" * 33, "ä" * 32, "f" + "_" * 31, "A" * 31 + "\n"])
+@pytest.mark.parametrize(
+    "cursor", ["", "AAAA", "=" * 32, "A" * 31, "A" * 33, "ä" * 32, "f" + "_" * 31, "A" * 31 + "\n"]
+)
 def test_what_is_no_cursor(cursor: str) -> None:
     with pytest.raises(ValueError, match=r"^not a cursor of this service$"):
         Position.parse(cursor)
@@ -92,7 +94,13 @@ async def test_a_failure_is_everybodys_who_waited_and_nobody_elses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "parsed"), [("", []), (" ", []), ("a" * 16, ["a" * 16]), (f"{'a' * 16}, {'B' * 20}==,", ["a" * 16, "B" * 20 + "=="])]
+    ("keys", "parsed"),
+    [
+        ("", []),
+        (" ", []),
+        ("a" * 16, ["a" * 16]),
+        (f"{'a' * 16}, {'B' * 20}==,", ["a" * 16, "B" * 20 + "=="]),
+    ],
 )
 def test_keys(keys: str, parsed: list[str]) -> None:
     assert Settings.model_validate({"api_keys": keys}).bearer_keys == parsed

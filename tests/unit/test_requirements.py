@@ -10,7 +10,11 @@ PAGE = ROOT / "docs" / "requirements.md"
 
 
 def test_every_requirement_names_a_test_that_exists() -> None:
-    rows = [line for line in PAGE.read_text().splitlines() if line.startswith("|") and "---" not in line and "Proven by" not in line]
+    rows = [
+        line
+        for line in PAGE.read_text().splitlines()
+        if line.startswith("|") and "---" not in line and "Proven by" not in line
+    ]
     assert len(rows) > 20
     for row in rows:
         named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", row)

@@ -38,7 +38,7 @@ def summary(builder: OrderBuilder) -> rows.Summary:
     return rows.order_row_and_summary(ORDER, raw(ORDER), builder.order)[1]
 
 
-# -- orders_order -----------------------------------------------------------------------------------------------------------
+# -- orders_order --------------------------------------------------------------------------------------------
 
 
 def test_an_orders_row() -> None:
@@ -83,7 +83,9 @@ def test_money_has_the_currencys_digits(currency: str, price: str, total: str) -
         ),
         pytest.param([("send", "refund.completed", 9, {"refund_id": STRANGER})], (3, 9), id="a refund"),
         pytest.param([("pay", "1.00", 1, 9, "USD")], (3, 3), id="a refused fact is no fact of the row"),
-        pytest.param([("pay", "1.00", 1, 9), ("pay", "1.00", 1, 6)], (3, 6), id="of repetitions the earliest"),
+        pytest.param(
+            [("pay", "1.00", 1, 9), ("pay", "1.00", 1, 6)], (3, 6), id="of repetitions the earliest"
+        ),
         pytest.param(
             [("create", *LINES, {"hour": 1, "region": "SP", "discount": "1.00"})],
             (1, 1),
@@ -119,7 +121,7 @@ def test_version_counts_refused_keys_too() -> None:
     assert rows.order_row(ORDER, builder.order).version == 2
 
 
-# -- orders_order_item ------------------------------------------------------------------------------------------------------
+# -- orders_order_item ---------------------------------------------------------------------------------------
 
 
 def test_items_rows() -> None:
@@ -129,18 +131,40 @@ def test_items_rows() -> None:
     time = moment(3)
     head = (ORDER, USER, "SP")
     assert rows.item_rows(ORDER, builder.order) == [
-        rows.ItemRow(item_id(1), *head, LINES[0]["product_id"], ANNA, STRANGER, "sku-1", 2, "10.00", "2.00", time, time, 1),
-        rows.ItemRow(item_id(2), *head, LINES[1]["product_id"], BORIS, None, "sku-2", 1, "30.00", "0.00", time, time, 1),
+        rows.ItemRow(
+            item_id(1),
+            *head,
+            LINES[0]["product_id"],
+            ANNA,
+            STRANGER,
+            "sku-1",
+            2,
+            "10.00",
+            "2.00",
+            time,
+            time,
+            1,
+        ),
+        rows.ItemRow(
+            item_id(2), *head, LINES[1]["product_id"], BORIS, None, "sku-2", 1, "30.00", "0.00", time, time, 1
+        ),
     ]
 
 
-# -- orders_shipment --------------------------------------------------------------------------------------------------------
+# -- orders_shipment -----------------------------------------------------------------------------------------
 
 
 def test_a_shipments_row() -> None:
     builder = built_order()
     builder.scan("pending", hour=4, carrier="Corvo")
-    builder.scan("delivered", hour=8, carrier="Alba", tracking_number="T1", warehouse_id=STRANGER, estimated_delivery="2026-01-05")
+    builder.scan(
+        "delivered",
+        hour=8,
+        carrier="Alba",
+        tracking_number="T1",
+        warehouse_id=STRANGER,
+        estimated_delivery="2026-01-05",
+    )
     builder.scan("in_transit", hour=9, tracking_number="T2")
     assert rows.shipment_rows(ORDER, builder.order) == [
         rows.ShipmentRow(
@@ -196,10 +220,12 @@ def test_only_the_wanted_parcels() -> None:
     builder = built_order()
     for n in (1, 2, 3):
         builder.scan("pending", n)
-    assert [row.id for row in rows.shipment_rows(ORDER, builder.order, [raw(parcel(2)), raw(parcel(9))])] == [parcel(2)]
+    assert [row.id for row in rows.shipment_rows(ORDER, builder.order, [raw(parcel(2)), raw(parcel(9))])] == [
+        parcel(2)
+    ]
 
 
-# -- orders_return ----------------------------------------------------------------------------------------------------------
+# -- orders_return -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -251,7 +277,9 @@ def test_a_returns_row(stages: list[tuple[str, int, dict[str, Any]]], row: tuple
     builder = built_order()
     for status, hour, more in stages:
         builder.give_back(status, 1, hour, **more)
-    assert rows.return_rows(ORDER, builder.order) == [rows.ReturnRow(returned(1), ORDER, USER, "SP", item_id(1), *row)]
+    assert rows.return_rows(ORDER, builder.order) == [
+        rows.ReturnRow(returned(1), ORDER, USER, "SP", item_id(1), *row)
+    ]
 
 
 def test_only_the_wanted_returns() -> None:
@@ -261,7 +289,7 @@ def test_only_the_wanted_returns() -> None:
     assert [row.id for row in rows.return_rows(ORDER, builder.order, [raw(returned(2))])] == [returned(2)]
 
 
-# -- the cache ----------------------------------------------------------------------------------------------------------------
+# -- the cache -----------------------------------------------------------------------------------------------
 
 
 def test_an_orders_summary() -> None:
@@ -351,11 +379,15 @@ def test_a_parcel_that_lost_its_number() -> None:
     [
         pytest.param([], False, id="new"),
         pytest.param([("pay", "51.00")], False, id="paid"),
-        pytest.param([("scan", "delivered"), ("scan", "in_transit", 2, 3, BORIS)], False, id="a parcel moves"),
+        pytest.param(
+            [("scan", "delivered"), ("scan", "in_transit", 2, 3, BORIS)], False, id="a parcel moves"
+        ),
         pytest.param([("scan", "delivered"), ("scan", "delivered", 2, 3, BORIS)], True, id="delivered"),
         pytest.param([("scan", "returned"), ("scan", "returned", 2, 3, BORIS)], True, id="returned"),
         pytest.param([("stock", "rejected"), ("stock", "rejected", BORIS)], True, id="closed"),
-        pytest.param([("stock", "rejected"), ("scan", "delivered", 2, 3, BORIS)], True, id="what is live is delivered"),
+        pytest.param(
+            [("stock", "rejected"), ("scan", "delivered", 2, 3, BORIS)], True, id="what is live is delivered"
+        ),
     ],
 )
 def test_whether_anything_is_still_expected(events: list[tuple[Any, ...]], settled: bool) -> None:
@@ -371,7 +403,9 @@ def test_an_order_of_many_parcels_refreshes_those_that_changed() -> None:
         builder.scan("in_transit", n, tracking_number=f"T{n}")
     builder.scan("delivered", 7, tracking_number="new")
     assert len(summary(builder).tracking) == rows.MANY_PARCELS
-    assert rows.order_row_and_summary(ORDER, raw(ORDER), builder.order, {raw(parcel(7))})[1] == summary(builder)
+    assert rows.order_row_and_summary(ORDER, raw(ORDER), builder.order, {raw(parcel(7))})[1] == summary(
+        builder
+    )
     builder.scan("in_transit", 5_000, tracking_number="T")
     builder.scan("delivered", 8, tracking_number="newer")
     changed = {raw(parcel(n)) for n in (7, 5_000)}

@@ -84,7 +84,11 @@ KAFKA = [
 UNUSABLE = [
     *(
         (name, value.format(scheme))
-        for name, scheme in (("POSTGRES", "postgresql"), ("POSTGRES_REPLICA", "postgresql"), ("REDIS", "redis"))
+        for name, scheme in (
+            ("POSTGRES", "postgresql"),
+            ("POSTGRES_REPLICA", "postgresql"),
+            ("REDIS", "redis"),
+        )
         for value in WRONG
     ),
     *(("KAFKA", value) for value in KAFKA),
@@ -95,7 +99,9 @@ Orders = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def orders(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Orders:
+def orders(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Orders:
     """Run a command line in this process with settings -> exit code, and all that was printed and logged."""
     caplog.set_level(logging.DEBUG)
     for name in ("KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"):
@@ -167,7 +173,9 @@ def test_the_api_prints_no_password_at_its_start(orders: Orders, url: str) -> No
     with socket.socket() as taken:  # so it ends, whatever it thinks of the address
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        code, out, err = orders("api", "--port", str(taken.getsockname()[1]), POSTGRES=url, POSTGRES_REPLICA=url)
+        code, out, err = orders(
+            "api", "--port", str(taken.getsockname()[1]), POSTGRES=url, POSTGRES_REPLICA=url
+        )
     assert (code, out) == (2, "")
     assert MARK not in err
 
@@ -183,5 +191,6 @@ def test_a_login_for_kafka_is_refused_in_clear_words(orders: Orders) -> None:
     code, _, err = orders("wait", KAFKA=KAFKA[0])
     assert code == 2
     assert err.startswith(
-        "orders: ORDERS_KAFKA=***: must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet;"
+        "orders: ORDERS_KAFKA=***: must be host:port,host:port without a scheme: a login or TLS for Kafka"
+        " can't be set yet;"
     )

@@ -1,4 +1,6 @@
-"""The simulated services: what they remember, so that a repeated command gets the same answer and no unit is had twice."""
+"""The simulated services: what they remember, so that a repeated command gets the same answer
+and no unit is had twice.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ import pytest
 
 from contracts.cloudevents import binary
 from domain import events
-from workload.services import Behaviour, Customers, Inventory, Later, Message, Payments, Shipping, SimulatedServices, Steps
+from workload.services import (
+    Behaviour,
+    Customers,
+    Inventory,
+    Later,
+    Message,
+    Payments,
+    Shipping,
+    SimulatedServices,
+    Steps,
+)
 
 ORDER = "0a0a0a0a-0000-4000-8000-000000000001"
 SELLER = "aaaaaaaa-0000-4000-8000-000000000001"
@@ -40,7 +52,9 @@ def all_of(steps: Steps) -> list[Message]:
 
 def told(steps: Steps) -> list[tuple[str, int]]:
     """(type, units)"""
-    return [(each.type, sum(item["quantity"] for item in each.data.get("items", []))) for each in all_of(steps)]
+    return [
+        (each.type, sum(item["quantity"] for item in each.data.get("items", []))) for each in all_of(steps)
+    ]
 
 
 def test_a_reservation_asked_twice_is_answered_twice_alike() -> None:
@@ -51,7 +65,9 @@ def test_a_reservation_asked_twice_is_answered_twice_alike() -> None:
 def test_what_is_refused_is_never_handed_out() -> None:
     for seed in range(20):
         inventory = Inventory(Behaviour(refusals=1, seed=seed))
-        rejected = sum(units for type_, units in told(inventory.reserve(COMMAND)) if type_ == "stock.rejected")
+        rejected = sum(
+            units for type_, units in told(inventory.reserve(COMMAND)) if type_ == "stock.rejected"
+        )
         assert rejected
         assert inventory.pick(RESERVATION, {ITEM: 3}).get(ITEM, 0) == 3 - rejected
 
@@ -62,7 +78,9 @@ def test_units_leave_or_come_back_but_not_both() -> None:
     assert inventory.pick(RESERVATION, {ITEM: 2}) == {ITEM: 2}
     assert told(inventory.release(COMMAND)) == [("stock.released", 1)]
     assert inventory.pick(RESERVATION, {ITEM: 1}) == {}
-    assert told(inventory.release(COMMAND)) == [("stock.released", 1)]  # the same answer again, not one more unit
+    assert told(inventory.release(COMMAND)) == [
+        ("stock.released", 1)
+    ]  # the same answer again, not one more unit
 
 
 def test_a_release_of_what_was_never_reserved_closes_it() -> None:
@@ -77,7 +95,15 @@ def test_a_label_leads_to_scans_up_to_the_door_and_asked_again_to_the_same_ones(
     shipping = Shipping(NEVER, inventory, lambda order, parcel, items: [])
     scans = all_of(shipping.label(COMMAND))
     assert {each.data["status"] for each in scans} == {"in_transit", "delivered"}
-    assert sum(item["quantity"] for each in scans if each.data["status"] == "delivered" for item in each.data["items"]) == 3
+    assert (
+        sum(
+            item["quantity"]
+            for each in scans
+            if each.data["status"] == "delivered"
+            for item in each.data["items"]
+        )
+        == 3
+    )
     again = all_of(shipping.label(COMMAND))
     assert all(any(each is scan for scan in scans) for each in again)
     assert len(again) == len(scans)
@@ -91,7 +117,9 @@ def test_payments() -> None:
 
 
 def test_customers_send_back_no_more_than_they_got() -> None:
-    returned = all_of(Customers(Behaviour(returns=1, refusals=0)).delivered(ORDER, COMMAND["label_request_id"], {ITEM: 3}))
+    returned = all_of(
+        Customers(Behaviour(returns=1, refusals=0)).delivered(ORDER, COMMAND["label_request_id"], {ITEM: 3})
+    )
     assert [each.data["status"] for each in returned] == ["requested", "processed"]
     assert 1 <= returned[0].data["quantity"] <= 3
 
@@ -99,7 +127,8 @@ def test_customers_send_back_no_more_than_they_got() -> None:
 def test_a_market_overlooks_as_many_commands_as_it_should() -> None:
     services = SimulatedServices(Behaviour(silence=0.3))
     answered = sum(
-        bool(all_of(services.handle("payment.initiate", COMMAND | {"payment_request_id": str(UUID(int=n))}))) for n in range(500)
+        bool(all_of(services.handle("payment.initiate", COMMAND | {"payment_request_id": str(UUID(int=n))})))
+        for n in range(500)
     )
     assert services.ignored == 500 - answered
     assert 0.2 < services.ignored / 500 < 0.4
@@ -110,7 +139,13 @@ def test_a_market_overlooks_as_many_commands_as_it_should() -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_every_checkout_is_one_that_the_pipeline_takes(seed: int) -> None:
     for checkout, _ in Customers(Behaviour(seed=seed)).checkouts(60):
-        attributes = {"specversion": "1.0", "id": "1", "source": "/tests", "type": checkout.type, "time": "2026-01-01T00:00:00Z"}
+        attributes = {
+            "specversion": "1.0",
+            "id": "1",
+            "source": "/tests",
+            "type": checkout.type,
+            "time": "2026-01-01T00:00:00Z",
+        }
         event = events.decode(checkout.type, *binary(attributes, checkout.data))
         assert str(UUID(bytes=event.order_id)) == str(uuid5(UUID(checkout.key), "order"))
         assert Decimal(checkout.data["total_amount"]) > 0

@@ -1,4 +1,6 @@
-"""Files of bulk jobs, line by line: what is taken, what is refused and where, and the ids and parts that they become."""
+"""Files of bulk jobs, line by line: what is taken, what is refused and where, and the ids
+and parts that they become.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ OTHER = FIRST.replace(ORDER, STRANGER).replace("30.00", "10.00")
 SCAN = VALID["shipment.updated"]
 
 
-def taken(content: bytes, kind: bulk.Kind = "orders", **options: Any) -> tuple[Job, list[list[dict[str, Any]]], list[Refusal]]:
+def taken(
+    content: bytes, kind: bulk.Kind = "orders", **options: Any
+) -> tuple[Job, list[list[dict[str, Any]]], list[Refusal]]:
     """The job of a file, the events of each of its parts, and its refused lines."""
     refused: list[Refusal] = []
     with ExitStack() as stack:
@@ -104,7 +108,9 @@ GOOD = OTHER.rstrip()
 
 def orders_sent(*lines: str | bytes, header: str = HEADER) -> dict[str, int]:
     """Of a file of these lines: the orders that would be sent, and how many items each has."""
-    text = b"\n".join([header.rstrip().encode(), *(line if isinstance(line, bytes) else line.encode() for line in lines)])
+    text = b"\n".join(
+        [header.rstrip().encode(), *(line if isinstance(line, bytes) else line.encode() for line in lines)]
+    )
     return {each["order_id"]: len(each["items"]) for part in taken(text)[1] for each in part}
 
 
@@ -112,7 +118,9 @@ BROKEN: dict[str, str | bytes] = {
     "a quote that isn't closed": GIFT.replace("gift", '"gift'),
     "a quote that isn't opened": GIFT.replace("gift", 'gift","'),
     "not UTF-8": GIFT.encode().replace(b"gift", b"g\xefft"),
-    "not UTF-8, id in upper case": GIFT.encode().replace(ORDER.encode(), ORDER.upper().encode()).replace(b"gift", b"g\xefft"),
+    "not UTF-8, id in upper case": GIFT.encode()
+    .replace(ORDER.encode(), ORDER.upper().encode())
+    .replace(b"gift", b"g\xefft"),
     "a cell too few": GIFT.replace("gift,", ""),
     "a cell too many": GIFT + ",",
     "a cell too many before the id": "x," + GIFT,
@@ -142,7 +150,9 @@ NOBODYS: dict[str, str | bytes] = {
 
 @pytest.mark.parametrize("gift", BROKEN.values(), ids=BROKEN)
 @pytest.mark.parametrize("where", [0, 1, 2, 3])
-def test_an_order_of_which_a_line_cannot_be_read_is_refused_wherever_it_stands(gift: str | bytes, where: int) -> None:
+def test_an_order_of_which_a_line_cannot_be_read_is_refused_wherever_it_stands(
+    gift: str | bytes, where: int
+) -> None:
     lines: list[str | bytes] = [PAID, GOOD, GOOD.replace(STRANGER, STRANGER.replace("c", "d"))]
     lines.insert(where, gift)
     found = orders_sent(*lines)
@@ -258,7 +268,14 @@ def test_one_content_is_one_job_in_whatever_wrapping() -> None:
 
 
 def test_members_of_gzip_are_one_file() -> None:
-    assert taken(gzip.compress(HEADER.encode()) + gzip.compress((PAID + "\n").encode()) + gzip.compress(GIFT.encode()))[0].accepted == 1
+    assert (
+        taken(
+            gzip.compress(HEADER.encode())
+            + gzip.compress((PAID + "\n").encode())
+            + gzip.compress(GIFT.encode())
+        )[0].accepted
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -289,7 +306,9 @@ def test_a_file_that_cannot_be_read_as_a_whole(content: bytes, says: str) -> Non
 
 
 def test_parts_hold_so_many_events_and_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = b"\n".join(json.dumps({**SCAN, "shipment_id": parcel(n), "time": at(1)}).encode() for n in range(25))
+    lines = b"\n".join(
+        json.dumps({**SCAN, "shipment_id": parcel(n), "time": at(1)}).encode() for n in range(25)
+    )
     monkeypatch.setattr(files, "PART_EVENTS", 10)
     assert [len(part) for part in taken(lines, "shipments")[1]] == [10, 10, 5]
     monkeypatch.setattr(files, "PART_BYTES", 1000)
@@ -334,7 +353,9 @@ def test_parquet_nested_and_a_row_an_item() -> None:
         assert refused == []
         assert len(event["items"]) == 2
         assert "region" not in event
-    assert [(each.line, each.reason) for each in taken(parquet({**flat, "time": at(1), "price": 10.0}))[2]] == [(1, "field_malformed")]
+    assert [
+        (each.line, each.reason) for each in taken(parquet({**flat, "time": at(1), "price": 10.0}))[2]
+    ] == [(1, "field_malformed")]
 
 
 @pytest.mark.parametrize(
@@ -353,7 +374,9 @@ def test_parquet_nested_and_a_row_an_item() -> None:
         ("time", pa.timestamp("ms", "UTC"), 1_700_000_000_000, 1 << 52, "$.time: of a type"),
     ],
 )
-def test_each_value_of_parquet_is_judged_by_itself(column: str, type_: pa.DataType, good: Any, bad: Any, refused: str) -> None:
+def test_each_value_of_parquet_is_judged_by_itself(
+    column: str, type_: pa.DataType, good: Any, bad: Any, refused: str
+) -> None:
     item = {
         "item_id": item_id(1),
         "product_id": PRODUCT,
@@ -363,7 +386,8 @@ def test_each_value_of_parquet_is_judged_by_itself(column: str, type_: pa.DataTy
         "price": "10.00",
     }
     rows = [
-        {"order_id": id_, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item} for id_ in (ORDER, STRANGER)
+        {"order_id": id_, "time": at(1), "user_id": USER, "currency": "EUR", "total_amount": "10.00", **item}
+        for id_ in (ORDER, STRANGER)
     ]
     table = pa.Table.from_pylist(rows)
     for values, count in (([good, good], 2), ([good, bad], 1)):
@@ -372,7 +396,9 @@ def test_each_value_of_parquet_is_judged_by_itself(column: str, type_: pa.DataTy
         pq.write_table(changed, buffer)
         job, parts, told = taken(buffer.getvalue())
         assert job.accepted == count, told
-        assert all(column != "sku" or each["items"][0]["sku"] in ("lamp", "0123456789abcdef") for each in parts[0])
+        assert all(
+            column != "sku" or each["items"][0]["sku"] in ("lamp", "0123456789abcdef") for each in parts[0]
+        )
     assert refused in told[0].detail
 
 
@@ -443,7 +469,9 @@ def test_small_files_that_unpack_to_gigabytes_are_refused(monkeypatch: pytest.Mo
         assert len(buffer.getvalue()) < 50_000
         with pytest.raises(SourceError, match=says):
             taken(buffer.getvalue())
-    many = pa.table({name: pa.array([""]).take(pa.array([0] * 100_000)) for name in HEADER.strip().split(",")})
+    many = pa.table(
+        {name: pa.array([""]).take(pa.array([0] * 100_000)) for name in HEADER.strip().split(",")}
+    )
     buffer = io.BytesIO()
     pq.write_table(many, buffer)
     with pytest.raises(SourceError, match="more than 1,000,000 bytes"):
@@ -462,7 +490,9 @@ def test_gzip_that_unpacks_to_much_more_than_its_size_is_refused(monkeypatch: py
 
 
 @pytest.mark.parametrize("change", ["grow", "shrink", "write"])
-def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
     file = tmp_path / "orders.csv"
     file.write_text(HEADER + PAID + "\n" + GIFT)
     look = copies._require_data
@@ -514,7 +544,9 @@ def test_a_part_is_taken_apart_into_events_as_they_came() -> None:
             events.decode("order.created", each.headers, each.value)
 
 
-@pytest.mark.parametrize("change", [{"part": 3}, {"part": 0}, {"parts": 0}, {"job_id": "x"}, {"events": None}, {"part": None}])
+@pytest.mark.parametrize(
+    "change", [{"part": 3}, {"part": 0}, {"parts": 0}, {"job_id": "x"}, {"events": None}, {"part": None}]
+)
 def test_what_is_no_part_is_refused(change: dict[str, Any]) -> None:
     headers, _ = record("order.bulk", {})
     good = {"job_id": JOB, "part": 1, "parts": 2, "events": []}

@@ -34,13 +34,20 @@ def parts(event: SourceEvent) -> tuple[dict[str, Any], dict[str, Any]]:
     if headers["content-type"].startswith("application/cloudevents+json"):
         attributes, data = {name: value for name, value in body.items() if name != "data"}, body["data"]
     else:
-        attributes, data = {name[3:]: value for name, value in headers.items() if name.startswith("ce_")}, body
+        attributes, data = (
+            {name[3:]: value for name, value in headers.items() if name.startswith("ce_")},
+            body,
+        )
     return attributes, canonical(data)
 
 
 def canonical(data: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: [canonical(item) for item in value] if name == "items" else str(UUID(value)) if name.endswith("_id") else value
+        name: [canonical(item) for item in value]
+        if name == "items"
+        else str(UUID(value))
+        if name.endswith("_id")
+        else value
         for name, value in data.items()
     }
 
@@ -79,7 +86,10 @@ def test_orders_add_up(clean: list[SourceEvent]) -> None:
     orders = [parts(event)[1] for event in clean if event.topic == "order.created"]
     assert len(orders) == 600
     for order in orders:
-        lines = sum(Decimal(item["price"]) * item["quantity"] + Decimal(item.get("shipping_amount", 0)) for item in order["items"])
+        lines = sum(
+            Decimal(item["price"]) * item["quantity"] + Decimal(item.get("shipping_amount", 0))
+            for item in order["items"]
+        )
         discount = Decimal(order.get("discount_amount", 0))
         assert Decimal(order["total_amount"]) == lines - discount
         assert len(order["total_amount"].partition(".")[2]) == DIGITS[order["currency"]]
@@ -101,7 +111,9 @@ def test_facts_are_about_lines_and_sellers_that_the_order_has(clean: list[Source
                 assert lines[item["item_id"]]["seller_id"] == data["seller_id"]
                 assert 1 <= item["quantity"] <= lines[item["item_id"]]["quantity"]
         if topic.startswith("stock."):
-            assert data["reservation_id"] == str(uuid5(UUID(data["order_id"]), f"reservation:{data['seller_id']}"))
+            assert data["reservation_id"] == str(
+                uuid5(UUID(data["order_id"]), f"reservation:{data['seller_id']}")
+            )
         if topic == "order.returned":
             assert data["quantity"] <= lines[data["item_id"]]["quantity"]
 
@@ -111,10 +123,23 @@ def test_every_turn_of_fate_occurs(clean: list[SourceEvent]) -> None:
     scans = [data for topic, _, data in events if topic == "shipment.updated"]
     assert {scan["status"] for scan in scans} == {"pending", "in_transit", "delivered", "returned"}
     assert {"items" in scan for scan in scans} == {True, False}
-    assert {data["status"] for topic, _, data in events if topic == "order.returned"} == {"requested", "processed", "rejected"}
-    assert {"seller_id" in data for topic, _, data in events if topic == "order.cancel_requested"} == {True, False}
-    assert {"items" in data for topic, _, data in events if topic in ("stock.rejected", "stock.released")} == {True, False}
-    totals = {data["order_id"]: Decimal(data["total_amount"]) for topic, _, data in events if topic == "order.created"}
+    assert {data["status"] for topic, _, data in events if topic == "order.returned"} == {
+        "requested",
+        "processed",
+        "rejected",
+    }
+    assert {"seller_id" in data for topic, _, data in events if topic == "order.cancel_requested"} == {
+        True,
+        False,
+    }
+    assert {
+        "items" in data for topic, _, data in events if topic in ("stock.rejected", "stock.released")
+    } == {True, False}
+    totals = {
+        data["order_id"]: Decimal(data["total_amount"])
+        for topic, _, data in events
+        if topic == "order.created"
+    }
     captured: defaultdict[str, Decimal] = defaultdict(Decimal)
     payments: Counter[str] = Counter()
     for topic, _, data in events:
@@ -160,7 +185,11 @@ def test_shuffling_only_displaces(clean: list[SourceEvent]) -> None:
     assert early > 10
 
 
-@pytest.mark.parametrize("poison", [poison for poison in POISONS.values() if not poison.needs_order], ids=lambda poison: poison.name)
+@pytest.mark.parametrize(
+    "poison",
+    [poison for poison in POISONS.values() if not poison.needs_order],
+    ids=lambda poison: poison.name,
+)
 def test_poison_is_refused_for_its_reason(poison: Any) -> None:
     event = poison.make(Random(3))
     with pytest.raises(Refused) as caught:
@@ -168,7 +197,9 @@ def test_poison_is_refused_for_its_reason(poison: Any) -> None:
     assert caught.value.code == poison.reason
 
 
-@pytest.mark.parametrize("poison", [poison for poison in POISONS.values() if poison.needs_order], ids=lambda poison: poison.name)
+@pytest.mark.parametrize(
+    "poison", [poison for poison in POISONS.values() if poison.needs_order], ids=lambda poison: poison.name
+)
 def test_poison_for_the_orders_sake_is_an_event_of_that_order(poison: Any, clean: list[SourceEvent]) -> None:
     created = next(parts(event)[1] for event in clean if event.topic == "order.created")
     event = poison.make(Random(3), Anchor(created, 0))
@@ -180,9 +211,17 @@ def test_poison_for_the_orders_sake_is_an_event_of_that_order(poison: Any, clean
 
 
 def test_every_reason_has_a_poison() -> None:
-    beyond_a_limit = {errors.ORDER_TOO_LARGE, errors.RECORD_TOO_LARGE}  # thousands of events, a record that came compressed
-    beneath_an_event = {errors.UNREADABLE, errors.ORIGIN_UNKNOWN}  # bytes that no producer writes, records on a topic of our own
-    assert {poison.reason for poison in POISONS.values()} == set(errors.REASONS) - beyond_a_limit - beneath_an_event
+    beyond_a_limit = {
+        errors.ORDER_TOO_LARGE,
+        errors.RECORD_TOO_LARGE,
+    }  # thousands of events, a record that came compressed
+    beneath_an_event = {
+        errors.UNREADABLE,
+        errors.ORIGIN_UNKNOWN,
+    }  # bytes that no producer writes, records on a topic of our own
+    assert {poison.reason for poison in POISONS.values()} == set(
+        errors.REASONS
+    ) - beyond_a_limit - beneath_an_event
 
 
 def test_poison_comes_as_often_as_asked_and_after_its_order(clean: list[SourceEvent]) -> None:
@@ -209,12 +248,18 @@ def test_the_workload_is_what_the_benchmark_says() -> None:
     for event in events:
         assert decode(event.topic, event.headers, event.value).time == event.time_us
     counts = Counter(event.topic for event in events)
-    assert (counts["order.created"], counts["order.paid"], counts["shipment.updated"]) == (orders, orders, 2 * orders)
+    assert (counts["order.created"], counts["order.paid"], counts["shipment.updated"]) == (
+        orders,
+        orders,
+        2 * orders,
+    )
     assert 0.06 < counts["order.returned"] / orders < 0.10
     created = [json.loads(event.value or b"") for event in events if event.topic == "order.created"]
     assert 1.17 < sum(len(order["items"]) for order in created) / orders < 1.23
     assert {order["currency"] for order in created} == {"EUR"}
-    paid = {event.key: json.loads(event.value or b"")["amount"] for event in events if event.topic == "order.paid"}
+    paid = {
+        event.key: json.loads(event.value or b"")["amount"] for event in events if event.topic == "order.paid"
+    }
     assert all(paid[order["order_id"].encode()] == order["total_amount"] for order in created)
     newest: dict[bytes | None, int] = {}
     place = 0

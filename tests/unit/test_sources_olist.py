@@ -1,4 +1,6 @@
-"""Olist's files as events, as workload/olist.py maps them: on made-up rows, and on the real ones where they are."""
+"""Olist's files as events, as workload/olist.py maps them: on made-up rows, and on the
+real ones where they are.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,14 @@ NAMESPACE = UUID(ORDER)
 
 FILES = {
     "olist_orders_dataset.csv": [
-        "order_id,customer_id,order_status,order_purchase_timestamp,order_approved_at,order_delivered_carrier_date,"
-        "order_delivered_customer_date,order_estimated_delivery_date",
-        f"{ORDER},{CUSTOMER},delivered,2018-06-12 20:07:44,2018-06-13 10:00:00,2018-06-13 09:00:00,2018-06-19 12:00:00,2018-07-17 00:00:00",
+        (
+            "order_id,customer_id,order_status,order_purchase_timestamp,order_approved_at,order_delivered_carrier_date,"
+            "order_delivered_customer_date,order_estimated_delivery_date"
+        ),
+        (
+            f"{ORDER},{CUSTOMER},delivered,2018-06-12 20:07:44,2018-06-13 10:00:00,2018-06-13"
+            " 09:00:00,2018-06-19 12:00:00,2018-07-17 00:00:00"
+        ),
         f"{EMPTY},{CUSTOMER},canceled,2018-06-12 20:07:45,2018-06-12 20:08:00,,,",
     ],
     "olist_customers_dataset.csv": [
@@ -74,7 +81,14 @@ def test_one_order_as_the_contract_has_it(tmp_path: Path) -> None:
         ("shipment.updated", "delivered", b"2018-06-19T12:00:00-03:00"),
         ("shipment.updated", "delivered", b"2018-06-19T12:00:00-03:00"),
     ]
-    item = {"product_id": PRODUCT, "seller_id": SELLERS[0], "sku": PRODUCT, "quantity": 1, "price": "35.9", "shipping_amount": "15.2"}
+    item = {
+        "product_id": PRODUCT,
+        "seller_id": SELLERS[0],
+        "sku": PRODUCT,
+        "quantity": 1,
+        "price": "35.9",
+        "shipping_amount": "15.2",
+    }
     assert data(events[0]) == {
         "order_id": ORDER,
         "user_id": PERSON,
@@ -84,7 +98,13 @@ def test_one_order_as_the_contract_has_it(tmp_path: Path) -> None:
         "items": [
             {"item_id": str(uuid5(NAMESPACE, "1")), **item},
             {"item_id": str(uuid5(NAMESPACE, "2")), **item},
-            {"item_id": str(uuid5(NAMESPACE, "3")), **item, "seller_id": SELLERS[1], "price": "100", "shipping_amount": "0"},
+            {
+                "item_id": str(uuid5(NAMESPACE, "3")),
+                **item,
+                "seller_id": SELLERS[1],
+                "price": "100",
+                "shipping_amount": "0",
+            },
         ],
     }
     assert [(data(event)["payment_id"], data(event)["amount"]) for event in events[3:5]] == [
@@ -94,7 +114,11 @@ def test_one_order_as_the_contract_has_it(tmp_path: Path) -> None:
     shipments = [str(uuid5(NAMESPACE, str(UUID(seller)))) for seller in SELLERS]
     assert [data(event)["shipment_id"] for event in (*events[1:3], *events[5:])] == shipments * 2
     assert {data(event)["estimated_delivery"] for event in events[1:3]} == {"2018-07-17"}
-    assert data(events[1])["tracking_number"] == data(events[5])["tracking_number"] != data(events[2])["tracking_number"]
+    assert (
+        data(events[1])["tracking_number"]
+        == data(events[5])["tracking_number"]
+        != data(events[2])["tracking_number"]
+    )
 
 
 def test_an_order_without_items_is_sent_as_it_is(tmp_path: Path) -> None:
@@ -114,8 +138,14 @@ def test_again_is_the_same_bytes(tmp_path: Path) -> None:
     [
         ("2018-06-12 20:07:44", "2018-06-12T23:07:44+00:00"),
         ("2018-01-20 12:00:00", "2018-01-20T14:00:00+00:00"),  # summer time
-        ("2017-10-15 00:30:00", "2017-10-15T03:30:00+00:00"),  # clocks went forward at midnight: skipped, by the offset before
-        ("2018-02-17 23:30:00", "2018-02-18T01:30:00+00:00"),  # clocks went back at midnight: the first of two
+        (
+            "2017-10-15 00:30:00",
+            "2017-10-15T03:30:00+00:00",
+        ),  # clocks went forward at midnight: skipped, by the offset before
+        (
+            "2018-02-17 23:30:00",
+            "2018-02-18T01:30:00+00:00",
+        ),  # clocks went back at midnight: the first of two
     ],
 )
 def test_local_times(local: str, expected: str) -> None:
@@ -125,23 +155,57 @@ def test_local_times(local: str, expected: str) -> None:
 @pytest.mark.parametrize(
     ("name", "lines", "says"),
     [
-        ("payments", ["order_id,payment_sequential,payment_type"], "olist_order_payments_dataset.csv: no column payment_value"),
+        (
+            "payments",
+            ["order_id,payment_sequential,payment_type"],
+            "olist_order_payments_dataset.csv: no column payment_value",
+        ),
         ("customers", ["customer_id,customer_unique_id,customer_state", "x,u,SP"], None),
-        ("customers", ["customer_id,customer_unique_id,customer_state", "x"], "line 2: not the cells of one line"),
-        ("customers", ["customer_id,customer_unique_id,customer_state", '"x,u,SP', 'y,u,SP"'], "line 3: not the cells of one line"),
+        (
+            "customers",
+            ["customer_id,customer_unique_id,customer_state", "x"],
+            "line 2: not the cells of one line",
+        ),
+        (
+            "customers",
+            ["customer_id,customer_unique_id,customer_state", '"x,u,SP', 'y,u,SP"'],
+            "line 3: not the cells of one line",
+        ),
         (
             "customers",
             ["customer_id,customer_unique_id,customer_state", "x,u,SP", "x,v,SP"],
             "line 3: customer_id 'x' stands in line 2, too",
         ),
-        ("customers", ["customer_id,customer_unique_id,customer_id", "x,u,SP"], "column customer_id stands twice"),
-        ("orders", [FILES["olist_orders_dataset.csv"][0], "0" * 32 + ",c,s,2018-01-01 12:00:00,,,,"], "is no order of"),
-        ("orders", [FILES["olist_orders_dataset.csv"][0], f"{ORDER},c,s,never,,,,"], "line 2: order_purchase_timestamp 'never'"),
-        ("orders", [FILES["olist_orders_dataset.csv"][0], f"{ORDER},c,s,,,,,"], "line 2: order_purchase_timestamp '' is empty"),
-        ("orders", [FILES["olist_orders_dataset.csv"][0], "nonsense,c,s,,,,,"], "line 2: order_id 'nonsense' is not 32 hex digits"),
+        (
+            "customers",
+            ["customer_id,customer_unique_id,customer_id", "x,u,SP"],
+            "column customer_id stands twice",
+        ),
+        (
+            "orders",
+            [FILES["olist_orders_dataset.csv"][0], "0" * 32 + ",c,s,2018-01-01 12:00:00,,,,"],
+            "is no order of",
+        ),
+        (
+            "orders",
+            [FILES["olist_orders_dataset.csv"][0], f"{ORDER},c,s,never,,,,"],
+            "line 2: order_purchase_timestamp 'never'",
+        ),
+        (
+            "orders",
+            [FILES["olist_orders_dataset.csv"][0], f"{ORDER},c,s,,,,,"],
+            "line 2: order_purchase_timestamp '' is empty",
+        ),
+        (
+            "orders",
+            [FILES["olist_orders_dataset.csv"][0], "nonsense,c,s,,,,,"],
+            "line 2: order_id 'nonsense' is not 32 hex digits",
+        ),
     ],
 )
-def test_files_that_cannot_be_used_are_named(tmp_path: Path, name: str, lines: list[str], says: str | None) -> None:
+def test_files_that_cannot_be_used_are_named(
+    tmp_path: Path, name: str, lines: list[str], says: str | None
+) -> None:
     file = {"payments": "order_payments", "items": "order_items"}.get(name, name)
     write(tmp_path)
     (tmp_path / f"olist_{file}_dataset.csv").write_text("\n".join(lines) + "\n")

@@ -1,4 +1,6 @@
-"""Where the local stack keeps what it fetches and copies, as whom it runs Postgres, and what it says when it can't."""
+"""Where the local stack keeps what it fetches and copies, as whom it runs Postgres, and
+what it says when it can't.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def fallback(machine: Path) -> Path:
     """Where downloads go without a home: a folder of the machine for root, a temporary one for others."""
-    return machine / "cache" / folders.NAME if os.geteuid() == 0 else machine / "tmp" / f"{folders.NAME}-{os.geteuid()}"
+    return (
+        machine / "cache" / folders.NAME
+        if os.geteuid() == 0
+        else machine / "tmp" / f"{folders.NAME}-{os.geteuid()}"
+    )
 
 
 def test_downloads_go_into_the_users_cache(machine: Path) -> None:
@@ -40,7 +46,9 @@ def test_downloads_go_into_the_users_cache(machine: Path) -> None:
 
 
 @pytest.mark.parametrize("home", ["/nonexistent", "file"])
-def test_without_a_home_downloads_go_elsewhere(machine: Path, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+def test_without_a_home_downloads_go_elsewhere(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, home: str
+) -> None:
     (machine / "file").touch()
     monkeypatch.setenv("HOME", str(machine / "file") if home == "file" else home)
     monkeypatch.chdir(machine)
@@ -48,7 +56,9 @@ def test_without_a_home_downloads_go_elsewhere(machine: Path, monkeypatch: pytes
     assert not Path("/nonexistent").exists()
 
 
-def test_a_user_whom_the_system_does_not_know_has_no_home(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_whom_the_system_does_not_know_has_no_home(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("HOME")
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.chdir(machine)
@@ -56,11 +66,15 @@ def test_a_user_whom_the_system_does_not_know_has_no_home(machine: Path, monkeyp
     assert not (machine / "~").exists()
 
 
-def test_root_leaves_nothing_in_the_home_that_sudo_kept(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_root_leaves_nothing_in_the_home_that_sudo_kept(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     owner = os.stat
     home = machine / "home"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(Path, "stat", lambda path, **how: Owned(owner(path, **how), 4711 if path == home else 0))
+    monkeypatch.setattr(
+        Path, "stat", lambda path, **how: Owned(owner(path, **how), 4711 if path == home else 0)
+    )
     monkeypatch.setattr(Path, "lstat", lambda path: Owned(owner(path, follow_symlinks=False), 0))
     assert folders.cache() == machine / "cache" / folders.NAME
     assert list(home.iterdir()) == []
@@ -74,7 +88,9 @@ class Owned:
         self.st_mode = status.st_mode
 
 
-def test_what_somebody_else_put_into_a_public_folder_is_not_used(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_somebody_else_put_into_a_public_folder_is_not_used(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     theirs = machine / "tmp" / "known-name"
     (machine / "mine").mkdir()
     theirs.symlink_to(machine / "mine")
@@ -98,13 +114,15 @@ def test_no_temporary_folder_is_no_traceback(machine: Path, monkeypatch: pytest.
     assert folders.cache().is_relative_to(machine / "home")
 
 
-# -- Postgres: as whom, and from where --------------------------------------------------------------------------
+# -- Postgres: as whom, and from where -----------------------------------------------------------------------
 
 
 def test_root_without_an_unprivileged_user_is_told_to_add_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(pwd, "getpwnam", unknown)
-    with pytest.raises(StackError, match=r"no user postgres or nobody; add one \(useradd --system postgres\)"):
+    with pytest.raises(
+        StackError, match=r"no user postgres or nobody; add one \(useradd --system postgres\)"
+    ):
         postgres.account()
 
 
@@ -121,8 +139,12 @@ def unknown(_: object) -> pwd.struct_passwd:
     raise KeyError
 
 
-def test_programs_that_cannot_be_run_where_they_are_are_run_from_a_copy(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As root with a real user who can't enter this folder; otherwise with a stand-in for the first attempt."""
+def test_programs_that_cannot_be_run_where_they_are_are_run_from_a_copy(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root with a real user who can't enter this folder; otherwise with a
+    stand-in for the first attempt.
+    """
     runner = postgres.account()
     installed = postgres.site_packages() / postgres.INSTALLED / "bin"
     public = public_folder(machine) if runner else machine / "cache"
@@ -130,7 +152,11 @@ def test_programs_that_cannot_be_run_where_they_are_are_run_from_a_copy(machine:
     monkeypatch.setattr(folders, "caches", lambda: [public])
     attempt = processes.attempt
     monkeypatch.setattr(
-        postgres, "attempt", lambda argv, runner: "Permission denied" if argv[0] == str(installed / "initdb") else attempt(argv, runner)
+        postgres,
+        "attempt",
+        lambda argv, runner: (
+            "Permission denied" if argv[0] == str(installed / "initdb") else attempt(argv, runner)
+        ),
     )
     try:
         copy = postgres.tools(runner)
@@ -141,7 +167,9 @@ def test_programs_that_cannot_be_run_where_they_are_are_run_from_a_copy(machine:
         assert postgres.tools(runner) == copy
         assert (copy / "postgres").stat().st_ino == made.st_ino, "one copy for all"
 
-        [library] = (copy.parents[2] / f"{postgres.PACKAGE}.libs").glob("libpq-*.5.18")  # what a cleaner took as nobody had used it
+        [library] = (copy.parents[2] / f"{postgres.PACKAGE}.libs").glob(
+            "libpq-*.5.18"
+        )  # what a cleaner took as nobody had used it
         library.unlink()
         assert postgres.tools(runner) == copy
         assert processes.attempt([str(copy / "psql"), "--version"], runner) is None
@@ -153,7 +181,8 @@ def test_nowhere_to_run_from_is_said_in_one_line(machine: Path, monkeypatch: pyt
     monkeypatch.setattr(postgres, "attempt", lambda argv, runner: "Permission denied")
     monkeypatch.setattr(folders, "caches", lambda: [machine / "cache"])
     with pytest.raises(
-        StackError, match=r"neither from .*pginstall18/bin \(Permission denied\) nor from a copy in .*; set TMPDIR"
+        StackError,
+        match=r"neither from .*pginstall18/bin \(Permission denied\) nor from a copy in .*; set TMPDIR",
     ) as raised:
         postgres.tools(postgres.account())
     assert "\n" not in str(raised.value)
@@ -166,10 +195,12 @@ def public_folder(machine: Path) -> Path:
     return path
 
 
-# -- Kafka ------------------------------------------------------------------------------------------------------
+# -- Kafka ---------------------------------------------------------------------------------------------------
 
 
-def test_kafkas_libraries_are_loaded_from_where_that_works(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kafkas_libraries_are_loaded_from_where_that_works(
+    machine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broker = Broker(1, machine, State(path=machine / "stack.json", brokers=1), print)
     broker.home.mkdir(parents=True)
     assert broker.scratch == broker.home / "tmp"
@@ -177,14 +208,16 @@ def test_kafkas_libraries_are_loaded_from_where_that_works(machine: Path, monkey
     assert broker.scratch.is_relative_to(folders.cache())
 
 
-# -- the stack's own folder -------------------------------------------------------------------------------------
+# -- the stack's own folder ----------------------------------------------------------------------------------
 
 
 def test_another_users_stack_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     State(path=tmp_path / "stack.json", brokers=1).save()
     me = pwd.getpwuid(os.geteuid()).pw_name
     monkeypatch.setattr(os, "geteuid", lambda: 54321)
-    with pytest.raises(StackError, match=f"{re.escape(str(tmp_path))} belongs to {me}; run this as that user"):
+    with pytest.raises(
+        StackError, match=f"{re.escape(str(tmp_path))} belongs to {me}; run this as that user"
+    ):
         Stack.start(tmp_path)
 
 
@@ -224,5 +257,8 @@ def test_a_root_without_roots_rights_is_told_so(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(postgres, "account", lambda: pwd.getpwuid(os.geteuid()))
     monkeypatch.setattr(os, "chown", refused)
-    with pytest.raises(StackError, match=r"may not hand its files over to .* \(Operation not permitted\); run this as another user"):
+    with pytest.raises(
+        StackError,
+        match=r"may not hand its files over to .* \(Operation not permitted\); run this as another user",
+    ):
         postgres.Primary(tmp_path, State(path=tmp_path / "stack.json", brokers=1)).prepare()

@@ -26,15 +26,21 @@ KEYS = [b"%04d" % number for number in range(2000)]
 
 async def test_of_a_stretch_of_the_changelog_the_highest_version_counts() -> None:
     """A worker that had lost its lane may have written an older state behind its successor's."""
-    older, newer = (codec.encode(Order(version=n, failures=[PaymentFailure(1, bytes(16), "x")] * n)) for n in (1, 2))
+    older, newer = (
+        codec.encode(Order(version=n, failures=[PaymentFailure(1, bytes(16), "x")] * n)) for n in (1, 2)
+    )
     key, other = b"k" * 16, b"o" * 16
     written = [(key, newer), (other, older), (key, older), (key, b"no state")]
-    records: list[Any] = [SimpleNamespace(key=key, value=value, offset=at) for at, (key, value) in enumerate(written)]
+    records: list[Any] = [
+        SimpleNamespace(key=key, value=value, offset=at) for at, (key, value) in enumerate(written)
+    ]
 
     async def stretches(tp: object, since: int, end: int) -> AsyncGenerator[Stretch, None]:
         yield Stretch(records, end)
 
-    table: Any = SimpleNamespace(changelog_topic_name="changelog", version_of=codec.version_of, is_state=codec.is_state)
+    table: Any = SimpleNamespace(
+        changelog_topic_name="changelog", version_of=codec.version_of, is_state=codec.is_state
+    )
     lane: Any = SimpleNamespace(partition=3, generation=1)
     found = [each async for each in OpenLane(lane, cast(Any, None), stretches).changes(table, 0, 4)]
     assert found == [({key: newer, other: older}, 4)]
@@ -70,7 +76,9 @@ def broken(tmp_path: Path) -> StateStore:
         pytest.param(lambda store: store.recover(0, [], 3) or store.states(0, KEYS[::-1]), id="recover"),
     ],
 )
-def test_a_broken_file_is_deleted_and_ends_the_worker(broken: StateStore, use: Callable[[StateStore], object]) -> None:
+def test_a_broken_file_is_deleted_and_ends_the_worker(
+    broken: StateStore, use: Callable[[StateStore], object]
+) -> None:
     with pytest.raises(StateCorrupt, match="partition 0 is corrupt and was deleted"):
         use(broken)
     assert not broken.partition_path(0).exists()
@@ -85,7 +93,7 @@ def test_a_store_that_another_process_holds_is_left_alone(tmp_path: Path) -> Non
     assert first.states(0, [b"key"]) == [b"value"]
 
 
-# -- keys that upstream chooses -----------------------------------------------------------------------------------------
+# -- keys that upstream chooses ------------------------------------------------------------------------------
 
 
 def ordinary(folder: Path) -> StateStore:
@@ -100,7 +108,9 @@ def state(version: int = 1, due: int = 0) -> bytes:
     return codec.encode(order)
 
 
-@pytest.mark.parametrize("key", [b"__faust\x00offset__", b"due:" + bytes(12), b"changelog-offset", b"offset of the ch"])
+@pytest.mark.parametrize(
+    "key", [b"__faust\x00offset__", b"due:" + bytes(12), b"changelog-offset", b"offset of the ch"]
+)
 def test_an_order_s_id_is_no_key_of_the_store_s_own(tmp_path: Path, key: bytes) -> None:
     assert len(key) == 16
     store = ordinary(tmp_path)
@@ -162,7 +172,9 @@ def test_what_is_no_state_is_left_out_of_a_recovery(tmp_path: Path, caplog: pyte
     assert caplog.text.count("is no state: left out") == len(rubbish) + 4
 
 
-def test_due_states_come_a_few_at_a_time_where_they_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_due_states_come_a_few_at_a_time_where_they_are_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(table, "DUE_BYTES", 20_000)
     store = ordinary(tmp_path)
     keys = [n.to_bytes(16, "big") for n in range(300)]

@@ -1,6 +1,7 @@
 """States as they lie in changelogs: recorded bytes are read, and written again as they were.
 
-tests/unit/states.txt holds an order's id and its state a line, in hex, written while numbers and tuples stood where enums and structs are.
+tests/unit/states.txt holds an order's id and its state a line, in hex, written while numbers and tuples stood
+where enums and structs are.
 """
 
 from __future__ import annotations
@@ -10,13 +11,25 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from domain.enums import ClosedBecause, DeadlineKind, Numbered, OrderStatus, Rank, RefundCause, ReturnStatus, StockAnswer, SuborderStatus
+from domain.enums import (
+    ClosedBecause,
+    DeadlineKind,
+    Numbered,
+    OrderStatus,
+    Rank,
+    RefundCause,
+    ReturnStatus,
+    StockAnswer,
+    SuborderStatus,
+)
 from domain.order import Order, PublishedSuborder
 from tables import codec
 
 RECORDED = [
     (bytes.fromhex(order_id), bytes.fromhex(state))
-    for order_id, state in map(str.split, Path(__file__).with_name("states.txt").read_text(encoding="ascii").splitlines())
+    for order_id, state in map(
+        str.split, Path(__file__).with_name("states.txt").read_text(encoding="ascii").splitlines()
+    )
 ]
 STATUS, PARTS = map(Order.__struct_fields__.index, ("status", "suborders"))
 each_state = pytest.mark.parametrize(("order_id", "state"), RECORDED, ids=range(len(RECORDED)))
@@ -53,12 +66,31 @@ def test_a_part_of_a_state_is_the_array_of_its_fields(order_id: bytes, state: by
 
 
 def test_an_element_of_a_part_keeps_its_meaning() -> None:
-    names = ["status", "items_amount", "shipping", "discount", "live", "in_transit", "delivered", "returned", "because"]
+    names = [
+        "status",
+        "items_amount",
+        "shipping",
+        "discount",
+        "live",
+        "in_transit",
+        "delivered",
+        "returned",
+        "because",
+    ]
     assert list(PublishedSuborder.__struct_fields__)[: len(names)] == names
 
 
 def test_the_recorded_states_hold_every_number() -> None:
-    kinds = (OrderStatus, SuborderStatus, Rank, ReturnStatus, StockAnswer, RefundCause, DeadlineKind, ClosedBecause)
+    kinds = (
+        OrderStatus,
+        SuborderStatus,
+        Rank,
+        ReturnStatus,
+        StockAnswer,
+        RefundCause,
+        DeadlineKind,
+        ClosedBecause,
+    )
     found: set[tuple[type[Numbered], int]] = set()
     for _, state in RECORDED:
         found |= {(type(each), int(each)) for each in held(codec.decode(state))}

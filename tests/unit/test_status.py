@@ -47,7 +47,7 @@ def units(story: OrderBuilder, n: int = 1) -> tuple[int, int, int, int, int]:
 
 THREE = [line(1, quantity=3)]
 
-# -- units ------------------------------------------------------------------------------------------------------------
+# -- units ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -61,10 +61,14 @@ THREE = [line(1, quantity=3)]
             id="a parcel without items holds all the seller's units",
         ),
         pytest.param([("scan", "in_transit", {"items": {1: 2}})], (3, 0, 2, 0, 0), id="a part is on its way"),
-        pytest.param([("scan", "in_transit", {"items": {}})], (3, 0, 0, 0, 0), id="an empty parcel holds nothing"),
+        pytest.param(
+            [("scan", "in_transit", {"items": {}})], (3, 0, 0, 0, 0), id="an empty parcel holds nothing"
+        ),
         pytest.param([("scan", "delivered")], (3, 0, 3, 3, 0), id="delivered is in transit too"),
         pytest.param([("scan", "returned")], (3, 0, 3, 3, 3), id="returned is delivered too"),
-        pytest.param([("scan", "in_transit", {"items": {1: 5}})], (3, 0, 3, 0, 0), id="no more than there are"),
+        pytest.param(
+            [("scan", "in_transit", {"items": {1: 5}})], (3, 0, 3, 0, 0), id="no more than there are"
+        ),
         pytest.param(
             [("scan", "delivered", {"items": {1: 1}}), ("scan", "in_transit", 2, {"items": {1: 1}})],
             (3, 0, 2, 1, 0),
@@ -107,8 +111,12 @@ THREE = [line(1, quantity=3)]
             (0, 3, 0, 0, 0),
             id="both releases count",
         ),
-        pytest.param([("stock", "released", {"items": {1: 9}})], (0, 3, 0, 0, 0), id="no more gone than there are"),
-        pytest.param([("stock", "rejected"), ("stock", "released")], (0, 3, 0, 0, 0), id="gone twice is gone"),
+        pytest.param(
+            [("stock", "released", {"items": {1: 9}})], (0, 3, 0, 0, 0), id="no more gone than there are"
+        ),
+        pytest.param(
+            [("stock", "rejected"), ("stock", "released")], (0, 3, 0, 0, 0), id="gone twice is gone"
+        ),
         pytest.param(
             [("scan", "in_transit", {"items": {1: 2}}), ("stock", "released")],
             (2, 3, 2, 0, 0),
@@ -119,10 +127,14 @@ THREE = [line(1, quantity=3)]
             (1, 2, 1, 0, 0),
             id="one left, one on its way",
         ),
-        pytest.param([("scan", "pending"), ("stock", "released")], (0, 3, 0, 0, 0), id="a pending parcel saves nothing"),
+        pytest.param(
+            [("scan", "pending"), ("stock", "released")], (0, 3, 0, 0, 0), id="a pending parcel saves nothing"
+        ),
         pytest.param([("give_back", "requested")], (3, 0, 0, 0, 0), id="a request turns nothing"),
         pytest.param([("give_back", "rejected")], (3, 0, 0, 0, 0), id="a rejection turns nothing"),
-        pytest.param([("give_back", "processed", {"quantity": 1})], (3, 0, 1, 1, 1), id="a return before any parcel"),
+        pytest.param(
+            [("give_back", "processed", {"quantity": 1})], (3, 0, 1, 1, 1), id="a return before any parcel"
+        ),
         pytest.param([("give_back", "processed")], (3, 0, 3, 3, 3), id="a return without quantity: the line"),
         pytest.param(
             [("give_back", "processed", {"quantity": 9})],
@@ -188,7 +200,7 @@ def test_the_winning_scans_seller_and_tracking_count() -> None:
     assert [units(story, n)[3] for n in (1, 2)] == [0, 1]
 
 
-# -- status of an order -------------------------------------------------------------------------------------------------
+# -- status of an order --------------------------------------------------------------------------------------
 
 TWO = [line(1, ANNA, 1, "10.00", shipping_amount="2.00"), line(2, BORIS, 1, "30.00", shipping_amount="3.00")]
 PAID: Told = ("pay", "45.00")
@@ -208,9 +220,15 @@ PAID: Told = ("pay", "45.00")
             "confirmed",
             id="a failure takes nothing back",
         ),
-        pytest.param([("stock", "reserved"), ("stock", "reserved", BORIS)], "pending", id="reserved is not paid"),
-        pytest.param([("pay", "12.00"), ("stock", "rejected", BORIS)], "confirmed", id="what is live is paid"),
-        pytest.param([("pay", "11.99"), ("stock", "rejected", BORIS)], "pending", id="what is live is not paid"),
+        pytest.param(
+            [("stock", "reserved"), ("stock", "reserved", BORIS)], "pending", id="reserved is not paid"
+        ),
+        pytest.param(
+            [("pay", "12.00"), ("stock", "rejected", BORIS)], "confirmed", id="what is live is paid"
+        ),
+        pytest.param(
+            [("pay", "11.99"), ("stock", "rejected", BORIS)], "pending", id="what is live is not paid"
+        ),
         pytest.param(
             [("pay", "12.00"), ("stock", "rejected"), ("stock", "rejected", BORIS)],
             "pending",
@@ -359,15 +377,21 @@ def test_status_by_live_units(lines: list[Data], events: list[Told], status: str
 
 def test_a_discount_lowers_what_is_due_for_live_units() -> None:
     # 3 units of 10.00 with 5.00 off: shares 1.67, 1.67, 1.66. Two live ones cost 16.66.
-    assert told(THREE, ("stock", "rejected", {"items": {1: 1}}), ("pay", "16.66"), discount="5.00").status == "confirmed"
-    assert told(THREE, ("stock", "rejected", {"items": {1: 1}}), ("pay", "16.65"), discount="5.00").status == "pending"
+    assert (
+        told(THREE, ("stock", "rejected", {"items": {1: 1}}), ("pay", "16.66"), discount="5.00").status
+        == "confirmed"
+    )
+    assert (
+        told(THREE, ("stock", "rejected", {"items": {1: 1}}), ("pay", "16.65"), discount="5.00").status
+        == "pending"
+    )
 
 
 def test_a_payment_in_another_currency_pays_nothing() -> None:
     assert told(TWO, ("pay", "45.00", {"currency": "USD"})).status == "pending"
 
 
-# -- status of suborders ----------------------------------------------------------------------------------------------
+# -- status of suborders -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -384,7 +408,9 @@ def test_a_payment_in_another_currency_pays_nothing() -> None:
             id="given back",
         ),
         pytest.param([PAID, ("stock", "rejected")], "closed", "confirmed", id="no live unit: closed"),
-        pytest.param([("stock", "rejected"), ("stock", "rejected", BORIS)], "closed", "closed", id="both closed"),
+        pytest.param(
+            [("stock", "rejected"), ("stock", "rejected", BORIS)], "closed", "closed", id="both closed"
+        ),
     ],
 )
 def test_status_of_suborders(events: list[Told], anna: str, boris: str) -> None:
@@ -413,7 +439,7 @@ def test_suborders_count_live_units_alone() -> None:
     )
 
 
-# -- status of a return -------------------------------------------------------------------------------------------------
+# -- status of a return --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -423,7 +449,9 @@ def test_suborders_count_live_units_alone() -> None:
         pytest.param([("requested", 5), ("processed", 6)], "processed", id="processed"),
         pytest.param([("requested", 5), ("rejected", 6)], "rejected", id="rejected"),
         pytest.param([("requested", 9), ("processed", 6)], "processed", id="a later request is not final"),
-        pytest.param([("processed", 6), ("rejected", 7)], "processed", id="the earlier of the two: processed"),
+        pytest.param(
+            [("processed", 6), ("rejected", 7)], "processed", id="the earlier of the two: processed"
+        ),
         pytest.param([("processed", 8), ("rejected", 7)], "rejected", id="the earlier of the two: rejected"),
         pytest.param([("rejected", 7), ("processed", 7)], "processed", id="at equal times processed"),
         pytest.param(
@@ -437,7 +465,9 @@ def test_suborders_count_live_units_alone() -> None:
 def test_the_stage_that_wins(stages: list[tuple[str, int]], winner: str, backwards: bool) -> None:
     events: list[Told] = [("give_back", status, 1, hour) for status, hour in stages]
     story = told(THREE, *(reversed(events) if backwards else events))
-    assert ("requested", "processed", "rejected")[winning_stages(story.order)[raw(returned(1))].status] == winner
+    assert ("requested", "processed", "rejected")[
+        winning_stages(story.order)[raw(returned(1))].status
+    ] == winner
 
 
 def test_item_and_quantity_are_those_of_the_winning_stage() -> None:
@@ -449,7 +479,7 @@ def test_item_and_quantity_are_those_of_the_winning_stage() -> None:
     assert [units(story, n)[4] for n in (1, 2)] == [0, 1]
 
 
-# -- discount -----------------------------------------------------------------------------------------------------------
+# -- discount ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -461,7 +491,9 @@ def test_item_and_quantity_are_those_of_the_winning_stage() -> None:
         pytest.param([line(1, price="10.00"), line(2, price="20.00")], "1.00", [33, 67], id="by price"),
         pytest.param([line(1, quantity=2), line(2)], "1.00", [67, 33], id="by price times quantity"),
         pytest.param([line(1, price="0"), line(2)], "1.00", [0, 100], id="nothing for what costs nothing"),
-        pytest.param([line(1, shipping_amount="90.00"), line(2)], "1.00", [50, 50], id="shipping has no share"),
+        pytest.param(
+            [line(1, shipping_amount="90.00"), line(2)], "1.00", [50, 50], id="shipping has no share"
+        ),
         pytest.param([line(1), line(2)], "20.00", [1000, 1000], id="all of it"),
         pytest.param([line(1), line(2)], None, [0, 0], id="none"),
     ],
@@ -480,7 +512,7 @@ def test_a_suborders_discount_is_that_of_its_live_units() -> None:
     assert (suborder.items_amount, suborder.discount, suborder.total) == (2000, 4, 1996)
 
 
-# -- refunds owed ---------------------------------------------------------------------------------------------------------
+# -- refunds owed --------------------------------------------------------------------------------------------
 
 Refund = tuple[int, str, str, list[tuple[str, int]], list[str]]
 
@@ -512,7 +544,9 @@ PAID_THREE: Told = ("pay", "30.00")
     [
         pytest.param(THREE, [PAID_THREE], [], id="nothing happened"),
         pytest.param(THREE, [("pay", "40.00")], [], id="an overpayment on live units earns nothing"),
-        pytest.param(THREE, [PAID_THREE, ("scan", "returned")], [], id="a return to sender earns nothing by itself"),
+        pytest.param(
+            THREE, [PAID_THREE, ("scan", "returned")], [], id="a return to sender earns nothing by itself"
+        ),
         pytest.param(THREE, [PAID_THREE, ("give_back", "requested")], [], id="a request earns nothing"),
         pytest.param(THREE, [PAID_THREE, ("give_back", "rejected")], [], id="a rejection earns nothing"),
         pytest.param(THREE, [PAID_THREE, ("cancel",)], [], id="a cancellation earns nothing by itself"),
@@ -687,18 +721,31 @@ def test_refunds(lines: list[Data], events: list[Told], expected: list[Refund]) 
 
 
 def test_a_return_is_paid_less_its_share_of_the_discount() -> None:
-    assert refunds(told(THREE, ("pay", "29.95"), ("give_back", "processed", {"quantity": 1}), discount="0.05"))[0][0] == 998
-    assert refunds(told(THREE, ("pay", "29.95"), ("stock", "rejected", {"items": {1: 1}}), discount="0.05"))[0][0] == 999
+    assert (
+        refunds(told(THREE, ("pay", "29.95"), ("give_back", "processed", {"quantity": 1}), discount="0.05"))[
+            0
+        ][0]
+        == 998
+    )
+    assert (
+        refunds(told(THREE, ("pay", "29.95"), ("stock", "rejected", {"items": {1: 1}}), discount="0.05"))[0][
+            0
+        ]
+        == 999
+    )
 
 
 def test_each_seller_is_refunded_by_itself() -> None:
-    story = told([line(1, ANNA, 2), line(2, BORIS, 2)], ("pay", "40.00"), ("stock", "rejected", {"items": {1: 1}}))
+    story = told(
+        [line(1, ANNA, 2), line(2, BORIS, 2)], ("pay", "40.00"), ("stock", "rejected", {"items": {1: 1}})
+    )
     story.stock("rejected", BORIS, {2: 1})
     assert refunds(story) == [(1000, "stock", ANNA, of(1, 1), []), (1000, "stock", BORIS, of(2, 1), [])]
 
 
 def test_shipping_alone_is_not_owed_while_a_unit_is_live() -> None:
-    # Its line's only unit was paid for as a return before it was gone: the seller has no unit not live and not yet paid for.
+    # Its line's only unit was paid for as a return before it was gone: the seller has no unit not
+    # live and not yet paid for.
     story = told(TWO, PAID, ("give_back", "processed", 1, {"item": 1}), ("settle",), ("stock", "rejected"))
     assert [amount for amount, *_ in refunds(story)] == [1000]
 
@@ -716,10 +763,12 @@ def test_refunds_never_exceed_what_was_captured() -> None:
     assert story.now.decided == story.now.captured
 
 
-# -- refunds of more units than one decision names --------------------------------------------------------------------------
+# -- refunds of more units than one decision names -----------------------------------------------------------
 
 SEVEN = [line(1, quantity=7), line(2, BORIS)]
-"""Four decisions' worth of units that may go, where a decision names two at most, and one that keeps the order alive."""
+"""Four decisions' worth of units that may go, where a decision names two at most, and one
+that keeps the order alive.
+"""
 REJECTED: Told = ("stock", "rejected")
 
 
@@ -740,8 +789,12 @@ def two_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.param(20_000, "0.01", "200.00", [10_000, 10_000], id="two full pieces, and no third"),
     ],
 )
-def test_a_refund_is_covered_whole_or_not_at_all(quantity: int, price: str, captured: str, amounts: list[int]) -> None:
-    story = told([line(1, quantity=quantity, price=price), line(2, BORIS, 1, "1000.00")], ("pay", captured), REJECTED).settle()
+def test_a_refund_is_covered_whole_or_not_at_all(
+    quantity: int, price: str, captured: str, amounts: list[int]
+) -> None:
+    story = told(
+        [line(1, quantity=quantity, price=price), line(2, BORIS, 1, "1000.00")], ("pay", captured), REJECTED
+    ).settle()
     assert [decision.amount for decision in story.order.decisions] == amounts
     assert story.anomalies == ([] if amounts else ["refund_uncovered"])
 
@@ -778,13 +831,15 @@ def test_a_refund_is_covered_whole_or_not_at_all(quantity: int, price: str, capt
         pytest.param(
             SEVEN,
             [("pay", "70.00"), REJECTED, ("give_back", "processed", 1, {"item": 2})],
-            [(2000, "stock", ANNA, of(1, n, n + 1), []) for n in (0, 2, 4)] + [(1000, "stock", ANNA, of(1, 6), [])],
+            [(2000, "stock", ANNA, of(1, n, n + 1), []) for n in (0, 2, 4)]
+            + [(1000, "stock", ANNA, of(1, 6), [])],
             id="a return that comes while it is under way waits for what is left",
         ),
         pytest.param(
             [line(1, BORIS, 7), line(2, ANNA), line(3, STRANGER)],
             [("pay", "70.00"), ("stock", "rejected", BORIS), ("stock", "rejected", ANNA)],
-            [(2000, "stock", BORIS, of(1, n, n + 1), []) for n in (0, 2, 4)] + [(1000, "stock", BORIS, of(1, 6), [])],
+            [(2000, "stock", BORIS, of(1, n, n + 1), []) for n in (0, 2, 4)]
+            + [(1000, "stock", BORIS, of(1, 6), [])],
             id="so does another seller",
         ),
         pytest.param(
@@ -826,7 +881,8 @@ def test_a_refund_is_covered_whole_or_not_at_all(quantity: int, price: str, capt
                 ("settle",),
                 ("pay", "20.00", 2),
             ],
-            [(2000, "stock", ANNA, of(1, n, n + 1), []) for n in (2, 0, 4)] + [(1000, "stock", ANNA, of(1, 6), [])],
+            [(2000, "stock", ANNA, of(1, n, n + 1), []) for n in (2, 0, 4)]
+            + [(1000, "stock", ANNA, of(1, 6), [])],
             id="until it is",
         ),
     ],
@@ -839,9 +895,9 @@ def test_a_refund_in_pieces(lines: list[Data], events: list[Told], expected: lis
 
 @pytest.mark.usefixtures("two_at_most")
 def test_what_waits_because_a_refund_was_begun_is_an_anomaly() -> None:
-    assert told(SEVEN, ("pay", "70.00"), REJECTED, ("give_back", "processed", 1, {"item": 2}), ("settle",)).anomalies == [
-        "refund_uncovered"
-    ]
+    assert told(
+        SEVEN, ("pay", "70.00"), REJECTED, ("give_back", "processed", 1, {"item": 2}), ("settle",)
+    ).anomalies == ["refund_uncovered"]
     more = told(
         SEVEN,
         ("pay", "50.00"),
@@ -853,7 +909,9 @@ def test_what_waits_because_a_refund_was_begun_is_an_anomaly() -> None:
 
 def test_a_piece_that_was_decided_though_the_whole_was_not_covered_counts() -> None:
     # Versions before looked at each piece by itself.
-    story = told([line(1, quantity=25_000, price="0.01"), line(2, BORIS, 1, "1000.00")], ("pay", "150.00"), REJECTED)
+    story = told(
+        [line(1, quantity=25_000, price="0.01"), line(2, BORIS, 1, "1000.00")], ("pay", "150.00"), REJECTED
+    )
     assert not story.decisions
     story.take(decision(0, 10_000, ANNA, [[item_id(1), n] for n in range(10_000)]))
     assert story.settle().anomalies == ["refund_uncovered"]
@@ -876,7 +934,7 @@ def decision(n: int, amount: int, seller: str, units: list[list[Any]]) -> Event:
     return events.decode("orders.decisions", headers, value)
 
 
-# -- refunds where some units of a line are worth nothing --------------------------------------------------------------------
+# -- refunds where some units of a line are worth nothing ----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -886,11 +944,15 @@ def decision(n: int, amount: int, seller: str, units: list[list[Any]]) -> Event:
         pytest.param(2, "1", [2], [1], id="0 1 at once"),
         pytest.param(5, "3", [1, 1, 3], [1, 1], id="0 0 0 1 1: each takes a 1 while there are any"),
         pytest.param(5, "3", [3, 2], [2], id="0 0 0 1 1: all that is worth something"),
-        pytest.param(5, "3", [4, 1], [1, 1], id="0 0 0 1 1: the lowest, as they are worth something together"),
+        pytest.param(
+            5, "3", [4, 1], [1, 1], id="0 0 0 1 1: the lowest, as they are worth something together"
+        ),
         pytest.param(2, "2", [1, 1], [], id="0 0: nothing, never"),
     ],
 )
-def test_returns_where_units_are_worth_nothing(quantity: int, discount: str, returns: list[int], amounts: list[int]) -> None:
+def test_returns_where_units_are_worth_nothing(
+    quantity: int, discount: str, returns: list[int], amounts: list[int]
+) -> None:
     story = OrderBuilder()
     story.create(line(1, quantity=quantity, price="1"), line(2, price="0"), currency="JPY", discount=discount)
     if quantity > int(discount):
@@ -913,7 +975,7 @@ def test_units_gone_of_which_a_return_was_paid_one() -> None:
     assert [(amount, units) for amount, _, _, units, _ in refunds(story)] == [(1, of(1, 2)), (1, of(1, 3))]
 
 
-# -- anomalies ------------------------------------------------------------------------------------------------------------
+# -- anomalies -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -923,7 +985,9 @@ def test_units_gone_of_which_a_return_was_paid_one() -> None:
         pytest.param([PAID_THREE], [], id="paid exactly"),
         pytest.param([("pay", "30.01")], ["overpaid"], id="captured above the total"),
         pytest.param([("give_back", "processed", {"quantity": 3})], [], id="all units given back"),
-        pytest.param([("give_back", "processed", {"quantity": 4})], ["over_returned"], id="more than there are"),
+        pytest.param(
+            [("give_back", "processed", {"quantity": 4})], ["over_returned"], id="more than there are"
+        ),
         pytest.param(
             [("give_back", "processed", 1, {"quantity": 2}), ("give_back", "processed", 2, {"quantity": 2})],
             ["over_returned"],
@@ -965,8 +1029,13 @@ def test_anomalies(events: list[Told], codes: list[str]) -> None:
 
 
 def test_a_refund_that_captured_money_does_not_cover() -> None:
-    assert told(THREE, ("pay", "9.99"), ("give_back", "processed", {"quantity": 1})).anomalies == ["refund_uncovered"]
-    assert told(THREE, ("pay", "10.00"), ("give_back", "processed", {"quantity": 1}), ("settle",)).anomalies == []
+    assert told(THREE, ("pay", "9.99"), ("give_back", "processed", {"quantity": 1})).anomalies == [
+        "refund_uncovered"
+    ]
+    assert (
+        told(THREE, ("pay", "10.00"), ("give_back", "processed", {"quantity": 1}), ("settle",)).anomalies
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -988,7 +1057,9 @@ def test_a_refund_that_captured_money_does_not_cover() -> None:
             ],
             id="stock",
         ),
-        pytest.param([("stock", "rejected"), ("settle",), ("scan", "in_transit", {"items": {1: 1}})], id="closed"),
+        pytest.param(
+            [("stock", "rejected"), ("settle",), ("scan", "in_transit", {"items": {1: 1}})], id="closed"
+        ),
     ],
 )
 def test_a_decision_that_a_later_fact_contradicts_stays(events: list[Told]) -> None:

@@ -1,4 +1,6 @@
-"""Any terminal: any width, any encoding, streams that are closed or full; and text from outside that steers none of them."""
+"""Any terminal: any width, any encoding, streams that are closed or full; and text from outside
+that steers none of them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from settings import get_settings
 from tests.workers import ORDERS
 
 ENVIRONMENTS = [
-    pytest.param(encoding, {"COLUMNS": columns, **more}, id=f"{encoding}-{columns or 'unset'}-{'-'.join(more)}")
+    pytest.param(
+        encoding, {"COLUMNS": columns, **more}, id=f"{encoding}-{columns or 'unset'}-{'-'.join(more)}"
+    )
     for encoding, columns, more in [
         ("ascii", "", {}),
         ("ascii", "40", {}),
@@ -54,7 +58,9 @@ def written(to: io.TextIOWrapper) -> str:
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run a command line in this process on streams of an encoding, in an environment -> exit code, stdout, stderr."""
+    """Run a command line in this process on streams of an encoding, in an environment ->
+    exit code, stdout, stderr.
+    """
 
     def run(encoding: str, environment: dict[str, str], *args: str) -> Printed:
         for name, value in environment.items():
@@ -69,7 +75,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     return run
 
 
-# -- text from outside ---------------------------------------------------------------------------------------------
+# -- text from outside ---------------------------------------------------------------------------------------
 
 
 def harmful(text: str) -> list[str]:
@@ -77,7 +83,8 @@ def harmful(text: str) -> list[str]:
     return [
         char
         for char in text
-        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp") or char in "\u034f\u115f\u3164\uffa0"
+        if unicodedata.category(char) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+        or char in "\u034f\u115f\u3164\uffa0"
     ]
 
 
@@ -116,16 +123,33 @@ def test_a_console_lets_nothing_harmful_through_whoever_forgot_it(text: str, enc
     assert not harmful(written(file).replace("\n", ""))
 
 
-# -- tables --------------------------------------------------------------------------------------------------------
+# -- tables --------------------------------------------------------------------------------------------------
 
-IDS = ["3fa85f64-5717-4562-b3fc-2c963f66afa6", "order.created:11:123456", "2026-11-28T20:55:57Z", "total_mismatch"]
+IDS = [
+    "3fa85f64-5717-4562-b3fc-2c963f66afa6",
+    "order.created:11:123456",
+    "2026-11-28T20:55:57Z",
+    "total_mismatch",
+]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("columns", [0, 1, 10, 40, 41, 79, 80, 100, 120, 200])
-def test_a_table_fits_and_cuts_nothing_that_is_needed_again(columns: int, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_fits_and_cuts_nothing_that_is_needed_again(
+    columns: int, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    table = Rows("order", "record", "time", "reason", "detail", "count", title="Größe", prose={"detail"}, right={"count"})
+    table = Rows(
+        "order",
+        "record",
+        "time",
+        "reason",
+        "detail",
+        "count",
+        title="Größe",
+        prose={"detail"},
+        right={"count"},
+    )
     table.add(*IDS, "a text [/b] that is\x1b[2J rather long, größer than a cell 日本 " * 3, 12)
     table.add(*IDS, "", ("7", "red"))
     file = stream(encoding)
@@ -153,7 +177,7 @@ def test_a_wide_table_has_one_line_a_row(monkeypatch: pytest.MonkeyPatch) -> Non
     assert heading.index("detail") == row.index("a text")
 
 
-# -- progress ------------------------------------------------------------------------------------------------------
+# -- progress ------------------------------------------------------------------------------------------------
 
 
 class Screen(io.StringIO):
@@ -191,7 +215,7 @@ def test_progress_is_silent_where_nobody_looks() -> None:
     assert (written(file), screen.getvalue()) == ("", "")
 
 
-# -- the command line ----------------------------------------------------------------------------------------------
+# -- the command line ----------------------------------------------------------------------------------------
 
 HELP = [
     (),
@@ -210,7 +234,9 @@ def test_help_is_there_in_every_environment(run: Run, encoding: str, environment
         code, out, err = run(encoding, environment, *command, "--help")
         assert (code, err) == (0, ""), command
         name = " ".join(("orders", *command))
-        assert " ".join(f"Usage: {name}".split()) in " ".join(re.sub(r"\x1b\[[0-9;]*m", "", out).split()), command
+        assert " ".join(f"Usage: {name}".split()) in " ".join(re.sub(r"\x1b\[[0-9;]*m", "", out).split()), (
+            command
+        )
         if "FORCE_COLOR" not in environment:
             assert not harmful(out.replace("\n", "")), command
 
@@ -222,7 +248,9 @@ def test_what_needs_no_server_prints_in_every_environment(
 ) -> None:
     code, out, err = run(encoding, environment | {"ORDERS_GROUP": "größe\x1b[2J[/b]"}, *command)
     assert (code, err) == (0, "")
-    assert "settings" not in command or all(f"ORDERS_{name.upper()}" in out for name in type(get_settings()).model_fields)
+    assert "settings" not in command or all(
+        f"ORDERS_{name.upper()}" in out for name in type(get_settings()).model_fields
+    )
     assert "\x1b[2J" not in out
     assert not harmful(re.sub(r"\x1b\[[0-9;]*m", "", out).replace("\n", ""))
 
@@ -268,37 +296,53 @@ logging.getLogger("x").warning("carrier %s", text)
     assert [line for line in lines if line.startswith("2026")] == lines[:1]
 
 
-# -- streams -------------------------------------------------------------------------------------------------------
+# -- streams -------------------------------------------------------------------------------------------------
 
 
 def shell(line: str, **environment: str) -> Printed:
     """A line of shell with `orders` in it, in a process of its own -> exit code, stdout, stderr."""
     quoted = " ".join(f"'{word}'" for word in ORDERS)
     with_orders = f'orders() {{ {quoted} "$@"; }}; {line}'
-    done = subprocess.run(("bash", "-c", with_orders), capture_output=True, env={**os.environ, **environment}, timeout=60)
+    done = subprocess.run(
+        ("bash", "-c", with_orders), capture_output=True, env={**os.environ, **environment}, timeout=60
+    )
     return done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
 
 
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        ("orders settings >&-", 1, "orders: standard output can't be written (Bad file descriptor); what was printed isn't whole\n"),
+        (
+            "orders settings >&-",
+            1,
+            "orders: standard output can't be written (Bad file descriptor); what was printed isn't whole\n",
+        ),
         (
             "orders settings --json >/dev/full",
             1,
-            "orders: standard output can't be written (No space left on device); what was printed isn't whole\n",
+            (
+                "orders: standard output can't be written (No space left on device); what was printed isn't"
+                " whole\n"
+            ),
         ),
         (
             "orders --help >/dev/full",
             1,
-            "orders: standard output can't be written (No space left on device); what was printed isn't whole\n",
+            (
+                "orders: standard output can't be written (No space left on device); what was printed isn't"
+                " whole\n"
+            ),
         ),
         ("orders settings <&- >&- 2>&-", 1, ""),
         ("orders frob <&- >&- 2>&-", 2, ""),
         ("orders settings 2>/dev/full >/dev/null", 0, ""),
         ("orders settings | head -1 >/dev/null; exit ${PIPESTATUS[0]}", 1, ""),
         ("orders settings | true; exit ${PIPESTATUS[0]}", 1, ""),
-        ("orders bulk submit orders - <&-", 2, "orders: standard input is closed; name a file, or pipe one in\n"),
+        (
+            "orders bulk submit orders - <&-",
+            2,
+            "orders: standard input is closed; name a file, or pipe one in\n",
+        ),
     ],
 )
 def test_streams_that_are_closed_or_full(line: str, code: int, said: str) -> None:
@@ -306,7 +350,10 @@ def test_streams_that_are_closed_or_full(line: str, code: int, said: str) -> Non
 
 
 def test_what_an_encoding_lacks_is_escaped(tmp_path: Path) -> None:
-    for environment in ({"PYTHONIOENCODING": "ascii:strict"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}):
+    for environment in (
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ):
         code, out, err = shell("orders settings", ORDERS_GROUP="größe", **environment)
         assert (code, err) == (0, "")
         assert r"ORDERS_GROUP = gr\xf6\xdfe" in out or r"ORDERS_GROUP = gr\udcc3" in out

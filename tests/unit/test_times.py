@@ -23,7 +23,9 @@ NEW_YEAR = 1_767_225_600_000_000
         pytest.param("2026-01-01T00:00:00.000001Z", NEW_YEAR + 1, id="microsecond"),
         pytest.param("2026-01-01T00:00:00.000001999Z", NEW_YEAR + 1, id="nanoseconds are cut, not rounded"),
         pytest.param("1969-12-31T23:59:59.999999Z", -1, id="before 1970"),
-        pytest.param("2025-12-31T23:59:60Z", NEW_YEAR - 1, id="a leap second is the last microsecond of its minute"),
+        pytest.param(
+            "2025-12-31T23:59:60Z", NEW_YEAR - 1, id="a leap second is the last microsecond of its minute"
+        ),
         pytest.param("2025-12-31T23:59:60.5Z", NEW_YEAR - 1, id="all of it"),
         pytest.param("2026-01-01T00:59:60+01:00", NEW_YEAR - 1, id="in its own offset"),
         pytest.param("2025-12-31T23:58:60Z", NEW_YEAR - 60_000_001, id="of any minute"),
@@ -77,13 +79,19 @@ def test_not_times(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "micros"),
-    [("2026-01-01", NEW_YEAR), ("2026-01-01T01:00:00+01:00", NEW_YEAR), ("2026-01-02", NEW_YEAR + 86_400_000_000)],
+    [
+        ("2026-01-01", NEW_YEAR),
+        ("2026-01-01T01:00:00+01:00", NEW_YEAR),
+        ("2026-01-02", NEW_YEAR + 86_400_000_000),
+    ],
 )
 def test_days(text: str, micros: int) -> None:
     assert times.parse_day(text, "$.estimated_delivery") == micros
 
 
-@pytest.mark.parametrize("text", ["2026-02-30", "2026-1-1", "01.01.2026", "20260101", "", "2026-01-01T00:00:00"])
+@pytest.mark.parametrize(
+    "text", ["2026-02-30", "2026-1-1", "01.01.2026", "20260101", "", "2026-01-01T00:00:00"]
+)
 def test_not_days(text: str) -> None:
     with pytest.raises(Refused, match=r"\$\.estimated_delivery"):
         times.parse_day(text, "$.estimated_delivery")
@@ -91,7 +99,11 @@ def test_not_days(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("micros", "text"),
-    [(NEW_YEAR, "2026-01-01T00:00:00+00:00"), (NEW_YEAR + 6, "2026-01-01T00:00:00.000006+00:00"), (-1, "1969-12-31T23:59:59.999999+00:00")],
+    [
+        (NEW_YEAR, "2026-01-01T00:00:00+00:00"),
+        (NEW_YEAR + 6, "2026-01-01T00:00:00.000006+00:00"),
+        (-1, "1969-12-31T23:59:59.999999+00:00"),
+    ],
 )
 def test_text(micros: int, text: str) -> None:
     assert times.text(micros) == text

@@ -1,4 +1,6 @@
-"""What became of a transaction, and what a lane does when its acknowledgement fails. The rest needs a broker: tests/integration."""
+"""What became of a transaction, and what a lane does when its acknowledgement fails.
+The rest needs a broker: tests/integration.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ A, B, C = (TP(topic, 0) for topic in "abc")
         ({A: None, B: None, C: None}, Settled.TAKEN_OVER),
     ],
 )
-def test_a_transaction_is_settled_by_all_of_the_lanes_offsets(found: Mapping[TP, int | None], settled: Settled) -> None:
+def test_a_transaction_is_settled_by_all_of_the_lanes_offsets(
+    found: Mapping[TP, int | None], settled: Settled
+) -> None:
     assert settle({A: 5, B: None, C: 7}, {A: 6, B: 3}, found) is settled
 
 

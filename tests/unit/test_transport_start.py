@@ -37,12 +37,19 @@ def test_below_the_log_start_is_said_and_reading_goes_on_there(caplog: pytest.Lo
 
 
 def test_beyond_the_end_nothing_is_read() -> None:
-    with pytest.raises(OffsetBeyondEnd, match="t/0: the group has finished up to offset 11, but the log ends at 10"):
+    with pytest.raises(
+        OffsetBeyondEnd, match="t/0: the group has finished up to offset 11, but the log ends at 10"
+    ):
         resolve_start("t/0", 11, Bounds(0, 10))
 
 
 def test_recovery_keeps_the_highest_version_not_the_last() -> None:
-    records = [Rec(0, b"\x02a", b"k"), Rec(1, b"\x02b", b"k"), Rec(2, b"\x01c", b"k"), Rec(3, b"\x01", b"other")]
+    records = [
+        Rec(0, b"\x02a", b"k"),
+        Rec(1, b"\x02b", b"k"),
+        Rec(2, b"\x01c", b"k"),
+        Rec(3, b"\x01", b"other"),
+    ]
     assert newest(records, lambda raw: raw[0]) == ({b"k": b"\x02b", b"other": b"\x01"}, set())
 
 
@@ -61,19 +68,24 @@ def test_topics_are_checked_before_the_start() -> None:
 
 
 HOLD = (
-    "import sys; from pathlib import Path; from streams.transport.cluster import hold_data_folder as hold; held = hold(Path(sys.argv[1]))"
+    "import sys; from pathlib import Path; from streams.transport.cluster import hold_data_folder as hold;"
+    " held = hold(Path(sys.argv[1]))"
 )
 
 
 def test_a_data_folder_is_one_process_own_until_it_ends(tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "down"
     holder = subprocess.Popen(
-        [sys.executable, "-c", f"{HOLD}; print('held', flush=True); sys.stdin.read()", str(folder)], stdin=-1, stdout=-1
+        [sys.executable, "-c", f"{HOLD}; print('held', flush=True); sys.stdin.read()", str(folder)],
+        stdin=-1,
+        stdout=-1,
     )
     with holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(FolderInUse, match=rf"{folder} is in use by another worker \(process {holder.pid}\)"):
+        with pytest.raises(
+            FolderInUse, match=rf"{folder} is in use by another worker \(process {holder.pid}\)"
+        ):
             hold_data_folder(folder)
         hold_data_folder(folder.with_name("other")).close()
         holder.kill()

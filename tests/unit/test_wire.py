@@ -1,4 +1,6 @@
-"""Record batches: what the parser in C can't take is read all the same, and what is no record hides nothing behind it."""
+"""Record batches: what the parser in C can't take is read all the same, and what is no
+record hides nothing behind it.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,14 @@ def as_raw(record: Any) -> Raw:
         (FIRST._replace(attributes=0xFF), FIRST),
         (FIRST, Raw(None, None), FIRST),
     ],
-    ids=["plain", "a name that isn't UTF-8", "only such", "attributes", "attributes of the first", "a tombstone"],
+    ids=[
+        "plain",
+        "a name that isn't UTF-8",
+        "only such",
+        "attributes",
+        "attributes of the first",
+        "a tombstone",
+    ],
 )
 def test_a_record_is_read_as_it_was_written(codec: int, records: Sequence[Raw]) -> None:
     found = read(of(*records, codec=codec, base=70))
@@ -75,7 +84,11 @@ def test_what_is_no_record_comes_with_its_bytes_and_hides_nothing(codec: int) ->
 
 def test_where_a_record_s_length_is_wrong_the_rest_of_its_batch_has_coordinates_only() -> None:
     found = read(batch_bytes([record_bytes(FIRST, 0), b"\xfe\xff\x03", record_bytes(FIRST, 2)], base=9))
-    assert [(record.offset, unreadable(record) is None) for record in found] == [(9, True), (10, False), (11, False)]
+    assert [(record.offset, unreadable(record) is None) for record in found] == [
+        (9, True),
+        (10, False),
+        (11, False),
+    ]
     assert found[1].raw is None
 
 
@@ -105,7 +118,11 @@ def test_a_batch_that_becomes_gigabytes_is_not_unpacked_to_its_end(codec: int) -
     finally:
         tracemalloc.stop()
     assert as_raw(found[0]) == FIRST
-    assert [(record.offset, bool(unreadable(record))) for record in found] == [(0, False), (1, True), (2, True)]
+    assert [(record.offset, bool(unreadable(record))) for record in found] == [
+        (0, False),
+        (1, True),
+        (2, True),
+    ]
     assert peak < 4 * BATCH_BYTES
 
 
@@ -150,7 +167,7 @@ def test_whatever_a_batch_holds_it_has_an_end_and_right_offsets(seed: int) -> No
     assert all(batch.base_offset <= offset < batch.next_offset for offset in offsets)
 
 
-# -- writing ----------------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -217,11 +234,16 @@ class Struck:
 
 
 async def test_a_write_to_a_closed_connection_is_a_broken_connection() -> None:
-    """As uvloop tells it: aiokafka's own tasks would end with it, and its metadata stay as they are for ever."""
+    """As uvloop tells it: aiokafka's own tasks would end with it, and its metadata
+    stay as they are for ever.
+    """
     for closing, expected in ((True, KafkaConnectionError), (False, RuntimeError)):
         connection: Any = conn.AIOKafkaConnection("127.0.0.1", 1)
         connection._writer = struck = Struck(closing=closing)
-        connection._reader, connection._read_task = SimpleNamespace(at_eof=lambda: False), SimpleNamespace(done=lambda: True)
+        connection._reader, connection._read_task = (
+            SimpleNamespace(at_eof=lambda: False),
+            SimpleNamespace(done=lambda: True),
+        )
         with pytest.raises(expected):
             connection.send(struck)
         assert (connection._writer is None, struck.closed) == (closing, closing)

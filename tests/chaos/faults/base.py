@@ -18,7 +18,9 @@ WAITS = r"lane \S+ waits since"
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """`act` injects on entry and gives what it hit; it heals on exit. `sees` is a pattern that a worker's log must hold by then."""
+    """`act` injects on entry and gives what it hit; it heals on exit.
+    `sees` is a pattern that a worker's log must hold by then.
+    """
 
     kind: Kind
     act: Callable[[World, Random], AbstractAsyncContextManager[str]]

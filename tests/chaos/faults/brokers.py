@@ -18,7 +18,12 @@ DYNAMIC_TOPIC_CONFIG = 1
 """Source of a configuration entry that was set on the topic itself."""
 
 
-@fault("broker-leader-kill", "kafka", (3.0, 10.0), what="kill -9 of the broker that leads a partition of an input topic")
+@fault(
+    "broker-leader-kill",
+    "kafka",
+    (3.0, 10.0),
+    what="kill -9 of the broker that leads a partition of an input topic",
+)
 async def broker_leader_kill(world: World, random: Random) -> AsyncIterator[str]:
     topic, partition = random.choice(LANE), random.randrange(world.settings.partitions)
     node = await world.leader(topic, partition)
@@ -27,7 +32,9 @@ async def broker_leader_kill(world: World, random: Random) -> AsyncIterator[str]
     await world.revive(f"kafka-{node}")
 
 
-@fault("broker-controller-kill", "kafka", (3.0, 10.0), what="kill -9 of the broker that is the active controller")
+@fault(
+    "broker-controller-kill", "kafka", (3.0, 10.0), what="kill -9 of the broker that is the active controller"
+)
 async def broker_controller_kill(world: World, random: Random) -> AsyncIterator[str]:
     node = world.controller()
     await world.kill(f"kafka-{node}")
@@ -35,7 +42,13 @@ async def broker_controller_kill(world: World, random: Random) -> AsyncIterator[
     await world.revive(f"kafka-{node}")
 
 
-@fault("brokers-two-kill", "kafka", (3.0, 10.0), what="kill -9 of two of three brokers: no quorum, too few in-sync replicas", alone=True)
+@fault(
+    "brokers-two-kill",
+    "kafka",
+    (3.0, 10.0),
+    what="kill -9 of two of three brokers: no quorum, too few in-sync replicas",
+    alone=True,
+)
 async def brokers_two_kill(world: World, random: Random) -> AsyncIterator[str]:
     nodes = random.sample(range(1, world.shape.brokers + 1), 2)
     await asyncio.gather(*(world.kill(f"kafka-{node}") for node in nodes))
@@ -44,7 +57,12 @@ async def brokers_two_kill(world: World, random: Random) -> AsyncIterator[str]:
         await world.revive(f"kafka-{node}")
 
 
-@fault("broker-restart", "kafka", (0.5, 3.0), what="SIGTERM of a broker: it hands its partitions over and comes back")
+@fault(
+    "broker-restart",
+    "kafka",
+    (0.5, 3.0),
+    what="SIGTERM of a broker: it hands its partitions over and comes back",
+)
 async def broker_restart(world: World, random: Random) -> AsyncIterator[str]:
     node = random.randint(1, world.shape.brokers)
     await world.kill(f"kafka-{node}", signal.SIGTERM)
@@ -52,11 +70,13 @@ async def broker_restart(world: World, random: Random) -> AsyncIterator[str]:
     await world.revive(f"kafka-{node}")
 
 
-@fault("broker-disk-full", "kafka", (3.0, 8.0), what="a broker's disk takes not one byte more: it ends itself")
+@fault(
+    "broker-disk-full", "kafka", (3.0, 8.0), what="a broker's disk takes not one byte more: it ends itself"
+)
 async def broker_disk_full(world: World, random: Random) -> AsyncIterator[str]:
-    """RLIMIT_FSIZE of the running broker is set to nothing: from then on the kernel refuses every write that makes a file longer (EFBIG),
-    which Kafka treats like ENOSPC: the log folder is offline, and a broker whose only one that was ends itself. It needs neither root nor
-    a file system of its own.
+    """RLIMIT_FSIZE of the running broker is set to nothing: from then on the kernel refuses every write that
+    makes a file longer (EFBIG), which Kafka treats like ENOSPC: the log folder is offline, and a broker whose
+    only one that was ends itself. It needs neither root nor a file system of its own.
     """
     node = random.randint(1, world.shape.brokers)
     name = f"kafka-{node}"
@@ -72,7 +92,10 @@ async def broker_disk_full(world: World, random: Random) -> AsyncIterator[str]:
     "topic-small-messages",
     "kafka",
     (4.0, 10.0),
-    what="max.message.bytes of a topic that workers write is far too small: they end with exit code 1 until it is raised",
+    what=(
+        "max.message.bytes of a topic that workers write is far too small: they end with exit code 1 until it"
+        " is raised"
+    ),
     sees="MessageSizeTooLarge",
 )
 async def topic_small_messages(world: World, random: Random) -> AsyncIterator[str]:
@@ -81,7 +104,9 @@ async def topic_small_messages(world: World, random: Random) -> AsyncIterator[st
         [answer] = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
         # Altering replaces everything that was set before, so that all of it is said again.
         own = {entry[0]: entry[1] for entry in answer.resources[0][4] if entry[3] == DYNAMIC_TOPIC_CONFIG}
-        await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=own | {"max.message.bytes": "100"})])
+        await admin.alter_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, topic, configs=own | {"max.message.bytes": "100"})]
+        )
     yield topic
     async with world.kafka() as admin:
         await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, configs=own)])

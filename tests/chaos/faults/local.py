@@ -1,4 +1,6 @@
-"""A worker's local state is deleted, broken, older than it should be, of another cluster: it is only a copy of the changelog."""
+"""A worker's local state is deleted, broken, older than it should be, of another cluster: it is
+only a copy of the changelog.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,12 @@ async def state_deleted(world: World, random: Random) -> AsyncIterator[str]:
     worker.start()
 
 
-@fault("state-corrupt", "worker", (0.1, 1.0), what="a worker is killed and garbage is written into its RocksDB files")
+@fault(
+    "state-corrupt",
+    "worker",
+    (0.1, 1.0),
+    what="a worker is killed and garbage is written into its RocksDB files",
+)
 async def state_corrupt(world: World, random: Random) -> AsyncIterator[str]:
     worker = world.workers[some_worker(world, random)]
     await worker.down()
@@ -39,7 +46,12 @@ async def state_corrupt(world: World, random: Random) -> AsyncIterator[str]:
     worker.start()
 
 
-@fault("state-older", "worker", (6.0, 12.0), what="a copy of a worker's local state from some time ago is put back")
+@fault(
+    "state-older",
+    "worker",
+    (6.0, 12.0),
+    what="a copy of a worker's local state from some time ago is put back",
+)
 async def state_older(world: World, random: Random) -> AsyncIterator[str]:
     worker = world.workers[some_worker(world, random)]
     await worker.down(signal.SIGTERM)
@@ -90,7 +102,9 @@ def _foreign(folder: Path) -> None:
     options = rocksdict.Options(raw_mode=True)
     try:
         database = rocksdict.Rdict(str(folder), options)
-    except Exception:  # all that rocksdict raises; another fault has spoiled it: then it is a foreign one without states
+    except (
+        Exception
+    ):  # all that rocksdict raises; another fault has spoiled it: then it is a foreign one without states
         shutil.rmtree(folder)
         database = rocksdict.Rdict(str(folder), options)
     database[OFFSET] = b"999999999"

@@ -1,4 +1,6 @@
-"""The network between the workers and one kind of server: cut, silent, reset, slow, half open. For Kafka, Postgres and Redis alike."""
+"""The network between the workers and one kind of server: cut, silent, reset, slow, half open.
+For Kafka, Postgres and Redis alike.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,11 @@ def _half_open(server: str) -> Act:
 
 _WAYS: Final[dict[str, tuple[Callable[[str], Act], tuple[float, float], str]]] = {
     "cut": (_cut, (3.0, 12.0), "connections are reset and refused"),
-    "black-hole": (_black_hole, (3.0, 14.0), "connections are accepted and nothing passes; then what was sent arrives"),
+    "black-hole": (
+        _black_hole,
+        (3.0, 14.0),
+        "connections are accepted and nothing passes; then what was sent arrives",
+    ),
     "reset": (_reset, (0.1, 1.0), "every connection ends with an RST"),
     "slow": (_slow, (5.0, 12.0), "50 to 250 ms later, 50 to 200 kB/s"),
     "half-open": (_half_open, (0.1, 1.0), "the other end of every connection is gone and never says so"),
@@ -94,10 +100,21 @@ _WAYS: Final[dict[str, tuple[Callable[[str], Act], tuple[float, float], str]]] =
 for _server in SERVERS:
     for _way, (_make, _hold, _what) in _WAYS.items():
         _sees = {"postgres": WAITS, "redis": "redis.away"}.get(_server, "") if _way == "cut" else ""
-        fault(f"net-{_server}-{_way}", _server, _hold, what=f"between the workers and {_server}: {_what}", sees=_sees)(_make(_server))
+        fault(
+            f"net-{_server}-{_way}",
+            _server,
+            _hold,
+            what=f"between the workers and {_server}: {_what}",
+            sees=_sees,
+        )(_make(_server))
 
 
-@fault("net-kafka-isolated", "kafka", (8.0, 16.0), what="one worker reaches no broker, past its session, but Postgres and Redis: a zombie")
+@fault(
+    "net-kafka-isolated",
+    "kafka",
+    (8.0, 16.0),
+    what="one worker reaches no broker, past its session, but Postgres and Redis: a zombie",
+)
 async def isolated(world: World, random: Random) -> AsyncIterator[str]:
     worker = world.workers[some_worker(world, random)]
     pid = worker.pid

@@ -1,4 +1,6 @@
-"""Postgres ends sessions, stops, refuses, deadlocks, loses an answer; its replica stops, is promoted, is taken for the primary."""
+"""Postgres ends sessions, stops, refuses, deadlocks, loses an answer; its replica stops, is promoted,
+is taken for the primary.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,25 @@ WORKERS = "application_name = 'orders-worker'"
 TERMINATE = f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {WORKERS}"
 
 
-@fault("postgres-stop", "postgres", (3.0, 12.0), what="immediate stop of Postgres, then a start with recovery", sees=WAITS)
+@fault(
+    "postgres-stop",
+    "postgres",
+    (3.0, 12.0),
+    what="immediate stop of Postgres, then a start with recovery",
+    sees=WAITS,
+)
 async def postgres_stop(world: World, random: Random) -> AsyncIterator[str]:
     await world.kill("postgres", signal.SIGQUIT)
     yield "postgres"
     await world.revive("postgres")
 
 
-@fault("postgres-terminate", "postgres", (2.0, 5.0), what="pg_terminate_backend of every worker's session, again and again")
+@fault(
+    "postgres-terminate",
+    "postgres",
+    (2.0, 5.0),
+    what="pg_terminate_backend of every worker's session, again and again",
+)
 async def postgres_terminate(world: World, random: Random) -> AsyncIterator[str]:
     ended = 0
 
@@ -43,7 +56,13 @@ async def postgres_terminate(world: World, random: Random) -> AsyncIterator[str]
     world.notes.append(f"pg_terminate_backend ended {ended} sessions")
 
 
-@fault("postgres-reply-lost", "postgres", (2.0, 6.0), what="the answer to a committed batch never arrives", sees=WAITS)
+@fault(
+    "postgres-reply-lost",
+    "postgres",
+    (2.0, 6.0),
+    what="the answer to a committed batch never arrives",
+    sees=WAITS,
+)
 async def postgres_reply_lost(world: World, random: Random) -> AsyncIterator[str]:
     before, wanted = world.replies.lost, random.randint(2, 8)
     world.replies.wanted = wanted
@@ -55,7 +74,13 @@ async def postgres_reply_lost(world: World, random: Random) -> AsyncIterator[str
         world.problems.append("no answer of Postgres could be lost: nothing was written meanwhile")
 
 
-@fault("postgres-serialization", "postgres", (3.0, 8.0), what="half of all writes fail with SQLSTATE 40001", sees=WAITS)
+@fault(
+    "postgres-serialization",
+    "postgres",
+    (3.0, 8.0),
+    what="half of all writes fail with SQLSTATE 40001",
+    sees=WAITS,
+)
 async def postgres_serialization(world: World, random: Random) -> AsyncIterator[str]:
     async with world.sql() as connection:
         await connection.execute(
@@ -76,7 +101,12 @@ async def postgres_serialization(world: World, random: Random) -> AsyncIterator[
         await connection.execute("DROP FUNCTION chaos_serialization() CASCADE")
 
 
-@fault("postgres-deadlock", "postgres", (3.0, 8.0), what="another session locks the same rows in the opposite order")
+@fault(
+    "postgres-deadlock",
+    "postgres",
+    (3.0, 8.0),
+    what="another session locks the same rows in the opposite order",
+)
 async def postgres_deadlock(world: World, random: Random) -> AsyncIterator[str]:
     deadlocks = 0
 
@@ -88,12 +118,16 @@ async def postgres_deadlock(world: World, random: Random) -> AsyncIterator[str]:
             while True:
                 with contextlib.suppress(asyncpg.DeadlockDetectedError, asyncpg.QueryCanceledError):
                     async with mine.transaction():
-                        # A worker writes orders first and parcels second. With the parcels in hand, wait for a worker that waits for them:
-                        # it has orders in its hands. Whoever waits first looks for a deadlock first, and is its victim.
+                        # A worker writes orders first and parcels second. With the parcels in hand, wait for
+                        # a worker that waits for them: it has orders in its hands. Whoever waits first looks
+                        # for a deadlock first, and is its victim.
                         await mine.execute("SET LOCAL statement_timeout = '5s'")
                         await mine.execute("SELECT FROM orders_shipment FOR UPDATE")
                         for _ in range(60):
-                            if await looking.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {pid} = ANY(pg_blocking_pids(pid))"):
+                            if await looking.fetchval(
+                                f"SELECT count(*) FROM pg_stat_activity WHERE {pid} ="
+                                " ANY(pg_blocking_pids(pid))"
+                            ):
                                 await mine.execute("SELECT FROM orders_order FOR UPDATE")
                                 break
                             await asyncio.sleep(0.05)
@@ -108,7 +142,13 @@ async def postgres_deadlock(world: World, random: Random) -> AsyncIterator[str]:
 DEADLOCKS = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
 
 
-@fault("postgres-full", "postgres", (3.0, 10.0), what="every connection slot is taken, and the workers' sessions are ended", sees=WAITS)
+@fault(
+    "postgres-full",
+    "postgres",
+    (3.0, 10.0),
+    what="every connection slot is taken, and the workers' sessions are ended",
+    sees=WAITS,
+)
 async def postgres_full(world: World, random: Random) -> AsyncIterator[str]:
     taken: list[Any] = []
 
@@ -161,13 +201,21 @@ async def replica_promoted(world: World, random: Random) -> AsyncIterator[str]:
         after = await replica.fetchval("SELECT sum(version) FROM orders_order")
         sessions = await replica.fetchval(f"SELECT count(*) FROM pg_stat_activity WHERE {WORKERS}")
     if before != after or sessions:
-        world.problems.append(f"a promoted replica was written to: {before} -> {after}, {sessions} sessions of workers")
+        world.problems.append(
+            f"a promoted replica was written to: {before} -> {after}, {sessions} sessions of workers"
+        )
     await world.kill("postgres-replica", signal.SIGINT)
     await asyncio.to_thread(shutil.rmtree, data)
     await world.revive("postgres-replica")
 
 
-@fault("postgres-misrouted", "postgres", (3.0, 8.0), what="the workers' address of Postgres leads to the read replica", sees=WAITS)
+@fault(
+    "postgres-misrouted",
+    "postgres",
+    (3.0, 8.0),
+    what="the workers' address of Postgres leads to the read replica",
+    sees=WAITS,
+)
 async def postgres_misrouted(world: World, random: Random) -> AsyncIterator[str]:
     proxy = world.proxies["postgres"]
     primary = proxy.target

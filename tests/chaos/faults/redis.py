@@ -25,7 +25,13 @@ async def redis_flushall(world: World, random: Random) -> AsyncIterator[str]:
     yield "redis"
 
 
-@fault("redis-full", "redis", (3.0, 8.0), what="Redis at maxmemory with noeviction: every write is refused", sees=AWAY)
+@fault(
+    "redis-full",
+    "redis",
+    (3.0, 8.0),
+    what="Redis at maxmemory with noeviction: every write is refused",
+    sees=AWAY,
+)
 async def redis_full(world: World, random: Random) -> AsyncIterator[str]:
     async with world.redis() as client:
         before = await client.config_get("maxmemory*")
@@ -37,7 +43,13 @@ async def redis_full(world: World, random: Random) -> AsyncIterator[str]:
             await client.config_set(name, str(before[name]))
 
 
-@fault("redis-read-only", "redis", (3.0, 8.0), what="Redis is the replica of a primary that doesn't exist: it is read-only", sees=AWAY)
+@fault(
+    "redis-read-only",
+    "redis",
+    (3.0, 8.0),
+    what="Redis is the replica of a primary that doesn't exist: it is read-only",
+    sees=AWAY,
+)
 async def redis_read_only(world: World, random: Random) -> AsyncIterator[str]:
     async with world.redis() as client:
         await client.replicaof("127.0.0.1", 1)

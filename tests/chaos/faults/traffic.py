@@ -1,4 +1,6 @@
-"""What comes in is worse than usual: everything a hundred times, nothing but poison, one order without end."""
+"""What comes in is worse than usual: everything a hundred times, nothing but
+poison, one order without end.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ async def poison_only(world: World, random: Random) -> AsyncIterator[str]:
     world.load.poison_only = False
 
 
-@fault("order-10000-events", "load", (0.5, 1.0), what="one order with 10,000 events, as fast as they can be sent", alone=True)
+@fault(
+    "order-10000-events",
+    "load",
+    (0.5, 1.0),
+    what="one order with 10,000 events, as fast as they can be sent",
+    alone=True,
+)
 async def order_10000_events(world: World, random: Random) -> AsyncIterator[str]:
     events = giant(random.randrange(1 << 31), 10_000)
     sent = await send(world.settings, events)

@@ -27,7 +27,12 @@ async def workers_kill_all(world: World, random: Random) -> AsyncIterator[str]:
     yield "all"
 
 
-@fault("worker-term", "worker", (0.5, 4.0), what="SIGTERM of a worker: it drains, commits, leaves the group, exits 0")
+@fault(
+    "worker-term",
+    "worker",
+    (0.5, 4.0),
+    what="SIGTERM of a worker: it drains, commits, leaves the group, exits 0",
+)
 async def worker_term(world: World, random: Random) -> AsyncIterator[str]:
     worker = world.workers[some_worker(world, random)]
     grace = world.settings.drain_timeout + STOP_MARGIN
@@ -42,7 +47,12 @@ async def worker_term(world: World, random: Random) -> AsyncIterator[str]:
         world.notes.append(f"{worker.name}: SIGTERM to exit {outcome.code} in {outcome.seconds:.1f} s")
 
 
-@fault("worker-zombie", "worker", (9.0, 15.0), what="SIGSTOP of a worker past its session, then SIGCONT: it must do no harm")
+@fault(
+    "worker-zombie",
+    "worker",
+    (9.0, 15.0),
+    what="SIGSTOP of a worker past its session, then SIGCONT: it must do no harm",
+)
 async def worker_zombie(world: World, random: Random) -> AsyncIterator[str]:
     worker = world.workers[some_worker(world, random)]
     worker.send(signal.SIGSTOP)

@@ -1,4 +1,6 @@
-"""Where a sweep's workers live and die: servers of one broker, proxies before Postgres and Redis, a zygote."""
+"""Where a sweep's workers live and die: servers of one broker, proxies before
+Postgres and Redis, a zygote.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,15 @@ class Dead(Exception):
 class Arena:
     """See the module. Made by `arena()`. Its methods raise TimeoutError when something doesn't come about."""
 
-    def __init__(self, settings: Settings, env: Mapping[str, str], folder: Path, zygote: Zygote, postgres: Proxy, redis: Proxy) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        env: Mapping[str, str],
+        folder: Path,
+        zygote: Zygote,
+        postgres: Proxy,
+        redis: Proxy,
+    ) -> None:
         self.settings = settings
         self.env = dict(env)
         self.data = Path(env["ORDERS_DATA"])
@@ -73,7 +83,7 @@ class Arena:
         self._events = generator.events(1_000_000, 5, SHARES)
         self._children: list[Child] = []
 
-    # -- what scenes use ---------------------------------------------------------------------------------------
+    # -- what scenes use -------------------------------------------------------------------------------------
 
     async def send(self, count: int) -> None:
         """So many events into the topics."""
@@ -107,7 +117,9 @@ class Arena:
 
     async def decided(self) -> int:
         """How many decisions there are in the log."""
-        return sum(position.end for (topic, _), position in (await self.lag.lag()).items() if topic == DECISIONS)
+        return sum(
+            position.end for (topic, _), position in (await self.lag.lag()).items() if topic == DECISIONS
+        )
 
     async def passed(self, life: Life, decided: int) -> None:
         """Until so many decisions are in the log."""
@@ -117,7 +129,9 @@ class Arena:
             if life.ended.is_set():
                 raise Dead
             if loop.time() > deadline:
-                raise TimeoutError(f"no {decided} decisions after {PATIENCE:.0f} s; the worker's log: {life.log}")
+                raise TimeoutError(
+                    f"no {decided} decisions after {PATIENCE:.0f} s; the worker's log: {life.log}"
+                )
             await asyncio.sleep(0.01)
 
     async def over(self, life: Life) -> None:
@@ -144,11 +158,19 @@ class Arena:
     async def small_messages(self) -> AsyncIterator[None]:
         """Topics that workers write to take next to nothing."""
         names = ("suborder.updated", "order.status_changed", "orders.dlq")
-        answers = await self.admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, name) for name in names])
-        own = {each[3]: {entry[0]: entry[1] for entry in each[4] if entry[3] == 1} for answer in answers for each in answer.resources}
+        answers = await self.admin.describe_configs(
+            [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+        )
+        own = {
+            each[3]: {entry[0]: entry[1] for entry in each[4] if entry[3] == 1}
+            for answer in answers
+            for each in answer.resources
+        }
 
         async def alter(change: dict[str, str]) -> None:
-            await self.admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, name, configs=own[name] | change) for name in names])
+            await self.admin.alter_configs(
+                [ConfigResource(ConfigResourceType.TOPIC, name, configs=own[name] | change) for name in names]
+            )
 
         await alter({"max.message.bytes": "60"})
         try:
@@ -156,7 +178,7 @@ class Arena:
         finally:
             await alter({})
 
-    # -- what the sweep uses -----------------------------------------------------------------------------------
+    # -- what the sweep uses ---------------------------------------------------------------------------------
 
     async def live(
         self,
@@ -167,19 +189,25 @@ class Arena:
         fresh: bool = False,
         ahead: bool = False,
     ) -> Life:
-        """Start the worker that may die. Redis has forgotten the script: whoever comes first has to bring it."""
+        """Start the worker that may die.
+        Redis has forgotten the script: whoever comes first has to bring it.
+        """
         async with Redis.from_url(self.settings.redis.get_secret_value()) as redis:
             await redis.script_flush()
             for lane in range(self.settings.partitions) if ahead else ():
                 await redis.set(checkpoint_key(self.settings.group, lane), b"0 0 %d" % FAR)
         if fresh:
             shutil.rmtree(self.data / NAME, ignore_errors=True)
-        child = await self._zygote.fork(["worker", "--name", NAME], self._through | (env or {}), armed=armed, tweaks=tweaks, name=NAME)
+        child = await self._zygote.fork(
+            ["worker", "--name", NAME], self._through | (env or {}), armed=armed, tweaks=tweaks, name=NAME
+        )
         self._children.append(child)
         return child
 
     async def drained(self) -> None:
-        """Heal everything, and let a healthy worker handle the rest. Raises TimeoutError if it doesn't come to that."""
+        """Heal everything, and let a healthy worker handle the rest.
+        Raises TimeoutError if it doesn't come to that.
+        """
         await self.heal()
         for child in self._children:
             child.send(signal.SIGKILL)
@@ -189,14 +217,20 @@ class Arena:
         # It doesn't lose patience with Redis: what the cache misses by that would be looked at too early.
         healthy = await self.live(env={"ORDERS_REDIS_TIMEOUT": "10"})
         try:
-            await self.until(healthy, lambda: healthy.text().count("its cache is complete") >= self.settings.partitions)
+            await self.until(
+                healthy, lambda: healthy.text().count("its cache is complete") >= self.settings.partitions
+            )
             await self.handled(healthy)
         except Dead:
-            raise TimeoutError(f"the healthy worker ended with {healthy.code}; its log: {healthy.log}") from None
+            raise TimeoutError(
+                f"the healthy worker ended with {healthy.code}; its log: {healthy.log}"
+            ) from None
         healthy.send(signal.SIGTERM)
         await self.over(healthy)
         if healthy.code != 0:
-            raise TimeoutError(f"the healthy worker ended with {healthy.code} after SIGTERM; its log: {healthy.log}")
+            raise TimeoutError(
+                f"the healthy worker ended with {healthy.code} after SIGTERM; its log: {healthy.log}"
+            )
         self._children.clear()
 
     async def mended(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""The import hook: the modules of `points`, each await surrounded by two calls that count, and kill when it is time.
+"""The import hook: the modules of `points`, each await surrounded by two calls that count,
+and kill when it is time.
 
-Nothing of it is in the production code: the source is rewritten while it is imported, in processes of the sweep only.
+Nothing of it is in the production code: the source is rewritten while it is imported, in
+processes of the sweep only.
 """
 
 from __future__ import annotations
@@ -113,7 +115,9 @@ class Rewriter(ast.NodeTransformer):
 
 
 def _call(function: str, point: str, argument: ast.expr, place: ast.expr | None = None) -> ast.expr:
-    call = ast.Call(ast.Attribute(ast.Name(NAME, ast.Load()), function, ast.Load()), [ast.Constant(point), argument], [])
+    call = ast.Call(
+        ast.Attribute(ast.Name(NAME, ast.Load()), function, ast.Load()), [ast.Constant(point), argument], []
+    )
     return ast.copy_location(call, place) if place is not None else call
 
 
@@ -140,7 +144,9 @@ class Loader(importlib.machinery.SourceFileLoader):
 class Finder(importlib.abc.MetaPathFinder):
     """Finds the modules of `points` as usual, and gives them our loader."""
 
-    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
         if name not in MODULES:
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path, target)

@@ -1,4 +1,6 @@
-"""Where a worker can be interrupted: every await of the modules on a batch's path. Pure, but for reading the source."""
+"""Where a worker can be interrupted: every await of the modules on a batch's path.
+Pure, but for reading the source.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ BEFORE, AFTER = "before", "after"
 
 @dataclass(frozen=True, slots=True, order=True)
 class Point:
-    """One await. `kind`: await, enter or exit (of an async with), next (of an async for). `where` is the function, `text` the code."""
+    """One await. `kind`: await, enter or exit (of an async with), next (of an async for).
+    `where` is the function, `text` the code.
+    """
 
     file: str
     line: int
@@ -89,6 +93,8 @@ def places(node: ast.AST) -> list[tuple[str, ast.expr]]:
         return [("await", node)]
     if isinstance(node, ast.AsyncWith):
         return [(kind, item.context_expr) for item in node.items for kind in ("enter", "exit")]
-    if isinstance(node, ast.AsyncFor | ast.comprehension) and (isinstance(node, ast.AsyncFor) or node.is_async):
+    if isinstance(node, ast.AsyncFor | ast.comprehension) and (
+        isinstance(node, ast.AsyncFor) or node.is_async
+    ):
         return [("next", node.iter)]
     return []

@@ -14,8 +14,9 @@ from tests.chaos.sweep.arena import Arena, Life
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """`tweaks` and `env` are the worker's. `fresh`: without local state. `ahead`: Redis has seen more of the changelog than there is.
-    `code`: what an unharmed worker ends with."""
+    """`tweaks` and `env` are the worker's. `fresh`: without local state.
+    `ahead`: Redis has seen more of the changelog than there is. `code`: what an unharmed worker ends with.
+    """
 
     name: str
     act: Callable[[Arena, Life], Awaitable[None]]
@@ -93,7 +94,12 @@ async def rebalance(arena: Arena, life: Life) -> None:
     """Another worker joins, takes its share, and leaves."""
     await arena.ready(life)
     other = await arena.companion()
-    await arena.until(life, lambda: "lanes closed (partitions revoked)" in life.text() and other.text().count("open, generation") > 0)
+    await arena.until(
+        life,
+        lambda: (
+            "lanes closed (partitions revoked)" in life.text() and other.text().count("open, generation") > 0
+        ),
+    )
     await arena.send(20)
     other.send(signal.SIGTERM)
     await other.ended.wait()

@@ -27,12 +27,16 @@ BACKLOG = 40
 DEEPEST = 12
 """A point is killed at most at so late a pass."""
 SURE = 3
-"""Passes of a scene from which on the next life of it passes there too, however its records fall into batches and pauses."""
+"""Passes of a scene from which on the next life of it passes there too, however its records
+fall into batches and pauses.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Die `side` of `point` when it is passed the n-th time in `scene`. `others`: scenes that passed it too, the most often first."""
+    """Die `side` of `point` when it is passed the n-th time in `scene`.
+    `others`: scenes that passed it too, the most often first.
+    """
 
     point: Point
     side: str
@@ -46,7 +50,9 @@ class Kill:
 
 @dataclass(slots=True)
 class Result:
-    """What became of a kill. `died`: it was reached this time. `problem` is empty when the audit was clean."""
+    """What became of a kill. `died`: it was reached this time.
+    `problem` is empty when the audit was clean.
+    """
 
     kill: Kill
     died: bool
@@ -68,7 +74,11 @@ class Swept:
 
     @property
     def good(self) -> bool:
-        return not self.stuck and any(result.died for result in self.results) and not any(result.problem for result in self.results)
+        return (
+            not self.stuck
+            and any(result.died for result in self.results)
+            and not any(result.problem for result in self.results)
+        )
 
     def document(self) -> dict[str, Any]:
         return {
@@ -79,25 +89,35 @@ class Swept:
             "missed": [str(result.kill) for result in self.results if not result.died],
             "unreached": self.unreached,
             "stuck": self.stuck,
-            "problems": [{"kill": str(result.kill), "problem": result.problem} for result in self.results if result.problem],
+            "problems": [
+                {"kill": str(result.kill), "problem": result.problem}
+                for result in self.results
+                if result.problem
+            ],
             "results": [asdict(result) for result in self.results],
         }
 
 
 async def reconnoitre(arena: Arena, scene: Scene) -> dict[tuple[str, str], int]:
-    """Play a scene unharmed: (point, side) -> passes. Raises TimeoutError if it doesn't come to its end as it should."""
+    """Play a scene unharmed: (point, side) -> passes.
+    Raises TimeoutError if it doesn't come to its end as it should.
+    """
     await arena.send(BACKLOG)
     life = await arena.live(tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh, ahead=scene.ahead)
     with contextlib.suppress(Dead):
         await scene.act(arena, life)
     await arena.over(life)
     if life.code != scene.code:
-        raise TimeoutError(f"scene {scene.name} ended with {life.code}, not {scene.code}; its log: {life.log}")
+        raise TimeoutError(
+            f"scene {scene.name} ended with {life.code}, not {scene.code}; its log: {life.log}"
+        )
     await arena.drained()
     return life.counts()
 
 
-def plan(passed: Mapping[str, Mapping[tuple[str, str], int]], seed: int, known: Sequence[Point]) -> tuple[list[Kill], list[str]]:
+def plan(
+    passed: Mapping[str, Mapping[tuple[str, str], int]], seed: int, known: Sequence[Point]
+) -> tuple[list[Kill], list[str]]:
     """For each side of each point a kill, and the sides that no scene passes. Pure.
 
     It is in the first scene that surely passes it, or else in the one that passed it most.
@@ -114,7 +134,9 @@ def plan(passed: Mapping[str, Mapping[tuple[str, str], int]], seed: int, known: 
                 unreached.append(f"{side} {point}")
                 continue
             # Passes differ a little between two lives: the second half of what was seen may not come.
-            others = sorted((each for each in usable if each[1] and each[0] != name), key=itemgetter(1), reverse=True)
+            others = sorted(
+                (each for each in usable if each[1] and each[0] != name), key=itemgetter(1), reverse=True
+            )
             n = random.randint(1, max(1, min(count // 2, DEEPEST)))
             kills.append(Kill(point, side, name, n, tuple(other for other, _ in others)))
     return kills, unreached
@@ -125,7 +147,11 @@ async def kill(arena: Arena, each: Kill) -> Result:
     scene = SCENES[each.scene]
     await arena.send(BACKLOG)
     life = await arena.live(
-        armed=(each.point.key, each.side, each.n), tweaks=scene.tweaks, env=dict(scene.env), fresh=scene.fresh, ahead=scene.ahead
+        armed=(each.point.key, each.side, each.n),
+        tweaks=scene.tweaks,
+        env=dict(scene.env),
+        fresh=scene.fresh,
+        ahead=scene.ahead,
     )
     problem = ""
     try:
@@ -145,7 +171,9 @@ async def kill(arena: Arena, each: Kill) -> Result:
     return Result(each, died, problem)
 
 
-async def sweep(arena: Arena, kills: Iterable[Kill], told: Callable[[Result], None] = lambda _: None) -> list[Result]:
+async def sweep(
+    arena: Arena, kills: Iterable[Kill], told: Callable[[Result], None] = lambda _: None
+) -> list[Result]:
     """All of them, one after the other."""
     results: list[Result] = []
     for number, each in enumerate(kills):
@@ -168,11 +196,16 @@ Told = Callable[[int, int, str], None]
 
 
 async def sweep_stacks(folder: Path, seed: int, stacks: int, told: Told) -> Swept:
-    """Every point, on servers of its own, several side by side. Topic names are the contract's, so each sweeper has a broker to itself."""
+    """Every point, on servers of its own, several side by side.
+    Topic names are the contract's, so each sweeper has a broker to itself.
+    """
     known = points()
     async with AsyncExitStack() as opened:
         arenas = [
-            await opened.enter_async_context(_served(folder / f"stack-{number}", folder / "logs" / str(number))) for number in range(stacks)
+            await opened.enter_async_context(
+                _served(folder / f"stack-{number}", folder / "logs" / str(number))
+            )
+            for number in range(stacks)
         ]
         passed: dict[str, dict[tuple[str, str], int]] = {}
         stuck: list[str] = []
@@ -210,7 +243,11 @@ async def sweep_stacks(folder: Path, seed: int, stacks: int, told: Told) -> Swep
 async def _served(folder: Path, logs: Path) -> AsyncIterator[Arena]:
     stack = await asyncio.to_thread(Stack.start, folder)
     try:
-        env = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_") or name not in SERVERS}
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("ORDERS_") or name not in SERVERS
+        }
         async with arena(env | stack.env | {"ORDERS_GROUP": "orders"}, logs) as made:
             yield made
     finally:

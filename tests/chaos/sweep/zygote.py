@@ -1,4 +1,5 @@
-"""A process that has imported everything, hook included, and forks workers and commands: a start costs milliseconds instead of seconds.
+"""A process that has imported everything, hook included, and forks workers and commands: a start costs
+milliseconds instead of seconds.
 
 Reads requests from stdin, one JSON document a line, and writes a line for each child that has begun or ended.
 """
@@ -95,7 +96,9 @@ class Zygote:
         assert self._process is not None
         assert self._process.stdin is not None
         self._number += 1
-        child = Child(self._folder / f"{self._number:04d}-{name}.log", self._folder / f"{self._number:04d}.counts")
+        child = Child(
+            self._folder / f"{self._number:04d}-{name}.log", self._folder / f"{self._number:04d}.counts"
+        )
         self._children[self._number] = child
         request = {
             "number": self._number,
@@ -128,7 +131,7 @@ class Zygote:
                 child.ended.set()
 
 
-# -- in the zygote and its children --------------------------------------------------------------------------------
+# -- in the zygote and its children --------------------------------------------------------------------------
 
 
 def serve() -> None:
@@ -136,7 +139,16 @@ def serve() -> None:
     from tests.chaos.sweep import hook
 
     hook.install()
-    for name in ("app", "cli.audit", "cli.init", "cli.logs", "cli.worker", "prometheus_client", "streams.transport", "uvloop"):
+    for name in (
+        "app",
+        "cli.audit",
+        "cli.init",
+        "cli.logs",
+        "cli.worker",
+        "prometheus_client",
+        "streams.transport",
+        "uvloop",
+    ):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
@@ -213,11 +225,13 @@ def _run(request: dict[str, Any]) -> int:
     for tweak in request["tweaks"]:
         TWEAKS[tweak]()
     code = run(request["arguments"])
-    Path(request["counts"]).write_text(json.dumps([[point, side, count] for (point, side), count in hook.counts.items()]))
+    Path(request["counts"]).write_text(
+        json.dumps([[point, side, count] for (point, side), count in hook.counts.items()])
+    )
     return code
 
 
-# -- what a child may be told to do to itself, to come to places that are rarely reached ----------------------------
+# -- what a child may be told to do to itself, to come to places that are rarely reached ---------------------
 
 
 def _lose_lists() -> None:
