@@ -70,40 +70,38 @@ def bench_command(
 
     console = messages()
     if out is not None:
-        _writable(out)
+        _check_writable(out)
     guarantee = Settings().delivery if delivery is None else delivery.value
-    plan = Plan(
-        orders,
-        spread,
-        workers,
-        rate,
-        seconds,
-        seed,
-        guarantee,
-        open_orders,
-        lambda message: console.print(printable(message), style="dim"),
-    )
-    result = run(plan)
-    text = json.dumps(result, indent=2)
+
+    def report(message: str) -> None:
+        console.print(printable(message), style="dim")
+
+    result = run(Plan(orders, spread, workers, rate, seconds, seed, guarantee, open_orders, report))
+    text = json.dumps(result, indent=2) + "\n"
     if as_json:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text)
     else:
         _print(result)
     if out is not None:
-        try:
-            out.write_text(text + "\n")
-        except OSError as error:
-            raise OrdersError(
-                f"--out {out}: {error.strerror}; the result is on stdout only", "copy it from there"
-            ) from None
+        _save(out, text)
 
 
-def _writable(out: Path) -> None:
+def _check_writable(out: Path) -> None:
     """Before minutes of work. Raises OrdersError."""
     try:
         out.open("a").close()
     except OSError as error:
         raise OrdersError(f"--out {out}: {error.strerror}", "check the path") from None
+
+
+def _save(out: Path, text: str) -> None:
+    """Raises OrdersError."""
+    try:
+        out.write_text(text)
+    except OSError as error:
+        raise OrdersError(
+            f"--out {out}: {error.strerror}; the result is on stdout only", "copy it from there"
+        ) from None
 
 
 def _print(result: dict[str, Any]) -> None:

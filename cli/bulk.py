@@ -9,6 +9,7 @@ import os
 import stat
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from enum import Enum
@@ -19,7 +20,7 @@ from uuid import UUID
 
 import typer
 
-from cli.terminal import Rows, Wide, output, progress
+from cli.terminal import Bar, Rows, Wide, output, progress
 from cli.text import printable
 from errors import OrdersError
 from operations.servers import require
@@ -113,8 +114,7 @@ def submit_command(
     """
     settings, started = get_settings(), time.monotonic()
     job = None if job is None else _uuid(job)
-    failure: BaseException | None = None
-    sent = 0
+    sending = _Sending(settings, again)
     with ExitStack() as stack:
         refused = _Refused(report, file, stack)
         bar = stack.enter_context(progress("lines read", quiet=as_json))
@@ -131,20 +131,9 @@ def submit_command(
         )
         refused.write(prepared)
         if prepared.parts and not dry_run:
-            sending = bar.another("parts sent", len(prepared.parts))
-
-            def count(part: int) -> None:
-                nonlocal sent
-                sent += 1
-                sending.show(part)
-
-            try:
-                asyncio.run(_send(settings, prepared, again, count))
-            except OtherJob:
-                raise  # nothing was sent
-            except BaseException as error:
-                failure = error
-    outcome = SubmitResult(sent, settings.bulk_rate, dry_run, failure is not None, time.monotonic() - started)
+            sending.run(prepared, bar.another("parts sent", len(prepared.parts)))
+    failure, seconds = sending.failure, time.monotonic() - started
+    outcome = SubmitResult(sending.sent, settings.bulk_rate, dry_run, failure is not None, seconds)
     _report(prepared, refused.first, outcome, as_json)
     if refused.failed is not None:
         print(
@@ -152,7 +141,7 @@ def submit_command(
             file=sys.stderr,
         )
     if failure is not None:
-        _fail(failure, sent)
+        _fail(failure, sending.sent)
     if prepared.refused or refused.failed is not None:
         raise typer.Exit(1)
 
@@ -255,7 +244,34 @@ def _fail(failure: BaseException, sent: int) -> NoReturn:
     raise typer.Exit(1)
 
 
-async def _send(settings: Settings, job: Job, again: bool, progress: Any) -> int:
+class _Sending:
+    """The sending of a job's parts: how many were sent, and what ended it before its time."""
+
+    def __init__(self, settings: Settings, again: bool) -> None:
+        self.sent = 0
+        self.failure: BaseException | None = None
+        self._settings = settings
+        self._again = again
+
+    def run(self, job: Job, bar: Bar) -> None:
+        """Blocks until all parts are sent; what goes wrong is kept in `failure`.
+
+        Raises OtherJob: nothing was sent.
+        """
+
+        def count(part: int) -> None:
+            self.sent += 1
+            bar.show(part)
+
+        try:
+            asyncio.run(_send(self._settings, job, self._again, count))
+        except OtherJob:
+            raise
+        except BaseException as error:
+            self.failure = error
+
+
+async def _send(settings: Settings, job: Job, again: bool, progress: Callable[[int], None]) -> int:
     await require(settings)
     return await send(settings, job, again=again, progress=progress)
 

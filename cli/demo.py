@@ -321,7 +321,7 @@ async def _summary(settings: Settings, simulated: list[str]) -> None:
         console.print(Text.assemble(("One order of several sellers", "bold"), " (orders show)"))
         order = await read_state(settings, UUID(str(chosen)))
         assert order is not None
-        console.print(render(explain.tell(UUID(str(chosen)).bytes, order)))
+        console.print(render(explain.explain(UUID(str(chosen)).bytes, order)))
     console.print(Text.assemble(("\nDead letters", "bold"), " (orders dlq list)"))
     reasons = Counter([letter.reason async for letter in read(settings)])
     for reason, count in reasons.most_common():

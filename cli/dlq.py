@@ -217,40 +217,50 @@ def redrive_command(
     if not (everything or reason or topic or ids or most or dry_run):
         _ask(selection, may_ask=not as_json)
     outcome = _redrive(get_settings(), selection, dry_run=dry_run, quiet=as_json)
-    states = {state: outcome.states[state] for state in STATES if state != "new"}
     if as_json:
-        counts = {"sent": 0 if dry_run else outcome.sent, "would_send": outcome.sent if dry_run else 0}
-        by_reason = dict(outcome.by_reason.most_common())
-        print(
-            json.dumps(
-                {
-                    "dry_run": dry_run,
-                    **counts,
-                    "by_reason": by_reason,
-                    **states,
-                    "too_large": outcome.too_large,
-                }
-            )
-        )
+        print(json.dumps(_redrive_document(outcome, dry_run)))
     else:
-        verb = "would go back" if dry_run else "sent back"
-        listed = ", ".join(f"{printable(code)} {count:,}" for code, count in outcome.by_reason.most_common())
-        print(f"{outcome.sent:,} {verb}{f' ({listed})' if listed else ''}")
-        stay = ", ".join(f"{count:,} {state}" for state, count in states.items() if count)
-        if stay:
-            print(f"the others: {stay}; orders dlq list --state STATE has them")
-        if outcome.too_large:
-            more = (
-                f" and {len(outcome.too_large) - SHOWN_IDS:,} more"
-                if len(outcome.too_large) > SHOWN_IDS
-                else ""
-            )
-            print(
-                "too large for their topics (max.message.bytes), so they stay:"
-                f" {', '.join(outcome.too_large[:SHOWN_IDS])}{more}"
-            )
+        _print_redrive(outcome, dry_run)
     if outcome.too_large or (ids and (outcome.states["parked"] or outcome.states["final"])):
         raise typer.Exit(1)
+
+
+def _redrive_document(outcome: RedriveResult, dry_run: bool) -> dict[str, Any]:
+    """For --json."""
+    return {
+        "dry_run": dry_run,
+        "sent": 0 if dry_run else outcome.sent,
+        "would_send": outcome.sent if dry_run else 0,
+        "by_reason": dict(outcome.by_reason.most_common()),
+        **_staying(outcome),
+        "too_large": outcome.too_large,
+    }
+
+
+def _print_redrive(outcome: RedriveResult, dry_run: bool) -> None:
+    """For a person."""
+    verb = "would go back" if dry_run else "sent back"
+    reasons = _by_reason(outcome)
+    print(f"{outcome.sent:,} {verb}{f' ({reasons})' if reasons else ''}")
+    stay = ", ".join(f"{count:,} {state}" for state, count in _staying(outcome).items() if count)
+    if stay:
+        print(f"the others: {stay}; orders dlq list --state STATE has them")
+    if outcome.too_large:
+        unlisted = len(outcome.too_large) - SHOWN_IDS
+        more = f" and {unlisted:,} more" if unlisted > 0 else ""
+        print(
+            "too large for their topics (max.message.bytes), so they stay:"
+            f" {', '.join(outcome.too_large[:SHOWN_IDS])}{more}"
+        )
+
+
+def _staying(outcome: RedriveResult) -> dict[str, int]:
+    """Letters in each of the states that a redrive passes over."""
+    return {state: outcome.states[state] for state in STATES if state != "new"}
+
+
+def _by_reason(outcome: RedriveResult) -> str:
+    return ", ".join(f"{printable(code)} {count:,}" for code, count in outcome.by_reason.most_common())
 
 
 def _ask(selection: Selection, *, may_ask: bool) -> None:
@@ -263,9 +273,8 @@ def _ask(selection: Selection, *, may_ask: bool) -> None:
     would = _redrive(get_settings(), selection, dry_run=True, quiet=False)
     if not would.sent:
         return
-    reasons = ", ".join(f"{printable(code)} {count:,}" for code, count in would.by_reason.most_common())
     if not confirmed(
-        f"{would.sent:,} dead letters would go back to their topics ({reasons}). Send all of them?"
+        f"{would.sent:,} dead letters would go back to their topics ({_by_reason(would)}). Send all of them?"
     ):
         print("nothing sent")
         raise typer.Exit(1)

@@ -68,7 +68,7 @@ def show_command(
     if order is None:
         remedy = "see that it was sent, and that orders wait says that all is processed"
         raise OrdersError(f"no fact of order {order_uuid} is known", remedy)
-    explanation = explain.tell(order_uuid.bytes, order)
+    explanation = explain.explain(order_uuid.bytes, order)
     if as_json:
         print(json.dumps(explanation, indent=2))
     else:

@@ -38,7 +38,7 @@ from contracts.record_id import RecordId
 from contracts.topics import CREATED, DECISIONS
 from domain.deadlines import Due
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus
-from domain.events import Event, wire
+from domain.events import Event, to_event_data
 from domain.order import (
     Created,
     Item,
@@ -393,4 +393,5 @@ def deadline_passed(due: Due, order_id: bytes) -> tuple[bytes, list[tuple[str, b
 
 def normalised(late: LateRefusal, order_id: bytes) -> bytes:
     """A waiting fact as JSON, {"type", "time", "data"}: the value of its dead letter."""
-    return _encode({"type": late.type, "time": times.text(late.fact.time), "data": wire(late.fact, order_id)})
+    data = to_event_data(late.fact, order_id)
+    return _encode({"type": late.type, "time": times.text(late.fact.time), "data": data})

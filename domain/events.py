@@ -349,7 +349,7 @@ def order_key(event: Event) -> bytes:
     return ids.text(event.order_id).encode()
 
 
-def wire(fact: SimpleFact, order_id: bytes) -> dict[str, Any]:
+def to_event_data(fact: SimpleFact, order_id: bytes) -> dict[str, Any]:
     """A fact as the data of its event again, normalised: ids canonical, times in
     UTC, absent fields left out.
     """

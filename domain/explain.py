@@ -1,9 +1,10 @@
-"""An order's story: its facts in time order, what they amount to, and which of them make its status true.
+"""An order explained: its facts in time order, what they amount to, and which of them make its status true.
 For people and for --json.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from contracts import ids, money, times
@@ -17,6 +18,7 @@ from domain.order import (
     Payment,
     PaymentFailure,
     Quantities,
+    RefundDecision,
     RefundReply,
     ReturnStage,
     Scan,
@@ -24,96 +26,107 @@ from domain.order import (
     StockReply,
     type_of,
 )
-from domain.status import OrderView, Suborder, view_of
+from domain.status import Line, OrderView, Suborder, view_of
 from domain.totals import winning_scans, winning_stages
 
 Json = dict[str, Any]
+Amount = Callable[[int], str]
+"""Minor units of the order's currency -> text."""
 
 
-def tell(order_id: bytes, order: Order) -> Json:
+def explain(order_id: bytes, order: Order) -> Json:
     """-> a JSON object: order, why, facts, lines, suborders, shipments, returns, money,
     refunds, anomalies. Never blocks.
     """
     created = order.created
-    told: Json = {
+    explanation: Json = {
         "order_id": ids.text(order_id),
         "known": created is not None,
         "version": order.version,
         "facts": _facts(order),
     }
     if created is None:
-        told["why"] = ["its order.created has not come: the facts below wait for it"]
-        return told
-    now = view_of(order)
+        explanation["why"] = ["its order.created has not come: the facts below wait for it"]
+        return explanation
+    view = view_of(order)
     digits = money.DIGITS[created.currency]
 
     def amount(minor: int) -> str:
         return money.text(minor, digits)
 
-    live_total = sum(suborder.total for suborder in now.suborders)
-    told |= {
-        "status": now.status.text,
-        "why": _why(order, now, amount),
+    live_total = sum(suborder.total for suborder in view.suborders)
+    return explanation | {
+        "status": view.status.text,
+        "why": _why(order, view, amount),
         "user_id": ids.text(created.user_id),
         "region": created.region or "",
         "currency": created.currency,
-        "lines": [
-            {
-                "item_id": ids.text(line.item_id),
-                "seller_id": ids.text(line.seller_id),
-                "price": amount(line.price),
-                "discount": amount(line.discount),
-                "shipping": amount(line.shipping),
-                "quantity": line.quantity,
-                "gone": line.gone,
-                "live": line.live,
-                "in_transit": line.in_transit,
-                "delivered": line.delivered,
-                "returned": line.returned,
-            }
-            for line in now.lines
-        ],
-        "suborders": [_suborder(order_id, order, suborder, amount) for suborder in now.suborders],
-        "shipments": [
-            {
-                "shipment_id": ids.text(shipment_id),
-                "seller_id": ids.text(scan.seller_id),
-                "status": scan.rank.text,
-                "carrier": scan.carrier,
-                "tracking_number": scan.tracking_number,
-                "items": _items(scan.items),
-            }
-            for shipment_id, scan in winning_scans(order).items()
-        ],
-        "returns": [
-            {
-                "return_id": ids.text(return_id),
-                "item_id": ids.text(stage.item_id),
-                "quantity": stage.quantity,
-                "status": stage.status.text,
-            }
-            for return_id, stage in winning_stages(order).items()
-        ],
+        "lines": [_line(line, amount) for line in view.lines],
+        "suborders": [_suborder(order_id, order, suborder, amount) for suborder in view.suborders],
+        "shipments": _shipments(order),
+        "returns": _returns(order),
         "money": {
-            "total": amount(now.total),
+            "total": amount(view.total),
             "live_total": amount(live_total),
-            "captured": amount(now.captured),
-            "refunds_decided": amount(now.decided),
+            "captured": amount(view.captured),
+            "refunds_decided": amount(view.decided),
         },
-        "refunds": [
-            {
-                "refund_id": ids.uuid5_text(order_id, f"refund:{decision.n}"),
-                "amount": amount(decision.amount),
-                "cause": decision.cause.text,
-                "cause_id": ids.text(decision.cause_id),
-                "units": [[ids.text(item_id), first, count] for item_id, first, count in decision.units],
-                "shipping": [ids.text(item_id) for item_id in decision.shipping],
-            }
-            for decision in order.decisions
-        ],
+        "refunds": [_refund(order_id, decision, amount) for decision in order.decisions],
         "anomalies": anomalies(order, order_id),
     }
-    return told
+
+
+def _line(line: Line, amount: Amount) -> Json:
+    return {
+        "item_id": ids.text(line.item_id),
+        "seller_id": ids.text(line.seller_id),
+        "price": amount(line.price),
+        "discount": amount(line.discount),
+        "shipping": amount(line.shipping),
+        "quantity": line.quantity,
+        "gone": line.gone,
+        "live": line.live,
+        "in_transit": line.in_transit,
+        "delivered": line.delivered,
+        "returned": line.returned,
+    }
+
+
+def _shipments(order: Order) -> list[Json]:
+    return [
+        {
+            "shipment_id": ids.text(shipment_id),
+            "seller_id": ids.text(scan.seller_id),
+            "status": scan.rank.text,
+            "carrier": scan.carrier,
+            "tracking_number": scan.tracking_number,
+            "items": _items(scan.items),
+        }
+        for shipment_id, scan in winning_scans(order).items()
+    ]
+
+
+def _returns(order: Order) -> list[Json]:
+    return [
+        {
+            "return_id": ids.text(return_id),
+            "item_id": ids.text(stage.item_id),
+            "quantity": stage.quantity,
+            "status": stage.status.text,
+        }
+        for return_id, stage in winning_stages(order).items()
+    ]
+
+
+def _refund(order_id: bytes, decision: RefundDecision, amount: Amount) -> Json:
+    return {
+        "refund_id": ids.uuid5_text(order_id, f"refund:{decision.n}"),
+        "amount": amount(decision.amount),
+        "cause": decision.cause.text,
+        "cause_id": ids.text(decision.cause_id),
+        "units": [[ids.text(item_id), first, count] for item_id, first, count in decision.units],
+        "shipping": [ids.text(item_id) for item_id in decision.shipping],
+    }
 
 
 def _items(items: Quantities | None) -> Any:
@@ -124,9 +137,9 @@ def _items(items: Quantities | None) -> Any:
     )
 
 
-def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Any) -> Json:
+def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Amount) -> Json:
     seller = ids.text(suborder.seller_id)
-    told: Json = {
+    explanation: Json = {
         "suborder_id": ids.uuid5_text(order_id, f"suborder:{seller}"),
         "seller_id": seller,
         "status": suborder.status.text,
@@ -143,20 +156,20 @@ def _suborder(order_id: bytes, order: Order, suborder: Suborder, amount: Any) ->
         types = {
             reply.type for reply in order.stock if not reply.refused and reply.seller_id == suborder.seller_id
         }
-        told["gone_because"] = [
+        explanation["gone_because"] = [
             f"stock.{answer.text}"
             for answer in (StockAnswer.REJECTED, StockAnswer.RELEASED)
             if answer in types
         ]
-    return told
+    return explanation
 
 
 def _facts(order: Order) -> list[Json]:
     waiting = {(each.field, each.index) for each in order.waiting}
-    told: list[tuple[int, int, Json]] = []
+    facts: list[tuple[int, int, Json]] = []
 
     def add(time: int, rank: int, type_: str, what: str, note: str) -> None:
-        told.append((time, rank, {"time": times.text(time), "type": type_, "what": what, "note": note}))
+        facts.append((time, rank, {"time": times.text(time), "type": type_, "what": what, "note": note}))
 
     created = order.created
     digits = money.DIGITS[created.currency] if created else 2
@@ -179,7 +192,7 @@ def _facts(order: Order) -> list[Json]:
             f" {decision.cause.text}"
         )
         add(decision.time, 2, "refund.decided", what, "")
-    return [fact for _, _, fact in sorted(told, key=lambda each: each[:2])]
+    return [fact for _, _, fact in sorted(facts, key=lambda each: each[:2])]
 
 
 def _describe(fact: SimpleFact) -> str:
@@ -218,16 +231,16 @@ def _count(items: Quantities | None) -> str:
     return "all the seller's units" if items is None else f"{sum(quantity for _, quantity in items)} units"
 
 
-def _why(order: Order, now: OrderView, amount: Any) -> list[str]:
+def _why(order: Order, view: OrderView, amount: Amount) -> list[str]:
     """Which facts make the status true, and what the next one lacks."""
     scans = winning_scans(order)
-    live = sum(suborder.live for suborder in now.suborders)
-    in_transit = sum(suborder.in_transit for suborder in now.suborders)
-    delivered = sum(suborder.delivered for suborder in now.suborders)
-    returned = sum(suborder.returned for suborder in now.suborders)
-    needed = sum(suborder.total for suborder in now.suborders) if live else now.total
+    live = sum(suborder.live for suborder in view.suborders)
+    in_transit = sum(suborder.in_transit for suborder in view.suborders)
+    delivered = sum(suborder.delivered for suborder in view.suborders)
+    returned = sum(suborder.returned for suborder in view.suborders)
+    needed = sum(suborder.total for suborder in view.suborders) if live else view.total
     whose = "the live units'" if live else "the order's"
-    paid = f"captured {amount(now.captured)} of {whose} total {amount(needed)}"
+    paid = f"captured {amount(view.captured)} of {whose} total {amount(needed)}"
     parcels = [
         f"parcel {ids.text(i)} is {scan.rank.text}"
         for i, scan in scans.items()
@@ -240,7 +253,7 @@ def _why(order: Order, now: OrderView, amount: Any) -> list[str]:
     ]
     if not live:
         return ["no unit is live: all are rejected or released", paid]
-    match now.status:
+    match view.status:
         case OrderStatus.PENDING:
             return [f"{paid}: not enough", "no live unit is in transit"]
         case OrderStatus.CONFIRMED:

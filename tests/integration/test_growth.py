@@ -173,27 +173,8 @@ async def test_the_history_goes_on_in_more_lanes(
     stale = await forget_in_cache(fresh, {event.key for event in alone}, old, new)
     await wait_in_old_lanes(fresh, history[third : 2 * third], old, new)
 
-    assert "is no multiple of" in orders("partitions", "--to", str(old + 1)).stderr
-    for place in ("send 0", "grow 0", "send 1", "send 2", "grow 1"):
-        done = cut(place, "fail", "partitions", "--to", str(new))
-        assert (done.returncode, "it goes on" in done.stderr) == (2, True), (place, done.stdout, done.stderr)
-    assert "all topics of a lane need the same number of partitions" in refused_to_start("early")
-    assert cut("grow 2", "kill", "partitions", "--to", str(new)).returncode == -signal.SIGKILL
-    until(
-        lambda: orders("partitions", "--to", str(new), "--json").returncode == 0,
-        "the lock of the killed one has ended",
-        60,
-    )
-    assert told("partitions", "--to", str(new), code=0) == {"partitions": new, "moved": 0}
-    assert told("partitions", code=0) == {"partitions": [new], "lanes": new, "former": [old]}
-    assert {state.partitions for state in (await topics.describe(fresh)).values()} == {new}
+    await grow_through_faults(fresh, old, new)
 
-    assert f"set it to {new}" in refused_to_start("wrong")
-    assert f"set it to {new}\n" in orders("repair").stderr
-    assert (
-        orders("audit").stderr
-        == f"orders: the orders are spread over {new} lanes, ORDERS_PARTITIONS is {old}; set it to {new}\n"
-    )
     monkeypatch.setenv("ORDERS_PARTITIONS", str(new))
     get_settings.cache_clear()
     grown = get_settings()
@@ -220,3 +201,30 @@ async def test_the_history_goes_on_in_more_lanes(
         audit()
         assert another.terminate() == 0
     assert await rows(grown) == truth
+
+
+async def grow_through_faults(settings: Settings, old: int, new: int) -> None:
+    """`orders partitions --to NEW`, failed and killed at every step; until the last one is done, no worker
+    starts, and then only with the new number.
+    """
+    assert "is no multiple of" in orders("partitions", "--to", str(old + 1)).stderr
+    for place in ("send 0", "grow 0", "send 1", "send 2", "grow 1"):
+        done = cut(place, "fail", "partitions", "--to", str(new))
+        assert (done.returncode, "it goes on" in done.stderr) == (2, True), (place, done.stdout, done.stderr)
+    assert "all topics of a lane need the same number of partitions" in refused_to_start("early")
+    assert cut("grow 2", "kill", "partitions", "--to", str(new)).returncode == -signal.SIGKILL
+    until(
+        lambda: orders("partitions", "--to", str(new), "--json").returncode == 0,
+        "the lock of the killed one has ended",
+        60,
+    )
+    assert told("partitions", "--to", str(new), code=0) == {"partitions": new, "moved": 0}
+    assert told("partitions", code=0) == {"partitions": [new], "lanes": new, "former": [old]}
+    assert {state.partitions for state in (await topics.describe(settings)).values()} == {new}
+
+    assert f"set it to {new}" in refused_to_start("wrong")
+    assert f"set it to {new}\n" in orders("repair").stderr
+    assert (
+        orders("audit").stderr
+        == f"orders: the orders are spread over {new} lanes, ORDERS_PARTITIONS is {old}; set it to {new}\n"
+    )

@@ -48,12 +48,12 @@ def record(event: Event) -> Record:
         "time": times.text(event.time),
     }
     headers = [(f"ce_{name}", text.encode()) for name, text in attributes.items()]
-    data = {name: value for name, value in wire(event.fact).items() if value is not None}
+    data = {name: value for name, value in event_data(event.fact).items() if value is not None}
     topic = DECISIONS if isinstance(event.fact, Deadline) else event.type
     return Record(topic, order_id.encode(), json.dumps({"order_id": order_id, **data}).encode(), headers)
 
 
-def wire(fact: Any) -> dict[str, Any]:
+def event_data(fact: Any) -> dict[str, Any]:
     match fact:
         case Created():
             return created(fact)
@@ -99,7 +99,8 @@ def wire(fact: Any) -> dict[str, Any]:
             return known | ({} if fact.subject is None else {whose: ids.text(fact.subject)})
         case RefundReply():
             return {"refund_id": ids.text(fact.refund_id)}
-    return {name: value for name, value in events.wire(fact, bytes(16)).items() if name != "order_id"}
+    data = events.to_event_data(fact, bytes(16))
+    return {name: value for name, value in data.items() if name != "order_id"}
 
 
 def created(fact: Created) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from contracts.catalogue import DerivedSpec, EventSpec, Model, Varies
 from contracts.record_id import RecordId
 from domain import events
 from domain.events import Event
-from domain.explain import tell
+from domain.explain import explain
 from domain.fold import fold
 from domain.order import Created, Fact, Order, RefundDecision, SimpleFact, type_of
 from reference.examples import examples
@@ -123,7 +123,7 @@ def test_it_has_a_line_in_the_explanation_of_its_order(spec: EventSpec) -> None:
             msgspec.structs.replace(example(incoming.EVENTS[topics.CREATED]), order_id=event.order_id),
             None,
         )
-    facts: list[dict[str, Any]] = tell(event.order_id, taken)["facts"]
+    facts: list[dict[str, Any]] = explain(event.order_id, taken)["facts"]
     type_ = topics.CREATED if spec.type == topics.CHECKOUT else spec.type
     assert all(line["what"] for line in facts if line["type"] == type_)
     assert type_ in {line["type"] for line in facts}

@@ -1,4 +1,4 @@
-"""How `orders show` prints a story."""
+"""How `orders show` prints an explanation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.unit.builders import ORDER, OrderBuilder, line, raw
 
 def printed(builder: OrderBuilder) -> str:
     out = StringIO()
-    Console(file=out, width=200).print(render(explain.tell(raw(ORDER), builder.order)))
+    Console(file=out, width=200).print(render(explain.explain(raw(ORDER), builder.order)))
     return out.getvalue()
 
 

@@ -30,7 +30,7 @@ PATIENCE = DeadlinePolicy(
 
 
 class Timed(OrderBuilder):
-    """A story whose records are appended at T0 + `clock` ms."""
+    """An order whose records are appended at T0 + `clock` ms."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ assert Path(contracts.__file__).parents[1] == Path.cwd()
 from audit import reference, states
 from cli.events import events_command
 from domain import events
-from domain.explain import tell
+from domain.explain import explain
 from contracts.record_id import RecordId
 from domain.fold import fold
 from domain.order import Order
@@ -57,7 +57,7 @@ assert take(order, TYPE, {**told, "text": "another"}, "2026-03-01T13:00:00Z").re
 take(order, "order.created", sent["order.created"], "2026-03-01T10:00:00Z")
 assert order.version == 2
 
-facts = tell(bytes.fromhex(told["order_id"].replace("-", "")), order)["facts"]
+facts = explain(bytes.fromhex(told["order_id"].replace("-", "")), order)["facts"]
 lines = [line for line in facts if line["type"] == TYPE]
 assert len(lines) == 1 and told["note_id"] in lines[0]["what"], lines
 

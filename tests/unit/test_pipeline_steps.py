@@ -95,9 +95,9 @@ def pipeline(batch: Batch) -> Pipeline:
 
 def waiting() -> bytes:
     """The state of an order that waits for its money."""
-    story = OrderBuilder()
-    story.create()
-    order: Order = story.order
+    builder = OrderBuilder()
+    builder.create()
+    order: Order = builder.order
     order.appended = order.due = T0
     return codec.encode(order)
 

@@ -29,19 +29,19 @@ from tests.unit.builders import (
 Told = tuple[Any, ...]
 
 
-def told(lines: list[Data], *events: Told, **more: Any) -> OrderBuilder:
+def built(lines: list[Data], *events: Told, **more: Any) -> OrderBuilder:
     """An order of these lines; each event is (method of OrderBuilder, arguments..., keywords)."""
-    story = OrderBuilder()
-    story.create(*lines, **more)
+    builder = OrderBuilder()
+    builder.create(*lines, **more)
     for name, *arguments in events:
         keywords = arguments.pop() if arguments and isinstance(arguments[-1], dict) else {}
-        getattr(story, name)(*arguments, **keywords)
-    return story
+        getattr(builder, name)(*arguments, **keywords)
+    return builder
 
 
-def units(story: OrderBuilder, n: int = 1) -> tuple[int, int, int, int, int]:
+def units(builder: OrderBuilder, n: int = 1) -> tuple[int, int, int, int, int]:
     """(live, gone, in transit, delivered, returned) of line n."""
-    found = next(each for each in story.now.lines if each.item_id == raw(item_id(n)))
+    found = next(each for each in builder.now.lines if each.item_id == raw(item_id(n)))
     return found.live, found.gone, found.in_transit, found.delivered, found.returned
 
 
@@ -177,27 +177,27 @@ THREE = [line(1, quantity=3)]
     ],
 )
 def test_units_of_a_line(events: list[Told], expected: tuple[int, ...]) -> None:
-    assert units(told(THREE, *events)) == expected
+    assert units(built(THREE, *events)) == expected
 
 
 def test_a_sellers_events_leave_the_others_lines_alone() -> None:
-    story = told(
+    builder = built(
         [line(1, ANNA, 2), line(2, BORIS, 2), line(3, ANNA, 1)],
         ("scan", "delivered"),
         ("stock", "rejected", BORIS),
     )
-    assert [units(story, n) for n in (1, 2, 3)] == [(2, 0, 2, 2, 0), (0, 2, 0, 0, 0), (1, 0, 1, 1, 0)]
+    assert [units(builder, n) for n in (1, 2, 3)] == [(2, 0, 2, 2, 0), (0, 2, 0, 0, 0), (1, 0, 1, 1, 0)]
 
 
 def test_the_winning_scans_seller_and_tracking_count() -> None:
-    story = told(
+    builder = built(
         [line(1, ANNA), line(2, BORIS)],
         ("scan", "in_transit", 1, 2, {"tracking_number": "T1", "carrier": "Alba"}),
         ("scan", "delivered", 1, 1, {"seller": BORIS, "tracking_number": "T2"}),
     )
-    winner = winning_scans(story.order)[raw(parcel(1))]
+    winner = winning_scans(builder.order)[raw(parcel(1))]
     assert (winner.seller_id, winner.tracking_number, winner.carrier) == (raw(BORIS), "T2", None)
-    assert [units(story, n)[3] for n in (1, 2)] == [0, 1]
+    assert [units(builder, n)[3] for n in (1, 2)] == [0, 1]
 
 
 # -- status of an order --------------------------------------------------------------------------------------
@@ -324,9 +324,9 @@ PAID: Told = ("pay", "45.00")
     ],
 )
 def test_status(events: list[Told], status: str) -> None:
-    story = told(TWO, *events)
-    assert story.status == status
-    assert story.now.status == story.order.status
+    builder = built(TWO, *events)
+    assert builder.status == status
+    assert builder.now.status == builder.order.status
 
 
 @pytest.mark.parametrize(
@@ -372,23 +372,23 @@ def test_status(events: list[Told], status: str) -> None:
     ],
 )
 def test_status_by_live_units(lines: list[Data], events: list[Told], status: str) -> None:
-    assert told(lines, *events).status == status
+    assert built(lines, *events).status == status
 
 
 def test_a_discount_lowers_what_is_due_for_live_units() -> None:
     # 3 units of 10.00 with 5.00 off: shares 1.67, 1.67, 1.66. Two live ones cost 16.66.
     assert (
-        told(THREE, ("stock", "rejected", {"items": {1: 1}}), ("pay", "16.66"), discount="5.00").status
+        built(THREE, ("stock", "rejected", {"items": {1: 1}}), ("pay", "16.66"), discount="5.00").status
         == "confirmed"
     )
     assert (
-        told(THREE, ("stock", "rejected", {"items": {1: 1}}), ("pay", "16.65"), discount="5.00").status
+        built(THREE, ("stock", "rejected", {"items": {1: 1}}), ("pay", "16.65"), discount="5.00").status
         == "pending"
     )
 
 
 def test_a_payment_in_another_currency_pays_nothing() -> None:
-    assert told(TWO, ("pay", "45.00", {"currency": "USD"})).status == "pending"
+    assert built(TWO, ("pay", "45.00", {"currency": "USD"})).status == "pending"
 
 
 # -- status of suborders -------------------------------------------------------------------------------------
@@ -414,11 +414,11 @@ def test_a_payment_in_another_currency_pays_nothing() -> None:
     ],
 )
 def test_status_of_suborders(events: list[Told], anna: str, boris: str) -> None:
-    assert [each.status.text for each in told(TWO, *events).now.suborders] == [anna, boris]
+    assert [each.status.text for each in built(TWO, *events).now.suborders] == [anna, boris]
 
 
 def test_suborders_count_live_units_alone() -> None:
-    anna = told(
+    anna = built(
         [line(1, quantity=3, shipping_amount="1.00")],
         ("scan", "in_transit", {"items": {1: 1}}),
         ("stock", "released", {"items": {1: 1}}),
@@ -464,19 +464,19 @@ def test_suborders_count_live_units_alone() -> None:
 @pytest.mark.parametrize("backwards", [False, True], ids=["in order", "backwards"])
 def test_the_stage_that_wins(stages: list[tuple[str, int]], winner: str, backwards: bool) -> None:
     events: list[Told] = [("give_back", status, 1, hour) for status, hour in stages]
-    story = told(THREE, *(reversed(events) if backwards else events))
+    builder = built(THREE, *(reversed(events) if backwards else events))
     assert ("requested", "processed", "rejected")[
-        winning_stages(story.order)[raw(returned(1))].status
+        winning_stages(builder.order)[raw(returned(1))].status
     ] == winner
 
 
 def test_item_and_quantity_are_those_of_the_winning_stage() -> None:
-    story = told(
+    builder = built(
         [line(1, quantity=2), line(2, quantity=2)],
         ("give_back", "requested", 1, 5, {"item": 1, "quantity": 2}),
         ("give_back", "processed", 1, 6, {"item": 2, "quantity": 1}),
     )
-    assert [units(story, n)[4] for n in (1, 2)] == [0, 1]
+    assert [units(builder, n)[4] for n in (1, 2)] == [0, 1]
 
 
 # -- discount ------------------------------------------------------------------------------------------------
@@ -499,16 +499,16 @@ def test_item_and_quantity_are_those_of_the_winning_stage() -> None:
     ],
 )
 def test_shares_of_a_discount(lines: list[Data], discount: str | None, shares: list[int]) -> None:
-    assert [each.discount for each in told(lines, discount=discount).now.lines] == shares
+    assert [each.discount for each in built(lines, discount=discount).now.lines] == shares
 
 
 def test_within_a_line_the_first_units_have_the_larger_share() -> None:
-    (found,) = told(THREE, discount="0.05").now.lines
+    (found,) = built(THREE, discount="0.05").now.lines
     assert [found.net_of(number) for number in range(3)] == [998, 998, 999]
 
 
 def test_a_suborders_discount_is_that_of_its_live_units() -> None:
-    (suborder,) = told(THREE, ("stock", "rejected", {"items": {1: 1}}), discount="0.05").now.suborders
+    (suborder,) = built(THREE, ("stock", "rejected", {"items": {1: 1}}), discount="0.05").now.suborders
     assert (suborder.items_amount, suborder.discount, suborder.total) == (2000, 4, 1996)
 
 
@@ -517,9 +517,9 @@ def test_a_suborders_discount_is_that_of_its_live_units() -> None:
 Refund = tuple[int, str, str, list[tuple[str, int]], list[str]]
 
 
-def refunds(story: OrderBuilder) -> list[Refund]:
+def refunds(builder: OrderBuilder) -> list[Refund]:
     """(amount, cause, cause_id, units, shipping) of all decisions, once all have come back."""
-    story.settle()
+    builder.settle()
     return [
         (
             d.amount,
@@ -528,7 +528,7 @@ def refunds(story: OrderBuilder) -> list[Refund]:
             [(ids.text(item), n) for item, first, count in d.units for n in range(first, first + count)],
             [ids.text(item) for item in d.shipping],
         )
-        for d in story.order.decisions
+        for d in builder.order.decisions
     ]
 
 
@@ -717,18 +717,18 @@ PAID_THREE: Told = ("pay", "30.00")
     ],
 )
 def test_refunds(lines: list[Data], events: list[Told], expected: list[Refund]) -> None:
-    assert refunds(told(lines, *events)) == expected
+    assert refunds(built(lines, *events)) == expected
 
 
 def test_a_return_is_paid_less_its_share_of_the_discount() -> None:
     assert (
-        refunds(told(THREE, ("pay", "29.95"), ("give_back", "processed", {"quantity": 1}), discount="0.05"))[
+        refunds(built(THREE, ("pay", "29.95"), ("give_back", "processed", {"quantity": 1}), discount="0.05"))[
             0
         ][0]
         == 998
     )
     assert (
-        refunds(told(THREE, ("pay", "29.95"), ("stock", "rejected", {"items": {1: 1}}), discount="0.05"))[0][
+        refunds(built(THREE, ("pay", "29.95"), ("stock", "rejected", {"items": {1: 1}}), discount="0.05"))[0][
             0
         ]
         == 999
@@ -736,22 +736,22 @@ def test_a_return_is_paid_less_its_share_of_the_discount() -> None:
 
 
 def test_each_seller_is_refunded_by_itself() -> None:
-    story = told(
+    builder = built(
         [line(1, ANNA, 2), line(2, BORIS, 2)], ("pay", "40.00"), ("stock", "rejected", {"items": {1: 1}})
     )
-    story.stock("rejected", BORIS, {2: 1})
-    assert refunds(story) == [(1000, "stock", ANNA, of(1, 1), []), (1000, "stock", BORIS, of(2, 1), [])]
+    builder.stock("rejected", BORIS, {2: 1})
+    assert refunds(builder) == [(1000, "stock", ANNA, of(1, 1), []), (1000, "stock", BORIS, of(2, 1), [])]
 
 
 def test_shipping_alone_is_not_owed_while_a_unit_is_live() -> None:
     # Its line's only unit was paid for as a return before it was gone: the seller has no unit not
     # live and not yet paid for.
-    story = told(TWO, PAID, ("give_back", "processed", 1, {"item": 1}), ("settle",), ("stock", "rejected"))
-    assert [amount for amount, *_ in refunds(story)] == [1000]
+    builder = built(TWO, PAID, ("give_back", "processed", 1, {"item": 1}), ("settle",), ("stock", "rejected"))
+    assert [amount for amount, *_ in refunds(builder)] == [1000]
 
 
 def test_refunds_never_exceed_what_was_captured() -> None:
-    story = told(
+    builder = built(
         TWO,
         PAID,
         ("give_back", "processed", 1, {"item": 1}),
@@ -759,8 +759,8 @@ def test_refunds_never_exceed_what_was_captured() -> None:
         ("stock", "rejected"),
         ("stock", "rejected", BORIS),
     )
-    assert [amount for amount, *_ in refunds(story)] == [1000, 3500]
-    assert story.now.decided == story.now.captured
+    assert [amount for amount, *_ in refunds(builder)] == [1000, 3500]
+    assert builder.now.decided == builder.now.captured
 
 
 # -- refunds of more units than one decision names -----------------------------------------------------------
@@ -792,11 +792,11 @@ def two_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_refund_is_covered_whole_or_not_at_all(
     quantity: int, price: str, captured: str, amounts: list[int]
 ) -> None:
-    story = told(
+    builder = built(
         [line(1, quantity=quantity, price=price), line(2, BORIS, 1, "1000.00")], ("pay", captured), REJECTED
     ).settle()
-    assert [decision.amount for decision in story.order.decisions] == amounts
-    assert story.anomalies == ([] if amounts else ["refund_uncovered"])
+    assert [decision.amount for decision in builder.order.decisions] == amounts
+    assert builder.anomalies == ([] if amounts else ["refund_uncovered"])
 
 
 @pytest.mark.parametrize(
@@ -890,15 +890,15 @@ def test_a_refund_is_covered_whole_or_not_at_all(
 @pytest.mark.usefixtures("two_at_most")
 def test_a_refund_in_pieces(lines: list[Data], events: list[Told], expected: list[Refund]) -> None:
     # All of it happens before the first piece comes back, but for what decide and settle let come back.
-    assert refunds(told(lines, *events)) == expected
+    assert refunds(built(lines, *events)) == expected
 
 
 @pytest.mark.usefixtures("two_at_most")
 def test_what_waits_because_a_refund_was_begun_is_an_anomaly() -> None:
-    assert told(
+    assert built(
         SEVEN, ("pay", "70.00"), REJECTED, ("give_back", "processed", 1, {"item": 2}), ("settle",)
     ).anomalies == ["refund_uncovered"]
-    more = told(
+    more = built(
         SEVEN,
         ("pay", "50.00"),
         ("stock", "rejected", {"items": {1: 5}}),
@@ -909,15 +909,15 @@ def test_what_waits_because_a_refund_was_begun_is_an_anomaly() -> None:
 
 def test_a_piece_that_was_decided_though_the_whole_was_not_covered_counts() -> None:
     # Versions before looked at each piece by itself.
-    story = told(
+    builder = built(
         [line(1, quantity=25_000, price="0.01"), line(2, BORIS, 1, "1000.00")], ("pay", "150.00"), REJECTED
     )
-    assert not story.decisions
-    story.take(decision(0, 10_000, ANNA, [[item_id(1), n] for n in range(10_000)]))
-    assert story.settle().anomalies == ["refund_uncovered"]
-    story.pay("100.00", 2)
-    assert [amount for amount, *_ in refunds(story)] == [10_000, 10_000, 5_000]
-    assert story.anomalies == []
+    assert not builder.decisions
+    builder.take(decision(0, 10_000, ANNA, [[item_id(1), n] for n in range(10_000)]))
+    assert builder.settle().anomalies == ["refund_uncovered"]
+    builder.pay("100.00", 2)
+    assert [amount for amount, *_ in refunds(builder)] == [10_000, 10_000, 5_000]
+    assert builder.anomalies == []
 
 
 def decision(n: int, amount: int, seller: str, units: list[list[Any]]) -> Event:
@@ -953,26 +953,28 @@ def decision(n: int, amount: int, seller: str, units: list[list[Any]]) -> Event:
 def test_returns_where_units_are_worth_nothing(
     quantity: int, discount: str, returns: list[int], amounts: list[int]
 ) -> None:
-    story = OrderBuilder()
-    story.create(line(1, quantity=quantity, price="1"), line(2, price="0"), currency="JPY", discount=discount)
+    builder = OrderBuilder()
+    builder.create(
+        line(1, quantity=quantity, price="1"), line(2, price="0"), currency="JPY", discount=discount
+    )
     if quantity > int(discount):
-        story.pay(str(quantity - int(discount)), currency="JPY")
+        builder.pay(str(quantity - int(discount)), currency="JPY")
     for n, each in enumerate(returns, 1):
-        story.give_back("processed", n, quantity=each)
-        story.settle()
-    assert [decision.amount for decision in story.order.decisions] == amounts
-    assert story.anomalies == []
+        builder.give_back("processed", n, quantity=each)
+        builder.settle()
+    assert [decision.amount for decision in builder.order.decisions] == amounts
+    assert builder.anomalies == []
 
 
 def test_units_gone_of_which_a_return_was_paid_one() -> None:
     # Units are worth 0, 0, 1, 1: the return takes the third, so of the two that are gone the fourth is left.
-    story = OrderBuilder()
-    story.create(line(1, quantity=4, price="1"), line(2, price="0"), currency="JPY", discount="2")
-    story.pay("2", currency="JPY")
-    story.give_back("processed", 1, quantity=1)
-    story.settle()
-    story.stock("rejected", items={1: 2})
-    assert [(amount, units) for amount, _, _, units, _ in refunds(story)] == [(1, of(1, 2)), (1, of(1, 3))]
+    builder = OrderBuilder()
+    builder.create(line(1, quantity=4, price="1"), line(2, price="0"), currency="JPY", discount="2")
+    builder.pay("2", currency="JPY")
+    builder.give_back("processed", 1, quantity=1)
+    builder.settle()
+    builder.stock("rejected", items={1: 2})
+    assert [(amount, units) for amount, _, _, units, _ in refunds(builder)] == [(1, of(1, 2)), (1, of(1, 3))]
 
 
 # -- anomalies -----------------------------------------------------------------------------------------------
@@ -1024,16 +1026,16 @@ def test_units_gone_of_which_a_return_was_paid_one() -> None:
     ],
 )
 def test_anomalies(events: list[Told], codes: list[str]) -> None:
-    found = [code for code in told(THREE, *events).anomalies if code != "refund_uncovered"]
+    found = [code for code in built(THREE, *events).anomalies if code != "refund_uncovered"]
     assert found == codes
 
 
 def test_a_refund_that_captured_money_does_not_cover() -> None:
-    assert told(THREE, ("pay", "9.99"), ("give_back", "processed", {"quantity": 1})).anomalies == [
+    assert built(THREE, ("pay", "9.99"), ("give_back", "processed", {"quantity": 1})).anomalies == [
         "refund_uncovered"
     ]
     assert (
-        told(THREE, ("pay", "10.00"), ("give_back", "processed", {"quantity": 1}), ("settle",)).anomalies
+        built(THREE, ("pay", "10.00"), ("give_back", "processed", {"quantity": 1}), ("settle",)).anomalies
         == []
     )
 
@@ -1063,12 +1065,12 @@ def test_a_refund_that_captured_money_does_not_cover() -> None:
     ],
 )
 def test_a_decision_that_a_later_fact_contradicts_stays(events: list[Told]) -> None:
-    story = told(THREE, PAID_THREE, *events).settle()
-    assert len(story.order.decisions) == 1
-    assert "refund_contradicted" in story.anomalies
+    builder = built(THREE, PAID_THREE, *events).settle()
+    assert len(builder.order.decisions) == 1
+    assert "refund_contradicted" in builder.anomalies
 
 
 def test_an_order_that_waits_for_its_created_has_no_anomalies() -> None:
-    story = OrderBuilder()
-    story.pay("1000.00")
-    assert story.anomalies == []
+    builder = OrderBuilder()
+    builder.pay("1000.00")
+    assert builder.anomalies == []
