@@ -11,19 +11,23 @@ import asyncio
 import copy
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 from aiokafka.conn import CloseReason
 from aiokafka.consumer.fetcher import READ_UNCOMMITTED, FetchResult
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import ConsumerStoppedError, KafkaError, RequestTimedOutError
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
+from faust.exceptions import ImproperlyConfigured
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
+from streams.transport.consumer_app import ConsumerApp
 from streams.transport.errors import OffsetBeyondEnd
 from streams.transport.lease import Lease, clock
 from streams.transport.offsets import stable_offsets
 from streams.transport.records import Record
+from wire import clients
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +97,10 @@ def beyond_end(name: str, offset: int, end: int) -> str:
     )
 
 
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)
+
+
 class ConsumerThread(driver.AIOKafkaConsumerThread):
     """See the module. Methods marked 'main' are called from the main thread; the
     coroutines run in this one.
@@ -107,16 +115,41 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     async def on_start(self) -> None:
         await super().on_start()
         self._kicked = asyncio.Event()
-        consumer = self._ensure_consumer()
-        consumer._fetcher._fetch_max_wait_ms = FETCH_WAIT_MS
-        self._watch_heartbeats(consumer._coordinator)
+        self._watch_heartbeats(self._ensure_consumer()._coordinator)
 
     def _create_worker_consumer(self, transport: Any) -> Any:
-        # An aborted record was never written: not by an upstream service, and not by a worker
-        # that wrote in transactions.
-        consumer = super()._create_worker_consumer(transport)
-        consumer._isolation_level = "read_committed"
-        return consumer
+        """Faust's consumer of a worker, made by wire.clients. It reads committed records only: an aborted one
+        was never written, not by an upstream service, and not by a worker that wrote in transactions.
+
+        Raises ImproperlyConfigured for a session that is longer than a request may take.
+        """
+        conf = self.app.conf
+        if conf.broker_session_timeout > conf.broker_request_timeout:
+            raise ImproperlyConfigured(
+                f"broker_session_timeout={conf.broker_session_timeout} is longer than"
+                f" broker_request_timeout={conf.broker_request_timeout}"
+            )
+        tables = conf.table_standby_replicas > 0 or bool(self.app.tables.changelog_topics)
+        self._assignor = self.app.assignor if tables else RoundRobinPartitionAssignor
+        return clients.consumer(
+            cast(ConsumerApp, self.app).settings,
+            conf.broker_client_id,
+            group_id=conf.id,
+            group_instance_id=conf.consumer_group_instance_id,
+            partition_assignment_strategy=[self._assignor],
+            auto_offset_reset=conf.consumer_auto_offset_reset,
+            max_poll_records=conf.broker_max_poll_records,
+            max_poll_interval_ms=_milliseconds(conf.broker_max_poll_interval or 0),
+            max_partition_fetch_bytes=conf.consumer_max_fetch_size,
+            fetch_max_wait_ms=FETCH_WAIT_MS,
+            request_timeout_ms=_milliseconds(conf.broker_request_timeout),
+            check_crcs=conf.broker_check_crcs,
+            session_timeout_ms=_milliseconds(conf.broker_session_timeout),
+            rebalance_timeout_ms=_milliseconds(conf.broker_rebalance_timeout),
+            heartbeat_interval_ms=_milliseconds(conf.broker_heartbeat_interval),
+            metadata_max_age_ms=conf.consumer_metadata_max_age_ms,
+            connections_max_idle_ms=conf.consumer_connections_max_idle_ms,
+        )
 
     def _watch_heartbeats(self, coordinator: Any) -> None:
         """Renew the lease with the time at which an accepted request was sent (not

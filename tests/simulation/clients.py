@@ -239,7 +239,6 @@ class FakeFetcher:
         self._wait_consume_future = None
         self._closed = False
         self._ordered: tuple[Assignment | None, list[TopicPartition]] = (None, [])
-        self._fetch_max_wait_ms = 0
         self._loop = asyncio.get_running_loop()
         self._process = OWNER.get()
 

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import aiokafka
+import faust
 import pytest
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from faust.exceptions import ImproperlyConfigured
+from faust.transport.drivers import aiokafka as driver
 
 from settings import Settings
+from streams.transport import BatchApp
+from streams.transport.consumer_thread import FETCH_WAIT_MS, ConsumerThread
 from streams.transport.producer import FaustProducer
 from tests.integration.transport_app import make_app
 from wire import clients
@@ -59,3 +67,61 @@ async def test_the_transport_reaches_them_so_too(found: dict[str, Any], tmp_path
     for each in made[:2]:
         await each.stop()
     await made[2].close()
+
+
+def thread_of(app: faust.App, kind: type[driver.AIOKafkaConsumerThread]) -> Any:
+    thread: Any = object.__new__(kind)
+    thread.app, thread.consumer = app, SimpleNamespace(in_transaction=False)
+    return thread
+
+
+OTHERWISE = {
+    "consumer_group_instance_id": "worker-1",
+    "consumer_auto_offset_reset": "latest",
+    "consumer_max_fetch_size": 4711,
+    "consumer_connections_max_idle_ms": 4712,
+    "broker_check_crcs": False,
+    "broker_client_id": "another",
+    "broker_max_poll_records": 13,
+    "broker_max_poll_interval": 99.5,
+    "broker_request_timeout": 71,
+    "broker_session_timeout": 33,
+    "broker_rebalance_timeout": 61.5,
+    "broker_heartbeat_interval": 2.5,
+    "metadata_age": 17.0,
+}
+"""What a program may set of Faust's consumer, none of it as by default."""
+
+
+@pytest.mark.parametrize("options", [{}, OTHERWISE], ids=["defaults", "otherwise"])
+@pytest.mark.parametrize("tables", [True, False], ids=["with a table", "without"])
+async def test_a_workers_consumer_is_fausts_but_for_what_is_ours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], tables: bool
+) -> None:
+    settings = Settings(kafka="one:1,two:2", data=tmp_path)
+    app = make_app(settings, ("in",), "out", **options)[0] if tables else BatchApp(settings, **options)
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", lambda *topics, **given: made.append(given))
+    monkeypatch.setattr(clients, "AIOKafkaConsumer", lambda *topics, **given: made.append(given))
+    for kind in (driver.AIOKafkaConsumerThread, ConsumerThread):
+        thread_of(app, kind)._create_worker_consumer(app.transport)
+    fausts, ours = made
+    assert fausts.pop("security_protocol") == "PLAINTEXT", "wire.clients says how brokers are reached"
+    assert ours == fausts | {"isolation_level": "read_committed", "fetch_max_wait_ms": FETCH_WAIT_MS}
+    assert ours["partition_assignment_strategy"] == [app.assignor if tables else RoundRobinPartitionAssignor]
+
+
+async def test_a_workers_consumer_reaches_the_brokers_so_too(found: dict[str, Any], tmp_path: Path) -> None:
+    found.pop("metadata_max_age_ms")  # a setting of the app
+    app, _ = make_app(Settings(kafka="here:1", data=tmp_path), ("in",), "out")
+    consumer = thread_of(app, ConsumerThread)._create_worker_consumer(app.transport)
+    assert consumer._client._bootstrap_servers == found["bootstrap_servers"]
+    assert (consumer._isolation_level, consumer._enable_auto_commit) == ("read_committed", False)
+    await consumer.stop()
+
+
+async def test_a_session_is_no_longer_than_a_request_may_take(tmp_path: Path) -> None:
+    options = {"broker_request_timeout": 5.0, "broker_session_timeout": 6.0}
+    app, _ = make_app(Settings(data=tmp_path), ("in",), "out", **options)
+    with pytest.raises(ImproperlyConfigured, match="longer than"):
+        thread_of(app, ConsumerThread)._create_worker_consumer(app.transport)
