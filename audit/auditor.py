@@ -83,8 +83,8 @@ class Target:
     `data`: where workers of this machine have their local tables, if any.
 
     `partitions`: by how many an order's lane is found (ORDERS_PARTITIONS); None: as many as the topics have,
-    which is not the same once partitions were added. `patience`: seconds without progress for which a cache
-    that is behind is waited for.
+    which is not the same once partitions were added. `cache_stall`: seconds without progress for which a
+    cache that is behind is waited for.
     """
 
     brokers: Sequence[str]
@@ -94,7 +94,7 @@ class Target:
     redis: str | None = field(repr=False)
     data: Path | None = None
     partitions: int | None = None
-    patience: float = 30.0
+    cache_stall: float = 30.0
 
 
 class OtherLanes(OrdersError):
@@ -378,10 +378,10 @@ class Auditor:
             if least == 0 or behind_by < least:
                 least, since = behind_by, time.monotonic()
             stands = time.monotonic() - since
-            if stands >= self._target.patience or not await log.members(self._target.group):
+            if stands >= self._target.cache_stall or not await log.members(self._target.group):
                 who = (
                     f"for {stands:.0f} s nothing came"
-                    if stands >= self._target.patience
+                    if stands >= self._target.cache_stall
                     else "no worker is running"
                 )
                 message = (

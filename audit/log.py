@@ -110,9 +110,9 @@ class Log:
     Use as `async with Log(settings) as log`. Every method may block on the network and raises LogUnavailable.
     """
 
-    def __init__(self, settings: clients.KafkaSettings, *, patience: float = 10.0) -> None:
+    def __init__(self, settings: clients.KafkaSettings, *, timeout: float = 10.0) -> None:
         self._settings = settings
-        self._patience = patience
+        self._timeout = timeout
         self._consumer: Any | None = None
         self._admin: Any | None = None
         self._fetching: asyncio.Task[Any] | None = None
@@ -122,8 +122,8 @@ class Log:
         self._admin = clients.admin(self._settings, "orders-audit")
         self._consumer = consumer
         try:
-            await asyncio.wait_for(consumer.start(), self._patience)
-            await asyncio.wait_for(self._admin.start(), self._patience)
+            await asyncio.wait_for(consumer.start(), self._timeout)
+            await asyncio.wait_for(self._admin.start(), self._timeout)
         except (KafkaError, TimeoutError, OSError) as error:
             await self._close()
             raise LogUnavailable(f"no Kafka at {','.join(self._settings.brokers)}: {told(error)}") from error
@@ -159,9 +159,9 @@ class Log:
     async def partitions(self, topics: Iterable[str]) -> dict[str, int]:
         """Topic -> number of partitions; a topic that doesn't exist is left out."""
         try:
-            known = set(await asyncio.wait_for(self._cluster.list_topics(), self._patience))
+            known = set(await asyncio.wait_for(self._cluster.list_topics(), self._timeout))
             described = await asyncio.wait_for(
-                self._cluster.describe_topics([topic for topic in topics if topic in known]), self._patience
+                self._cluster.describe_topics([topic for topic in topics if topic in known]), self._timeout
             )
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka lists no topics: {told(error)}") from error
@@ -171,7 +171,7 @@ class Log:
         """The cluster's id."""
         try:
             described: dict[str, Any] = await asyncio.wait_for(
-                self._cluster.describe_cluster(), self._patience
+                self._cluster.describe_cluster(), self._timeout
             )
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka doesn't describe itself: {told(error)}") from error
@@ -184,21 +184,21 @@ class Log:
             return {}
         try:
             await asyncio.wait_for(
-                learn_topics(self._reader, {partition.topic for partition in wanted}), self._patience
+                learn_topics(self._reader, {partition.topic for partition in wanted}), self._timeout
             )
-            starts = await asyncio.wait_for(self._reader.beginning_offsets(wanted), self._patience)
-            ends = await asyncio.wait_for(self._reader.end_offsets(wanted), self._patience)
+            starts = await asyncio.wait_for(self._reader.beginning_offsets(wanted), self._timeout)
+            ends = await asyncio.wait_for(self._reader.end_offsets(wanted), self._timeout)
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka tells no offsets: {told(error)}") from error
         return {partition: Span(starts[partition], ends[partition]) for partition in wanted}
 
     async def committed(self, group: str) -> dict[TopicPartition, int]:
         """What a consumer group has committed; a partition without a commit is left out."""
-        give_up = asyncio.get_running_loop().time() + self._patience
+        give_up = asyncio.get_running_loop().time() + self._timeout
         while True:
             try:
                 offsets = await asyncio.wait_for(
-                    self._cluster.list_consumer_group_offsets(group), self._patience
+                    self._cluster.list_consumer_group_offsets(group), self._timeout
                 )
                 break
             except (CoordinatorNotAvailableError, NotCoordinatorError) as error:
@@ -213,9 +213,7 @@ class Log:
     async def members(self, group: str) -> int:
         """How many members a consumer group has."""
         try:
-            responses = await asyncio.wait_for(
-                self._cluster.describe_consumer_groups([group]), self._patience
-            )
+            responses = await asyncio.wait_for(self._cluster.describe_consumer_groups([group]), self._timeout)
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka doesn't describe group {group}: {told(error)}") from error
         return sum(len(found[5]) for response in responses for found in response.groups)

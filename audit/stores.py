@@ -155,7 +155,7 @@ class Rows:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, dsn: str, *, patience: float = 10.0) -> AsyncIterator[Rows]:
+    async def open(cls, dsn: str, *, timeout: float = 10.0) -> AsyncIterator[Rows]:
         # Not read-only for the whole session: target_session_attrs would take every server for one
         # that can't be written to.
         settings = {
@@ -165,7 +165,7 @@ class Rows:
             "application_name": "orders-audit",
         }
         try:
-            connection = await asyncpg.connect(dsn, timeout=patience, server_settings=settings)
+            connection = await asyncpg.connect(dsn, timeout=timeout, server_settings=settings)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
             raise StoreUnavailable(f"no Postgres at {_without_password(dsn)}: {told(error)}") from error
         _keep_alive(connection._transport)  # type: ignore[attr-defined]
@@ -287,10 +287,10 @@ class Tracked(NamedTuple):
 class Cache:
     """Redis, read once. Methods block on the network and raise StoreUnavailable."""
 
-    def __init__(self, url: str, *, patience: float = 10.0) -> None:
+    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
         self._url = url
         self._client = redis.asyncio.Redis.from_url(
-            url, socket_timeout=patience, socket_connect_timeout=patience
+            url, socket_timeout=timeout, socket_connect_timeout=timeout
         )
         self._evicts: bool | None = None
 

@@ -316,9 +316,8 @@ async def repair(
         _count(outcome, first, max_findings, mended=False)
         return outcome
     await require(settings)
-    target = replace(
-        target, patience=0.0
-    )  # a member of the group that refreshes nothing keeps those out that would
+    # A member of the group that refreshes nothing keeps those out that would.
+    target = replace(target, cache_stall=0.0)
     async with GroupLock(settings) as lock:
         damaged, keys, first = await _find_damage(target, ids, max_findings, progress)
         _count(outcome, first, max_findings, mended=False)

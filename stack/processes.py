@@ -234,20 +234,20 @@ def stop(pid: int, identity: Identity, polite: signal.Signals) -> None:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
         return
-    for number, patience in ((polite, STOP_TIMEOUT), (signal.SIGKILL, STOP_TIMEOUT)):
+    for number, timeout in ((polite, STOP_TIMEOUT), (signal.SIGKILL, STOP_TIMEOUT)):
         if not identity.fits(process):
             return
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)  # psutil compares the start time once more before it sends
-        if _gone(process, patience):
+        if _gone(process, timeout):
             return
     raise StackError(
         f"process {pid} ({identity.comm}) does not end, not even on SIGKILL", "see whether its disk hangs"
     )
 
 
-def _gone(process: psutil.Process, patience: float) -> bool:
-    deadline = time.monotonic() + patience
+def _gone(process: psutil.Process, timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         _reap()
         if not process.is_running() or _fully_dead(process):
@@ -279,19 +279,19 @@ def wait_dying(pid: int | None, born: str | None) -> None:
             _gone(process, STOP_TIMEOUT)
 
 
-def wait_left(folder: Path, comm: str, patience: float = STOP_TIMEOUT) -> None:
+def wait_left(folder: Path, comm: str, timeout: float = STOP_TIMEOUT) -> None:
     """Block until no process of that name works in `folder`; what stays is killed.
 
     A Postgres whose parent was killed leaves children that end by themselves, but not at once.
     Starting a second Postgres over them would be two writers on one folder.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while remaining := _working_in(folder, comm):
         if time.monotonic() > deadline:
             for process in remaining:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
-        if time.monotonic() > deadline + patience:
+        if time.monotonic() > deadline + timeout:
             raise StackError(
                 f"processes {[process.pid for process in remaining]} still work in {folder} and do not end",
                 "end them, and run this again",

@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 
 
 class Busy(OrdersError):
-    """The locks were not to be had within the patience. Nothing was changed.
+    """The locks were not to be had in time. Nothing was changed.
     The message names who held them.
     """
 
@@ -59,7 +59,7 @@ async def connect(settings: Settings) -> AsyncIterator[Connection]:
 async def in_short_waits(
     connection: Connection,
     work: Callable[[], Awaitable[T]],
-    patience: float,
+    timeout: float,
     say: Say,
     tables: Sequence[str] = TABLES,
 ) -> T:
@@ -68,7 +68,7 @@ async def in_short_waits(
     `tables` are those that it locks. Blocks. Raises Busy when the time is up, and what `work` raises; then
     nothing is changed.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         try:
             async with connection.transaction():
@@ -78,7 +78,7 @@ async def in_short_waits(
             holders = await _holders(connection, tables)
             if time.monotonic() >= deadline:
                 raise Busy(
-                    f"no lock on the tables within {patience:g} s, nothing was changed; they are used by"
+                    f"no lock on the tables within {timeout:g} s, nothing was changed; they are used by"
                     f" {holders}"
                 ) from error
             say(f"the tables are in use ({holders}); trying again")

@@ -120,7 +120,7 @@ async def link(
     settings: Settings,
     targets: Mapping[Kind, str],
     enforced: bool = False,
-    patience: float = 60.0,
+    timeout: float = 60.0,
     say: ddl.Say = lambda _: None,
 ) -> list[Link]:
     """Make the columns of these kinds refer to column id of these tables, enforced or not. What is so already
@@ -158,13 +158,16 @@ async def link(
             there[reference]
             if reference in there
             and (there[reference].enforced, there[reference].valid) == (enforced, enforced)
-            else await _change(connection, reference, to, enforced, patience, say)
+            else await _change(connection, reference, to, enforced, timeout, say)
             for reference, to in missing.items()
         ]
 
 
 async def unlink(
-    settings: Settings, kinds: Sequence[Kind] = KINDS, patience: float = 60.0, say: ddl.Say = lambda _: None
+    settings: Settings,
+    kinds: Sequence[Kind] = KINDS,
+    timeout: float = 60.0,
+    say: ddl.Say = lambda _: None,
 ) -> list[Link]:
     """Remove the references of these kinds, and return those that were there.
 
@@ -183,7 +186,7 @@ async def unlink(
                     f"ALTER TABLE {reference.table} DROP CONSTRAINT IF EXISTS {reference.name}"
                 )
 
-            await ddl.in_short_waits(connection, work, patience, say, (reference.table, found.to))
+            await ddl.in_short_waits(connection, work, timeout, say, (reference.table, found.to))
         return list(there.values())
 
 
@@ -246,7 +249,12 @@ async def _require_kept(connection: ddl.Connection, targets: Mapping[Reference, 
 
 
 async def _change(
-    connection: ddl.Connection, reference: Reference, to: str, enforced: bool, patience: float, say: ddl.Say
+    connection: ddl.Connection,
+    reference: Reference,
+    to: str,
+    enforced: bool,
+    timeout: float,
+    say: ddl.Say,
 ) -> Link:
     """Leaves a reference enforced and checked, or not enforced, whatever it was."""
     table, name = reference.table, reference.name
@@ -264,13 +272,13 @@ async def _change(
     # New rows first: that takes a lock that shuts writers out, for a moment.
     # Checking the old ones takes long, and a lock that doesn't.
     await ddl.in_short_waits(
-        connection, lambda: add("NOT VALID" if enforced else "NOT ENFORCED"), patience, say, (table, to)
+        connection, lambda: add("NOT VALID" if enforced else "NOT ENFORCED"), timeout, say, (table, to)
     )
     if enforced:
         try:
-            await ddl.in_short_waits(connection, validate, patience, say, (table, to))
+            await ddl.in_short_waits(connection, validate, timeout, say, (table, to))
         except asyncpg.ForeignKeyViolationError:
-            await ddl.in_short_waits(connection, lambda: add("NOT ENFORCED"), patience, say, (table, to))
+            await ddl.in_short_waits(connection, lambda: add("NOT ENFORCED"), timeout, say, (table, to))
             await _require_kept(connection, {reference: to})
             raise
     return Link(table, reference.column, to, enforced, enforced, changed=True)

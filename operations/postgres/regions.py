@@ -93,7 +93,7 @@ async def _with_partition(connection: ddl.Connection, table: str) -> list[str]:
 
 
 async def add(
-    settings: Settings, regions: Sequence[str], patience: float = 60.0, say: ddl.Say = lambda _: None
+    settings: Settings, regions: Sequence[str], timeout: float = 60.0, say: ddl.Say = lambda _: None
 ) -> list[Region]:
     """Give each region a partition of each table, with its rows, in one transaction for each region. Again is
     harmless.
@@ -103,10 +103,10 @@ async def add(
     """
     await _require_regions(settings)
     async with ddl.connect(settings) as connection:
-        return [await _add(connection, region, patience, say) for region in dict.fromkeys(regions)]
+        return [await _add(connection, region, timeout, say) for region in dict.fromkeys(regions)]
 
 
-async def _add(connection: ddl.Connection, region: str, patience: float, say: ddl.Say) -> Region:
+async def _add(connection: ddl.Connection, region: str, timeout: float, say: ddl.Say) -> Region:
     metadata = build_metadata("region")
 
     async def work() -> Region:
@@ -142,7 +142,7 @@ async def _add(connection: ddl.Connection, region: str, patience: float, say: dd
         ended = time.monotonic()
         return Region(region, True, moved, ended - begun, ended - shut)
 
-    added = await ddl.in_short_waits(connection, work, patience, say)
+    added = await ddl.in_short_waits(connection, work, timeout, say)
     for table in added.moved:
         # The planner knows nothing of rows that were moved in until somebody looks at them.
         await connection.execute(f"ANALYZE {partition_name(table, region)}")

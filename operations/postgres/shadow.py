@@ -267,7 +267,7 @@ async def switch(
     connection: ddl.Connection,
     shadow: Shadow,
     check: Callable[[], None],
-    patience: float,
+    timeout: float,
     say: ddl.Say = lambda _: None,
 ) -> Shadow:
     """Exchange the live partitions for the shadow's in one transaction, and return what was live, in its own
@@ -323,7 +323,7 @@ async def switch(
         return switched[0]
 
     tables = [f"public.{table}" for table in TABLES]
-    return await ddl.in_short_waits(connection, work, patience, say, tables)
+    return await ddl.in_short_waits(connection, work, timeout, say, tables)
 
 
 _REFERRING = """

@@ -255,7 +255,7 @@ class Lane:
     def start(self) -> LaneTasks:
         """PREPARED to OPEN: begin with the batches. Its trackers are there."""
         self._to(LaneState.OPEN)
-        self._see_due()
+        self._update_due()
         beside: asyncio.Task[None] | None = None
         if self.spec.opened is not None:
             # Tasks begin in the order in which they are made: this one before the first batch.
@@ -415,7 +415,7 @@ class Lane:
             progress.records += len(attempt.batch)
         if self._is(LaneState.CLOSED):
             return False
-        self._see_due(fired=moment is not None)
+        self._update_due(fired=moment is not None)
         for item in attempt.finished:
             item.tracker.finish(item.part.to)
             if self.commits:
@@ -447,7 +447,7 @@ class Lane:
 
     # -- time ------------------------------------------------------------------------------------------------
 
-    def _see_due(self, *, fired: bool = False) -> None:
+    def _update_due(self, *, fired: bool = False) -> None:
         if self.spec.due is not None:
             self._clock.see(self.spec.due.store.first_due(self.partition), fired=fired)
 

@@ -161,12 +161,12 @@ def shares(counts: Sequence[int], limit: int, first: int = 0) -> list[int]:
     """
     given = [0] * len(counts)
     order = [(first + i) % len(counts) for i in range(len(counts))] if counts else []
-    hungry = [i for i in order if counts[i]]
-    while limit > 0 and hungry:
-        each = max(1, limit // len(hungry))
-        for i in hungry:
+    unfilled = [i for i in order if counts[i]]
+    while limit > 0 and unfilled:
+        each = max(1, limit // len(unfilled))
+        for i in unfilled:
             portion = min(each, counts[i] - given[i], limit)
             given[i] += portion
             limit -= portion
-        hungry = [i for i in hungry if given[i] < counts[i]]
+        unfilled = [i for i in unfilled if given[i] < counts[i]]
     return given

@@ -1159,7 +1159,7 @@ async def test_a_cache_that_is_being_refreshed_is_waited_for(
         return await behind(cache, group, ends)
 
     async with GroupLock(world.settings):  # somebody is in the group
-        report = await world.audit(patience=0.0)
+        report = await world.audit(cache_stall=0.0)
         assert broken(report, {}) == old
         assert "for 0 s nothing came" in report.notices[0]
         monkeypatch.setattr(Cache, "behind", look)

@@ -206,10 +206,10 @@ async def test_who_is_in_the_way_is_named_and_nothing_is_changed(
                     r" transaction"
                 ),
             ):
-                await regions.add(by_region, ["SP"], patience=0.2, say=said.append)
+                await regions.add(by_region, ["SP"], timeout=0.2, say=said.append)
         assert any("trying again" in line and "a long report" in line for line in said)
         assert await places(by_region) == {table: {f"{table}_default": 1} for table in TABLES}
-        assert (await regions.add(by_region, ["SP"], patience=0.2))[0].created
+        assert (await regions.add(by_region, ["SP"], timeout=0.2))[0].created
 
 
 async def test_only_where_regions_were_chosen(stack: Servers) -> None:

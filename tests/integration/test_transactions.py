@@ -209,7 +209,7 @@ async def test_closing_takes_back_what_is_open_so_that_readers_go_on(group: Coun
     async with group.consumer(group_id=group.group) as consumer:
         producer = lane(group, lambda tps: stable_offsets(consumer._coordinator, tps))
         await producer.start()
-        losing(producer, "patience")
+        losing(producer, "stall")
         await producer.publish(
             {group.out: [OutRecord(b"k", bytes(BATCH_BYTES), []), OutRecord(b"k", b"2", [])]}, 0
         )
@@ -259,7 +259,7 @@ def lane(
 
 def losing(producer: TransactionalLaneProducer, what: str) -> None:
     """The connection that `producer` has now breaks when it commits, before the request is out or before the
-    answer is in; or it stands still ("patience") where it writes the last records.
+    answer is in; or it stands still ("stall") where it writes the last records.
     """
     connection = producer._producer
     assert isinstance(connection, TransactionalAiokafkaConnection)
@@ -267,7 +267,7 @@ def losing(producer: TransactionalLaneProducer, what: str) -> None:
     send = client.send
 
     async def lossy(node_id: int, request: Any, **options: Any) -> Any:
-        if what == "patience":
+        if what == "stall":
             if isinstance(request, ProduceRequest):
                 [(_, [(_, batch)])] = request._topics
                 if len(batch) < BATCH_BYTES:  # the second one; the first may need several attempts

@@ -99,14 +99,14 @@ ACTIONS: Mapping[str, tuple[str, ...]] = {
 """Moods -> what may be done to the world at some moment."""
 
 
-def _patience(rng: Random) -> dict[str, Any]:
+def _deadlines(rng: Random) -> dict[str, Any]:
     """Deadlines of seconds, some of them off; in some histories all are: then a world rests sooner."""
     off = rng.random() < 0.3
-    patience: dict[str, Any] = {
+    policy: dict[str, Any] = {
         f"{name}_deadline": 0.0 if off else rng.choice((0.0, 0.5, 2.0, 2.0, 5.0)) for name in ANSWERS
     }
-    patience |= {f"{name}_asks": rng.choice((1, 2, 3)) for name in ANSWERS[1:]}
-    return patience
+    policy |= {f"{name}_asks": rng.choice((1, 2, 3)) for name in ANSWERS[1:]}
+    return policy
 
 
 @dataclass(slots=True)
@@ -153,7 +153,7 @@ class World:
                 "partitions": plan.partitions,
                 "batch_records": rng.choice((1, 2, 4, 8, 2000)),
                 "retry_limit": rng.choice((20.0, 300.0)),
-                **_patience(Random(f"deadlines {seed}")),
+                **_deadlines(Random(f"deadlines {seed}")),
             }
         )
         self.patient = any(getattr(self.settings, f"{name}_deadline") for name in ANSWERS)

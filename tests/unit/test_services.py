@@ -124,7 +124,7 @@ def test_customers_send_back_no_more_than_they_got() -> None:
     assert 1 <= returned[0].data["quantity"] <= 3
 
 
-def test_a_market_overlooks_as_many_commands_as_it_should() -> None:
+def test_the_services_overlook_as_many_commands_as_it_should() -> None:
     services = SimulatedServices(Behaviour(silence=0.3))
     answered = sum(
         bool(all_of(services.handle("payment.initiate", COMMAND | {"payment_request_id": str(UUID(int=n))})))

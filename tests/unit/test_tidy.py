@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import faust
 import mode
 import pytest
 
+from tests.mutants.planted import CONTROL, RESULTS, SIMULATION, mutants
 from tests.unit.recipes import PAGES as HOW_TO
 from tests.unit.recipes import changes
 
@@ -67,6 +69,21 @@ def test_files_that_are_named_are_there() -> None:
         if "NAME" not in named and not (ROOT / named).exists()
     }
     assert dead == made, "only a recipe names files that are not there yet: those that it makes"
+
+
+def test_planted_bugs_are_noticed_by_what_is_there() -> None:
+    """Each has a line in results.json, and its catcher exists."""
+    recorded = {each["name"] for each in json.loads(RESULTS.read_text())["mutants"]}
+    assert recorded == {mutant.name for mutant in [CONTROL, *mutants()]}
+    dead = set()
+    for mutant in mutants():
+        file, _, test = mutant.catcher.partition("::")
+        if mutant.catcher == SIMULATION:
+            continue
+        text = (ROOT / file).read_text() if (ROOT / file).is_file() else ""
+        if not re.search(rf"def {test}\(" if test else "def test_", text):
+            dead.add((mutant.name, mutant.catcher))
+    assert dead == set()
 
 
 # -- what is made in one place -------------------------------------------------------------------------------
@@ -127,10 +144,20 @@ LIBRARIES: Final = (aiokafka, asyncio, faust, mode)
 
 BANNED: Final = {
     "survey": "view, order view",
+    "Survey": "OrderView",
+    "Sums": "RunningTotals",
     "manieth": "number of the attempt, version",
-    "Patience": "DeadlinePolicy, report interval, lock timeout",
+    "Patience": "DeadlinePolicy",
+    "patience": "timeout, deadline policy, report interval",
     "Touched": "OrderInBatch",
     "breath": "turn, YIELD_EVERY",
+    "refold": "replay, fold again",
+    "refolds": "replays, folds again",
+    "hungry": "unfilled",
+    "handful": "chunk",
+    "bazaar": "simulated services",
+    "Bazaar": "Simulation",
+    "Market": "Simulation",
 }
 """A word -> what to say. Words that were once of this project alone."""
 

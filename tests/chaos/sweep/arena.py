@@ -214,7 +214,7 @@ class Arena:
             await child.ended.wait()
         self._children.clear()
         await self._bury()
-        # It doesn't lose patience with Redis: what the cache misses by that would be looked at too early.
+        # It waits long for Redis: what the cache misses by that would be looked at too early.
         healthy = await self.live(env={"ORDERS_REDIS_TIMEOUT": "10"})
         try:
             await self.until(

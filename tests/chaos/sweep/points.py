@@ -31,7 +31,7 @@ MODULES: Final = (
 OF_NO_WORKER: Final = {
     "PostgresSink.replace": "orders repair and orders rebuild; killed in tests of their own",
     "RedisSink.write": "orders repair; a lane calls put",
-    "Consumer.committed": "Faust's interface; the ledger asks the thread",
+    "Consumer.committed": "Faust's interface; the consumer asks the thread",
 }
 """Functions of these modules that no batch passes -> who does."""
 

@@ -124,7 +124,7 @@ async def outage(arena: Arena, life: Life) -> None:
 
 @scene("lost-lists", tweaks=("often", "lose-lists"), fresh=True)
 async def lost_lists(arena: Arena, life: Life) -> None:
-    """Lists of records are lost, or come twice, between the reader and the ledger."""
+    """Lists of records are lost, or come twice, between the reader and the offset tracker."""
     await arena.handled(life)
     await arena.send(30)
     await arena.handled(life)

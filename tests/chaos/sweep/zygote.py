@@ -293,7 +293,7 @@ def _hasty_start() -> None:
     """The first producers take too long to start."""
     from streams.transport import producer
 
-    patience = [0.0001, 0.0001, producer.START_TIMEOUT]
+    timeouts = [0.0001, 0.0001, producer.START_TIMEOUT]
     wait_for = asyncio.wait_for
 
     class Asyncio:
@@ -303,7 +303,7 @@ def _hasty_start() -> None:
         @staticmethod
         async def wait_for(awaitable: Any, timeout: float | None) -> Any:
             if timeout == producer.START_TIMEOUT:
-                timeout = patience.pop(0) if len(patience) > 1 else patience[0]
+                timeout = timeouts.pop(0) if len(timeouts) > 1 else timeouts[0]
             return await wait_for(awaitable, timeout)
 
     vars(producer)["asyncio"] = Asyncio()
