@@ -449,10 +449,9 @@ async def test_without_the_beginning_of_the_log(fresh: Settings, tmp_path: Path)
     await admin.delete_records({TopicPartition("order.created", lane): RecordsToDelete(1)})
     await admin.close()
     for command in (("rebuild", "start"), ("whatif",)):
-        assert (
-            refused(*command)
-            == f"orders: order.created/{lane} begins at 1: its orders can't be folded again\n"
-        )
+        said = f"orders: order.created/{lane} begins at 1: its orders can't be folded again"
+        remedy = "bring back what is missing: without it there is nothing to fold them from"
+        assert refused(*command) == f"{said}; {remedy}\n"
 
 
 WRONG = {
