@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewPartitions, RecordsToDelete
 from aiokafka.errors import MessageSizeTooLargeError
 
+from settings import Settings
 from streams.transport import OutRecord
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
@@ -372,9 +373,8 @@ async def gate() -> Gate:
 @pytest.fixture
 async def lane(group: Counting, gate: Gate) -> AsyncIterator[LaneProducer]:
     options = {
-        "bootstrap_servers": group.brokers,
-        "acks": "all",
-        "enable_idempotence": True,
+        "settings": Settings(kafka=group.brokers),
+        "client_id": group.group,
         "max_batch_size": BATCH_BYTES,
         "max_request_size": REQUEST_BYTES,
     }
