@@ -8,6 +8,7 @@ import errno
 import gc
 import importlib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -153,7 +154,19 @@ def load(sub: Subcommand) -> Any:
     else:
         command = typer.main.get_group(target)
     command.name = sub.name
+    _flow(command)
     return command
+
+
+def _flow(command: Any) -> None:
+    """Let the paragraphs of its help, and of its subcommands', be wrapped at the terminal's width.
+
+    typer keeps a docstring's line breaks in all but the first. Indented lines stay as they are.
+    """
+    if command.help:
+        command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help)
+    for subcommand in getattr(command, "commands", {}).values():
+        _flow(subcommand)
 
 
 app = typer.Typer(
