@@ -40,7 +40,7 @@ SUBCOMMANDS: Final = (
     Subcommand(
         "stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."
     ),
-    Subcommand("init", "cli.init", "init_command", "Create the topics and the tables; again is harmless."),
+    Subcommand("init", "cli.init", "init_command", "Create the topics and the tables that are missing."),
     Subcommand(
         "partitions",
         "cli.partitions",
@@ -83,7 +83,7 @@ SUBCOMMANDS: Final = (
     ),
     Subcommand("dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."),
     Subcommand("bench", "cli.bench", "bench_command", "Measure throughput and latency."),
-    Subcommand("demo", "cli.demo", "demo_command", "See everything once, from nothing, in two minutes."),
+    Subcommand("demo", "cli.demo", "demo_command", "See everything once, from nothing, in about a minute."),
     Subcommand(
         "events",
         "cli.events",
