@@ -92,7 +92,7 @@ down: $(STAMP) ## Stop what `make up` left running; the data stays
 bench: $(STAMP) ## Measure events/s, latency and where the time goes
 	$(BIN)/orders bench
 
-docs: $(STAMP) ## Write docs/events.md and contracts/ anew from the code
+docs: $(STAMP) ## Write docs/events.md and contracts/ again from the code
 	$(BIN)/orders events > docs/events.md
 	$(BIN)/orders events --write contracts
 

@@ -6,8 +6,8 @@
                    └─ one order's facts: domain/
 
 An order's events share a key, so they share a partition number, and one lane per partition number reads all
-input topics: no order is ever folded by two at once. What a lane does with a batch: streams/pipeline.py. What
-happens when something dies: docs/delivery.md.
+input topics: no order is ever folded by two lanes at once. What a lane does with a batch:
+streams/pipeline.py. What happens when something dies: docs/delivery.md.
 """
 
 from __future__ import annotations
@@ -37,13 +37,16 @@ class OrdersApp(BatchApp):
         self.cache_sink = RedisSink(settings)
 
     async def on_first_start(self) -> None:
-        """Open the sinks. Raises what asyncpg raises if Postgres isn't there; Redis may be away."""
+        """Open the sinks. Raises what asyncpg raises if Postgres can't be reached; Redis may be away."""
         await self.rows_sink.start()
         await self.cache_sink.start()
         await super().on_first_start()
 
     async def check_lanes(self) -> None:
-        """Orders must be looked for where their states are. Raises PartitionMismatch, KafkaError."""
+        """Check that ORDERS_PARTITIONS is the number by which the orders were put into lanes.
+
+        Raises PartitionMismatch, KafkaError.
+        """
         await lanes(self._all_settings)
 
     async def on_shutdown(self) -> None:
@@ -56,11 +59,11 @@ class OrdersApp(BatchApp):
 def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
     """The pipeline, ready to be started by `orders worker` or `faust -A app worker`. Connects to nothing yet.
 
-    `bulk`: with the unpacker of bulk jobs beside it.
+    `bulk`: also runs the unpacker of bulk jobs beside it.
     """
     app = OrdersApp(settings)
     if bulk:
-        app.service(cast(Any, BulkService(settings)))  # an instance will do
+        app.service(cast(Any, BulkService(settings)))  # typed for a class; an instance works, too
     state = app.state_table("state", version_of, due_of, is_state)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
 
@@ -83,7 +86,7 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
 
 def __getattr__(name: str) -> Any:
     """`app`, for `faust -A app worker`: made when it is asked for, so that importing
-    this module builds no client.
+    this module makes no client.
     """
     if name == "app":
         globals()["app"] = application = create_app(get_settings())

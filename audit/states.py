@@ -193,13 +193,8 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
     content, time = fact.content, _us(fact.time)
     match fact.type:
         case "order.paid":
-            payment = (
-                uuid_bytes(content["payment_id"]),
-                content["amount"],
-                content["currency"],
-                content.get("method"),
-            )
-            return "payments", (time, *payment, refused)
+            money = (content["amount"], content["currency"], content.get("method"))
+            return "payments", (time, uuid_bytes(content["payment_id"]), *money, refused)
         case "payment.failed":
             return "failures", (time, uuid_bytes(content["payment_id"]), fact.reason, refused)
         case "shipment.updated":
@@ -234,13 +229,8 @@ def _simple(fact: Fact, refused: bool) -> tuple[str, Values]:
         case "order.cancel_requested":
             return "cancellations", (time, _id(content.get("seller_id")), fact.reason, refused)
         case "refund.completed" | "refund.failed":
-            return "refunds", (
-                time,
-                uuid_bytes(content["refund_id"]),
-                fact.type == "refund.failed",
-                fact.reason,
-                refused,
-            )
+            failed = fact.type == "refund.failed"
+            return "refunds", (time, uuid_bytes(content["refund_id"]), failed, fact.reason, refused)
         case "deadline.passed":
             subject = content.get("seller_id") or content.get("refund_id")
             return "deadlines", (

@@ -39,7 +39,7 @@ class LinkKind(StrEnum):
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
-DeadlinePolicy = Annotated[
+LockTimeout = Annotated[
     float, typer.Option("--timeout", min=0, help="Seconds to try to get locks that others hold.")
 ]
 
@@ -120,11 +120,11 @@ def link_command(
     enforced: Annotated[
         bool, typer.Option("--enforced", help="Check all rows, and refuse new ones without a target.")
     ] = False,
-    timeout: DeadlinePolicy = 60.0,
+    timeout: LockTimeout = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Add foreign keys to column id of other services' tables in this database, declared or enforced. Again
-    is harmless.
+    """Add foreign keys to column id of other services' tables in this database, declared or enforced.
+    Running it again is harmless.
 
     A declared one costs nothing and promises nothing. For an enforced one each new row is looked up (some 4
     us, docs/database.md), and a lane waits for a missing row. Exits 1 if rows break a reference that is to be
@@ -167,7 +167,7 @@ def unlink_command(
         list[LinkKind] | None,
         typer.Argument(help="The references to remove. Default: all.", show_default=False),
     ] = None,
-    timeout: DeadlinePolicy = 60.0,
+    timeout: LockTimeout = 60.0,
     as_json: Json = False,
 ) -> None:
     """Remove foreign keys to other services' tables: those that are named, else all (at a terminal it asks
@@ -282,13 +282,13 @@ def add_command(
         list[str],
         typer.Argument(metavar="REGION...", help="Regions, written as in the orders.", show_default=False),
     ],
-    timeout: DeadlinePolicy = 60.0,
+    timeout: LockTimeout = 60.0,
     as_json: Json = False,
 ) -> None:
     """Give regions partitions of their own, and move their rows there, while workers write.
 
     Workers wait while a region's rows move and then go on; readers wait for a moment at
-    the end. Again is harmless.
+    the end. Running it again is harmless.
 
     Example: [bold]orders db regions add SP RJ[/bold]
     """

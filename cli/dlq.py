@@ -178,11 +178,11 @@ def show_command(
 @app.command("redrive")
 def redrive_command(
     reason: Annotated[
-        list[str] | None, typer.Option(help="Only this reason code; may be given again.", show_default=False)
+        list[str] | None, typer.Option(help="Only this reason code; may be repeated.", show_default=False)
     ] = None,
     topic: Annotated[
         list[str] | None,
-        typer.Option(help="Only records of this topic; may be given again.", show_default=False),
+        typer.Option(help="Only records of this topic; may be repeated.", show_default=False),
     ] = None,
     ids: Annotated[
         str | None, typer.Option(help="Only these: PARTITION:OFFSET,... in orders.dlq.", show_default=False)
@@ -201,9 +201,9 @@ def redrive_command(
 
     Choose the letters with --reason, --topic, --ids or --max; --all sends every one. Without a choice it asks
     at a terminal, and exits 2 elsewhere. It may be run again at any time, also after a kill -9: what went
-    back already doesn't go again. What was refused after ORDERS_REDRIVE_LIMIT redrives is parked. docs/dlq.md
-    says for each reason when a redrive helps. Exits 1 if a letter named by --ids stays, or one is too large
-    for its topic.
+    back isn't sent again. A letter that was redriven ORDERS_REDRIVE_LIMIT times and refused each time is
+    parked. docs/dlq.md says for each reason when a redrive helps. Exits 1 if a letter named by --ids stays,
+    or one is too large for its topic.
 
     Example: [bold]orders dlq redrive --reason version_unknown --dry-run[/bold]
     """

@@ -35,7 +35,7 @@ def init_command(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:
-    """Create the topics and the tables that are missing. Again is harmless.
+    """Create the topics and the tables that are missing. Running it again is harmless.
 
     If something exists and isn't as it should be, it changes nothing there, and says what to do.
 

@@ -8,6 +8,7 @@ import errno
 import gc
 import importlib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -39,7 +40,7 @@ SUBCOMMANDS: Final = (
     Subcommand(
         "stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."
     ),
-    Subcommand("init", "cli.init", "init_command", "Create the topics and the tables; again is harmless."),
+    Subcommand("init", "cli.init", "init_command", "Create the topics and the tables that are missing."),
     Subcommand(
         "partitions",
         "cli.partitions",
@@ -82,7 +83,7 @@ SUBCOMMANDS: Final = (
     ),
     Subcommand("dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."),
     Subcommand("bench", "cli.bench", "bench_command", "Measure throughput and latency."),
-    Subcommand("demo", "cli.demo", "demo_command", "See everything once, from nothing, in two minutes."),
+    Subcommand("demo", "cli.demo", "demo_command", "See everything once, from nothing, in about a minute."),
     Subcommand(
         "events",
         "cli.events",
@@ -153,7 +154,19 @@ def load(sub: Subcommand) -> Any:
     else:
         command = typer.main.get_group(target)
     command.name = sub.name
+    _flow(command)
     return command
+
+
+def _flow(command: Any) -> None:
+    """Let the paragraphs of its help, and of its subcommands', be wrapped at the terminal's width.
+
+    typer keeps a docstring's line breaks in all but the first. Indented lines stay as they are.
+    """
+    if command.help:
+        command.help = re.sub(r"(?<=\S)\n(?=\S)", " ", command.help)
+    for subcommand in getattr(command, "commands", {}).values():
+        _flow(subcommand)
 
 
 app = typer.Typer(

@@ -53,8 +53,7 @@ def show_command(
         bool, typer.Option("--json", help="One JSON document on stdout and nothing else there.")
     ] = False,
 ) -> None:
-    """Explain an order: its facts in the order of time, its units and its money, and the facts that give it
-    its status.
+    """Explain an order: its facts by time, its units, its money, and which facts give it its status.
 
     Example: orders show 3fa85f64-5717-4562-b3fc-2c963f66afa6
     """

@@ -28,23 +28,22 @@ class Role(Enum):
 
 def worker_command(
     name: Annotated[
-        str, typer.Option(help="Name of the worker, unique on its machine: it is its folder in ORDERS_DATA.")
+        str, typer.Option(help="Name of the worker and of its folder in ORDERS_DATA, unique on its machine.")
     ] = "worker",
     role: Annotated[
         Role,
         typer.Option(
             help=(
-                "realtime runs the pipeline; bulk unpacks bulk jobs into its topics, paced; all does both in"
-                " this process."
+                "realtime runs the pipeline; bulk unpacks bulk jobs into the pipeline's topics, paced; all"
+                " does both in this process."
             )
         ),
     ] = Role.all,
 ) -> None:
-    """Run the pipeline in the foreground, in one process. SIGTERM finishes what is in flight, then it exits
-    0.
+    """Run the pipeline in the foreground, in one process.
 
-    Start several with different names to share the partitions. A worker that can't go on exits 1 without
-    acknowledging its batch: start it again.
+    On SIGTERM it finishes what is in flight and exits 0. Start several with different names to share the
+    partitions. A worker that can't go on exits 1 without acknowledging its batch: start it again.
 
     Example: orders worker --name w1; orders worker --name b1 --role bulk
     """

@@ -1,10 +1,10 @@
-"""fold: one event taken into one order. The only place where facts are added and effects arise.
+"""fold: one event taken into one order. The only place that adds facts and makes effects.
 
     fold(order, event, record) -> Folded(changed, refused, effects)
 
-The order is taken over and changed in place: state' is the same object (it was decoded from bytes for this
-batch alone). Pure otherwise: no clock, no random, no I/O. Whatever the order of arrival, duplication or split
-of a history, the facts end up the same.
+The order is changed in place: it was decoded from bytes for this batch, and nobody else holds it. Pure
+otherwise: no clock, no randomness, no I/O. Whatever the order of arrival, the repetitions and the split into
+batches, the facts end up the same.
 """
 
 from __future__ import annotations
@@ -43,8 +43,10 @@ from domain.totals import RunningTotals
 
 
 class Folded(Struct, gc=False):
-    """What one event did: `changed`: the state has to be written; `refused`: (code, detail) for
-    orders.dlq; `effects`: to publish.
+    """What one event did.
+
+    `changed`: whether the state has to be written. `refused`: (code, detail) for orders.dlq.
+    `effects`: what is to be published.
     """
 
     changed: bool
@@ -61,17 +63,17 @@ _TOO_LARGE: Final = Folded(
 _FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts is not None}
 """Event type -> field of Order that holds its facts."""
 _OF_THE_EARLIEST: Final = ("time", "reason")
-"""What equal facts may differ in: that of the earliest stays."""
+"""Fields in which repetitions of a fact may differ: those of the earliest one stay."""
 _NO_CONTENT: Final = (*_OF_THE_EARLIEST, "refused", "appended")
-"""The same, and what is noted here (docs/rules.md, Repetitions and conflicts)."""
+"""Fields that are no content (docs/rules.md, Repetitions and conflicts): these, and what is noted here."""
 
 
 def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTotals | None = None) -> Folded:
     """Take `event` into `order`. Never blocks.
 
-    `record`: coordinates of its record, kept while the fact waits for its order; None will do once
-    order.created is known. `totals`: those of the order, kept up to date here: whoever folds several events
-    into one order keeps them too.
+    `record`: coordinates of its record, kept while the fact waits for its order; may be None once
+    order.created is known. `totals`: those of the order, kept up to date here; who folds several events into
+    one order passes the same ones each time.
     """
     fact = event.fact
     if totals is None:
@@ -80,7 +82,7 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
         return _fold_created(order, event, fact, totals)
     if type(fact) is RefundDecision:
         return _fold_decision(order, event, fact, totals)
-    assert not isinstance(fact, (Created, RefundDecision))  # what type() has said: for the type checker
+    assert not isinstance(fact, (Created, RefundDecision))  # for the type checker: type() has ruled them out
     field = _FIELD[event.type]
     facts: list[SimpleFact] = getattr(order, field)
     if facts:
@@ -118,8 +120,8 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
 def _repeated(
     order: Order, event: Event, known: SimpleFact | Created, fact: SimpleFact | Created, totals: RunningTotals
 ) -> Folded:
-    """A natural key that is known: the first content stays, and of equal ones the
-    earliest time (with its reason).
+    """A natural key that is known already: the first content stays. Of repetitions with this content the
+    earliest time stays, with its reason.
     """
     if not _same_content(known, fact):
         return Folded(
@@ -151,7 +153,7 @@ def _repeated(
 def _reason_fits(
     order: Order, type_: str, known: SimpleFact, fact: SimpleFact, totals: RunningTotals
 ) -> bool:
-    """Whether the order may take a repetition's reason for the one it has. If so, counts it."""
+    """Whether the order has room for a repetition's reason in place of its own. If so, counts its size."""
     more = size_of(fact) - size_of(known)
     facts: list[SimpleFact] = getattr(order, _FIELD[type_])
     if (
@@ -262,7 +264,7 @@ def _fold_created(order: Order, event: Event, created: Created, totals: RunningT
 
 
 def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals: RunningTotals) -> Folded:
-    """The first record with each n counts. Counts neither in version nor in any row's time.
+    """The first record with each n counts. A decision raises no version and moves no row's times.
 
     After a crash a decision can be read before the facts that made it due are read again: it then waits
     for its order like any fact.
@@ -306,7 +308,7 @@ def _commands_for(
 def _answer_deadline(
     order: Order, created: Created, now: OrderView, writer: Writer, deadline: Deadline
 ) -> None:
-    """What was waited for in vain is asked for again, under the same id; or given up, which then counts."""
+    """Ask again, under the same id, for what was waited for in vain; at the final deadline, give it up."""
     subject = deadline.subject
     if deadline.what is DeadlineKind.PAYMENT:
         _release_units(created, now, writer, None)
@@ -340,7 +342,7 @@ def _units_of(created: Created, seller_id: bytes) -> list[tuple[Item, int]]:
 
 
 def _release_units(created: Created, now: OrderView, writer: Writer, seller_id: bytes | None) -> None:
-    """Ask for the units that have not left: one seller's, or everybody's without one."""
+    """Ask back the units that have not left: one seller's, or all sellers' if `seller_id` is None."""
     by_id = {item.item_id: item for item in created.items}
     for suborder in now.suborders:
         if seller_id is None or seller_id == suborder.seller_id:
@@ -353,7 +355,7 @@ def _release_units(created: Created, now: OrderView, writer: Writer, seller_id: 
 
 
 def _parcel(created: Created, scan: Scan) -> list[tuple[Item, int]]:
-    """What a parcel holds, of no line more than there is of it."""
+    """What a parcel holds, of each line at most its quantity."""
     if scan.items is None:
         return _units_of(created, scan.seller_id)
     by_id = {item.item_id: item for item in created.items}
@@ -401,8 +403,8 @@ def _ask_labels(
 def _propose_refund(
     order: Order, now: OrderView, writer: Writer, event: Event, totals: RunningTotals
 ) -> None:
-    """Write the next decision, unless it is on its way: a state that says `proposed` was written after
-    its record was delivered.
+    """Write the next decision, unless one is on its way: a state that counts it in `proposed` was written
+    after the decision's record had been delivered.
     """
     if order.proposed > len(order.decisions):
         return

@@ -90,6 +90,7 @@ def _order_events() -> list[tuple[str, str, Json]]:
         "estimated_delivery": "2026-03-05",
         "items": held,
     }
+    declined = {"payment_id": f"{_CARD[:-1]}0", "reason": "card_declined"}
     back = {"return_id": _RETURN, "item_id": _LAMP, "quantity": 1, "reason": "too_bright"}
     reservation = {
         name: made(f"reservation:{seller}") for name, seller in (("anna", _ANNA), ("boris", _BORIS))
@@ -97,11 +98,7 @@ def _order_events() -> list[tuple[str, str, Json]]:
     return [
         ("2026-03-01T10:00:00Z", "order.created", _CREATED),
         ("2026-03-01T10:00:20Z", "stock.reserved", {**anna, "reservation_id": reservation["anna"]}),
-        (
-            "2026-03-01T10:01:00Z",
-            "payment.failed",
-            {"payment_id": f"{_CARD[:-1]}0", "reason": "card_declined"},
-        ),
+        ("2026-03-01T10:01:00Z", "payment.failed", declined),
         (
             "2026-03-01T10:02:00Z",
             "order.paid",

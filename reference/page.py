@@ -83,7 +83,7 @@ def _opening() -> Iterator[str]:
     yield from _prose(
         """
         Every event that the pipeline reads and writes. This page is the output of `orders events`, which
-        makes it from the code; `make docs` writes it anew, and a test compares the two. `orders events
+        makes it from the code; `make docs` writes it again, and a test compares the two. `orders events
         --json` gives the same with JSON Schemas.
         """
     )
@@ -230,7 +230,7 @@ def _internal(events: list[Json], components: dict[str, Json]) -> Iterator[str]:
         """
         Written by `orders partitions --to N`: compacted, kept for ever, one key (`partitions`, in partition
         0). Value JSON: `partitions`, the number by which an order's lane is found, and `former`, those of
-        before: an order's older records lie in partition hash mod each. Empty where there were never more.
+        before: an order's older records are in partition hash mod each. Empty where there were never more.
         """
     )
 

@@ -2,9 +2,9 @@
 
     1 decode   2 fold   3 publish   4 rows   5 state   6 cache   7 (returning) ack
 
-A crash anywhere replays the batch from the older state, and the same effects leave under the same ids. A
-temporary failure makes the lane call `handle` again with the same batch (streams.transport.delivery): the
-work already done is kept on the batch, so a step that succeeded isn't repeated.
+After a crash anywhere the batch is replayed from the older state, and the same effects leave under the same
+ids. A temporary failure makes the lane call `handle` again with the same batch (streams.transport.delivery):
+the work already done is kept on the batch, so a step that succeeded isn't repeated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from streams.transport import LaneBatch
 
 
 class _Progress:
-    """The output of a batch, and how many of the steps have succeeded."""
+    """The output of a batch, and how many of steps 3 to 6 have succeeded."""
 
     __slots__ = ("done", "work")
 
@@ -37,8 +37,8 @@ class _Progress:
 class Pipeline:
     """Handles the batches of every lane of this worker.
 
-    `table` is the Faust table of the orders' states; `postgres` must be written for a batch to go on, `cache`
-    never raises. `opened` is to be called when a lane opens.
+    `table`: the Faust table of the orders' states. A batch goes on only once `postgres` has taken its rows;
+    `cache` never raises. Call `opened` when a lane opens.
     """
 
     def __init__(self, settings: Settings, table: Any, postgres: Sink[RowBatch], cache: RedisSink) -> None:
@@ -71,7 +71,7 @@ class Pipeline:
         _count(work)
 
     def _fold(self, batch: LaneBatch) -> BatchOutput:
-        """Steps 1 and 2. Writes nothing. Blocks for the local disk at most. Raises Stale."""
+        """Steps 1 and 2. Writes nothing. Blocks on the local disk at most. Raises Stale."""
         if batch.moment is not None:
             return self.folder.pass_deadlines(
                 batch.due_states(self._table, batch.moment, self._at_once), batch.moment

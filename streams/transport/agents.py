@@ -1,14 +1,14 @@
-"""Faust agents for whole batches: a channel that brings each lane's batch to an actor, and what
-became of it back to the lane.
+"""Faust agents for whole batches: a channel that brings each lane's batch to an actor, and the
+outcome back to the lane.
 
     lane ── BatchEvent ──► BatchChannel ──► one of the agent's actors:   async for batch in batches: ...
       ▲                                            │
       └── asks for the next batch: it is done ─────┤
           raises, or ends before it asks: failed ──┘
 
-Faust acknowledges an event of an agent whether its body has worked or not, and starts an actor that raised
-anew with the next event. Here a batch is done when the actor asks for the next one, and at no other moment;
-what the body raises goes to the lane, whose delivery policy says whether the same batch comes again.
+Faust acknowledges an agent's event whether the agent's body succeeded or not, and restarts an actor that
+raised, with the next event. Here a batch is done when the actor asks for the next one, and at no other
+moment; what the body raises goes to the lane, whose delivery policy says whether the same batch comes again.
 
 Records of ordinary agents come one by one, with Faust's own semantics: see ordinary.py.
 """
@@ -50,7 +50,7 @@ class BatchEvent(Event):
         """The call of the agent's function that has the batch in its hands."""
 
     def ack(self) -> bool:
-        """Do nothing: see the module."""
+        """Do nothing: the lane acknowledges (see the module's docstring)."""
         return False
 
     def finish(self) -> None:
@@ -106,7 +106,7 @@ class BatchChannel(Channel[LaneBatch]):
         raise TypeError("batches come from lanes only")
 
     def _throw(self, exc: BaseException) -> None:
-        """Faust asks actors to stop in this way, and then cancels them: that is enough."""
+        """Do nothing: Faust asks actors to stop in this way, and then cancels them, which is enough."""
 
 
 class BatchStream(faust.Stream[LaneBatch]):
@@ -137,10 +137,10 @@ class BatchStream(faust.Stream[LaneBatch]):
 
     async def run(self, function: AgentFunction, name: str) -> None:
         """Call an agent's function with this stream, again and again: what it raises belongs to the batch in
-        its hands. Returns never.
+        its hands. Never returns.
 
-        Where it raises without one, the next batch has to bear it: its lane's delivery
-        policy says how long to try.
+        If it raises without a batch, the next batch fails with that, and its lane's delivery policy says how
+        long to try.
         """
         while True:
             body = asyncio.ensure_future(_consume(function, self))
@@ -184,17 +184,17 @@ def actor(function: AgentFunction) -> Callable[[Any], Awaitable[None]]:
 
 
 class PatientSupervisor(OneForOneSupervisor):
-    """Starts an ordinary agent that raised anew, at once, at most 100 times a second.
+    """Restarts an ordinary agent that raised, at once, at most 100 times a second.
 
-    Faust's own ends the worker at the 101st time in a second, and takes five seconds to notice an agent that
-    raises while it restarts one.
+    Faust's own supervisor ends the worker at the 101st time in a second, and takes five seconds to notice an
+    agent that raises while another is being restarted.
     """
 
     def __init__(self, *services: Any, **options: Any) -> None:
         super().__init__(*services, **{**options, "raises": None})
 
     async def start_services(self, services: list[Any]) -> None:
-        """As Faust's; an actor that died before it was started is replaced, too."""
+        """As Faust's, and replace an actor that died before it was started."""
         await super().start_services(services)
         await self.restart_services(services)
 

@@ -217,7 +217,7 @@ async def test_what_does_not_fit_says_why(shared: Settings) -> None:
         'CREATE TABLE hr."An odd ""name" (id uuid UNIQUE)',
     )
     for table, says in {
-        "nobody": "there is no table 'nobody' in this database: --users takes its name",
+        "nobody": "there is no table 'nobody' in this database; give --users its name",
         "": "there is no table ''",
         "a.b.c.d": "there is no table 'a.b.c.d'",
         "warehouse; DROP TABLE warehouse": "there is no table 'warehouse; DROP",

@@ -224,6 +224,15 @@ def test_every_subcommand_is_where_the_table_says(orders: Run, name: str) -> Non
     assert f"Usage: orders {name}" in out
 
 
+def test_help_is_wrapped_at_the_terminals_width(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = orders("dlq", "redrive", "--help")
+    paragraph = out[out.index("Choose the letters") : out.index("Example:")]
+    *lines, _ = (line.strip() for line in paragraph.strip().splitlines())
+    assert len(lines) > 3
+    assert [line for line in lines if len(line) < 60] == []
+
+
 def test_help_lists_every_subcommand_without_importing_it(
     orders: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ is all that an event needs.
 
 from __future__ import annotations
 
+import ast
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from domain.order import Order
 from tables import codec
 from tests.unit.builders import ANNA, BORIS, OrderBuilder, line
 from tests.unit.recipes import PAGES, ROOT, apply
+from tests.unit.test_tidy import MOST_LINES, functions
 
 RECIPES = sorted(path.name for path in PAGES.glob("add-*.md"))
 
@@ -115,7 +117,9 @@ def test_there_are_recipes() -> None:
 def test_its_diffs_fit_the_code(page: str, tmp_path: Path) -> None:
     source = copy_of_the_source(tmp_path)
     for path in apply(page, source):
-        compile((source / path).read_text(), path, "exec")
+        tree = ast.parse((source / path).read_text(), path)
+        lengths = {f"{path}::{name}": lines for name, lines in functions(tree, "")}
+        assert {name for name, lines in lengths.items() if lines > MOST_LINES} == set()
 
 
 @pytest.mark.parametrize(
