@@ -16,8 +16,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -32,6 +30,7 @@ from faust.types import TP
 from streams.transport.config import TransportSettings
 from streams.transport.errors import LaneClosed, LeaseLost, Stale, WritersTimes, is_fencing
 from streams.transport.records import Moved, OutRecord
+from streams.transport.request_writer import RequestWriter
 from streams.transport.table import StateTable
 from wire import clients
 
@@ -355,6 +354,7 @@ class AiokafkaConnection:
 
     def __init__(self, options: Mapping[str, Any], gate: Gate) -> None:
         self._producer = producer = clients.producer(**options)
+        self._gate = gate
         send = producer.client.send
 
         async def gated(node_id: int, request: Any, **options: Any) -> Any:
@@ -370,7 +370,10 @@ class AiokafkaConnection:
     async def _ready(self, node_id: int) -> None:
         client = self._producer.client
         if await client.ready(node_id):
-            _reset_when_closed(client)
+            for connection in client._conns.values():
+                if connection.connected() and not isinstance(connection._writer, RequestWriter):
+                    with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed meanwhile
+                        connection._writer = RequestWriter(connection._writer, self._gate)
 
     def take_back(self) -> None:
         """See Connection."""
@@ -425,19 +428,6 @@ def time_of(delivered: Delivered) -> int:
     if delivered.time < 0:
         raise WritersTimes(f"topic {delivered.topic} must have message.timestamp.type=LogAppendTime")
     return delivered.time
-
-
-def _reset_when_closed(client: Any) -> None:
-    """Let connections end with an RST, so that the kernel forgets what it has not delivered.
-
-    Otherwise it goes on delivering for minutes after a close, and a request that the network held back would
-    be written when a session has long ended.
-    """
-    for connection in client._conns.values():
-        if connection.connected():
-            lower = connection._writer.get_extra_info("socket")
-            with contextlib.suppress(OSError, ValueError):  # closed already (ValueError: by uvloop)
-                lower.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 def retrieve(future: asyncio.Future[Any]) -> None:

@@ -16,7 +16,7 @@ from aiokafka.errors import MessageSizeTooLargeError
 from settings import Settings
 from streams.transport import OutRecord
 from streams.transport.errors import LeaseLost, Stale
-from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, LaneProducer
+from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, AiokafkaConnection, LaneProducer
 from tests.integration.counting import Counting, counting
 from tests.stackfixture import Servers
 from tests.waiting import eventually
@@ -465,6 +465,23 @@ async def test_a_request_waits_for_the_lease_and_then_goes_out_once(
     gate.error = None
     await sending
     assert [record.value for record in await group.read(group.out)] == [b"1", b"2"]
+
+
+async def test_a_request_that_the_kernel_has_in_part_is_not_made_whole_by_a_lane_that_lost_its_partition(
+    group: Counting, lane: LaneProducer, gate: Gate
+) -> None:
+    await lane.send({group.out: [OutRecord(b"a", b"1", [])]}, 0)
+    assert isinstance(lane._producer, AiokafkaConnection)
+    connections = lane._producer._producer.client._conns.values()
+    transports = [each._writer._writer.transport for each in connections if each.connected()]
+    sending = asyncio.create_task(lane.send({group.out: [OutRecord(b"a", bytes(8 << 20), [])]}, 0))
+    while not any(transport.get_write_buffer_size() for transport in transports):
+        assert not sending.done()
+        await asyncio.sleep(0)
+    gate.error = Stale("gone")  # as after a minute's stop: before what the loop does next
+    with pytest.raises(Stale):
+        await sending
+    assert [record.value for record in await group.read(group.out)] == [b"1"]
 
 
 async def test_a_held_request_of_a_lane_that_lost_its_partition_never_goes_out(
