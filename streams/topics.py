@@ -15,13 +15,19 @@ from typing import Any, Final, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import (
+    KafkaTimeoutError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from aiokafka.protocol.metadata import MetadataRequest
 
 from contracts import topics as names
 from errors import OrdersError
 from settings import Settings
 from wire import clients
+from wire.metadata import require_visible
 
 INPUT_MAX_BYTES: Final = 6 << 20
 """Largest batch on an input topic, bytes."""
@@ -306,9 +312,14 @@ def check(settings: Settings, needed: Sequence[TopicSpec], existing: Mapping[str
 
 
 async def describe(settings: Settings) -> dict[str, TopicState]:
-    """The pipeline's topics as they are, by name; what doesn't exist is left out."""
+    """The pipeline's topics as they are, by name; what doesn't exist is left out.
+    Raises TopicAuthorizationFailedError if one may be there, but may not be seen.
+    """
     async with _admin(settings) as admin:
-        return await _states(admin, [spec.name for spec in specs(settings, 1)])
+        needed = [spec.name for spec in specs(settings, 1)]
+        states = await _states(admin, needed)
+        await require_visible(admin._client, [name for name in needed if name not in states])
+        return states
 
 
 def require(settings: Settings, names: Iterable[str], existing: Container[str]) -> None:
@@ -320,10 +331,14 @@ def require(settings: Settings, names: Iterable[str], existing: Container[str]) 
 
 
 async def missing(settings: Settings) -> list[str]:
-    """The pipeline's topics that don't exist, in their order: what a worker would wait for in vain."""
+    """The pipeline's topics that don't exist, in their order: what a worker would wait for in vain.
+    Raises TopicAuthorizationFailedError if one may be there, but may not be seen.
+    """
     async with _admin(settings) as admin:
         existing = await _partition_counts(admin)
-        return [spec.name for spec in specs(settings, 1) if spec.name not in existing]
+        lacking = [spec.name for spec in specs(settings, 1) if spec.name not in existing]
+        await require_visible(admin._client, lacking)
+        return lacking
 
 
 async def grow(settings: Settings, names: Sequence[str], partitions: int) -> list[str]:

@@ -24,6 +24,7 @@ from faust.types import TP
 
 from streams.transport.consumer_app import ConsumerApp
 from streams.transport.errors import OffsetBeyondEnd
+from streams.transport.executor import end_executor
 from streams.transport.lease import Lease, clock
 from streams.transport.offsets import stable_offsets
 from streams.transport.records import Record
@@ -187,6 +188,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             await asyncio.wait_for(super().on_thread_stop(), STOP_TIMEOUT)
         except (asyncio.CancelledError, Exception) as exc:
             log.warning("the consumer did not stop in order (the process is ending anyway): %r", exc)
+        await end_executor()
 
     # -- main ------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from cli import main
-from settings import PostgresUrl, RedisUrl, ServerUrl, Settings, get_settings
+from credentials import PostgresUrl, RedisUrl, ServerUrl
+from settings import Settings, get_settings
 
 MARK = "MarkedSecret"
 NOWHERE = "127.0.0.1:1"
@@ -191,6 +192,6 @@ def test_a_login_for_kafka_is_refused_in_clear_words(orders: Orders) -> None:
     code, _, err = orders("wait", KAFKA=KAFKA[0])
     assert code == 2
     assert err.startswith(
-        "orders: ORDERS_KAFKA=***: must be host:port,host:port without a scheme: a login or TLS for Kafka"
-        " can't be set yet;"
+        "orders: ORDERS_KAFKA=***: must be host:port,host:port without a scheme:"
+        " ORDERS_KAFKA_SECURITY_PROTOCOL and ORDERS_KAFKA_SASL_... say how to connect;"
     )
