@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -311,12 +311,12 @@ def check(settings: Settings, needed: Sequence[TopicSpec], existing: Mapping[str
         raise TopicMismatch("; ".join((*whats, *more)), "; ".join(dict.fromkeys(remedies)))
 
 
-async def describe(settings: Settings) -> dict[str, TopicState]:
-    """The pipeline's topics as they are, by name; what doesn't exist is left out.
+async def describe(settings: Settings, names: Collection[str] = ()) -> dict[str, TopicState]:
+    """The pipeline's topics as they are, or those named of them, by name; what doesn't exist is left out.
     Raises TopicAuthorizationFailedError if one may be there, but may not be seen.
     """
     async with _admin(settings) as admin:
-        needed = [spec.name for spec in specs(settings, 1)]
+        needed = names or [spec.name for spec in specs(settings, 1)]
         states = await _states(admin, needed)
         await require_visible(admin._client, [name for name in needed if name not in states])
         return states
@@ -440,7 +440,7 @@ async def _partition_counts(admin: AIOKafkaAdminClient, broker: int | None = Non
     return counts
 
 
-async def _states(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, TopicState]:
+async def _states(admin: AIOKafkaAdminClient, names: Collection[str]) -> dict[str, TopicState]:
     described: dict[str, Any] = {
         topic["topic"]: topic for topic in await admin.describe_topics() if not topic["error_code"]
     }

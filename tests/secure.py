@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
     CompactArray,
@@ -34,7 +34,7 @@ from aiokafka.protocol.types import (
 
 from stack.kafka import Broker
 from stack.state import State
-from tests.waiting import until
+from tests.waiting import eventually, until
 
 USER: Final = "worker"
 PASSWORD: Final = "MarkedSecret-of-the-worker"
@@ -158,11 +158,23 @@ class Secure:
                     )
                 )
                 assert not response.to_object()["creation_responses"][0]["error_code"], response
+            await self._settled(admin, user, some=True)
 
     async def forbid(self, user: str = USER) -> None:
         """Take all ACLs of a user away."""
         async with self.operator() as admin:
             await admin._send_request(DeleteAclsRequest(1, None, 1, f"User:{user}", None, 1, 1))
+            await self._settled(admin, user, some=False)
+
+    @staticmethod
+    async def _settled(admin: AIOKafkaAdminClient, user: str, some: bool) -> None:
+        """The broker, which hears of it later than its controller, knows ACLs of the user, or none."""
+
+        async def known() -> bool:
+            response = await admin._send_request(DescribeAclsRequest(1, None, 1, f"User:{user}", None, 1, 1))
+            return bool(response.resources) is some
+
+        await eventually(known, f"the broker knows {'ACLs' if some else 'no ACL'} of {user}")
 
 
 _LITERAL, _PREFIXED, _ALLOW = 3, 4, 3

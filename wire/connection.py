@@ -20,6 +20,15 @@ from wire.access import Access
 from wire.refused import refusal
 
 
+class _Bearer(conn.OAuthAuthenticator):  # type: ignore[misc]
+    """aiokafka's, which takes a broker's first word for a welcome. Where that says why not, the broker waits
+    for an answer, and then refuses the login (RFC 7628, 3.2.3).
+    """
+
+    async def step(self, payload: bytes | None) -> Any:
+        return (b"\x01", True) if payload else await super().step(payload)
+
+
 class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
     """aiokafka's, of which a write to a closed transport is a broken connection. What it needs to be let in
     is read when it is made, and its client is told why it isn't let in (see Access).
@@ -79,6 +88,10 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
             self.close()
             raise
         return reader, writer
+
+    def authenticator_oauth(self) -> Any:
+        """See aiokafka."""
+        return _Bearer(sasl_oauth_token_provider=self._sasl_oauth_token_provider)
 
     async def _do_sasl_handshake(self) -> None:
         try:

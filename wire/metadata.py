@@ -44,6 +44,7 @@ async def require_visible(client: Any, topics: Iterable[str]) -> None:
     if topics:
         request = MetadataRequest(topics, allow_auto_topic_creation=False)
         response = await client.send(client.get_random_node(), request)
-        for topic in response.to_object()["topics"]:
-            if topic["error_code"] == TopicAuthorizationFailedError.errno:
-                raise TopicAuthorizationFailedError(topic["topic"])
+        codes = {topic["topic"]: topic["error_code"] for topic in response.to_object()["topics"]}
+        for topic in topics:
+            if codes.get(topic) == TopicAuthorizationFailedError.errno:
+                raise TopicAuthorizationFailedError(topic)
