@@ -6,6 +6,7 @@ follows from the request. So responses are looked at when they come, and who exp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -83,7 +84,7 @@ def acl(error: BaseException) -> Denied | None:
     same = [each for each in reversed(_noted) if each.code == code]
     told = {word for arg in error.args for word in ([arg] if isinstance(arg, str) else _words(arg))}
     for each in same:
-        if each.name in told or any(each.name in text.split() for text in told):
+        if each.name in told or any(each.name in re.findall(r"[\w.-]*\w", text) for text in told):
             return each
     if same:
         return same[0]

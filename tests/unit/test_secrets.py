@@ -7,14 +7,15 @@ import logging
 import socket
 import traceback
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from cli import main
 from credentials import PostgresUrl, RedisUrl, ServerUrl
-from settings import Settings, get_settings
+from settings import SECRET_FILES, Settings, get_settings
 
 MARK = "MarkedSecret"
 NOWHERE = "127.0.0.1:1"
@@ -186,6 +187,92 @@ def test_redis_passwords_are_not_printed(orders: Orders, url: str) -> None:
     for command in (("settings",), ("settings", "--json")):
         code, out, err = orders(*command, REDIS=url)
         assert (code, MARK in out + err) == (0, False)
+
+
+FILES = {
+    "POSTGRES": (f"postgresql://u:{MARK}@{NOWHERE}/d", f"postgresql://***@{NOWHERE}/d"),
+    "POSTGRES_REPLICA": (f"postgresql://u:{MARK}@{NOWHERE}/d", f"postgresql://***@{NOWHERE}/d"),
+    "REDIS": (f"redis://u:{MARK}@{NOWHERE}/0", f"redis://***@{NOWHERE}/0"),
+    "API_KEYS": (f"{MARK}-long-enough", "**********"),
+    "KAFKA_SASL_PASSWORD": (MARK, "**********"),
+    "KAFKA_SSL_KEY_PASSWORD": (MARK, "**********"),
+}
+NEEDED = {
+    "KAFKA_SASL_PASSWORD": {
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SASL_MECHANISM": "PLAIN",
+        "KAFKA_SASL_USERNAME": "u",
+    },
+    "KAFKA_SSL_KEY_PASSWORD": {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CERTFILE": "/none/c.pem"},
+}
+
+
+def test_every_secret_may_lie_in_a_file() -> None:
+    secret = {
+        name
+        for name, field in Settings.model_fields.items()
+        if any(
+            isinstance(kind, type) and issubclass(kind, SecretStr)
+            for kind in (field.annotation, *get_args(field.annotation))
+        )
+    }
+    # What a command prints, or whoever writes the file of a token, has a secret of its own.
+    assert secret - set(SECRET_FILES) == {"kafka_oauth_token_command"}
+    assert {name.upper() for name in SECRET_FILES} == set(FILES)
+    assert {f"{name}_file" for name in SECRET_FILES} <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_secret_of_a_file(orders: Orders, tmp_path: Path, name: str) -> None:
+    text, shown = FILES[name]
+    file = tmp_path / "secret"
+    given = NEEDED.get(name, {}) | {f"{name}_FILE": str(file)}
+    code, out, err = orders("settings", **given)
+    assert (code, out) == (2, "")
+    assert f"ORDERS_{name}_FILE={file}: No such file or directory; see" in err
+    file.write_bytes(b"\xff" + text.encode())
+    code, out, err = orders("settings", **given)
+    assert (code, out, "the file isn't UTF-8" in err) == (2, "", True)
+    file.write_text(f"{text}\n")
+    code, out, err = orders("settings", "--json", **given)
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert (code, rows[f"ORDERS_{name}"]["value"]) == (0, shown)
+    assert (rows[f"ORDERS_{name}"]["set"], rows[f"ORDERS_{name}_FILE"]["value"]) == (False, str(file))
+    code, _, told = orders("settings", **given, **{name: text})
+    assert (code, f"ORDERS_{name} and ORDERS_{name}_FILE are both set; set one" in told) == (2, True)
+    assert MARK not in out + err + told
+
+
+@pytest.mark.parametrize(("name", "value"), [case for case in UNUSABLE if case[0] != "KAFKA"])
+def test_a_file_that_cannot_be_used_is_refused_and_not_repeated(
+    orders: Orders, tmp_path: Path, name: str, value: str
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(value)
+    code, out, err = orders("settings", **{f"{name}_FILE": str(file)})
+    assert (code, out) == (2, "")
+    assert err.startswith(f"orders: ORDERS_{name}_FILE={file}: ")
+    assert "Traceback" not in err
+    assert MARK not in err
+
+
+def test_a_url_is_read_again_and_kept_while_its_file_cannot_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "url"
+    file.write_text(f"postgresql://u:{MARK}1@a/d")
+    settings = Settings.model_validate({"postgres_file": file})
+    url = settings.postgres
+    assert url.get_secret_value() == f"postgresql://u:{MARK}1@a/d"
+    file.write_text(f"postgresql://u:{MARK}2@b/d\n")
+    assert (url.get_secret_value(), str(url)) == (f"postgresql://u:{MARK}2@b/d", "postgresql://***@b/d")
+    for broken in (lambda: file.write_text(f"{MARK}@b"), file.unlink):
+        broken()
+        assert (url.get_secret_value(), str(url)) == (f"postgresql://u:{MARK}2@b/d", "postgresql://***@b/d")
+    assert caplog.text.count("stays in use") == 1
+    file.write_text(f"postgresql://u:{MARK}3@c/d")
+    assert url.get_secret_value() == f"postgresql://u:{MARK}3@c/d"
+    assert MARK not in caplog.text + repr(settings)
 
 
 def test_a_login_for_kafka_is_refused_in_clear_words(orders: Orders) -> None:
