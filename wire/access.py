@@ -108,6 +108,8 @@ class Access(AbstractTokenProvider):  # type: ignore[misc]
             if settings.kafka_security_protocol.endswith("SSL")
             else None
         )
+        self.shown = ""
+        """The token that a broker was shown last."""
         self._command = settings.kafka_oauth_token_command.get_secret_value()
         self.refusal: Refused | None = None
         """Why a broker refused the last connection that it refused, until one is let in."""
@@ -141,6 +143,10 @@ class Access(AbstractTokenProvider):  # type: ignore[misc]
 
     async def token(self) -> str:
         """The token of OAUTHBEARER. Blocks while the command runs. Raises NoToken."""
+        self.shown = await self._token()
+        return self.shown
+
+    async def _token(self) -> str:
         if self._command:
             return await _tokens(self._command).get()
         path = self._settings.kafka_oauth_token_file

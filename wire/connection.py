@@ -14,10 +14,20 @@ from typing import Any
 from aiokafka import conn
 from aiokafka.conn import CloseReason
 from aiokafka.errors import KafkaConnectionError, KafkaError, SaslAuthenticationFailed
+from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.util import create_future
 
 from wire.access import Access
 from wire.refused import refusal
+
+
+def _without_payload(message: Any) -> str:
+    return f"{type(message).__name__}(...)"
+
+
+# aiokafka logs every message at the level debug. These hold a password or a token, or may repeat one.
+for _request in SaslAuthenticateRequest._CLASSES:
+    _request.__repr__ = _request.RESPONSE_TYPE.__repr__ = _without_payload
 
 
 class _Bearer(conn.OAuthAuthenticator):  # type: ignore[misc]
@@ -125,7 +135,6 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
             f"{self._host}:{self._port}",
             self._security_protocol,
             self._access.login,
-            self._sasl_plain_password or "",
         )
         if found is not None:
             self._access.refused(found)
@@ -136,9 +145,18 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
         Raises KafkaConnectionError. Never blocks.
         """
         try:
-            return super().send(request, expect_response)
+            answer = super().send(request, expect_response)
         except RuntimeError as error:
             raise self._broken(error) from error
+        return self._discreet(answer) if isinstance(request, SaslAuthenticateRequest) else answer
+
+    async def _discreet(self, answer: Any) -> Any:
+        """The answer to a login, without the secret that it may repeat."""
+        response = await answer
+        secret = self._sasl_plain_password or (self._access.shown if self._access is not None else "")
+        if secret and response.error_message:
+            response.error_message = response.error_message.replace(secret, "***")
+        return response
 
     def _send_sasl_token(self, payload: bytes, expect_response: bool = True) -> Any:
         try:

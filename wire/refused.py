@@ -75,11 +75,10 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def refusal(error: BaseException, where: str, protocol: str, login: str, hide: str) -> Refused | None:
+def refusal(error: BaseException, where: str, protocol: str, login: str) -> Refused | None:
     """Why the broker at `where` (host:port) doesn't let us in; None if the error doesn't say so. Pure.
 
-    `protocol`: PLAINTEXT and so on. `login`: what was tried, for a person. `hide`: a secret that the broker
-    might repeat.
+    `protocol`: PLAINTEXT and so on. `login`: what was tried, for a person.
     """
     for cause in chain(error):
         if isinstance(cause, Refused):
@@ -89,7 +88,7 @@ def refusal(error: BaseException, where: str, protocol: str, login: str, hide: s
         if isinstance(cause, ssl.SSLError):
             return _tls(cause, where)
         if isinstance(cause, _LOGIN):
-            return _login(cause, where, login, hide)
+            return _login(cause, where, login)
         if isinstance(cause, EOFError | ConnectionError):
             if isinstance(cause, ConnectionRefusedError):
                 return None
@@ -121,10 +120,9 @@ def _tls(error: ssl.SSLError, where: str) -> Refused:
     return OtherProtocol(f"no TLS with the broker at {where} ({reason or type(error).__name__})")
 
 
-def _login(error: Any, where: str, login: str, hide: str) -> Refused:
+def _login(error: Any, where: str, login: str) -> Refused:
     said = " ".join(str(arg) for arg in error.args if isinstance(arg, str)) or type(error).__name__
-    said = " ".join((said.replace(hide, "***") if hide else said).split())
-    told = f"the broker at {where} refuses the login {login}: {said.rstrip('.')}"
+    told = f"the broker at {where} refuses the login {login}: {' '.join(said.split()).rstrip('.')}"
     if isinstance(error, UnsupportedSaslMechanismError):
         return LoginRefused(told, "set ORDERS_KAFKA_SASL_MECHANISM to one that it has")
     if login.endswith("OAUTHBEARER"):

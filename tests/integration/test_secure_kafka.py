@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -88,7 +89,8 @@ async def let_in(environment: dict[str, str]) -> None:
 # -- who is let in -------------------------------------------------------------------------------------------
 
 
-async def test_every_way_in(secure: Secure, settings: Settings, tmp_path: Path) -> None:
+async def test_every_way_in(secure: Secure, settings: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
     certificate = {
         f"SSL_{name}": str(secure.folder / f"client.{end}")
         for name, end in (("CERTFILE", "pem"), ("KEYFILE", "key"))
@@ -102,9 +104,14 @@ async def test_every_way_in(secure: Secure, settings: Settings, tmp_path: Path) 
         secure.env("MUTUAL", SSL_CERTFILE=str(secure.folder / "client.both.pem")),
     ):
         await let_in(environment)
+    assert "SaslAuthenticateRequest" in caplog.text
+    assert PASSWORD not in caplog.text
 
 
-async def test_a_token_of_a_file_and_of_a_command(secure: Secure, settings: Settings, tmp_path: Path) -> None:
+async def test_a_token_of_a_file_and_of_a_command(
+    secure: Secure, settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
     bearer = {"SASL_MECHANISM": "OAUTHBEARER"}
     file, runs = tmp_path / "token", tmp_path / "runs"
     by_file = secure.env("LOGIN", **bearer, OAUTH_TOKEN_FILE=str(file))
@@ -126,6 +133,7 @@ async def test_a_token_of_a_file_and_of_a_command(secure: Secure, settings: Sett
     with pytest.raises(NoToken, match="ended with exit code 3") as refused:
         await let_in(failing)
     assert "MarkedSecret" not in str(refused.value)
+    assert token().partition(".")[0] not in caplog.text
 
 
 async def test_a_token_is_fetched_again_before_it_ends(

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import socketserver
+import struct
+import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args
 
@@ -241,6 +245,76 @@ def test_a_secret_of_a_file(orders: Orders, tmp_path: Path, name: str) -> None:
     code, _, told = orders("settings", **given, **{name: text})
     assert (code, f"ORDERS_{name} and ORDERS_{name}_FILE are both set; set one" in told) == (2, True)
     assert MARK not in out + err + told
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_SASL_USERNAME": "u", "KAFKA_SASL_PASSWORD": MARK},
+        {"KAFKA_SASL_MECHANISM": "SCRAM-SHA-256", "KAFKA_SASL_USERNAME": "u", "KAFKA_SASL_PASSWORD": MARK},
+        {"KAFKA_SASL_MECHANISM": "OAUTHBEARER", "KAFKA_OAUTH_TOKEN_COMMAND": f"echo {MARK}"},
+    ],
+)
+def test_no_command_shows_a_secret(orders: Orders, login: dict[str, str]) -> None:
+    """All of them are set, and a server hears each of these commands up to the login."""
+    everything = login | {
+        "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+        "POSTGRES": f"postgresql://u:{MARK}@{NOWHERE}/d",
+        "POSTGRES_REPLICA": f"postgresql://u:{MARK}@{NOWHERE}/d",
+        "REDIS": f"redis://u:{MARK}@{NOWHERE}/0",
+        "API_KEYS": f"{MARK}-long-enough",
+        "LOG_LEVEL": "debug",
+    }
+    with answering() as address:
+        for command, code in (
+            (("settings",), 0),
+            (("settings", "--json"), 0),
+            (("partitions",), 2),
+            (("init",), 2),
+            (("worker",), 2),
+            (("wait", "--timeout", "1"), 2),
+            (("audit",), 2),
+            (("dlq", "list"), 2),
+            (("generate", "--orders", "1"), 2),
+            (("db",), 2),
+        ):
+            got, out, err = orders(*command, KAFKA=address, **everything)
+            assert got == code, (command, err)
+            assert MARK not in out + err, command
+            if code == 2 and command != ("db",):
+                assert "refuses the login" in err, (command, err)
+
+
+@contextmanager
+def answering() -> Iterator[str]:
+    """A server that speaks Kafka as far as the login, which it refuses with words that repeat what it was
+    told. Yields its host:port.
+    """
+
+    def answer(number: int, said: bytes) -> bytes:
+        if number == 18:  # ApiVersions: these three, and Metadata
+            versions = b"".join(
+                struct.pack(">hhh", *each) for each in ((18, 0, 0), (17, 0, 1), (36, 0, 0), (3, 0, 1))
+            )
+            return struct.pack(">hi", 0, 4) + versions
+        if number == 17:  # SaslHandshake
+            names = (b"PLAIN", b"SCRAM-SHA-256", b"OAUTHBEARER")
+            return struct.pack(">hi", 0, 3) + b"".join(struct.pack(">h", len(name)) + name for name in names)
+        told = b"Authentication failed: " + bytes(byte for byte in said if 32 <= byte < 127)
+        return struct.pack(">hh", 58, len(told)) + told + struct.pack(">i", 0)
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while head := self.rfile.read(4):
+                request = self.rfile.read(struct.unpack(">i", head)[0])
+                number, _, correlation = struct.unpack(">hhi", request[:8])
+                response = struct.pack(">i", correlation) + answer(number, request[8:])
+                self.wfile.write(struct.pack(">i", len(response)) + response)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
 
 
 @pytest.mark.parametrize(("name", "value"), [case for case in UNUSABLE if case[0] != "KAFKA"])
