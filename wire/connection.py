@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import conn
 from aiokafka.conn import CloseReason
@@ -19,6 +19,11 @@ from aiokafka.util import create_future
 
 from wire.access import Access
 from wire.refused import refusal
+
+GOODBYE_SECONDS: Final = 1.0
+"""Seconds that a broker has to answer the end of TLS. Now and then it doesn't, and whoever closes a client
+would wait for half a minute.
+"""
 
 
 def _without_payload(message: Any) -> str:
@@ -79,7 +84,11 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
             if self._security_protocol.endswith("SSL"):
                 self.lower, _ = await loop.create_connection(asyncio.Protocol, self.host, self.port)
                 transport = await loop.start_tls(
-                    self.lower, protocol, self._ssl_context, server_hostname=self.host
+                    self.lower,
+                    protocol,
+                    self._ssl_context,
+                    server_hostname=self.host,
+                    ssl_shutdown_timeout=GOODBYE_SECONDS,
                 )
                 protocol.connection_made(transport)
             else:

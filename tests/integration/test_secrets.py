@@ -101,7 +101,7 @@ async def test_a_redis_password_that_is_changed(settings: Settings, tmp_path: Pa
                 await client.get("x")
             assert "'get' command); give its user that" in (main.explain(denied.value) or "")
             await owner.execute_command("ACL", "SETUSER", user, "resetpass", f">{MARK}-2")
-            await owner.execute_command("CLIENT", "KILL", "USER", user)
+            await client.connection_pool.disconnect()
             with pytest.raises(AuthenticationError) as refused:
                 await client.ping()
             assert "refuses the login" in (main.explain(refused.value) or "")
