@@ -38,6 +38,7 @@ from tests.waiting import eventually, until
 
 USER: Final = "worker"
 PASSWORD: Final = "MarkedSecret-of-the-worker"
+DENY, ALLOW = 2, 3
 LISTENERS: Final = {
     "LOGIN": "SASL_SSL",
     "CLEAR": "SASL_PLAINTEXT",
@@ -141,8 +142,10 @@ class Secure:
             response = await admin._send_request(_SetScram(user, salt, salted))
         assert [result[1] for result in response.results] == [0], response
 
-    async def allow(self, rules: Iterable[tuple[str, str, str]], user: str = USER) -> None:
-        """Add ACLs: (operation, kind of resource, name or * or prefix*)."""
+    async def allow(
+        self, rules: Iterable[tuple[str, str, str]], user: str = USER, permission: int = ALLOW
+    ) -> None:
+        """Add ACLs: (operation, kind of resource, name or * or prefix*), which allow it or DENY it."""
         async with self.operator() as admin:
             for operation, kind, name in rules:
                 pattern = _PREFIXED if name.endswith("*") and name != "*" else _LITERAL
@@ -154,30 +157,32 @@ class Secure:
                         f"User:{user}",
                         "*",
                         _OPERATIONS[operation],
-                        _ALLOW,
+                        permission,
                     )
                 )
                 assert not response.to_object()["creation_responses"][0]["error_code"], response
-            await self._settled(admin, user, some=True)
+            await self._settled(admin, user, permission, some=True)
 
-    async def forbid(self, user: str = USER) -> None:
-        """Take all ACLs of a user away."""
+    async def forget(self, permission: int = ALLOW, user: str = USER) -> None:
+        """Take all ACLs of a user away that allow something, or those that DENY."""
         async with self.operator() as admin:
-            await admin._send_request(DeleteAclsRequest(1, None, 1, f"User:{user}", None, 1, 1))
-            await self._settled(admin, user, some=False)
+            await admin._send_request(DeleteAclsRequest(1, None, 1, f"User:{user}", None, 1, permission))
+            await self._settled(admin, user, permission, some=False)
 
     @staticmethod
-    async def _settled(admin: AIOKafkaAdminClient, user: str, some: bool) -> None:
-        """The broker, which hears of it later than its controller, knows ACLs of the user, or none."""
+    async def _settled(admin: AIOKafkaAdminClient, user: str, permission: int, some: bool) -> None:
+        """The broker, which hears of it later than its controller, knows such ACLs of the user, or none."""
 
         async def known() -> bool:
-            response = await admin._send_request(DescribeAclsRequest(1, None, 1, f"User:{user}", None, 1, 1))
+            response = await admin._send_request(
+                DescribeAclsRequest(1, None, 1, f"User:{user}", None, 1, permission)
+            )
             return bool(response.resources) is some
 
         await eventually(known, f"the broker knows {'ACLs' if some else 'no ACL'} of {user}")
 
 
-_LITERAL, _PREFIXED, _ALLOW = 3, 4, 3
+_LITERAL, _PREFIXED = 3, 4
 _KINDS: Final = {"Topic": 2, "Group": 3, "Cluster": 4, "TransactionalId": 5}
 _OPERATIONS: Final = {
     name: number

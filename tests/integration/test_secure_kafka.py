@@ -28,7 +28,7 @@ from streams.transport.errors import Stale
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, AiokafkaConnection, LaneProducer
 from streams.transport.request_writer import RequestWriter
 from tests.integration.test_transport import Gate
-from tests.secure import PASSWORD, USER, Secure, secure_broker, token
+from tests.secure import DENY, PASSWORD, USER, Secure, secure_broker, token
 from tests.waiting import until
 from tests.workers import audit, finished, orders, processed, worker
 from wire import access, clients
@@ -213,7 +213,7 @@ def test_each_refusal_is_a_line_of_its_own(secure: Secure, told: Any) -> None:
 
 def test_the_acl_that_lacks_is_named(secure: Secure, told: Any) -> None:
     user = secure.scram()
-    finished(secure.forbid())
+    finished(secure.forget())
     try:
         code, line = told(user, "wait", "--timeout", "5")
         assert (code, line.count("\n")) == (2, 1), line
@@ -240,14 +240,14 @@ def test_the_acl_that_lacks_is_named(secure: Secure, told: Any) -> None:
         code, line = told(user, "dlq", "list")
         assert (code, line) == (0, "")
     finally:
-        finished(secure.forbid())
+        finished(secure.forget())
         finished(secure.allow(EVERYTHING))
 
 
 # -- a worker ------------------------------------------------------------------------------------------------
 
 
-async def test_a_worker_whose_password_is_changed_while_it_runs(
+async def test_a_worker_whose_password_and_rights_are_changed_while_it_runs(
     secure: Secure, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a listener that asks for the login again every two seconds: so the worker, whose connections end in
@@ -276,10 +276,19 @@ async def test_a_worker_whose_password_is_changed_while_it_runs(
             secret.write_text(changed)
             assert orders("generate", "--orders", "20", "--seed", "2").returncode == 0
             processed()
+            await secure.allow([("Write", "Topic", "stock.reserve")], permission=DENY)
+            assert orders("generate", "--orders", "20", "--seed", "3").returncode == 0
+            until(
+                lambda: "this client lacks the ACL Write on Topic stock.reserve" in running.text(),
+                "the worker says which ACL lacks",
+            )
+            await secure.forget(DENY)
+            processed()
             audit()
             assert running.terminate() == 0
         finally:
             await secure.set_password(PASSWORD)
+            await secure.forget(DENY)
     assert "MarkedSecret" not in running.text()
 
 
