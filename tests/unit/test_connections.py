@@ -1,11 +1,14 @@
-"""How clients get into Kafka: which settings belong together, what is read again, how an error is told."""
+"""How clients get into servers: which settings belong together, what is read again, how an error is told."""
 
 from __future__ import annotations
 
 import logging
+import socketserver
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +22,13 @@ from aiokafka.errors import (
     TopicAuthorizationFailedError,
 )
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 
 from cli import main
+from credentials import PostgresUrl, RedisUrl
 from settings import Settings, get_settings
+from sinks.connection import connect
+from sinks.redis import open_client
 from streams.transport.delivery import describe
 from tests import secure
 from wire import access, clients, denied
@@ -311,6 +318,47 @@ async def test_every_client_is_ours() -> None:
     await consumer.stop()
     await producer.stop()
     await admin.close()
+
+
+@pytest.mark.parametrize(
+    ("greeting", "says"),
+    [
+        (8, "name its authority by sslrootcert= in ORDERS_POSTGRES"),
+        (0, "name its authority by ssl_ca_certs= in ORDERS_REDIS"),
+    ],
+    ids=["postgres", "redis"],
+)
+async def test_a_certificate_that_is_not_trusted(
+    certificates: Path, monkeypatch: pytest.MonkeyPatch, greeting: int, says: str
+) -> None:
+    """Postgres is asked for TLS in 8 bytes before it begins."""
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(certificates / "broker.pem", certificates / "broker.key")
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if greeting:
+                self.request.recv(greeting)
+                self.request.sendall(b"S")
+            with suppress(OSError):  # the client doesn't trust it
+                server_side.wrap_socket(self.request, server_side=True)
+
+    authority = certificates / "stranger.pem"
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        where = f"127.0.0.1:{server.server_address[1]}"
+        postgres = PostgresUrl(f"postgresql://u:p@{where}/d?sslmode=verify-full&sslrootcert={authority}")
+        redis = open_client(RedisUrl(f"rediss://{where}/0?ssl_ca_certs={authority}"))
+        monkeypatch.setenv("ORDERS_POSTGRES", postgres.get_secret_value())
+        get_settings.cache_clear()
+        with pytest.raises((OSError, RedisError)) as raised:
+            await (connect(postgres, "test", timeout=5) if greeting else redis.ping())
+        await redis.aclose()
+        server.shutdown()
+    told = main.explain(raised.value) or ""
+    get_settings.cache_clear()
+    assert says in told
+    assert "(unable to get local issuer certificate)" in told
 
 
 @pytest.fixture
