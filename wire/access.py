@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 from aiokafka.abc import AbstractTokenProvider
 
 from errors import OrdersError
-from wire.refused import NoToken, Refused
+from wire.refused import NoToken, AccessRefused
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +111,7 @@ class Access(AbstractTokenProvider):  # type: ignore[misc]
         self.shown = ""
         """The token that a broker was shown last."""
         self._command = settings.kafka_oauth_token_command.get_secret_value()
-        self.refusal: Refused | None = None
+        self.refusal: AccessRefused | None = None
         """Why a broker refused the last connection that it refused, until one is let in."""
         self.options()
 
@@ -159,7 +159,7 @@ class Access(AbstractTokenProvider):  # type: ignore[misc]
                 f"no token in ORDERS_KAFKA_OAUTH_TOKEN_FILE={path} ({why})", "see what should write it"
             ) from None
 
-    def refused(self, refusal: Refused) -> None:
+    def refused(self, refusal: AccessRefused) -> None:
         """A broker didn't let a connection in."""
         self.refusal = refusal
         if self._command:

@@ -12,13 +12,13 @@ from wire.access import Access
 
 
 class Client(AIOKafkaClient):  # type: ignore[misc]
-    """aiokafka's. What it raises because no broker lets it in is a wire.refused.Refused, or caused by one.
+    """aiokafka's. What it raises because no broker lets it in is a wire.refused.AccessRefused, or caused by one.
     What a broker doesn't allow is noted in wire.denied.
     """
 
     async def bootstrap(self) -> None:
         """Connect to the first broker that lets us in.
-        Raises Refused if one is there and doesn't, KafkaConnectionError if none is. Blocks until then.
+        Raises AccessRefused if one is there and doesn't, KafkaConnectionError if none is. Blocks until then.
         """
         access = self._sasl_oauth_token_provider
         if isinstance(access, Access):

@@ -61,7 +61,7 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
 
     async def connect(self) -> Any:
         """Connect and log in. Blocks until that is done.
-        Raises KafkaError (Refused, where a broker is there), OSError or TimeoutError.
+        Raises KafkaError (AccessRefused, where a broker is there), OSError or TimeoutError.
         """
         try:
             opened = await self._open()

@@ -27,7 +27,7 @@ _OTHER_NAME: Final = frozenset({62, 64})
 _LOGIN: Final = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError)
 
 
-class Refused(KafkaConnectionError, OrdersError):  # type: ignore[misc]
+class AccessRefused(KafkaConnectionError, OrdersError):  # type: ignore[misc]
     """A broker is there, and no connection to it can be used. To a program that runs, an outage like another:
     who mends it needn't restart anything.
     """
@@ -39,15 +39,15 @@ class Refused(KafkaConnectionError, OrdersError):  # type: ignore[misc]
         return OrdersError.__str__(self)
 
 
-class LoginRefused(Refused):
+class LoginRefused(AccessRefused):
     """The broker refuses the login."""
 
 
-class NotTrusted(Refused):
+class NotTrusted(AccessRefused):
     """The broker's certificate isn't trusted."""
 
 
-class CertificateRefused(Refused):
+class CertificateRefused(AccessRefused):
     """The broker wants a certificate of this client, or another one."""
 
     remedy = (
@@ -56,13 +56,13 @@ class CertificateRefused(Refused):
     )
 
 
-class OtherProtocol(Refused):
+class OtherProtocol(AccessRefused):
     """The broker's listener expects something else than this client sends."""
 
     remedy = "set ORDERS_KAFKA_SECURITY_PROTOCOL to what this listener speaks, or ORDERS_KAFKA to another one"
 
 
-class NoToken(Refused):
+class NoToken(AccessRefused):
     """There is no token to log in with."""
 
 
@@ -75,13 +75,13 @@ def chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def refusal(error: BaseException, where: str, protocol: str, login: str) -> Refused | None:
+def refusal(error: BaseException, where: str, protocol: str, login: str) -> AccessRefused | None:
     """Why the broker at `where` (host:port) doesn't let us in; None if the error doesn't say so. Pure.
 
     `protocol`: PLAINTEXT and so on. `login`: what was tried, for a person.
     """
     for cause in chain(error):
-        if isinstance(cause, Refused):
+        if isinstance(cause, AccessRefused):
             return cause
         if isinstance(cause, ssl.SSLCertVerificationError):
             return _not_trusted(cause, where)
@@ -96,7 +96,7 @@ def refusal(error: BaseException, where: str, protocol: str, login: str) -> Refu
     return None
 
 
-def _not_trusted(error: ssl.SSLCertVerificationError, where: str) -> Refused:
+def _not_trusted(error: ssl.SSLCertVerificationError, where: str) -> AccessRefused:
     told = f"the certificate of the broker at {where} isn't trusted: {error.verify_message.rstrip('.')}"
     if error.verify_code == _EXPIRED:
         return NotTrusted(told, "have the broker's certificate renewed")
@@ -113,14 +113,14 @@ def _not_trusted(error: ssl.SSLCertVerificationError, where: str) -> Refused:
     )
 
 
-def _tls(error: ssl.SSLError, where: str) -> Refused:
+def _tls(error: ssl.SSLError, where: str) -> AccessRefused:
     reason = (error.reason or "").replace("_", " ").lower()
     if "CERTIFICATE" in (error.reason or "") or "UNKNOWN_CA" in (error.reason or ""):
         return CertificateRefused(f"the broker at {where} refuses this client's certificate ({reason})")
     return OtherProtocol(f"no TLS with the broker at {where} ({reason or type(error).__name__})")
 
 
-def _login(error: Any, where: str, login: str) -> Refused:
+def _login(error: Any, where: str, login: str) -> AccessRefused:
     said = " ".join(str(arg) for arg in error.args if isinstance(arg, str)) or type(error).__name__
     told = f"the broker at {where} refuses the login {login}: {' '.join(said.split()).rstrip('.')}"
     if isinstance(error, UnsupportedSaslMechanismError):
@@ -130,7 +130,7 @@ def _login(error: Any, where: str, login: str) -> Refused:
     return LoginRefused(told, "check ORDERS_KAFKA_SASL_USERNAME and ORDERS_KAFKA_SASL_PASSWORD (or its file)")
 
 
-def _hung_up(where: str, protocol: str) -> Refused | None:
+def _hung_up(where: str, protocol: str) -> AccessRefused | None:
     return OtherProtocol(
         f"the broker at {where} ends each connection at once: its listener may not speak {protocol}"
     )

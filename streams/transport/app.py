@@ -33,7 +33,7 @@ from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, DueOf, IsState, StateTable, VersionOf
 from streams.transport.transaction import TransactionalLaneProducer
 from wire.log import Stretch
-from wire.refused import Refused
+from wire.refused import AccessRefused
 
 log = logging.getLogger(__name__)
 
@@ -358,7 +358,7 @@ class BatchApp(faust.App):
         producer = cast(FaustProducer, self.producer)
         try:
             found = await inspect_cluster(producer.connection_options(), self.copartitioned)
-        except Refused:
+        except AccessRefused:
             raise
         except (KafkaError, OSError) as exc:
             raise Unreachable(

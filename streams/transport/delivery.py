@@ -27,7 +27,7 @@ from aiokafka import errors as kafka
 from errors import OrdersError
 from streams.transport.config import TransportSettings
 from wire.denied import acl
-from wire.refused import Refused, chain
+from wire.refused import AccessRefused, chain
 
 log = logging.getLogger(__name__)
 
@@ -228,7 +228,7 @@ def describe(exc: BaseException) -> str:
     """One line that names the exception: why a broker doesn't let us in, where that is behind it, and the ACL
     that lacks.
     """
-    exc = next((cause for cause in chain(exc) if isinstance(cause, Refused)), exc)
+    exc = next((cause for cause in chain(exc) if isinstance(cause, AccessRefused)), exc)
     text = " ".join(str(exc).split())
     line = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
     lacking = acl(exc)
