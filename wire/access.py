@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol
 from aiokafka.abc import AbstractTokenProvider
 
 from errors import OrdersError
-from wire.refused import NoToken, AccessRefused
+from wire.refused import AccessRefused, NoToken
 
 log = logging.getLogger(__name__)
 

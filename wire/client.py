@@ -12,8 +12,8 @@ from wire.access import Access
 
 
 class Client(AIOKafkaClient):  # type: ignore[misc]
-    """aiokafka's. What it raises because no broker lets it in is a wire.refused.AccessRefused, or caused by one.
-    What a broker doesn't allow is noted in wire.denied.
+    """aiokafka's. What it raises because no broker lets it in is an AccessRefused, or caused by one. What a
+    broker doesn't allow is noted in wire.denied.
     """
 
     async def bootstrap(self) -> None:
