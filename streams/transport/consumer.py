@@ -20,6 +20,7 @@ from mode import Service
 from streams.transport.cluster import mismatch
 from streams.transport.consumer_app import ConsumerApp
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
+from streams.transport.delivery import describe
 from streams.transport.errors import (
     FailStop,
     GroupRefused,
@@ -457,7 +458,7 @@ class Consumer(driver.Consumer):
             raise GroupShut(f"group {self._app.settings.group} keeps workers out") from refusal
         if refusal is not None:
             raise GroupRefused(
-                f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}"
+                f"group {self._app.settings.group} doesn't let this worker in: {describe(refusal)}"
             ) from refusal
 
     def _check_progress(self, now: float) -> None:
