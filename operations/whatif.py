@@ -621,8 +621,8 @@ def _in_runs(
 ) -> Callable[[Mapping[int, _Arrived]], int]:
     """Return a function for _arrange that chooses a topic by chance and stays with it for some records.
 
-    Chosen anew for each record, a topic of ten records would be taken in whole before another one in one of
-    a thousand arrangements; that is what a worker with a backlog does.
+    A worker with a backlog takes in all ten records of a topic before another topic's. If the topic were
+    chosen anew for each record, one in a thousand arrangements would be like that.
     """
     current, left = -1, 0
 
