@@ -96,7 +96,7 @@ def _words(arg: Any) -> list[str]:
 
 
 def _hot(response: Any) -> Iterator[tuple[int, str]]:
-    for topic, partitions in response.topics or ():
+    for topic, partitions in getattr(response, "topics", None) or ():
         for partition in partitions:
             if partition[1] in _KINDS:
                 yield partition[1], topic

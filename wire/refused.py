@@ -132,5 +132,6 @@ def _login(error: Any, where: str, login: str) -> AccessRefused:
 
 def _hung_up(where: str, protocol: str) -> AccessRefused | None:
     return OtherProtocol(
-        f"the broker at {where} ends each connection at once: its listener may not speak {protocol}"
+        f"the broker at {where} ends each connection at once: it is starting or stopping, or its listener"
+        f" doesn't speak {protocol}"
     )

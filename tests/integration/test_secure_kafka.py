@@ -193,12 +193,12 @@ def test_each_refusal_is_a_line_of_its_own(secure: Secure, told: Any) -> None:
         (secure.env("OTHER"), NotTrusted, "reach the brokers by a name that is in their certificates"),
         (secure.env("MUTUAL"), CertificateRefused, "refuses this client's certificate"),
         (secure.env("MUTUAL", **stranger), CertificateRefused, "refuses this client's certificate"),
-        ({"ORDERS_KAFKA": secure.broker.at("LOGIN")}, OtherProtocol, "may not speak PLAINTEXT"),
-        ({"ORDERS_KAFKA": secure.broker.at("CLEAR")}, OtherProtocol, "may not speak PLAINTEXT"),
+        ({"ORDERS_KAFKA": secure.broker.at("LOGIN")}, OtherProtocol, "its listener doesn't speak PLAINTEXT"),
+        ({"ORDERS_KAFKA": secure.broker.at("CLEAR")}, OtherProtocol, "its listener doesn't speak PLAINTEXT"),
         (
             secure.env("EXPIRED") | {"ORDERS_KAFKA": secure.broker.at("CLEAR")},
             OtherProtocol,
-            "may not speak SSL",
+            "its listener doesn't speak SSL",
         ),
     ):
         with pytest.raises(kind):
