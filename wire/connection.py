@@ -25,6 +25,11 @@ GOODBYE_SECONDS: Final = 1.0
 would wait for half a minute.
 """
 
+SESSION_USED: Final = 0.8
+"""Part of a session's life for which its connection is used. Sessions end with their token, or when the
+broker wants to see the login again.
+"""
+
 
 def _without_payload(message: Any) -> str:
     return f"{type(message).__name__}(...)"
@@ -51,6 +56,9 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
 
     lower: asyncio.WriteTransport
     """The transport to the kernel: below TLS, where there is TLS."""
+    _ageing: asyncio.TimerHandle | None = None
+    _old = False
+    """Whether its session ends soon: it ends itself between two requests, and the client makes another."""
 
     def __init__(self, host: str, port: int, **options: Any) -> None:
         access = options.get("sasl_oauth_token_provider")
@@ -134,7 +142,24 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
             and isinstance(exc, EOFError)
         ):
             self._why(exc)
+        if self._ageing is not None:
+            self._ageing.cancel()
         return super().close(reason, exc)
+
+    def _handle_frame(self, frame: bytes) -> None:
+        super()._handle_frame(frame)
+        self._end_if_old()
+
+    def _end_if_old(self) -> None:
+        if self._old and not self._requests:
+            self.close(reason=CloseReason.IDLE_DROP)
+
+    @staticmethod
+    def _age(reference: weakref.ref[Connection]) -> None:
+        connection = reference()
+        if connection is not None:
+            connection._old = True
+            connection._end_if_old()
 
     def _why(self, error: BaseException) -> Any:
         if self._access is None:
@@ -160,11 +185,16 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
         return self._discreet(answer) if isinstance(request, SaslAuthenticateRequest) else answer
 
     async def _discreet(self, answer: Any) -> Any:
-        """The answer to a login, without the secret that it may repeat."""
+        """The answer to a login, without the secret that it may repeat. It says when the session ends."""
         response = await answer
         secret = self._sasl_plain_password or (self._access.shown if self._access is not None else "")
         if secret and response.error_message:
             response.error_message = response.error_message.replace(secret, "***")
+        lifetime = getattr(response, "session_lifetime_ms", 0)
+        if lifetime > 0:
+            # The broker ends the connection at the first request after it, in the middle of somebody's work.
+            seconds = lifetime / 1000 * SESSION_USED
+            self._ageing = self._loop.call_later(seconds, self._age, weakref.ref(self))
         return response
 
     def _send_sasl_token(self, payload: bytes, expect_response: bool = True) -> Any:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,19 @@ async def test_a_token_of_a_file_and_of_a_command(
         await let_in(failing)
     assert "MarkedSecret" not in str(refused.value)
     assert token().partition(".")[0] not in caplog.text
+
+
+async def test_the_end_of_a_session_interrupts_nobody(secure: Secure, settings: Settings) -> None:
+    admin = clients.admin(by(secure.scram("BRIEF")), "test")
+    await admin.start()
+    used: list[Any] = []
+    while len(used) < 3:
+        await admin.describe_cluster()
+        (connection,) = admin._client._conns.values()
+        if connection not in used:
+            used.append(connection)
+    assert [each.connected() for each in used] == [False, False, True]
+    await admin.close()
 
 
 async def test_a_token_is_fetched_again_before_it_ends(
@@ -276,14 +290,19 @@ async def test_a_worker_whose_password_and_rights_are_changed_while_it_runs(
             secret.write_text(changed)
             assert orders("generate", "--orders", "20", "--seed", "2").returncode == 0
             processed()
-            await secure.allow([("Write", "Topic", "stock.reserve")], permission=DENY)
-            assert orders("generate", "--orders", "20", "--seed", "3").returncode == 0
-            until(
-                lambda: "this client lacks the ACL Write on Topic stock.reserve" in running.text(),
-                "the worker says which ACL lacks",
+            rights = (
+                "Write on Topic stock.reserve",
+                "Read on Topic order.paid",
+                f"Read on Group {settings.group}",
             )
-            await secure.forget(DENY)
-            processed()
+            for seed, right in enumerate(rights, 3):
+                operation, _, kind, name = right.split()
+                await secure.allow([(operation, kind, name)], permission=DENY)
+                assert orders("generate", "--orders", "20", "--seed", str(seed)).returncode == 0
+                lacks = f"this client lacks the ACL {right} "
+                until(partial(lambda lacks: lacks in running.text(), lacks), f"the worker says: {lacks}")
+                await secure.forget(DENY)
+                processed()
             audit()
             assert running.terminate() == 0
         finally:
