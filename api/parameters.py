@@ -28,7 +28,7 @@ def invalid(*faults: tuple[str, str]) -> RequestValidationError:
     )
 
 
-def only_known(request: Request) -> None:
+async def only_known(request: Request) -> None:
     """A dependency of a route: raises RequestValidationError when the query has a parameter that the route
     hasn't, or one twice; or when a header that the route has, and that isn't a list, comes twice.
     """

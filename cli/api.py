@@ -7,7 +7,10 @@ import errno
 import ipaddress
 import signal
 import socket
-from typing import Annotated
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
 
 import asyncpg
 import typer
@@ -19,22 +22,33 @@ from sinks.connection import check
 
 def api_command(
     host: Annotated[
-        str, typer.Option(help="Address to serve. Addresses other than loopback need ORDERS_API_KEYS.")
+        str, typer.Option(help="Address to serve. Addresses other than loopback need keys or an issuer.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0 takes a free one.")] = 8080,
+    cert: Annotated[
+        Path | None,
+        typer.Option(help="Serve TLS with this certificate (PEM, with its chain), read again on change."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM, without a password).")] = None,
 ) -> None:
     """Serve orders over HTTP until SIGTERM or Ctrl-C, from Redis, else the replica, else the primary.
+
+    Who may read: ORDERS_API_KEYS, named keys (orders keys), or tokens of an issuer (ORDERS_API_JWT_ISSUER).
 
     /openapi.json describes the paths. The databases may be away when it starts.
 
     Example: [bold]ORDERS_API_KEYS=$(openssl rand -hex 32) orders api --port 8080[/bold]
     """
     settings = get_settings()
-    if not settings.bearer_keys and not _loopback(host):
+    guarded = settings.bearer_keys or settings.api_key_store or settings.api_jwt_issuer
+    if not guarded and not _loopback(host):
         raise OrdersError(
             f"--host {host} is not loopback",
-            "set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)",
+            "set ORDERS_API_KEYS (openssl rand -hex 32), ORDERS_API_KEY_STORE (orders keys) or"
+            " ORDERS_API_JWT_ISSUER, so that readers must show who they are",
         )
+    if (cert is None) != (key is None):
+        raise OrdersError("--cert and --key belong together", "give both, or neither")
     for name, url in (
         ("ORDERS_POSTGRES", settings.postgres),
         ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica),
@@ -49,18 +63,28 @@ def api_command(
 
     import uvicorn
 
-    from api import create_app
-    from api.connection import Connection
+    from api.app import create_app
+    from api.connection import Connection, Limits
     from cli.logs import configure
 
+    application = create_app(settings)
+    asyncio.run(application.state.access.prepare())
+    limits = Limits(
+        settings.api_request_timeout, settings.api_connections, settings.api_access_log
+    ).possible()
+    protocol: Callable[..., Any] = partial(Connection, limits=limits)
+    if cert is not None and key is not None:
+        from api.tls import Handshake, certificate
+
+        protocol = partial(Handshake, context=certificate(cert, key), limits=limits, connection=protocol)
     configure(settings, "api")
     # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it:
     # nobody, so the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
     server = uvicorn.Server(
         uvicorn.Config(
-            create_app(settings),
-            http=Connection,
+            application,
+            http=protocol,  # type: ignore[arg-type]
             ws="none",
             # What a client says of itself, or of a proxy before it, is never believed.
             proxy_headers=False,

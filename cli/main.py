@@ -63,6 +63,7 @@ SUBCOMMANDS: Final = (
     Subcommand("wait", "cli.wait", "wait_command", "Wait until everything that was sent is processed."),
     Subcommand("show", "cli.show", "show_command", "Explain one order: its facts, its status, its money."),
     Subcommand("api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
+    Subcommand("keys", "cli.keys", "app", "Make, list and revoke the named keys of orders api."),
     Subcommand(
         "audit",
         "cli.audit",

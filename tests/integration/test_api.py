@@ -26,7 +26,7 @@ from fastapi import FastAPI
 from openapi_spec_validator import validate
 from redis.asyncio import Redis
 
-from api import create_app
+from api.app import create_app
 from contracts.statuses import OrderStatusText
 from domain.rows import ItemRow, OrderRow
 from queries import statements
