@@ -169,7 +169,8 @@ def _fault(key: NamedKey) -> str | None:
 
 def _text(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        # Opening a pipe would wait for somebody who writes.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise KeyFileBroken(f"{path} is not a file", "set ORDERS_API_KEY_STORE to a file")
             data = file.read(MOST_BYTES + 1)

@@ -39,8 +39,8 @@ LEEWAY: Final = 10.0
 MOST_TOKENS: Final = 10_000
 """Tokens whose signature isn't checked again, and subjects whose rate is counted."""
 
-_KINDS: Final = {("RSA", None): "RS256", ("EC", "P-256"): "ES256", ("OKP", "Ed25519"): "EdDSA"}
-"""(kty, crv) of a key -> the algorithm that it is for."""
+_KINDS: Final = ((("RSA", None), "RS256"), (("EC", "P-256"), "ES256"), (("OKP", "Ed25519"), "EdDSA"))
+"""(kty, crv) of a key, and the algorithm that it is for."""
 _FAULTS: Final = (
     (jwt.ExpiredSignatureError, "the token has expired"),
     (jwt.ImmatureSignatureError, "the token isn't valid yet"),
@@ -264,7 +264,8 @@ def _key(data: Any) -> jwt.PyJWK | None:
     """A key for signatures, or None: another kind, too short, or for something else."""
     if not isinstance(data, dict) or "d" in data or data.get("use", "sig") != "sig":
         return None
-    algorithm = _KINDS.get((data.get("kty", ""), data.get("crv")))
+    kind = data.get("kty"), data.get("crv")
+    algorithm = next((each for known, each in _KINDS if known == kind), None)
     if algorithm is None or data.get("alg", algorithm) != algorithm:
         return None
     try:

@@ -59,7 +59,6 @@ def api_command(
         except asyncpg.ClientConfigurationError as error:
             # What it got may be a secret.
             raise OrdersError(f"{name}: {str(error).partition(', got ')[0]}", "correct the URL") from None
-    listening = _bound(host, port)
 
     import uvicorn
 
@@ -77,6 +76,7 @@ def api_command(
         from api.tls import Handshake, certificate
 
         protocol = partial(Handshake, context=certificate(cert, key), limits=limits, connection=protocol)
+    listening = _bound(host, port)
     configure(settings, "api")
     # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it:
     # nobody, so the exit code is 0.
