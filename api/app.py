@@ -12,7 +12,7 @@ import msgspec
 from fastapi import Depends, FastAPI, Header, Path, Query, Response
 
 from api.access import Access, Sees, admitted
-from api.parameters import Id, Integer, Time, invalid, names_version, only_known
+from api.parameters import Id, Rows, Time, Version, invalid, names_version, only_known
 from api.problems import Problem, install
 from api.requests import Requests
 from contracts.statuses import OrderStatusText
@@ -31,9 +31,6 @@ from queries.documents import (
 from queries.keyset import Position
 from queries.reader import Answer, Reader, Seen
 from settings import Settings
-
-MOST: Final = 200
-"""Rows of a page."""
 
 _ABOUT = """Reads of orders. Nothing is written here.
 
@@ -141,7 +138,7 @@ def create_app(settings: Settings) -> FastAPI:
     _answer_parcels(get, reader)
     _answer_a_sellers_suborders(get, reader)
     _answer_health(app, reader)
-    app.openapi = _describing_problems(app.openapi)  # type: ignore[method-assign]
+    app.openapi = _exact(app.openapi)  # type: ignore[method-assign]
     return app
 
 
@@ -245,7 +242,14 @@ def _answer_parcels(get: _Get, reader: Reader) -> None:
     )
     async def tracking(
         number: Annotated[
-            str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")
+            str,
+            Path(
+                min_length=1,
+                max_length=1000,
+                # No carrier's number holds a NUL.
+                pattern=r"^[^\x00]+$",
+                description="As the carrier writes it, percent-encoded.",
+            ),
         ],
         sees: Sees,
     ) -> Response:
@@ -255,8 +259,6 @@ def _answer_parcels(get: _Get, reader: Reader) -> None:
         seconds old, with what was written to the cache since. Where no database answers, only parcels with an
         event within the last 10 to 30 minutes are found.
         """
-        if "\0" in number:
-            raise invalid(("path.number", "no carrier's number holds a NUL"))
         return _answer(await reader.tracking(number, sees))
 
 
@@ -305,8 +307,10 @@ def _answer_health(app: FastAPI, reader: Reader) -> None:
         )
 
 
-def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """FastAPI's OpenAPI document, with the Problem that we answer in the place of its own error."""
+def _exact(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """FastAPI's OpenAPI document, with the Problem that we answer in the place of its own error, and without
+    the null that no parameter can be: one that isn't given is left out.
+    """
 
     def openapi() -> dict[str, Any]:
         document = plain()
@@ -318,6 +322,11 @@ def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], di
             # Errors are problems; FastAPI's own schemas are never sent.
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
+            for path in document["paths"].values():
+                for parameter in path["get"].get("parameters", ()):
+                    schema = parameter["schema"]
+                    for either in schema.pop("anyOf", ()):
+                        schema |= {} if either == {"type": "null"} else either
         return document
 
     return openapi
@@ -325,12 +334,10 @@ def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], di
 
 OrderId = Annotated[Id, Path(description=_DASHES)]
 MinVersion = Annotated[
-    Integer,
-    Query(ge=0, le=2**31 - 1, description="The oldest version to return; the same as X-Order-Version."),
+    Version, Query(description="The oldest version to return; the same as X-Order-Version.")
 ]
 OrderVersion = Annotated[
-    Integer,
-    Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is returned."),
+    Version, Header(description="The version that the caller has seen: no older one is returned.")
 ]
 IfNoneMatch = Annotated[
     list[str] | None, Header(description="ETags that the caller has: 304 if the newest is among them.")
@@ -338,7 +345,7 @@ IfNoneMatch = Annotated[
 Cursor = Annotated[
     str | None, Query(description="`next` of the previous page; give the same filters.", max_length=64)
 ]
-Limit = Annotated[Integer, Query(ge=1, le=MOST, description="The most rows of a page.")]
+Limit = Annotated[Rows, Query(description="The most rows of a page.")]
 SeenToken = Annotated[
     str | None,
     Query(
