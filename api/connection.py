@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import re
 import resource
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Protocol
 
 import httptools
@@ -45,7 +46,7 @@ class Limits(NamedTuple):
 
 _PIECE: Final = 4 << 10
 """Bytes that are parsed at once: no more than these go beyond a limit."""
-_LINGER: Final = 2.0
+LINGER: Final = 2.0
 """Seconds in which a client that was refused may go on sending, so that it comes to read why."""
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)
 
@@ -80,9 +81,13 @@ def admits(limits: Limits, others: int) -> bool:
 class Connection(HttpToolsProtocol):
     """One client's. Its requests are answered one after the other."""
 
-    def __init__(self, *arguments: Any, limits: Limits, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, limits: Limits, opened: Callable[[], None] | None = None, **options: Any
+    ) -> None:
+        """`opened` is called once it is there; the rest is uvicorn's."""
         super().__init__(*arguments, **options)
         self._limits = limits
+        self._opened = opened
         self._timer: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         # What is being read: the head of a request or what follows it, and so many bytes of that; whether
@@ -104,6 +109,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if self._opened is not None:
+            self._opened()
         if not admits(self._limits, len(self.connections) - 1 + len(opening)):
             self._refuse(Refused(503, "too many connections"))
             return
@@ -258,7 +265,7 @@ class Connection(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self._wait_for_client(_LINGER)
+        self._wait_for_client(LINGER)
 
     def _wait_for_client(self, seconds: float | None) -> None:
         """Start the time limit of waiting for the client; None stops it."""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import uvicorn
 from cryptography import x509
-from uvicorn.server import ServerState
 
-from api.connection import Connection, Limits, admits, opening, waited_for
+from api.connection import LINGER, Connection, Limits, admits, opening, waited_for
 from api.watched import Watched
 from errors import OrdersError
 
@@ -32,90 +32,96 @@ def certificate(cert: Path, key: Path) -> Watched[ssl.SSLContext]:
     return Watched("--cert and --key", partial(_context, cert, key), cert, key)
 
 
-class Handshake(asyncio.Protocol):
-    """A connection until its client has shown that it speaks TLS; then it is a Connection's.
-
-    It has a place among the connections meanwhile, and may be the one that gives way.
+class TlsServer(uvicorn.Server):
+    """uvicorn's server, but for how connections begin: whoever hasn't shown yet that it speaks TLS has a
+    limited time, and a place among the connections, which it may have to give up.
     """
+
+    def __init__(self, config: uvicorn.Config, context: Watched[ssl.SSLContext], limits: Limits) -> None:
+        super().__init__(config)
+        self._context = context
+        self._limits = limits
+        self._accepting: list[asyncio.Task[None]] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to serve these sockets."""
+        await super().startup(sockets=[])
+        self._accepting = [asyncio.ensure_future(self._accept(each)) for each in sockets or ()]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept no more, and answer what has been asked. Blocks for timeout_graceful_shutdown at most."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        await super().shutdown(sockets)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        listening.setblocking(False)
+        listening.listen(self.config.backlog)
+        while True:
+            try:
+                line, _ = await asyncio.get_running_loop().sock_accept(listening)
+            except OSError as error:
+                # The client is gone already, or there are no more files: the next one may have more luck.
+                log.warning("a connection can't be accepted: %s", error)
+                await asyncio.sleep(0.1)
+                continue
+            if admits(self._limits, len(self.server_state.connections) + len(opening)):
+                Handshake(line, self._context.current(), self._limits.patience, self._connection)
+            else:
+                line.close()
+
+    def _connection(self, opened: Callable[[], None]) -> Connection:
+        return Connection(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            limits=self._limits,
+            opened=opened,
+        )
+
+
+class Handshake:
+    """A connection whose client has to show that it speaks TLS."""
 
     def __init__(
         self,
-        *,
-        context: Watched[ssl.SSLContext],
-        limits: Limits,
-        connection: Callable[..., Connection],
-        server_state: ServerState,
-        **options: Any,
+        line: socket.socket,
+        context: ssl.SSLContext,
+        patience: float,
+        connection: Callable[[Callable[[], None]], Connection],
     ) -> None:
-        """`connection` is called with the rest, which is what uvicorn gives to each protocol."""
-        self._context = context
-        self._limits = limits
-        self._connection = partial(connection, server_state=server_state, **options)
-        self._connections = server_state.connections
-        self._transport: Any = None
-        self._task: asyncio.Task[None] | None = None
-        # What came before the Connection was there, and whether nothing more will.
-        self._early = b""
-        self._ended = self._lost = False
-
-    def connection_made(self, transport: Any) -> None:
-        """Begin the handshake."""
-        self._transport = transport
-        if not admits(self._limits, len(self._connections) + len(opening)):
-            transport.abort()
-            return
-        # No byte comes before the handshake's own protocol is there.
-        transport.pause_reading()
         opening.add(self)
         waited_for[self] = None
-        self._task = asyncio.get_running_loop().create_task(self._shake_hands())
+        self._task = asyncio.ensure_future(self._shake_hands(line, context, patience, connection))
 
     def give_way(self) -> None:
         """End the connection in favour of another one."""
-        self._forget()
-        self._transport.abort()
+        self._opened()
+        self._task.cancel()
 
-    def data_received(self, data: bytes) -> None:
-        """Keep what comes right behind the handshake."""
-        self._early += data
-
-    def eof_received(self) -> bool:
-        """Keep the connection: what has come may ask for something."""
-        self._ended = True
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Its client, or its place, is gone."""
-        self._lost = True
-        self._forget()
-
-    async def _shake_hands(self) -> None:
+    async def _shake_hands(
+        self,
+        line: socket.socket,
+        context: ssl.SSLContext,
+        patience: float,
+        connection: Callable[[Callable[[], None]], Connection],
+    ) -> None:
         try:
-            secured = await asyncio.get_running_loop().start_tls(
-                self._transport,
-                self,
-                self._context.current(),
-                server_side=True,
-                ssl_handshake_timeout=self._limits.patience,
+            await asyncio.get_running_loop().connect_accepted_socket(
+                partial(connection, self._opened),
+                line,
+                ssl=context,
+                ssl_handshake_timeout=patience,
+                ssl_shutdown_timeout=LINGER,
             )
         except OSError as error:
             # Scanners, plain HTTP, clients that don't trust the certificate.
             log.debug("no TLS: %s", error)
-            self._transport.abort()
-            return
         finally:
-            self._forget()
-        if secured is None or self._lost:
-            return
-        connection = self._connection()
-        secured.set_protocol(connection)
-        connection.connection_made(secured)
-        if self._early:
-            connection.data_received(self._early)
-        if self._ended and not connection.eof_received():
-            secured.close()
+            self._opened()
 
-    def _forget(self) -> None:
+    def _opened(self) -> None:
         opening.discard(self)
         waited_for.pop(self, None)
 

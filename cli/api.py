@@ -7,10 +7,9 @@ import errno
 import ipaddress
 import signal
 import socket
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import asyncpg
 import typer
@@ -64,6 +63,7 @@ def api_command(
 
     from api.app import create_app
     from api.connection import Connection, Limits
+    from api.tls import TlsServer, certificate
     from cli.logs import configure
 
     application = create_app(settings)
@@ -71,30 +71,26 @@ def api_command(
     limits = Limits(
         settings.api_request_timeout, settings.api_connections, settings.api_access_log
     ).possible()
-    protocol: Callable[..., Any] = partial(Connection, limits=limits)
-    if cert is not None and key is not None:
-        from api.tls import Handshake, certificate
-
-        protocol = partial(Handshake, context=certificate(cert, key), limits=limits, connection=protocol)
+    context = None if cert is None or key is None else certificate(cert, key)
     listening = _bound(host, port)
     configure(settings, "api")
     # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it:
     # nobody, so the exit code is 0.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            application,
-            http=protocol,  # type: ignore[arg-type]
-            ws="none",
-            # What a client says of itself, or of a proxy before it, is never believed.
-            proxy_headers=False,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=15,
-        )
+    config = uvicorn.Config(
+        application,
+        http=partial(Connection, limits=limits),  # type: ignore[arg-type]
+        ws="none",
+        # What a client says of itself, or of a proxy before it, is never believed.
+        proxy_headers=False,
+        log_config=None,
+        # api.requests writes one.
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=15,
     )
+    server = uvicorn.Server(config) if context is None else TlsServer(config, context, limits)
     server.run(sockets=[listening])
     if not server.started:
         raise typer.Exit(1)

@@ -36,6 +36,7 @@ from cli import main
 from queries.errors import NotFound
 from queries.reader import Answer
 from settings import Settings, get_settings
+from tests.certificates import certificate
 
 ORDER = "/orders/3fa85f64-5717-4562-b3fc-2c963f66afa6"
 USER = "0d9d3c6f-6a0e-4a41-9d7e-6c1f2b8a7e55"
@@ -599,6 +600,39 @@ def test_settings_of_an_issuer_that_cannot_be_used(
         if value is not None:
             monkeypatch.setenv(f"ORDERS_API_JWT_{name.upper()}", value)
     assert says in refused_to_start(monkeypatch, capsys)
+
+
+# -- TLS -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--cert", "cert"), "--cert and --key belong together; give both, or neither"),
+        (("--key", "key"), "--cert and --key belong together; give both, or neither"),
+        (("--cert", "cert", "--key", "other"), "other is not the key of "),
+        (("--cert", "cert", "--key", "nowhere"), "nowhere: No such file or directory"),
+        (("--cert", "", "--key", "key"), "Is a directory"),
+        (("--cert", "key", "--key", "cert"), "hold no certificate and key; give --cert and --key"),
+        (("--cert", "garbage", "--key", "key"), "hold no certificate and key"),
+        (("--cert", "cert", "--key", "locked"), "locked is locked by a password"),
+        (("--cert", "old", "--key", "old.key"), "old has expired ("),
+    ],
+)
+def test_a_certificate_that_cannot_be_used_is_one_line(
+    tmp_path: Path,
+    options: tuple[str, ...],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    certificate(tmp_path / "cert", tmp_path / "key")
+    certificate(tmp_path / "another", tmp_path / "other")
+    certificate(tmp_path / "cert that is locked", tmp_path / "locked", password=b"secret")
+    certificate(tmp_path / "old", tmp_path / "old.key", days=-1)
+    (tmp_path / "garbage").write_bytes(b"\xff" * 100)
+    args = [each if each.startswith("--") else str(tmp_path / each) for each in options]
+    assert says in refused_to_start(monkeypatch, capsys, *args)
 
 
 # -- the access log ------------------------------------------------------------------------------------------
