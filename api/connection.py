@@ -28,13 +28,13 @@ MOST_BODY: Final = 64 << 10
 class Limits(NamedTuple):
     """Of each connection, and of all.
 
-    `patience`: seconds from the beginning of a connection, or from the last answer, until the next request
+    `timeout`: seconds from the beginning of a connection, or from the last answer, until the next request
     must be there as a whole; and for which an answer waits for its client. `most`: connections at a time. One
     more, and that which has been waited for the longest gives way. `logged`: whether requests that never came
     to be are in the access log.
     """
 
-    patience: float = 10.0
+    timeout: float = 10.0
     most: int = 1000
     logged: bool = True
 
@@ -114,7 +114,7 @@ class Connection(HttpToolsProtocol):
         if not admits(self._limits, len(self.connections) - 1 + len(opening)):
             self._refuse(Refused(503, "too many connections"))
             return
-        self._wait_for_client(self._limits.patience)
+        self._wait_for_client(self._limits.timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_for_client(None)
@@ -139,7 +139,7 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stuck is None:
-            self._stuck = self.loop.call_later(self._limits.patience, self.transport.abort)
+            self._stuck = self.loop.call_later(self._limits.timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         if self._stuck is not None:
@@ -218,7 +218,7 @@ class Connection(HttpToolsProtocol):
             if self._refusal is not None and not self.transport.is_closing():
                 self._refuse(self._refusal)
             else:
-                self._wait_for_client(self._limits.patience)
+                self._wait_for_client(self._limits.timeout)
                 if self._ended:
                     self.transport.close()
 
@@ -284,7 +284,7 @@ class Connection(HttpToolsProtocol):
             and not self.transport.is_closing()
             and not self.transport.get_write_buffer_size()
         ):
-            self._refuse(Refused(408, f"no whole request within {self._limits.patience:g} s"))
+            self._refuse(Refused(408, f"no whole request within {self._limits.timeout:g} s"))
         else:
             self.give_way()
 

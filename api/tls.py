@@ -67,7 +67,7 @@ class TlsServer(uvicorn.Server):
                 await asyncio.sleep(0.1)
                 continue
             if admits(self._limits, len(self.server_state.connections) + len(opening)):
-                Handshake(line, self._context.current(), self._limits.patience, self._connection)
+                Handshake(line, self._context.current(), self._limits.timeout, self._connection)
             else:
                 line.close()
 
@@ -88,12 +88,12 @@ class Handshake:
         self,
         line: socket.socket,
         context: ssl.SSLContext,
-        patience: float,
+        timeout: float,
         connection: Callable[[Callable[[], None]], Connection],
     ) -> None:
         opening.add(self)
         waited_for[self] = None
-        self._task = asyncio.ensure_future(self._shake_hands(line, context, patience, connection))
+        self._task = asyncio.ensure_future(self._shake_hands(line, context, timeout, connection))
 
     def give_way(self) -> None:
         """End the connection in favour of another one."""
@@ -104,7 +104,7 @@ class Handshake:
         self,
         line: socket.socket,
         context: ssl.SSLContext,
-        patience: float,
+        timeout: float,
         connection: Callable[[Callable[[], None]], Connection],
     ) -> None:
         try:
@@ -112,7 +112,7 @@ class Handshake:
                 partial(connection, self._opened),
                 line,
                 ssl=context,
-                ssl_handshake_timeout=patience,
+                ssl_handshake_timeout=timeout,
                 ssl_shutdown_timeout=LINGER,
             )
         except OSError as error:

@@ -15,7 +15,7 @@ import asyncpg
 import typer
 
 from errors import OrdersError
-from settings import get_settings
+from settings import Settings, get_settings
 from sinks.connection import check
 
 
@@ -48,16 +48,7 @@ def api_command(
         )
     if (cert is None) != (key is None):
         raise OrdersError("--cert and --key belong together", "give both, or neither")
-    for name, url in (
-        ("ORDERS_POSTGRES", settings.postgres),
-        ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica),
-    ):
-        try:
-            # A server that is away comes back; an address that can't be used doesn't get better.
-            asyncio.run(check((url or settings.postgres).get_secret_value()))
-        except asyncpg.ClientConfigurationError as error:
-            # What it got may be a secret.
-            raise OrdersError(f"{name}: {str(error).partition(', got ')[0]}", "correct the URL") from None
+    _check_addresses(settings)
 
     import uvicorn
 
@@ -94,6 +85,19 @@ def api_command(
     server.run(sockets=[listening])
     if not server.started:
         raise typer.Exit(1)
+
+
+def _check_addresses(settings: Settings) -> None:
+    for name, url in (
+        ("ORDERS_POSTGRES", settings.postgres),
+        ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica),
+    ):
+        try:
+            # A server that is away comes back; an address that can't be used doesn't get better.
+            asyncio.run(check((url or settings.postgres).get_secret_value()))
+        except asyncpg.ClientConfigurationError as error:
+            # What it got may be a secret.
+            raise OrdersError(f"{name}: {str(error).partition(', got ')[0]}", "correct the URL") from None
 
 
 def _loopback(host: str) -> bool:

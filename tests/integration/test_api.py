@@ -846,7 +846,7 @@ async def test_the_openapi_document_is_valid_and_tells_of_every_answer(service: 
         }
         for path, methods in document["paths"].items():
             answers = methods["get"]["responses"]
-            assert path == "/health" or {"200", "401", "422", "503"} <= answers.keys()
+            assert path == "/health" or {"200", "401", "422", "429", "503"} <= answers.keys()
             assert all(
                 PROBLEM in answers[status]["content"]
                 for status in answers
