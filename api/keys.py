@@ -121,7 +121,7 @@ def _parsed(path: Path, text: str) -> list[NamedKey]:
         try:
             key = _decode(line)
             fault = _fault(key)
-        except (msgspec.DecodeError, ValueError) as error:
+        except msgspec.DecodeError as error:
             fault = _harmless(error)
         else:
             if fault is None and names.setdefault(key.name, number) != number:
@@ -142,7 +142,7 @@ def _is_note(line: str) -> bool:
     return not line.strip() or line.lstrip().startswith("#")
 
 
-def _harmless(error: Exception) -> str:
+def _harmless(error: msgspec.DecodeError) -> str:
     """What msgspec says of a line, without values of the line."""
     if isinstance(error, msgspec.ValidationError):
         # It names fields and types; an unknown field could be anything.
@@ -160,8 +160,13 @@ def _fault(key: NamedKey) -> str | None:
     for scope in key.scopes:
         if canonical(scope) is None:
             return "`scopes` holds what is no scope"
-    if key.expires is not None and datetime.fromisoformat(key.expires).tzinfo is None:
-        return "`expires` has no offset"
+    if key.expires is not None:
+        try:
+            offset = datetime.fromisoformat(key.expires).tzinfo
+        except ValueError:
+            return "`expires` is no time"
+        if offset is None:
+            return "`expires` has no offset"
     if key.rate is not None and not 0 < key.rate < float("inf"):
         return "`rate` is not above 0"
     return None

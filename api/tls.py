@@ -58,14 +58,18 @@ class TlsServer(uvicorn.Server):
     async def _accept(self, listening: socket.socket) -> None:
         listening.setblocking(False)
         listening.listen(self.config.backlog)
+        failed = False
         while True:
             try:
                 line, _ = await asyncio.get_running_loop().sock_accept(listening)
             except OSError as error:
                 # The client is gone already, or there are no more files: the next one may have more luck.
-                log.warning("a connection can't be accepted: %s", error)
+                if not failed:
+                    log.warning("a connection can't be accepted: %s", error)
+                failed = True
                 await asyncio.sleep(0.1)
                 continue
+            failed = False
             if admits(self._limits, len(self.server_state.connections) + len(opening)):
                 Handshake(line, self._context.current(), self._limits.timeout, self._connection)
             else:

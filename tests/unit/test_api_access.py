@@ -24,6 +24,8 @@ import httpx
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
 
@@ -110,7 +112,8 @@ async def test_named_keys_beside_those_of_the_environment(store: Path) -> None:
 async def test_a_file_without_keys_admits_nobody(store: Path) -> None:
     store.write_text("")
     async with service(api_key_store=store) as s:
-        await s.get(None, 401)
+        for path in (ORDER, "/orders/no-id", f"{ORDER}?no=parameter", f"/users/{USER}/orders", "/tracking/x"):
+            await s.get(None, 401, path)
 
 
 async def test_keys_count_from_the_next_request_on(store: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -124,6 +127,20 @@ async def test_keys_count_from_the_next_request_on(store: Path, caplog: pytest.L
         assert (await s.get(first, 401)).json()["detail"] == "this key isn't accepted"
         await s.get(second)
     assert failures(caplog) == []
+
+
+async def test_a_link_that_is_switched_is_a_change(store: Path, tmp_path: Path) -> None:
+    """As Kubernetes changes a Secret that is mounted."""
+    keys = {version: add(tmp_path / version, "shop") for version in ("one", "two")}
+    store.symlink_to("now")
+    (tmp_path / "now").symlink_to("one")
+    async with service(api_key_store=store) as s:
+        await s.get(keys["one"])
+        await s.get(keys["two"], 401)
+        (tmp_path / "next").symlink_to("two")
+        os.replace(tmp_path / "next", tmp_path / "now")
+        await s.get(keys["one"], 401)
+        await s.get(keys["two"])
 
 
 @pytest.mark.parametrize("how", ["broken", "gone", "unreadable", "a folder"])
@@ -384,6 +401,10 @@ async def test_only_public_keys_for_these_algorithms_count(issuer: dict[str, Any
         await s.get(token("RS256", "enc"), 401)
         await s.get(token("RS256", "RS512"), 401)
         await s.get(jwt.encode({"sub": "x"}, b"x" * 32, "HS256", headers={"kid": "HS256"}), 401)
+        weak = by_hand(
+            {"alg": "RS256", "kid": "short"}, lambda text: private("short").sign(text, PKCS1v15(), SHA256())
+        )
+        await s.get(weak, 401)
 
 
 async def test_without_a_kid_the_only_key_is_meant(issuer: dict[str, Any], tmp_path: Path) -> None:
@@ -421,6 +442,17 @@ async def test_a_known_token_ends_too(issuer: dict[str, Any], monkeypatch: pytes
         now = time.time
         monkeypatch.setattr("api.access.time.time", lambda: now() + 400)
         await s.get(known, 401)
+
+
+async def test_only_so_many_tokens_are_remembered(
+    issuer: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "MOST_TOKENS", 2)
+    async with service(**issuer, api_rate=1.0) as s:
+        for number in range(4):
+            await s.get(token(sub=f"subject {number}"))
+        remembered = s.app.state.access._issuer
+        assert (len(remembered._known), len(remembered._callers)) == (2, 2)
 
 
 async def test_a_subjects_tokens_share_its_rate(issuer: dict[str, Any]) -> None:

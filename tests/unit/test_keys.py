@@ -129,7 +129,7 @@ def test_without_a_file_or_a_setting(store: Path, orders: Run, monkeypatch: pyte
         (line(scopes=[]), "line 1: `scopes` is empty"),
         (line(scopes=["all", "secret"]), "line 1: `scopes` holds what is no scope"),
         (line(scopes="all"), "line 1: Expected `array`, got `str`"),
-        (line(expires="secret"), "line 1: no JSON object of a key"),
+        (line(expires="secret"), "line 1: `expires` is no time"),
         (line(expires="2027-01-01T00:00:00"), "line 1: `expires` has no offset"),
         (line(rate=0), "line 1: `rate` is not above 0"),
         (line(rate="secret"), "line 1: Expected `float | null`"),
