@@ -60,10 +60,9 @@ class Access:
         if self._issuer is not None:
             await self._issuer.prepare()
 
-    async def admit(self, key: str | None) -> Caller | None:
+    async def caller(self, key: str | None) -> Caller | None:
         """Return who shows this, or None where nothing has to be shown. Raises HTTPException: 401 if it isn't
-        accepted, 429 if it comes too often, 503 if it can't be judged now. Blocks while an issuer is asked
-        for new keys.
+        accepted, 503 if it can't be judged now. Blocks while an issuer is asked for new keys.
         """
         if self.anybody:
             return None
@@ -77,6 +76,12 @@ class Access:
             caller = await self._issuer.caller(key, digest)
         if caller is None:
             raise refused("this key isn't accepted")
+        return caller
+
+    def admit(self, caller: Caller) -> None:
+        """Count a request. Raises HTTPException: 401 if the caller's time is over, 429 if it comes too
+        often.
+        """
         if caller.until != math.inf and caller.until <= time.time():
             raise refused("this key has expired")
         wait = caller.wait(time.monotonic())
@@ -84,7 +89,6 @@ class Access:
             raise HTTPException(
                 429, f"more than {caller.rate:g} requests a second", {"Retry-After": str(math.ceil(wait))}
             )
-        return caller
 
     def _read(self, path: Path) -> dict[bytes, Caller]:
         before = self._named
@@ -108,12 +112,14 @@ def refused(why: str) -> HTTPException:
 async def admitted(
     request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)]
 ) -> Visibility:
-    """A dependency of a route: what the caller may see. Raises as Access.admit."""
+    """A dependency of a route: what the caller may see. Raises as Access.caller and Access.admit."""
     access: Access = request.app.state.access
-    caller = await access.admit(None if credentials is None else credentials.credentials)
+    caller = await access.caller(None if credentials is None else credentials.credentials)
     if caller is None:
         return ALL_OF_IT
+    # Before it is refused: the log says who comes too often.
     request.scope[SCOPE] = caller
+    access.admit(caller)
     return caller.scopes.sees
 
 

@@ -691,7 +691,7 @@ async def test_the_access_log_says_who_did_what_and_nothing_personal(
     lines = [record.getMessage() for record in caplog.records if record.name == "api.requests"]
     assert [line.rpartition(" ms=")[0].removeprefix("request who=") for line in lines] == [
         "shop method=GET route=/orders/{order_id} status=200",
-        "- method=GET route=/orders/{order_id} status=429",
+        "shop method=GET route=/orders/{order_id} status=429",
         "ORDERS_API_KEYS:1 method=GET route=/orders/{order_id} status=200",
         f"jwt:a_b_=__31m{'c' * 90} method=GET route=/orders/{{order_id}} status=200",
         "jwt:(a user) method=GET route=/orders/{order_id} status=404",
