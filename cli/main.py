@@ -103,7 +103,7 @@ LOCAL_SERVERS: Final = frozenset(
 """Modules of the extra `stack`, which the workers' image doesn't have."""
 
 
-SECRETS: Final = frozenset({"API_KEYS", "KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"})
+SECRETS: Final = frozenset({"API_JWT_JWKS", "API_KEYS", "KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"})
 """Settings that may hold a secret.
 An invalid value of them isn't repeated: which part is secret isn't known.
 """

@@ -631,7 +631,9 @@ def test_settings_of_an_issuer_that_cannot_be_used(
     for name, value in given.items():
         if value is not None:
             monkeypatch.setenv(f"ORDERS_API_JWT_{name.upper()}", value)
-    assert says in refused_to_start(monkeypatch, capsys)
+    line = refused_to_start(monkeypatch, capsys)
+    assert says in line
+    assert "user:password" not in line
 
 
 # -- TLS -----------------------------------------------------------------------------------------------------
