@@ -9,7 +9,6 @@ import os
 import re
 import socket
 import ssl
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 
 from stack import ports
 from tests.certificates import certificate
+from tests.forked import Forked
 from tests.waiting import until
 from tests.workers import ORDERS
 
@@ -60,13 +60,8 @@ def serve(folder: Path, **settings: str) -> Iterator[Served]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
     environment |= {"ORDERS_POSTGRES": "postgresql://127.0.0.1:1/x", "ORDERS_REDIS": "redis://127.0.0.1:1/0"}
     environment |= settings
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            (*ORDERS, "api", "--port", str(port), "--cert", str(cert), "--key", str(key)),
-            stdout=out,
-            stderr=out,
-            env=environment,
-        )
+    command = (*ORDERS, "api", "--port", str(port), "--cert", str(cert), "--key", str(key))
+    process = Forked(command, log, env=environment)
     try:
         served = Served(port, cert, key, log, psutil.Process(process.pid))
 
