@@ -372,7 +372,8 @@ def _answer(answer: Answer) -> Response:
 def _about(answer: Answer) -> dict[str, str]:
     # Of an answer for which nothing was asked there is no source.
     source = {} if answer.source is None else {"X-Source": answer.source}
-    return {**source, "Cache-Control": "private, no-cache"}
+    # Another key may see less.
+    return {**source, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
 
 
 def _position(cursor: str | None) -> Position | None:

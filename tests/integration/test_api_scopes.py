@@ -161,6 +161,7 @@ async def test_a_seller_sees_its_part(service: Service) -> None:
     everybody, caller = service.caller("all"), service.caller(f"seller:{seller}")
     path = f"/orders/{service.order_id}"
     whole, part = await everybody.json(path), await caller.json(path)
+    assert (await caller.get(path)).headers["vary"] == "Authorization"
     assert set(part) == {
         *("order_id", "status", "currency", "created_at", "updated_at", "version", "suborders", "shipments")
     }
