@@ -7,14 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from tests.mutants.forkserver import ForkServer
 
 ROOT: Final = Path(__file__).parents[2]
 PATCHES: Final = Path(__file__).parent
@@ -128,55 +129,54 @@ def recorded() -> dict[str, int]:
     return {each["name"]: FIRST_SEED + each["histories"] - 1 for each in caught}
 
 
-def judge(mutant: Mutant, *, histories: int | None = None, likely: int | None = None) -> Verdict:
+def judge(
+    mutant: Mutant,
+    server: ForkServer,
+    *,
+    histories: int | None = None,
+    likely: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Verdict:
     """Plant the bug and look whether it is noticed. Blocks. Raises DoesNotApply.
 
     `histories`: instead of the mutant's own. `likely`: a seed of theirs that is tried before the others.
+    `env`: what a test that has to notice it finds in its environment besides ours.
     """
     with planted(mutant) as root:
         started = time.monotonic()
         if mutant.catcher == SIMULATION:
-            by, count = _simulate(root, histories or mutant.histories, likely)
+            by, count = _simulate(server, root, histories or mutant.histories, likely)
         else:
-            by, count = _test(root, mutant.catcher)
+            by, count = run_tests(server, root, mutant.catcher, env=env), 0
         seconds = time.monotonic() - started
     return Verdict(mutant.name, mutant.what, bool(by), mutant.catcher, by, count, round(seconds, 1))
 
 
-def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=root,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=LONGEST,
-        check=False,
+def _run(
+    server: ForkServer, root: Path, module: str, *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """0 is "nothing is wrong" and 1 is "something is", of pytest as of the simulation. Anything else is an
+    error, not a bug that was noticed.
+    """
+    whole = {**os.environ, "PYTHONPATH": str(root), **(env or {})}
+    run = server.run(root, module, *arguments, env=whole, longest=LONGEST)
+    assert run.returncode in (0, 1), (
+        f"{module} ended with {run.returncode}: {run.stdout[-2000:]}{run.stderr[-1000:]}"
     )
+    return run
 
 
-def _simulate(root: Path, histories: int, likely: int | None) -> tuple[str, int]:
+def _simulate(server: ForkServer, root: Path, histories: int, likely: int | None) -> tuple[str, int]:
     if likely is not None and FIRST_SEED <= likely < FIRST_SEED + histories:
-        by, count = _histories(root, likely, 1)
+        by, count = _histories(server, root, likely, 1)
         if by:
             return by, count
-    return _histories(root, FIRST_SEED, histories)
+    return _histories(server, root, FIRST_SEED, histories)
 
 
-def _histories(root: Path, first: int, histories: int) -> tuple[str, int]:
-    run = _run(
-        root,
-        "-m",
-        "tests.simulation",
-        "--histories",
-        str(histories),
-        "--seed",
-        str(first),
-        "--jobs",
-        "1",
-        "--json",
-    )
+def _histories(server: ForkServer, root: Path, first: int, histories: int) -> tuple[str, int]:
+    numbers = ("--histories", str(histories), "--seed", str(first))
+    run = _run(server, root, "tests.simulation", *numbers, "--jobs", "1", "--json")
     try:
         told: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
@@ -185,10 +185,8 @@ def _histories(root: Path, first: int, histories: int) -> tuple[str, int]:
     return (f"seed {failed[0]['seed']}: {failed[0]['problems'][0]}" if failed else ""), told["histories"]
 
 
-def _test(root: Path, node: str) -> tuple[str, int]:
-    run = _run(root, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", node)
-    if run.returncode == 0:
-        return "", 0
-    if run.returncode != 1:
-        raise AssertionError(f"pytest ended with {run.returncode}: {run.stdout[-2000:]}{run.stderr[-1000:]}")
-    return node, 0
+def run_tests(server: ForkServer, root: Path, *nodes: str, env: Mapping[str, str] | None = None) -> str:
+    """Run tests of this tree until one fails. Returns the nodes then, and nothing if none does. Blocks."""
+    # --basetemp: what they write goes away with the copy.
+    options = ("-q", "-x", "-p", "no:cacheprovider", f"--basetemp={root / 'tmp'}")
+    return " ".join(nodes) if _run(server, root, "pytest", *options, *nodes, env=env).returncode else ""
