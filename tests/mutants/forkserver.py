@@ -174,6 +174,13 @@ def _run(module: str, arguments: list[str]) -> int:
     if module == "pytest":
         import pytest
         import pytest_asyncio.plugin
+        from hypothesis import Phase, settings
+
+        # The first example will do, and has to be found each time.
+        settings.register_profile(
+            "noticing", settings(), phases=(Phase.explicit, Phase.generate), derandomize=True
+        )
+        settings.load_profile("noticing")
 
         # pytest warns of a plugin that it finds by itself and that is imported already.
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

@@ -38,7 +38,17 @@ COPIED: Final = (
     "tables",
     "tests",
     "wire",
+    "app.py",
+    "errors.py",
+    "settings.py",
+    "pyproject.toml",
+    "alembic.ini",
+    "docker-compose.yml",
 )
+LEFT_OUT: Final = shutil.ignore_patterns(
+    *("*.pyc.*", "chaos", "clients", "e2e", "fuzz", "integration", "mutants")
+)
+"""What is being compiled just now, and tests that notice no planted bug."""
 RESULTS: Final = PATCHES / "results.json"
 LONGEST: Final = 1800.0
 """Seconds after which a run counts as hung."""
@@ -89,23 +99,23 @@ def _read(path: Path) -> Mutant:
     return Mutant(path.stem, head["What"], head["Caught-by"], int(head.get("Histories", 0)), path)
 
 
+def _copy(source: str | Path, target: str | Path) -> None:
+    # With the time that what is compiled was compiled for: then only the broken file is compiled again.
+    shutil.copyfile(source, target)
+    changed = os.stat(source).st_mtime_ns
+    os.utime(target, ns=(changed, changed))
+
+
 @contextmanager
 def planted(mutant: Mutant) -> Iterator[Path]:
     """A copy of the source tree with the bug in it. Raises DoesNotApply."""
     with tempfile.TemporaryDirectory(prefix="orders-mutant-") as folder:
         root = Path(folder)
         for name in COPIED:
-            # With what is compiled, but for what is being written: only the broken file is compiled again.
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pyc.*"))
-        for name in (
-            "app.py",
-            "errors.py",
-            "settings.py",
-            "pyproject.toml",
-            "alembic.ini",
-            "docker-compose.yml",
-        ):
-            shutil.copy(ROOT / name, root / name)
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, root / name, ignore=LEFT_OUT, copy_function=_copy)
+            else:
+                _copy(ROOT / name, root / name)
         if mutant.patch is not None:
             applied = subprocess.run(
                 ["git", "apply", "--unsafe-paths", f"--directory={root}", str(mutant.patch)],
