@@ -170,6 +170,15 @@ def _child(request: dict[str, Any]) -> int:
         return BROKE
 
 
+class Fixtures:
+    """A pytest plugin. `failed`: a test was not run, or not cleaned up after: then it says nothing."""
+
+    failed = False
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self.failed |= report.failed and report.when != "call"
+
+
 def _run(module: str, arguments: list[str]) -> int:
     if module == "pytest":
         import pytest
@@ -181,10 +190,11 @@ def _run(module: str, arguments: list[str]) -> int:
             "noticing", settings(), phases=(Phase.explicit, Phase.generate), derandomize=True
         )
         settings.load_profile("noticing")
-
         # pytest warns of a plugin that it finds by itself and that is imported already.
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-        return int(pytest.main(arguments, plugins=[pytest_asyncio.plugin]))
+        fixtures = Fixtures()
+        code = int(pytest.main(arguments, plugins=[pytest_asyncio.plugin, fixtures]))
+        return BROKE if fixtures.failed else code
     sys.argv = [module, *arguments]
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -64,10 +64,12 @@ def test_what_notices_them_passes_without_them(server: ForkServer) -> None:
 def test_a_run_that_breaks_off_is_an_error(tmp_path: Path, server: ForkServer) -> None:
     numbers = itertools.count()
 
+    env = {**os.environ, "TOLD": "b"}
+
     def run(source: str) -> subprocess.CompletedProcess[str]:
         name = f"module{next(numbers)}"
         (tmp_path / f"{name}.py").write_text(source)
-        return server.run(tmp_path, name, "a", env={**os.environ, "TOLD": "b"}, longest=LONGEST)
+        return server.run(tmp_path, name, "a", env=env, longest=LONGEST)
 
     whole = run("import os, sys; print(sys.argv[1], os.environ['TOLD'], os.getcwd()); sys.exit(1)")
     assert (whole.returncode, whole.stdout, whole.stderr) == (1, f"a b {tmp_path}\n", "")
@@ -80,6 +82,16 @@ def test_a_run_that_breaks_off_is_an_error(tmp_path: Path, server: ForkServer) -
         broken = run(source)
         assert (broken.returncode, told in broken.stderr) == (BROKE, True)
     assert run("import os; os.kill(os.getpid(), 9)").returncode == -9
+    for test, code in (
+        ("def test(): pass", 0),
+        ("def test(): assert False", 1),
+        ("def test(missing): pass", BROKE),
+        ("import missing", 2),
+    ):
+        name = f"test_{next(numbers)}.py"
+        (tmp_path / name).write_text(test)
+        ended = server.run(tmp_path, "pytest", name, env=env, longest=LONGEST)
+        assert ended.returncode == code, ended.stdout
     (tmp_path / "json.py").touch()
     assert "loaded before the fork: ['json']" in run("").stderr
 
