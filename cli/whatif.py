@@ -139,7 +139,7 @@ def _show_published(published: Published, console: Terminal) -> None:
             printable(f"{reason}: which events are missing from {topic} can't be said"), style="yellow"
         )
     if published.by_arrival:
-        orders = f"{published.by_arrival:,} orders' labels or releases"
+        orders = f"{published.by_arrival:,} orders' commands"
         console.print(f"{orders} differ only by which of their facts arrived first", style="dim")
     if published.inconclusive:
         why = "they kept changing, or no worker takes their records in"

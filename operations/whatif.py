@@ -9,9 +9,9 @@ Derived events are compared by their ids. Two kinds need more care:
 
 - The id of a notice (suborder.updated, order.status_changed) depends on the order in which facts arrived.
   So only the last notice about each suborder and each order is compared.
-- Whether a label or a release was requested depends on that order too, and the log doesn't give it for
-  records of different topics. Where labels or releases differ, other orders of arrival are tried. If one of
-  them gives what was published, there is no difference.
+- Whether a label or a release was requested, and what a commit holds, depends on that order too, and the log
+  doesn't give it for records of different topics. Where labels, releases or commits differ, other orders of
+  arrival are tried. If one of them gives what was published, there is no difference.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -53,7 +53,7 @@ from streams.lag import Lag
 from tables import codec
 
 NOTICES: Final = {spec.type for spec in outgoing.DERIVED if spec.varies == "notice"}
-BY_ARRIVAL: Final = {"shipping.label.create", "stock.release"}
+BY_ARRIVAL: Final = {spec.type for spec in outgoing.DERIVED if spec.varies == "command"}
 """Events that depend, in whether they are sent and in their content, on which of an order's facts arrived
 first."""
 ORDERS_A_PASS: Final = 10_000
@@ -64,8 +64,11 @@ Each pass reads the log once.
 ARRIVALS: Final = 240
 """Orders of arrival that are tried for one order, the likely ones first."""
 UNEXPLAINED_MOST: Final = 100
-"""Orders that no order of arrival explains, after which a changed rule is the likely cause and fewer are
-tried."""
+"""Orders whose events of one topic no order of arrival explains, after which a changed rule about this topic
+is the likely cause and fewer are tried for it.
+
+Each topic has a count of its own: a changed rule about labels says nothing about releases.
+"""
 ARRIVALS_FEWER: Final = 6
 _TOPICS: Final = (*DERIVED, DLQ)
 _REPLAYED: Final = {topic.encode() for topic in LANE}
@@ -120,7 +123,7 @@ class Published:
     inconclusive: int = 0
     """Orders that kept changing, or whose records no worker takes in."""
     by_arrival: int = 0
-    """Orders whose labels or releases another order of arrival explains."""
+    """Orders whose labels, releases or commits another order of arrival explains."""
     incomplete: dict[str, str] = field(default_factory=dict)
     """Topics whose first records are gone, so that missing events can't be told from deleted ones -> a
     sentence naming the partition."""
@@ -180,8 +183,8 @@ class WhatIf:
         self._events = LocalStates(folder / "events")
         self._live = LocalStates(folder / "changelog")
         self._read: dict[TopicPartition, int] = {}
-        self._unexplained = 0
-        """Orders whose labels or releases no order of arrival explained."""
+        self._unexplained: Counter[str] = Counter()
+        """Topic of BY_ARRIVAL -> number of orders whose events there no order of arrival explained."""
         self.published = Published()
 
     def close(self) -> None:
@@ -399,8 +402,8 @@ class WhatIf:
     async def _try_arrivals(
         self, replay: Replay, lag: Lag, suspects: Mapping[bytes, list[EventDifference]], examples: int
     ) -> None:
-        """Count the suspects' differences, except for labels and releases that another order of arrival
-        explains."""
+        """Count the suspects' differences, except for those of topics in BY_ARRIVAL that another order of
+        arrival explains."""
         by_lane: dict[int, dict[bytes, bytes]] = {}
         for order_id in suspects:
             by_lane.setdefault(replay.lane_of(order_id), {})[ids.text(order_id).encode()] = order_id
@@ -413,14 +416,16 @@ class WhatIf:
                             records[keys[record.key]].append(record)
             for order_id, of_order in records.items():
                 differences = suspects[order_id]
-                tries = ARRIVALS if self._unexplained < UNEXPLAINED_MOST else ARRIVALS_FEWER
-                topics = {each.topic for each in differences} & BY_ARRIVAL
-                explained = self._explained(replay, lane, order_id, of_order, topics, tries)
+                tries = {
+                    topic: ARRIVALS if self._unexplained[topic] < UNEXPLAINED_MOST else ARRIVALS_FEWER
+                    for topic in {each.topic for each in differences} & BY_ARRIVAL
+                }
+                explained = self._explained(replay, lane, order_id, of_order, tries)
+                self._unexplained.update(tries.keys() - explained)
                 if explained:
                     self.published.by_arrival += 1
                 differences = [each for each in differences if each.topic not in explained]
                 if differences:
-                    self._unexplained += 1
                     self.published.add(differences, examples)
 
     def _explained(
@@ -429,21 +434,28 @@ class WhatIf:
         lane: int,
         order_id: bytes,
         records: Sequence[Record],
-        topics: set[str],
-        tries: int,
+        tries: Mapping[str, int],
     ) -> set[str]:
-        """Return those of `topics` for which some order of arrival gives what was published."""
-        unexplained: dict[str, set[bytes]] = {topic: set() for topic in topics}
+        """Return the topics for which one of the first orders of arrival gives what was published.
+
+        `tries` says of each topic how many are tried for it.
+        """
+        unexplained: dict[str, set[bytes]] = {topic: set() for topic in tries}
         for key, value in self._events.items(_COMMAND + order_id):
-            if value[0] & _ACTUAL and (topic := _TOPICS[key[1 + _ID]]) in topics:
+            if value[0] & _ACTUAL and (topic := _TOPICS[key[1 + _ID]]) in tries:
                 unexplained[topic].add(key[2 + _ID :])
         pins = {
             int.from_bytes(key[1 + _ID :], "big"): event_id
             for key, event_id in self._events.items(_PINNED + order_id)
         }
-        for arrival in islice(arrivals(records, pins, random.Random(order_id)), tries):
+        explained: set[str] = set()
+        for number, arrival in enumerate(arrivals(records, pins, random.Random(order_id))):
+            expected: dict[str, set[bytes]] = {
+                topic: set() for topic in unexplained.keys() - explained if number < tries[topic]
+            }
+            if not expected:
+                break
             states: dict[bytes, bytes] = {}
-            expected: dict[str, set[bytes]] = {topic: set() for topic in unexplained}
             for output in fold(replay.folder, lane, arrival, at_hand(states)):
                 for topic, contents in expected.items():
                     events = [
@@ -452,12 +464,8 @@ class WhatIf:
                     ]
                     contents.update(each.subject + each.digest for each in events if each is not None)
                 states.update(output.states)
-            for topic in sorted(unexplained):
-                if expected[topic] == unexplained[topic]:
-                    del unexplained[topic]
-            if not unexplained:
-                break
-        return topics - set(unexplained)
+            explained |= {topic for topic in expected if expected[topic] == unexplained[topic]}
+        return explained
 
     # -- deadlines -------------------------------------------------------------------------------------------
 
@@ -581,7 +589,8 @@ def arrivals(
 ) -> Iterator[list[Record]]:
     """Yield orders in which a lane may have taken in one order's records, the likely ones first.
 
-    Records of one topic keep their order. `records` are sorted by time. `pins` gives, for a version of the
+    Records of one topic keep their order, and often several of one topic are taken in together, as a worker
+    does that takes what it has of a topic. `records` are sorted by time. `pins` gives, for a version of the
     order, the ce_id of the event that raised it to that version, where a notice says so. It never ends.
     """
     arrived = [_Arrived.of(at, record) for at, record in enumerate(records)]
@@ -598,13 +607,35 @@ def arrivals(
         yield _arrange(by_topic, pins, min)
     while True:
         for by_topic in candidates:
-            yield _arrange(by_topic, pins, lambda heads: dice.choice(list(heads)))
+            yield _arrange(by_topic, pins, _in_runs(by_topic, dice))
             # A repetition can make a notice under the version of another event.
-            yield _arrange(by_topic, {}, lambda heads: dice.choice(list(heads)))
+            yield _arrange(by_topic, {}, _in_runs(by_topic, dice))
 
 
 def _by_topic(arrived: Sequence[_Arrived]) -> list[list[_Arrived]]:
     return [[each for each in arrived if each.record.topic == topic] for topic in LANE]
+
+
+def _in_runs(
+    by_topic: Sequence[Sequence[_Arrived]], dice: random.Random
+) -> Callable[[Mapping[int, _Arrived]], int]:
+    """Return a function for _arrange that chooses a topic by chance and stays with it for some records.
+
+    A worker with a backlog takes in all ten records of a topic before another topic's. If the topic were
+    chosen anew for each record, one in a thousand arrangements would be like that.
+    """
+    current, left = -1, 0
+
+    def choose(heads: Mapping[int, _Arrived]) -> int:
+        nonlocal current, left
+        if not left or current not in heads:
+            current = dice.choice(list(heads))
+            whole = len(by_topic[current])
+            left = dice.choice((whole, dice.randint(1, whole)))
+        left -= 1
+        return current
+
+    return choose
 
 
 class _Arrived(NamedTuple):

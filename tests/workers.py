@@ -19,6 +19,7 @@ import asyncpg
 from operations import auditing
 from operations.wait import wait
 from settings import Settings
+from tests.forked import Forked, run
 from tests.waiting import until
 
 T = TypeVar("T")
@@ -31,8 +32,12 @@ class Worker:
 
     def __init__(self, log: Path, command: Sequence[str]) -> None:
         self.log = log
-        with log.open("ab") as out:
-            self.process = subprocess.Popen(command, stdout=out, stderr=out, env=dict(os.environ))
+        self.process: Forked | subprocess.Popen[bytes]
+        if command[:2] == ORDERS[:2]:
+            self.process = Forked(command, log)
+        else:
+            with log.open("ab") as out:
+                self.process = subprocess.Popen(command, stdout=out, stderr=out, env=dict(os.environ))
 
     def ready(self) -> bool:
         """Whether it takes in records. Fails the test if it has ended."""
@@ -69,9 +74,7 @@ def worker(folder: Path, name: str = "w", command: Sequence[str] | None = None) 
 
 def orders(*arguments: str, timeout: float = 180) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
-    return subprocess.run(
-        (*ORDERS, *arguments), capture_output=True, text=True, timeout=timeout, env=dict(os.environ)
-    )
+    return run((*ORDERS, *arguments), timeout=timeout)
 
 
 def finished(work: Coroutine[Any, Any, T]) -> T:

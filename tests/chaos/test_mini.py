@@ -32,7 +32,7 @@ FAULTS = (
 async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     said: list[str] = []
     planned = once(SEED, [CATALOGUE[name].kind for name in FAULTS])
-    async with arena(tmp_path, SEED, Shape(replica=False, workers=2, rate=120.0), say=said.append) as (
+    async with arena(tmp_path, SEED, Shape(replica=False, workers=2, rate=60.0), say=said.append) as (
         here,
         outcome,
     ):

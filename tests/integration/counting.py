@@ -7,7 +7,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 import sys
 import uuid
 from collections import Counter, defaultdict
@@ -21,17 +20,18 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import GroupCoordinatorNotAvailableError, GroupLoadInProgressError
 from aiokafka.structs import OffsetAndMetadata
 
+from tests.forked import Forked
 from tests.integration.transport_app import version_of
 from tests.waiting import eventually
 
-ROOT = Path(__file__).parents[2]
+APP = (sys.executable, "-c", "from tests.integration.transport_app import main; raise SystemExit(main())")
 BIG = {"max.message.bytes": str(10 << 20)}
 
 
 class Worker:
     """One process of transport_app.py."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+    def __init__(self, process: Forked, log: Path) -> None:
         self.process = process
         self.log = log
 
@@ -67,7 +67,7 @@ class Worker:
             return self.process.poll() is not None
 
         await eventually(over, f"the end of the worker:\n{self.text()[-2000:]}", seconds)
-        return self.process.returncode
+        return self.process.wait()
 
     async def stop(self) -> int:
         self.send(signal.SIGTERM)
@@ -119,15 +119,9 @@ class Counting:
             "ORDERS_DELIVERY": self.delivery,
             "COUNTER_TOPICS": ",".join(self.topics),
             "COUNTER_OUT": self.out,
-            "PYTHONPATH": str(ROOT),
             **env,
         }
-        app = Path(__file__).with_name("transport_app.py")
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, str(app)], env={**os.environ, **values}, stdout=out, stderr=out
-            )
-        worker = Worker(process, log)
+        worker = Worker(Forked(APP, log, env={**os.environ, **values}), log)
         self.workers.append(worker)
         return worker
 

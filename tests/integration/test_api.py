@@ -7,10 +7,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import os
 import re
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -38,6 +36,7 @@ from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
 from stack import Stack, ports
 from tests.chaos.proxy import Proxy
+from tests.forked import Forked
 from tests.integration.api_world import World, entry, folded
 from tests.stackfixture import purge
 from tests.waiting import eventually, until
@@ -873,10 +872,7 @@ def test_the_service_as_a_process(filled: Settings, tmp_path: Path, monkeypatch:
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1), refused.stderr
     assert "ORDERS_API_KEYS" in refused.stderr
     port = ports.choose(set())
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            (*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=dict(os.environ)
-        )
+    process = Forked((*ORDERS, "api", "--port", str(port)), tmp_path / "log")
     try:
 
         def ready() -> bool:

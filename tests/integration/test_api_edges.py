@@ -10,7 +10,6 @@ import os
 import re
 import resource
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -30,6 +29,7 @@ from settings import Settings
 from sinks.migrate import upgrade
 from stack import ports
 from tests.contract.places import drop_database, new_database
+from tests.forked import Forked
 from tests.integration.api_world import World, folded
 from tests.stackfixture import Servers
 from tests.waiting import until
@@ -120,10 +120,7 @@ def serve(settings: Settings, folder: Path, keys: str, order: str) -> Iterator[S
         "ORDERS_REDIS": settings.redis.get_secret_value(),
         "ORDERS_API_KEYS": keys,
     }
-    with (folder / "api.log").open("wb") as log:
-        process = subprocess.Popen(
-            (*ORDERS, "api", "--port", str(port)), stdout=log, stderr=log, env=environment
-        )
+    process = Forked((*ORDERS, "api", "--port", str(port)), folder / "api.log", env=environment)
     try:
 
         def ready() -> bool:

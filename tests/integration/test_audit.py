@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -41,8 +39,8 @@ from tests.integration.audit_world import (
     uid,
     world_on,
 )
+from tests.workers import orders
 
-ORDERS = (sys.executable, "-c", "from cli.main import main; main()")
 CHANGELOG = "*changelog"
 """Stands for the changelog's name."""
 
@@ -893,9 +891,7 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     assert (f"orders_shipment {uid('parcel altered_text')} carrier", "C", "o\ther") in differences
     assert (f"orders_order_item {uid('altered_money ann')} price", "10.00", "10.0001") in differences
 
-    out = await asyncio.to_thread(
-        subprocess.run, [*ORDERS, "audit", "--json"], capture_output=True, text=True
-    )
+    out = await asyncio.to_thread(orders, "audit", "--json")
     assert out.returncode == 1, out.stderr
     document = json.loads(out.stdout)
     assert (document["clean"], document["broken"]) == (False, dict(report.broken))
@@ -1195,13 +1191,11 @@ def test_servers_that_are_not_there(
     fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    told = subprocess.run([*ORDERS, "audit"], capture_output=True, text=True)
+    told = orders("audit")
     assert told.returncode == 2
     assert told.stderr.startswith(said)
     assert "Traceback" not in told.stderr
     assert "secret" not in told.stderr
     assert len(told.stderr.strip().splitlines()) == 1
     if name == "ORDERS_REDIS":
-        assert (
-            subprocess.run([*ORDERS, "audit", "--no-cache"], capture_output=True, text=True).returncode == 0
-        )
+        assert orders("audit", "--no-cache").returncode == 0

@@ -7,9 +7,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from datetime import datetime
@@ -26,6 +24,7 @@ from contracts.topics import BULK, BULK_COMPLETED, DLQ
 from operations.dead_letters import Reader
 from operations.submit.jobs import status
 from settings import Settings
+from tests.forked import run
 from tests.unit.builders import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, worker
@@ -98,8 +97,8 @@ def submit(
     kind: str, file: Path | str, *more: str, code: int = 0, stdin: bytes | None = None
 ) -> dict[str, Any]:
     command = (*ORDERS, "bulk", "submit", kind, str(file), "--json", *more)
-    done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, env=dict(os.environ))
-    assert done.returncode == code, done.stdout.decode()[-2000:] + done.stderr.decode()[-3000:]
+    done = run(command, stdin=stdin, timeout=60)
+    assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
@@ -265,7 +264,7 @@ async def test_killed_anywhere_every_line_arrives(fresh: Settings, tmp_path: Pat
     file = tmp_path / "orders.ndjson"
     file.write_bytes(ndjson(*(an_order(n) for n in range(1600))))
     command = (sys.executable, "-c", KILLED, "bulk", "submit", "orders", str(file))
-    assert subprocess.run(command, capture_output=True, timeout=60).returncode == -signal.SIGKILL
+    assert run(command, timeout=60).returncode == -signal.SIGKILL
     [begun] = await status(fresh, None, 9)
     job_id = str(begun["job_id"])
     assert begun["state"] == "submitting"
@@ -318,12 +317,12 @@ async def test_a_server_that_goes_away_leaves_the_summary(
         + "from cli.main import main\nmain()\n"
     )
     command = (sys.executable, "-c", script, "bulk", "submit", "orders", str(file), "--json")
-    done = subprocess.run(command, capture_output=True, timeout=60)
-    assert done.returncode == 1, done.stderr.decode()[-2000:]
+    done = run(command, timeout=60)
+    assert done.returncode == 1, done.stderr[-2000:]
     told = json.loads(done.stdout)
     assert (told["parts"], told["parts_sent_now"], told["failed"]) == (4, 2, True)
-    assert done.stderr.decode().startswith(f"orders: cannot reach {server.title()} at ")
-    assert done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(f"orders: cannot reach {server.title()} at ")
+    assert done.stderr.count("\n") == 1
     rest = submit("orders", file)
     assert (rest["job_id"], rest["parts_sent_now"]) == (told["job_id"], 2)
 

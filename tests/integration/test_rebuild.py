@@ -29,6 +29,7 @@ from settings import Settings, get_settings
 from sinks import migrate
 from streams import topics
 from streams.partitioner import partition_of
+from tests.forked import Forked
 from tests.integration.test_deadlines import CREATED, now, records
 from tests.integration.test_repair import append, grown_in, states_of
 from tests.mutants.planted import Mutant, planted
@@ -62,16 +63,10 @@ def refused(*arguments: str) -> str:
 
 
 @contextmanager
-def killed_later(
-    *arguments: str, code: str = LOCK_SECONDS, **changes: str
-) -> Iterator[subprocess.Popen[bytes]]:
+def killed_later(*arguments: str, code: str = LOCK_SECONDS, **changes: str) -> Iterator[Forked]:
     """A command that is killed at the end."""
-    process = subprocess.Popen(
-        (sys.executable, "-c", code, *arguments),
-        env={**os.environ, **changes},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    command = (sys.executable, "-c", code, *arguments)
+    process = Forked(command, Path(os.devnull), env={**os.environ, **changes})
     try:
         yield process
     finally:

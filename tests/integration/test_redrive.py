@@ -5,9 +5,7 @@ whatever dies each goes once.
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections import Counter
 from functools import partial
@@ -24,6 +22,7 @@ from contracts.topics import DLQ, INPUT, LANE, REDRIVEN
 from operations.dead_letters import DeadLetter, Reader, read
 from operations.redrive import RedriveResult, Selection, redrive
 from settings import Settings
+from tests.forked import Forked
 from tests.unit.builders import CHECKOUT, ORDER, VALID, record
 from tests.waiting import until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
@@ -327,19 +326,17 @@ async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp
         ("SIGSTOP before ProduceRequest 1",),
         ("SIGSTOP before EndTxnRequest 1",),
     ]
-    sleepers: list[tuple[tuple[str, ...], subprocess.Popen[str]]] = []
+    sleepers: list[tuple[tuple[str, ...], Forked]] = []
     try:
         for fault in faults:
             most = (
                 ("--max", "10") if fault[0].startswith("SIGKILL") else ("--all",)
             )  # the others send to several partitions
             arguments = (sys.executable, "-c", FAULTY, *fault, "dlq", "redrive", *most)
-            started = subprocess.Popen(
-                arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-            )
+            log = tmp_path / fault[0]
+            started = Forked(arguments, log.with_suffix(".out"), log.with_suffix(".err"))
             if fault[0].startswith("SIGKILL"):
-                assert started.wait(60) == -signal.SIGKILL, (fault, started.communicate())
-                started.communicate()
+                assert started.wait(60) == -signal.SIGKILL, (fault, started.out.read_text())
                 continue
             sleepers.append((fault, started))
             until(partial(stopped, started.pid), f"{fault} stops it", 60)
@@ -348,8 +345,8 @@ async def test_killed_or_taken_over_anywhere_each_goes_once(fresh: Settings, tmp
         for _, sleeper in sleepers:
             sleeper.send_signal(signal.SIGCONT)
         for fault, sleeper in sleepers:
-            out, said = sleeper.communicate(timeout=60)
-            assert (sleeper.returncode, out, said.count("\n")) == (2, "", 1), (fault, said)
+            code, out, said = sleeper.wait(60), sleeper.out.read_text(), sleeper.err.read_text()
+            assert (code, out, said.count("\n")) == (2, "", 1), (fault, said)
             assert said.startswith("orders: another redrive was begun meanwhile and has taken over")
     finally:
         for _, sleeper in sleepers:

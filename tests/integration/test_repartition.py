@@ -25,6 +25,7 @@ from settings import Settings, get_settings
 from sinks.redis import checkpoint_key
 from streams import topics
 from streams.partitioner import partition_of
+from tests.forked import run
 from tests.integration.test_repair import told
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
@@ -59,13 +60,11 @@ main()
 
 
 def cut(place: str, how: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        (sys.executable, "-c", CUT, place, how, *arguments), capture_output=True, text=True, timeout=120
-    )
+    return run((sys.executable, "-c", CUT, place, how, *arguments), timeout=120)
 
 
 def refused_to_start(name: str) -> str:
-    started = subprocess.run((*ORDERS, "worker", "--name", name), capture_output=True, text=True, timeout=60)
+    started = run((*ORDERS, "worker", "--name", name), timeout=60)
     assert started.returncode != 0
     return started.stdout + started.stderr
 

@@ -24,8 +24,10 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis.asyncio import Redis
 
 from stack import Stack, StackError, folders, jars, ports, processes
+from tests.forked import run
 from tests.stackfixture import ROOT, Servers, purge
 from tests.waiting import eventually, until
+from tests.workers import ORDERS
 
 Orders = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -39,15 +41,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def orders(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run `orders stack ...` as a user does."""
-    command = [sys.executable, "-c", "from cli.main import main; main()", "stack", *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    return run((*ORDERS, "stack", *arguments), cwd=cwd)
 
 
 async def write_something(env: dict[str, str]) -> None:
