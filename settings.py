@@ -22,6 +22,9 @@ from domain.deadlines import DeadlinePolicy
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key."""
+_JWKS_URL: Final = re.compile(
+    r"(?:https://[^/?#@\s]+|http://(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?)(?:[/?][^@#\s]*)?"
+)
 
 
 class Settings(BaseSettings):
@@ -385,8 +388,61 @@ class Settings(BaseSettings):
     api_keys: Secret = Field(
         Secret(""),
         description=(
-            "Bearer keys that `orders api` accepts, separated by commas. Without keys anybody may read, "
-            "and only loopback is served."
+            "Bearer keys that `orders api` accepts, separated by commas; each reads everything. Without keys,"
+            " named keys or an issuer anybody may read, and only loopback is served."
+        ),
+    )
+    api_key_store: Path | None = Field(
+        None,
+        description=(
+            "File of named keys that `orders keys` writes and `orders api` reads, again whenever it changes."
+            " It holds digests, no keys."
+        ),
+    )
+    api_jwt_issuer: str = Field(
+        "", description="Issuer (iss) of the tokens that `orders api` accepts. Empty: no tokens."
+    )
+    api_jwt_audience: str = Field(
+        "", description="Audience (aud) that a token must name: what the issuer calls this service."
+    )
+    api_jwt_jwks: str = Field(
+        "",
+        description=(
+            "The issuer's public keys (JWKS): a file, or an https URL that is asked again at most once a"
+            " minute. RS256, ES256 and EdDSA."
+        ),
+    )
+    api_rate: float = Field(
+        0.0,
+        ge=0,
+        le=1_000_000,
+        description=(
+            "Requests a second that a key or a token's subject may send to one `orders api`, unless its own"
+            " rate says otherwise. 0: no limit."
+        ),
+    )
+    api_connections: int = Field(
+        1000,
+        ge=1,
+        le=1_000_000,
+        description=(
+            "Connections of one `orders api`; fewer where the system allows fewer files. One more, and that"
+            " which has waited longest for its client is closed."
+        ),
+    )
+    api_request_timeout: float = Field(
+        10.0,
+        gt=0,
+        le=300,
+        description=(
+            "Seconds that a client has to send a whole request, and to take in an answer. Clients need"
+            " milliseconds; half-open ones would keep a connection."
+        ),
+    )
+    api_access_log: bool = Field(
+        True,
+        description=(
+            "Whether `orders api` logs each request: name of the key, method, route, status, milliseconds."
         ),
     )
     api_keys_file: Path | None = Field(
@@ -498,6 +554,19 @@ class Settings(BaseSettings):
         for problem in _security_problems(self):
             raise ValueError(problem)
         return self
+
+    @field_validator("api_jwt_jwks")
+    @classmethod
+    def _jwks(cls, value: str) -> str:
+        # Over plain HTTP somebody on the way could put keys of their own in place of the issuer's.
+        if "://" in value and not _JWKS_URL.fullmatch(value):
+            raise ValueError("must be a file or an https URL (http only of loopback), without a password")
+        return value
+
+    @property
+    def jwks_is_url(self) -> bool:
+        """Whether api_jwt_jwks is a URL, not a file."""
+        return "://" in self.api_jwt_jwks
 
     @property
     def bearer_keys(self) -> list[str]:

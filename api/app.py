@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from hashlib import sha256
 from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
-from fastapi import Depends, FastAPI, Header, HTTPException, Path, Query, Response
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, FastAPI, Header, Path, Query, Response
 
-from api.parameters import Id, Integer, Time, invalid, names_version, only_known
+from api.access import Access, Sees, admitted
+from api.parameters import Id, Rows, Time, Version, invalid, names_version, only_known
 from api.problems import Problem, install
 from api.requests import Requests
 from contracts.statuses import OrderStatusText
 from queries.cache import RECENT
-from queries.documents import Health, OrderDetails, Orders, Suborders, Summary, Tracked
+from queries.documents import (
+    Health,
+    OrderDetails,
+    Orders,
+    SellerDetails,
+    SellerSummary,
+    Suborders,
+    Summary,
+    Tracked,
+    TrackedStatus,
+)
 from queries.keyset import Position
 from queries.reader import Answer, Reader, Seen
 from settings import Settings
-
-MOST: Final = 200
-"""Rows of a page."""
 
 _ABOUT = """Reads of orders. Nothing is written here.
 
@@ -41,6 +46,10 @@ published before their rows are written.
 
 **What only the cache knows.** A suborder's status and live amount and a parcel's location are in no
 row. They are null once the cache has dropped the order, 10 to 30 minutes after its last event.
+
+**What a key sees.** A key has scopes: `all`, `user:ID` (a user's orders), `seller:ID` (of each order
+that seller's part, without the user), `tracking` (`/tracking`, without order and place). What it may
+not see is to it as if it weren't there: 404, or an empty list.
 
 **Parameters.** An unknown parameter, one that is given twice and an empty one are errors. HEAD
 answers as GET does, without the body.
@@ -63,9 +72,6 @@ _Get = Callable[..., Callable[[Callable[..., Any]], Callable[..., Any]]]
 """Registers the answer to a path, behind a key."""
 
 _DASHES: Final = "With or without dashes."
-_bearer = HTTPBearer(
-    auto_error=False, description="One of ORDERS_API_KEYS; none is needed where none is set."
-)
 _encode = msgspec.json.Encoder().encode
 
 
@@ -78,8 +84,12 @@ def _responses(
             "description": description,
             "headers": {**_SOURCE, **(_VERSIONED if versioned else {})},
         },
-        401: {"description": "No key, or a wrong one.", "content": _PROBLEM},
+        401: {"description": "No key, or one that isn't accepted.", "content": _PROBLEM},
         422: {"description": "An invalid request.", "content": _PROBLEM},
+        429: {
+            "description": "More requests than the key may send; try again after `Retry-After` seconds.",
+            "content": _PROBLEM,
+        },
         503: {
             "description": "Temporarily unavailable; try again after `Retry-After` seconds.",
             "content": _PROBLEM,
@@ -95,10 +105,11 @@ def _responses(
 def create_app(settings: Settings) -> FastAPI:
     """Create the ASGI application.
 
-    It connects at its first request; its lifespan closes the connections. Never blocks.
+    It connects at its first request; its lifespan closes the connections. Blocks while the files of keys are
+    read, if any are set. Raises OrdersError if they can't be used.
     """
+    access = Access(settings)
     reader = Reader(settings)
-    allowed = _allowed(settings.bearer_keys)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -117,57 +128,42 @@ def create_app(settings: Settings) -> FastAPI:
         # A path with a slash at its end is another path.
         redirect_slashes=False,
     )
-    app.add_middleware(Requests, only_loopback=not settings.bearer_keys)
+    app.add_middleware(Requests, only_loopback=access.anybody, logged=settings.api_access_log)
     app.state.reader = reader
+    app.state.access = access
     install(app)
-    get = partial(app.get, dependencies=[Depends(allowed), Depends(only_known)], response_class=Response)
+    get = partial(app.get, dependencies=[Depends(admitted), Depends(only_known)], response_class=Response)
     _answer_one_order(get, reader)
     _answer_a_users_orders(get, reader)
     _answer_parcels(get, reader)
     _answer_a_sellers_suborders(get, reader)
     _answer_health(app, reader)
-    app.openapi = _describing_problems(app.openapi)  # type: ignore[method-assign]
+    app.openapi = _exact(app.openapi)  # type: ignore[method-assign]
     return app
-
-
-def _allowed(keys: Sequence[str]) -> Callable[..., Awaitable[None]]:
-    """Return a dependency that admits callers with one of these keys, or everybody if there is none.
-
-    It raises HTTPException (401).
-    """
-    digests = [sha256(key.encode()).digest() for key in keys]
-
-    async def allowed(credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]) -> None:
-        if not digests:
-            return
-        digest = sha256(credentials.credentials.encode()).digest() if credentials is not None else b""
-        # Of digests: the time it takes says nothing about a key.
-        if not any(hmac.compare_digest(digest, each) for each in digests):
-            raise HTTPException(
-                401, "give a key: Authorization: Bearer KEY", headers={"WWW-Authenticate": "Bearer"}
-            )
-
-    return allowed
 
 
 def _answer_one_order(get: _Get, reader: Reader) -> None:
     @get(
         "/orders/{order_id}",
         summary="An order's summary",
-        responses=_responses(Summary, "The order.", versioned=True, missing=True),
+        responses=_responses(Summary | SellerSummary, "The order.", versioned=True, missing=True),
         tags=["orders"],
     )
     async def order(
         order_id: OrderId,
+        sees: Sees,
         min_version: MinVersion = 0,
         x_order_version: OrderVersion = 0,
         if_none_match: IfNoneMatch = None,
     ) -> Response:
         """Status, amount, suborders and parcels: from the cache, else from the rows."""
-        return _one(await reader.order(order_id, max(min_version, x_order_version)), if_none_match)
+        return _one(await reader.order(order_id, max(min_version, x_order_version), sees), if_none_match)
 
     details = _responses(
-        OrderDetails, "The order with everything that its rows hold.", versioned=True, missing=True
+        OrderDetails | SellerDetails,
+        "The order with everything that its rows hold.",
+        versioned=True,
+        missing=True,
     )
 
     @get("/orders/{order_id}/explain", summary="An order's details", responses=details, tags=["orders"])
@@ -180,6 +176,7 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
     )
     async def explain(
         order_id: OrderId,
+        sees: Sees,
         min_version: MinVersion = 0,
         x_order_version: OrderVersion = 0,
         if_none_match: IfNoneMatch = None,
@@ -192,7 +189,7 @@ def _answer_one_order(get: _Get, reader: Reader) -> None:
         An order's partition follows from its user. Where the cache doesn't know the user, every partition is
         searched by its primary key.
         """
-        return _one(await reader.details(order_id, max(min_version, x_order_version)), if_none_match)
+        return _one(await reader.details(order_id, max(min_version, x_order_version), sees), if_none_match)
 
 
 def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
@@ -204,6 +201,7 @@ def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
     )
     async def orders(
         user_id: Annotated[Id, Path(description=_DASHES)],
+        sees: Sees,
         status: Annotated[OrderStatusText | None, Query(description="Only those of this status now.")] = None,
         since: Annotated[
             Time | None, Query(alias="from", description="Placed then or later (RFC 3339).")
@@ -219,7 +217,7 @@ def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
         creation changes, because an earlier fact came late, may be on two.
         """
         if status is None and since is None and until is None and cursor is None and limit <= RECENT:
-            return _answer(await reader.recent(user_id, limit, _seen(seen)))
+            return _answer(await reader.recent(user_id, limit, _seen(seen), sees))
         answer = await reader.history(
             user_id,
             limit,
@@ -228,6 +226,7 @@ def _answer_a_users_orders(get: _Get, reader: Reader) -> None:
             until=until,
             after=_position(cursor),
             seen=_seen(seen),
+            sees=sees,
         )
         return _answer(answer)
 
@@ -236,13 +235,23 @@ def _answer_parcels(get: _Get, reader: Reader) -> None:
     @get(
         "/tracking/{number:path}",
         summary="Parcels by tracking number",
-        responses=_responses(list[Tracked], "The parcels, 100 at most; nearly always one.", missing=True),
+        responses=_responses(
+            list[Tracked | TrackedStatus], "The parcels, 100 at most; nearly always one.", missing=True
+        ),
         tags=["parcels"],
     )
     async def tracking(
         number: Annotated[
-            str, Path(min_length=1, max_length=1000, description="As the carrier writes it, percent-encoded.")
+            str,
+            Path(
+                min_length=1,
+                max_length=1000,
+                # No carrier's number holds a NUL.
+                pattern=r"^[^\x00]+$",
+                description="As the carrier writes it, percent-encoded.",
+            ),
         ],
+        sees: Sees,
     ) -> Response:
         """The parcels of all orders with this number, 100 at most.
 
@@ -250,9 +259,7 @@ def _answer_parcels(get: _Get, reader: Reader) -> None:
         seconds old, with what was written to the cache since. Where no database answers, only parcels with an
         event within the last 10 to 30 minutes are found.
         """
-        if "\0" in number:
-            raise invalid(("path.number", "no carrier's number holds a NUL"))
-        return _answer(await reader.tracking(number))
+        return _answer(await reader.tracking(number, sees))
 
 
 def _answer_a_sellers_suborders(get: _Get, reader: Reader) -> None:
@@ -264,6 +271,7 @@ def _answer_a_sellers_suborders(get: _Get, reader: Reader) -> None:
     )
     async def suborders(
         seller_id: Annotated[Id, Path(description=_DASHES)],
+        sees: Sees,
         cursor: Cursor = None,
         limit: Limit = 20,
         seen: SeenToken = None,
@@ -273,7 +281,10 @@ def _answer_a_sellers_suborders(get: _Get, reader: Reader) -> None:
         Partitions are by user or region, so all of them are searched, by the index on seller and time. Every
         page costs about the same.
         """
-        return _answer(await reader.suborders(seller_id, limit, after=_position(cursor), seen=_seen(seen)))
+        answer = await reader.suborders(
+            seller_id, limit, after=_position(cursor), seen=_seen(seen), sees=sees
+        )
+        return _answer(answer)
 
 
 def _answer_health(app: FastAPI, reader: Reader) -> None:
@@ -296,8 +307,10 @@ def _answer_health(app: FastAPI, reader: Reader) -> None:
         )
 
 
-def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """FastAPI's OpenAPI document, with the Problem that we answer in the place of its own error."""
+def _exact(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
+    """FastAPI's OpenAPI document, with the Problem that we answer in the place of its own error, and without
+    the null that no parameter can be: one that isn't given is left out.
+    """
 
     def openapi() -> dict[str, Any]:
         document = plain()
@@ -309,6 +322,11 @@ def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], di
             # Errors are problems; FastAPI's own schemas are never sent.
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
+            for path in document["paths"].values():
+                for parameter in path["get"].get("parameters", ()):
+                    schema = parameter["schema"]
+                    for either in schema.pop("anyOf", ()):
+                        schema |= {} if either == {"type": "null"} else either
         return document
 
     return openapi
@@ -316,12 +334,10 @@ def _describing_problems(plain: Callable[[], dict[str, Any]]) -> Callable[[], di
 
 OrderId = Annotated[Id, Path(description=_DASHES)]
 MinVersion = Annotated[
-    Integer,
-    Query(ge=0, le=2**31 - 1, description="The oldest version to return; the same as X-Order-Version."),
+    Version, Query(description="The oldest version to return; the same as X-Order-Version.")
 ]
 OrderVersion = Annotated[
-    Integer,
-    Header(ge=0, le=2**31 - 1, description="The version that the caller has seen: no older one is returned."),
+    Version, Header(description="The version that the caller has seen: no older one is returned.")
 ]
 IfNoneMatch = Annotated[
     list[str] | None, Header(description="ETags that the caller has: 304 if the newest is among them.")
@@ -329,7 +345,7 @@ IfNoneMatch = Annotated[
 Cursor = Annotated[
     str | None, Query(description="`next` of the previous page; give the same filters.", max_length=64)
 ]
-Limit = Annotated[Integer, Query(ge=1, le=MOST, description="The most rows of a page.")]
+Limit = Annotated[Rows, Query(description="The most rows of a page.")]
 SeenToken = Annotated[
     str | None,
     Query(
@@ -343,23 +359,21 @@ SeenToken = Annotated[
 
 def _one(answer: Answer, if_none_match: list[str] | None) -> Response:
     etag = f'W/"{answer.version}"'
-    headers = {
-        "ETag": etag,
-        "X-Order-Version": str(answer.version),
-        "X-Source": answer.source,
-        "Cache-Control": "private, no-cache",
-    }
+    headers = {"ETag": etag, "X-Order-Version": str(answer.version), **_about(answer)}
     if names_version(if_none_match, etag):
         return Response(status_code=304, headers=headers)
     return Response(answer.body, headers=headers, media_type="application/json")
 
 
 def _answer(answer: Answer) -> Response:
-    return Response(
-        answer.body,
-        headers={"X-Source": answer.source, "Cache-Control": "private, no-cache"},
-        media_type="application/json",
-    )
+    return Response(answer.body, headers=_about(answer), media_type="application/json")
+
+
+def _about(answer: Answer) -> dict[str, str]:
+    # Of an answer for which nothing was asked there is no source.
+    source = {} if answer.source is None else {"X-Source": answer.source}
+    # Another key may see less.
+    return {**source, "Cache-Control": "private, no-cache", "Vary": "Authorization"}
 
 
 def _position(cursor: str | None) -> Position | None:

@@ -10,27 +10,43 @@ from __future__ import annotations
 import asyncio
 import re
 import resource
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple, Protocol
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.problems import problem
+from api.requests import answered
 
 MOST_HEAD: Final = 64 << 10
 """Bytes of a request line and its headers."""
 MOST_BODY: Final = 64 << 10
 """Bytes of a body, as they come. Nothing reads it."""
-PATIENCE: Final = 10.0
-"""Seconds from the beginning of a connection, or from the last answer, until the next request must be there
-as a whole; and for which an answer waits for its client.
-"""
-MOST: Final = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 100)
-"""Connections at a time. One more, and that which has been waited for the longest gives way."""
+
+
+class Limits(NamedTuple):
+    """Of each connection, and of all.
+
+    `timeout`: seconds from the beginning of a connection, or from the last answer, until the next request
+    must be there as a whole; and for which an answer waits for its client. `most`: connections at a time. One
+    more, and that which has been waited for the longest gives way. `logged`: whether requests that never came
+    to be are in the access log.
+    """
+
+    timeout: float = 10.0
+    most: int = 1000
+    logged: bool = True
+
+    def possible(self) -> Limits:
+        """The same with no more connections than this process may have files."""
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return self._replace(most=max(1, min(self.most, files - 100)))
+
 
 _PIECE: Final = 4 << 10
 """Bytes that are parsed at once: no more than these go beyond a limit."""
-_LINGER: Final = 2.0
+LINGER: Final = 2.0
 """Seconds in which a client that was refused may go on sending, so that it comes to read why."""
 _ABSOLUTE: Final = re.compile(rb"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)(.*)", re.DOTALL)
 
@@ -39,14 +55,39 @@ class Refused(Exception):
     """A request that isn't answered as one: the status and what is wrong. Its connection ends."""
 
 
+class Waiting(Protocol):
+    """A connection whose client is to do something."""
+
+    def give_way(self) -> None:
+        """End the connection."""
+
+
+waited_for: Final[dict[Waiting, None]] = {}
+"""Connections of this process whose client is to do something, the longest wait first."""
+opening: Final[set[Waiting]] = set()
+"""Of these, those that don't speak HTTP yet (api.tls)."""
+
+
+def admits(limits: Limits, others: int) -> bool:
+    """Whether there is room for one more beside so many, or one gave way to it."""
+    if others < limits.most:
+        return True
+    first = next(iter(waited_for), None)
+    if first is not None:
+        first.give_way()
+    return first is not None
+
+
 class Connection(HttpToolsProtocol):
     """One client's. Its requests are answered one after the other."""
 
-    _waited_for: Final[dict[Connection, None]] = {}
-    """Connections whose client is to do something, in this process; the longest wait first."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, limits: Limits, opened: Callable[[], None] | None = None, **options: Any
+    ) -> None:
+        """`opened` is called once it is there; the rest is uvicorn's."""
         super().__init__(*arguments, **options)
+        self._limits = limits
+        self._opened = opened
         self._timer: asyncio.TimerHandle | None = None
         self._stuck: asyncio.TimerHandle | None = None
         # What is being read: the head of a request or what follows it, and so many bytes of that; whether
@@ -68,14 +109,12 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MOST:
-            first = next(iter(self._waited_for), None)
-            if first is None:
-                self._refuse(Refused(503, "too many connections"))
-                return
-            first._wait_for_client(None)
-            first.transport.abort()
-        self._wait_for_client(PATIENCE)
+        if self._opened is not None:
+            self._opened()
+        if not admits(self._limits, len(self.connections) - 1 + len(opening)):
+            self._refuse(Refused(503, "too many connections"))
+            return
+        self._wait_for_client(self._limits.timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._wait_for_client(None)
@@ -100,7 +139,7 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._stuck is None:
-            self._stuck = self.loop.call_later(PATIENCE, self.transport.abort)
+            self._stuck = self.loop.call_later(self._limits.timeout, self.transport.abort)
 
     def resume_writing(self) -> None:
         if self._stuck is not None:
@@ -151,6 +190,11 @@ class Connection(HttpToolsProtocol):
         if self._busy:
             self._wait_for_client(None)
 
+    def give_way(self) -> None:
+        """End the connection in favour of another one."""
+        self._wait_for_client(None)
+        self.transport.abort()
+
     # -- inside ----------------------------------------------------------------------------------------------
 
     @property
@@ -174,7 +218,7 @@ class Connection(HttpToolsProtocol):
             if self._refusal is not None and not self.transport.is_closing():
                 self._refuse(self._refusal)
             else:
-                self._wait_for_client(PATIENCE)
+                self._wait_for_client(self._limits.timeout)
                 if self._ended:
                     self.transport.close()
 
@@ -210,6 +254,8 @@ class Connection(HttpToolsProtocol):
             self._refusal = refused
             return
         status, detail = refused.args
+        if self._limits.logged:
+            answered("-", "-", "-", status, 0.0)
         answer = problem(status, detail, headers={"Connection": "close"})
         head = b"".join(
             b"%s: %s\r\n" % each for each in (*self.server_state.default_headers, *answer.raw_headers)
@@ -219,17 +265,17 @@ class Connection(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.flow.resume_reading()
-        self._wait_for_client(_LINGER)
+        self._wait_for_client(LINGER)
 
     def _wait_for_client(self, seconds: float | None) -> None:
         """Start the time limit of waiting for the client; None stops it."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._waited_for.pop(self, None)
+        waited_for.pop(self, None)
         if seconds is not None:
             self._timer = self.loop.call_later(seconds, self._give_up)
-            self._waited_for[self] = None
+            waited_for[self] = None
 
     def _give_up(self) -> None:
         if (
@@ -238,10 +284,9 @@ class Connection(HttpToolsProtocol):
             and not self.transport.is_closing()
             and not self.transport.get_write_buffer_size()
         ):
-            self._refuse(Refused(408, f"no whole request within {PATIENCE:g} s"))
+            self._refuse(Refused(408, f"no whole request within {self._limits.timeout:g} s"))
         else:
-            self._wait_for_client(None)
-            self.transport.abort()
+            self.give_way()
 
     def _too_long(self) -> Refused:
         if self.headers and len(self.url) <= MOST_HEAD:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Final
 from uuid import UUID
 
+from annotated_types import Ge, Le
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BeforeValidator
@@ -20,6 +21,9 @@ _TIME: Final = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[
 _TAG: Final = re.compile(r'[ \t,]*(?:(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")[ \t]*(?=,|$)|$)')
 _MOST_TOLD: Final = 10
 
+MOST: Final = 200
+"""Rows of a page."""
+
 
 def invalid(*faults: tuple[str, str]) -> RequestValidationError:
     """A request that can't be understood: (part of the request, what is wrong with it), ..."""
@@ -28,7 +32,7 @@ def invalid(*faults: tuple[str, str]) -> RequestValidationError:
     )
 
 
-def only_known(request: Request) -> None:
+async def only_known(request: Request) -> None:
     """A dependency of a route: raises RequestValidationError when the query has a parameter that the route
     hasn't, or one twice; or when a header that the route has, and that isn't a list, comes twice.
     """
@@ -74,7 +78,9 @@ def _time(value: Any) -> Any:
 
 
 Id = Annotated[UUID, BeforeValidator(_uuid)]
-Integer = Annotated[int, BeforeValidator(_integer)]
+# The bounds stand before the validator: behind it the OpenAPI document wouldn't have them.
+Version = Annotated[int, Ge(0), Le(2**31 - 1), BeforeValidator(_integer)]
+Rows = Annotated[int, Ge(1), Le(MOST), BeforeValidator(_integer)]
 Time = Annotated[datetime, BeforeValidator(_time)]
 """In UTC."""
 

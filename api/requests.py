@@ -1,17 +1,22 @@
-"""Checks of every request before its path is looked at: that its host is served here, and its URL well
-formed."""
+"""What is done for every request: before its path is looked at, that its host is served here and its URL well
+formed; afterwards a line in the access log."""
 
 from __future__ import annotations
 
 import ipaddress
+import logging
 import re
+import time
 from collections.abc import MutableMapping
 from typing import Any, Final
 from urllib.parse import unquote_to_bytes
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.callers import SCOPE, Caller
 from api.problems import problem
+
+log = logging.getLogger(__name__)
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -21,23 +26,51 @@ _TRACKING: Final = b"/tracking/"
 
 
 class Requests:
-    """ASGI middleware: refuses requests that can't be meant, and answers HEAD as GET without the body."""
+    """ASGI middleware: refuses requests that can't be meant, answers HEAD as GET without the body, and logs
+    who asked for what."""
 
-    def __init__(self, app: ASGIApp, *, only_loopback: bool) -> None:
+    def __init__(self, app: ASGIApp, *, only_loopback: bool, logged: bool) -> None:
         """`only_loopback`: a request for another host is refused.
         A page in a browser on this machine could come here under a name of its own that leads to loopback.
         """
         self._app = app
         self._only_loopback = only_loopback
+        self._logged = logged
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":
+        method = scope["method"]
+        if method == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)
         refused = self._refused(scope)
-        await (self._app if refused is None else problem(*refused))(scope, receive, send)
+        app = self._app if refused is None else problem(*refused)
+        if not self._logged:
+            await app(scope, receive, send)
+            return
+        # What raises is answered by a 500, above.
+        status = 500
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        begun = time.perf_counter()
+        try:
+            await app(scope, receive, noted)
+        finally:
+            caller: Caller | None = scope.get(SCOPE)
+            answered(
+                "-" if caller is None else caller.name,
+                method,
+                # Never the path: it holds ids and tracking numbers.
+                getattr(scope.get("route"), "path", "-"),
+                status,
+                time.perf_counter() - begun,
+            )
 
     def _refused(self, scope: MutableMapping[str, Any]) -> tuple[int, str] | None:
         hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
@@ -48,7 +81,7 @@ class Requests:
             if host is None:
                 return 400, "a Host header that names a host, such as localhost:8080"
             if self._only_loopback and host not in LOOPBACK:
-                return 403, "without ORDERS_API_KEYS only requests to localhost are answered"
+                return 403, "without keys only requests to localhost are answered"
         path = scope["raw_path"]
         if not (_well_formed(path) and _well_formed(scope["query_string"])):
             return 400, "the URL isn't percent-encoded UTF-8"
@@ -58,6 +91,13 @@ class Requests:
             path[len(_TRACKING) :].count(b"/") if path.startswith(_TRACKING) else path.lower().count(b"%2f")
         )
         return (404, "no such path") if slashes else None
+
+
+def answered(who: str, method: str, route: str, status: int, seconds: float) -> None:
+    """Write a line of the access log: no id, no number, no query, no address."""
+    log.info(
+        "request who=%s method=%s route=%s status=%d ms=%.1f", who, method, route, status, seconds * 1000
+    )
 
 
 def hostname(host: str) -> str | None:

@@ -7,34 +7,87 @@ import errno
 import ipaddress
 import signal
 import socket
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import asyncpg
 import typer
 
 from errors import OrdersError
-from settings import get_settings
+from settings import Settings, get_settings
 from sinks.connection import check
 
 
 def api_command(
     host: Annotated[
-        str, typer.Option(help="Address to serve. Addresses other than loopback need ORDERS_API_KEYS.")
+        str, typer.Option(help="Address to serve. Addresses other than loopback need keys or an issuer.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve; 0 takes a free one.")] = 8080,
+    cert: Annotated[
+        Path | None,
+        typer.Option(help="Serve TLS with this certificate (PEM, with its chain), read again on change."),
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM, without a password).")] = None,
 ) -> None:
     """Serve orders over HTTP until SIGTERM or Ctrl-C, from Redis, else the replica, else the primary.
+
+    Who may read: ORDERS_API_KEYS, named keys (orders keys), or tokens of an issuer (ORDERS_API_JWT_ISSUER).
 
     /openapi.json describes the paths. The databases may be away when it starts.
 
     Example: [bold]ORDERS_API_KEYS=$(openssl rand -hex 32) orders api --port 8080[/bold]
     """
     settings = get_settings()
-    if not settings.bearer_keys and not _loopback(host):
+    guarded = settings.bearer_keys or settings.api_key_store or settings.api_jwt_issuer
+    if not guarded and not _loopback(host):
         raise OrdersError(
             f"--host {host} is not loopback",
-            "set ORDERS_API_KEYS, the keys that readers must give (openssl rand -hex 32)",
+            "set ORDERS_API_KEYS (openssl rand -hex 32), ORDERS_API_KEY_STORE (orders keys) or"
+            " ORDERS_API_JWT_ISSUER, so that readers must show who they are",
         )
+    if (cert is None) != (key is None):
+        raise OrdersError("--cert and --key belong together", "give both, or neither")
+    _check_addresses(settings)
+
+    import uvicorn
+
+    from api.app import create_app
+    from api.connection import Connection, Limits
+    from api.tls import TlsServer, certificate
+    from cli.logs import configure
+
+    application = create_app(settings)
+    asyncio.run(application.state.access.prepare())
+    limits = Limits(
+        settings.api_request_timeout, settings.api_connections, settings.api_access_log
+    ).possible()
+    context = None if cert is None or key is None else certificate(cert, key)
+    listening = _bound(host, port)
+    configure(settings, "api")
+    # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it:
+    # nobody, so the exit code is 0.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    config = uvicorn.Config(
+        application,
+        http=partial(Connection, limits=limits),  # type: ignore[arg-type]
+        ws="none",
+        # What a client says of itself, or of a proxy before it, is never believed.
+        proxy_headers=False,
+        log_config=None,
+        # api.requests writes one.
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_graceful_shutdown=15,
+    )
+    server = uvicorn.Server(config) if context is None else TlsServer(config, context, limits)
+    server.run(sockets=[listening])
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def _check_addresses(settings: Settings) -> None:
     for name, url in (
         ("ORDERS_POSTGRES", settings.postgres),
         ("ORDERS_POSTGRES_REPLICA", settings.postgres_replica),
@@ -45,35 +98,6 @@ def api_command(
         except asyncpg.ClientConfigurationError as error:
             # What it got may be a secret.
             raise OrdersError(f"{name}: {str(error).partition(', got ')[0]}", "correct the URL") from None
-    listening = _bound(host, port)
-
-    import uvicorn
-
-    from api import create_app
-    from api.connection import Connection
-    from cli.logs import configure
-
-    configure(settings, "api")
-    # Once it has shut down in order, uvicorn raises the signal again for whoever was there before it:
-    # nobody, so the exit code is 0.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            create_app(settings),
-            http=Connection,
-            ws="none",
-            # What a client says of itself, or of a proxy before it, is never believed.
-            proxy_headers=False,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            lifespan="on",
-            timeout_graceful_shutdown=15,
-        )
-    )
-    server.run(sockets=[listening])
-    if not server.started:
-        raise typer.Exit(1)
 
 
 def _loopback(host: str) -> bool:

@@ -64,6 +64,7 @@ SUBCOMMANDS: Final = (
     Subcommand("wait", "cli.wait", "wait_command", "Wait until everything that was sent is processed."),
     Subcommand("show", "cli.show", "show_command", "Explain one order: its facts, its status, its money."),
     Subcommand("api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
+    Subcommand("keys", "cli.keys", "app", "Make, list and revoke the named keys of orders api."),
     Subcommand(
         "audit",
         "cli.audit",
@@ -104,7 +105,13 @@ LOCAL_SERVERS: Final = frozenset(
 
 
 SECRETS: Final = frozenset(
-    {"KAFKA", "KAFKA_OAUTH_TOKEN_COMMAND", "KAFKA_SASL_USERNAME", *map(str.upper, settings.SECRET_FILES)}
+    {
+        "API_JWT_JWKS",
+        "KAFKA",
+        "KAFKA_OAUTH_TOKEN_COMMAND",
+        "KAFKA_SASL_USERNAME",
+        *map(str.upper, settings.SECRET_FILES),
+    }
 )
 """Settings that may hold a secret.
 An invalid value of them isn't repeated: which part is secret isn't known.

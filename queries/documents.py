@@ -73,6 +73,22 @@ class Summary(Head):
 
 
 @dataclass(slots=True)
+class SellerSummary:
+    """An order as one of its sellers sees it: without its user and without what it has of other sellers.
+    Status, times and version are those of the whole order.
+    """
+
+    order_id: UUID
+    status: OrderStatusText
+    currency: str
+    created_at: Time
+    updated_at: Time
+    version: Version
+    suborders: list[Suborder]
+    shipments: list[Parcel]
+
+
+@dataclass(slots=True)
 class Item:
     """One line of an order."""
 
@@ -137,6 +153,23 @@ class OrderDetails(Head):
 
 
 @dataclass(slots=True)
+class SellerDetails:
+    """An order's details as one of its sellers sees them: only the seller's items, parcels and returns."""
+
+    order_id: UUID
+    status: OrderStatusText
+    currency: str
+    created_at: Time
+    updated_at: Time
+    version: Version
+    items: list[Item]
+    shipments: list[ParcelDetails]
+    returns: list[Return]
+    moments: Annotated[list[Moment], Field(description="In the order of their times.")]
+    suborders: list[Suborder]
+
+
+@dataclass(slots=True)
 class Orders:
     """A page of a user's orders, newest first."""
 
@@ -161,6 +194,16 @@ class Tracked:
             description="Of the winning scan. Only the cache knows it: null may mean that it has forgotten."
         ),
     ]
+    estimated_delivery: Time | None
+
+
+@dataclass(slots=True)
+class TrackedStatus:
+    """A parcel under a tracking number, without what leads to a person: its order, and where it was last."""
+
+    shipment_id: UUID
+    carrier: str | None
+    status: ParcelStatusText
     estimated_delivery: Time | None
 
 

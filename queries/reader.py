@@ -20,10 +20,21 @@ from contracts.strict_json import read_foreign
 from queries import statements
 from queries.cache import RECENT, CacheReader, Recent, version_of
 from queries.databases import Away, Database, Databases
-from queries.documents import Head, Health, OrderDetails, Orders, SourceHealth, Suborder, Suborders, Tracked
+from queries.documents import (
+    Head,
+    Health,
+    OrderDetails,
+    Orders,
+    SourceHealth,
+    Suborder,
+    Suborders,
+    Summary,
+    Tracked,
+)
 from queries.errors import NotFound, NotYet, Unavailable
 from queries.flight import SingleFlight
 from queries.keyset import Position
+from queries.visibility import EVERYTHING, Visibility
 from settings import Settings
 
 T = TypeVar("T")
@@ -31,11 +42,14 @@ T = TypeVar("T")
 Source = Literal["cache", "replica", "primary", "stale replica"]
 
 _CACHE: Final[Source] = "cache"
+_NO_PARCEL: Final = "no parcel has this tracking number"
+_NOTHING: Final = Visibility()
 
 _encode: Final = msgspec.json.Encoder().encode
 _head: Final = msgspec.json.Decoder(Head)
 _heads: Final = msgspec.json.Decoder(list[Head])
 _details: Final = msgspec.json.Decoder(OrderDetails)
+_summary: Final = msgspec.json.Decoder(Summary)
 
 
 class _Suborders(msgspec.Struct):
@@ -45,12 +59,22 @@ class _Suborders(msgspec.Struct):
 _suborders: Final = msgspec.json.Decoder(_Suborders)
 
 
+class _Parties(msgspec.Struct):
+    user_id: UUID
+    suborders: list[Suborder]
+
+
+_parties: Final = msgspec.json.Decoder(_Parties)
+
+
 class _Parcel(msgspec.Struct):
     shipment_id: UUID
+    seller_id: UUID
     tracking_number: str | None
 
 
 class _Parcels(msgspec.Struct):
+    user_id: UUID
     shipments: list[_Parcel]
 
 
@@ -59,11 +83,11 @@ _tracked: Final = msgspec.json.Decoder(list[Tracked])
 
 
 class Answer(NamedTuple):
-    """An answer as JSON, its source, and the version of the order that it is about (0 if it is about
-    several)."""
+    """An answer as JSON, its source (None: none was asked), and the version of the order that it is about (0
+    if it is about several)."""
 
     body: bytes
-    source: Source
+    source: Source | None
     version: int = 0
 
 
@@ -79,7 +103,8 @@ class Reader:
 
     Each blocks for some ms, and at most for settings.redis_timeout and twice settings.read_timeout for each
     database. Each raises Unavailable when no source answers. `seen` is the version that the caller has seen;
-    where no source that answers has it, NotYet is raised.
+    where no source that answers has it, NotYet is raised. `sees`: what the caller may see. The rest is to it
+    as if it weren't there.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -95,35 +120,52 @@ class Reader:
 
     # -- one order -------------------------------------------------------------------------------------------
 
-    async def order(self, order_id: UUID, seen: int = 0) -> Answer:
+    async def order(self, order_id: UUID, seen: int = 0, sees: Visibility = EVERYTHING) -> Answer:
         """Return an order's summary. Raises NotFound."""
-        summary, refilled = await self.cache.order(order_id)
+        summary, refilled = await self._cached(order_id, sees)
         version, refilled_version = version_of(summary), version_of(refilled)
         if summary is not None and version >= max(refilled_version, seen, 1):
-            return Answer(summary, "cache", version)
+            if sees.everything:
+                return Answer(summary, "cache", version)
+            known = read_foreign(_summary.decode, summary)
+            if known is not None:
+                return Answer(_encode(sees.summary(known)), "cache", version)
         refill = read_foreign(_details.decode, refilled) if refilled_version >= seen else None
         if refill is not None:
-            return Answer(_encode(statements.as_summary(refill)), "cache", refilled_version)
-        details, source = await self._rows_of(order_id, seen, summary)
-        return Answer(_encode(statements.as_summary(details)), source, details.version)
+            return Answer(_encode(sees.summary(statements.as_summary(refill))), "cache", refilled_version)
+        details, source = await self._rows_of(order_id, seen, summary, sees)
+        return Answer(_encode(sees.summary(statements.as_summary(details))), source, details.version)
 
-    async def details(self, order_id: UUID, seen: int = 0) -> Answer:
+    async def details(self, order_id: UUID, seen: int = 0, sees: Visibility = EVERYTHING) -> Answer:
         """Return an order with everything that its rows hold. Raises NotFound."""
-        summary, refilled = await self.cache.order(order_id)
+        summary, refilled = await self._cached(order_id, sees)
         refill = (
             read_foreign(_details.decode, refilled)
             if version_of(refilled) >= max(version_of(summary), seen)
             else None
         )
         details, source = (
-            (refill, _CACHE) if refill is not None else await self._rows_of(order_id, seen, summary)
+            (refill, _CACHE) if refill is not None else await self._rows_of(order_id, seen, summary, sees)
         )
         parts = read_foreign(_suborders.decode, summary) if version_of(summary) >= details.version else None
         if parts is not None:
             details.suborders = parts.suborders
-        return Answer(_encode(details), source, details.version)
+        return Answer(_encode(sees.details(details)), source, details.version)
 
-    async def _rows_of(self, order_id: UUID, seen: int, summary: bytes | None) -> tuple[OrderDetails, Source]:
+    async def _cached(self, order_id: UUID, sees: Visibility) -> tuple[bytes | None, bytes | None]:
+        """What the cache has of an order, unless the caller sees nothing of it: then the databases are asked
+        as they are for an order that isn't there, so that neither its answer nor its time tells of it.
+        """
+        summary, refilled = await self.cache.order(order_id)
+        if not sees.everything:
+            parties = read_foreign(_parties.decode, summary) or read_foreign(_parties.decode, refilled)
+            if parties is None or not sees.some(parties):
+                return None, None
+        return summary, refilled
+
+    async def _rows_of(
+        self, order_id: UUID, seen: int, summary: bytes | None, sees: Visibility
+    ) -> tuple[OrderDetails, Source]:
         head = read_foreign(_head.decode, summary)
         user_id = None if head is None else head.user_id
         if head is not None:
@@ -137,7 +179,7 @@ class Reader:
             except Away:
                 continue
             answered = answered or fresh
-            if details is None:
+            if details is None or not sees.some(details):
                 # A fresh replica is believed, or anybody could keep the primary busy
                 # with ids that don't exist.
                 if fresh and not seen:
@@ -145,7 +187,7 @@ class Reader:
             elif details.version >= seen:
                 return details, _source(database, fresh)
         if answered:
-            raise NotYet(f"version {seen} of order {order_id} isn't there yet")
+            raise _not_yet(Seen(order_id, seen))
         raise Unavailable("no database answers")
 
     async def _refill(self, database: Database, order_id: UUID, user_id: UUID | None) -> OrderDetails | None:
@@ -158,8 +200,12 @@ class Reader:
 
     # -- lists -----------------------------------------------------------------------------------------------
 
-    async def recent(self, user_id: UUID, limit: int, seen: Seen | None = None) -> Answer:
+    async def recent(
+        self, user_id: UUID, limit: int, seen: Seen | None = None, sees: Visibility = EVERYTHING
+    ) -> Answer:
         """Return a user's newest orders, at most `limit` (up to RECENT)."""
+        if not sees.whole(user_id):
+            return _nothing(Orders([], None), seen)
         page, lately = await self.cache.recent(user_id, partial(read_foreign, _head.decode))
         # What the lanes have written since the page was read, or since the replica's last
         # transaction, is in the cache.
@@ -177,7 +223,7 @@ class Reader:
         heads, source = await self._list(
             lambda database: self._flight.do((database.name, "user", user_id), partial(read, database)),
             None if _has(newer, seen) else seen,
-            user_id,
+            user_id=user_id,
         )
         return Answer(_encode(_page(_merged(heads, newer), limit)), source)
 
@@ -191,20 +237,31 @@ class Reader:
         until: datetime | None = None,
         after: Position | None = None,
         seen: Seen | None = None,
+        sees: Visibility = EVERYTHING,
     ) -> Answer:
         """Return a page of a user's orders, newest first: of one status, created at `since` or later and
         before `until`."""
+        if not sees.whole(user_id):
+            return _nothing(Orders([], None), seen)
         query = statements.history(user_id, status, since, until, after, limit + 1)
-        rows, source = await self._list(lambda database: database.rows(query), seen, user_id)
+        rows, source = await self._list(lambda database: database.rows(query), seen, user_id=user_id)
         return Answer(_encode(_page([statements.as_head(row) for row in rows], limit)), source)
 
     async def suborders(
-        self, seller_id: UUID, limit: int, *, after: Position | None = None, seen: Seen | None = None
+        self,
+        seller_id: UUID,
+        limit: int,
+        *,
+        after: Position | None = None,
+        seen: Seen | None = None,
+        sees: Visibility = EVERYTHING,
     ) -> Answer:
         """Return a page of a seller's suborders, newest first."""
+        if not sees.seller(seller_id):
+            return _nothing(Suborders([], None), seen)
         query = statements.suborders(seller_id, after, limit + 1)
         rows: Sequence[Sequence[Any]]
-        rows, source = await self._list(lambda database: database.rows(query), seen, None)
+        rows, source = await self._list(lambda database: database.rows(query), seen, seller_id=seller_id)
         sold = [statements.as_sold(seller_id, row) for row in rows[:limit]]
 
         def own(summary: bytes | None) -> tuple[int, list[Suborder]]:
@@ -226,23 +283,26 @@ class Reader:
             source,
         )
 
-    async def tracking(self, number: str) -> Answer:
+    async def tracking(self, number: str, sees: Visibility = EVERYTHING) -> Answer:
         """Return the parcels under a tracking number, 100 at most. Raises NotFound.
 
         The lanes' own list holds only orders that changed within half an hour, and another order may have a
         parcel of this number. So the answer is a page of rows, with what the lanes have written since in
         place of older parcels.
         """
+        if sees == _NOTHING:
+            raise NotFound(_NO_PARCEL)
         entry, refilled = await self.cache.tracking(number)
         lately, page = read_foreign(_tracked.decode, entry) or [], read_foreign(_tracked.decode, refilled)
         source: Source = "cache"
+        unavailable: Unavailable | None = None
         if page is None:
             try:
                 page, source = await self._tracked(number)
-            except Unavailable:
+            except Unavailable as error:
                 if not lately:
                     raise
-                page = []
+                page, unavailable = [], error
         own = {(each.order_id, each.shipment_id) for each in lately}
         others = [each for each in page if (each.order_id, each.shipment_id) not in own]
         if source != "primary":
@@ -250,9 +310,36 @@ class Reader:
         parcels = sorted([*lately, *others], key=lambda each: (each.shipment_id, each.order_id))[
             : statements.TRACKED
         ]
-        if not parcels:
-            raise NotFound("no parcel has this tracking number")
-        return Answer(_encode(parcels), source)
+        shown: Sequence[Any] = parcels
+        if not sees.everything:
+            shown = sees.parcels(parcels, await self._owners(number, parcels, sees))
+        if not shown:
+            raise unavailable or NotFound(_NO_PARCEL)
+        return Answer(_encode(shown), source)
+
+    async def _owners(
+        self, number: str, parcels: Sequence[Tracked], sees: Visibility
+    ) -> dict[tuple[UUID, UUID], tuple[UUID, UUID]]:
+        """Return (user, seller) of parcels by (order, parcel): of the cache's orders, else of the rows.
+        Empty if it makes no difference to what the caller sees.
+        """
+        owners: dict[tuple[UUID, UUID], tuple[UUID, UUID]] = {}
+        if not sees.users and not sees.sellers:
+            return owners
+        order_ids = list({each.order_id: None for each in parcels})
+        for order_id, summary in zip(order_ids, await self._parcels_of(order_ids), strict=True):
+            if summary is not None:
+                for parcel in summary.shipments:
+                    owners[order_id, parcel.shipment_id] = summary.user_id, parcel.seller_id
+        if any((each.order_id, each.shipment_id) not in owners for each in parcels):
+            query = statements.owners(number)
+            rows: Sequence[Sequence[Any]]
+            rows, _ = await self._list(lambda database: database.rows(query), None)
+            owners |= {(order_id, parcel_id): (user, seller) for order_id, parcel_id, user, seller in rows}
+        return owners
+
+    async def _parcels_of(self, order_ids: Sequence[UUID]) -> list[_Parcels | None]:
+        return await self.cache.summaries(order_ids, partial(read_foreign, _parcels.decode))
 
     async def _tracked(self, number: str) -> tuple[list[Tracked], Source]:
         query = statements.tracking(number)
@@ -266,30 +353,31 @@ class Reader:
         return await self._list(
             lambda database: self._flight.do((database.name, "tracking", number), partial(read, database)),
             None,
-            None,
         )
 
     async def _still(self, number: str, parcels: list[Tracked]) -> list[Tracked]:
         """Return the parcels without those that have another number by now, as far as the cache knows."""
         order_ids = list({each.order_id: None for each in parcels})
         numbers: dict[tuple[UUID, UUID], str | None] = {}
-        for order_id, summary in zip(
-            order_ids,
-            await self.cache.summaries(order_ids, partial(read_foreign, _parcels.decode)),
-            strict=True,
-        ):
+        for order_id, summary in zip(order_ids, await self._parcels_of(order_ids), strict=True):
             for parcel in () if summary is None else summary.shipments:
                 numbers[order_id, parcel.shipment_id] = parcel.tracking_number
         return [each for each in parcels if numbers.get((each.order_id, each.shipment_id), number) == number]
 
     async def _list(
-        self, read: Callable[[Database], Awaitable[T]], seen: Seen | None, user_id: UUID | None
+        self,
+        read: Callable[[Database], Awaitable[T]],
+        seen: Seen | None,
+        *,
+        user_id: UUID | None = None,
+        seller_id: UUID | None = None,
     ) -> tuple[T, Source]:
+        """Read from the first database that has `seen`, as an order of this user or of this seller."""
         answered = False
         async for database, fresh in self.databases.each():
             try:
                 if seen is not None:
-                    version = await database.rows(statements.version(seen.order_id, user_id))
+                    version = await database.rows(statements.version(seen.order_id, user_id, seller_id))
                     answered = True
                     if not version or version[0][0] < seen.version:
                         continue
@@ -297,7 +385,7 @@ class Reader:
             except Away:
                 continue
         if answered and seen is not None:
-            raise NotYet(f"version {seen.version} of order {seen.order_id} isn't there yet")
+            raise _not_yet(seen)
         raise Unavailable("no database answers")
 
     # -- health ----------------------------------------------------------------------------------------------
@@ -339,6 +427,17 @@ async def _health_of(database: Database) -> SourceHealth:
 
 def _source(database: Database, fresh: bool) -> Source:
     return "primary" if database.name == "primary" else "replica" if fresh else "stale replica"
+
+
+def _not_yet(seen: Seen) -> NotYet:
+    return NotYet(f"version {seen.version} of order {seen.order_id} isn't there yet")
+
+
+def _nothing(page: Orders | Suborders, seen: Seen | None) -> Answer:
+    """The list of whoever has no orders. Raises NotYet where an order of it is to be there."""
+    if seen is not None:
+        raise _not_yet(seen)
+    return Answer(_encode(page), None)
 
 
 def _merged(heads: Sequence[Head], others: Sequence[Head]) -> list[Head]:

@@ -181,18 +181,27 @@ def _history(filters: frozenset[str], limit: int) -> sa.Select[Any]:
     return query.order_by(time.desc(), id_.desc()).limit(_rows(limit))
 
 
-def version(order_id: UUID, user_id: UUID | None) -> Query:
-    """An order's version."""
-    return Query(
-        _version(user_id is not None),
-        {"order_id": order_id} | ({} if user_id is None else {"user_id": user_id}),
-    )
+def version(order_id: UUID, user_id: UUID | None, seller_id: UUID | None = None) -> Query:
+    """An order's version, if it is an order of this user and has an item of this seller."""
+    values = {"order_id": order_id, "user_id": user_id, "seller_id": seller_id}
+    given = {name: value for name, value in values.items() if value is not None}
+    return Query(_version(frozenset(given)), given)
 
 
 @cache
-def _version(by_user: bool) -> sa.Select[Any]:
+def _version(given: frozenset[str]) -> sa.Select[Any]:
     query = sa.select(_order.c.version).where(_order.c.id == _value("order_id", _order.c.id))
-    return query.where(_order.c.user_id == _value("user_id", _order.c.user_id)) if by_user else query
+    if "user_id" in given:
+        query = query.where(_order.c.user_id == _value("user_id", _order.c.user_id))
+    if "seller_id" in given:
+        item = sa.select(_item.c.id).where(
+            _item.c.order_id == _order.c.id,
+            _item.c.user_id == _order.c.user_id,
+            _item.c.region == _order.c.region,
+            _item.c.seller_id == _value("seller_id", _item.c.seller_id),
+        )
+        query = query.where(item.exists())
+    return query
 
 
 def tracking(number: str) -> Query:
@@ -207,6 +216,19 @@ def _tracking() -> sa.Select[Any]:
     c = _shipment.c
     columns = (c.order_id, c.id, c.carrier, c.status, c.estimated_delivery)
     query = sa.select(*columns).where(c.tracking_number == _value("number", c.tracking_number))
+    return query.order_by(c.id, c.order_id).limit(_rows(TRACKED))
+
+
+def owners(number: str) -> Query:
+    """(order, parcel, user, seller) of the parcels of a tracking number, found as by `tracking`."""
+    return Query(_owners(), {"number": number})
+
+
+@cache
+def _owners() -> sa.Select[Any]:
+    c = _shipment.c
+    query = sa.select(c.order_id, c.id, c.user_id, c.seller_id)
+    query = query.where(c.tracking_number == _value("number", c.tracking_number))
     return query.order_by(c.id, c.order_id).limit(_rows(TRACKED))
 
 

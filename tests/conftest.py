@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -95,6 +96,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Servers]:
     """Kafka, Postgres and Redis, once per run."""
+    if known := os.environ.get(stackfixture.RUNNING):
+        yield stackfixture.Running(json.loads(known))
+        return
     if not CONTAINERS:
         with stackfixture.from_packages() as servers:
             yield servers

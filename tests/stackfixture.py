@@ -63,8 +63,12 @@ def purge(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-class Containers:
-    """The same servers as containers, as docker-compose.yml has them."""
+RUNNING = "TESTS_SERVERS"
+"""Variable that tells tests, when a test runs them, of the servers that it has: ORDERS_* values as JSON."""
+
+
+class Running:
+    """Servers that others have started, and will stop."""
 
     def __init__(self, env: dict[str, str]) -> None:
         self.env = env
@@ -144,7 +148,7 @@ def published() -> dict[str, str]:
 
 
 @contextmanager
-def from_images() -> Iterator[Containers]:
+def from_images() -> Iterator[Running]:
     """Kafka, Postgres and Redis of docker-compose.yml through testcontainers."""
     with (
         project("orders-tests", "kafka", "postgres", "redis"),
@@ -152,4 +156,4 @@ def from_images() -> Iterator[Containers]:
     ):
         env = published()
         del env["ORDERS_POSTGRES_REPLICA"]
-        yield Containers({**env, "ORDERS_DATA": data})
+        yield Running({**env, "ORDERS_DATA": data})

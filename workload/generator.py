@@ -8,6 +8,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from random import Random
 from typing import Any, Final, NamedTuple
@@ -437,8 +438,6 @@ def _restyled(data: dict[str, Any], write: Callable[[str], str]) -> dict[str, An
     return written
 
 
-_WORKLOAD_SELLERS: Final = tuple(str(uuid5(UUID(int=0), f"seller {n}")) for n in range(1000))
-_WORKLOAD_USERS: Final = tuple(str(uuid5(UUID(int=0), f"user {n}")) for n in range(20_000))
 _RETURNED: Final = 20  # of 256: 0.08 returns an order
 _TWO_LINES: Final = 51  # of 256: 1.2 lines an order
 _WORKLOAD_INTERVAL_US: Final = 20_000
@@ -504,14 +503,20 @@ def _dashed(bits: str) -> str:
     return f"{bits[:8]}-{bits[8:12]}-{bits[12:16]}-{bits[16:20]}-{bits[20:32]}"
 
 
+@cache
+def _workload_id(kind: str, number: int) -> str:
+    # Kept, as an id is used again and again; not made beforehand, as most who import this want none.
+    return str(uuid5(UUID(int=0), f"{kind} {number}"))
+
+
 def _price(bits: str) -> int:
     return int(bits[100:104], 16) + 100
 
 
 def _workload_created(bits: str) -> tuple[str, str]:
     price = _price(bits)
-    seller = _WORKLOAD_SELLERS[int(bits[104:108], 16) % 1000]
-    user = _WORKLOAD_USERS[int(bits[108:113], 16) % 20_000]
+    seller = _workload_id("seller", int(bits[104:108], 16) % 1000)
+    user = _workload_id("user", int(bits[108:113], 16) % 20_000)
     product = f"00000000-0000-4000-8000-00000000{bits[113:117]}"
     paid = f"{price // 100}.{price % 100:02d}"
     goods = f'"product_id":"{product}","seller_id":"{seller}","sku":"SKU-{bits[113:117]}"'
@@ -537,7 +542,7 @@ def _workload_paid(bits: str) -> tuple[str, str]:
 
 def _workload_scan(status: str) -> Callable[[str], tuple[str, str]]:
     def scan(bits: str) -> tuple[str, str]:
-        seller = _WORKLOAD_SELLERS[int(bits[104:108], 16) % 1000]
+        seller = _workload_id("seller", int(bits[104:108], 16) % 1000)
         return "shipment.updated", (
             f'{{"order_id":"{_dashed(bits)}","shipment_id":"{_dashed(bits[16:])}","seller_id":"{seller}","status":"{status}",'
             f'"carrier":"Corvo","tracking_number":"W{bits[64:78]}","estimated_delivery":"2026-02-01"}}'

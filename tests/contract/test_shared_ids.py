@@ -99,7 +99,7 @@ async def read(reader: Reader, numbers: set[str]) -> tuple[dict[str, list[Parcel
         number: [(each["shipment_id"], each["order_id"], each["status"]) for each in json.loads(answer.body)]
         for number, answer in found.items()
     }
-    return parcels, {answer.source for answer in found.values()}
+    return parcels, {str(answer.source) for answer in found.values()}
 
 
 @pytest.mark.parametrize("seed", range(6))

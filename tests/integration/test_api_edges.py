@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as profile
 from hypothesis import strategies as st
 
-from api.connection import MOST, MOST_BODY, MOST_HEAD, PATIENCE
+from api.connection import MOST_BODY, MOST_HEAD, Limits
 from settings import Settings
 from sinks.migrate import upgrade
 from stack import ports
@@ -37,6 +37,7 @@ from tests.workers import ORDERS
 
 KEY = "a-key-that-nobody-guesses"
 NOBODY = "00000000-0000-0000-0000-000000000000"
+LIMITS = Limits().possible()
 
 
 class Served(NamedTuple):
@@ -474,6 +475,7 @@ def test_head_is_get_without_the_body(served: Served) -> None:
         *(
             f"/orders/{order}",
             f"/orders/{order}/explain",
+            f"/orders/{order}/story",
             f"/users/{NOBODY}/orders",
             "/tracking/x",
             f"/sellers/{NOBODY}/suborders",
@@ -630,11 +632,11 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
             for thread in threads:
                 thread.start()
             assert served.get("/health")[0] == 200, "others are answered meanwhile"
-            assert served.process.num_fds() <= MOST + 100
+            assert served.process.num_fds() <= LIMITS.most + 100
             ends = [received(line) for line in half]
             assert all(answers(end) == [] or answers(end)[0][0] == 408 for end in ends)
             for thread in threads:
-                thread.join(PATIENCE + 20)
+                thread.join(LIMITS.timeout + 20)
             assert set(told) == {*slow, "unread"}
     finally:
         stop.set()
@@ -642,7 +644,7 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
     until(lambda: served.process.num_fds() < 100, "all of them are gone")
     assert [each[0] for each in answers(told["headers"])] == [408]
     assert [each[0] for each in answers(told["after an answer"])][:1] == [404]
-    assert time.monotonic() - begun < PATIENCE + 30
+    assert time.monotonic() - begun < LIMITS.timeout + 30
 
 
 # -- anything ------------------------------------------------------------------------------------------------

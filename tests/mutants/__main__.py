@@ -6,14 +6,17 @@ import json
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from tests.mutants.forkserver import ForkServer
 from tests.mutants.planted import CONTROL, DoesNotApply, Mutant, Verdict, judge, mutants
 
 
@@ -60,8 +63,19 @@ def judge_all(chosen: list[Mutant], histories: int | None, jobs: int) -> tuple[l
     """
     verdicts: dict[str, Verdict] = {}
     broken: list[str] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(judge, mutant, histories=histories): mutant for mutant in chosen}
+    with ExitStack() as servers, ThreadPoolExecutor(jobs) as pool:
+        idle: SimpleQueue[ForkServer] = SimpleQueue()
+        for _ in range(min(jobs, len(chosen))):
+            idle.put(servers.enter_context(ForkServer()))
+
+        def judged(mutant: Mutant) -> Verdict:
+            server = idle.get()
+            try:
+                return judge(mutant, server, histories=histories)
+            finally:
+                idle.put(server)
+
+        running = {pool.submit(judged, mutant): mutant for mutant in chosen}
         for number, future in enumerate(as_completed(running), 1):
             mutant = running[future]
             try:

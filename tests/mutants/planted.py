@@ -7,14 +7,15 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+
+from tests.mutants.forkserver import ForkServer
 
 ROOT: Final = Path(__file__).parents[2]
 PATCHES: Final = Path(__file__).parent
@@ -37,7 +38,15 @@ COPIED: Final = (
     "tables",
     "tests",
     "wire",
+    "app.py",
+    "errors.py",
+    "settings.py",
+    "pyproject.toml",
+    "alembic.ini",
+    "docker-compose.yml",
 )
+LEFT_OUT: Final = shutil.ignore_patterns("*.patch", "*.pyc.*")
+"""Planted bugs, and what is being compiled just now."""
 RESULTS: Final = PATCHES / "results.json"
 LONGEST: Final = 1800.0
 """Seconds after which a run counts as hung."""
@@ -88,23 +97,23 @@ def _read(path: Path) -> Mutant:
     return Mutant(path.stem, head["What"], head["Caught-by"], int(head.get("Histories", 0)), path)
 
 
+def _copy(source: str | Path, target: str | Path) -> None:
+    # With the time that what is compiled was compiled for: then only the broken file is compiled again.
+    shutil.copyfile(source, target)
+    changed = os.stat(source).st_mtime_ns
+    os.utime(target, ns=(changed, changed))
+
+
 @contextmanager
 def planted(mutant: Mutant) -> Iterator[Path]:
     """A copy of the source tree with the bug in it. Raises DoesNotApply."""
     with tempfile.TemporaryDirectory(prefix="orders-mutant-") as folder:
         root = Path(folder)
         for name in COPIED:
-            # With what is compiled, but for what is being written: only the broken file is compiled again.
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("*.pyc.*"))
-        for name in (
-            "app.py",
-            "errors.py",
-            "settings.py",
-            "pyproject.toml",
-            "alembic.ini",
-            "docker-compose.yml",
-        ):
-            shutil.copy(ROOT / name, root / name)
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, root / name, ignore=LEFT_OUT, copy_function=_copy)
+            else:
+                _copy(ROOT / name, root / name)
         if mutant.patch is not None:
             applied = subprocess.run(
                 ["git", "apply", "--unsafe-paths", f"--directory={root}", str(mutant.patch)],
@@ -128,55 +137,54 @@ def recorded() -> dict[str, int]:
     return {each["name"]: FIRST_SEED + each["histories"] - 1 for each in caught}
 
 
-def judge(mutant: Mutant, *, histories: int | None = None, likely: int | None = None) -> Verdict:
+def judge(
+    mutant: Mutant,
+    server: ForkServer,
+    *,
+    histories: int | None = None,
+    likely: int | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Verdict:
     """Plant the bug and look whether it is noticed. Blocks. Raises DoesNotApply.
 
     `histories`: instead of the mutant's own. `likely`: a seed of theirs that is tried before the others.
+    `env`: what a test that has to notice it finds in its environment besides ours.
     """
     with planted(mutant) as root:
         started = time.monotonic()
         if mutant.catcher == SIMULATION:
-            by, count = _simulate(root, histories or mutant.histories, likely)
+            by, count = _simulate(server, root, histories or mutant.histories, likely)
         else:
-            by, count = _test(root, mutant.catcher)
+            by, count = run_tests(server, root, mutant.catcher, env=env), 0
         seconds = time.monotonic() - started
     return Verdict(mutant.name, mutant.what, bool(by), mutant.catcher, by, count, round(seconds, 1))
 
 
-def _run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=root,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=LONGEST,
-        check=False,
+def _run(
+    server: ForkServer, root: Path, module: str, *arguments: str, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """0 is "nothing is wrong" and 1 is "something is", of pytest as of the simulation. Anything else is an
+    error, not a bug that was noticed.
+    """
+    whole = {**os.environ, "PYTHONPATH": str(root), **(env or {})}
+    run = server.run(root, module, *arguments, env=whole, longest=LONGEST)
+    assert run.returncode in (0, 1), (
+        f"{module} ended with {run.returncode}: {run.stdout[-2000:]}{run.stderr[-1000:]}"
     )
+    return run
 
 
-def _simulate(root: Path, histories: int, likely: int | None) -> tuple[str, int]:
+def _simulate(server: ForkServer, root: Path, histories: int, likely: int | None) -> tuple[str, int]:
     if likely is not None and FIRST_SEED <= likely < FIRST_SEED + histories:
-        by, count = _histories(root, likely, 1)
+        by, count = _histories(server, root, likely, 1)
         if by:
             return by, count
-    return _histories(root, FIRST_SEED, histories)
+    return _histories(server, root, FIRST_SEED, histories)
 
 
-def _histories(root: Path, first: int, histories: int) -> tuple[str, int]:
-    run = _run(
-        root,
-        "-m",
-        "tests.simulation",
-        "--histories",
-        str(histories),
-        "--seed",
-        str(first),
-        "--jobs",
-        "1",
-        "--json",
-    )
+def _histories(server: ForkServer, root: Path, first: int, histories: int) -> tuple[str, int]:
+    numbers = ("--histories", str(histories), "--seed", str(first))
+    run = _run(server, root, "tests.simulation", *numbers, "--jobs", "1", "--json")
     try:
         told: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
@@ -185,10 +193,8 @@ def _histories(root: Path, first: int, histories: int) -> tuple[str, int]:
     return (f"seed {failed[0]['seed']}: {failed[0]['problems'][0]}" if failed else ""), told["histories"]
 
 
-def _test(root: Path, node: str) -> tuple[str, int]:
-    run = _run(root, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", node)
-    if run.returncode == 0:
-        return "", 0
-    if run.returncode != 1:
-        raise AssertionError(f"pytest ended with {run.returncode}: {run.stdout[-2000:]}{run.stderr[-1000:]}")
-    return node, 0
+def run_tests(server: ForkServer, root: Path, *nodes: str, env: Mapping[str, str] | None = None) -> str:
+    """Run tests of this tree until one fails. Returns the nodes then, and nothing if none does. Blocks."""
+    # --basetemp: what they write goes away with the copy.
+    options = ("-q", "-x", "-p", "no:cacheprovider", f"--basetemp={root / 'tmp'}")
+    return " ".join(nodes) if _run(server, root, "pytest", *options, *nodes, env=env).returncode else ""

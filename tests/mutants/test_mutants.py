@@ -4,19 +4,46 @@ the source as it is isn't.
 
 from __future__ import annotations
 
+import itertools
+import json
+import os
+import select
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.mutants.planted import CONTROL, DoesNotApply, Mutant, judge, mutants, recorded
+from tests.mutants.forkserver import BROKE, ForkServer
+from tests.mutants.planted import (
+    CONTROL,
+    LONGEST,
+    DoesNotApply,
+    Mutant,
+    judge,
+    mutants,
+    planted,
+    recorded,
+    run_tests,
+)
+from tests.stackfixture import RUNNING
 
 ALL = {mutant.name: mutant for mutant in [CONTROL, *mutants()]}
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[ForkServer]:
+    with ForkServer() as running:
+        yield running
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_a_planted_bug(name: str) -> None:
+def test_a_planted_bug(name: str, server: ForkServer, request: pytest.FixtureRequest) -> None:
+    env = {}
+    if ALL[name].catcher.startswith("tests/contract/"):  # on real servers: these here, not others
+        env[RUNNING] = json.dumps(request.getfixturevalue("stack").env)
     # The seed that caught it last comes first: the histories before it found nothing then.
-    verdict = judge(ALL[name], likely=recorded().get(name))
+    verdict = judge(ALL[name], server, likely=recorded().get(name), env=env)
     if name == CONTROL.name:
         assert not verdict.caught, verdict.by
         assert verdict.histories == CONTROL.histories
@@ -26,8 +53,64 @@ def test_a_planted_bug(name: str) -> None:
         )
 
 
-def test_a_patch_that_does_not_apply_says_which(tmp_path: Path) -> None:
+def test_what_notices_them_passes_without_them(server: ForkServer) -> None:
+    """Otherwise a test that can't even run would notice every bug. Of these, those that take no time."""
+    quick = {mutant.catcher for mutant in ALL.values() if mutant.catcher.startswith("tests/unit/")}
+    assert len(quick) > 10
+    with planted(CONTROL) as root:
+        assert run_tests(server, root, *sorted(quick)) == ""
+
+
+def test_a_run_that_breaks_off_is_an_error(tmp_path: Path, server: ForkServer) -> None:
+    numbers = itertools.count()
+
+    env = {**os.environ, "TOLD": "b"}
+
+    def run(source: str) -> subprocess.CompletedProcess[str]:
+        name = f"module{next(numbers)}"
+        (tmp_path / f"{name}.py").write_text(source)
+        return server.run(tmp_path, name, "a", env=env, longest=LONGEST)
+
+    whole = run("import os, sys; print(sys.argv[1], os.environ['TOLD'], os.getcwd()); sys.exit(1)")
+    assert (whole.returncode, whole.stdout, whole.stderr) == (1, f"a b {tmp_path}\n", "")
+    assert run("").returncode == 0
+    for source, told in (
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; sys.exit('one line')", "one line"),
+        ("import missing", "missing"),
+    ):
+        broken = run(source)
+        assert (broken.returncode, told in broken.stderr) == (BROKE, True)
+    assert run("import os; os.kill(os.getpid(), 9)").returncode == -9
+    for test, code in (
+        ("def test(): pass", 0),
+        ("def test(): assert False", 1),
+        ("def test(missing): pass", BROKE),
+        ("import missing", 2),
+    ):
+        name = f"test_{next(numbers)}.py"
+        (tmp_path / name).write_text(test)
+        ended = server.run(tmp_path, "pytest", name, env=env, longest=LONGEST)
+        assert ended.returncode == code, ended.stdout
+    (tmp_path / "json.py").touch()
+    assert "loaded before the fork: ['json']" in run("").stderr
+
+
+def test_a_run_that_hangs_is_killed_with_what_it_has_started(tmp_path: Path, server: ForkServer) -> None:
+    """The pipe ends when nobody holds it any more."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "hangs.py").write_text("import os, signal; f = open('pipe', 'w'); os.fork(); signal.pause()")
+    reading = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(subprocess.TimeoutExpired):
+        server.run(tmp_path, "hangs", env=os.environ, longest=1.0)
+    select.select([reading], [], [], 60)
+    assert os.read(reading, 1) == b""
+    os.close(reading)
+
+
+def test_a_patch_that_does_not_apply_says_which(tmp_path: Path, server: ForkServer) -> None:
     patch = tmp_path / "outdated.patch"
     patch.write_text("--- a/app.py\n+++ b/app.py\n@@ -1,3 +1,3 @@\n one\n-two\n+three\n four\n")
     with pytest.raises(DoesNotApply, match=r"outdated\.patch does not apply any more"):
-        judge(Mutant("outdated", "nothing", "simulation", 1, patch))
+        judge(Mutant("outdated", "nothing", "simulation", 1, patch), server)

@@ -51,8 +51,7 @@ def main(
     Example: python -m tests.simulation --histories 100000 --seed 1
     """
     if replay is not None:
-        with prepared():
-            outcome = run_seed(replay, tracing=True)
+        outcome = traced(replay)
         show(outcome)
         raise typer.Exit(1 if outcome.problems else 0)
     first = time.time_ns() // 1_000_000 % (1 << 40) if seed is None else seed
@@ -113,7 +112,7 @@ def fuzz(first: int, count: int, jobs: int, failures: int, seconds: float | None
 
 
 def document(first: int, summary: Summary) -> dict[str, object]:
-    """The summary as JSON has it, failures without their traces."""
+    """The summary as JSON has it."""
     # Not asdict: it takes a Counter's items for elements to count.
     plain = {each.name: getattr(summary, each.name) for each in fields(summary)}
     failed = [
@@ -126,7 +125,7 @@ def document(first: int, summary: Summary) -> dict[str, object]:
 def report(first: int, summary: Summary) -> None:
     """For people."""
     for outcome in summary.failed[:1]:
-        show(outcome)
+        show(traced(outcome.seed))
     rate = summary.histories / max(summary.seconds, 1e-9) * 60
     faults = ", ".join(f"{count:,} {name}" for name, count in summary.faults.most_common())
     typer.echo(
@@ -138,6 +137,12 @@ def report(first: int, summary: Summary) -> None:
     typer.echo(f"{len(summary.failed)} failed")
     for outcome in summary.failed:
         typer.echo(f"  seed {outcome.seed}: {outcome.problems[0][:200]}\n    {replay_command(outcome.seed)}")
+
+
+def traced(seed: int) -> SimulatedHistory:
+    """A seed's history once more, with its trace."""
+    with prepared():
+        return run_seed(seed, tracing=True)
 
 
 def show(outcome: SimulatedHistory) -> None:

@@ -45,7 +45,7 @@ def enter(world: World) -> None:
 
 @dataclass(slots=True)
 class SimulatedHistory:
-    """What one history came to. `trace` is there if it was asked for, or if something is wrong."""
+    """What one history came to. `trace` is there if it was asked for."""
 
     seed: int
     problems: list[str]
@@ -90,10 +90,6 @@ def _run_seed(seed: int, tracing: bool) -> SimulatedHistory:
             problems += Verifier(world).problems()
     finally:
         world.close()
-    if problems and not tracing:
-        again = _run_seed(seed, tracing=True)
-        again.problems = problems
-        return again
     return SimulatedHistory(
         seed,
         problems,

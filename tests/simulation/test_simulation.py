@@ -81,7 +81,7 @@ def test_a_broken_pipeline_is_told_with_its_trace(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Pipeline, "_write_states", nothing)
     with prepared():
-        outcome = run_seed(1)
+        outcome = run_seed(1, tracing=True)
     assert any("no state holds" in problem for problem in outcome.problems)
     assert any("takes <LaneBatch" in line for line in outcome.trace)
 
