@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -31,9 +30,11 @@ from aiokafka.protocol.types import (
     Schema,
     TaggedFields,
 )
+from cryptography.x509 import DNSName
 
 from stack.kafka import Broker
 from stack.state import State
+from tests.certificates import HERE, certificate
 from tests.waiting import eventually, until
 
 USER: Final = "worker"
@@ -260,34 +261,18 @@ def certificates(folder: Path) -> None:
     NAME.key and both in one file; and another authority, stranger.pem.
     """
     folder.mkdir()
-    for name in ("ca", "stranger"):
-        _openssl(
-            folder, "req", "-x509", *_NEW, "-keyout", f"{name}.key", "-out", f"{name}.pem", "-days", "2",
-            "-subj", f"/CN={name}",
-        )  # fmt: skip
-    for name, days, address in (
-        ("broker", "2", "IP:127.0.0.1"),
-        ("expired", "-1", "IP:127.0.0.1"),
-        ("other", "2", "DNS:elsewhere.example"),
-        ("client", "2", "DNS:client.example"),
+    ca, _ = (
+        certificate(folder / f"{name}.pem", folder / f"{name}.key", name=name) for name in ("ca", "stranger")
+    )
+    for name, days, names in (
+        ("broker", 2, HERE),
+        ("expired", -1, HERE),
+        ("other", 2, (DNSName("elsewhere.example"),)),
+        ("client", 2, (DNSName("client.example"),)),
     ):
-        _openssl(
-            folder, "req", *_NEW, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}",
-            "-addext", f"subjectAltName={address}",
-        )  # fmt: skip
-        _openssl(
-            folder, "x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-out",
-            f"{name}.pem", "-days", days, "-copy_extensions", "copy",
-        )  # fmt: skip
-        both = (folder / f"{name}.key").read_text() + (folder / f"{name}.pem").read_text()
-        (folder / f"{name}.both.pem").write_text(both)
-
-
-_NEW: Final = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
-
-
-def _openssl(folder: Path, *arguments: str) -> None:
-    subprocess.run(("openssl", *arguments), cwd=folder, check=True, capture_output=True)
+        own, key = folder / f"{name}.pem", folder / f"{name}.key"
+        certificate(own, key, name=name, days=days, names=names, by=ca)
+        (folder / f"{name}.both.pem").write_text(key.read_text() + own.read_text())
 
 
 def token(subject: str = USER, seconds: float = 3600) -> str:

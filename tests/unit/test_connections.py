@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socketserver
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,6 +30,7 @@ from sinks.connection import connect
 from sinks.redis import open_client
 from streams.transport.delivery import describe
 from tests import secure
+from tests.certificates import certificate
 from wire import access, clients, denied
 from wire.access import Access, BadFile
 from wire.client import Client
@@ -113,12 +113,7 @@ def test_empty_variables_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tls") / "certificates"
     secure.certificates(folder)
-    subprocess.run(
-        ("openssl", "pkcs8", "-topk8", "-in", "client.key", "-out", "locked.key", "-passout", f"pass:{MARK}"),
-        cwd=folder,
-        check=True,
-        capture_output=True,
-    )
+    certificate(folder / "locked.pem", folder / "locked.key", password=MARK.encode())
     return folder
 
 
@@ -140,9 +135,9 @@ def tls(folder: Path, certificate: str = "client.pem", key: str = "client.key", 
         ("none.pem", "client.key", {}, "ORDERS_KAFKA_SSL_CERTFILE=.*none.pem: No such file"),
         ("client.pem", "none.key", {}, "ORDERS_KAFKA_SSL_KEYFILE=.*none.key: No such file"),
         ("client.pem", "broker.key", {}, "the key is of another certificate"),
-        ("client.pem", "client.csr", {}, "can't be used"),
-        ("client.pem", "locked.key", {}, "the key needs ORDERS_KAFKA_SSL_KEY_PASSWORD"),
-        ("client.pem", "locked.key", {"kafka_ssl_key_password": f"{MARK}2"}, "password of the key is wrong"),
+        ("client.pem", "ca.pem", {}, "can't be used"),
+        ("locked.pem", "locked.key", {}, "the key needs ORDERS_KAFKA_SSL_KEY_PASSWORD"),
+        ("locked.pem", "locked.key", {"kafka_ssl_key_password": f"{MARK}2"}, "password of the key is wrong"),
         (
             "client.pem",
             "client.key",
@@ -160,7 +155,7 @@ def test_certificates_that_cannot_be_used_end_the_program_at_its_start(
 
 
 def test_a_locked_key(certificates: Path) -> None:
-    Access(tls(certificates, "client.pem", "locked.key", kafka_ssl_key_password=MARK))
+    Access(tls(certificates, "locked.pem", "locked.key", kafka_ssl_key_password=MARK))
 
 
 def test_certificates_are_read_again_when_they_have_changed(
