@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -15,6 +17,7 @@ import asyncpg
 import pytest
 from redis.asyncio import Redis
 
+from credentials import PostgresUrl
 from settings import Settings, get_settings
 from tests import stackfixture
 from tests.stackfixture import Servers
@@ -109,7 +112,7 @@ def stack() -> Iterator[Servers]:
 
 @pytest.fixture
 async def settings(
-    stack: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stack: Servers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> AsyncIterator[Settings]:
     """Settings for a place of the test's own: an empty database, an empty Redis database, a new
     group, an empty data folder.
@@ -131,25 +134,39 @@ async def settings(
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
-    await _execute(admin, f"create database test_{unique}")
+    template = "template migrated" if "migrated" in request.fixturenames else ""
+    await _execute(admin, f"create database test_{unique} {template}")
     async with Redis.from_url(values["ORDERS_REDIS"]) as redis:
         await redis.flushdb()
     yield Settings()
-    await _execute(admin, f"drop database test_{unique} with (force)")
+    # The database stays until the servers go: to drop it makes Postgres write out all that the others hold.
     get_settings.cache_clear()
 
 
+@pytest.fixture(scope="session")
+def migrated(stack: Servers) -> None:
+    """A database of this name with our tables, to be copied."""
+    from sinks import migrate
+
+    admin = stack.env["ORDERS_POSTGRES"]
+
+    async def make() -> None:
+        await _execute(admin, "create database migrated")
+        await migrate.upgrade(Settings(postgres=PostgresUrl(_with_path(admin, "migrated"))))
+
+    with ThreadPoolExecutor(1) as pool:  # here a loop may be running
+        pool.submit(asyncio.run, make()).result()
+
+
 @pytest.fixture
-async def fresh(settings: Settings) -> AsyncIterator[Settings]:
+async def fresh(migrated: None, settings: Settings) -> AsyncIterator[Settings]:
     """The same with empty topics and an empty schema.
     Topic names are the contract's, so two such tests never run at once.
     """
-    from sinks import migrate
     from streams import topics
 
     await topics.delete_all(settings)
     await topics.ensure(settings)
-    await migrate.upgrade(settings)
     yield settings
     await topics.delete_all(settings)
 
