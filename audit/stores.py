@@ -258,6 +258,10 @@ for _, key in ipairs(scanned[2]) do
 end
 return cmsgpack.pack({scanned[1], found})
 """
+COMMANDS: Final = frozenset(
+    {"DBSIZE", "EVAL_RO", "GET", "INFO", "MGET", "PTTL", "SCAN", "TYPE", "ZRANGE"}
+)
+"""All that a Cache sends to Redis, in the script too."""
 _SCAN_COUNT: Final = 1000
 _CHECKPOINT: Final = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+)")
 """A lane's checkpoint: generation of the group, number of the write, position in the changelog."""

@@ -65,6 +65,15 @@ SUBCOMMANDS: Final = (
     Subcommand("api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
     Subcommand("keys", "cli.keys", "app", "Make, list and revoke the named keys of orders api."),
     Subcommand(
+        "grants", "cli.grants", "app", "Print what each role needs on Kafka, Postgres and Redis, and no more."
+    ),
+    Subcommand(
+        "personal",
+        "cli.personal",
+        "personal_command",
+        "List all that is held about one user, for a request of information.",
+    ),
+    Subcommand(
         "audit",
         "cli.audit",
         "audit_command",
