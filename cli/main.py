@@ -372,7 +372,10 @@ def _explain_postgres(error: BaseException) -> str | None:
             " missing, or run orders db unlink"
         )
     if state == "42501":
-        return f"Postgres at {address} says: {one_line(error)}; run it as the owner of the tables"
+        return (
+            f"Postgres at {address} doesn't allow it ({one_line(error)}); run it as the owner of the tables,"
+            " or GRANT it to this role: orders grants postgres prints what each needs"
+        )
     if state == "0A000":
         return f"Postgres at {address} says: {one_line(error)}; take a newer one, or do without this"
     if state[:2] in ("08", "28", "57") or state in ("3D000", "53300"):

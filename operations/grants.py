@@ -218,7 +218,8 @@ def cache_rights(settings: Settings, role: Role) -> CacheRights | None:
         case "bulk":
             return None
         case "worker":
-            keys, commands = [f"~{key}" for key in written], sink.COMMANDS
+            keys = [f"~{key}" for key in written]
+            commands = sink.COMMANDS
         case "reader":
             keys = [*(f"%R~{key}" for key in written), *(f"~{key}" for key in cache.KEYS)]
             commands = cache.COMMANDS

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -136,9 +136,7 @@ async def _whose(settings: Settings, log: _Log, user: bytes) -> _Known:
                 claimed.update(_claims(record, user))
     orders: set[bytes] = set()
     async with ddl.connect(settings) as connection:
-        for row in await connection.fetch(
-            "SELECT id FROM orders_order WHERE user_id = $1", UUID(bytes=user)
-        ):
+        for row in await connection.fetch("SELECT id FROM orders_order WHERE user_id = $1", UUID(bytes=user)):
             orders.add(row["id"].bytes)
     newest: dict[bytes, tuple[int, int]] = {}
     versions: dict[bytes, int] = {}
@@ -181,7 +179,7 @@ def _claims(record: Any, user: bytes) -> Iterator[bytes]:
 # -- stores --------------------------------------------------------------------------------------------------
 
 
-async def _rows(settings: Settings, user: UUID, known: _Known) -> AsyncIterator[Found]:
+async def _rows(settings: Settings, user: UUID, known: _Known) -> AsyncGenerator[Found, None]:
     async with (
         ddl.connect(settings) as connection,
         connection.transaction(isolation="repeatable_read", readonly=True),
@@ -199,7 +197,7 @@ def _column(value: Any) -> Any:
     return str(value) if isinstance(value, UUID | Decimal) else value
 
 
-async def _cached(settings: Settings, user: UUID, known: _Known) -> AsyncIterator[Found]:
+async def _cached(settings: Settings, user: UUID, known: _Known) -> AsyncGenerator[Found, None]:
     client: Any = redis.asyncio.Redis.from_url(
         settings.redis.get_secret_value(),
         socket_timeout=_REDIS_SECONDS,

@@ -58,21 +58,36 @@ async def fill(settings: Settings) -> None:
     await send(settings, "order.created", order(3, OTHER, region=MARK), order_id(3))
     await send(settings, "order.created", order(4, OTHER, region=MARK), order_id(4))
     for n, place in ((1, "MARKED-PLACE"), (3, MARK)):
-        scan = VALID["shipment.updated"] | {"order_id": order_id(n), "shipment_id": parcel(n), "location": place}
+        scan = VALID["shipment.updated"] | {
+            "order_id": order_id(n),
+            "shipment_id": parcel(n),
+            "location": place,
+        }
         scan |= {"items": [{"item_id": item_id(n), "quantity": 1}], "tracking_number": "SHARED"}
         await send(settings, "shipment.updated", scan, order_id(n))
-    back = VALID["order.returned"] | {"order_id": order_id(1), "return_id": returned(1), "reason": "MARKED-REASON"}
+    back = VALID["order.returned"] | {
+        "order_id": order_id(1),
+        "return_id": returned(1),
+        "reason": "MARKED-REASON",
+    }
     await send(settings, "order.returned", back, "another key")
     paid = json.dumps(VALID["order.paid"] | {"order_id": order_id(1), "method": "MARKED-METHOD"})
     encoded = json.dumps(
         {**attributes("order.paid"), "data_base64": base64.b64encode(paid.encode()).decode()}
     )
     await put(settings, "order.paid", "another key", STRUCTURED, encoded.encode())
-    escaped = json.dumps(VALID["order.cancel_requested"] | {"order_id": order_id(1), "reason": "MARKED-CAUSE"})
+    escaped = json.dumps(
+        VALID["order.cancel_requested"] | {"order_id": order_id(1), "reason": "MARKED-CAUSE"}
+    )
     headers, _ = record("order.cancel_requested", {})
     hidden = escaped.replace(order_id(1)[:2], "\\u0030\\u0065", 1)
     await put(settings, "order.cancel_requested", "another key", headers, hidden.encode())
-    await send(settings, "payment.failed", VALID["payment.failed"] | {"order_id": order_id(4), "reason": MARK}, order_id(4))
+    await send(
+        settings,
+        "payment.failed",
+        VALID["payment.failed"] | {"order_id": order_id(4), "reason": MARK},
+        order_id(4),
+    )
     # Refused, and none of these makes an order the user's.
     await send(settings, "order.created", order(4, USER), order_id(4))
     await put(settings, "order.created", order_id(5), [], b"\xff no JSON, of " + USER.encode())
@@ -122,10 +137,17 @@ async def test_everything_of_one_user_and_nothing_of_another(fresh: Settings, tm
             ("shipment.updated", order_id(1)),
             *((topic, "another key") for topic in ("order.returned", "order.paid", "order.cancel_requested")),
             *[("orders.rekeyed", order_id(1))] * 3,
-            *((each["topic"], each["key"]) for each in document["events"] if each["topic"] == "orders.decisions"),
+            *(
+                (each["topic"], each["key"])
+                for each in document["events"]
+                if each["topic"] == "orders.decisions"
+            ),
         ]
     )
-    assert {topic for topic, _ in events(document, "published")} >= {"payment.initiate", "order.status_changed"}
+    assert {topic for topic, _ in events(document, "published")} >= {
+        "payment.initiate",
+        "order.status_changed",
+    }
     assert {key for _, key in events(document, "published")} == {order_id(1), order_id(2)}
     refused = [each["value"] for each in document["dead_letters"]]
     assert sorted(map(type, refused), key=str) == [dict, dict]
@@ -141,7 +163,10 @@ async def test_everything_of_one_user_and_nothing_of_another(fresh: Settings, tm
         del each["expires_ms"]
     assert whole == document
     assert nobody.returncode == 0
-    assert json.loads(nobody.stdout) == {"user_id": OTHER.replace("2", "9"), **{name: [] for name in SECTIONS}}
+    assert json.loads(nobody.stdout) == {
+        "user_id": OTHER.replace("2", "9"),
+        **{name: [] for name in SECTIONS},
+    }
 
 
 def test_ids_are_found_however_they_are_written() -> None:

@@ -108,7 +108,9 @@ COMMAND_OF = {"delete": "DEL"}
 CLIENTS = {"redis", "client", "cache", "_redis", "_cache", "_client"}
 
 
-@pytest.mark.parametrize("file", ["operations/repair.py", "operations/rebuild.py", "operations/repartition.py"])
+@pytest.mark.parametrize(
+    "file", ["operations/repair.py", "operations/rebuild.py", "operations/repartition.py"]
+)
 def test_the_owner_may_send_what_mends_the_cache(file: str) -> None:
     """Whatever is awaited of a client of Redis, by its usual names."""
     rights = cache_rights(Settings(), "owner")
@@ -118,7 +120,11 @@ def test_the_owner_may_send_what_mends_the_cache(file: str) -> None:
         if isinstance(node, ast.Await) and isinstance(node.value, ast.Call):
             call = node.value.func
             if isinstance(call, ast.Attribute):
-                of = call.value.attr if isinstance(call.value, ast.Attribute) else getattr(call.value, "id", "")
+                of = (
+                    call.value.attr
+                    if isinstance(call.value, ast.Attribute)
+                    else getattr(call.value, "id", "")
+                )
                 if of in CLIENTS and call.attr not in ("aclose", "put"):
                     sent.add(COMMAND_OF.get(call.attr, call.attr.upper()))
     assert sent
@@ -167,7 +173,16 @@ def test_a_user_of_redis_keeps_its_password_and_nothing_else() -> None:
     rights = cache_rights(Settings(), "reader")
     assert rights is not None
     words = acl_user(rights, "api").split()
-    assert words[:8] == ["ACL", "SETUSER", "api", "on", "resetkeys", "resetchannels", "clearselectors", "-@all"]
+    assert words[:8] == [
+        "ACL",
+        "SETUSER",
+        "api",
+        "on",
+        "resetkeys",
+        "resetchannels",
+        "clearselectors",
+        "-@all",
+    ]
     assert "reset" not in words
     assert {word[0] for word in words[8:]} == {"%", "~", "+"}
     assert not [word for word in words if word.startswith("~") and word != "~rows:*"]
