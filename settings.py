@@ -7,121 +7,24 @@ The description of a setting gives its unit and the reason for its default.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Self
-from urllib.parse import parse_qsl
+from typing import Any, Final, Literal, Self
 
-from pydantic import Field, GetCoreSchemaHandler, SecretStr, field_validator
-from pydantic_core import CoreSchema, core_schema
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from credentials import PostgresUrl, RedisUrl, Secret
 from domain.deadlines import DeadlinePolicy
 
-_PARTS: Final = re.compile(
-    r"(?P<scheme>[a-z]+)://(?:(?P<user>[^:/?#\[\]@]*)(?::(?P<password>[^/?#\[\]@]*))?@)?(?P<hosts>[^/?#@]*)"
-    r"(?P<path>/[^?#@:]*)?(?:\?(?P<query>[^#@]*))?"
-)
-_HOST: Final = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[\w.~%-]+)(?::(?P<port>[0-9]{1,5}))?")
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
+_KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
+"""Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key."""
 _JWKS_URL: Final = re.compile(
     r"(?:https://[^/?#@\s]+|http://(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?)(?:[/?][^@#\s]*)?"
 )
-
-
-class ServerUrl(SecretStr):
-    """A server's URL, which may hold passwords. Only the server's client may call get_secret_value().
-
-    As text, in logs, in errors and in dumps it shows only where the server is, never what stands before the @
-    or after the ?. Raises ValueError, without repeating the URL, if its parts are ambiguous. Never blocks.
-    """
-
-    schemes: ClassVar[tuple[str, ...]] = ()
-    example: ClassVar[str] = ""
-
-    def __init__(self, value: str) -> None:
-        super().__init__(value)
-        parts = _PARTS.fullmatch(value) if value.isprintable() and " " not in value else None
-        if (
-            parts is None
-            or parts["scheme"] not in self.schemes
-            or not self._usable(parts["hosts"], parts["path"] or "")
-        ):
-            raise ValueError(self._refusal())
-        if not _is_query(parts["query"] or ""):
-            raise ValueError(self._refusal())
-        hidden = "***@" if parts["user"] or parts["password"] else ""
-        query = "?***" if parts["query"] else ""
-        self._shown = f"{parts['scheme']}://{hidden}{parts['hosts']}{parts['path'] or ''}{query}"
-
-    def __str__(self) -> str:
-        return self._shown
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._shown!r})"
-
-    @classmethod
-    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(
-            cls._validated, serialization=core_schema.to_string_ser_schema()
-        )
-
-    @classmethod
-    def _validated(cls, value: Any) -> Self:
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, str):
-            raise ValueError(cls._refusal())
-        return cls(value)
-
-    @classmethod
-    def _refusal(cls) -> str:
-        return (
-            f"must look like {cls.example}; in a name or password, / ? # [ ] @ are written %2F %3F %23 %5B"
-            " %5D %40"
-        )
-
-    @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
-        raise NotImplementedError
-
-
-class PostgresUrl(ServerUrl):
-    """A URL of PostgreSQL, as asyncpg reads it: several hosts with commas, none for a socket."""
-
-    schemes = ("postgresql", "postgres")
-    example = "postgresql://user:password@host:port/database"
-
-    @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
-        return not hosts or all(map(_is_host, hosts.split(",")))
-
-
-class RedisUrl(ServerUrl):
-    """A URL of Redis, as redis-py reads it."""
-
-    schemes = ("redis", "rediss", "unix")
-    example = "redis://user:password@host:port/db"
-
-    @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
-        return (not hosts and len(path) > 1) or (_is_host(hosts) and path[1:].isdecimal() >= bool(path[1:]))
-
-
-def _is_host(text: str) -> bool:
-    host = _HOST.fullmatch(text)
-    return host is not None and int(host["port"] or 0) <= 65535
-
-
-def _is_query(text: str) -> bool:
-    try:
-        return all(
-            re.fullmatch(r"[A-Za-z_][\w.]*", name)
-            for name, _ in parse_qsl(text, keep_blank_values=True, strict_parsing=bool(text))
-        )
-    except ValueError:
-        return False
 
 
 class Settings(BaseSettings):
@@ -146,9 +49,83 @@ class Settings(BaseSettings):
         RedisUrl("redis://127.0.0.1:6379/0"),
         description="The cache, redis://host:port/db. It may be down at any time.",
     )
+    postgres_file: Path | None = Field(
+        None,
+        description=(
+            "File that holds the URL of the primary, instead of ORDERS_POSTGRES: read again for each new "
+            "connection, so a changed password needs no restart."
+        ),
+    )
+    postgres_replica_file: Path | None = Field(
+        None, description="File that holds the URL of the replica, instead of ORDERS_POSTGRES_REPLICA."
+    )
+    redis_file: Path | None = Field(
+        None,
+        description=(
+            "File that holds the URL of the cache, instead of ORDERS_REDIS. User and password are read "
+            "again for each new connection, the rest at the start."
+        ),
+    )
     data: Path = Field(
         Path(".orders-data"),
         description="Folder of the workers' local state (RocksDB). If it is deleted, workers rebuild it.",
+    )
+
+    # -- Kafka's security (docs/how-to/connect-kafka.md) -----------------------------------------------------
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT",
+        description=(
+            "How Kafka is spoken to: SSL and SASL_SSL encrypt and check the brokers' certificates, SASL_... "
+            "log in. SASL_PLAINTEXT is for networks that nobody else can listen to."
+        ),
+    )
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
+        None, description="How to log in to Kafka, for SASL_PLAINTEXT and SASL_SSL."
+    )
+    kafka_sasl_username: str = Field("", description="User for PLAIN and SCRAM; an API key is one too.")
+    kafka_sasl_password: Secret = Field(Secret(""), description="Password for PLAIN and SCRAM.")
+    kafka_sasl_password_file: Path | None = Field(
+        None,
+        description=(
+            "File that holds the password, instead of ORDERS_KAFKA_SASL_PASSWORD: read again for each new "
+            "connection."
+        ),
+    )
+    kafka_ssl_cafile: Path | None = Field(
+        None,
+        description=(
+            "Certificates (PEM) of the authorities that sign the brokers' certificates. Unset: those that "
+            "this machine trusts."
+        ),
+    )
+    kafka_ssl_certfile: Path | None = Field(
+        None,
+        description=(
+            "This client's certificate (PEM, with those in between), where the brokers ask for one. Read "
+            "again, with its key, for new connections when it has changed."
+        ),
+    )
+    kafka_ssl_keyfile: Path | None = Field(
+        None, description="Key of the client's certificate (PEM). Unset: it is in the same file."
+    )
+    kafka_ssl_key_password: Secret = Field(Secret(""), description="Password of an encrypted key.")
+    kafka_ssl_key_password_file: Path | None = Field(
+        None, description="File that holds the key's password, instead of ORDERS_KAFKA_SSL_KEY_PASSWORD."
+    )
+    kafka_oauth_token_file: Path | None = Field(
+        None,
+        description=(
+            "File that holds the token for OAUTHBEARER, kept fresh by something else: read for each new "
+            "connection."
+        ),
+    )
+    kafka_oauth_token_command: Secret = Field(
+        Secret(""),
+        description=(
+            "Program with arguments (no shell) that prints a token for OAUTHBEARER, or JSON with an "
+            "access_token. It runs for a new connection, unless the token before is one whose end is known "
+            "and far enough away. It has 20 s."
+        ),
     )
 
     # -- topology --------------------------------------------------------------------------------------------
@@ -408,8 +385,8 @@ class Settings(BaseSettings):
     )
 
     # -- reading (docs/api.md) -------------------------------------------------------------------------------
-    api_keys: SecretStr = Field(
-        SecretStr(""),
+    api_keys: Secret = Field(
+        Secret(""),
         description=(
             "Bearer keys that `orders api` accepts, separated by commas; each reads everything. Without keys,"
             " named keys or an issuer anybody may read, and only loopback is served."
@@ -468,6 +445,9 @@ class Settings(BaseSettings):
             "Whether `orders api` logs each request: name of the key, method, route, status, milliseconds."
         ),
     )
+    api_keys_file: Path | None = Field(
+        None, description="File that holds the keys, instead of ORDERS_API_KEYS. It is read at the start."
+    )
     read_pool: int = Field(
         8,
         ge=1,
@@ -523,7 +503,8 @@ class Settings(BaseSettings):
     def _brokers(cls, value: str) -> str:
         if "://" in value:
             raise ValueError(
-                "must be host:port,host:port without a scheme: a login or TLS for Kafka can't be set yet"
+                "must be host:port,host:port without a scheme: ORDERS_KAFKA_SECURITY_PROTOCOL and"
+                " ORDERS_KAFKA_SASL_... say how to connect"
             )
         for number, broker in enumerate(value.split(","), 1):
             address = _BROKER.fullmatch(broker.strip())
@@ -533,17 +514,46 @@ class Settings(BaseSettings):
 
     @field_validator("api_keys")
     @classmethod
-    def _api_keys(cls, value: SecretStr) -> SecretStr:
-        # Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key.
-        if any(
-            not re.fullmatch(r"[A-Za-z0-9._~+/-]{16,}=*", key.strip())
-            for key in value.get_secret_value().split(",")
-            if key.strip()
-        ):
-            raise ValueError(
-                "each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32"
-            )
+    def _api_keys(cls, value: Secret) -> Secret:
+        _check_keys(value.get_secret_value())
         return value
+
+    @field_validator("kafka_oauth_token_command")
+    @classmethod
+    def _token_command(cls, value: Secret) -> Secret:
+        try:
+            shlex.split(value.get_secret_value())
+        except ValueError as error:
+            raise ValueError(f"can't be split into words ({error}); quote it as for a shell") from None
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Read the secrets that lie in files."""
+        # An empty variable is as good as none, so that a compose file can pass them all on.
+        values = {
+            name: value
+            for name, value in values.items()
+            if value != "" or not name.startswith("kafka_") or name in SECRET_FILES
+        }
+        for name, (kind, check) in SECRET_FILES.items():
+            path = values.get(f"{name}_file")
+            if not path:
+                values.pop(f"{name}_file", None)
+                continue
+            variable = f"ORDERS_{name.upper()}"
+            if values.get(name):
+                raise ValueError(f"{variable} and {variable}_FILE are both set; set one of them")
+            values[name] = kind.from_file(f"{variable}_FILE", Path(path), check)
+        return values
+
+    @model_validator(mode="after")
+    def _kafka_security(self) -> Self:
+        """What belongs together is set together."""
+        for problem in _security_problems(self):
+            raise ValueError(problem)
+        return self
 
     @field_validator("api_jwt_jwks")
     @classmethod
@@ -597,6 +607,94 @@ class Settings(BaseSettings):
     def changelog_topic(self) -> str:
         """Name of the changelog topic of the orders table."""
         return f"{self.group}-state-changelog"
+
+
+def _check_keys(text: str) -> None:
+    if any(not _KEY.fullmatch(key.strip()) for key in text.split(",") if key.strip()):
+        raise ValueError(
+            "each key is at least 16 of A-Z a-z 0-9 . _ ~ + / -; make one with: openssl rand -hex 32"
+        )
+
+
+SECRET_FILES: Final[dict[str, tuple[type[Secret], Callable[[str], object] | None]]] = {
+    "kafka_sasl_password": (Secret, None),
+    "kafka_ssl_key_password": (Secret, None),
+    "postgres": (PostgresUrl, None),
+    "postgres_replica": (PostgresUrl, None),
+    "redis": (RedisUrl, None),
+    "api_keys": (Secret, _check_keys),
+}
+"""Secrets that may lie in a file, which ORDERS_<NAME>_FILE names: how each is kept, and what it must be."""
+
+
+def _security_problems(s: Settings) -> Iterator[str]:
+    """What is wrong with the settings of Kafka's security, each in a line. Repeats no secret. Pure."""
+    protocol = s.kafka_security_protocol
+    sasl, tls = protocol.startswith("SASL_"), protocol.endswith("SSL")
+    password, username = bool(s.kafka_sasl_password), bool(s.kafka_sasl_username)
+    token = [
+        name
+        for name, given in (
+            ("ORDERS_KAFKA_OAUTH_TOKEN_FILE", s.kafka_oauth_token_file),
+            ("ORDERS_KAFKA_OAUTH_TOKEN_COMMAND", s.kafka_oauth_token_command),
+        )
+        if given
+    ]
+    if len(token) > 1:
+        yield f"{' and '.join(token)} are both set; set one of them"
+    if not sasl:
+        login = [
+            name
+            for name, given in (
+                ("ORDERS_KAFKA_SASL_MECHANISM", s.kafka_sasl_mechanism),
+                ("ORDERS_KAFKA_SASL_USERNAME", username),
+                ("ORDERS_KAFKA_SASL_PASSWORD", password),
+            )
+            if given
+        ] + token
+        if login:
+            yield (
+                f"{login[0]} is set, but ORDERS_KAFKA_SECURITY_PROTOCOL={protocol} doesn't log in; make it"
+                f" {'SASL_SSL' if tls else 'SASL_SSL (or SASL_PLAINTEXT)'}"
+            )
+    elif s.kafka_sasl_mechanism is None:
+        yield (
+            f"ORDERS_KAFKA_SECURITY_PROTOCOL={protocol} needs ORDERS_KAFKA_SASL_MECHANISM: PLAIN,"
+            " SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+        )
+    elif s.kafka_sasl_mechanism == "OAUTHBEARER":
+        if not token:
+            yield (
+                "ORDERS_KAFKA_SASL_MECHANISM=OAUTHBEARER needs ORDERS_KAFKA_OAUTH_TOKEN_FILE or"
+                " ORDERS_KAFKA_OAUTH_TOKEN_COMMAND"
+            )
+        if username or password:
+            yield (
+                "ORDERS_KAFKA_SASL_MECHANISM=OAUTHBEARER logs in by a token: take ORDERS_KAFKA_SASL_USERNAME"
+                " and ORDERS_KAFKA_SASL_PASSWORD away"
+            )
+    else:
+        if not (username and password):
+            yield (
+                f"ORDERS_KAFKA_SASL_MECHANISM={s.kafka_sasl_mechanism} needs ORDERS_KAFKA_SASL_USERNAME and"
+                " ORDERS_KAFKA_SASL_PASSWORD (or ORDERS_KAFKA_SASL_PASSWORD_FILE)"
+            )
+        if token:
+            yield f"{token[0]} is for ORDERS_KAFKA_SASL_MECHANISM=OAUTHBEARER; take it away"
+    yield from _certificate_problems(s, protocol, tls)
+
+
+def _certificate_problems(s: Settings, protocol: str, tls: bool) -> Iterator[str]:
+    files = [
+        name for name in ("cafile", "certfile", "keyfile", "key_password") if getattr(s, f"kafka_ssl_{name}")
+    ]
+    if files and not tls:
+        yield (
+            f"ORDERS_KAFKA_SSL_{files[0].upper()} is set, but ORDERS_KAFKA_SECURITY_PROTOCOL={protocol}"
+            f" doesn't encrypt; make it {'SASL_SSL' if protocol.startswith('SASL_') else 'SSL'}"
+        )
+    if s.kafka_ssl_certfile is None and (s.kafka_ssl_keyfile or s.kafka_ssl_key_password):
+        yield f"ORDERS_KAFKA_SSL_{files[-1].upper()} needs a certificate: set ORDERS_KAFKA_SSL_CERTFILE"
 
 
 find_servers: Callable[[], dict[str, str]] = dict

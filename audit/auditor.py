@@ -59,6 +59,7 @@ from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailabl
 from audit.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
 from errors import OrdersError
 from wire import name_bytes, raw_bytes
+from wire.clients import KafkaSettings
 from wire.reader import Parsed, Unread
 
 _RECORDS_A_BUCKET: Final = 20_000
@@ -87,7 +88,7 @@ class Target:
     cache that is behind is waited for.
     """
 
-    brokers: Sequence[str]
+    kafka: KafkaSettings = field(repr=False)
     group: str
     changelog: str
     postgres: str = field(repr=False)
@@ -143,7 +144,7 @@ class Auditor:
         started = time.monotonic()
         async with AsyncExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="orders-audit-")))
-            log = await stack.enter_async_context(Log(self._target))
+            log = await stack.enter_async_context(Log(self._target.kafka))
             rows = await stack.enter_async_context(Rows.open(self._target.postgres))
             cache = None
             if self._target.redis:

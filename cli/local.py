@@ -25,6 +25,7 @@ def servers() -> dict[str, str]:
     names some of them. Reads a file and asks for processes; never raises.
     """
     set_names = {name.upper() for name in os.environ}
+    set_names |= {name.removesuffix("_FILE") for name in set_names}
     if set_names.issuperset(NEEDED):
         return {}
     stack = next((each for each in map(_running, _folders()) if each is not None), None)

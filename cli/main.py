@@ -9,6 +9,7 @@ import gc
 import importlib
 import logging
 import re
+import ssl
 import sys
 import traceback
 from collections.abc import Iterator
@@ -112,7 +113,15 @@ LOCAL_SERVERS: Final = frozenset(
 """Modules of the extra `stack`, which the workers' image doesn't have."""
 
 
-SECRETS: Final = frozenset({"API_JWT_JWKS", "API_KEYS", "KAFKA", "POSTGRES", "POSTGRES_REPLICA", "REDIS"})
+SECRETS: Final = frozenset(
+    {
+        "API_JWT_JWKS",
+        "KAFKA",
+        "KAFKA_OAUTH_TOKEN_COMMAND",
+        "KAFKA_SASL_USERNAME",
+        *map(str.upper, settings.SECRET_FILES),
+    }
+)
 """Settings that may hold a secret.
 An invalid value of them isn't repeated: which part is secret isn't known.
 """
@@ -254,10 +263,14 @@ def explain(error: BaseException) -> str | None:
 
     Never blocks.
     """
-    for cause in _causes(error):
-        line = _explain_one(cause)
-        if line is not None:
-            return line
+    causes = list(_causes(error))
+    # Why a server that is there doesn't let us in, or not do something, is often wrapped in an error that
+    # only says that there was no answer.
+    for explained in (_explain_refusal, _explain_one):
+        for cause in causes:
+            line = explained(cause)
+            if line is not None:
+                return line
     return None
 
 
@@ -295,6 +308,51 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         ]
 
 
+def _explain_refusal(error: BaseException) -> str | None:
+    family = type(error).__module__.partition(".")[0]
+    if family == "wire" and isinstance(error, OrdersError):
+        return one_line(error)
+    if family == "aiokafka":
+        from wire.denied import acl
+
+        lacking = acl(error)
+        if lacking is not None:
+            return (
+                f"Kafka at {_address('kafka')} doesn't allow this client {lacking}; have that ACL added for"
+                " its user (kafka-acls --add)"
+            )
+    if family == "redis" and type(error).__name__ in ("AuthenticationError", "NoPermissionError"):
+        return _explain_redis(error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return _untrusted(error)
+    return None
+
+
+def _explain_redis(error: BaseException) -> str:
+    where = _address("redis")
+    if type(error).__name__ == "AuthenticationError":
+        return (
+            f"Redis at {where} refuses the login ({one_line(error)}); check the user and the password in"
+            " ORDERS_REDIS"
+        )
+    return (
+        f"Redis at {where} doesn't allow it ({one_line(error)}); give its user that (ACL SETUSER): orders grants"
+        " redis prints what each needs"
+    )
+
+
+def _untrusted(error: ssl.SSLCertVerificationError) -> str | None:
+    server = _connecting(error.__traceback__)
+    if server not in ("postgres", "redis"):
+        return None
+    option = "sslrootcert" if server == "postgres" else "ssl_ca_certs"
+    return (
+        f"the certificate of {_SERVERS[server]} at {_address(server)} isn't trusted"
+        f" ({one_line(error.verify_message).rstrip('.')}); name its authority by {option}= in"
+        f" ORDERS_{server.upper()}, or have the certificate renewed"
+    )
+
+
 def _explain_one(error: BaseException) -> str | None:
     if isinstance(error, OrdersError):
         return "\n".join((one_line(error), *error.log.splitlines()))
@@ -315,7 +373,6 @@ def _explain_one(error: BaseException) -> str | None:
     if family == "redis" and type(error).__name__ in (
         "ConnectionError",
         "TimeoutError",
-        "AuthenticationError",
         "BusyLoadingError",
     ):
         return _unreachable("redis", error)
@@ -339,6 +396,8 @@ def _explain_one(error: BaseException) -> str | None:
 
 def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
+    if not name:  # of several settings: it names them itself
+        return f"{problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
     value = "***" if name in SECRETS else one_line(problem["input"])
     return (
         f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
@@ -376,9 +435,14 @@ def _explain_postgres(error: BaseException) -> str | None:
             f"Postgres at {address} doesn't allow it ({one_line(error)}); run it as the owner of the tables,"
             " or GRANT it to this role: orders grants postgres prints what each needs"
         )
+    if state[:2] == "28":
+        return (
+            f"Postgres at {address} refuses the login ({one_line(error)}); check the user and the password in"
+            " ORDERS_POSTGRES"
+        )
     if state == "0A000":
         return f"Postgres at {address} says: {one_line(error)}; take a newer one, or do without this"
-    if state[:2] in ("08", "28", "57") or state in ("3D000", "53300"):
+    if state[:2] in ("08", "57") or state in ("3D000", "53300"):
         return f"Postgres at {address} says: {one_line(error)}; check ORDERS_POSTGRES"
     if type(error).__name__ == "ClientConfigurationError":
         # What it got may be a secret.

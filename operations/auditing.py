@@ -28,7 +28,7 @@ def target_of(settings: Settings, *, cache: bool, tables: bool) -> Target:
     Without `cache` Redis is left out, without `tables` the workers' local tables. Pure.
     """
     return Target(
-        brokers=settings.brokers,
+        kafka=settings,
         group=settings.group,
         changelog=settings.changelog_topic,
         postgres=plain(settings.postgres.get_secret_value()),

@@ -119,7 +119,7 @@ class Reader:
 
     async def __aenter__(self) -> Self:
         """Raises TopicsMissing."""
-        described = await topics.describe(self._settings)
+        described = await topics.describe(self._settings, self._names)
         topics.require(self._settings, self._names, described)
         partitions = [
             TopicPartition(name, number)

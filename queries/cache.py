@@ -15,14 +15,13 @@ from contextlib import suppress
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from queries.circuit import Circuit
 from settings import Settings
-from sinks.redis import called
+from sinks.redis import called, open_client
 from sinks.within import answered_within
 
 T = TypeVar("T")
@@ -75,8 +74,8 @@ class CacheReader:
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.redis_timeout
         self._ttl = settings.cache_ttl_refill
-        self._client: Any = redis.asyncio.Redis.from_url(
-            settings.redis.get_secret_value(),
+        self._client: Any = open_client(
+            settings.redis,
             # The client's own limits would count what this event loop is busy with.
             socket_timeout=None,
             socket_connect_timeout=None,

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from credentials import PostgresUrl
 from queries import statements
 from queries.circuit import Circuit
 from queries.errors import Unavailable
@@ -34,7 +35,7 @@ class Away(Exception):
 class Database:
     """One server. Reads of any number of callers, settings.read_pool at a time."""
 
-    def __init__(self, settings: Settings, url: str, name: str) -> None:
+    def __init__(self, settings: Settings, url: str | PostgresUrl, name: str) -> None:
         self.name = name
         self.reads = 0
         """Statements sent so far, for those who count them."""
@@ -150,7 +151,7 @@ def _only_open(connection: Any, _record: Any, _proxy: Any) -> None:
 class Replica(Database):
     """A database that follows another one."""
 
-    def __init__(self, settings: Settings, url: str) -> None:
+    def __init__(self, settings: Settings, url: str | PostgresUrl) -> None:
         super().__init__(settings, url, "replica")
         self._flight = SingleFlight()
         self._looked: float | None = None
@@ -174,9 +175,9 @@ class Databases:
     """The databases that rows are read from, the best one first."""
 
     def __init__(self, settings: Settings) -> None:
-        self.primary = Database(settings, settings.postgres.get_secret_value(), "primary")
+        self.primary = Database(settings, settings.postgres, "primary")
         replica = settings.postgres_replica
-        self.replica = None if replica is None else Replica(settings, replica.get_secret_value())
+        self.replica = None if replica is None else Replica(settings, replica)
         self._most = settings.replica_max_lag
 
     def fresh(self, lag: float | None) -> bool:

@@ -137,7 +137,7 @@ class BulkJobs:
         settings = self._settings
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(
-                settings.postgres.get_secret_value(),
+                settings.postgres,
                 self._name,
                 timeout=settings.postgres_connect_timeout,
                 command_timeout=settings.postgres_statement_timeout,

@@ -31,6 +31,8 @@ from weakref import WeakSet
 
 import asyncpg
 
+from credentials import PostgresUrl
+
 log = logging.getLogger(__name__)
 
 LOOK: Final = 3.0
@@ -130,7 +132,7 @@ class Connection(asyncpg.Connection):
 
 
 async def connect(
-    url: str,
+    url: str | PostgresUrl,
     name: str,
     *,
     timeout: float,
@@ -139,6 +141,7 @@ async def connect(
     **options: Any,
 ) -> Connection:
     """Connect to the first usable host of `url`; each host gets an equal share of `timeout` (seconds).
+    A URL that lies in a file is read anew.
 
     connect_timeout in the URL is for each host and comes first. `name` tells the server's operator who
     connects, unless the URL does. `server_settings` come before the URL's. The session's search path is the
@@ -147,7 +150,7 @@ async def connect(
     Blocks until connected. Raises asyncpg.ClientConfigurationError for an address that can't be used;
     OSError, TimeoutError or asyncpg.PostgresError if no host is there or one refuses.
     """
-    address = _read(url)
+    address = _read(url if isinstance(url, str) else url.get_secret_value())
     # What the URL says is the server's; what this program relies on comes before it.
     settings = {"search_path": "public", **(server_settings or {})}
     if not address.named:
@@ -207,7 +210,7 @@ def plain(url: str) -> str:
 class Connector:
     """Makes connections of a pool, and knows them as long as somebody else does."""
 
-    def __init__(self, url: str, name: str, **options: Any) -> None:
+    def __init__(self, url: str | PostgresUrl, name: str, **options: Any) -> None:
         """All as for `connect`."""
         self._url = url
         self._name = name

@@ -115,8 +115,9 @@ async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
     async with AsyncExitStack() as stack:
 
         async def dial() -> asyncpg.Connection[asyncpg.Record]:
-            url = settings.postgres.get_secret_value()
-            connection = await connection_to(url, "orders-init", timeout=settings.postgres_connect_timeout)
+            connection = await connection_to(
+                settings.postgres, "orders-init", timeout=settings.postgres_connect_timeout
+            )
             await stack.enter_async_context(watched(connection))
             return connection
 

@@ -114,7 +114,7 @@ class PostgresSink:
         self._partition_by: PartitionBy | None = None
         timeout = settings.postgres_statement_timeout
         self._connector = Connector(
-            settings.postgres.get_secret_value(),
+            settings.postgres,
             "orders-worker",
             timeout=settings.postgres_connect_timeout,
             # Also when the server has gone without a word: a little later than the server's own limit, which

@@ -17,10 +17,13 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
 import redis.asyncio
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
 from redis.exceptions import NoScriptError, RedisError
 
+from credentials import RedisUrl
 from settings import Settings
 from sinks.rows import CacheEntry
 from sinks.within import answered_within
@@ -271,6 +274,34 @@ async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int
     return lags
 
 
+class _Login(CredentialProvider):
+    """User and password of a URL, as they are when a connection is made."""
+
+    def __init__(self, url: RedisUrl) -> None:
+        self._url = url
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        given = parse_url(self._url.get_secret_value())
+        user, password = given.get("username"), given.get("password") or ""
+        return (user, password) if user else (password,)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        return self.get_credentials()
+
+
+def open_client(url: RedisUrl, **options: Any) -> Any:
+    """A redis.asyncio.Redis for `url`, not connected yet. `options`: those of its constructor.
+
+    User and password are read anew for each connection, if the URL has any now and lies in a file.
+    Never blocks.
+    """
+    given: dict[str, Any] = {**options, **parse_url(url.get_secret_value())}
+    if given.pop("username", None) or given.get("password"):
+        given["credential_provider"] = _Login(url)
+    given.pop("password", None)
+    return redis.asyncio.Redis.from_pool(redis.asyncio.ConnectionPool(**given))
+
+
 class RedisSink:
     """Writes cache entries.
 
@@ -283,8 +314,8 @@ class RedisSink:
     def __init__(self, settings: Settings, *, client: Client | None = None) -> None:
         """Create the sink. `client` is by default one for settings.redis."""
         self._timeout = settings.redis_timeout
-        self._client: Client = client or redis.asyncio.Redis.from_url(
-            settings.redis.get_secret_value(),
+        self._client: Client = client or open_client(
+            settings.redis,
             # The client's own limits would count what this event loop is busy with.
             socket_timeout=None,
             socket_connect_timeout=None,

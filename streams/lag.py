@@ -20,6 +20,7 @@ from contracts.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
 from streams.topics import require
 from wire import clients, learn_topics
+from wire.metadata import require_visible
 
 COORDINATOR_SECONDS: Final = 30.0
 """How long a group's coordinator may be away: a new cluster makes its offsets topic when first asked, a
@@ -153,6 +154,7 @@ class LagReader:
             for topic in await self._admin.describe_topics()
             if not topic["error_code"]
         }
+        await require_visible(self._admin._client, [topic for topic in topics if topic not in described])
         require(self._settings, topics, described)
         for consumer in (self._offsets, self._stable):
             await learn_topics(consumer, topics)

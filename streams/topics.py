@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Container, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import KafkaTimeoutError, TopicAlreadyExistsError, UnknownTopicOrPartitionError, for_code
+from aiokafka.errors import (
+    KafkaTimeoutError,
+    TopicAlreadyExistsError,
+    UnknownTopicOrPartitionError,
+    for_code,
+)
 from aiokafka.protocol.metadata import MetadataRequest
 
 from contracts import topics as names
 from errors import OrdersError
 from settings import Settings
 from wire import clients
+from wire.metadata import require_visible
 
 INPUT_MAX_BYTES: Final = 6 << 20
 """Largest batch on an input topic, bytes."""
@@ -305,10 +311,15 @@ def check(settings: Settings, needed: Sequence[TopicSpec], existing: Mapping[str
         raise TopicMismatch("; ".join((*whats, *more)), "; ".join(dict.fromkeys(remedies)))
 
 
-async def describe(settings: Settings) -> dict[str, TopicState]:
-    """The pipeline's topics as they are, by name; what doesn't exist is left out."""
+async def describe(settings: Settings, names: Collection[str] = ()) -> dict[str, TopicState]:
+    """The pipeline's topics as they are, or those named of them, by name; what doesn't exist is left out.
+    Raises TopicAuthorizationFailedError if one may be there, but may not be seen.
+    """
     async with _admin(settings) as admin:
-        return await _states(admin, [spec.name for spec in specs(settings, 1)])
+        needed = names or [spec.name for spec in specs(settings, 1)]
+        states = await _states(admin, needed)
+        await require_visible(admin._client, [name for name in needed if name not in states])
+        return states
 
 
 def require(settings: Settings, names: Iterable[str], existing: Container[str]) -> None:
@@ -320,10 +331,14 @@ def require(settings: Settings, names: Iterable[str], existing: Container[str]) 
 
 
 async def missing(settings: Settings) -> list[str]:
-    """The pipeline's topics that don't exist, in their order: what a worker would wait for in vain."""
+    """The pipeline's topics that don't exist, in their order: what a worker would wait for in vain.
+    Raises TopicAuthorizationFailedError if one may be there, but may not be seen.
+    """
     async with _admin(settings) as admin:
         existing = await _partition_counts(admin)
-        return [spec.name for spec in specs(settings, 1) if spec.name not in existing]
+        lacking = [spec.name for spec in specs(settings, 1) if spec.name not in existing]
+        await require_visible(admin._client, lacking)
+        return lacking
 
 
 async def grow(settings: Settings, names: Sequence[str], partitions: int) -> list[str]:
@@ -425,7 +440,7 @@ async def _partition_counts(admin: AIOKafkaAdminClient, broker: int | None = Non
     return counts
 
 
-async def _states(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, TopicState]:
+async def _states(admin: AIOKafkaAdminClient, names: Collection[str]) -> dict[str, TopicState]:
     described: dict[str, Any] = {
         topic["topic"]: topic for topic in await admin.describe_topics() if not topic["error_code"]
     }

@@ -3,8 +3,8 @@ which no record is unwritable.
 
 aiokafka's parser raises at the first record that it can't take, and everything behind it in the partition
 stays hidden. Its builder takes no header name that isn't UTF-8. Both are replaced here, and its
-connection, for every client of this process: aiokafka has no other place for it. So clients are made in
-wire.clients, and nowhere else.
+connection and its bare client, which tell why a broker refuses them, for every client of this process:
+aiokafka has no other place for it. So clients are made in wire.clients, and nowhere else.
 """
 
 from __future__ import annotations
@@ -12,16 +12,19 @@ from __future__ import annotations
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, conn
-from aiokafka.consumer import fetcher
+from aiokafka.admin import client as admin
+from aiokafka.consumer import consumer, fetcher
 from aiokafka.producer import message_accumulator, producer
 
 from wire.builder import BatchBuilder, SizeEstimate
+from wire.client import Client
 from wire.connection import Connection
 from wire.metadata import learn_topics, partitions_of
 from wire.names import name_bytes
 from wire.reader import PartitionRecords, RecordBatches, UnreadableRecord
 
 conn.AIOKafkaConnection = Connection
+admin.AIOKafkaClient = consumer.AIOKafkaClient = producer.AIOKafkaClient = Client
 fetcher.MemoryRecords = RecordBatches
 fetcher.PartitionRecords = PartitionRecords
 message_accumulator.BatchBuilder = BatchBuilder

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.client import AIOKafkaClient
 
 from wire import AIOKafkaConsumer, AIOKafkaProducer
+from wire.access import Access, SecuritySettings
+from wire.client import Client
 
 
-class KafkaSettings(Protocol):
-    """How the brokers are reached."""
+class KafkaSettings(SecuritySettings, Protocol):
+    """How the brokers are reached, and how a program gets in."""
 
     @property
     def brokers(self) -> Sequence[str]:
@@ -20,8 +21,12 @@ class KafkaSettings(Protocol):
 
 
 def connection(settings: KafkaSettings) -> dict[str, Any]:
-    """Keyword arguments by which any client of aiokafka reaches the brokers. Pure."""
-    return {"bootstrap_servers": list(settings.brokers)}
+    """Keyword arguments by which any one client of aiokafka reaches the brokers.
+
+    Certificates and passwords are read here, and again for each connection. Reads files. Raises
+    wire.access.BadFile.
+    """
+    return {"bootstrap_servers": list(settings.brokers), **Access(settings).options()}
 
 
 def consumer(settings: KafkaSettings, client_id: str, *topics: str, **options: Any) -> AIOKafkaConsumer:
@@ -48,8 +53,8 @@ def admin(settings: KafkaSettings, client_id: str, **options: Any) -> AIOKafkaAd
     return AIOKafkaAdminClient(**connection(settings), client_id=client_id, **options)
 
 
-def client(settings: KafkaSettings, client_id: str) -> AIOKafkaClient:
+def client(settings: KafkaSettings, client_id: str) -> Client:
     """A bare client that is not connected yet, for requests that no other client makes.
     See consumer for the rest.
     """
-    return AIOKafkaClient(**connection(settings), client_id=client_id)
+    return Client(**connection(settings), client_id=client_id)

@@ -47,7 +47,7 @@ async def connect(settings: Settings) -> AsyncIterator[Connection]:
     Blocks until connected.
     """
     connection = await connection_to(
-        settings.postgres.get_secret_value(), "orders-db", timeout=settings.postgres_connect_timeout
+        settings.postgres, "orders-db", timeout=settings.postgres_connect_timeout
     )
     try:
         async with watched(connection):

@@ -33,6 +33,7 @@ from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, DueOf, IsState, StateTable, VersionOf
 from streams.transport.transaction import TransactionalLaneProducer
 from wire.log import Stretch
+from wire.refused import AccessRefused
 
 log = logging.getLogger(__name__)
 
@@ -357,6 +358,8 @@ class BatchApp(faust.App):
         producer = cast(FaustProducer, self.producer)
         try:
             found = await inspect_cluster(producer.connection_options(), self.copartitioned)
+        except AccessRefused:
+            raise
         except (KafkaError, OSError) as exc:
             raise Unreachable(
                 f"no Kafka broker answers at {','.join(self.settings.brokers)}: {describe(exc)}"

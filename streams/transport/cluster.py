@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from aiokafka.errors import TopicAuthorizationFailedError
+
 from streams.transport.errors import FolderInUse, PartitionMismatch, UnknownTopics
 from wire import clients
 
@@ -29,7 +31,7 @@ class ClusterInfo(NamedTuple):
 async def inspect_cluster(options: Mapping[str, Any], topics: Iterable[str]) -> ClusterInfo:
     """Ask for the cluster's id and about `topics`. `options`: keyword arguments of wire.clients.admin.
 
-    Blocks for a few round trips. Raises KafkaError if no broker answers.
+    Blocks for a few round trips. Raises KafkaError if no broker answers, or a topic may not be seen.
     """
     admin = clients.admin(**options)
     try:
@@ -38,6 +40,9 @@ async def inspect_cluster(options: Mapping[str, Any], topics: Iterable[str]) -> 
         described = await admin.describe_topics(list(topics))
     finally:
         await admin.close()
+    for topic in described:
+        if topic["error_code"] == TopicAuthorizationFailedError.errno:
+            raise TopicAuthorizationFailedError(topic["topic"])
     partitions = {
         topic["topic"]: len(topic["partitions"])
         for topic in described

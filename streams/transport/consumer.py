@@ -20,6 +20,7 @@ from mode import Service
 from streams.transport.cluster import mismatch
 from streams.transport.consumer_app import ConsumerApp
 from streams.transport.consumer_thread import ConsumerThread, Fetched, Start, beyond_end
+from streams.transport.delivery import GaveUp, describe
 from streams.transport.errors import (
     FailStop,
     GroupRefused,
@@ -31,12 +32,15 @@ from streams.transport.errors import (
 from streams.transport.lane import Claim, Lane, LaneContext, LaneState
 from streams.transport.offset_tracker import Offer, OffsetTracker
 from streams.transport.ordinary import OrdinaryTopics
+from wire.denied import acl
 
 log = logging.getLogger(__name__)
 
 FETCH_TIMEOUT = 1.0
 COMMIT_TIMEOUT = 5.0
 CANCEL_TIMEOUT = 5.0
+MEMBERSHIP = "all"
+"""Name under which the log says that nothing can be read."""
 WATCH_INTERVAL = 1.0
 
 
@@ -443,21 +447,28 @@ class Consumer(driver.Consumer):
             await self.sleep(WATCH_INTERVAL)
             with contextlib.suppress(ConsumerStoppedError):
                 try:
-                    self._check_membership()
+                    await self._check_membership()
                     self._check_partitions()
                     self._check_progress(time.monotonic())
-                except FailStop as exc:
+                except (FailStop, GaveUp) as exc:
                     await self.app.crash(exc)
                     return
 
-    def _check_membership(self) -> None:
+    async def _check_membership(self) -> None:
         # A worker that never got in reads nothing, so it would never be told.
         refusal = self._thread.refusal()
+        if refusal is not None and acl(refusal) is not None:
+            # An ACL that lacks is an outage, as for what lanes write: whoever adds it restarts nothing.
+            self._app.delivery.failed(MEMBERSHIP, describe(refusal))
+            await self._thread.in_thread(self._thread.join_again())
+            return
+        if refusal is None and self._thread.leased():
+            self._app.delivery.recovered(MEMBERSHIP)
         if isinstance(refusal, InconsistentGroupProtocolError):
             raise GroupShut(f"group {self._app.settings.group} keeps workers out") from refusal
         if refusal is not None:
             raise GroupRefused(
-                f"group {self._app.settings.group} doesn't let this worker in: {refusal!r}"
+                f"group {self._app.settings.group} doesn't let this worker in: {describe(refusal)}"
             ) from refusal
 
     def _check_progress(self, now: float) -> None:

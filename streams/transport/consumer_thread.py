@@ -8,6 +8,7 @@ it) is taken here in one step.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -24,10 +25,12 @@ from faust.types import TP
 
 from streams.transport.consumer_app import ConsumerApp
 from streams.transport.errors import OffsetBeyondEnd
+from streams.transport.executor import end_executor
 from streams.transport.lease import Lease, clock
 from streams.transport.offsets import stable_offsets
 from streams.transport.records import Record
 from wire import clients
+from wire.denied import acl
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +110,8 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
     """
 
     lease: Lease
+    _denied: BaseException | None = None
+    """A topic or a group that may not be read, until it is told."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +192,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             await asyncio.wait_for(super().on_thread_stop(), STOP_TIMEOUT)
         except (asyncio.CancelledError, Exception) as exc:
             log.warning("the consumer did not stop in order (the process is ending anyway): %r", exc)
+        await end_executor()
 
     # -- main ------------------------------------------------------------------------------------------------
 
@@ -217,12 +223,13 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         )
 
     def refusal(self) -> BaseException | None:
-        """Main: why the group's coordinator doesn't let this consumer in, or None.
-        aiokafka rests until somebody asks for it by reading.
+        """Main: why the group's coordinator doesn't let this consumer in, or None; or why a topic may not be
+        read, since the last call. aiokafka rests until somebody asks for it by reading.
         """
         coordinator = self._consumer._coordinator if self._consumer is not None else None
         refusal: BaseException | None = getattr(coordinator, "_pending_exception", None)
-        return refusal
+        denied, self._denied = self._denied, None
+        return refusal or denied
 
     def partition_counts(self, topics: Sequence[str]) -> dict[str, int]:
         """Main: partitions of each topic as far as the metadata knows it."""
@@ -247,6 +254,14 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Main: end the fetch that is waiting, because something else is wanted now."""
         if not self.thread_loop.is_closed():
             self.thread_loop.call_soon_threadsafe(self._kicked.set)
+
+    async def join_again(self) -> None:
+        """In this thread: have aiokafka try once more what the coordinator refused."""
+        coordinator = self._ensure_consumer()._coordinator
+        if coordinator._pending_exception is not None:
+            with contextlib.suppress(KafkaError):
+                coordinator.check_errors()
+            coordinator.request_rejoin()
 
     # -- in this thread --------------------------------------------------------------------------------------
 
@@ -279,13 +294,19 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                         return_when=asyncio.FIRST_COMPLETED,
                     )
                     if arrival.done() and not arrival.cancelled():
-                        arrival.result()  # the coordinator reports a refused group here
+                        self._raise(arrival.exception())  # the coordinator reports a refused group here
                 finally:
                     arrival.cancel()
                     kicked.cancel()
                 if kickable and self._kicked.is_set():
                     self._kicked.clear()
                     return []
+
+    def _raise(self, error: BaseException | None) -> None:
+        """Raise an error, but not of an ACL that lacks: whoever reads it waits, and refusal() says why."""
+        if error is not None and acl(error) is None:
+            raise error
+        self._denied = error or self._denied
 
     def _arrived(self, consumer: Any, fetcher: Any, wanted: Mapping[TP, int], limit: int) -> list[Fetched]:
         subscriptions = fetcher._subscriptions
@@ -305,7 +326,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
                     return lists
                 del fetcher._records[tp]
                 fetcher._notify(fetcher._wait_consume_future)
-                result.check_raise()
+                self._raise(result._error)
                 continue
             if result.has_more() and result._assignment is assignment and result.check_assignment(tp):
                 start = result._partition_records.next_fetch_offset

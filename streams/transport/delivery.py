@@ -26,6 +26,8 @@ from aiokafka import errors as kafka
 
 from errors import OrdersError
 from streams.transport.config import TransportSettings
+from wire.denied import acl
+from wire.refused import AccessRefused, chain
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +84,9 @@ POSTGRES_TEMPORARY: tuple[type[BaseException], ...] = (
     asyncpg.ForeignKeyViolationError,
     asyncpg.ReadOnlySQLTransactionError,  # a failover is under way: this was the primary
     asyncpg.IdleInTransactionSessionTimeoutError,
+    # A password that is being changed, a grant that lacks: who mends it needn't restart the worker.
+    asyncpg.InvalidAuthorizationSpecificationError,  # class 28
+    asyncpg.InsufficientPrivilegeError,
 )
 
 POSTGRES_CLOSED = (
@@ -220,6 +225,11 @@ class Delivery:
 
 
 def describe(exc: BaseException) -> str:
-    """One line that names the exception."""
+    """One line that names the exception: why a broker doesn't let us in, where that is behind it, and the ACL
+    that lacks.
+    """
+    exc = next((cause for cause in chain(exc) if isinstance(cause, AccessRefused)), exc)
     text = " ".join(str(exc).split())
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+    line = f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+    lacking = acl(exc)
+    return line if lacking is None else f"{line}; this client lacks the ACL {lacking}"

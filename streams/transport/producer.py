@@ -373,7 +373,7 @@ class AiokafkaConnection:
             for connection in client._conns.values():
                 if connection.connected() and not isinstance(connection._writer, RequestWriter):
                     with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed meanwhile
-                        connection._writer = RequestWriter(connection._writer, self._gate)
+                        connection._writer = RequestWriter(connection._writer, connection.lower, self._gate)
 
     def take_back(self) -> None:
         """See Connection."""

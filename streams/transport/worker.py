@@ -13,6 +13,7 @@ import threading
 
 from errors import OrdersError
 from streams.transport.app import BatchApp
+from streams.transport.executor import end_executor
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ def run_worker(app: BatchApp) -> int:
     try:
         code = loop.run_until_complete(_serve(app))
         _cancel_rest(loop)
+        loop.run_until_complete(end_executor())
     finally:
         asyncio.set_event_loop(None)
         loop.close()

@@ -20,8 +20,9 @@ import asyncpg
 import redis.asyncio
 
 from contracts.statuses import OrderStatusText, ParcelStatusText
+from credentials import PostgresUrl, RedisUrl
 from domain.rows import ItemRow, OrderRow, ReturnRow, ShipmentRow
-from settings import PostgresUrl, RedisUrl, Settings
+from settings import Settings
 from sinks.base import Sink
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink

@@ -415,7 +415,7 @@ class World:
     async def audit(self, most: int = 1000, **changes: Any) -> Report:
         settings = self.settings
         values: dict[str, Any] = {
-            "brokers": settings.brokers,
+            "kafka": settings,
             "group": settings.group,
             "changelog": settings.changelog_topic,
             "postgres": settings.postgres.get_secret_value(),

@@ -16,10 +16,11 @@ import asyncpg
 import pytest
 
 from audit.stores import Rows
+from credentials import PostgresUrl
 from operations.postgres import ddl
 from queries import statements
 from queries.databases import Database
-from settings import PostgresUrl, Settings
+from settings import Settings
 from sinks import connection, migrate
 from sinks.bulk import BulkJobs
 from sinks.postgres import PostgresSink

@@ -26,11 +26,12 @@ from redis.asyncio import Redis
 
 from api.app import create_app
 from contracts.statuses import OrderStatusText
+from credentials import PostgresUrl
 from domain.rows import ItemRow, OrderRow
 from queries import statements
 from queries.databases import Database
 from queries.reader import Reader
-from settings import PostgresUrl, Settings
+from settings import Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch

@@ -47,7 +47,7 @@ main()
 
 AWAY = {
     "postgres": """
-from settings import PostgresUrl
+from credentials import PostgresUrl
 async def dying(self, job, part):
     await sent(self, job, part)
     if part == 2:

@@ -8,12 +8,22 @@ import os
 import signal
 import socket
 import subprocess
+import uuid
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import httpx
 import pytest
+from redis.asyncio import Redis
+from redis.exceptions import AuthenticationError, NoPermissionError
 
+from cli import main
+from credentials import PostgresUrl, RedisUrl
 from settings import Settings
+from sinks.connection import Connector, connect
+from sinks.redis import open_client
+from streams.transport.delivery import Verdict, judge
 from tests.unit.test_secrets import MARK, NOWHERE
 from tests.waiting import until
 from tests.workers import ORDERS, orders, worker
@@ -45,6 +55,61 @@ def test_a_server_that_refuses_the_password(fresh: Settings, monkeypatch: pytest
     assert done.returncode == 2
     assert done.stderr.startswith("orders: Postgres at postgresql://***@")
     assert MARK not in done.stderr
+
+
+async def test_a_postgres_password_that_is_changed(fresh: Settings, tmp_path: Path) -> None:
+    file, role = tmp_path / "url", f"rotated_{uuid.uuid4().hex[:8]}"
+    place = fresh.postgres.get_secret_value().rpartition("@")[2]
+    file.write_text(f"postgresql://{role}:{MARK}-1@{place}\n")
+    owner = await connect(fresh.postgres, "test", timeout=10)
+    connector = Connector(PostgresUrl.from_file("ORDERS_POSTGRES_FILE", file), "test", timeout=10)
+    try:
+        await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{MARK}-1'")
+        await (await connector()).close()
+        await owner.execute(f"ALTER ROLE {role} PASSWORD '{MARK}-2'")
+        with pytest.raises(asyncpg.InvalidPasswordError) as refused:
+            await connector()
+        assert judge(refused.value) is Verdict.TEMPORARY
+        assert "refuses the login" in (main.explain(refused.value) or "")
+        file.write_text(f"postgresql://{role}:{MARK}-2@{place}\n")
+        opened = await connector()
+        with pytest.raises(asyncpg.InsufficientPrivilegeError) as denied:
+            await opened.execute("SELECT FROM orders_order")
+        assert judge(denied.value) is Verdict.TEMPORARY
+        assert "doesn't allow it (permission denied for table orders_order)" in (
+            main.explain(denied.value) or ""
+        )
+        await opened.close()
+    finally:
+        await owner.execute(f"DROP ROLE {role}")
+        await owner.close()
+
+
+async def test_a_redis_password_that_is_changed(settings: Settings, tmp_path: Path) -> None:
+    file, user = tmp_path / "url", f"rotated-{uuid.uuid4().hex[:8]}"
+    place = settings.redis.get_secret_value().rpartition("@")[2].removeprefix("redis://")
+    file.write_text(f"redis://{user}:{MARK}-1@{place}")
+    client = open_client(RedisUrl.from_file("ORDERS_REDIS_FILE", file))
+    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+        owner: Any = redis  # of whose commands by name only some are typed
+        try:
+            await owner.execute_command(
+                "ACL", "SETUSER", user, "on", f">{MARK}-1", "+ping", "+select", "+client"
+            )
+            await client.ping()
+            with pytest.raises(NoPermissionError) as denied:
+                await client.get("x")
+            assert "'get' command); give its user that" in (main.explain(denied.value) or "")
+            await owner.execute_command("ACL", "SETUSER", user, "resetpass", f">{MARK}-2")
+            await client.connection_pool.disconnect()
+            with pytest.raises(AuthenticationError) as refused:
+                await client.ping()
+            assert "refuses the login" in (main.explain(refused.value) or "")
+            file.write_text(f"redis://{user}:{MARK}-2@{place}")
+            await client.ping()
+        finally:
+            await client.aclose()
+            await owner.execute_command("ACL", "DELUSER", user)
 
 
 def test_a_worker_without_its_cache(fresh: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError, UnknownTopicOrPartitionError
+from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from cli import dlq, main
@@ -154,7 +155,7 @@ def test_no_postgres(orders: Run, closed_port: str, args: tuple[str, ...]) -> No
         (
             "ORDERS_KAFKA",
             "h:1,sasl_ssl://u:secret@h:9092",
-            "without a scheme: a login or TLS for Kafka can't be set yet",
+            "without a scheme: ORDERS_KAFKA_SECURITY_PROTOCOL and",
         ),
         ("ORDERS_PARTITIONS", "four", "ORDERS_PARTITIONS=four: "),
         ("ORDERS_POSTGRES", "mysql://u:secret@h/d", "must look like postgresql://"),
@@ -272,7 +273,26 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
         (UnknownTopicOrPartitionError("x"), "run orders init"),
         (RedisConnectionError("no"), "cannot reach Redis at "),
         (asyncpg.UndefinedTableError("orders_order"), "run orders init"),
-        (asyncpg.InvalidPasswordError("no"), "check ORDERS_POSTGRES"),
+        (
+            asyncpg.InvalidPasswordError("no"),
+            "refuses the login (no); check the user and the password in ORDERS_POSTGRES",
+        ),
+        (
+            asyncpg.InsufficientPrivilegeError("permission denied for table t"),
+            "doesn't allow it (permission denied for table t); as the owner of the tables, GRANT it",
+        ),
+        (
+            AuthenticationError("WRONGPASS"),
+            "refuses the login (WRONGPASS); check the user and the password in ORDERS_REDIS",
+        ),
+        (
+            NoPermissionError("User u has no permissions to run the 'get' command"),
+            "no permissions to run the 'get' command); give its user that (ACL SETUSER)",
+        ),
+        (
+            GroupAuthorizationFailedError("orders"),
+            "doesn't allow this client the operation on Group orders; have that ACL added",
+        ),
         (
             asyncpg.ForeignKeyViolationError("no user"),
             "(no user): add what is missing, or run orders db unlink",

@@ -50,6 +50,13 @@ NONE: dict[str, str] = {}
         ),
         ({"ORDERS_KAFKA": "h:1"}, False, [], ""),
         (dict.fromkeys(local.NEEDED, "x"), True, [], ""),
+        ({"ORDERS_KAFKA": "h:1", "ORDERS_POSTGRES_FILE": "/p", "ORDERS_REDIS_FILE": "/r"}, True, [], ""),
+        (
+            {"ORDERS_POSTGRES_FILE": "/p"},
+            True,
+            [],
+            "set: ORDERS_POSTGRES; not set: ORDERS_KAFKA, ORDERS_REDIS",
+        ),
     ],
 )
 def test_when_it_is_used(

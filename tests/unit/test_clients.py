@@ -19,6 +19,7 @@ from streams.transport.consumer_thread import FETCH_WAIT_MS, ConsumerThread
 from streams.transport.producer import FaustProducer
 from tests.integration.transport_app import make_app
 from wire import clients
+from wire.access import Access
 
 
 @pytest.fixture
@@ -106,7 +107,8 @@ async def test_a_workers_consumer_is_fausts_but_for_what_is_ours(
     for kind in (driver.AIOKafkaConsumerThread, ConsumerThread):
         thread_of(app, kind)._create_worker_consumer(app.transport)
     fausts, ours = made
-    assert fausts.pop("security_protocol") == "PLAINTEXT", "wire.clients says how brokers are reached"
+    assert fausts.pop("security_protocol") == ours.pop("security_protocol") == "PLAINTEXT"
+    assert isinstance(ours.pop("sasl_oauth_token_provider"), Access), "wire.clients says how they are reached"
     assert ours == fausts | {"isolation_level": "read_committed", "fetch_max_wait_ms": FETCH_WAIT_MS}
     assert ours["partition_assignment_strategy"] == [app.assignor if tables else RoundRobinPartitionAssignor]
 

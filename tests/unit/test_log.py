@@ -249,7 +249,7 @@ async def test_a_record_that_no_client_can_parse_hides_nothing(
     value: bytes,
     expected: object,
 ) -> None:
-    async def described(_: Settings) -> dict[str, Any]:
+    async def described(*_: object) -> dict[str, Any]:
         return {log.topic: SimpleNamespace(partitions=1)}
 
     monkeypatch.setattr(topics, "describe", described)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import socketserver
+import struct
+import threading
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from cli import main
-from settings import PostgresUrl, RedisUrl, ServerUrl, Settings, get_settings
+from credentials import PostgresUrl, RedisUrl, ServerUrl
+from settings import SECRET_FILES, Settings, get_settings
 
 MARK = "MarkedSecret"
 NOWHERE = "127.0.0.1:1"
@@ -187,10 +193,166 @@ def test_redis_passwords_are_not_printed(orders: Orders, url: str) -> None:
         assert (code, MARK in out + err) == (0, False)
 
 
+FILES = {
+    "POSTGRES": (f"postgresql://u:{MARK}@{NOWHERE}/d", f"postgresql://***@{NOWHERE}/d"),
+    "POSTGRES_REPLICA": (f"postgresql://u:{MARK}@{NOWHERE}/d", f"postgresql://***@{NOWHERE}/d"),
+    "REDIS": (f"redis://u:{MARK}@{NOWHERE}/0", f"redis://***@{NOWHERE}/0"),
+    "API_KEYS": (f"{MARK}-long-enough", "**********"),
+    "KAFKA_SASL_PASSWORD": (MARK, "**********"),
+    "KAFKA_SSL_KEY_PASSWORD": (MARK, "**********"),
+}
+NEEDED = {
+    "KAFKA_SASL_PASSWORD": {
+        "KAFKA_SECURITY_PROTOCOL": "SASL_SSL",
+        "KAFKA_SASL_MECHANISM": "PLAIN",
+        "KAFKA_SASL_USERNAME": "u",
+    },
+    "KAFKA_SSL_KEY_PASSWORD": {"KAFKA_SECURITY_PROTOCOL": "SSL", "KAFKA_SSL_CERTFILE": "/none/c.pem"},
+}
+
+
+def test_every_secret_may_lie_in_a_file() -> None:
+    secret = {
+        name
+        for name, field in Settings.model_fields.items()
+        if any(
+            isinstance(kind, type) and issubclass(kind, SecretStr)
+            for kind in (field.annotation, *get_args(field.annotation))
+        )
+    }
+    # What a command prints, or whoever writes the file of a token, has a secret of its own.
+    assert secret - set(SECRET_FILES) == {"kafka_oauth_token_command"}
+    assert {name.upper() for name in SECRET_FILES} == set(FILES)
+    assert {f"{name}_file" for name in SECRET_FILES} <= set(Settings.model_fields)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_secret_of_a_file(orders: Orders, tmp_path: Path, name: str) -> None:
+    text, shown = FILES[name]
+    file = tmp_path / "secret"
+    given = NEEDED.get(name, {}) | {f"{name}_FILE": str(file)}
+    code, out, err = orders("settings", **given)
+    assert (code, out) == (2, "")
+    assert f"ORDERS_{name}_FILE={file}: No such file or directory; see" in err
+    file.write_bytes(b"\xff" + text.encode())
+    code, out, err = orders("settings", **given)
+    assert (code, out, "the file isn't UTF-8" in err) == (2, "", True)
+    file.write_text(f"{text}\n")
+    code, out, err = orders("settings", "--json", **given)
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert (code, rows[f"ORDERS_{name}"]["value"]) == (0, shown)
+    assert (rows[f"ORDERS_{name}"]["set"], rows[f"ORDERS_{name}_FILE"]["value"]) == (False, str(file))
+    code, _, told = orders("settings", **given, **{name: text})
+    assert (code, f"ORDERS_{name} and ORDERS_{name}_FILE are both set; set one" in told) == (2, True)
+    assert MARK not in out + err + told
+
+
+@pytest.mark.parametrize(
+    "login",
+    [
+        {"KAFKA_SASL_MECHANISM": "PLAIN", "KAFKA_SASL_USERNAME": "u", "KAFKA_SASL_PASSWORD": MARK},
+        {"KAFKA_SASL_MECHANISM": "SCRAM-SHA-256", "KAFKA_SASL_USERNAME": "u", "KAFKA_SASL_PASSWORD": MARK},
+        {"KAFKA_SASL_MECHANISM": "OAUTHBEARER", "KAFKA_OAUTH_TOKEN_COMMAND": f"echo {MARK}"},
+    ],
+)
+def test_no_command_shows_a_secret(orders: Orders, login: dict[str, str]) -> None:
+    """All of them are set, and a server hears each of these commands up to the login."""
+    everything = login | {
+        "KAFKA_SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+        "POSTGRES": f"postgresql://u:{MARK}@{NOWHERE}/d",
+        "POSTGRES_REPLICA": f"postgresql://u:{MARK}@{NOWHERE}/d",
+        "REDIS": f"redis://u:{MARK}@{NOWHERE}/0",
+        "API_KEYS": f"{MARK}-long-enough",
+        "LOG_LEVEL": "debug",
+    }
+    with answering() as address:
+        for command, code in (
+            (("settings",), 0),
+            (("settings", "--json"), 0),
+            (("partitions",), 2),
+            (("init",), 2),
+            (("worker",), 2),
+            (("wait", "--timeout", "1"), 2),
+            (("audit",), 2),
+            (("dlq", "list"), 2),
+            (("generate", "--orders", "1"), 2),
+            (("db",), 2),
+        ):
+            got, out, err = orders(*command, KAFKA=address, **everything)
+            assert got == code, (command, err)
+            assert MARK not in out + err, command
+            if code == 2 and command != ("db",):
+                assert "refuses the login" in err, (command, err)
+
+
+@contextmanager
+def answering() -> Iterator[str]:
+    """A server that speaks Kafka as far as the login, which it refuses with words that repeat what it was
+    told. Yields its host:port.
+    """
+
+    def answer(number: int, said: bytes) -> bytes:
+        if number == 18:  # ApiVersions: these three, and Metadata
+            versions = b"".join(
+                struct.pack(">hhh", *each) for each in ((18, 0, 0), (17, 0, 1), (36, 0, 0), (3, 0, 1))
+            )
+            return struct.pack(">hi", 0, 4) + versions
+        if number == 17:  # SaslHandshake
+            names = (b"PLAIN", b"SCRAM-SHA-256", b"OAUTHBEARER")
+            return struct.pack(">hi", 0, 3) + b"".join(struct.pack(">h", len(name)) + name for name in names)
+        told = b"Authentication failed: " + bytes(byte for byte in said if 32 <= byte < 127)
+        return struct.pack(">hh", 58, len(told)) + told + struct.pack(">i", 0)
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            while head := self.rfile.read(4):
+                request = self.rfile.read(struct.unpack(">i", head)[0])
+                number, _, correlation = struct.unpack(">hhi", request[:8])
+                response = struct.pack(">i", correlation) + answer(number, request[8:])
+                self.wfile.write(struct.pack(">i", len(response)) + response)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("name", "value"), [case for case in UNUSABLE if case[0] != "KAFKA"])
+def test_a_file_that_cannot_be_used_is_refused_and_not_repeated(
+    orders: Orders, tmp_path: Path, name: str, value: str
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(value)
+    code, out, err = orders("settings", **{f"{name}_FILE": str(file)})
+    assert (code, out) == (2, "")
+    assert err.startswith(f"orders: ORDERS_{name}_FILE={file}: ")
+    assert "Traceback" not in err
+    assert MARK not in err
+
+
+def test_a_url_is_read_again_and_kept_while_its_file_cannot_be(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "url"
+    file.write_text(f"postgresql://u:{MARK}1@a/d")
+    settings = Settings.model_validate({"postgres_file": file})
+    url = settings.postgres
+    assert url.get_secret_value() == f"postgresql://u:{MARK}1@a/d"
+    file.write_text(f"postgresql://u:{MARK}2@b/d\n")
+    assert (url.get_secret_value(), str(url)) == (f"postgresql://u:{MARK}2@b/d", "postgresql://***@b/d")
+    for broken in (lambda: file.write_text(f"{MARK}@b"), file.unlink):
+        broken()
+        assert (url.get_secret_value(), str(url)) == (f"postgresql://u:{MARK}2@b/d", "postgresql://***@b/d")
+    assert caplog.text.count("stays in use") == 1
+    file.write_text(f"postgresql://u:{MARK}3@c/d")
+    assert url.get_secret_value() == f"postgresql://u:{MARK}3@c/d"
+    assert MARK not in caplog.text + repr(settings)
+
+
 def test_a_login_for_kafka_is_refused_in_clear_words(orders: Orders) -> None:
     code, _, err = orders("wait", KAFKA=KAFKA[0])
     assert code == 2
     assert err.startswith(
-        "orders: ORDERS_KAFKA=***: must be host:port,host:port without a scheme: a login or TLS for Kafka"
-        " can't be set yet;"
+        "orders: ORDERS_KAFKA=***: must be host:port,host:port without a scheme:"
+        " ORDERS_KAFKA_SECURITY_PROTOCOL and ORDERS_KAFKA_SASL_... say how to connect;"
     )

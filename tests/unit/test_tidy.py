@@ -89,7 +89,7 @@ def test_planted_bugs_are_noticed_by_what_is_there() -> None:
 # -- what is made in one place -------------------------------------------------------------------------------
 
 SOURCES = [name for name in FILES if name.endswith(".py") and not name.startswith("tests/")]
-CLIENTS = {"AIOKafkaConsumer", "AIOKafkaProducer", "AIOKafkaAdminClient", "AIOKafkaClient"}
+CLIENTS = {"AIOKafkaConsumer", "AIOKafkaProducer", "AIOKafkaAdminClient", "AIOKafkaClient", "Client"}
 STORES = {"Options", "BlockBasedOptions", "PlainTableFactoryOptions", "CuckooTableOptions"}
 
 
