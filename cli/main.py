@@ -336,8 +336,8 @@ def _explain_redis(error: BaseException) -> str:
             " ORDERS_REDIS"
         )
     return (
-        f"Redis at {where} doesn't allow it ({one_line(error)}); give its user that (ACL SETUSER): orders grants"
-        " redis prints what each needs"
+        f"Redis at {where} doesn't allow it ({one_line(error)}); give its user that (ACL"
+        " SETUSER; see orders grants redis)"
     )
 
 
@@ -432,8 +432,8 @@ def _explain_postgres(error: BaseException) -> str | None:
         )
     if state == "42501":
         return (
-            f"Postgres at {address} doesn't allow it ({one_line(error)}); run it as the owner of the tables,"
-            " or GRANT it to this role: orders grants postgres prints what each needs"
+            f"Postgres at {address} doesn't allow it ({one_line(error)}); as the owner of the tables, GRANT"
+            " it to this role (see orders grants postgres), or run the command as the owner"
         )
     if state[:2] == "28":
         return (

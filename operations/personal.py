@@ -18,7 +18,6 @@ from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 import msgspec
-import redis.asyncio
 from aiokafka import TopicPartition
 
 from contracts import bulk, ids, times
@@ -30,6 +29,7 @@ from domain.order import Created, Order
 from operations.postgres import ddl
 from operations.servers import require
 from settings import Settings
+from sinks.redis import open_client
 from sinks.schema import TABLES
 from streams.dead_letters import raw_value
 from tables import codec
@@ -198,12 +198,8 @@ def _column(value: Any) -> Any:
 
 
 async def _cached(settings: Settings, user: UUID, known: _Known) -> AsyncGenerator[Found, None]:
-    client: Any = redis.asyncio.Redis.from_url(
-        settings.redis.get_secret_value(),
-        socket_timeout=_REDIS_SECONDS,
-        socket_connect_timeout=_REDIS_SECONDS,
-    )
-    async with client:
+    timeouts = {"socket_timeout": _REDIS_SECONDS, "socket_connect_timeout": _REDIS_SECONDS}
+    async with open_client(settings.redis, **timeouts) as client:
         for key in _keys(user, known):
             kind = (await client.type(key)).decode()
             if kind == "none":
