@@ -121,8 +121,8 @@ def acl_lines(acls: Iterable[Acl], principal: str) -> list[str]:
     for acl in acls:
         operations.setdefault((acl.kind, acl.name, acl.prefixed), []).append(acl.operation)
     alike: dict[tuple[str, bool, tuple[str, ...]], list[str]] = {}
-    for (kind, name, prefixed), allowed in operations.items():
-        alike.setdefault((kind, prefixed, tuple(sorted(allowed))), []).append(name)
+    for (kind, name, prefixed), those in operations.items():
+        alike.setdefault((kind, prefixed, tuple(sorted(those))), []).append(name)
     lines = []
     for (kind, prefixed, allowed), resources in alike.items():
         words = ["--add", "--allow-principal", principal_of(principal)]
