@@ -28,7 +28,7 @@ app = typer.Typer(
     help=(
         "What a role needs on Kafka, Postgres and Redis, and no more, made from the code."
         f"\n\n{' '.join(f'{role}: {what}.' for role, what in PURPOSE.items())}"
-        " A user who does what two roles do gets both.\n\nNothing is changed, no server is asked, and no"
+        " A user may have several roles, in Redis only one.\n\nNothing is changed, no server is asked, and no"
         " password is printed or taken: docs/how-to/give-the-least-rights.md."
     ),
     no_args_is_help=True,

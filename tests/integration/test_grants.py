@@ -146,7 +146,10 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
     async with redis.asyncio.Redis.from_url(roles.redis) as client:
         await client.config_resetstat()
         await send(client, "ACL", "LOG", "RESET")
-        with roles.acting("worker"), worker(tmp_path, "w", (*ORDERS, "worker", "--role", "realtime")):
+        with (
+            roles.acting("worker"),
+            worker(tmp_path, "w", (*ORDERS, "worker", "--role", "realtime")) as working,
+        ):
             assert orders("generate", "--orders", "60", "--poison", "0.02").returncode == 0
             with (
                 roles.acting("bulk"),
@@ -156,12 +159,17 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
                 until(lambda: "is unpacked" in unpacks.text(), "the job is unpacked")
             with roles.acting("reader"):
                 processed()
+            assert working.terminate() == 0
         with roles.acting("audit") as settings:
             audit()
             told_by = stores.Cache(settings.redis.get_secret_value())
             assert not await told_by.evicts()
             await told_by.close()
         assert await client.exists(f"order:{order_id(1)}"), "the worker has filled the cache"
+        with roles.acting("owner"):
+            for command in OPERATOR:
+                code, said = told(*command)
+                assert code == 0, f"{command}: {said}"
         with roles.acting("reader") as settings:
             await read(settings)
             await client.flushdb()
@@ -179,6 +187,16 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
     assert refused == []
     listed = cache.COMMANDS | stores.COMMANDS | sink.COMMANDS - sink.called(sink._SCRIPT)
     assert {*listed, "CLIENT|SETINFO"} - used == set(), "nothing is granted that nobody uses"
+
+
+OPERATOR = (
+    ("db",),
+    ("repair",),
+    ("rebuild", "start"),
+    ("rebuild", "diff"),
+    ("rebuild", "switch"),
+    ("rebuild", "drop"),
+)
 
 
 async def read(settings: Settings) -> None:

@@ -320,6 +320,10 @@ async def test_each_role_does_its_work_with_the_acls_that_are_printed_for_it(
     assert f"Read on Topic {settings.changelog_topic}" in lacks("bulk", "show", order_id(1))
     assert "DescribeConfigs on Topic " in lacks("worker", "dlq", "list")
     assert f"Read on Group {settings.group}" in lacks("audit", "repair")
+    try:
+        as_("owner", "partitions", "--to", str(2 * settings.partitions))
+    finally:
+        await topics.delete_all(by(secure.scram()))
 
 
 @contextmanager
