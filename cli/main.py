@@ -337,7 +337,7 @@ def _explain_redis(error: BaseException) -> str:
         )
     return (
         f"Redis at {where} doesn't allow it ({one_line(error)}); give its user that (ACL"
-        " SETUSER; see orders grants redis)"
+        " SETUSER), see orders grants redis"
     )
 
 

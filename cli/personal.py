@@ -20,7 +20,9 @@ from settings import get_settings
 
 
 def personal_command(
-    user: Annotated[str, typer.Argument(help="The user's id, a UUID, with or without dashes.")],
+    user: Annotated[
+        str, typer.Argument(metavar="USER", help="The user's id, a UUID, with or without dashes.")
+    ],
     as_json: Annotated[
         bool, typer.Option("--json", help="The same document, and no progress on a terminal.")
     ] = False,
@@ -54,31 +56,31 @@ def personal_command(
 
 async def _print(user: UUID, found: AsyncIterator[Found]) -> None:
     """One line an entry, as they come: a user's orders may have more records than memory has room for."""
-    print(f'{{\n"user_id": "{user}"', end="")
-    sections = iter(SECTIONS)
-    section = ""
-    between = ""
+    # Nothing is printed before the first entry: until then a server may turn out to be away.
+    before, between = f'{{\n"user_id": "{user}"', ""
+    sections, section = iter(SECTIONS), ""
+
+    def begin(name: str) -> str:
+        nonlocal before, between
+        print(before, f',\n"{name}": [', sep="", end="")
+        before, between = "]", "\n"
+        return name
+
     async for each in found:
         while section != each.section:
-            section, between = _next(section, next(sections)), "\n"
+            section = begin(next(sections))
         print(between, json.dumps(each.content, default=_value), sep="", end="")
         between = ",\n"
     for name in sections:
-        section = _next(section, name)
-    print("]\n}" if section else "\n}")
-
-
-def _next(before: str, name: str) -> str:
-    """Print where one section ends and the next begins."""
-    print("]" if before else "", f',\n"{name}": [', sep="", end="")
-    return name
+        begin(name)
+    print("]\n}")
 
 
 def _value(value: bytes) -> Any:
     """A value as JSON if it is some and nothing of it is lost, as text if it is text, else in base64."""
     try:
         return lossless(value)
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     try:
         return value.decode()

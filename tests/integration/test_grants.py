@@ -145,6 +145,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
     jobs.write_text("".join(f"{json.dumps(an_order(number))}\n" for number in range(9)))
     async with redis.asyncio.Redis.from_url(roles.redis) as client:
         await client.config_resetstat()
+        await client.script_flush()
         await send(client, "ACL", "LOG", "RESET")
         with (
             roles.acting("worker"),

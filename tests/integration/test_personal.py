@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pytest
 from aiokafka import AIOKafkaProducer
 
 from operations.personal import SECTIONS, ids_in
@@ -180,10 +179,3 @@ def test_ids_are_found_however_they_are_written() -> None:
     ):
         assert list(ids_in(text.encode())) == [raw(USER)], text
     assert list(ids_in(b'{"data_base64": "no base64", "traceparent": "00-ab"}')) == []
-
-
-@pytest.mark.parametrize("user", ["anna", "4e8d1b7a", f"{USER}0", ""])
-def test_an_id_that_is_none(user: str) -> None:
-    done = orders("personal", user)
-    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert f"{user!r} is not a UUID; give a user_id such as" in done.stderr
