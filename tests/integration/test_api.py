@@ -518,6 +518,11 @@ async def test_a_replica_behind_its_bound_is_passed_over(service: Open) -> None:
     async with service(replica_max_lag=0) as s:
         order_id = await placed(s, uuid4())
         other, third = list(s.world.orders)[:2]
+
+        async def used() -> bool:
+            return bool((await s.get("/health")).json()["status"] == "ok")
+
+        await eventually(used, "it has what the primary has, the vacuum's writes too")
         assert (await s.get(f"/orders/{third}")).headers["x-source"] == "replica"
         async with paused(s):
             version = await write_newer(s, order_id)
@@ -535,9 +540,6 @@ async def test_a_replica_behind_its_bound_is_passed_over(service: Open) -> None:
                 "it may only not know it yet"
             )
             await s.primary.heal()
-
-        async def used() -> bool:
-            return bool((await s.get("/health")).json()["status"] == "ok")
 
         await eventually(used, "it has caught up")
 

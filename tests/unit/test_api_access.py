@@ -328,7 +328,7 @@ async def test_tokens(issuer: dict[str, Any], kind: str) -> None:
     ("changes", "says"),
     [
         ({"exp": time.time() - 60}, "the token has expired"),
-        ({"nbf": time.time() + 600}, "the token isn't valid yet"),
+        ({"nbf": 4e9}, "the token isn't valid yet"),
         ({"aud": "others"}, "the token is for another audience"),
         ({"aud": None}, "the token lacks a claim: exp, iss, aud and sub are needed"),
         ({"iss": "https://issuer.example.evil"}, "the token is of another issuer"),
