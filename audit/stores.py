@@ -18,7 +18,7 @@ import asyncpg
 import msgspec
 import redis.asyncio
 import rocksdict
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from audit.foreign import read_json
 from audit.log import told
@@ -206,6 +206,11 @@ class Rows:
             return await question
         except asyncpg.UndefinedTableError as error:
             raise StoreUnavailable(f"Postgres: {error}", "run orders init") from error
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise StoreUnavailable(
+                f"Postgres: {told(error)}",
+                "give its role that: orders grants postgres --role audit prints what it needs",
+            ) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreUnavailable(f"Postgres: {told(error)}") from error
 
@@ -258,6 +263,8 @@ for _, key in ipairs(scanned[2]) do
 end
 return cmsgpack.pack({scanned[1], found})
 """
+COMMANDS: Final = frozenset({"DBSIZE", "EVAL_RO", "GET", "INFO", "MGET", "PTTL", "SCAN", "TYPE", "ZRANGE"})
+"""All that a Cache sends to Redis, in the script too."""
 _SCAN_COUNT: Final = 1000
 _CHECKPOINT: Final = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+)")
 """A lane's checkpoint: generation of the group, number of the write, position in the changelog."""
@@ -368,6 +375,11 @@ class Cache:
         return self._evicts
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
+        if isinstance(error, NoPermissionError):
+            return StoreUnavailable(
+                f"Redis at {_without_password(self._url)} doesn't allow it: {told(error)}",
+                "give its user that: orders grants redis --role audit prints what it needs",
+            )
         return StoreUnavailable(
             f"no Redis at {_without_password(self._url)}: {told(error)}",
             "start it (orders stack up), or audit without it (--no-cache)",

@@ -342,16 +342,23 @@ def pretty(value: bytes) -> str:
     came, what isn't text escaped.
     """
     try:
-        parsed = json.loads(
+        return json.dumps(lossless(value), indent=2, allow_nan=False)
+    except ValueError:
+        return printable(_decoded(value), lines=True)
+
+
+def lossless(value: bytes) -> Any:
+    """Parse JSON of which nothing is lost. Raises ValueError for any other value."""
+    try:
+        return json.loads(
             value,
             object_pairs_hook=_unique,
             parse_constant=_refuse,
             parse_float=_same_float,
             parse_int=_same_int,
         )
-        return json.dumps(parsed, indent=2, allow_nan=False)
-    except (ValueError, RecursionError):
-        return printable(_decoded(value), lines=True)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
 
 
 def _summary(settings: Settings, letter: DeadLetter, note: Redriven | None) -> dict[str, Any]:

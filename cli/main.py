@@ -66,6 +66,15 @@ SUBCOMMANDS: Final = (
     Subcommand("api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
     Subcommand("keys", "cli.keys", "app", "Make, list and revoke the named keys of orders api."),
     Subcommand(
+        "grants", "cli.grants", "app", "Print what each role needs on Kafka, Postgres and Redis, and no more."
+    ),
+    Subcommand(
+        "personal",
+        "cli.personal",
+        "personal_command",
+        "List all that is held about one user, for a request of information.",
+    ),
+    Subcommand(
         "audit",
         "cli.audit",
         "audit_command",
@@ -326,7 +335,10 @@ def _explain_redis(error: BaseException) -> str:
             f"Redis at {where} refuses the login ({one_line(error)}); check the user and the password in"
             " ORDERS_REDIS"
         )
-    return f"Redis at {where} doesn't allow it ({one_line(error)}); give its user that (ACL SETUSER)"
+    return (
+        f"Redis at {where} doesn't allow it ({one_line(error)}); give its user that (ACL"
+        " SETUSER), see orders grants redis"
+    )
 
 
 def _untrusted(error: ssl.SSLCertVerificationError) -> str | None:
@@ -421,7 +433,7 @@ def _explain_postgres(error: BaseException) -> str | None:
     if state == "42501":
         return (
             f"Postgres at {address} doesn't allow it ({one_line(error)}); as the owner of the tables, GRANT"
-            " it to this role, or run the command as the owner"
+            " it to this role (see orders grants postgres), or run the command as the owner"
         )
     if state[:2] == "28":
         return (

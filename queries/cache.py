@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 
 from queries.circuit import Circuit
 from settings import Settings
-from sinks.redis import open_client
+from sinks.redis import called, open_client
 from sinks.within import answered_within
 
 T = TypeVar("T")
@@ -37,6 +37,13 @@ if known and known > tonumber(ARGV[1]) then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'EX', ARGV[3])
 return 1
 """
+
+KEYS: Final = ("rows:*",)
+"""Patterns of the keys that readers refill."""
+COMMANDS: Final = frozenset({"EVALSHA", "GET", "MGET", "PING", "SCRIPT|LOAD", "SET", "ZREVRANGE"}) | called(
+    _REFILL
+)
+"""All that a CacheReader sends. `orders wait` sends no other."""
 
 _SUMMARIES_AT_ONCE: Final = 10
 _UUID: Final = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -49,6 +49,12 @@ _DONE: Final = """
                 CASE WHEN j.parts = $3 THEN j.events ELSE 0 END AS counted) o)
     RETURNING parts, events, completed_at, announced"""
 
+_ANNOUNCED: Final = "UPDATE orders_bulk_job SET announced = true WHERE job_id = $1"
+
+TABLE: Final = "orders_bulk_job"
+STATEMENTS: Final = (_BEGIN, _SENT, _DONE, _ANNOUNCED)
+"""All that write the table."""
+
 _COLUMNS: Final = (
     "job_id, kind, parts, parts_sent, parts_done, events, lines, refused, digest, "
     "created_at, updated_at, submitted_at, completed_at, version"
@@ -117,7 +123,7 @@ class BulkJobs:
 
     async def announced(self, job: str) -> None:
         """The job's bulk.completed is acknowledged."""
-        await self._ask("execute", "UPDATE orders_bulk_job SET announced = true WHERE job_id = $1", job)
+        await self._ask("execute", _ANNOUNCED, job)
 
     async def jobs(self, job: str | None = None, most: int = 50) -> list[dict[str, Any]]:
         """Rows of the table, the newest job first; of one job, if it is named."""

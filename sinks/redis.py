@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
 import redis.asyncio
@@ -173,6 +173,18 @@ return {written, at, lost}
     .replace("MOST_PARCELS", str(TRACKED))
 )
 
+
+KEYS: Final = ("order:*", "user:*:orders", "tracking:*")
+"""Patterns of the keys that the script writes, beside the lanes' checkpoints."""
+
+
+def called(script: str) -> frozenset[str]:
+    """Return the commands that a Lua script calls. Pure."""
+    return frozenset(re.findall(r"\bp?call[(,] ?'([A-Z]+)'", script))
+
+
+COMMANDS: Final = frozenset({"EVAL", "EVALSHA"}) | called(_SCRIPT)
+"""All that a RedisSink sends."""
 
 _SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 

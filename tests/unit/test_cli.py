@@ -97,6 +97,8 @@ def one_line(err: str) -> str:
         (("db", "regions", "add", "SP", "--timeout", "-1"), "'--timeout'"),
         (("dlq", "show", "17"), "'17' is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET"),
         (("dlq", "show", "0:x"), "'0:x' is neither"),
+        (("personal", "anna"), "'anna' is not a UUID; give a user_id such as "),
+        (("personal",), "Missing argument 'USER'"),
         (("replay", "olist", "/nowhere/at/all"), "/nowhere/at/all: no such folder"),
     ],
 )
@@ -121,6 +123,7 @@ def test_a_missing_file_is_named(orders: Run, tmp_path: Path) -> None:
         ("dlq", "list"),
         ("dlq", "show", "0:0"),
         ("dlq", "redrive", "--all"),
+        ("personal", "0d0d0d0d-0000-4000-8000-000000000001"),
     ],
 )
 def test_no_kafka(orders: Run, closed_port: str, args: tuple[str, ...]) -> None:

@@ -1,0 +1,116 @@
+"""`orders grants`: what each role needs on each server, in that server's own language."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from operations.grants import PURPOSE, acl_lines, acl_user, acls, cache_rights, documents, grant_lines, grants
+from settings import get_settings
+
+
+class RoleName(StrEnum):
+    """Who runs what."""
+
+    owner = "owner"
+    worker = "worker"
+    reader = "reader"
+    bulk = "bulk"
+    audit = "audit"
+
+
+app = typer.Typer(
+    help=(
+        "What a role needs on Kafka, Postgres and Redis, and no more, made from the code."
+        f"\n\n{' '.join(f'{role}: {what}.' for role, what in PURPOSE.items())}"
+        " A user may have several roles, in Redis only one.\n\nNothing is changed, no server is asked, and no"
+        " password is printed or taken: docs/how-to/give-the-least-rights.md."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+Role = Annotated[RoleName, typer.Option("--role", help="For whom.")]
+User = Annotated[
+    str | None, typer.Option("--user", help="The user's name. Default: orders-ROLE.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON array on stdout, an object for each right.")]
+
+
+@app.command("kafka")
+def kafka_command(
+    role: Role,
+    principal: Annotated[
+        str | None,
+        typer.Option(
+            "--principal",
+            "--user",
+            help="The user's name, as the brokers know it. Default: orders-ROLE.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print ACLs as commands for a shell; what it is given goes to each kafka-acls.sh.
+
+    Topics and groups are those of ORDERS_GROUP; the transactional ids come with
+    ORDERS_DELIVERY=exactly_once.
+
+    Example: orders grants kafka --role worker --principal w1 | sh -s -- --bootstrap-server HOST:PORT
+    """
+    settings, name = get_settings(), _name(principal, role)
+    if as_json:
+        _json(role, name, "kafka")
+    else:
+        _print(acl_lines(acls(settings, role.value), name))
+
+
+@app.command("postgres")
+def postgres_command(role: Role, user: User = None, as_json: AsJson = False) -> None:
+    """Print GRANT statements for psql, to be run by the owner of the tables after orders init; those of the
+    role owner before it, by who owns the database.
+
+    Example: orders grants postgres --role worker --user w1 | psql -d orders
+    """
+    name = _name(user, role)
+    if as_json:
+        _json(role, name, "postgres")
+    else:
+        _print(grant_lines(grants(role.value), name))
+
+
+@app.command("redis")
+def redis_command(role: Role, user: User = None, as_json: AsJson = False) -> None:
+    """Print the ACL SETUSER command for redis-cli or valkey-cli. It keeps the user's password, and takes all
+    other rights.
+
+    Example: orders grants redis --role reader --user api | redis-cli
+    """
+    name = _name(user, role)
+    if as_json:
+        _json(role, name, "redis")
+        return
+    rights = cache_rights(get_settings(), role.value)
+    if rights is None:
+        print(f"orders: the role {role.value} needs nothing in Redis", file=sys.stderr)
+    else:
+        _print([acl_user(rights, name)])
+
+
+def _name(given: str | None, role: RoleName) -> str:
+    return f"orders-{role.value}" if given is None else given
+
+
+def _json(role: RoleName, name: str, server: str) -> None:
+    print(json.dumps(documents(role.value, get_settings(), name, server), indent=2))
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)
