@@ -1,5 +1,7 @@
 # The workers' image: the pipeline and the `orders` command, without the local servers and without anything for development.
-FROM python:3.12-slim AS build
+# A tag may come to mean another image; a digest never does: --build-arg PYTHON_IMAGE=python:3.12-slim@sha256:...
+ARG PYTHON_IMAGE=python:3.12-slim
+FROM ${PYTHON_IMAGE} AS build
 
 WORKDIR /build
 ENV PIP_CACHE_DIR=/var/cache/pip PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_ROOT_USER_ACTION=ignore
@@ -13,12 +15,16 @@ RUN --mount=type=cache,target=/var/cache/pip \
 COPY . .
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . && pip --python /opt/orders install --no-deps /wheels/*.whl
 
-FROM python:3.12-slim
+FROM ${PYTHON_IMAGE}
 
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin orders && install -d -o orders /data
+RUN groupadd --gid 10001 orders \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /data --shell /usr/sbin/nologin orders \
+    && install -d -o orders -g orders -m 0700 /data
 COPY --from=build /opt/orders /opt/orders
-ENV PATH=/opt/orders/bin:$PATH PYTHONUNBUFFERED=1 ORDERS_DATA=/data
-USER orders
+# It writes to /data and to temporary files alone, so the rest may be read-only.
+ENV PATH=/opt/orders/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 ORDERS_DATA=/data
+# By number: Kubernetes can't tell of a name that it isn't root.
+USER 10001:10001
 WORKDIR /data
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["orders"]

@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help install test check chaos fuzz mutants lint format types layers demo up down bench docs requirements clean
+.PHONY: help install test check chaos fuzz mutants lint format types layers demo up down bench docs requirements sbom advisories clean
 
 # A virtual environment holds absolute paths: one that was copied here from elsewhere, or that lost its Python, is made anew.
 ifneq ($(shell test ! -e $(STAMP) || { test "$$(cat $(STAMP))" = "$$(pwd -P)" && test -x $(BIN)/python; } || rm -rf $(VENV) 2>&1 || echo kept),)
@@ -62,7 +62,7 @@ chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is le
 lint: $(STAMP) ## Check style and format
 	$(BIN)/ruff check -q .
 	$(BIN)/ruff format -q --check .
-	$(BIN)/yamllint -s docker-compose.yml
+	$(BIN)/yamllint -s docker-compose.yml deploy/helm/orders-stream/Chart.yaml deploy/helm/orders-stream/values.yaml
 
 format: $(STAMP) ## Mend style and format where a machine can
 	$(BIN)/ruff check -q --fix .
@@ -102,6 +102,15 @@ requirements: ## Compile requirements*.txt anew from pyproject.toml (needs uv)
 	uv pip compile -q $(COMPILE) --constraint requirements.txt pyproject.toml -o requirements-worker.txt
 
 COMPILE := --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11
+
+sbom: $(STAMP) ## Write what the workers' image is made of to build/sbom.cdx.json (CycloneDX)
+	mkdir -p build
+	$(BIN)/python -W ignore -m cyclonedx_py requirements requirements-worker.txt --pyproject pyproject.toml --mc-type application \
+	  --output-reproducible --output-format JSON --output-file build/sbom.cdx.json
+	echo "build/sbom.cdx.json names the Python packages of requirements-worker.txt, with their hashes"
+
+advisories: $(STAMP) ## Compare the image's packages with known advisories (STRICT=1: fail where their service can't be reached)
+	$(BIN)/python -m tests.deploy.advisories $(if $(STRICT),--strict)
 
 clean: ## Remove caches and build output (the stack's data and .venv stay)
 	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

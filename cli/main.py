@@ -8,7 +8,9 @@ import errno
 import gc
 import importlib
 import logging
+import os
 import re
+import signal
 import ssl
 import sys
 import traceback
@@ -212,6 +214,7 @@ def main() -> None:
     """Entry point. Exits 0 on success, 1 when a check fails, 2 when the user has to mend
     something, 130 on Ctrl-C.
     """
+    _end_by_sigterm()
     # The client reports every failed attempt to connect; the one line below says it once.
     # A worker's own handlers still get them.
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())
@@ -231,6 +234,16 @@ def main() -> None:
     except Exception:
         print(printable(traceback.format_exc(), lines=True), end="", file=sys.stderr)
     sys.exit(code)
+
+
+def _end_by_sigterm() -> None:
+    """SIGTERM ends a command also as the first process of a container, which otherwise ignores each signal
+    that it has no handler for: one that is stopped while it starts would be killed much later.
+
+    Workers and API put handlers of their own in its place.
+    """
+    if os.getpid() == 1:
+        signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
 
 def run(args: list[str]) -> int:

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 from credentials import PostgresUrl
 from settings import Settings, get_settings
 from tests import stackfixture
+from tests.deploy import helm
 from tests.stackfixture import Servers
 
 CONTAINERS = os.environ.get("STACK", "local") == "containers"
@@ -41,6 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.real)
     missing = {
         "containers": None if CONTAINERS else "they run with STACK=containers",
+        "helm": helm.problem(),
         "olist": None
         if os.environ.get("ORDERS_OLIST")
         else "$ORDERS_OLIST does not name the folder of Olist's orders",

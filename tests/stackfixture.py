@@ -5,6 +5,7 @@ images with STACK=containers.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
 PORTS = ("KAFKA_PORT", "POSTGRES_PORT", "POSTGRES_REPLICA_PORT", "REDIS_PORT")
-PASSWORD = "tests"  # not the default: so the tests show that it can be chosen
+PASSWORD = "tests"
 
 
 class Servers(Protocol):
@@ -75,9 +76,11 @@ class Running:
 
 
 def images() -> dict[str, str]:
-    """Service -> image, as docker-compose.yml has them."""
+    """Service -> image, as docker-compose.yml names them by default."""
     services: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())["services"]
-    return {name: str(service["image"]) for name, service in services.items() if "image" in service}
+    return {
+        name: re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", service["image"]) for name, service in services.items()
+    }
 
 
 def engine_problem() -> str | None:
@@ -114,6 +117,7 @@ def project(name: str, *services: str, build: bool = False) -> Iterator[DockerCo
             "COMPOSE_PROJECT_NAME", f"{name}-{os.getpid()}"
         )  # never the user's own, whose data would go at the end
         environment.setenv("POSTGRES_PASSWORD", PASSWORD)
+        environment.setenv("REDIS_PASSWORD", PASSWORD)
         # Chosen before the start: Kafka tells clients its address.
         with ExitStack() as probes:
             for variable in PORTS:
@@ -143,7 +147,7 @@ def published() -> dict[str, str]:
         "ORDERS_KAFKA": kafka,
         "ORDERS_POSTGRES": f"postgresql://postgres:{PASSWORD}@{postgres}/orders",
         "ORDERS_POSTGRES_REPLICA": f"postgresql://postgres:{PASSWORD}@{replica}/orders",
-        "ORDERS_REDIS": f"redis://{redis}/0",
+        "ORDERS_REDIS": f"redis://:{PASSWORD}@{redis}/0",
     }
 
 

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -253,6 +255,24 @@ def test_ctrl_c_is_quiet(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("cli.settings.table", interrupt)
     assert orders("settings") == (130, "", "")
+
+
+def test_the_first_process_of_a_container_ends_by_sigterm() -> None:
+    """The kernel keeps from it what it has no handler for, as if it were ignored."""
+    program = (
+        "import os, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.getpid = lambda: 1\n"
+        "from cli import main\n"
+        "main.run = lambda _: print('up', flush=True) or signal.pause() or 0\n"
+        "main.main()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "up\n"
+        process.terminate()
+        try:
+            assert process.wait(20) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
 
 
 def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:

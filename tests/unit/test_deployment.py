@@ -4,9 +4,12 @@ code and with each other.
 
 from __future__ import annotations
 
+import inspect
 import re
 import subprocess
 import tomllib
+from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +30,7 @@ def test_every_variable_is_a_setting(service: str) -> None:
     fields = {f"ORDERS_{name.upper()}" for name in Settings.model_fields}
     assert values.keys() <= fields
     plain = {
-        name.removeprefix("ORDERS_").lower(): re.sub(r"\$\{\w+:-(\w*)\}", r"\1", str(value))
+        name.removeprefix("ORDERS_").lower(): re.sub(r"\$\{\w+:[-?][^}]*\}", "", str(value))
         for name, value in values.items()
     }
     assert Settings.model_validate(plain).kafka == "kafka:9092"
@@ -47,6 +50,29 @@ def test_services_restart_and_tell_their_health_and_stay_on_this_machine(service
         assert definition["restart"] == "unless-stopped"
         assert definition["healthcheck"]["test"][0] == "CMD"
     assert all(port.startswith("127.0.0.1:") for port in definition.get("ports", []))
+
+
+@pytest.mark.parametrize("service", sorted(SERVICES))
+def test_services_have_no_rights_and_take_no_more_than_their_share(service: str) -> None:
+    definition = SERVICES[service]
+    assert definition["cap_drop"] == ["ALL"]
+    assert definition["security_opt"] == ["no-new-privileges:true"]
+    assert definition["deploy"]["resources"]["limits"].keys() == {"memory", "pids"}
+    # Kafka's image writes its own configuration into itself.
+    assert definition.get("read_only", False) is (service != "kafka")
+    assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & definition.keys()
+
+
+def test_no_password_has_a_default() -> None:
+    text = COMPOSE.read_text()
+    assert re.findall(r"\$\{(\w*PASSWORD):-", text) == []
+    assert set(re.findall(r"\$\{(\w*PASSWORD):\?", text)) == {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+
+
+def test_the_image_runs_as_a_user_without_rights_named_by_number() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert re.findall(r"^USER (.*)", text, flags=re.MULTILINE) == ["10001:10001"]
+    assert re.findall(r"^FROM (\S+)", text, flags=re.MULTILINE) == ["${PYTHON_IMAGE}"] * 2
 
 
 def test_dependencies_exist_and_can_become_healthy() -> None:
@@ -104,6 +130,26 @@ def test_kafka_is_healthy_once_every_listener_for_clients_answers() -> None:
     assert set(re.findall(r"/dev/tcp/127\.0\.0\.1/(\d+)", kafka["healthcheck"]["test"][-1])) == set(
         listeners.values()
     )
+
+
+UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+
+
+@pytest.mark.parametrize("path", UNITS, ids=[path.name for path in UNITS])
+def test_units_start_what_there_is_with_settings_that_there_are(path: Path) -> None:
+    unit = [line for line in path.read_text().splitlines() if "=" in line and not line.startswith("#")]
+    settings = {f"ORDERS_{name.upper()}" for name in Settings.model_fields}
+    examples = (ROOT / "deploy" / "systemd" / "orders.env").read_text()
+    named = re.findall(r"^(ORDERS_\w+)=", examples, flags=re.MULTILINE)
+    named += re.findall(r"(?<![\w/])(ORDERS_\w+)=", "\n".join(unit))
+    assert "ORDERS_KAFKA" in named
+    assert set(named) <= settings
+    [started] = [line.removeprefix("ExecStart=") for line in unit if line.startswith("ExecStart=")]
+    program, command, *options = started.split()
+    assert program == "/opt/orders/bin/orders"
+    accepted = inspect.signature(getattr(import_module(f"cli.{command}"), f"{command}_command")).parameters
+    assert {option.removeprefix("--") for option in options if option.startswith("--")} <= accepted.keys()
+    assert {"NoNewPrivileges=yes", "CapabilityBoundingSet=", "ProtectSystem=strict", "User=orders"} <= {*unit}
 
 
 def test_the_build_context_holds_every_package() -> None:

@@ -1,0 +1,1 @@
+"""What is deployed: the chart, the systemd units, the list of components and the check of advisories."""
