@@ -142,6 +142,9 @@ async def settings(
         await redis.flushdb()
     yield Settings()
     # The database stays until the servers go: to drop it makes Postgres write out all that the others hold.
+    await _execute(
+        admin, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = 'test_{unique}'"
+    )
     get_settings.cache_clear()
 
 

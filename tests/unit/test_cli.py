@@ -24,6 +24,7 @@ from cli import dlq, main
 from errors import OrdersError
 from settings import get_settings
 from tests.stackfixture import ROOT
+from wire import denied
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -328,7 +329,8 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
         (OSError("ours"), None),
     ],
 )
-def test_explanations(error: BaseException, says: str | None) -> None:
+def test_explanations(monkeypatch: pytest.MonkeyPatch, error: BaseException, says: str | None) -> None:
+    monkeypatch.setattr(denied, "_noted", {})  # of tests before this one
     line = main.explain(error)
     assert line is None if says is None else says in (line or "")
 
