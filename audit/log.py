@@ -19,6 +19,7 @@ from aiokafka.errors import (
     NodeNotReadyError,
     NotCoordinatorError,
     NotLeaderForPartitionError,
+    OffsetOutOfRangeError,
     ReplicaNotAvailableError,
     RequestTimedOutError,
     for_code,
@@ -279,6 +280,11 @@ class Log:
             await client.force_metadata_update()
             await asyncio.sleep(0.2)
             return [], position
+        except OffsetOutOfRangeError as error:
+            raise LogUnavailable(
+                f"records of {partition.topic}/{partition.partition} were deleted while they were read",
+                "run it again",
+            ) from error
         except KafkaError as error:
             raise LogUnavailable(f"reading {where}: {told(error)}") from error
         aborted = part[2] if response.API_VERSION >= 11 else part[-2]

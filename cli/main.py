@@ -421,6 +421,8 @@ def _explain_kafka(error: BaseException) -> str | None:
     name = type(error).__name__
     if name in ("UnknownTopicOrPartitionError", "UnknownTopicOrPartition"):
         return f"a topic is missing on Kafka at {_address('kafka')} ({one_line(error)}); run orders init"
+    if name == "OffsetOutOfRangeError":
+        return "records of a topic were deleted while they were read; run it again"
     unreachable = (
         "KafkaConnectionError",
         "KafkaTimeoutError",

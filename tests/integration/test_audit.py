@@ -15,10 +15,11 @@ from uuid import UUID
 import asyncpg
 import msgspec
 import pytest
-from aiokafka.admin import NewPartitions
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 
 from audit.findings import CHECKS, Report
-from audit.log import Log
+from audit.log import Log, LogUnavailable
 from audit.stores import TABLES, Cache, StoreUnavailable
 from contracts.topics import DECISIONS, DLQ, REKEYED
 from operations.grouplock import GroupLock
@@ -1199,3 +1200,23 @@ def test_servers_that_are_not_there(
     assert len(told.stderr.strip().splitlines()) == 1
     if name == "ORDERS_REDIS":
         assert orders("audit", "--no-cache").returncode == 0
+
+
+async def test_records_that_are_deleted_while_they_are_read_are_told(settings: Settings) -> None:
+    topic = f"{settings.group}.deleted"
+    partition = TopicPartition(topic, 0)
+    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers)
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(topic, 1, 1)])
+        async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
+            for _ in range(3):
+                await producer.send_and_wait(topic, b"x", partition=0)
+        async with Log(settings) as log:
+            span = (await log.spans([partition]))[partition]
+            await admin.delete_records({partition: RecordsToDelete(before_offset=2)})
+            with pytest.raises(LogUnavailable, match=f"records of {topic}/0 were deleted .*; run it again"):
+                [records async for records in log.read(partition, span)]
+    finally:
+        await admin.delete_topics([topic])
+        await admin.close()

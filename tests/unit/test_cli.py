@@ -16,7 +16,12 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from aiokafka.errors import GroupAuthorizationFailedError, KafkaConnectionError, UnknownTopicOrPartitionError
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    OffsetOutOfRangeError,
+    UnknownTopicOrPartitionError,
+)
 from redis.exceptions import AuthenticationError, NoPermissionError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -295,6 +300,7 @@ def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.M
         ),
         (KafkaConnectionError("no"), "cannot reach Kafka at "),
         (UnknownTopicOrPartitionError("x"), "run orders init"),
+        (OffsetOutOfRangeError("x"), "were deleted while they were read; run it again"),
         (RedisConnectionError("no"), "cannot reach Redis at "),
         (asyncpg.UndefinedTableError("orders_order"), "run orders init"),
         (
