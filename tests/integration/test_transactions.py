@@ -143,10 +143,10 @@ async def test_a_worker_that_is_shut_out_without_a_successor_begins_anew(group: 
     worker = group.start()
     async with group.fed():
         await group.written(100)
+        before = len(worker.text())
         intruder = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=f"{group.group}-0")
         await intruder.start()
         await intruder.stop()
-        before = len(worker.text())
         await worker.logged("lane 0: another worker has taken it over", after=before)
         await worker.logged("lanes 0, 1, 2, 3 open", after=before)
     await group.drained()
