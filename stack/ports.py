@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
+from pathlib import Path
 
 from stack.errors import StackError
 
@@ -46,15 +48,24 @@ def choose(taken: set[int]) -> int:
     )
 
 
-def answers(port: int, question: bytes) -> bytes:
+def listens(port: int) -> bool:
+    """Tell whether anybody takes connections on the port. Blocks a second at most."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def answers(port: int, question: bytes, trusted: Path | None = None) -> bytes:
     """The first bytes that whoever listens on the port says to `question`; empty when nobody does.
-    Blocks a second at most.
+    `trusted`: ask over TLS, and trust this authority alone. Blocks some seconds at most.
     """
     try:
-        with socket.socket() as connection:
-            connection.settimeout(1)
-            connection.connect(("127.0.0.1", port))
-            connection.sendall(question)
-            return connection.recv(64)
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            context = ssl.create_default_context(cafile=trusted) if trusted else None
+            asked = context.wrap_socket(connection, server_hostname="127.0.0.1") if context else connection
+            asked.sendall(question)
+            return asked.recv(64)
     except OSError:
         return b""

@@ -34,7 +34,7 @@ from cryptography.x509 import DNSName
 
 from stack.kafka import Broker
 from stack.state import State
-from tests.certificates import HERE, certificate
+from stack.certificates import HERE, certificate
 from tests.waiting import eventually, until
 
 USER: Final = "worker"

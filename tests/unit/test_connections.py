@@ -30,7 +30,7 @@ from sinks.connection import connect
 from sinks.redis import open_client
 from streams.transport.delivery import describe
 from tests import secure
-from tests.certificates import certificate
+from stack.certificates import certificate
 from wire import access, clients, denied
 from wire.access import Access, BadFile
 from wire.client import Client
