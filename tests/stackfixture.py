@@ -4,6 +4,7 @@ images with STACK=containers.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -15,11 +16,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import asyncpg
 import psutil
 import pytest
 import yaml
 
+from operations import secured
 from stack import Stack, StackError
+from tests.servers import as_admin, with_path
 
 if TYPE_CHECKING:
     from testcontainers.compose import DockerCompose
@@ -37,9 +41,13 @@ class Servers(Protocol):
     def env(self) -> dict[str, str]:
         """ORDERS_* values."""
 
+    @property
+    def admin(self) -> dict[str, str]:
+        """The same, for who may do everything."""
+
 
 @contextmanager
-def from_packages() -> Iterator[Stack]:
+def from_packages(*, secure: bool = False) -> Iterator[Stack]:
     """A stack in a folder of this run, deleted at its end.
     What killed runs left behind is ended and deleted first.
     """
@@ -51,9 +59,45 @@ def from_packages() -> Iterator[Stack]:
     folder = home / str(os.getpid())
     purge(folder)
     try:
-        yield Stack.start(folder)
+        stack = Stack.start(folder, users=secured.USERS if secure else ())
+        if secure:
+            asyncio.run(_allow(stack))
+        yield stack
     finally:
         purge(folder)
+
+
+async def _allow(stack: Stack) -> None:
+    """Rights as `orders stack up --secure` gives them, and those of every test's own group."""
+    admin = secured.settings_of(stack.admin)
+    await secured.allow(admin, stack.users)
+    of_a_group = secured.kafka_rights(admin.model_copy(update={"group": GROUPS}), secured.EVERYBODY)
+    rights = {acl._replace(name=GROUPS, prefixed=True) for acl in of_a_group if acl.name.startswith(GROUPS)}
+    await secured.allow_kafka(admin, {secured.EVERYBODY: rights})
+
+
+GROUPS = "orders-"
+"""How the names of tests' groups begin."""
+
+
+async def new_database(postgres: str, name: str, template: str = "template1") -> None:
+    """Make a database beside the one of the URL, whose user may work in it as in that one."""
+    await execute(as_admin(postgres), f"create database {name} template {template}")
+    if "sslmode" in postgres:
+        connection = await asyncpg.connect(as_admin(with_path(postgres, name)))
+        try:
+            await secured.allow_postgres(connection, ["orders-owner"])
+        finally:
+            await connection.close()
+
+
+async def execute(postgres: str, statement: str) -> None:
+    """Run one statement."""
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 def purge(folder: Path) -> None:
@@ -65,14 +109,15 @@ def purge(folder: Path) -> None:
 
 
 RUNNING = "TESTS_SERVERS"
-"""Variable that tells tests, when a test runs them, of the servers that it has: ORDERS_* values as JSON."""
+"""Variable that tells tests, when a test runs them, of the servers that it has: env and admin as JSON."""
 
 
 class Running:
     """Servers that others have started, and will stop."""
 
-    def __init__(self, env: dict[str, str]) -> None:
+    def __init__(self, env: dict[str, str], admin: dict[str, str] | None = None) -> None:
         self.env = env
+        self.admin = env if admin is None else admin
 
 
 def images() -> dict[str, str]:

@@ -29,6 +29,7 @@ from tests.chaos.pgwire import LostReplies
 from tests.chaos.proxy import Proxy
 from tests.chaos.watch import Watch
 from tests.chaos.workers import Clock, Exit, Supervised
+from tests.servers import as_admin, kafka
 
 SERVERS = frozenset(
     {
@@ -147,13 +148,13 @@ class World:
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[Redis]:
         """Straight to Redis."""
-        async with Redis.from_url(self.settings.redis.get_secret_value()) as client:
+        async with Redis.from_url(as_admin(self.settings.redis)) as client:
             yield client
 
     @asynccontextmanager
     async def kafka(self) -> AsyncIterator[AIOKafkaAdminClient]:
         """An admin client straight to the brokers."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.brokers, request_timeout_ms=30_000)
+        admin = AIOKafkaAdminClient(**kafka(self.settings.brokers), request_timeout_ms=30_000)
         try:
             await admin.start()
             yield admin

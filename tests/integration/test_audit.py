@@ -40,6 +40,7 @@ from tests.integration.audit_world import (
     uid,
     world_on,
 )
+from tests.servers import kafka
 from tests.workers import orders
 
 CHANGELOG = "*changelog"
@@ -1205,11 +1206,11 @@ def test_servers_that_are_not_there(
 async def test_records_that_are_deleted_while_they_are_read_are_told(settings: Settings) -> None:
     topic = f"{settings.group}.deleted"
     partition = TopicPartition(topic, 0)
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers)
+    admin = AIOKafkaAdminClient(**kafka(settings.brokers))
     await admin.start()
     try:
         await admin.create_topics([NewTopic(topic, 1, 1)])
-        async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
+        async with AIOKafkaProducer(**kafka(settings.brokers)) as producer:
             for _ in range(3):
                 await producer.send_and_wait(topic, b"x", partition=0)
         async with Log(settings) as log:

@@ -25,15 +25,14 @@ from streams import topics
 from streams.lag import LagReader, by_topic, total
 from streams.topics import TopicsMissing
 from tables import codec
+from tests.servers import as_admin, kafka
 from tests.waiting import eventually
 from workload import generator, producer
 
 
 async def read_all(settings: Settings, names: tuple[str, ...]) -> dict[TopicPartition, list[SourceEvent]]:
     """Everything in these topics, each partition in its order."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers, group_id=None, auto_offset_reset="earliest"
-    )
+    consumer = AIOKafkaConsumer(**kafka(settings.brokers), group_id=None, auto_offset_reset="earliest")
     await consumer.start()
     try:
         places = [TopicPartition(name, number) for name in names for number in range(settings.partitions)]
@@ -55,9 +54,7 @@ async def commit(settings: Settings, lag: int = 0) -> None:
     """Commit as a worker does that has handled everything but the last `lag` records of
     order.paid's first partition.
     """
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers, group_id=settings.group, enable_auto_commit=False
-    )
+    consumer = AIOKafkaConsumer(**kafka(settings.brokers), group_id=settings.group, enable_auto_commit=False)
     await consumer.start()
     try:
         places = [TopicPartition(name, number) for name in LANE for number in range(settings.partitions)]
@@ -109,7 +106,7 @@ async def test_a_mismatch_says_what_to_do_and_changes_nothing(
     assert (out, err.count("\n")) == ("", 1)
     assert "have 4 partition(s), not 7" in err
     assert "ORDERS_PARTITIONS=4" in err
-    admin = AIOKafkaAdminClient(bootstrap_servers=fresh.brokers)
+    admin = AIOKafkaAdminClient(**kafka(fresh.brokers))
     await admin.start()
     await admin.alter_configs(
         [ConfigResource(ConfigResourceType.TOPIC, "order.paid", {"retention.ms": "1000"})]
@@ -226,7 +223,7 @@ async def test_wait_ends_when_all_is_committed(fresh: Settings, capsys: pytest.C
 
 async def states(settings: Settings, lane: int, count: int) -> None:
     """Records in a lane's changelog."""
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as sender:
+    async with AIOKafkaProducer(**kafka(settings.brokers)) as sender:
         for _ in range(count):
             await sender.send_and_wait(
                 settings.changelog_topic, codec.encode(Order()), key=b"k" * 16, partition=lane
@@ -240,7 +237,7 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
 
     key = checkpoint_key(fresh.group, 1)
     await states(fresh, 1, 5)
-    async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(fresh.redis)) as redis:
         out, _ = await told("--json", code=0)
         assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, (
             "without a checkpoint nothing is old"
@@ -292,7 +289,7 @@ async def test_wait_says_that_redis_is_away(
 
 
 async def dead_letters(settings: Settings) -> None:
-    sender = AIOKafkaProducer(bootstrap_servers=settings.brokers)
+    sender = AIOKafkaProducer(**kafka(settings.brokers))
     await sender.start()
     try:
         for place, (reason, value) in enumerate(

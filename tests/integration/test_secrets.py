@@ -24,6 +24,7 @@ from settings import Settings
 from sinks.connection import Connector, connect
 from sinks.redis import open_client
 from streams.transport.delivery import Verdict, judge
+from tests.servers import as_admin
 from tests.unit.test_secrets import MARK, NOWHERE
 from tests.waiting import until
 from tests.workers import ORDERS, orders, worker
@@ -90,7 +91,7 @@ async def test_a_redis_password_that_is_changed(settings: Settings, tmp_path: Pa
     place = settings.redis.get_secret_value().rpartition("@")[2].removeprefix("redis://")
     file.write_text(f"redis://{user}:{MARK}-1@{place}")
     client = open_client(RedisUrl.from_file("ORDERS_REDIS_FILE", file))
-    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(settings.redis)) as redis:
         owner: Any = redis  # of whose commands by name only some are typed
         try:
             await owner.execute_command(

@@ -22,6 +22,7 @@ from aiokafka import AIOKafkaProducer
 
 from cli import main
 from settings import Settings, get_settings
+from tests.servers import kafka
 from tests.unit.builders import ANNA, ORDER, created, line, parcel, record
 from tests.unit.test_terminal import ENVIRONMENTS, harmful, stream, written
 from tests.workers import ORDERS, orders, processed, worker
@@ -45,7 +46,7 @@ async def fill(settings: Settings, folder: Path) -> tuple[str, list[str]]:
         "carrier": HOSTILE,
         "tracking_number": HOSTILE,
     }
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+    async with AIOKafkaProducer(**kafka(settings.brokers), acks="all") as producer:
         for topic, data in (
             ("order.created", created(line(1), region=HOSTILE)),
             ("shipment.updated", scan),
