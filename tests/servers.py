@@ -20,10 +20,12 @@ _admin: dict[str, str] = {}
 """The ORDERS_* values of who may do everything; empty before the stack runs."""
 
 
-def administrator(env: Mapping[str, str]) -> None:
-    """From now on tests come in by these ORDERS_* values."""
+def administrator(env: Mapping[str, str]) -> dict[str, str]:
+    """From now on tests come in by these ORDERS_* values. Returns those before."""
+    before = dict(_admin)
     _admin.clear()
     _admin.update(env)
+    return before
 
 
 def url(env: Mapping[str, str], server: str) -> str:

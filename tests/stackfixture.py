@@ -20,6 +20,7 @@ import asyncpg
 import psutil
 import pytest
 import yaml
+from redis.asyncio import Redis
 
 from operations import secured
 from stack import Stack, StackError
@@ -74,6 +75,8 @@ async def _allow(stack: Stack) -> None:
     of_a_group = secured.kafka_rights(admin.model_copy(update={"group": GROUPS}), secured.EVERYBODY)
     rights = {acl._replace(name=GROUPS, prefixed=True) for acl in of_a_group if acl.name.startswith(GROUPS)}
     await secured.allow_kafka(admin, {secured.EVERYBODY: rights})
+    async with Redis.from_url(admin.redis.get_secret_value()) as cache:
+        await cache.execute_command("ACL", "SETUSER", secured.EVERYBODY, "~cache:*")  # type: ignore[no-untyped-call]
 
 
 GROUPS = "orders-"
@@ -161,8 +164,8 @@ def project(name: str, *services: str, build: bool = False) -> Iterator[DockerCo
         environment.setenv(
             "COMPOSE_PROJECT_NAME", f"{name}-{os.getpid()}"
         )  # never the user's own, whose data would go at the end
-        environment.setenv("POSTGRES_PASSWORD", PASSWORD)
-        environment.setenv("REDIS_PASSWORD", PASSWORD)
+        for name in ("POSTGRES", "OWNER", "REDIS"):
+            environment.setenv(f"{name}_PASSWORD", PASSWORD)
         # Chosen before the start: Kafka tells clients its address.
         with ExitStack() as probes:
             for variable in PORTS:

@@ -14,7 +14,7 @@ from tests.chaos.report import write
 from tests.chaos.run import arena, play
 from tests.chaos.scenarios import SCENARIOS, bulk_and_readers
 from tests.chaos.schedule import once
-from tests.chaos.world import Shape
+from tests.chaos.world import SECURE, Shape
 
 MANUAL = Path(__file__).parents[2] / "docs" / "chaos.md"
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
@@ -31,7 +31,9 @@ FAULTS = (
 
 async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     said: list[str] = []
-    planned = once(SEED, [CATALOGUE[name].kind for name in FAULTS])
+    # Of a connection with TLS nobody between can lose a certain answer.
+    faults = [name for name in FAULTS if not (SECURE and name == "postgres-reply-lost")]
+    planned = once(SEED, [CATALOGUE[name].kind for name in faults])
     async with arena(tmp_path, SEED, Shape(replica=False, workers=2, rate=60.0), say=said.append) as (
         here,
         outcome,
@@ -42,7 +44,7 @@ async def test_nothing_is_lost_and_nothing_done_twice(tmp_path: Path) -> None:
     write(outcome, tmp_path)
     assert outcome.problems == [], said
     assert outcome.good, outcome.audit
-    assert {injection.kind for injection in outcome.injections} == {*FAULTS, "partitions-added"}
+    assert {injection.kind for injection in outcome.injections} == {*faults, "partitions-added"}
     assert outcome.audit["counts"]["orders"] > 500
 
 

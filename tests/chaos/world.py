@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -20,16 +20,21 @@ import psutil
 from aiokafka.admin import AIOKafkaAdminClient
 from redis.asyncio import Redis
 
+from operations import secured
 from settings import Settings
 from sinks import migrate
 from stack import Stack
 from streams import topics
+from tests import servers
 from tests.chaos.load import Feeder, Load
 from tests.chaos.pgwire import LostReplies
 from tests.chaos.proxy import Proxy
 from tests.chaos.watch import Watch
 from tests.chaos.workers import Clock, Exit, Supervised
 from tests.servers import as_admin, kafka
+
+SECURE: Final = os.environ.get("STACK") == "secure"
+"""Whether servers have TLS, logins and least rights."""
 
 SERVERS = frozenset(
     {
@@ -138,7 +143,7 @@ class World:
     @asynccontextmanager
     async def sql(self, url: str | None = None) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """A session straight to the primary."""
-        connection = await asyncpg.connect(url or self.settings.postgres.get_secret_value(), timeout=10)
+        connection = await asyncpg.connect(as_admin(url or self.settings.postgres), timeout=10)
         try:
             yield connection
         finally:
@@ -231,15 +236,17 @@ class World:
 
     def _detoured(self) -> dict[str, str]:
         def through(name: str, proxy: str) -> str:
-            parts = urlsplit(self.stack.env[name])
+            parts = urlsplit(servers.url(self.stack.env, name))
             return urlunsplit(
                 parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{self.proxies[proxy].address}")
             )
 
         return {
             "ORDERS_KAFKA": ",".join(proxy.address for proxy in self.brokers),
-            "ORDERS_POSTGRES": through("ORDERS_POSTGRES", "postgres"),
-            "ORDERS_REDIS": through("ORDERS_REDIS", "redis"),
+            "ORDERS_POSTGRES": through("POSTGRES", "postgres"),
+            "ORDERS_POSTGRES_FILE": "",
+            "ORDERS_REDIS": through("REDIS", "redis"),
+            "ORDERS_REDIS_FILE": "",
             "ORDERS_DATA": str(self.folder / "data"),
         }
 
@@ -257,7 +264,7 @@ async def world(
             name: Proxy(name)
             for name in ("redis", *(f"kafka-{node}" for node in range(1, shape.brokers + 1)))
         }
-        proxies["postgres"] = Proxy("postgres", replies.wire)
+        proxies["postgres"] = Proxy("postgres", None if SECURE else replies.wire)
         for proxy in proxies.values():
             opened.push_async_callback(proxy.close)
         advertise = [proxies[f"kafka-{node}"].address for node in range(1, shape.brokers + 1)]
@@ -266,14 +273,19 @@ async def world(
             folder / "stack",
             shape.brokers,
             shape.replica,
+            users=secured.USERS if SECURE else (),
             advertise=advertise,
             progress=lambda message: say(message),
         )
         opened.callback(_leave, stack, folder / "logs" / "servers")
+        opened.callback(servers.administrator, servers.administrator(stack.admin))
+        if SECURE:
+            await secured.allow(secured.settings_of(stack.admin), stack.users)
         for address, port in stack.detours.items():
             await proxies[f"kafka-{advertise.index(address) + 1}"].start(port)
         for name in ("postgres", "redis"):
-            await proxies[name].start(next(status.port for status in stack.status if status.name == name))
+            before = f"{name}-tls" if SECURE else name
+            await proxies[name].start(next(each.port for each in stack.status if each.name == before))
         made = World(folder, stack, shape, seed, proxies, replies)
         await topics.ensure(made.settings)
         await migrate.upgrade(made.settings)

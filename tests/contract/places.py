@@ -370,7 +370,7 @@ class RedisPlace(RealPlace):
     async def content(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         async with redis.asyncio.Redis.from_url(
-            self.settings.redis.get_secret_value(), decode_responses=True
+            as_admin(self.settings.redis), decode_responses=True
         ) as client:
             for key in sorted([key async for key in client.scan_iter(count=1000)]):
                 if key.startswith("user:"):

@@ -176,7 +176,7 @@ async def test_the_entry_of_one_order_does_not_hide_the_others(places: list[Plac
     assert {order_id for _, order_id, _ in parcels} > {str(one)}
     reader = Reader(places[0].settings)
     try:
-        async with redis.asyncio.Redis.from_url(places[1].settings.redis.get_secret_value()) as client:
+        async with redis.asyncio.Redis.from_url(as_admin(places[1].settings.redis)) as client:
             await client.flushdb()
             await places[1].sink.write([entry(one, orders[one])])
             assert await client.exists(f"tracking:{number}")
