@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Tests run against servers from packages. STACK=containers runs the same tests against those of docker-compose.yml, and that file as a whole.
+# Tests run against servers from packages. STACK=containers runs the same tests against those of docker-compose.yml, and that file as a whole;
+# STACK=secure those that need servers against a stack with TLS, logins and least rights.
 STACK  ?= local
 export STACK
 # The tests start hundreds of Python processes: what is compiled stays compiled.
@@ -50,8 +51,10 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m stack || echo "Going on without: the first start of the stack fetches them."
 	printf '%s' "$$(pwd -P)" > $@
 
-test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
-	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 3 --dist worksteal) --durations 20
+test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers; STACK=secure: with TLS and logins)
+	$(BIN)/pytest $(if $(filter containers,$(STACK)),,-n 3 --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
+
+SECURE := tests/contract tests/integration tests/e2e tests/chaos/test_mini.py
 
 check: lint types layers ## What to run while working: lint, types, layers, tests without servers; a minute
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import ssl
+from contextlib import ExitStack
 from pathlib import Path
 
 from stack.errors import StackError
@@ -62,9 +63,11 @@ def answers(port: int, question: bytes, trusted: Path | None = None) -> bytes:
     `trusted`: ask over TLS, and trust this authority alone. Blocks some seconds at most.
     """
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-            context = ssl.create_default_context(cafile=trusted) if trusted else None
-            asked = context.wrap_socket(connection, server_hostname="127.0.0.1") if context else connection
+        with ExitStack() as opened:
+            asked = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=1))
+            if trusted is not None:
+                context = ssl.create_default_context(cafile=trusted)
+                asked = opened.enter_context(context.wrap_socket(asked, server_hostname="127.0.0.1"))
             asked.sendall(question)
             return asked.recv(64)
     except OSError:

@@ -25,7 +25,7 @@ from streams import topics
 from streams.lag import LagReader, by_topic, total
 from streams.topics import TopicsMissing
 from tables import codec
-from tests.servers import as_admin, kafka
+from tests.servers import admin, as_admin, kafka
 from tests.waiting import eventually
 from workload import generator, producer
 
@@ -76,9 +76,9 @@ async def test_topics_are_made_once_and_again_after_they_were_deleted(fresh: Set
     assert await topics.ensure(fresh) == []
     assert await topics.missing(fresh) == []
     for _ in range(2):
-        assert len(await topics.delete_all(fresh)) == len(expected)
+        assert len(await topics.delete_all(admin(fresh))) == len(expected)
         assert await topics.describe(fresh) == {}
-        assert await topics.delete_all(fresh) == []
+        assert await topics.delete_all(admin(fresh)) == []
         assert len(await topics.missing(fresh)) == len(expected)
         assert await topics.ensure(fresh) == [spec.name for spec in expected]
     states = await topics.describe(fresh)
@@ -91,7 +91,7 @@ async def test_topics_are_made_once_and_again_after_they_were_deleted(fresh: Set
 
 
 async def test_init_at_the_same_time_makes_each_topic_once(fresh: Settings) -> None:
-    await topics.delete_all(fresh)
+    await topics.delete_all(admin(fresh))
     made = await asyncio.gather(*(topics.ensure(fresh) for _ in range(3)))
     assert Counter(name for names in made for name in names) == Counter(
         spec.name for spec in topics.specs(fresh, 1)
@@ -124,7 +124,7 @@ async def test_a_mismatch_says_what_to_do_and_changes_nothing(
 
 
 async def test_init_again_is_harmless(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    await topics.delete_all(fresh)
+    await topics.delete_all(admin(fresh))
     assert await run("init", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["topics_created"]) == len(topics.specs(fresh, 1))
     assert await run("init", "--json") == 0
@@ -172,7 +172,7 @@ async def test_generate_is_repeatable_and_counts(fresh: Settings, capsys: pytest
 async def test_without_topics_the_way_out_is_named(
     fresh: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await topics.delete_all(fresh)
+    await topics.delete_all(admin(fresh))
     for args in (("generate",), ("wait",), ("dlq", "list")):
         assert await run(*args) == 2
         out, err = capsys.readouterr()

@@ -33,7 +33,7 @@ from tests.forked import Forked
 from tests.integration.test_deadlines import CREATED, now, records
 from tests.integration.test_repair import append, grown_in, states_of
 from tests.mutants.planted import Mutant, planted
-from tests.servers import as_admin, kafka
+from tests.servers import admin, as_admin, kafka
 from tests.waiting import eventually, until
 from tests.workers import TABLES, audit, orders, processed, rows, worker
 from workload import generator
@@ -269,7 +269,7 @@ async def test_regions_transactions_and_enforced_references(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
-    await topics.delete_all(settings)
+    await topics.delete_all(admin(settings))
     await topics.ensure(settings)
     await migrate.upgrade(settings, "region")
     database = await asyncpg.connect(settings.postgres.get_secret_value())
@@ -323,7 +323,7 @@ async def test_regions_transactions_and_enforced_references(
         audit()
     finally:
         await database.close()
-        await topics.delete_all(settings)
+        await topics.delete_all(admin(settings))
 
 
 def whatif_with_other_rules() -> dict[str, Any]:

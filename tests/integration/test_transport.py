@@ -473,7 +473,7 @@ async def test_a_request_that_the_kernel_has_in_part_is_not_made_whole_by_a_lane
     await lane.send({group.out: [OutRecord(b"a", b"1", [])]}, 0)
     assert isinstance(lane._producer, AiokafkaConnection)
     connections = lane._producer._producer.client._conns.values()
-    transports = [each._writer._writer.transport for each in connections if each.connected()]
+    transports = [each._writer._lower for each in connections if each.connected()]
     sending = asyncio.create_task(lane.send({group.out: [OutRecord(b"a", bytes(8 << 20), [])]}, 0))
     while not any(transport.get_write_buffer_size() for transport in transports):
         assert not sending.done()

@@ -28,7 +28,7 @@ from streams.lag import LagReader, total
 from tests.chaos.proxy import Proxy
 from tests.chaos.sweep.zygote import Child, Zygote
 from tests.chaos.world import settings_of
-from tests.servers import as_admin, kafka
+from tests.servers import admin, as_admin, kafka
 from workload import generator
 from workload.producer import send
 
@@ -246,7 +246,7 @@ class Arena:
 
     async def reset(self) -> None:
         """Empty topics, tables, cache and local state."""
-        await topics.delete_all(self.settings)
+        await topics.delete_all(admin(self.settings))
         connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             await connection.execute("DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public")
