@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
+import httpx
 import pytest
 
 from cli import main
 from operations.secured import EVERYBODY, USERS, settings_of
 from settings import get_settings
-from stack import Stack, StackError
+from stack import Stack, StackError, ports
 from tests import forked
 from tests.integration.test_bulk import an_order, order_id
 from tests.servers import url
@@ -168,10 +169,18 @@ def test_each_role_does_its_work_with_its_own_login(
 
 
 def test_one_login_does_everything(
-    secured: Stack, acting: Callable[[str], None], told: Callable[..., tuple[int, str]], tmp_path: Path
+    secured: Stack,
+    acting: Callable[[str], None],
+    told: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     acting(EVERYBODY)
+    port = ports.choose(set())
+    monkeypatch.setenv("ORDERS_METRICS_PORT", str(port))
     with worker(tmp_path, "w") as pipeline:
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200, "it says so itself")
+        assert httpx.get(f"http://127.0.0.1:{port}/live").text == "ready\n"
         assert told("simulate", "--checkouts", "5")[0] == 0
         processed()
         audit()

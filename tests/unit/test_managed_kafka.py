@@ -52,4 +52,6 @@ def test_every_right_has_its_actions() -> None:
 def test_the_settings_exist() -> None:
     for page in ("managed-kafka.md", "connect-kafka.md"):
         named = set(re.findall(r"\bORDERS_[A-Z_]*[A-Z]\b", (PAGES / page).read_text()))
-        assert {name.removeprefix("ORDERS_").lower() for name in named} - Settings.model_fields.keys() == set()
+        assert {
+            name.removeprefix("ORDERS_").lower() for name in named
+        } - Settings.model_fields.keys() == set()

@@ -6,14 +6,17 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faust.types import TP
 
 from cli.worker import _metrics
 from settings import Settings
 from streams import probes
 from streams.probes import Probes
+from streams.transport.consumer import Consumer
 
 
 def metrics(environ: Any, start_response: Any) -> list[bytes]:
@@ -82,3 +85,25 @@ def test_they_are_served_beside_the_metrics() -> None:
     assert got is not None
     assert served[1:] == [got]
     assert ask(got, "/other") == (200, "metrics of /other")
+
+
+def standing(assigned: bool, claim: set[TP] | None, open_: set[TP]) -> bool:
+    """What a consumer says of itself: `claim` is what the group has given it."""
+    here = SimpleNamespace(
+        _assigned=assigned,
+        _thread=SimpleNamespace(claimed=lambda: None if claim is None else (SimpleNamespace(tps=claim), 1)),
+        _app=SimpleNamespace(specs_by_topic={"order.paid": None}),
+        trackers=dict.fromkeys(open_),
+    )
+    assert Consumer.standing.fget is not None
+    return bool(Consumer.standing.fget(here))
+
+
+def test_a_worker_is_ready_with_all_its_lanes_or_with_none() -> None:
+    first, second = TP("order.paid", 0), TP("order.paid", 1)
+    changelog = TP("orders-state-changelog", 0)
+    assert standing(True, {first, second, changelog}, {first, second})
+    assert standing(True, set(), set()), "it stands by"
+    assert not standing(True, {first, second}, {first}), "a state is still being read"
+    assert not standing(False, {first}, {first}), "the group shares out its partitions"
+    assert not standing(True, None, set()), "nobody has told it yet"
