@@ -76,7 +76,8 @@ class Valkey(Server):
         return users.name
 
     def launch(self) -> subprocess.Popen[bytes]:
-        return spawn([str(_binary()), str(self.config)], log=self.log, cwd=self.home)
+        # ACL SAVE writes a new file.
+        return spawn([str(_binary()), str(self.config)], log=self.log, cwd=self.home, umask=0o077)
 
     def ready(self) -> bool:
         return ports.answers(self.port, b"PING\r\n").startswith((b"+PONG", b"-NOAUTH"))
