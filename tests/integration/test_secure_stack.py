@@ -113,7 +113,8 @@ async def test_nobody_comes_in_plainly_and_no_program_is_a_superuser(secured: St
     await plain.close()
     connection = await asyncpg.connect(postgres)
     try:
-        assert await connection.fetch("SELECT rolname FROM pg_roles WHERE rolsuper") == [("postgres",)]
+        superusers = await connection.fetch("SELECT rolname FROM pg_roles WHERE rolsuper")
+        assert [row["rolname"] for row in superusers] == ["postgres"]
         assert await connection.fetchval("SELECT session_user::text") == EVERYBODY
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("CREATE ROLE somebody")
