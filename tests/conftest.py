@@ -20,11 +20,10 @@ from credentials import PostgresUrl
 from settings import Settings, get_settings
 from tests import stackfixture
 from tests.deploy import helm
-from tests.servers import admin, administrator, as_admin, url, with_path
+from tests.servers import admin, as_admin, url, with_path
 from tests.stackfixture import Servers
 
-STACK = os.environ.get("STACK", "local")
-CONTAINERS = STACK == "containers"
+CONTAINERS = os.environ.get("STACK", "local") == "containers"
 
 QUICK = frozenset({"unit", "property"})
 """Folders of tests that take no time worth speaking of."""
@@ -109,8 +108,8 @@ def stack() -> Iterator[Servers]:
         elif CONTAINERS:
             servers = opened.enter_context(stackfixture.from_images())
         else:
-            servers = opened.enter_context(stackfixture.from_packages(secure=STACK == "secure"))
-        administrator(servers.admin)
+            servers = opened.enter_context(stackfixture.from_packages())
+        opened.enter_context(stackfixture.administered(servers))
         yield servers
 
 

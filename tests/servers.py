@@ -6,15 +6,19 @@ themselves get their options, or their URL, here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 from credentials import PostgresUrl, RedisUrl, ServerUrl
 from operations.secured import settings_of
 from settings import Settings
 from wire import clients
+
+SECURE: Final = os.environ.get("STACK") == "secure"
+"""Whether the servers of the run have TLS, logins and least rights."""
 
 _admin: dict[str, str] = {}
 """The ORDERS_* values of who may do everything; empty before the stack runs."""

@@ -11,7 +11,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,8 +24,9 @@ import yaml
 from redis.asyncio import Redis
 
 from operations import secured
+from operations.grants import Acl
 from stack import Stack, StackError
-from tests.servers import as_admin, with_path
+from tests.servers import SECURE, administrator, as_admin, with_path
 
 if TYPE_CHECKING:
     from testcontainers.compose import DockerCompose
@@ -48,7 +50,7 @@ class Servers(Protocol):
 
 
 @contextmanager
-def from_packages(*, secure: bool = False) -> Iterator[Stack]:
+def from_packages() -> Iterator[Stack]:
     """A stack in a folder of this run, deleted at its end.
     What killed runs left behind is ended and deleted first.
     """
@@ -60,12 +62,29 @@ def from_packages(*, secure: bool = False) -> Iterator[Stack]:
     folder = home / str(os.getpid())
     purge(folder)
     try:
-        stack = Stack.start(folder, users=secured.USERS if secure else ())
-        if secure:
-            asyncio.run(_allow(stack))
-        yield stack
+        yield started(folder)
     finally:
         purge(folder)
+
+
+def started(folder: Path, *, replica: bool = False, advertise: Sequence[str] = ()) -> Stack:
+    """A stack that runs, secure with STACK=secure."""
+    users = secured.USERS if SECURE else ()
+    stack = Stack.start(folder, replica=replica, users=users, advertise=advertise)
+    if SECURE:
+        with ThreadPoolExecutor(1) as pool:  # here a loop may be running
+            pool.submit(asyncio.run, _allow(stack)).result()
+    return stack
+
+
+@contextmanager
+def administered(stack: Servers) -> Iterator[None]:
+    """Meanwhile tests come in as the administrator of this stack."""
+    before = administrator(stack.admin)
+    try:
+        yield
+    finally:
+        administrator(before)
 
 
 async def _allow(stack: Stack) -> None:
@@ -77,6 +96,13 @@ async def _allow(stack: Stack) -> None:
     await secured.allow_kafka(admin, {secured.EVERYBODY: rights})
     async with Redis.from_url(admin.redis.get_secret_value()) as cache:
         await cache.execute_command("ACL", "SETUSER", secured.EVERYBODY, "~cache:*")  # type: ignore[no-untyped-call]
+
+
+async def allow_topic(stack: Servers, topic: str) -> None:
+    """Let the programs of a secure stack read and write a topic that no role has. Nothing else is needed."""
+    if stack.admin != stack.env:
+        rights = [Acl("Topic", topic, operation) for operation in ("Read", "Write")]
+        await secured.allow_kafka(secured.settings_of(stack.admin), {secured.EVERYBODY: rights})
 
 
 GROUPS = "orders-"

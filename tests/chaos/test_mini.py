@@ -14,7 +14,8 @@ from tests.chaos.report import write
 from tests.chaos.run import arena, play
 from tests.chaos.scenarios import SCENARIOS, bulk_and_readers
 from tests.chaos.schedule import once
-from tests.chaos.world import SECURE, Shape
+from tests.chaos.world import Shape
+from tests.servers import SECURE
 
 MANUAL = Path(__file__).parents[2] / "docs" / "chaos.md"
 SEED = int(os.environ.get("CHAOS_SEED", "1"))

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -25,16 +25,13 @@ from settings import Settings
 from sinks import migrate
 from stack import Stack
 from streams import topics
-from tests import servers
+from tests import servers, stackfixture
 from tests.chaos.load import Feeder, Load
 from tests.chaos.pgwire import LostReplies
 from tests.chaos.proxy import Proxy
 from tests.chaos.watch import Watch
 from tests.chaos.workers import Clock, Exit, Supervised
-from tests.servers import as_admin, kafka
-
-SECURE: Final = os.environ.get("STACK") == "secure"
-"""Whether servers have TLS, logins and least rights."""
+from tests.servers import SECURE, as_admin, kafka
 
 SERVERS = frozenset(
     {
@@ -278,7 +275,7 @@ async def world(
             progress=lambda message: say(message),
         )
         opened.callback(_leave, stack, folder / "logs" / "servers")
-        opened.callback(servers.administrator, servers.administrator(stack.admin))
+        opened.enter_context(stackfixture.administered(stack))
         if SECURE:
             await secured.allow(secured.settings_of(stack.admin), stack.users)
         for address, port in stack.detours.items():

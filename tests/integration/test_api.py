@@ -28,6 +28,7 @@ from api.app import create_app
 from contracts.statuses import OrderStatusText
 from credentials import PostgresUrl
 from domain.rows import ItemRow, OrderRow
+from operations.secured import settings_of
 from queries import statements
 from queries.databases import Database
 from queries.reader import Reader
@@ -35,12 +36,12 @@ from settings import Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
-from stack import Stack, ports
+from stack import ports
 from tests.chaos.proxy import Proxy
 from tests.forked import Forked
 from tests.integration.api_world import World, entry, folded
 from tests.servers import as_admin
-from tests.stackfixture import purge
+from tests.stackfixture import administered, new_database, purge, started
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, orders
 
@@ -53,10 +54,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A stack with a replica, and orders in it."""
     folder = tmp_path_factory.mktemp("replicated") / "stack"
     try:
-        env = Stack.start(folder, replica=True).env
-        yield Settings.model_validate(
-            {name.removeprefix("ORDERS_").lower(): value for name, value in env.items()}
-        )
+        stack = started(folder, replica=True)
+        with administered(stack):
+            yield settings_of(stack.env)
     finally:
         purge(folder)
 
@@ -313,7 +313,7 @@ async def test_a_refill_never_replaces_a_newer_one(service: Open) -> None:
 
 async def test_partitioned_by_region_the_same_answers(filled: Settings, service: Open) -> None:
     by_region = urlunsplit(urlsplit(filled.postgres.get_secret_value())._replace(path="/by_region"))
-    await ask(filled.postgres.get_secret_value(), "CREATE DATABASE by_region")
+    await new_database(filled.postgres.get_secret_value(), "by_region")
     settings = filled.model_copy(update={"postgres": PostgresUrl(by_region)})
     await migrate.upgrade(settings, "region")
     async with World(settings, ORDERS_THERE()) as world:
@@ -413,7 +413,9 @@ async def test_of_several_hosts_the_one_that_is_asked_for(
     for order in (places, places[::-1]):
         first, second = order
         hosts = f"{first.netloc},127.0.0.1:{ports.choose(set())},{second.netloc.rpartition('@')[2]}"
-        url = f"postgresql://{hosts}{first.path}?target_session_attrs={wanted}"
+        url = f"postgresql://{hosts}{first.path}?{first.query}&target_session_attrs={wanted}".replace(
+            "?&", "?"
+        )
         database = Database(filled, url, "primary")
         try:
             connection = await database._connect()

@@ -40,7 +40,8 @@ from tests.integration.audit_world import (
     uid,
     world_on,
 )
-from tests.servers import kafka
+from tests.servers import as_admin, kafka
+from tests.stackfixture import execute
 from tests.workers import orders
 
 CHANGELOG = "*changelog"
@@ -1069,7 +1070,8 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
     await world.write()
     await world.commit()
     role = f"auditor_{world.settings.group.replace('-', '_')}"
-    await world.database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT pg_read_all_data TO {role}")
+    owner = as_admin(world.settings.postgres)
+    await execute(owner, f"CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT pg_read_all_data TO {role}")
     user = f"audit-{world.settings.group}"
     await world.redis.acl_setuser(
         user,
@@ -1099,7 +1101,7 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
         await connection.close()
     finally:
         await world.redis.acl_deluser(user)
-        await world.database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        await execute(owner, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def _as(url: str, user: str, password: str) -> str:
