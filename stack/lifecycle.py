@@ -176,10 +176,11 @@ class Stack:
 
     def env_of(self, user: str) -> dict[str, str]:
         """The same for one user. Raises StackError if there is none of this name."""
-        if self._state.users and user not in (*self._state.users, logins.ADMIN):
+        if user not in (*self._state.users, logins.ADMIN):
+            known = ", ".join((*self._state.users, logins.ADMIN))
             raise StackError(
                 f"the stack in {self.folder} has no user {user}",
-                f"it has {', '.join((*self._state.users, logins.ADMIN))}",
+                f"it has {known}" if self._state.users else "it has none, as it isn't secure",
             )
         nodes = range(1, self._state.brokers + 1)
         values = {
