@@ -30,7 +30,7 @@ from wire import clients
 
 EVERYBODY: Final = "orders"
 """The user with all roles, and the rights of the services around us, which `orders generate` and `orders
-simulate` play. On Postgres it acts as the owner of the tables.
+simulate` play. On Postgres it is the owner of the tables.
 """
 USERS: Final = (EVERYBODY, *(f"orders-{role}" for role in ROLES))
 """Who may come in: one for every command, and one for each role."""
@@ -174,14 +174,14 @@ async def allow_postgres(database: asyncpg.Connection[Any], users: Iterable[str]
     Raises PostgresError.
     """
     here = str(await database.fetchval("SELECT current_database()"))
-    owner = "orders-owner"
     for user in users:
-        if user == EVERYBODY:
-            # What it makes is the owner's, whichever of the two makes it.
-            await database.execute(f"GRANT {_quoted(owner)} TO {_quoted(user)}")
-            await database.execute(f"ALTER ROLE {_quoted(user)} SET role = {_quoted(owner)}")
+        if user == "orders-owner":
+            # It acts as the other one, so that tables have one owner, whichever of the two makes them.
+            await database.execute(f"GRANT {_quoted(EVERYBODY)} TO {_quoted(user)}")
+            await database.execute(f"ALTER ROLE {_quoted(user)} SET role = {_quoted(EVERYBODY)}")
             continue
-        for role in roles_of(user):
+        roles: tuple[Role, ...] = ("owner",) if user == EVERYBODY else roles_of(user)
+        for role in roles:
             for grant, line in zip(grants(role), grant_lines(grants(role), user), strict=True):
                 _, _, table = grant.on.partition("TABLE ")
                 if not table or await database.fetchval("SELECT to_regclass($1) IS NOT NULL", table):

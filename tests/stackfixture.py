@@ -115,7 +115,7 @@ async def new_database(postgres: str, name: str, template: str = "template1") ->
     if "sslmode" in postgres:
         connection = await asyncpg.connect(as_admin(with_path(postgres, name)))
         try:
-            await secured.allow_postgres(connection, ["orders-owner"])
+            await secured.allow_postgres(connection, [secured.EVERYBODY])
         finally:
             await connection.close()
 

@@ -240,7 +240,8 @@ async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings
 
 async def test_no_host_is_what_is_asked_for(settings: Settings) -> None:
     """While a failover is under way: it passes, and isn't a bug of ours."""
+    url = settings.postgres.get_secret_value()
     with pytest.raises(connection.NoSuchHost):
         await connection.connect(
-            f"{settings.postgres.get_secret_value()}?target_session_attrs=standby", "test", timeout=5
+            f"{url}{'&' if '?' in url else '?'}target_session_attrs=standby", "test", timeout=5
         )
