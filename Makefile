@@ -51,12 +51,14 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m stack || echo "Going on without: the first start of the stack fetches them."
 	printf '%s' "$$(pwd -P)" > $@
 
-test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers; STACK=secure: with TLS and logins)
-	$(BIN)/pytest $(if $(filter containers,$(STACK)),,-n 3 --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
-
 SECURE := tests/contract tests/integration tests/e2e tests/chaos/test_mini.py
 
-check: lint types layers ## What to run while working: lint, types, layers, tests without servers; a minute
+test: $(STAMP) ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers; STACK=secure: with TLS and logins)
+	$(MAKE) --no-print-directory -j 2 lint layers types
+	$(BIN)/pytest $(if $(filter containers,$(STACK)),,-n 3 --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
+
+check: $(STAMP) ## What to run while working: lint, types, layers, tests without servers; a minute
+	$(MAKE) --no-print-directory -j 2 lint layers types
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)
