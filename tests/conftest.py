@@ -20,7 +20,7 @@ from credentials import PostgresUrl
 from settings import Settings, get_settings
 from tests import stackfixture
 from tests.deploy import helm
-from tests.servers import admin, as_admin, url, with_path
+from tests.servers import admin, as_admin, url, with_path, without_files
 from tests.stackfixture import Servers
 
 CONTAINERS = os.environ.get("STACK", "local") == "containers"
@@ -126,11 +126,12 @@ async def settings(
         if name.startswith("ORDERS_") and name != "ORDERS_OLIST":
             monkeypatch.delenv(name)
     unique = uuid.uuid4().hex[:12]
-    postgres, cache = url(stack.env, "POSTGRES"), url(stack.env, "REDIS")
+    given = without_files(stack.env)
+    postgres = given["ORDERS_POSTGRES"]
     values = {
-        **{name: value for name, value in stack.env.items() if name.startswith("ORDERS_KAFKA")},
+        **given,
         "ORDERS_POSTGRES": with_path(postgres, f"test_{unique}"),
-        "ORDERS_REDIS": with_path(cache, str(next(_redis_databases))),
+        "ORDERS_REDIS": with_path(given["ORDERS_REDIS"], str(next(_redis_databases))),
         "ORDERS_DATA": str(tmp_path / "data"),
         "ORDERS_GROUP": f"orders-{unique}",
         "ORDERS_PARTITIONS": "2",  # a broker takes as long to make and to delete a topic as it has partitions

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from credentials import PostgresUrl, RedisUrl, ServerUrl
 from operations.secured import settings_of
-from settings import Settings
+from settings import SECRET_FILES, Settings
 from wire import clients
 
 SECURE: Final = os.environ.get("STACK") == "secure"
@@ -38,6 +38,17 @@ def url(env: Mapping[str, str], server: str) -> str:
     return Path(file).read_text() if file else env[f"ORDERS_{server}"]
 
 
+def without_files(env: Mapping[str, str]) -> dict[str, str]:
+    """The same values with the secrets themselves in place of their files."""
+    secret = {f"ORDERS_{name.upper()}_FILE" for name in SECRET_FILES}
+    return {
+        name.removesuffix("_FILE") if name in secret else name: Path(value).read_text()
+        if name in secret
+        else value
+        for name, value in env.items()
+    }
+
+
 def with_path(address: str, path: str) -> str:
     """The same server's other database."""
     return urlunsplit(urlsplit(address)._replace(path=f"/{path}"))
@@ -48,7 +59,7 @@ def kafka_env(brokers: str | Sequence[str]) -> dict[str, str]:
     address = brokers if isinstance(brokers, str) else ",".join(brokers)
     ours = address == _admin.get("ORDERS_KAFKA")
     login = {name: value for name, value in _admin.items() if ours and name.startswith("ORDERS_KAFKA_")}
-    return {"ORDERS_KAFKA": address, **login}
+    return {"ORDERS_KAFKA": address, **without_files(login)}
 
 
 def kafka_settings(brokers: str | Sequence[str]) -> Settings:

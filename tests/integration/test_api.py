@@ -40,7 +40,7 @@ from stack import ports
 from tests.chaos.proxy import Proxy
 from tests.forked import Forked
 from tests.integration.api_world import World, entry, folded
-from tests.servers import as_admin
+from tests.servers import as_admin, without_files
 from tests.stackfixture import administered, new_database, purge, started
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, orders
@@ -56,7 +56,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     try:
         stack = started(folder, replica=True)
         with administered(stack):
-            yield settings_of(stack.env)
+            yield settings_of(without_files(stack.env))
     finally:
         purge(folder)
 
