@@ -480,7 +480,7 @@ async def paused(s: Service) -> AsyncIterator[None]:
     """The replica takes in nothing more meanwhile."""
     url = s.world.settings.postgres_replica
     assert url is not None
-    replica = url.get_secret_value()
+    replica = as_admin(url)
     await ask(replica, "SELECT pg_wal_replay_pause()")
     await eventually(
         lambda: ask(replica, "SELECT pg_get_wal_replay_pause_state() = 'paused'"), "replay has paused"
