@@ -217,6 +217,14 @@ def due_of(raw: bytes) -> int:
     return due
 
 
+def is_created(raw: bytes) -> bool:
+    """Whether the order's order.created is known, and so it has rows. False for a state of a later format."""
+    try:
+        return decode(raw).created is not None
+    except NewerFormat:
+        return False
+
+
 def status_of(raw: bytes) -> str:
     """The order's status by name."""
     return decode(raw).status.text
