@@ -203,9 +203,12 @@ def show_notices(result: notices.NoticesResult, console: Terminal) -> None:
         console.print(
             Text.assemble((topic, "bold"), f": {count:,} {'missing' if not result.sent else 'sent'}")
         )
+    order_id = ""
     for each in result.examples:
         whose = f" {each.seller_id}" if each.seller_id else ""
-        console.print(printable(f"order {each.order_id}"))
+        if each.order_id != order_id:
+            order_id = each.order_id
+            console.print(printable(f"order {order_id}"))
         same = each.expected.startswith(f"{each.actual},")
         change = each.expected if same else f"{each.actual} -> {each.expected}"
         console.print(printable(f"  {each.topic}{whose} {change}"))

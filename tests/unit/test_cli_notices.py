@@ -37,7 +37,6 @@ def test_what_is_missing_fits_a_terminal() -> None:
         "suborder.updated: 1 sent",
         f"order {ORDER}",
         "  order.status_changed pending -> confirmed",
-        f"order {ORDER}",
         f"  suborder.updated {text(raw(ANNA))} delivered, other amounts",
         "and 1 more; --examples shows more",
         "1 orders left out, their states aren't what the log says: orders repair first",
