@@ -139,6 +139,8 @@ def _shape_of(kind: type[Stored]) -> _Shape:
 
 _SHAPE: Final = _shape_of(Order)
 _VERSION, _DUE, _FORMAT = map(Order.__struct_fields__.index, ("version", "due", "format"))
+_FORMATS_AHEAD: Final = 16
+"""A higher number is none of a later version, but a foreign record's, which may not end a worker."""
 _Tails = dict[tuple[int, ...], list[Any]]
 """Where an array was longer, by the indexes that lead to it -> the elements that followed."""
 
@@ -163,7 +165,7 @@ def _decode_extended(raw: bytes) -> _Extended | None:
         return None
     if (
         all(type(values[at]) is int and values[at] >= 0 for at in (_VERSION, _DUE, _FORMAT))
-        and (number := values[_FORMAT]) > FORMAT
+        and FORMAT < (number := values[_FORMAT]) <= FORMAT + _FORMATS_AHEAD
     ):
         raise NewerFormat(f"a state is of format {number}; this version reads {FORMAT} and {FORMAT - 1}")
     tails: _Tails = {}

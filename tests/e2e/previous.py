@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tarfile
 from collections.abc import Sequence
 from functools import cache
-from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -36,8 +34,7 @@ def unpack(folder: Path) -> Path:
     archive = subprocess.run(
         ["git", "archive", COMMIT, ".", *_LEFT_OUT], cwd=ROOT, capture_output=True, check=True
     )
-    with tarfile.open(fileobj=BytesIO(archive.stdout)) as tar:
-        tar.extractall(folder, filter="data")
+    subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
     return folder
 
 

@@ -156,6 +156,12 @@ def test_a_state_of_a_later_format_is_kept_and_not_read() -> None:
         codec.decode(newer)
 
 
+def test_a_number_that_no_later_version_has_is_a_foreign_record_s() -> None:
+    values = msgspec.msgpack.decode(codec.encode(typical().order))
+    values[FORMAT_AT] = FORMAT + 17
+    assert not codec.is_state(KEY, msgspec.msgpack.encode(values))
+
+
 def test_a_fact_of_an_unknown_type_that_waits_for_its_order_is_not_read() -> None:
     builder = OrderBuilder()
     builder.give_back("processed", item=9)
