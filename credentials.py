@@ -19,7 +19,7 @@ from pydantic_core import CoreSchema, core_schema
 log = logging.getLogger(__name__)
 
 _PARTS: Final = re.compile(
-    r"(?P<scheme>[a-z]+)://(?:(?P<user>[^:/?#\[\]@]*)(?::(?P<password>[^/?#\[\]@]*))?@)?(?P<hosts>[^/?#@]*)"
+    r"(?P<scheme>[a-z]+(?:\+[a-z]+)?)://(?:(?P<user>[^:/?#\[\]@]*)(?::(?P<password>[^/?#\[\]@]*))?@)?(?P<hosts>[^/?#@]*)"
     r"(?P<path>/[^?#@:]*)?(?:\?(?P<query>[^#@]*))?"
 )
 _HOST: Final = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[\w.~%-]+)(?::(?P<port>[0-9]{1,5}))?")
@@ -120,7 +120,7 @@ class ServerUrl(Secret):
         if (
             parts is None
             or parts["scheme"] not in self.schemes
-            or not self._usable(parts["hosts"], parts["path"] or "")
+            or not self._usable(parts["scheme"], parts["hosts"], parts["path"] or "")
         ):
             raise ValueError(self._refusal())
         if not _is_query(parts["query"] or ""):
@@ -144,7 +144,7 @@ class ServerUrl(Secret):
         )
 
     @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
+    def _usable(cls, scheme: str, hosts: str, path: str) -> bool:
         raise NotImplementedError
 
 
@@ -155,18 +155,20 @@ class PostgresUrl(ServerUrl):
     example = "postgresql://user:password@host:port/database"
 
     @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
+    def _usable(cls, scheme: str, hosts: str, path: str) -> bool:
         return not hosts or all(map(_is_host, hosts.split(",")))
 
 
 class RedisUrl(ServerUrl):
-    """A URL of Redis, as redis-py reads it."""
+    """A URL of Redis, as redis-py reads it; or of its Sentinels, as sinks.clients does."""
 
-    schemes = ("redis", "rediss", "unix")
+    schemes = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
     example = "redis://user:password@host:port/db"
 
     @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
+    def _usable(cls, scheme: str, hosts: str, path: str) -> bool:
+        if scheme.endswith("+sentinel"):
+            return all(map(_is_host, hosts.split(","))) and bool(re.fullmatch(r"/[\w.-]+(?:/[0-9]*)?", path))
         return (not hosts and len(path) > 1) or (_is_host(hosts) and path[1:].isdecimal() >= bool(path[1:]))
 
 

@@ -47,7 +47,26 @@ class Settings(BaseSettings):
     )
     redis: RedisUrl = Field(
         RedisUrl("redis://127.0.0.1:6379/0"),
-        description="The cache, redis://host:port/db. It may be down at any time.",
+        description=(
+            "The cache, redis://host:port/db, or redis+sentinel://host:port,host:port/service/db. It may be"
+            " down at any time."
+        ),
+    )
+    redis_prefix: str = Field(
+        "",
+        pattern=r"^(?:[A-Za-z0-9_.-]{1,64}:){0,8}$",
+        description=(
+            "What the names of all keys in Redis begin with, such as `staging:`, so that several systems can"
+            " share one. It ends with a colon. All programs of a system need the same."
+        ),
+    )
+    postgres_pooler: Literal["none", "transaction"] = Field(
+        "none",
+        description=(
+            "transaction: ORDERS_POSTGRES and ORDERS_POSTGRES_REPLICA lead to a pooler that gives each"
+            " transaction another session: PgBouncer 1.21 or later with pool_mode=transaction"
+            " (docs/how-to/use-a-pooler.md)."
+        ),
     )
     postgres_file: Path | None = Field(
         None,
@@ -554,6 +573,15 @@ class Settings(BaseSettings):
         for problem in _security_problems(self):
             raise ValueError(problem)
         return self
+
+    @field_validator("redis_prefix")
+    @classmethod
+    def _no_key_of_ours(cls, value: str) -> str:
+        # Else the keys of a system without a prefix could be those of one with it.
+        ours = {"order", "user", "tracking", "rows", "cache"}.intersection(value.split(":"))
+        if ours:
+            raise ValueError(f"{min(ours)}: is how keys begin without a prefix; take another name")
+        return value
 
     @field_validator("api_jwt_jwks")
     @classmethod

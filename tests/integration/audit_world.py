@@ -29,6 +29,7 @@ from audit.reference import Decision, Fact, Order, Reading, RecordId, parse, par
 from audit.states import ADDED, FIELDS, state_of
 from audit.stores import TABLES, columns, comparable
 from contracts.topics import DECISIONS, DLQ, INPUT, REKEYED
+from operations.auditing import cache_of
 from settings import Settings
 from streams.transport.table import OFFSET
 
@@ -419,7 +420,7 @@ class World:
             "group": settings.group,
             "changelog": settings.changelog_topic,
             "postgres": settings.postgres.get_secret_value(),
-            "redis": settings.redis.get_secret_value(),
+            "redis": cache_of(settings),
             "data": settings.data,
         } | changes
         return await Auditor(Target(**values), most_findings=most).run()

@@ -238,7 +238,7 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
         assert await run("wait", "--timeout", "0.2", *args) == code
         return capsys.readouterr()
 
-    key = checkpoint_key(fresh.group, 1)
+    key = checkpoint_key(fresh, 1)
     await states(fresh, 1, 5)
     async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
         out, _ = await told("--json", code=0)

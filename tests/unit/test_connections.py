@@ -26,8 +26,8 @@ from redis.exceptions import RedisError
 from cli import main
 from credentials import PostgresUrl, RedisUrl
 from settings import Settings, get_settings
+from sinks.clients import open_client
 from sinks.connection import connect
-from sinks.redis import open_client
 from streams.transport.delivery import describe
 from tests import secure
 from tests.certificates import certificate
@@ -343,7 +343,7 @@ async def test_a_certificate_that_is_not_trusted(
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         where = f"127.0.0.1:{server.server_address[1]}"
         postgres = PostgresUrl(f"postgresql://u:p@{where}/d?sslmode=verify-full&sslrootcert={authority}")
-        redis = open_client(RedisUrl(f"rediss://{where}/0?ssl_ca_certs={authority}"))
+        redis = open_client(Settings(redis=RedisUrl(f"rediss://{where}/0?ssl_ca_certs={authority}")))
         monkeypatch.setenv("ORDERS_POSTGRES", postgres.get_secret_value())
         get_settings.cache_clear()
         with pytest.raises((OSError, RedisError)) as raised:
