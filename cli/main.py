@@ -389,6 +389,12 @@ def _explain_one(error: BaseException) -> str | None:
         "BusyLoadingError",
     ):
         return _unreachable("redis", error)
+    if family == "redis" and type(error).__name__ == "MasterNotFoundError":
+        why = ", ".join(sorted(set(re.findall(r" - (\w+)\(", str(error)))))
+        return (
+            f"no Sentinel of {_address('redis')} names a primary{why and f' ({why})'}; check the service's name,"
+            " sentinel_username and sentinel_password in ORDERS_REDIS, and whether they run"
+        )
     if isinstance(error, OSError):
         server = _connecting(error.__traceback__)
         if server is not None:
