@@ -390,7 +390,7 @@ def _explain_one(error: BaseException) -> str | None:
     ):
         return _unreachable("redis", error)
     if family == "redis" and type(error).__name__ == "MasterNotFoundError":
-        why = ", ".join(sorted(set(re.findall(r" - (\w+)\(", str(error.args)))))
+        why = ", ".join(sorted(set(re.findall(r" - (?:\w+:)?(\w+Error)", str(error.args)))))
         return (
             f"no Sentinel of {_address('redis')} names a primary{why and f' ({why})'}; check the service's name,"
             " sentinel_username and sentinel_password in ORDERS_REDIS, and whether they run"

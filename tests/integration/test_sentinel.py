@@ -23,7 +23,7 @@ from stack.valkey import _binary
 from tests.contract.places import Order, ident
 from tests.waiting import eventually, until
 
-PASSWORD, WATCHING = "of redis", "of/the@sentinel"
+PASSWORD, WATCHING = "for redis", "of/the@sentinel"
 """Of the servers, and of the Sentinel."""
 
 
@@ -84,7 +84,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     [
         (("/orders/0", "/other/0"), "/other/0?*** names a primary (ConnectionError); check"),
         (("%2Fthe%40sentinel", "wrong"), "names a primary (AuthenticationError, ConnectionError); check"),
-        (("of%20redis", "wrong"), "refuses the login"),
+        (("for%20redis", "wrong"), "refuses the login"),
     ],
 )
 async def test_what_does_not_fit_is_said_without_a_secret(
@@ -100,7 +100,7 @@ async def test_what_does_not_fit_is_said_without_a_secret(
     get_settings.cache_clear()
     assert says in told
     assert not [
-        secret for secret in ("of redis", "of%20redis", "wrong", "of/the", "%2Fthe") if secret in told
+        secret for secret in ("for redis", "for%20redis", "wrong", "of/the", "%2Fthe") if secret in told
     ]
 
 
