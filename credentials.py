@@ -32,6 +32,7 @@ class Secret(SecretStr):
         super().__init__(self._usable_text(value))
         self._variable = ""
         self._path: Path | None = None
+        self._check: Callable[[str], object] | None = None
         self._kept = False
         """Whether the file could not be read at the last attempt, and that has been said."""
 
@@ -49,7 +50,7 @@ class Secret(SecretStr):
             secret = cls(text)
         except (OSError, ValueError) as error:
             raise ValueError(f"{variable}={path}: {_why(error)}") from None
-        secret._variable, secret._path = variable, path
+        secret._variable, secret._path, secret._check = variable, path, check
         return secret
 
     def get_secret_value(self) -> str:
@@ -60,7 +61,10 @@ class Secret(SecretStr):
         """
         if self._path is not None:
             try:
-                self._secret_value = self._usable_text(_text(self._path))
+                text = _text(self._path)
+                if self._check is not None:
+                    self._check(text)
+                self._secret_value = self._usable_text(text)
             except (OSError, ValueError) as error:
                 if not self._kept:
                     log.warning(

@@ -465,7 +465,11 @@ class Settings(BaseSettings):
         ),
     )
     api_keys_file: Path | None = Field(
-        None, description="File that holds the keys, instead of ORDERS_API_KEYS. It is read at the start."
+        None,
+        description=(
+            "File that holds the keys, instead of ORDERS_API_KEYS: read again whenever it changes. An empty"
+            " one admits nobody."
+        ),
     )
     read_pool: int = Field(
         8,
@@ -590,6 +594,11 @@ class Settings(BaseSettings):
         if "://" in value and not _JWKS_URL.fullmatch(value):
             raise ValueError("must be a file or an https URL (http only of loopback), without a password")
         return value
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler stands before Postgres."""
+        return self.postgres_pooler != "none"
 
     @property
     def jwks_is_url(self) -> bool:

@@ -392,8 +392,8 @@ def _explain_one(error: BaseException) -> str | None:
     if family == "redis" and type(error).__name__ == "MasterNotFoundError":
         why = ", ".join(sorted(set(re.findall(r" - (?:\w+:)?(\w+Error)", str(error.args)))))
         return (
-            f"no Sentinel of {_address('redis')} names a primary{why and f' ({why})'}; check the service's name,"
-            " sentinel_username and sentinel_password in ORDERS_REDIS, and whether they run"
+            f"no Sentinel of {_address('redis')} names a primary{why and f' ({why})'}; check the service's"
+            " name, sentinel_username and sentinel_password in ORDERS_REDIS, and whether they run"
         )
     if isinstance(error, OSError):
         server = _connecting(error.__traceback__)
@@ -442,6 +442,12 @@ def _explain_kafka(error: BaseException) -> str | None:
 def _explain_postgres(error: BaseException) -> str | None:
     state = getattr(error, "sqlstate", None) or ""
     address = _address("postgres")
+    if state in ("26000", "42P05") or (state == "08P01" and "startup parameter" in str(error)):
+        return (
+            f"a pooler stands before Postgres at {address} ({one_line(error.args[0])}); set"
+            " ORDERS_POSTGRES_POOLER=transaction, and have PgBouncer 1.21 or later with"
+            " max_prepared_statements above 0"
+        )
     if state == "42704" and "configuration parameter" in str(error):
         return f"ORDERS_POSTGRES: {error}; take it out of the URL"
     if state in ("42P01", "3F000", "42704"):

@@ -417,6 +417,7 @@ async def switch(
     Raises GroupBusy or TopicsMissing before anything is done, LockLost, and what existing() and
     Rebuild.switch() raise; run again, it goes on.
     """
+    ddl.require_session(settings, "orders rebuild switch")
     await require(settings)
     async with GroupLock(settings) as lock:
         async with unsettled(settings) as interrupted:
@@ -461,6 +462,7 @@ async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
 
     Blocks. Raises NotReady, Held.
     """
+    ddl.require_session(settings, "orders rebuild drop")
     async with ddl.connect(settings) as connection:
         listed = {each.schema: each for each in await shadow.listed(connection)}
         for name in names:
@@ -490,6 +492,7 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
 
     Raises SchemaTaken, Held, NotReady.
     """
+    ddl.require_session(settings, "orders rebuild start")
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)
@@ -518,6 +521,7 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
 @asynccontextmanager
 async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
     """Open the shadow that is there. Raises NotReady, SchemaTaken, Held."""
+    ddl.require_session(settings, "orders rebuild")
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)

@@ -55,7 +55,9 @@ class Roles:
         return f"{role}-{self.run}"
 
     async def execute(self, *statements: str, role: Role | None = None) -> None:
-        connection = await connect(self.postgres if role is None else self.url(role), "test", timeout=10)
+        connection = await connect(
+            self.postgres if role is None else self.url(role), "test", timeout=10, pooled=False
+        )
         try:
             for statement in statements:
                 await connection.execute(statement)

@@ -61,8 +61,10 @@ async def test_a_postgres_password_that_is_changed(fresh: Settings, tmp_path: Pa
     file, role = tmp_path / "url", f"rotated_{uuid.uuid4().hex[:8]}"
     place = fresh.postgres.get_secret_value().rpartition("@")[2]
     file.write_text(f"postgresql://{role}:{MARK}-1@{place}\n")
-    owner = await connect(fresh.postgres, "test", timeout=10)
-    connector = Connector(PostgresUrl.from_file("ORDERS_POSTGRES_FILE", file), "test", timeout=10)
+    owner = await connect(fresh.postgres, "test", timeout=10, pooled=False)
+    connector = Connector(
+        PostgresUrl.from_file("ORDERS_POSTGRES_FILE", file), "test", timeout=10, pooled=False
+    )
     try:
         await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{MARK}-1'")
         await (await connector()).close()

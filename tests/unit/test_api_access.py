@@ -129,6 +129,27 @@ async def test_keys_count_from_the_next_request_on(store: Path, caplog: pytest.L
     assert failures(caplog) == []
 
 
+async def test_keys_of_the_environments_file(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, second = tmp_path / "keys", KEY[::-1]
+    file.write_text(f"{KEY}\n")
+    async with service(api_keys_file=file) as s:
+        await s.get(KEY)
+        file.write_text(f"{KEY}, {second}\n")
+        await s.get(second)
+        file.write_text("short")  # it can't be used, so both go on
+        await s.get(second)
+        assert caplog.text.count("what it had before stays in use") == 1
+        assert "short" not in caplog.text
+        file.write_text("")
+        await s.get(KEY, 401)
+        file.write_text(second)
+        await s.get(second)
+        await s.get(None, 401)
+        await s.get(KEY, 401)
+
+
 async def test_a_link_that_is_switched_is_a_change(store: Path, tmp_path: Path) -> None:
     """As Kubernetes changes a Secret that is mounted."""
     keys = {version: add(tmp_path / version, "shop") for version in ("one", "two")}

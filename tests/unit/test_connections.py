@@ -347,7 +347,7 @@ async def test_a_certificate_that_is_not_trusted(
         monkeypatch.setenv("ORDERS_POSTGRES", postgres.get_secret_value())
         get_settings.cache_clear()
         with pytest.raises((OSError, RedisError)) as raised:
-            await (connect(postgres, "test", timeout=5) if greeting else redis.ping())
+            await (connect(postgres, "test", timeout=5, pooled=False) if greeting else redis.ping())
         await redis.aclose()
         server.shutdown()
     told = main.explain(raised.value) or ""
