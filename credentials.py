@@ -49,7 +49,9 @@ class Secret(SecretStr):
                 check(text)
             secret = cls(text)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{variable}={path}: {_why(error)}") from None
+            # It may be the secret itself, where somebody meant the other variable.
+            shown = path if path.is_absolute() or path.exists() else "***"
+            raise ValueError(f"{variable}={shown}: {_why(error)}") from None
         secret._variable, secret._path, secret._check = variable, path, check
         return secret
 

@@ -417,7 +417,9 @@ def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
     if not name:  # of several settings: it names them itself
         return f"{problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
-    value = "***" if name in SECRETS else one_line(problem["input"])
+    value = one_line(problem["input"])
+    if name in SECRETS or "://" in value or "@" in value:  # a URL that another setting was meant to have
+        value = "***"
     return (
         f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
     )
