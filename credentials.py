@@ -22,6 +22,8 @@ _PARTS: Final = re.compile(
     r"(?P<scheme>[a-z]+(?:\+[a-z]+)?)://(?:(?P<user>[^:/?#\[\]@]*)(?::(?P<password>[^/?#\[\]@]*))?@)?(?P<hosts>[^/?#@]*)"
     r"(?P<path>/[^?#@:]*)?(?:\?(?P<query>[^#@]*))?"
 )
+MOST_BYTES: Final = 1 << 16
+"""Of a file that holds a secret."""
 _HOST: Final = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[\w.~%-]+)(?::(?P<port>[0-9]{1,5}))?")
 
 
@@ -101,7 +103,11 @@ class Secret(SecretStr):
 
 
 def _text(path: Path) -> str:
-    text = path.read_text(encoding="utf-8")
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES:,} bytes, so it is no secret")
+    text = data.decode()
     return text.removesuffix("\n").removesuffix("\r")
 
 

@@ -245,6 +245,32 @@ class Settings(BaseSettings):
         "committed offsets, so it includes what arrives within a commit_interval.",
     )
 
+    bulk_file_bytes: int = Field(
+        4 << 30,
+        ge=1,
+        description=(
+            "Most bytes of a file of `orders bulk submit`, unpacked. The command needs as much room, twice."
+        ),
+    )
+    bulk_file_ratio: int = Field(
+        100,
+        ge=1,
+        description=(
+            "So many times its own size a file of gzip may unpack to, above 64 MiB. Text full of ids has"
+            " about 10; a few kB that unpack to gigabytes are an attack."
+        ),
+    )
+    bulk_file_columns: int = Field(
+        1000, ge=1, description="Most columns of a file of CSV or Parquet. Events have twenty."
+    )
+    bulk_file_memory: int = Field(
+        1 << 30,
+        ge=256 << 20,
+        description=(
+            "Most bytes of memory that reading a file of Parquet may take. Ordinary ones take 200 MiB."
+        ),
+    )
+
     # -- failure ---------------------------------------------------------------------------------------------
     session_timeout: float = Field(
         6.0,

@@ -222,6 +222,12 @@ async def test_each_connection_reads_the_password_again(
     assert caplog.text.count("ORDERS_KAFKA_SASL_PASSWORD_FILE") == 2, "and again when it vanishes again"
 
 
+async def test_a_file_without_end_is_no_token() -> None:
+    settings = Settings.model_validate(BEARER | {"kafka_oauth_token_file": "/dev/zero"})
+    with pytest.raises(NoToken, match=r"TOKEN_FILE=/dev/zero \(more than 65,536 bytes\)"):
+        await Access(settings).token()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -349,6 +349,14 @@ def test_a_url_is_read_again_and_kept_while_its_file_cannot_be(
     assert MARK not in caplog.text + repr(settings)
 
 
+def test_a_file_without_end_is_no_secret(orders: Orders) -> None:
+    code, out, err = orders("settings", API_KEYS_FILE="/dev/zero")
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "orders: ORDERS_API_KEYS_FILE=/dev/zero: more than 65,536 bytes, so it is no secret; see"
+    )
+
+
 def test_a_login_for_kafka_is_refused_in_clear_words(orders: Orders) -> None:
     code, _, err = orders("wait", KAFKA=KAFKA[0])
     assert code == 2
