@@ -58,8 +58,8 @@ def configure(settings: Settings, worker: str) -> None:
 
 
 class OfLibraries(logging.Filter):
-    """Lets a library say the same once in EVERY seconds: while a server is away, its client tells each attempt
-    of each of its connections, and the lines that matter would drown. No tracebacks: it is no defect.
+    """Lets a library say the same once in EVERY seconds: while a server is away, its client tells each
+    attempt of each of its connections, and the lines that matter would drown. No tracebacks: it is no defect.
 
     The same is what differs in numbers and arguments only. The next line that is let through says how many
     weren't.
