@@ -294,7 +294,7 @@ def _fail(line: str) -> None:
 
 def _usage(error: TyperException) -> str:
     # Without arguments a group has shown its help already and has nothing to add.
-    message = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().split()).replace(": Value error, ", ": ")  # pydantic's
     if not message:
         return ""
     ctx = getattr(error, "ctx", None)

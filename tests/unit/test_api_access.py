@@ -704,6 +704,7 @@ async def test_the_access_log_says_who_did_what_and_nothing_personal(
         await s.get(key, path=f"{ORDER}?min_version=0")
         await s.get(key, 429)
         await s.get(KEY)
+        assert (await s.client.get("/health")).status_code == 503  # a probe: at the level debug
         await s.get(token(sub="a b\n=\x1b[31m" + "c" * 200))
         await s.get(token(sub=USER, scope=f"user:{USER}"), 404)
         await s.get("wrong-but-long-enough", 401)

@@ -44,6 +44,10 @@ REDIS = {
     f"rediss://u:{MARK}@{NOWHERE}/": f"rediss://***@{NOWHERE}/",
     f"redis://{NOWHERE}/0?password={MARK}": f"redis://{NOWHERE}/0?***",
     f"redis://{NOWHERE}?username=u&password={MARK}": f"redis://{NOWHERE}?***",
+    f"redis+sentinel://u:{MARK}@{NOWHERE},[::1]:2/orders/0?sentinel_password={MARK}": (
+        f"redis+sentinel://***@{NOWHERE},[::1]:2/orders/0?***"
+    ),
+    f"rediss+sentinel://{MARK}@{NOWHERE}/orders": f"rediss+sentinel://***@{NOWHERE}/orders",
     f"unix://u:{MARK}@/nowhere.sock?db=1": "unix://***@/nowhere.sock?***",
 }
 WRONG = [
@@ -75,6 +79,10 @@ WRONG = [
     f"{{}}://u:x@h/1?{MARK}",
     f"{{}}://u:x@h/1?pass word={MARK}",
     f" {{}}://u:{MARK}@h/1",
+    f"{{}}+sentinel://u:{MARK}@h",
+    f"{{}}+sentinel://u:{MARK}@h/orders/{MARK}",
+    f"{{}}+sentinel://u:{MARK}@h,/orders",
+    f"sentinel+{{}}://u:{MARK}@h/orders",
 ]
 KAFKA = [
     f"sasl_ssl://user:{MARK}@h:9092",

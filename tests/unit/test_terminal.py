@@ -151,7 +151,7 @@ def _plain(node: ast.expr) -> bool:
             return _plain(node.left) and _plain(node.right)
         case ast.FormattedValue():
             spec = "" if node.format_spec is None else ast.unparse(node.format_spec)
-            return _plain(node.value) or "," in spec or ".2f" in spec
+            return _plain(node.value) or "," in spec or "." in spec  # of numbers
         case ast.Call(func=ast.Attribute(attr="join"), args=[ast.Call() as joined]):
             return ast.unparse(joined.func) == "map" and ast.unparse(joined.args[0]) in SAFE
         case ast.Call(func=ast.Attribute(attr="join"), args=[ast.GeneratorExp(elt=each)]):
