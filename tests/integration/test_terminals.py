@@ -56,7 +56,7 @@ async def send_every_text(settings: Settings) -> int:
         for topic, data in VALID.items():
             copies = [record(topic, copy) for copy in hostile_copies(data)]
             copies += [
-                record(topic, data, **{name: HOSTILE})
+                record(topic, data, False, **{name: HOSTILE})
                 for name in attributes(topic)
                 if name not in ("specversion", "type")
             ]
@@ -221,14 +221,15 @@ async def test_every_text_of_every_event_steers_no_terminal(
         assert code in (0, 1), (command, err)
         told[" ".join(command)] = out + err
     await break_stores(fresh)
-    for command in (("audit",), ("repair", "--dry-run"), ("whatif",), ("personal", USER)):
+    commands = [("audit",), ("repair", "--dry-run"), ("whatif",), ("personal", USER)]
+    for command in commands:
         code, out, err = await run("utf-8", *command)
         assert code in (0, 1), (command, err)
         told[f"{' '.join(command)}, of broken stores"] = out + err
     assert "cache" in told["audit, of broken stores"]
-    for command, text in told.items():
-        assert not harmful(text.replace("\n", "")), (command, text)
-        assert not [line for line in text.splitlines() if line.startswith("forged")], command
+    for what, text in told.items():
+        assert not harmful(text.replace("\n", "")), (what, text)
+        assert not [line for line in text.splitlines() if line.startswith("forged")], what
 
 
 # -- a person at a terminal ----------------------------------------------------------------------------------

@@ -704,7 +704,6 @@ async def test_the_access_log_says_who_did_what_and_nothing_personal(
         await s.get(key, path=f"{ORDER}?min_version=0")
         await s.get(key, 429)
         await s.get(KEY)
-        assert (await s.client.get("/health")).status_code == 503  # a probe: at the level debug
         await s.get(token(sub="a b\n=\x1b[31m" + "c" * 200))
         await s.get(token(sub=USER, scope=f"user:{USER}"), 404)
         await s.get("wrong-but-long-enough", 401)
@@ -731,6 +730,16 @@ async def test_the_access_log_says_who_did_what_and_nothing_personal(
     everything = caplog.text
     for secret in (key, KEY, USER, "3fa85f64", "min_version", "127.0.0.1"):
         assert secret not in everything
+
+
+async def test_probes_do_not_fill_the_access_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "api.requests")
+    async with service(api_keys=KEY) as s:
+        assert (await s.client.get("/health")).status_code == 503
+        await s.get(KEY)
+    probe, request = [record for record in caplog.records if record.name == "api.requests"]
+    assert (probe.levelname, "route=/health" in probe.getMessage()) == ("DEBUG", True)
+    assert request.levelname == "INFO"
 
 
 async def test_the_access_log_can_be_off(caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,7 @@ from settings import Settings
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     now = [1000.0]
-    monkeypatch.setattr(logs.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("cli.logs.time.monotonic", lambda: now[0])
     root = logging.getLogger()
     before = root.handlers, root.level
     yield now
