@@ -50,10 +50,12 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m stack || echo "Going on without: the first start of the stack fetches them."
 	printf '%s' "$$(pwd -P)" > $@
 
-test: lint types layers ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
+test: $(STAMP) ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
+	$(MAKE) --no-print-directory -j 2 lint layers types
 	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 3 --dist worksteal) --durations 20
 
-check: lint types layers ## What to run while working: lint, types, layers, tests without servers; a minute
+check: $(STAMP) ## What to run while working: lint, types, layers, tests without servers; a minute
+	$(MAKE) --no-print-directory -j 2 lint layers types
 	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)

@@ -1,10 +1,10 @@
-"""Fetch Kafka's jars ahead of the first start, or lock them anew: see stack.jars."""
+"""Fetch Kafka's jars ahead of the first start and make that quick, or lock them anew: see stack.jars."""
 
 from __future__ import annotations
 
 import sys
 
-from stack import jars
+from stack import jars, kafka
 from stack.errors import StackError
 
 
@@ -14,9 +14,17 @@ def main() -> None:
         if "--lock" in sys.argv[1:]:
             jars.write_lock()
         else:
-            jars.class_path(lambda message: print(message, file=sys.stderr))
+            class_path = jars.class_path(_tell)
+            try:
+                kafka.make_class_cache(class_path, _tell)
+            except (StackError, OSError) as error:
+                _tell(f"Kafka will start more slowly: {error}")
     except StackError as error:
         sys.exit("\n".join(filter(None, (str(error), error.log))))
+
+
+def _tell(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,7 @@ async def settings(
         "ORDERS_REDIS": _with_path(stack.env["ORDERS_REDIS"], str(next(_redis_databases))),
         "ORDERS_DATA": str(tmp_path / "data"),
         "ORDERS_GROUP": f"orders-{unique}",
+        "ORDERS_PARTITIONS": "2",  # a broker takes as long to make and to delete a topic as it has partitions
     }
     for name, value in values.items():
         monkeypatch.setenv(name, value)

@@ -6,6 +6,7 @@ What is forked is a process like any other: it has its own memory, files and sig
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import random
@@ -79,6 +80,16 @@ class Forked:
         if self._process.exitcode is None:
             raise subprocess.TimeoutExpired(self.args, timeout or 0)
         return self._process.exitcode
+
+    async def ended(self) -> int:
+        """Its exit code, when it has ended."""
+        loop, over = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._process.sentinel, over.set)
+        try:
+            await over.wait()
+        finally:
+            loop.remove_reader(self._process.sentinel)
+        return self.wait()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:

@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from tests.forked import Forked
 
 COMMAND = (sys.executable, "-c", "from cli.main import main; main()", "worker", "--name")
 FIRST_PAUSE = 0.5
@@ -52,7 +53,7 @@ class Supervised:
         self.env = dict(env)
         self._command = (*command, name)
         self._clock = clock
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: Forked | None = None
         self._task: asyncio.Task[None] | None = None
         self._wanted = False
         self._asked: tuple[str, float] | None = None
@@ -140,21 +141,13 @@ class Supervised:
             self._began = time.monotonic()
             self._ended.clear()
             self._asked = None
+            process = self._process = await asyncio.to_thread(Forked, self._command, self.log, env=self.env)
             with self.log.open("ab") as out:
-                self._process = await asyncio.create_subprocess_exec(
-                    *self._command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    env=self.env,
-                    start_new_session=True,
-                )
-                out.write(f"--- {time.strftime('%H:%M:%S')} pid {self._process.pid} starts\n".encode())
+                out.write(f"--- {time.strftime('%H:%M:%S')} pid {process.pid} starts\n".encode())
             try:
-                code = await self._process.wait()
+                code = await process.ended()
             except asyncio.CancelledError:
-                if self._process.returncode is None:
-                    self._process.kill()
+                process.kill()
                 raise
             lived = time.monotonic() - self._began
             asked = self._request()

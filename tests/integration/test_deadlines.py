@@ -165,7 +165,7 @@ async def test_every_order_ends_though_services_overlook_and_workers_die(
         simulating = asyncio.create_task(
             asyncio.to_thread(
                 orders,
-                *("simulate", "--checkouts", "200", "--rate", "40", "--delay", "0.1", "--timeout", "120"),
+                *("simulate", "--checkouts", "100", "--rate", "40", "--delay", "0.1", "--timeout", "120"),
                 *("--silence", "0.1", "--refusals", "0.1", "--duplicates", "0.1", "--seed", "3", "--json"),
             )
         )
@@ -180,11 +180,11 @@ async def test_every_order_ends_though_services_overlook_and_workers_die(
         processed()
     told = json.loads(done.stdout)
     assert told["hanging"] == []
-    assert told["checkouts"] == 200 == sum(told["ended"].values())
+    assert told["checkouts"] == 100 == sum(told["ended"].values())
     assert told["ignored"] > 0
     assert told["ended"]["delivered"] > 0
     report = audit()
-    assert report["counts"]["orders"] == 200
+    assert report["counts"]["orders"] == 100
 
 
 def _seconds(text: str) -> float:

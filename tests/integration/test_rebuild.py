@@ -125,7 +125,7 @@ async def workers_go_on(settings: Settings, folder: Path, before: list[SourceEve
 async def test_beside_workers_compared_and_switched_to(
     fresh: Settings, database: Any, tmp_path: Path
 ) -> None:
-    events = history(300, 71)
+    events = history(150, 71)
     half = len(events) // 2
     assert (
         refused("rebuild", "diff") == "orders: there is no schema orders_rebuild; run orders rebuild start\n"
@@ -190,7 +190,7 @@ async def test_beside_workers_compared_and_switched_to(
 
 async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, tmp_path: Path) -> None:
     with worker(tmp_path) as running:
-        await send(fresh, history(600, 73))
+        await send(fresh, history(250, 73))
         processed()
         assert running.terminate() == 0
     truth = await rows(fresh)
@@ -360,14 +360,14 @@ async def test_what_a_changed_rule_would_change(
         await send(
             fresh,
             [
-                *history(150, 75),
+                *history(50, 75),
                 *(placed(order_id) for order_id in waiting),
                 SourceEvent("order.bulk", b"", b"", [], 0),
             ],
         )
         processed()
         # Nothing changed says nothing, while the pipeline goes on.
-        await send(fresh, history(150, 76))
+        await send(fresh, history(50, 76))
         nothing = told("whatif")
         assert (nothing["same"], nothing["rows"]["orders"], nothing["published"]["differences"]) == (
             True,

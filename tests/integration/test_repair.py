@@ -177,7 +177,7 @@ async def workers_take_over(settings: Settings, folder: Path, history: list[Any]
 async def test_what_was_damaged_is_named_mended_and_clean_again(
     fresh: Settings, redis: Any, database: Any, tmp_path: Path
 ) -> None:
-    history = list(generator.events(300, 31, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)))
+    history = list(generator.events(150, 31, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)))
     await run_twice(fresh, tmp_path, history)
     audit()
     truth = await rows(fresh)

@@ -1,5 +1,5 @@
-"""`orders stack` with real servers: up, down, status, env; unclean ends; strangers;
-three brokers and a replica.
+"""`orders stack` with real servers: up, down, status, env; unclean ends; strangers. Three brokers and a
+replica are in tests/chaos/test_mini.py.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from redis.asyncio import Redis
 
-from stack import Stack, StackError, folders, jars, ports, processes
+from stack import Stack, StackError, folders, jars, kafka, ports, processes
 from tests.forked import run
-from tests.stackfixture import ROOT, Servers, purge
-from tests.waiting import eventually, until
+from tests.stackfixture import ROOT, purge
+from tests.waiting import until
 from tests.workers import ORDERS
 
 Orders = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -97,17 +97,17 @@ def used_without_being_told(folder: Path, kafka: str) -> None:
         "PYTHONPATH": str(ROOT)
     }
 
-    def run(*arguments: str, **more: str) -> tuple[int, str, str]:
+    def asked(*arguments: str, **more: str) -> tuple[int, str, str]:
         command = (sys.executable, "-c", "from cli.main import main; main()", *arguments)
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder.parent, env=plain | more)
+        done = run(command, cwd=folder.parent, env=plain | more)
         return done.returncode, done.stdout, done.stderr
 
-    code, out, err = run("settings", "--json")
+    code, out, err = asked("settings", "--json")
     assert code == 0
     assert {row["name"]: row["value"] for row in json.loads(out)}["ORDERS_KAFKA"] == kafka
     assert (err.startswith("orders: using the stack in "), err.count("\n")) == (True, 1)
-    assert run("settings", "--help")[2] == "", "nobody needs a server for that"
-    code, out, err = run("db", ORDERS_KAFKA="127.0.0.1:1")
+    assert asked("settings", "--help")[2] == "", "nobody needs a server for that"
+    code, out, err = asked("db", ORDERS_KAFKA="127.0.0.1:1")
     assert (code, out) == (2, "")
     assert err.startswith("orders: set: ORDERS_KAFKA; not set: ORDERS_POSTGRES, ORDERS_REDIS.")
     assert "cannot reach Postgres at postgresql://***@127.0.0.1:5432/orders" in err
@@ -116,6 +116,7 @@ def used_without_being_told(folder: Path, kafka: str) -> None:
 async def test_a_stack_is_started_asked_and_stopped_from_the_command_line(folder: Path) -> None:
     where = ("--dir", str(folder))
 
+    kafka.make_class_cache(jars.class_path(), print)  # `make install` has, where nothing kept it from it
     up = orders("up", "--json", *where)
     assert up.returncode == 0, up.stderr
     values = json.loads(up.stdout)
@@ -147,6 +148,9 @@ async def test_a_stack_is_started_asked_and_stopped_from_the_command_line(folder
         }
         assert server["port"] in {address.port for address in listening}
         assert {address.ip.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+    mapped = {Path(each.path).name for each in psutil.Process(servers[0]["pid"]).memory_maps()}
+    assert any(re.fullmatch(r"classes-[\d.]+\.aot", name) for name in mapped), mapped
 
     used_without_being_told(folder, values["ORDERS_KAFKA"])
 
@@ -197,37 +201,6 @@ async def test_a_stack_comes_back_after_kill_9_of_everything_and_leaves_stranger
             assert stranger.pid not in {pid for pids in again.pids.values() for pid in pids}
         assert stranger.poll() is None
         stranger.kill()
-
-
-async def test_three_brokers_and_a_replica_beside_another_stack(folder: Path, stack: Servers) -> None:
-    with Stack.start(folder, brokers=3, replica=True) as three:
-        assert len(three.env["ORDERS_KAFKA"].split(",")) == 3
-        assert set(three.env["ORDERS_KAFKA"].split(",")).isdisjoint(stack.env["ORDERS_KAFKA"].split(","))
-        assert {kind: len(pids) for kind, pids in three.pids.items()} == {
-            "kafka": 3,
-            "postgres": 2,
-            "redis": 1,
-        }
-
-        admin = AIOKafkaAdminClient(bootstrap_servers=three.env["ORDERS_KAFKA"])
-        await admin.start()
-        try:
-            await admin.create_topics([NewTopic("copied", 3, 3)])
-
-            async def copied_everywhere() -> bool:
-                described = await admin.describe_topics(["copied"])
-                return [len(partition["isr"]) for partition in described[0]["partitions"]] == [3, 3, 3]
-
-            await eventually(copied_everywhere, "three partitions have three replicas in sync each")
-        finally:
-            await admin.close()
-
-        replica = three.env["ORDERS_POSTGRES_REPLICA"]
-        assert await execute(replica, "select pg_is_in_recovery()") is True
-        assert await execute(replica, "show fsync") == "on"
-        with pytest.raises(StackError, match=r"3 broker\(s\), which cannot be changed"):
-            Stack.start(folder, brokers=1)
-    assert await execute(stack.env["ORDERS_POSTGRES"], "select 1") == 1, "the other stack was not touched"
 
 
 async def test_a_second_listener_tells_its_clients_another_address_and_one_server_is_started_alone(

@@ -21,7 +21,7 @@ from domain.status import view_of
 from tables import codec
 from tests.property.histories import ORDER_ID, SAME_IN_ANY_ORDER, Run, histories
 
-MANY = settings(max_examples=400, deadline=None)
+MANY = settings(max_examples=150, deadline=None)
 
 
 def facts(order: Order) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from streams.pipeline import Pipeline
 from tests.simulation.run import Summary, prepared, run_many, run_seed
 
 ROOT = Path(__file__).parents[2]
-HISTORIES = 1200
+HISTORIES = 500
 FIRST_SEED = 1
 
 
@@ -54,7 +54,7 @@ def test_histories() -> None:
     assert summary.passed > HISTORIES / 4
 
 
-@pytest.mark.parametrize("seeds", ["1 40"])
+@pytest.mark.parametrize("seeds", ["1 16"])
 def test_a_seed_is_one_history_whatever_the_hash_seed(seeds: str) -> None:
     program = (
         "import sys; from tests.simulation.run import prepared, run_seed\nwith prepared():"
@@ -69,10 +69,10 @@ def test_a_seed_is_one_history_whatever_the_hash_seed(seeds: str) -> None:
             text=True,
             check=True,
         ).stdout
-        for hash_seed in ("0", "1", "77")
+        for hash_seed in ("0", "77")
     }
     assert len(digests) == 1
-    assert len(digests.pop().split()) == 39
+    assert len(digests.pop().split()) == 15
 
 
 def test_a_broken_pipeline_is_told_with_its_trace(monkeypatch: pytest.MonkeyPatch) -> None:
