@@ -395,8 +395,9 @@ def shell(line: str, **environment: str) -> Printed:
         ("orders settings <&- >&- 2>&-", 1, ""),
         ("orders frob <&- >&- 2>&-", 2, ""),
         ("orders settings 2>/dev/full >/dev/null", 0, ""),
-        ("orders settings | head -1 >/dev/null; exit ${PIPESTATUS[0]}", 1, ""),
-        ("orders settings | true; exit ${PIPESTATUS[0]}", 1, ""),
+        # More than a pipe holds, so that the writer is still at it when the reader goes.
+        ("orders events --asyncapi | head -1 >/dev/null; exit ${PIPESTATUS[0]}", 1, ""),
+        ("orders events --asyncapi | true; exit ${PIPESTATUS[0]}", 1, ""),
         (
             "orders bulk submit orders - <&-",
             2,
