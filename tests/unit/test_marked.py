@@ -49,7 +49,7 @@ def commands() -> Iterator[list[str]]:
         below = getattr(command, "commands", {})
         for name, each in below.items():
             yield from leaves([*path, name], each)
-        if not below:
+        if not below or command.invoke_without_command:
             yield path + [word for each in command.params if each.required for word in given(each)]
 
     for sub in main.SUBCOMMANDS:
@@ -60,9 +60,6 @@ def given(parameter: Any) -> list[str]:
     kind = parameter.type_descriptor.annotation
     value = next(iter(kind)).value if isinstance(kind, enum.EnumMeta) else ARGUMENTS[parameter.name]
     return [option for option in parameter.opts[:1] if option.startswith("-")] + [value]
-
-
-COMMANDS: Final = list(commands())
 
 
 COLUMNS: Final = "order_id,user_id,currency,total_amount,time,item_id,product_id,seller_id,sku,quantity,price"
@@ -175,7 +172,7 @@ def test_no_command_tells_a_secret(
             file.write_text(secret(name))
             monkeypatch.setenv(f"ORDERS_{name.upper()}_FILE", str(file.absolute()))
     codes = set()
-    for command in COMMANDS:
+    for command in commands():
         more = [
             word.format(taken=taken)
             for path, words in MORE.items()
