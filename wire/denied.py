@@ -7,10 +7,12 @@ follows from the request. So responses are looked at when they come, and who exp
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, Final, NamedTuple
 
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.types import Array, Schema
 
 TOPIC, GROUP, CLUSTER, TRANSACTION = 29, 30, 31, 53
 """Kafka's error codes for resources that may not be used."""
@@ -66,7 +68,7 @@ _noted: dict[Denied, None] = {}
 def note(request: Any, response: Any) -> None:
     """Look through a response for what wasn't allowed. Never blocks, never raises."""
     name = type(request).__name__.partition("Request")[0]
-    for code, topic in _hot(response) if name in ("Fetch", "Produce") else _codes(_plain(response), ""):
+    for code, topic in _hot(response) if name in ("Fetch", "Produce") else _of(response):
         operation = _OPERATIONS.get(name, {}).get(code)
         if operation is not None:
             found = Denied(code, operation, _KINDS[code], _resource(code, request, topic))
@@ -103,24 +105,46 @@ def _hot(response: Any) -> Iterator[tuple[int, str]]:
                 break
 
 
-def _plain(response: Any) -> Any:
-    to_object = getattr(response, "to_object", None)
-    return to_object() if to_object is not None else None
+class _Shape(NamedTuple):
+    """Where a part of a response has a code and a name, and the parts below it that may."""
+
+    code: int | None
+    name: int | None
+    parts: list[tuple[int, bool, _Shape]]
+    """Where it stands, whether it is a list of such parts, and its own shape."""
 
 
-def _codes(part: Any, name: str) -> Iterator[tuple[int, str]]:
-    if isinstance(part, dict):
-        name = next((part[key] for key in _NAMES if isinstance(part.get(key), str)), name)
-        code = part.get("error_code")
-        if code in _KINDS:
-            yield code, name
-        for each in part.values():
-            if isinstance(each, dict | list | tuple):
-                yield from _codes(each, name)
-    elif isinstance(part, list | tuple):
-        for each in part:
-            if isinstance(each, dict):
-                yield from _codes(each, name)
+@cache
+def _shape(schema: Schema) -> _Shape | None:
+    """None: no code anywhere in it."""
+    names = list(schema.names)
+    parts: list[tuple[int, bool, _Shape]] = []
+    for number, field in enumerate(schema.fields):
+        many = isinstance(field, Array)
+        below = field.array_of if isinstance(field, Array) else field
+        shape = _shape(below) if isinstance(below, Schema) else None
+        if shape is not None:
+            parts.append((number, many, shape))
+    code = names.index("error_code") if "error_code" in names else None
+    named = next((names.index(name) for name in _NAMES if name in names), None)
+    return _Shape(code, named, parts) if code is not None or parts else None
+
+
+def _of(response: Any) -> Iterator[tuple[int, str]]:
+    schema = getattr(response, "SCHEMA", None)
+    shape = _shape(schema) if isinstance(schema, Schema) else None
+    if shape is not None:
+        yield from _codes(shape, [response.get_item(name) for name in response.SCHEMA.names], "")
+
+
+def _codes(shape: _Shape, values: Sequence[Any], name: str) -> Iterator[tuple[int, str]]:
+    if shape.name is not None and isinstance(values[shape.name], str):
+        name = values[shape.name]
+    if shape.code is not None and values[shape.code] in _KINDS:
+        yield values[shape.code], name
+    for number, many, below in shape.parts:
+        for each in (values[number] or ()) if many else [values[number]]:
+            yield from _codes(below, each, name)
 
 
 def _resource(code: int, request: Any, topic: str) -> str:

@@ -20,6 +20,11 @@ from aiokafka.errors import (
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
 )
+from aiokafka.protocol.coordination import FindCoordinatorResponse_v0
+from aiokafka.protocol.group import HeartbeatResponse_v0, JoinGroupResponse_v0
+from aiokafka.protocol.metadata import MetadataResponse_v0
+from aiokafka.protocol.produce import ProduceResponse_v0
+from aiokafka.protocol.transaction import InitProducerIdResponse_v0
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
@@ -368,17 +373,6 @@ def noted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return denied.note
 
 
-class Answer:
-    """A response, as far as it is looked at."""
-
-    def __init__(self, told: Any = None, topics: Any = ()) -> None:
-        self.topics = topics
-        self._told = told
-
-    def to_object(self) -> Any:
-        return self._told
-
-
 def request(name: str, **attributes: str) -> Any:
     return type(f"{name}Request", (), attributes)()
 
@@ -387,13 +381,14 @@ def test_the_acl_that_lacks_follows_from_the_request(noted: Callable[..., None])
     assert denied.acl(KafkaConnectionError()) is None
     unknown = denied.acl(GroupAuthorizationFailedError("g"))
     assert str(unknown) == "the operation on Group g"
-    noted(request("Metadata"), Answer({"topics": [{"error_code": 29, "topic": "c.d"}]}))
-    noted(request("Produce"), Answer(topics=[("a", [(0, 0, 5), (1, 29, -1)]), ("b", [(0, 29, -1)])]))
-    noted(request("JoinGroup", _group="g"), Answer({"error_code": 30}))
-    noted(request("FindCoordinator", _coordinator_key="g2"), Answer({"error_code": 30}))
-    noted(request("InitProducerId"), Answer({"error_code": 31}))
-    noted(request("Heartbeat"), Answer({"error_code": 27}))
-    noted(request("Unheard"), Answer({"error_code": 29}))
+    noted(request("Metadata"), MetadataResponse_v0([], [(0, "e", [(29, 0, 1, [], [])]), (29, "c.d", [])]))
+    noted(request("Produce"), ProduceResponse_v0([("a", [(0, 0, 5), (1, 29, -1)]), ("b", [(0, 29, -1)])]))
+    noted(request("JoinGroup", _group="g"), JoinGroupResponse_v0(30, -1, "", "", "", []))
+    noted(request("FindCoordinator", _coordinator_key="g2"), FindCoordinatorResponse_v0(30, -1, "", 0))
+    noted(request("InitProducerId"), InitProducerIdResponse_v0(0, 31, -1, -1))
+    noted(request("Heartbeat"), HeartbeatResponse_v0(27))
+    noted(request("Unheard"), HeartbeatResponse_v0(29))
+    noted(request("Heartbeat"), object())
     for error, told in (
         (TopicAuthorizationFailedError("a"), "Write on Topic a"),
         (TopicAuthorizationFailedError({"b"}), "Write on Topic b"),
