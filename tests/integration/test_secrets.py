@@ -19,7 +19,7 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 
 from cli import main
-from credentials import PostgresUrl
+from credentials import PostgresUrl, RedisUrl
 from settings import Settings
 from sinks.clients import open_client
 from sinks.connection import Connector, connect
@@ -91,7 +91,7 @@ async def test_a_redis_password_that_is_changed(settings: Settings, tmp_path: Pa
     file, user = tmp_path / "url", f"rotated-{uuid.uuid4().hex[:8]}"
     place = settings.redis.get_secret_value().rpartition("@")[2].removeprefix("redis://")
     file.write_text(f"redis://{user}:{MARK}-1@{place}")
-    client = open_client(Settings(redis_file=file))
+    client = open_client(settings.model_copy(update={"redis": RedisUrl.from_file("ORDERS_REDIS_FILE", file)}))
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         owner: Any = redis  # of whose commands by name only some are typed
         try:
