@@ -245,11 +245,14 @@ class Connector:
         self._name = name
         self._options = options
         self._made: WeakSet[Connection] = WeakSet()
+        self.count = 0
+        """Connections that were made."""
 
     async def __call__(self, *_: Any, **options: Any) -> Connection:
         """Connect as connect() does; `options` are those that the pool adds."""
         connection = await connect(self._url, self._name, **self._options, **options)
         self._made.add(connection)
+        self.count += 1
         return connection
 
     def drop(self) -> None:

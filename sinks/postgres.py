@@ -188,6 +188,22 @@ class PostgresSink:
                     f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s"
                 ) from error
 
+    @property
+    def connections(self) -> int:
+        """How many connections were made: while that stays, nobody has put an older server in place."""
+        return self._connector.count
+
+    async def versions(self, order_ids: Sequence[str]) -> dict[str, int]:
+        """The versions of these orders' rows, without those that there are none of.
+
+        Blocks and raises as write() does.
+        """
+        if self._pool is None:
+            raise RuntimeError("PostgresSink.versions() before start()")
+        query = f"SELECT id::text, version FROM {self._schema}.orders_order WHERE id = ANY($1::uuid[])"
+        async with self._pool.acquire() as connection, watched(connection):
+            return {row[0]: row[1] for row in await connection.fetch(query, order_ids)}
+
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
         """Replace all rows of these orders by `batch` in one transaction, whatever their versions.
 
