@@ -12,7 +12,7 @@ import typer
 from rich.text import Text
 
 from cli.terminal import Rows, Terminal, Wide, confirmed, interactive, output, progress
-from cli.text import printable
+from cli.text import printable, say
 from operations import notices, rebuild
 from operations.differences import Differences
 from operations.postgres.compare import Difference
@@ -111,7 +111,7 @@ def switch_command(
         + (f" ({done.deleted:,} of them deleted)" if done.deleted else "")
         + f", {done.entries:,} cache entries renewed"
     )
-    print(f"what was live is in schema {done.before}; orders rebuild drop deletes it")
+    say(f"what was live is in schema {done.before}; orders rebuild drop deletes it")
 
 
 @app.command("status")
@@ -162,7 +162,7 @@ def drop_command(
     if as_json:
         print(json.dumps({"dropped": dropped}))
     else:
-        print("\n".join(f"dropped {name}" for name in dropped) or "there is nothing to drop")
+        say("\n".join(f"dropped {name}" for name in dropped) or "there is nothing to drop")
 
 
 @app.command("notices")

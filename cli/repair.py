@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cli.audit import show_findings
 from cli.terminal import output, progress
-from cli.text import printable
+from cli.text import printable, say
 from errors import OrdersError
 from operations.repair import RepairResult, repair
 from operations.rows import repair_rows
@@ -103,7 +103,7 @@ def _repair_rows(ids: frozenset[str] | None, *, dry_run: bool, as_json: bool) ->
     else:
         verb = "would be written" if dry_run else "written"
         print(f"{result.compared:,} orders compared, {result.orders:,} had older rows or none")
-        print(f"{result.rows:,} rows {verb}")
+        say(f"{result.rows:,} rows {verb}")
         if result.remaining:
             print(f"{result.remaining:,} orders' rows differ otherwise: orders repair mends them")
     if result.remaining or (dry_run and result.orders):

@@ -15,7 +15,7 @@ import typer
 from rich.text import Text
 
 from cli.terminal import Rows, Wide, messages, output
-from cli.text import printable
+from cli.text import printable, say
 from errors import OrdersError
 from operations.secured import USERS, allow, settings_of
 
@@ -156,7 +156,7 @@ def env(
 
 def _print_env(values: Mapping[str, str], *, export: bool) -> None:
     for name, value in values.items():
-        print(f"{'export ' if export else ''}{name}={shlex.quote(value)}")
+        say(f"{'export ' if export else ''}{name}={shlex.quote(value)}")
 
 
 def _opened(dir: Path) -> Stack:

@@ -9,7 +9,6 @@ from typing import Any, Final
 import asyncpg
 from aiokafka.errors import for_code
 from aiokafka.protocol.admin import CreateAclsRequest, DescribeAclsRequest
-from redis.asyncio import Redis
 
 from contracts import topics as names
 from operations.grants import (
@@ -26,6 +25,7 @@ from operations.grants import (
 )
 from settings import SECRET_FILES, Settings
 from sinks import connection
+from sinks.clients import open_client
 from wire import clients
 
 EVERYBODY: Final = "orders"
@@ -68,19 +68,21 @@ async def allow(admin: Settings, passwords: Mapping[str, str]) -> None:
     clients raise.
     """
     await allow_kafka(admin, {user: kafka_rights(admin, user) for user in passwords})
-    database = await connection.connect(admin.postgres.get_secret_value(), "orders-stack", timeout=10)
+    database = await connection.connect(
+        admin.postgres.get_secret_value(), "orders-stack", timeout=10, pooled=False
+    )
     try:
         for user, password in passwords.items():
             await make_role(database, user, password)
         await allow_postgres(database, passwords)
     finally:
         await database.close()
-    async with Redis.from_url(admin.redis.get_secret_value()) as cache:
+    async with open_client(admin, timeout=10) as cache:
         for user, password in passwords.items():
             rights = redis_rights(admin, user)
             if rights is not None:
-                await cache.execute_command(*acl_user(rights, user).split(), "resetpass", f">{password}")  # type: ignore[no-untyped-call]
-        await cache.execute_command("ACL", "SAVE")  # type: ignore[no-untyped-call]
+                await cache.execute_command(*acl_user(rights, user).split(), "resetpass", f">{password}")
+        await cache.execute_command("ACL", "SAVE")
 
 
 def roles_of(user: str) -> tuple[Role, ...]:

@@ -197,7 +197,8 @@ class WhatIf:
             ddl.connect(self._settings) as connection,
             Replay(self._settings, self._states, self._keep_expected) as replay,
         ):
-            await connection.execute("SET default_transaction_read_only = on")
+            if not self._settings.pooled:  # others would find their session read-only
+                await connection.execute("SET default_transaction_read_only = on")
             say("folding the history")
             lag = await replay.lag()
             started = time.monotonic()

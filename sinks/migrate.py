@@ -122,7 +122,10 @@ async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
 
         async def dial() -> asyncpg.Connection[asyncpg.Record]:
             connection = await connection_to(
-                settings.postgres, "orders-init", timeout=settings.postgres_connect_timeout
+                settings.postgres,
+                "orders-init",
+                timeout=settings.postgres_connect_timeout,
+                pooled=settings.pooled,
             )
             await stack.enter_async_context(watched(connection))
             return connection

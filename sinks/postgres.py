@@ -117,6 +117,7 @@ class PostgresSink:
             settings.postgres,
             "orders-worker",
             timeout=settings.postgres_connect_timeout,
+            pooled=settings.pooled,
             # Also when the server has gone without a word: a little later than the server's own limit, which
             # leaves the connection usable.
             command_timeout=timeout + 1,
