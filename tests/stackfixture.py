@@ -25,7 +25,7 @@ from redis.asyncio import Redis
 
 from operations import secured
 from operations.grants import Acl
-from stack import Stack, StackError
+from stack import Stack, StackError, folders
 from tests.servers import SECURE, administrator, as_admin, with_path
 
 if TYPE_CHECKING:
@@ -56,9 +56,10 @@ def from_packages() -> Iterator[Stack]:
     """
     home = Path(tempfile.gettempdir()) / f"orders-tests-{os.geteuid()}"
     home.mkdir(mode=0o755, exist_ok=True)
-    for left in home.iterdir():
-        if not psutil.pid_exists(int(left.name)):
-            purge(left)
+    with folders.locked(home):  # one of the processes that begin at once deletes it
+        for left in home.iterdir():
+            if not psutil.pid_exists(int(left.name)):
+                purge(left)
     folder = home / str(os.getpid())
     purge(folder)
     try:
