@@ -49,21 +49,21 @@ def _remedies() -> dict[str, str]:
     """Class below OrdersError -> the remedy that it has as an attribute, or its base has; "" where
     each error brings its own.
     """
-    found = {"OrdersError": ""}
+    remedies = {"OrdersError": ""}
     for _ in CLASSES:  # until nothing is added, whatever the order of the files
-        before = len(found)
+        before = len(remedies)
         for node in CLASSES:
-            base = next((_name(each) for each in node.bases if _name(each) in found), None)
-            if base is not None and node.name not in found:
+            base = next((_name(each) for each in node.bases if _name(each) in remedies), None)
+            if base is not None and node.name not in remedies:
                 own = [
                     each.value
                     for each in node.body
                     if isinstance(each, ast.Assign) and _name(each.targets[0]) == "remedy"
                 ]
-                found[node.name] = ast.literal_eval(own[0]) if own else found[base]
-        if len(found) == before:
+                remedies[node.name] = ast.literal_eval(own[0]) if own else remedies[base]
+        if len(remedies) == before:
             break
-    return found
+    return remedies
 
 
 ERRORS = _remedies()
