@@ -12,6 +12,7 @@ streams/pipeline.py. What happens when something dies: docs/delivery.md.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, cast
 
 from contracts.topics import CLOCK, DERIVED, DLQ, LANE
@@ -23,7 +24,8 @@ from streams.bulk import BulkService
 from streams.lanes import lanes
 from streams.pipeline import Pipeline
 from streams.remedies import REMEDIES
-from streams.transport import BatchApp, Batches
+from streams.transport import BatchApp, Batches, OpenLane
+from streams.watermark import Watermark
 from tables.codec import due_of, is_state, version_of
 
 
@@ -66,13 +68,21 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
         app.service(cast(Any, BulkService(settings)))  # typed for a class; an instance works, too
     state = app.state_table("state", version_of, due_of, is_state)
     pipeline = Pipeline(settings, state, app.rows_sink, app.cache_sink)
+    watermark = Watermark(state, app.rows_sink)
+
+    async def opened(lane: OpenLane) -> None:
+        beside = asyncio.ensure_future(watermark.watch(lane))
+        try:
+            await pipeline.opened(lane)
+        finally:
+            beside.cancel()
 
     lanes_of_orders = app.batches(
         LANE,
         max_records=settings.batch_records,
         due=state,
         clock=CLOCK,
-        opened=pipeline.opened,
+        opened=opened,
         committed=metrics.commit_took,
     )
 

@@ -19,9 +19,11 @@ from pydantic_core import CoreSchema, core_schema
 log = logging.getLogger(__name__)
 
 _PARTS: Final = re.compile(
-    r"(?P<scheme>[a-z]+)://(?:(?P<user>[^:/?#\[\]@]*)(?::(?P<password>[^/?#\[\]@]*))?@)?(?P<hosts>[^/?#@]*)"
+    r"(?P<scheme>[a-z]+(?:\+[a-z]+)?)://(?:(?P<user>[^:/?#\[\]@]*)(?::(?P<password>[^/?#\[\]@]*))?@)?(?P<hosts>[^/?#@]*)"
     r"(?P<path>/[^?#@:]*)?(?:\?(?P<query>[^#@]*))?"
 )
+MOST_BYTES: Final = 1 << 16
+"""Of a file that holds a secret."""
 _HOST: Final = re.compile(r"(?:\[[0-9A-Za-z:.%]+\]|[\w.~%-]+)(?::(?P<port>[0-9]{1,5}))?")
 
 
@@ -32,6 +34,7 @@ class Secret(SecretStr):
         super().__init__(self._usable_text(value))
         self._variable = ""
         self._path: Path | None = None
+        self._check: Callable[[str], object] | None = None
         self._kept = False
         """Whether the file could not be read at the last attempt, and that has been said."""
 
@@ -48,8 +51,10 @@ class Secret(SecretStr):
                 check(text)
             secret = cls(text)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{variable}={path}: {_why(error)}") from None
-        secret._variable, secret._path = variable, path
+            # It may be the secret itself, where somebody meant the other variable.
+            shown = path if path.is_absolute() or path.exists() else "***"
+            raise ValueError(f"{variable}={shown}: {_why(error)}") from None
+        secret._variable, secret._path, secret._check = variable, path, check
         return secret
 
     def get_secret_value(self) -> str:
@@ -60,7 +65,10 @@ class Secret(SecretStr):
         """
         if self._path is not None:
             try:
-                self._secret_value = self._usable_text(_text(self._path))
+                text = _text(self._path)
+                if self._check is not None:
+                    self._check(text)
+                self._secret_value = self._usable_text(text)
             except (OSError, ValueError) as error:
                 if not self._kept:
                     log.warning(
@@ -95,7 +103,11 @@ class Secret(SecretStr):
 
 
 def _text(path: Path) -> str:
-    text = path.read_text(encoding="utf-8")
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ValueError(f"more than {MOST_BYTES:,} bytes, so it is no secret")
+    text = data.decode()
     return text.removesuffix("\n").removesuffix("\r")
 
 
@@ -120,7 +132,7 @@ class ServerUrl(Secret):
         if (
             parts is None
             or parts["scheme"] not in self.schemes
-            or not self._usable(parts["hosts"], parts["path"] or "")
+            or not self._usable(parts["scheme"], parts["hosts"], parts["path"] or "")
         ):
             raise ValueError(self._refusal())
         if not _is_query(parts["query"] or ""):
@@ -144,7 +156,7 @@ class ServerUrl(Secret):
         )
 
     @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
+    def _usable(cls, scheme: str, hosts: str, path: str) -> bool:
         raise NotImplementedError
 
 
@@ -155,18 +167,20 @@ class PostgresUrl(ServerUrl):
     example = "postgresql://user:password@host:port/database"
 
     @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
+    def _usable(cls, scheme: str, hosts: str, path: str) -> bool:
         return not hosts or all(map(_is_host, hosts.split(",")))
 
 
 class RedisUrl(ServerUrl):
-    """A URL of Redis, as redis-py reads it."""
+    """A URL of Redis, as redis-py reads it; or of its Sentinels, as sinks.clients does."""
 
-    schemes = ("redis", "rediss", "unix")
+    schemes = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel")
     example = "redis://user:password@host:port/db"
 
     @classmethod
-    def _usable(cls, hosts: str, path: str) -> bool:
+    def _usable(cls, scheme: str, hosts: str, path: str) -> bool:
+        if scheme.endswith("+sentinel"):
+            return all(map(_is_host, hosts.split(","))) and bool(re.fullmatch(r"/[\w.-]+(?:/[0-9]*)?", path))
         return (not hosts and len(path) > 1) or (_is_host(hosts) and path[1:].isdecimal() >= bool(path[1:]))
 
 

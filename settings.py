@@ -47,7 +47,26 @@ class Settings(BaseSettings):
     )
     redis: RedisUrl = Field(
         RedisUrl("redis://127.0.0.1:6379/0"),
-        description="The cache, redis://host:port/db. It may be down at any time.",
+        description=(
+            "The cache, redis://host:port/db, or redis+sentinel://host:port,host:port/service/db. It may be"
+            " down at any time."
+        ),
+    )
+    redis_prefix: str = Field(
+        "",
+        pattern=r"^(?:[A-Za-z0-9_.-]{1,64}:){0,8}$",
+        description=(
+            "What the names of all keys in Redis begin with, such as `staging:`, so that several systems can"
+            " share one. It ends with a colon. All programs of a system need the same."
+        ),
+    )
+    postgres_pooler: Literal["none", "transaction"] = Field(
+        "none",
+        description=(
+            "transaction: ORDERS_POSTGRES and ORDERS_POSTGRES_REPLICA lead to a pooler that gives each"
+            " transaction another session: PgBouncer 1.21 or later with pool_mode=transaction"
+            " (docs/how-to/use-a-pooler.md)."
+        ),
     )
     postgres_file: Path | None = Field(
         None,
@@ -224,6 +243,32 @@ class Settings(BaseSettings):
         ge=0,
         description="Lag of the pipeline, in records, above which bulk workers pause. The lag is that of the "
         "committed offsets, so it includes what arrives within a commit_interval.",
+    )
+
+    bulk_file_bytes: int = Field(
+        4 << 30,
+        ge=1,
+        description=(
+            "Most bytes of a file of `orders bulk submit`, unpacked. The command needs as much room, twice."
+        ),
+    )
+    bulk_file_ratio: int = Field(
+        100,
+        ge=1,
+        description=(
+            "So many times its own size a file of gzip may unpack to, above 64 MiB. Text full of ids has"
+            " about 10; a few kB that unpack to gigabytes are an attack."
+        ),
+    )
+    bulk_file_columns: int = Field(
+        1000, ge=1, description="Most columns of a file of CSV or Parquet. Events have twenty."
+    )
+    bulk_file_memory: int = Field(
+        1 << 30,
+        ge=256 << 20,
+        description=(
+            "Most bytes of memory that reading a file of Parquet may take. Ordinary ones take 200 MiB."
+        ),
     )
 
     # -- failure ---------------------------------------------------------------------------------------------
@@ -446,7 +491,11 @@ class Settings(BaseSettings):
         ),
     )
     api_keys_file: Path | None = Field(
-        None, description="File that holds the keys, instead of ORDERS_API_KEYS. It is read at the start."
+        None,
+        description=(
+            "File that holds the keys, instead of ORDERS_API_KEYS: read again whenever it changes. An empty"
+            " one admits nobody."
+        ),
     )
     read_pool: int = Field(
         8,
@@ -555,6 +604,15 @@ class Settings(BaseSettings):
             raise ValueError(problem)
         return self
 
+    @field_validator("redis_prefix")
+    @classmethod
+    def _no_key_of_ours(cls, value: str) -> str:
+        # Else the keys of a system without a prefix could be those of one with it.
+        ours = {"order", "user", "tracking", "rows", "cache"}.intersection(value.split(":"))
+        if ours:
+            raise ValueError(f"{min(ours)}: is how keys begin without a prefix; take another name")
+        return value
+
     @field_validator("api_jwt_jwks")
     @classmethod
     def _jwks(cls, value: str) -> str:
@@ -562,6 +620,11 @@ class Settings(BaseSettings):
         if "://" in value and not _JWKS_URL.fullmatch(value):
             raise ValueError("must be a file or an https URL (http only of loopback), without a password")
         return value
+
+    @property
+    def pooled(self) -> bool:
+        """Whether a pooler stands before Postgres."""
+        return self.postgres_pooler != "none"
 
     @property
     def jwks_is_url(self) -> bool:

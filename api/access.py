@@ -32,10 +32,12 @@ class Access:
 
     def __init__(self, settings: Settings) -> None:
         self._rate = settings.api_rate
-        self._fixed = {
-            digest_of(key): Caller(f"ORDERS_API_KEYS:{number}", EVERYTHING, rate=self._rate)
-            for number, key in enumerate(settings.bearer_keys, 1)
-        }
+        self._fixed = {} if settings.api_keys_file is not None else self._of_settings(settings)
+        self._fixed_file: Watched[dict[bytes, Caller]] | None = None
+        if settings.api_keys_file is not None:
+            self._fixed_file = Watched(
+                "ORDERS_API_KEYS_FILE", partial(self._of_settings, settings), settings.api_keys_file
+            )
         self._named: dict[bytes, Caller] = {}
         self._file: Watched[dict[bytes, Caller]] | None = None
         if settings.api_key_store is not None:
@@ -53,7 +55,7 @@ class Access:
     @property
     def anybody(self) -> bool:
         """Whether nothing has to be shown."""
-        return not self._fixed and self._file is None and self._issuer is None
+        return not self._fixed and self._fixed_file is None and self._file is None and self._issuer is None
 
     async def prepare(self) -> None:
         """Fetch the issuer's keys. Blocks for seconds at most. Raises OrdersError if it doesn't answer."""
@@ -69,7 +71,8 @@ class Access:
         if key is None:
             raise refused("give a key: Authorization: Bearer KEY")
         digest = digest_of(key)
-        caller = self._fixed.get(digest)
+        fixed = self._fixed if self._fixed_file is None else self._fixed_file.current()
+        caller = fixed.get(digest)
         if caller is None and self._file is not None:
             caller = self._file.current().get(digest)
         if caller is None and self._issuer is not None and key.count(".") == 2:
@@ -89,6 +92,12 @@ class Access:
             raise HTTPException(
                 429, f"more than {caller.rate:g} requests a second", {"Retry-After": str(math.ceil(wait))}
             )
+
+    def _of_settings(self, settings: Settings) -> dict[bytes, Caller]:
+        return {
+            digest_of(key): Caller(f"ORDERS_API_KEYS:{number}", EVERYTHING, rate=self._rate)
+            for number, key in enumerate(settings.bearer_keys, 1)
+        }
 
     def _read(self, path: Path) -> dict[bytes, Caller]:
         before = self._named

@@ -18,6 +18,8 @@ from api.problems import problem
 
 log = logging.getLogger(__name__)
 
+PROBES: Final = frozenset({"/live", "/ready", "/health"})
+"""Routes that whoever keeps the service running asks every few seconds. Their lines are for debugging."""
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
 _HOST: Final = re.compile(r"(?:([A-Za-z0-9._~-]+)|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?")
@@ -95,8 +97,14 @@ class Requests:
 
 def answered(who: str, method: str, route: str, status: int, seconds: float) -> None:
     """Write a line of the access log: no id, no number, no query, no address."""
-    log.info(
-        "request who=%s method=%s route=%s status=%d ms=%.1f", who, method, route, status, seconds * 1000
+    log.log(
+        logging.DEBUG if route in PROBES else logging.INFO,
+        "request who=%s method=%s route=%s status=%d ms=%.1f",
+        who,
+        method,
+        route,
+        status,
+        seconds * 1000,
     )
 
 

@@ -55,7 +55,7 @@ from audit.reference import (
     uuid_text,
 )
 from audit.spill import Spill
-from audit.stores import TABLES, Cache, Entry, LocalTable, Rows, StoreUnavailable, local_tables
+from audit.stores import TABLES, Cache, CacheServer, Entry, LocalTable, Rows, StoreUnavailable, local_tables
 from audit.topics import BULK, CREATED, DECISIONS, DLQ, INPUT, LANE, PARTITIONS, REDRIVEN, REKEYED
 from errors import OrdersError
 from wire import name_bytes, raw_bytes
@@ -92,7 +92,7 @@ class Target:
     group: str
     changelog: str
     postgres: str = field(repr=False)
-    redis: str | None = field(repr=False)
+    redis: CacheServer | None
     data: Path | None = None
     partitions: int | None = None
     cache_stall: float = 30.0

@@ -16,7 +16,14 @@ import msgspec
 
 from audit.reference import DEADLINES, RANKS, STAGES, Decision, Fact, Reading, RecordId, uuid_bytes, uuid_text
 
-ADDED: Final[dict[str, Any]] = {"deadlines": [], "appended": 0, "labelled_at": 0, "due": 0}
+NEWEST_FORMAT: Final = 2
+ADDED: Final[dict[str, Any]] = {
+    "deadlines": [],
+    "appended": 0,
+    "labelled_at": 0,
+    "due": 0,
+    "format": 1,
+}
 """Elements that came later, in their order, and what a state from before them says.
 A new one is added at the end.
 """
@@ -39,10 +46,24 @@ FIELDS: Final = (
     *ADDED,
 )
 _FACTS: Final = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
-_TIMED: Final = {"cancellations": 4, "deadlines": 6, "decisions": 7}
-"""Fields whose facts end with the broker's time of their record, and what is before it: that
-time is whichever came first.
+_SIZES: Final = {
+    "payments": 6,
+    "scans": 11,
+    "stock": 7,
+    "returns": 9,
+    "cancellations": 4,
+    "failures": 4,
+    "refunds": 5,
+    "deadlines": 6,
+    "decisions": 7,
+    "waiting": 3,
+    "suborders": 9,
+}
+"""How many elements count of each array in these lists. Behind them may be the broker's time of a
+fact's record (whichever came first), and what later versions added.
 """
+_CREATED: Final = 7
+_ITEM: Final = 8
 _CLOSED: Final = ("", "cancelled", "payment_overdue", "stock_released", "stock_rejected", "stock_unanswered")
 _STATUS: Final = ("pending", "confirmed", "shipped", "delivered", "returned", "closed")
 _REPLIES: Final = ("stock.reserved", "stock.rejected", "stock.released")
@@ -88,9 +109,13 @@ def read_state(raw: bytes) -> State:
         raise ValueError(f"no array of at least {least} elements")
     decoded += list(ADDED.values())[len(decoded) - least :]
     state = {name: _tuples(value) for name, value in zip(FIELDS, decoded, strict=False)}
-    for name, size in _TIMED.items():
-        if isinstance(state[name], tuple) and all(isinstance(each, tuple) for each in state[name]):
-            state[name] = tuple(each[:size] for each in state[name])
+    if state["format"] not in range(1, NEWEST_FORMAT + 1):
+        raise ValueError(f"format {state['format']!r}: this version knows 1 to {NEWEST_FORMAT}")
+    for name, size in _SIZES.items():
+        state[name] = _cut(state[name], size)
+    if isinstance(state["created"], tuple):
+        *before, items = state["created"][:_CREATED]
+        state["created"] = (*before, _cut(items, _ITEM))
     for name in _FACTS:
         if not isinstance(state[name], tuple):
             raise ValueError(f"{name} is no list")
@@ -278,6 +303,13 @@ def _us(time: datetime | None) -> int | None:
 
 def _quantities(items: Iterable[Mapping[str, Any]] | None) -> Values | None:
     return None if items is None else tuple((uuid_bytes(item["item_id"]), item["quantity"]) for item in items)
+
+
+def _cut(arrays: Any, size: int) -> Any:
+    """The first elements of each array in a list; what is no such list stays what it is."""
+    if isinstance(arrays, tuple) and all(isinstance(each, tuple) for each in arrays):
+        return tuple(each[:size] for each in arrays)
+    return arrays
 
 
 def _tuples(value: Any) -> Any:

@@ -9,6 +9,7 @@ import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -157,13 +158,9 @@ class Rows:
     @asynccontextmanager
     async def open(cls, dsn: str, *, timeout: float = 10.0) -> AsyncIterator[Rows]:
         # Not read-only for the whole session: target_session_attrs would take every server for one
-        # that can't be written to.
-        settings = {
-            "timezone": "UTC",
-            "datestyle": "ISO",
-            "search_path": "public",
-            "application_name": "orders-audit",
-        }
+        # that can't be written to. What else is needed is said in the transaction: a pooler may give the
+        # session to somebody else afterwards.
+        settings = {"application_name": "orders-audit"}
         try:
             connection = await asyncpg.connect(dsn, timeout=timeout, server_settings=settings)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
@@ -171,6 +168,9 @@ class Rows:
         _keep_alive(connection._transport)  # type: ignore[attr-defined]
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):
+                await connection.execute(
+                    "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL search_path = public"
+                )
                 yield cls(connection)
         finally:
             await connection.close()
@@ -240,6 +240,7 @@ def _without_password(dsn: str) -> str:
 # One answer for many keys, in MessagePack: a client spends as long on one small answer as Redis does on a
 # key. MessagePack in Lua writes all strings as text, so what isn't ASCII goes as hexadecimal digits.
 _SCAN: Final = """
+local prefix = ARGV[3]
 local function packed(text)
   if not string.find(text, '[\\128-\\255]') then return text end
   return {(string.gsub(text, '.', function(char) return string.format('%02x', string.byte(char)) end))}
@@ -247,9 +248,10 @@ end
 local scanned = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
 local found = {}
 for _, key in ipairs(scanned[2]) do
-  local family = string.match(key, '^order:') or string.match(key, '^tracking:')
-    or string.match(key, '^user:.*:orders$')
-  if family then
+  local name = string.sub(key, #prefix + 1)
+  local family = string.match(name, '^order:') or string.match(name, '^tracking:')
+    or string.match(name, '^user:.*:orders$')
+  if family and string.sub(key, 1, #prefix) == prefix then
     local kind = redis.call('TYPE', key).ok
     local value = false
     if family == 'order:' or family == 'tracking:' then
@@ -258,7 +260,7 @@ for _, key in ipairs(scanned[2]) do
       value = redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')
       for n, text in ipairs(value) do value[n] = packed(text) end
     end
-    found[#found + 1] = {packed(key), kind, redis.call('PTTL', key), value}
+    found[#found + 1] = {packed(name), kind, redis.call('PTTL', key), value}
   end
 end
 return cmsgpack.pack({scanned[1], found})
@@ -291,14 +293,24 @@ class Tracked(NamedTuple):
     orders: set[str]
 
 
-class Cache:
-    """Redis, read once. Methods block on the network and raise StoreUnavailable."""
+@dataclass(frozen=True, slots=True)
+class CacheServer:
+    """A Redis. `open` makes a client, `where` is for a person, `prefix` is that of the pipeline's keys."""
 
-    def __init__(self, url: str, *, timeout: float = 10.0) -> None:
-        self._url = url
-        self._client = redis.asyncio.Redis.from_url(
-            url, socket_timeout=timeout, socket_connect_timeout=timeout
-        )
+    open: Callable[[], redis.asyncio.Redis]
+    where: str
+    prefix: str = ""
+
+
+class Cache:
+    """Redis, read once. Keys are named without their prefix.
+    Methods block on the network and raise StoreUnavailable.
+    """
+
+    def __init__(self, server: CacheServer) -> None:
+        self._where = server.where
+        self._prefix = server.prefix
+        self._client = server.open()
         self._evicts: bool | None = None
 
     async def close(self) -> None:
@@ -317,7 +329,7 @@ class Cache:
         while True:
             try:
                 run: Any = self._client.execute_command
-                raw = await run("EVAL_RO", _SCAN, 0, cursor, _SCAN_COUNT)
+                raw = await run("EVAL_RO", _SCAN, 0, cursor, _SCAN_COUNT, self._prefix)
             except (RedisError, OSError) as error:
                 raise self._unavailable(error) from error
             cursor, keys = msgspec.msgpack.decode(raw)
@@ -333,7 +345,9 @@ class Cache:
         for first in range(0, len(order_ids), _ORDERS_A_CALL):
             some = order_ids[first : first + _ORDERS_A_CALL]
             try:
-                value, *summaries = await self._client.mget(key, *(f"order:{order_id}" for order_id in some))
+                value, *summaries = await self._client.mget(
+                    [self._prefix + name for name in (key, *(f"order:{order_id}" for order_id in some))]
+                )
             except (RedisError, OSError) as error:
                 raise self._unavailable(error) from error
             try:
@@ -352,7 +366,9 @@ class Cache:
         lanes = [lane for lane, end in ends.items() if end > 0]
         try:
             checkpoints = (
-                await self._client.mget([f"cache:{group}:{lane}" for lane in lanes]) if lanes else []
+                await self._client.mget([f"{self._prefix}cache:{group}:{lane}" for lane in lanes])
+                if lanes
+                else []
             )
         except (RedisError, OSError) as error:
             raise self._unavailable(error) from error
@@ -377,11 +393,11 @@ class Cache:
     def _unavailable(self, error: Exception) -> StoreUnavailable:
         if isinstance(error, NoPermissionError):
             return StoreUnavailable(
-                f"Redis at {_without_password(self._url)} doesn't allow it: {told(error)}",
+                f"Redis at {self._where} doesn't allow it: {told(error)}",
                 "give its user that: orders grants redis --role audit prints what it needs",
             )
         return StoreUnavailable(
-            f"no Redis at {_without_password(self._url)}: {told(error)}",
+            f"no Redis at {self._where}: {told(error)}",
             "start it (orders stack up), or audit without it (--no-cache)",
         )
 

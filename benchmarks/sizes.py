@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-from redis.asyncio import Redis
 
 from contracts import topics as names
 from settings import Settings
+from sinks.clients import open_client
 from stack import Stack
 from workload.generator import workload
 from workload.producer import send
@@ -61,7 +61,7 @@ async def _stores(settings: Settings) -> dict[str, int]:
         rows = await connection.fetchval("SELECT sum(n_tup_ins + n_tup_upd)::int8 FROM pg_stat_user_tables")
     finally:
         await connection.close()
-    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+    async with open_client(settings, timeout=10) as redis:
         memory = (await redis.info("memory"))["used_memory"]
     return {
         "wal": wal,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,7 +78,7 @@ def bench_command(
     result = run(Plan(orders, spread, workers, rate, seconds, seed, guarantee, open_orders, report))
     text = json.dumps(result, indent=2) + "\n"
     if as_json:
-        sys.stdout.write(text)
+        print(text, end="")
     else:
         _print(result)
     if out is not None:

@@ -21,10 +21,10 @@ from uuid import UUID
 import typer
 
 from cli.terminal import Bar, Rows, Wide, output, progress
-from cli.text import printable
+from cli.text import printable, say
 from errors import OrdersError
 from operations.servers import require
-from operations.submit.files import temporary, write
+from operations.submit.files import Bounds, temporary, write
 from operations.submit.jobs import Job, Refusal, prepare, send, status
 from settings import Settings, get_settings
 from sinks.bulk import OtherJob
@@ -78,7 +78,10 @@ MaxBytes = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Most bytes of the unpacked file. Default: 4 GiB, and 100 times the size of the file.",
+        help=(
+            "Most bytes of the unpacked file. Default: 4 GiB (ORDERS_BULK_FILE_BYTES), and 100 times the size"
+            " of the file (ORDERS_BULK_FILE_RATIO)."
+        ),
         show_default=False,
     ),
 ]
@@ -125,7 +128,7 @@ def submit_command(
             stdin=sys.stdin.buffer,
             format=None if format is None else format.value,
             job=job,
-            limit=max_bytes,
+            bounds=_bounds(settings, max_bytes),
             refuse=refused.add,
             progress=bar.show,
         )
@@ -136,7 +139,7 @@ def submit_command(
     outcome = SubmitResult(sending.sent, settings.bulk_rate, dry_run, failure is not None, seconds)
     _report(prepared, refused.first, outcome, as_json)
     if refused.failed is not None:
-        print(
+        say(
             f"orders: --report {report}: {refused.failed.strerror}; it doesn't hold every refused line",
             file=sys.stderr,
         )
@@ -144,6 +147,15 @@ def submit_command(
         _fail(failure, sending.sent)
     if prepared.refused or refused.failed is not None:
         raise typer.Exit(1)
+
+
+def _bounds(settings: Settings, max_bytes: int | None) -> Bounds:
+    return Bounds(
+        max_bytes or settings.bulk_file_bytes,
+        None if max_bytes else settings.bulk_file_ratio,
+        settings.bulk_file_columns,
+        settings.bulk_file_memory,
+    )
 
 
 class SubmitResult(NamedTuple):
@@ -240,7 +252,7 @@ def _fail(failure: BaseException, sent: int) -> NoReturn:
     line = explain(failure)
     if line is None or not sent:
         raise failure
-    print(f"orders: {line}", file=sys.stderr)
+    say(f"orders: {line}", file=sys.stderr)
     raise typer.Exit(1)
 
 
@@ -372,7 +384,7 @@ def status_command(
             )
         output().print(table if rows else "no jobs")
     if job_id is not None and not rows:
-        print(f"orders: no job {job_id}", file=sys.stderr)
+        say(f"orders: no job {job_id}", file=sys.stderr)
         raise typer.Exit(1)
 
 

@@ -17,7 +17,7 @@ import typer
 from aiokafka.errors import KafkaError
 
 from cli.terminal import Rows, Wide, confirmed, interactive, output, progress
-from cli.text import printable, second
+from cli.text import printable, say, second
 from contracts.errors import REASONS
 from contracts.topics import BULK, LANE
 from errors import OrdersError
@@ -241,14 +241,14 @@ def _print_redrive(outcome: RedriveResult, dry_run: bool) -> None:
     """For a person."""
     verb = "would go back" if dry_run else "sent back"
     reasons = _by_reason(outcome)
-    print(f"{outcome.sent:,} {verb}{f' ({reasons})' if reasons else ''}")
+    say(f"{outcome.sent:,} {verb}{f' ({reasons})' if reasons else ''}")
     stay = ", ".join(f"{count:,} {state}" for state, count in _staying(outcome).items() if count)
     if stay:
-        print(f"the others: {stay}; orders dlq list --state STATE has them")
+        say(f"the others: {stay}; orders dlq list --state STATE has them")
     if outcome.too_large:
         unlisted = len(outcome.too_large) - SHOWN_IDS
         more = f" and {unlisted:,} more" if unlisted > 0 else ""
-        print(
+        say(
             "too large for their topics (max.message.bytes), so they stay:"
             f" {', '.join(outcome.too_large[:SHOWN_IDS])}{more}"
         )

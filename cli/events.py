@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from cli.text import say
 from errors import OrdersError
 from reference import compatibility
 from reference.events import reference
@@ -45,7 +46,7 @@ def events_command(
             changed = compatibility.write(write)
         except OSError as error:
             raise OrdersError(f"--write {write}: {error.strerror}", "check the path") from None
-        print("\n".join(str(path) for path in changed) or "nothing has changed")
+        say("\n".join(str(path) for path in changed) or "nothing has changed")
     elif as_asyncapi:
         print(json.dumps(compatibility.asyncapi(), indent=2))
     else:

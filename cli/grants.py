@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from cli.text import say
 from operations.grants import PURPOSE, acl_lines, acl_user, acls, cache_rights, documents, grant_lines, grants
 from settings import get_settings
 
@@ -98,7 +99,7 @@ def redis_command(role: Role, user: User = None, as_json: AsJson = False) -> Non
         return
     rights = cache_rights(get_settings(), role.value)
     if rights is None:
-        print(f"orders: the role {role.value} needs nothing in Redis", file=sys.stderr)
+        say(f"orders: the role {role.value} needs nothing in Redis", file=sys.stderr)
     else:
         _print([acl_user(rights, name)])
 
@@ -113,4 +114,4 @@ def _json(role: RoleName, name: str, server: str) -> None:
 
 def _print(lines: Iterable[str]) -> None:
     for line in lines:
-        print(line)
+        say(line)

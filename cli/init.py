@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from cli.text import say
 from operations.servers import create
 from settings import get_settings
 
@@ -57,7 +58,7 @@ def init_command(
         )
         return
     summary = f"{len(created)} topics created" if created else "all topics were there"
-    print(
+    say(
         f"{summary}, {settings.partitions} partitions each; the schema is up to date, partitioned by"
         f" {partition_by.value}"
     )

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from cli.terminal import Rows, Wide, messages, output
-from cli.text import second
+from cli.text import say, second
 from errors import OrdersError
 from settings import get_settings
 
@@ -75,7 +75,7 @@ def add_command(
         keys.append(line)
     if sys.stderr.isatty():
         messages().print("This is the only time that the key is shown:")
-    print(key)
+    say(key)
 
 
 @app.command("list")

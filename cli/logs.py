@@ -5,14 +5,23 @@ line an event, to stderr.
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from typing import Any
+import time
+from typing import Any, Final
 
 import structlog
 
 from cli.terminal import messages
-from cli.text import printable
+from cli.text import one_line, printable
 from settings import Settings
+
+LIBRARIES: Final = ("aiokafka", "asyncpg", "kafka", "redis")
+"""Loggers of clients of servers."""
+EVERY: Final = 60.0
+"""Seconds."""
+_MOST: Final = 1000
+"""Messages that are remembered."""
 
 
 def configure(settings: Settings, worker: str) -> None:
@@ -39,11 +48,47 @@ def configure(settings: Settings, worker: str) -> None:
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(formatter)
+    if settings.log_level != "debug":
+        handler.addFilter(OfLibraries())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
     for noisy in ("aiokafka", "kafka", "faust", "mode"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
+
+
+class OfLibraries(logging.Filter):
+    """Lets a library say the same once in EVERY seconds: while a server is away, its client tells each
+    attempt of each of its connections, and the lines that matter would drown. No tracebacks: it is no defect.
+
+    The same is what differs in numbers and arguments only. The next line that is let through says how many
+    weren't.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: dict[tuple[str, str], tuple[float, int]] = {}
+        """Logger and message -> when it was let through last, and how many weren't since."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith(LIBRARIES) or record.levelno < logging.WARNING:
+            return True
+        now = time.monotonic()
+        key = record.name, re.sub(r"[0-9]+", "0", str(record.msg))
+        when, left_out = self._said.get(key, (now - EVERY, 0))
+        if now - when < EVERY:
+            self._said[key] = when, left_out + 1
+            return False
+        if len(self._said) >= _MOST:
+            self._said.clear()
+        self._said[key] = now, 0
+        more = f" ({left_out:,} more such lines in {now - when:.0f} s)" if left_out else ""
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            error = record.exc_info[1]
+            more = f": {one_line(f'{type(error).__name__}: {error}')}{more}"
+        record.msg, record.args = f"{record.getMessage()}{more}", None
+        record.exc_info = record.exc_text = None
+        return True
 
 
 def _harmless(_: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

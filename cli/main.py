@@ -294,7 +294,7 @@ def _fail(line: str) -> None:
 
 def _usage(error: TyperException) -> str:
     # Without arguments a group has shown its help already and has nothing to add.
-    message = " ".join(error.format_message().split())
+    message = " ".join(error.format_message().split()).replace(": Value error, ", ": ")  # pydantic's
     if not message:
         return ""
     ctx = getattr(error, "ctx", None)
@@ -389,6 +389,12 @@ def _explain_one(error: BaseException) -> str | None:
         "BusyLoadingError",
     ):
         return _unreachable("redis", error)
+    if family == "redis" and type(error).__name__ == "MasterNotFoundError":
+        why = ", ".join(sorted(set(re.findall(r" - (?:\w+:)?(\w+Error)", str(error.args)))))
+        return (
+            f"no Sentinel of {_address('redis')} names a primary{why and f' ({why})'}; check the service's"
+            " name, sentinel_username and sentinel_password in ORDERS_REDIS, and whether they run"
+        )
     if isinstance(error, OSError):
         server = _connecting(error.__traceback__)
         if server is not None:
@@ -411,7 +417,9 @@ def _bad_setting(problem: Any) -> str:
     name = "_".join(str(part) for part in problem["loc"]).upper()
     if not name:  # of several settings: it names them itself
         return f"{problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
-    value = "***" if name in SECRETS else one_line(problem["input"])
+    value = one_line(problem["input"])
+    if name in SECRETS or "://" in value or "@" in value:  # a URL that another setting was meant to have
+        value = "***"
     return (
         f"ORDERS_{name}={value}: {problem['msg'].removeprefix('Value error, ')}; see orders settings --help"
     )
@@ -436,6 +444,12 @@ def _explain_kafka(error: BaseException) -> str | None:
 def _explain_postgres(error: BaseException) -> str | None:
     state = getattr(error, "sqlstate", None) or ""
     address = _address("postgres")
+    if state in ("26000", "42P05") or (state == "08P01" and "startup parameter" in str(error)):
+        return (
+            f"a pooler stands before Postgres at {address} ({one_line(error.args[0])}); set"
+            " ORDERS_POSTGRES_POOLER=transaction, and have PgBouncer 1.21 or later with"
+            " max_prepared_statements above 0"
+        )
     if state == "42704" and "configuration parameter" in str(error):
         return f"ORDERS_POSTGRES: {error}; take it out of the URL"
     if state in ("42P01", "3F000", "42704"):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cli.terminal import progress
+from cli.text import say
 from operations import repartition
 from settings import get_settings
 
@@ -50,15 +51,15 @@ def partitions_command(
             print(json.dumps({"partitions": counts, "lanes": lanes.number, "former": list(lanes.former)}))
         else:
             before = f", before {_listed(lanes.former)}" if lanes.former else ""
-            print(f"{_listed(counts)} partitions, {lanes.number} lanes{before}")
+            say(f"{_listed(counts)} partitions, {lanes.number} lanes{before}")
         return
     with progress("partitions", quiet=as_json) as bar:
         moved = asyncio.run(repartition.change(settings, to, cache=cache, progress=bar.work))
     if as_json:
         print(json.dumps({"partitions": to, "moved": moved}))
     else:
-        print(f"every topic has {to} partitions; {moved:,} orders have moved to another lane")
-        print(f"set ORDERS_PARTITIONS={to}, then start the workers")
+        say(f"every topic has {to} partitions; {moved:,} orders have moved to another lane")
+        say(f"set ORDERS_PARTITIONS={to}, then start the workers")
 
 
 def _listed(counts: Sequence[int]) -> str:

@@ -12,8 +12,8 @@ import typer
 from rich.text import Text
 
 from cli.terminal import Rows, Terminal, Wide, confirmed, interactive, output, progress
-from cli.text import printable
-from operations import rebuild
+from cli.text import printable, say
+from operations import notices, rebuild
 from operations.differences import Differences
 from operations.postgres.compare import Difference
 from operations.postgres.shadow import DEFAULT
@@ -111,7 +111,7 @@ def switch_command(
         + (f" ({done.deleted:,} of them deleted)" if done.deleted else "")
         + f", {done.entries:,} cache entries renewed"
     )
-    print(f"what was live is in schema {done.before}; orders rebuild drop deletes it")
+    say(f"what was live is in schema {done.before}; orders rebuild drop deletes it")
 
 
 @app.command("status")
@@ -162,7 +162,67 @@ def drop_command(
     if as_json:
         print(json.dumps({"dropped": dropped}))
     else:
-        print("\n".join(f"dropped {name}" for name in dropped) or "there is nothing to drop")
+        say("\n".join(f"dropped {name}" for name in dropped) or "there is nothing to drop")
+
+
+@app.command("notices")
+def notices_command(
+    send: Annotated[
+        bool,
+        typer.Option("--send/--dry-run", help="Publish what is missing; --dry-run only tells, the default."),
+    ] = False,
+    examples: Examples = 10,
+    as_json: Json = False,
+) -> None:
+    """Tell what readers of suborder.updated and order.status_changed should have been told and weren't, for
+    instance after a wrong deploy; and tell them.
+
+    The last notice about each order and suborder is compared with what its state amounts to. Run it once the
+    audit calls states and rows right. With --send stop all workers first; what was sent isn't sent again.
+
+    Exits 0 when nothing is missing any more, 1 when something is, 2 when it couldn't run.
+
+    Example: [bold]orders rebuild notices --dry-run; orders rebuild notices --send[/bold]
+    """
+    with progress(quiet=as_json) as bar:
+        work = notices.notices(get_settings(), send=send, examples=examples, progress=bar.show, say=bar.step)
+        result = asyncio.run(work)
+    if as_json:
+        print(json.dumps({"dry_run": not send, **result.document()}))
+    else:
+        show_notices(result, output())
+    if result.unsound or result.missing.total() > result.sent:
+        raise typer.Exit(1)
+
+
+def show_notices(result: notices.NoticesResult, console: Terminal) -> None:
+    """Print what readers should have been told, for a person."""
+    told = f"of {result.orders:,} readers should have been told something"
+    console.print(f"{result.compared:,} orders compared; {told}")
+    for topic, count in sorted(result.missing.items()):
+        console.print(
+            Text.assemble((topic, "bold"), f": {count:,} {'missing' if not result.sent else 'sent'}")
+        )
+    order_id = ""
+    for each in result.examples:
+        whose = f" {each.seller_id}" if each.seller_id else ""
+        if each.order_id != order_id:
+            order_id = each.order_id
+            console.print(printable(f"order {order_id}"))
+        same = each.expected.startswith(f"{each.actual},")
+        change = each.expected if same else f"{each.actual} -> {each.expected}"
+        console.print(printable(f"  {each.topic}{whose} {change}"))
+    if result.missing.total() > len(result.examples):
+        console.print(f"and {result.missing.total() - len(result.examples):,} more; --examples shows more")
+    if result.unsound:
+        why = "their states aren't what the log says: orders repair first"
+        console.print(f"{result.unsound:,} orders left out, {why}", style="yellow")
+        console.print(f"  {', '.join(result.unsound_ids)}")
+    if result.inconclusive or result.lag:
+        why = f"{result.lag:,} records wait, and no worker takes them in" if result.lag else "they changed"
+        console.print(f"{result.inconclusive:,} orders couldn't be compared: {why}", style="yellow")
+    if not result.orders:
+        console.print("nothing is missing", style="bold green")
 
 
 # -- what is shared with whatif ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Final
 from uuid import UUID
@@ -13,9 +14,10 @@ from rich.text import Text
 
 from cli.audit import show_findings
 from cli.terminal import output, progress
-from cli.text import printable
+from cli.text import printable, say
 from errors import OrdersError
 from operations.repair import RepairResult, repair
+from operations.rows import repair_rows
 from settings import get_settings
 
 MOST_TEXT: Final = 64 << 20
@@ -29,6 +31,13 @@ def repair_command(
             metavar="ID,...", help="Only these orders; @FILE has one id a line. Default: all broken ones."
         ),
     ] = None,
+    rows: Annotated[
+        bool,
+        typer.Option(
+            "--rows",
+            help="Only rows that are older than their states, or missing; beside running workers.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be repaired, and write nothing.")
     ] = False,
@@ -54,6 +63,9 @@ def repair_command(
     It runs the audit before and after. Stop all workers first: the group lets none in while the repair runs.
     It doesn't write derived events, decisions or dead letters; it names those that are broken.
 
+    With --rows it audits nothing and folds nothing: it writes the rows of the changelog's states where
+    Postgres has older ones or none, as after a restore. Workers may run.
+
     Exits 0 when nothing is broken any more, 1 when something still is (or, with --dry-run, would be
     repaired), 2 when it couldn't run.
 
@@ -62,6 +74,9 @@ def repair_command(
         orders repair --dry-run; orders repair && orders audit
     """
     order_ids = None if ids is None else _parse(ids)
+    if rows:
+        _repair_rows(order_ids, dry_run=dry_run, as_json=json)
+        return
     with progress("audit", quiet=json) as bar:
         work = repair(
             get_settings(),
@@ -77,6 +92,21 @@ def repair_command(
     else:
         _show(outcome)
     if outcome.remaining or (dry_run and (outcome.repaired or outcome.keys)):
+        raise typer.Exit(1)
+
+
+def _repair_rows(ids: frozenset[str] | None, *, dry_run: bool, as_json: bool) -> None:
+    with progress("rows", quiet=as_json) as bar:
+        result = asyncio.run(repair_rows(get_settings(), ids, dry_run=dry_run, progress=bar.work))
+    if as_json:
+        print(jsonlib.dumps(asdict(result), indent=2, sort_keys=True))
+    else:
+        verb = "would be written" if dry_run else "written"
+        print(f"{result.compared:,} orders compared, {result.orders:,} had older rows or none")
+        say(f"{result.rows:,} rows {verb}")
+        if result.remaining:
+            print(f"{result.remaining:,} orders' rows differ otherwise: orders repair mends them")
+    if result.remaining or (dry_run and result.orders):
         raise typer.Exit(1)
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from cli.terminal import Terminal, progress
+from cli.text import say
 from settings import Settings, get_settings
 from workload.services import Behaviour
 from workload.simulation import SimulationResult, simulate
@@ -105,15 +106,15 @@ def _report(result: SimulationResult, seed: int, as_json: bool) -> None:
         }
         print(json.dumps(document))
         return
-    print(f"{result.checkouts:,} checkouts in {result.seconds:.1f} s (seed {seed})")
+    say(f"{result.checkouts:,} checkouts in {result.seconds:.1f} s (seed {seed})")
     for name, count in ended.most_common():
-        print(f"  {count:>8,}  {name}")
+        say(f"  {count:>8,}  {name}")
     commands = sum(result.commands.values())
     print(f"{commands:,} commands, {result.ignored:,} of them overlooked")
     print(f"{result.sent.total():,} events, {result.duplicated:,} of them twice")
     if result.hanging:
         shown = ", ".join(result.hanging[:5]) + (" ..." if len(result.hanging) > 5 else "")
-        print(
+        say(
             f"orders: {len(result.hanging):,} orders have not ended: {shown}; see orders show ORDER_ID",
             file=sys.stderr,
         )

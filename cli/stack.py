@@ -14,7 +14,7 @@ import typer
 from rich.text import Text
 
 from cli.terminal import Rows, Wide, messages, output
-from cli.text import printable
+from cli.text import printable, say
 from errors import OrdersError
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def env(dir: Dir = DEFAULT, as_json: Json = False) -> None:
 
 def _print_env(stack: Stack, *, export: bool) -> None:
     for name, value in stack.env.items():
-        print(f"{'export ' if export else ''}{name}={shlex.quote(value)}")
+        say(f"{'export ' if export else ''}{name}={shlex.quote(value)}")
 
 
 def _opened(dir: Path) -> Stack:

@@ -4,7 +4,7 @@ made harmless for a terminal.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TextIO
 
 _UNSEEN: Final = frozenset(
     map(
@@ -44,6 +44,14 @@ def printable(text: object, *, lines: bool = False) -> str:
 def one_line(text: object) -> str:
     """Make a text of several lines, such as a server's error, printable in one line."""
     return printable(" ".join(line.strip() for line in str(text).splitlines() if line.strip()))
+
+
+def say(text: object, *, file: TextIO | None = None) -> None:
+    """Print text that may hold something from outside, harmless, on stdout or `file`.
+
+    Whoever prints without a console prints by this; `print` is for JSON. Blocks as print does.
+    """
+    print(printable(text, lines=True), file=file)
 
 
 def second(time: str) -> str:

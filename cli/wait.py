@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.terminal import progress
+from cli.text import say
 from operations.wait import WaitResult, wait
 from settings import get_settings
 
@@ -47,9 +48,9 @@ def wait_command(
         print(json.dumps(_document(outcome, cache)))
     elif outcome.done:
         unseen = "" if cache else "; the cache wasn't waited for"
-        print(f"everything is processed ({outcome.handled:,} records in {outcome.seconds:.1f} s){unseen}")
+        say(f"everything is processed ({outcome.handled:,} records in {outcome.seconds:.1f} s){unseen}")
     else:
-        print(f"orders: {_told(outcome)}", file=sys.stderr)
+        say(f"orders: {_told(outcome)}", file=sys.stderr)
     if not outcome.done:
         raise typer.Exit(1)
 

@@ -4,7 +4,8 @@ Everything else about it is computed from them (domain.status).
 A fact is added once and never changed, but for two things: of repetitions the earliest time stays, and a fact
 may turn out to be refused once its order is known (it then keeps its key, so that a repetition is
 recognised). Ids are 16 raw bytes, times microseconds since 1970 UTC, money is in minor units. Structs are
-arrays on the wire (tables.codec): a field is only ever added at the end, with a default.
+arrays on the wire (tables.codec): a field is only ever added at the end, with a default, and the version
+before keeps it without knowing it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,17 @@ Quantities = list[tuple[Id, Units]]
 """[(item_id, quantity)], as sent."""
 
 
-class Item(Struct, array_like=True, gc=False):
+FORMAT: Final = 2
+"""The format in which states are written; this one and the one before it are read. Format 1 has no
+number. A field that is added at the end of a struct is no new format (docs/decisions/0036).
+"""
+
+
+class Stored(Struct, array_like=True, gc=False, forbid_unknown_fields=True):
+    """A part of a state: an array of its fields. A longer one is a later version's (tables.codec)."""
+
+
+class Item(Stored):
     """One line of an order. `shipping` is for the whole line; None: not sent."""
 
     item_id: Id
@@ -55,7 +66,7 @@ class Item(Struct, array_like=True, gc=False):
     shipping: Amount | None
 
 
-class Created(Struct, array_like=True, gc=False):
+class Created(Stored):
     """order.created. Natural key: the order itself."""
 
     time: Micros
@@ -67,7 +78,7 @@ class Created(Struct, array_like=True, gc=False):
     items: list[Item]
 
 
-class Payment(Struct, array_like=True, gc=False):
+class Payment(Stored):
     """order.paid: money captured. Natural key: payment_id."""
 
     time: Micros
@@ -81,7 +92,7 @@ class Payment(Struct, array_like=True, gc=False):
         return (self.payment_id,)
 
 
-class PaymentFailure(Struct, array_like=True, gc=False):
+class PaymentFailure(Stored):
     """payment.failed. Natural key: payment_id."""
 
     time: Micros
@@ -93,7 +104,7 @@ class PaymentFailure(Struct, array_like=True, gc=False):
         return (self.payment_id,)
 
 
-class StockReply(Struct, array_like=True, gc=False):
+class StockReply(Stored):
     """stock.reserved, rejected, released. Natural key: type, seller, items as sent.
     `items` None: all the seller's.
     """
@@ -110,7 +121,7 @@ class StockReply(Struct, array_like=True, gc=False):
         return (self.type, self.seller_id, None if self.items is None else tuple(self.items))
 
 
-class Cancellation(Struct, array_like=True, gc=False):
+class Cancellation(Stored):
     """order.cancel_requested. Natural key: the seller, or None for the whole order."""
 
     time: Micros
@@ -124,7 +135,7 @@ class Cancellation(Struct, array_like=True, gc=False):
         return (self.seller_id,)
 
 
-class Scan(Struct, array_like=True, gc=False):
+class Scan(Stored):
     """shipment.updated: one scan of a parcel. Natural key: shipment_id, status, time."""
 
     time: Micros
@@ -143,7 +154,7 @@ class Scan(Struct, array_like=True, gc=False):
         return (self.shipment_id, self.rank, self.time)
 
 
-class ReturnStage(Struct, array_like=True, gc=False):
+class ReturnStage(Stored):
     """order.returned: one stage of a return. Natural key: return_id, status."""
 
     time: Micros
@@ -160,7 +171,7 @@ class ReturnStage(Struct, array_like=True, gc=False):
         return (self.return_id, self.status)
 
 
-class RefundReply(Struct, array_like=True, gc=False):
+class RefundReply(Stored):
     """refund.completed, refund.failed. Natural key: refund_id and type."""
 
     time: Micros
@@ -173,7 +184,7 @@ class RefundReply(Struct, array_like=True, gc=False):
         return (self.refund_id, self.failed)
 
 
-class RefundDecision(Struct, array_like=True, gc=False):
+class RefundDecision(Stored):
     """refund.decided, our own fact: the n-th decision, what it pays for.
     n is its place in Order.decisions.
     """
@@ -190,7 +201,7 @@ class RefundDecision(Struct, array_like=True, gc=False):
     """The broker's time of its record, ms: from here on its confirmation is waited for."""
 
 
-class Deadline(Struct, array_like=True, gc=False):
+class Deadline(Stored):
     """deadline.passed, our own fact: what was asked for did not come in time.
     Natural key: what, whose, number of the attempt.
 
@@ -240,7 +251,7 @@ def type_of(fact: SimpleFact | RefundDecision) -> str:
             return "refund.decided"
 
 
-class Waiting(Struct, array_like=True, gc=False):
+class Waiting(Stored):
     """A fact whose order isn't known yet: field of Order, index in it, and its record, for a dead
     letter if it's refused later.
     """
@@ -250,7 +261,7 @@ class Waiting(Struct, array_like=True, gc=False):
     record: RecordId
 
 
-class PublishedSuborder(Struct, array_like=True, gc=False):
+class PublishedSuborder(Stored):
     """What was published last of a seller's part: over its live units, amounts in minor units."""
 
     status: SuborderStatus
@@ -270,7 +281,7 @@ class PublishedSuborder(Struct, array_like=True, gc=False):
         return self.items_amount + self.shipping - self.discount
 
 
-class Order(Struct, array_like=True, gc=False):
+class Order(Stored):
     """All that is kept of one order. The first element is the version: recovery compares it (tables.codec).
 
     `status`, `suborders`, `labelled` and `proposed` are what was published already, so that only
@@ -305,6 +316,8 @@ class Order(Struct, array_like=True, gc=False):
     """When the next deadline passes, by the broker's time, ms; 0: nothing is
     waited for (domain.deadlines).
     """
+    format: Annotated[int, Meta(ge=2, le=FORMAT)] = FORMAT
+    """Of the version that writes it. A later format keeps the places of this, of `due` and of `version`."""
 
 
 fact_lists: Final[Callable[[Order], tuple[list[Any], ...]]] = attrgetter(*FACT_FIELDS)

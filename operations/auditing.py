@@ -7,12 +7,17 @@ import gc
 import sqlite3
 import tempfile
 from collections.abc import Callable
+from typing import Final
 
 from audit.auditor import Auditor, Target
 from audit.findings import Finding, Report
+from audit.stores import CacheServer
 from errors import OrdersError
 from settings import Settings
+from sinks.clients import open_client
 from sinks.connection import plain
+
+_REDIS_SECONDS: Final = 10.0
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how much of it is done, and how much there is."""
@@ -32,9 +37,16 @@ def target_of(settings: Settings, *, cache: bool, tables: bool) -> Target:
         group=settings.group,
         changelog=settings.changelog_topic,
         postgres=plain(settings.postgres.get_secret_value()),
-        redis=settings.redis.get_secret_value() if cache else None,
+        redis=cache_of(settings) if cache else None,
         partitions=settings.partitions,
         data=settings.data if tables else None,
+    )
+
+
+def cache_of(settings: Settings) -> CacheServer:
+    """Return the Redis of the settings, for the auditor. Pure."""
+    return CacheServer(
+        lambda: open_client(settings, timeout=_REDIS_SECONDS), str(settings.redis), settings.redis_prefix
     )
 
 

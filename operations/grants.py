@@ -212,8 +212,9 @@ _MENDS: Final = frozenset({"DEL", "GET", "MGET", "PING", "SCAN", "SET", "TYPE", 
 
 def cache_rights(settings: Settings, role: Role) -> CacheRights | None:
     """Return what a role may do in Redis; None if it doesn't use it."""
-    checkpoints = f"cache:{settings.group}:*"
-    written = (*sink.KEYS, checkpoints)
+    prefix = settings.redis_prefix
+    written = [f"{prefix}{key}" for key in (*sink.KEYS, f"cache:{settings.group}:*")]
+    refilled = [f"{prefix}{key}" for key in cache.KEYS]
     match role:
         case "bulk":
             return None
@@ -221,13 +222,13 @@ def cache_rights(settings: Settings, role: Role) -> CacheRights | None:
             keys = [f"~{key}" for key in written]
             commands = sink.COMMANDS
         case "reader":
-            keys = [*(f"%R~{key}" for key in written), *(f"~{key}" for key in cache.KEYS)]
+            keys = [*(f"%R~{key}" for key in written), *(f"~{key}" for key in refilled)]
             commands = cache.COMMANDS
         case "audit":
-            keys = [f"%R~{key}" for key in (*written, *cache.KEYS)]
+            keys = [f"%R~{key}" for key in (*written, *refilled)]
             commands = stores.COMMANDS
         case "owner":
-            keys = [f"~{key}" for key in (*written, *cache.KEYS)]
+            keys = [f"~{key}" for key in (*written, *refilled)]
             commands = sink.COMMANDS | stores.COMMANDS | _MENDS
     return CacheRights(tuple(keys), tuple(sorted(command.lower() for command in commands | _CONNECTS)))
 

@@ -30,7 +30,7 @@ from domain.order import Created, Order
 from operations.postgres import ddl
 from operations.servers import require
 from settings import Settings
-from sinks.redis import open_client
+from sinks.clients import open_client
 from sinks.schema import TABLES
 from streams.dead_letters import raw_value
 from tables import codec
@@ -199,9 +199,9 @@ def _column(value: Any) -> Any:
 
 
 async def _cached(settings: Settings, user: UUID, known: _Known) -> AsyncGenerator[Found, None]:
-    timeouts = {"socket_timeout": _REDIS_SECONDS, "socket_connect_timeout": _REDIS_SECONDS}
-    async with open_client(settings.redis, **timeouts) as client:
-        for key in _keys(user, known):
+    async with open_client(settings, timeout=_REDIS_SECONDS) as client:
+        for name in _keys(user, known):
+            key = f"{settings.redis_prefix}{name}"
             kind = (await client.type(key)).decode()
             if kind == "none":
                 continue
@@ -210,7 +210,7 @@ async def _cached(settings: Settings, user: UUID, known: _Known) -> AsyncGenerat
                 value = await client.get(key)
             elif kind == "zset":
                 value = [member.decode("utf-8", "replace") for member in await client.zrange(key, 0, -1)]
-            if ":tracking:" in f":{key}":
+            if ":tracking:" in f":{name}":
                 value = _own_parcels(value, known.orders)
                 if not value:
                     continue
@@ -218,7 +218,7 @@ async def _cached(settings: Settings, user: UUID, known: _Known) -> AsyncGenerat
 
 
 def _keys(user: UUID, known: _Known) -> Iterator[str]:
-    """The keys of sinks.redis and queries.cache that may hold something about the user."""
+    """The keys, without their prefix, under which there may be something about the user."""
     yield from (f"user:{user}:orders", f"rows:user:{user}")
     for order_id in sorted(known.orders):
         yield from (f"order:{ids.text(order_id)}", f"rows:{ids.text(order_id)}")

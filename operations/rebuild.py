@@ -26,7 +26,6 @@ from typing import Any, Final
 
 import asyncpg
 import msgspec
-import redis.asyncio
 from aiokafka import TopicPartition
 
 from contracts import ids
@@ -44,6 +43,7 @@ from operations.replay import LocalStates, Progress, Replay, rules_of
 from operations.servers import require
 from settings import Settings
 from sinks import migrate
+from sinks.clients import open_client
 from sinks.postgres import PostgresSink
 from sinks.redis import TRACKED, RedisSink
 from sinks.rows import CacheEntry
@@ -253,12 +253,7 @@ class Rebuild:
         where its order is known.
         """
         sink = RedisSink(self._settings.model_copy(update={"redis_timeout": 10.0}))
-        client = redis.asyncio.Redis.from_url(
-            self._settings.redis.get_secret_value(),
-            socket_timeout=10,
-            socket_connect_timeout=10,
-            encoding_errors="surrogateescape",
-        )
+        client = open_client(self._settings, timeout=10, encoding_errors="surrogateescape")
         changed = 0
         async with AsyncExitStack() as stack:
             stack.push_async_callback(client.aclose)
@@ -268,7 +263,7 @@ class Rebuild:
                 ("tracking:*", self._renew_parcels),
                 ("user:*:orders", self._renew_recent),
             ):
-                async for keys in _scan(client, pattern):
+                async for keys in _scan(client, self._key(pattern)):
                     lock.check()
                     count, wrong = await renew(client, keys)
                     changed += count
@@ -278,10 +273,13 @@ class Rebuild:
                             "Redis took no entries; run orders rebuild switch again when it answers"
                         )
             # Readers have cached these from the rows that were live before.
-            async for keys in _scan(client, "rows:*"):
+            async for keys in _scan(client, self._key("rows:*")):
                 lock.check()
                 changed += await client.delete(*keys)
         return changed
+
+    def _key(self, name: str) -> str:
+        return f"{self._settings.redis_prefix}{name}"
 
     def _entries(self, order_ids: Sequence[str]) -> dict[str, CacheEntry | None]:
         """Return the entry that the cache should have of each order, None for an unknown one; what is no
@@ -293,7 +291,7 @@ class Rebuild:
         return {order_id: entries.get(order_id) for order_id in raw_ids}
 
     async def _renew_summaries(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
-        order_ids = [key.removeprefix("order:") for key in keys]
+        order_ids = [key.removeprefix(self._key("order:")) for key in keys]
         entries = self._entries(order_ids)
         wrong = []
         for order_id, value in zip(order_ids, await _values(client, keys), strict=True):
@@ -301,7 +299,7 @@ class Rebuild:
             if entry is None or value is None or _json(value) != _json(entry.summary):
                 wrong.append(order_id)
         if wrong:
-            await client.delete(*(f"order:{order_id}" for order_id in wrong))
+            await client.delete(*(self._key(f"order:{order_id}") for order_id in wrong))
         right = [
             entry
             for order_id in order_ids
@@ -312,7 +310,9 @@ class Rebuild:
 
     async def _untracked(self, client: Any, entries: Sequence[CacheEntry]) -> list[str]:
         """Return the orders with a parcel that is missing among those under its tracking number."""
-        numbers = list({f"tracking:{number}": None for entry in entries for number, _, _ in entry.tracking})
+        numbers = list(
+            {self._key(f"tracking:{number}"): None for entry in entries for number, _, _ in entry.tracking}
+        )
         tracked: dict[str, set[tuple[object, object]]] = {}
         for first in range(0, len(numbers), KEYS_AT_ONCE):
             keys = numbers[first : first + KEYS_AT_ONCE]
@@ -322,7 +322,8 @@ class Rebuild:
 
         def missing(entry: CacheEntry) -> bool:
             return any(
-                (entry.order_id, parcel) not in tracked.get(f"tracking:{at}", {(entry.order_id, parcel)})
+                (entry.order_id, parcel)
+                not in tracked.get(self._key(f"tracking:{at}"), {(entry.order_id, parcel)})
                 for at, parcel, _ in entry.tracking
             )
 
@@ -341,7 +342,7 @@ class Rebuild:
             if key not in named:
                 wrong.append(key)
                 continue
-            number = key.removeprefix("tracking:")
+            number = key.removeprefix(self._key("tracking:"))
             for order_id, parcel in zip(named[key], parcels, strict=True):
                 entry = entries.get(order_id)
                 right = (
@@ -368,7 +369,7 @@ class Rebuild:
                 member
                 for member, score in members.items()
                 if (entry := entries.get(member)) is None
-                or f"user:{entry.user_id}:orders" != key
+                or self._key(f"user:{entry.user_id}:orders") != key
                 or entry.created_ms != score
             ]
             if wrong:
@@ -416,6 +417,7 @@ async def switch(
     Raises GroupBusy or TopicsMissing before anything is done, LockLost, and what existing() and
     Rebuild.switch() raise; run again, it goes on.
     """
+    ddl.require_session(settings, "orders rebuild switch")
     await require(settings)
     async with GroupLock(settings) as lock:
         async with unsettled(settings) as interrupted:
@@ -460,6 +462,7 @@ async def drop_all(settings: Settings, names: Sequence[str]) -> list[str]:
 
     Blocks. Raises NotReady, Held.
     """
+    ddl.require_session(settings, "orders rebuild drop")
     async with ddl.connect(settings) as connection:
         listed = {each.schema: each for each in await shadow.listed(connection)}
         for name in names:
@@ -489,6 +492,7 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
 
     Raises SchemaTaken, Held, NotReady.
     """
+    ddl.require_session(settings, "orders rebuild start")
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)
@@ -517,6 +521,7 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
 @asynccontextmanager
 async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
     """Open the shadow that is there. Raises NotReady, SchemaTaken, Held."""
+    ddl.require_session(settings, "orders rebuild")
     await migrate.check(settings)
     async with ddl.connect(settings) as connection:
         await shadow.hold(connection, schema)

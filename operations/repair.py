@@ -36,6 +36,7 @@ from operations.grouplock import GroupLock
 from operations.history import FOLD_RECORDS, HistoryReader, at_hand, committed, fold, project
 from operations.servers import require
 from settings import Settings
+from sinks.clients import open_client
 from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
@@ -91,13 +92,7 @@ class Repairer:
         self._lock = lock
         self._stack = AsyncExitStack()
         self._rows = PostgresSink(settings)
-        self._redis = (
-            redis.asyncio.Redis.from_url(
-                settings.redis.get_secret_value(), socket_timeout=10, socket_connect_timeout=10
-            )
-            if cache
-            else None
-        )
+        self._redis: redis.asyncio.Redis | None = open_client(settings, timeout=10) if cache else None
         self._cache = RedisSink(settings.model_copy(update={"redis_timeout": 10.0})) if cache else None
 
     async def __aenter__(self) -> Self:
@@ -147,7 +142,7 @@ class Repairer:
         names = sorted(keys)
         if self._redis is not None and names:
             self._lock.check()
-            await self._redis.delete(*names)
+            await self._redis.delete(*map(self._key, names))
 
     # -- reading and folding ---------------------------------------------------------------------------------
 
@@ -232,13 +227,17 @@ class Repairer:
         for order_id, keys in wrong.items():
             for key in keys:
                 if key.startswith("user:"):
-                    await self._redis.zrem(key, order_id)
+                    await self._redis.zrem(self._key(key), order_id)
                 elif key.startswith("tracking:"):
-                    await self._untrack(self._redis, key, order_id)
+                    await self._untrack(self._redis, self._key(key), order_id)
                 else:
-                    await self._redis.delete(key)
+                    await self._redis.delete(self._key(key))
         if await self._cache.put([entry for entry in entries if entry.order_id in wrong]) is None:
             raise CacheRefused("Redis took no entries")
+
+    def _key(self, name: str) -> str:
+        """A key in Redis, whose name an audit tells without the prefix."""
+        return f"{self._settings.redis_prefix}{name}"
 
     @staticmethod
     async def _untrack(client: redis.asyncio.Redis, key: str, order_id: str) -> None:

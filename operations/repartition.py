@@ -28,6 +28,7 @@ from operations.changelog import producer_of, version
 from operations.grouplock import GroupLock
 from operations.history import HistoryReader
 from settings import Settings
+from sinks.clients import open_client
 from sinks.redis import CHECKPOINT_TTL, checkpoint_key
 from streams import topics
 from streams.lanes import Lanes, noted
@@ -78,10 +79,7 @@ async def change(
         async with AsyncExitStack() as stack:
             redis = None
             if cache:
-                url = settings.redis.get_secret_value()
-                redis = await stack.enter_async_context(
-                    Redis.from_url(url, socket_timeout=10, socket_connect_timeout=10)
-                )
+                redis = await stack.enter_async_context(open_client(settings, timeout=10))
                 await redis.ping()
             lock = await stack.enter_async_context(GroupLock(settings))
             return await grow(settings, lock, partitions, redis, progress)
@@ -173,19 +171,21 @@ class _Checkpoints:
     """The lanes' checkpoints in the cache (streams.cache)."""
 
     def __init__(self, settings: Settings, cache: Redis | None) -> None:
-        self._group = settings.group
+        self._settings = settings
         self._cache = cache
 
     async def of(self, lane: int) -> int | None:
         """Return a lane's checkpoint; None if there is none, so that nothing is known to be missing."""
-        checkpoint = None if self._cache is None else await self._cache.get(checkpoint_key(self._group, lane))
+        checkpoint = (
+            None if self._cache is None else await self._cache.get(checkpoint_key(self._settings, lane))
+        )
         return None if checkpoint is None else int(checkpoint.split()[2])
 
     async def begin(self, lane: int, position: int) -> None:
         """Set the checkpoint of a new lane. One that is there is from an earlier run and lower, and stays."""
         if self._cache is not None:
             await self._cache.set(
-                checkpoint_key(self._group, lane), f"0 0 {position}", nx=True, ex=CHECKPOINT_TTL
+                checkpoint_key(self._settings, lane), f"0 0 {position}", nx=True, ex=CHECKPOINT_TTL
             )
 
 

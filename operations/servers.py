@@ -23,6 +23,8 @@ async def require(settings: Settings, *, schema: bool = False) -> None:
     """Ask Kafka for the pipeline's topics and, if `schema`, Postgres for its tables: what is missing is
     said at once, in one line.
 
+    Tables of the version before or after this one will do as well, where this one can write them.
+
     A producer would wait half a minute for a topic that isn't there. Raises TopicsMissing, SchemaMismatch, or
     what the clients raise when no server answers. Blocks for as long as they take.
     """
@@ -32,4 +34,4 @@ async def require(settings: Settings, *, schema: bool = False) -> None:
             migrate,  # here: SQLAlchemy and Alembic take their time, and most commands ask for topics only
         )
 
-        await migrate.check(settings)
+        await migrate.fits(settings)

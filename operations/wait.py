@@ -9,11 +9,10 @@ from contextlib import AsyncExitStack
 from typing import Final, NamedTuple
 
 import redis.asyncio
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from settings import Settings
+from sinks.clients import ONCE, open_client
 from sinks.redis import behind
 from streams.lag import LagReader, by_topic, total
 
@@ -83,7 +82,9 @@ async def wait(
     said = False
     async with AsyncExitStack() as stack:
         reader = await stack.enter_async_context(LagReader(settings))
-        client = await stack.enter_async_context(_client(settings)) if cache else None
+        client = None
+        if cache:
+            client = await stack.enter_async_context(open_client(settings, timeout=REDIS_SECONDS, retry=ONCE))
         lag = await reader.lag()
         first = sum(position.committed for position in lag.values())
         while True:
@@ -108,18 +109,9 @@ async def wait(
             lag = await reader.lag()
 
 
-def _client(settings: Settings) -> redis.asyncio.Redis:
-    return redis.asyncio.Redis.from_url(
-        settings.redis.get_secret_value(),
-        socket_timeout=REDIS_SECONDS,
-        socket_connect_timeout=REDIS_SECONDS,
-        retry=Retry(NoBackoff(), 0),
-    )
-
-
 async def _cache_of(settings: Settings, reader: LagReader, client: redis.asyncio.Redis) -> Cache:
     ends = await reader.changelog_ends()
     try:
-        return Cache(await behind(client, settings.group, ends))
+        return Cache(await behind(client, settings, ends))
     except (RedisError, OSError):
         return Cache(None)

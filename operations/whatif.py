@@ -77,7 +77,7 @@ _COMMAND, _NOTICE, _CHANGED, _REFUND_DUE, _PINNED = b"C", b"T", b"M", b"D", b"V"
 _EXPECTED, _ACTUAL = 1, 2
 _ID: Final = 16
 _SIDES: Final = {_EXPECTED: b"e", _ACTUAL: b"a"}
-_NOTICE_FIELDS: Final = (
+NOTICE_FIELDS: Final = (
     "status",
     "closed_because",
     "items_amount",
@@ -197,7 +197,8 @@ class WhatIf:
             ddl.connect(self._settings) as connection,
             Replay(self._settings, self._states, self._keep_expected) as replay,
         ):
-            await connection.execute("SET default_transaction_read_only = on")
+            if not self._settings.pooled:  # others would find their session read-only
+                await connection.execute("SET default_transaction_read_only = on")
             say("folding the history")
             lag = await replay.lag()
             started = time.monotonic()
@@ -239,7 +240,7 @@ class WhatIf:
         commands: dict[bytes, bytes] = {}
         order_ids: set[bytes] = set()
         for record in records:
-            event = _parse(topic, record.key, record.value, record.headers)
+            event = parse_event(topic, record.key, record.value, record.headers)
             if event is None:
                 continue
             order_ids.add(event.order_id)
@@ -396,7 +397,7 @@ class WhatIf:
                 actual, expected = actual or b'{"status":"pending"}', expected or b'{"status":"pending"}'
             if actual is None or expected is None or actual == expected or topic in self.published.incomplete:
                 continue
-            statuses = _status(msgspec.json.decode(actual)), _status(msgspec.json.decode(expected))
+            statuses = status_text(msgspec.json.decode(actual)), status_text(msgspec.json.decode(expected))
             yield EventDifference(topic, "notice", ids.text(subject), text, *statuses)
 
     async def _try_arrivals(
@@ -459,7 +460,7 @@ class WhatIf:
             for output in fold(replay.folder, lane, arrival, at_hand(states)):
                 for topic, contents in expected.items():
                     events = [
-                        _parse(topic, each.key, each.content(), each.headers)
+                        parse_event(topic, each.key, each.content(), each.headers)
                         for each in output.out.get(topic, ())
                     ]
                     contents.update(each.subject + each.digest for each in events if each is not None)
@@ -509,13 +510,13 @@ class WhatIf:
         return result
 
 
-def _status(notice: Mapping[str, Any]) -> str:
+def status_text(notice: Mapping[str, Any]) -> str:
     return f"{notice.get('status')}" + (
         f" ({notice['closed_because']})" if notice.get("closed_because") else ""
     )
 
 
-class _DerivedEvent(NamedTuple):
+class DerivedEvent(NamedTuple):
     """The parts of a derived event or a dead letter that are compared."""
 
     order_id: bytes
@@ -529,9 +530,9 @@ class _DerivedEvent(NamedTuple):
     """Its name for a person, where the subject's id says nothing; else empty."""
 
 
-def _parse(
+def parse_event(
     topic: str, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]]
-) -> _DerivedEvent | None:
+) -> DerivedEvent | None:
     """Parse a record of `topic`; None for one that no worker of ours wrote."""
     texts = {name: text for name, text in headers if text is not None}
     if topic == DLQ:
@@ -543,24 +544,24 @@ def _parse(
         if texts["dlq_topic"] not in _REPLAYED:
             return None  # a bulk worker's: what it reads isn't replayed here
         subject = hashlib.blake2b(record_id, digest_size=_ID).digest()
-        return _DerivedEvent(subject, subject, _digest(reason), None, b"%s %s" % (record_id, reason))
+        return DerivedEvent(subject, subject, _digest(reason), None, b"%s %s" % (record_id, reason))
     try:
         order_id, ce_id = UUID((key or b"").decode()).bytes, UUID(texts["ce_id"].decode()).bytes
     except (KeyError, ValueError):
         return None
     if topic not in NOTICES and topic != "suborder.created":
-        return _DerivedEvent(order_id, ce_id, _digest(value or b""), None, b"")
+        return DerivedEvent(order_id, ce_id, _digest(value or b""), None, b"")
     data: Any = read_foreign(msgspec.json.decode, value)
     try:
         if topic == "order.status_changed":
-            return _DerivedEvent(order_id, order_id, b"", msgspec.json.encode({"status": data["to"]}), b"")
-        notice = msgspec.json.encode({name: data[name] for name in _NOTICE_FIELDS if name in data})
+            return DerivedEvent(order_id, order_id, b"", msgspec.json.encode({"status": data["to"]}), b"")
+        notice = msgspec.json.encode({name: data[name] for name in NOTICE_FIELDS if name in data})
         subject = UUID(data["suborder_id"]).bytes
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
     # suborder.created is both: a command's ce_id follows from the suborder's id, and what it
     # says holds until a notice.
-    return _DerivedEvent(
+    return DerivedEvent(
         order_id, subject, _digest(value or b"") if topic == "suborder.created" else b"", notice, b""
     )
 

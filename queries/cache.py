@@ -15,13 +15,12 @@ from contextlib import suppress
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from queries.circuit import Circuit
 from settings import Settings
-from sinks.redis import called, open_client
+from sinks.clients import ONCE, open_client
+from sinks.redis import called
 from sinks.within import answered_within
 
 T = TypeVar("T")
@@ -74,13 +73,9 @@ class CacheReader:
     def __init__(self, settings: Settings) -> None:
         self._timeout = settings.redis_timeout
         self._ttl = settings.cache_ttl_refill
-        self._client: Any = open_client(
-            settings.redis,
-            # The client's own limits would count what this event loop is busy with.
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._prefix = settings.redis_prefix
+        # Without limits of its own: they would count what this event loop is busy with.
+        self._client: Any = open_client(settings, retry=ONCE)
         self._circuit = Circuit("cache")
         self._refill = self._client.register_script(_REFILL)
 
@@ -91,7 +86,9 @@ class CacheReader:
 
     async def order(self, order_id: UUID) -> tuple[bytes | None, bytes | None]:
         """Return (the lane's summary, the details that readers have refilled) of an order, as JSON."""
-        values = await self._ask(self._client.mget, f"order:{order_id}", f"rows:{order_id}")
+        values = await self._ask(
+            self._client.mget, self._key(f"order:{order_id}"), self._key(f"rows:{order_id}")
+        )
         return (None, None) if values is None else (values[0], values[1])
 
     async def recent(
@@ -101,8 +98,8 @@ class CacheReader:
         newest first). `read`: what is wanted of a summary.
         """
         pipe = self._client.pipeline(transaction=False)
-        pipe.get(f"rows:user:{user_id}")
-        pipe.zrevrange(f"user:{user_id}:orders", 0, RECENT - 1, withscores=True)
+        pipe.get(self._key(f"rows:user:{user_id}"))
+        pipe.zrevrange(self._key(f"user:{user_id}:orders"), 0, RECENT - 1, withscores=True)
         answers = await self._ask(pipe.execute)
         if answers is None:
             return None, []
@@ -120,22 +117,26 @@ class CacheReader:
         """
         summaries: list[T] = []
         for start in range(0, len(order_ids), _SUMMARIES_AT_ONCE):
-            some = [f"order:{each}" for each in order_ids[start : start + _SUMMARIES_AT_ONCE]]
+            some = [self._key(f"order:{each}") for each in order_ids[start : start + _SUMMARIES_AT_ONCE]]
             summaries += map(read, await self._ask(self._client.mget, *some) or [None] * len(some))
         return summaries
 
     async def tracking(self, number: str) -> tuple[bytes | None, bytes | None]:
         """Return (the lanes' entry, the page that readers have refilled) of a tracking number, as JSON."""
-        values = await self._ask(self._client.mget, f"tracking:{number}", f"rows:tracking:{number}")
+        values = await self._ask(
+            self._client.mget, self._key(f"tracking:{number}"), self._key(f"rows:tracking:{number}")
+        )
         return (None, None) if values is None else (values[0], values[1])
 
     async def refill_order(self, order_id: UUID, version: int, details: bytes) -> None:
         """Put an order's details beside the cache, unless newer ones are there."""
-        await self._ask(self._refill, keys=[f"rows:{order_id}"], args=[version, details, self._ttl])
+        await self._ask(
+            self._refill, keys=[self._key(f"rows:{order_id}")], args=[version, details, self._ttl]
+        )
 
     async def refill(self, what: str, value: bytes) -> None:
         """Put a page beside the cache; `what`: user:ID or tracking:NUMBER."""
-        await self._ask(self._client.set, f"rows:{what}", value, ex=self._ttl)
+        await self._ask(self._client.set, self._key(f"rows:{what}"), value, ex=self._ttl)
 
     async def ping(self) -> bool:
         """Tell whether Redis answers."""
@@ -146,6 +147,9 @@ class CacheReader:
         with suppress(TimeoutError):
             async with answered_within(self._timeout):
                 await self._client.aclose()
+
+    def _key(self, name: str) -> str:
+        return f"{self._prefix}{name}"
 
     async def _ask(self, call: Any, *args: Any, **options: Any) -> Any:
         if not self._circuit.admits():

@@ -46,6 +46,7 @@ class Database:
             url,
             "orders-api",
             timeout=settings.read_timeout,
+            pooled=settings.pooled,
             server_settings={
                 "jit": "off",
                 # Generic by default: planning takes several times as long as reading; partitions are
@@ -127,6 +128,8 @@ class Database:
 
     async def _connect(self) -> Connection:
         connection = await self._connector()
+        if connection.pooled:
+            return connection  # else others would find their session read-only
         # Not among the settings: to target_session_attrs it would make every server one
         # that can't be written to.
         await connection.execute("SET default_transaction_read_only = on")

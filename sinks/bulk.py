@@ -140,6 +140,7 @@ class BulkJobs:
                 settings.postgres,
                 self._name,
                 timeout=settings.postgres_connect_timeout,
+                pooled=settings.pooled,
                 command_timeout=settings.postgres_statement_timeout,
             )
         async with watched(self._connection):

@@ -13,6 +13,9 @@ Three things notice it sooner (docs/decisions/0026-half-open-connections.md):
   whether it knows the session.
 
 A statement that only takes long is left alone by all of them.
+
+Behind a pooler that gives each transaction another session (`pooled`) nothing may be said to the session
+that isn't said to one transaction, and nothing is known about it (docs/decisions/0035-a-pooler.md).
 """
 
 from __future__ import annotations
@@ -67,6 +70,10 @@ _UNCHANGED: Final = {
 """What libpq knows and asyncpg doesn't, and the values with which both do the same."""
 
 
+_KEPT: Final = ("TimeZone", "application_name")
+"""Settings that a pooler keeps for each of its clients, whatever session serves it."""
+
+
 class HalfOpen(ConnectionResetError):
     """The server doesn't know the session any more, and nothing on the way has said so.
     A commit under way may have succeeded.
@@ -83,6 +90,7 @@ class Connection(asyncpg.Connection):
     """
 
     address = ""
+    pooled = False
     statements = 0
 
     def begin(self) -> Connection:
@@ -102,6 +110,8 @@ class Connection(asyncpg.Connection):
         False also where that can't be known: the server isn't reached, or a pool of sessions (PgBouncer) is
         in between.
         """
+        if self.pooled:
+            return False
         pid = self.get_server_pid()
         host: dict[str, Any] = {}
         where = self._addr  # type: ignore[attr-defined]
@@ -136,6 +146,7 @@ async def connect(
     name: str,
     *,
     timeout: float,
+    pooled: bool,
     command_timeout: float | None = None,
     server_settings: Mapping[str, str] | None = None,
     **options: Any,
@@ -147,6 +158,9 @@ async def connect(
     connects, unless the URL does. `server_settings` come before the URL's. The session's search path is the
     schema public. Other options are those of asyncpg.connect.
 
+    `pooled`: the URL leads to a pooler (settings.postgres_pooler). Then the role's own settings count in
+    place of `server_settings`, and its search path is looked at.
+
     Blocks until connected. Raises asyncpg.ClientConfigurationError for an address that can't be used;
     OSError, TimeoutError or asyncpg.PostgresError if no host is there or one refuses.
     """
@@ -155,6 +169,8 @@ async def connect(
     settings = {"search_path": "public", **(server_settings or {})}
     if not address.named:
         settings["application_name"] = name
+    if pooled:
+        settings = {name: settings[name] for name in _KEPT if name in settings}
     share = address.connect_timeout or timeout / len(address.hosts)
     last: OSError | asyncpg.CannotConnectNowError | None = None
     for host, session in address.attempts():
@@ -176,12 +192,25 @@ async def connect(
             raise _unreadable(error) from None
         else:
             connection = cast(Connection, opened)
-            connection.address = host
+            connection.address, connection.pooled = host, pooled
             _keep_alive(connection._transport, address.keepalive)  # type: ignore[attr-defined]
+            if pooled:
+                await _require_public(connection)
             return connection
     assert last is not None, "an address has a host"
     address.require_files()
     raise last
+
+
+async def _require_public(connection: Connection) -> None:
+    """Raise asyncpg.ClientConfigurationError unless names without a schema lead to the schema public."""
+    schema = await connection.fetchval("SELECT current_schema()")
+    if schema != "public":
+        connection.terminate()
+        raise asyncpg.ClientConfigurationError(
+            f"the search path of this role leads to the schema {schema}, and a pooler can't change it: ALTER"
+            " ROLE ... SET search_path = public"
+        )
 
 
 async def check(url: str) -> None:
@@ -216,11 +245,14 @@ class Connector:
         self._name = name
         self._options = options
         self._made: WeakSet[Connection] = WeakSet()
+        self.count = 0
+        """Connections that were made."""
 
     async def __call__(self, *_: Any, **options: Any) -> Connection:
         """Connect as connect() does; `options` are those that the pool adds."""
         connection = await connect(self._url, self._name, **self._options, **options)
         self._made.add(connection)
+        self.count += 1
         return connection
 
     def drop(self) -> None:

@@ -22,7 +22,7 @@ from errors import OrdersError
 from settings import Settings
 from sinks.connection import connect as connection_to
 from sinks.connection import watched
-from sinks.schema import PARTITION_COLUMNS, TABLES, PartitionBy
+from sinks.schema import ENUMS, PARTITION_COLUMNS, TABLES, PartitionBy, build_metadata
 
 MIGRATIONS = Path(__file__).resolve().parent.parent / "migrations"
 
@@ -105,6 +105,12 @@ class Alembic:
         """The newest revision."""
         return cast(str, ScriptDirectory.from_config(Alembic.config()).get_current_head())
 
+    @staticmethod
+    def knows(revision: str) -> bool:
+        """Whether this version has that migration; else a later one made it."""
+        script = ScriptDirectory.from_config(Alembic.config())
+        return any(each.revision == revision for each in script.walk_revisions())
+
 
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
@@ -116,7 +122,10 @@ async def connect(settings: Settings) -> AsyncIterator[AsyncConnection]:
 
         async def dial() -> asyncpg.Connection[asyncpg.Record]:
             connection = await connection_to(
-                settings.postgres, "orders-init", timeout=settings.postgres_connect_timeout
+                settings.postgres,
+                "orders-init",
+                timeout=settings.postgres_connect_timeout,
+                pooled=settings.pooled,
             )
             await stack.enter_async_context(watched(connection))
             return connection
@@ -152,6 +161,48 @@ def _layout(connection: sa.Connection) -> Layout | None:
     return None
 
 
+def _misfits(connection: sa.Connection) -> list[str]:
+    """What keeps this version from writing the tables that there are: columns and statuses that it writes and
+    they lack, columns that they ask for and it doesn't know.
+    """
+    tables = build_metadata().tables
+    found: dict[str, dict[str, bool]] = {name: {} for name in tables}
+    for name, column, asked_for in connection.execute(
+        sa.text(
+            "SELECT c.relname, a.attname, a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''"
+            " FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid WHERE c.relnamespace ="
+            " 'public'::regnamespace AND c.relname = ANY(:names) AND a.attnum > 0 AND NOT a.attisdropped"
+        ),
+        {"names": list(tables)},
+    ):
+        found[name][column] = asked_for
+    labels = {
+        (type_, label)
+        for type_, label in connection.execute(
+            sa.text("SELECT t.typname, e.enumlabel FROM pg_enum e JOIN pg_type t ON t.oid = e.enumtypid")
+        )
+    }
+    lacking = [
+        f"{name}.{column.name}"
+        for name, table in tables.items()
+        for column in table.columns
+        if column.name not in found[name]
+    ]
+    lacking += [
+        f"{label} in {name}"
+        for name, values in ENUMS.items()
+        for label in values
+        if (name, label) not in labels
+    ]
+    strange = [
+        f"{name}.{column}"
+        for name, columns in found.items()
+        for column, asked_for in columns.items()
+        if asked_for and column not in tables[name].columns
+    ]
+    return [f"lacks {each}" for each in lacking] + [f"asks for {each}" for each in strange]
+
+
 def _require(actual: Layout, expected: Layout) -> None:
     if actual.partition_by != expected.partition_by:
         raise SchemaMismatch(
@@ -184,7 +235,7 @@ async def current(settings: Settings) -> str | None:
 
 async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
     """Brings the schema to the newest revision in one transaction; again is harmless.
-    Touches schema public only.
+    Touches schema public only. A schema of a later version stays as it is.
 
     partition_by: user_id (settings.postgres_partitions hash partitions) or region (a list, all regions in one
     default partition at first). Raises SchemaMismatch, before anything is changed, when the tables are there
@@ -202,6 +253,11 @@ async def upgrade(settings: Settings, partition_by: str = "user_id") -> None:
         actual = _layout(connection)
         if actual is not None:
             _require(actual, expected)
+        revision = MigrationContext.configure(connection).get_current_revision()
+        if revision is not None and not Alembic.knows(revision):
+            # A later version's, to which nothing is to be added: who goes back runs this, too.
+            _refuse(revision, _misfits(connection))
+            return
         command.upgrade(
             Alembic.config(
                 connection=connection, partition_by=expected.partition_by, partitions=expected.partitions
@@ -217,16 +273,44 @@ async def check(settings: Settings) -> None:
     """Returns when the schema is at the newest revision.
     Raises SchemaMismatch, saying what to do, when it isn't; otherwise as upgrade(). Blocks.
     """
-    head, version = await asyncio.to_thread(Alembic.head), await current(settings)
-    if version is None:
-        raise no_tables()
+    head, version = await asyncio.to_thread(Alembic.head), await _revision(settings)
     if version != head:
         raise SchemaMismatch(
             f"the schema is at revision {version}, this version of the program needs {head}",
             "run orders init",
         )
+
+
+async def fits(settings: Settings) -> None:
+    """Returns when this version can write the tables, also those of the version before or after it: while
+    workers are upgraded, both run on one schema.
+
+    Raises SchemaMismatch, naming what lacks, when it can't; otherwise as upgrade(). Blocks.
+    """
+    head, version = await asyncio.to_thread(Alembic.head), await _revision(settings)
+    if version != head:
+        async with connect(settings) as connection:
+            _refuse(version, await connection.run_sync(_misfits))
+
+
+async def _revision(settings: Settings) -> str:
+    """The revision of a database that has its tables. Raises SchemaMismatch for any other."""
+    version = await current(settings)
+    if version is None:
+        raise no_tables()
     if await layout(settings) is None:
         raise SchemaMismatch(
             "the database says it is migrated, but its tables are gone",
             "drop public.alembic_version and run orders init",
         )
+    return version
+
+
+def _refuse(version: str, misfits: list[str]) -> None:
+    if not misfits:
+        return
+    what = ", ".join(misfits[:3]) + (f" and {len(misfits) - 3} more" if len(misfits) > 3 else "")
+    raise SchemaMismatch(
+        f"the schema is at revision {version}, on which this version of the program can't write: it {what}",
+        "run orders init of the newest version, and workers of that version or the one before",
+    )

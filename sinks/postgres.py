@@ -117,6 +117,7 @@ class PostgresSink:
             settings.postgres,
             "orders-worker",
             timeout=settings.postgres_connect_timeout,
+            pooled=settings.pooled,
             # Also when the server has gone without a word: a little later than the server's own limit, which
             # leaves the connection usable.
             command_timeout=timeout + 1,
@@ -186,6 +187,22 @@ class PostgresSink:
                 raise TimeoutError(
                     f"Postgres did not answer for {self._settings.postgres_statement_timeout + 1:g} s"
                 ) from error
+
+    @property
+    def connections(self) -> int:
+        """How many connections were made: while that stays, nobody has put an older server in place."""
+        return self._connector.count
+
+    async def versions(self, order_ids: Sequence[str]) -> dict[str, int]:
+        """The versions of these orders' rows, without those that there are none of.
+
+        Blocks and raises as write() does.
+        """
+        if self._pool is None:
+            raise RuntimeError("PostgresSink.versions() before start()")
+        query = f"SELECT id::text, version FROM {self._schema}.orders_order WHERE id = ANY($1::uuid[])"
+        async with self._pool.acquire() as connection, watched(connection):
+            return {row[0]: row[1] for row in await connection.fetch(query, order_ids)}
 
     async def replace(self, order_ids: Sequence[str], batch: RowBatch) -> None:
         """Replace all rows of these orders by `batch` in one transaction, whatever their versions.

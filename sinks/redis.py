@@ -17,14 +17,10 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 import msgspec
 import redis.asyncio
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.credentials import CredentialProvider
 from redis.exceptions import NoScriptError, RedisError
 
-from credentials import RedisUrl
 from settings import Settings
+from sinks.clients import ONCE, open_client
 from sinks.rows import CacheEntry
 from sinks.within import answered_within
 
@@ -42,7 +38,7 @@ CHECKPOINT_TTL = 3600
 """Longer than any entry lives: when a checkpoint expires, the entries that it covers have expired before."""
 
 # All entries are one argument (MessagePack): a client spends as long on an argument
-# as Redis does on a command.
+# as Redis does on a command. PREFIX stands for settings.redis_prefix.
 _SCRIPT = (
     """
 local call, find, sub = redis.call, string.find, string.sub
@@ -71,7 +67,7 @@ end
 -- Adds a parcel's entry to those of a tracking number, MOST_PARCELS at most. Nearly always it is the only
 -- one; then nothing is parsed.
 local function track(number, order, parcel, json, ttl)
-  local key = 'tracking:' .. number
+  local key = 'PREFIXtracking:' .. number
   local found = call('GET', key)
   if found then
     local own = '[{"order_id":"' .. order .. '",' .. PARCEL .. parcel .. '"'
@@ -91,7 +87,7 @@ local function track(number, order, parcel, json, ttl)
 end
 
 local function untrack(number, order, parcel)
-  local key = 'tracking:' .. number
+  local key = 'PREFIXtracking:' .. number
   local found = call('GET', key)
   if not found or not find(found, PARCEL .. parcel .. '"', 1, true) then return end
   local rest = others(found, order, parcel)
@@ -100,7 +96,7 @@ end
 
 local function put(e)
   local order, user, created, version, ttl, summary, tracking, untracked = unpack(e, 1, 8)
-  local key = 'order:' .. order
+  local key = 'PREFIXorder:' .. order
   local found = call('GET', key)
   if found then
     -- Looked for as plain text first: a pattern would be tried at every byte.
@@ -109,7 +105,7 @@ local function put(e)
     if known and known > version then return 0 end
   end
   call('SET', key, summary, 'EX', ttl)
-  local recent = 'user:' .. user .. ':orders'
+  local recent = 'PREFIXuser:' .. user .. ':orders'
   if call('ZADD', recent, created, order) == 1 then call('ZREMRANGEBYRANK', recent, 0, -(RECENT + 1)) end
   call('EXPIRE', recent, LONGEST_TTL)
   for _, u in ipairs(untracked) do untrack(u[1], order, u[2]) end
@@ -120,12 +116,12 @@ end
 -- Deletes values of another type under our keys. Values of the right type stay: they may hold other orders'
 -- parcels.
 local function clear(e)
-  if not pcall(call, 'GET', 'order:' .. e[1]) then call('DEL', 'order:' .. e[1]) end
-  local recent = 'user:' .. e[2] .. ':orders'
+  if not pcall(call, 'GET', 'PREFIXorder:' .. e[1]) then call('DEL', 'PREFIXorder:' .. e[1]) end
+  local recent = 'PREFIXuser:' .. e[2] .. ':orders'
   if not pcall(call, 'ZCARD', recent) then call('DEL', recent) end
   for _, list in ipairs({e[7], e[8]}) do
     for _, t in ipairs(list) do
-      local key = 'tracking:' .. t[1]
+      local key = 'PREFIXtracking:' .. t[1]
       if not pcall(call, 'GET', key) then call('DEL', key) end
     end
   end
@@ -175,7 +171,9 @@ return {written, at, lost}
 
 
 KEYS: Final = ("order:*", "user:*:orders", "tracking:*")
-"""Patterns of the keys that the script writes, beside the lanes' checkpoints."""
+"""Patterns of the keys that the script writes, beside the lanes' checkpoints. Each key has
+settings.redis_prefix before it.
+"""
 
 
 def called(script: str) -> frozenset[str]:
@@ -185,8 +183,6 @@ def called(script: str) -> frozenset[str]:
 
 COMMANDS: Final = frozenset({"EVAL", "EVALSHA"}) | called(_SCRIPT)
 """All that a RedisSink sends."""
-
-_SHA = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -252,12 +248,12 @@ class Written(NamedTuple):
     """Whether Redis has lost the owner's latest acknowledged write."""
 
 
-def checkpoint_key(group: str, lane: int) -> str:
+def checkpoint_key(settings: Settings, lane: int) -> str:
     """Return the key of a lane's checkpoint. Pure."""
-    return f"cache:{group}:{lane}"
+    return f"{settings.redis_prefix}cache:{settings.group}:{lane}"
 
 
-async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int]) -> dict[int, int]:
+async def behind(client: redis.asyncio.Redis, settings: Settings, ends: Mapping[int, int]) -> dict[int, int]:
     """Return the lanes whose checkpoint in Redis is below the changelog's end in `ends`, with the number of
     records between.
 
@@ -265,41 +261,13 @@ async def behind(client: redis.asyncio.Redis, group: str, ends: Mapping[int, int
     Blocks for a round trip. Raises RedisError, OSError.
     """
     lanes = [lane for lane, end in ends.items() if end > 0]
-    checkpoints = await client.mget([checkpoint_key(group, lane) for lane in lanes]) if lanes else []
+    checkpoints = await client.mget([checkpoint_key(settings, lane) for lane in lanes]) if lanes else []
     lags: dict[int, int] = {}
     for lane, checkpoint in zip(lanes, checkpoints, strict=True):
         position = re.fullmatch(rb"\d+ \d+ (\d+)", cast("bytes | None", checkpoint) or b"")
         if position is not None and int(position[1]) < ends[lane]:
             lags[lane] = ends[lane] - int(position[1])
     return lags
-
-
-class _Login(CredentialProvider):
-    """User and password of a URL, as they are when a connection is made."""
-
-    def __init__(self, url: RedisUrl) -> None:
-        self._url = url
-
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        given = parse_url(self._url.get_secret_value())
-        user, password = given.get("username"), given.get("password") or ""
-        return (user, password) if user else (password,)
-
-    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        return self.get_credentials()
-
-
-def open_client(url: RedisUrl, **options: Any) -> Any:
-    """A redis.asyncio.Redis for `url`, not connected yet. `options`: those of its constructor.
-
-    User and password are read anew for each connection, if the URL has any now and lies in a file.
-    Never blocks.
-    """
-    given: dict[str, Any] = {**options, **parse_url(url.get_secret_value())}
-    if given.pop("username", None) or given.get("password"):
-        given["credential_provider"] = _Login(url)
-    given.pop("password", None)
-    return redis.asyncio.Redis.from_pool(redis.asyncio.ConnectionPool(**given))
 
 
 class RedisSink:
@@ -314,14 +282,11 @@ class RedisSink:
     def __init__(self, settings: Settings, *, client: Client | None = None) -> None:
         """Create the sink. `client` is by default one for settings.redis."""
         self._timeout = settings.redis_timeout
-        self._client: Client = client or open_client(
-            settings.redis,
-            # The client's own limits would count what this event loop is busy with.
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            # Nothing is tried again here; the client's own retries would hold the batch up.
-            retry=Retry(NoBackoff(), 0),
-        )
+        # Without limits of its own: they would count what this event loop is busy with. And its retries would
+        # hold the batch up.
+        self._client: Client = client or open_client(settings, retry=ONCE)
+        self._script = _SCRIPT.replace("PREFIX", settings.redis_prefix)
+        self._sha = hashlib.sha1(self._script.encode(), usedforsecurity=False).hexdigest()
         self._away_since: float | None = None
         self.failures = 0
         """Attempts that failed."""
@@ -392,10 +357,10 @@ class RedisSink:
     async def _call(self, packed: bytes, *checkpoint: str | int) -> tuple[int, int, bool]:
         run = self._client.execute_command
         try:
-            entries, position, lost = await run("EVALSHA", _SHA, 0, packed, *checkpoint)
+            entries, position, lost = await run("EVALSHA", self._sha, 0, packed, *checkpoint)
         except NoScriptError:
             # The first call of a server's life.
-            entries, position, lost = await run("EVAL", _SCRIPT, 0, packed, *checkpoint)
+            entries, position, lost = await run("EVAL", self._script, 0, packed, *checkpoint)
         except RuntimeError as error:
             # uvloop's way to say that a connection was reset while nobody used it.
             if "is closed" not in str(error):

@@ -116,7 +116,7 @@ class CacheKeeper:
 
     def __init__(self, settings: Settings, table: Any, cache: RedisSink, entry_of: EntryOf) -> None:
         """`table` holds the states that `entry_of` makes entries from."""
-        self._group = settings.group
+        self._settings = settings
         self._table = table
         self._cache = cache
         self._entry_of = entry_of
@@ -164,7 +164,7 @@ class CacheKeeper:
         except Stale:
             return
         lane = self._lanes[number] = _Lane(
-            checkpoint_key(self._group, number), open_lane.generation, position
+            checkpoint_key(self._settings, number), open_lane.generation, position
         )
         try:
             await self._keep(open_lane, lane)

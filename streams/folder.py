@@ -292,8 +292,12 @@ class BatchFolder:
         )
 
     def entry_of(self, raw_id: bytes, state: bytes) -> CacheEntry | None:
-        """Return the cache entry of an order; None if its order.created isn't known yet."""
-        order = codec.decode(state)
+        """Return the cache entry of an order; None if its order.created isn't known yet, or its state is of a
+        later format."""
+        try:
+            order = codec.decode(state)
+        except codec.NewerFormat:
+            return None
         if order.created is None:
             return None
         order_id = ids.text(raw_id)

@@ -33,6 +33,12 @@ def commit_took(seconds: float) -> None:
     step_took("commit", seconds)
 
 
+ROWS_BEHIND: Final = Gauge(
+    "orders_rows_behind",
+    "Orders whose rows in Postgres are older than a state that was written after them, of those looked at.",
+    ["lane"],
+)
+"""Above 0: Postgres went back in time, and orders repair --rows brings the rows back."""
 LAST_BATCH: Final = Gauge(
     "orders_last_batch_timestamp_seconds", "When a batch was last finished, in seconds since 1970."
 )

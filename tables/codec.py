@@ -2,18 +2,23 @@
 Key in RocksDB and in the changelog: the 16 raw bytes of the order's id.
 
 The first element is the version, so that recovery can compare two states of a key without decoding either.
+
+Workers of two versions share a group during an upgrade. A state that a later version has added fields to is
+read, and written with them; one of a later format is kept as it is, and not read (docs/decisions/0036).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, get_args, get_origin
 
 import msgspec
+from msgspec import structs
 
 from contracts import money
 from domain.enums import OrderStatus
-from domain.order import Order, fact_lists
+from domain.order import FORMAT, Order, Stored, fact_lists
+from errors import OrdersError
 
 KEY_BYTES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -32,17 +37,30 @@ _Peek: Final = msgspec.defstruct(
 _peek: Final[Callable[[bytes], Any]] = msgspec.msgpack.Decoder(_Peek).decode
 
 
+class NewerFormat(OrdersError):
+    """A state that this version can't read: a later one wrote it."""
+
+    remedy = (
+        "run that version, or a later one; if none has ever run here, orders repair writes the state again"
+    )
+
+
 def encode(order: Order) -> bytes:
     """State -> bytes. A typical order (one line, paid, delivered) takes about 350 bytes."""
-    return _encode(order)
+    return _encode(order) if type(order) is Order else _encode_extended(order)
 
 
 def decode(raw: bytes) -> Order:
-    """Bytes -> state. Raises msgspec.DecodeError for anything that encode() didn't make."""
+    """Bytes -> state. Raises NewerFormat, and msgspec.DecodeError for anything that no encode() made."""
     try:
         return _decode(raw)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(str(error)) from None
+    except msgspec.ValidationError:
+        extended = _decode_extended(raw)
+        if extended is None:
+            raise
+        return extended
 
 
 def is_state(key: bytes, raw: bytes) -> bool:
@@ -50,7 +68,8 @@ def is_state(key: bytes, raw: bytes) -> bool:
     changelog. Pure.
 
     The bytes must decode within the bounds of the fields, the version must be the number of facts, and the
-    facts may name only currencies, lines and sellers that the order has.
+    facts may name only currencies, lines and sellers that the order has. A state of a later format is one: to
+    leave it out would be to forget its order.
     """
     if len(key) != KEY_BYTES:
         return False
@@ -58,9 +77,13 @@ def is_state(key: bytes, raw: bytes) -> bool:
         order = decode(raw)
     except msgspec.DecodeError:
         return False
+    except NewerFormat:
+        return True
+    counted = natural_keys(order)
+    # A later version may count facts that this one doesn't know.
     # Decisions are no natural keys: after a crash one may be all that an order has.
     return (
-        order.version == natural_keys(order)
+        (order.version == counted or (order.version > counted and type(order) is not Order))
         and (order.version > 0 or bool(order.decisions))
         and _coherent(order)
     )
@@ -92,6 +115,93 @@ def natural_keys(order: Order) -> int:
     return (order.created is not None) + sum(map(len, fact_lists(order)))
 
 
+# -- states of later versions: rare, and only while workers of two versions run ------------------------------
+
+
+class _Shape(NamedTuple):
+    """How many elements the array of a struct has, and which of them hold structs."""
+
+    size: int
+    inner: list[tuple[int, bool, _Shape]]
+    """(its place, whether it is a list of structs, their shape)"""
+
+
+def _shape_of(kind: type[Stored]) -> _Shape:
+    fields = structs.fields(kind)
+    inner = [
+        (at, get_origin(field.type) is list, _shape_of(part))
+        for at, field in enumerate(fields)
+        for part in get_args(field.type)
+        if isinstance(part, type) and issubclass(part, Stored)
+    ]
+    return _Shape(len(fields), inner)
+
+
+_SHAPE: Final = _shape_of(Order)
+_VERSION, _DUE, _FORMAT = map(Order.__struct_fields__.index, ("version", "due", "format"))
+_FORMATS_AHEAD: Final = 16
+"""A higher number is none of a later version, but a foreign record's, which may not end a worker."""
+_Tails = dict[tuple[int, ...], list[Any]]
+"""Where an array was longer, by the indexes that lead to it -> the elements that followed."""
+
+
+class _Extended(Order, gc=True, dict=True):
+    """A state with elements that this version doesn't know: `tails`, in its __dict__, which isn't encoded."""
+
+
+_decode_as_extended: Final = msgspec.msgpack.Decoder(_Extended).decode
+
+
+def _decode_extended(raw: bytes) -> _Extended | None:
+    """A later version's state, without what only that one knows; None if it isn't one.
+
+    Raises NewerFormat and msgspec.ValidationError.
+    """
+    try:
+        values = msgspec.msgpack.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if not isinstance(values, list) or len(values) <= _FORMAT:
+        return None
+    if (
+        all(type(values[at]) is int and values[at] >= 0 for at in (_VERSION, _DUE, _FORMAT))
+        and FORMAT < (number := values[_FORMAT]) <= FORMAT + _FORMATS_AHEAD
+    ):
+        raise NewerFormat(f"a state is of format {number}; this version reads {FORMAT} and {FORMAT - 1}")
+    tails: _Tails = {}
+    _cut(values, _SHAPE, (), tails)
+    if not tails:
+        return None
+    order = _decode_as_extended(_encode(values))
+    if unknown := {each.field for each in order.waiting} - {*Order.__struct_fields__}:
+        raise NewerFormat(f"a state has facts that this version doesn't know: {', '.join(sorted(unknown))}")
+    vars(order)["tails"] = tails
+    return order
+
+
+def _cut(values: list[Any], shape: _Shape, path: tuple[int, ...], tails: _Tails) -> None:
+    if len(values) > shape.size:
+        tails[path] = values[shape.size :]
+        del values[shape.size :]
+    for at, many, inner in shape.inner:
+        value = values[at] if at < len(values) else None
+        if isinstance(value, list):
+            for place, each in enumerate(value) if many else ((None, value),):
+                if isinstance(each, list):
+                    _cut(each, inner, (*path, at) if place is None else (*path, at, place), tails)
+
+
+def _encode_extended(order: Order) -> bytes:
+    values = msgspec.msgpack.decode(_encode(order))
+    for path, tail in vars(order)["tails"].items():
+        array = values
+        for at in path:
+            # What waited for its order no longer does.
+            array = array[at] if at < len(array) else []
+        array += tail
+    return _encode(values)
+
+
 def version_of(raw: bytes) -> int:
     """The version alone, read off the first element of the array."""
     head = raw[0]
@@ -107,6 +217,14 @@ def due_of(raw: bytes) -> int:
     """When the order's next deadline passes, ms by the broker's time; 0: none."""
     due: int = _peek(raw).due
     return due
+
+
+def is_created(raw: bytes) -> bool:
+    """Whether the order's order.created is known, and so it has rows. False for a state of a later format."""
+    try:
+        return decode(raw).created is not None
+    except NewerFormat:
+        return False
 
 
 def status_of(raw: bytes) -> str:

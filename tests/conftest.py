@@ -21,6 +21,7 @@ from credentials import PostgresUrl
 from settings import Settings, get_settings
 from tests import stackfixture
 from tests.deploy import helm
+from tests.e2e import previous
 from tests.stackfixture import Servers
 
 CONTAINERS = os.environ.get("STACK", "local") == "containers"
@@ -43,6 +44,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     missing = {
         "containers": None if CONTAINERS else "they run with STACK=containers",
         "helm": helm.problem(),
+        "previous": previous.problem(),
         "olist": None
         if os.environ.get("ORDERS_OLIST")
         else "$ORDERS_OLIST does not name the folder of Olist's orders",

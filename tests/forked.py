@@ -22,7 +22,7 @@ from typing import Any
 
 from cli.main import SUBCOMMANDS
 
-IMPORTED = ("app", "cli.logs", "uvloop", "pytest", *(each.module for each in SUBCOMMANDS))
+IMPORTED = ("app", "cli.logs", "uvloop", "pytest", *(each.module for each in SUBCOMMANDS), "tests.frozen")
 """What the process that is forked has imported. None of it reads settings when it is imported."""
 
 

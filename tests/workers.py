@@ -32,6 +32,8 @@ class Worker:
 
     def __init__(self, log: Path, command: Sequence[str]) -> None:
         self.log = log
+        self._before = log.stat().st_size if log.exists() else 0
+        """Bytes of the log that others of this name have written."""
         self.process: Forked | subprocess.Popen[bytes]
         if command[:2] == ORDERS[:2]:
             self.process = Forked(command, log)
@@ -44,7 +46,8 @@ class Worker:
         assert self.process.poll() is None, (
             f"the worker ended with {self.process.returncode}:\n{self.text()[-3000:]}"
         )
-        return "worker ready" in self.text() or "Worker ready" in self.text()
+        told = self.log.read_bytes()[self._before :]
+        return b"worker ready" in told or b"Worker ready" in told
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")

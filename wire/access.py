@@ -34,6 +34,8 @@ MARGIN: Final = 60.0
 """Seconds before its end from which on a token isn't used for a new connection any more; of one that lives
 shorter than ten times as long, a tenth of its life.
 """
+MOST_BYTES: Final = 1 << 16
+"""Of a file that holds a token."""
 _TOKEN: Final = re.compile(r"[!-~]+")
 
 
@@ -152,7 +154,11 @@ class Access(AbstractTokenProvider):  # type: ignore[misc]
         path = self._settings.kafka_oauth_token_file
         assert path is not None, "the settings have been checked"
         try:
-            return _parsed(path.read_text(encoding="utf-8"))[0]
+            with path.open("rb") as file:
+                data = file.read(MOST_BYTES + 1)
+            if len(data) > MOST_BYTES:
+                raise ValueError(f"more than {MOST_BYTES:,} bytes")
+            return _parsed(data.decode())[0]
         except (OSError, ValueError) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise NoToken(

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TextIO
 from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
@@ -57,6 +57,8 @@ _COLUMNS: Final = {
 }
 _ORDERS, _CUSTOMERS, _ITEMS, _PAYMENTS = _COLUMNS
 
+_LONGEST: Final = 1 << 20
+"""Characters of a line: Olist's longest ones have some hundreds."""
 _AS_PUBLISHED: Final = "give the file as Olist publishes it"
 _THAT_LINE: Final = "mend or drop that line"
 
@@ -199,7 +201,7 @@ def _rows(folder: Path, name: str) -> Iterator[Row]:
     path = folder / name
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
+            reader = csv.reader(_lines(path, file), strict=True)
             columns = next(reader, [])
             missing = [column for column in _COLUMNS[name] if columns.count(column) != 1]
             if missing:
@@ -219,6 +221,13 @@ def _rows(folder: Path, name: str) -> Iterator[Row]:
         ) from error
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise SourceError(f"{path}: cannot be read as CSV ({error})", _AS_PUBLISHED) from error
+
+
+def _lines(path: Path, file: TextIO) -> Iterator[str]:
+    while line := file.readline(_LONGEST + 1):
+        if len(line) > _LONGEST:
+            raise SourceError(f"{path}: a line above {_LONGEST:,} characters", _AS_PUBLISHED)
+        yield line
 
 
 def _once(folder: Path, name: str, row: Row, column: str, seen: dict[Any, Row], key: Any) -> None:

@@ -41,13 +41,25 @@ class Busy(OrdersError):
     remedy = "run it again when they are done, or with a longer --timeout"
 
 
+class NeedsSession(OrdersError):
+    """A command keeps something in its session that a pooler would give to others."""
+
+    remedy = "run it with ORDERS_POSTGRES leading to the server itself and ORDERS_POSTGRES_POOLER=none"
+
+
+def require_session(settings: Settings, command: str) -> None:
+    """Raise NeedsSession if Postgres is reached through a pooler. Pure."""
+    if settings.pooled:
+        raise NeedsSession(f"{command} holds a lock of its session, which a pooler gives to others")
+
+
 @asynccontextmanager
 async def connect(settings: Settings) -> AsyncIterator[Connection]:
     """A connection to the primary, outside any transaction. Raises what asyncpg raises.
     Blocks until connected.
     """
     connection = await connection_to(
-        settings.postgres, "orders-db", timeout=settings.postgres_connect_timeout
+        settings.postgres, "orders-db", timeout=settings.postgres_connect_timeout, pooled=settings.pooled
     )
     try:
         async with watched(connection):

@@ -12,17 +12,12 @@ import os
 import stat
 import tempfile
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO, Any, Final, NamedTuple
 
 from contracts.cloudevents import SourceError
 
-MAX_BYTES: Final = 4 << 30
-"""Most bytes of a file, unpacked, unless somebody allows more."""
-MAX_RATIO: Final = 100
-"""So many times its own size gzip may unpack to, unless somebody allows more: text
-full of UUIDs has about 10.
-"""
 ALWAYS: Final = 64 << 20
 """Bytes to which any gzip may unpack."""
 
@@ -38,6 +33,42 @@ _STRANGE: Final = (
     (b"\xff\xfe", "UTF-16; save it as UTF-8"),
     (b"\xfe\xff", "UTF-16; save it as UTF-8"),
 )
+
+
+class Bounds(NamedTuple):
+    """What a file may come to. Beyond it nothing of the file is sent."""
+
+    bytes: int = 4 << 30
+    """Most bytes, unpacked."""
+    ratio: int | None = 100
+    """So many times its own size gzip may unpack to; None: `bytes` is enough. Text full of UUIDs has about
+    10.
+    """
+    columns: int = 1000
+    """Of CSV and Parquet."""
+    memory: int = 1 << 30
+    """Most bytes of memory that reading Parquet may take: ordinary files take a fifth of it."""
+
+
+USUAL: Final = Bounds()
+
+LONGEST_NAME: Final = 200
+"""Characters of a column's name."""
+
+
+def require_columns(path: str, names: Sequence[str], bounds: Bounds) -> None:
+    """Raise SourceError for more columns, or longer names, than a file of events has."""
+    if len(names) > bounds.columns:
+        raise SourceError(
+            f"{path}: {len(names):,} columns, more than {bounds.columns:,}; nothing of it was sent",
+            "leave out those that no event knows, or allow more: ORDERS_BULK_FILE_COLUMNS",
+        )
+    long = next((number for number, name in enumerate(names, 1) if len(name) > LONGEST_NAME), None)
+    if long is not None:
+        raise SourceError(
+            f"{path}: the name of column {long} has more than {LONGEST_NAME} characters; nothing of it was"
+            " sent"
+        )
 
 
 class Content(NamedTuple):
@@ -67,12 +98,11 @@ class _Packed(io.RawIOBase):
         return len(block)
 
 
-def copied(path: str, stack: ExitStack, stdin: IO[bytes], limit: int | None = None) -> Content:
+def copied(path: str, stack: ExitStack, stdin: IO[bytes], bounds: Bounds) -> Content:
     """Copy a file (`-`: stdin) into a nameless one below $TMPDIR, gunzipped, until `stack` is closed.
 
-    `limit`: most bytes, unpacked; without it MAX_BYTES, and MAX_RATIO for gzip. Blocks. Raises
-    SourceError: it can't be read, changes meanwhile, is larger, is broken, is of a kind that nobody here
-    reads, or there is no room for it.
+    Blocks. Raises SourceError: it can't be read, changes meanwhile, is larger, is broken, is of a kind
+    that nobody here reads, or there is no room for it.
     """
     try:
         source: Any = stdin if path == "-" else stack.enter_context(open(path, "rb"))  # noqa: SIM115
@@ -80,7 +110,7 @@ def copied(path: str, stack: ExitStack, stdin: IO[bytes], limit: int | None = No
         head = source.read(_BLOCK)
         packed = _Packed(head, source)
         copy = temporary(stack)
-        digest = _copy(path, packed, copy, limit, zipped=head.startswith(_GZIP))
+        digest = _copy(path, packed, copy, bounds, zipped=head.startswith(_GZIP))
         if _state(source) != before:
             raise SourceError(
                 f"{path}: changed while it was read; nothing of it was sent",
@@ -123,7 +153,7 @@ def no_room(error: Exception) -> SourceError:
     return SourceError(f"{why} below {place}; nothing was sent", "make room or set TMPDIR")
 
 
-def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zipped: bool) -> str:
+def _copy(path: str, packed: _Packed, copy: io.FileIO, bounds: Bounds, *, zipped: bool) -> str:
     reader = gzip.GzipFile(fileobj=packed) if zipped else io.BufferedReader(packed)
     # What isn't packed is summed up once.
     digest, total = hashlib.sha256() if zipped else packed.digest, 0
@@ -131,15 +161,16 @@ def _copy(path: str, packed: _Packed, copy: io.FileIO, limit: int | None, *, zip
         if not total:
             _require_data(path, block)
         total += len(block)
-        if total > (limit or MAX_BYTES):
+        if total > bounds.bytes:
             raise SourceError(
-                f"{path}: more than {limit or MAX_BYTES:,} bytes, unpacked; nothing of it was sent",
-                "--max-bytes allows more",
+                f"{path}: more than {bounds.bytes:,} bytes, unpacked; nothing of it was sent",
+                "--max-bytes (or ORDERS_BULK_FILE_BYTES) allows more",
             )
-        if zipped and limit is None and total > max(ALWAYS, MAX_RATIO * packed.taken):
+        if zipped and bounds.ratio is not None and total > max(ALWAYS, bounds.ratio * packed.taken):
             raise SourceError(
-                f"{path}: gzip that unpacks to more than {MAX_RATIO} times its size; nothing of it was sent",
-                "--max-bytes allows it",
+                f"{path}: gzip that unpacks to more than {bounds.ratio} times its size; nothing of it was"
+                " sent",
+                "--max-bytes (or ORDERS_BULK_FILE_RATIO) allows it",
             )
         if zipped:
             digest.update(block)

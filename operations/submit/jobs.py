@@ -27,7 +27,7 @@ from contracts.bulk import EVENT, EVENT_BYTES, PART_BYTES, PART_EVENTS, TOPIC, K
 from contracts.cloudevents import SourceError
 from contracts.errors import Refused
 from domain import events
-from operations.submit.files import copied, no_room, temporary, write
+from operations.submit.files import USUAL, Bounds, copied, no_room, temporary, write
 from operations.submit.parquet import Parquet
 from operations.submit.rows import Csv, Row, ndjson
 from settings import Settings
@@ -108,18 +108,18 @@ def prepare(
     stdin: IO[bytes],
     format: Format | None = None,
     job: str | None = None,
-    limit: int | None = None,
+    bounds: Bounds = USUAL,
     refuse: Callable[[Refusal], None] = lambda _: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Job:
     """Read and validate a file (`-`: stdin).
     `refuse` gets each line that can't be taken in, `progress` the lines read.
 
-    `limit`: most bytes of it, unpacked (files.copied). Needs as much room below $TMPDIR as the file
+    Needs as much room below $TMPDIR as the file
     has, twice, until `stack` is closed. Blocks. Raises SourceError when it can't be read as a whole:
     then nothing of it counts.
     """
-    content, digest, packed = copied(path, stack, stdin, limit)
+    content, digest, packed = copied(path, stack, stdin, bounds)
     file_format = format or _sniff(content)
     job_ = Job(job or bulk.job_id(kind, digest), kind, file_format, digest, packed, temporary(stack))
     events_of_part: list[bytes] = []
@@ -131,7 +131,7 @@ def prepare(
         write(job_.spool, joined)
         events_of_part.clear()
 
-    for row in _rows(path, content, kind, job_, limit, stack):
+    for row in _rows(path, content, kind, job_, bounds, stack):
         job_.lines += 1
         if job_.lines % 1000 == 0:
             progress(job_.lines)
@@ -261,12 +261,12 @@ def _sniff(content: io.BufferedReader) -> Format:
 
 
 def _rows(
-    path: str, content: io.BufferedReader, kind: Kind, job: Job, limit: int | None, stack: ExitStack
+    path: str, content: io.BufferedReader, kind: Kind, job: Job, bounds: Bounds, stack: ExitStack
 ) -> Iterator[Row]:
     if job.format == "ndjson":
         return ndjson(content)
     every = {*_names(_MODEL[kind]), "id", "time", *ITEM_COLUMNS}
-    table = Csv(path, content) if job.format == "csv" else Parquet(path, content, every, limit)
+    table = Csv(path, content, bounds) if job.format == "csv" else Parquet(path, content, every, bounds)
     flat = kind == "orders" and (job.format == "csv" or "items" not in table.columns)
     own = tuple(name for name in _names(_MODEL[kind]) if not (flat and name == "items"))
     needed = [*(name for name in _names(_MODEL[kind], required=True) if name in own), "time"]

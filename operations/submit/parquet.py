@@ -22,15 +22,13 @@ from contracts import errors
 from contracts.bulk import EVENT_BYTES
 from contracts.cloudevents import SourceError
 from contracts.errors import Refused
-from operations.submit.files import MAX_BYTES
+from operations.submit.files import Bounds, require_columns
 from operations.submit.rows import Row, twice, uuid_of, without_order
 
 _ROWS: Final = 256
 """Rows in memory at once."""
 _ROW_BYTES: Final = 100
 """No event is smaller: so much a row counts at least."""
-MEMORY: Final = 1 << 30
-"""Most bytes of memory that reading a file may take: ordinary ones take a fifth of it."""
 _REFUSED: Final = 3
 """Exit code of a process that has said why a file can't be read."""
 
@@ -45,14 +43,12 @@ class Parquet:
         path: str,
         content: io.BufferedReader,
         fields: Collection[str],
-        limit: int | None,
+        bounds: Bounds,
         *,
         tried: bool = False,
     ) -> None:
         """Reads the columns of these names once, in another process (unless `tried`).
         Raises SourceError when they can't be read.
-
-        `limit`: most bytes, unpacked; without it files.MAX_BYTES.
         """
         try:
             import pyarrow as pa
@@ -61,15 +57,16 @@ class Parquet:
             raise SourceError(
                 f"{path}: Parquet needs pyarrow", "run pip install 'orders-stream[parquet]'"
             ) from None
-        self._path, self._content, self._pa, self._pq, self._limit = path, content, pa, pq, limit or MAX_BYTES
+        self._path, self._content, self._pa, self._pq, self._bounds = path, content, pa, pq, bounds
         if not tried:
             self._try(fields)
         self._file = self._guarded(self._opened)
         self.columns: list[str] = self._guarded(lambda: list(self._file.schema_arrow.names))
+        require_columns(path, self.columns, bounds)
         repeated = twice(self.columns)
         if repeated is not None:
             raise SourceError(f"{path}: column {repeated!r} stands twice; nothing of it was sent")
-        if self._guarded(lambda: self._file.metadata.num_rows) * _ROW_BYTES > self._limit:
+        if self._guarded(lambda: self._file.metadata.num_rows) * _ROW_BYTES > bounds.bytes:
             raise self._too_much()
 
     def rows(self, allowed: Collection[str], item: Collection[str], flat: bool) -> Iterator[Row]:
@@ -91,7 +88,7 @@ class Parquet:
                 }
                 row = _row(number, values, flat)
                 size += max(_ROW_BYTES, _size(values))
-                if size > self._limit:
+                if size > self._bounds.bytes:
                     raise self._too_much()
                 yield row
 
@@ -105,7 +102,7 @@ class Parquet:
             "-P",
             "-m",
             "operations.submit.parquet",
-            json.dumps([self._path, sorted(fields), self._limit, MEMORY]),
+            json.dumps([self._path, sorted(fields), self._bounds]),
         ]
         # Other allocators ask for more than they use.
         environment = {**os.environ, "ARROW_DEFAULTMEMORY_POOL": "system"}
@@ -150,14 +147,15 @@ class Parquet:
 
     def _too_much(self) -> SourceError:
         return SourceError(
-            f"{self._path}: more than {self._limit:,} bytes, unpacked; nothing of it was sent",
-            "--max-bytes allows more",
+            f"{self._path}: more than {self._bounds.bytes:,} bytes, unpacked; nothing of it was sent",
+            "--max-bytes (or ORDERS_BULK_FILE_BYTES) allows more",
         )
 
 
 def _too_large(path: str) -> SourceError:
     return SourceError(
-        f"{path}: {_ROWS} rows of it take too much memory; nothing of it was sent", "send it in parts"
+        f"{path}: {_ROWS} rows of it take too much memory; nothing of it was sent",
+        "send it in parts, or allow more: ORDERS_BULK_FILE_MEMORY",
     )
 
 
@@ -235,13 +233,14 @@ def main() -> None:
     """Read the file on stdin to its end, in so much memory as there may be; why that
     can't be is said on stdout.
     """
-    path, fields, limit, memory = json.loads(sys.argv[1])
+    path, fields, given = json.loads(sys.argv[1])
+    bounds = Bounds(*given)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_DATA, (bounds.memory, bounds.memory))
     try:
         with open(0, "rb") as content:
             content.seek(0)
-            for _ in Parquet(path, content, fields, limit, tried=True).rows(fields, fields, False):
+            for _ in Parquet(path, content, fields, bounds, tried=True).rows(fields, fields, False):
                 pass
     except SourceError as error:
         why = error

@@ -20,6 +20,7 @@ from contracts import errors
 from contracts.bulk import EVENT_BYTES
 from contracts.cloudevents import SourceError
 from contracts.errors import Refused
+from operations.submit.files import Bounds, require_columns
 
 _BOM: Final = b"\xef\xbb\xbf"
 _LOOKED_AT: Final = 1 << 16
@@ -111,10 +112,12 @@ class Csv:
     Blocks; what it reads stays where it is.
     """
 
-    def __init__(self, path: str, content: io.BufferedReader) -> None:
-        """Read the whole file once. Raises SourceError if it has no header, or one with a name twice."""
+    def __init__(self, path: str, content: io.BufferedReader, bounds: Bounds) -> None:
+        """Read the whole file once. Raises SourceError if it has no header, or one with a name twice, or too
+        many.
+        """
         csv.field_size_limit(EVENT_BYTES)
-        self._content = content
+        self._content, self._bounds = content, bounds
         self.torn: int | None = None
         """The line for whose sake quoted line breaks aren't read."""
         self.columns: list[str] = []
@@ -131,6 +134,7 @@ class Csv:
         if header is not None and header.why is not None:
             raise SourceError(f"{path}: its first line is no header of CSV ({header.why.detail})")
         self.columns = [] if header is None else [name.strip() for name in header.cells]
+        require_columns(path, self.columns, self._bounds)
         repeated = twice(self.columns)
         if repeated is not None:
             raise SourceError(

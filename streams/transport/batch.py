@@ -26,6 +26,9 @@ class ReadableLane(Protocol):
     def position(self, table: StateTable) -> int:
         """See LaneBatch.position."""
 
+    def latest(self, table: StateTable) -> list[bytes]:
+        """See OpenLane.latest."""
+
 
 class BatchLane(ReadableLane, Protocol):
     """The lane as its batches see it."""
@@ -192,6 +195,10 @@ class OpenLane:
     def position(self, table: StateTable) -> int:
         """As LaneBatch.position."""
         return self._lane.position(table)
+
+    def latest(self, table: StateTable) -> list[bytes]:
+        """Keys of states that were written last, some 32 at most. Reads the local disk. Raises Stale."""
+        return self._lane.latest(table)
 
     def check(self) -> None:
         """Whatever lies in the changelog now is the lane's, or was there when it opened.

@@ -344,6 +344,11 @@ class Lane:
         self._check_claim()
         return table.store.position(self.partition)
 
+    def latest(self, table: StateTable) -> list[bytes]:
+        """See OpenLane.latest."""
+        self._check_claim()
+        return table.store.latest(self.partition)
+
     def due_states(self, table: StateTable, until: int, limit: int) -> list[DueState]:
         """See LaneBatch.due_states."""
         self._check_claim()

@@ -42,6 +42,11 @@ The store's own keys are longer.
 """
 OFFSET: Final = b"offset of the changelog"
 """Where a store says how far it goes."""
+LATEST: Final = DUE + b"\xff" * 8 + b"the latest keys:"
+"""Where a store says which states were written to it last. To the version before it is an entry of the index
+that is never due.
+"""
+LATEST_KEYS: Final = 32
 _FORMER_OFFSET: Final = rocksdb.Store.offset_key
 """Where it said so before: as long as a state's key, and so perhaps one."""
 DUE_BYTES: Final = 16 << 20
@@ -200,7 +205,7 @@ class StateStore(rocksdb.Store):
         cursor = self._db_for_partition(partition).iter()
         cursor.seek(DUE)
         while cursor.valid() and (entry := cursor.key()).startswith(DUE):
-            if len(entry) > KEY_BYTES:
+            if len(entry) > KEY_BYTES and entry != LATEST:
                 yield entry
             cursor.next()
 
@@ -227,6 +232,9 @@ class StateStore(rocksdb.Store):
                 batch.put(due_entry(now, key), b"")
         if offset is not None:
             batch.put(self.offset_key, str(offset).encode())
+        latest = [key for key in [*puts][-LATEST_KEYS:] if puts[key] is not None and len(key) == KEY_BYTES]
+        if latest:
+            batch.put(LATEST, b"".join(latest))
         with self._sound(partition):
             self._db_for_partition(partition).write(batch)
 
@@ -234,6 +242,11 @@ class StateStore(rocksdb.Store):
         """The changelog's position that the partition's state goes up to, at least."""
         (raw,) = self.states(partition, [self.offset_key])
         return 0 if raw is None else int(raw) + 1
+
+    def latest(self, partition: int) -> list[bytes]:
+        """Keys of the states that were written last, LATEST_KEYS at most."""
+        (raw,) = self.states(partition, [LATEST])
+        return [] if raw is None else [raw[at : at + KEY_BYTES] for at in range(0, len(raw), KEY_BYTES)]
 
     def persisted_offset(self, tp: TP) -> int | None:
         """The changelog offset that the partition's state goes up to."""

@@ -10,6 +10,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Mapping
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ import asyncpg
 import pytest
 from cloudevents.core.bindings import kafka as core_kafka
 from cloudevents.v1 import kafka as v1_kafka
-from jsonschema import Draft202012Validator
 from kafka import KafkaConsumer, TopicPartition
 
 from contracts.errors import Refused
@@ -29,13 +29,6 @@ from tests.clients.page import EVENTS, FILES, order
 from tests.clients.senders import CLIENTS, PARTITIONERS, Record
 from tests.workers import audit, processed, worker
 
-SCHEMAS = {
-    schema["$id"]: Draft202012Validator(schema)
-    for schema in (
-        json.loads(path.read_text())
-        for path in (page.PAGE.parents[2] / "contracts" / "schemas").glob("*.json")
-    )
-}
 PROGRAMS = {
     "send.py": [[sys.executable, "send.py"], ["binary"], ["structured"]],
     "send_v1.py": [[sys.executable, "send_v1.py"], ["binary"], ["structured"]],
@@ -47,6 +40,16 @@ after the file of events.
 """
 ENDED = ("delivered", 4, "LÄMP-7", "delivered", "Corvo", "processed")
 REFUSED = ("core-binary", "core-structured")
+
+
+@cache
+def schemas() -> Mapping[str, Any]:
+    """Id of a JSON Schema of ours -> what validates with it. jsonschema takes a second to import."""
+    from jsonschema import Draft202012Validator
+
+    folder = page.PAGE.parents[2] / "contracts" / "schemas"
+    documents = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+    return {document["$id"]: Draft202012Validator(document) for document in documents}
 
 
 # -- the page ------------------------------------------------------------------------------------------------
@@ -65,7 +68,7 @@ def test_every_block_of_the_page_is_tested() -> None:
 
 def test_the_events_of_the_page_are_what_the_schemas_say() -> None:
     for event in EVENTS:
-        SCHEMAS[f"urn:orders:{event['type']}/v1"].validate(event["data"])
+        schemas()[f"urn:orders:{event['type']}/v1"].validate(event["data"])
 
 
 def test_the_recording_is_of_the_configurations_on_the_page() -> None:
@@ -229,7 +232,7 @@ async def _reads(brokers: str, folder: Path, names: list[str]) -> None:
     assert {read[0] for read in expected} == set(DERIVED)
     for record in raw:
         if record.topic != DLQ:
-            SCHEMAS[dict(record.headers)["ce_dataschema"].decode()].validate(json.loads(record.value))
+            schemas()[dict(record.headers)["ce_dataschema"].decode()].validate(json.loads(record.value))
     refunded = [json.loads(read[-1]) for read in expected if read[0] == "refund.request"]
     assert sorted(each["order_id"] for each in refunded) == sorted(
         order(name)[0]["data"]["order_id"] for name in names

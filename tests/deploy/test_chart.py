@@ -6,13 +6,12 @@ import json
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
-import kubernetes_validate
 import pytest
 import yaml
-from kubernetes_validate import utils
 
 from settings import SECRET_FILES, Settings
 from tests.deploy.helm import helm
@@ -68,6 +67,7 @@ def test_helm_finds_nothing_to_say(values: str) -> None:
 
 
 def test_the_versions_are_the_newest() -> None:
+    utils = import_module("kubernetes_validate.utils")  # its import takes a second
     known = list(dict.fromkeys(utils.major_minor(version) for version in utils.all_versions()))
     assert tuple(known[-3:]) == KUBERNETES
 
@@ -79,7 +79,7 @@ def test_kubernetes_takes_it(values: str, version: str) -> None:
     assert documents
     for document in documents:
         if document["kind"] not in OTHERS:
-            kubernetes_validate.validate(document, version, strict=True)
+            import_module("kubernetes_validate").validate(document, version, strict=True)
 
 
 def test_with_everything_on_every_part_is_there() -> None:

@@ -22,7 +22,7 @@ from workload import generator
 from workload.producer import send
 
 
-async def _handled(settings: Settings) -> int:
+async def handled(settings: Settings) -> int:
     async with LagReader(settings) as reader:
         return sum(position.committed for position in (await reader.lag()).values())
 
@@ -33,7 +33,7 @@ async def test_kill_9_of_one_of_two_workers_loses_nothing(fresh: Settings, tmp_p
         sending = asyncio.ensure_future(send(fresh, history))
 
         async def under_way() -> bool:
-            return await _handled(fresh) > 500
+            return await handled(fresh) > 500
 
         await eventually(under_way, "500 records are handled")
         first.kill()
@@ -54,7 +54,7 @@ async def test_a_worker_stopped_past_its_session_harms_nothing(fresh: Settings, 
         sending = asyncio.ensure_future(send(fresh, history))
 
         async def under_way() -> bool:
-            return await _handled(fresh) > 500
+            return await handled(fresh) > 500
 
         await eventually(under_way, "500 records are handled")
         first.process.send_signal(signal.SIGSTOP)
@@ -77,7 +77,7 @@ async def test_with_transactions_kill_9_doubles_no_event_and_no_dead_letter(
         sending = asyncio.ensure_future(send(fresh, history))
 
         async def under_way() -> bool:
-            return await _handled(fresh) > 500
+            return await handled(fresh) > 500
 
         await eventually(under_way, "500 records are handled")
         first.kill()

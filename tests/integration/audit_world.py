@@ -27,8 +27,10 @@ from audit.findings import Report
 from audit.judge import summary_of
 from audit.reference import Decision, Fact, Order, Reading, RecordId, parse, parse_decision
 from audit.states import ADDED, FIELDS, state_of
-from audit.stores import TABLES, columns, comparable
+from audit.stores import TABLES, CacheServer, columns, comparable
 from contracts.topics import DECISIONS, DLQ, INPUT, REKEYED
+from credentials import RedisUrl
+from operations.auditing import cache_of
 from settings import Settings
 from streams.transport.table import OFFSET
 
@@ -419,10 +421,15 @@ class World:
             "group": settings.group,
             "changelog": settings.changelog_topic,
             "postgres": settings.postgres.get_secret_value(),
-            "redis": settings.redis.get_secret_value(),
+            "redis": cache_of(settings),
             "data": settings.data,
         } | changes
         return await Auditor(Target(**values), most_findings=most).run()
+
+
+def cache_at(url: str) -> CacheServer:
+    """The Redis of a URL."""
+    return cache_of(Settings(redis=RedisUrl(url)))
 
 
 def copy_headers(record_id: RecordId) -> Headers:

@@ -232,12 +232,15 @@ async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings
     for query in ("sslmode=verify-full", f"sslmode=verify-ca&sslrootcert={os.devnull}"):
         url = f"postgresql://{server.user}:{server.password}@127.0.0.1:{server.tls}/{server.database}?{query}"
         with pytest.raises((OSError, asyncpg.ClientConfigurationError)):
-            await connection.connect(url, "test", timeout=5)
+            await connection.connect(url, "test", timeout=5, pooled=False)
 
 
 async def test_no_host_is_what_is_asked_for(settings: Settings) -> None:
     """While a failover is under way: it passes, and isn't a bug of ours."""
     with pytest.raises(connection.NoSuchHost):
         await connection.connect(
-            f"{settings.postgres.get_secret_value()}?target_session_attrs=standby", "test", timeout=5
+            f"{settings.postgres.get_secret_value()}?target_session_attrs=standby",
+            "test",
+            timeout=5,
+            pooled=False,
         )

@@ -12,6 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -21,7 +22,6 @@ import asyncpg
 import httpx
 import pytest
 from fastapi import FastAPI
-from openapi_spec_validator import validate
 from redis.asyncio import Redis
 
 from api.app import create_app
@@ -836,7 +836,7 @@ async def test_keys(service: Open) -> None:
 async def test_the_openapi_document_is_valid_and_tells_of_every_answer(service: Open) -> None:
     async with service() as s:
         document = (await s.get("/openapi.json")).json()
-        validate(document)
+        import_module("openapi_spec_validator").validate(document)
         assert set(document["paths"]) == {
             "/orders/{order_id}",
             "/orders/{order_id}/explain",

@@ -28,6 +28,7 @@ from tests.integration.audit_world import (
     TRACE,
     TTL,
     World,
+    cache_at,
     cancelled,
     copy_headers,
     created,
@@ -1085,7 +1086,7 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
             before = await log.committed(world.settings.group)
             report = await world.audit(
                 postgres=_as(world.settings.postgres.get_secret_value(), role, "p"),
-                redis=_as(world.settings.redis.get_secret_value(), user, "p"),
+                redis=cache_at(_as(world.settings.redis.get_secret_value(), user, "p")),
             )
             assert report.clean, report.findings
             assert "redis" in report.compared
@@ -1170,7 +1171,7 @@ async def test_without_redis_it_says_so(world: World) -> None:
     await world.write()
     await world.commit()
     with pytest.raises(StoreUnavailable, match=r"no Redis at redis://127\.0\.0\.1:1/0: .*--no-cache"):
-        await world.audit(redis="redis://127.0.0.1:1/0")
+        await world.audit(redis=cache_at("redis://127.0.0.1:1/0"))
     report = await world.audit(redis=None)
     assert report.clean
     assert "redis" not in report.compared

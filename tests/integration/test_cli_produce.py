@@ -107,8 +107,8 @@ async def test_a_mismatch_says_what_to_do_and_changes_nothing(
     assert await run("init", "--partitions", "7") == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert "have 4 partition(s), not 7" in err
-    assert "ORDERS_PARTITIONS=4" in err
+    assert f"have {fresh.partitions} partition(s), not 7" in err
+    assert f"ORDERS_PARTITIONS={fresh.partitions}" in err
     admin = AIOKafkaAdminClient(bootstrap_servers=fresh.brokers)
     await admin.start()
     await admin.alter_configs(
@@ -238,7 +238,7 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
         assert await run("wait", "--timeout", "0.2", *args) == code
         return capsys.readouterr()
 
-    key = checkpoint_key(fresh.group, 1)
+    key = checkpoint_key(fresh, 1)
     await states(fresh, 1, 5)
     async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
         out, _ = await told("--json", code=0)

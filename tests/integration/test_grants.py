@@ -22,6 +22,7 @@ from redis.exceptions import NoPermissionError
 from api.app import create_app
 from audit import stores
 from cli import main
+from operations.auditing import cache_of
 from operations.grants import ROLES, Role, acl_user, cache_rights, grant_lines, grants
 from queries import cache
 from settings import Settings, get_settings
@@ -32,6 +33,8 @@ from tests.integration.test_bulk import an_order, order_id
 from tests.unit.builders import ANNA, USER
 from tests.waiting import until
 from tests.workers import ORDERS, audit, orders, processed, worker
+
+PREFIX = "shared.1:eu:"
 
 
 class Roles:
@@ -52,7 +55,9 @@ class Roles:
         return f"{role}-{self.run}"
 
     async def execute(self, *statements: str, role: Role | None = None) -> None:
-        connection = await connect(self.postgres if role is None else self.url(role), "test", timeout=10)
+        connection = await connect(
+            self.postgres if role is None else self.url(role), "test", timeout=10, pooled=False
+        )
         try:
             for statement in statements:
                 await connection.execute(statement)
@@ -105,8 +110,11 @@ def _as(url: str, user: str, password: str) -> str:
 
 @pytest.fixture
 async def roles(fresh: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Roles]:
-    """Nobody has anything in the database but who is given it: its tables are the owner's."""
-    roles = Roles(fresh, monkeypatch)
+    """Nobody has anything in the database but who is given it: its tables are the owner's. Redis is shared:
+    whoever forgets the prefix of the keys isn't allowed to touch them.
+    """
+    monkeypatch.setenv("ORDERS_REDIS_PREFIX", PREFIX)
+    roles = Roles(fresh.model_copy(update={"redis_prefix": PREFIX}), monkeypatch)
     database = urlsplit(roles.postgres).path[1:]
     names = ", ".join(quoted(roles.name(role)) for role in ROLES)
     await roles.execute(
@@ -163,19 +171,24 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
             assert working.terminate() == 0
         with roles.acting("audit") as settings:
             audit()
-            told_by = stores.Cache(settings.redis.get_secret_value())
+            told_by = stores.Cache(cache_of(settings))
             assert not await told_by.evicts()
             await told_by.close()
-        assert await client.exists(f"order:{order_id(1)}"), "the worker has filled the cache"
+        summary, strange = f"{PREFIX}order:{order_id(1)}", f"{PREFIX}tracking:nobody's"
+        right = await client.get(summary)
+        assert right, "the worker has filled the cache"
         with roles.acting("owner"):
             for command in OPERATOR:
+                await client.mset({summary: "wrong", strange: "?"})
                 code, said = told(*command)
                 assert code == 0, f"{command}: {said}"
+                if command in MENDING:
+                    assert await client.mget(summary, strange) == [right, None], command
         with roles.acting("reader") as settings:
             await read(settings)
             await client.flushdb()
             await read(settings)
-            assert await client.exists(f"rows:{order_id(1)}"), "the reader has refilled what it read"
+            assert await client.exists(f"{PREFIX}rows:{order_id(1)}"), "the reader has refilled what it read"
             assert told("bulk", "status", "--json") == (0, "")
             assert told("show", order_id(1)) == (0, "")
             assert told("dlq", "list") == (0, "")
@@ -184,6 +197,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
             for name, each in (await client.info("commandstats")).items()
             if each["calls"]
         }
+        assert not [key async for key in client.scan_iter() if not key.startswith(PREFIX.encode())]
         refused = [each for each in await send(client, "ACL", "LOG") if roles.run in str(each)]
     assert refused == []
     listed = cache.COMMANDS | stores.COMMANDS | sink.COMMANDS - sink.called(sink._SCRIPT)
@@ -198,6 +212,9 @@ OPERATOR = (
     ("rebuild", "switch"),
     ("rebuild", "drop"),
 )
+
+
+MENDING = (("repair",), ("rebuild", "switch"))
 
 
 async def read(settings: Settings) -> None:
@@ -239,9 +256,9 @@ LACKS: dict[Role, list[str]] = {
 }
 REFUSED: dict[Role, list[str]] = {
     "owner": ["FLUSHDB", "CONFIG GET *", "SET other 1"],
-    "worker": ["SCAN 0", "GET rows:1", "MGET order:1", "FLUSHALL", "SET other 1"],
-    "reader": ["SET order:1 x", "DEL rows:1", "EVAL return(1) 0", "KEYS *"],
-    "audit": ["SET order:1 x", "SET rows:1 x", "EVAL return(1) 0", "GET other"],
+    "worker": ["SCAN 0", f"GET {PREFIX}rows:1", f"MGET {PREFIX}order:1", "FLUSHALL", "SET order:1 x"],
+    "reader": [f"SET {PREFIX}order:1 x", f"DEL {PREFIX}rows:1", "EVAL return(1) 0", "KEYS *", "GET order:1"],
+    "audit": [f"SET {PREFIX}order:1 x", f"SET {PREFIX}rows:1 x", "EVAL return(1) 0", "GET order:1"],
 }
 
 

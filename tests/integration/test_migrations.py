@@ -143,6 +143,9 @@ async def test_views_are_added_to_a_database_with_orders_and_taken_away_again(
     assert await rows(settings, views) == [(0,)]
     with pytest.raises(SchemaMismatch, match="at revision 0001, this version of the program needs"):
         await migrate.check(settings)
+    lacking = r"can't write: it lacks orders_bulk_job.job_id, .* and \d+ more; run orders init of the newest"
+    with pytest.raises(SchemaMismatch, match=lacking):
+        await migrate.fits(settings)
     await rows(
         settings,
         "INSERT INTO orders_order SELECT gen_random_uuid(), gen_random_uuid(), 'SP', 'pending', 'BRL', 1, 0,"
@@ -269,6 +272,29 @@ async def test_check_says_what_is_missing(empty: Settings) -> None:
     await rows(empty, "UPDATE alembic_version SET version_num = '0000'")
     with pytest.raises(SchemaMismatch, match="at revision 0000"):
         await migrate.check(empty)
+
+
+async def test_a_later_schema_is_written_to_as_long_as_nothing_unknown_is_asked_for(empty: Settings) -> None:
+    await migrate.upgrade(empty)
+    await rows(empty, "UPDATE alembic_version SET version_num = '9999'")
+    await rows(empty, "ALTER TABLE orders_order ADD later integer, ADD given integer NOT NULL DEFAULT 0")
+    before = await rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid")
+    await migrate.fits(empty)
+    await migrate.upgrade(empty)  # who goes back runs orders init, too
+    assert await rows(empty, "SELECT oid, relname FROM pg_class ORDER BY oid") == before
+    assert await migrate.current(empty) == "9999"
+    for change, said in (
+        ("ALTER TABLE orders_order ALTER later SET NOT NULL", "it asks for orders_order.later;"),
+        ("ALTER TABLE orders_return DROP reason", "it lacks orders_return.reason, asks for"),
+        (
+            "ALTER TYPE orders_return_status RENAME VALUE 'rejected' TO 'refused'",
+            "lacks rejected in orders_ret",
+        ),
+    ):
+        await rows(empty, change)
+        for work in (migrate.fits, migrate.upgrade):
+            with pytest.raises(SchemaMismatch, match=said):
+                await work(empty)
 
 
 async def test_down_again_leaves_nothing(migrated: tuple[Settings, PartitionBy]) -> None:

@@ -50,6 +50,7 @@ def history(count: int, seed: int) -> list[SourceEvent]:
 def told(*arguments: str, code: int = 0) -> dict[str, Any]:
     done = orders(*arguments, "--json")
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     return document
 

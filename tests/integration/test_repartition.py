@@ -107,8 +107,8 @@ async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], ol
         summary = json.loads(await redis.get(key))
         await redis.set(key, json.dumps({**summary, "version": 0}), keepttl=True)
         for lane in range(old):
-            generation, number, _ = (await redis.get(checkpoint_key(settings.group, lane))).split()
-            await redis.set(checkpoint_key(settings.group, lane), b"%b %b 0" % (generation, number))
+            generation, number, _ = (await redis.get(checkpoint_key(settings, lane))).split()
+            await redis.set(checkpoint_key(settings, lane), b"%b %b 0" % (generation, number))
     return key
 
 

@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from settings import Settings
 from sinks import migrate
 from stack.postgres import INSTALLED, site_packages
+from tests.waiting import until
 from tests.workers import audit, orders, processed, rows, worker
 from workload import generator
 from workload.producer import send
@@ -35,7 +36,7 @@ def done(*arguments: str, code: int = 0) -> None:
     assert told.returncode == code, told.stdout[-3000:] + told.stderr[-3000:]
 
 
-@pytest.mark.parametrize("way", ["repair", "rebuild"])
+@pytest.mark.parametrize("way", ["rows", "rebuild"])
 async def test_postgres_restored_to_an_older_point(fresh: Settings, tmp_path: Path, way: str) -> None:
     backup = str(tmp_path / "orders.dump")
     with worker(tmp_path) as first:
@@ -52,8 +53,15 @@ async def test_postgres_restored_to_an_older_point(fresh: Settings, tmp_path: Pa
     assert await rows(fresh) == then != now
     done("audit", "--no-cache", "--no-tables", code=1)
 
-    if way == "repair":
-        done("repair")
+    if way == "rows":
+        with worker(tmp_path) as running:
+            until(lambda: running.text().count("run orders repair --rows") == 1, "the worker tells of it")
+            done("repair", "--rows", "--dry-run", code=1)
+            assert await rows(fresh) == then
+            done("repair", "--rows")
+            assert await rows(fresh) == now
+            done("repair", "--rows", "--dry-run")
+            assert running.terminate() == 0
     else:
         done("rebuild", "start")
         done("rebuild", "diff", code=1)

@@ -21,8 +21,8 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from cli import main
 from credentials import PostgresUrl, RedisUrl
 from settings import Settings
+from sinks.clients import open_client
 from sinks.connection import Connector, connect
-from sinks.redis import open_client
 from streams.transport.delivery import Verdict, judge
 from tests.unit.test_secrets import MARK, NOWHERE
 from tests.waiting import until
@@ -61,8 +61,10 @@ async def test_a_postgres_password_that_is_changed(fresh: Settings, tmp_path: Pa
     file, role = tmp_path / "url", f"rotated_{uuid.uuid4().hex[:8]}"
     place = fresh.postgres.get_secret_value().rpartition("@")[2]
     file.write_text(f"postgresql://{role}:{MARK}-1@{place}\n")
-    owner = await connect(fresh.postgres, "test", timeout=10)
-    connector = Connector(PostgresUrl.from_file("ORDERS_POSTGRES_FILE", file), "test", timeout=10)
+    owner = await connect(fresh.postgres, "test", timeout=10, pooled=False)
+    connector = Connector(
+        PostgresUrl.from_file("ORDERS_POSTGRES_FILE", file), "test", timeout=10, pooled=False
+    )
     try:
         await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD '{MARK}-1'")
         await (await connector()).close()
@@ -89,7 +91,7 @@ async def test_a_redis_password_that_is_changed(settings: Settings, tmp_path: Pa
     file, user = tmp_path / "url", f"rotated-{uuid.uuid4().hex[:8]}"
     place = settings.redis.get_secret_value().rpartition("@")[2].removeprefix("redis://")
     file.write_text(f"redis://{user}:{MARK}-1@{place}")
-    client = open_client(RedisUrl.from_file("ORDERS_REDIS_FILE", file))
+    client = open_client(settings.model_copy(update={"redis": RedisUrl.from_file("ORDERS_REDIS_FILE", file)}))
     async with Redis.from_url(settings.redis.get_secret_value()) as redis:
         owner: Any = redis  # of whose commands by name only some are typed
         try:

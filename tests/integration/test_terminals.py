@@ -14,15 +14,19 @@ import re
 import struct
 import subprocess
 import termios
+from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 from aiokafka import AIOKafkaProducer
+from redis.asyncio import Redis
 
 from cli import main
 from settings import Settings, get_settings
-from tests.unit.builders import ANNA, ORDER, created, line, parcel, record
+from tests.unit.builders import ANNA, ORDER, USER, VALID, attributes, created, line, parcel, record
 from tests.unit.test_terminal import ENVIRONMENTS, harmful, stream, written
 from tests.workers import ORDERS, orders, processed, worker
 
@@ -31,6 +35,45 @@ HOSTILE = (
     " \x9b1m \u202ecba \u2066\u200b\u2028\t\r\nforged"
 )
 COLUMNS = "order_id,user_id,currency,total_amount,time,item_id,product_id,seller_id,sku,quantity,price"
+
+
+def hostile_copies(value: Any) -> Iterator[Any]:
+    """Copies of an event's data, in each of which another text is hostile."""
+    if isinstance(value, str):
+        yield HOSTILE
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield from ({**value, name: copy} for copy in hostile_copies(each))
+    elif isinstance(value, list):
+        for number, each in enumerate(value):
+            yield from ([*value[:number], copy, *value[number + 1 :]] for copy in hostile_copies(each))
+
+
+async def send_every_text(settings: Settings) -> int:
+    """Of every event that is read, a copy for each text in it, also among its attributes. Their number."""
+    sent = 0
+    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+        for topic, data in VALID.items():
+            copies = [record(topic, copy) for copy in hostile_copies(data)]
+            copies += [
+                record(topic, data, False, **{name: HOSTILE})
+                for name in attributes(topic)
+                if name not in ("specversion", "type")
+            ]
+            for headers, value in copies:
+                await producer.send_and_wait(topic, value, key=ORDER.encode(), headers=headers)
+            sent += len(copies)
+    return sent
+
+
+async def break_stores(settings: Settings) -> None:
+    """Put hostile texts where only the pipeline writes, so that an audit has something to tell."""
+    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+        await redis.mset(dict.fromkeys((f"order:{HOSTILE}", f"tracking:{HOSTILE}", "order:x"), HOSTILE))
+        await redis.zadd(f"user:{HOSTILE}:orders", {HOSTILE: 1})
+    connection = await asyncpg.connect(settings.postgres.get_secret_value())
+    await connection.execute("UPDATE orders_shipment SET carrier = $1", f"{HOSTILE[:40]}, changed")
+    await connection.close()
 
 
 async def fill(settings: Settings, folder: Path) -> tuple[str, list[str]]:
@@ -144,6 +187,49 @@ async def run(encoding: str, *args: str) -> tuple[int, str, str]:
     with redirect_stdout(out), redirect_stderr(err):
         code = await asyncio.to_thread(main.run, list(args))
     return code, written(out), written(err)
+
+
+async def test_every_text_of_every_event_steers_no_terminal(
+    fresh: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent = await send_every_text(fresh)
+    assert sent > 100
+    with worker(tmp_path) as working:
+        processed()
+        said = working.text()
+    _, out, _ = await run("utf-8", "dlq", "list", "--json")
+    letters = json.loads(out)
+    refused = {each["reason"]: f"{each['partition']}:{each['offset']}" for each in letters["dead_letters"]}
+    assert {"field_malformed", "cloudevent_malformed"} & set(refused)
+    commands: list[tuple[str, ...]] = [
+        ("show", ORDER),
+        ("show", ORDER, "--json"),
+        ("dlq", "list", "--wide"),
+        *(("dlq", "show", each) for each in refused.values()),
+        ("dlq", "redrive", "--dry-run", "--all"),
+        ("wait", "--timeout", "30"),
+        ("rebuild", "start"),
+        ("rebuild", "diff"),
+        ("rebuild", "status"),
+        ("rebuild", "drop", "orders_rebuild"),
+        ("audit",),
+        ("db",),
+    ]
+    told = {"worker": re.sub(r"\x1b\[[0-9;]*m", "", said)}
+    for command in commands:
+        code, out, err = await run("utf-8", *command)
+        assert code in (0, 1), (command, err)
+        told[" ".join(command)] = out + err
+    await break_stores(fresh)
+    commands = [("audit",), ("repair", "--dry-run"), ("whatif",), ("personal", USER)]
+    for command in commands:
+        code, out, err = await run("utf-8", *command)
+        assert code in (0, 1), (command, err)
+        told[f"{' '.join(command)}, of broken stores"] = out + err
+    assert "cache" in told["audit, of broken stores"]
+    for what, text in told.items():
+        assert not harmful(text.replace("\n", "")), (what, text)
+        assert not [line for line in text.splitlines() if line.startswith("forged")], what
 
 
 # -- a person at a terminal ----------------------------------------------------------------------------------

@@ -272,7 +272,9 @@ def _script() -> Callable[..., Any]:
         }
     )
     # Redis's unpack takes a range; so does Lua 5.1's own.
-    run: Callable[..., Any] = lua.eval(b"function(...) local ARGV = {...}\n" + _SCRIPT.encode() + b"\nend")
+    run: Callable[..., Any] = lua.eval(
+        b"function(...) local ARGV = {...}\n" + _SCRIPT.replace("PREFIX", "").encode() + b"\nend"
+    )
     return run
 
 

@@ -129,6 +129,27 @@ async def test_keys_count_from_the_next_request_on(store: Path, caplog: pytest.L
     assert failures(caplog) == []
 
 
+async def test_keys_of_the_environments_file(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, second = tmp_path / "keys", KEY[::-1]
+    file.write_text(f"{KEY}\n")
+    async with service(api_keys_file=file) as s:
+        await s.get(KEY)
+        file.write_text(f"{KEY}, {second}\n")
+        await s.get(second)
+        file.write_text("short")  # it can't be used, so both go on
+        await s.get(second)
+        assert caplog.text.count("what it had before stays in use") == 1
+        assert "short" not in caplog.text
+        file.write_text("")
+        await s.get(KEY, 401)
+        file.write_text(second)
+        await s.get(second)
+        await s.get(None, 401)
+        await s.get(KEY, 401)
+
+
 async def test_a_link_that_is_switched_is_a_change(store: Path, tmp_path: Path) -> None:
     """As Kubernetes changes a Secret that is mounted."""
     keys = {version: add(tmp_path / version, "shop") for version in ("one", "two")}
@@ -709,6 +730,16 @@ async def test_the_access_log_says_who_did_what_and_nothing_personal(
     everything = caplog.text
     for secret in (key, KEY, USER, "3fa85f64", "min_version", "127.0.0.1"):
         assert secret not in everything
+
+
+async def test_probes_do_not_fill_the_access_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "api.requests")
+    async with service(api_keys=KEY) as s:
+        assert (await s.client.get("/health")).status_code == 503
+        await s.get(KEY)
+    probe, request = [record for record in caplog.records if record.name == "api.requests"]
+    assert (probe.levelname, "route=/health" in probe.getMessage()) == ("DEBUG", True)
+    assert request.levelname == "INFO"
 
 
 async def test_the_access_log_can_be_off(caplog: pytest.LogCaptureFixture) -> None:

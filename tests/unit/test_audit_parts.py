@@ -249,3 +249,5 @@ def test_a_state_may_have_more_elements_or_those_of_before() -> None:
         states.read_state(msgspec.msgpack.encode([*known[:2], [{}], *known[3:]]))
     with pytest.raises(ValueError, match="scans is no list"):
         states.read_state(msgspec.msgpack.encode([*known[:3], 7, *known[4:]]))
+    with pytest.raises(ValueError, match="format 3: this version knows 1 to 2"):
+        states.read_state(msgspec.msgpack.encode([*known[:19], 3, "of another kind"]))

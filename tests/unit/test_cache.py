@@ -327,10 +327,10 @@ async def test_which_lanes_are_behind(
 ) -> None:
     class Client:
         async def mget(self, keys: list[str]) -> list[bytes | None]:
-            known = {checkpoint_key("orders", lane): value for lane, value in checkpoints.items()}
+            known = {checkpoint_key(Settings(), lane): value for lane, value in checkpoints.items()}
             return [known.get(key) for key in keys]
 
-    assert await behind(cast(Any, Client()), "orders", ends) == expected
+    assert await behind(cast(Any, Client()), Settings(), ends) == expected
 
 
 async def test_a_checkpoint_of_another_changelog_counts_for_nothing(lane: Lane) -> None:

@@ -98,6 +98,11 @@ def one_line(err: str) -> str:
             "--all and --reason, --topic or --ids contradict each other",
         ),
         (("db", "--json", "regions", "list"), "--json belongs after regions"),
+        (
+            ("grants", "kafka", "--role", "nobody"),
+            "Invalid value for '--role': 'nobody' is not one of 'owner', 'worker', 'reader', 'bulk', 'audit';"
+            " see orders grants kafka --help",
+        ),
         (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
         (("db", "link"), "nothing to link; give at least one of --users"),
         (("db", "unlink", "friends"), "'friends' is not one of 'users', 'products', 'warehouses', 'sellers'"),

@@ -31,8 +31,8 @@ from redis.exceptions import RedisError
 from cli import main
 from credentials import PostgresUrl, RedisUrl
 from settings import Settings, get_settings
+from sinks.clients import open_client
 from sinks.connection import connect
-from sinks.redis import open_client
 from streams.transport.delivery import describe
 from tests import secure
 from tests.certificates import certificate
@@ -227,6 +227,12 @@ async def test_each_connection_reads_the_password_again(
     assert caplog.text.count("ORDERS_KAFKA_SASL_PASSWORD_FILE") == 2, "and again when it vanishes again"
 
 
+async def test_a_file_without_end_is_no_token() -> None:
+    settings = Settings.model_validate(BEARER | {"kafka_oauth_token_file": "/dev/zero"})
+    with pytest.raises(NoToken, match=r"TOKEN_FILE=/dev/zero \(more than 65,536 bytes\)"):
+        await Access(settings).token()
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -348,11 +354,11 @@ async def test_a_certificate_that_is_not_trusted(
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         where = f"127.0.0.1:{server.server_address[1]}"
         postgres = PostgresUrl(f"postgresql://u:p@{where}/d?sslmode=verify-full&sslrootcert={authority}")
-        redis = open_client(RedisUrl(f"rediss://{where}/0?ssl_ca_certs={authority}"))
+        redis = open_client(Settings(redis=RedisUrl(f"rediss://{where}/0?ssl_ca_certs={authority}")))
         monkeypatch.setenv("ORDERS_POSTGRES", postgres.get_secret_value())
         get_settings.cache_clear()
         with pytest.raises((OSError, RedisError)) as raised:
-            await (connect(postgres, "test", timeout=5) if greeting else redis.ping())
+            await (connect(postgres, "test", timeout=5, pooled=False) if greeting else redis.ping())
         await redis.aclose()
         server.shutdown()
     told = main.explain(raised.value) or ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ast
 import pickle
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,17 +19,6 @@ from streams.remedies import REMEDIES
 from streams.transport.errors import FailStop
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted(
-    path
-    for init in ROOT.glob("*/__init__.py")
-    if init.parent.name != "tests"
-    for path in init.parent.rglob("*.py")
-)
-TREES = {
-    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
-    for path in (ROOT / "app.py", ROOT / "errors.py", *FILES)
-}
-CLASSES = [node for tree in TREES.values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
 NAMED_IN_CLI = {
     "cli/bulk.py": {"OtherJob"},
     "cli/db.py": {"BrokenReferences"},
@@ -41,32 +31,42 @@ else goes to cli/main.py.
 """
 
 
+@cache
+def trees() -> dict[str, ast.Module]:
+    """File -> what it says. Read when a test asks: each of the processes that tests run in imports this."""
+    packages = [init.parent for init in ROOT.glob("*/__init__.py") if init.parent.name != "tests"]
+    files = sorted(path for package in packages for path in package.rglob("*.py"))
+    return {
+        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
+        for path in (ROOT / "app.py", ROOT / "errors.py", *files)
+    }
+
+
 def _name(node: ast.expr) -> str:
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
 
-def _remedies() -> dict[str, str]:
+@cache
+def remedies() -> dict[str, str]:
     """Class below OrdersError -> the remedy that it has as an attribute, or its base has; "" where
     each error brings its own.
     """
-    remedies = {"OrdersError": ""}
-    for _ in CLASSES:  # until nothing is added, whatever the order of the files
-        before = len(remedies)
-        for node in CLASSES:
-            base = next((_name(each) for each in node.bases if _name(each) in remedies), None)
-            if base is not None and node.name not in remedies:
+    known = {"OrdersError": ""}
+    classes = [node for tree in trees().values() for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    for _ in classes:  # until nothing is added, whatever the order of the files
+        before = len(known)
+        for node in classes:
+            base = next((_name(each) for each in node.bases if _name(each) in known), None)
+            if base is not None and node.name not in known:
                 own = [
                     each.value
                     for each in node.body
                     if isinstance(each, ast.Assign) and _name(each.targets[0]) == "remedy"
                 ]
-                remedies[node.name] = ast.literal_eval(own[0]) if own else remedies[base]
-        if len(remedies) == before:
+                known[node.name] = ast.literal_eval(own[0]) if own else known[base]
+        if len(known) == before:
             break
-    return remedies
-
-
-ERRORS = _remedies()
+    return known
 
 
 class Made(NamedTuple):
@@ -88,10 +88,12 @@ def _text(node: ast.expr) -> str | None:
     return None
 
 
-def _made() -> Iterator[tuple[str, Made]]:
-    for name, tree in TREES.items():
+def errors_made() -> Iterator[tuple[str, Made]]:
+    """Yield each place where an error is made, with the error."""
+    errors = remedies()
+    for name, tree in trees().items():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and _name(node.func) in ERRORS:
+            if isinstance(node, ast.Call) and _name(node.func) in errors:
                 arguments = node.args
                 if (
                     any(isinstance(each, ast.Starred) for each in arguments)
@@ -104,32 +106,33 @@ def _made() -> Iterator[tuple[str, Made]]:
                 yield f"{name}:{node.lineno}", Made(_name(node.func), message, remedy)
 
 
-MADE = dict(_made())
+def is_phrase(text: str) -> bool:
+    """Whether it can stand before and behind a semicolon, in one line."""
+    return (
+        bool(text)
+        and text == text.strip()
+        and "\n" not in text
+        and text[-1] not in ".;:,"
+        and "`" not in text
+    )
 
 
-def test_there_are_some() -> None:
-    assert len(ERRORS) > 40
-    assert len(MADE) > 120
+def test_an_error_has_a_message_and_a_remedy() -> None:
+    errors, places = remedies(), dict(errors_made())
+    assert len(errors) > 40
+    assert len(places) > 120
+    bad = {}
+    for where, (kind, message, remedy) in places.items():
+        texts = (message or "", errors[kind] if remedy is None else remedy)
+        if not all(map(is_phrase, texts)):
+            bad[where] = texts
+    assert bad == {}
 
 
-@pytest.mark.parametrize("where", MADE)
-def test_an_error_has_a_message_and_a_remedy(where: str) -> None:
-    kind, message, remedy = MADE[where]
-    remedy = ERRORS[kind] if remedy is None else remedy
-    assert message
-    assert remedy, f"{kind} has no remedy of its own, so it is given here"
-    for text in (message, remedy):
-        assert text == text.strip()
-        assert "\n" not in text
-        assert text[-1] not in ".;:,"
-        assert "`" not in text
-
-
-@pytest.mark.parametrize("text", [*filter(None, ERRORS.values()), *REMEDIES.values()])
-def test_a_remedy_fits_behind_a_message(text: str) -> None:
-    assert text == text.strip()
-    assert text[-1] not in ".;:,"
-    assert text[0].islower() or text.startswith("-")
+def test_a_remedy_fits_behind_a_message() -> None:
+    texts = [*filter(None, remedies().values()), *REMEDIES.values()]
+    begun = [text for text in texts if not (text[0].islower() or text.startswith("-"))]
+    assert [text for text in texts if not is_phrase(text)] + begun == []
 
 
 def test_whatever_ends_a_worker_has_a_remedy() -> None:
@@ -143,13 +146,15 @@ def test_whatever_ends_a_worker_has_a_remedy() -> None:
 
 def test_commands_leave_errors_to_one_place() -> None:
     caught: dict[str, set[str]] = {}
-    for name, tree in TREES.items():
+    for name, tree in trees().items():
         if not name.startswith("cli/"):
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.ExceptHandler) and node.type is not None:
                 kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-                caught.setdefault(name, set()).update(_name(each) for each in kinds if _name(each) in ERRORS)
+                caught.setdefault(name, set()).update(
+                    _name(each) for each in kinds if _name(each) in remedies()
+                )
     assert {name: kinds for name, kinds in caught.items() if kinds} == NAMED_IN_CLI
 
 

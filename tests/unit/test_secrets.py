@@ -44,6 +44,10 @@ REDIS = {
     f"rediss://u:{MARK}@{NOWHERE}/": f"rediss://***@{NOWHERE}/",
     f"redis://{NOWHERE}/0?password={MARK}": f"redis://{NOWHERE}/0?***",
     f"redis://{NOWHERE}?username=u&password={MARK}": f"redis://{NOWHERE}?***",
+    f"redis+sentinel://u:{MARK}@{NOWHERE},[::1]:2/orders/0?sentinel_password={MARK}": (
+        f"redis+sentinel://***@{NOWHERE},[::1]:2/orders/0?***"
+    ),
+    f"rediss+sentinel://{MARK}@{NOWHERE}/orders": f"rediss+sentinel://***@{NOWHERE}/orders",
     f"unix://u:{MARK}@/nowhere.sock?db=1": "unix://***@/nowhere.sock?***",
 }
 WRONG = [
@@ -75,6 +79,10 @@ WRONG = [
     f"{{}}://u:x@h/1?{MARK}",
     f"{{}}://u:x@h/1?pass word={MARK}",
     f" {{}}://u:{MARK}@h/1",
+    f"{{}}+sentinel://u:{MARK}@h",
+    f"{{}}+sentinel://u:{MARK}@h/orders/{MARK}",
+    f"{{}}+sentinel://u:{MARK}@h,/orders",
+    f"sentinel+{{}}://u:{MARK}@h/orders",
 ]
 KAFKA = [
     f"sasl_ssl://user:{MARK}@h:9092",
@@ -347,6 +355,14 @@ def test_a_url_is_read_again_and_kept_while_its_file_cannot_be(
     file.write_text(f"postgresql://u:{MARK}3@c/d")
     assert url.get_secret_value() == f"postgresql://u:{MARK}3@c/d"
     assert MARK not in caplog.text + repr(settings)
+
+
+def test_a_file_without_end_is_no_secret(orders: Orders) -> None:
+    code, out, err = orders("settings", API_KEYS_FILE="/dev/zero")
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "orders: ORDERS_API_KEYS_FILE=/dev/zero: more than 65,536 bytes, so it is no secret; see"
+    )
 
 
 def test_a_login_for_kafka_is_refused_in_clear_words(orders: Orders) -> None:

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import resource
+from collections.abc import Callable
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +27,7 @@ from contracts.incoming import BulkPart
 from domain import events
 from operations.submit import files as copies
 from operations.submit import jobs as files
-from operations.submit import parquet as parquets
+from operations.submit.files import Bounds
 from operations.submit.jobs import Job, Refusal, prepare
 from tests.unit.builders import (
     ANNA,
@@ -459,23 +460,23 @@ def test_a_column_of_parquet_that_stands_twice_refuses_the_file() -> None:
         taken(buffer.getvalue())
 
 
-def test_small_files_that_unpack_to_gigabytes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_files_that_unpack_to_gigabytes_are_refused() -> None:
     """Their text is the same in every row, and stands there once; or they have rows without end."""
-    monkeypatch.setattr(parquets, "MEMORY", 400 << 20)
+    bounds = Bounds(memory=400 << 20)
     for length, says in ((1_000, "no column order_id"), (2_000_000, "too much memory")):
         text = pa.DictionaryArray.from_arrays(pa.array([0] * 250, pa.int32()), ["x" * length])
         buffer = io.BytesIO()
         pq.write_table(pa.table({"sku": text}), buffer, compression="zstd")
         assert len(buffer.getvalue()) < 50_000
         with pytest.raises(SourceError, match=says):
-            taken(buffer.getvalue())
+            taken(buffer.getvalue(), bounds=bounds)
     many = pa.table(
         {name: pa.array([""]).take(pa.array([0] * 100_000)) for name in HEADER.strip().split(",")}
     )
     buffer = io.BytesIO()
     pq.write_table(many, buffer)
     with pytest.raises(SourceError, match="more than 1,000,000 bytes"):
-        taken(buffer.getvalue(), limit=1_000_000)
+        taken(buffer.getvalue(), bounds=Bounds(bytes=1_000_000))
 
 
 def test_gzip_that_unpacks_to_much_more_than_its_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -484,9 +485,26 @@ def test_gzip_that_unpacks_to_much_more_than_its_size_is_refused(monkeypatch: py
     monkeypatch.setattr(copies, "ALWAYS", 10_000)
     with pytest.raises(SourceError, match="100 times its size"):
         taken(content)
-    assert taken(content, limit=2_000_000)[0].refused == 1
+    assert taken(content, bounds=Bounds(bytes=2_000_000, ratio=None))[0].refused == 1
     with pytest.raises(SourceError, match="more than 1,000 bytes"):
-        taken(content, limit=1_000)
+        taken(content, bounds=Bounds(bytes=1_000))
+
+
+def wide(columns: list[str]) -> bytes:
+    return parquet(dict.fromkeys(columns, "x"))
+
+
+@pytest.mark.parametrize("made", [wide, lambda columns: ",".join(columns).encode()], ids=["parquet", "csv"])
+def test_columns_without_end_are_refused(made: Callable[[list[str]], bytes]) -> None:
+    columns = [*HEADER.strip().split(","), *(f"column {number}" for number in range(90))]
+    bounds = Bounds(columns=len(columns))
+    if made is wide:
+        assert taken(made(columns), bounds=bounds)[0].ignored == columns[-90:]
+    with pytest.raises(SourceError, match=r"102 columns, more than 101; .*ORDERS_BULK_FILE_COLUMNS"):
+        taken(made([*columns, "one more"]), bounds=bounds)
+    with pytest.raises(SourceError, match="the name of column 2 has more than 200 characters") as refused:
+        taken(made([columns[0], "x" * 300_000, *columns[1:]]))
+    assert len(str(refused.value)) < 200
 
 
 @pytest.mark.parametrize("change", ["grow", "shrink", "write"])

@@ -178,6 +178,11 @@ def test_local_times(local: str, expected: str) -> None:
         ),
         (
             "customers",
+            ["customer_id,customer_unique_id,customer_state", "," * (1 << 20)],
+            "a line above 1,048,576 characters",
+        ),
+        (
+            "customers",
             ["customer_id,customer_unique_id,customer_id", "x,u,SP"],
             "column customer_id stands twice",
         ),

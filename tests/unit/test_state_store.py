@@ -123,6 +123,22 @@ def test_an_order_s_id_is_no_key_of_the_store_s_own(tmp_path: Path, key: bytes) 
     assert (store.first_due(0), store.due(0, 60, 10)) == (0, [])
 
 
+def test_the_states_that_were_written_last_are_known_and_never_due(tmp_path: Path) -> None:
+    store = ordinary(tmp_path)
+    assert store.latest(0) == []
+    keys = [n.to_bytes(16, "big") for n in range(50)]
+    store.write(0, {key: state() for key in keys}, 60)
+    assert store.latest(0) == keys[-table.LATEST_KEYS :]
+    store.write(0, {}, 61, [Moved(keys[0], 0, 50)])
+    store.write(0, {keys[3]: state(2), keys[4]: None}, 62)
+    assert store.latest(0) == [keys[3]]
+    store.write(0, {}, 63, [Moved(keys[0], 50, 0)])
+    assert (store.first_due(0), store.due(0, (1 << 64) - 1, 10)) == (0, [])
+    records: list[Any] = [Foreign(64, keys[9], state(3))]
+    store.recover(0, records, 65)
+    assert store.latest(0) == [keys[9]]
+
+
 def test_the_offset_is_found_where_it_was_before(tmp_path: Path) -> None:
     first = ordinary(tmp_path)
     first.write(0, {b"k" * 16: state()}, None)

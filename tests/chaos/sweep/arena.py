@@ -195,7 +195,7 @@ class Arena:
         async with Redis.from_url(self.settings.redis.get_secret_value()) as redis:
             await redis.script_flush()
             for lane in range(self.settings.partitions) if ahead else ():
-                await redis.set(checkpoint_key(self.settings.group, lane), b"0 0 %d" % FAR)
+                await redis.set(checkpoint_key(self.settings, lane), b"0 0 %d" % FAR)
         if fresh:
             shutil.rmtree(self.data / NAME, ignore_errors=True)
         child = await self._zygote.fork(

@@ -1,0 +1,78 @@
+"""Workers of the version before and of this one in one group, forward and back, killed in the middle: each
+goes on with what the other wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from contracts.cloudevents import SourceEvent
+from domain.order import Order
+from settings import Settings
+from tests.e2e import previous
+from tests.e2e.test_kill import handled
+from tests.integration.test_repair import states_of
+from tests.waiting import eventually
+from tests.workers import Worker, audit, processed, worker
+from workload import generator
+from workload.producer import send
+
+NOW = len(Order.__struct_fields__)
+BEFORE = NOW - 1
+HISTORY = list(generator.events(300, 91, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.005)))
+
+
+async def send_and_kill(settings: Settings, events: Sequence[SourceEvent], killed: Worker) -> None:
+    """Send events, and kill a worker while they are handled."""
+    sending = asyncio.ensure_future(send(settings, events))
+    before = await handled(settings)
+
+    async def under_way() -> bool:
+        return await handled(settings) > before + len(events) // 4
+
+    await eventually(under_way, "a quarter is handled")
+    killed.kill()
+    await sending
+
+
+@pytest.mark.previous
+async def test_forward_and_back_in_one_group(fresh: Settings, tmp_path: Path) -> None:
+    tree = previous.unpack(tmp_path / "before")
+
+    def of_before(name: str) -> AbstractContextManager[Worker]:
+        return worker(tmp_path, name, previous.orders(tree, "worker", "--name", name))
+
+    thirds = [HISTORY[len(HISTORY) * i // 3 : len(HISTORY) * (i + 1) // 3] for i in range(3)]
+    with of_before("w1") as old, worker(tmp_path, "w2") as new:
+        # Forward: the old one is killed, and this version goes on with the local states that it left.
+        await send_and_kill(fresh, thirds[0], old)
+        with worker(tmp_path, "w1") as newer:
+            # And back, the same way.
+            await send_and_kill(fresh, thirds[1], new)
+            with of_before("w2") as again:
+                await send(fresh, thirds[2])
+                processed()
+                report = audit()
+                # The auditor of the version before finds nothing wrong either, local files included.
+                theirs = subprocess.run(
+                    previous.orders(tree, "audit"), capture_output=True, text=True, check=False
+                )
+                assert theirs.returncode == 0, theirs.stdout[-3000:] + theirs.stderr[-3000:]
+                assert again.terminate() == 0
+            assert newer.terminate() == 0
+    assert report["counts"]["orders"] >= 300
+    # Each has gone on with states of the other one.
+    followed = {
+        (len(msgspec.msgpack.decode(earlier)), len(msgspec.msgpack.decode(later)))
+        for states in (await states_of(fresh)).values()
+        for earlier, later in pairwise(states)
+    }
+    assert {(BEFORE, NOW), (NOW, BEFORE)} <= followed
