@@ -5,7 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-# Tests run against servers from packages. STACK=containers runs the same tests against those of docker-compose.yml, and that file as a whole.
+# Tests run against servers from packages. STACK=containers runs the same tests against those of docker-compose.yml, and that file as a whole;
+# STACK=secure those that need servers against a stack with TLS, logins and least rights.
 STACK  ?= local
 export STACK
 # The tests start hundreds of Python processes: what is compiled stays compiled.
@@ -50,9 +51,11 @@ $(STAMP): requirements.txt pyproject.toml
 	$(BIN)/python -m stack || echo "Going on without: the first start of the stack fetches them."
 	printf '%s' "$$(pwd -P)" > $@
 
-test: $(STAMP) ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers)
+SECURE := tests/contract tests/integration tests/e2e tests/chaos/test_mini.py
+
+test: $(STAMP) ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers; STACK=secure: with TLS and logins)
 	$(MAKE) --no-print-directory -j 2 lint layers types
-	$(BIN)/pytest $(if $(filter local,$(STACK)),-n 3 --dist worksteal) --durations 20
+	$(BIN)/pytest $(if $(filter containers,$(STACK)),,-n 3 --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
 
 check: $(STAMP) ## What to run while working: lint, types, layers, tests without servers; a minute
 	$(MAKE) --no-print-directory -j 2 lint layers types

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,7 @@ from rich.text import Text
 from cli.terminal import Rows, Wide, messages, output
 from cli.text import printable, say
 from errors import OrdersError
+from operations.secured import USERS, allow, settings_of
 
 if TYPE_CHECKING:
     from stack import Stack
@@ -50,19 +52,32 @@ def up(
     replica: Annotated[
         bool, typer.Option("--replica", help="Start a streaming replica of PostgreSQL too.")
     ] = False,
+    secure: Annotated[
+        bool,
+        typer.Option(
+            "--secure",
+            help="TLS, logins and least rights on every server, for a new stack. [default: as DIR is]",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start the servers in the background and print the ORDERS_* values that lead to them.
     Harmless when they run already.
+
+    With --secure the values lead to files with the secrets, which only you can read, and to a user with all
+    roles; `orders stack env --user orders-worker` gives those of one role.
     """
     from stack import Stack
 
     with _shown("starting the servers") as progress:
-        stack = Stack.start(dir, brokers, replica, progress=progress)
+        stack = Stack.start(dir, brokers, replica, users=USERS if secure else (), progress=progress)
+        if stack.users:
+            progress("giving rights")
+            asyncio.run(allow(settings_of(stack.admin), stack.users))
     if as_json:
         print(json.dumps(stack.env, indent=2))
         return
-    _print_env(stack, export=False)
+    _print_env(stack.env, export=False)
     if sys.stderr.isatty():
         use = "orders uses it in this folder; for other programs" if dir == DEFAULT else "For this shell"
         evaluated = f'eval "$(orders stack env{_dir_option(dir)})"'
@@ -116,21 +131,31 @@ def status(dir: Dir = DEFAULT, wide: Wide = False, as_json: Json = False) -> Non
 
 
 @app.command(epilog='Example: eval "$(orders stack env)"')
-def env(dir: Dir = DEFAULT, as_json: Json = False) -> None:
+def env(
+    dir: Dir = DEFAULT,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            help="Whose login, in a secure stack: orders-ROLE, or admin.", show_default="all roles together"
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
     """Print the ORDERS_* values as `export NAME=value` lines, for a shell to evaluate."""
     stack = _opened(dir)
     if not stack.running:
         raise OrdersError(
             f"the stack in {dir} does not run", f"start it with: orders stack up{_dir_option(dir)}"
         )
+    values = stack.env if user is None else stack.env_of(user)
     if as_json:
-        print(json.dumps(stack.env, indent=2))
+        print(json.dumps(values, indent=2))
     else:
-        _print_env(stack, export=True)
+        _print_env(values, export=True)
 
 
-def _print_env(stack: Stack, *, export: bool) -> None:
-    for name, value in stack.env.items():
+def _print_env(values: Mapping[str, str], *, export: bool) -> None:
+    for name, value in values.items():
         say(f"{'export ' if export else ''}{name}={shlex.quote(value)}")
 
 

@@ -16,6 +16,7 @@ import typer
 from errors import OrdersError
 from operations.servers import require
 from settings import Settings, get_settings
+from streams.probes import Probes
 
 
 class Role(Enum):
@@ -67,39 +68,55 @@ def worker_command(
     gc.enable()
     configure(settings, name)
     if role is Role.bulk:
-        _metrics(settings, start_http_server)
-        raise typer.Exit(asyncio.run(_bulk(settings)))
+        raise typer.Exit(asyncio.run(_bulk(settings, _metrics(settings, start_http_server))))
     app = create_app(settings, bulk=role is Role.all)
     app.claim_folder()
-    _metrics(settings, start_http_server)
+    probes = _metrics(settings, start_http_server)
     # A batch makes some hundred thousand objects that all go by reference count; looking through them for
     # cycles every 700 is a waste.
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
-    raise typer.Exit(run_worker(app))
+
+    def begun(loop: asyncio.AbstractEventLoop) -> None:
+        if probes is not None:
+            probes.watch(loop, lambda: None if app.ready else "lanes aren't open yet")
+
+    raise typer.Exit(run_worker(app, begun))
 
 
-def _metrics(settings: Settings, start: Callable[..., Any]) -> None:
-    if settings.metrics_port:
-        try:
-            start(settings.metrics_port, addr=settings.metrics_host)
-        except OSError as error:
-            where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
-            raise OrdersError(
-                f"{where}: {error.strerror}", "choose another port or address, or port 0"
-            ) from None
+def _metrics(settings: Settings, start: Callable[..., Any]) -> Probes | None:
+    """Serve metrics and probes in a thread, if they are to be served."""
+    if not settings.metrics_port:
+        return None
+    try:
+        server, _ = start(settings.metrics_port, addr=settings.metrics_host)
+    except OSError as error:
+        where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
+        raise OrdersError(f"{where}: {error.strerror}", "choose another port or address, or port 0") from None
+    probes = Probes(server.get_app())
+    server.set_app(probes)
+    return probes
 
 
-async def _bulk(settings: Settings) -> int:
+async def _bulk(settings: Settings, probes: Probes | None) -> int:
     """Unpack until a signal comes; returns the exit code."""
     from streams.bulk import serve
 
     log, stop = logging.getLogger("streams.bulk"), asyncio.Event()
+    waits: str | None = "it has not joined its group yet"
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    if probes is not None:
+        probes.watch(asyncio.get_running_loop(), lambda: waits)
+
+    def ready() -> None:
+        nonlocal waits
+        waits = None
+        log.info("worker ready")
+
     try:
-        await serve(settings, stop, lambda: log.info("worker ready"))
+        await serve(settings, stop, ready)
     except OrdersError as failure:
         log.critical("the worker ends, nothing unfinished is acknowledged: %s", failure)
         return 1

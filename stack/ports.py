@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import socket
+import ssl
+from contextlib import ExitStack
+from pathlib import Path
 
 from stack.errors import StackError
 
@@ -46,15 +49,37 @@ def choose(taken: set[int]) -> int:
     )
 
 
-def answers(port: int, question: bytes) -> bytes:
+def _connected(port: int) -> socket.socket:
+    connection = socket.socket()
+    try:
+        connection.settimeout(1)
+        connection.connect(("127.0.0.1", port))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def listens(port: int) -> bool:
+    """Tell whether anybody takes connections on the port. Blocks a second at most."""
+    try:
+        with _connected(port):
+            return True
+    except OSError:
+        return False
+
+
+def answers(port: int, question: bytes, trusted: Path | None = None) -> bytes:
     """The first bytes that whoever listens on the port says to `question`; empty when nobody does.
-    Blocks a second at most.
+    `trusted`: ask over TLS, and trust this authority alone. Blocks some seconds at most.
     """
     try:
-        with socket.socket() as connection:
-            connection.settimeout(1)
-            connection.connect(("127.0.0.1", port))
-            connection.sendall(question)
-            return connection.recv(64)
+        with ExitStack() as opened:
+            asked = opened.enter_context(_connected(port))
+            if trusted is not None:
+                context = ssl.create_default_context(cafile=trusted)
+                asked = opened.enter_context(context.wrap_socket(asked, server_hostname="127.0.0.1"))
+            asked.sendall(question)
+            return asked.recv(64)
     except OSError:
         return b""

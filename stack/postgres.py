@@ -102,9 +102,13 @@ class Postgres(Server):
         return f"orders.stack={self.data}"
 
     @property
+    def address(self) -> str:
+        return f"postgresql://{{user}}:{{password}}@127.0.0.1:{self.port}/{DATABASE}"
+
+    @property
     def url(self) -> str:
         """The server's URL, as in ORDERS_POSTGRES."""
-        return f"postgresql://postgres:{self.state.password}@127.0.0.1:{self.port}/{DATABASE}"
+        return self.address.format(user="postgres", password=self.state.password)
 
     def prepare(self) -> None:
         self.home.mkdir(exist_ok=True)

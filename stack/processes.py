@@ -109,9 +109,10 @@ def spawn(
     cwd: Path,
     env: Mapping[str, str] | None = None,
     account: pwd.struct_passwd | None = None,
+    umask: int = -1,
 ) -> subprocess.Popen[bytes]:
     """Start a server in a session of its own, its output in `log` (the last run's is kept as .1).
-    Does not wait for it.
+    Does not wait for it. `umask`: -1 is this process's.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     if log.exists():
@@ -125,6 +126,7 @@ def spawn(
             cwd=cwd,
             env={**os.environ, **(env or {})},
             start_new_session=True,
+            umask=umask,
             **_as(account),
         )
     with _children_guard:

@@ -37,6 +37,11 @@ class Server(ABC):
         return self.state.port(self.name, "port")
 
     @property
+    def address(self) -> str:
+        """Its URL with {user} and {password} in it; of the servers that have one."""
+        raise NotImplementedError
+
+    @property
     @abstractmethod
     def identity(self) -> Identity:
         """Identity of its process."""

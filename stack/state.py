@@ -49,6 +49,8 @@ class State:
     password: str = field(default_factory=lambda: secrets.token_hex(16))
     postgres_home: str | None = None
     advertise: list[str] = field(default_factory=list)
+    users: dict[str, str] = field(default_factory=dict)
+    """Name -> password, of those who may come in to a secure stack. None: the stack isn't secure."""
     servers: dict[str, Record] = field(default_factory=dict)
     _guard: RLock = field(default_factory=RLock, repr=False, compare=False)
 
@@ -88,6 +90,7 @@ class State:
             "password": self.password,
             "postgres_home": self.postgres_home,
             "advertise": self.advertise,
+            "users": self.users,
             "servers": {name: asdict(record) for name, record in self.servers.items()},
         }
         with self._guard:

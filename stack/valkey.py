@@ -11,7 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import ClassVar
 
-from stack import ports
+from stack import logins, ports
 from stack.errors import StackError
 from stack.processes import Identity, spawn
 from stack.servers import Server
@@ -42,16 +42,20 @@ class Valkey(Server):
         return f"orders-stack-{hashlib.sha256(os.fsencode(self.home)).hexdigest()[:32]}"
 
     @property
+    def address(self) -> str:
+        return f"redis://{{user}}:{{password}}@127.0.0.1:{self.port}/0"
+
+    @property
     def url(self) -> str:
         """The server's URL, as in ORDERS_REDIS."""
-        return f"redis://:{self.state.password}@127.0.0.1:{self.port}/0"
+        return self.address.format(user="", password=self.state.password)
 
     def prepare(self) -> None:
         self.home.mkdir(exist_ok=True)
         lines = [
             "bind 127.0.0.1",
             f"port {self.port}",
-            f"requirepass {self.state.password}",
+            f"aclfile {self._users()}" if self.state.users else f"requirepass {self.state.password}",
             'save ""',
             "appendonly no",
             "maxmemory 256mb",
@@ -63,8 +67,17 @@ class Valkey(Server):
         self.config.touch(mode=0o600)
         self.config.write_text("\n".join(lines) + "\n")
 
+    def _users(self) -> str:
+        """The name of the file in which it keeps its users: at first the administrator alone."""
+        users = self.home / "users.acl"
+        if not users.exists():
+            digest = hashlib.sha256(self.state.password.encode()).hexdigest()
+            logins.write(users, f"user default off\nuser {logins.ADMIN} on #{digest} ~* &* +@all\n")
+        return users.name
+
     def launch(self) -> subprocess.Popen[bytes]:
-        return spawn([str(_binary()), str(self.config)], log=self.log, cwd=self.home)
+        # ACL SAVE writes a new file.
+        return spawn([str(_binary()), str(self.config)], log=self.log, cwd=self.home, umask=0o077)
 
     def ready(self) -> bool:
         return ports.answers(self.port, b"PING\r\n").startswith((b"+PONG", b"-NOAUTH"))

@@ -10,10 +10,9 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
-import asyncpg
 import pytest
 from redis.asyncio import Redis
 
@@ -22,6 +21,7 @@ from settings import Settings, get_settings
 from tests import stackfixture
 from tests.deploy import helm
 from tests.e2e import previous
+from tests.servers import admin, as_admin, url, with_path, without_files
 from tests.stackfixture import Servers
 
 CONTAINERS = os.environ.get("STACK", "local") == "containers"
@@ -103,15 +103,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Servers]:
     """Kafka, Postgres and Redis, once per run."""
-    if known := os.environ.get(stackfixture.RUNNING):
-        yield stackfixture.Running(json.loads(known))
-        return
-    if not CONTAINERS:
-        with stackfixture.from_packages() as servers:
-            yield servers
-        return
-    with stackfixture.from_images() as containers:
-        yield containers
+    with ExitStack() as opened:
+        servers: Servers
+        if known := os.environ.get(stackfixture.RUNNING):
+            servers = stackfixture.Running(**json.loads(known))
+        elif CONTAINERS:
+            servers = opened.enter_context(stackfixture.from_images())
+        else:
+            servers = opened.enter_context(stackfixture.from_packages())
+        opened.enter_context(stackfixture.administered(servers))
+        yield servers
 
 
 @pytest.fixture
@@ -127,11 +128,12 @@ async def settings(
         if name.startswith("ORDERS_") and name != "ORDERS_OLIST":
             monkeypatch.delenv(name)
     unique = uuid.uuid4().hex[:12]
-    admin = stack.env["ORDERS_POSTGRES"]
+    given = without_files(stack.env)
+    postgres = given["ORDERS_POSTGRES"]
     values = {
-        "ORDERS_KAFKA": stack.env["ORDERS_KAFKA"],
-        "ORDERS_POSTGRES": _with_path(admin, f"test_{unique}"),
-        "ORDERS_REDIS": _with_path(stack.env["ORDERS_REDIS"], str(next(_redis_databases))),
+        **given,
+        "ORDERS_POSTGRES": with_path(postgres, f"test_{unique}"),
+        "ORDERS_REDIS": with_path(given["ORDERS_REDIS"], str(next(_redis_databases))),
         "ORDERS_DATA": str(tmp_path / "data"),
         "ORDERS_GROUP": f"orders-{unique}",
         "ORDERS_PARTITIONS": "2",  # a broker takes as long to make and to delete a topic as it has partitions
@@ -139,14 +141,16 @@ async def settings(
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     get_settings.cache_clear()
-    template = "template migrated" if "migrated" in request.fixturenames else ""
-    await _execute(admin, f"create database test_{unique} {template}")
-    async with Redis.from_url(values["ORDERS_REDIS"]) as redis:
+    await stackfixture.new_database(
+        postgres, f"test_{unique}", "migrated" if "migrated" in request.fixturenames else "template1"
+    )
+    async with Redis.from_url(as_admin(values["ORDERS_REDIS"])) as redis:
         await redis.flushdb()
     yield Settings()
     # The database stays until the servers go: to drop it makes Postgres write out all that the others hold.
-    await _execute(
-        admin, f"select pg_terminate_backend(pid) from pg_stat_activity where datname = 'test_{unique}'"
+    await stackfixture.execute(
+        as_admin(postgres),
+        f"select pg_terminate_backend(pid) from pg_stat_activity where datname = 'test_{unique}'",
     )
     get_settings.cache_clear()
 
@@ -156,11 +160,11 @@ def migrated(stack: Servers) -> None:
     """A database of this name with our tables, to be copied."""
     from sinks import migrate
 
-    admin = stack.env["ORDERS_POSTGRES"]
+    postgres = url(stack.env, "POSTGRES")
 
     async def make() -> None:
-        await _execute(admin, "create database migrated")
-        await migrate.upgrade(Settings(postgres=PostgresUrl(_with_path(admin, "migrated"))))
+        await stackfixture.new_database(postgres, "migrated")
+        await migrate.upgrade(Settings(postgres=PostgresUrl(with_path(postgres, "migrated"))))
 
     with ThreadPoolExecutor(1) as pool:  # here a loop may be running
         pool.submit(asyncio.run, make()).result()
@@ -173,19 +177,7 @@ async def fresh(migrated: None, settings: Settings) -> AsyncIterator[Settings]:
     """
     from streams import topics
 
-    await topics.delete_all(settings)
+    await topics.delete_all(admin(settings))
     await topics.ensure(settings)
     yield settings
-    await topics.delete_all(settings)
-
-
-def _with_path(url: str, path: str) -> str:
-    return urlunsplit(urlsplit(url)._replace(path=f"/{path}"))
-
-
-async def _execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
+    await topics.delete_all(admin(settings))

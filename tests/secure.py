@@ -32,9 +32,9 @@ from aiokafka.protocol.types import (
 )
 from cryptography.x509 import DNSName
 
+from stack.certificates import HERE, certificate
 from stack.kafka import Broker
 from stack.state import State
-from tests.certificates import HERE, certificate
 from tests.waiting import eventually, until
 
 USER: Final = "worker"

@@ -4,22 +4,29 @@ images with STACK=containers.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import asyncpg
 import psutil
 import pytest
 import yaml
+from redis.asyncio import Redis
 
-from stack import Stack, StackError
+from operations import secured
+from operations.grants import Acl
+from stack import Stack, StackError, folders
+from tests.servers import SECURE, administrator, as_admin, with_path
 
 if TYPE_CHECKING:
     from testcontainers.compose import DockerCompose
@@ -37,6 +44,10 @@ class Servers(Protocol):
     def env(self) -> dict[str, str]:
         """ORDERS_* values."""
 
+    @property
+    def admin(self) -> dict[str, str]:
+        """The same, for who may do everything."""
+
 
 @contextmanager
 def from_packages() -> Iterator[Stack]:
@@ -45,15 +56,78 @@ def from_packages() -> Iterator[Stack]:
     """
     home = Path(tempfile.gettempdir()) / f"orders-tests-{os.geteuid()}"
     home.mkdir(mode=0o755, exist_ok=True)
-    for left in home.iterdir():
-        if not psutil.pid_exists(int(left.name)):
-            purge(left)
+    with folders.locked(home):  # one of the processes that begin at once deletes it
+        for left in home.iterdir():
+            if not psutil.pid_exists(int(left.name)):
+                purge(left)
     folder = home / str(os.getpid())
     purge(folder)
     try:
-        yield Stack.start(folder)
+        yield started(folder)
     finally:
         purge(folder)
+
+
+def started(folder: Path, *, replica: bool = False, advertise: Sequence[str] = ()) -> Stack:
+    """A stack that runs, secure with STACK=secure."""
+    users = secured.USERS if SECURE else ()
+    stack = Stack.start(folder, replica=replica, users=users, advertise=advertise)
+    if SECURE:
+        with ThreadPoolExecutor(1) as pool:  # here a loop may be running
+            pool.submit(asyncio.run, _allow(stack)).result()
+    return stack
+
+
+@contextmanager
+def administered(stack: Servers) -> Iterator[None]:
+    """Meanwhile tests come in as the administrator of this stack."""
+    before = administrator(stack.admin)
+    try:
+        yield
+    finally:
+        administrator(before)
+
+
+async def _allow(stack: Stack) -> None:
+    """Rights as `orders stack up --secure` gives them, and those of every test's own group."""
+    admin = secured.settings_of(stack.admin)
+    await secured.allow(admin, stack.users)
+    of_a_group = secured.kafka_rights(admin.model_copy(update={"group": GROUPS}), secured.EVERYBODY)
+    rights = {acl._replace(name=GROUPS, prefixed=True) for acl in of_a_group if acl.name.startswith(GROUPS)}
+    await secured.allow_kafka(admin, {secured.EVERYBODY: rights})
+    async with Redis.from_url(admin.redis.get_secret_value()) as cache:
+        await cache.execute_command("ACL", "SETUSER", secured.EVERYBODY, "~cache:*")  # type: ignore[no-untyped-call]
+
+
+async def allow_topic(stack: Servers, topic: str) -> None:
+    """Let the programs of a secure stack read and write a topic that no role has. Nothing else is needed."""
+    if stack.admin != stack.env:
+        rights = [Acl("Topic", topic, operation) for operation in ("Read", "Write")]
+        await secured.allow_kafka(secured.settings_of(stack.admin), {secured.EVERYBODY: rights})
+
+
+GROUPS = "orders-"
+"""How the names of tests' groups begin."""
+
+
+async def new_database(postgres: str, name: str, template: str = "template1") -> None:
+    """Make a database beside the one of the URL, whose user may work in it as in that one."""
+    await execute(as_admin(postgres), f"create database {name} template {template}")
+    if "sslmode" in postgres:
+        connection = await asyncpg.connect(as_admin(with_path(postgres, name)))
+        try:
+            await secured.allow_postgres(connection, [secured.EVERYBODY])
+        finally:
+            await connection.close()
+
+
+async def execute(postgres: str, statement: str) -> None:
+    """Run one statement."""
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 def purge(folder: Path) -> None:
@@ -65,14 +139,15 @@ def purge(folder: Path) -> None:
 
 
 RUNNING = "TESTS_SERVERS"
-"""Variable that tells tests, when a test runs them, of the servers that it has: ORDERS_* values as JSON."""
+"""Variable that tells tests, when a test runs them, of the servers that it has: env and admin as JSON."""
 
 
 class Running:
     """Servers that others have started, and will stop."""
 
-    def __init__(self, env: dict[str, str]) -> None:
+    def __init__(self, env: dict[str, str], admin: dict[str, str] | None = None) -> None:
         self.env = env
+        self.admin = env if admin is None else admin
 
 
 def images() -> dict[str, str]:
@@ -116,8 +191,8 @@ def project(name: str, *services: str, build: bool = False) -> Iterator[DockerCo
         environment.setenv(
             "COMPOSE_PROJECT_NAME", f"{name}-{os.getpid()}"
         )  # never the user's own, whose data would go at the end
-        environment.setenv("POSTGRES_PASSWORD", PASSWORD)
-        environment.setenv("REDIS_PASSWORD", PASSWORD)
+        for name in ("POSTGRES", "OWNER", "REDIS"):
+            environment.setenv(f"{name}_PASSWORD", PASSWORD)
         # Chosen before the start: Kafka tells clients its address.
         with ExitStack() as probes:
             for variable in PORTS:

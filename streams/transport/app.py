@@ -263,8 +263,8 @@ class BatchApp(faust.App):
 
     @property
     def ready(self) -> bool:
-        """True while lanes are open: assigned, recovered, delivering."""
-        return self._consumer is not None and bool(cast(Consumer, self._consumer).lanes)
+        """True while all lanes that are ours are open: assigned, recovered, delivering. There may be none."""
+        return self._consumer is not None and cast(Consumer, self._consumer).standing
 
     def stats(self) -> TransportStats:
         """A snapshot for metrics. Never blocks; to be called in the main thread."""

@@ -267,6 +267,15 @@ class Consumer(driver.Consumer):
             self._open(starts)
             self._fetch_more()
 
+    @property
+    def standing(self) -> bool:
+        """Whether the group has told which lanes are ours, which may be none, and all of these are open."""
+        claimed = self._thread.claimed() if self._assigned else None
+        if claimed is None:
+            return False
+        specs = self._app.specs_by_topic
+        return all(TP(*tp) in self.trackers for tp in claimed[0].tps if tp.topic in specs)
+
     def _open(self, starts: Mapping[TP, Start]) -> None:
         app = self._app
         order = {topic: number for number, topic in enumerate(app.specs_by_topic)}

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 from errors import OrdersError
 from streams.transport.app import BatchApp
@@ -30,9 +31,9 @@ def new_event_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
-def run_worker(app: BatchApp) -> int:
+def run_worker(app: BatchApp, begun: Callable[[asyncio.AbstractEventLoop], None] = lambda loop: None) -> int:
     """Run `app` until a signal comes or it crashes; returns the exit code. Blocks.
-    To be called once, in the main thread.
+    To be called once, in the main thread. `begun` is told the loop in which it is about to run.
 
     Logs through the logging module, which the caller has set up. Raises nothing.
     If a thread hangs, ends the process itself.
@@ -41,6 +42,7 @@ def run_worker(app: BatchApp) -> int:
     asyncio.set_event_loop(loop)
     app.loop = loop
     app.in_worker = True
+    begun(loop)
     try:
         code = loop.run_until_complete(_serve(app))
         _cancel_rest(loop)

@@ -23,6 +23,7 @@ from aiokafka import AIOKafkaConsumer
 
 from stack import ports
 from tests.chaos.world import until, until_awaited
+from tests.servers import kafka
 
 REMEMBERED = 20_000
 """Orders that the readers know, the latest heard of."""
@@ -74,7 +75,7 @@ class Readers:
 
     async def _listen(self) -> None:
         async with AIOKafkaConsumer(
-            "order.status_changed", bootstrap_servers=self._brokers, group_id=None
+            "order.status_changed", **kafka(self._brokers), group_id=None
         ) as consumer:
             async for record in consumer:
                 data = json.loads(record.value)

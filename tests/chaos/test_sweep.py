@@ -15,6 +15,7 @@ from tests.chaos.sweep.arena import Arena, arena
 from tests.chaos.sweep.points import AFTER, BEFORE, points
 from tests.chaos.sweep.scenes import SCENES
 from tests.chaos.sweep.sweep import Kill, plan, reconnoitre, sweep
+from tests.servers import admin
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SAMPLE = 6
@@ -30,7 +31,7 @@ ALWAYS = (
 async def here(settings: Settings, tmp_path: Path) -> AsyncIterator[Arena]:
     async with arena(dict(os.environ), tmp_path) as made:
         yield made
-    await topics.delete_all(settings)
+    await topics.delete_all(admin(settings))
 
 
 async def test_a_worker_killed_at_an_await_leaves_nothing_wrong(here: Arena) -> None:

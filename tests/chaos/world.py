@@ -20,15 +20,18 @@ import psutil
 from aiokafka.admin import AIOKafkaAdminClient
 from redis.asyncio import Redis
 
+from operations import secured
 from settings import Settings
 from sinks import migrate
 from stack import Stack
 from streams import topics
+from tests import servers, stackfixture
 from tests.chaos.load import Feeder, Load
 from tests.chaos.pgwire import LostReplies
 from tests.chaos.proxy import Proxy
 from tests.chaos.watch import Watch
 from tests.chaos.workers import Clock, Exit, Supervised
+from tests.servers import SECURE, as_admin, kafka
 
 SERVERS = frozenset(
     {
@@ -137,7 +140,7 @@ class World:
     @asynccontextmanager
     async def sql(self, url: str | None = None) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
         """A session straight to the primary."""
-        connection = await asyncpg.connect(url or self.settings.postgres.get_secret_value(), timeout=10)
+        connection = await asyncpg.connect(as_admin(url or self.settings.postgres), timeout=10)
         try:
             yield connection
         finally:
@@ -147,13 +150,13 @@ class World:
     @asynccontextmanager
     async def redis(self) -> AsyncIterator[Redis]:
         """Straight to Redis."""
-        async with Redis.from_url(self.settings.redis.get_secret_value()) as client:
+        async with Redis.from_url(as_admin(self.settings.redis)) as client:
             yield client
 
     @asynccontextmanager
     async def kafka(self) -> AsyncIterator[AIOKafkaAdminClient]:
         """An admin client straight to the brokers."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self.settings.brokers, request_timeout_ms=30_000)
+        admin = AIOKafkaAdminClient(**kafka(self.settings.brokers), request_timeout_ms=30_000)
         try:
             await admin.start()
             yield admin
@@ -230,15 +233,17 @@ class World:
 
     def _detoured(self) -> dict[str, str]:
         def through(name: str, proxy: str) -> str:
-            parts = urlsplit(self.stack.env[name])
+            parts = urlsplit(servers.url(self.stack.env, name))
             return urlunsplit(
                 parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@{self.proxies[proxy].address}")
             )
 
         return {
             "ORDERS_KAFKA": ",".join(proxy.address for proxy in self.brokers),
-            "ORDERS_POSTGRES": through("ORDERS_POSTGRES", "postgres"),
-            "ORDERS_REDIS": through("ORDERS_REDIS", "redis"),
+            "ORDERS_POSTGRES": through("POSTGRES", "postgres"),
+            "ORDERS_POSTGRES_FILE": "",
+            "ORDERS_REDIS": through("REDIS", "redis"),
+            "ORDERS_REDIS_FILE": "",
             "ORDERS_DATA": str(self.folder / "data"),
         }
 
@@ -256,7 +261,7 @@ async def world(
             name: Proxy(name)
             for name in ("redis", *(f"kafka-{node}" for node in range(1, shape.brokers + 1)))
         }
-        proxies["postgres"] = Proxy("postgres", replies.wire)
+        proxies["postgres"] = Proxy("postgres", None if SECURE else replies.wire)
         for proxy in proxies.values():
             opened.push_async_callback(proxy.close)
         advertise = [proxies[f"kafka-{node}"].address for node in range(1, shape.brokers + 1)]
@@ -265,14 +270,19 @@ async def world(
             folder / "stack",
             shape.brokers,
             shape.replica,
+            users=secured.USERS if SECURE else (),
             advertise=advertise,
             progress=lambda message: say(message),
         )
         opened.callback(_leave, stack, folder / "logs" / "servers")
+        opened.enter_context(stackfixture.administered(stack))
+        if SECURE:
+            await secured.allow(secured.settings_of(stack.admin), stack.users)
         for address, port in stack.detours.items():
             await proxies[f"kafka-{advertise.index(address) + 1}"].start(port)
         for name in ("postgres", "redis"):
-            await proxies[name].start(next(status.port for status in stack.status if status.name == name))
+            before = f"{name}-tls" if SECURE else name
+            await proxies[name].start(next(each.port for each in stack.status if each.name == before))
         made = World(folder, stack, shape, seed, proxies, replies)
         await topics.ensure(made.settings)
         await migrate.upgrade(made.settings)

@@ -28,6 +28,8 @@ from sinks.postgres import PostgresSink
 from sinks.redis import RedisSink
 from sinks.rows import CacheEntry, RowBatch
 from sinks.schema import TABLES
+from tests import stackfixture
+from tests.servers import as_admin, url, with_path
 from tests.simulation.network import Network, calm
 from tests.simulation.stores import POSTGRES, REDIS, FakePostgres, FakeRedis, Keys, Tables
 from tests.stackfixture import Servers
@@ -358,7 +360,7 @@ class RedisPlace(RealPlace):
     async def start_server(self) -> None:
         # As after a restart: it knows no script any more.
         # What it held is kept, which is the harder case: it is out of date.
-        async with redis.asyncio.Redis.from_url(self.settings.redis.get_secret_value()) as client:
+        async with redis.asyncio.Redis.from_url(as_admin(self.settings.redis)) as client:
             await client.script_flush()
         await super().start_server()
 
@@ -368,7 +370,7 @@ class RedisPlace(RealPlace):
     async def content(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         async with redis.asyncio.Redis.from_url(
-            self.settings.redis.get_secret_value(), decode_responses=True
+            as_admin(self.settings.redis), decode_responses=True
         ) as client:
             for key in sorted([key async for key in client.scan_iter(count=1000)]):
                 if key.startswith("user:"):
@@ -379,7 +381,7 @@ class RedisPlace(RealPlace):
         return found
 
     async def empty(self) -> None:
-        async with redis.asyncio.Redis.from_url(self.settings.redis.get_secret_value()) as client:
+        async with redis.asyncio.Redis.from_url(as_admin(self.settings.redis)) as client:
             await client.flushdb()
 
 
@@ -418,25 +420,15 @@ PLACES: dict[str, type[Place]] = {
 
 async def new_database(stack: Servers, **changes: Any) -> Settings:
     """Settings of a new, empty database on the stack."""
-    base = stack.env["ORDERS_POSTGRES"]
+    base = url(stack.env, "POSTGRES")
     name = f"contract_{uuid.uuid4().hex[:12]}"
-    connection = await asyncpg.connect(base)
-    try:
-        await connection.execute(f"CREATE DATABASE {name}")
-    finally:
-        await connection.close()
-    url = f"{base.rsplit('/', 1)[0]}/{name}"
-    cache = f"{stack.env['ORDERS_REDIS'].rsplit('/', 1)[0]}/{REDIS_DATABASE}"
-    return Settings(postgres=url, redis=cache, data=Path("unused"), postgres_partitions=2).model_copy(
-        update=changes
-    )
+    await stackfixture.new_database(base, name)
+    cache = with_path(url(stack.env, "REDIS"), str(REDIS_DATABASE))
+    return Settings(
+        postgres=with_path(base, name), redis=cache, data=Path("unused"), postgres_partitions=2
+    ).model_copy(update=changes)
 
 
 async def drop_database(stack: Servers, settings: Settings) -> None:
-    connection = await asyncpg.connect(stack.env["ORDERS_POSTGRES"])
-    try:
-        await connection.execute(
-            f"DROP DATABASE {settings.postgres.get_secret_value().rsplit('/', 1)[1]} WITH (FORCE)"
-        )
-    finally:
-        await connection.close()
+    name = urlsplit(settings.postgres.get_secret_value()).path[1:]
+    await stackfixture.execute(as_admin(url(stack.env, "POSTGRES")), f"DROP DATABASE {name} WITH (FORCE)")

@@ -24,9 +24,9 @@ from aiokafka.errors import (
 from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from settings import Settings
 from streams.transport.errors import LaneClosed
 from streams.transport.producer import AiokafkaConnection, Connection, Gate
+from tests import servers
 from tests.simulation import clients
 from tests.simulation.clients import FakeConnection, FakeConsumer
 from tests.simulation.kafka import Broker, Group, Sent
@@ -187,7 +187,7 @@ class Real(Kafka):
         self.members: list[AIOKafkaConsumer] = []
 
     async def open(self) -> None:
-        self.admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
+        self.admin = AIOKafkaAdminClient(**servers.kafka(self.brokers))
         await self.admin.start()
         quickly = {
             "cleanup.policy": "compact",
@@ -199,7 +199,7 @@ class Real(Kafka):
             [NewTopic(self.topic, 2, 1), NewTopic(self.compacted, 1, 1, topic_configs=quickly)]
         )
         self.reader = AIOKafkaConsumer(
-            bootstrap_servers=self.brokers, enable_auto_commit=False, auto_offset_reset="earliest"
+            **servers.kafka(self.brokers), enable_auto_commit=False, auto_offset_reset="earliest"
         )
         await self.reader.start()
 
@@ -223,7 +223,7 @@ class Real(Kafka):
 
     async def connect(self, gate: Gate) -> AiokafkaConnection:
         connection = AiokafkaConnection(
-            {"settings": Settings(kafka=self.brokers), "client_id": "contract"}, gate
+            {"settings": servers.kafka_settings(self.brokers), "client_id": "contract"}, gate
         )
         await connection.start()
         self.connections.append(connection)
@@ -261,7 +261,7 @@ class Real(Kafka):
 
     async def join(self) -> AIOKafkaConsumer:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.brokers,
+            **servers.kafka(self.brokers),
             group_id=self.name,
             enable_auto_commit=False,
             session_timeout_ms=6000,
@@ -290,7 +290,7 @@ class Real(Kafka):
         """The cleaner leaves the active segment alone: a later record, after
         segment.ms, begins another one.
         """
-        producer = AIOKafkaProducer(bootstrap_servers=self.brokers)
+        producer = AIOKafkaProducer(**servers.kafka(self.brokers))
         await producer.start()
 
         async def compacted() -> bool:

@@ -15,7 +15,8 @@ from sinks.migrate import upgrade
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
 from tests.contract.places import Order, PostgresPlace, at, drop_database, ident, new_database
-from tests.stackfixture import Servers
+from tests.servers import as_admin
+from tests.stackfixture import Servers, execute
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -159,8 +160,9 @@ async def version_of(place: PostgresPlace, name: str) -> int:
 
 async def test_connections_ended_by_the_server_are_replaced(postgres: PostgresPlace) -> None:
     await postgres.write(Order("b", 1))
-    await postgres.fetch(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'orders-worker'"
+    await execute(
+        as_admin(postgres.settings.postgres),
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'orders-worker'",
     )
     await postgres.write_with_retries(ORDER)
     assert await version_of(postgres, "a") == 4

@@ -21,6 +21,7 @@ from queries.cache import CacheReader
 from settings import Settings
 from sinks.redis import CacheCheckpoint, RedisSink, Written
 from tests.contract.places import Order, RedisPlace, ident, parcel_json
+from tests.servers import as_admin
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -30,9 +31,7 @@ ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def client(cache: RedisPlace) -> AsyncIterator[Any]:
-    async with redis.asyncio.Redis.from_url(
-        cache.settings.redis.get_secret_value(), decode_responses=True
-    ) as client:
+    async with redis.asyncio.Redis.from_url(as_admin(cache.settings.redis), decode_responses=True) as client:
         yield client
 
 

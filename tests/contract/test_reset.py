@@ -23,6 +23,7 @@ from sinks.rows import RowBatch
 from streams.transport.delivery import Delivery, Outcome
 from tests.chaos.proxy import Proxy, Wire
 from tests.contract.places import Order, eventually
+from tests.servers import url
 from tests.stackfixture import Servers
 
 ORDER = Order("a", 4, "shipped", parcels=(("pa", "in_transit"),))
@@ -61,7 +62,7 @@ def test_redis_is_away_for_a_moment(stack: Servers) -> None:
         finally:
             await sink.close()
 
-    uvloop.run(through(stack.env["ORDERS_REDIS"], use))
+    uvloop.run(through(url(stack.env, "REDIS"), use))
 
 
 def test_postgres_is_away_for_a_moment(migrated: Settings) -> None:

@@ -28,6 +28,7 @@ from tests.contract.test_fakes import rows
 from tests.integration.api_world import entry, row_batch
 from tests.property.records import Record, dense
 from tests.property.test_against_reference import Ours, Theirs
+from tests.servers import as_admin
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -153,7 +154,7 @@ async def test_every_place_shows_the_same_of_orders_that_share_ids(places: list[
     try:
         assert await read(reader, set(shown)) == (shown, {"primary"})
         assert await read(reader, set(shown)) == (shown, {"cache"})
-        async with redis.asyncio.Redis.from_url(cache.settings.redis.get_secret_value()) as client:
+        async with redis.asyncio.Redis.from_url(as_admin(cache.settings.redis)) as client:
             await client.delete(*(f"tracking:{number}" for number in shown))
             assert await read(reader, set(shown)) == (shown, {"cache"}), "rows that a reader has put beside"
             await client.flushdb()
@@ -175,7 +176,7 @@ async def test_the_entry_of_one_order_does_not_hide_the_others(places: list[Plac
     assert {order_id for _, order_id, _ in parcels} > {str(one)}
     reader = Reader(places[0].settings)
     try:
-        async with redis.asyncio.Redis.from_url(places[1].settings.redis.get_secret_value()) as client:
+        async with redis.asyncio.Redis.from_url(as_admin(places[1].settings.redis)) as client:
             await client.flushdb()
             await places[1].sink.write([entry(one, orders[one])])
             assert await client.exists(f"tracking:{number}")

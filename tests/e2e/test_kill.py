@@ -16,6 +16,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from contracts.topics import DECISIONS, DERIVED, DLQ
 from settings import Settings
 from streams.lag import LagReader
+from tests.servers import kafka
 from tests.waiting import eventually
 from tests.workers import audit, processed, worker
 from workload import generator
@@ -105,7 +106,7 @@ async def test_with_transactions_kill_9_doubles_no_event_and_no_dead_letter(
 async def _committed(settings: Settings, *topics: str) -> list[Any]:
     """All records of topics that no transaction has taken back."""
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers, auto_offset_reset="earliest", isolation_level="read_committed"
+        **kafka(settings.brokers), auto_offset_reset="earliest", isolation_level="read_committed"
     )
     await consumer.start()
     try:

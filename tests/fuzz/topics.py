@@ -34,6 +34,7 @@ from contracts.cloudevents import SourceEvent
 from settings import Settings, get_settings
 from streams import topics
 from tests.fuzz.batches import Raw, batch_bytes, odd, produce, record_bytes
+from tests.servers import admin, kafka
 from tests.workers import orders, processed, worker
 from wire import AIOKafkaConsumer, name_bytes, unreadable
 from workload import generator
@@ -48,7 +49,7 @@ TRACEBACK: Final = "Traceback (most recent call last)"
 
 async def written(settings: Settings, wanted: Collection[str]) -> dict[str, list[Raw]]:
     """What lies on these topics, as it came."""
-    consumer = AIOKafkaConsumer(bootstrap_servers=settings.brokers, auto_offset_reset="earliest")
+    consumer = AIOKafkaConsumer(**kafka(settings.brokers), auto_offset_reset="earliest")
     await consumer.start()
     try:
         partitions = [
@@ -79,7 +80,7 @@ async def flood(
     """Write odd batches, so many, made of the samples of a topic (or of another one) to each.
     Returns what the broker said.
     """
-    client = AIOKafkaClient(bootstrap_servers=settings.brokers)
+    client = AIOKafkaClient(**kafka(settings.brokers))
     await client.bootstrap()
     said: Counter[str] = Counter()
     everything = [record for records in samples.values() for record in records]
@@ -201,7 +202,7 @@ def _stack() -> Iterator[tuple[Settings, Path]]:
 async def _prepare(settings: Settings) -> None:
     from sinks import migrate
 
-    await topics.delete_all(settings)
+    await topics.delete_all(admin(settings))
     await topics.ensure(settings)
     await migrate.upgrade(settings)
 

@@ -33,6 +33,7 @@ from credentials import RedisUrl
 from operations.auditing import cache_of
 from settings import Settings
 from streams.transport.table import OFFSET
+from tests.servers import as_admin, kafka
 
 NAMESPACE = UUID("11111111-0000-4000-8000-000000000000")
 TTL = 600
@@ -395,14 +396,14 @@ class World:
         return paths
 
     async def ends(self, topic: str) -> list[int]:
-        async with AIOKafkaConsumer(bootstrap_servers=self.settings.brokers) as consumer:
+        async with AIOKafkaConsumer(**kafka(self.settings.brokers)) as consumer:
             found = await consumer.end_offsets([TopicPartition(topic, lane) for lane in range(self.lanes)])
         return [found[TopicPartition(topic, lane)] for lane in range(self.lanes)]
 
     async def commit(self, **short: int) -> None:
         """Commit the ends of all topics that the pipeline reads, less so many records (type with _ for .)."""
         async with AIOKafkaConsumer(
-            bootstrap_servers=self.settings.brokers, group_id=self.settings.group, enable_auto_commit=False
+            **kafka(self.settings.brokers), group_id=self.settings.group, enable_auto_commit=False
         ) as consumer:
             partitions = [
                 TopicPartition(topic, lane)
@@ -445,12 +446,12 @@ def copy_headers(record_id: RecordId) -> Headers:
 @asynccontextmanager
 async def world_on(settings: Settings) -> AsyncIterator[World]:
     database = await asyncpg.connect(settings.postgres.get_secret_value())
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers)
+    admin = AIOKafkaAdminClient(**kafka(settings.brokers))
     try:
         await admin.start()
         async with (
-            AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer,
-            Redis.from_url(settings.redis.get_secret_value()) as redis,
+            AIOKafkaProducer(**kafka(settings.brokers), acks="all") as producer,
+            Redis.from_url(as_admin(settings.redis)) as redis,
         ):
             yield World(settings, producer, admin, database, redis, settings.partitions)
     finally:

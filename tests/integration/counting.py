@@ -22,6 +22,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from tests.forked import Forked
 from tests.integration.transport_app import version_of
+from tests.servers import kafka, kafka_env
 from tests.waiting import eventually
 
 APP = (sys.executable, "-c", "from tests.integration.transport_app import main; raise SystemExit(main())")
@@ -111,7 +112,7 @@ class Counting:
         """A worker with a data folder of its own."""
         log = self.folder / f"worker-{len(self.workers)}.log"
         values = {
-            "ORDERS_KAFKA": self.brokers,
+            **kafka_env(self.brokers),
             "ORDERS_GROUP": self.group,
             "ORDERS_DATA": str(self.folder / f"data-{name}"),
             "ORDERS_PARTITIONS": str(self.partitions),
@@ -231,7 +232,7 @@ class Counting:
     @asynccontextmanager
     async def consumer(self, **options: Any) -> AsyncIterator[Any]:
         consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.brokers,
+            **kafka(self.brokers),
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             max_partition_fetch_bytes=10 << 20,
@@ -246,13 +247,13 @@ class Counting:
     # -- the frame -------------------------------------------------------------------------------------------
 
     async def open(self, **configs: Mapping[str, str]) -> None:
-        self.admin = AIOKafkaAdminClient(bootstrap_servers=self.brokers)
+        self.admin = AIOKafkaAdminClient(**kafka(self.brokers))
         await self.admin.start()
         new = [self._new(topic, {}) for topic in self.topics]
         new += [self._new(self.out, BIG), self._new(self.changelog, {"cleanup.policy": "compact"})]
         await self.admin.create_topics(new)
         self.producer = AIOKafkaProducer(
-            bootstrap_servers=self.brokers, acks="all", linger_ms=2, max_batch_size=1 << 18
+            **kafka(self.brokers), acks="all", linger_ms=2, max_batch_size=1 << 18
         )
         await self.producer.start()
         await self._led(*self.topics, self.out, self.changelog)

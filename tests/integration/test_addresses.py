@@ -25,6 +25,7 @@ from sinks import connection, migrate
 from sinks.bulk import BulkJobs
 from sinks.postgres import PostgresSink
 from stack import ports
+from tests.stackfixture import Servers
 from tests.workers import orders
 
 CERTIFICATE = Path(__file__).parent / "tls" / "certificate.pem"
@@ -81,23 +82,25 @@ async def hush(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 @pytest.fixture
-async def server(settings: Settings) -> AsyncIterator[Server]:
+async def server(stack: Servers, settings: Settings) -> AsyncIterator[Server]:
     await migrate.upgrade(settings)
     parts = urlsplit(settings.postgres.get_secret_value())
-    assert parts.port is not None
+    own = [each.port for each in getattr(stack, "status", []) if each.name == "postgres"]
+    plain = own[0] if own else parts.port  # of a secure stack the one behind what ends TLS
+    assert plain is not None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(CERTIFICATE, CERTIFICATE.with_name("key.pem"))
     tls, dead, silent = (ports.choose(set()) for _ in range(3))
     with tempfile.TemporaryDirectory() as folder:
         async with (
-            await asyncio.start_server(forwarding(parts.port, context), "127.0.0.1", tls),
-            await asyncio.start_unix_server(forwarding(parts.port), f"{folder}/.s.PGSQL.5432"),
+            await asyncio.start_server(forwarding(plain, context), "127.0.0.1", tls),
+            await asyncio.start_unix_server(forwarding(plain), f"{folder}/.s.PGSQL.5432"),
             await asyncio.start_server(hush, "127.0.0.1", silent),
         ):
             yield Server(
                 parts.username or "",
                 unquote(parts.password or ""),
-                parts.port,
+                plain,
                 parts.path[1:],
                 tls,
                 folder,
@@ -213,7 +216,7 @@ async def test_an_address_works_in_everything(
 async def test_an_address_that_cannot_be_used_is_one_line(
     settings: Settings, query: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ORDERS_POSTGRES", f"{settings.postgres.get_secret_value()}?{query}")
+    monkeypatch.setenv("ORDERS_POSTGRES", f"{settings.postgres.get_secret_value().partition('?')[0]}?{query}")
     commands: list[tuple[str, ...]] = [("db",), ("audit",)]
     if query not in (
         "channel_binding=require",
@@ -237,9 +240,10 @@ async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings
 
 async def test_no_host_is_what_is_asked_for(settings: Settings) -> None:
     """While a failover is under way: it passes, and isn't a bug of ours."""
+    url = settings.postgres.get_secret_value()
     with pytest.raises(connection.NoSuchHost):
         await connection.connect(
-            f"{settings.postgres.get_secret_value()}?target_session_attrs=standby",
+            f"{url}{'&' if '?' in url else '?'}target_session_attrs=standby",
             "test",
             timeout=5,
             pooled=False,

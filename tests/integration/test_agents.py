@@ -13,7 +13,7 @@ from aiokafka import TopicPartition
 
 from settings import Settings
 from tests.integration.counting import Counting, counting
-from tests.stackfixture import Servers
+from tests.stackfixture import Servers, allow_topic
 from tests.unit.recipes import apply
 from tests.unit.test_howto import copy_of_the_source
 from tests.waiting import eventually
@@ -175,7 +175,7 @@ async def test_workers_with_and_without_the_agent_share_a_group(group: Counting,
 
 
 async def test_an_agent_added_by_its_recipe_runs_beside_the_orders(
-    fresh: Settings, group: Counting, tmp_path: Path
+    stack: Servers, fresh: Settings, group: Counting, tmp_path: Path
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -187,6 +187,8 @@ async def test_an_agent_added_by_its_recipe_runs_beside_the_orders(
     ]
     await group.add_topic("support.ticket", 2)
     await group.add_topic("support.ticket.of_order", 1)
+    for topic in group.others:
+        await allow_topic(stack, topic)
     for number, ticket in enumerate(tickets):
         await group.producer.send("support.ticket", ticket, partition=number % 2)
     await group.producer.flush()

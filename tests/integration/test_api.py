@@ -28,6 +28,7 @@ from api.app import create_app
 from contracts.statuses import OrderStatusText
 from credentials import PostgresUrl
 from domain.rows import ItemRow, OrderRow
+from operations.secured import settings_of
 from queries import statements
 from queries.databases import Database
 from queries.reader import Reader
@@ -35,11 +36,12 @@ from settings import Settings
 from sinks import migrate
 from sinks.postgres import PostgresSink
 from sinks.rows import RowBatch
-from stack import Stack, ports
+from stack import ports
 from tests.chaos.proxy import Proxy
 from tests.forked import Forked
 from tests.integration.api_world import World, entry, folded
-from tests.stackfixture import purge
+from tests.servers import as_admin, without_files
+from tests.stackfixture import administered, new_database, purge, started
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, orders
 
@@ -52,10 +54,9 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A stack with a replica, and orders in it."""
     folder = tmp_path_factory.mktemp("replicated") / "stack"
     try:
-        env = Stack.start(folder, replica=True).env
-        yield Settings.model_validate(
-            {name.removeprefix("ORDERS_").lower(): value for name, value in env.items()}
-        )
+        stack = started(folder, replica=True)
+        with administered(stack):
+            yield settings_of(without_files(stack.env))
     finally:
         purge(folder)
 
@@ -146,7 +147,7 @@ def service(filled: Settings) -> Open:
         app = create_app(settings)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
-            Redis.from_url(filled.redis.get_secret_value()) as redis,
+            Redis.from_url(as_admin(filled.redis)) as redis,
             World(filled, ORDERS_THERE()) as world,
             httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
         ):
@@ -194,7 +195,7 @@ async def test_fifty_misses_at_once_are_one_read(service: Open) -> None:
         assert (await s.get(f"/orders/{order_id}")).headers["x-source"] == "cache"
         assert (await s.get(f"/orders/{order_id}/explain")).headers["x-source"] == "cache"
         assert s.reads == (2, 0)
-        async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
             assert await redis.keys() == [f"rows:{order_id}".encode()], "the lanes' keys are the lanes'"
             assert 0 < await redis.ttl(f"rows:{order_id}") <= s.world.settings.cache_ttl_refill
 
@@ -256,7 +257,7 @@ async def test_details_are_read_again_once_the_lanes_know_of_something_newer(ser
         details = await s.get(f"/orders/{order_id}/explain")
         assert {each["status"] for each in details.json()["suborders"]} == {None}
         version = details.json()["version"]
-        async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
             await s.world.put_cache(order_id)
             summary = entry(order_id, s.world.orders[order_id]).summary
             details = await s.get(f"/orders/{order_id}/explain")
@@ -278,7 +279,7 @@ async def test_what_is_not_ours_in_the_cache_is_not_there(service: Open) -> None
         order_id = s.first()
         user = s.world.user_of(order_id)
         for garbage in (b"", b"{", b'{"version":7}', b"[1]"):
-            async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+            async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
                 await redis.mset(
                     {
                         f"order:{order_id}": garbage.replace(b"7", b"0"),
@@ -288,7 +289,7 @@ async def test_what_is_not_ours_in_the_cache_is_not_there(service: Open) -> None
                 )
                 await redis.zadd(f"user:{user}:orders", {str(order_id): 1})
             assert (await s.get(f"/orders/{order_id}/explain")).headers["x-source"] == "replica"
-            async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+            async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
                 await redis.set(f"rows:{order_id}", garbage)
             assert (await s.get(f"/orders/{order_id}")).headers["x-source"] == "replica"
             assert str(order_id) in (await s.get(f"/users/{user}/orders")).text
@@ -312,7 +313,7 @@ async def test_a_refill_never_replaces_a_newer_one(service: Open) -> None:
 
 async def test_partitioned_by_region_the_same_answers(filled: Settings, service: Open) -> None:
     by_region = urlunsplit(urlsplit(filled.postgres.get_secret_value())._replace(path="/by_region"))
-    await ask(filled.postgres.get_secret_value(), "CREATE DATABASE by_region")
+    await new_database(filled.postgres.get_secret_value(), "by_region")
     settings = filled.model_copy(update={"postgres": PostgresUrl(by_region)})
     await migrate.upgrade(settings, "region")
     async with World(settings, ORDERS_THERE()) as world:
@@ -328,7 +329,7 @@ async def test_partitioned_by_region_the_same_answers(filled: Settings, service:
         service(postgres_replica=None, postgres=by_region) as other,
     ):
         answers = [(await s.get(path)).json() for path in paths]
-        async with Redis.from_url(filled.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(filled.redis)) as redis:
             await redis.flushdb()
         assert [(await other.get(path)).json() for path in paths] == answers
         assert other.reads[1] >= len(set(paths)) // 2
@@ -385,7 +386,7 @@ async def test_one_read_finds_out_that_all_connections_are_half_open(service: Op
         paths = [f"/orders/{order_id}/explain" for order_id in list(s.world.orders)[:6]]
         await asyncio.gather(*(s.get(path) for path in paths))
         assert s.primary.connections > 1
-        async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
             await redis.flushdb()
         s.primary.half_open()
         before = s.reads[1]
@@ -412,7 +413,9 @@ async def test_of_several_hosts_the_one_that_is_asked_for(
     for order in (places, places[::-1]):
         first, second = order
         hosts = f"{first.netloc},127.0.0.1:{ports.choose(set())},{second.netloc.rpartition('@')[2]}"
-        url = f"postgresql://{hosts}{first.path}?target_session_attrs={wanted}"
+        url = f"postgresql://{hosts}{first.path}?{first.query}&target_session_attrs={wanted}".replace(
+            "?&", "?"
+        )
         database = Database(filled, url, "primary")
         try:
             connection = await database._connect()
@@ -477,7 +480,7 @@ async def paused(s: Service) -> AsyncIterator[None]:
     """The replica takes in nothing more meanwhile."""
     url = s.world.settings.postgres_replica
     assert url is not None
-    replica = url.get_secret_value()
+    replica = as_admin(url)
     await ask(replica, "SELECT pg_wal_replay_pause()")
     await eventually(
         lambda: ask(replica, "SELECT pg_get_wal_replay_pause_state() = 'paused'"), "replay has paused"
@@ -558,7 +561,7 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
                 problem = await s.get(f"{path}?min_version={version + 1}", 503)
                 assert problem.json()["type"] == "urn:orders:version-not-there-yet"
                 assert problem.headers["retry-after"] == "1"
-                async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+                async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
                     await redis.flushdb()
             for path in (f"/users/{user}/orders?", f"/users/{user}/orders?from=2020-01-01T00:00:00Z&"):
                 assert (await s.get(path)).headers["x-source"] == "replica"
@@ -570,7 +573,7 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
                 assert (await s.get(f"{path}seen={order_id}:{version + 1}", 503)).json()[
                     "type"
                 ] == "urn:orders:version-not-there-yet"
-                async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+                async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
                     await redis.flushdb()
             # An order that the cache knows exists, whatever the replica thinks.
             new = uuid4()
@@ -578,7 +581,7 @@ async def test_nobody_gets_less_than_they_have_seen(service: Open) -> None:
             batch.orders.append(row(new, user, datetime(2026, 5, 1, tzinfo=UTC)))
             await insert(s, batch)
             await s.get(f"/orders/{new}/explain", 404)
-            async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+            async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
                 head = {
                     "order_id": str(new),
                     "user_id": str(user),
@@ -727,7 +730,7 @@ async def test_recent_orders_show_what_the_lanes_wrote_since(service: Open) -> N
             *(each["order_id"] for each in first),
         ]
         assert (again.headers["x-source"], s.reads) == ("cache", before)
-        async with Redis.from_url(s.world.settings.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(s.world.settings.redis)) as redis:
             await redis.delete(f"order:{new}")
         assert (await s.get(f"/users/{user}/orders")).headers["x-source"] == "replica", (
             "an order of which nothing is known: asked again"

@@ -23,6 +23,7 @@ from settings import Settings
 from sinks.migrate import upgrade
 from tests.contract.places import drop_database, new_database
 from tests.integration.api_world import World, entry, folded
+from tests.servers import as_admin
 from tests.stackfixture import Servers
 
 SOME = folded(60)
@@ -118,7 +119,7 @@ async def opened(filled: Settings, folder: Path, **changes: Any) -> AsyncIterato
     app = create_app(Settings.model_validate(dict(filled) | {"api_key_store": store} | changes))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
-        Redis.from_url(filled.redis.get_secret_value()) as redis,
+        Redis.from_url(as_admin(filled.redis)) as redis,
         World(filled, SOME) as world,
         httpx.AsyncClient(transport=transport, base_url="http://orders.example") as client,
     ):

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from stack import ports
-from tests.certificates import certificate
+from stack.certificates import certificate
 from tests.forked import Forked
 from tests.waiting import until
 from tests.workers import ORDERS

@@ -41,6 +41,8 @@ from tests.integration.audit_world import (
     uid,
     world_on,
 )
+from tests.servers import as_admin, kafka
+from tests.stackfixture import execute
 from tests.workers import orders
 
 CHANGELOG = "*changelog"
@@ -1069,7 +1071,8 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
     await world.write()
     await world.commit()
     role = f"auditor_{world.settings.group.replace('-', '_')}"
-    await world.database.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT pg_read_all_data TO {role}")
+    owner = as_admin(world.settings.postgres)
+    await execute(owner, f"CREATE ROLE {role} LOGIN PASSWORD 'p'; GRANT pg_read_all_data TO {role}")
     user = f"audit-{world.settings.group}"
     await world.redis.acl_setuser(
         user,
@@ -1099,7 +1102,7 @@ async def test_it_only_reads_and_joins_no_group(world: World) -> None:
         await connection.close()
     finally:
         await world.redis.acl_deluser(user)
-        await world.database.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
+        await execute(owner, f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 def _as(url: str, user: str, password: str) -> str:
@@ -1206,11 +1209,11 @@ def test_servers_that_are_not_there(
 async def test_records_that_are_deleted_while_they_are_read_are_told(settings: Settings) -> None:
     topic = f"{settings.group}.deleted"
     partition = TopicPartition(topic, 0)
-    admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers)
+    admin = AIOKafkaAdminClient(**kafka(settings.brokers))
     await admin.start()
     try:
         await admin.create_topics([NewTopic(topic, 1, 1)])
-        async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
+        async with AIOKafkaProducer(**kafka(settings.brokers)) as producer:
             for _ in range(3):
                 await producer.send_and_wait(topic, b"x", partition=0)
         async with Log(settings) as log:

@@ -25,6 +25,7 @@ from operations.dead_letters import Reader
 from operations.submit.jobs import status
 from settings import Settings
 from tests.forked import run
+from tests.servers import kafka
 from tests.unit.builders import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, worker
@@ -231,7 +232,7 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
         "parts": 1,
         "events": [an_order(12, id="12"), {"order_id": 7}, an_order(13, id="13")],
     }
-    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
+    async with AIOKafkaProducer(**kafka(fresh.brokers)) as producer:
         for value in (b"{", json.dumps(part | {"part": 2}).encode(), json.dumps(part).encode()):
             await producer.send_and_wait("order.bulk", value, headers=headers)
     with worker(tmp_path) as both:
@@ -360,7 +361,7 @@ async def test_an_unpacker_that_cannot_go_on_ends_its_worker(fresh: Settings, tm
         with worker(tmp_path, "first") as first:
             headers, _ = record("return.bulk", {})
             part = {"job_id": ORDER, "part": 1, "parts": 1, "events": []}
-            async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
+            async with AIOKafkaProducer(**kafka(fresh.brokers)) as producer:
                 await producer.send_and_wait("return.bulk", json.dumps(part).encode(), headers=headers)
             until(lambda: first.process.poll() is not None, "the worker ends")
             assert first.process.returncode == 1, first.text()[-2000:]

@@ -25,15 +25,14 @@ from streams import topics
 from streams.lag import LagReader, by_topic, total
 from streams.topics import TopicsMissing
 from tables import codec
+from tests.servers import admin, as_admin, kafka
 from tests.waiting import eventually
 from workload import generator, producer
 
 
 async def read_all(settings: Settings, names: tuple[str, ...]) -> dict[TopicPartition, list[SourceEvent]]:
     """Everything in these topics, each partition in its order."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers, group_id=None, auto_offset_reset="earliest"
-    )
+    consumer = AIOKafkaConsumer(**kafka(settings.brokers), group_id=None, auto_offset_reset="earliest")
     await consumer.start()
     try:
         places = [TopicPartition(name, number) for name in names for number in range(settings.partitions)]
@@ -55,9 +54,7 @@ async def commit(settings: Settings, lag: int = 0) -> None:
     """Commit as a worker does that has handled everything but the last `lag` records of
     order.paid's first partition.
     """
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers, group_id=settings.group, enable_auto_commit=False
-    )
+    consumer = AIOKafkaConsumer(**kafka(settings.brokers), group_id=settings.group, enable_auto_commit=False)
     await consumer.start()
     try:
         places = [TopicPartition(name, number) for name in LANE for number in range(settings.partitions)]
@@ -79,9 +76,9 @@ async def test_topics_are_made_once_and_again_after_they_were_deleted(fresh: Set
     assert await topics.ensure(fresh) == []
     assert await topics.missing(fresh) == []
     for _ in range(2):
-        assert len(await topics.delete_all(fresh)) == len(expected)
+        assert len(await topics.delete_all(admin(fresh))) == len(expected)
         assert await topics.describe(fresh) == {}
-        assert await topics.delete_all(fresh) == []
+        assert await topics.delete_all(admin(fresh)) == []
         assert len(await topics.missing(fresh)) == len(expected)
         assert await topics.ensure(fresh) == [spec.name for spec in expected]
     states = await topics.describe(fresh)
@@ -94,7 +91,7 @@ async def test_topics_are_made_once_and_again_after_they_were_deleted(fresh: Set
 
 
 async def test_init_at_the_same_time_makes_each_topic_once(fresh: Settings) -> None:
-    await topics.delete_all(fresh)
+    await topics.delete_all(admin(fresh))
     made = await asyncio.gather(*(topics.ensure(fresh) for _ in range(3)))
     assert Counter(name for names in made for name in names) == Counter(
         spec.name for spec in topics.specs(fresh, 1)
@@ -109,7 +106,7 @@ async def test_a_mismatch_says_what_to_do_and_changes_nothing(
     assert (out, err.count("\n")) == ("", 1)
     assert f"have {fresh.partitions} partition(s), not 7" in err
     assert f"ORDERS_PARTITIONS={fresh.partitions}" in err
-    admin = AIOKafkaAdminClient(bootstrap_servers=fresh.brokers)
+    admin = AIOKafkaAdminClient(**kafka(fresh.brokers))
     await admin.start()
     await admin.alter_configs(
         [ConfigResource(ConfigResourceType.TOPIC, "order.paid", {"retention.ms": "1000"})]
@@ -127,7 +124,7 @@ async def test_a_mismatch_says_what_to_do_and_changes_nothing(
 
 
 async def test_init_again_is_harmless(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    await topics.delete_all(fresh)
+    await topics.delete_all(admin(fresh))
     assert await run("init", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["topics_created"]) == len(topics.specs(fresh, 1))
     assert await run("init", "--json") == 0
@@ -175,7 +172,7 @@ async def test_generate_is_repeatable_and_counts(fresh: Settings, capsys: pytest
 async def test_without_topics_the_way_out_is_named(
     fresh: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await topics.delete_all(fresh)
+    await topics.delete_all(admin(fresh))
     for args in (("generate",), ("wait",), ("dlq", "list")):
         assert await run(*args) == 2
         out, err = capsys.readouterr()
@@ -226,7 +223,7 @@ async def test_wait_ends_when_all_is_committed(fresh: Settings, capsys: pytest.C
 
 async def states(settings: Settings, lane: int, count: int) -> None:
     """Records in a lane's changelog."""
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as sender:
+    async with AIOKafkaProducer(**kafka(settings.brokers)) as sender:
         for _ in range(count):
             await sender.send_and_wait(
                 settings.changelog_topic, codec.encode(Order()), key=b"k" * 16, partition=lane
@@ -240,7 +237,7 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
 
     key = checkpoint_key(fresh, 1)
     await states(fresh, 1, 5)
-    async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(fresh.redis)) as redis:
         out, _ = await told("--json", code=0)
         assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, (
             "without a checkpoint nothing is old"
@@ -292,7 +289,7 @@ async def test_wait_says_that_redis_is_away(
 
 
 async def dead_letters(settings: Settings) -> None:
-    sender = AIOKafkaProducer(bootstrap_servers=settings.brokers)
+    sender = AIOKafkaProducer(**kafka(settings.brokers))
     await sender.start()
     try:
         for place, (reason, value) in enumerate(

@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from contracts.cloudevents import SourceEvent, binary, rfc3339
 from contracts.topics import DECISIONS
 from settings import Settings
+from tests.servers import kafka
 from tests.waiting import eventually
 from tests.workers import audit, orders, processed, worker
 from workload.producer import send
@@ -55,9 +56,7 @@ def event(type_: str, data: dict[str, Any], time_us: int) -> SourceEvent:
 
 async def records(settings: Settings, topic: str) -> list[Any]:
     """Everything on a topic, by partition and offset."""
-    consumer = AIOKafkaConsumer(
-        bootstrap_servers=settings.brokers, group_id=None, isolation_level="read_committed"
-    )
+    consumer = AIOKafkaConsumer(**kafka(settings.brokers), group_id=None, isolation_level="read_committed")
     await consumer.start()
     try:
         found: list[Any] = []

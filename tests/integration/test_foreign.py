@@ -13,6 +13,7 @@ from settings import Settings
 from streams.partitioner import partition_of
 from tests.fuzz.batches import ZSTD, Raw, batch_bytes, produce, record_bytes
 from tests.fuzz.topics import everywhere, ids_of, run, sound, upstream, written
+from tests.servers import kafka
 from tests.unit.builders import ORDER, VALID, record
 from tests.waiting import eventually
 from tests.workers import audit, processed, rows, worker
@@ -26,7 +27,7 @@ def seed_event(type_: str, order: str, **changes: Any) -> Raw:
 
 async def put(settings: Settings, topic: str, key: str, *records: Raw, **options: Any) -> None:
     """Write one batch to a key's partition. The broker has to take it."""
-    client = AIOKafkaClient(bootstrap_servers=settings.brokers)
+    client = AIOKafkaClient(**kafka(settings.brokers))
     await client.bootstrap()
     try:
         batch = batch_bytes([record_bytes(each, number) for number, each in enumerate(records)], **options)

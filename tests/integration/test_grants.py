@@ -30,6 +30,7 @@ from sinks import migrate
 from sinks import redis as sink
 from sinks.connection import connect
 from tests.integration.test_bulk import an_order, order_id
+from tests.servers import as_admin
 from tests.unit.builders import ANNA, USER
 from tests.waiting import until
 from tests.workers import ORDERS, audit, orders, processed, worker
@@ -43,8 +44,8 @@ class Roles:
     def __init__(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
         self.run = secrets.token_hex(4)
         self.password = secrets.token_hex(8)
-        self.postgres = settings.postgres.get_secret_value()
-        self.redis = settings.redis.get_secret_value()
+        self.postgres = as_admin(settings.postgres)
+        self.redis = as_admin(settings.redis)
         self.settings = settings
         self._monkeypatch = monkeypatch
 

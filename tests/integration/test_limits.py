@@ -15,6 +15,7 @@ from contracts.cloudevents import SourceEvent
 from domain import limits
 from operations.dead_letters import read
 from settings import Settings
+from tests.servers import kafka
 from tests.unit.builders import ORDER, STRANGER, VALID, at, record
 from tests.workers import audit, processed, rows, worker
 from workload import generator
@@ -72,7 +73,7 @@ async def test_a_record_that_came_compressed_and_is_too_large_to_pass_on(
     taken = record("payment.failed", VALID["payment.failed"] | {"payment_id": STRANGER} | huge)
     with worker(tmp_path, "w1"):
         async with AIOKafkaProducer(
-            bootstrap_servers=fresh.brokers,
+            **kafka(fresh.brokers),
             compression_type="gzip",
             max_request_size=32 << 20,
             max_batch_size=32 << 20,

@@ -13,6 +13,7 @@ from operations import auditing
 from operations.whatif import NOTICES
 from settings import Settings
 from tests.integration.test_rebuild import refused, told
+from tests.servers import kafka
 from tests.workers import audit, finished, orders, processed, worker
 from wire.log import LogReader
 from workload import generator
@@ -90,7 +91,7 @@ async def test_what_a_wrong_deploy_did_not_tell_is_told_once(fresh: Settings, tm
     assert await ends(fresh) == after
 
     # What readers were told before the first record that is kept isn't told again.
-    admin = AIOKafkaAdminClient(bootstrap_servers=fresh.brokers)
+    admin = AIOKafkaAdminClient(**kafka(fresh.brokers))
     await admin.start()
     for kept in (lambda end: end // 2, lambda end: 0):
         await admin.delete_records(

@@ -14,6 +14,7 @@ from settings import Settings
 from sinks.schema import TABLES
 from streams.partitioner import partition_of
 from tests.integration.test_bulk import ndjson, order_id, submit
+from tests.servers import kafka
 from tests.unit.builders import (
     STRUCTURED,
     USER,
@@ -46,7 +47,7 @@ async def send(settings: Settings, type_: str, data: dict[str, Any], key: str, *
 async def put(
     settings: Settings, topic: str, key: str, headers: list[tuple[str, bytes]], value: bytes
 ) -> None:
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
+    async with AIOKafkaProducer(**kafka(settings.brokers)) as producer:
         lane = partition_of(key.encode(), settings.partitions)
         await producer.send_and_wait(topic, value, key=key.encode(), headers=headers, partition=lane)
 

@@ -26,6 +26,7 @@ from contracts.cloudevents import SourceEvent
 from operations.dead_letters import read
 from settings import Settings
 from tests.chaos.proxy import Proxy
+from tests.servers import as_admin
 from tests.waiting import until
 from tests.workers import ORDERS, Worker, audit, orders, processed, rows, worker
 from workload import generator, olist, poison
@@ -48,7 +49,7 @@ async def test_generated_orders_end_as_an_independent_fold_says(fresh: Settings,
         processed()
         assert await rows(fresh, physical=True) == before, "a second time changes no row"
         audit()
-        async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(fresh.redis)) as redis:
             await redis.flushdb()
         await send(fresh, generator.events(20, 12))
         processed()
@@ -267,7 +268,7 @@ async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path:
     with worker(tmp_path):
         await send(fresh, history)
         processed()
-        async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(fresh.redis)) as redis:
             keys = [key async for key in redis.scan_iter("order:*")]
             assert keys
             for key in keys:
@@ -342,12 +343,12 @@ def _complete(process: Worker, settings: Settings, times: int = 1) -> bool:
 
 
 async def _copy(settings: Settings) -> dict[bytes, bytes]:
-    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(settings.redis)) as redis:
         return {key: await redis.dump(key) or b"" async for key in redis.scan_iter(count=1000)}
 
 
 async def _put_back(settings: Settings, copy: dict[bytes, bytes]) -> None:
-    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(settings.redis)) as redis:
         await redis.flushdb()
         for key, value in copy.items():
             await redis.restore(key, 600_000, value)

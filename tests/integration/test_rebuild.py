@@ -33,6 +33,7 @@ from tests.forked import Forked
 from tests.integration.test_deadlines import CREATED, now, records
 from tests.integration.test_repair import append, grown_in, states_of
 from tests.mutants.planted import Mutant, planted
+from tests.servers import admin, as_admin, kafka
 from tests.waiting import eventually, until
 from tests.workers import TABLES, audit, orders, processed, rows, worker
 from workload import generator
@@ -160,7 +161,7 @@ async def test_beside_workers_compared_and_switched_to(
         "CREATE TABLE accounts_user (id uuid PRIMARY KEY); GRANT SELECT ON orders_order_p0 TO pg_monitor"
     )
     await references.link(fresh, {"users": "accounts_user"})
-    async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(fresh.redis)) as redis:
         await redis.set(f"order:{altered}", "{}", ex=600)
         hidden = (await redis.keys("tracking:*"))[0]
         there = json.loads(await redis.get(hidden) or "")
@@ -269,7 +270,7 @@ async def test_regions_transactions_and_enforced_references(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
-    await topics.delete_all(settings)
+    await topics.delete_all(admin(settings))
     await topics.ensure(settings)
     await migrate.upgrade(settings, "region")
     database = await asyncpg.connect(settings.postgres.get_secret_value())
@@ -323,7 +324,7 @@ async def test_regions_transactions_and_enforced_references(
         audit()
     finally:
         await database.close()
-        await topics.delete_all(settings)
+        await topics.delete_all(admin(settings))
 
 
 def whatif_with_other_rules() -> dict[str, Any]:
@@ -440,7 +441,7 @@ async def test_without_the_beginning_of_the_log(fresh: Settings, tmp_path: Path)
         processed()
         assert running.terminate() == 0
     lane = partition_of(event.key or b"", fresh.partitions)
-    admin = AIOKafkaAdminClient(bootstrap_servers=fresh.brokers)
+    admin = AIOKafkaAdminClient(**kafka(fresh.brokers))
     await admin.start()
     await admin.delete_records({TopicPartition("order.created", lane): RecordsToDelete(1)})
     await admin.close()

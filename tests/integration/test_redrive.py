@@ -23,6 +23,7 @@ from operations.dead_letters import DeadLetter, Reader, read
 from operations.redrive import RedriveResult, Selection, redrive
 from settings import Settings
 from tests.forked import Forked
+from tests.servers import kafka
 from tests.unit.builders import CHECKOUT, ORDER, VALID, record
 from tests.waiting import until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
@@ -179,7 +180,7 @@ async def forge(settings: Settings, coordinates: str, origin: list[Any]) -> None
     Such a header is anybody's: it is told, not believed.
     """
     note = {"reason": "not_json", "origin": origin, "to": ["order.paid", 0, 0]}
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers) as producer:
+    async with AIOKafkaProducer(**kafka(settings.brokers)) as producer:
         await producer.send_and_wait(
             "order.paid", b"{", partition=0, headers=[("redrive_of", coordinates.encode())]
         )
@@ -274,7 +275,7 @@ async def test_a_dry_run_and_what_is_not_asked_for_change_nothing(fresh: Setting
             SourceEvent("payment.failed", ORDER.encode(), value.replace(b"reason", b"season"), headers, 0),
         ],
     )
-    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers, max_request_size=16 << 20) as producer:
+    async with AIOKafkaProducer(**kafka(fresh.brokers), max_request_size=16 << 20) as producer:
         batch = producer.create_batch()
         batch.append(key=None, value=b"", headers=headers, timestamp=None)
         most = (6 << 20) - batch.size() - 8  # its lengths take more bytes

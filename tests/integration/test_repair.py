@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from settings import Settings
 from streams.partitioner import partition_of
 from tables.codec import version_of
+from tests.servers import as_admin, kafka
 from tests.workers import audit, orders, processed, rows, worker
 from workload import generator
 from workload.producer import send
@@ -30,7 +31,7 @@ States = dict[str, list[bytes]]
 
 
 async def states_of(settings: Settings) -> States:
-    async with AIOKafkaConsumer(bootstrap_servers=settings.brokers, auto_offset_reset="earliest") as consumer:
+    async with AIOKafkaConsumer(**kafka(settings.brokers), auto_offset_reset="earliest") as consumer:
         partitions = [TopicPartition(settings.changelog_topic, lane) for lane in range(settings.partitions)]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
@@ -53,7 +54,7 @@ def grown_in(states: States) -> list[str]:
 
 async def append(settings: Settings, written: Mapping[str, list[bytes | None]]) -> None:
     """States into the changelog, as a worker that should not would."""
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+    async with AIOKafkaProducer(**kafka(settings.brokers), acks="all") as producer:
         for order_id, values in written.items():
             lane = partition_of(order_id.encode(), settings.partitions)
             for value in values:
@@ -80,7 +81,7 @@ def named(report: Mapping[str, Any]) -> dict[str, set[str]]:
 
 @pytest.fixture
 async def redis(fresh: Settings) -> AsyncIterator[Any]:
-    async with Redis.from_url(fresh.redis.get_secret_value()) as client:
+    async with Redis.from_url(as_admin(fresh.redis)) as client:
         yield client
 
 
@@ -267,7 +268,7 @@ async def test_what_it_does_not_mend_is_named_and_left(
         assert running.terminate() == 0
     order_id = str(await database.fetchval("SELECT id FROM orders_order LIMIT 1"))
     await database.execute("UPDATE orders_order SET status = 'returned' WHERE id = $1", order_id)
-    async with AIOKafkaProducer(bootstrap_servers=fresh.brokers) as producer:
+    async with AIOKafkaProducer(**kafka(fresh.brokers)) as producer:
         await producer.send_and_wait(
             "stock.restock",
             b"{}",
@@ -291,7 +292,7 @@ async def test_without_the_log_there_is_no_repair(fresh: Settings, database: Any
     states = await states_of(fresh)
     order_id = grown_in(states)[0]
     await append(fresh, {order_id: [states[order_id][0]]})
-    admin = AIOKafkaAdminClient(bootstrap_servers=fresh.brokers)
+    admin = AIOKafkaAdminClient(**kafka(fresh.brokers))
     await admin.start()
     lane = partition_of(order_id.encode(), fresh.partitions)
     await admin.delete_records({TopicPartition("order.created", lane): RecordsToDelete(1)})

@@ -27,6 +27,7 @@ from streams import topics
 from streams.partitioner import partition_of
 from tests.forked import run
 from tests.integration.test_repair import told
+from tests.servers import as_admin, kafka
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
 from workload import generator
@@ -71,7 +72,7 @@ def refused_to_start(name: str) -> str:
 
 async def send_as_before(settings: Settings, events: Iterable[SourceEvent], partitions: int) -> None:
     """As a producer does that hasn't heard of the new partitions yet."""
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+    async with AIOKafkaProducer(**kafka(settings.brokers), acks="all") as producer:
         for event in events:
             where = 0 if event.key is None else partition_of(event.key, partitions)
             await producer.send_and_wait(
@@ -81,7 +82,7 @@ async def send_as_before(settings: Settings, events: Iterable[SourceEvent], part
 
 async def records_of(settings: Settings, topic: str, partitions: int) -> list[Any]:
     found: list[Any] = []
-    async with AIOKafkaConsumer(bootstrap_servers=settings.brokers, auto_offset_reset="earliest") as consumer:
+    async with AIOKafkaConsumer(**kafka(settings.brokers), auto_offset_reset="earliest") as consumer:
         places = [TopicPartition(topic, number) for number in range(partitions)]
         consumer.assign(places)
         ends = await consumer.end_offsets(places)
@@ -97,7 +98,7 @@ async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], ol
     Returns its key.
     """
     redis: Any
-    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(settings.redis)) as redis:
         keys = sorted([key async for key in redis.scan_iter(match="order:*")])
         key: str = next(
             key.decode()
@@ -114,7 +115,7 @@ async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], ol
 
 async def refreshed(settings: Settings, key: str) -> bool:
     redis: Any
-    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(settings.redis)) as redis:
         return bool(json.loads(await redis.get(key))["version"] > 0)
 
 
@@ -138,7 +139,7 @@ async def wait_in_old_lanes(settings: Settings, events: list[SourceEvent], old: 
     pipeline had sent to itself.
     """
     await send(settings, events)
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+    async with AIOKafkaProducer(**kafka(settings.brokers), acks="all") as producer:
         for topic in (DECISIONS, REKEYED):
             own = await records_of(settings, topic, old)
             assert any(partition_of(each.key, new) != each.partition for each in own)

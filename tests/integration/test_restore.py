@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from settings import Settings
 from sinks import migrate
 from stack.postgres import INSTALLED, site_packages
+from tests.servers import as_admin
 from tests.waiting import until
 from tests.workers import audit, orders, processed, rows, worker
 from workload import generator
@@ -93,7 +94,7 @@ async def test_local_state_and_cache_lost(fresh: Settings, tmp_path: Path) -> No
         processed()
         assert first.terminate() == 0
     shutil.rmtree(fresh.data)
-    async with Redis.from_url(fresh.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(fresh.redis)) as redis:
         await redis.flushdb()
     with worker(tmp_path):
         await send(fresh, HISTORY[MIDDLE:])

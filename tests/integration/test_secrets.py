@@ -24,6 +24,7 @@ from settings import Settings
 from sinks.clients import open_client
 from sinks.connection import Connector, connect
 from streams.transport.delivery import Verdict, judge
+from tests.servers import as_admin
 from tests.unit.test_secrets import MARK, NOWHERE
 from tests.waiting import until
 from tests.workers import ORDERS, orders, worker
@@ -61,7 +62,7 @@ async def test_a_postgres_password_that_is_changed(fresh: Settings, tmp_path: Pa
     file, role = tmp_path / "url", f"rotated_{uuid.uuid4().hex[:8]}"
     place = fresh.postgres.get_secret_value().rpartition("@")[2]
     file.write_text(f"postgresql://{role}:{MARK}-1@{place}\n")
-    owner = await connect(fresh.postgres, "test", timeout=10, pooled=False)
+    owner = await connect(as_admin(fresh.postgres), "test", timeout=10, pooled=False)
     connector = Connector(
         PostgresUrl.from_file("ORDERS_POSTGRES_FILE", file), "test", timeout=10, pooled=False
     )
@@ -89,10 +90,11 @@ async def test_a_postgres_password_that_is_changed(fresh: Settings, tmp_path: Pa
 
 async def test_a_redis_password_that_is_changed(settings: Settings, tmp_path: Path) -> None:
     file, user = tmp_path / "url", f"rotated-{uuid.uuid4().hex[:8]}"
-    place = settings.redis.get_secret_value().rpartition("@")[2].removeprefix("redis://")
-    file.write_text(f"redis://{user}:{MARK}-1@{place}")
+    url = settings.redis.get_secret_value()
+    scheme, place = url.partition("://")[0], url.rpartition("@")[2].removeprefix("redis://")
+    file.write_text(f"{scheme}://{user}:{MARK}-1@{place}")
     client = open_client(settings.model_copy(update={"redis": RedisUrl.from_file("ORDERS_REDIS_FILE", file)}))
-    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(settings.redis)) as redis:
         owner: Any = redis  # of whose commands by name only some are typed
         try:
             await owner.execute_command(
@@ -107,7 +109,7 @@ async def test_a_redis_password_that_is_changed(settings: Settings, tmp_path: Pa
             with pytest.raises(AuthenticationError) as refused:
                 await client.ping()
             assert "refuses the login" in (main.explain(refused.value) or "")
-            file.write_text(f"redis://{user}:{MARK}-2@{place}")
+            file.write_text(f"{scheme}://{user}:{MARK}-2@{place}")
             await client.ping()
         finally:
             await client.aclose()

@@ -11,8 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,6 @@ from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
 
 from cli import main
-from operations.grants import ROLES, acls
 from settings import Settings, get_settings
 from sinks import migrate
 from streams import topics
@@ -31,12 +28,10 @@ from streams.transport import OutRecord
 from streams.transport.errors import Stale
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, AiokafkaConnection, LaneProducer
 from streams.transport.request_writer import RequestWriter
-from tests.integration.test_bulk import an_order, order_id
 from tests.integration.test_transport import Gate
 from tests.secure import DENY, PASSWORD, USER, Secure, secure_broker, token
-from tests.unit.builders import ORDER
 from tests.waiting import until
-from tests.workers import ORDERS, Worker, audit, finished, orders, processed, worker
+from tests.workers import audit, finished, orders, processed, worker
 from wire import access, clients
 from wire.refused import CertificateRefused, LoginRefused, NoToken, NotTrusted, OtherProtocol
 
@@ -261,85 +256,6 @@ def test_the_acl_that_lacks_is_named(secure: Secure, told: Any) -> None:
     finally:
         finished(secure.forget())
         finished(secure.allow(EVERYTHING))
-
-
-# -- roles ---------------------------------------------------------------------------------------------------
-
-
-async def test_each_role_does_its_work_with_the_acls_that_are_printed_for_it(
-    secure: Secure, settings: Settings, tmp_path: Path, told: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With transactions, which ask for the most."""
-    monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
-    await topics.delete_all(by(secure.scram()))
-    login: dict[str, dict[str, str]] = {}
-    for role in ROLES:
-        user = f"{role}-{settings.group}"
-        await secure.set_password(PASSWORD, user)
-        rules = acls(Settings(), role)
-        await secure.allow(
-            [(each.operation, each.kind, each.name + "*" * each.prefixed) for each in rules], user
-        )
-        login[role] = secure.scram() | {"ORDERS_KAFKA_SASL_USERNAME": user}
-    jobs = tmp_path / "orders.ndjson"
-    jobs.write_text(f"{json.dumps(an_order(1))}\n")
-
-    def as_(role: str, *command: str) -> str:
-        """Run a command -> what it says on stderr. It must succeed."""
-        with ThreadPoolExecutor(1) as pool:
-            code, said = pool.submit(told, login[role], *command).result()
-        assert code == 0, said
-        return str(said)
-
-    def lacks(role: str, *command: str) -> str:
-        with ThreadPoolExecutor(1) as pool:
-            code, said = pool.submit(told, login[role], *command).result()
-        assert (code, said.count("\n")) == (2, 1), said
-        return str(said)
-
-    as_("owner", "init")
-    for name, value in secure.scram().items():
-        monkeypatch.setenv(name, value)
-    assert orders("generate", "--orders", "30", "--poison", "0.05").returncode == 0
-    with started(monkeypatch, login["worker"], tmp_path, "realtime") as working:
-        with started(monkeypatch, login["bulk"], tmp_path, "bulk") as unpacking:
-            as_("bulk", "bulk", "submit", "orders", str(jobs))
-            until(lambda: "is unpacked" in unpacking.text(), "the job is unpacked")
-        as_("reader", "wait")
-        as_("owner", "dlq", "redrive", "--all")
-        as_("reader", "wait")
-        assert working.terminate() == 0
-        assert "lacks" not in working.text() + unpacking.text()
-    as_("reader", "show", order_id(1))
-    as_("reader", "dlq", "list")
-    as_("audit", "audit")
-    as_("audit", "personal", ORDER)
-    as_("owner", "repair")
-    assert "IdempotentWrite on Cluster" in lacks("reader", "generate", "--orders", "1")
-    assert "IdempotentWrite on Cluster" in lacks("audit", "bulk", "submit", "orders", str(jobs), "--again")
-    assert f"Read on Topic {settings.changelog_topic}" in lacks("bulk", "show", order_id(1))
-    assert "DescribeConfigs on Topic " in lacks("worker", "dlq", "list")
-    assert f"Read on Group {settings.group}" in lacks("audit", "repair")
-    try:
-        as_("owner", "partitions", "--to", str(2 * settings.partitions))
-    finally:
-        await topics.delete_all(by(secure.scram()))
-
-
-@contextmanager
-def started(
-    monkeypatch: pytest.MonkeyPatch, login: dict[str, str], folder: Path, role: str
-) -> Iterator[Worker]:
-    """A worker of this role with this login."""
-    with monkeypatch.context() as patch:
-        for name, value in login.items():
-            patch.setenv(name, value)
-        process = worker(folder, role, (*ORDERS, "worker", "--name", role, "--role", role))
-        running = process.__enter__()
-    try:
-        yield running
-    finally:
-        process.__exit__(None, None, None)
 
 
 # -- a worker ------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from redis.asyncio import Redis
 
 from cli import main
 from settings import Settings, get_settings
+from tests.servers import kafka
 from tests.unit.builders import ANNA, ORDER, USER, VALID, attributes, created, line, parcel, record
 from tests.unit.test_terminal import ENVIRONMENTS, harmful, stream, written
 from tests.workers import ORDERS, orders, processed, worker
@@ -52,7 +53,7 @@ def hostile_copies(value: Any) -> Iterator[Any]:
 async def send_every_text(settings: Settings) -> int:
     """Of every event that is read, a copy for each text in it, also among its attributes. Their number."""
     sent = 0
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+    async with AIOKafkaProducer(**kafka(settings.brokers), acks="all") as producer:
         for topic, data in VALID.items():
             copies = [record(topic, copy) for copy in hostile_copies(data)]
             copies += [
@@ -88,7 +89,7 @@ async def fill(settings: Settings, folder: Path) -> tuple[str, list[str]]:
         "carrier": HOSTILE,
         "tracking_number": HOSTILE,
     }
-    async with AIOKafkaProducer(bootstrap_servers=settings.brokers, acks="all") as producer:
+    async with AIOKafkaProducer(**kafka(settings.brokers), acks="all") as producer:
         for topic, data in (
             ("order.created", created(line(1), region=HOSTILE)),
             ("shipment.updated", scan),

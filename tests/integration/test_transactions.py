@@ -35,6 +35,7 @@ from streams.transport.producer import BATCH_BYTES
 from streams.transport.transaction import TransactionalAiokafkaConnection, TransactionalLaneProducer
 from tables import codec
 from tests.integration.counting import Counting, counting
+from tests.servers import kafka, kafka_settings
 from tests.stackfixture import Servers, purge
 from tests.waiting import eventually
 
@@ -56,7 +57,7 @@ async def test_committed_offsets_are_read_when_their_transaction_has_ended(
     caplog.set_level("INFO")
     written, untouched = (TopicPartition(group.topics[0], part) for part in (0, 1))
     await group.commit({written: 0})
-    producer = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=group.group)
+    producer = AIOKafkaProducer(**kafka(group.brokers), transactional_id=group.group)
     await producer.start()
     await producer.begin_transaction()
     await producer.send_offsets_to_transaction({written: 7}, group.group)
@@ -144,7 +145,7 @@ async def test_a_worker_that_is_shut_out_without_a_successor_begins_anew(group: 
     async with group.fed():
         await group.written(100)
         before = len(worker.text())
-        intruder = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=f"{group.group}-0")
+        intruder = AIOKafkaProducer(**kafka(group.brokers), transactional_id=f"{group.group}-0")
         await intruder.start()
         await intruder.stop()
         await worker.logged("lane 0: another worker has taken it over", after=before)
@@ -247,7 +248,7 @@ def lane(
 ) -> TransactionalLaneProducer:
     """Lane 0's producer, apart from any worker."""
     options = {
-        "settings": Settings(kafka=group.brokers),
+        "settings": kafka_settings(group.brokers),
         "client_id": f"{group.group}-0",
         "transactional_id": f"{group.group}-0",
         "transaction_timeout_ms": seconds * 1000,
@@ -311,7 +312,7 @@ async def test_the_setting_may_change_with_workers_at_work(group: Counting) -> N
 async def test_nobody_is_shown_what_was_taken_back(fresh: Settings) -> None:
     order_id = UUID(int=7)
     partition = partition_of(str(order_id).encode(), fresh.partitions)
-    producer = AIOKafkaProducer(bootstrap_servers=fresh.brokers, transactional_id=fresh.group)
+    producer = AIOKafkaProducer(**kafka(fresh.brokers), transactional_id=fresh.group)
     await producer.start()
     await producer.begin_transaction()
     await producer.send_and_wait(DLQ, b"x", key=b"k", headers=[("dlq_reason", b"not_json")], partition=0)
@@ -325,7 +326,7 @@ async def test_nobody_is_shown_what_was_taken_back(fresh: Settings) -> None:
 
 
 async def test_waiting_ends_when_readers_of_committed_records_see_everything(fresh: Settings) -> None:
-    producer = AIOKafkaProducer(bootstrap_servers=fresh.brokers, transactional_id=fresh.group)
+    producer = AIOKafkaProducer(**kafka(fresh.brokers), transactional_id=fresh.group)
     await producer.start()
     await producer.begin_transaction()
     await producer.send_and_wait("stock.reserve", b"x", partition=1)

@@ -13,11 +13,11 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import NewPartitions, RecordsToDelete
 from aiokafka.errors import MessageSizeTooLargeError
 
-from settings import Settings
 from streams.transport import OutRecord
 from streams.transport.errors import LeaseLost, Stale
 from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, AiokafkaConnection, LaneProducer
 from tests.integration.counting import Counting, counting
+from tests.servers import kafka, kafka_settings
 from tests.stackfixture import Servers
 from tests.waiting import eventually
 
@@ -141,7 +141,7 @@ async def test_offsets_without_a_record_are_no_gap(group: Counting) -> None:
     """The markers of a transaction take offsets that are never delivered, at the
     very end of the log as well.
     """
-    producer = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=group.group)
+    producer = AIOKafkaProducer(**kafka(group.brokers), transactional_id=group.group)
     await producer.start()
     for number in range(5):
         async with producer.transaction():
@@ -160,7 +160,7 @@ async def test_offsets_without_a_record_are_no_gap(group: Counting) -> None:
 
 
 async def test_what_an_upstream_service_took_back_is_not_counted(group: Counting) -> None:
-    producer = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=group.group)
+    producer = AIOKafkaProducer(**kafka(group.brokers), transactional_id=group.group)
     await producer.start()
     await producer.begin_transaction()
     for topic in group.topics:
@@ -208,7 +208,7 @@ async def test_recovery_reads_what_lies_behind_an_open_transaction(group: Counti
     worker = group.start()
     await group.drained()
     assert await worker.stop() == 0
-    producer = AIOKafkaProducer(bootstrap_servers=group.brokers, transactional_id=group.group)
+    producer = AIOKafkaProducer(**kafka(group.brokers), transactional_id=group.group)
     await producer.start()
     await producer.begin_transaction()
     for record in {record.key: record for record in await group.read(group.changelog)}.values():
@@ -373,7 +373,7 @@ async def gate() -> Gate:
 @pytest.fixture
 async def lane(group: Counting, gate: Gate) -> AsyncIterator[LaneProducer]:
     options = {
-        "settings": Settings(kafka=group.brokers),
+        "settings": kafka_settings(group.brokers),
         "client_id": group.group,
         "max_batch_size": BATCH_BYTES,
         "max_request_size": REQUEST_BYTES,
@@ -473,7 +473,7 @@ async def test_a_request_that_the_kernel_has_in_part_is_not_made_whole_by_a_lane
     await lane.send({group.out: [OutRecord(b"a", b"1", [])]}, 0)
     assert isinstance(lane._producer, AiokafkaConnection)
     connections = lane._producer._producer.client._conns.values()
-    transports = [each._writer._writer.transport for each in connections if each.connected()]
+    transports = [each._writer._lower for each in connections if each.connected()]
     sending = asyncio.create_task(lane.send({group.out: [OutRecord(b"a", bytes(8 << 20), [])]}, 0))
     while not any(transport.get_write_buffer_size() for transport in transports):
         assert not sending.done()

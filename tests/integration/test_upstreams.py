@@ -17,6 +17,7 @@ from aiokafka import AIOKafkaProducer
 from contracts.topics import BULK
 from settings import Settings
 from tests.fuzz.records import record
+from tests.servers import kafka
 from tests.unit.builders import (
     ANNA,
     ORDER,
@@ -192,7 +193,7 @@ async def test_the_audit_stays_clean(fresh: Settings, tmp_path: Path) -> None:
     texts = ("", "😀" * 1_000, "\x01\b\t\n\v\f\r\\\"'\x7f", "\\N\\.\u2028\uffff", "[bold]%s{}\x1b[31m")
     ends = [each for n in range(15) for each in extreme(n, times[n % 3], texts[n % 5])]
     async with AIOKafkaProducer(
-        bootstrap_servers=fresh.brokers, compression_type="gzip", max_request_size=32 << 20
+        **kafka(fresh.brokers), compression_type="gzip", max_request_size=32 << 20
     ) as producer:
         sending = []
         for topic, key, value, headers in (*mutated(), *ends, *large(), *astray(), *checkouts(), *parts()):

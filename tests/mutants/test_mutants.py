@@ -41,7 +41,8 @@ def server() -> Iterator[ForkServer]:
 def test_a_planted_bug(name: str, server: ForkServer, request: pytest.FixtureRequest) -> None:
     env = {}
     if ALL[name].catcher.startswith("tests/contract/"):  # on real servers: these here, not others
-        env[RUNNING] = json.dumps(request.getfixturevalue("stack").env)
+        stack = request.getfixturevalue("stack")
+        env[RUNNING] = json.dumps({"env": stack.env, "admin": stack.admin})
     # The seed that caught it last comes first: the histories before it found nothing then.
     verdict = judge(ALL[name], server, likely=recorded().get(name), env=env)
     if name == CONTROL.name:

@@ -38,7 +38,7 @@ from cli import main
 from queries.errors import NotFound
 from queries.reader import Answer
 from settings import Settings, get_settings
-from tests.certificates import certificate
+from stack.certificates import certificate
 
 ORDER = "/orders/3fa85f64-5717-4562-b3fc-2c963f66afa6"
 USER = "0d9d3c6f-6a0e-4a41-9d7e-6c1f2b8a7e55"

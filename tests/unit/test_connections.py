@@ -33,9 +33,9 @@ from credentials import PostgresUrl, RedisUrl
 from settings import Settings, get_settings
 from sinks.clients import open_client
 from sinks.connection import connect
+from stack.certificates import certificate
 from streams.transport.delivery import describe
 from tests import secure
-from tests.certificates import certificate
 from wire import access, clients, denied
 from wire.access import Access, BadFile
 from wire.client import Client

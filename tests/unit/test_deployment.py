@@ -11,10 +11,12 @@ import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
+from operations.grants import grant_lines, grants
 from settings import Settings
 from tests.stackfixture import COMPOSE, ROOT, images
 
@@ -66,7 +68,32 @@ def test_services_have_no_rights_and_take_no_more_than_their_share(service: str)
 def test_no_password_has_a_default() -> None:
     text = COMPOSE.read_text()
     assert re.findall(r"\$\{(\w*PASSWORD):-", text) == []
-    assert set(re.findall(r"\$\{(\w*PASSWORD):\?", text)) == {"POSTGRES_PASSWORD", "REDIS_PASSWORD"}
+    assert set(re.findall(r"\$\{(\w*PASSWORD):\?", text)) == {
+        "POSTGRES_PASSWORD",
+        "OWNER_PASSWORD",
+        "REDIS_PASSWORD",
+    }
+
+
+def test_no_program_is_a_superuser_of_the_database() -> None:
+    """In compose all have what `orders grants` prints for the role owner."""
+    made = DOCUMENT["configs"]["owner"]["content"].splitlines()
+    assert made[:2] == [
+        "\\getenv password OWNER_PASSWORD",
+        "CREATE ROLE \"orders\" LOGIN PASSWORD :'password';",
+    ]
+    assert made[2:] == grant_lines(grants("owner"), "orders")
+    ours = [service for service in SERVICES.values() if service["image"].startswith("orders-stream")]
+    assert len(ours) == 3
+    for service in ours:
+        used = service["environment"]
+        for name in ("ORDERS_POSTGRES", "ORDERS_POSTGRES_REPLICA"):
+            assert urlsplit(used[name]).username == "orders"
+        assert used["PGPASSWORD"] == SERVICES["postgres"]["environment"]["OWNER_PASSWORD"]
+
+
+def test_a_worker_is_asked_what_a_worker_answers() -> None:
+    assert "/ready'" in SERVICES["worker"]["healthcheck"]["test"][-1]
 
 
 def test_the_image_runs_as_a_user_without_rights_named_by_number() -> None:

@@ -28,6 +28,7 @@ from streams.lag import LagReader, total
 from tests.chaos.proxy import Proxy
 from tests.chaos.sweep.zygote import Child, Zygote
 from tests.chaos.world import settings_of
+from tests.servers import admin, as_admin, kafka
 from workload import generator
 from workload.producer import send
 
@@ -73,7 +74,7 @@ class Arena:
         self.postgres = postgres
         self.redis = redis
         self.lag = LagReader(settings)
-        self.admin = AIOKafkaAdminClient(bootstrap_servers=settings.brokers)
+        self.admin = AIOKafkaAdminClient(**kafka(settings.brokers))
         self._through = self.env | {
             "ORDERS_POSTGRES": _detoured(env["ORDERS_POSTGRES"], postgres),
             "ORDERS_REDIS": _detoured(env["ORDERS_REDIS"], redis),
@@ -192,7 +193,7 @@ class Arena:
         """Start the worker that may die.
         Redis has forgotten the script: whoever comes first has to bring it.
         """
-        async with Redis.from_url(self.settings.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(self.settings.redis)) as redis:
             await redis.script_flush()
             for lane in range(self.settings.partitions) if ahead else ():
                 await redis.set(checkpoint_key(self.settings, lane), b"0 0 %d" % FAR)
@@ -245,13 +246,13 @@ class Arena:
 
     async def reset(self) -> None:
         """Empty topics, tables, cache and local state."""
-        await topics.delete_all(self.settings)
+        await topics.delete_all(admin(self.settings))
         connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
         try:
             await connection.execute("DROP SCHEMA IF EXISTS public CASCADE; CREATE SCHEMA public")
         finally:
             await connection.close()
-        async with Redis.from_url(self.settings.redis.get_secret_value()) as redis:
+        async with Redis.from_url(as_admin(self.settings.redis)) as redis:
             await redis.flushdb()
         shutil.rmtree(self.data, ignore_errors=True)
         # In a process of its own: Alembic keeps its state in a module, and several arenas share this process.

@@ -144,19 +144,20 @@ env: {{- include "orders.env" . | nindent 2 }}
 - {name: files, mountPath: /etc/orders/files, readOnly: true}
 {{- end -}}
 
-{{/* The process answers with its metrics. It says nothing of lanes: a worker that makes no progress ends itself. */}}
+{{/* Alive while its event loop turns; ready while its lanes are open, or while it stands by without any. */}}
 {{- define "orders.workerProbes" -}}
 startupProbe:
-  httpGet: {path: /metrics, port: metrics}
+  httpGet: {path: /live, port: metrics}
   periodSeconds: 5
+  timeoutSeconds: 5
   failureThreshold: 60
 livenessProbe:
-  httpGet: {path: /metrics, port: metrics}
+  httpGet: {path: /live, port: metrics}
   periodSeconds: 15
   timeoutSeconds: 5
   failureThreshold: 4
 readinessProbe:
-  httpGet: {path: /metrics, port: metrics}
+  httpGet: {path: /ready, port: metrics}
   periodSeconds: 10
   timeoutSeconds: 5
 {{- end -}}

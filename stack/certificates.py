@@ -1,4 +1,4 @@
-"""Certificates for tests, signed by themselves or by an authority made on the spot."""
+"""Certificates for this machine, made on the spot and signed by themselves or by an authority that was."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 HERE = (x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1")))
+"""What a certificate stands for by default: this machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,9 @@ def certificate(
     names: tuple[x509.GeneralName, ...] = HERE,
     by: Authority | None = None,
 ) -> Authority:
-    """Write a certificate that ends in so many days, and its key. It stands for `names`: this machine.
-    `by`: who signs it, by default it itself.
+    """Write a certificate that ends in so many days, and its key, both as PEM. It stands for `names`.
+
+    `by`: who signs it, by default it itself. `password` locks the key, which only its owner can read.
     """
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
@@ -58,5 +60,6 @@ def certificate(
     )
     lock = NoEncryption() if password is None else BestAvailableEncryption(password)
     cert.write_bytes(signed.public_bytes(Encoding.PEM))
+    key.touch(mode=0o600)
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock))
     return Authority(signed, private)

@@ -1,0 +1,202 @@
+"""`orders stack up --secure`: TLS, logins and least rights on every server. Every command works there.
+This is what continuous integration runs of STACK=secure (docs/testing.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+
+from cli import main
+from operations.secured import EVERYBODY, USERS, settings_of
+from settings import get_settings
+from stack import Stack, StackError, ports
+from stack.certificates import certificate
+from tests import forked
+from tests.integration.test_bulk import an_order, order_id
+from tests.servers import url
+from tests.stackfixture import purge
+from tests.unit.builders import ORDER
+from tests.waiting import until
+from tests.workers import ORDERS, Worker, audit, processed, worker
+from wire import clients
+from wire.refused import OtherProtocol
+
+
+@pytest.fixture(scope="module")
+def secured() -> Iterator[Stack]:
+    """A secure stack in a folder that only its user may enter, started by the command."""
+    home = Path(tempfile.mkdtemp(prefix="orders-secured-"))
+    folder = home / ".stack"
+    # Transactions, which need the most rights.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("ORDERS_")}
+    env = {**plain, "ORDERS_DELIVERY": "exactly_once", "TERM": "dumb"}
+    try:
+        up = forked.run((*ORDERS, "stack", "up", "--secure"), env=env, cwd=home)
+        assert up.returncode == 0, up.stderr
+        stack = Stack.open(folder)
+        secrets = [*stack.users.values(), url(stack.admin, "POSTGRES").partition("@")[0].rpartition(":")[2]]
+        assert not any(secret in up.stdout + up.stderr for secret in secrets)
+        assert stack.users.keys() == set(USERS)
+        found = forked.run((*ORDERS, "init"), env=env, cwd=home)
+        assert (found.returncode, "using the stack in" in found.stderr) == (0, True), found.stderr
+        again = forked.run((*ORDERS, "stack", "up", "--json"), env=env, cwd=home)  # now there are tables
+        assert json.loads(again.stdout) == stack.env
+        yield stack
+        down = forked.run((*ORDERS, "stack", "down"), env=env, cwd=home)
+        assert (down.returncode, stack.running) == (0, False)
+    finally:
+        purge(folder)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@pytest.fixture
+def acting(
+    secured: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[[str], None]]:
+    """From now on the environment has a user's login, as `orders stack env --user` prints it."""
+    for name in os.environ:
+        if name.startswith("ORDERS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("ORDERS_DELIVERY", "exactly_once")
+
+    def act(user: str) -> None:
+        for name, value in secured.env_of(user).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("ORDERS_DATA", str(tmp_path))
+        if user == "orders-bulk":  # it needs nothing in Redis, and has no user there
+            monkeypatch.delenv("ORDERS_REDIS_FILE", raising=False)
+        get_settings.cache_clear()
+
+    yield act
+    get_settings.cache_clear()
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a command in this process, in a loop of its own -> its exit code and what it says on stderr."""
+
+    def run(*command: str) -> tuple[int, str]:
+        with ThreadPoolExecutor(1) as pool:
+            code = pool.submit(main.run, list(command)).result()
+        return code, capsys.readouterr().err
+
+    return run
+
+
+async def test_nobody_comes_in_plainly_and_no_program_is_a_superuser(secured: Stack, tmp_path: Path) -> None:
+    files = [each for each in secured.folder.glob("secure/*") if each.name != "ca.pem"]
+    assert len(files) > 3 * len(USERS)
+    files.append(secured.folder / "redis" / "users.acl")
+    assert {stat.S_IMODE(each.stat().st_mode) for each in files} == {0o600}
+    postgres = url(secured.env, "POSTGRES")
+    with pytest.raises((OSError, asyncpg.PostgresError)):
+        await asyncpg.connect(postgres.partition("?")[0] + "?sslmode=disable")
+    certificate(tmp_path / "stranger.pem", tmp_path / "stranger.key")
+    strange = f"{postgres.partition('?')[0]}?sslmode=verify-full&sslrootcert={tmp_path}/stranger.pem"
+    with pytest.raises(OSError, match="CERTIFICATE_VERIFY_FAILED"):
+        await asyncpg.connect(strange)
+    plain = clients.admin(settings_of({"ORDERS_KAFKA": secured.env["ORDERS_KAFKA"]}), "test")
+    with pytest.raises(OtherProtocol):
+        await plain.start()
+    await plain.close()
+    connection = await asyncpg.connect(postgres)
+    try:
+        superusers = await connection.fetch("SELECT rolname FROM pg_roles WHERE rolsuper")
+        assert [row["rolname"] for row in superusers] == ["postgres"]
+        assert await connection.fetchval("SELECT session_user::text") == EVERYBODY
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await connection.execute("CREATE ROLE somebody")
+    finally:
+        await connection.close()
+    with pytest.raises(StackError, match="has no user nobody; it has orders, "):
+        secured.env_of("nobody")
+
+
+def test_each_role_does_its_work_with_its_own_login(
+    secured: Stack, acting: Callable[[str], None], told: Callable[..., tuple[int, str]], tmp_path: Path
+) -> None:
+    jobs = tmp_path / "orders.ndjson"
+    jobs.write_text(f"{json.dumps(an_order(1))}\n")
+
+    def as_(role: str, *command: str) -> None:
+        acting(role if role == EVERYBODY else f"orders-{role}")
+        code, said = told(*command)
+        assert code == 0, f"{role}: {command}: {said}"
+
+    def lacks(role: str, *command: str) -> str:
+        acting(f"orders-{role}")
+        code, said = told(*command)
+        assert (code, said.count("\n")) == (2, 1), said
+        return said
+
+    @contextmanager
+    def working(role: str) -> Iterator[Worker]:
+        acting(f"orders-{role}")
+        kind = "realtime" if role == "worker" else role
+        with worker(tmp_path, role, (*ORDERS, "worker", "--name", role, "--role", kind)) as started:
+            yield started
+
+    as_(EVERYBODY, "generate", "--orders", "30", "--poison", "0.05")
+    with working("worker") as pipeline, working("bulk") as unpacking:
+        as_("bulk", "bulk", "submit", "orders", str(jobs))
+        until(lambda: "is unpacked" in unpacking.text(), "the job is unpacked")
+        as_("reader", "wait")
+        as_("owner", "dlq", "redrive", "--all")
+        acting("orders-reader")
+        processed()
+        assert [pipeline.terminate(), unpacking.terminate()] == [0, 0]
+    assert "lacks" not in pipeline.text() + unpacking.text()
+    assert "redis.away" not in pipeline.text()
+    as_("reader", "show", order_id(1))
+    as_("reader", "dlq", "list")
+    as_("audit", "audit")
+    as_("audit", "personal", ORDER)
+    as_("owner", "repair")
+    assert "IdempotentWrite on Cluster" in lacks("reader", "generate", "--orders", "1")
+    assert "permission denied for table" in lacks("audit", "bulk", "submit", "orders", str(jobs), "--again")
+    changelog = get_settings().changelog_topic
+    assert f"Read on Topic {changelog}" in lacks("bulk", "show", order_id(1))
+    assert "DescribeConfigs on Topic " in lacks("worker", "dlq", "list")
+    assert f"Read on Group {get_settings().group}" in lacks("audit", "repair")
+
+
+def test_one_login_does_everything(
+    secured: Stack,
+    acting: Callable[[str], None],
+    told: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    acting(EVERYBODY)
+    port = ports.choose(set())
+    monkeypatch.setenv("ORDERS_METRICS_PORT", str(port))
+    with worker(tmp_path, "w") as pipeline:
+        until(lambda: httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200, "it says so itself")
+        assert httpx.get(f"http://127.0.0.1:{port}/live").text == "ready\n"
+        assert told("simulate", "--checkouts", "5")[0] == 0
+        processed()
+        audit()
+        assert pipeline.terminate() == 0
+    assert "lacks" not in pipeline.text()
+    for command in (
+        ("db",),
+        ("rebuild", "start"),
+        ("rebuild", "switch"),
+        ("rebuild", "drop"),
+        ("bulk", "status"),
+        ("partitions", "--to", "8"),
+    ):
+        code, said = told(*command)
+        assert code == 0, f"{command}: {said}"

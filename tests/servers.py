@@ -1,0 +1,97 @@
+"""How tests themselves reach the servers of the run, to look at them and to change them: as an administrator.
+
+On a secure stack (STACK=secure) programs may do only what their roles need. The clients that tests make for
+themselves get their options, or their URL, here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit, urlunsplit
+
+from credentials import PostgresUrl, RedisUrl, ServerUrl
+from operations.secured import settings_of
+from settings import SECRET_FILES, Settings
+from wire import clients
+
+SECURE: Final = os.environ.get("STACK") == "secure"
+"""Whether the servers of the run have TLS, logins and least rights."""
+
+_admin: dict[str, str] = {}
+"""The ORDERS_* values of who may do everything; empty before the stack runs."""
+
+
+def administrator(env: Mapping[str, str]) -> dict[str, str]:
+    """From now on tests come in by these ORDERS_* values. Returns those before."""
+    before = dict(_admin)
+    _admin.clear()
+    _admin.update(env)
+    return before
+
+
+def url(env: Mapping[str, str], server: str) -> str:
+    """The URL of POSTGRES, POSTGRES_REPLICA or REDIS, which may lie in a file."""
+    file = env.get(f"ORDERS_{server}_FILE")
+    return Path(file).read_text() if file else env[f"ORDERS_{server}"]
+
+
+def without_files(env: Mapping[str, str]) -> dict[str, str]:
+    """The same values with the secrets themselves in place of their files."""
+    secret = {f"ORDERS_{name.upper()}_FILE" for name in SECRET_FILES}
+    return {
+        name.removesuffix("_FILE") if name in secret else name: Path(value).read_text()
+        if name in secret
+        else value
+        for name, value in env.items()
+    }
+
+
+def with_path(address: str, path: str) -> str:
+    """The same server's other database."""
+    return urlunsplit(urlsplit(address)._replace(path=f"/{path}"))
+
+
+def kafka_env(brokers: str | Sequence[str]) -> dict[str, str]:
+    """The ORDERS_KAFKA... of these brokers. Those that the run hasn't started ask for no login."""
+    address = brokers if isinstance(brokers, str) else ",".join(brokers)
+    ours = address == _admin.get("ORDERS_KAFKA")
+    login = {name: value for name, value in _admin.items() if ours and name.startswith("ORDERS_KAFKA_")}
+    return {"ORDERS_KAFKA": address, **without_files(login)}
+
+
+def kafka_settings(brokers: str | Sequence[str]) -> Settings:
+    """Settings that lead to these brokers."""
+    plain = {"ORDERS_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT", "ORDERS_KAFKA_SASL_MECHANISM": ""}
+    login = {"ORDERS_KAFKA_SASL_USERNAME": "", "ORDERS_KAFKA_SASL_PASSWORD": ""}
+    return settings_of({**plain, **login, **kafka_env(brokers)})
+
+
+def kafka(brokers: str | Sequence[str]) -> dict[str, Any]:
+    """Options of aiokafka's clients."""
+    return clients.connection(kafka_settings(brokers))
+
+
+def as_admin(address: str | ServerUrl) -> str:
+    """A URL of Postgres or Redis with the administrator's login, if it is a server of the run."""
+    given = address if isinstance(address, str) else address.get_secret_value()
+    parts = urlsplit(given)
+    for server in ("POSTGRES", "POSTGRES_REPLICA", "REDIS"):
+        if {f"ORDERS_{server}", f"ORDERS_{server}_FILE"} & _admin.keys():
+            login, _, place = urlsplit(url(_admin, server)).netloc.rpartition("@")
+            if place == parts.netloc.rpartition("@")[2]:
+                return urlunsplit(parts._replace(netloc=f"{login}@{place}"))
+    return given
+
+
+def admin(settings: Settings) -> Settings:
+    """The same places, with the administrator's logins."""
+    reached = kafka_settings(settings.brokers)
+    login = {name: getattr(reached, name) for name in Settings.model_fields if name.startswith("kafka_")}
+    urls = {
+        "postgres": PostgresUrl(as_admin(settings.postgres)),
+        "redis": RedisUrl(as_admin(settings.redis)),
+    }
+    return settings.model_copy(update=login | urls)
