@@ -101,16 +101,16 @@ class Access:
 
     def _read(self, path: Path) -> dict[bytes, Caller]:
         before = self._named
-        found: dict[bytes, Caller] = {}
+        callers: dict[bytes, Caller] = {}
         for key in read_keys(path):
             digest = bytes.fromhex(key.sha256)
             rate = self._rate if key.rate is None else key.rate
             caller = Caller(key.name, scopes(key.scopes), until=key.expires_at, rate=rate)
             known = before.get(digest)
             # Whoever writes the file often gives nobody more requests.
-            found[digest] = known if known is not None and known.same(caller) else caller
-        self._named = found
-        return found
+            callers[digest] = known if known is not None and known.same(caller) else caller
+        self._named = callers
+        return callers
 
 
 def refused(why: str) -> HTTPException:

@@ -141,8 +141,8 @@ class Issuer:
             ) from None
 
     def _of(self, claims: dict[str, Any]) -> Caller:
-        told = claims.get("scope", claims.get("scp", ""))
-        words = told.split() if isinstance(told, str) else told if isinstance(told, list) else []
+        scope = claims.get("scope", claims.get("scp", ""))
+        words = scope.split() if isinstance(scope, str) else scope if isinstance(scope, list) else []
         may = scopes(word for word in words if isinstance(word, str))
         # A user's own token: its subject is most likely the user, whose id doesn't go into a log.
         name = "jwt:(a user)" if may.sees.users else f"jwt:{_UNNAMEABLE.sub('_', claims['sub'])[:100]}"
@@ -247,16 +247,16 @@ def _parsed(data: bytes, where: str) -> _Keys:
         if len(data) > MOST_BYTES:
             raise ValueError
         listed = json.loads(data)["keys"]
-        found = [key for key in map(_key, listed) if key is not None]
+        usable = [key for key in map(_key, listed) if key is not None]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise IssuerUnusable(f"{where} holds no JWKS", "check ORDERS_API_JWT_JWKS") from None
-    if not found:
+    if not usable:
         raise IssuerUnusable(
             f"{where} holds no public key for {', '.join(ALGORITHMS)}", "check ORDERS_API_JWT_JWKS"
         )
-    keys: _Keys = {key.key_id: key for key in found if isinstance(key.key_id, str)}
-    if len(found) == 1:
-        keys[None] = found[0]
+    keys: _Keys = {key.key_id: key for key in usable if isinstance(key.key_id, str)}
+    if len(usable) == 1:
+        keys[None] = usable[0]
     return keys
 
 

@@ -52,7 +52,7 @@ class Watched(Generic[T]):
 def _state(path: Path) -> tuple[int, ...] | None:
     """What differs once a file was written or replaced; None: it isn't there."""
     try:
-        found = os.stat(path)
+        stat = os.stat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -217,7 +217,7 @@ class Log:
             responses = await asyncio.wait_for(self._cluster.describe_consumer_groups([group]), self._timeout)
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka doesn't describe group {group}: {told(error)}") from error
-        return sum(len(found[5]) for response in responses for found in response.groups)
+        return sum(len(described[5]) for response in responses for described in response.groups)
 
     async def read(
         self, partition: TopicPartition, span: Span, progress: Progress | None = None
@@ -288,10 +288,12 @@ class Log:
         except KafkaError as error:
             raise LogUnavailable(f"reading {where}: {told(error)}") from error
         aborted = part[2] if response.API_VERSION >= 11 else part[-2]
-        found = _Records(partition, _Batches(part[-1]), aborted, position, None, None, True, READ_COMMITTED)
+        partition_records = _Records(
+            partition, _Batches(part[-1]), aborted, position, None, None, True, READ_COMMITTED
+        )
         try:
-            records = list(found)
+            records = list(partition_records)
         except KafkaError as error:
             raise LogUnavailable(f"reading {where}: {told(error)}") from error
         # Behind the last record lie offsets without records: compacted ones, markers of transactions.
-        return records, found.next_fetch_offset
+        return records, partition_records.next_fetch_offset

@@ -48,13 +48,13 @@ def personal_command(
     with progress("log", quiet=as_json) as bar:
 
         async def run() -> None:
-            async with aclosing(held(get_settings(), user_id, bar.work)) as found:
-                await _print(user_id, found)
+            async with aclosing(held(get_settings(), user_id, bar.work)) as entries:
+                await _print(user_id, entries)
 
         asyncio.run(run())
 
 
-async def _print(user: UUID, found: AsyncIterator[Found]) -> None:
+async def _print(user: UUID, entries: AsyncIterator[Found]) -> None:
     """One line an entry, as they come: a user's orders may have more records than memory has room for."""
     # Nothing is printed before the first entry: until then a server may turn out to be away.
     before, between = f'{{\n"user_id": "{user}"', ""
@@ -66,7 +66,7 @@ async def _print(user: UUID, found: AsyncIterator[Found]) -> None:
         before, between = "]", "\n"
         return name
 
-    async for each in found:
+    async for each in entries:
         while section != each.section:
             section = begin(next(sections))
         print(between, json.dumps(each.content, default=_value), sep="", end="")

@@ -197,8 +197,8 @@ def notices_command(
 
 def show_notices(result: notices.NoticesResult, console: Terminal) -> None:
     """Print what readers should have been told, for a person."""
-    told = f"of {result.orders:,} readers should have been told something"
-    console.print(f"{result.compared:,} orders compared; {told}")
+    summary = f"of {result.orders:,} readers should have been told something"
+    console.print(f"{result.compared:,} orders compared; {summary}")
     for topic, count in sorted(result.missing.items()):
         console.print(
             Text.assemble((topic, "bold"), f": {count:,} {'missing' if not result.sent else 'sent'}")

@@ -51,8 +51,8 @@ class Terminal(Console):
         columns, lines = USUAL if self.watched else (UNCUT, USUAL[1])
         if self.watched:
             try:
-                found = os.get_terminal_size(self.file.fileno())
-                columns, lines = found.columns or columns, found.lines or lines
+                terminal = os.get_terminal_size(self.file.fileno())
+                columns, lines = terminal.columns or columns, terminal.lines or lines
             except (OSError, ValueError):
                 pass
         return ConsoleDimensions(max(NARROWEST, _number("COLUMNS") or columns), _number("LINES") or lines)

@@ -22,9 +22,9 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
     if created is None:
         return []
     now = view_of(order)
-    found: list[str] = []
+    texts: list[str] = []
     if now.captured > now.total:
-        found.append("overpaid: captured above the order's total")
+        texts.append("overpaid: captured above the order's total")
     returned: dict[bytes, int] = {}
     quantity = {line.item_id: line.quantity for line in now.lines}
     for stage in winning_stages(order).values():
@@ -35,26 +35,26 @@ def anomalies(order: Order, order_id: bytes) -> list[str]:
     for line in now.lines:
         name = ids.text(line.item_id)
         if returned.get(line.item_id, 0) > line.quantity:
-            found.append(f"over_returned: item {name}: more units returned than there are")
+            texts.append(f"over_returned: item {name}: more units returned than there are")
         if line.claimed > line.quantity - line.gone:
-            found.append(f"moved_though_gone: item {name}: more units in transit than are not gone")
+            texts.append(f"moved_though_gone: item {name}: more units in transit than are not gone")
     for reply in order.stock:
         if not reply.refused and reply.reservation_id != ids.uuid5(
             order_id, f"reservation:{ids.text(reply.seller_id)}"
         ):
-            found.append(
+            texts.append(
                 f"reservation_unknown: seller {ids.text(reply.seller_id)}: reservation"
                 f" {ids.text(reply.reservation_id)} is not ours"
             )
     ours = {ids.uuid5(order_id, f"refund:{n}") for n in range(len(order.decisions))}
     for refund in order.refunds:
         if refund.failed:
-            found.append(f"refund_failed: refund {ids.text(refund.refund_id)}")
+            texts.append(f"refund_failed: refund {ids.text(refund.refund_id)}")
         if refund.refund_id not in ours:
-            found.append(f"refund_unknown: refund {ids.text(refund.refund_id)} is not ours")
-    found += _silences(order, now)
-    found += _refund_anomalies(order, now)
-    return sorted(set(found))
+            texts.append(f"refund_unknown: refund {ids.text(refund.refund_id)} is not ours")
+    texts += _silences(order, now)
+    texts += _refund_anomalies(order, now)
+    return sorted(set(texts))
 
 
 def _silences(order: Order, now: OrderView) -> list[str]:
@@ -62,33 +62,33 @@ def _silences(order: Order, now: OrderView) -> list[str]:
     given_up = {(deadline.what, deadline.subject) for deadline in order.deadlines if deadline.final}
     if not given_up:
         return []
-    found: list[str] = []
+    texts: list[str] = []
     scanned = {scan.seller_id for scan in order.scans if not scan.refused}
     for suborder in now.suborders:
         seller = ids.text(suborder.seller_id)
         if (DeadlineKind.RELEASE, suborder.seller_id) in given_up and suborder.live > suborder.in_transit:
-            found.append(f"release_unanswered: seller {seller}: the stock was asked back in vain")
+            texts.append(f"release_unanswered: seller {seller}: the stock was asked back in vain")
         if (
             (DeadlineKind.LABEL, suborder.seller_id) in given_up
             and suborder.live
             and suborder.seller_id not in scanned
         ):
-            found.append(f"label_unscanned: seller {seller}: no scan since its label was asked for")
+            texts.append(f"label_unscanned: seller {seller}: no scan since its label was asked for")
     replied = {refund.refund_id for refund in order.refunds}
     for what, subject in given_up:
         if what is DeadlineKind.REFUND and subject is not None and subject not in replied:
-            found.append(f"refund_unconfirmed: refund {ids.text(subject)}")
-    return found
+            texts.append(f"refund_unconfirmed: refund {ids.text(subject)}")
+    return texts
 
 
 def _refund_anomalies(order: Order, now: OrderView) -> list[str]:
-    found: list[str] = []
+    texts: list[str] = []
     if now.decided > now.captured:
-        found.append("refund_above_captured: decided above what was captured")
+        texts.append("refund_above_captured: decided above what was captured")
     if not now.live:
-        return found
+        return texts
     for refund in uncovered(order, now):
-        found.append(
+        texts.append(
             f"refund_uncovered: {refund.cause.text} {ids.text(refund.cause_id)}: captured money does not"
             " cover this refund"
         )
@@ -98,16 +98,16 @@ def _refund_anomalies(order: Order, now: OrderView) -> list[str]:
         stage = stages.get(decision.cause_id)
         processed = stage is not None and stage.status is ReturnStatus.PROCESSED
         if decision.cause is RefundCause.RETURN and not processed:
-            found.append(f"refund_contradicted: decision {decision.n}: its return is not processed after all")
+            texts.append(f"refund_contradicted: decision {decision.n}: its return is not processed after all")
         if decision.cause is RefundCause.STOCK and any(
             first < live[item_id] for item_id, first, _ in decision.units
         ):
-            found.append(
+            texts.append(
                 f"refund_contradicted: decision {decision.n}: a unit that it paid for is live after all"
             )
         if decision.cause is RefundCause.CLOSED:
-            found.append(
+            texts.append(
                 f"refund_contradicted: decision {decision.n}: the order was closed, but a unit is live"
                 " after all"
             )
-    return found
+    return texts

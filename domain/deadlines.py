@@ -63,7 +63,7 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
     created, armed = order.created, order.appended
     if created is None or not armed or armed * 1000 - created.time > policy.history * 1000:
         return []
-    found: list[Due] = []
+    deadlines: list[Due] = []
     last = {(each.what, each.subject): each for each in sorted(order.deadlines, key=_attempt)}
 
     def wait(what: DeadlineKind, subject: bytes | None, asked: int, limit: int, asks: int) -> None:
@@ -71,7 +71,7 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
         if limit and (known is None or not known.final):
             attempt = 1 if known is None else known.attempt + 1
             since = asked if known is None else max(asked, known.appended)
-            found.append(Due(since + limit, what, subject, attempt, attempt >= asks))
+            deadlines.append(Due(since + limit, what, subject, attempt, attempt >= asks))
 
     cancelled = {
         each.seller_id: max(armed, each.appended) for each in order.cancellations if not each.refused
@@ -107,7 +107,7 @@ def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:
         refund_id = ids.uuid5(order_id, f"refund:{decision.n}")
         if refund_id not in replied:
             wait(_REFUND, refund_id, max(armed, decision.appended), policy.refund, policy.refund_asks)
-    return found
+    return deadlines
 
 
 def next_due(order: Order, order_id: bytes, policy: DeadlinePolicy) -> int:

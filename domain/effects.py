@@ -92,8 +92,8 @@ class Writer:
     def id(self, name: str) -> str:
         return ids.uuid5_text(self.order_id, name)
 
-    def _publish(self, type_: str, ce_id: str, made: Struct | Callable[[], Struct]) -> None:
-        self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", made))
+    def _publish(self, type_: str, ce_id: str, data: Struct | Callable[[], Struct]) -> None:
+        self.effects.append(Derived(type_, type_, f"{type_}:{ce_id}", data))
 
     def _suborder(
         self, kind: type[SuborderCreated], created: Created, suborder: Suborder, version: int

@@ -309,22 +309,22 @@ def decode(
         refuse_other_bytes(value)
     payload: bytes | Raw = value
     try:
-        found, whole = read_attributes(headers, value)
-        event_id = text(found.get("ce_id"), "ce_id")
-        known_text(found.get("ce_source"), "ce_source")
-        type_ = known_text(found.get("ce_type"), "ce_type")
+        attributes, whole = read_attributes(headers, value)
+        event_id = text(attributes.get("ce_id"), "ce_id")
+        known_text(attributes.get("ce_source"), "ce_source")
+        type_ = known_text(attributes.get("ce_type"), "ce_type")
         if (type_ != topic or type_ not in DATA) and type_ not in _TYPES_OF.get(topic, ()):
             if type_ in DATA:
                 raise Refused(
                     errors.TYPE_WRONG_TOPIC, f"ce_type: an event of {type_} belongs on the topic of that name"
                 )
             raise Refused(errors.TYPE_UNKNOWN, "ce_type: no such event type")
-        schema = found.get("ce_dataschema")
+        schema = attributes.get("ce_dataschema")
         reader = _DECODE.get((type_, b"/v1" if schema is None else schema_version(schema)))
         if reader is None:
             raise Refused(errors.VERSION_UNKNOWN, f"ce_dataschema: must end in {_versions(type_)}")
         parse, build = reader
-        when = found.get("ce_time")
+        when = attributes.get("ce_time")
         if when is None:
             raise Refused(errors.FIELD_MISSING, "ce_time: missing")
         time = times.parse(when.decode("ascii", "replace"), "ce_time")
@@ -339,7 +339,7 @@ def decode(
         refuse_deep(value, len(getattr(data, "items", None) or ()) if whole is None else 0)
     if b"\\" in value or whole is not None:
         refuse_nul(payload, data)
-    trace, tracer = found.get("ce_traceparent"), found.get("traceparent")
+    trace, tracer = attributes.get("ce_traceparent"), attributes.get("traceparent")
     traceparent = None if trace is None and tracer is None else trace_of(trace, tracer)
     return Event(type_, data.order_id.bytes, build(data, time), event_id, time, traceparent, appended)
 

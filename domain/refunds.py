@@ -169,13 +169,13 @@ def _lowest(paid: RefundedUnits, line: Line, first: int, most: int) -> Units:
 
 def _first(most: int, units: Units) -> Units:
     """The first `most` of them; spans that end before they begin have none."""
-    found: Units = []
+    spans: Units = []
     for line, start, end in units:
         end = min(end, start + most)
         if start < end:
-            found.append((line, start, end))
+            spans.append((line, start, end))
             most -= end - start
-    return found
+    return spans
 
 
 def _net(units: Units) -> int:

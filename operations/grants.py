@@ -82,15 +82,15 @@ def acls(settings: Settings, role: Role) -> list[Acl]:
         },
         "audit": {"Read": every, "DescribeConfigs": every},
     }
-    found = [
+    on_topics = [
         Acl("Topic", topic, operation)
         for topic in every
         for operation, those in wanted[role].items()
         if topic in those
     ]
-    implying = {acl.name for acl in found if acl.operation in ("Read", "Write", "Alter")}
-    found = [acl for acl in found if acl.operation != "Describe" or acl.name not in implying]
-    return found + _groups(settings, role)
+    implying = {acl.name for acl in on_topics if acl.operation in ("Read", "Write", "Alter")}
+    on_topics = [acl for acl in on_topics if acl.operation != "Describe" or acl.name not in implying]
+    return on_topics + _groups(settings, role)
 
 
 def _groups(settings: Settings, role: Role) -> list[Acl]:

@@ -273,10 +273,10 @@ class _Lane:
         fresh = fresh_suborders(created)
         suborders = [_content(created, order_id, each) for each in view.suborders]
         subjects = [order_id, *(subject for subject, _ in suborders)]
-        told, *of_suborders = self._states.get([_TOLD + subject for subject in subjects])
+        published, *of_suborders = self._states.get([_TOLD + subject for subject in subjects])
         expected = msgspec.json.encode({"status": view.status.text})
-        if (told or _PENDING) != expected:
-            yield Notice(STATUS_CHANGED, b"", order_id, told or _PENDING, expected, told is None)
+        if (published or _PENDING) != expected:
+            yield Notice(STATUS_CHANGED, b"", order_id, published or _PENDING, expected, published is None)
         for (subject, content), actual, suborder, ordered in zip(
             suborders, of_suborders, view.suborders, fresh, strict=True
         ):
@@ -336,19 +336,19 @@ class _Lane:
 
 def _told(topic: str, records: Iterable[Any]) -> dict[bytes, bytes | None]:
     """What these records tell last, by subject."""
-    found: dict[bytes, bytes | None] = {}
+    last: dict[bytes, bytes | None] = {}
     for record in records:
         event = parse_event(topic, record.key, record.value, record.headers)
         if event is not None and event.notice is not None:
-            found[_TOLD + event.subject] = event.notice
-    return found
+            last[_TOLD + event.subject] = event.notice
+    return last
 
 
 def _content(created: Created, order_id: bytes, suborder: Suborder) -> tuple[bytes, bytes]:
     """(raw id of the suborder, what a notice tells of it), the latter as parse_event() does."""
     data = msgspec.json.decode(effects.encode_data(_updated(created, order_id, suborder, 0)))
-    told = msgspec.json.encode({name: data[name] for name in NOTICE_FIELDS if name in data})
-    return UUID(data["suborder_id"]).bytes, told
+    content = msgspec.json.encode({name: data[name] for name in NOTICE_FIELDS if name in data})
+    return UUID(data["suborder_id"]).bytes, content
 
 
 def _updated(created: Created, order_id: bytes, suborder: Suborder, version: int) -> Derived:
@@ -367,7 +367,7 @@ def _causes(out: Mapping[str, Sequence[OutRecord]]) -> dict[bytes, str]:
     """The id of the event that caused the last notice of each subject; of an order without a notice, that of
     another derived event.
     """
-    found: dict[bytes, str] = {}
+    causes: dict[bytes, str] = {}
     for topic in sorted(DERIVED, key=lambda name: name in NOTICES):
         for record in out.get(topic, ()):
             cause = dict(record.headers).get("ce_causeid")
@@ -376,10 +376,10 @@ def _causes(out: Mapping[str, Sequence[OutRecord]]) -> dict[bytes, str]:
             if topic in NOTICES:
                 event = parse_event(topic, record.key, record.content(), record.headers)
                 assert event is not None
-                found[event.subject] = cause.decode()
+                causes[event.subject] = cause.decode()
             else:
-                found.setdefault(UUID(record.key.decode()).bytes, cause.decode())
-    return found
+                causes.setdefault(UUID(record.key.decode()).bytes, cause.decode())
+    return causes
 
 
 def _event_of(record: Record) -> Event | None:
@@ -397,9 +397,9 @@ def _record(order_id: bytes, order: Order, created: Created, notice: Notice, eve
     """The notice as the pipeline would publish it."""
     view = view_of(order)
     if notice.topic == STATUS_CHANGED:
-        told = _STATUS.get(msgspec.json.decode(notice.actual)["status"], OrderStatus.PENDING)
+        before = _STATUS.get(msgspec.json.decode(notice.actual)["status"], OrderStatus.PENDING)
         writer = Writer(order_id, created.currency)
-        writer.status_changed(created, told, view.status, event, order.version)
+        writer.status_changed(created, before, view.status, event, order.version)
         effect = _only(writer)
     else:
         (suborder,) = (each for each in view.suborders if each.seller_id == notice.seller_id)

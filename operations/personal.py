@@ -72,8 +72,8 @@ def ids_in(data: bytes) -> Iterator[bytes]:
     """
     if b"\\u00" in data:
         data = _ESCAPED.sub(lambda match: bytes([int(match[1], 16)]), data)
-    for found in _ID.findall(data):
-        yield bytes.fromhex(found.replace(b"-", b"").decode())
+    for written in _ID.findall(data):
+        yield bytes.fromhex(written.replace(b"-", b"").decode())
     for encoded in _BASE64.findall(data):
         try:
             yield from ids_in(base64.b64decode(encoded))
@@ -84,7 +84,7 @@ def ids_in(data: bytes) -> Iterator[bytes]:
 def names_any(record: Any, wanted: Collection[bytes]) -> bool:
     """Tell whether a record names one of these ids in its key, its value or a header. Pure."""
     parts = (record.key, raw_value(record), *(value for _, value in record.headers))
-    return any(found in wanted for part in parts if part for found in ids_in(part))
+    return any(named in wanted for part in parts if part for named in ids_in(part))
 
 
 async def held(settings: Settings, user: UUID, progress: Progress) -> AsyncGenerator[Found, None]:
@@ -99,11 +99,11 @@ async def held(settings: Settings, user: UUID, progress: Progress) -> AsyncGener
         for order_id in sorted(known.orders):
             yield Found("orders", ids.text(order_id))
         async with aclosing(_rows(settings, user, known)) as rows:
-            async for found in rows:
-                yield found
+            async for row in rows:
+                yield row
         async with aclosing(_cached(settings, user, known)) as entries:
-            async for found in entries:
-                yield found
+            async for entry in entries:
+                yield entry
         async for record in log.records(settings.changelog_topic):
             if record.key in known.orders and record.value is not None:
                 yield Found("states", _state(record, known.newest.get(record.key)))
@@ -308,7 +308,7 @@ def _own_events(topic: str, record: Any, wanted: Collection[bytes]) -> dict[str,
         part: Any = events.decode(topic, record.headers, record.value).fact
     except Refused:
         return {"events": None}
-    own = [bytes(raw) for raw in part.events if any(found in wanted for found in ids_in(bytes(raw)))]
+    own = [bytes(raw) for raw in part.events if any(named in wanted for named in ids_in(bytes(raw)))]
     return {"job_id": str(part.job_id), "part": part.part, "count": len(own), "events": own}
 
 

@@ -77,7 +77,7 @@ def _order_events() -> list[tuple[str, str, Json]]:
     """
     order_id = bytes.fromhex(_ORDER.replace("-", ""))
 
-    def made(name: str) -> str:
+    def made_id(name: str) -> str:
         return ids.uuid5_text(order_id, name)
 
     anna, boris = {"seller_id": _ANNA}, {"seller_id": _BORIS}
@@ -93,7 +93,7 @@ def _order_events() -> list[tuple[str, str, Json]]:
     declined = {"payment_id": f"{_CARD[:-1]}0", "reason": "card_declined"}
     back = {"return_id": _RETURN, "item_id": _LAMP, "quantity": 1, "reason": "too_bright"}
     reservation = {
-        name: made(f"reservation:{seller}") for name, seller in (("anna", _ANNA), ("boris", _BORIS))
+        name: made_id(f"reservation:{seller}") for name, seller in (("anna", _ANNA), ("boris", _BORIS))
     }
     return [
         ("2026-03-01T10:00:00Z", "order.created", _CREATED),
@@ -131,11 +131,11 @@ def _order_events() -> list[tuple[str, str, Json]]:
             "order.returned",
             {**back, "status": "processed", "processed_at": "2026-03-09T08:45:00Z"},
         ),
-        ("2026-03-10T12:00:00Z", "refund.completed", {"refund_id": made("refund:0")}),
+        ("2026-03-10T12:00:00Z", "refund.completed", {"refund_id": made_id("refund:0")}),
         (
             "2026-03-10T12:05:00Z",
             "refund.failed",
-            {"refund_id": made("refund:1"), "reason": "account_closed"},
+            {"refund_id": made_id("refund:1"), "reason": "account_closed"},
         ),
     ]
 

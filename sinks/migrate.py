@@ -166,7 +166,7 @@ def _misfits(connection: sa.Connection) -> list[str]:
     they lack, columns that they ask for and it doesn't know.
     """
     tables = build_metadata().tables
-    found: dict[str, dict[str, bool]] = {name: {} for name in tables}
+    present: dict[str, dict[str, bool]] = {name: {} for name in tables}
     for name, column, asked_for in connection.execute(
         sa.text(
             "SELECT c.relname, a.attname, a.attnotnull AND NOT a.atthasdef AND a.attidentity = ''"
@@ -175,7 +175,7 @@ def _misfits(connection: sa.Connection) -> list[str]:
         ),
         {"names": list(tables)},
     ):
-        found[name][column] = asked_for
+        present[name][column] = asked_for
     labels = {
         (type_, label)
         for type_, label in connection.execute(
@@ -186,7 +186,7 @@ def _misfits(connection: sa.Connection) -> list[str]:
         f"{name}.{column.name}"
         for name, table in tables.items()
         for column in table.columns
-        if column.name not in found[name]
+        if column.name not in present[name]
     ]
     lacking += [
         f"{label} in {name}"
@@ -196,7 +196,7 @@ def _misfits(connection: sa.Connection) -> list[str]:
     ]
     strange = [
         f"{name}.{column}"
-        for name, columns in found.items()
+        for name, columns in present.items()
         for column, asked_for in columns.items()
         if asked_for and column not in tables[name].columns
     ]

@@ -46,7 +46,7 @@ def certificate(
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
     now = datetime.now(UTC)
-    made = (
+    signed = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(by.certificate.subject if by else subject)
@@ -59,7 +59,7 @@ def certificate(
         .sign(by.key if by else private, SHA256())
     )
     lock = NoEncryption() if password is None else BestAvailableEncryption(password)
-    cert.write_bytes(made.public_bytes(Encoding.PEM))
+    cert.write_bytes(signed.public_bytes(Encoding.PEM))
     key.touch(mode=0o600)
     key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock))
-    return Authority(made, private)
+    return Authority(signed, private)

@@ -251,15 +251,15 @@ def make_class_cache(class_path: str, progress: Callable[[str], None]) -> None:
             node = Broker(1, folder, state, progress)
             state.assign(node.name, node.purposes)
             node.prepare()
-            recorded, made = folder / "recorded", folder / cache.name
+            recorded, new_cache = folder / "recorded", folder / cache.name
             child = node.launch("-XX:AOTMode=record", f"-XX:AOTConfiguration={recorded}")
             try:
                 wait_ready(node.name, partial(lives, child), node.ready, node.log)
             finally:
                 stop(child.pid, node.identity, node.polite)
-            options = ("-XX:AOTMode=create", f"-XX:AOTConfiguration={recorded}", f"-XX:AOTCache={made}")
+            options = ("-XX:AOTMode=create", f"-XX:AOTConfiguration={recorded}", f"-XX:AOTCache={new_cache}")
             run(node._java(*options), what=f"making {cache}", env=node._env, cwd=folder)
-            made.rename(cache)
+            new_cache.rename(cache)
 
 
 def _class_cache(class_path: str) -> Path:

@@ -43,18 +43,18 @@ class Probes:
     def _answer(self, ready: bool) -> Answer:
         if self._loop is None:  # what comes before the loop is bounded: it ends or begins
             return ("503 Service Unavailable", "it starts") if ready else ("200 OK", "it starts")
-        told: Future[str | None] = Future()
+        answered: Future[str | None] = Future()
 
         def turn() -> None:
-            if told.set_running_or_notify_cancel():
-                told.set_result(self._waits())
+            if answered.set_running_or_notify_cancel():
+                answered.set_result(self._waits())
 
         try:
             self._loop.call_soon_threadsafe(turn)
-            waits = told.result(TURN_SECONDS)
+            waits = answered.result(TURN_SECONDS)
         except RuntimeError:  # the loop is closed
             return "503 Service Unavailable", "it ends"
         except TimeoutError:
-            told.cancel()
+            answered.cancel()
             return "503 Service Unavailable", f"the event loop hasn't turned for {TURN_SECONDS:g} s"
         return ("503 Service Unavailable", waits) if ready and waits else ("200 OK", waits or "ready")

@@ -46,8 +46,8 @@ class Worker:
         assert self.process.poll() is None, (
             f"the worker ended with {self.process.returncode}:\n{self.text()[-3000:]}"
         )
-        told = self.log.read_bytes()[self._before :]
-        return b"worker ready" in told or b"Worker ready" in told
+        logged = self.log.read_bytes()[self._before :]
+        return b"worker ready" in logged or b"Worker ready" in logged
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")
@@ -95,9 +95,9 @@ def processed(*, cache: bool = True) -> None:
 def audit() -> dict[str, Any]:
     """The report of `orders audit --json`; fails the test unless every invariant holds."""
     target = auditing.target_of(Settings(), cache=True, tables=True)
-    told = finished(auditing.audit(target, max_findings=50))
-    report: dict[str, Any] = json.loads(json.dumps(told.document()))
-    assert told.clean, json.dumps(report, indent=2)[-6000:]
+    outcome = finished(auditing.audit(target, max_findings=50))
+    report: dict[str, Any] = json.loads(json.dumps(outcome.document()))
+    assert outcome.clean, json.dumps(report, indent=2)[-6000:]
     return report
 
 
@@ -108,13 +108,13 @@ async def rows(settings: Settings, *, physical: bool = False) -> dict[str, dict[
     connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
         where = "tableoid, xmin, ctid, " if physical else ""
-        found: dict[str, dict[Any, Any]] = {}
+        by_table: dict[str, dict[Any, Any]] = {}
         for table in TABLES:
             key = "id" if table == "orders_order" else "order_id"
             fetched = await connection.fetch(f"SELECT {where}t.* FROM {table} t")
-            found[table] = {
+            by_table[table] = {
                 (row["id"], row[key]): tuple(str(value) for value in row.values()) for row in fetched
             }
-        return found
+        return by_table
     finally:
         await connection.close()

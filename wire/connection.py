@@ -164,15 +164,15 @@ class Connection(conn.AIOKafkaConnection):  # type: ignore[misc]
     def _why(self, error: BaseException) -> Any:
         if self._access is None:
             return None
-        found = refusal(
+        reason = refusal(
             error,
             f"{self._host}:{self._port}",
             self._security_protocol,
             self._access.login,
         )
-        if found is not None:
-            self._access.refused(found)
-        return found
+        if reason is not None:
+            self._access.refused(reason)
+        return reason
 
     def send(self, request: Any, expect_response: bool = True) -> Any:
         """Write a request; returns what its response is awaited by.

@@ -71,9 +71,9 @@ def note(request: Any, response: Any) -> None:
     for code, topic in _hot(response) if name in ("Fetch", "Produce") else _of(response):
         operation = _OPERATIONS.get(name, {}).get(code)
         if operation is not None:
-            found = Denied(code, operation, _KINDS[code], _resource(code, request, topic))
-            _noted.pop(found, None)
-            _noted[found] = None
+            denied = Denied(code, operation, _KINDS[code], _resource(code, request, topic))
+            _noted.pop(denied, None)
+            _noted[denied] = None
     while len(_noted) > _MOST:
         del _noted[next(iter(_noted))]
 
@@ -84,13 +84,13 @@ def acl(error: BaseException) -> Denied | None:
     if not isinstance(error, KafkaError) or code not in _KINDS:
         return None
     same = [each for each in reversed(_noted) if each.code == code]
-    told = {word for arg in error.args for word in ([arg] if isinstance(arg, str) else _words(arg))}
+    words = {word for arg in error.args for word in ([arg] if isinstance(arg, str) else _words(arg))}
     for each in same:
-        if each.name in told or any(each.name in re.findall(r"[\w.-]*\w", text) for text in told):
+        if each.name in words or any(each.name in re.findall(r"[\w.-]*\w", text) for text in words):
             return each
     if same:
         return same[0]
-    return Denied(code, "the operation", _KINDS[code], ", ".join(sorted(map(str, told))) or "?")
+    return Denied(code, "the operation", _KINDS[code], ", ".join(sorted(map(str, words))) or "?")
 
 
 def _words(arg: Any) -> list[str]:
@@ -154,7 +154,7 @@ def _resource(code: int, request: Any, topic: str) -> str:
         return "kafka-cluster"
     names = ("_group", "_group_id", "_consumer_group") if code == GROUP else ("_transactional_id",)
     for each in (*names, "_coordinator_key"):
-        found = getattr(request, each, None)
-        if isinstance(found, str):
-            return found
+        name = getattr(request, each, None)
+        if isinstance(name, str):
+            return name
     return "?"

@@ -129,10 +129,10 @@ class LogReader:
         Each must be one of those that were given to _seek last. Blocks until one of them has something, for
         half a second at most. Once a partition is read to its end, the consumer fetches no more of it.
         """
-        found = await self._consumer.getmany(*ends, timeout_ms=_WAIT_MS)
+        fetched = await self._consumer.getmany(*ends, timeout_ms=_WAIT_MS)
         stretches: dict[TopicPartition, Stretch] = {}
         for partition, end in ends.items():
-            records = found.get(partition, [])
+            records = fetched.get(partition, [])
             position = await self._consumer.position(partition)
             if position >= end:
                 self._consumer.pause(partition)

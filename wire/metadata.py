@@ -29,7 +29,7 @@ async def partitions_of(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> di
     """
     cluster = await consumer._client.fetch_all_metadata()
     topics = list(topics)
-    partitions = {topic: set(found) for topic in topics if (found := cluster.partitions_for_topic(topic))}
+    partitions = {topic: set(numbers) for topic in topics if (numbers := cluster.partitions_for_topic(topic))}
     await require_visible(consumer._client, [topic for topic in topics if topic not in partitions])
     return partitions
 

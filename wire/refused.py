@@ -97,19 +97,19 @@ def refusal(error: BaseException, where: str, protocol: str, login: str) -> Acce
 
 
 def _not_trusted(error: ssl.SSLCertVerificationError, where: str) -> AccessRefused:
-    told = f"the certificate of the broker at {where} isn't trusted: {error.verify_message.rstrip('.')}"
+    message = f"the certificate of the broker at {where} isn't trusted: {error.verify_message.rstrip('.')}"
     if error.verify_code == _EXPIRED:
-        return NotTrusted(told, "have the broker's certificate renewed")
+        return NotTrusted(message, "have the broker's certificate renewed")
     if error.verify_code == _NOT_YET:
-        return NotTrusted(told, "check this machine's clock, and when the broker's certificate begins")
+        return NotTrusted(message, "check this machine's clock, and when the broker's certificate begins")
     if error.verify_code in _OTHER_NAME:
         return NotTrusted(
-            told,
+            message,
             "reach the brokers by a name that is in their certificates (ORDERS_KAFKA, and the brokers'"
             " advertised.listeners)",
         )
     return NotTrusted(
-        told, "set ORDERS_KAFKA_SSL_CAFILE to the certificate of the authority that signs the brokers'"
+        message, "set ORDERS_KAFKA_SSL_CAFILE to the certificate of the authority that signs the brokers'"
     )
 
 
@@ -122,12 +122,14 @@ def _tls(error: ssl.SSLError, where: str) -> AccessRefused:
 
 def _login(error: Any, where: str, login: str) -> AccessRefused:
     said = " ".join(str(arg) for arg in error.args if isinstance(arg, str)) or type(error).__name__
-    told = f"the broker at {where} refuses the login {login}: {' '.join(said.split()).rstrip('.')}"
+    message = f"the broker at {where} refuses the login {login}: {' '.join(said.split()).rstrip('.')}"
     if isinstance(error, UnsupportedSaslMechanismError):
-        return LoginRefused(told, "set ORDERS_KAFKA_SASL_MECHANISM to one that it has")
+        return LoginRefused(message, "set ORDERS_KAFKA_SASL_MECHANISM to one that it has")
     if login.endswith("OAUTHBEARER"):
-        return LoginRefused(told, "check who issues the token, for whom it is, and until when")
-    return LoginRefused(told, "check ORDERS_KAFKA_SASL_USERNAME and ORDERS_KAFKA_SASL_PASSWORD (or its file)")
+        return LoginRefused(message, "check who issues the token, for whom it is, and until when")
+    return LoginRefused(
+        message, "check ORDERS_KAFKA_SASL_USERNAME and ORDERS_KAFKA_SASL_PASSWORD (or its file)"
+    )
 
 
 def _hung_up(where: str, protocol: str) -> AccessRefused | None:

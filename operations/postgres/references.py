@@ -178,7 +178,7 @@ async def unlink(
         there = {
             reference: row for reference, row in (await _links(connection)).items() if reference.kind in kinds
         }
-        for reference, found in there.items():
+        for reference, row in there.items():
 
             async def work(reference: Reference = reference) -> None:
                 await connection.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
@@ -186,7 +186,7 @@ async def unlink(
                     f"ALTER TABLE {reference.table} DROP CONSTRAINT IF EXISTS {reference.name}"
                 )
 
-            await ddl.in_short_waits(connection, work, timeout, say, (reference.table, found.to))
+            await ddl.in_short_waits(connection, work, timeout, say, (reference.table, row.to))
         return list(there.values())
 
 

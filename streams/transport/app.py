@@ -357,20 +357,20 @@ class BatchApp(faust.App):
         self.claim_folder()
         producer = cast(FaustProducer, self.producer)
         try:
-            found = await inspect_cluster(producer.connection_options(), self.copartitioned)
+            cluster = await inspect_cluster(producer.connection_options(), self.copartitioned)
         except AccessRefused:
             raise
         except (KafkaError, OSError) as exc:
             raise Unreachable(
                 f"no Kafka broker answers at {','.join(self.settings.brokers)}: {describe(exc)}"
             ) from exc
-        count = check_topics(self.copartitioned, found.partitions)
+        count = check_topics(self.copartitioned, cluster.partitions)
         if count < self.settings.partitions:
             raise TooFewPartitions(
                 f"the topics have {count} partitions, the setting is {self.settings.partitions}"
             )
         await self.check_lanes()
-        prepare_data_folder(self.conf.datadir, found.id)
+        prepare_data_folder(self.conf.datadir, cluster.id)
         await super().on_first_start()
 
     def explain(self, failure: BaseException) -> str:

@@ -30,6 +30,6 @@ async def stretches(
         **options, stall_timeout=WAIT, max_poll_records=AT_ONCE, max_partition_fetch_bytes=FETCH_BYTES
     ) as reader:
         with suppress(Stalled):
-            async with aclosing(reader.read(TopicPartition(*tp), since, end)) as found:
-                async for stretch in found:
+            async with aclosing(reader.read(TopicPartition(*tp), since, end)) as records:
+                async for stretch in records:
                     yield stretch

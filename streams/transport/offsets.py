@@ -130,7 +130,7 @@ class _Unstable(Exception):
 def _offsets(response: Any, tps: Sequence[TP]) -> dict[TP, int | None]:
     if response.error_code:
         raise for_code(response.error_code)
-    found: dict[TP, int | None] = dict.fromkeys(tps)
+    offsets: dict[TP, int | None] = dict.fromkeys(tps)
     unsettled: list[str] = []
     for topic, partitions, _ in response.topics:
         for partition, offset, _, _, code, _ in partitions:
@@ -139,7 +139,7 @@ def _offsets(response: Any, tps: Sequence[TP]) -> dict[TP, int | None]:
             elif code:
                 raise for_code(code)(f"committed offset of {topic}/{partition}")
             else:
-                found[TP(topic, partition)] = offset if offset >= 0 else None
+                offsets[TP(topic, partition)] = offset if offset >= 0 else None
     if unsettled:
         raise _Unstable(", ".join(unsettled))
-    return found
+    return offsets

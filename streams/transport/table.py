@@ -169,8 +169,8 @@ class StateStore(rocksdb.Store):
         if not keys:
             return []
         with self._sound(partition):
-            found: list[bytes | None] = self._db_for_partition(partition).get(list(keys))
-        return found
+            values: list[bytes | None] = self._db_for_partition(partition).get(list(keys))
+        return values
 
     def first_due(self, partition: int) -> int:
         """The earliest due time of all states, ms; 0: none is due ever."""
@@ -188,18 +188,18 @@ class StateStore(rocksdb.Store):
                 if _due_time(entry) > until or len(entries) == limit:
                     break
                 entries.append(entry)
-        found: list[DueState] = []
+        due_states: list[DueState] = []
         size = 0
         for start in range(0, len(entries), _DUE_AT_ONCE):
             some = entries[start : start + _DUE_AT_ONCE]
             for entry, state in zip(
                 some, self.states(partition, [entry[_DUE_KEY:] for entry in some]), strict=True
             ):
-                found.append(DueState(_due_time(entry), entry[_DUE_KEY:], state))
+                due_states.append(DueState(_due_time(entry), entry[_DUE_KEY:], state))
                 size += len(state or b"")
             if size > DUE_BYTES:
                 break
-        return found
+        return due_states
 
     def _index(self, partition: int) -> Iterator[bytes]:
         cursor = self._db_for_partition(partition).iter()

@@ -96,17 +96,17 @@ class Settled(enum.Enum):
 
 
 def settle(
-    before: Mapping[TP, int | None], offsets: Mapping[TP, int], found: Mapping[TP, int | None]
+    before: Mapping[TP, int | None], offsets: Mapping[TP, int], committed: Mapping[TP, int | None]
 ) -> Settled:
-    """Judge by the offsets that the group has committed (`found`), those that it had `before`, and those
+    """Judge by the offsets that the group has committed (`committed`), those that it had `before`, and those
     of the transaction. Pure.
 
-    `before` and `found` hold all of the lane's partitions: whoever else had the lane
+    `before` and `committed` hold all of the lane's partitions: whoever else had the lane
     meanwhile has moved one of them.
     """
-    if found == before:
+    if committed == before:
         return Settled.DID_NOT
-    if found == {**before, **offsets}:
+    if committed == {**before, **offsets}:
         return Settled.WENT_IN
     return Settled.TAKEN_OVER
 
@@ -260,14 +260,14 @@ class TransactionalLaneProducer(LaneProducer):
     async def _went_in(self, offsets: Mapping[TP, int], before: Mapping[TP, int | None]) -> bool:
         await self._leased()
         await self._ready()
-        found = await self._until(
+        committed = await self._until(
             self._committed(list(before)), "Kafka has not said which offsets are committed"
         )
-        settled = settle(before, offsets, found)
+        settled = settle(before, offsets, committed)
         log.warning("a transaction's end was in doubt; by the committed offsets it %s", settled.value)
         if settled is Settled.TAKEN_OVER:
             self.fenced = True
-            raise Fenced(f"the group has committed {found}, which this lane did not")
+            raise Fenced(f"the group has committed {committed}, which this lane did not")
         return settled is Settled.WENT_IN
 
     async def _leased(self) -> None:

@@ -163,13 +163,13 @@ async def _sweep(place: Path, seed: int, stacks: int) -> dict[str, Any]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("reconnaissance", total=1)
 
-        def told(done: int, whole: int, line: str) -> None:
+        def show_progress(done: int, whole: int, line: str) -> None:
             progress.update(task, description="kills", completed=done, total=whole)
             if line or (done % 20 == 0 and not console.is_terminal):
                 progress.console.print(line or f"{done} of {whole} kills", markup=False)
 
         async def play(folder: Path, say: Say) -> Swept:
-            return await sweep_stacks(folder, seed, stacks, told)
+            return await sweep_stacks(folder, seed, stacks, show_progress)
 
         swept = await _played(place, play)
     report.show_sweep(swept, console)

@@ -133,13 +133,13 @@ def _rect(kind: str, x: float, y: float, width: float, height: float, inside: st
 def _stretches(
     points: Sequence[Point], x: Callable[[float], float], y: Callable[[float], float]
 ) -> list[str]:
-    found: list[list[str]] = [[]]
+    stretches: list[list[str]] = [[]]
     for at, value in points:
         if value is None:
-            found.append([])
+            stretches.append([])
         else:
-            found[-1].append(f"{x(at):.1f},{y(value):.1f}")
-    return [" ".join(stretch) for stretch in found if stretch]
+            stretches[-1].append(f"{x(at):.1f},{y(value):.1f}")
+    return [" ".join(stretch) for stretch in stretches if stretch]
 
 
 def _round_up(highest: float) -> tuple[float, float]:

@@ -50,9 +50,12 @@ def summaries(outcome: ChaosResult) -> list[Summary]:
         kinds[each.kind].append(each.recovery)
     return [
         Summary(
-            kind, len(found), tuple(sorted(each for each in found if each is not None)), found.count(None)
+            kind,
+            len(recoveries),
+            tuple(sorted(each for each in recoveries if each is not None)),
+            recoveries.count(None),
         )
-        for kind, found in sorted(kinds.items())
+        for kind, recoveries in sorted(kinds.items())
     ]
 
 

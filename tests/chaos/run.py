@@ -166,9 +166,9 @@ async def _inject(here: World, step: Step, injection: Injection, began: float, s
 async def _said(here: World, marks: dict[str, int], pattern: str) -> str | None:
     """The first line since the marks that matches."""
     for name, worker in here.workers.items():
-        found = await asyncio.to_thread(_first, worker.text(marks[name]), pattern)
-        if found is not None:
-            return f"{name}: {found}"
+        line = await asyncio.to_thread(_first, worker.text(marks[name]), pattern)
+        if line is not None:
+            return f"{name}: {line}"
     return None
 
 

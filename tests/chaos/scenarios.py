@@ -195,11 +195,11 @@ async def bulk_and_readers(
         reading = Readers(url, here.settings.brokers, here.seed)
         await reading.start(readers)
         began = time.monotonic()
-        code, told, error = await here.orders("bulk", "submit", "orders", str(file), "--json", timeout=900)
+        code, output, error = await here.orders("bulk", "submit", "orders", str(file), "--json", timeout=900)
         if code:
             here.problems.append(f"orders bulk submit ended with {code}: {error}")
             return
-        job = json.loads(told)["job_id"]
+        job = json.loads(output)["job_id"]
         say(f"job {job} of {lines:,} lines is submitted after {time.monotonic() - began:.1f} s")
         await _break_under(job, here, outcome, say)
         await until_awaited(partial(_unpacked, here, job, 1.0), "the whole job is unpacked", 900)
@@ -286,8 +286,8 @@ async def _flush(here: World) -> None:
 
 def _lanes(worker: Supervised) -> set[int]:
     """Partition numbers that it has opened last."""
-    found = re.findall(r"lanes ([\d, ]+) open, generation", worker.text())
-    return {int(number) for number in found[-1].split(",")} if found else set()
+    matches = re.findall(r"lanes ([\d, ]+) open, generation", worker.text())
+    return {int(number) for number in matches[-1].split(",")} if matches else set()
 
 
 async def _moved_on(here: World, lanes: set[int], began: float) -> dict[int, float] | None:

@@ -91,21 +91,23 @@ async def _three_brokers_and_a_replica(here: World, other: Servers) -> None:
 
 
 def test_the_manual_has_every_fault_once() -> None:
-    told: list[str] = []
+    listed: list[str] = []
     for line in MANUAL.read_text().splitlines():
         first = line.split("|")[1] if line.startswith("| ") else ""
         for name in first.split(","):
             # "net-redis-cut, -reset" is short for two of a family.
-            told.append(
-                "-".join([*told[-1].split("-")[:2], name.strip(" -")])
+            listed.append(
+                "-".join([*listed[-1].split("-")[:2], name.strip(" -")])
                 if name.strip().startswith("-")
                 else name.strip()
             )
-    assert sorted(name for name in told if name not in ("", "fault")) == sorted([*CATALOGUE, *SCENARIOS])
+    assert sorted(name for name in listed if name not in ("", "fault")) == sorted([*CATALOGUE, *SCENARIOS])
 
 
 def test_a_fault_is_told_in_a_line() -> None:
-    told = {name: fault.what for name, fault in CATALOGUE.items()} | {
+    lines = {name: fault.what for name, fault in CATALOGUE.items()} | {
         name: scenario.what for name, scenario in SCENARIOS.items()
     }
-    assert {name: what for name, what in told.items() if not 5 < len(what) <= 130 or what.endswith(".")} == {}
+    assert {
+        name: what for name, what in lines.items() if not 5 < len(what) <= 130 or what.endswith(".")
+    } == {}

@@ -69,8 +69,8 @@ def run(code: ast.Module) -> tuple[Any, list[Any]]:
 
 
 def test_every_kind_of_point_is_found() -> None:
-    found = find("thing.py", SOURCE)
-    assert [(point.line, point.kind, point.where) for point in found] == [
+    in_source = find("thing.py", SOURCE)
+    assert [(point.line, point.kind, point.where) for point in in_source] == [
         (4, "enter", "Thing.run"),
         (4, "exit", "Thing.run"),
         (4, "enter", "Thing.run"),
@@ -82,7 +82,7 @@ def test_every_kind_of_point_is_found() -> None:
         (11, "await", "Thing.twice"),
         (11, "await", "Thing.twice"),
     ]
-    assert len({point.key for point in found}) == len(found)
+    assert len({point.key for point in in_source}) == len(in_source)
 
 
 def test_the_rewritten_code_does_the_same_and_passes_every_point() -> None:

@@ -17,7 +17,7 @@ from tests.chaos.workers import Exit
 
 
 def outcome(**changes: Any) -> ChaosResult:
-    made = ChaosResult(
+    result = ChaosResult(
         7,
         1.0,
         began=1_800_000_000.0,
@@ -26,12 +26,12 @@ def outcome(**changes: Any) -> ChaosResult:
         sent=12_000,
         drained=1.2,
     )
-    made.injections = [
+    result.injections = [
         Injection(0, "worker-kill", 1, "w2", 5.0, 8.0, 2.5),
         Injection(1, "worker-kill", 2, "w1", 20.0, 22.0, 4.5),
         Injection(1, "net-redis-cut", 3, "redis", 21.0, 30.0, 4.5, "w1: <redis.away>"),
     ]
-    made.samples = [
+    result.samples = [
         Sample(
             float(at),
             None if at == 10 else at * 3,
@@ -41,11 +41,11 @@ def outcome(**changes: Any) -> ChaosResult:
         )
         for at in range(60)
     ]
-    made.exits = [Exit("w2", 41, 5.0, 5.0, -9, "SIGKILL"), Exit("w1", 42, 20.0, 20.0, 0, "SIGTERM", 0.4)]
-    made.audit = {"clean": True, "counts": {"orders": 900, "derived_repetitions": 17}, "findings": []}
+    result.exits = [Exit("w2", 41, 5.0, 5.0, -9, "SIGKILL"), Exit("w1", 42, 20.0, 20.0, 0, "SIGTERM", 0.4)]
+    result.audit = {"clean": True, "counts": {"orders": 900, "derived_repetitions": 17}, "findings": []}
     for name, value in changes.items():
-        setattr(made, name, value)
-    return made
+        setattr(result, name, value)
+    return result
 
 
 class Page(HTMLParser):
@@ -81,7 +81,7 @@ def test_the_page_tells_everything_and_needs_nothing() -> None:
     page = Page(html)
     assert page.links == []
     assert "http" not in html
-    for told in (
+    for part in (
         "nothing lost, nothing done twice",
         "worker-kill",
         "net-redis-cut",
@@ -91,7 +91,7 @@ def test_the_page_tells_everything_and_needs_nothing() -> None:
         "w3: <note>",
         "17",
     ):
-        assert told in page.text, told
+        assert part in page.text, part
     assert html.count("<svg") == 4
 
 

@@ -29,8 +29,8 @@ ALWAYS = (
 
 @pytest.fixture
 async def here(settings: Settings, tmp_path: Path) -> AsyncIterator[Arena]:
-    async with arena(dict(os.environ), tmp_path) as made:
-        yield made
+    async with arena(dict(os.environ), tmp_path) as opened:
+        yield opened
     await topics.delete_all(admin(settings))
 
 

@@ -283,11 +283,11 @@ async def world(
         for name in ("postgres", "redis"):
             before = f"{name}-tls" if SECURE else name
             await proxies[name].start(next(each.port for each in stack.status if each.name == before))
-        made = World(folder, stack, shape, seed, proxies, replies)
-        await topics.ensure(made.settings)
-        await migrate.upgrade(made.settings)
-        opened.push_async_callback(made.end)
-        yield made
+        here = World(folder, stack, shape, seed, proxies, replies)
+        await topics.ensure(here.settings)
+        await migrate.upgrade(here.settings)
+        opened.push_async_callback(here.end)
+        yield here
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = 30.0) -> None:

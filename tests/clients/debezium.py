@@ -203,19 +203,21 @@ async def _insert(url: str, events: list[dict[str, Any]]) -> None:
 
 async def _read(kafka: str) -> dict[str, list[dict[str, Any]]]:
     by_key = {order(name)[0]["data"]["order_id"]: name for name in _ALL}
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in _ALL}
+    by_name: dict[str, list[dict[str, Any]]] = {name: [] for name in _ALL}
     async with (
         asyncio.timeout(60),
         AIOKafkaConsumer(*_TOPICS, bootstrap_servers=kafka, auto_offset_reset="earliest") as consumer,
     ):
-        while any(len(records) < len(_sent(name)) for name, records in found.items()):
+        while any(len(records) < len(_sent(name)) for name, records in by_name.items()):
             record = await consumer.getone()
             headers = [[name, value.decode()] for name, value in record.headers]
             key, value = record.key.decode(), record.value.decode()
-            found[by_key[key]].append({"topic": record.topic, "key": key, "headers": headers, "value": value})
-    for records in found.values():
+            by_name[by_key[key]].append(
+                {"topic": record.topic, "key": key, "headers": headers, "value": value}
+            )
+    for records in by_name.values():
         records.sort(key=lambda record: _TOPICS.index(record["topic"]))
-    return found
+    return by_name
 
 
 def main() -> None:

@@ -31,7 +31,7 @@ def order(name: str) -> list[dict[str, Any]]:
     """
     text = re.sub(
         r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
-        lambda found: str(uuid5(UUID(found[0]), name)),
+        lambda match: str(uuid5(UUID(match[0]), name)),
         FILES["events.json"],
     )
     events: list[dict[str, Any]] = json.loads(text.replace("CV-20260302-1", f"CV-{name}"))

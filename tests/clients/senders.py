@@ -63,11 +63,13 @@ def v1(event: Event, mode: str, data: Any = None) -> Record:
     """The same by the old interface."""
     attributes = {name: value for name, value in event.items() if name != "data"}
     if mode == "binary" and data is not None:
-        made = v1_kafka.to_binary(v1_http.CloudEvent(attributes, data), data_marshaller=lambda bytes_: bytes_)
+        message = v1_kafka.to_binary(
+            v1_http.CloudEvent(attributes, data), data_marshaller=lambda bytes_: bytes_
+        )
     else:
         encode = v1_kafka.to_binary if mode == "binary" else v1_kafka.to_structured
-        made = encode(v1_http.CloudEvent(attributes, event["data"] if data is None else data))
-    return _record(event, made)
+        message = encode(v1_http.CloudEvent(attributes, event["data"] if data is None else data))
+    return _record(event, message)
 
 
 def _record(event: Event, message: Any) -> Record:

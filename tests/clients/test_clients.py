@@ -72,14 +72,14 @@ def test_the_events_of_the_page_are_what_the_schemas_say() -> None:
 
 
 def test_the_recording_is_of_the_configurations_on_the_page() -> None:
-    found = {name: value for name, value in senders.recorded().items() if name != "records"}
+    recorded = {name: value for name, value in senders.recorded().items() if name != "records"}
     now = {
         "debezium": debezium.VERSION,
         "configurations": debezium.CONFIGURATIONS,
         "mistaken": debezium.MISTAKEN,
         "events": EVENTS,
     }
-    assert found == now, "run: python -m tests.clients.debezium"
+    assert recorded == now, "run: python -m tests.clients.debezium"
 
 
 def test_the_configurations_that_the_page_warns_of_are_refused() -> None:
@@ -208,14 +208,14 @@ async def _ended(settings: Settings) -> dict[str, tuple[Any, ...]]:
     """Order -> its row and those of its line, its parcel and its return."""
     connection = await asyncpg.connect(settings.postgres.get_secret_value())
     try:
-        found = await connection.fetch(
+        rows = await connection.fetch(
             "SELECT o.id::text, o.status::text, o.version, i.sku, s.status::text, s.carrier, r.status::text"
             " FROM orders_order o LEFT JOIN orders_order_item i ON i.order_id = o.id LEFT JOIN"
             " orders_shipment s ON s.order_id = o.id LEFT JOIN orders_return r ON r.order_id = o.id"
         )
     finally:
         await connection.close()
-    return {row[0]: tuple(row)[1:] for row in found}
+    return {row[0]: tuple(row)[1:] for row in rows}
 
 
 # -- out -----------------------------------------------------------------------------------------------------
@@ -272,12 +272,14 @@ def _raw(brokers: str) -> list[Record]:
     consumer.assign(partitions)
     consumer.seek_to_beginning()
     ends = consumer.end_offsets(partitions)
-    found: list[Record] = []
+    published: list[Record] = []
     while any(consumer.position(partition) < end for partition, end in ends.items()):
         for records in consumer.poll(1000).values():
-            found += [Record(record.topic, record.key, record.value, record.headers) for record in records]
+            published += [
+                Record(record.topic, record.key, record.value, record.headers) for record in records
+            ]
     consumer.close()
-    return found
+    return published
 
 
 def _read(topic: str, attributes: Mapping[str, Any], data: Any) -> Read:

@@ -368,17 +368,17 @@ class RedisPlace(RealPlace):
         return [order.entry() for order in orders]
 
     async def content(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        by_key: dict[str, Any] = {}
         async with redis.asyncio.Redis.from_url(
             as_admin(self.settings.redis), decode_responses=True
         ) as client:
             for key in sorted([key async for key in client.scan_iter(count=1000)]):
                 if key.startswith("user:"):
-                    found[key] = await client.zrange(key, 0, -1, withscores=True)
+                    by_key[key] = await client.zrange(key, 0, -1, withscores=True)
                 else:
                     text = str(await client.get(key))
-                    found[key] = text if key.startswith("cache:") else json.loads(text)
-        return found
+                    by_key[key] = text if key.startswith("cache:") else json.loads(text)
+        return by_key
 
     async def empty(self) -> None:
         async with redis.asyncio.Redis.from_url(as_admin(self.settings.redis)) as client:

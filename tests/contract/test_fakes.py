@@ -74,12 +74,12 @@ def row_batches(rng: Random) -> Iterator[RowBatch]:
 
 
 async def rows(place: PostgresPlace) -> dict[str, set[Any]]:
-    found = {}
+    by_table = {}
     for table in TABLES:
-        found[table] = {
+        by_table[table] = {
             comparable(table, tuple(map(as_text, row))) for row in await place.fetch(f"SELECT * FROM {table}")
         }
-    return found
+    return by_table
 
 
 def as_text(value: Any) -> Any:

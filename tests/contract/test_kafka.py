@@ -103,8 +103,8 @@ class Kafka(ABC):
     async def committed(self, member: Any) -> int | None:
         """What the group has committed of partition 0."""
         tp = TopicPartition(self.topic, 0)
-        found = (await member._coordinator.fetch_committed_offsets([tp])).get(tp)
-        return None if found is None or found.offset < 0 else int(found.offset)
+        commit = (await member._coordinator.fetch_committed_offsets([tp])).get(tp)
+        return None if commit is None or commit.offset < 0 else int(commit.offset)
 
 
 class Fake(Kafka):
@@ -248,11 +248,11 @@ class Real(Kafka):
         self.reader.assign([tp])
         await self.reader.seek_to_beginning(tp)
         end = (await self.reader.end_offsets([tp]))[tp]
-        found = []
+        content = []
         while await self.reader.position(tp) < end:
             for records in (await self.reader.getmany(timeout_ms=200)).values():
-                found += [(record.offset, record.key, record.value) for record in records]
-        return found
+                content += [(record.offset, record.key, record.value) for record in records]
+        return content
 
     async def end(self, topic: str, partition: int) -> int:
         tp = TopicPartition(topic, partition)

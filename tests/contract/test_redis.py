@@ -91,9 +91,9 @@ async def test_a_number_that_everybody_has_shows_some(cache: RedisPlace, client:
             for parcel in parcels[at : at + 50]
         ]
         await cache.sink.write([Order(f"o{at}", 1).entry()._replace(tracking=number)])
-        found = await tracked(client, "n/a")
-        assert len(found) == min(at + 50, 100)
-        assert ident(parcels[at + 49]) in found, "the one written last is there"
+        listed = await tracked(client, "n/a")
+        assert len(listed) == min(at + 50, 100)
+        assert ident(parcels[at + 49]) in listed, "the one written last is there"
 
 
 async def test_a_parcel_under_another_number_leaves_the_first(cache: RedisPlace, client: Any) -> None:

@@ -95,12 +95,12 @@ async def cached(place: Any) -> dict[str, list[Parcel]]:
 
 async def read(reader: Reader, numbers: set[str]) -> tuple[dict[str, list[Parcel]], set[str]]:
     """The same from the API's reader, and where it comes from."""
-    found = {number: await reader.tracking(number) for number in numbers}
+    by_number = {number: await reader.tracking(number) for number in numbers}
     parcels = {
         number: [(each["shipment_id"], each["order_id"], each["status"]) for each in json.loads(answer.body)]
-        for number, answer in found.items()
+        for number, answer in by_number.items()
     }
-    return parcels, {str(answer.source) for answer in found.values()}
+    return parcels, {str(answer.source) for answer in by_number.values()}
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -140,15 +140,15 @@ async def test_every_place_shows_the_same_of_orders_that_share_ids(places: list[
     )
     assert await cached(cache) == await cached(fake_cache) == shown
 
-    told = {
+    expected_rows = {
         table: {comparable(table, row) for reading in readings for row in reading.rows()[table]}
         for table in TABLES
     }
-    assert await rows(postgres) == told
+    assert await rows(postgres) == expected_rows
     assert {
         table: {comparable(table, astuple(row)) for row in there.values()}
         for table, there in fake_postgres.tables.rows.items()
-    } == told
+    } == expected_rows
 
     reader = Reader(postgres.settings)
     try:

@@ -29,22 +29,22 @@ def check(*options: str, strict: bool = False) -> int:
     done = subprocess.run(
         [sys.executable, "-m", "pip_audit", *asking], capture_output=True, text=True, check=False
     )
-    told = [line for line in done.stderr.strip().splitlines() if not line.startswith("WARNING")] or [
+    lines = [line for line in done.stderr.strip().splitlines() if not line.startswith("WARNING")] or [
         "nothing"
     ]
-    if done.returncode == 0 and told[-1].startswith("No known vulnerabilities"):
+    if done.returncode == 0 and lines[-1].startswith("No known vulnerabilities"):
         print(f"no known advisory for the packages of {REQUIREMENTS.name}")
         return 0
-    if any(re.match(r"Found \d+ known vulnerabilit", line) for line in told):
+    if any(re.match(r"Found \d+ known vulnerabilit", line) for line in lines):
         print(done.stdout, end="")
         return 1
-    if _AWAY.search(told[-1]):
+    if _AWAY.search(lines[-1]):
         print(
-            f"nothing was compared: the advisory service can't be reached from here ({told[-1][:120]})",
+            f"nothing was compared: the advisory service can't be reached from here ({lines[-1][:120]})",
             file=sys.stderr,
         )
         return 2 if strict else 0
-    print(f"pip-audit ended with {done.returncode}: {told[-1]}", file=sys.stderr)
+    print(f"pip-audit ended with {done.returncode}: {lines[-1]}", file=sys.stderr)
     return 2
 
 

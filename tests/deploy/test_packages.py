@@ -70,9 +70,9 @@ def only_elsewhere() -> set[str]:
 def test_an_advisory_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     with service("aiohttp") as (url, _):
         assert check("--osv-url", url) == 1
-    told = capsys.readouterr().out
-    assert "aiohttp" in told
-    assert "PYSEC-1" in told
+    output = capsys.readouterr().out
+    assert "aiohttp" in output
+    assert "PYSEC-1" in output
 
 
 @pytest.mark.parametrize(("strict", "code"), [(False, 0), (True, 2)])
@@ -97,10 +97,10 @@ def test_another_failure_isnt_taken_for_a_service_that_is_away(capsys: pytest.Ca
 
 
 def says(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    out, told = capsys.readouterr()
+    out, err = capsys.readouterr()
     assert not out
-    assert len(told.splitlines()) == 1
-    assert text in told
+    assert len(err.splitlines()) == 1
+    assert text in err
 
 
 def test_the_list_of_components_has_every_package_with_its_hashes(tmp_path: Path) -> None:

@@ -19,12 +19,12 @@ _LEFT_OUT: Final = (":(exclude)tests", ":(exclude)docs", ":(exclude)benchmarks/r
 def problem() -> str | None:
     """Why it can't be had here; None if it can."""
     try:
-        found = subprocess.run(
+        ended = subprocess.run(
             ["git", "cat-file", "-e", f"{COMMIT}^{{commit}}"], cwd=ROOT, capture_output=True, check=False
         )
     except OSError:
         return "there is no git"
-    if found.returncode == 0:
+    if ended.returncode == 0:
         return None
     return f"the history has no commit {COMMIT[:10]}, the version before; git fetch --unshallow brings it"
 

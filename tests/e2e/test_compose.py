@@ -40,8 +40,8 @@ def docker(*arguments: str) -> str:
 
 def states(service: str) -> list[dict[str, Any]]:
     """What the engine knows of a service's containers, those that ended as well, by name."""
-    found = docker("compose", "ps", "--all", "--quiet", service).split()
-    return sorted(json.loads(docker("inspect", *found)), key=lambda container: str(container["Name"]))
+    containers = docker("compose", "ps", "--all", "--quiet", service).split()
+    return sorted(json.loads(docker("inspect", *containers)), key=lambda container: str(container["Name"]))
 
 
 def send(seed: int) -> None:

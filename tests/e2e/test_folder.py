@@ -48,12 +48,12 @@ def test_the_demo_runs_where_only_its_user_may_enter(tmp_path: Path) -> None:
 
 def left_running(home: Path) -> list[str]:
     """The programs from below a folder that still run."""
-    found = []
+    programs = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             if Path(process.exe()).is_relative_to(home):
-                found.append(process.exe())
-    return found
+                programs.append(process.exe())
+    return programs
 
 
 def installed(venv: Path) -> Path:

@@ -197,20 +197,20 @@ def _odd_record(random: Random, record: Raw) -> Raw:
 
 
 def _damaged(random: Random, content: bytes) -> bytes:
-    found = bytearray(content)
+    damaged = bytearray(content)
     for _ in range(random.choice((1, 1, 2, 5))):
-        if found:
-            at = random.randrange(len(found))
+        if damaged:
+            at = random.randrange(len(damaged))
             match random.randrange(4):
                 case 0:
-                    found[at] = random.randrange(256)
+                    damaged[at] = random.randrange(256)
                 case 1:
-                    del found[at : at + random.randint(1, 9)]
+                    del damaged[at : at + random.randint(1, 9)]
                 case 2:
-                    found[at:at] = random.randbytes(random.randint(1, 9))
+                    damaged[at:at] = random.randbytes(random.randint(1, 9))
                 case _:
-                    found[at] ^= 1 << random.randrange(8)
-    return bytes(found)
+                    damaged[at] ^= 1 << random.randrange(8)
+    return bytes(damaged)
 
 
 async def produce(client: AIOKafkaClient, topic: str, partition: int, batch: bytes) -> int:

@@ -91,7 +91,7 @@ def _line(rng: random.Random, cells: list[str]) -> bytes:
 
 def orders(rng: random.Random, columns: list[str]) -> list[Record]:
     """Orders, a row an item; of most the last item is a gift, so that no total tells when it is missing."""
-    found = []
+    records = []
     for _ in range(rng.randint(1, 6)):
         id_, lines = _uuid(rng), rng.randint(1, 3)
         prices = [f"{rng.randint(1, 9)}.00"] + [
@@ -113,13 +113,13 @@ def orders(rng: random.Random, columns: list[str]) -> list[Record]:
                 "note": rng.choice(NOTES),
                 "remark": rng.choice(NOTES),
             }
-            found.append(Record(_line(rng, [cells.get(name, "") for name in columns]), id_))
-    return found
+            records.append(Record(_line(rng, [cells.get(name, "") for name in columns]), id_))
+    return records
 
 
 def scans(rng: random.Random, columns: list[str]) -> list[Record]:
     """Scans of parcels, each of an order of its own."""
-    found = []
+    records = []
     for _ in range(rng.randint(1, 8)):
         id_ = _uuid(rng)
         cells = {"order_id": id_, "shipment_id": _uuid(rng), "seller_id": _uuid(rng), "time": TIME}
@@ -128,8 +128,8 @@ def scans(rng: random.Random, columns: list[str]) -> list[Record]:
             "carrier": rng.choice(NOTES),
             "location": rng.choice(NOTES),
         }
-        found.append(Record(_line(rng, [cells.get(name, "") for name in columns]), id_))
-    return found
+        records.append(Record(_line(rng, [cells.get(name, "") for name in columns]), id_))
+    return records
 
 
 # -- breaking ------------------------------------------------------------------------------------------------
@@ -251,13 +251,13 @@ def sent(content: bytes, kind: Kind) -> list[dict[str, Any]] | None:
             job = prepare("-", kind, stack, stdin=io.BytesIO(content))
         except SourceError:
             return None
-        found: list[dict[str, Any]] = []
+        events: list[dict[str, Any]] = []
         for offset, length in job.parts:
             job.spool.seek(offset)
-            found += json.loads(b"[" + job.spool.read(length) + b"]")
-    if len(found) != job.accepted or job.accepted + job.refused != job.lines:
-        raise Broken(f"{job.lines} read, {job.accepted} right, {job.refused} refused, {len(found)} sent")
-    return found
+            events += json.loads(b"[" + job.spool.read(length) + b"]")
+    if len(events) != job.accepted or job.accepted + job.refused != job.lines:
+        raise Broken(f"{job.lines} read, {job.accepted} right, {job.refused} refused, {len(events)} sent")
+    return events
 
 
 def judge_orders(records: list[Record], columns: list[str], events: list[dict[str, Any]]) -> None:
@@ -322,8 +322,8 @@ def judge_scans(records: list[Record], columns: list[str], events: list[dict[str
     ]
     said = [row for text in (*(record.text for record in records), *pairs) for row in _rows(text, columns)]
     for event in events:
-        told = {name: event[name] for name in SCAN if name in event}
-        if not any({name: row[name] for name in SCAN if name in row} == told for row in said):
+        scan = {name: event[name] for name in SCAN if name in event}
+        if not any({name: row[name] for name in SCAN if name in row} == scan for row in said):
             raise Broken(f"a scan of order {event['order_id']} is sent that no record says")
 
 
@@ -372,16 +372,16 @@ def csv_file(rng: random.Random) -> File:
         if not _blank(pair[0].text) and all(record in whole for record in pair):
             bodies[at : at + 2] = [pair[0].text + pair[1].text]
             records[at : at + 2] = [record._replace(text=bodies[at]) for record in pair]
-    made = (
+    intact = (
         rng.choice([b"", b"", b"\xef\xbb\xbf"])
         + _line(rng, columns)
         + end
         + end.join(bodies)
         + rng.choice([end, b""])
     )
-    content = _as_a_whole(rng, made)
+    content = _as_a_whole(rng, intact)
     judge = judge_orders if of_orders else judge_scans
-    right = len({record.owner for record in whole}) if records == whole and content == made else None
+    right = len({record.owner for record in whole}) if records == whole and content == intact else None
     return File(
         content, "orders" if of_orders else "shipments", lambda events: judge(records, columns, events), right
     )
@@ -573,11 +573,11 @@ def files(count: int, seed: int) -> Iterator[tuple[int, File]]:
 
 def check(file: File) -> int:
     """How many events of a file would be sent. Raises Broken, or whatever `prepare` raises and mustn't."""
-    found = sent(file.content, file.kind)
-    if file.right is not None and len(found or ()) != file.right:
-        raise Broken(f"{len(found or ())} sent of {file.right}, and nothing of them is broken")
-    file.judge(found or [])
-    return len(found or ())
+    events = sent(file.content, file.kind)
+    if file.right is not None and len(events or ()) != file.right:
+        raise Broken(f"{len(events or ())} sent of {file.right}, and nothing of them is broken")
+    file.judge(events or [])
+    return len(events or ())
 
 
 def main() -> None:

@@ -104,8 +104,8 @@ def _said(event: Event) -> tuple[str, dict[str, Any], str | None]:
 
 
 def _line(line: Any) -> dict[str, Any]:
-    found = {_RENAMED.get(name, name): _plain(getattr(line, name)) for name in line.__struct_fields__}
-    return {name: value for name, value in found.items() if value is not None}
+    fields = {_RENAMED.get(name, name): _plain(getattr(line, name)) for name in line.__struct_fields__}
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -128,13 +128,13 @@ class Apart:
 
     def __str__(self) -> str:
         value = self.given.value
-        told = repr(
+        shown = repr(
             value if value is None or len(value) < 2_000 else value[:1_000] + b" ... " + value[-1_000:]
         )
         return (
             f"record {self.n} of seed {self.seed} ({self.given.made}), see it again:"
             f" {replay_command(self.seed, self.n)}\n  topic    {self.given.topic}\n  headers "
-            f" {str(self.given.headers)[:2_000]}\n  value    {told}\n  pipeline"
+            f" {str(self.given.headers)[:2_000]}\n  value    {shown}\n  pipeline"
             f" {str(self.pipeline)[:1_000]}\n  auditor  {str(self.auditor)[:1_000]}"
         )
 

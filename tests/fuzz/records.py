@@ -527,17 +527,17 @@ class Draft:
 
     def parts(self) -> list[Members]:
         """Every object that may be changed: the envelope, the data, its items."""
-        found = [self.attributes, self.more]
+        objects = [self.attributes, self.more]
         if isinstance(self.data, Members):
-            found += [self.data] * 5
-            found += [
+            objects += [self.data] * 5
+            objects += [
                 item
                 for _, items in self.data
                 if isinstance(items, list)
                 for item in items
                 if isinstance(item, Members)
             ]
-        return found
+        return objects
 
     def record(self, dice: Random) -> Record:
         headers, value = self._written(dice)
@@ -557,8 +557,8 @@ class Draft:
         if self.binding == "bulk":
             return self._unpacked(data)
         encoded = "data_base64" if self.binding == "base64" else "data"
-        told: Any = base64.b64encode(data).decode() if self.binding == "base64" else Token(data)
-        whole = written(Members([*self.attributes, *self.more, (encoded, told)]))
+        content: Any = base64.b64encode(data).decode() if self.binding == "base64" else Token(data)
+        whole = written(Members([*self.attributes, *self.more, (encoded, content)]))
         if self.binding == "unmarked":
             return [("content-type", b"application/json")] if dice.random() < 0.5 else [], whole
         headers = [("content-type", b"application/cloudevents+json; charset=utf-8")]
@@ -568,10 +568,10 @@ class Draft:
 
     def _unpacked(self, data: bytes) -> tuple[list[tuple[str, bytes | None]], bytes]:
         """As an event of a bulk part arrives; what can't be part of one, as binary."""
-        told = {name: text for name, text in self.attributes if name in ("id", "time")}
+        attributes = {name: text for name, text in self.attributes if name in ("id", "time")}
         event = (
-            data[:-1] + b"," + written(Members(told.items()))[1:]
-            if told and data.endswith(b"}") and len(data) > 2
+            data[:-1] + b"," + written(Members(attributes.items()))[1:]
+            if attributes and data.endswith(b"}") and len(data) > 2
             else data
         )
         job = "00000000-0000-4000-8000-000000000001"

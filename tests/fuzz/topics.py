@@ -57,10 +57,10 @@ async def written(settings: Settings, wanted: Collection[str]) -> dict[str, list
         ]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
-        found: dict[str, list[Raw]] = {topic: [] for topic in wanted}
+        by_topic: dict[str, list[Raw]] = {topic: [] for topic in wanted}
         while any([await consumer.position(partition) < end for partition, end in ends.items()]):
             for partition, records in (await consumer.getmany(timeout_ms=200)).items():
-                found[partition.topic] += [
+                by_topic[partition.topic] += [
                     Raw(
                         record.key,
                         record.value,
@@ -69,7 +69,7 @@ async def written(settings: Settings, wanted: Collection[str]) -> dict[str, list
                     for record in records
                     if unreadable(record) is None
                 ]
-        return found
+        return by_topic
     finally:
         await consumer.stop()
 
@@ -124,8 +124,8 @@ def sound(count: int, seed: int) -> list[SourceEvent]:
 
 def ids_of(batch: Sequence[SourceEvent]) -> list[str]:
     """The orders that some events make, in either binding."""
-    made = [json.loads(event.value or b"") for event in batch if event.topic == names.CREATED]
-    return [str(UUID(each.get("data", each)["order_id"])) for each in made]
+    created = [json.loads(event.value or b"") for event in batch if event.topic == names.CREATED]
+    return [str(UUID(each.get("data", each)["order_id"])) for each in created]
 
 
 async def upstream(settings: Settings, folder: Path, seed: int, batches: int) -> dict[str, Any]:

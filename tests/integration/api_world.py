@@ -23,19 +23,19 @@ from workload import generator
 
 def folded(count: int, seed: int = 1) -> dict[UUID, Order]:
     """So many generated orders, each with all of its facts."""
-    found: dict[UUID, tuple[Order, RunningTotals]] = {}
+    by_id: dict[UUID, tuple[Order, RunningTotals]] = {}
     for each in generator.events(count, seed, generator.Shares(0, 0, 0)):
         try:
             event = events.decode(each.topic, each.headers, each.value, 0)
         except Refused:
             continue
         order_id = UUID(bytes=event.order_id)
-        if order_id not in found:
+        if order_id not in by_id:
             order = Order()
-            found[order_id] = order, RunningTotals(order)
-        order, totals = found[order_id]
+            by_id[order_id] = order, RunningTotals(order)
+        order, totals = by_id[order_id]
         fold(order, event, None, totals)
-    return {order_id: order for order_id, (order, _) in found.items() if order.created is not None}
+    return {order_id: order for order_id, (order, _) in by_id.items() if order.created is not None}
 
 
 def row_batch(orders: Iterable[tuple[UUID, Order]]) -> RowBatch:

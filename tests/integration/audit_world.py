@@ -106,11 +106,11 @@ def gone(order: str, seller: str = "bob") -> dict[str, Any]:
     return {
         "order_id": uid(order),
         "seller_id": uid(seller),
-        "reservation_id": made(order, f"reservation:{uid(seller)}"),
+        "reservation_id": pipeline_id(order, f"reservation:{uid(seller)}"),
     }
 
 
-def made(order: str, name: str) -> str:
+def pipeline_id(order: str, name: str) -> str:
     """An id that the pipeline makes."""
     return str(uuid5(UUID(uid(order)), name))
 
@@ -222,7 +222,7 @@ class World:
         **more: str,
     ) -> RecordId:
         """A derived event. `name`: what its id is the uuid5 of, after the type."""
-        headers = event(type_, id_=made(order, f"{type_}:{name}"), causeid=cause) + [
+        headers = event(type_, id_=pipeline_id(order, f"{type_}:{name}"), causeid=cause) + [
             (f"ce_{n}", v.encode()) for n, v in more.items()
         ]
         key = key or uid(order)
@@ -314,10 +314,10 @@ class World:
             for line in self.reading(order).lines
             if line.seller_id == seller_id
         ]
-        made_id = made(order, f"label:{seller_id}")
+        made_id = pipeline_id(order, f"label:{seller_id}")
         data = {
             "label_request_id": made_id,
-            "suborder_id": made(order, f"suborder:{seller_id}"),
+            "suborder_id": pipeline_id(order, f"suborder:{seller_id}"),
             "seller_id": seller_id,
             "items": items,
         }
@@ -329,7 +329,7 @@ class World:
             for line in self.reading(order).lines
             if line.seller_id == seller_id
         ]
-        made_id = made(order, f"reservation:{seller_id}")
+        made_id = pipeline_id(order, f"reservation:{seller_id}")
         await self.derive(
             "stock.release",
             order,
@@ -372,8 +372,8 @@ class World:
         await self.redis.set(f"tracking:{number}", json.dumps([*others, entry]), ex=TTL)
 
     async def tracked(self, number: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(await self.redis.get(f"tracking:{number}") or "[]")
-        return found
+        parcels: list[dict[str, Any]] = json.loads(await self.redis.get(f"tracking:{number}") or "[]")
+        return parcels
 
     async def local_tables(self, changes: Mapping[str, bytes | None], behind: int = 0) -> dict[int, Path]:
         """A worker's local tables with the states of all orders, but for `changes` by name; read to the
@@ -397,8 +397,8 @@ class World:
 
     async def ends(self, topic: str) -> list[int]:
         async with AIOKafkaConsumer(**kafka(self.settings.brokers)) as consumer:
-            found = await consumer.end_offsets([TopicPartition(topic, lane) for lane in range(self.lanes)])
-        return [found[TopicPartition(topic, lane)] for lane in range(self.lanes)]
+            ends = await consumer.end_offsets([TopicPartition(topic, lane) for lane in range(self.lanes)])
+        return [ends[TopicPartition(topic, lane)] for lane in range(self.lanes)]
 
     async def commit(self, **short: int) -> None:
         """Commit the ends of all topics that the pipeline reads, less so many records (type with _ for .)."""

@@ -43,9 +43,9 @@ class Worker:
         """Wait until `text` is in the log, beyond its first `after` characters."""
 
         async def there() -> bool:
-            found = text in self.text()[after:]
-            assert found or self.process.poll() is None, self.text()[-3000:]
-            return found
+            logged = text in self.text()[after:]
+            assert logged or self.process.poll() is None, self.text()[-3000:]
+            return logged
 
         await eventually(there, f"{text!r} in the worker's log", seconds)
 

@@ -176,10 +176,10 @@ async def test_an_address_works_in_everything(
             assert await sink._pool.fetchval("SHOW work_mem") == "5MB"
     finally:
         await sink.close()
-    async with ddl.connect(here) as made:
-        assert await made.fetchval(NAME) == (own or "orders-db")
-        assert isinstance(made, connection.Connection)
-        assert not await made.forgotten()
+    async with ddl.connect(here) as opened:
+        assert await opened.fetchval(NAME) == (own or "orders-db")
+        assert isinstance(opened, connection.Connection)
+        assert not await opened.forgotten()
     assert (await migrate.layout(here)) is not None
     async with BulkJobs(here, "orders-bulk") as jobs:
         assert await jobs.jobs() == []

@@ -224,13 +224,13 @@ async def test_the_rows_say_what_the_cache_says(service: Open) -> None:
         seen_parcels = seen_returns = 0
         for order_id, order in s.world.orders.items():
             cached = json.loads(entry(order_id, order).summary)
-            told = (await s.get(f"/orders/{order_id}")).json()
+            shown = (await s.get(f"/orders/{order_id}")).json()
             for suborder in cached["suborders"]:
                 suborder |= {"status": None, "total_amount": None}
-            assert sorted(told.pop("shipments"), key=by_shipment) == sorted(
+            assert sorted(shown.pop("shipments"), key=by_shipment) == sorted(
                 cached.pop("shipments"), key=by_shipment
             )
-            assert told == cached
+            assert shown == cached
             details = (await s.get(f"/orders/{order_id}/explain")).json()
             created = order.created
             assert [UUID(item["item_id"]).bytes for item in details["items"]] == sorted(
@@ -623,14 +623,14 @@ async def insert(s: Service, batch: RowBatch) -> None:
 
 async def turn(s: Service, path: str, rows: str, between: Callable[[], Awaitable[None]]) -> list[Any]:
     """All rows, page after page."""
-    found: list[Any] = []
+    collected: list[Any] = []
     cursor = None
     while True:
         page = (await s.get(path if cursor is None else f"{path}&cursor={cursor}")).json()
-        found += page[rows]
+        collected += page[rows]
         cursor = page["next"]
         if cursor is None:
-            return found
+            return collected
         await between()
 
 
@@ -641,13 +641,13 @@ async def test_pages_are_complete_and_without_doubles_while_orders_come(service:
     async with service(postgres_replica=None) as s:
 
         async def place(*times: datetime) -> list[UUID]:
-            batch, made = RowBatch(), []
+            batch, order_ids = RowBatch(), []
             for time in times:
-                made.append(order_id := uuid4())
+                order_ids.append(order_id := uuid4())
                 batch.orders.append(row(order_id, user, time))
                 batch.items += (line(order_id, user, seller, time), line(order_id, user, seller, time))
             await insert(s, batch)
-            return made
+            return order_ids
 
         # Four of each time, so that pages of seven end among equals.
         times = {}
@@ -741,8 +741,8 @@ async def test_tracking(service: Open) -> None:
     async with service() as s:
         order_id = s.first(lambda order: any(scan.tracking_number for scan in order.scans))
         [(number, _, cached), *_] = entry(order_id, s.world.orders[order_id]).tracking
-        [told] = (await s.get(f"/tracking/{number}")).json()
-        assert told == json.loads(cached) | {"location": None}
+        [shown] = (await s.get(f"/tracking/{number}")).json()
+        assert shown == json.loads(cached) | {"location": None}
         assert (await s.get(f"/tracking/{number}")).headers["x-source"] == "cache"
         reads = s.reads
         await s.world.put_cache(order_id)
@@ -765,14 +765,14 @@ async def test_a_seller_sees_what_the_cache_knows_of_the_suborder(service: Open)
                 each for each in (await s.get(path)).json()["suborders"] if each["order_id"] == str(order_id)
             )
 
-        told = await shown()
-        assert (told["suborder_id"], told["order_status"]) == (suborder["suborder_id"], summary["status"])
-        assert told["status"] is None
+        seen = await shown()
+        assert (seen["suborder_id"], seen["order_status"]) == (suborder["suborder_id"], summary["status"])
+        assert seen["status"] is None
         own = [parcel for parcel in summary["shipments"] if parcel["seller_id"] == suborder["seller_id"]]
-        assert sorted(told["shipments"], key=by_shipment) == sorted(own, key=by_shipment)
+        assert sorted(seen["shipments"], key=by_shipment) == sorted(own, key=by_shipment)
         await s.world.put_cache(order_id)
-        told = await shown()
-        assert (told["status"], told["total_amount"]) == (suborder["status"], suborder["total_amount"])
+        seen = await shown()
+        assert (seen["status"], seen["total_amount"]) == (suborder["status"], suborder["total_amount"])
 
 
 # -- over HTTP -----------------------------------------------------------------------------------------------

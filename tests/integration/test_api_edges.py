@@ -75,20 +75,20 @@ class Served(NamedTuple):
 
 def received(line: socket.socket) -> bytes:
     """Everything up to the end of the connection."""
-    found = []
+    pieces = []
     try:
         while piece := line.recv(1 << 16):
-            found.append(piece)
+            pieces.append(piece)
     except ConnectionError:
         pass
-    return b"".join(found)
+    return b"".join(pieces)
 
 
 def answers(text: bytes) -> list[tuple[int, dict[str, str], bytes]]:
     """Fails unless all of it is well formed: each error a problem document, no 500.
     Of HEAD the body is empty.
     """
-    found = []
+    responses = []
     while text:
         head, end, text = text.partition(b"\r\n\r\n")
         assert end, head
@@ -109,8 +109,8 @@ def answers(text: bytes) -> list[tuple[int, dict[str, str], bytes]]:
         if status >= 400:
             assert headers["content-type"] == "application/problem+json"
             assert not body or json.loads(body)["status"] == status
-        found.append((status, headers, body))
-    return found
+        responses.append((status, headers, body))
+    return responses
 
 
 def serve(settings: Settings, folder: Path, keys: str, order: str) -> Iterator[Served]:
@@ -152,9 +152,9 @@ def filled(stack: Servers) -> Iterator[tuple[Settings, str]]:
             await world.put_rows()
         return settings, str(next(iter(some)))
 
-    made = asyncio.run(fill())
-    yield made
-    asyncio.run(drop_database(stack, made[0]))
+    settings_and_id = asyncio.run(fill())
+    yield settings_and_id
+    asyncio.run(drop_database(stack, settings_and_id[0]))
 
 
 @pytest.fixture(scope="module")
@@ -261,10 +261,10 @@ BROKEN = (
 )
 def test_hosts(served: Served, hosts: tuple[str, ...], status: int) -> None:
     for host in hosts:
-        [(told, _, _)] = served.ask(
+        [(code, _, _)] = served.ask(
             f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode("latin-1")
         )
-        assert told == status, host
+        assert code == status, host
 
 
 @pytest.mark.parametrize(
@@ -296,14 +296,14 @@ def test_hosts(served: Served, hosts: tuple[str, ...], status: int) -> None:
     ids=repr,
 )
 def test_whose_host_counts(served: Served, head: bytes, status: int) -> None:
-    [(told, _, _)] = served.ask(head.replace(b"%s", f"/orders/{NOBODY}".encode()) + b"\r\n")
-    assert told == status
+    [(code, _, _)] = served.ask(head.replace(b"%s", f"/orders/{NOBODY}".encode()) + b"\r\n")
+    assert code == status
 
 
 def test_every_path_is_only_for_localhost(served: Served) -> None:
     for path in ("/health", "/openapi.json", "/nowhere", f"/users/{NOBODY}/orders"):
-        [(told, _, _)] = served.ask(f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n\r\n".encode())
-        assert told == 403, path
+        [(code, _, _)] = served.ask(f"GET {path} HTTP/1.1\r\nHost: evil.example\r\n\r\n".encode())
+        assert code == 403, path
 
 
 def test_with_keys_any_host_that_can_be_read(locked: Served) -> None:
@@ -314,10 +314,10 @@ def test_with_keys_any_host_that_can_be_read(locked: Served) -> None:
         ("a{b}.example", 400),
         ("", 400),
     ):
-        told = locked.ask(
+        responses = locked.ask(
             f"GET /orders/{NOBODY} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n\r\n".encode()
         )
-        assert [each[0] for each in told] == [status], host
+        assert [each[0] for each in responses] == [status], host
     assert [each[0] for each in locked.ask(b"GET /health HTTP/1.0\r\n\r\n")] == [200], (
         "as old health checks ask"
     )
@@ -389,8 +389,8 @@ DASHED = "12345678-1234-1234-1234-123456789abc"
 def test_parameters_mean_what_the_document_says(
     served: Served, target: str, status: int, where: str | None
 ) -> None:
-    told, _, body = served.get(target)
-    assert told == status, body
+    code, _, body = served.get(target)
+    assert code == status, body
     faults = json.loads(body).get("errors") if status >= 400 else None
     assert (None if faults is None else [each["where"] for each in faults]) == (
         None if where is None else [where]
@@ -447,8 +447,8 @@ def test_parameters_mean_what_the_document_says(
 )
 def test_values_that_are_none(served: Served, path: str, values: tuple[str, ...]) -> None:
     for value in values:
-        told, _, body = served.get(path.format(DASHED) + value)
-        assert (told, [each["where"] for each in json.loads(body)["errors"]]) == (
+        code, _, body = served.get(path.format(DASHED) + value)
+        assert (code, [each["where"] for each in json.loads(body)["errors"]]) == (
             422,
             [f"query.{path.partition('?')[2][:-1]}"],
         ), value
@@ -584,7 +584,7 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, many + 500)), hard))
     begun = time.monotonic()
     stop = threading.Event()
-    told: dict[str, bytes] = {}
+    replies: dict[str, bytes] = {}
 
     def drip(name: str, head: bytes, piece: bytes) -> None:
         with served.connect() as line:
@@ -595,14 +595,14 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
                     line.sendall(piece)
                     if not (got := line.recv(1 << 16)):
                         break
-                    told[name] = told.get(name, b"") + got
+                    replies[name] = replies.get(name, b"") + got
                 except TimeoutError:
                     continue
                 except OSError:
                     break
             else:
                 return
-        told.setdefault(name, b"")
+        replies.setdefault(name, b"")
 
     def unread() -> None:
         with served.connect() as line:
@@ -611,7 +611,7 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
                 while not stop.is_set():
                     line.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
             except OSError:
-                told["unread"] = b""
+                replies["unread"] = b""
 
     slow = {
         "headers": (GET, b"X: y\r\n"),
@@ -637,13 +637,13 @@ def test_whoever_keeps_the_service_waiting_is_let_go(served: Served) -> None:
             assert all(answers(end) == [] or answers(end)[0][0] == 408 for end in ends)
             for thread in threads:
                 thread.join(LIMITS.timeout + 20)
-            assert set(told) == {*slow, "unread"}
+            assert set(replies) == {*slow, "unread"}
     finally:
         stop.set()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     until(lambda: served.process.num_fds() < 100, "all of them are gone")
-    assert [each[0] for each in answers(told["headers"])] == [408]
-    assert [each[0] for each in answers(told["after an answer"])][:1] == [404]
+    assert [each[0] for each in answers(replies["headers"])] == [408]
+    assert [each[0] for each in answers(replies["after an answer"])][:1] == [404]
     assert time.monotonic() - begun < LIMITS.timeout + 30
 
 

@@ -139,7 +139,7 @@ def number(s: Service) -> str:
     )
 
 
-def told(answer: httpx.Response, *ids: object) -> str:
+def without_ids(answer: httpx.Response, *ids: object) -> str:
     """A body without the ids that were asked for."""
     text = answer.text
     for each in ids:
@@ -212,7 +212,7 @@ async def test_another_ones_order_is_as_if_it_were_not_there(service: Service) -
                 answers = [
                     await caller.get(path.format(each) + query, status) for each in (service.order_id, nobody)
                 ]
-                assert told(answers[0], service.order_id) == told(answers[1], nobody)
+                assert without_ids(answers[0], service.order_id) == without_ids(answers[1], nobody)
                 assert set(answers[0].headers) == set(answers[1].headers)
             await caller.get(path.format(service.order_id), 404, method="HEAD")
 
@@ -256,7 +256,7 @@ async def test_a_seller_learns_no_version_of_an_order_that_it_has_no_part_in(
         await caller.get(f"{path}{s.order_id}:1")
         nobody = uuid4()
         answers = [await caller.get(f"{path}{each}:1", 503) for each in (other, nobody)]
-        assert told(answers[0], other) == told(answers[1], nobody)
+        assert without_ids(answers[0], other) == without_ids(answers[1], nobody)
 
 
 # -- tracking ------------------------------------------------------------------------------------------------

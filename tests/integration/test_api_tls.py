@@ -103,9 +103,9 @@ def test_it_is_the_same_service_behind_tls(served: Served) -> None:
         assert secured.version() in ("TLSv1.2", "TLSv1.3")
         # All at once behind the handshake, and then no more.
         secured.sendall(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n" * 3)
-        found = b""
-        while found.count(b'"status":404') < 3:
-            found += secured.recv(1 << 16)
+        received = b""
+        while received.count(b'"status":404') < 3:
+            received += secured.recv(1 << 16)
         secured.sendall(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 70_000)
         assert b" 431 " in secured.recv(1 << 16)
 
@@ -183,7 +183,7 @@ def test_half_a_hello_ends_when_its_time_is_over(tmp_path: Path) -> None:
         context = ssl.create_default_context(cafile=s.cert)
         with s.connect() as line, context.wrap_socket(line, server_hostname="localhost") as secured:
             secured.sendall(b"GET / HTTP/1.1\r\n")
-            found = secured.recv(1 << 16)
-            assert found.startswith(b"HTTP/1.1 408 ")
-            assert json.loads(found.partition(b"\r\n\r\n")[2])["detail"] == "no whole request within 0.5 s"
+            received = secured.recv(1 << 16)
+            assert received.startswith(b"HTTP/1.1 408 ")
+            assert json.loads(received.partition(b"\r\n\r\n")[2])["detail"] == "no whole request within 0.5 s"
         assert "status=408" in s.log.read_text()

@@ -34,8 +34,8 @@ from tests.integration.audit_world import (
     created,
     event,
     gone,
-    made,
     paid,
+    pipeline_id,
     scanned,
     sent_back,
     uid,
@@ -125,12 +125,12 @@ async def nothing(world: World, name: str) -> None:
 
 
 def damage(
-    *found: tuple[str, str], facts: Step = ordinary, without: tuple[str, ...] = (), nameless: bool = False
+    *expected: tuple[str, str], facts: Step = ordinary, without: tuple[str, ...] = (), nameless: bool = False
 ) -> Callable[[Step], Step]:
     """Registers a damage under its function's name. `nameless`: no order can be told."""
 
     def register(then: Step) -> Step:
-        DAMAGES[then.__name__] = Damage(facts, then, frozenset(found), without, nameless)
+        DAMAGES[then.__name__] = Damage(facts, then, frozenset(expected), without, nameless)
         return then
 
     return register
@@ -341,7 +341,7 @@ async def second_id(world: World, name: str) -> None:
 
 @damage(("derived", "payment.initiate"))
 async def other_event_id(world: World, name: str) -> None:
-    made_id = made(name, "payment")
+    made_id = pipeline_id(name, "payment")
     await world.derive(
         "payment.initiate", name, world.reading(name).derived()["payment.initiate", made_id], "something"
     )
@@ -349,7 +349,7 @@ async def other_event_id(world: World, name: str) -> None:
 
 @damage(("derived", "payment.initiate"))
 async def event_of_no_cause(world: World, name: str) -> None:
-    made_id = made(name, "payment")
+    made_id = pipeline_id(name, "payment")
     await world.derive(
         "payment.initiate",
         name,
@@ -372,22 +372,30 @@ async def traced(world: World, name: str) -> None:
 
 @damage(("derived", "payment.initiate"), facts=traced)
 async def lost_trace(world: World, name: str) -> None:
-    data = world.reading(name).derived()["payment.initiate", made(name, "payment")]
+    data = world.reading(name).derived()["payment.initiate", pipeline_id(name, "payment")]
     for more in ({}, {"traceparent": TRACE}):
-        await world.derive("payment.initiate", name, data, made(name, "payment"), cause="traced", **more)
+        await world.derive(
+            "payment.initiate", name, data, pipeline_id(name, "payment"), cause="traced", **more
+        )
 
 
 @damage(("derived", "payment.initiate"), facts=unknown)
 async def event_of_an_order_that_nobody_sent(world: World, name: str) -> None:
     await world.derive(
-        "payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment")
+        "payment.initiate",
+        name,
+        {"payment_request_id": pipeline_id(name, "payment")},
+        pipeline_id(name, "payment"),
     )
 
 
 @damage(("derived", "payment.initiate"), facts=only_paid)
 async def event_of_an_order_that_waits(world: World, name: str) -> None:
     await world.derive(
-        "payment.initiate", name, {"payment_request_id": made(name, "payment")}, made(name, "payment")
+        "payment.initiate",
+        name,
+        {"payment_request_id": pipeline_id(name, "payment")},
+        pipeline_id(name, "payment"),
     )
 
 
@@ -396,8 +404,8 @@ async def event_of_another_order_under_this_key(world: World, name: str) -> None
     await world.derive(
         "payment.initiate",
         "plain",
-        {"payment_request_id": made("plain", "payment")},
-        made("plain", "payment"),
+        {"payment_request_id": pipeline_id("plain", "payment")},
+        pipeline_id("plain", "payment"),
         key=uid(name),
     )
 
@@ -438,7 +446,7 @@ async def commit_of_other_items(world: World, name: str) -> None:
 
 @damage(("derived", "stock.commit"), facts=only_created)
 async def commit_of_no_parcel(world: World, name: str) -> None:
-    commit_id = made(name, f"commit:{uid('no parcel')}")
+    commit_id = pipeline_id(name, f"commit:{uid('no parcel')}")
     await world.derive(
         "stock.commit", name, {"commit_id": commit_id, "shipment_id": uid("no parcel")}, commit_id
     )
@@ -824,13 +832,13 @@ async def fill(world: World) -> None:
 
 def broken(report: Report, names: dict[str, str]) -> dict[str, set[tuple[str, str]]]:
     """Name of the order ("" for none) -> (check, where)."""
-    found: dict[str, set[tuple[str, str]]] = {}
+    by_order: dict[str, set[tuple[str, str]]] = {}
     for finding in report.findings:
         if finding.severity == "broken":
-            found.setdefault(names.get(finding.order_id, finding.order_id), set()).add(
+            by_order.setdefault(names.get(finding.order_id, finding.order_id), set()).add(
                 (finding.check, finding.where)
             )
-    return found
+    return by_order
 
 
 async def test_a_world_in_order_is_clean(world: World) -> None:
@@ -906,10 +914,10 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
 
 def check_damages(report: Report, world: World, tables: dict[int, Any]) -> None:
     """Every damage is found with what was expected of it, and nothing else is."""
-    found = broken(report, {uid(name): name for name in DAMAGES})
-    nameless = found.pop("", set())
+    by_name = broken(report, {uid(name): name for name in DAMAGES})
+    nameless = by_name.pop("", set())
     for number in range(51):  # the members of a list of too many
-        assert found.pop(uid(f"a_list_of_too_many {number}")) == {("cache", "user:many:orders")}
+        assert by_name.pop(uid(f"a_list_of_too_many {number}")) == {("cache", "user:many:orders")}
     every = {
         each
         for name, damage in DAMAGES.items()
@@ -929,7 +937,7 @@ def check_damages(report: Report, world: World, tables: dict[int, Any]) -> None:
                     sorted(nameless),
                 )
         else:
-            got = found.pop(name, set())
+            got = by_name.pop(name, set())
             assert all(
                 any(each == check and record_id.startswith(where) for each, record_id in got)
                 for check, where in wanted
@@ -944,7 +952,7 @@ def check_damages(report: Report, world: World, tables: dict[int, Any]) -> None:
                 name,
                 got,
             )
-    assert found == {}
+    assert by_name == {}
 
 
 async def test_commits_beyond_the_log_and_uneven_topics(world: World) -> None:
@@ -1061,8 +1069,8 @@ async def test_a_fact_that_only_one_of_two_orders_refuses(world: World, away: bo
         # A state of no use: all that is known is that one of the two is right.
         await world.state("plain", status=4)
     await world.commit()
-    found = broken(await world.audit(), {})
-    assert {check for each in found.values() for check, _ in each} == ({"changelog"} if away else set())
+    problems = broken(await world.audit(), {})
+    assert {check for each in problems.values() for check, _ in each} == ({"changelog"} if away else set())
 
 
 async def test_it_only_reads_and_joins_no_group(world: World) -> None:
@@ -1196,12 +1204,12 @@ def test_servers_that_are_not_there(
     fresh: Settings, monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
 ) -> None:
     monkeypatch.setenv(name, value)
-    told = orders("audit")
-    assert told.returncode == 2
-    assert told.stderr.startswith(said)
-    assert "Traceback" not in told.stderr
-    assert "secret" not in told.stderr
-    assert len(told.stderr.strip().splitlines()) == 1
+    done = orders("audit")
+    assert done.returncode == 2
+    assert done.stderr.startswith(said)
+    assert "Traceback" not in done.stderr
+    assert "secret" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
     if name == "ORDERS_REDIS":
         assert orders("audit", "--no-cache").returncode == 0
 

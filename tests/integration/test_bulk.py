@@ -100,14 +100,14 @@ def submit(
     command = (*ORDERS, "bulk", "submit", kind, str(file), "--json", *more)
     done = run(command, stdin=stdin, timeout=60)
     assert done.returncode == code, done.stdout[-2000:] + done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    summary: dict[str, Any] = json.loads(done.stdout)
+    return summary
 
 
 async def job(settings: Settings, job_id: str) -> dict[str, Any]:
     """The job's row; nothing if it isn't known."""
-    found = await status(settings, job_id, 1)
-    return found[0] if found else {}
+    rows = await status(settings, job_id, 1)
+    return rows[0] if rows else {}
 
 
 async def completed(settings: Settings, *jobs: str) -> None:
@@ -119,12 +119,12 @@ async def completed(settings: Settings, *jobs: str) -> None:
 
 async def read(settings: Settings, *topics: str) -> list[Any]:
     """Every record of these topics."""
-    found: list[Any] = []
+    records: list[Any] = []
     async with Reader(settings, topics) as reader:
         for topic in topics:
             for partition in reader.partitions(topic):
-                found += [each async for each in reader.records(topic, partition)]
-    return found
+                records += [each async for each in reader.records(topic, partition)]
+    return records
 
 
 async def values(settings: Settings, query: str) -> list[Any]:
@@ -251,10 +251,10 @@ async def test_every_kind_in_every_form(fresh: Settings, tmp_path: Path) -> None
     done = {each.key.decode(): json.loads(each.value) for each in await read(fresh, BULK_COMPLETED)}
     assert set(done) == {ORDER, *submitted}
     assert done[mixed["job_id"]] == {"job_id": mixed["job_id"], "kind": "orders", "parts": 1, "events": 2}
-    told = orders("bulk", "status", mixed["job_id"], "--json")
-    [found] = json.loads(told.stdout)["jobs"]
-    assert (found["state"], found["job_id"]) == ("completed", mixed["job_id"])
-    assert (found["lines"], found["refused"], found["parts_done"], found["events"]) == (5, 3, 1, 2)
+    printed = orders("bulk", "status", mixed["job_id"], "--json")
+    [shown] = json.loads(printed.stdout)["jobs"]
+    assert (shown["state"], shown["job_id"]) == ("completed", mixed["job_id"])
+    assert (shown["lines"], shown["refused"], shown["parts_done"], shown["events"]) == (5, 3, 1, 2)
     audit()
 
 
@@ -320,12 +320,12 @@ async def test_a_server_that_goes_away_leaves_the_summary(
     command = (sys.executable, "-c", script, "bulk", "submit", "orders", str(file), "--json")
     done = run(command, timeout=60)
     assert done.returncode == 1, done.stderr[-2000:]
-    told = json.loads(done.stdout)
-    assert (told["parts"], told["parts_sent_now"], told["failed"]) == (4, 2, True)
+    summary = json.loads(done.stdout)
+    assert (summary["parts"], summary["parts_sent_now"], summary["failed"]) == (4, 2, True)
     assert done.stderr.startswith(f"orders: cannot reach {server.title()} at ")
     assert done.stderr.count("\n") == 1
     rest = submit("orders", file)
-    assert (rest["job_id"], rest["parts_sent_now"]) == (told["job_id"], 2)
+    assert (rest["job_id"], rest["parts_sent_now"]) == (summary["job_id"], 2)
 
 
 async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(

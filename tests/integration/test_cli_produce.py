@@ -37,15 +37,15 @@ async def read_all(settings: Settings, names: tuple[str, ...]) -> dict[TopicPart
     try:
         places = [TopicPartition(name, number) for name in names for number in range(settings.partitions)]
         ends = {place: end for place, end in (await consumer.end_offsets(places)).items() if end}
-        found: dict[TopicPartition, list[SourceEvent]] = {place: [] for place in ends}
+        events: dict[TopicPartition, list[SourceEvent]] = {place: [] for place in ends}
         consumer.assign(list(ends))
-        while any(len(found[place]) < end for place, end in ends.items()):
+        while any(len(events[place]) < end for place, end in ends.items()):
             for place, records in (await consumer.getmany(timeout_ms=1000)).items():
-                found[place] += [
+                events[place] += [
                     SourceEvent(place.topic, record.key, record.value, list(record.headers), 0)
                     for record in records
                 ]
-        return found
+        return events
     finally:
         await consumer.stop()
 
@@ -92,8 +92,8 @@ async def test_topics_are_made_once_and_again_after_they_were_deleted(fresh: Set
 
 async def test_init_at_the_same_time_makes_each_topic_once(fresh: Settings) -> None:
     await topics.delete_all(admin(fresh))
-    made = await asyncio.gather(*(topics.ensure(fresh) for _ in range(3)))
-    assert Counter(name for names in made for name in names) == Counter(
+    created = await asyncio.gather(*(topics.ensure(fresh) for _ in range(3)))
+    assert Counter(name for names in created for name in names) == Counter(
         spec.name for spec in topics.specs(fresh, 1)
     )
 
@@ -150,7 +150,7 @@ async def test_a_rate_sends_all_the_same(fresh: Settings) -> None:
     assert (
         sent.records
         == len(events)
-        == sum(len(found) for found in (await read_all(fresh, tuple(sent.by_topic))).values())
+        == sum(len(records) for records in (await read_all(fresh, tuple(sent.by_topic))).values())
     )
     assert sent.seconds >= (len(events) - 1) / 2000
 
@@ -165,8 +165,8 @@ async def test_generate_is_repeatable_and_counts(fresh: Settings, capsys: pytest
     assert document["by_topic"] == Counter(event.topic for event in expected)
     assert await run("generate", "--orders", "30", "--seed", "4") == 0
     assert f"{len(expected):,}" in capsys.readouterr().out
-    for found in (await read_all(fresh, tuple(document["by_topic"]))).values():
-        assert found[: len(found) // 2] == found[len(found) // 2 :]
+    for records in (await read_all(fresh, tuple(document["by_topic"]))).values():
+        assert records[: len(records) // 2] == records[len(records) // 2 :]
 
 
 async def test_without_topics_the_way_out_is_named(
@@ -231,28 +231,28 @@ async def states(settings: Settings, lane: int, count: int) -> None:
 
 
 async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    async def told(*args: str, code: int) -> tuple[str, str]:
+    async def waited(*args: str, code: int) -> tuple[str, str]:
         assert await run("wait", "--timeout", "0.2", *args) == code
         return capsys.readouterr()
 
     key = checkpoint_key(fresh, 1)
     await states(fresh, 1, 5)
     async with Redis.from_url(as_admin(fresh.redis)) as redis:
-        out, _ = await told("--json", code=0)
+        out, _ = await waited("--json", code=0)
         assert json.loads(out)["cache"] == {"waited": True, "complete": True, "behind": {}}, (
             "without a checkpoint nothing is old"
         )
         await redis.set(key, "7 3 2")
-        out, _ = await told("--json", code=1)
+        out, _ = await waited("--json", code=1)
         assert json.loads(out)["cache"] == {"waited": True, "complete": False, "behind": {"1": 3}}
         assert json.loads(out)["lag"] == 0
-        _, err = await told(code=1)
+        _, err = await waited(code=1)
         assert "the cache of lanes 1 is behind by 3 records of the changelog" in err
         assert "no worker is running" in err
         assert "--no-cache" in err
-        out, _ = await told("--no-cache", code=0)
+        out, _ = await waited("--no-cache", code=0)
         assert "the cache wasn't waited for" in out
-        out, _ = await told("--no-cache", "--json", code=0)
+        out, _ = await waited("--no-cache", "--json", code=0)
         assert json.loads(out)["cache"] == {"waited": False, "complete": None, "behind": None}
 
         said: list[str] = []

@@ -63,13 +63,13 @@ async def test_sizes_rows_and_bloat(database: Settings, orders: Orders) -> None:
     still = [f"ALTER TABLE orders_order_p{number} SET (autovacuum_enabled = false)" for number in (0, 1)]
     await execute(database, *still, FILL, "ANALYZE orders_order_p0, orders_order_p1")
 
-    async def told() -> dict[str, Any]:
+    async def report() -> dict[str, Any]:
         code, out, err = await orders("--json")
         assert (code, err) == (0, "")
         document: dict[str, Any] = json.loads(out)
         return document
 
-    whole = await told()
+    whole = await report()
     assert (whole["partition_by"], whole["revision"]) == ("user_id", migrate.Alembic.head())
     assert [table["name"] for table in whole["tables"]] == list(TABLES)
     (first, *others) = whole["tables"]
@@ -82,11 +82,11 @@ async def test_sizes_rows_and_bloat(database: Settings, orders: Orders) -> None:
 
     # Every row anew: half of the table is dead, and bloat once vacuum has taken it away.
     await execute(database, "UPDATE orders_order SET version = 2", "ANALYZE orders_order_p0, orders_order_p1")
-    (second, *_) = (await told())["tables"]
+    (second, *_) = (await report())["tables"]
     assert second["dead_rows"] == 4000
     assert first["table_bytes"] * 0.3 < second["bloat_bytes"] < second["table_bytes"] * 0.6
     await execute(database, "VACUUM orders_order_p0", "VACUUM orders_order_p1")
-    (third, *_) = (await told())["tables"]
+    (third, *_) = (await report())["tables"]
     assert third["dead_rows"] == 0
     assert third["bloat_bytes"] > first["table_bytes"] * 0.3
     assert all(part["vacuumed_at"] for part in third["partitions"])
@@ -104,8 +104,8 @@ async def test_holds_what_the_partition_holds(database: Settings, orders: Orders
     assert code == 0
     assert "r_sp " in out
     assert "'SP'" in out
-    found = await partitions.overview(database)
-    assert [part.bound for part in found.partitions if part.table == "orders_return"] == [
+    overview = await partitions.overview(database)
+    assert [part.bound for part in overview.partitions if part.table == "orders_return"] == [
         "FOR VALUES IN ('SP')",
         "DEFAULT",
     ]

@@ -59,23 +59,25 @@ async def records(settings: Settings, topic: str) -> list[Any]:
     consumer = AIOKafkaConsumer(**kafka(settings.brokers), group_id=None, isolation_level="read_committed")
     await consumer.start()
     try:
-        found: list[Any] = []
+        everything: list[Any] = []
         partitions = [TopicPartition(topic, number) for number in range(settings.partitions)]
         ends = await consumer.end_offsets(partitions)
         for tp in (tp for tp in partitions if ends[tp]):
             consumer.assign([tp])
             await consumer.seek_to_beginning(tp)
             while await consumer.position(tp) < ends[tp]:
-                found += (await consumer.getmany(tp, timeout_ms=500)).get(tp, [])
-        return found
+                everything += (await consumer.getmany(tp, timeout_ms=500)).get(tp, [])
+        return everything
     finally:
         await consumer.stop()
 
 
-def kinds(found: list[Any]) -> list[tuple[str, int, bool]]:
+def kinds(written: list[Any]) -> list[tuple[str, int, bool]]:
     """(deadline, attempt, final) of each record that says that one passed."""
     data = [
-        json.loads(record.value) for record in found if dict(record.headers)["ce_type"] == b"deadline.passed"
+        json.loads(record.value)
+        for record in written
+        if dict(record.headers)["ce_type"] == b"deadline.passed"
     ]
     return [(each["deadline"], each["attempt"], each["final"]) for each in data]
 
@@ -177,11 +179,11 @@ async def test_every_order_ends_though_services_overlook_and_workers_die(
         done = await simulating
         assert done.returncode == 0, done.stdout + done.stderr
         processed()
-    told = json.loads(done.stdout)
-    assert told["hanging"] == []
-    assert told["checkouts"] == 100 == sum(told["ended"].values())
-    assert told["ignored"] > 0
-    assert told["ended"]["delivered"] > 0
+    summary = json.loads(done.stdout)
+    assert summary["hanging"] == []
+    assert summary["checkouts"] == 100 == sum(summary["ended"].values())
+    assert summary["ignored"] > 0
+    assert summary["ended"]["delivered"] > 0
     report = audit()
     assert report["counts"]["orders"] == 100
 

@@ -131,7 +131,7 @@ async def roles(fresh: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run a command in this process, in a loop of its own -> its exit code and what it says on stderr."""
 
     def run(*command: str) -> tuple[int, str]:
@@ -143,11 +143,11 @@ def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 
 
 async def test_each_role_does_its_work_with_what_is_printed_for_it(
-    roles: Roles, tmp_path: Path, told: Callable[..., tuple[int, str]]
+    roles: Roles, tmp_path: Path, run_command: Callable[..., tuple[int, str]]
 ) -> None:
     await roles.grant("owner")
     with roles.acting("owner"):
-        assert told("init") == (0, "")
+        assert run_command("init") == (0, "")
     for role in ("worker", "bulk", "reader", "audit"):
         await roles.grant(role, by="owner")
     jobs = tmp_path / "orders.ndjson"
@@ -165,7 +165,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
                 roles.acting("bulk"),
                 worker(tmp_path, "b", (*ORDERS, "worker", "--role", "bulk")) as unpacks,
             ):
-                assert told("bulk", "submit", "orders", str(jobs)) == (0, "")
+                assert run_command("bulk", "submit", "orders", str(jobs)) == (0, "")
                 until(lambda: "is unpacked" in unpacks.text(), "the job is unpacked")
             with roles.acting("reader"):
                 processed()
@@ -181,7 +181,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
         with roles.acting("owner"):
             for command in OPERATOR:
                 await client.mset({summary: "wrong", strange: "?"})
-                code, said = told(*command)
+                code, said = run_command(*command)
                 assert code == 0, f"{command}: {said}"
                 if command in MENDING:
                     assert await client.mget(summary, strange) == [right, None], command
@@ -190,9 +190,9 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
             await client.flushdb()
             await read(settings)
             assert await client.exists(f"{PREFIX}rows:{order_id(1)}"), "the reader has refilled what it read"
-            assert told("bulk", "status", "--json") == (0, "")
-            assert told("show", order_id(1)) == (0, "")
-            assert told("dlq", "list") == (0, "")
+            assert run_command("bulk", "status", "--json") == (0, "")
+            assert run_command("show", order_id(1)) == (0, "")
+            assert run_command("dlq", "list") == (0, "")
         used = {
             name.removeprefix("cmdstat_").upper()
             for name, each in (await client.info("commandstats")).items()
@@ -282,13 +282,13 @@ async def test_each_role_lacks_what_is_not_its_work(roles: Roles) -> None:
 
 
 async def test_what_lacks_is_one_line(
-    roles: Roles, tmp_path: Path, told: Callable[..., tuple[int, str]]
+    roles: Roles, tmp_path: Path, run_command: Callable[..., tuple[int, str]]
 ) -> None:
     jobs = tmp_path / "orders.ndjson"
     jobs.write_text(f"{json.dumps(an_order(1))}\n")
     await roles.grant("owner")
     with roles.acting("owner"):
-        assert told("init") == (0, "")
+        assert run_command("init") == (0, "")
     for role in ("worker", "bulk", "audit"):
         await roles.grant(role, by="owner")
     taken: tuple[tuple[Role, str, str, tuple[str, ...]], ...] = (
@@ -304,14 +304,14 @@ async def test_what_lacks_is_one_line(
     for role, grant, lacks, command in taken:
         await roles.execute(f"REVOKE {grant} FROM {quoted(roles.name(role))}", role="owner")
         with roles.acting(role):
-            code, line = told(*command)
+            code, line = run_command(*command)
         assert (code, line.count("\n")) == (2, 1), line
         assert f"permission denied for {lacks}" in line
         assert "orders grants postgres" in line
     with roles.acting("owner") as settings:
         async with redis.asyncio.Redis.from_url(roles.redis) as client:
             await send(client, "ACL", "SETUSER", roles.user("owner"), "-eval_ro")
-        code, line = told("audit")
+        code, line = run_command("audit")
         assert (code, line.count("\n")) == (2, 1), line
         assert "no permissions to run the 'eval_ro' command" in line
         assert "orders grants redis" in line

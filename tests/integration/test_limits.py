@@ -56,10 +56,10 @@ async def test_an_order_of_any_size_stops_no_lane(fresh: Settings, tmp_path: Pat
         processed()
         report = audit()
         assert report["counts"]["orders"] == 102
-        found = await rows(fresh)
-        assert sum(order == busy for order in (str(key[1]) for key in found["orders_shipment"])) == 10_000
+        by_table = await rows(fresh)
+        assert sum(order == busy for order in (str(key[1]) for key in by_table["orders_shipment"])) == 10_000
         taken = limits.TYPE_BYTES["order.returned"] // (limits.FACT_BYTES + len(WIDE.encode()))
-        assert sum(str(key[1]) == greedy for key in found["orders_return"]) == taken
+        assert sum(str(key[1]) == greedy for key in by_table["orders_return"]) == taken
         assert report["dead_letters"] == {"order_too_large": 2 * (4_000 - taken)}
 
 

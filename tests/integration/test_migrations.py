@@ -76,16 +76,16 @@ async def test_the_comparison_sees_what_differs(empty: Settings) -> None:
     metadata = build_metadata()
     metadata.tables["orders_order"].append_column(sa.Column("more", sa.Text))
     metadata.tables["orders_return"].c.reason.type = sa.Integer()
-    found = str(await differences(empty, metadata))
-    assert "add_column" in found
-    assert "modify_type" in found
+    differing = str(await differences(empty, metadata))
+    assert "add_column" in differing
+    assert "modify_type" in differing
 
 
 async def test_keys_checks_and_foreign_keys_equal_the_declaration(
     migrated: tuple[Settings, PartitionBy],
 ) -> None:
     settings, by = migrated
-    found = await rows(
+    constraints = await rows(
         settings,
         "SELECT conrelid::regclass::text, conname, contype::text, conenforced,"
         " ARRAY(SELECT attname::text FROM unnest(conkey) WITH ORDINALITY k(number, place)"
@@ -107,14 +107,14 @@ async def test_keys_checks_and_foreign_keys_equal_the_declaration(
         for type_, kind in ((sa.PrimaryKeyConstraint, "p"), (sa.ForeignKeyConstraint, "f"))
         if isinstance(constraint, type_)
     ]
-    assert sorted(row for row in found if row[2] != "c") == sorted(declared)
+    assert sorted(row for row in constraints if row[2] != "c") == sorted(declared)
     checks = {
         c.name
         for table in build_metadata(by).tables.values()
         for c in table.constraints
         if isinstance(c, sa.CheckConstraint)
     }
-    assert {row[1] for row in found if row[2] == "c"} == checks
+    assert {row[1] for row in constraints if row[2] == "c"} == checks
 
 
 async def test_views_equal_the_declaration(migrated: tuple[Settings, PartitionBy]) -> None:
@@ -125,10 +125,10 @@ async def test_views_equal_the_declaration(migrated: tuple[Settings, PartitionBy
     for name, select in build_views(build_metadata(by)).items():
         declared = select.compile(dialect=DIALECT, compile_kwargs={"literal_binds": True})
         await rows(settings, f"CREATE VIEW declared AS {declared}")
-        ((found, wanted),) = await rows(
+        ((actual, wanted),) = await rows(
             settings, f"SELECT pg_get_viewdef('{name}'), pg_get_viewdef('declared')"
         )
-        assert found == wanted
+        assert actual == wanted
         await rows(settings, "DROP VIEW declared")
 
 
@@ -198,12 +198,12 @@ async def test_enums_partitions_and_fillfactor(migrated: tuple[Settings, Partiti
 
 async def test_no_index_has_a_column_that_updates_change(migrated: tuple[Settings, PartitionBy]) -> None:
     # An update of an indexed column writes to every index of the table: 52 us a row instead of 23.
-    found = await rows(
+    columns = await rows(
         migrated[0],
         "SELECT DISTINCT attname::text FROM pg_index JOIN pg_attribute ON attrelid = indrelid AND attnum ="
         " ANY(indkey) WHERE indrelid::regclass::text LIKE 'orders%'",
     )
-    indexed = {name for (name,) in found}
+    indexed = {name for (name,) in columns}
     assert {"id", "order_id", "user_id", "created_at", "tracking_number"} <= indexed
     assert not indexed & {
         "updated_at",

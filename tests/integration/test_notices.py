@@ -12,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from operations import auditing
 from operations.whatif import NOTICES
 from settings import Settings
-from tests.integration.test_rebuild import refused, told
+from tests.integration.test_rebuild import refused, report_of
 from tests.servers import kafka
 from tests.workers import audit, finished, orders, processed, worker
 from wire.log import LogReader
@@ -62,15 +62,15 @@ async def test_what_a_wrong_deploy_did_not_tell_is_told_once(fresh: Settings, tm
             processed()
             if part == 2:
                 before = await ends(fresh)
-                found = told("rebuild", "notices", "--examples", "10000", code=1)
-                assert (found["dry_run"], found["sent"], found["unsound"], found["inconclusive"]) == (
+                report = report_of("rebuild", "notices", "--examples", "10000", code=1)
+                assert (report["dry_run"], report["sent"], report["unsound"], report["inconclusive"]) == (
                     True,
                     0,
                     0,
                     0,
                 )
-                assert set(found["missing"]) == NOTICES
-                assert counted(found) == len(found["examples"])
+                assert set(report["missing"]) == NOTICES
+                assert counted(report) == len(report["examples"])
                 assert f"group {fresh.group} has members" in refused("rebuild", "notices", "--send")
             assert running.terminate() == 0
     assert broken() == {"notices"}
@@ -81,8 +81,8 @@ async def test_what_a_wrong_deploy_did_not_tell_is_told_once(fresh: Settings, tm
         processed()
         assert running.terminate() == 0
 
-    sent = told("rebuild", "notices", "--send", "--examples", "10000")
-    assert (sent["missing"], sent["examples"]) == (found["missing"], found["examples"])
+    sent = report_of("rebuild", "notices", "--send", "--examples", "10000")
+    assert (sent["missing"], sent["examples"]) == (report["missing"], report["examples"])
     after = await ends(fresh)
     assert sum(after.values()) - sum(before.values()) >= sent["sent"] == counted(sent)
     audit()
@@ -97,7 +97,7 @@ async def test_what_a_wrong_deploy_did_not_tell_is_told_once(fresh: Settings, tm
         await admin.delete_records(
             {partition: RecordsToDelete(end - kept(end)) for partition, end in after.items()}
         )
-        assert counted(told("rebuild", "notices")) == 0
+        assert counted(report_of("rebuild", "notices")) == 0
     await admin.close()
 
 

@@ -85,10 +85,10 @@ async def test_every_refusal_is_a_dead_letter_and_harms_no_neighbour(fresh: Sett
     async for letter in read(fresh):
         letters[letter.key, letter.value].append(letter)
     for each, event in bad:
-        found = letters[event.key, event.value]
-        assert [letter.reason for letter in found][:1] == [each.reason], f"{each.name}: {found}"
-        assert found[0].record.topic == event.topic
-        assert list(found[0].headers)[: len(event.headers)] == list(event.headers), each.name
+        its_letters = letters[event.key, event.value]
+        assert [letter.reason for letter in its_letters][:1] == [each.reason], f"{each.name}: {its_letters}"
+        assert its_letters[0].record.topic == event.topic
+        assert list(its_letters[0].headers)[: len(event.headers)] == list(event.headers), each.name
     connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:
         assert await connection.fetchval("SELECT count(*) FROM orders_order") == 30
@@ -150,10 +150,10 @@ async def test_show_tells_a_story(fresh: Settings, tmp_path: Path) -> None:
         finally:
             await connection.close()
         assert row is not None
-        told = json.loads(orders("show", row["id"], "--json").stdout)
-        assert (told["status"], told["version"]) == (row["status"], row["version"])
-        assert len(told["facts"]) == row["version"] + len(told["refunds"])
-        assert told["why"]
+        story = json.loads(orders("show", row["id"], "--json").stdout)
+        assert (story["status"], story["version"]) == (row["status"], row["version"])
+        assert len(story["facts"]) == row["version"] + len(story["refunds"])
+        assert story["why"]
         text = orders("show", row["id"].replace("-", "").upper())
         assert text.returncode == 0
         assert row["status"] in text.stdout
@@ -171,7 +171,7 @@ async def test_olist_equals_a_fold_written_here(fresh: Settings, tmp_path: Path)
         processed()
     connection = await asyncpg.connect(fresh.postgres.get_secret_value())
     try:
-        found = {
+        orders_by_id = {
             row["id"]: (
                 row["status"],
                 row["total_amount"],
@@ -195,7 +195,7 @@ async def test_olist_equals_a_fold_written_here(fresh: Settings, tmp_path: Path)
         }
     finally:
         await connection.close()
-    assert found == expected["orders"]
+    assert orders_by_id == expected["orders"]
     assert items == expected["items"]
     assert shipments == expected["shipments"]
     dead = Counter([letter.reason async for letter in read(fresh)])
@@ -276,8 +276,8 @@ async def test_a_repeated_event_mends_a_stale_summary(fresh: Settings, tmp_path:
                 await redis.set(key, json.dumps(stale, separators=(",", ":")), ex=600)
             await send(fresh, history)
             processed()
-            found = [json.loads(await redis.get(key) or b"") for key in keys]
-        assert all(summary["status"] != "stale" and summary["version"] > 0 for summary in found)
+            summaries = [json.loads(await redis.get(key) or b"") for key in keys]
+        assert all(summary["status"] != "stale" and summary["version"] > 0 for summary in summaries)
         audit()
 
 

@@ -37,7 +37,7 @@ def order(number: int, region: str = "SP") -> RowBatch:
     """
     id, user = ident(f"order {number}"), ident(f"user {number % 4}")
     whose = (id, user, region)
-    made = (at(number), at(number), 1)
+    at_first = (at(number), at(number), 1)
     later = (at(number + 1), at(number + 2), 2)
 
     def line(name: str, seller: str, quantity: int, price: str, shipping: str) -> ItemRow:
@@ -51,7 +51,7 @@ def order(number: int, region: str = "SP") -> RowBatch:
             quantity,
             price,
             shipping,
-            *made,
+            *at_first,
         )
 
     def parcel(name: str, status: ParcelStatusText) -> ShipmentRow:

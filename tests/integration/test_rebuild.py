@@ -48,7 +48,7 @@ def history(count: int, seed: int) -> list[SourceEvent]:
     return list(generator.events(count, seed, SHARES))
 
 
-def told(*arguments: str, code: int = 0) -> dict[str, Any]:
+def report_of(*arguments: str, code: int = 0) -> dict[str, Any]:
     done = orders(*arguments, "--json")
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout, done.stderr
@@ -94,20 +94,20 @@ async def planted_rows_are_told(database: Any) -> Any:
         "INSERT INTO orders_return SELECT gen_random_uuid(), gen_random_uuid(), user_id, region, id, 1, '',"
         " 'requested', NULL, created_at, updated_at, 1 FROM orders_order_item LIMIT 1"
     )
-    found = told("rebuild", "diff", "--examples", "2", code=1)
+    differences = report_of("rebuild", "diff", "--examples", "2", code=1)
     assert {
         name: (each["missing"], each["unexpected"], each["different"])
-        for name, each in found["tables"].items()
+        for name, each in differences["tables"].items()
     } == {
         "orders_order": (0, 0, 1),
         "orders_order_item": (1, 0, 0),
         "orders_return": (0, 1, 0),
     }
-    columns = found["tables"]["orders_order"]["columns"]
+    columns = differences["tables"]["orders_order"]["columns"]
     assert set(columns) == {"region", "version"}
     (region,) = columns["region"]["values"]
     assert (region["actual"], region["live"], region["rows"]) == ("X", "X", 1)
-    assert (found["orders"], len(found["examples"])) == (len({altered, items[1][1]}) + 1, 2)
+    assert (differences["orders"], len(differences["examples"])) == (len({altered, items[1][1]}) + 1, 2)
     return altered
 
 
@@ -135,15 +135,15 @@ async def test_beside_workers_compared_and_switched_to(
     with worker(tmp_path) as running:
         await send(fresh, events[:half])
         processed()
-        first = told("rebuild", "start")
+        first = report_of("rebuild", "start")
         assert first["records"] >= half
         # Beside it the pipeline goes on; nothing live is touched.
         await send(fresh, events[half:])
-        assert told("rebuild", "diff")["same"]
+        assert report_of("rebuild", "diff")["same"]
         processed()
         before = await rows(fresh, physical=True)
-        assert told("rebuild", "diff")["orders"] == 0
-        assert told("rebuild", "start")["records"] == 0
+        assert report_of("rebuild", "diff")["orders"] == 0
+        assert report_of("rebuild", "start")["records"] == 0
         assert await rows(fresh, physical=True) == before
         truth = await rows(fresh)
         assert f"group {fresh.group} has members; stop all workers" in refused("rebuild", "switch")
@@ -170,7 +170,7 @@ async def test_beside_workers_compared_and_switched_to(
         await redis.set("rows:order:x", "{}", ex=600)
         await redis.zadd("user:x:orders", {str(altered): 5})
         await redis.expire("user:x:orders", 600)
-        done = told("rebuild", "switch")
+        done = report_of("rebuild", "switch")
         assert (done["before"], done["states"], done["deleted"]) == ("orders_before_1", 2, 1)
         assert done["entries"] >= 5
         assert not await redis.exists("rows:order:x", "tracking:nobody's")
@@ -183,10 +183,10 @@ async def test_beside_workers_compared_and_switched_to(
     assert (
         await database.fetchval("SELECT count(*) FROM orders_before_1.orders_order WHERE region = 'X'") == 1
     )
-    assert told("rebuild", "status")["schemas"][0]["state"] == "was live"
+    assert report_of("rebuild", "status")["schemas"][0]["state"] == "was live"
 
     await workers_go_on(fresh, tmp_path, events[:200])
-    assert told("rebuild", "drop") == {"dropped": ["orders_before_1"]}
+    assert report_of("rebuild", "drop") == {"dropped": ["orders_before_1"]}
     assert await rows(fresh)
 
 
@@ -207,7 +207,7 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
         await eventually(some_rows, "the shadow has rows", 60)
     done = orders("rebuild", "start")
     assert (done.returncode, "beginning again" in done.stderr) == (0, False), done.stderr
-    assert told("rebuild", "diff")["same"]
+    assert report_of("rebuild", "diff")["same"]
 
     # Its states are gone: it says so, and begins again.
     shutil.rmtree(fresh.data / ".rebuild")
@@ -249,7 +249,10 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
 
         until(switched, "the group lets it in again", 60)
     assert await database.fetchval("SELECT to_regnamespace('orders_before_1')") is not None
-    assert told("rebuild", "status")["schemas"][0]["state"] == "was live; run orders rebuild switch once more"
+    assert (
+        report_of("rebuild", "status")["schemas"][0]["state"]
+        == "was live; run orders rebuild switch once more"
+    )
     assert "isn't done; run orders rebuild switch once more first" in refused("rebuild", "drop")
     until(lambda: orders("rebuild", "switch").returncode == 0, "it does what is left", 60)
     assert await rows(fresh) == truth
@@ -284,7 +287,7 @@ async def test_regions_transactions_and_enforced_references(
                     "SELECT region FROM orders_order GROUP BY region ORDER BY count(*) DESC LIMIT 2"
                 )
             ]
-            told("rebuild", "start")
+            report_of("rebuild", "start")
             await regions.add(settings, names)
             assert "the live tables have other columns, partitions or indexes now" in refused(
                 "rebuild", "diff"
@@ -294,7 +297,7 @@ async def test_regions_transactions_and_enforced_references(
                 0,
                 True,
             ), done.stderr
-            assert told("rebuild", "diff")["same"]
+            assert report_of("rebuild", "diff")["same"]
             assert running.terminate() == 0
         truth = await rows(settings)
         await database.execute("CREATE TABLE accounts_user (id uuid PRIMARY KEY)")
@@ -307,7 +310,7 @@ async def test_regions_transactions_and_enforced_references(
         await database.execute("DELETE FROM accounts_user WHERE id = $1", user)
         assert "run orders db unlink" in refused("rebuild", "switch")
         await database.execute("INSERT INTO accounts_user VALUES ($1)", user)
-        told("rebuild", "switch")
+        report_of("rebuild", "switch")
         assert await rows(settings) == truth
         (link,) = await references.listed(settings)
         assert (link.enforced, link.valid) == (True, True)
@@ -370,7 +373,7 @@ async def test_what_a_changed_rule_would_change(
         processed()
         # Nothing changed says nothing, while the pipeline goes on.
         await send(fresh, history(50, 76))
-        nothing = told("whatif")
+        nothing = report_of("whatif")
         assert (nothing["same"], nothing["rows"]["orders"], nothing["published"]["differences"]) == (
             True,
             0,
@@ -382,7 +385,7 @@ async def test_what_a_changed_rule_would_change(
     # Other settings.
     with monkeypatch.context() as patch:
         patch.setenv("ORDERS_STOCK_DEADLINE", "900")
-        patient = told("whatif", code=1)
+        patient = report_of("whatif", code=1)
     assert (
         patient["rows"]["orders"],
         patient["published"]["differences"],
@@ -473,7 +476,7 @@ async def test_wrong_schemas(fresh: Settings, database: Any, capsys: pytest.Capt
 async def test_one_at_a_time_and_none_of_another_group(
     fresh: Settings, database: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told("rebuild", "start")
+    report_of("rebuild", "start")
     await shadow.hold(database, "orders_rebuild")
     assert "another orders rebuild is at work in schema orders_rebuild" in refused("rebuild", "diff")
     await database.execute("SELECT pg_advisory_unlock_all()")

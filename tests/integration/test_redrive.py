@@ -93,8 +93,8 @@ def command(*arguments: str, code: int = 0) -> dict[str, Any]:
 
 
 def listed(*arguments: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(orders("dlq", "list", "--json", *arguments).stdout)
-    return found
+    document: dict[str, Any] = json.loads(orders("dlq", "list", "--json", *arguments).stdout)
+    return document
 
 
 async def letters(settings: Settings) -> list[DeadLetter]:
@@ -103,16 +103,16 @@ async def letters(settings: Settings) -> list[DeadLetter]:
 
 async def copies(settings: Settings) -> list[Any]:
     """Every record in the lanes' topics that says that it is a redrive."""
-    found = []
+    redriven = []
     async with Reader(settings, INPUT) as reader:
         for topic in INPUT:
             for partition in reader.partitions(topic):
-                found += [
+                redriven += [
                     each
                     async for each in reader.records(topic, partition)
                     if "redrive_of" in dict(each.headers)
                 ]
-    return found
+    return redriven
 
 
 def stopped(pid: int) -> bool:
@@ -190,14 +190,14 @@ async def forge(settings: Settings, coordinates: str, origin: list[Any]) -> None
 def forgeries_are_told() -> None:
     report = json.loads(orders("audit", "--json").stdout)
     assert report["broken"] == {"letters": 2}
-    found = sorted(
+    findings = sorted(
         (finding["severity"], finding["expected"].split(" that ")[0]) for finding in report["findings"]
     )
-    assert [each for each in found if each[0] == "broken"] == [
+    assert [each for each in findings if each[0] == "broken"] == [
         ("broken", "one redrive of this record"),
         ("broken", "the record of dead letter 7:7"),
     ]
-    assert ("report", "a note") in found
+    assert ("report", "a note") in findings
 
 
 async def test_what_no_fix_has_helped_is_parked(

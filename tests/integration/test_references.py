@@ -56,11 +56,11 @@ async def shared(
 
 async def execute(settings: Settings, *statements: str) -> list[tuple[Any, ...]]:
     """Runs statements; the rows of the last one."""
-    found: list[asyncpg.Record] = []
+    rows: list[asyncpg.Record] = []
     async with ddl.connect(settings) as connection:
         for statement in statements:
-            found = await connection.fetch(statement)
-    return [tuple(row) for row in found]
+            rows = await connection.fetch(statement)
+    return [tuple(row) for row in rows]
 
 
 async def constraints(settings: Settings) -> list[tuple[Any, ...]]:

@@ -45,15 +45,15 @@ async def fetch(settings: Settings, query: str, *arguments: object) -> list[tupl
 
 def batch(orders: list[tuple[Order, str]]) -> RowBatch:
     """Rows of orders in regions."""
-    made = RowBatch()
+    rows = RowBatch()
     for order, region in orders:
         one = RowBatch()
         order.rows(one)
-        made.orders += [structs.replace(row, region=region) for row in one.orders]
-        made.items += [structs.replace(row, region=region) for row in one.items]
-        made.shipments += [structs.replace(row, region=region) for row in one.shipments]
-        made.returns += [structs.replace(row, region=region) for row in one.returns]
-    return made
+        rows.orders += [structs.replace(row, region=region) for row in one.orders]
+        rows.items += [structs.replace(row, region=region) for row in one.items]
+        rows.shipments += [structs.replace(row, region=region) for row in one.shipments]
+        rows.returns += [structs.replace(row, region=region) for row in one.returns]
+    return rows
 
 
 def returned(number: int, version: int = 4) -> Order:
@@ -88,8 +88,8 @@ async def places(settings: Settings) -> dict[str, dict[str, int]]:
 async def test_a_region_gets_partitions_with_the_rows_that_it_has(by_region: Settings) -> None:
     await write(by_region, (returned(1), "SP"), (returned(2), "RJ"), (returned(3), "SP"))
     assert await regions.listed(by_region) == {"SP": 2, "RJ": 1}
-    (made,) = await regions.add(by_region, ["SP"])
-    assert (made.region, made.created, made.moved) == ("SP", True, dict.fromkeys(TABLES, 2))
+    (added,) = await regions.add(by_region, ["SP"])
+    assert (added.region, added.created, added.moved) == ("SP", True, dict.fromkeys(TABLES, 2))
     assert await places(by_region) == {table: {f"{table}_r_sp": 2, f"{table}_default": 1} for table in TABLES}
     assert await regions.listed(by_region) == {"SP": None, "RJ": 1}
     # What comes later goes there too: an update of a row that was moved, and a new one.
@@ -100,8 +100,8 @@ async def test_a_region_gets_partitions_with_the_rows_that_it_has(by_region: Set
 
 async def test_again_is_harmless_and_names_are_taken_as_they_are(by_region: Settings) -> None:
     names = ["SP", "sp", "São Paulo", "", "it's", 'a"b', "x" * 200, "x" * 201, "a\\b", "a, b"]
-    assert [made.created for made in await regions.add(by_region, [*names, "SP"])] == [True] * len(names)
-    assert [made.created for made in await regions.add(by_region, names)] == [False] * len(names)
+    assert [added.created for added in await regions.add(by_region, [*names, "SP"])] == [True] * len(names)
+    assert [added.created for added in await regions.add(by_region, names)] == [False] * len(names)
     assert await regions.listed(by_region) == dict.fromkeys(sorted(names), None)
     await write(by_region, *((returned(number), name) for number, name in enumerate(names)))
     assert await places(by_region) == {
@@ -172,8 +172,8 @@ async def test_nothing_is_lost_or_done_twice_under_writers(by_region: Settings) 
     try:
         for name in names:
             await written(20)
-            (made,) = await regions.add(by_region, [name])
-            assert made.created
+            (added,) = await regions.add(by_region, [name])
+            assert added.created
         await written(20)
     finally:
         stop.set()
@@ -183,9 +183,9 @@ async def test_nothing_is_lost_or_done_twice_under_writers(by_region: Settings) 
         (ident(f"o{number}"), version, names[number % 4]) for number, version in enumerate(newest) if version
     }
     assert set(await fetch(by_region, "SELECT id::text, version, region FROM orders_order")) == expected
-    for table, found in (await places(by_region)).items():
-        assert sum(found.values()) == len(expected), table
-        assert found.keys() <= {f"{table}_r_{name.lower()}" for name in names}
+    for table, counts in (await places(by_region)).items():
+        assert sum(counts.values()) == len(expected), table
+        assert counts.keys() <= {f"{table}_r_{name.lower()}" for name in names}
 
 
 async def test_who_is_in_the_way_is_named_and_nothing_is_changed(

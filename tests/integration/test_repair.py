@@ -35,12 +35,12 @@ async def states_of(settings: Settings) -> States:
         partitions = [TopicPartition(settings.changelog_topic, lane) for lane in range(settings.partitions)]
         consumer.assign(partitions)
         ends = await consumer.end_offsets(partitions)
-        found: States = {}
+        states: States = {}
         while any([await consumer.position(partition) < end for partition, end in ends.items()]):
             for records in (await consumer.getmany(timeout_ms=200)).values():
                 for record in records:
-                    found.setdefault(str(UUID(bytes=record.key)), []).append(record.value)
-    return found
+                    states.setdefault(str(UUID(bytes=record.key)), []).append(record.value)
+    return states
 
 
 def grown_in(states: States) -> list[str]:
@@ -63,7 +63,7 @@ async def append(settings: Settings, written: Mapping[str, list[bytes | None]]) 
                 )
 
 
-def told(*arguments: str, code: int) -> dict[str, Any]:
+def report_of(*arguments: str, code: int) -> dict[str, Any]:
     done = orders(*arguments, "--json")
     assert done.returncode == code, done.stdout[-3000:] + done.stderr[-2000:]
     document: dict[str, Any] = json.loads(done.stdout)
@@ -72,11 +72,11 @@ def told(*arguments: str, code: int) -> dict[str, Any]:
 
 def named(report: Mapping[str, Any]) -> dict[str, set[str]]:
     """Order id -> the checks that it breaks."""
-    found: dict[str, set[str]] = {}
+    by_order: dict[str, set[str]] = {}
     for finding in report["findings"]:
         if finding["severity"] == "broken":
-            found.setdefault(finding["order_id"], set()).add(finding["check"])
-    return found
+            by_order.setdefault(finding["order_id"], set()).add(finding["check"])
+    return by_order
 
 
 @pytest.fixture
@@ -209,33 +209,33 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(
         place: {"cache"},
         "": {"cache"},
     }
-    found = named(told("audit", "--max-findings", "1000", code=1))
-    assert {order_id: checks - {"tables"} for order_id, checks in found.items()} == {
+    broken = named(report_of("audit", "--max-findings", "1000", code=1))
+    assert {order_id: checks - {"tables"} for order_id, checks in broken.items()} == {
         order_id: checks - {"tables"} for order_id, checks in wrong.items()
     }
 
     # What it would do, and that it does nothing.
     before = await states_of(fresh)
-    plan = told("repair", "--dry-run", code=1)
+    plan = report_of("repair", "--dry-run", code=1)
     assert {each["order_id"] for each in plan["repaired"]} == set(wrong) - {""}
     assert plan["deleted_keys"] == ["user:x:orders"]
     assert await states_of(fresh) == before
-    assert named(told("audit", "--max-findings", "1000", code=1)) == found
+    assert named(report_of("audit", "--max-findings", "1000", code=1)) == broken
 
     # Some orders only.
-    some = told("repair", "--ids", f"{row_gone.upper()},{row_altered}", code=0)
+    some = report_of("repair", "--ids", f"{row_gone.upper()},{row_altered}", code=0)
     assert [(each["order_id"], each["stores"]) for each in some["repaired"]] == [
         (each, ["rows"]) for each in sorted((row_gone, row_altered))
     ]
 
-    done = told("repair", code=0)
+    done = report_of("repair", code=0)
     assert {each["order_id"] for each in done["repaired"]} == set(wrong) - {"", row_gone, row_altered}
     assert {each["order_id"]: each["version"] for each in done["repaired"]}[ghost] == 0
     assert (done["clean"], done["remaining"]) == (True, {})
     assert json.loads(await redis.get(beside)) == there, "other orders' parcels stay under the number"
     audit()
     assert await rows(fresh) == truth
-    assert told("repair", code=0)["repaired"] == []
+    assert report_of("repair", code=0)["repaired"] == []
 
     await workers_take_over(fresh, tmp_path, history)
     assert await rows(fresh) == truth
@@ -256,7 +256,7 @@ async def test_only_while_no_worker_is_there(fresh: Settings, tmp_path: Path) ->
             " this again\n"
         )
         assert refused.stderr == said
-        assert told("repair", "--dry-run", code=0)["repaired"] == []
+        assert report_of("repair", "--dry-run", code=0)["repaired"] == []
 
 
 async def test_what_it_does_not_mend_is_named_and_left(
@@ -275,10 +275,10 @@ async def test_what_it_does_not_mend_is_named_and_left(
             order_id.encode(),
             partition=partition_of(order_id.encode(), fresh.partitions),
         )
-    outcome = told("repair", code=1)
+    outcome = report_of("repair", code=1)
     assert outcome["remaining"] == outcome["left"] == {"derived": 1}
     assert [finding["check"] for finding in outcome["findings"]] == ["derived"]
-    assert named(told("audit", code=1)) == {order_id: {"derived"}}
+    assert named(report_of("audit", code=1)) == {order_id: {"derived"}}
     text = orders("repair")
     assert "nothing to repair" in text.stdout
     assert "These remain" in text.stdout
@@ -303,7 +303,7 @@ async def test_without_the_log_there_is_no_repair(fresh: Settings, database: Any
         f"orders: order.created/{lane} begins at 1: its orders can't be folded again; "
     )
     assert await states_of(fresh) != states
-    report = told("audit", code=1)
+    report = report_of("audit", code=1)
     assert report["seen_from"] == {f"order.created/{lane}": 1}
     assert named(report) == {order_id: {"versions"}}
 

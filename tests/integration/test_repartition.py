@@ -26,7 +26,7 @@ from sinks.redis import checkpoint_key
 from streams import topics
 from streams.partitioner import partition_of
 from tests.forked import run
-from tests.integration.test_repair import told
+from tests.integration.test_repair import report_of
 from tests.servers import as_admin, kafka
 from tests.waiting import eventually, until
 from tests.workers import ORDERS, audit, orders, processed, rows, worker
@@ -81,15 +81,15 @@ async def send_as_before(settings: Settings, events: Iterable[SourceEvent], part
 
 
 async def records_of(settings: Settings, topic: str, partitions: int) -> list[Any]:
-    found: list[Any] = []
+    everything: list[Any] = []
     async with AIOKafkaConsumer(**kafka(settings.brokers), auto_offset_reset="earliest") as consumer:
         places = [TopicPartition(topic, number) for number in range(partitions)]
         consumer.assign(places)
         ends = await consumer.end_offsets(places)
         while any([await consumer.position(place) < end for place, end in ends.items()]):
             for records in (await consumer.getmany(timeout_ms=200)).values():
-                found += records
-    return found
+                everything += records
+    return everything
 
 
 async def forget_in_cache(settings: Settings, quiet: Container[bytes | None], old: int, new: int) -> str:
@@ -126,10 +126,10 @@ async def folds_again(settings: Settings, truth: dict[str, dict[Any, Any]], old:
     database = await asyncpg.connect(settings.postgres.get_secret_value())
     await database.execute("DELETE FROM orders_order WHERE id = ANY($1::text[]::uuid[])", moved)
     await database.close()
-    assert {each["order_id"] for each in told("repair", code=0)["repaired"]} == set(moved)
+    assert {each["order_id"] for each in report_of("repair", code=0)["repaired"]} == set(moved)
     assert await rows(settings) == truth
-    told("rebuild", "start", code=0)
-    told("rebuild", "diff", code=0)
+    report_of("rebuild", "start", code=0)
+    report_of("rebuild", "diff", code=0)
     whole = orders("whatif", "--json")
     assert (whole.returncode, json.loads(whole.stdout)["nothing"]) == (0, True), whole.stdout
 
@@ -218,8 +218,8 @@ async def grow_through_faults(settings: Settings, old: int, new: int) -> None:
         "the lock of the killed one has ended",
         60,
     )
-    assert told("partitions", "--to", str(new), code=0) == {"partitions": new, "moved": 0}
-    assert told("partitions", code=0) == {"partitions": [new], "lanes": new, "former": [old]}
+    assert report_of("partitions", "--to", str(new), code=0) == {"partitions": new, "moved": 0}
+    assert report_of("partitions", code=0) == {"partitions": [new], "lanes": new, "former": [old]}
     assert {state.partitions for state in (await topics.describe(settings)).values()} == {new}
 
     assert f"set it to {new}" in refused_to_start("wrong")

@@ -33,8 +33,8 @@ def postgres(tool: str, settings: Settings, *arguments: str) -> None:
 
 
 def done(*arguments: str, code: int = 0) -> None:
-    told = orders(*arguments)
-    assert told.returncode == code, told.stdout[-3000:] + told.stderr[-3000:]
+    ended = orders(*arguments)
+    assert ended.returncode == code, ended.stdout[-3000:] + ended.stderr[-3000:]
 
 
 @pytest.mark.parametrize("way", ["rows", "rebuild"])

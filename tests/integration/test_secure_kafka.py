@@ -57,7 +57,9 @@ def secure() -> Iterator[Secure]:
 
 
 @pytest.fixture
-def told(settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+def run_command(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Any:
     """Run a command line with settings in this process -> its exit code and what it says on stderr."""
 
     def run(environment: dict[str, str], *command: str) -> tuple[int, str]:
@@ -176,7 +178,7 @@ async def test_a_token_is_fetched_again_before_it_ends(
 # -- who is not ----------------------------------------------------------------------------------------------
 
 
-def test_each_refusal_is_a_line_of_its_own(secure: Secure, told: Any) -> None:
+def test_each_refusal_is_a_line_of_its_own(secure: Secure, run_command: Any) -> None:
     wrong = "MarkedSecret-and-wrong"
     stranger = {
         f"SSL_{name}FILE": str(secure.folder / f"stranger.{end}")
@@ -217,22 +219,22 @@ def test_each_refusal_is_a_line_of_its_own(secure: Secure, told: Any) -> None:
     ):
         with pytest.raises(kind):
             finished(let_in(environment))
-        code, line = told(environment, "partitions")
+        code, line = run_command(environment, "partitions")
         assert (code, line.count("\n")) == (2, 1), line
         assert says in line
         assert "MarkedSecret" not in line
-    code, line = told(secure.scram() | {"ORDERS_KAFKA": "127.0.0.1:1"}, "partitions")
+    code, line = run_command(secure.scram() | {"ORDERS_KAFKA": "127.0.0.1:1"}, "partitions")
     assert (code, "cannot reach Kafka at 127.0.0.1:1" in line) == (2, True)
 
 
-def test_the_acl_that_lacks_is_named(secure: Secure, told: Any) -> None:
+def test_the_acl_that_lacks_is_named(secure: Secure, run_command: Any) -> None:
     user = secure.scram()
     finished(secure.forget())
     try:
-        code, line = told(user, "wait", "--timeout", "5")
+        code, line = run_command(user, "wait", "--timeout", "5")
         assert (code, line.count("\n")) == (2, 1), line
         assert "doesn't allow this client Describe on Topic checkout.completed; have that ACL added" in line
-        code, line = told(user, "init")
+        code, line = run_command(user, "init")
         assert (code, line.count("\n")) == (2, 1), line
         assert "doesn't allow this client Create on Topic " in line
         finished(
@@ -244,14 +246,14 @@ def test_the_acl_that_lacks_is_named(secure: Secure, told: Any) -> None:
                 ]
             )
         )
-        assert told(user, "init")[0] == 0
-        code, line = told(user, "wait", "--timeout", "5")
+        assert run_command(user, "init")[0] == 0
+        code, line = run_command(user, "wait", "--timeout", "5")
         assert (code, line.count("\n")) == (2, 1), line
         assert "doesn't allow this client Describe on Group orders-" in line
-        code, line = told(user, "generate", "--orders", "3")
+        code, line = run_command(user, "generate", "--orders", "3")
         assert (code, line.count("\n")) == (2, 1), line
         assert "doesn't allow this client Write on Topic " in line
-        code, line = told(user, "dlq", "list")
+        code, line = run_command(user, "dlq", "list")
         assert (code, line) == (0, "")
     finally:
         finished(secure.forget())

@@ -49,8 +49,8 @@ def secured() -> Iterator[Stack]:
         secrets = [*stack.users.values(), url(stack.admin, "POSTGRES").partition("@")[0].rpartition(":")[2]]
         assert not any(secret in up.stdout + up.stderr for secret in secrets)
         assert stack.users.keys() == set(USERS)
-        found = forked.run((*ORDERS, "init"), env=env, cwd=home)
-        assert (found.returncode, "using the stack in" in found.stderr) == (0, True), found.stderr
+        init = forked.run((*ORDERS, "init"), env=env, cwd=home)
+        assert (init.returncode, "using the stack in" in init.stderr) == (0, True), init.stderr
         again = forked.run((*ORDERS, "stack", "up", "--json"), env=env, cwd=home)  # now there are tables
         assert json.loads(again.stdout) == stack.env
         yield stack
@@ -84,7 +84,7 @@ def acting(
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
     """Run a command in this process, in a loop of its own -> its exit code and what it says on stderr."""
 
     def run(*command: str) -> tuple[int, str]:
@@ -125,19 +125,19 @@ async def test_nobody_comes_in_plainly_and_no_program_is_a_superuser(secured: St
 
 
 def test_each_role_does_its_work_with_its_own_login(
-    secured: Stack, acting: Callable[[str], None], told: Callable[..., tuple[int, str]], tmp_path: Path
+    secured: Stack, acting: Callable[[str], None], run_command: Callable[..., tuple[int, str]], tmp_path: Path
 ) -> None:
     jobs = tmp_path / "orders.ndjson"
     jobs.write_text(f"{json.dumps(an_order(1))}\n")
 
     def as_(role: str, *command: str) -> None:
         acting(role if role == EVERYBODY else f"orders-{role}")
-        code, said = told(*command)
+        code, said = run_command(*command)
         assert code == 0, f"{role}: {command}: {said}"
 
     def lacks(role: str, *command: str) -> str:
         acting(f"orders-{role}")
-        code, said = told(*command)
+        code, said = run_command(*command)
         assert (code, said.count("\n")) == (2, 1), said
         return said
 
@@ -175,7 +175,7 @@ def test_each_role_does_its_work_with_its_own_login(
 def test_one_login_does_everything(
     secured: Stack,
     acting: Callable[[str], None],
-    told: Callable[..., tuple[int, str]],
+    run_command: Callable[..., tuple[int, str]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -185,7 +185,7 @@ def test_one_login_does_everything(
     with worker(tmp_path, "w") as pipeline:
         until(lambda: httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200, "it says so itself")
         assert httpx.get(f"http://127.0.0.1:{port}/live").text == "ready\n"
-        assert told("simulate", "--checkouts", "5")[0] == 0
+        assert run_command("simulate", "--checkouts", "5")[0] == 0
         processed()
         audit()
         assert pipeline.terminate() == 0
@@ -198,5 +198,5 @@ def test_one_login_does_everything(
         ("bulk", "status"),
         ("partitions", "--to", "8"),
     ):
-        code, said = told(*command)
+        code, said = run_command(*command)
         assert code == 0, f"{command}: {said}"

@@ -96,11 +96,11 @@ async def test_what_does_not_fit_is_said_without_a_secret(
         with pytest.raises(RedisError) as raised:
             await client.ping()
     get_settings.cache_clear()
-    told = main.explain(raised.value) or ""
+    message = main.explain(raised.value) or ""
     get_settings.cache_clear()
-    assert says in told
+    assert says in message
     assert not [
-        secret for secret in ("for redis", "for%20redis", "wrong", "of/the", "%2Fthe") if secret in told
+        secret for secret in ("for redis", "for%20redis", "wrong", "of/the", "%2Fthe") if secret in message
     ]
 
 

@@ -208,11 +208,11 @@ async def test_a_second_listener_tells_its_clients_another_address_and_one_serve
 ) -> None:
     with pytest.raises(StackError, match=r"2 addresses are to be advertised by 1 broker\(s\)"):
         Stack.start(folder, advertise=["127.0.0.1:1", "127.0.0.1:2"])
-    told = f"127.0.0.1:{ports.choose(set())}"
-    with Stack.start(folder, advertise=[told]) as stack:
-        assert stack.detours.keys() == {told}
+    advertised = f"127.0.0.1:{ports.choose(set())}"
+    with Stack.start(folder, advertise=[advertised]) as stack:
+        assert stack.detours.keys() == {advertised}
         for bootstrap, address in (
-            (f"127.0.0.1:{stack.detours[told]}", told),
+            (f"127.0.0.1:{stack.detours[advertised]}", advertised),
             (stack.env["ORDERS_KAFKA"], stack.env["ORDERS_KAFKA"]),
         ):
             admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)

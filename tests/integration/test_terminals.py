@@ -216,19 +216,19 @@ async def test_every_text_of_every_event_steers_no_terminal(
         ("audit",),
         ("db",),
     ]
-    told = {"worker": re.sub(r"\x1b\[[0-9;]*m", "", said)}
+    outputs = {"worker": re.sub(r"\x1b\[[0-9;]*m", "", said)}
     for command in commands:
         code, out, err = await run("utf-8", *command)
         assert code in (0, 1), (command, err)
-        told[" ".join(command)] = out + err
+        outputs[" ".join(command)] = out + err
     await break_stores(fresh)
     commands = [("audit",), ("repair", "--dry-run"), ("whatif",), ("personal", USER)]
     for command in commands:
         code, out, err = await run("utf-8", *command)
         assert code in (0, 1), (command, err)
-        told[f"{' '.join(command)}, of broken stores"] = out + err
-    assert "cache" in told["audit, of broken stores"]
-    for what, text in told.items():
+        outputs[f"{' '.join(command)}, of broken stores"] = out + err
+    assert "cache" in outputs["audit, of broken stores"]
+    for what, text in outputs.items():
         assert not harmful(text.replace("\n", "")), (what, text)
         assert not [line for line in text.splitlines() if line.startswith("forged")], what
 

@@ -77,9 +77,9 @@ async def test_committed_offsets_are_read_when_their_transaction_has_ended(
         else:
             await producer.abort_transaction()
         async with asyncio.timeout(20):
-            found = await asking
+            offsets = await asking
     await producer.stop()
-    assert found == {TP(*written): 7 if ending == "commit" else 0, TP(*untouched): None}
+    assert offsets == {TP(*written): 7 if ending == "commit" else 0, TP(*untouched): None}
 
 
 @pytest.mark.parametrize("group", [6], indirect=True)

@@ -415,11 +415,11 @@ async def test_publishing_to_several_topics_and_partitions(group: Counting, lane
 async def test_values_that_are_made_when_they_are_sent(group: Counting, lane: LaneProducer) -> None:
     acknowledged: list[float] = []
 
-    def made() -> bytes:
+    def value() -> bytes:
         acknowledged.append(lane.delivered_at)
         return bytes([len(acknowledged)]) * (6 << 20)
 
-    await lane.send({group.out: [OutRecord(b"a", made, []) for _ in range(7)]}, 0)
+    await lane.send({group.out: [OutRecord(b"a", value, []) for _ in range(7)]}, 0)
     # Three of them are more than is sent at once.
     assert [acknowledged.count(at) for at in dict.fromkeys(acknowledged)] == [3, 3, 1]
     assert [record.value[0] for record in await group.read(group.out)] == [1, 2, 3, 4, 5, 6, 7]

@@ -78,7 +78,7 @@ def mutated() -> Iterator[Sent]:
 def extreme(n: int, time: str, text: str) -> Iterator[Sent]:
     """One order at a time at the end of the calendar, with such a text wherever there is one."""
     order = str(uuid5(UUID(ORDER), f"extreme {n}"))
-    told: dict[str, dict[str, Any]] = {
+    by_type: dict[str, dict[str, Any]] = {
         "order.created": created(line(1, quantity=2, sku=text), region=text),
         "order.paid": {"payment_id": payment(1), "amount": "20.00", "currency": "EUR", "method": text},
         "shipment.updated": {
@@ -107,8 +107,8 @@ def extreme(n: int, time: str, text: str) -> Iterator[Sent]:
         "payment.failed": {"payment_id": payment(2), "reason": text},
         "order.cancel_requested": {"reason": text, "seller_id": ANNA},
     }
-    told["stock.rejected"]["items"] = [{"item_id": item_id(1), "quantity": 1}]
-    for type_, data in told.items():
+    by_type["stock.rejected"]["items"] = [{"item_id": item_id(1), "quantity": 1}]
+    for type_, data in by_type.items():
         headers = binary(attributes(type_, time=time, id=text or "e", source=text or "s"))
         yield Sent(type_, order.encode(), json.dumps({**data, "order_id": order}).encode(), [*headers])
 

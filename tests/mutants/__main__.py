@@ -82,10 +82,10 @@ def judge_all(chosen: list[Mutant], histories: int | None, jobs: int) -> tuple[l
                 verdict = verdicts[mutant.name] = future.result()
             except DoesNotApply as error:
                 broken.append(str(error))
-                told = str(error)
+                outcome = str(error)
             else:
-                told = "noticed" if verdict.caught else "not noticed"
-            print(f"{number}/{len(chosen)} {mutant.name}: {told}", file=sys.stderr, flush=True)
+                outcome = "noticed" if verdict.caught else "not noticed"
+            print(f"{number}/{len(chosen)} {mutant.name}: {outcome}", file=sys.stderr, flush=True)
     return [verdicts[mutant.name] for mutant in chosen if mutant.name in verdicts], broken
 
 
@@ -93,9 +93,9 @@ def show(verdicts: list[Verdict], broken: list[str]) -> None:
     """For people."""
     table = Table("mutant", "what is broken", "noticed by", "histories", "seconds", title="Planted bugs")
     for each in verdicts:
-        told = each.by if each.caught else "nothing" if right(each) else "[red]NOTHING[/red]"
+        by = each.by if each.caught else "nothing" if right(each) else "[red]NOTHING[/red]"
         count = str(each.histories) if each.histories else ""
-        table.add_row(each.name, each.what, told[:110] if right(each) else told, count, f"{each.seconds:.1f}")
+        table.add_row(each.name, each.what, by[:110] if right(each) else by, count, f"{each.seconds:.1f}")
     Console(width=None if sys.stdout.isatty() else 200).print(table)
     for line in broken:
         typer.echo(line)

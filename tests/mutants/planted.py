@@ -133,8 +133,8 @@ def recorded() -> dict[str, int]:
     """Name -> the seed at which the simulation caught it when results.json was
     written: the last that was tried.
     """
-    told: dict[str, Any] = json.loads(RESULTS.read_text())
-    caught = [each for each in told["mutants"] if each["caught"] and each["catcher"] == SIMULATION]
+    results: dict[str, Any] = json.loads(RESULTS.read_text())
+    caught = [each for each in results["mutants"] if each["caught"] and each["catcher"] == SIMULATION]
     return {each["name"]: FIRST_SEED + each["histories"] - 1 for each in caught}
 
 
@@ -187,11 +187,11 @@ def _histories(server: ForkServer, root: Path, first: int, histories: int) -> tu
     numbers = ("--histories", str(histories), "--seed", str(first))
     run = _run(server, root, "tests.simulation", *numbers, "--jobs", "1", "--json")
     try:
-        told: dict[str, Any] = json.loads(run.stdout)
+        report: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
         raise AssertionError(f"the simulation broke: {run.stderr.strip().splitlines()[-1:]}") from None
-    failed = told["failed"]
-    return (f"seed {failed[0]['seed']}: {failed[0]['problems'][0]}" if failed else ""), told["histories"]
+    failed = report["failed"]
+    return (f"seed {failed[0]['seed']}: {failed[0]['problems'][0]}" if failed else ""), report["histories"]
 
 
 def run_tests(server: ForkServer, root: Path, *nodes: str, env: Mapping[str, str] | None = None) -> str:

@@ -75,13 +75,13 @@ def test_a_run_that_breaks_off_is_an_error(tmp_path: Path, server: ForkServer) -
     whole = run("import os, sys; print(sys.argv[1], os.environ['TOLD'], os.getcwd()); sys.exit(1)")
     assert (whole.returncode, whole.stdout, whole.stderr) == (1, f"a b {tmp_path}\n", "")
     assert run("").returncode == 0
-    for source, told in (
+    for source, says in (
         ("1 / 0", "ZeroDivisionError"),
         ("import sys; sys.exit('one line')", "one line"),
         ("import missing", "missing"),
     ):
         broken = run(source)
-        assert (broken.returncode, told in broken.stderr) == (BROKE, True)
+        assert (broken.returncode, says in broken.stderr) == (BROKE, True)
     assert run("import os; os.kill(os.getpid(), 9)").returncode == -9
     for test, code in (
         ("def test(): pass", 0),

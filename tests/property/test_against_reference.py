@@ -125,14 +125,14 @@ class Ours:
         else:
             self.derived[event.order_id].append(effect)
 
-    def told(self, order_id: bytes) -> Told:
+    def outcome(self, order_id: bytes) -> Told:
         order = codec.decode(self.states[order_id])
         text = ids.text(order_id)
-        found: dict[str, list[tuple[Any, ...]]] = {
+        tables: dict[str, list[tuple[Any, ...]]] = {
             name: [] for name in ("orders_order", "orders_order_item", "orders_shipment", "orders_return")
         }
         if order.created is not None:
-            found = {
+            tables = {
                 "orders_order": [astuple(rows.order_row(text, order))],
                 "orders_order_item": [astuple(row) for row in rows.item_rows(text, order)],
                 "orders_shipment": [astuple(row) for row in rows.shipment_rows(text, order)],
@@ -145,10 +145,10 @@ class Ours:
         ]
         published = [(type_, data[OUR_IDS[type_]], data) for type_, data in kept]
         return Told(
-            {name: sorted(each, key=repr) for name, each in found.items()},
+            {name: sorted(each, key=repr) for name, each in tables.items()},
             Counter(code for code, *_ in self.refused[order_id]),
-            {(type_, made): data for type_, made, data in published if type_ in SAME_IN_ANY_ORDER},
-            {(type_, made): data for type_, made, data in published if type_ == "refund.request"},
+            {(type_, made_id): data for type_, made_id, data in published if type_ in SAME_IN_ANY_ORDER},
+            {(type_, made_id): data for type_, made_id, data in published if type_ == "refund.request"},
             {
                 ANOMALIES[code]
                 for text in anomalies(order, order_id)
@@ -207,15 +207,15 @@ class Witnessed(Ours):
             assert isinstance(decision, reference.Decision)
             self._witness_decision(now, owed, decision)
         order_id = reference.uuid_bytes(now.order_id)
-        told = [
+        uncovered = [
             text
             for text in anomalies(codec.decode(self.states[order_id]), order_id)
             if text.startswith("refund_uncovered")
         ]
-        assert [text.split(": ")[1] for text in told] == sorted(
+        assert [text.split(": ")[1] for text in uncovered] == sorted(
             f"{each.cause} {each.cause_id}" for each in owed if not each.covered
         )
-        self.seen["uncovered"] += bool(told)
+        self.seen["uncovered"] += bool(uncovered)
 
     def _witness_decision(
         self, now: reference.Reading, owed: list[reference.Owed], decision: reference.Decision
@@ -270,7 +270,7 @@ class Theirs:
             self.orders[decision.order_id].decide(decision)
         return self
 
-    def told(self, order_id: str) -> Told:
+    def outcome(self, order_id: str) -> Told:
         reading = self.orders[order_id].reading()
         derived = reading.derived()
         return Told(
@@ -300,7 +300,7 @@ def compare(records: list[Record], pace: int) -> None:
     assert ["ok" if code in refused else code for code in ours.verdicts] == theirs.verdicts
     assert {ids.text(order_id) for order_id in ours.states} == set(theirs.orders)
     for order_id in ours.states:
-        mine, other = ours.told(order_id), theirs.told(ids.text(order_id))
+        mine, other = ours.outcome(order_id), theirs.outcome(ids.text(order_id))
         assert mine.rows == other.rows
         assert mine.version == other.version
         assert mine.refused == other.refused
@@ -430,7 +430,7 @@ def shuffled(records: list[Record], rng: Random) -> Iterator[Record]:
     "poison", [each for each in POISONS.values() if not each.needs_order], ids=lambda each: each.name
 )
 def test_poison_is_refused_by_both(poison: Any) -> None:
-    made = poison.make(Random(1))
-    ours = Ours(1).take_all([Record(made.topic, made.key, made.value, made.headers)])
-    theirs = Theirs().take_all([Record(made.topic, made.key, made.value, made.headers)], [])
+    poisoned = poison.make(Random(1))
+    ours = Ours(1).take_all([Record(poisoned.topic, poisoned.key, poisoned.value, poisoned.headers)])
+    theirs = Theirs().take_all([Record(poisoned.topic, poisoned.key, poisoned.value, poisoned.headers)], [])
     assert ours.verdicts == theirs.verdicts == [poison.reason]

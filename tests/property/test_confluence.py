@@ -29,8 +29,8 @@ def facts(order: Order) -> dict[str, Any]:
     with the order of arrival.
     """
     names = ("payments", "scans", "stock", "returns", "cancellations", "failures", "refunds", "deadlines")
-    found: dict[str, Any] = {name: sorted(repr(fact) for fact in getattr(order, name)) for name in names}
-    return found | {
+    by_field: dict[str, Any] = {name: sorted(repr(fact) for fact in getattr(order, name)) for name in names}
+    return by_field | {
         "version": order.version,
         "created": order.created,
         "status": order.status,
@@ -58,14 +58,14 @@ def last_notices(run: Run) -> dict[str, Any]:
     """Last suborder notice of each seller and last status, without the version at
     which they were last news.
     """
-    found: dict[str, Any] = {"status": "pending"}
+    last: dict[str, Any] = {"status": "pending"}
     for derived in run.derived:
         data = msgspec.to_builtins(derived.data)
         if derived.type in ("suborder.created", "suborder.updated"):
-            found[data["seller_id"]] = {name: value for name, value in data.items() if name != "version"}
+            last[data["seller_id"]] = {name: value for name, value in data.items() if name != "version"}
         elif derived.type == "order.status_changed":
-            found["status"] = data["to"]
-    return found
+            last["status"] = data["to"]
+    return last
 
 
 def refused_keys(run: Run) -> int:

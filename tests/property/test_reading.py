@@ -64,8 +64,8 @@ TAKEN = "taken in"
 
 def headers(**changes: bytes | None) -> Headers:
     """Headers in the binary binding, some with another value, or none."""
-    found: dict[str, bytes | None] = dict(HEADERS)
-    return list((found | {f"ce_{name}": raw for name, raw in changes.items()}).items())
+    by_name: dict[str, bytes | None] = dict(HEADERS)
+    return list((by_name | {f"ce_{name}": raw for name, raw in changes.items()}).items())
 
 
 def without(name: str) -> Headers:

@@ -129,12 +129,12 @@ def apportion(amount: Fraction, weights: dict[Any, Fraction], quantum: Fraction)
     if not whole:
         return dict.fromkeys(weights, Fraction(0))
     ideal = {key: amount * weight / whole for key, weight in weights.items()}
-    found = {key: floor(share / quantum) * quantum for key, share in ideal.items()}
-    left = (amount - sum(found.values())) / quantum
+    shares = {key: floor(share / quantum) * quantum for key, share in ideal.items()}
+    left = (amount - sum(shares.values())) / quantum
     assert left.denominator == 1
-    for key in sorted(ideal, key=lambda key: (found[key] - ideal[key], key))[: left.numerator]:
-        found[key] += quantum
-    return found
+    for key in sorted(ideal, key=lambda key: (shares[key] - ideal[key], key))[: left.numerator]:
+        shares[key] += quantum
+    return shares
 
 
 def order_placed(currency: str, rng: Random) -> Created:

@@ -121,11 +121,11 @@ class Accounts:
                     )
         elif topic == CREATED:
             for at, record in enumerate(records, offset):
-                made = self.parsed[RecordId(tp.topic, tp.partition, at)] = parse(
+                created = self.parsed[RecordId(tp.topic, tp.partition, at)] = parse(
                     topic, record.key, record.value, record.headers
                 )
-                assert isinstance(made, Fact), f"an order.created of our own is refused: {made}"
-                self.placed.add(made.order_id)
+                assert isinstance(created, Fact), f"an order.created of our own is refused: {created}"
+                self.placed.add(created.order_id)
         elif topic == DECISIONS:
             for at, record in enumerate(records, offset):
                 decision = parse_decision(record.value, record.headers)
@@ -187,7 +187,7 @@ class Accounts:
 
     # -- for people ------------------------------------------------------------------------------------------
 
-    def told(self, arrival: Arrival) -> str:
+    def line_of(self, arrival: Arrival) -> str:
         """One line on what arrived."""
         if isinstance(arrival.parsed, Refusal):
             return f"refused: {arrival.parsed.code} {arrival.parsed.detail}"

@@ -152,7 +152,7 @@ class FakeConnection:
                 sequence = self._sequences.get(tp, 0)
                 self._sequences[tp] = sequence + len(batch.records)
                 try:
-                    told = await self._send(tp, batch, sequence)
+                    metadata = await self._send(tp, batch, sequence)
                 except errors.KafkaError as error:
                     outcome: Exception | None = error
                 else:
@@ -161,7 +161,7 @@ class FakeConnection:
                 if future.done():
                     continue
                 if outcome is None:
-                    future.set_result(told)
+                    future.set_result(metadata)
                 else:
                     future.set_exception(outcome)
         finally:
@@ -396,8 +396,10 @@ class FakeCoordinator:
                 if tp in self._group.offsets
             }
 
-        found: dict[TopicPartition, OffsetAndMetadata] = await self.until_answered("fetch_committed", apply)
-        return found
+        committed: dict[TopicPartition, OffsetAndMetadata] = await self.until_answered(
+            "fetch_committed", apply
+        )
+        return committed
 
     async def _do_commit_offsets(
         self, assignment: Assignment, offsets: Mapping[TopicPartition, OffsetAndMetadata]
@@ -470,24 +472,24 @@ class FakeCoordinator:
     async def _join(self) -> frozenset[TopicPartition] | None:
         member = self.member_id
         loop = asyncio.get_running_loop()
-        told: asyncio.Future[Joined] = loop.create_future()
+        joining: asyncio.Future[Joined] = loop.create_future()
 
         def answer(outcome: Joined | BaseException) -> None:
             self._network.after(self._network.way(), tell, outcome)
 
         def tell(outcome: Joined | BaseException) -> None:
-            if told.done():
+            if joining.done():
                 return
             if isinstance(outcome, BaseException):
-                told.set_exception(outcome)
-                told.exception()  # perhaps nobody waits any more
+                joining.set_exception(outcome)
+                joining.exception()  # perhaps nobody waits any more
             else:
-                told.set_result(outcome)
+                joining.set_result(outcome)
 
         try:
             await self._request("join", lambda: self._group.join(member, answer))
             async with asyncio.timeout(REQUEST_TIMEOUT):
-                joined = await told
+                joined = await joining
         except errors.UnknownMemberIdError:
             self._reset()
             return None
@@ -585,17 +587,17 @@ class FakeConsumer:
 
     async def beginning_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """First offsets."""
-        found: dict[TopicPartition, int] = await self._coordinator.until_answered(
+        offsets: dict[TopicPartition, int] = await self._coordinator.until_answered(
             "offsets", lambda: {tp: self._broker.logs[tp].start for tp in tps}
         )
-        return found
+        return offsets
 
     async def end_offsets(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
         """Offsets after the last records."""
-        found: dict[TopicPartition, int] = await self._coordinator.until_answered(
+        offsets: dict[TopicPartition, int] = await self._coordinator.until_answered(
             "offsets", lambda: {tp: self._broker.logs[tp].end for tp in tps}
         )
-        return found
+        return offsets
 
     def forget(self) -> None:
         """The worker is gone: its fetcher watches no log any more."""

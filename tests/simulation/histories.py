@@ -133,14 +133,14 @@ def _placed(checkout: Message, cancellations: list[Later]) -> list[Sent]:
 
 def history(seed: int, rng: Random, partitions: int) -> list[Arrival]:
     """What arrives in the history of a seed, by time."""
-    found = corpus(seed // BLOCK)
+    samples = corpus(seed // BLOCK)
     records: list[Sent] = []
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 4))):
-        order = rng.choice(rng.choices((found.dense, found.lively, found.placed), (4, 5, 1))[0])
+        order = rng.choice(rng.choices((samples.dense, samples.lively, samples.placed), (4, 5, 1))[0])
         records += order[: rng.randint(5, 20)] if len(order) > 5 else order
     records = records[:MOST_EVENTS]
     if rng.random() < 0.4:
-        records += [_poisoned(rng, records, found) for _ in range(rng.randint(1, 6))]
+        records += [_poisoned(rng, records, samples) for _ in range(rng.randint(1, 6))]
     duplicates, displaced, miskeyed, misplaced = (
         rng.choice((0.0, 0.0, share)) for share in (0.3, 0.5, 0.3, 0.2)
     )
@@ -184,17 +184,17 @@ def _told_later(sent: Sent, rng: Random) -> Sent:
     return _sent(sent.topic, sent.key, sent.value, changed)
 
 
-def _poisoned(rng: Random, records: list[Sent], found: Corpus) -> Sent:
+def _poisoned(rng: Random, records: list[Sent], samples: Corpus) -> Sent:
     """Something that has to be refused: by itself, or for the sake of an order of this history."""
     facts = [each for each in records if isinstance(each.parsed, Fact)]
     created = [each for each in facts if each.topic == "order.created" and "ce_id" in dict(each.headers)]
     if created and rng.random() < 0.5:
         poison = rng.choice([each for each in POISONS.values() if each.needs_order])
-        made = poison.make(
+        record = poison.make(
             rng, Anchor(msgspec.json.decode(rng.choice(created).value or b""), generator.EPOCH_US)
         )
-        return _sent(made.topic, made.key, made.value, made.headers)
-    return rng.choice(found.poison)
+        return _sent(record.topic, record.key, record.value, record.headers)
+    return rng.choice(samples.poison)
 
 
 def topics_of(arrivals: list[Arrival]) -> tuple[str, ...]:

@@ -188,21 +188,21 @@ class Group:
 
     # -- requests --------------------------------------------------------------------------------------------
 
-    def join(self, member: str, told: Callable[[Joined | BaseException], None]) -> None:
-        """Ask to take part in the next generation. `told` is called when it has begun, or with the error."""
+    def join(self, member: str, reply: Callable[[Joined | BaseException], None]) -> None:
+        """Ask to take part in the next generation. `reply` is called when it has begun, or with the error."""
         if member == NO_MEMBER:
             self._ids += 1
             member = f"member-{self._ids}"
             self.members[member] = Member(member, self.clock())
             self._watch(member)
         elif member not in self.members:
-            told(errors.UnknownMemberIdError())
+            reply(errors.UnknownMemberIdError())
             return
         known = self.members[member]
         known.heard = self.clock()
         if known.joining is not None:
             known.joining(errors.UnknownMemberIdError())  # an answer to a request that was given up
-        known.joining = told
+        known.joining = reply
         self._prepare()
         self._complete_if_all_joined()
 
@@ -269,10 +269,10 @@ class Group:
         names = list(self.members)
         self.assignment = {name: frozenset(tps) for name, tps in self.assign(names).items()} if names else {}
         for member in list(self.members.values()):
-            told, member.joining = member.joining, None
+            reply, member.joining = member.joining, None
             member.heard = self.clock()
-            assert told is not None
-            told(Joined(self.generation, member.id))
+            assert reply is not None
+            reply(Joined(self.generation, member.id))
         self.on_generation()
 
     def _watch(self, name: str) -> None:

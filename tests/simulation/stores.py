@@ -126,14 +126,14 @@ class Keys:
 
     def readable(self) -> dict[str, Any]:
         """Key -> what it holds: JSON, or (member, score) pairs in the order of a sorted set."""
-        found: dict[str, Any] = {}
+        by_key: dict[str, Any] = {}
         for key in sorted(self.values):
             value = self.values[key]
             if isinstance(value, dict):
-                found[key.decode()] = [(member.decode(), value[member]) for member in _ranked(value)]
+                by_key[key.decode()] = [(member.decode(), value[member]) for member in _ranked(value)]
             else:
-                found[key.decode()] = value.decode() if key.startswith(b"cache:") else json.loads(value)
-        return found
+                by_key[key.decode()] = value.decode() if key.startswith(b"cache:") else json.loads(value)
+        return by_key
 
     def evaluate(self, arguments: Sequence[bytes | str | int]) -> list[int]:
         """Run the script."""
@@ -172,8 +172,8 @@ def _bytes(value: Any) -> bytes:
 
 
 def _get(keys: Keys, key: bytes) -> Any:
-    found = keys.text(key)
-    return False if found is None else found
+    text = keys.text(key)
+    return False if text is None else text
 
 
 def _set(keys: Keys, key: bytes, value: bytes, *options: bytes) -> bytes:

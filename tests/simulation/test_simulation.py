@@ -29,11 +29,11 @@ def test_histories() -> None:
             run_many, firsts, [min(share, FIRST_SEED + HISTORIES - first) for first in firsts]
         ):
             summary.merge(part)
-    told = [
+    problems = [
         f"{outcome.problems[0]}\n  .venv/bin/python -m tests.simulation --replay {outcome.seed}"
         for outcome in summary.failed
     ]
-    assert told == []
+    assert problems == []
     assert summary.histories == HISTORIES
     # Not only fair weather: every fault, every mood, and what they lead to.
     assert set(summary.moods) == {"calm", "losses", "deaths", "zombies", "all"}
@@ -97,9 +97,9 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_command_reports_as_json_and_replays_a_seed() -> None:
-    told = command("--histories", "3", "--seed", "7", "--jobs", "1", "--json")
-    assert told.returncode == 0, told.stderr
-    document = json.loads(told.stdout)
+    done = command("--histories", "3", "--seed", "7", "--jobs", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
     assert (document["seed"], document["histories"], document["failed"]) == (7, 3, [])
     replay = command("--replay", "7")
     assert replay.returncode == 0
@@ -108,6 +108,6 @@ def test_the_command_reports_as_json_and_replays_a_seed() -> None:
 
 
 def test_a_wrong_flag_is_one_line_and_exit_code_2() -> None:
-    told = command("--histories", "none")
-    assert told.returncode == 2
-    assert "Traceback" not in told.stderr
+    done = command("--histories", "none")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr

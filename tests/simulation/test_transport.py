@@ -24,11 +24,11 @@ from tests.simulation.world import World
 def world() -> Iterator[World]:
     """A world whose workers are started by the test: servers as always, no fault, nothing planned."""
     with run.prepared():
-        made = World(0)
-        made.network.faults.left = 0
-        run.enter(made)
-        yield made
-        made.close()
+        new_world = World(0)
+        new_world.network.faults.left = 0
+        run.enter(new_world)
+        yield new_world
+        new_world.close()
 
 
 def until(loop: VirtualLoop, condition: object, seconds: float = 60.0) -> None:
@@ -133,8 +133,8 @@ def test_a_commit_that_was_held_up_is_not_sent_in_a_later_generation(world: Worl
     app = world.running[0].app
     assert app is not None
     until(world.loop, lambda: len(app.consumer.lanes) == 3)
-    found = asyncio.Event()
-    app.client._coordinator.ensure_coordinator_known = found.wait  # type: ignore[method-assign, assignment]
+    known = asyncio.Event()
+    app.client._coordinator.ensure_coordinator_known = known.wait  # type: ignore[method-assign, assignment]
     with world.loop.entered():
         world.arrive(world.plan.arrivals[0]._replace(partition=1))
     until(world.loop, lambda: any(tracker.done for _, tracker in app.consumer.trackers.values()))
@@ -143,7 +143,7 @@ def test_a_commit_that_was_held_up_is_not_sent_in_a_later_generation(world: Worl
         world.start(1)
     until(world.loop, lambda: world.group.generation == 2 and len(app.consumer.lanes) == 2)
     with world.loop.entered():
-        found.set()
+        known.set()
     until(world.loop, commit.done)
     assert commit.result() is False
     assert world.violations == []

@@ -200,7 +200,7 @@ class Verifier:
                     for key, value in content.items()
                     if key != worker.app.store.offset_key and key not in index
                 }
-                found = {
+                visible = {
                     key: value for key, value in own.items() if str(UUID(bytes=key)) not in self.world.hidden
                 }
                 wanted = {due_entry(due, key) for key, raw in newest.items() if (due := codec.due_of(raw))}
@@ -208,9 +208,9 @@ class Verifier:
                     entry for entry in index if str(UUID(bytes=entry[-16:])) not in self.world.hidden
                 } != wanted:
                     yield f"partition {number}: the index of due times is not that of the states"
-                for key in sorted(found.keys() | newest.keys()):
-                    if found.get(key) != newest.get(key):
-                        versions = f"{_version(found.get(key))} and {_version(newest.get(key))}"
+                for key in sorted(visible.keys() | newest.keys()):
+                    if visible.get(key) != newest.get(key):
+                        versions = f"{_version(visible.get(key))} and {_version(newest.get(key))}"
                         yield (
                             f"partition {number}: local store and changelog differ in {key.hex()}: {versions}"
                         )
@@ -218,12 +218,14 @@ class Verifier:
     # -- rows ------------------------------------------------------------------------------------------------
 
     def _rows(self) -> Iterator[str]:
-        found: dict[str, dict[str, set[Row]]] = defaultdict(lambda: {table: set() for table in TABLES})
+        by_order: dict[str, dict[str, set[Row]]] = defaultdict(lambda: {table: set() for table in TABLES})
         for table in TABLES:
             for row in map(astuple, self.world.tables.rows[table].values()):
-                found[str(row[0] if table == "orders_order" else row[1])][table].add(comparable(table, row))
+                by_order[str(row[0] if table == "orders_order" else row[1])][table].add(
+                    comparable(table, row)
+                )
         for order_id, readings in self.readings.items():
-            there = found.pop(order_id, None) or {table: set() for table in TABLES}
+            there = by_order.pop(order_id, None) or {table: set() for table in TABLES}
             wanted = [
                 {table: {comparable(table, row) for row in rows} for table, rows in reading.rows().items()}
                 for reading in readings
@@ -242,7 +244,7 @@ class Verifier:
                     if there[table] != wanted[0][table]:
                         lacking, extra = wanted[0][table] - there[table], there[table] - wanted[0][table]
                         yield f"order {order_id}: {table} lacks {_brief(lacking)} and has {_brief(extra)}"
-        for order_id in found.keys() - self.world.hidden:
+        for order_id in by_order.keys() - self.world.hidden:
             yield f"order {order_id}: rows, but no facts"
 
     # -- derived events --------------------------------------------------------------------------------------
@@ -476,7 +478,7 @@ class Verifier:
             if readings[0].created is None:
                 yield f"order {order_id}: a summary before order.created"
                 continue
-            found = _json(summary)
+            cached = _json(summary)
             expected = []
             for reading in readings:
                 row = reading.rows()["orders_order"][0]
@@ -491,8 +493,8 @@ class Verifier:
                     "version",
                 )
                 expected.append(dict(zip(names, (row[0], row[1], *row[3:6], *row[7:]), strict=True)))
-            if not any(_holds(each, found) for each in expected):
-                yield f"order {order_id}: cached {found}, expected {expected[0]}"
+            if not any(_holds(each, cached) for each in expected):
+                yield f"order {order_id}: cached {cached}, expected {expected[0]}"
             for shipment_id, scan in readings[0].parcels.items():
                 number = scan.content.get("tracking_number")
                 entry = values.get(f"tracking:{number}".encode()) if number else None
@@ -567,25 +569,25 @@ def _brief(rows: set[Row]) -> str:
     )
 
 
-def _holds(expected: Any, found: Any) -> bool:
+def _holds(expected: Any, actual: Any) -> bool:
     """Everything that is expected is there; more may be.
     Amounts compare as numbers, times as times, lists of items by their ids.
     """
     if isinstance(expected, dict):
-        return isinstance(found, dict) and all(
-            name in found and _same(name, value, found[name]) for name, value in expected.items()
+        return isinstance(actual, dict) and all(
+            name in actual and _same(name, value, actual[name]) for name, value in expected.items()
         )
-    return bool(expected == found)
+    return bool(expected == actual)
 
 
-def _same(name: str, expected: Any, found: Any) -> bool:
+def _same(name: str, expected: Any, actual: Any) -> bool:
     if name == "items":
-        by_id = {item["item_id"]: item for item in found}
-        return len(found) == len(expected) and all(
+        by_id = {item["item_id"]: item for item in actual}
+        return len(actual) == len(expected) and all(
             _holds(item, by_id.get(item["item_id"])) for item in expected
         )
     if name == "amount" or name.endswith("_amount"):
-        return Decimal(expected) == Decimal(found)
+        return Decimal(expected) == Decimal(actual)
     if name.endswith("_at"):
-        return datetime.fromisoformat(expected) == datetime.fromisoformat(found)
-    return bool(expected == found)
+        return datetime.fromisoformat(expected) == datetime.fromisoformat(actual)
+    return bool(expected == actual)

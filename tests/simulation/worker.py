@@ -154,10 +154,10 @@ class SimulatedThread(ConsumerThread, _BareThread):
     # Without aiokafka's own requests: there are no transactions here.
 
     async def committed(self, tps: Sequence[TP]) -> dict[TP, int | None]:
-        found = await self._ensure_consumer()._coordinator.fetch_committed_offsets(
+        fetched = await self._ensure_consumer()._coordinator.fetch_committed_offsets(
             [TopicPartition(*tp) for tp in tps]
         )
-        known = {TP(*tp): offsets.offset for tp, offsets in found.items() if offsets.offset >= 0}
+        known = {TP(*tp): offsets.offset for tp, offsets in fetched.items() if offsets.offset >= 0}
         return {tp: known.get(tp) for tp in tps}
 
     async def _high_watermarks(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:

@@ -288,7 +288,7 @@ class World:
             self.trace(
                 None,
                 f"{tp.topic}/{tp.partition}@{offset} arrives, key {arrival.key!r}:"
-                f" {self.accounts.told(arrival)}",
+                f" {self.accounts.line_of(arrival)}",
             )
 
     def milliseconds(self) -> int:

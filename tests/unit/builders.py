@@ -268,7 +268,7 @@ class OrderBuilder:
     def stock(
         self, verb: str, seller: str = ANNA, items: dict[int, int] | None = None, hour: int = 1, **more: Any
     ) -> Folded:
-        known = {"reservation_id": made(f"reservation:{seller}")} | more
+        known = {"reservation_id": made_id(f"reservation:{seller}")} | more
         return self.send(f"stock.{verb}", hour, seller_id=seller, **known, **quantities(items))
 
     def give_back(
@@ -319,6 +319,6 @@ def quantities(items: dict[int, int] | None) -> Data:
     return {"items": [{"item_id": item_id(n), "quantity": quantity} for n, quantity in items.items()]}
 
 
-def made(name: str) -> str:
+def made_id(name: str) -> str:
     """An id that the pipeline makes, by the standard library."""
     return str(uuid5(UUID(ORDER), name))

@@ -33,9 +33,9 @@ from domain.order import Order
 
 @pytest.fixture
 def index(tmp_path: Path) -> Iterator[Index]:
-    made = Index(tmp_path)
-    yield made
-    made.close()
+    opened = Index(tmp_path)
+    yield opened
+    opened.close()
 
 
 def test_it_shares_no_code_with_the_pipeline() -> None:
@@ -212,10 +212,10 @@ def test_a_line_says_what_its_row_says(
         "orders_shipment", shipment
     )
     order = (one, two, text, "pending", "EUR", money, "0.00", moment, moment, 1)
-    found = row_of("orders_order", line_of("orders_order", order))
-    assert found == comparable("orders_order", order)
-    assert found[5] == Decimal(money)
-    assert found[7] == datetime.fromisoformat(moment)
+    row = row_of("orders_order", line_of("orders_order", order))
+    assert row == comparable("orders_order", order)
+    assert row[5] == Decimal(money)
+    assert row[7] == datetime.fromisoformat(moment)
 
 
 # -- states --------------------------------------------------------------------------------------------------

@@ -409,7 +409,7 @@ def test_partial_stock_replies_are_facts_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "code"),
+    ("refused", "code"),
     [
         (paid(currency="USD"), "order_currency"),
         (stock("rejected", BOB), "order_seller"),
@@ -420,12 +420,12 @@ def test_partial_stock_replies_are_facts_of_their_own() -> None:
         (fact("order.cancel_requested", 1, reason="x", seller_id=BOB), "order_seller"),
     ],
 )
-def test_refused_for_the_orders_sake_keeps_its_key(made: Fact, code: str) -> None:
+def test_refused_for_the_orders_sake_keeps_its_key(refused: Fact, code: str) -> None:
     sellers = order(item(A), item(C, uid("another seller")))
-    assert fold(made).refused == {}
-    for facts in ((sellers, made), (made, sellers)):
+    assert fold(refused).refused == {}
+    for facts in ((sellers, refused), (refused, sellers)):
         reading = fold(*facts)
-        assert reading.refused[made.key].code == code
+        assert reading.refused[refused.key].code == code
         assert reading.version == 2
         assert [len(rows) for rows in reading.rows().values()] == [1, 2, 0, 0]
         assert reading.rows()["orders_order"][0][8] == "2026-01-02T03:00:00+00:00"
@@ -793,8 +793,8 @@ def test_anomalies() -> None:
         stock("rejected", reservation_id=uid("other")),
         fact("refund.failed", 1, refund_id=uid("f")),
     ]
-    found = {anomaly.code for anomaly in fold(*facts).anomalies()}
-    assert found >= {
+    codes = {anomaly.code for anomaly in fold(*facts).anomalies()}
+    assert codes >= {
         "captured_above_total",
         "returned_above_quantity",
         "in_transit_above_stock",

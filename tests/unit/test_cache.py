@@ -119,20 +119,20 @@ class Lane:
         return int(cast(bytes, self.keys.values[KEY]).split()[2])
 
     def shown(self, key: bytes) -> dict[str, int]:
-        found: dict[str, int] = json.loads(cast(bytes, self.keys.values[b"order:" + key]))
-        return found
+        summary: dict[str, int] = json.loads(cast(bytes, self.keys.values[b"order:" + key]))
+        return summary
 
 
 @pytest_asyncio.fixture
 async def lane(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lane]:
     monkeypatch.setattr(cache, "PAUSE", 0.01)
-    made = Lane(Keys())
-    made.open()
-    await made.complete()
-    yield made
-    assert made.task is not None
-    made.task.cancel()
-    await asyncio.wait([made.task])
+    new_lane = Lane(Keys())
+    new_lane.open()
+    await new_lane.complete()
+    yield new_lane
+    assert new_lane.task is not None
+    new_lane.task.cancel()
+    await asyncio.wait([new_lane.task])
 
 
 async def test_a_lane_that_has_missed_nothing_moves_its_checkpoint_with_its_batches(lane: Lane) -> None:

@@ -68,8 +68,8 @@ def test_small_batches_cost_more_until_the_rate_makes_them_large(rate: float, co
 def test_never_less_than_two_workers_and_lanes_for_twice_as_many(
     rate: float, workers: int, partitions: int
 ) -> None:
-    found = capacity.need(COSTS, rate, headroom=2)
-    assert (found.workers, found.partitions) == (workers, partitions)
+    needed = capacity.need(COSTS, rate, headroom=2)
+    assert (needed.workers, needed.partitions) == (workers, partitions)
 
 
 @pytest.mark.parametrize(
@@ -113,9 +113,9 @@ def test_own_measurements_and_json(tmp_path: Path, capsys: pytest.CaptureFixture
     bench.write_text(json.dumps(BENCH))
     sizes.write_text(json.dumps(SIZES))
     capacity.main(["--rate", "10000", "--rate", "1", "--bench", str(bench), "--sizes", str(sizes), "--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert [each["workers"] for each in found["needs"]] == [3, 2]
-    assert found["costs"]["worker_rate"] == 8_000
+    document = json.loads(capsys.readouterr().out)
+    assert [each["workers"] for each in document["needs"]] == [3, 2]
+    assert document["costs"]["worker_rate"] == 8_000
 
 
 @pytest.mark.parametrize(

@@ -19,18 +19,18 @@ def broken_rules(metadata: sa.MetaData) -> list[str]:
     """Each rule that the tables break.
     Citus refuses to distribute the table, or a query would have to move rows between nodes.
     """
-    found: list[str] = []
+    broken: list[str] = []
     types = {
         str(table.c[DISTRIBUTED_BY].type) for table in metadata.tables.values() if DISTRIBUTED_BY in table.c
     }
     if len(types) != 1:
-        found.append(f"co-located tables need one type of {DISTRIBUTED_BY}, not {sorted(types)}")
+        broken.append(f"co-located tables need one type of {DISTRIBUTED_BY}, not {sorted(types)}")
     for table in metadata.tables.values():
         if DISTRIBUTED_BY not in table.c:
-            found.append(f"{table.name} has no {DISTRIBUTED_BY}")
+            broken.append(f"{table.name} has no {DISTRIBUTED_BY}")
             continue
         if table.c[DISTRIBUTED_BY].nullable:
-            found.append(f"{table.name}.{DISTRIBUTED_BY} may be null")
+            broken.append(f"{table.name}.{DISTRIBUTED_BY} may be null")
         unique = [
             c for c in table.constraints if isinstance(c, sa.PrimaryKeyConstraint | sa.UniqueConstraint)
         ]
@@ -40,15 +40,17 @@ def broken_rules(metadata: sa.MetaData) -> list[str]:
             for index in table.indexes
             if index.unique
         ]
-        found += [f"{name} lacks {DISTRIBUTED_BY}" for name, columns in keys if DISTRIBUTED_BY not in columns]
+        broken += [
+            f"{name} lacks {DISTRIBUTED_BY}" for name, columns in keys if DISTRIBUTED_BY not in columns
+        ]
         for reference in table.foreign_key_constraints:
             pairs = [
                 (element.parent.name, element.target_fullname.rpartition(".")[2])
                 for element in reference.elements
             ]
             if (DISTRIBUTED_BY, DISTRIBUTED_BY) not in pairs:
-                found.append(f"{reference.name} doesn't lead from {DISTRIBUTED_BY} to {DISTRIBUTED_BY}")
-    return found
+                broken.append(f"{reference.name} doesn't lead from {DISTRIBUTED_BY} to {DISTRIBUTED_BY}")
+    return broken
 
 
 def test_the_schema_keeps_what_citus_asks_for() -> None:

@@ -27,9 +27,9 @@ BAD = HEADER + PAID + "\n" + GIFT.replace("gift,", "")
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of one order that is refused, in the folder where the command runs."""
     monkeypatch.chdir(tmp_path)
-    found = tmp_path / "orders.csv"
-    found.write_text(BAD)
-    return found
+    path = tmp_path / "orders.csv"
+    path.write_text(BAD)
+    return path
 
 
 def submit(*args: str, kind: str = "orders") -> int:

@@ -23,7 +23,7 @@ from wire.access import Access
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def connection_options(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What wire.clients says of the brokers."""
     options = {"bootstrap_servers": ["elsewhere:1"], "metadata_max_age_ms": 4711}
     monkeypatch.setattr(clients, "connection", lambda settings: options)
@@ -37,7 +37,7 @@ def reaches(client: Any) -> dict[str, Any]:
     }
 
 
-async def test_every_client_reaches_the_brokers_alike(found: dict[str, Any]) -> None:
+async def test_every_client_reaches_the_brokers_alike(connection_options: dict[str, Any]) -> None:
     settings = Settings(kafka="here:1")
     consumer, producer = (
         clients.consumer(settings, "c", "topic"),
@@ -45,7 +45,7 @@ async def test_every_client_reaches_the_brokers_alike(found: dict[str, Any]) -> 
     )
     admin, client = clients.admin(settings, "a"), clients.client(settings, "b")
     bare = [consumer._client, producer.client, admin._client, client]
-    assert [reaches(each) for each in bare] == [found] * 4
+    assert [reaches(each) for each in bare] == [connection_options] * 4
     assert [each._client_id for each in bare] == ["c", "p", "a", "b"]
     assert (consumer._isolation_level, consumer._enable_auto_commit, producer._sender._acks) == (
         "read_committed",
@@ -58,16 +58,18 @@ async def test_every_client_reaches_the_brokers_alike(found: dict[str, Any]) -> 
     await client.close()
 
 
-async def test_the_transport_reaches_them_so_too(found: dict[str, Any], tmp_path: Path) -> None:
+async def test_the_transport_reaches_them_so_too(connection_options: dict[str, Any], tmp_path: Path) -> None:
     app, _ = make_app(Settings(kafka="here:1", data=tmp_path), ("in",), "out")
     faust = app.producer
     assert isinstance(faust, FaustProducer)
     options = faust.lane_options("lane", 2, None) | {"transactional_id": "t"}
-    made = [faust._new_producer(), clients.producer(**options), clients.admin(**faust.connection_options())]
-    assert [reaches(getattr(each, "client", None) or each._client) for each in made] == [found] * 3
-    for each in made[:2]:
+    opened = [faust._new_producer(), clients.producer(**options), clients.admin(**faust.connection_options())]
+    assert [reaches(getattr(each, "client", None) or each._client) for each in opened] == [
+        connection_options
+    ] * 3
+    for each in opened[:2]:
         await each.stop()
-    await made[2].close()
+    await opened[2].close()
 
 
 def thread_of(app: faust.App, kind: type[driver.AIOKafkaConsumerThread]) -> Any:
@@ -101,23 +103,25 @@ async def test_a_workers_consumer_is_fausts_but_for_what_is_ours(
 ) -> None:
     settings = Settings(kafka="one:1,two:2", data=tmp_path)
     app = make_app(settings, ("in",), "out", **options)[0] if tables else BatchApp(settings, **options)
-    made: list[dict[str, Any]] = []
-    monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", lambda *topics, **given: made.append(given))
-    monkeypatch.setattr(clients, "AIOKafkaConsumer", lambda *topics, **given: made.append(given))
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(aiokafka, "AIOKafkaConsumer", lambda *topics, **given: calls.append(given))
+    monkeypatch.setattr(clients, "AIOKafkaConsumer", lambda *topics, **given: calls.append(given))
     for kind in (driver.AIOKafkaConsumerThread, ConsumerThread):
         thread_of(app, kind)._create_worker_consumer(app.transport)
-    fausts, ours = made
+    fausts, ours = calls
     assert fausts.pop("security_protocol") == ours.pop("security_protocol") == "PLAINTEXT"
     assert isinstance(ours.pop("sasl_oauth_token_provider"), Access), "wire.clients says how they are reached"
     assert ours == fausts | {"isolation_level": "read_committed", "fetch_max_wait_ms": FETCH_WAIT_MS}
     assert ours["partition_assignment_strategy"] == [app.assignor if tables else RoundRobinPartitionAssignor]
 
 
-async def test_a_workers_consumer_reaches_the_brokers_so_too(found: dict[str, Any], tmp_path: Path) -> None:
-    found.pop("metadata_max_age_ms")  # a setting of the app
+async def test_a_workers_consumer_reaches_the_brokers_so_too(
+    connection_options: dict[str, Any], tmp_path: Path
+) -> None:
+    connection_options.pop("metadata_max_age_ms")  # a setting of the app
     app, _ = make_app(Settings(kafka="here:1", data=tmp_path), ("in",), "out")
     consumer = thread_of(app, ConsumerThread)._create_worker_consumer(app.transport)
-    assert consumer._client._bootstrap_servers == found["bootstrap_servers"]
+    assert consumer._client._bootstrap_servers == connection_options["bootstrap_servers"]
     assert (consumer._isolation_level, consumer._enable_auto_commit) == ("read_committed", False)
     await consumer.stop()
 

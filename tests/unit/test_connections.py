@@ -171,8 +171,8 @@ def test_certificates_are_read_again_when_they_have_changed(
             (tmp_path / f"own.{end}").write_bytes((certificates / f"{name}.{end}").read_bytes())
 
     def context() -> ssl.SSLContext:
-        made: ssl.SSLContext = mine.options()["ssl_context"]
-        return made
+        ssl_context: ssl.SSLContext = mine.options()["ssl_context"]
+        return ssl_context
 
     put("client")
     settings = tls(certificates).model_copy(
@@ -205,13 +205,13 @@ async def test_each_connection_reads_the_password_again(
             "kafka_sasl_password_file": file,
         }
     )
-    made = clients.connection(settings)
-    assert made["sasl_plain_password"] == "first"
+    kafka_options = clients.connection(settings)
+    assert kafka_options["sasl_plain_password"] == "first"
 
     def password() -> str:
         from wire.connection import Connection
 
-        options = {name: value for name, value in made.items() if name != "bootstrap_servers"}
+        options = {name: value for name, value in kafka_options.items() if name != "bootstrap_servers"}
         return str(Connection("h", 1, **options)._sasl_plain_password)
 
     file.write_text("second \n\n")
@@ -281,9 +281,9 @@ def test_a_refusal_is_found_behind_what_aiokafka_raises() -> None:
     wrapped.__cause__ = ssl.SSLError(1, "[SSL: TLSV13_ALERT_CERTIFICATE_REQUIRED] tlsv13 alert")
     wrapped.__cause__.reason = "TLSV13_ALERT_CERTIFICATE_REQUIRED"
     assert isinstance(why(wrapped), CertificateRefused)
-    told = why(SaslAuthenticationFailed("not here."))
-    assert isinstance(told, LoginRefused)
-    assert "refuses the login of u by PLAIN: not here; check" in str(told)
+    refused = why(SaslAuthenticationFailed("not here."))
+    assert isinstance(refused, LoginRefused)
+    assert "refuses the login of u by PLAIN: not here; check" in str(refused)
     lost = KafkaConnectionError("closed")
     lost.__cause__ = EOFError()
     assert isinstance(why(lost, "PLAINTEXT"), OtherProtocol)
@@ -361,10 +361,10 @@ async def test_a_certificate_that_is_not_trusted(
             await (connect(postgres, "test", timeout=5, pooled=False) if greeting else redis.ping())
         await redis.aclose()
         server.shutdown()
-    told = main.explain(raised.value) or ""
+    message = main.explain(raised.value) or ""
     get_settings.cache_clear()
-    assert says in told
-    assert "(unable to get local issuer certificate)" in told
+    assert says in message
+    assert "(unable to get local issuer certificate)" in message
 
 
 @pytest.fixture
@@ -389,7 +389,7 @@ def test_the_acl_that_lacks_follows_from_the_request(noted: Callable[..., None])
     noted(request("Heartbeat"), HeartbeatResponse_v0(27))
     noted(request("Unheard"), HeartbeatResponse_v0(29))
     noted(request("Heartbeat"), object())
-    for error, told in (
+    for error, lacks in (
         (TopicAuthorizationFailedError("a"), "Write on Topic a"),
         (TopicAuthorizationFailedError({"b"}), "Write on Topic b"),
         (TopicAuthorizationFailedError("cannot create topic c.d: no"), "Describe on Topic c.d"),
@@ -397,5 +397,5 @@ def test_the_acl_that_lacks_follows_from_the_request(noted: Callable[..., None])
         (GroupAuthorizationFailedError("g2"), "Describe on Group g2"),
         (ClusterAuthorizationFailedError(), "IdempotentWrite on Cluster kafka-cluster"),
     ):
-        assert str(denied.acl(error)) == told
+        assert str(denied.acl(error)) == lacks
     assert describe(TopicAuthorizationFailedError("a")).endswith("this client lacks the ACL Write on Topic a")

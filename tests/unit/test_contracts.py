@@ -51,10 +51,10 @@ def test_every_reference_of_the_asyncapi_document_leads_somewhere() -> None:
     document = asyncapi()
     text = json.dumps(document)
     for ref in {part.partition('"')[0] for part in text.split('"$ref": "#/')[1:]}:
-        found: Any = document
+        node: Any = document
         for step in ref.split("/"):
-            found = found[step]
-        assert found
+            node = node[step]
+        assert node
 
 
 # -- what breaks a promise -----------------------------------------------------------------------------------
@@ -136,8 +136,8 @@ def changed(**steps: Any) -> dict[str, Any]:
 def test_a_change_is_judged_for_readers_and_for_writers(new: dict[str, Any], out: str, into: str) -> None:
     ways: dict[Way, str] = {"out": out, "in": into}
     for way, expected in ways.items():
-        found = "; ".join(breaking(OLD, new, way))
-        assert (expected in found) if expected else found == "", way
+        breaks = "; ".join(breaking(OLD, new, way))
+        assert (expected in breaks) if expected else breaks == "", way
 
 
 def test_a_bound_that_goes_breaks_readers() -> None:

@@ -11,7 +11,7 @@ from domain import effects, events
 from domain.deadlines import DeadlinePolicy, Due, next_due, pending
 from domain.enums import DeadlineKind
 from domain.events import Event
-from tests.unit.builders import ANNA, BORIS, ORDER, OrderBuilder, created, event, line, made, raw
+from tests.unit.builders import ANNA, BORIS, ORDER, OrderBuilder, created, event, line, made_id, raw
 
 T0 = 1_767_225_600_000
 """When the order's events happened and were appended, ms: hour 0 of tests.unit.builders."""
@@ -41,7 +41,7 @@ class Timed(OrderBuilder):
 
     def waits(self) -> set[tuple[int, str, str | None, int, bool]]:
         """(ms after T0, what, whose, attempt, final)"""
-        names = {None: None, raw(ANNA): "anna", raw(BORIS): "boris", raw(made("refund:0")): "refund:0"}
+        names = {None: None, raw(ANNA): "anna", raw(BORIS): "boris", raw(made_id("refund:0")): "refund:0"}
         return {
             (d.at - T0, d.what.text, names[d.subject], d.attempt, d.final)
             for d in pending(self.order, raw(ORDER), PATIENCE)
@@ -157,7 +157,7 @@ def test_a_late_reservation_is_released() -> None:
     builder.stock("reserved", ANNA)
     (asked,) = builder.published("stock.release")
     assert (asked["reservation_id"], [each["quantity"] for each in asked["items"]]) == (
-        made(f"reservation:{ANNA}"),
+        made_id(f"reservation:{ANNA}"),
         [1],
     )
 
@@ -243,7 +243,7 @@ def test_a_refund_is_asked_for_again_and_then_reported() -> None:
     builder.let_pass(DeadlineKind.REFUND)
     assert len(builder.published("refund.request")) == 2
     assert builder.anomalies == ["refund_unconfirmed"]
-    builder.send("refund.completed", refund_id=made("refund:0"))
+    builder.send("refund.completed", refund_id=made_id("refund:0"))
     assert builder.anomalies == []
 
 
@@ -255,7 +255,7 @@ def test_an_answered_refund_is_not_waited_for(verb: str) -> None:
     builder.stock("rejected")
     builder.settle()
     assert [each[1] for each in builder.waits()] == ["refund"]
-    builder.send(f"refund.{verb}", refund_id=made("refund:0"))
+    builder.send(f"refund.{verb}", refund_id=made_id("refund:0"))
     assert builder.waits() == set()
 
 

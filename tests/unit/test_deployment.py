@@ -77,12 +77,12 @@ def test_no_password_has_a_default() -> None:
 
 def test_no_program_is_a_superuser_of_the_database() -> None:
     """In compose all have what `orders grants` prints for the role owner."""
-    made = DOCUMENT["configs"]["owner"]["content"].splitlines()
-    assert made[:2] == [
+    script = DOCUMENT["configs"]["owner"]["content"].splitlines()
+    assert script[:2] == [
         "\\getenv password OWNER_PASSWORD",
         "CREATE ROLE \"orders\" LOGIN PASSWORD :'password';",
     ]
-    assert made[2:] == grant_lines(grants("owner"), "orders")
+    assert script[2:] == grant_lines(grants("owner"), "orders")
     ours = [service for service in SERVICES.values() if service["image"].startswith("orders-stream")]
     assert len(ours) == 3
     for service in ours:

@@ -20,7 +20,7 @@ from tests.unit.builders import (
     event,
     item_id,
     line,
-    made,
+    made_id,
     moment,
     parcel,
     payment,
@@ -71,7 +71,7 @@ def test_suborder_created() -> None:
     anna, boris = built_order().published("suborder.created")
     assert (anna["seller_id"], boris["seller_id"]) == (ANNA, BORIS)
     assert {name: anna[name] for name in anna if name not in ("items", "units", "currency")} == {
-        "suborder_id": made(f"suborder:{ANNA}"),
+        "suborder_id": made_id(f"suborder:{ANNA}"),
         "order_id": ORDER,
         "seller_id": ANNA,
         "status": "pending",
@@ -157,19 +157,19 @@ def full() -> OrderBuilder:
 )
 def test_ids_are_uuid5_in_the_orders_namespace(type_: str, field: str, names: list[str]) -> None:
     builder = full()
-    assert [each[field] for each in builder.published(type_)] == [made(name) for name in names]
-    assert ce_ids(builder, type_) == [made(f"{type_}:{made(name)}") for name in names]
+    assert [each[field] for each in builder.published(type_)] == [made_id(name) for name in names]
+    assert ce_ids(builder, type_) == [made_id(f"{type_}:{made_id(name)}") for name in names]
 
 
 def test_ids_of_notices_are_over_version_and_seller() -> None:
     builder = full()
     updated = builder.published("suborder.updated")
     assert ce_ids(builder, "suborder.updated") == [
-        made(f"suborder.updated:{each['version']}:{each['seller_id']}") for each in updated
+        made_id(f"suborder.updated:{each['version']}:{each['seller_id']}") for each in updated
     ]
     changed = builder.published("order.status_changed")
     assert ce_ids(builder, "order.status_changed") == [
-        made(f"order.status_changed:{each['version']}") for each in changed
+        made_id(f"order.status_changed:{each['version']}") for each in changed
     ]
     assert len(set(ce_ids(builder, "suborder.updated"))) == len(updated)
 
@@ -188,7 +188,7 @@ def test_everything_published_has_its_topic_and_its_own_id() -> None:
 def test_stock_reserve() -> None:
     anna, boris = built_order().published("stock.reserve")
     assert anna == {
-        "reservation_id": made(f"reservation:{ANNA}"),
+        "reservation_id": made_id(f"reservation:{ANNA}"),
         "order_id": ORDER,
         "seller_id": ANNA,
         "items": [stock_item(1, 2), stock_item(2, 1)],
@@ -199,7 +199,7 @@ def test_stock_reserve() -> None:
 def test_payment_initiate() -> None:
     assert built_order().published("payment.initiate") == [
         {
-            "payment_request_id": made("payment"),
+            "payment_request_id": made_id("payment"),
             "order_id": ORDER,
             "user_id": USER,
             "amount": "59.00",
@@ -221,9 +221,9 @@ def test_labels_when_first_confirmed() -> None:
     builder.pay(TOTAL)
     anna, boris = builder.published("shipping.label.create")
     assert anna == {
-        "label_request_id": made(f"label:{ANNA}"),
+        "label_request_id": made_id(f"label:{ANNA}"),
         "order_id": ORDER,
-        "suborder_id": made(f"suborder:{ANNA}"),
+        "suborder_id": made_id(f"suborder:{ANNA}"),
         "seller_id": ANNA,
         "items": [stock_item(1, 2), stock_item(2, 1)],
     }
@@ -273,11 +273,11 @@ def test_whom_labels_are_for(before: Any, expected: dict[str, list[tuple[int, in
     builder = built_order()
     before(builder)
     builder.pay(TOTAL)
-    found = {
+    by_seller = {
         each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]]
         for each in builder.published("shipping.label.create")
     }
-    assert found == {
+    assert by_seller == {
         seller: [(item_id(n), quantity) for n, quantity in pairs] for seller, pairs in expected.items()
     }
 
@@ -324,11 +324,11 @@ def test_stock_release(
     for name, *arguments in before:
         getattr(builder, name)(*arguments)
     builder.cancel(seller)
-    found = {
+    by_seller = {
         each["seller_id"]: [(i["item_id"], i["quantity"]) for i in each["items"]]
         for each in builder.published("stock.release")
     }
-    assert found == {
+    assert by_seller == {
         seller: [(item_id(n), quantity) for n, quantity in pairs] for seller, pairs in expected.items()
     }
 
@@ -358,12 +358,12 @@ def test_a_release_changes_nothing_by_itself() -> None:
 )
 def test_stock_commit_on_the_first_move(scans: list[tuple[str, int]], commits: list[int]) -> None:
     builder = built_order()
-    found = [
+    committing = [
         n
         for n, (status, hour) in enumerate(scans, 1)
         if "stock.commit" in types(builder.scan(status, hour=hour))
     ]
-    assert found == commits
+    assert committing == commits
 
 
 def test_what_a_commit_holds() -> None:
@@ -372,9 +372,9 @@ def test_what_a_commit_holds() -> None:
     builder.scan("in_transit", 8, seller=BORIS)
     one, all_of_the_sellers = builder.published("stock.commit")
     assert one == {
-        "commit_id": made(f"commit:{parcel(7)}"),
+        "commit_id": made_id(f"commit:{parcel(7)}"),
         "shipment_id": parcel(7),
-        "reservation_id": made(f"reservation:{ANNA}"),
+        "reservation_id": made_id(f"reservation:{ANNA}"),
         "order_id": ORDER,
         "seller_id": ANNA,
         "items": [stock_item(1, 1)],
@@ -423,7 +423,7 @@ def test_stock_restock(stages: list[tuple[str, dict[str, Any]]], restocked: list
         builder.create(*LINES)
     assert builder.published("stock.restock") == [
         {
-            "restock_id": made(f"restock:{returned(1)}"),
+            "restock_id": made_id(f"restock:{returned(1)}"),
             "order_id": ORDER,
             "seller_id": ANNA,
             "return_id": returned(1),
@@ -448,7 +448,7 @@ def test_refund_request() -> None:
     builder = full()
     assert builder.published("refund.request") == [
         {
-            "refund_id": made("refund:0"),
+            "refund_id": made_id("refund:0"),
             "order_id": ORDER,
             "amount": "9.82",
             "currency": "EUR",
@@ -456,7 +456,7 @@ def test_refund_request() -> None:
             "cause_id": returned(1),
         },
         {
-            "refund_id": made("refund:1"),
+            "refund_id": made_id("refund:1"),
             "order_id": ORDER,
             "amount": "32.45",
             "currency": "EUR",
@@ -557,18 +557,18 @@ def test_headers_of_a_derived_event(trace: str | None) -> None:
     derived = next(each for each in builder.take(cause).effects if each.type == "stock.reserve")
     assert isinstance(derived, Derived)
     value, headers = effects.encode(derived, raw(ORDER), effects.headers_of(cause))
-    found = {name: text.decode() for name, text in headers}
-    assert len(found) == len(headers)
+    by_name = {name: text.decode() for name, text in headers}
+    assert len(by_name) == len(headers)
     assert msgspec.json.decode(value) == builder.published("stock.reserve")[0]
-    assert found.pop("ce_dataschema").endswith("/v1")
+    assert by_name.pop("ce_dataschema").endswith("/v1")
     carried = {} if trace is None else {"ce_traceparent": TRACE, "traceparent": TRACE}
     assert (
-        found
+        by_name
         == {
             "ce_specversion": "1.0",
             "ce_type": "stock.reserve",
             "ce_source": "/orders",
-            "ce_id": made(f"stock.reserve:{made(f'reservation:{ANNA}')}"),
+            "ce_id": made_id(f"stock.reserve:{made_id(f'reservation:{ANNA}')}"),
             "ce_time": moment(4),
             "ce_causeid": "event-1",
             "content-type": "application/json",

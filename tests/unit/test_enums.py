@@ -39,8 +39,8 @@ def test_no_number_changes_its_meaning(kind: type[Numbered]) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 def test_its_words_are_those_of_the_contract(kind: type[Numbered]) -> None:
-    told = [each.text for each in kind if each is not ClosedBecause.NOT_CLOSED]
-    assert tuple(told) == get_args(get_type_hints(kind)["text"])
+    words = [each.text for each in kind if each is not ClosedBecause.NOT_CLOSED]
+    assert tuple(words) == get_args(get_type_hints(kind)["text"])
 
 
 def test_a_sellers_part_has_the_statuses_of_an_order_with_their_numbers() -> None:

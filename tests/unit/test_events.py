@@ -467,10 +467,10 @@ def test_decisions_are_ours_alone() -> None:
     "dataschema", ["urn:orders:order.paid/v2", "v1", "/v11", "/v1/", "/V1", "urn:orders:order.paid"]
 )
 def test_an_unknown_version(dataschema: str, structured: bool) -> None:
-    found = refusal(
+    refused = refusal(
         "order.paid", *record("order.paid", VALID["order.paid"], structured, dataschema=dataschema)
     )
-    assert found == (errors.VERSION_UNKNOWN, "ce_dataschema: must end in /v1")
+    assert refused == (errors.VERSION_UNKNOWN, "ce_dataschema: must end in /v1")
 
 
 @BOTH
@@ -534,8 +534,8 @@ def test_null_is_no_value_of_any_field(type_: str, name: str) -> None:
 @BOTH
 def test_a_structured_event_without_data(structured: bool) -> None:
     if structured:
-        found = refusal("order.paid", STRUCTURED, json.dumps(attributes("order.paid")).encode())
-        assert found == (errors.FIELD_MISSING, "$.data: missing")
+        refused = refusal("order.paid", STRUCTURED, json.dumps(attributes("order.paid")).encode())
+        assert refused == (errors.FIELD_MISSING, "$.data: missing")
     else:
         assert refusal("order.paid", binary(attributes("order.paid")), b"")[0] == errors.NOT_JSON
 
@@ -642,10 +642,10 @@ def test_a_nul_inside_base64_is_found() -> None:
 
 
 def test_a_nul_inside_an_item_has_its_path() -> None:
-    found = refusal(
+    refused = refusal(
         "order.created", *record("order.created", changed("order.created", "items[0].sku", "a\x00"))
     )
-    assert found == (errors.FIELD_MALFORMED, "$.items[0].sku: holds the character U+0000")
+    assert refused == (errors.FIELD_MALFORMED, "$.items[0].sku: holds the character U+0000")
 
 
 def test_an_escaped_backslash_before_u0000_is_text() -> None:

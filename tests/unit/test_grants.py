@@ -20,11 +20,11 @@ from tests.stackfixture import ROOT
 
 def allowed(role: Role, settings: Settings) -> dict[str, set[str]]:
     """Operation -> the topics on which a role has it."""
-    found: dict[str, set[str]] = {}
+    by_operation: dict[str, set[str]] = {}
     for acl in acls(settings, role):
         if acl.kind == "Topic":
-            found.setdefault(acl.operation, set()).add(acl.name)
-    return found
+            by_operation.setdefault(acl.operation, set()).add(acl.name)
+    return by_operation
 
 
 def test_a_workers_acls_are_what_the_app_reads_and_writes() -> None:
@@ -141,13 +141,13 @@ def test_the_command(
     assert main.run(["grants", server, "--role", role, "--user", "me"]) == 0
     text, said = capsys.readouterr()
     assert main.run(["grants", server, "--role", role, "--user", "me", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    document = json.loads(capsys.readouterr().out)
     get_settings.cache_clear()
-    assert "MarkedSecret" not in text + said + str(told)
+    assert "MarkedSecret" not in text + said + str(document)
     if (server, role) == ("redis", "bulk"):
-        assert (text, told, said) == ("", [], "orders: the role bulk needs nothing in Redis\n")
+        assert (text, document, said) == ("", [], "orders: the role bulk needs nothing in Redis\n")
     else:
-        assert (said, bool(told)) == ("", True)
+        assert (said, bool(document)) == ("", True)
         assert all("me" in line for line in text.splitlines())
 
 

@@ -68,14 +68,14 @@ class Broker:
         self, *partitions: TopicPartition, timeout_ms: int
     ) -> Mapping[TopicPartition, list[Any]]:
         assert not self.paused & set(partitions)
-        found = {}
+        records = {}
         for partition in self.dice.sample(partitions, self.dice.randint(1, len(partitions))):
             log, at = self.logs[partition], self.at[partition]
             some = log[at : at + self.dice.randint(1, 3)]
             self.at[partition] = at + len(some) if at + len(some) < len(log) else len(log) + self.after
             if some:
-                found[partition] = some
-        return found
+                records[partition] = some
+        return records
 
 
 def read(broker: Broker, start: Mapping[str, int], end: Mapping[str, int]) -> list[list[tuple[str, int]]]:
@@ -200,14 +200,16 @@ def test_an_order_of_arrival_is_one_in_which_each_topic_keeps_its_own() -> None:
         arrived("order.paid", b"p2"),
         arrived("order.created", b"c"),
     ]
-    found = [
+    event_ids = [
         [dict(record.headers)["ce_id"] for record in arrival]
         for arrival in islice(arrivals(records, {}, random.Random(1)), 60)
     ]
-    assert found[0] == [b"c", b"p1", b"p2", b"s1"]
-    assert found[1] == [b"p1", b"s1", b"p2", b"c"]
-    assert all(sorted(each) == sorted(found[0]) and each.index(b"p1") < each.index(b"p2") for each in found)
-    assert len({tuple(each) for each in found}) > 6
+    assert event_ids[0] == [b"c", b"p1", b"p2", b"s1"]
+    assert event_ids[1] == [b"p1", b"s1", b"p2", b"c"]
+    assert all(
+        sorted(each) == sorted(event_ids[0]) and each.index(b"p1") < each.index(b"p2") for each in event_ids
+    )
+    assert len({tuple(each) for each in event_ids}) > 6
 
 
 def test_what_another_lane_sent_on_may_have_been_taken_in_as_a_copy_only() -> None:
@@ -217,12 +219,12 @@ def test_what_another_lane_sent_on_may_have_been_taken_in_as_a_copy_only() -> No
         arrived("order.paid", b"p2"),
         arrived("orders.rekeyed", b"p1"),
     ]
-    found = [
+    event_ids = [
         [dict(record.headers)["ce_id"] for record in arrival]
         for arrival in islice(arrivals(records, {}, random.Random(1)), 60)
     ]
-    assert (found[0], found[3]) == ([b"c", b"p2", b"p1"], [b"c", b"p1", b"p2", b"p1"])
-    assert {len(each) for each in found} == {3, 4}
+    assert (event_ids[0], event_ids[3]) == ([b"c", b"p2", b"p1"], [b"c", b"p1", b"p2", b"p1"])
+    assert {len(each) for each in event_ids} == {3, 4}
 
 
 def test_it_keeps_to_what_notices_tell() -> None:
@@ -233,11 +235,11 @@ def test_it_keeps_to_what_notices_tell() -> None:
         arrived("order.paid", b"p"),
     ]
     pins = {1: b"s", 3: b"p"}
-    found = [
+    event_ids = [
         [dict(record.headers)["ce_id"] for record in arrival]
         for arrival in islice(arrivals(records, pins, random.Random(1)), 60)
     ]
-    assert {tuple(each) for each in [*found[1:3], *found[3::2]]} == {(b"s", b"c", b"p", b"p")}
+    assert {tuple(each) for each in [*event_ids[1:3], *event_ids[3::2]]} == {(b"s", b"c", b"p", b"p")}
 
 
 def test_settings_count_as_rules() -> None:

@@ -27,6 +27,6 @@ def test_text_is_canonical(id: UUID) -> None:
     "name", ["python.org", "payment", "suborder:aaaaaaaa-0000-4000-8000-000000000001", "refund:0", "", "ö"]
 )
 def test_known_names(name: str) -> None:
-    made = UUID(ids.uuid5_text(NAMESPACE_DNS.bytes, name))
-    assert made == uuid5(NAMESPACE_DNS, name)
-    assert made.version == 5
+    ours = UUID(ids.uuid5_text(NAMESPACE_DNS.bytes, name))
+    assert ours == uuid5(NAMESPACE_DNS, name)
+    assert ours.version == 5

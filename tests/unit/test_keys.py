@@ -225,7 +225,11 @@ def test_scopes() -> None:
     assert canonical(f"user:{USER.replace('-', '').upper()}") == f"user:{USER}"
     for wrong in ("", "ALL", "user", "user:", f"user:{USER}x", f"customer:{USER}", f" user:{USER}", "openid"):
         assert canonical(wrong) is None
-    found = scopes(["openid", f"user:{USER}", "write", f"user:{USER}"])
-    assert found.names == (f"user:{USER}", "write")
-    assert (found.sees.everything, found.sees.tracking, found.sees.sellers) == (False, False, frozenset())
-    assert {str(each) for each in found.sees.users} == {USER}
+    granted = scopes(["openid", f"user:{USER}", "write", f"user:{USER}"])
+    assert granted.names == (f"user:{USER}", "write")
+    assert (granted.sees.everything, granted.sees.tracking, granted.sees.sellers) == (
+        False,
+        False,
+        frozenset(),
+    )
+    assert {str(each) for each in granted.sees.users} == {USER}

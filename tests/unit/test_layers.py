@@ -20,21 +20,21 @@ MODULES |= {name: ROOT / f"{name}.py" for name in ("app", "errors", "settings")}
 
 def imported(path: Path) -> set[str]:
     """Modules of ours that a file imports, also for types. Imports inside of functions are left out."""
-    found: set[str] = set()
+    modules: set[str] = set()
     waiting: list[ast.stmt] = list(ast.parse(path.read_text()).body)
     while waiting:
         node = waiting.pop()
         if isinstance(node, (ast.If, ast.Try)):
             waiting += node.body
         elif isinstance(node, ast.Import):
-            found.update(each.name for each in node.names)
+            modules.update(each.name for each in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = node.module or ""
-            found.update(
+            modules.update(
                 f"{module}.{each.name}" if f"{module}.{each.name}" in MODULES else module
                 for each in node.names
             )
-    return found & MODULES.keys()
+    return modules & MODULES.keys()
 
 
 @pytest.mark.parametrize(

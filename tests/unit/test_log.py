@@ -195,17 +195,17 @@ STATE = codec.encode(Order(version=1, failures=[PaymentFailure(1, bytes(16), "x"
 
 
 async def one_state(settings: Settings, folder: Path) -> object:
-    found = await read_state(settings, ORDER)
-    return None if found is None else found.version
+    state = await read_state(settings, ORDER)
+    return None if state is None else state.version
 
 
 async def all_states(settings: Settings, folder: Path) -> object:
     states = LocalStates(folder / "states")
     async with HistoryReader(settings) as log:
         end = await read_changelog(log, TopicPartition(settings.changelog_topic, LANE), 0, states)
-    found = dict(states.items())
+    content = dict(states.items())
     states.close()
-    return end, found
+    return end, content
 
 
 async def the_lanes(settings: Settings, folder: Path) -> object:

@@ -22,11 +22,11 @@ def rows(section: str) -> list[list[str]]:
 
 
 def test_the_topics_are_those_of_orders_init() -> None:
-    told: dict[str, tuple[set[str], set[str]]] = {}
+    documented: dict[str, tuple[set[str], set[str]]] = {}
     for names, must, should in rows("Topics without the right to create them"):
         for name in re.findall(r"`([^`]+)`", names):
-            assert name not in told
-            told[name] = (set(must.split(", ")), set(re.findall(r"`([^`]+)`", should)))
+            assert name not in documented
+            documented[name] = (set(must.split(", ")), set(re.findall(r"`([^`]+)`", should)))
     wanted = {}
     for spec in topics.specs(Settings(), 3):
         *configs, in_sync = spec.configs
@@ -39,14 +39,14 @@ def test_the_topics_are_those_of_orders_init() -> None:
             },
             {f"{each.name}={each.value}" for each in configs if each.rule == "free"},
         )
-    assert told == wanted
-    assert PARTITIONS in told
+    assert documented == wanted
+    assert PARTITIONS in documented
 
 
 def test_every_right_has_its_actions() -> None:
-    told = {cells[0] for cells in rows("Amazon MSK: the rights")}
+    documented = {cells[0] for cells in rows("Amazon MSK: the rights")}
     once = Settings(delivery="exactly_once")
-    assert told == {f"{acl.operation}, {acl.kind}" for role in ROLES for acl in acls(once, role)}
+    assert documented == {f"{acl.operation}, {acl.kind}" for role in ROLES for acl in acls(once, role)}
 
 
 def test_the_settings_exist() -> None:

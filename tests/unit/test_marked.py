@@ -182,9 +182,9 @@ def test_no_command_tells_a_secret(
         get_settings.cache_clear()
         codes.add(main.run([*command, *more]))
         out, err = capfd.readouterr()
-        told = out + err + caplog.text
+        output = out + err + caplog.text
         caplog.clear()
-        assert MARK not in told, command
+        assert MARK not in output, command
         assert "Traceback" not in err, command
     get_settings.cache_clear()
     assert codes == {0, 2}

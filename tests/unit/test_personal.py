@@ -23,8 +23,8 @@ def personal(model: type) -> set[str]:
 
 def test_every_field_of_every_event() -> None:
     rows = re.findall(r"^\| `([\w.]+)` \|(.*)\|$", PAGE, re.MULTILINE)
-    told = {event: set(re.findall(r"`(\w+)`", cells)) for event, cells in rows}
-    assert {spec.type: told[spec.type] for spec in INPUT} == {
+    documented = {event: set(re.findall(r"`(\w+)`", cells)) for event, cells in rows}
+    assert {spec.type: documented[spec.type] for spec in INPUT} == {
         spec.type: personal(spec.model) for spec in INPUT
     }
     assert personal(incoming.OrderReturned) == {"reason"}

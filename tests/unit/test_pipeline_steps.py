@@ -88,9 +88,9 @@ class Cache:
 
 
 def pipeline(batch: Batch) -> Pipeline:
-    made = Pipeline(Settings(partitions=1), None, cast(Any, batch), cast(RedisSink, None))
-    made.cache = cast(Any, Cache(batch))
-    return made
+    built = Pipeline(Settings(partitions=1), None, cast(Any, batch), cast(RedisSink, None))
+    built.cache = cast(Any, Cache(batch))
+    return built
 
 
 def waiting() -> bytes:
@@ -107,16 +107,16 @@ def waiting() -> bytes:
 async def test_each_step_waits_for_the_one_before(moment: int | None, fails: str) -> None:
     steps = ["publish", "postgres", "state", "redis"] if moment is None else ["publish", "state"]
     batch = Batch(moment=moment, state=None if moment is None else waiting(), fails=fails)
-    made = pipeline(batch)
+    built = pipeline(batch)
     if fails not in steps:
-        await made.handle(cast(Any, batch))
+        await built.handle(cast(Any, batch))
         assert batch.did == steps
         return
     with pytest.raises(ConnectionError, match=fails):
-        await made.handle(cast(Any, batch))
+        await built.handle(cast(Any, batch))
     assert batch.did == steps[: steps.index(fails)]
     batch.fails = ""
-    await made.handle(
+    await built.handle(
         cast(Any, batch)
     )  # tried again, as the delivery policy does: what succeeded isn't repeated
     assert batch.did == steps

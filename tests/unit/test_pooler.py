@@ -160,5 +160,5 @@ async def test_what_holds_a_session_is_refused(server: Server) -> None:
     ],
 )
 def test_a_pooler_that_nobody_was_told_of(error: BaseException) -> None:
-    told = main.explain(error) or ""
-    assert "set ORDERS_POSTGRES_POOLER=transaction, and have PgBouncer 1.21 or later" in told
+    message = main.explain(error) or ""
+    assert "set ORDERS_POSTGRES_POOLER=transaction, and have PgBouncer 1.21 or later" in message

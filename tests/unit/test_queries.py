@@ -85,8 +85,8 @@ async def test_a_failure_is_everybodys_who_waited_and_nobody_elses() -> None:
     await asyncio.sleep(0)
     waiting[0].cancel()
     go.set()
-    found = await asyncio.gather(*waiting, other, return_exceptions=True)
-    assert [type(each) for each in found] == [asyncio.CancelledError, *[LookupError] * 5]
+    outcomes = await asyncio.gather(*waiting, other, return_exceptions=True)
+    assert [type(each) for each in outcomes] == [asyncio.CancelledError, *[LookupError] * 5]
     assert calls == 2
     with pytest.raises(LookupError):
         await flight.do("key", fail)

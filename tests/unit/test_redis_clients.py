@@ -94,7 +94,7 @@ def test_a_prefix_is_before_every_key() -> None:
 
 def test_one_place_makes_clients_of_redis() -> None:
     """Whoever makes one of its own reads a changed file once only, and knows no Sentinel."""
-    made = {
+    makers = {
         str(path.relative_to(ROOT))
         for folder in ("api", "audit", "cli", "operations", "queries", "sinks", "streams", "workload")
         for path in (ROOT / folder).rglob("*.py")
@@ -102,4 +102,4 @@ def test_one_place_makes_clients_of_redis() -> None:
         if isinstance(node, ast.Call)
         and ast.unparse(node.func).rpartition(".")[2] in ("from_url", "Redis", "ConnectionPool", "from_pool")
     }
-    assert made == {"sinks/clients.py"}
+    assert makers == {"sinks/clients.py"}

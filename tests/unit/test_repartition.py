@@ -22,8 +22,8 @@ def test_a_lane_knows_every_partition_that_its_orders_were_in(
         counts.append(counts[-1] * factor)
     key = str(order_id).encode()
     *before, now = (partition_of(key, count) for count in counts)
-    found = sources(partition_of(key, counts[-1]), counts[:-1])
-    assert found == list(dict.fromkeys([*before, now]))
+    partitions = sources(partition_of(key, counts[-1]), counts[:-1])
+    assert partitions == list(dict.fromkeys([*before, now]))
 
 
 @pytest.mark.parametrize(

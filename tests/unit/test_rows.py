@@ -17,7 +17,7 @@ from tests.unit.builders import (
     OrderBuilder,
     item_id,
     line,
-    made,
+    made_id,
     moment,
     parcel,
     payment,
@@ -304,14 +304,14 @@ def test_an_orders_summary() -> None:
         estimated_delivery="2026-01-05",
     )
     builder.stock("rejected", BORIS, hour=7)
-    found = summary(builder)
+    cached = summary(builder)
     due = "2026-01-05T00:00:00+00:00"
-    assert (found.user_id, found.created_ms, found.settled) == (
+    assert (cached.user_id, cached.created_ms, cached.settled) == (
         USER,
         1_767_225_600_000 + 3 * 3_600_000,
         False,
     )
-    assert msgspec.json.decode(found.value) == {
+    assert msgspec.json.decode(cached.value) == {
         "order_id": ORDER,
         "user_id": USER,
         "status": "shipped",
@@ -322,13 +322,13 @@ def test_an_orders_summary() -> None:
         "version": 4,
         "suborders": [
             {
-                "suborder_id": made(f"suborder:{ANNA}"),
+                "suborder_id": made_id(f"suborder:{ANNA}"),
                 "seller_id": ANNA,
                 "status": "shipped",
                 "total_amount": "21.60",
             },
             {
-                "suborder_id": made(f"suborder:{BORIS}"),
+                "suborder_id": made_id(f"suborder:{BORIS}"),
                 "seller_id": BORIS,
                 "status": "closed",
                 "total_amount": "0.00",
@@ -345,7 +345,7 @@ def test_an_orders_summary() -> None:
             }
         ],
     }
-    ((number, shipment, entry),) = found.tracking
+    ((number, shipment, entry),) = cached.tracking
     assert (number, shipment) == ("T1", parcel(1))
     assert msgspec.json.decode(entry) == {
         "order_id": ORDER,
@@ -361,17 +361,17 @@ def test_a_parcel_that_got_another_number() -> None:
     builder = built_order()
     builder.scan("pending", hour=4, tracking_number="OLD")
     builder.scan("in_transit", hour=5, tracking_number="NEW")
-    found = summary(builder)
-    assert [number for number, _, _ in found.tracking] == ["NEW"]
-    assert found.untracked == [("OLD", parcel(1))]
+    cached = summary(builder)
+    assert [number for number, _, _ in cached.tracking] == ["NEW"]
+    assert cached.untracked == [("OLD", parcel(1))]
 
 
 def test_a_parcel_that_lost_its_number() -> None:
     builder = built_order()
     builder.scan("pending", hour=4, tracking_number="OLD")
     builder.scan("in_transit", hour=5)
-    found = summary(builder)
-    assert (found.tracking, found.untracked) == ([], [("OLD", parcel(1))])
+    cached = summary(builder)
+    assert (cached.tracking, cached.untracked) == ([], [("OLD", parcel(1))])
 
 
 @pytest.mark.parametrize(
@@ -409,10 +409,10 @@ def test_an_order_of_many_parcels_refreshes_those_that_changed() -> None:
     builder.scan("in_transit", 5_000, tracking_number="T")
     builder.scan("delivered", 8, tracking_number="newer")
     changed = {raw(parcel(n)) for n in (7, 5_000)}
-    found = rows.order_row_and_summary(ORDER, raw(ORDER), builder.order, changed)[1]
-    assert {number for number, _, _ in found.tracking} == {"new", "T"}
-    assert found.untracked == [("T7", parcel(7))]
-    assert len(msgspec.json.decode(found.value)["shipments"]) == rows.MANY_PARCELS + 1
+    cached = rows.order_row_and_summary(ORDER, raw(ORDER), builder.order, changed)[1]
+    assert {number for number, _, _ in cached.tracking} == {"new", "T"}
+    assert cached.untracked == [("T7", parcel(7))]
+    assert len(msgspec.json.decode(cached.value)["shipments"]) == rows.MANY_PARCELS + 1
 
 
 def test_a_number_shows_so_many_parcels_of_an_order() -> None:

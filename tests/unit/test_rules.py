@@ -19,17 +19,17 @@ NAMED = re.compile(r"`([\w/]+\.py)::([\w.]+)`")
 @cache
 def functions(path: str) -> set[str]:
     """Functions of a module, and methods of its classes as Class.method."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.parse((ROOT / path).read_text()).body:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            found.add(node.name)
+            names.add(node.name)
         elif isinstance(node, ast.ClassDef):
-            found |= {
+            names |= {
                 f"{node.name}.{each.name}"
                 for each in node.body
                 if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))
             }
-    return found
+    return names
 
 
 def test_there_are_rules() -> None:

@@ -137,21 +137,21 @@ def orders(
 @pytest.mark.parametrize(("url", "shown"), [*POSTGRES.items(), *REDIS.items()])
 def test_a_url_shows_where_its_server_is_and_nothing_else(url: str, shown: str) -> None:
     kind: type[ServerUrl] = PostgresUrl if url.startswith("postgres") else RedisUrl
-    made = kind(url)
-    assert made.get_secret_value() == url
-    assert (str(made), f"{made}", "%s" % made) == (shown,) * 3  # noqa: UP031
+    address = kind(url)
+    assert address.get_secret_value() == url
+    assert (str(address), f"{address}", "%s" % address) == (shown,) * 3  # noqa: UP031
     field: dict[str, Any] = {"postgres" if kind is PostgresUrl else "redis": url}
     settings = Settings(**field)
-    told = [
-        repr(made),
+    texts = [
+        repr(address),
         repr(settings),
         str(settings),
         repr(settings.model_dump()),
         settings.model_dump_json(),
         json.dumps(settings.model_dump(mode="json")),
     ]
-    told.append("".join(traceback.format_exception(RuntimeError(made, settings))))
-    assert [each for each in told if MARK in each] == []
+    texts.append("".join(traceback.format_exception(RuntimeError(address, settings))))
+    assert [each for each in texts if MARK in each] == []
 
 
 @pytest.mark.parametrize(("name", "value"), UNUSABLE)
@@ -250,9 +250,9 @@ def test_a_secret_of_a_file(orders: Orders, tmp_path: Path, name: str) -> None:
     rows = {row["name"]: row for row in json.loads(out)}
     assert (code, rows[f"ORDERS_{name}"]["value"]) == (0, shown)
     assert (rows[f"ORDERS_{name}"]["set"], rows[f"ORDERS_{name}_FILE"]["value"]) == (False, str(file))
-    code, _, told = orders("settings", **given, **{name: text})
-    assert (code, f"ORDERS_{name} and ORDERS_{name}_FILE are both set; set one" in told) == (2, True)
-    assert MARK not in out + err + told
+    code, _, conflict = orders("settings", **given, **{name: text})
+    assert (code, f"ORDERS_{name} and ORDERS_{name}_FILE are both set; set one" in conflict) == (2, True)
+    assert MARK not in out + err + conflict
 
 
 @pytest.mark.parametrize(
@@ -308,8 +308,8 @@ def answering() -> Iterator[str]:
         if number == 17:  # SaslHandshake
             names = (b"PLAIN", b"SCRAM-SHA-256", b"OAUTHBEARER")
             return struct.pack(">hi", 0, 3) + b"".join(struct.pack(">h", len(name)) + name for name in names)
-        told = b"Authentication failed: " + bytes(byte for byte in said if 32 <= byte < 127)
-        return struct.pack(">hh", 58, len(told)) + told + struct.pack(">i", 0)
+        message = b"Authentication failed: " + bytes(byte for byte in said if 32 <= byte < 127)
+        return struct.pack(">hh", 58, len(message)) + message + struct.pack(">i", 0)
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:

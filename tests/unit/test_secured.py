@@ -16,9 +16,9 @@ from stack.state import Record, State
 def stack(folder: Path, **state: object) -> Stack:
     """A stack as it is written down, of which nothing runs."""
     ports = dict.fromkeys(("port", "controller", "internal"), 1)
-    made = State(path=folder / "stack.json", brokers=1, **state)  # type: ignore[arg-type]
-    made.servers = {name: Record(ports) for name in ("kafka-1", "postgres", "redis")}
-    made.save()
+    new_state = State(path=folder / "stack.json", brokers=1, **state)  # type: ignore[arg-type]
+    new_state.servers = {name: Record(ports) for name in ("kafka-1", "postgres", "redis")}
+    new_state.save()
     return Stack.open(folder)
 
 
@@ -88,6 +88,6 @@ def test_certificates_are_made_once_and_their_key_is_the_owners_alone(tmp_path: 
         "the authority's key is gone"
     )
     assert (home / "server.pem").stat().st_mode & 0o077 == 0
-    made = (home / "server.pem").read_bytes()
+    before = (home / "server.pem").read_bytes()
     logins.prepare(state)
-    assert (home / "server.pem").read_bytes() == made
+    assert (home / "server.pem").read_bytes() == before

@@ -44,13 +44,13 @@ NEVER, ALWAYS = Behaviour(refusals=0, returns=0), Behaviour(refusals=1, returns=
 
 def all_of(steps: Steps) -> list[Message]:
     """Everything that follows, without the waiting."""
-    found: list[Message] = []
+    messages: list[Message] = []
     for step in steps:
-        found += all_of(step.act()) if isinstance(step, Later) else [step]
-    return found
+        messages += all_of(step.act()) if isinstance(step, Later) else [step]
+    return messages
 
 
-def told(steps: Steps) -> list[tuple[str, int]]:
+def sent(steps: Steps) -> list[tuple[str, int]]:
     """(type, units)"""
     return [
         (each.type, sum(item["quantity"] for item in each.data.get("items", []))) for each in all_of(steps)
@@ -59,14 +59,14 @@ def told(steps: Steps) -> list[tuple[str, int]]:
 
 def test_a_reservation_asked_twice_is_answered_twice_alike() -> None:
     inventory = Inventory(NEVER)
-    assert told(inventory.reserve(COMMAND)) == told(inventory.reserve(COMMAND)) == [("stock.reserved", 0)]
+    assert sent(inventory.reserve(COMMAND)) == sent(inventory.reserve(COMMAND)) == [("stock.reserved", 0)]
 
 
 def test_what_is_refused_is_never_handed_out() -> None:
     for seed in range(20):
         inventory = Inventory(Behaviour(refusals=1, seed=seed))
         rejected = sum(
-            units for type_, units in told(inventory.reserve(COMMAND)) if type_ == "stock.rejected"
+            units for type_, units in sent(inventory.reserve(COMMAND)) if type_ == "stock.rejected"
         )
         assert rejected
         assert inventory.pick(RESERVATION, {ITEM: 3}).get(ITEM, 0) == 3 - rejected
@@ -76,17 +76,17 @@ def test_units_leave_or_come_back_but_not_both() -> None:
     inventory = Inventory(NEVER)
     inventory.reserve(COMMAND)
     assert inventory.pick(RESERVATION, {ITEM: 2}) == {ITEM: 2}
-    assert told(inventory.release(COMMAND)) == [("stock.released", 1)]
+    assert sent(inventory.release(COMMAND)) == [("stock.released", 1)]
     assert inventory.pick(RESERVATION, {ITEM: 1}) == {}
-    assert told(inventory.release(COMMAND)) == [
+    assert sent(inventory.release(COMMAND)) == [
         ("stock.released", 1)
     ]  # the same answer again, not one more unit
 
 
 def test_a_release_of_what_was_never_reserved_closes_it() -> None:
     inventory = Inventory(NEVER)
-    assert told(inventory.release(COMMAND)) == [("stock.released", 3)]
-    assert told(inventory.reserve(COMMAND)) == [("stock.released", 3)]
+    assert sent(inventory.release(COMMAND)) == [("stock.released", 3)]
+    assert sent(inventory.reserve(COMMAND)) == [("stock.released", 3)]
     assert inventory.pick(RESERVATION, {ITEM: 3}) == {}
 
 

@@ -68,8 +68,8 @@ def taken(
 
 
 def reasons(content: str | bytes, kind: bulk.Kind = "orders") -> list[tuple[int, str]]:
-    found = content if isinstance(content, bytes) else content.encode()
-    return [(each.line, each.reason) for each in taken(found, kind)[2]]
+    data = content if isinstance(content, bytes) else content.encode()
+    return [(each.line, each.reason) for each in taken(data, kind)[2]]
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_an_order_of_which_a_line_cannot_be_read_is_refused_wherever_it_stands(
 ) -> None:
     lines: list[str | bytes] = [PAID, GOOD, GOOD.replace(STRANGER, STRANGER.replace("c", "d"))]
     lines.insert(where, gift)
-    found = orders_sent(*lines)
-    assert ORDER not in found
-    assert len(found) == 2
+    sent = orders_sent(*lines)
+    assert ORDER not in sent
+    assert len(sent) == 2
 
 
 @pytest.mark.parametrize("gift", NOBODYS.values(), ids=NOBODYS)
@@ -395,12 +395,12 @@ def test_each_value_of_parquet_is_judged_by_itself(
         buffer = io.BytesIO()
         changed = table.set_column(table.column_names.index(column), column, pa.array(values, type_))
         pq.write_table(changed, buffer)
-        job, parts, told = taken(buffer.getvalue())
-        assert job.accepted == count, told
+        job, parts, refusals = taken(buffer.getvalue())
+        assert job.accepted == count, refusals
         assert all(
             column != "sku" or each["items"][0]["sku"] in ("lamp", "0123456789abcdef") for each in parts[0]
         )
-    assert refused in told[0].detail
+    assert refused in refusals[0].detail
 
 
 def test_money_of_several_currencies_in_one_column_of_decimals() -> None:
@@ -494,16 +494,18 @@ def wide(columns: list[str]) -> bytes:
     return parquet(dict.fromkeys(columns, "x"))
 
 
-@pytest.mark.parametrize("made", [wide, lambda columns: ",".join(columns).encode()], ids=["parquet", "csv"])
-def test_columns_without_end_are_refused(made: Callable[[list[str]], bytes]) -> None:
+@pytest.mark.parametrize(
+    "content_of", [wide, lambda columns: ",".join(columns).encode()], ids=["parquet", "csv"]
+)
+def test_columns_without_end_are_refused(content_of: Callable[[list[str]], bytes]) -> None:
     columns = [*HEADER.strip().split(","), *(f"column {number}" for number in range(90))]
     bounds = Bounds(columns=len(columns))
-    if made is wide:
-        assert taken(made(columns), bounds=bounds)[0].ignored == columns[-90:]
+    if content_of is wide:
+        assert taken(content_of(columns), bounds=bounds)[0].ignored == columns[-90:]
     with pytest.raises(SourceError, match=r"102 columns, more than 101; .*ORDERS_BULK_FILE_COLUMNS"):
-        taken(made([*columns, "one more"]), bounds=bounds)
+        taken(content_of([*columns, "one more"]), bounds=bounds)
     with pytest.raises(SourceError, match="the name of column 2 has more than 200 characters") as refused:
-        taken(made([columns[0], "x" * 300_000, *columns[1:]]))
+        taken(content_of([columns[0], "x" * 300_000, *columns[1:]]))
     assert len(str(refused.value)) < 200
 
 
@@ -575,8 +577,8 @@ def test_what_is_no_part_is_refused(change: dict[str, Any]) -> None:
 
 def test_line_ends_that_are_none_are_told_as_such() -> None:
     """As old spreadsheets on a Mac write them."""
-    told = "a carriage return that ends no line: save it with LF or CRLF"
-    with pytest.raises(SourceError, match=told):
+    detail = "a carriage return that ends no line: save it with LF or CRLF"
+    with pytest.raises(SourceError, match=detail):
         taken((HEADER + FIRST + SECOND).replace("\n", "\r").encode())
     refused = taken((HEADER + FIRST + SECOND.replace("sku-2", "sku\r2")).encode())[2]
-    assert [(each.line, each.detail) for each in refused] == [(2, f"in line 3: {told}")]
+    assert [(each.line, each.detail) for each in refused] == [(2, f"in line 3: {detail}")]

@@ -66,8 +66,8 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 
 def test_every_event_is_valid_and_in_the_order_of_its_time(clean: list[SourceEvent]) -> None:
     for event in clean:
-        found = decode(event.topic, event.headers, event.value)
-        assert (found.type, found.time) == (event.topic, event.time_us)
+        decoded = decode(event.topic, event.headers, event.value)
+        assert (decoded.type, decoded.time) == (event.topic, event.time_us)
     assert all(earlier.time_us <= later.time_us for earlier, later in pairwise(clean))
     assert {event.topic for event in clean} == {
         "order.created",

@@ -66,8 +66,8 @@ def write(folder: Path, **lines: list[str]) -> Path:
 
 def data(event: SourceEvent) -> dict[str, object]:
     assert event.value is not None
-    found: dict[str, object] = json.loads(event.value)
-    return found
+    content: dict[str, object] = json.loads(event.value)
+    return content
 
 
 def test_one_order_as_the_contract_has_it(tmp_path: Path) -> None:

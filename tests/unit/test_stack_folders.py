@@ -163,9 +163,9 @@ def test_programs_that_cannot_be_run_where_they_are_are_run_from_a_copy(
         assert copy.is_relative_to(public)
         for tool in ("postgres", "psql", "pg_basebackup"):
             assert processes.attempt([str(copy / tool), "--version"], runner) is None
-        made = (copy / "postgres").stat()
+        copied = (copy / "postgres").stat()
         assert postgres.tools(runner) == copy
-        assert (copy / "postgres").stat().st_ino == made.st_ino, "one copy for all"
+        assert (copy / "postgres").stat().st_ino == copied.st_ino, "one copy for all"
 
         [library] = (copy.parents[2] / f"{postgres.PACKAGE}.libs").glob(
             "libpq-*.5.18"

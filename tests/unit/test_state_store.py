@@ -42,8 +42,8 @@ async def test_of_a_stretch_of_the_changelog_the_highest_version_counts() -> Non
         changelog_topic_name="changelog", version_of=codec.version_of, is_state=codec.is_state
     )
     lane: Any = SimpleNamespace(partition=3, generation=1)
-    found = [each async for each in OpenLane(lane, cast(Any, None), stretches).changes(table, 0, 4)]
-    assert found == [({key: newer, other: older}, 4)]
+    changes = [each async for each in OpenLane(lane, cast(Any, None), stretches).changes(table, 0, 4)]
+    assert changes == [({key: newer, other: older}, 4)]
 
 
 def opened(folder: Path) -> StateStore:

@@ -91,10 +91,10 @@ def test_the_recorded_states_hold_every_number() -> None:
         DeadlineKind,
         ClosedBecause,
     )
-    found: set[tuple[type[Numbered], int]] = set()
+    numbers: set[tuple[type[Numbered], int]] = set()
     for _, state in RECORDED:
-        found |= {(type(each), int(each)) for each in held(codec.decode(state))}
-    assert found == {(kind, int(each)) for kind in kinds for each in kind}
+        numbers |= {(type(each), int(each)) for each in held(codec.decode(state))}
+    assert numbers == {(kind, int(each)) for kind in kinds for each in kind}
 
 
 @pytest.mark.parametrize(("place", "number"), [(STATUS, 5), (STATUS, -1), (PARTS, 6)])

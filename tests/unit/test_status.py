@@ -19,7 +19,7 @@ from tests.unit.builders import (
     OrderBuilder,
     item_id,
     line,
-    made,
+    made_id,
     parcel,
     raw,
     record,
@@ -41,8 +41,8 @@ def built(lines: list[Data], *events: Told, **more: Any) -> OrderBuilder:
 
 def units(builder: OrderBuilder, n: int = 1) -> tuple[int, int, int, int, int]:
     """(live, gone, in transit, delivered, returned) of line n."""
-    found = next(each for each in builder.now.lines if each.item_id == raw(item_id(n)))
-    return found.live, found.gone, found.in_transit, found.delivered, found.returned
+    view = next(each for each in builder.now.lines if each.item_id == raw(item_id(n)))
+    return view.live, view.gone, view.in_transit, view.delivered, view.returned
 
 
 THREE = [line(1, quantity=3)]
@@ -503,8 +503,8 @@ def test_shares_of_a_discount(lines: list[Data], discount: str | None, shares: l
 
 
 def test_within_a_line_the_first_units_have_the_larger_share() -> None:
-    (found,) = built(THREE, discount="0.05").now.lines
-    assert [found.net_of(number) for number in range(3)] == [998, 998, 999]
+    (view,) = built(THREE, discount="0.05").now.lines
+    assert [view.net_of(number) for number in range(3)] == [998, 998, 999]
 
 
 def test_a_suborders_discount_is_that_of_its_live_units() -> None:
@@ -1012,7 +1012,7 @@ def test_units_gone_of_which_a_return_was_paid_one() -> None:
             id="a reservation that is not ours",
         ),
         pytest.param(
-            [("stock", "reserved", {"reservation_id": made(f"reservation:{ANNA}").upper()})],
+            [("stock", "reserved", {"reservation_id": made_id(f"reservation:{ANNA}").upper()})],
             [],
             id="ours in upper case",
         ),
@@ -1026,8 +1026,8 @@ def test_units_gone_of_which_a_return_was_paid_one() -> None:
     ],
 )
 def test_anomalies(events: list[Told], codes: list[str]) -> None:
-    found = [code for code in built(THREE, *events).anomalies if code != "refund_uncovered"]
-    assert found == codes
+    anomalies = [code for code in built(THREE, *events).anomalies if code != "refund_uncovered"]
+    assert anomalies == codes
 
 
 def test_a_refund_that_captured_money_does_not_cover() -> None:

@@ -120,7 +120,7 @@ PRINTS = {
 
 def test_the_command_line_prints_by_one_function() -> None:
     """By a console, which lets nothing harmful through, or by say(); print() is for JSON and fixed words."""
-    found: dict[str, str] = {}
+    printed: dict[str, str] = {}
     for path in sorted((ROOT / "cli").glob("*.py")):
         if path.name in ("text.py", "terminal.py"):
             continue
@@ -132,8 +132,8 @@ def test_the_command_line_prints_by_one_function() -> None:
             if called in ("print", "typer.echo", "sys.stdout.write", "sys.stderr.write") and not all(
                 map(_plain, node.args)
             ):
-                found.setdefault(f"cli/{path.name}", ast.unparse(node.args[0]))
-    assert found == PRINTS
+                printed.setdefault(f"cli/{path.name}", ast.unparse(node.args[0]))
+    assert printed == PRINTS
 
 
 def _plain(node: ast.expr) -> bool:

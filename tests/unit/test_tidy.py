@@ -55,7 +55,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 
 def test_files_that_are_named_are_there() -> None:
-    made = {
+    to_come = {
         (f"docs/how-to/{page}", change.path)
         for page in RECIPES
         for change in changes(page)
@@ -68,7 +68,7 @@ def test_files_that_are_named_are_there() -> None:
         for named in NAMED.findall((ROOT / name).read_text())
         if "NAME" not in named and not (ROOT / named).exists()
     }
-    assert dead == made, "only a recipe names files that are not there yet: those that it makes"
+    assert dead == to_come, "only a recipe names files that are not there yet: those that it makes"
 
 
 def test_planted_bugs_are_noticed_by_what_is_there() -> None:
@@ -161,6 +161,9 @@ BANNED: Final = {
 }
 """A word -> what to say. Words that were once of this project alone."""
 
+VAGUE: Final = {"anew", "found", "made", "told"}
+"""Names that say that something was got, not what it is."""
+
 
 @cache
 def parsed(name: str) -> ast.Module:
@@ -241,6 +244,27 @@ def test_words_are_the_fields(word: str) -> None:
         if name not in (HERE, "CHANGELOG.md") and banned.search((ROOT / name).read_text())
     ]
     assert said == [], f"say {BANNED[word]}"
+
+
+def locals_of(name: str) -> Iterator[str]:
+    """Names that a file binds: variables, parameters, and what loops and patterns give. Fields of classes are
+    left out.
+    """
+    fields = set()
+    for node in ast.walk(parsed(name)):
+        match node:
+            case ast.ClassDef():
+                fields |= {id(each.target) for each in node.body if isinstance(each, ast.AnnAssign)}
+            case ast.Name(ctx=ast.Store()) if id(node) not in fields:
+                yield node.id
+            case ast.arg():
+                yield node.arg
+            case ast.ExceptHandler(name=str(given)) | ast.MatchAs(name=str(given)):
+                yield given
+
+
+def test_locals_are_named_by_what_they_hold() -> None:
+    assert {name: vague for name in CODE if (vague := VAGUE.intersection(locals_of(name)))} == {}
 
 
 def test_what_a_name_means_stands_in_a_docstring_below_it() -> None:

@@ -24,7 +24,7 @@ A, B, C = (TP(topic, 0) for topic in "abc")
 
 
 @pytest.mark.parametrize(
-    ("found", "settled"),
+    ("committed", "settled"),
     [
         ({A: 5, B: None, C: 7}, Settled.DID_NOT),
         ({A: 6, B: 3, C: 7}, Settled.WENT_IN),
@@ -38,9 +38,9 @@ A, B, C = (TP(topic, 0) for topic in "abc")
     ],
 )
 def test_a_transaction_is_settled_by_all_of_the_lanes_offsets(
-    found: Mapping[TP, int | None], settled: Settled
+    committed: Mapping[TP, int | None], settled: Settled
 ) -> None:
-    assert settle({A: 5, B: None, C: 7}, {A: 6, B: 3}, found) is settled
+    assert settle({A: 5, B: None, C: 7}, {A: 6, B: 3}, committed) is settled
 
 
 def test_the_broker_may_refuse_a_producer_underneath_another_error() -> None:

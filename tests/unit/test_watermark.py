@@ -101,10 +101,10 @@ async def test_a_postgres_that_went_back_is_told_once_and_so_is_its_return(
     rows.errors = [ConnectionResetError("not yet")]
     tasks = await watched(rows, Lane(42), Lane(43))
     await settled(lambda: gauge(42) == gauge(43) == 2)
-    (told,) = caplog.records
-    assert told.levelname == "ERROR"
-    assert "of the 2 orders that lane 4" in told.getMessage()
-    assert "2 have older rows or none; run orders repair --rows, beside the workers" in told.getMessage()
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "of the 2 orders that lane 4" in record.getMessage()
+    assert "2 have older rows or none; run orders repair --rows, beside the workers" in record.getMessage()
     # The next states of the lane are of other orders: those that were behind are not forgotten.
     monkeypatch.setattr(Lane, "latest", lambda *_: [])
     monkeypatch.setattr(Lane, "get_states", lambda *_: [])

@@ -161,8 +161,8 @@ def lane() -> Lane:
 
 
 def test_another_order_of_arrival_is_no_difference(lane: Lane, tmp_path: Path) -> None:
-    found = lane.compare(tmp_path)
-    assert (found.counts, found.by_arrival) == ({}, 1)
+    comparison = lane.compare(tmp_path)
+    assert (comparison.counts, comparison.by_arrival) == ({}, 1)
 
 
 def test_a_changed_rule_about_labels_says_nothing_about_releases(
@@ -170,8 +170,8 @@ def test_a_changed_rule_about_labels_says_nothing_about_releases(
 ) -> None:
     monkeypatch.setattr(whatif, "UNEXPLAINED_MOST", 1)
     monkeypatch.setattr(domain.fold, "_ask_labels", lambda *asked: None)
-    found = lane.compare(tmp_path)
-    assert (found.counts, found.by_arrival) == ({"shipping.label.create": {"unexpected": 2}}, 1)
+    comparison = lane.compare(tmp_path)
+    assert (comparison.counts, comparison.by_arrival) == ({"shipping.label.create": {"unexpected": 2}}, 1)
 
 
 def test_fewer_orders_of_arrival_are_tried_once_a_changed_rule_is_likely(
@@ -185,8 +185,8 @@ def test_a_changed_rule_about_releases_is_told(
     lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(domain.fold, "_release_units", lambda *asked: None)
-    found = lane.compare(tmp_path)
-    assert (found.counts, found.by_arrival) == ({"stock.release": {"unexpected": 1}}, 0)
+    comparison = lane.compare(tmp_path)
+    assert (comparison.counts, comparison.by_arrival) == ({"stock.release": {"unexpected": 1}}, 0)
 
 
 def test_a_commit_depends_on_which_scan_of_its_parcel_came_first(tmp_path: Path) -> None:
@@ -199,8 +199,8 @@ def test_a_commit_depends_on_which_scan_of_its_parcel_came_first(tmp_path: Path)
     lane.take(direct)
     (commit,) = lane.published["stock.commit"]
     assert json.loads(commit.value)["items"][0]["quantity"] == 2
-    found = lane.compare(tmp_path)
-    assert (found.counts, found.by_arrival) == ({}, 1)
+    comparison = lane.compare(tmp_path)
+    assert (comparison.counts, comparison.by_arrival) == ({}, 1)
 
 
 def test_a_topic_is_often_taken_in_whole_before_another_one() -> None:

@@ -27,13 +27,13 @@ CODECS = (NONE, GZIP, SNAPPY, LZ4, ZSTD)
 
 
 def read(batch: bytes) -> list[Any]:
-    batches, found = RecordBatches(batch), []
+    batches, records = RecordBatches(batch), []
     while batches.has_next():
         each = batches.next_batch()
         assert each is not None
         assert each.validate_crc()
-        found += list(each)
-    return found
+        records += list(each)
+    return records
 
 
 def of(*records: Raw, **options: Any) -> bytes:
@@ -65,9 +65,9 @@ def as_raw(record: Any) -> Raw:
     ],
 )
 def test_a_record_is_read_as_it_was_written(codec: int, records: Sequence[Raw]) -> None:
-    found = read(of(*records, codec=codec, base=70))
-    assert [record.offset for record in found] == list(range(70, 70 + len(records)))
-    assert [as_raw(record) for record in found] == [record._replace(attributes=0) for record in records]
+    read_back = read(of(*records, codec=codec, base=70))
+    assert [record.offset for record in read_back] == list(range(70, 70 + len(records)))
+    assert [as_raw(record) for record in read_back] == [record._replace(attributes=0) for record in records]
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -83,27 +83,27 @@ def test_what_is_no_record_comes_with_its_bytes_and_hides_nothing(codec: int) ->
 
 
 def test_where_a_record_s_length_is_wrong_the_rest_of_its_batch_has_coordinates_only() -> None:
-    found = read(batch_bytes([record_bytes(FIRST, 0), b"\xfe\xff\x03", record_bytes(FIRST, 2)], base=9))
-    assert [(record.offset, unreadable(record) is None) for record in found] == [
+    records = read(batch_bytes([record_bytes(FIRST, 0), b"\xfe\xff\x03", record_bytes(FIRST, 2)], base=9))
+    assert [(record.offset, unreadable(record) is None) for record in records] == [
         (9, True),
         (10, False),
         (11, False),
     ]
-    assert found[1].raw is None
+    assert records[1].raw is None
 
 
 def test_a_codec_that_nobody_knows() -> None:
-    found = read(of(FIRST, FIRST, attributes=7))
-    assert [record.offset for record in found] == [0, 1]
-    assert all(unreadable(record) for record in found)
+    records = read(of(FIRST, FIRST, attributes=7))
+    assert [record.offset for record in records] == [0, 1]
+    assert all(unreadable(record) for record in records)
 
 
 @pytest.mark.parametrize("form", range(12))
 @pytest.mark.parametrize("codec", CODECS)
 def test_every_form_of_a_codec(codec: int, form: int) -> None:
     content = record_bytes(FIRST, 0) + record_bytes(ODD_NAME, 1)
-    found = read(batch_bytes([b"", b""], codec=codec, packed=pack(content, codec, Random(form))))
-    assert [as_raw(record) for record in found] == [FIRST, ODD_NAME]
+    records = read(batch_bytes([b"", b""], codec=codec, packed=pack(content, codec, Random(form))))
+    assert [as_raw(record) for record in records] == [FIRST, ODD_NAME]
 
 
 @pytest.mark.parametrize("codec", [GZIP, LZ4, ZSTD])
@@ -113,12 +113,12 @@ def test_a_batch_that_becomes_gigabytes_is_not_unpacked_to_its_end(codec: int) -
     del huge
     tracemalloc.start()
     try:
-        found = read(batch)
+        records = read(batch)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert as_raw(found[0]) == FIRST
-    assert [(record.offset, bool(unreadable(record))) for record in found] == [
+    assert as_raw(records[0]) == FIRST
+    assert [(record.offset, bool(unreadable(record))) for record in records] == [
         (0, False),
         (1, True),
         (2, True),
@@ -127,8 +127,8 @@ def test_a_batch_that_becomes_gigabytes_is_not_unpacked_to_its_end(codec: int) -
 
 
 def test_holes_that_compaction_leaves_are_no_mistake() -> None:
-    found = read(batch_bytes([record_bytes(FIRST, 2), record_bytes(ODD_NAME, 5)], delta=9, base=100))
-    assert [record.offset for record in found] == [102, 105]
+    records = read(batch_bytes([record_bytes(FIRST, 2), record_bytes(ODD_NAME, 5)], delta=9, base=100))
+    assert [record.offset for record in records] == [102, 105]
 
 
 def test_a_marker_s_batch_that_compaction_emptied() -> None:
@@ -150,9 +150,9 @@ def test_an_old_message_that_can_t_be_unpacked_has_its_coordinates() -> None:
     cut[50:60] = bytes(10)
     batch = RecordBatches(bytes(cut)).next_batch()
     assert batch is not None
-    (found,) = batch
-    assert found.offset == batch.next_offset - 1
-    assert unreadable(found)
+    (record,) = batch
+    assert record.offset == batch.next_offset - 1
+    assert unreadable(record)
 
 
 @pytest.mark.parametrize("seed", range(300))

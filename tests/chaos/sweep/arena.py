@@ -289,12 +289,12 @@ async def arena(env: Mapping[str, str], folder: Path) -> AsyncIterator[Arena]:
             assert port is not None
             await proxy.start(port)
         zygote = await opened.enter_async_context(Zygote(folder / "lives"))
-        made = Arena(settings, env, folder, zygote, postgres, redis)
-        await made.admin.start()
-        opened.push_async_callback(made.admin.close)
-        await opened.enter_async_context(made.lag)
-        await made.reset()
-        yield made
+        here = Arena(settings, env, folder, zygote, postgres, redis)
+        await here.admin.start()
+        opened.push_async_callback(here.admin.close)
+        await opened.enter_async_context(here.lag)
+        await here.reset()
+        yield here
 
 
 def _detoured(url: str, proxy: Proxy) -> str:

@@ -62,16 +62,18 @@ class Point:
 
 def points(modules: tuple[str, ...] = MODULES) -> list[Point]:
     """All that a worker passes, in the order of the code. Reads the source."""
-    found: list[Point] = []
+    every_point: list[Point] = []
     for module in modules:
         file = module.replace(".", "/") + ".py"
-        found += [point for point in find(file, (ROOT / file).read_text()) if point.where not in OF_NO_WORKER]
-    return found
+        every_point += [
+            point for point in find(file, (ROOT / file).read_text()) if point.where not in OF_NO_WORKER
+        ]
+    return every_point
 
 
 def find(file: str, source: str) -> list[Point]:
     """The points of one file. Pure."""
-    found: list[Point] = []
+    in_file: list[Point] = []
     lines = source.splitlines()
 
     def walk(node: ast.AST, where: str) -> None:
@@ -79,12 +81,12 @@ def find(file: str, source: str) -> list[Point]:
             where = f"{where}.{node.name}" if where else node.name
         for kind, place in places(node):
             text = lines[node.lineno - 1].strip() if hasattr(node, "lineno") else ast.unparse(node)
-            found.append(Point(file, place.lineno, place.col_offset, kind, where, text))
+            in_file.append(Point(file, place.lineno, place.col_offset, kind, where, text))
         for child in ast.iter_child_nodes(node):
             walk(child, where)
 
     walk(ast.parse(source), "")
-    return sorted(found)
+    return sorted(in_file)
 
 
 def places(node: ast.AST) -> list[tuple[str, ast.expr]]:

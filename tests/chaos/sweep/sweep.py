@@ -172,7 +172,7 @@ async def kill(arena: Arena, each: Kill) -> Result:
 
 
 async def sweep(
-    arena: Arena, kills: Iterable[Kill], told: Callable[[Result], None] = lambda _: None
+    arena: Arena, kills: Iterable[Kill], on_result: Callable[[Result], None] = lambda _: None
 ) -> list[Result]:
     """All of them, one after the other."""
     results: list[Result] = []
@@ -185,7 +185,7 @@ async def sweep(
             if not result.died and not result.problem:
                 result = await kill(arena, Kill(each.point, each.side, scene, 1))
         results.append(result)
-        told(result)
+        on_result(result)
         if result.problem:
             await arena.reset()
     return results
@@ -195,7 +195,7 @@ Told = Callable[[int, int, str], None]
 """How many kills are done, of how many, and a line about the last one where there is something to say."""
 
 
-async def sweep_stacks(folder: Path, seed: int, stacks: int, told: Told) -> Swept:
+async def sweep_stacks(folder: Path, seed: int, stacks: int, on_progress: Told) -> Swept:
     """Every point, on servers of its own, several side by side.
     Topic names are the contract's, so each sweeper has a broker to itself.
     """
@@ -229,7 +229,9 @@ async def sweep_stacks(folder: Path, seed: int, stacks: int, told: Told) -> Swep
             nonlocal done
             done += 1
             line = f"MISSED {result.kill}" if not result.died else ""
-            told(done, len(kills), f"FAILED {result.kill}: {result.problem}" if result.problem else line)
+            on_progress(
+                done, len(kills), f"FAILED {result.kill}: {result.problem}" if result.problem else line
+            )
 
         def taken() -> Iterator[Kill]:
             while left:
@@ -248,7 +250,7 @@ async def _served(folder: Path, logs: Path) -> AsyncIterator[Arena]:
             for name, value in os.environ.items()
             if not name.startswith("ORDERS_") or name not in SERVERS
         }
-        async with arena(env | stack.env | {"ORDERS_GROUP": "orders"}, logs) as made:
-            yield made
+        async with arena(env | stack.env | {"ORDERS_GROUP": "orders"}, logs) as served:
+            yield served
     finally:
         await asyncio.to_thread(stack.purge)

@@ -120,14 +120,14 @@ class Zygote:
         assert self._process is not None
         assert self._process.stdout is not None
         while line := await self._process.stdout.readline():
-            told: dict[str, Any] = json.loads(line)
-            if "number" in told:
-                child = self._children[told["number"]]
-                child.pid = told["pid"]
-                self._by_pid[told["pid"]] = child
+            message: dict[str, Any] = json.loads(line)
+            if "number" in message:
+                child = self._children[message["number"]]
+                child.pid = message["pid"]
+                self._by_pid[message["pid"]] = child
             else:
-                child = self._by_pid.pop(told["pid"])
-                child.code = told["code"]
+                child = self._by_pid.pop(message["pid"])
+                child.code = message["code"]
                 child.ended.set()
 
 
