@@ -24,7 +24,7 @@ from domain.anomalies import anomalies
 from domain.deadlines import next_due
 from sinks.schema import TABLES
 from streams.partitioner import partition_of
-from streams.transport.table import DUE, due_entry
+from streams.transport.table import DUE, LATEST, due_entry
 from tables import codec
 from tests.simulation.accounts import coordinates, natural_keys
 from tests.simulation.kafka import Record
@@ -194,11 +194,11 @@ class Verifier:
                 lane.partition == number for lane in worker.app.consumer.lanes.values()
             ):
                 content = worker.files.partitions.get(number, {})
-                index = {key for key in content if key.startswith(DUE)}
+                index = {key for key in content if key.startswith(DUE) and key != LATEST}
                 own = {
                     key: value
                     for key, value in content.items()
-                    if key != worker.app.store.offset_key and key not in index
+                    if key not in (worker.app.store.offset_key, LATEST) and key not in index
                 }
                 visible = {
                     key: value for key, value in own.items() if str(UUID(bytes=key)) not in self.world.hidden
