@@ -34,6 +34,7 @@ def unpack(folder: Path) -> Path:
     archive = subprocess.run(
         ["git", "archive", COMMIT, ".", *_LEFT_OUT], cwd=ROOT, capture_output=True, check=True
     )
+    folder.mkdir(parents=True, exist_ok=True)
     subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
     return folder
 
