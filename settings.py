@@ -54,7 +54,6 @@ class Settings(BaseSettings):
     )
     redis_prefix: str = Field(
         "",
-        pattern=r"^(?:[A-Za-z0-9_.-]{1,64}:){0,8}$",
         description=(
             "What the names of all keys in Redis begin with, such as `staging:`, so that several systems can"
             " share one. It ends with a colon. All programs of a system need the same."
@@ -607,6 +606,8 @@ class Settings(BaseSettings):
     @field_validator("redis_prefix")
     @classmethod
     def _no_key_of_ours(cls, value: str) -> str:
+        if not re.fullmatch(r"(?:[A-Za-z0-9_.-]{1,64}:){0,8}", value):
+            raise ValueError("must be names of letters, digits and _.-, each with a colon behind it")
         # Else the keys of a system without a prefix could be those of one with it.
         ours = {"order", "user", "tracking", "rows", "cache"}.intersection(value.split(":"))
         if ours:

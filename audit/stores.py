@@ -19,6 +19,7 @@ import asyncpg
 import msgspec
 import redis.asyncio
 import rocksdict
+from redis.asyncio.sentinel import MasterNotFoundError
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from audit.foreign import read_json
@@ -395,6 +396,11 @@ class Cache:
             return StoreUnavailable(
                 f"Redis at {self._where} doesn't allow it: {told(error)}",
                 "give its user that: orders grants redis --role audit prints what it needs",
+            )
+        if isinstance(error, MasterNotFoundError):  # its text says how each client was made
+            return StoreUnavailable(
+                f"no Sentinel of {self._where} names a primary",
+                "check the service's name and whether they run, or audit without it (--no-cache)",
             )
         return StoreUnavailable(
             f"no Redis at {self._where}: {told(error)}",

@@ -1183,6 +1183,8 @@ async def test_without_redis_it_says_so(world: World) -> None:
     await world.commit()
     with pytest.raises(StoreUnavailable, match=r"no Redis at redis://127\.0\.0\.1:1/0: .*--no-cache"):
         await world.audit(redis=cache_at("redis://127.0.0.1:1/0"))
+    with pytest.raises(StoreUnavailable, match=r"no Sentinel of redis\S+ names a primary; check"):
+        await world.audit(redis=cache_at("redis+sentinel://127.0.0.1:1/orders/0"))
     report = await world.audit(redis=None)
     assert report.clean
     assert "redis" not in report.compared

@@ -74,7 +74,7 @@ async def test_a_login_of_a_file_is_read_for_each_connection(tmp_path: Path) -> 
     "prefix", ["staging", "a b:", "a::", ":", "*:", "user:", "x:rows:", "{x}:", "a:b", "ä:"]
 )
 def test_what_is_no_prefix(prefix: str) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match=r"each with a colon behind it|take another name"):
         Settings.model_validate({"redis_prefix": prefix})
 
 
