@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -181,3 +181,16 @@ async def fresh(migrated: None, settings: Settings) -> AsyncIterator[Settings]:
     await topics.ensure(settings)
     yield settings
     await topics.delete_all(admin(settings))
+
+
+@pytest.fixture
+def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """Run a command in this process, in a loop of its own -> its exit code and what it says on stderr."""
+    from cli import main
+
+    def run(*command: str) -> tuple[int, str]:
+        with ThreadPoolExecutor(1) as pool:
+            code = pool.submit(main.run, list(command)).result()
+        return code, capsys.readouterr().err
+
+    return run

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from redis.exceptions import NoPermissionError
 
 from api.app import create_app
 from audit import stores
-from cli import main
 from operations.auditing import cache_of
 from operations.grants import ROLES, Role, acl_user, cache_rights, grant_lines, grants
 from queries import cache
@@ -128,18 +126,6 @@ async def roles(fresh: Settings, monkeypatch: pytest.MonkeyPatch) -> AsyncIterat
     await roles.execute(f"DROP OWNED BY {names} CASCADE", f"DROP ROLE {names}")
     async with redis.asyncio.Redis.from_url(roles.redis) as client:
         await send(client, "ACL", "DELUSER", *(roles.user(role) for role in ROLES))
-
-
-@pytest.fixture
-def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run a command in this process, in a loop of its own -> its exit code and what it says on stderr."""
-
-    def run(*command: str) -> tuple[int, str]:
-        with ThreadPoolExecutor(1) as pool:
-            code = pool.submit(main.run, list(command)).result()
-        return code, capsys.readouterr().err
-
-    return run
 
 
 async def test_each_role_does_its_work_with_what_is_printed_for_it(

@@ -10,7 +10,6 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +17,6 @@ import asyncpg
 import httpx
 import pytest
 
-from cli import main
 from operations.secured import EVERYBODY, USERS, settings_of
 from settings import get_settings
 from stack import Stack, StackError, ports
@@ -81,18 +79,6 @@ def acting(
 
     yield act
     get_settings.cache_clear()
-
-
-@pytest.fixture
-def run_command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """Run a command in this process, in a loop of its own -> its exit code and what it says on stderr."""
-
-    def run(*command: str) -> tuple[int, str]:
-        with ThreadPoolExecutor(1) as pool:
-            code = pool.submit(main.run, list(command)).result()
-        return code, capsys.readouterr().err
-
-    return run
 
 
 async def test_nobody_comes_in_plainly_and_no_program_is_a_superuser(secured: Stack, tmp_path: Path) -> None:
