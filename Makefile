@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .SILENT:
-.PHONY: help install test check chaos fuzz mutants lint format types layers demo up down bench docs requirements sbom advisories clean
+.PHONY: help install test check chaos fuzz mutants lint format types layers demo up down bench peers docs requirements sbom advisories clean
 
 # A virtual environment holds absolute paths: one that was copied here from elsewhere, or that lost its Python, is made anew.
 ifneq ($(shell test ! -e $(STAMP) || { test "$$(cat $(STAMP))" = "$$(pwd -P)" && test -x $(BIN)/python; } || rm -rf $(VENV) 2>&1 || echo kept),)
@@ -40,26 +40,30 @@ $(STAMP): requirements.txt pyproject.toml
 	  cache="$$(uv cache dir)"; mkdir -p "$$cache" 2>/dev/null && test -w "$$cache" || export UV_NO_CACHE=1; \
 	  { test -x $(BIN)/python || uv venv -q --python "$$(command -v "$(PYTHON)")" $(VENV); } && \
 	  uv pip install -q --python $(BIN)/python --require-hashes -r requirements.txt && \
-	  uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .; \
+	  PYTHONWARNINGS=ignore uv pip install -q --python $(BIN)/python --no-deps --no-build-isolation -e .; \
 	else \
 	  "$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }; \
 	  { $(BIN)/python -m pip --version >/dev/null 2>&1 || "$(PYTHON)" -m venv --clear $(VENV) || { rm -rf $(VENV); exit 1; }; } && \
 	  $(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes --no-deps -r requirements.txt && \
-	  $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .; \
+	  PYTHONWARNINGS=ignore $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .; \
 	fi
 	$(BIN)/python -m stack || echo "Going on without: the first start of the stack fetches them."
+	$(BIN)/python -m compiled
 	printf '%s' "$$(pwd -P)" > $@
 
+# Of pytest. More than processors, since a test on servers also waits.
+PROCESSES ?= 4
 SECURE := tests/contract tests/integration tests/e2e tests/chaos/test_mini.py
 
 test: $(STAMP) ## Everything that proves it: lint, types, layers, all tests (STACK=containers: in containers; STACK=secure: with TLS and logins)
 	$(MAKE) --no-print-directory -j 2 lint layers types
-	$(BIN)/pytest $(if $(filter containers,$(STACK)),,-n 3 --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
+	$(BIN)/python -m compiled
+	$(BIN)/pytest $(if $(filter containers,$(STACK)),,-n $(PROCESSES) --dist worksteal) --durations 20 $(if $(filter secure,$(STACK)),$(SECURE))
 
 check: $(STAMP) ## What to run while working: lint, types, layers, tests without servers; a minute
 	$(MAKE) --no-print-directory -j 2 lint layers types
-	$(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
+	ORDERS_COMPILED=off $(BIN)/pytest -n 2 --dist worksteal tests/unit tests/property
 
 chaos: $(STAMP) ## Break everything on purpose, under load, and audit what is left (MINUTES=5 SEED=7 FAULTS=a,b; FAULTS=list names them)
 	$(BIN)/python -m tests.chaos $(if $(MINUTES),--minutes $(MINUTES)) $(if $(SEED),--seed $(SEED)) $(if $(FAULTS),--faults $(FAULTS))
@@ -97,14 +101,18 @@ down: $(STAMP) ## Stop what `make up` left running; the data stays
 bench: $(STAMP) ## Measure events/s, latency and where the time goes
 	$(BIN)/orders bench
 
+peers: $(STAMP) ## Measure the same beside other ways to do a part of it (ORDERS=N for a quick try, ONLY=a,b)
+	$(BIN)/python -m benchmarks.peers $(if $(ORDERS),--orders $(ORDERS) --seconds 5) $(if $(ONLY),--only $(ONLY))
+
 docs: $(STAMP) ## Write docs/events.md and contracts/ again from the code
 	$(BIN)/orders events > docs/events.md
 	$(BIN)/orders events --write contracts
 
-requirements: ## Compile requirements*.txt anew from pyproject.toml (needs uv)
+requirements: ## Compile requirements*.txt anew from pyproject.toml, and the peers' (needs uv)
 	command -v uv >/dev/null || { echo "uv is needed to compile requirements: pip install uv" >&2; exit 1; }
 	uv pip compile -q $(COMPILE) --all-extras pyproject.toml -o requirements.txt
 	uv pip compile -q $(COMPILE) --constraint requirements.txt pyproject.toml -o requirements-worker.txt
+	for file in benchmarks/peers/requirements/*.in; do uv pip compile -q $(COMPILE) --no-annotate $$file -o $${file%.in}.txt || exit; done
 
 COMPILE := --universal --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --python-version 3.11
 

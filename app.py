@@ -22,7 +22,7 @@ from sinks.redis import RedisSink
 from streams import metrics
 from streams.bulk import BulkService
 from streams.lanes import lanes
-from streams.pipeline import Pipeline
+from streams.pipeline import Pipeline, interactive
 from streams.remedies import REMEDIES
 from streams.transport import BatchApp, Batches, OpenLane
 from streams.watermark import Watermark
@@ -43,6 +43,7 @@ class OrdersApp(BatchApp):
         await self.rows_sink.start()
         await self.cache_sink.start()
         await super().on_first_start()
+        self.add_future(metrics.watch_loop())
 
     async def check_lanes(self) -> None:
         """Check that ORDERS_PARTITIONS is the number by which the orders were put into lanes.
@@ -84,6 +85,7 @@ def create_app(settings: Settings, *, bulk: bool = False) -> OrdersApp:
         clock=CLOCK,
         opened=opened,
         committed=metrics.commit_took,
+        awaited=interactive,
     )
 
     @app.agent(lanes_of_orders)

@@ -117,6 +117,47 @@ def _why(error: OSError | ValueError) -> str:
     return error.strerror or type(error).__name__ if isinstance(error, OSError) else str(error)
 
 
+class Name:
+    """A user's name: no secret, but it may lie in a file beside its password, and is read as that is."""
+
+    def __init__(self, value: str | Secret) -> None:
+        self._text = Secret(value) if isinstance(value, str) else value
+
+    @classmethod
+    def from_file(cls, variable: str, path: Path) -> Self:
+        """See Secret.from_file."""
+        return cls(Secret.from_file(variable, path))
+
+    def __str__(self) -> str:
+        return self._text.get_secret_value()
+
+    def __repr__(self) -> str:
+        return repr(str(self))
+
+    def __bool__(self) -> bool:
+        return bool(str(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Name) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type[Any], handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls._validated, serialization=core_schema.to_string_ser_schema()
+        )
+
+    @classmethod
+    def _validated(cls, value: Any) -> Self:
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, str):
+            raise ValueError("must be text")
+        return cls(value)
+
+
 class ServerUrl(Secret):
     """A server's URL, which may hold passwords. Only the server's client may call get_secret_value().
 

@@ -16,8 +16,9 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from credentials import PostgresUrl, RedisUrl, Secret
-from domain.deadlines import DeadlinePolicy
+from credentials import Name, PostgresUrl, RedisUrl, Secret
+from domain.limits import LEAST_MESSAGE_BYTES, MESSAGE_BYTES, Limits, limits_of
+from domain.shapes import DeadlinePolicy
 
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
@@ -80,8 +81,8 @@ class Settings(BaseSettings):
     redis_file: Path | None = Field(
         None,
         description=(
-            "File that holds the URL of the cache, instead of ORDERS_REDIS. User and password are read "
-            "again for each new connection, the rest at the start."
+            "File that holds the URL of the cache, instead of ORDERS_REDIS: read again for each new "
+            "connection, but for its scheme, what stands after ?, and Sentinel's service and database."
         ),
     )
     data: Path = Field(
@@ -100,7 +101,16 @@ class Settings(BaseSettings):
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
         None, description="How to log in to Kafka, for SASL_PLAINTEXT and SASL_SSL."
     )
-    kafka_sasl_username: str = Field("", description="User for PLAIN and SCRAM; an API key is one too.")
+    kafka_sasl_username: Name = Field(
+        Name(""), description="User for PLAIN and SCRAM; an API key is one too."
+    )
+    kafka_sasl_username_file: Path | None = Field(
+        None,
+        description=(
+            "File that holds the user, instead of ORDERS_KAFKA_SASL_USERNAME: read again for each new "
+            "connection, so that an API key can be changed with its password. Write it first."
+        ),
+    )
     kafka_sasl_password: Secret = Field(Secret(""), description="Password for PLAIN and SCRAM.")
     kafka_sasl_password_file: Path | None = Field(
         None,
@@ -164,6 +174,16 @@ class Settings(BaseSettings):
         description=(
             "Replicas that `orders init` gives every topic. Unset: min(3, brokers). min.insync.replicas is"
             " one less, at least 1."
+        ),
+    )
+    message_bytes: int = Field(
+        MESSAGE_BYTES,
+        ge=LEAST_MESSAGE_BYTES,
+        le=MESSAGE_BYTES,
+        description=(
+            "Largest batch that the changelog takes, bytes (its max.message.bytes): how much an order and a"
+            " record may hold follows from it. Less is for a Kafka that takes no 24 MiB. All programs of a"
+            " system need the same, and what an order holds already may be too much (docs/decisions/0040)."
         ),
     )
     postgres_partitions: int = Field(
@@ -233,15 +253,24 @@ class Settings(BaseSettings):
         gt=0,
         le=1_000_000,
         description=(
-            "Most events a second that a bulk worker unpacks. A lower rate delays other events less"
-            " (docs/bulk.md)."
+            "Events a second that a bulk worker unpacks at least, while the pipeline keeps up. It goes faster"
+            " by what interactive events leave (docs/bulk.md)."
+        ),
+    )
+    bulk_rate_max: float = Field(
+        1_000_000.0,
+        gt=0,
+        le=1_000_000,
+        description=(
+            "Events a second that a bulk worker unpacks at most. With ORDERS_BULK_RATE or less its pace is"
+            " fixed."
         ),
     )
     bulk_backlog: int = Field(
         5000,
         ge=0,
-        description="Lag of the pipeline, in records, above which bulk workers pause. The lag is that of the "
-        "committed offsets, so it includes what arrives within a commit_interval.",
+        description="Lag of the pipeline, in records, above which bulk workers pause. What it does within a "
+        "commit_interval comes on top, since the lag is that of the committed offsets.",
     )
 
     bulk_file_bytes: int = Field(
@@ -489,6 +518,13 @@ class Settings(BaseSettings):
             "Whether `orders api` logs each request: name of the key, method, route, status, milliseconds."
         ),
     )
+    api_write: bool = Field(
+        False,
+        description=(
+            "Whether `orders api` takes in events (POST /events), from keys with the scope `write`. Off,"
+            " because a service that only reads needs no rights to write."
+        ),
+    )
     api_keys_file: Path | None = Field(
         None,
         description=(
@@ -585,6 +621,11 @@ class Settings(BaseSettings):
             for name, value in values.items()
             if value != "" or not name.startswith("kafka_") or name in SECRET_FILES
         }
+        user = values.get("kafka_sasl_username_file")
+        if user and not values.get("kafka_sasl_username"):
+            values["kafka_sasl_username"] = Name.from_file("ORDERS_KAFKA_SASL_USERNAME_FILE", Path(user))
+        elif user:
+            raise ValueError("ORDERS_KAFKA_SASL_USERNAME and ORDERS_KAFKA_SASL_USERNAME_FILE are both set")
         for name, (kind, check) in SECRET_FILES.items():
             path = values.get(f"{name}_file")
             if not path:
@@ -661,6 +702,16 @@ class Settings(BaseSettings):
             refund_asks=self.refund_asks,
             history=ms(self.history_age),
         )
+
+    @property
+    def limits(self) -> Limits:
+        """How much an order and a record may hold, by message_bytes."""
+        return limits_of(self.message_bytes)
+
+    @property
+    def most_written_bytes(self) -> int:
+        """The largest batch that every topic takes that a lane writes: the inputs take the least."""
+        return self.limits.input
 
     @property
     def bulk_group(self) -> str:

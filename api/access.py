@@ -62,6 +62,20 @@ class Access:
         if self._issuer is not None:
             await self._issuer.prepare()
 
+    def may_have(self, scope: str, authorization: str | None) -> bool:
+        """Whether a request with this header may turn out to have a scope: its key has it, or it shows what
+        looks like a token, which isn't checked here, or nothing has to be shown. Blocks as Watched.current.
+        """
+        if self.anybody:
+            return True
+        scheme, _, key = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer":
+            return False
+        caller = self._of_key(digest_of(key))
+        if caller is None:
+            return self._issuer is not None and key.count(".") == 2
+        return scope in caller.scopes.names
+
     async def caller(self, key: str | None) -> Caller | None:
         """Return who shows this, or None where nothing has to be shown. Raises HTTPException: 401 if it isn't
         accepted, 503 if it can't be judged now. Blocks while an issuer is asked for new keys.
@@ -71,10 +85,7 @@ class Access:
         if key is None:
             raise refused("give a key: Authorization: Bearer KEY")
         digest = digest_of(key)
-        fixed = self._fixed if self._fixed_file is None else self._fixed_file.current()
-        caller = fixed.get(digest)
-        if caller is None and self._file is not None:
-            caller = self._file.current().get(digest)
+        caller = self._of_key(digest)
         if caller is None and self._issuer is not None and key.count(".") == 2:
             caller = await self._issuer.caller(key, digest)
         if caller is None:
@@ -92,6 +103,13 @@ class Access:
             raise HTTPException(
                 429, f"more than {caller.rate:g} requests a second", {"Retry-After": str(math.ceil(wait))}
             )
+
+    def _of_key(self, digest: bytes) -> Caller | None:
+        fixed = self._fixed if self._fixed_file is None else self._fixed_file.current()
+        caller = fixed.get(digest)
+        if caller is None and self._file is not None:
+            caller = self._file.current().get(digest)
+        return caller
 
     def _of_settings(self, settings: Settings) -> dict[bytes, Caller]:
         return {

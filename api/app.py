@@ -12,9 +12,11 @@ import msgspec
 from fastapi import Depends, FastAPI, Header, Path, Query, Response
 
 from api.access import Access, Sees, admitted
+from api.events import answer_events
 from api.parameters import Id, Rows, Time, Version, invalid, names_version, only_known
 from api.problems import Problem, install
 from api.requests import Requests
+from api.sending import Sender
 from contracts.statuses import OrderStatusText
 from queries.cache import RECENT
 from queries.documents import (
@@ -32,7 +34,7 @@ from queries.keyset import Position
 from queries.reader import Answer, Reader, Seen
 from settings import Settings
 
-_ABOUT = """Reads of orders. Nothing is written here.
+_ABOUT = """Orders, for readers; where it is switched on, events for them are taken in (`/events`).
 
 **Sources.** An answer comes from the cache, else from the replica, else from the primary;
 `X-Source` says which. A source that is down is skipped, and so is a replica that is too far behind.
@@ -106,15 +108,19 @@ def create_app(settings: Settings) -> FastAPI:
     """Create the ASGI application.
 
     It connects at its first request; its lifespan closes the connections. Blocks while the files of keys are
-    read, if any are set. Raises OrdersError if they can't be used.
+    read, if any are set, and with ORDERS_API_WRITE those of Kafka's certificates and passwords. Raises
+    OrdersError if they can't be used.
     """
     access = Access(settings)
     reader = Reader(settings)
+    sender = Sender(settings) if settings.api_write else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await reader.close()
+        if sender is not None:
+            await sender.close()
 
     app = FastAPI(
         title="orders-stream",
@@ -131,6 +137,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Requests, only_loopback=access.anybody, logged=settings.api_access_log)
     app.state.reader = reader
     app.state.access = access
+    app.state.sender = sender
     install(app)
     get = partial(app.get, dependencies=[Depends(admitted), Depends(only_known)], response_class=Response)
     _answer_one_order(get, reader)
@@ -138,6 +145,8 @@ def create_app(settings: Settings) -> FastAPI:
     _answer_parcels(get, reader)
     _answer_a_sellers_suborders(get, reader)
     _answer_health(app, reader)
+    if sender is not None:
+        answer_events(app, sender)
     app.openapi = _exact(app.openapi)  # type: ignore[method-assign]
     return app
 
@@ -323,7 +332,7 @@ def _exact(plain: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
             schemas.pop("HTTPValidationError", None)
             schemas.pop("ValidationError", None)
             for path in document["paths"].values():
-                for parameter in path["get"].get("parameters", ()):
+                for parameter in (each for method in path.values() for each in method.get("parameters", ())):
                     schema = parameter["schema"]
                     for either in schema.pop("anyOf", ()):
                         schema |= {} if either == {"type": "null"} else either

@@ -18,11 +18,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from api.problems import problem
 from api.requests import answered
+from settings import Settings
 
 MOST_HEAD: Final = 64 << 10
 """Bytes of a request line and its headers."""
 MOST_BODY: Final = 64 << 10
-"""Bytes of a body, as they come. Nothing reads it."""
+"""Bytes of a body that nothing reads, as they come."""
+MOST_KEPT: Final = 64 << 20
+"""Bytes of bodies that are read, of all requests of this process until they are answered."""
 
 
 class Limits(NamedTuple):
@@ -31,12 +34,20 @@ class Limits(NamedTuple):
     `timeout`: seconds from the beginning of a connection, or from the last answer, until the next request
     must be there as a whole; and for which an answer waits for its client. `most`: connections at a time. One
     more, and that which has been waited for the longest gives way. `logged`: whether requests that never came
-    to be are in the access log.
+    to be are in the access log. `body`: (method, target, Authorization) -> the most bytes of a body that is
+    read; 0: nothing reads it. None: no path reads any.
     """
 
     timeout: float = 10.0
     most: int = 1000
     logged: bool = True
+    body: Callable[[bytes, bytes, str | None], int] | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, body: Callable[[bytes, bytes, str | None], int] | None) -> Limits:
+        """Those of the settings, as far as this process can."""
+        timeout, most = settings.api_request_timeout, settings.api_connections
+        return cls(timeout, most, settings.api_access_log, body).possible()
 
     def possible(self) -> Limits:
         """The same with no more connections than this process may have files."""
@@ -60,6 +71,12 @@ class Waiting(Protocol):
 
     def give_way(self) -> None:
         """End the connection."""
+
+
+class _Kept:
+    """How much of MOST_KEPT is taken."""
+
+    bytes = 0
 
 
 waited_for: Final[dict[Waiting, None]] = {}
@@ -95,6 +112,14 @@ class Connection(HttpToolsProtocol):
         self._in_head, self._size, self._begun = True, 0, False
         # What isn't parsed yet, because requests before it aren't answered.
         self._rest = b""
+        # How many bytes the body may have; what is there of it, if it is read; and the size of those of
+        # requests that aren't answered yet.
+        self._most = MOST_BODY
+        self._body: list[bytes] | None = None
+        self._kept: dict[Any, int] = {}
+        # Bytes that are still to come of a body which the parser doesn't read, because its head asks for
+        # another protocol: Java's client does so with its first request.
+        self._unparsed = 0
         # The application of a request whose body isn't there yet.
         self._held: Any = None
         # The request that is being answered, or was the last one; `cycle` is the last that has come.
@@ -120,6 +145,7 @@ class Connection(HttpToolsProtocol):
         self._wait_for_client(None)
         self._unset_keepalive_if_required()
         self._rest, self._deaf = b"", True
+        self._forget(*self._kept)
         self.pipeline.clear()
         if self._answered is not None:
             self._answered.disconnected = True
@@ -163,8 +189,6 @@ class Connection(HttpToolsProtocol):
             raise self._too_long()
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             raise Refused(505, "HTTP/1.1 or 1.0")
-        if any(name == b"content-length" and int(value) > MOST_BODY for name, value in self.headers):
-            raise _too_much()
         absolute = _ABSOLUTE.fullmatch(self.url)
         if absolute is not None:
             # The host is its authority, whatever the header says (RFC 9112, 3.2.2).
@@ -173,15 +197,28 @@ class Connection(HttpToolsProtocol):
             ]
             self.url = absolute[2] if absolute[2][:1] == b"/" else b"/" + absolute[2]
         self._in_head, self._size = False, 0
+        self._expect_body()
         super().on_headers_complete()
         if self.expect_100_continue:
             # It is answered at once, and then nobody knows whether a body comes.
             self.cycle.keep_alive = False
 
     def on_body(self, body: bytes) -> None:
-        """Drop the body: no path reads it."""
+        """Keep the body if something reads it."""
+        if self._body is None:
+            return
+        self._body.append(body)
+        self._kept[self.cycle] = self._kept.get(self.cycle, 0) + len(body)
+        _Kept.bytes += len(body)
+        if _Kept.bytes > MOST_KEPT:
+            raise Refused(503, "too many requests at a time")
 
     def on_message_complete(self) -> None:
+        if self._unparsed:
+            return
+        if self._body is not None:
+            self.cycle.body += b"".join(self._body)
+            self._body = None
         super().on_message_complete()
         self._in_head, self._size, self._begun = True, 0, False
         app, self._held = self._held, None
@@ -211,6 +248,7 @@ class Connection(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
+        self._forget(self._answered)
         super().on_response_complete()
         if not self.transport.is_closing():
             self._parse()
@@ -222,21 +260,50 @@ class Connection(HttpToolsProtocol):
                 if self._ended:
                     self.transport.close()
 
+    def _expect_body(self) -> None:
+        """Decide what is done with a body. Raises Refused if it says of itself that it is too large."""
+        length = next((int(value) for name, value in self.headers if name == b"content-length"), 0)
+        read = 0
+        if self._limits.body is not None:
+            authorization = next((value for name, value in self.headers if name == b"authorization"), None)
+            read = self._limits.body(
+                self.parser.get_method(),
+                self.url,
+                None if authorization is None else authorization.decode("latin-1"),
+            )
+        self._most, self._body = (read, []) if read else (MOST_BODY, None)
+        if length > self._most:
+            raise _too_much(self._most)
+        if read and self.parser.should_upgrade():
+            if any(name == b"transfer-encoding" for name, _ in self.headers):
+                raise Refused(411, "an upgrade is asked for: give the body's Content-Length")
+            self._unparsed = length
+        if read and self.expect_100_continue and self.parser.get_http_version() == "1.1":
+            # So the request is answered once its body is there.
+            self.expect_100_continue = False
+            if not self._busy:
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _forget(self, *answered: Any) -> None:
+        """Give back the room of the bodies of these requests."""
+        for cycle in answered:
+            _Kept.bytes -= self._kept.pop(cycle, 0)
+
     def _parse(self) -> None:
         """Take in what has come, up to the first request that has to wait for another one's answer."""
         while self._rest and not self.pipeline and not self._deaf:
+            if self._unparsed:
+                self._take_unparsed()
+                continue
             piece, self._rest = self._rest[:_PIECE], self._rest[_PIECE:]
             self._size += len(piece)
             self._unset_keepalive_if_required()
             try:
                 self.parser.feed_data(piece)
-                if self._size > (MOST_HEAD if self._in_head else MOST_BODY):
-                    raise self._too_long() if self._in_head else _too_much()
-            except httptools.HttpParserUpgrade:
-                # Nothing else is spoken here: it is answered as if it hadn't asked, and
-                # what follows isn't read.
-                self.cycle.keep_alive = False
-                self._deaf, self._rest = True, b""
+                if self._size > (MOST_HEAD if self._in_head else self._most):
+                    raise self._too_long() if self._in_head else _too_much(self._most)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._stay(piece[upgrade.args[0] :])
             except Refused as refused:
                 self._refuse(refused)
             except httptools.HttpParserError as error:
@@ -247,6 +314,28 @@ class Connection(HttpToolsProtocol):
         if self._rest and not self._deaf:
             self.flow.pause_reading()
 
+    def _stay(self, behind: bytes) -> None:
+        """Answer a request for another protocol as if it hadn't asked: nothing else is spoken here. What
+        follows it isn't read.
+        """
+        self.cycle.keep_alive = False
+        if self._unparsed:
+            self._rest = behind + self._rest
+        else:
+            self._deaf, self._rest = True, b""
+
+    def _take_unparsed(self) -> None:
+        piece, self._rest = self._rest[: self._unparsed], b""
+        self._unparsed -= len(piece)
+        try:
+            self.on_body(piece)
+        except Refused as refused:
+            self._refuse(refused)
+            return
+        if not self._unparsed:
+            self._deaf = True
+            self.on_message_complete()
+
     def _refuse(self, refused: Refused) -> None:
         """End the connection, behind the answers to what came before."""
         self._deaf, self._rest = True, b""
@@ -256,11 +345,13 @@ class Connection(HttpToolsProtocol):
         status, detail = refused.args
         if self._limits.logged:
             answered("-", "-", "-", status, 0.0)
-        answer = problem(status, detail, headers={"Connection": "close"})
+        again = {"Retry-After": "1"} if status == 503 else {}
+        answer = problem(status, detail, headers={"Connection": "close", **again})
         head = b"".join(
             b"%s: %s\r\n" % each for each in (*self.server_state.default_headers, *answer.raw_headers)
         )
-        self._held, self._refusal = None, None
+        self._held, self._refusal, self._body = None, None, None
+        self._forget(*self._kept)
         self.transport.write(STATUS_LINE[status] + head + b"\r\n" + bytes(answer.body))
         if self.transport.can_write_eof():
             self.transport.write_eof()
@@ -294,5 +385,5 @@ class Connection(HttpToolsProtocol):
         return Refused(414, f"more than {MOST_HEAD >> 10} KiB of request line")
 
 
-def _too_much() -> Refused:
-    return Refused(413, f"more than {MOST_BODY >> 10} KiB of body")
+def _too_much(most: int) -> Refused:
+    return Refused(413, f"more than {most >> 10:,} KiB of body")

@@ -21,6 +21,17 @@ class Fault(BaseModel):
     what: str
 
 
+class RefusedEvent(BaseModel):
+    """An event that isn't taken in, and why."""
+
+    index: int | None = Field(
+        None, description="Its place in the request, from 0; not there: the batch as a whole is refused."
+    )
+    code: str = Field(description="The reason code, as in dead letters.")
+    path: str = Field(description="What is wrong: $.items[0].price of the data, ce_id of the attributes.")
+    detail: str
+
+
 class Problem(BaseModel):
     """An error, as RFC 9457 describes it."""
 
@@ -31,6 +42,7 @@ class Problem(BaseModel):
     status: int
     detail: str | None = None
     errors: list[Fault] | None = Field(None, description="Of a request that can't be understood.")
+    refused: list[RefusedEvent] | None = Field(None, description="Of a request to take in events.")
 
 
 class ProblemResponse(JSONResponse):
@@ -45,6 +57,7 @@ def problem(
     kind: str | None = None,
     *,
     errors: list[Fault] | None = None,
+    refused: list[RefusedEvent] | None = None,
     headers: Any = None,
 ) -> ProblemResponse:
     """An answer that says what went wrong."""
@@ -54,6 +67,7 @@ def problem(
         status=status,
         detail=detail,
         errors=errors,
+        refused=refused,
     )
     return ProblemResponse(document.model_dump(exclude_none=True), status, headers=headers)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import ssl
+import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -134,7 +136,10 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
     remedy = "give --cert and --key a certificate and its key, in PEM"
     for path in (cert, key):
         try:
-            with path.open("rb") as file:
+            # Opening a pipe would wait for somebody who writes, and every client with it.
+            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise CertificateUnusable(f"{path} is not a file", remedy)
                 file.read(1)
         except OSError as error:
             raise CertificateUnusable(f"{path}: {error.strerror}", remedy) from None

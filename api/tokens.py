@@ -125,7 +125,7 @@ class Issuer:
 
     def _claims(self, token: str, key: jwt.PyJWK) -> dict[str, Any]:
         try:
-            return jwt.decode(
+            claims: dict[str, Any] = jwt.decode(
                 token,
                 key,
                 # Of the key, never what the token says of itself.
@@ -135,6 +135,8 @@ class Issuer:
                 leeway=LEEWAY,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
+            float(claims["exp"])  # JSON's integers may be larger than any
+            return claims
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
             raise _invalid(
                 next((text for kind, text in _FAULTS if isinstance(error, kind)), "the token isn't valid")

@@ -7,7 +7,7 @@ last one tells what is so.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
@@ -87,11 +87,47 @@ class DerivedEvents:
         self._findings = findings
         self._order_id = self._first.order_id
         self._expected = [reading.derived() for reading in readings]
+        self._written = {
+            (key[0], msgspec.json.encode(data)): key
+            for expected in self._expected
+            for key, data in expected.items()
+            if key[0] != "suborder.created"  # which says more than it must
+        }
+        """(type, bytes) of what may be there -> what it is."""
         self._seen: set[tuple[str, str]] = set()
         self._last: dict[tuple[str, str], Event] = {}
         self.repetitions = 0
 
+    def recall(self, seen: Iterable[tuple[str, str]], last: Iterable[Event]) -> None:
+        """Take what was seen before: (type, id) of events that were right, and the last notices."""
+        self._seen.update(seen)
+        for event in last:
+            seller = "" if event.type == "order.status_changed" else str(event.data.get("seller_id"))
+            self._last[event.type, seller] = event
+
+    @property
+    def seen(self) -> list[tuple[str, str]]:
+        """(type, id) of the events that were taken, but for notices."""
+        return sorted(self._seen)
+
+    @property
+    def last(self) -> list[Event]:
+        """The last notice about the order and each of its suborders."""
+        return list(self._last.values())
+
     # -- one after the other, in the order of their topics ---------------------------------------------------
+
+    def take_written(self, type_: str, event_id: str, cause: str, trace: str | None, value: bytes) -> bool:
+        """Take an event if it is, byte for byte, what the facts call for; False: it has to be looked at."""
+        key = self._written.get((type_, value))
+        if key is None or event_id != self._first.made_id(f"{type_}:{key[1]}"):
+            return False
+        if trace not in self._causes.get(cause, ()):
+            return False
+        if key in self._seen:
+            self.repetitions += 1
+        self._seen.add(key)
+        return True
 
     def take(self, event: Event) -> None:
         data, where = event.data, self._where(event)

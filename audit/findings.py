@@ -53,7 +53,8 @@ class Report:
     `lag` counts the input records that weren't committed when the audit began; `settled` is true if there
     were none and none came in meanwhile. `inconclusive` counts, by check, the differences of orders with
     uncommitted records: whether something is broken shows once these are handled. `seen_from` names the input
-    partitions whose first records are gone. `compared` names the stores that were compared.
+    partitions whose first records are gone. `compared` names the stores that were compared. `trusted` says
+    what was taken over from an earlier audit: `since` (when that began), `records`, `orders`.
     """
 
     group: str
@@ -63,6 +64,7 @@ class Report:
     seen_from: dict[str, int] = field(default_factory=dict)
     missing_topics: list[str] = field(default_factory=list)
     compared: list[str] = field(default_factory=list)
+    trusted: dict[str, Any] = field(default_factory=dict)
     notices: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     checked: Counter[str] = field(default_factory=Counter)
@@ -84,6 +86,18 @@ class Report:
         counter[finding.check] += 1
         if counter.total() <= most:
             self.findings.append(finding)
+
+    def take_over(self, lane: Report, most: int) -> None:
+        """Add what a lane's report says, as if it had been found here. The lane's keeps as many findings."""
+        left = {"broken": most - self.broken.total(), "report": most - self.reported.total()}
+        for finding in lane.findings:
+            if left[finding.severity] > 0:
+                left[finding.severity] -= 1
+                self.findings.append(finding)
+        for name in ("counts", "checked", "anomalies", "dead_letters", "broken", "reported"):
+            getattr(self, name).update(getattr(lane, name))
+        self.notices += lane.notices
+        self.compared += [store for store in lane.compared if store not in self.compared]
 
     def document(self) -> dict[str, Any]:
         """Return the report as one JSON document, with the keys of the release before beside the new ones."""
@@ -121,19 +135,12 @@ class Findings:
         fact: RecordId | None = None,
         *,
         proven: bool = False,
-    ) -> None:
-        """`proven`: also when the log's beginning is gone."""
-        self._add(
-            Finding(
-                check,
-                self._severity(check, proven),
-                order_id,
-                where,
-                plain(expected),
-                plain(actual),
-                str(fact or ""),
-            )
-        )
+    ) -> Finding:
+        """`proven`: also when the log's beginning is gone. Returns what was found."""
+        severity = self._severity(check, proven)
+        finding = Finding(check, severity, order_id, where, plain(expected), plain(actual), str(fact or ""))
+        self._add(finding)
+        return finding
 
     def at_rest(
         self,
@@ -161,6 +168,10 @@ class Findings:
     ) -> None:
         """Worth knowing, not broken."""
         self._add(Finding(check, "report", order_id, where, plain(expected), plain(actual), str(fact or "")))
+
+    def repeat(self, finding: Finding) -> None:
+        """What an earlier audit found, and what is so for ever."""
+        self._add(finding)
 
     def judge(self) -> None:
         """What still waits in the index is true."""

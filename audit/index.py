@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
+from urllib.parse import quote
 
 from audit.reference import RecordId
 
-_SCHEMA: Final = """
-CREATE TABLE letter (topic, partition, offset, code, detail, key, digest, value, lane, at, matched DEFAULT 0);
+_READ: Final = """
+CREATE TABLE letter (
+    number INTEGER PRIMARY KEY, topic, partition, offset, code, detail, key, digest, value, lane, at
+);
 CREATE INDEX letter_place ON letter (topic, partition, offset);
+CREATE TABLE open (letter INTEGER PRIMARY KEY);
 CREATE TABLE copy (topic, partition, offset, PRIMARY KEY (topic, partition, offset)) WITHOUT ROWID;
 CREATE TABLE note (letter, reason, topic, partition, offset, to_topic, to_partition, to_offset);
 CREATE INDEX note_place ON note (topic, partition, offset);
+"""
+"""What is read before the lanes are, and is the same for all of them."""
+_FOUND: Final = """
+CREATE TABLE matched (letter INTEGER PRIMARY KEY);
 CREATE TABLE sent (letter, topic, partition, offset);
 CREATE INDEX sent_letter ON sent (letter);
 CREATE TABLE checkout (order_id, topic, partition, offset);
@@ -29,6 +37,8 @@ CREATE TABLE pending (order_id, check_, severity, record_id, expected, found, fa
 CREATE INDEX pending_order ON pending (order_id);
 CREATE TABLE absent (key, order_id, shipment_id);
 """
+"""What lanes find."""
+_FOUND_TABLES: Final = ("matched", "sent", "checkout", "placed", "pending", "absent")
 
 
 class Letter(NamedTuple):
@@ -70,30 +80,81 @@ class Pending(NamedTuple):
     fact: str
 
 
+class Read(NamedTuple):
+    """What an index at `path` has read: it can be sent to another process."""
+
+    path: Path
+    letters: int
+    copies: int
+    notes: int
+
+    def branch(self, number: int) -> Index:
+        """An index for one lane in this process: it has what was read, and takes what the lane finds until
+        the other one takes it over.
+        """
+        branch = Index.__new__(Index)
+        branch._path = _branch(self.path, number)
+        branch._db = _opened(branch._path, _FOUND)
+        branch._db.execute("COMMIT")
+        branch._db.execute("ATTACH ? AS read", (f"file:{quote(str(self.path))}?mode=ro",))
+        branch._db.execute("BEGIN")
+        branch.letters, branch.copies, branch.notes = self[1:]
+        branch.waiting = branch.absences = 0
+        return branch
+
+
 class Index:
     """See the module. Reads and writes the local disk; raises sqlite3.Error when it is full."""
 
     def __init__(self, folder: Path) -> None:
-        self._db = sqlite3.connect(folder / "index.sqlite", isolation_level=None)
-        self._db.executescript(
-            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;" + _SCHEMA
-        )
+        self._path = folder / "index.sqlite"
+        self._db = _opened(self._path, _READ + _FOUND)
+        self.letters = self.copies = self.notes = self.waiting = self.absences = 0
+
+    @property
+    def read(self) -> Read:
+        """What this one has read, for other processes. It must have been flushed."""
+        return Read(self._path, self.letters, self.copies, self.notes)
+
+    def flush(self) -> None:
+        """Write what is still in memory, for other processes."""
+        self._db.execute("COMMIT")
         self._db.execute("BEGIN")
-        self.letters = self.copies = self.notes = self.waiting = 0
+
+    def take_over(self, number: int) -> None:
+        """Take what the branch of a lane has found; that must be flushed and closed."""
+        path = _branch(self._path, number)
+        self._db.execute("COMMIT")
+        self._db.execute("ATTACH ? AS branch", (str(path),))
+        self._db.execute("BEGIN")
+        before = self._db.execute("SELECT count(*) FROM branch.pending").fetchone()[0]
+        for table in _FOUND_TABLES:
+            order = "" if table == "placed" else " ORDER BY rowid"
+            self._db.execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM branch.{table}{order}")
+        self.waiting += before
+        self._db.execute("COMMIT")
+        self._db.execute("DETACH branch")
+        self._db.execute("BEGIN")
+        path.unlink()
 
     def close(self) -> None:
         self._db.close()
 
     # -- dead letters and re-keyed copies --------------------------------------------------------------------
 
-    def add_letters(self, letters: Iterable[Letter]) -> None:
-        rows = [(*letter.record_id, *letter[1:]) for letter in letters]
-        self.letters += len(rows)
-        self._db.executemany(
-            "INSERT INTO letter (topic, partition, offset, code, detail, key, digest, value, lane, at) VALUES"
-            " (?,?,?,?,?,?,?,?,?,?)",
-            rows,
-        )
+    def add_letters(
+        self, letters: Iterable[Letter], judged: Callable[[Letter], bool] = lambda letter: False
+    ) -> None:
+        """`judged`: whether an earlier audit has found the record of a dead letter."""
+        for letter in letters:
+            self.letters += 1
+            cursor = self._db.execute(
+                "INSERT INTO letter (topic, partition, offset, code, detail, key, digest, value, lane, at)"
+                " VALUES (?,?,?,?,?,?,?,?,?,?)",
+                (*letter.record_id, *letter[1:]),
+            )
+            if not judged(letter):
+                self._db.execute("INSERT INTO open VALUES (?)", (cursor.lastrowid,))
 
     def letters_of(self, record_ids: Iterable[RecordId]) -> list[Letter]:
         """The dead letters of some records; they count as matched from now on."""
@@ -102,23 +163,23 @@ class Index:
         letters: list[Letter] = []
         for record_id in record_ids:
             rows = self._db.execute(
-                "SELECT code, detail, key, digest, value, lane, at FROM letter WHERE topic = ? AND partition"
-                " = ? AND offset = ?",
+                "SELECT number, code, detail, key, digest, value, lane, at FROM letter"
+                " WHERE topic = ? AND partition = ? AND offset = ?",
                 record_id,
             ).fetchall()
-            if rows:
-                self._db.execute(
-                    "UPDATE letter SET matched = 1 WHERE topic = ? AND partition = ? AND offset = ?",
-                    record_id,
-                )
-                letters += [Letter(record_id, *row) for row in rows]
+            for number, *row in rows:
+                self._db.execute("INSERT OR IGNORE INTO matched VALUES (?)", (number,))
+                letters.append(Letter(record_id, *row))
         return letters
 
     def unmatched_letters(self) -> Iterator[Letter]:
-        """Dead letters that no refused record has asked for, in the order of their own record_ids."""
+        """Dead letters that no refused record has asked for, in the order of their own record_ids, but for
+        those of records that an earlier audit has found.
+        """
         rows = self._db.execute(
-            "SELECT topic, partition, offset, code, detail, key, digest, value, lane, at FROM letter WHERE"
-            " matched = 0 ORDER BY lane, at"
+            "SELECT topic, partition, offset, code, detail, key, digest, value, lane, at FROM open"
+            " JOIN letter ON number = open.letter"
+            " WHERE number NOT IN (SELECT letter FROM matched) ORDER BY lane, at"
         )
         for topic, partition, offset, *rest in rows:
             yield Letter(RecordId(topic, partition, offset), *rest)
@@ -206,6 +267,7 @@ class Index:
 
     def add_absent(self, key: str, order_id: str, shipment_id: str) -> None:
         """A parcel of an order in the cache that was not seen under its tracking number's key."""
+        self.absences += 1
         self._db.execute("INSERT INTO absent VALUES (?,?,?)", (key, order_id, shipment_id))
 
     def absent(self) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -234,6 +296,34 @@ class Index:
     def waiting_by_check(self) -> Counter[str]:
         return Counter(dict(self._db.execute("SELECT check_, count(*) FROM pending GROUP BY check_")))
 
+    def waiting_orders(self) -> set[str]:
+        """Orders of which findings wait."""
+        return {order_id for (order_id,) in self._db.execute("SELECT DISTINCT order_id FROM pending")}
+
+    def next_round(self) -> None:
+        """What was found is told; what may be asked for later stays: letters that nobody asked for, checkouts
+        without an order, notes.
+        """
+        self._db.execute("DELETE FROM open WHERE letter IN (SELECT letter FROM matched)")
+        self._db.execute("DELETE FROM checkout WHERE order_id IN (SELECT order_id FROM placed)")
+        for table in ("matched", "placed", "sent", "pending", "absent"):
+            self._db.execute(f"DELETE FROM {table}")
+        self.waiting = self.absences = 0
+        self.flush()
+
     def pending(self) -> Iterator[Pending]:
         """Those that are left, in the order in which they were found."""
         return map(Pending._make, self._db.execute("SELECT * FROM pending ORDER BY rowid"))
+
+
+def _branch(path: Path, number: int) -> Path:
+    return path.with_name(f"lane-{number}.sqlite")
+
+
+def _opened(path: Path, schema: str) -> sqlite3.Connection:
+    db = sqlite3.connect(f"file:{quote(str(path))}", isolation_level=None, uri=True)
+    db.executescript(
+        "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -32000;" + schema
+    )
+    db.execute("BEGIN")
+    return db

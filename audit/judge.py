@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from audit.derived import DERIVED, SAME, DerivedEvents, Event, difference, first_pair
 from audit.findings import Findings
@@ -21,7 +23,7 @@ from audit.foreign import read_json
 from audit.index import Index, Letter
 from audit.reference import (
     LATE,
-    MOST_PASSED_ON,
+    ROOM,
     Candidate,
     Fact,
     NaturalKey,
@@ -29,6 +31,7 @@ from audit.reference import (
     Reading,
     RecordId,
     Refusal,
+    Room,
     is_canonical,
     normalised,
     parse_decision,
@@ -39,7 +42,7 @@ from audit.states import State, differences, read_state, version_of
 from audit.stores import TABLES, Row, columns, comparable, line_of, row_of
 from audit.topics import CHECKOUT, CREATED, DECISIONS, DLQ, INPUT, INTERNAL, LANE, REKEYED
 
-FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL = range(7)
+FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL, TOUCHED = range(8)
 """Kinds of items. After (key, kind) come
 
     FACT           number of the topic in LANE, partition, offset, timestamp in ms, value,
@@ -51,13 +54,14 @@ FACT, DERIVED_EVENT, STATE, ROW, ENTRY, MEMBER, LOCAL = range(7)
     ENTRY          Redis key, TTL in ms, string or None
     MEMBER         Redis key of a sorted set, TTL in ms, score
     LOCAL          number of the local table, state
+    TOUCHED        nothing: the order is to be looked at (never comes to a Judge)
 """
 
 _NUMBER: Final = re.compile("[0-9]{1,18}")
 OURS: Final = b"/orders"
 """ce_source of an order.created that was made of a checkout."""
 _ORDER_CODES: Final = ("order_currency", "order_item", "order_seller")
-_LONGEST_TTL: Final = 1_800_000
+LONGEST_TTL: Final = 1_800_000
 _MANY_PARCELS: Final = 200
 """Beyond that not each of an order's parcels is refreshed with its summary."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -65,6 +69,8 @@ _REKEYED_FROM: Final = ("rekeyed_topic", "rekeyed_partition", "rekeyed_offset", 
 """Headers that a re-keyed copy has beside its record's own."""
 
 Item = Sequence[Any]
+_RANK: Final = [topic != REKEYED and number + 1 for number, topic in enumerate(LANE)]
+"""Number of a topic in LANE -> where it comes among those of facts: copies first."""
 
 
 @dataclass(slots=True)
@@ -73,6 +79,7 @@ class Lane:
 
     `complete`: derived topics of which no record was deleted.
     `local`: path and changelog offset of each local table of this partition.
+    `kept`: what is known of its orders is to be kept for the next audit.
     """
 
     number: int
@@ -80,6 +87,23 @@ class Lane:
     complete: set[str]
     local: list[tuple[str, int]]
     cached: bool
+    kept: bool = False
+
+
+class Known(NamedTuple):
+    """What an earlier audit read of an order and found clean: enough to judge it again with what came since.
+
+    `facts`: its FACT items. `seen`: (type, id) of its derived events, but for notices. `last`: DERIVED_EVENT
+    items of its last notices. `state`: offset and bytes of the state that recovery would keep. `placed`:
+    whether its order.created was made of a checkout. `waits`: its order.created is unknown.
+    """
+
+    facts: Sequence[Item]
+    seen: Sequence[tuple[str, str]]
+    last: Sequence[Item]
+    state: tuple[int, bytes] | None
+    placed: bool
+    waits: bool
 
 
 @dataclass(slots=True)
@@ -94,6 +118,8 @@ class Held:
     raws: dict[RecordId, Item] = field(default_factory=dict)
     causes: dict[str, set[str | None]] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
+    placed: bool = False
+    """Its order.created was made of a checkout."""
 
     @property
     def order_id(self) -> str:
@@ -113,38 +139,55 @@ class Held:
 
 
 class Judge:
-    """Judges the orders of one lane. `home` tells the partition of a key."""
+    """Judges the orders of one lane. `home` tells the partition of a key, `room` how much an order may
+    hold.
+    """
 
-    def __init__(self, lane: Lane, index: Index, findings: Findings, home: Any) -> None:
+    def __init__(self, lane: Lane, index: Index, findings: Findings, home: Any, room: Room = ROOM) -> None:
         self._lane = lane
         self._index = index
         self._findings = findings
         self._home = home
+        self._room = room
         self._counts = findings.report.counts
         self._checked = findings.report.checked
 
-    def order(self, key: bytes, items: Iterable[Item]) -> None:
-        """Everything that was read under one key."""
+    def order(self, key: bytes, items: Iterable[Item], known: Known | None = None) -> Known | None:
+        """Judge everything that was read under one key and, of the order under it, what was known before.
+        Returns what is known of that order now, if that is to be kept; None if there is none.
+        """
         kinds: list[list[Item]] = [[], [], [], [], [], [], []]
         for item in items:
             kinds[item[1]].append(item)
         facts, derived, states, rows, entries, members, local = kinds
+        if known is not None:
+            facts[:0] = known.facts
+            if known.state is not None:
+                states.insert(0, (key, STATE, *known.state))
+        # In the order in which a lane's topics are read, whenever they were.
+        facts.sort(key=lambda item: _RANK[item[2]])
         order_id = key.decode("utf-8", "backslashreplace")
         at_home = is_canonical(key) and self._home(key) == self._lane.number
         held = self._fold(key, order_id, at_home, facts) if facts else None
+        kept: Item | None = None
         if self._lane.changelog is not None:
             # First: where the log allows several readings, the state says which one the pipeline took, and
             # the rest must agree with it.
             kept = self._judge_changelog(order_id, held, states)
-            self._judge_local(order_id, held, kept, states, local)
+            self._judge_local(order_id, held, None if kept is None else kept[3], states, local)
         if held is not None:
             self._count_order(held)
             self._judge_refunds(held)
             self._want_letters(held)
-        self._judge_derived(order_id, held, derived)
+        events = self._judge_derived(order_id, held, derived, known)
         self._judge_rows(order_id, held, rows)
         if self._lane.cached:
             self._judge_cache(order_id, held, entries, members)
+        if held is None or events is None or not self._lane.kept:
+            return None
+        last = [_as_item(key, event) for event in events.last]
+        state = None if kept is None else (kept[2], kept[3])
+        return Known(facts, events.seen, last, state, held.placed, held.reading.created is None)
 
     # -- facts -----------------------------------------------------------------------------------------------
 
@@ -152,7 +195,8 @@ class Judge:
         held: Held | None = None
         decisions = []
         for item in items:
-            item = _as_read(item)
+            if not item[-1] or type(item[-1][0][0]) is bytes:
+                item = _as_read(item)
             _, _, number, partition, offset, _, value, headers = item
             record_id = RecordId(LANE[number], partition, offset)
             if type(headers) is _Unreadable:
@@ -200,17 +244,21 @@ class Judge:
             partition == self._lane.number or topic in INTERNAL or not self._index.has_copy(record_id)
         )
         if fact.order_id != order_id or not at_home:
-            if topic != REKEYED and _size(item) > MOST_PASSED_ON:
+            if topic != REKEYED and _size(item) > self._room.passed_on:
                 self._refuse("record_too_large", record_ids, {})
             else:
                 self._look_for_copy(fact.order_id, order_id, record_id)
             return held
+        if fact.type == CREATED and not self._room.begins(fact):
+            self._refuse("order_too_large", record_ids, dict.fromkeys(record_ids, item))
+            return held
         if held is None:
-            held = Held(Order(order_id), timestamp)
+            held = Held(Order(order_id, self._room), timestamp)
         held.appended = min(held.appended, timestamp)
         self._add(held, fact, record_ids, item)
         held.causes.setdefault(parsed.event_id, set()).add(parsed.traceparent)
         if topic == CREATED and dict(headers).get("ce_source") == OURS:
+            held.placed = True
             self._index.add_placed(order_id)
         return held
 
@@ -238,6 +286,8 @@ class Judge:
         fact = self._of_then(read(CHECKOUT, value, headers).outcome, record_id)
         if isinstance(fact, Refusal):
             self._refuse(fact.code, [record_id], {record_id: item})
+        elif not self._room.begins(fact):
+            self._refuse("order_too_large", [record_id], {record_id: item})
         else:
             self._counts["checkouts"] += 1
             self._index.add_checkout(fact.order_id, record_id)
@@ -437,7 +487,7 @@ class Judge:
                     "letters", order_id, where, " or ".join(sorted(codes)), letter.code, letter.record_id
                 )
             item = raws.get(letter.record_id)
-            if item is None or _size(item) > MOST_PASSED_ON or is_raw(letter, item):
+            if item is None or _size(item) > self._room.passed_on or is_raw(letter, item):
                 continue
             if letter.code in _ORDER_CODES and self._is_fact(letter, refused):
                 continue
@@ -466,14 +516,19 @@ class Judge:
 
     # -- derived events --------------------------------------------------------------------------------------
 
-    def _judge_derived(self, order_id: str, held: Held | None, items: Iterable[Item]) -> None:
+    def _judge_derived(
+        self, order_id: str, held: Held | None, items: Sequence[Item], known: Known | None
+    ) -> DerivedEvents | None:
         events = (
             None
             if held is None
             else DerivedEvents(held.readings, held.causes, held.record_of, self._findings)
         )
+        if events is not None and known is not None:
+            events.recall(known.seen, [Event(DERIVED[item[2]], *item[3:]) for item in known.last])
         for _, _, number, partition, offset, event_id, cause, trace, value in items:
-            self._counts["derived_events"] += 1
+            if events is not None and events.take_written(DERIVED[number], event_id, cause, trace, value):
+                continue
             where = f"{DERIVED[number]}/{partition}@{offset}"
             try:
                 event = Event(DERIVED[number], partition, offset, event_id, cause, trace, value)
@@ -491,15 +546,18 @@ class Judge:
                 )
             else:
                 events.take(event)
+        if items:
+            self._counts["derived_events"] += len(items)
         if events is not None:
             events.finish(self._lane.complete)
             self._counts["derived_repetitions"] += events.repetitions
+        return events
 
     # -- states ----------------------------------------------------------------------------------------------
 
-    def _judge_changelog(self, order_id: str, held: Held | None, items: Sequence[Item]) -> bytes | None:
-        """Returns the state that recovery would keep: the highest version, the last of equals; a deletion is
-        later than all before it.
+    def _judge_changelog(self, order_id: str, held: Held | None, items: Sequence[Item]) -> Item | None:
+        """Returns the item of the state that recovery would keep: the highest version, the last of equals; a
+        deletion is later than all before it.
         """
         if held is None and not items:
             return None
@@ -559,7 +617,7 @@ class Judge:
             )
         else:
             self._compare_state(held, where, value)
-        return value
+        return (b"", STATE, offset, value)
 
     def _compare_state(self, held: Held, where: str, value: bytes) -> None:
         try:
@@ -723,7 +781,7 @@ class Judge:
             self._judge_ttl(order_id, key, ttl)
 
     def _judge_ttl(self, order_id: str, key: str, ttl: int) -> None:
-        if not 0 <= ttl <= _LONGEST_TTL:
+        if not 0 <= ttl <= LONGEST_TTL:
             self._findings.broken(
                 "cache", order_id, key, "TTL of at most 1800 s", "none" if ttl < 0 else f"{ttl / 1000:.0f} s"
             )
@@ -781,6 +839,13 @@ class Judge:
             if all(apart):
                 self._findings.at_rest("cache", held.order_id, key, *first_pair(apart))
         return parcels
+
+
+def _as_item(key: bytes, event: Event) -> Item:
+    """A derived event as it was read."""
+    number, value = DERIVED.index(event.type), msgspec.json.encode(event.data)
+    where = (number, event.partition, event.offset)
+    return (key, DERIVED_EVENT, *where, event.event_id, event.cause, event.trace, value)
 
 
 def _numbers(reading: Reading) -> set[tuple[str, str]]:
@@ -872,20 +937,14 @@ class _Unreadable(tuple[()]):
 
 
 def _as_read(item: Item) -> Item:
-    """A FACT with its headers as they were read: on disk, names that aren't UTF-8 are bytes, and
-    None stands for _Unreadable.
+    """A FACT with its headers as they were read: on disk, all names are bytes where one may be no UTF-8,
+    and None stands for _Unreadable.
     """
     headers = item[-1]
     if headers is None:
         return [*item[:-1], _Unreadable()]
-    if any(type(name) is bytes for name, _ in headers):
-        return [
-            *item[:-1],
-            [
-                (name.decode("utf-8", "surrogateescape") if type(name) is bytes else name, text)
-                for name, text in headers
-            ],
-        ]
+    if headers and type(headers[0][0]) is bytes:
+        return [*item[:-1], [(name.decode("utf-8", "surrogateescape"), text) for name, text in headers]]
     return item
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Protocol, Self
 
 from aiokafka import TopicPartition
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.consumer.fetcher import READ_COMMITTED
 from aiokafka.errors import (
     CoordinatorNotAvailableError,
@@ -55,6 +57,7 @@ class Record(Protocol):
     headers: Sequence[tuple[str, bytes | None]]
 
 
+@functools.lru_cache(maxsize=1 << 16)  # an order has rows and cache entries in several places
 def partition_of(key: bytes, partitions: int) -> int:
     """Where Kafka's default partitioner puts a key: murmur2 of it, as the JVM's clients have it (a test
     compares with aiokafka's).
@@ -168,6 +171,16 @@ class Log:
             raise LogUnavailable(f"Kafka lists no topics: {told(error)}") from error
         return {each["topic"]: len(each["partitions"]) for each in described if each["partitions"]}
 
+    async def largest_batch(self, topic: str) -> int | None:
+        """A topic's max.message.bytes; None: it may not be seen."""
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic)
+        try:
+            answers = await asyncio.wait_for(self._cluster.describe_configs([resource]), self._timeout)
+        except (KafkaError, TimeoutError) as error:
+            raise LogUnavailable(f"Kafka tells no configuration of {topic}: {told(error)}") from error
+        entries = [entry for answer in answers for each in answer.resources for entry in each[4]]
+        return next((int(entry[1]) for entry in entries if entry[0] == "max.message.bytes"), None)
+
     async def cluster(self) -> str:
         """The cluster's id."""
         try:
@@ -192,6 +205,14 @@ class Log:
         except (KafkaError, TimeoutError) as error:
             raise LogUnavailable(f"Kafka tells no offsets: {told(error)}") from error
         return {partition: Span(starts[partition], ends[partition]) for partition in wanted}
+
+    async def written(
+        self, topics: Iterable[str], number: int, counts: Mapping[str, int]
+    ) -> dict[TopicPartition, Span]:
+        """What can be read now of a partition of each topic. `counts`: partitions of all that exist."""
+        return await self.spans(
+            [TopicPartition(topic, number) for topic in topics if number < counts.get(topic, 0)]
+        )
 
     async def committed(self, group: str) -> dict[TopicPartition, int]:
         """What a consumer group has committed; a partition without a commit is left out."""

@@ -38,16 +38,8 @@ MOST_ITEMS: Final = 1_000
 MOST_CHARACTERS: Final = 1_000
 MOST_DEEP: Final = 500
 """Arrays and objects of a JSON document in each other."""
-MOST_PASSED_ON: Final = 7 << 20
-"""Bytes of a record, uncompressed, with 10 more for each header: a larger one is neither re-keyed
-nor held by its dead letter.
-"""
-MOST_FACTS: Final = 1 << 20
-MOST_SCANS: Final = 2 << 20
-MOST_DECISIONS: Final = 11 << 20
-"""Bytes of the facts of one event type (of shipment.updated and deadline.passed, of refund.decided) that one
-order takes in, as `size` counts them.
-"""
+LARGEST_BATCH: Final = 24 << 20
+"""Bytes of a batch that the changelog takes, unless a setting says less."""
 FIRST_UNIT: Final = 0
 """Number of a line's first unit in refund.decided."""
 
@@ -101,6 +93,37 @@ class Decision:
     units: tuple[tuple[str, int], ...]
     shipping: tuple[str, ...]
     time: datetime | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much an order and a record may hold, where the changelog takes batches of so many bytes."""
+
+    batch: int = LARGEST_BATCH
+
+    @property
+    def passed_on(self) -> int:
+        """Bytes of a record, uncompressed, with 10 more for each header: a larger one is neither re-keyed
+        nor held by its dead letter.
+        """
+        return min(8 << 20, self.batch) // 8 * 7
+
+    def facts(self, type_: str) -> int:
+        """Bytes of the facts of one event type that one order takes in, as `size` counts them."""
+        share = {"shipment.updated": 2, "deadline.passed": 2, "refund.decided": 11}.get(type_, 1)
+        return share * self.batch // 24
+
+    def begins(self, created: Fact) -> bool:
+        """Whether an order may begin with this order.created or checkout."""
+        lines = created.content["items"]
+        texts = [created.content.get("region", ""), *(line["sku"] for line in lines)]
+        counted = 3_200 * len(lines) + 24 * sum(line["quantity"] for line in lines)
+        counted += 3 * sum(len(text.encode()) for text in texts)
+        return self.batch >= LARGEST_BATCH or counted <= self.batch // 3
+
+
+ROOM: Final = Room()
+"""Where no setting says less."""
 
 
 class Event(NamedTuple):
@@ -242,8 +265,12 @@ class Envelope:
             raise Refused("tombstone", "no value")
         self._document = document = _json(value)
         # A header without a value is none. Of several with one name the last counts.
-        self._headers = {name: raw for name, raw in headers if raw is not None}
-        media_type = self._headers.get("content-type", b"").split(b";")[0].strip(b" \t\r\n\v\f").lower()
+        self._headers: dict[str, Any] = dict(headers)
+        if None in self._headers.values():
+            self._headers = {name: raw for name, raw in headers if raw is not None}
+        media_type = self._headers.get("content-type", b"")
+        if media_type != b"application/json":
+            media_type = media_type.split(b";")[0].strip(b" \t\r\n\v\f").lower()
         marked = (
             "ce_specversion" not in self._headers
             and isinstance(document, dict)
@@ -364,7 +391,7 @@ _ESCAPE: Final = re.compile(
     r"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
 )
-_plain: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant).decode
+_plain: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_refuse_constant).raw_decode
 _patient: Final = json.JSONDecoder(
     object_pairs_hook=_object, parse_constant=_refuse_constant, parse_int=_integer
 ).decode
@@ -375,13 +402,13 @@ def _json(value: bytes) -> Any:
         text = value.decode("utf-8")
         _refuse_deep(text)
         try:
-            document = _plain(text)
+            document, end = _plain(text)
         except ValueError:
-            document = _patient(
-                text
-                # Python refuses to convert an integer of thousands of digits; whatever
-                # else is wrong fails again.
-            )
+            end = -1
+        if end != len(text):
+            # White space around it, or an integer of thousands of digits, which Python refuses to convert;
+            # whatever else is wrong fails again.
+            document = _patient(text)
     except ValueError as error:
         raise Refused("not_json", str(error)[:200].encode("ascii", "backslashreplace").decode()) from None
     if "\\u" in text and any(escape["lone"] for escape in _ESCAPE.finditer(text)):
@@ -409,6 +436,9 @@ _CANONICAL: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}
 _UUID: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 _MONEY: Final = re.compile(r"(0|[1-9][0-9]*)(?:\.([0-9]+))?")
 _DATE: Final = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
+_USUAL_TIME: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{3}|\.[0-9]{6})?Z", re.ASCII
+)
 _TIME: Final = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]+))?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
 )
@@ -457,6 +487,11 @@ def uuid5(namespace: bytes, name: str) -> str:
 
 
 def _time(value: Any, path: str) -> datetime:
+    if isinstance(value, str) and _USUAL_TIME.fullmatch(value):
+        try:
+            return datetime.fromisoformat(value)
+        except ValueError:  # a leap second, or no date
+            pass
     match = _TIME.fullmatch(value) if isinstance(value, str) and len(value) <= MOST_CHARACTERS else None
     if match is None:
         raise Refused("field_malformed", path)
@@ -805,10 +840,11 @@ class Order:
     each is a reading of its own.
     """
 
-    __slots__ = ("_first", "_sizes", "candidates", "decisions", "order_id")
+    __slots__ = ("_first", "_room", "_sizes", "candidates", "decisions", "order_id")
 
-    def __init__(self, order_id: str) -> None:
+    def __init__(self, order_id: str, room: Room = ROOM) -> None:
         self.order_id = order_id
+        self._room = room
         self.candidates: dict[NaturalKey, list[Candidate]] = {}
         self.decisions: dict[int, Decision] = {}
         self._first: dict[tuple[NaturalKey, bool], Candidate] = {}
@@ -839,8 +875,7 @@ class Order:
                 + size(earlier)
                 - (0 if candidate is None else size(candidate.fact))
             )
-            most = MOST_SCANS if fact.type in ("shipment.updated", "deadline.passed") else MOST_FACTS
-            if size_now > max(self._sizes.get(fact.type, 0), most):
+            if size_now > max(self._sizes.get(fact.type, 0), self._room.facts(fact.type)):
                 return Refusal("order_too_large", fact.type)
             self._sizes[fact.type] = size_now
         if candidate is None:
@@ -857,7 +892,7 @@ class Order:
         True if it was taken.
         """
         size_now = self._sizes.get("refund.decided", 0) + _size_of_decision(decision)
-        if decision.n != len(self.decisions) or size_now > MOST_DECISIONS:
+        if decision.n != len(self.decisions) or size_now > self._room.facts("refund.decided"):
             return False
         self._sizes["refund.decided"] = size_now
         self.decisions[decision.n] = decision
@@ -1006,6 +1041,7 @@ class Reading:
     def __init__(self, order_id: str, facts: Iterable[Fact], decisions: Mapping[int, Decision]) -> None:
         self.order_id = order_id
         self.namespace = uuid_bytes(order_id)
+        self._made: dict[str, str] = {}
         self.facts = list(facts)
         self.decisions = [decisions[n] for n in sorted(decisions)]
         self.version = len(self.facts)
@@ -1187,7 +1223,7 @@ class Reading:
 
     @staticmethod
     def _status(lines: Iterable[Line], confirmed: bool) -> str:
-        """The highest milestone that holds; the last three need a live unit."""
+        """The highest status that holds; the last three need a live unit."""
         living = [line for line in lines if line.live_count]
         if living and all(line.at_least[RETURNED] >= line.live_count for line in living):
             return "returned"
@@ -1468,7 +1504,10 @@ class Reading:
 
     def made_id(self, name: str) -> str:
         """An id that the pipeline makes: uuid5 in the namespace of the order."""
-        return uuid5(self.namespace, name)
+        made_id = self._made.get(name)
+        if made_id is None:
+            made_id = self._made[name] = uuid5(self.namespace, name)
+        return made_id
 
     def event_id(self, type_: str, made_id: str) -> str:
         """ce_id of a derived event."""

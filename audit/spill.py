@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Final
 from zlib import crc32
@@ -42,6 +44,13 @@ class Spill:
         self._sizes = [0] * buckets
         self._end = 0
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For a process that is being spawned, which reads on in the same file. It must have been flushed."""
+        return {**vars(self), "_file": DupFd(self._file.fileno())}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _file=os.fdopen(state["_file"].detach(), "r+b"))
+
     def __len__(self) -> int:
         """Buckets."""
         return len(self._sizes)
@@ -56,13 +65,13 @@ class Spill:
         self._sizes[bucket] += size
         self._waiting_bytes += size
         if self._waiting_bytes >= BUFFER_BYTES:
-            self._flush()
+            self.flush()
 
     def items(self, bucket: int) -> Iterator[list[Any]]:
         """A bucket's items in their order."""
+        # Read at its place, not by a position in the file: processes share that.
         for offset, length in self._chunks[bucket]:
-            self._file.seek(offset)
-            yield from _decode(self._file.read(length))
+            yield from _decode(os.pread(self._file.fileno(), length, offset))
         yield from map(list, self._waiting[bucket])
 
     def groups(self, bucket: int, divisor: int = 1) -> Iterator[dict[bytes, list[list[Any]]]]:
@@ -88,18 +97,19 @@ class Spill:
             groups.setdefault(item[0], []).append(item)
         yield groups
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write what is still in memory."""
         for bucket, items in enumerate(self._waiting):
             if items:
                 chunk = _encode(items)
                 self._chunks[bucket].append((self._end, len(chunk)))
-                self._file.seek(self._end)
                 self._file.write(chunk)
                 self._end += len(chunk)
                 self._waiting[bucket] = []
+        self._file.flush()
         self._waiting_bytes = 0
 
 
-def size_of(item: list[Any] | Item) -> int:
+def size_of(item: Iterable[Any]) -> int:
     """Bytes of an item's texts."""
     return sum(len(part) for part in item if isinstance(part, (bytes, str)))

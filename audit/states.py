@@ -313,7 +313,9 @@ def _cut(arrays: Any, size: int) -> Any:
 
 
 def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+    if type(value) is not list:
+        return value
+    return tuple([_tuples(each) if type(each) is list else each for each in value])
 
 
 def _readable(value: Any) -> str:

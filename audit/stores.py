@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -101,19 +101,33 @@ def _as_line(name: str) -> Callable[[Any], str]:
         return _money_line
     if name in _NUMBERS:
         return str
-    return lambda text: text if _TO_ESCAPE.search(text) is None else _TO_ESCAPE.sub(_escape, text)
+    return _as_is
+
+
+def _as_is(text: str) -> str:
+    return text
 
 
 _WRITERS: Final = {table: tuple(_as_line(name) for name in columns(table)) for table in TABLES}
+_SPECIAL: Final = {
+    table: [(at, write) for at, write in enumerate(writers) if write is not _as_is]
+    for table, writers in _WRITERS.items()
+}
+"""Table -> (number of a column, what writes it), where that isn't the text as it is."""
 
 
 def line_of(table: str, row: Sequence[Any]) -> bytes:
     """A row of the reference (text, None for NULL) as a line of COPY in text format: what
     `Rows.lines` gives for the same row.
     """
-    return "\t".join(
-        ["\\N" if value is None else write(value) for write, value in zip(_WRITERS[table], row, strict=True)]
-    ).encode()
+    texts = list(row)
+    for at, write in _SPECIAL[table]:
+        if texts[at] is not None:
+            texts[at] = write(texts[at])
+    plain = "".join([text for text in texts if text is not None])
+    if _TO_ESCAPE.search(plain) is not None:  # hardly ever
+        texts = [text if text is None else _TO_ESCAPE.sub(_escape, text) for text in texts]
+    return "\t".join(["\\N" if text is None else text for text in texts]).encode()
 
 
 def comparable(table: str, row: Sequence[Any]) -> Row:
@@ -141,12 +155,22 @@ def row_of(table: str, line: bytes) -> Row:
         elif name in _NUMBERS:
             values.append(int(text))
         else:
-            values.append(_ESCAPED.sub(lambda match: _UNESCAPES.get(match[1], match[1]), text))
+            values.append(_unescape(text))
     return tuple(values)
 
 
+def text_at(line: bytes, at: int) -> str | None:
+    """The text in a column of a line of COPY."""
+    text = line.split(b"\t")[at].decode()
+    return None if text == "\\N" else _unescape(text)
+
+
+def _unescape(text: str) -> str:
+    return _ESCAPED.sub(lambda match: _UNESCAPES.get(match[1], match[1]), text)
+
+
 class Rows:
-    """The four tables, read once, in one snapshot, in a transaction that can't write.
+    """The four tables, read in a snapshot, in a transaction that can't write.
     Methods block on the network.
 
     They raise StoreUnavailable.
@@ -158,6 +182,7 @@ class Rows:
     @classmethod
     @asynccontextmanager
     async def open(cls, dsn: str, *, timeout: float = 10.0) -> AsyncIterator[Rows]:
+        """A connection. What is read is read in a `snapshot`."""
         # Not read-only for the whole session: target_session_attrs would take every server for one
         # that can't be written to. What else is needed is said in the transaction: a pooler may give the
         # session to somebody else afterwards.
@@ -168,13 +193,21 @@ class Rows:
             raise StoreUnavailable(f"no Postgres at {_without_password(dsn)}: {told(error)}") from error
         _keep_alive(connection._transport)  # type: ignore[attr-defined]
         try:
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                await connection.execute(
-                    "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL search_path = public"
-                )
-                yield cls(connection)
+            yield cls(connection)
         finally:
             await connection.close()
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[None]:
+        """What is read in this block is as it was at the first read."""
+        try:
+            async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+                await self._connection.execute(
+                    "SET LOCAL timezone = 'UTC'; SET LOCAL datestyle = 'ISO'; SET LOCAL search_path = public"
+                )
+                yield
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:  # also of its end
+            raise StoreUnavailable(f"Postgres: {told(error)}") from error
 
     async def estimate(self) -> int:
         """About how many rows there are, by Postgres' statistics.
@@ -187,8 +220,10 @@ class Rows:
         )
         return int(await self._run(self._connection.fetchval(query)))
 
-    async def lines(self, table: str, take: Callable[[bytes, bytes], None]) -> None:
-        """Calls `take(order id as text, line)` for every row of a table."""
+    async def lines(self, table: str, take: Callable[[bytes, bytes], None], where: str = "") -> None:
+        """Calls `take(order id as text, line)` for every row of a table, or those that `where` says: see
+        rows_of and rows_between.
+        """
         rest = b""
 
         async def output(chunk: bytes) -> None:
@@ -199,6 +234,8 @@ class Rows:
                 take(line[:36], line[37:])
 
         query = f"SELECT {order_column(table)}, {', '.join(columns(table))} FROM {table}"
+        if where:
+            query += f" WHERE {where.replace('?', order_column(table))}"
         await self._run(self._connection.copy_from_query(query, output=output))
 
     @staticmethod
@@ -214,6 +251,18 @@ class Rows:
             ) from error
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreUnavailable(f"Postgres: {told(error)}") from error
+
+
+def rows_of(keys: Iterable[bytes]) -> str:
+    """Of these orders, for Rows.lines: their canonical ids."""
+    return f"? = ANY ('{{{','.join(key.decode() for key in keys)}}}'::uuid[])"
+
+
+def rows_between(after: bytes, last: bytes) -> str:
+    """Of the orders after the one id, up to the other one; b"": from the first, to the last."""
+    bounds = [f"? > '{after.decode()}'"] if after else []
+    bounds += [f"? <= '{last.decode()}'"] if last else []
+    return " AND ".join(bounds)
 
 
 def _keep_alive(transport: Any) -> None:
@@ -240,15 +289,14 @@ def _without_password(dsn: str) -> str:
 
 # One answer for many keys, in MessagePack: a client spends as long on one small answer as Redis does on a
 # key. MessagePack in Lua writes all strings as text, so what isn't ASCII goes as hexadecimal digits.
-_SCAN: Final = """
-local prefix = ARGV[3]
+_LOOK: Final = """
+local prefix = ARGV[1]
 local function packed(text)
   if not string.find(text, '[\\128-\\255]') then return text end
   return {(string.gsub(text, '.', function(char) return string.format('%02x', string.byte(char)) end))}
 end
-local scanned = redis.call('SCAN', ARGV[1], 'COUNT', ARGV[2])
 local found = {}
-for _, key in ipairs(scanned[2]) do
+local function look(key)
   local name = string.sub(key, #prefix + 1)
   local family = string.match(name, '^order:') or string.match(name, '^tracking:')
     or string.match(name, '^user:.*:orders$')
@@ -264,14 +312,29 @@ for _, key in ipairs(scanned[2]) do
     found[#found + 1] = {packed(name), kind, redis.call('PTTL', key), value}
   end
 end
+"""
+_SCAN: Final = (
+    _LOOK
+    + """
+local scanned = redis.call('SCAN', ARGV[2], 'COUNT', ARGV[3])
+for _, key in ipairs(scanned[2]) do look(key) end
 return cmsgpack.pack({scanned[1], found})
 """
+)
+_SOME: Final = (
+    _LOOK
+    + """
+for n = 2, #ARGV do look(prefix .. ARGV[n]) end
+return cmsgpack.pack({'', found})
+"""
+)
 COMMANDS: Final = frozenset({"DBSIZE", "EVAL_RO", "GET", "INFO", "MGET", "PTTL", "SCAN", "TYPE", "ZRANGE"})
 """All that a Cache sends to Redis, in the script too."""
 _SCAN_COUNT: Final = 1000
 _CHECKPOINT: Final = re.compile(rb"[0-9]+ [0-9]+ ([0-9]+)")
 """A lane's checkpoint: generation of the group, number of the write, position in the changelog."""
 _ORDERS_A_CALL: Final = 100
+_KEYS_A_CALL: Final = 500
 
 
 class Entry(NamedTuple):
@@ -296,7 +359,9 @@ class Tracked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CacheServer:
-    """A Redis. `open` makes a client, `where` is for a person, `prefix` is that of the pipeline's keys."""
+    """A Redis. `open` makes a client (it must be picklable), `where` is for a person, `prefix` is that of the
+    pipeline's keys.
+    """
 
     open: Callable[[], redis.asyncio.Redis]
     where: str
@@ -330,13 +395,27 @@ class Cache:
         while True:
             try:
                 run: Any = self._client.execute_command
-                raw = await run("EVAL_RO", _SCAN, 0, cursor, _SCAN_COUNT, self._prefix)
+                raw = await run("EVAL_RO", _SCAN, 0, self._prefix, cursor, _SCAN_COUNT)
             except (RedisError, OSError) as error:
                 raise self._unavailable(error) from error
             cursor, keys = msgspec.msgpack.decode(raw)
             yield [entry for entry in map(_entry, keys) if entry is not None]
             if cursor == "0":
                 return
+
+    async def some(self, names: Sequence[str]) -> list[Entry]:
+        """What lies under these keys."""
+        entries: list[Entry] = []
+        for first in range(0, len(names), _KEYS_A_CALL):
+            some = names[first : first + _KEYS_A_CALL]
+            try:
+                run: Any = self._client.execute_command
+                raw = await run("EVAL_RO", _SOME, 0, self._prefix, *some)
+            except (RedisError, OSError) as error:
+                raise self._unavailable(error) from error
+            _, keys = msgspec.msgpack.decode(raw)
+            entries += [entry for entry in map(_entry, keys) if entry is not None]
+        return entries
 
     async def parcels(self, key: str, order_ids: Sequence[str]) -> Tracked | None:
         """What is under a tracking number's key now, and of which of these orders there are summaries;

@@ -20,11 +20,11 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import asyncpg
 import psutil
@@ -84,7 +84,7 @@ def run(plan: Plan) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="orders-bench-") as folder:
         stack = Stack.start(Path(folder) / "stack")
         try:
-            asyncio.run(_track_commits(stack.env))
+            asyncio.run(track_commits(stack.env))
             stack.stop()
             stack = Stack.start(Path(folder) / "stack")
             return _Bench(plan, stack, Path(folder)).run()
@@ -92,7 +92,19 @@ def run(plan: Plan) -> dict[str, Any]:
             stack.purge()
 
 
-class _Worker:
+class Process(Protocol):
+    """What is measured: a process that handles records."""
+
+    def cpu_seconds(self) -> float:
+        """Seconds of CPU since its start."""
+
+    def metrics(self) -> dict[str, float]:
+        """`records` handled, `finished` (when its last batch was, seconds since 1970), and what
+        else is known. Empty until it tells. Raises BenchFailed if it has ended.
+        """
+
+
+class Worker:
     """One `orders worker` process and its metrics."""
 
     def __init__(self, name: str, env: dict[str, str], log: Path) -> None:
@@ -129,6 +141,10 @@ class _Worker:
                     values[f"{sample.labels['step']}{sample.name.removeprefix('orders_step_seconds')}"] = (
                         sample.value
                     )
+                elif sample.name == "orders_event_loop_lag_seconds_count":
+                    values["looks"] = sample.value
+                elif sample.name == "orders_event_loop_lag_seconds_bucket" and sample.labels["le"] == "0.02":
+                    values["looks_in_time"] = sample.value
                 elif sample.name == "orders_last_batch_timestamp_seconds":
                     values["finished"] = sample.value
                 elif sample.name == "orders_derived_total":
@@ -164,19 +180,19 @@ class _Bench:
 
     def run(self) -> dict[str, Any]:
         plan = self.plan
-        _orders(self.stack.env, "init")
+        orders(self.stack.env, "init")
         idle = self._leave_open() if plan.open_orders else {}
         plan.say(f"pre-loading the events of {plan.orders:,} orders")
         sent = asyncio.run(send(self.settings, workload(plan.orders, plan.seed, plan.spread)))
         with self._workers("w") as workers:
-            drained = self._drain(workers, sent.records)
+            drained = drain(self.stack, workers, sent.records)
             plan.say(
                 f"drained at {drained['events_per_second']:,.0f} events/s; now {plan.rate} events/s for"
                 f" {plan.seconds} s"
             )
-            before = self._cpu(workers)
+            before = cpu_seconds(self.stack, workers)
             latency = asyncio.run(self._latency())
-            cpu = {name: used - before[name] for name, used in self._cpu(workers).items()}
+            cpu = {name: used - before[name] for name, used in cpu_seconds(self.stack, workers).items()}
             latency["latency_cpu_us_per_event"] = {
                 name: round(used * 1e6 / (plan.rate * plan.seconds), 1) for name, used in cpu.items()
             }
@@ -200,84 +216,28 @@ class _Bench:
         )
         sent = asyncio.run(send(self.settings, created))
         with self._workers("o") as workers:
-            self._drain(workers, sent.records)
-            asyncio.run(self._settle())
-            before, started = self._cpu(workers)["worker"], time.monotonic()
+            drain(self.stack, workers, sent.records)
+            asyncio.run(settle(self.settings.postgres.get_secret_value()))
+            before, started = cpu_seconds(self.stack, workers)["worker"], time.monotonic()
             time.sleep(plan.seconds)
-            cores = (self._cpu(workers)["worker"] - before) / (time.monotonic() - started) / len(workers)
+            used = cpu_seconds(self.stack, workers)["worker"] - before
+            cores = used / (time.monotonic() - started) / len(workers)
             memory = max(worker.process.memory_info().rss for worker in workers)
         return {"idle_cores_per_worker": round(cores, 4), "idle_resident_bytes_per_worker": memory}
 
     @contextmanager
-    def _workers(self, prefix: str, count: int | None = None) -> Iterator[list[_Worker]]:
+    def _workers(self, prefix: str, count: int | None = None) -> Iterator[list[Worker]]:
         numbers = range(count or self.plan.workers)
-        workers = [_Worker(f"{prefix}{n}", self.env, self.folder / f"{prefix}{n}.log") for n in numbers]
+        workers = [Worker(f"{prefix}{n}", self.env, self.folder / f"{prefix}{n}.log") for n in numbers]
         try:
             yield workers
         finally:
             for worker in workers:
                 worker.stop()
 
-    def _drain(self, workers: list[_Worker], total: int) -> dict[str, Any]:
-        first: tuple[float, dict[str, float], dict[str, float]] | None = None
-        last_change = time.monotonic()
-        seen = 0.0
-        while True:
-            metrics = _merged(worker.metrics() for worker in workers)
-            now = time.monotonic()
-            records = metrics.get("records", 0.0)
-            if records != seen:
-                seen, last_change = records, now
-            if records and first is None:
-                first = (now, metrics, self._cpu(workers))
-            if first is not None and records >= total:
-                break
-            if now - last_change > 120:
-                raise BenchFailed(f"the workers stand still at {records:,.0f} of {total:,} records")
-            time.sleep(POLL_SECONDS)
-        _, before, cpu_before = first
-        cpu = self._cpu(workers)
-        handled = seen - before["records"]
-        if handled <= 0:
-            raise BenchFailed("the workers were done before the first look at them", "give more --orders")
-        # Both ends by the workers' own clock readings, so that the interval of the questions doesn't matter.
-        elapsed = metrics["finished"] - before["finished"]
-        steps = {
-            step: (metrics.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled
-            for step in STEPS
-        }
-        split = {name: (cpu[name] - cpu_before[name]) * 1e6 / handled for name in cpu}
-        return {
-            "events_per_second": round(handled / elapsed, 1),
-            "events": int(total),
-            "seconds": round(elapsed, 3),
-            "cpu_us_per_event": {name: round(value, 1) for name, value in split.items()},
-            "step_us_per_event": {name: round(value, 1) for name, value in steps.items()},
-            "records_per_batch": round(
-                handled / max(1.0, metrics.get("fold_count", 0.0) - before.get("fold_count", 0.0)), 1
-            ),
-            "derived_per_event": round(
-                (metrics.get("derived", 0.0) - before.get("derived", 0.0)) / handled, 2
-            ),
-        }
-
-    def _cpu(self, workers: list[_Worker]) -> dict[str, float]:
-        return {"worker": sum(worker.cpu_seconds() for worker in workers), **self.stack.cpu_seconds()}
-
-    async def _settle(self) -> None:
-        """Write down what the drain left in memory: else its checkpoint falls into the
-        seconds that are measured next.
-        """
-        connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
-        try:
-            await connection.execute("CHECKPOINT")
-        finally:
-            await connection.close()
-        os.sync()
-
     async def _latency(self) -> dict[str, Any]:
         plan = self.plan
-        await self._settle()
+        await settle(self.settings.postgres.get_secret_value())
         sent_at: dict[str, float] = {}
         caused_at: dict[bytes, float] = {}
 
@@ -294,23 +254,7 @@ class _Bench:
 
         async with _reading(self.settings, caused_at) as visible:
             await send(self.settings, stamped(), rate=plan.rate)
-        deadline = time.monotonic() + 60
-        connection = await asyncpg.connect(self.settings.postgres.get_secret_value())
-        try:
-            query = (
-                "SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS at"
-                " FROM orders_order WHERE id = ANY($1::uuid[])"
-            )
-            while True:
-                rows = await connection.fetch(query, list(sent_at))
-                waits = sorted((row["at"] - sent_at[row["id"]]) * 1000 for row in rows)
-                if len(rows) == len(sent_at) and waits[0] > 0:
-                    break
-                if time.monotonic() > deadline:
-                    raise BenchFailed(f"{len(rows)} of {len(sent_at)} orders arrived within a minute")
-                await asyncio.sleep(0.2)
-        finally:
-            await connection.close()
+        waits = await commit_waits(self.settings.postgres.get_secret_value(), "orders_order", sent_at)
         cuts = statistics.quantiles(waits, n=1000)
         return {
             "p50_ms": round(cuts[499], 1),
@@ -347,14 +291,6 @@ class _Bench:
             return {"seconds_from_nothing": round(time.monotonic() - started, 2)}
 
     def _conditions(self, records: int) -> dict[str, Any]:
-        cpu = next(
-            (
-                line.split(":")[1].strip()
-                for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")
-            ),
-            "unknown",
-        )
         return {
             "workload": {
                 "orders": self.plan.orders,
@@ -366,14 +302,119 @@ class _Bench:
             "delivery": self.plan.delivery,
             "open_orders": self.plan.open_orders,
             "kafka_partitions": self.settings.partitions,
-            "cores": os.cpu_count(),
-            "cpu": cpu,
-            "python": platform.python_version(),
-            "everything_on_one_machine": True,
+            **machine(),
         }
 
 
-def _merged(parts: Iterator[dict[str, float]]) -> dict[str, float]:
+def _late_share(now: dict[str, float], before: dict[str, float]) -> float:
+    """The share of the looks at the workers' event loops at which they were more than 20 ms late."""
+    looks, in_time = (now.get(name, 0.0) - before.get(name, 0.0) for name in ("looks", "looks_in_time"))
+    return round(1 - in_time / looks, 4) if looks else 0.0
+
+
+def machine() -> dict[str, Any]:
+    """The conditions of any measurement here."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cores": os.cpu_count(),
+        "cpu": models[0] if models else "unknown",
+        "python": platform.python_version(),
+        "everything_on_one_machine": True,
+    }
+
+
+def drain(
+    stack: Stack, workers: Sequence[Process], total: int, poll_seconds: float = POLL_SECONDS
+) -> dict[str, Any]:
+    """Wait until so many records are handled; events/s, CPU an event and what the workers' metrics tell.
+
+    Raises BenchFailed if a worker dies, or if they stand still.
+    """
+    first: tuple[float, dict[str, float], dict[str, float]] | None = None
+    last_change = time.monotonic()
+    seen = 0.0
+    while True:
+        metrics = merged(worker.metrics() for worker in workers)
+        now = time.monotonic()
+        records = metrics.get("records", 0.0)
+        if records != seen:
+            seen, last_change = records, now
+        if records and first is None:
+            first = (now, metrics, cpu_seconds(stack, workers))
+        if first is not None and records >= total:
+            break
+        if now - last_change > 120:
+            raise BenchFailed(f"the workers stand still at {records:,.0f} of {total:,} records")
+        time.sleep(poll_seconds)
+    _, before, cpu_before = first
+    cpu = cpu_seconds(stack, workers)
+    handled = seen - before["records"]
+    if handled <= 0:
+        raise BenchFailed("the workers were done before the first look at them", "give more --orders")
+    # Both ends by the workers' own clock readings, so that the interval of the questions doesn't matter.
+    elapsed = metrics["finished"] - before["finished"]
+    steps = {
+        step: (metrics.get(f"{step}_sum", 0.0) - before.get(f"{step}_sum", 0.0)) * 1e6 / handled
+        for step in STEPS
+    }
+    split = {name: (cpu[name] - cpu_before[name]) * 1e6 / handled for name in cpu}
+    return {
+        "events_per_second": round(handled / elapsed, 1),
+        "events": int(total),
+        "seconds": round(elapsed, 3),
+        "cpu_us_per_event": {name: round(value, 1) for name, value in split.items()},
+        "step_us_per_event": {name: round(value, 1) for name, value in steps.items()},
+        "loop_late_share": _late_share(metrics, before),
+        "records_per_batch": round(
+            handled / max(1.0, metrics.get("fold_count", 0.0) - before.get("fold_count", 0.0)), 1
+        ),
+        "derived_per_event": round((metrics.get("derived", 0.0) - before.get("derived", 0.0)) / handled, 2),
+    }
+
+
+def cpu_seconds(stack: Stack, workers: Sequence[Process]) -> dict[str, float]:
+    """worker, kafka, postgres, redis -> seconds of CPU that they used so far."""
+    return {"worker": sum(worker.cpu_seconds() for worker in workers), **stack.cpu_seconds()}
+
+
+async def settle(postgres: str) -> None:
+    """Write down what a drain left in memory: else its checkpoint falls into the
+    seconds that are measured next. Blocks.
+    """
+    connection = await asyncpg.connect(postgres)
+    try:
+        await connection.execute("CHECKPOINT")
+    finally:
+        await connection.close()
+    os.sync()
+
+
+async def commit_waits(postgres: str, table: str, sent_at: Mapping[str, float]) -> list[float]:
+    """Milliseconds from `sent_at` (order id -> seconds since 1970) to the commit of each order's row, sorted.
+
+    Waits for the rows. Raises BenchFailed if some aren't there, or not as late as that, within a minute.
+    """
+    deadline = time.monotonic() + 60
+    connection = await asyncpg.connect(postgres)
+    try:
+        query = (
+            "SELECT id::text, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 AS at"
+            f" FROM {table} WHERE id = ANY($1::uuid[])"
+        )
+        while True:
+            rows = await connection.fetch(query, list(sent_at))
+            waits = sorted((row["at"] - sent_at[row["id"]]) * 1000 for row in rows)
+            if len(rows) == len(sent_at) and waits[0] > 0:
+                return waits
+            if time.monotonic() > deadline:
+                raise BenchFailed(f"{len(rows)} of {len(sent_at)} orders arrived within a minute")
+            await asyncio.sleep(0.2)
+    finally:
+        await connection.close()
+
+
+def merged(parts: Iterator[dict[str, float]]) -> dict[str, float]:
     """Metrics of several workers: sums, and the latest time of a finished batch."""
     total: dict[str, float] = {}
     for part in parts:
@@ -415,12 +456,14 @@ async def _reading(settings: Settings, caused_at: dict[bytes, float]) -> AsyncIt
     values.update({"visible_p50_ms": round(cuts[499], 1), "visible_p99_ms": round(cuts[989], 1)})
 
 
-def _orders(env: dict[str, str], *arguments: str) -> None:
+def orders(env: dict[str, str], *arguments: str) -> None:
+    """Run a command of `orders`. Blocks. Raises CalledProcessError."""
     command = [sys.executable, "-c", "from cli.main import main; main()", *arguments]
     subprocess.run(command, env={**os.environ, **env}, check=True, stdout=subprocess.DEVNULL)
 
 
-async def _track_commits(env: dict[str, str]) -> None:
+async def track_commits(env: dict[str, str]) -> None:
+    """Have the next start of the server note when each transaction was committed."""
     connection = await asyncpg.connect(env["ORDERS_POSTGRES"])
     try:
         await connection.execute("ALTER SYSTEM SET track_commit_timestamp = on")

@@ -32,6 +32,8 @@ def api_command(
 ) -> None:
     """Serve orders over HTTP until SIGTERM or Ctrl-C, from Redis, else the replica, else the primary.
 
+    With ORDERS_API_WRITE=true it takes in events too (POST /events).
+
     Who may read: ORDERS_API_KEYS, named keys (orders keys), or tokens of an issuer (ORDERS_API_JWT_ISSUER).
 
     /openapi.json describes the paths. The databases may be away when it starts.
@@ -54,14 +56,14 @@ def api_command(
 
     from api.app import create_app
     from api.connection import Connection, Limits
+    from api.events import keeps_body
     from api.tls import TlsServer, certificate
     from cli.logs import configure
 
     application = create_app(settings)
     asyncio.run(application.state.access.prepare())
-    limits = Limits(
-        settings.api_request_timeout, settings.api_connections, settings.api_access_log
-    ).possible()
+    body = partial(keeps_body, application.state.access) if settings.api_write else None
+    limits = Limits.of(settings, body)
     context = None if cert is None or key is None else certificate(cert, key)
     listening = _bound(host, port)
     configure(settings, "api")

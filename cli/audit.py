@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json as jsonlib
-from typing import Annotated
+import signal
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
 import typer
 from rich.text import Text
 
 from audit.findings import CHECKS, Finding, Report
-from cli.terminal import Rows, Terminal, output, progress
+from audit.follow import Follower, Told
+from cli.terminal import Rows, Terminal, messages, output, progress
 from cli.text import printable
-from operations.auditing import audit, target_of
-from settings import get_settings
+from operations.auditing import audit, follow, target_of
+from settings import Settings, get_settings
+
+Follows = Annotated[
+    bool,
+    typer.Option(
+        "--follow",
+        help="Go on until Ctrl-C, some seconds behind the workers, and print what breaks when it does.",
+    ),
+]
+Interval = Annotated[
+    float, typer.Option(min=0.5, max=600, help="With --follow: seconds from one round to the next.")
+]
+Sweep = Annotated[
+    float,
+    typer.Option(
+        min=1,
+        max=10_000,
+        help="With --follow: how many orders without new records are compared each second.",
+    ),
+]
 
 
 def audit_command(
@@ -40,29 +64,121 @@ def audit_command(
             help="Compare the workers' local tables below ORDERS_DATA, if there are any.",
         ),
     ] = True,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full", help="Read the whole log again, whatever the checkpoint of the last audit says."
+        ),
+    ] = False,
+    follows: Follows = False,
+    interval: Interval = 5.0,
+    sweep: Sweep = 500.0,
 ) -> None:
-    """Fold the log a second time, independently of the pipeline, and compare everything written with it.
+    """Compute everything again from the log, independently of the pipeline, and compare all stores with it.
 
-    It only reads, joins no consumer group, and may run while workers do. It takes about 200 MB of memory
-    however many orders there are, and on disk about as much as one lane of the log, below $TMPDIR.
-    docs/audit.md says what is checked and how.
+    It only reads, joins no consumer group, and may run while workers do. docs/audit.md says what is checked
+    and how.
+
+    It leaves a checkpoint below ORDERS_DATA. The next audit reads only what the log got since then, compares
+    all rows, cache entries and local tables, and says what it took from the checkpoint unchecked; --full
+    reads everything.
+
+    For each core it takes about 200 MB of memory, however many orders there are, and below $TMPDIR as much
+    disk as one lane of the log.
+
+    With --follow it goes on from the checkpoint (without one it audits everything first) and prints a line
+    for each new difference, and for each that is gone again; with --json, an object. It goes on until SIGINT
+    or SIGTERM, serves metrics on ORDERS_METRICS_PORT, and leaves out local tables.
 
     Exits 0 if nothing is broken, 1 if something is (and names order, fact and store), 2 if it couldn't run
     because a server isn't there.
 
     Example:
 
-        orders wait && orders audit --max-findings 10
+        orders wait && orders audit --full --max-findings 10
+        orders audit --follow --sweep 2000
     """
+    if follows:
+        options = {"interval": interval, "rate": sweep, "full": full}
+        raise typer.Exit(asyncio.run(_follow(get_settings(), cache=cache, json=json, **options)))
     with progress("audit", quiet=json, transient=False) as bar:
-        target = target_of(get_settings(), cache=cache, tables=tables)
-        report = asyncio.run(audit(target, max_findings=max_findings, progress=bar.work))
+        target = target_of(get_settings(), cache=cache, tables=tables, checkpoints=True)
+        report = asyncio.run(audit(target, max_findings=max_findings, progress=bar.work, full=full))
     if json:
         print(jsonlib.dumps(report.document(), indent=2, sort_keys=True))
     else:
         show(report, output())
     if not report.clean:
         raise typer.Exit(1)
+
+
+async def _follow(settings: Settings, *, cache: bool, json: bool, **options: Any) -> int:
+    """Follow until a signal comes; returns the exit code."""
+    from cli.probes import serve
+    from streams import metrics
+
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    began, console = time.time(), output()
+
+    def tell(news: Told) -> None:
+        if json:
+            finding = asdict(news.finding)
+            del finding["severity"]
+            print(jsonlib.dumps({"at": _now(), "event": news.what, **finding}), flush=True)
+        else:
+            console.print(_line(news))
+
+    def say(what: str) -> None:
+        if json:
+            print(jsonlib.dumps({"at": _now(), "event": "notice", "text": what}), flush=True)
+        else:
+            messages().print(f"{_now()} {printable(what)}", style="yellow")
+
+    def measure(follower: Follower) -> None:
+        for check, count in follower.broken.items():
+            metrics.AUDIT_BROKEN.labels(check).set(count)
+        for name, offset in follower.positions.items():
+            metrics.AUDIT_POSITION.labels(*name.split("/")).set(offset)
+
+    with progress("audit", quiet=json, transient=True) as bar:
+        follower = Follower(
+            target_of(settings, cache=cache, tables=False, checkpoints=True),
+            tell=tell,
+            say=say,
+            after_round=measure,
+            progress=lambda what, done, total: None if follower.at else bar.work(what, done, total),
+            **options,
+        )
+        metrics.AUDIT_AGE.set_function(lambda: time.time() - (follower.at or began))
+        probes = serve(settings, metrics.AUDIT)
+        if probes is not None:
+            waits = "what was written before is audited first"
+            probes.watch(asyncio.get_running_loop(), lambda: None if follower.at else waits)
+        clean = await follow(follower, stop)
+    return 0 if clean else 1
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _line(news: Told) -> Text:
+    """One line: somebody reads it beside others, or a program cuts it out."""
+    finding = news.finding
+    line = Text.assemble(
+        (_now(), "dim"),
+        (f" {news.what}", "bold red" if news.what == "broken" else "bold green"),
+        f" {finding.check} {printable(finding.where)}",
+    )
+    if finding.order_id:
+        line.append(f" order {printable(finding.order_id)}", "cyan")
+    if news.what == "broken":
+        if finding.fact:
+            line.append(f" by {printable(finding.fact)}", "dim")
+        line.append(f" expected {printable(finding.expected)}, actual {printable(finding.actual)}")
+    return line
 
 
 def show(report: Report, console: Terminal) -> None:

@@ -32,8 +32,8 @@ def bench_command(
         typer.Option(
             min=1,
             help=(
-                "Orders between two events of the same order. The more, the fewer batches have an order"
-                " twice."
+                "How many orders lie between two events of one order. The more, the fewer batches have an"
+                " order twice."
             ),
         ),
     ] = 50_000,
@@ -46,7 +46,9 @@ def bench_command(
     delivery: Annotated[
         Delivery | None,
         typer.Option(
-            help="Delivery to readers of derived topics. Default: ORDERS_DELIVERY.", show_default=False
+            metavar="DELIVERY",
+            help="at_least_once or exactly_once. Default: ORDERS_DELIVERY.",
+            show_default=False,
         ),
     ] = None,
     open_orders: Annotated[
@@ -63,7 +65,7 @@ def bench_command(
 ) -> None:
     """Measure throughput by draining pre-loaded events, then latency at a fixed rate, on servers of its own.
 
-    Example: orders bench --orders 60000 --workers 2 --delivery exactly_once --json
+    Example: orders bench --workers 2 --delivery exactly_once --json
     """
     from benchmarks.run import Plan, run
 

@@ -30,7 +30,10 @@ from settings import Settings, get_settings
 from sinks.bulk import OtherJob
 
 app = typer.Typer(
-    help="Send files of orders, shipping updates or returns as background jobs.",
+    help=(
+        "Send files of orders, shipping updates or returns as background jobs.\n\nExample: [bold]orders bulk"
+        " submit orders orders.csv.gz --report refused.ndjson[/bold]"
+    ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -155,6 +158,7 @@ def _bounds(settings: Settings, max_bytes: int | None) -> Bounds:
         None if max_bytes else settings.bulk_file_ratio,
         settings.bulk_file_columns,
         settings.bulk_file_memory,
+        settings.limits.event,
     )
 
 
@@ -343,14 +347,15 @@ def _report(job: Job, refusals: list[Refusal], outcome: SubmitResult, as_json: b
         took = timedelta(seconds=ceil(job.accepted / outcome.rate))
         rate = f"ORDERS_BULK_RATE={outcome.rate:g}"
         console.print(
-            f"at {rate} a bulk worker takes at least {took} for it; orders bulk status tells how far it is"
+            f"a bulk worker that goes no faster than {rate} takes {took} for it; orders bulk status tells how"
+            " far it is"
         )
 
 
 @app.command("status")
 def status_command(
     job: Annotated[
-        str | None, typer.Argument(metavar="[JOB]", help="Only this job.", show_default=False)
+        str | None, typer.Argument(metavar="JOB", help="Only this job.", show_default=False)
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many jobs are shown, the newest.")] = 50,
     wide: Wide = False,

@@ -24,7 +24,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 regions_app = typer.Typer(
-    help="Partitions for single regions.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+    help=(
+        "Give single regions partitions of their own, in a database that is partitioned by region.\n\n"
+        "Example: [bold]orders db regions add SP RJ[/bold]"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
 )
 app.add_typer(regions_app, name="regions")
 
@@ -46,7 +52,7 @@ LockTimeout = Annotated[
 
 @app.callback()
 def db_command(ctx: typer.Context, wide: Wide = False, as_json: Json = False) -> None:
-    """Show the size of the Postgres tables, partition by partition, if no command is given.
+    """Without a command, show the size of the Postgres tables, partition by partition.
 
     Rows, dead rows and bloat are estimates from Postgres's statistics; nothing is scanned.
 
@@ -123,15 +129,14 @@ def link_command(
     timeout: LockTimeout = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Add foreign keys to column id of other services' tables in this database, declared or enforced.
-    Running it again is harmless.
+    """Add foreign keys to the column id of other services' tables in this database. Running it again is
+    harmless.
 
-    A declared one costs nothing and promises nothing. For an enforced one each new row is looked up (some 4
-    us, docs/database.md), and a lane waits for a missing row. Exits 1 if rows break a reference that is to be
-    enforced, and says which; then it isn't enforced.
+    A key is only declared, which costs nothing and promises nothing; or, with --enforced, it is looked up for
+    each new row (some 4 us, docs/database.md), and a lane waits for a row that is missing. Exits 1 if rows
+    break a key that is to be enforced, and says which; then it isn't enforced.
 
-    Example: [bold]orders db link --users accounts_user --products products_product --warehouses
-    warehouse[/bold]
+    Example: [bold]orders db link --users accounts_user --products products_product[/bold]
     """
     tables = {"users": users, "products": products, "warehouses": warehouses, "sellers": sellers}
     targets = {kind: tables[kind] or "" for kind in references.KINDS if tables[kind] is not None}
@@ -165,13 +170,18 @@ def link_command(
 def unlink_command(
     kinds: Annotated[
         list[LinkKind] | None,
-        typer.Argument(help="The references to remove. Default: all.", show_default=False),
+        typer.Argument(
+            metavar="KIND",
+            help="Which references to remove. Default: all.",
+            show_default=False,
+        ),
     ] = None,
     timeout: LockTimeout = 60.0,
     as_json: Json = False,
 ) -> None:
-    """Remove foreign keys to other services' tables: those that are named, else all (at a terminal it asks
-    first).
+    """Remove foreign keys to other services' tables: the kinds that are named, else all.
+
+    Without names it asks first at a terminal.
 
     Example: [bold]orders db unlink users[/bold]
     """
@@ -273,14 +283,14 @@ def _size(count: int) -> str:
 
 @regions_app.callback()
 def _regions() -> None:
-    """Partitions for single regions, in a database that is partitioned by region."""
+    """Give single regions partitions of their own, in a database that is partitioned by region."""
 
 
 @regions_app.command("add")
 def add_command(
     names: Annotated[
         list[str],
-        typer.Argument(metavar="REGION...", help="Regions, written as in the orders.", show_default=False),
+        typer.Argument(metavar="REGION", help="Regions, written as in the orders.", show_default=False),
     ],
     timeout: LockTimeout = 60.0,
     as_json: Json = False,

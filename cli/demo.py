@@ -145,16 +145,11 @@ def _worker(folder: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
     """Start a worker in the background (one that --keep left is ended first) and wait
     until it takes in records.
     """
+    from stack.processes import spawn
+
     _terminate(_left_worker(folder))
     log = folder / "worker.log"
-    with log.open("wb") as out:
-        worker = subprocess.Popen(
-            [*_ORDERS, "worker", "--name", "demo"],
-            env={**os.environ, **DEADLINES, **env},
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+    worker = spawn([*_ORDERS, "worker", "--name", "demo"], log=log, cwd=Path.cwd(), env={**DEADLINES, **env})
     (folder / WORKER_FILE).write_text(f"{worker.pid} {psutil.Process(worker.pid).create_time()}")
     deadline = time.monotonic() + READY_SECONDS
     with console.status("starting a worker"):
@@ -182,12 +177,12 @@ def _left_worker(folder: Path) -> psutil.Process | None:
 def _terminate(process: psutil.Process | None) -> None:
     if process is None:
         return
+    from stack.processes import gone
+
     process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(45)
-    except psutil.TimeoutExpired:
+    if not gone(process, 45):
         process.kill()
-        process.wait(10)
+        gone(process, 10)
 
 
 def _stop(folder: Path) -> None:
@@ -234,7 +229,9 @@ def _events(orders: int) -> tuple[list[Any], str]:
 
 
 async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[bytes]) -> None:
-    from operations.wait import wait
+    from operations.wait import POLL_SECONDS, wait
+    from streams.lag import LagReader
+    from streams.lag import total as records_left
     from workload.producer import send
 
     with console.status("making up orders"):
@@ -251,12 +248,15 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
             sent_bar.show(sent)
 
         def processed(_: int, remaining: int) -> None:
+            _require_alive(worker)
             done_bar.show(max(0, sent - remaining))
 
         sending = asyncio.ensure_future(send(settings, events, progress=count))
         with _watched(worker):
-            while not sending.done():
-                await wait(settings, 0, processed, cache=False)
+            async with LagReader(settings) as reader:
+                while not sending.done():
+                    processed(0, records_left(await reader.lag()))
+                    await asyncio.wait({sending}, timeout=POLL_SECONDS)
             await sending
             outcome = await wait(settings, DRAIN_SECONDS, processed)
     if not outcome.done:
@@ -275,6 +275,10 @@ async def _stream(settings: Settings, orders: int, worker: subprocess.Popen[byte
 @contextmanager
 def _watched(worker: subprocess.Popen[bytes]) -> Iterator[None]:
     yield
+    _require_alive(worker)
+
+
+def _require_alive(worker: subprocess.Popen[bytes]) -> None:
     if worker.poll() is not None:
         raise DemoFailed(f"the worker ended with exit code {worker.returncode}")
 

@@ -26,7 +26,10 @@ from operations.redrive import RedriveResult, Selection, redrive
 from settings import Settings, get_settings
 
 app = typer.Typer(
-    help="List dead letters, and send them back after a fix.",
+    help=(
+        "List dead letters, and send them back after a fix.\n\n"
+        "Example: [bold]orders dlq redrive --reason version_unknown --dry-run[/bold]"
+    ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -192,7 +195,7 @@ def redrive_command(
         bool, typer.Option("--dry-run", help="Say how many would be sent, and change nothing.")
     ] = False,
     most: Annotated[
-        int | None, typer.Option("--max", min=1, help="Most letters to send.", show_default=False)
+        int | None, typer.Option("--max", min=1, help="Send at most so many letters.", show_default=False)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
 ) -> None:

@@ -35,7 +35,10 @@ def events_command(
     """Print the reference of all events: topics, fields, ids, reason codes, as Markdown, JSON Schema or
     AsyncAPI.
 
-    Example: [bold]orders events > docs/events.md; orders events --write contracts[/bold]
+    Example:
+
+        orders events > docs/events.md
+        orders events --write contracts
     """
     if sum((as_json, as_asyncapi, write is not None)) > 1:
         raise OrdersError(

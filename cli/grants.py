@@ -27,17 +27,22 @@ class RoleName(StrEnum):
 
 app = typer.Typer(
     help=(
-        "What a role needs on Kafka, Postgres and Redis, and no more, made from the code."
-        f"\n\n{' '.join(f'{role}: {what}.' for role, what in PURPOSE.items())}"
-        " A user may have several roles, in Redis only one.\n\nNothing is changed, no server is asked, and no"
-        " password is printed or taken: docs/how-to/give-the-least-rights.md."
+        "Print what a role needs on Kafka, Postgres and Redis, and no more.\n\nEach role is for these"
+        " commands:\n\n"
+        + "\n".join(f"    {role:8}{what}" for role, what in PURPOSE.items())
+        + "\n\nA user may have several roles, in Redis only one. It only prints: it asks no server, changes"
+        " nothing, and neither takes nor prints a password. docs/how-to/give-the-least-rights.md has the"
+        " steps.\n\nExample: [bold]orders grants postgres --role worker | psql -d orders[/bold]"
     ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
 )
 
-Role = Annotated[RoleName, typer.Option("--role", help="For whom.")]
+Role = Annotated[
+    RoleName,
+    typer.Option("--role", metavar="ROLE", help=f"One of {', '.join(PURPOSE)}."),
+]
 User = Annotated[
     str | None, typer.Option("--user", help="The user's name. Default: orders-ROLE.", show_default=False)
 ]
@@ -58,7 +63,7 @@ def kafka_command(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print ACLs as commands for a shell; what it is given goes to each kafka-acls.sh.
+    """Print ACLs as a shell script that calls kafka-acls.sh. The script passes its arguments on to each call.
 
     Topics and groups are those of ORDERS_GROUP; the transactional ids come with
     ORDERS_DELIVERY=exactly_once.
@@ -74,8 +79,10 @@ def kafka_command(
 
 @app.command("postgres")
 def postgres_command(role: Role, user: User = None, as_json: AsJson = False) -> None:
-    """Print GRANT statements for psql, to be run by the owner of the tables after orders init; those of the
-    role owner before it, by who owns the database.
+    """Print GRANT statements for psql.
+
+    Run them as the owner of the tables, after orders init; those of the role owner before it, as the owner of
+    the database.
 
     Example: orders grants postgres --role worker --user w1 | psql -d orders
     """
@@ -88,8 +95,8 @@ def postgres_command(role: Role, user: User = None, as_json: AsJson = False) -> 
 
 @app.command("redis")
 def redis_command(role: Role, user: User = None, as_json: AsJson = False) -> None:
-    """Print the ACL SETUSER command for redis-cli or valkey-cli. It keeps the user's password, and takes all
-    other rights.
+    """Print the ACL SETUSER command for redis-cli or valkey-cli. It keeps the user's password and takes away
+    all other rights.
 
     Example: orders grants redis --role reader --user api | redis-cli
     """

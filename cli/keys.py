@@ -17,7 +17,10 @@ from errors import OrdersError
 from settings import get_settings
 
 app = typer.Typer(
-    help="Named keys of [bold]orders api[/bold], in the file ORDERS_API_KEY_STORE.",
+    help=(
+        "Make, list and revoke the named keys of orders api, in the file ORDERS_API_KEY_STORE.\n\nExample:"
+        " [bold]orders keys add shop --scope seller:SELLER_ID --expires 90d[/bold]"
+    ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

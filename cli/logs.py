@@ -18,6 +18,8 @@ from settings import Settings
 
 LIBRARIES: Final = ("aiokafka", "asyncpg", "kafka", "redis")
 """Loggers of clients of servers."""
+NOISY: Final = ("aiokafka", "kafka", "faust", "mode")
+"""Loggers of which lines count from a warning on."""
 EVERY: Final = 60.0
 """Seconds."""
 _MOST: Final = 1000
@@ -53,7 +55,7 @@ def configure(settings: Settings, worker: str) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    for noisy in ("aiokafka", "kafka", "faust", "mode"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 

@@ -5,6 +5,7 @@ one line and exit code 2.
 from __future__ import annotations
 
 import errno
+import faulthandler
 import gc
 import importlib
 import logging
@@ -31,8 +32,11 @@ from errors import OrdersError
 
 
 class Subcommand(NamedTuple):
-    """A subcommand and its module. `attribute` is a typer.Typer (a group) or a function (a command)."""
+    """A subcommand and its module. `attribute` is a typer.Typer (a group) or a function (a command).
+    `panel`: the heading below which `orders --help` lists it.
+    """
 
+    panel: str
     name: str
     module: str
     attribute: str
@@ -41,70 +45,120 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS: Final = (
     Subcommand(
-        "stack", "cli.stack", "app", "Run Kafka, Postgres and Redis on this machine, without containers."
-    ),
-    Subcommand("init", "cli.init", "init_command", "Create the topics and the tables that are missing."),
-    Subcommand(
-        "partitions",
-        "cli.partitions",
-        "partitions_command",
-        "Show how many partitions the topics have, and give them more.",
-    ),
-    Subcommand("db", "cli.db", "app", "Show the Postgres tables: partitions, sizes, regions, references."),
-    Subcommand("worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
-    Subcommand("replay", "cli.produce", "replay_app", "Send real orders as events."),
-    Subcommand("generate", "cli.produce", "generate_command", "Send synthetic orders as events."),
-    Subcommand(
-        "bulk", "cli.bulk", "app", "Send files of orders, shipping updates or returns as background jobs."
+        "Begin", "demo", "cli.demo", "demo_command", "See everything once, from nothing, in about a minute."
     ),
     Subcommand(
+        "Begin",
+        "stack",
+        "cli.stack",
+        "app",
+        "Run Kafka, Postgres and Redis on this machine, without containers.",
+    ),
+    Subcommand(
+        "Begin", "init", "cli.init", "init_command", "Create the topics and the tables that are missing."
+    ),
+    Subcommand(
+        "Begin",
+        "settings",
+        "cli.settings",
+        "settings_command",
+        "List every setting with its value and its reason.",
+    ),
+    Subcommand("Run", "worker", "cli.worker", "worker_command", "Run the pipeline in the foreground."),
+    Subcommand("Run", "api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
+    Subcommand("Run", "keys", "cli.keys", "app", "Make, list and revoke the named keys of orders api."),
+    Subcommand(
+        "Run",
+        "grants",
+        "cli.grants",
+        "app",
+        "Print what each role needs on Kafka, Postgres and Redis, and no more.",
+    ),
+    Subcommand("Send", "generate", "cli.produce", "generate_command", "Send synthetic orders as events."),
+    Subcommand(
+        "Send",
         "simulate",
         "cli.simulate",
         "simulate_command",
         "Simulate customers and services: orders from checkout to their end.",
     ),
-    Subcommand("wait", "cli.wait", "wait_command", "Wait until everything that was sent is processed."),
-    Subcommand("show", "cli.show", "show_command", "Explain one order: its facts, its status, its money."),
-    Subcommand("api", "cli.api", "api_command", "Serve orders over HTTP, for readers."),
-    Subcommand("keys", "cli.keys", "app", "Make, list and revoke the named keys of orders api."),
     Subcommand(
-        "grants", "cli.grants", "app", "Print what each role needs on Kafka, Postgres and Redis, and no more."
+        "Send", "replay", "cli.produce", "replay_app", "Send the real orders of a public dataset as events."
     ),
     Subcommand(
+        "Send",
+        "bulk",
+        "cli.bulk",
+        "app",
+        "Send files of orders, shipping updates or returns as background jobs.",
+    ),
+    Subcommand(
+        "Look", "wait", "cli.wait", "wait_command", "Wait until everything that was sent is processed."
+    ),
+    Subcommand(
+        "Look", "show", "cli.show", "show_command", "Explain one order: its facts, its status, its money."
+    ),
+    Subcommand(
+        "Look",
         "personal",
         "cli.personal",
         "personal_command",
-        "List all that is held about one user, for a request of information.",
+        "List all that is held about one user, for a data subject access request.",
     ),
     Subcommand(
-        "audit",
-        "cli.audit",
-        "audit_command",
-        "Compare all stores with a second fold of the log; exits 1 if something is broken.",
-    ),
-    Subcommand(
-        "repair", "cli.repair", "repair_command", "Repair broken states, rows and cache entries from the log."
-    ),
-    Subcommand(
-        "rebuild", "cli.rebuild", "app", "Rebuild rows, states and cache from the log, beside the pipeline."
-    ),
-    Subcommand(
-        "whatif",
-        "cli.whatif",
-        "whatif_command",
-        "Show what changed rules or settings would change, by replaying the log.",
-    ),
-    Subcommand("dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."),
-    Subcommand("bench", "cli.bench", "bench_command", "Measure throughput and latency."),
-    Subcommand("demo", "cli.demo", "demo_command", "See everything once, from nothing, in about a minute."),
-    Subcommand(
+        "Look",
         "events",
         "cli.events",
         "events_command",
         "Print the reference of all events, generated from the code.",
     ),
     Subcommand(
-        "settings", "cli.settings", "settings_command", "List every setting with its value and its reason."
+        "Check and repair",
+        "audit",
+        "cli.audit",
+        "audit_command",
+        "Compute everything again from the log and compare all stores with it. Exits 1 if one is wrong.",
+    ),
+    Subcommand(
+        "Check and repair",
+        "repair",
+        "cli.repair",
+        "repair_command",
+        "Repair broken states, rows and cache entries from the log.",
+    ),
+    Subcommand(
+        "Check and repair",
+        "rebuild",
+        "cli.rebuild",
+        "app",
+        "Rebuild rows, states and cache from the log, beside the pipeline.",
+    ),
+    Subcommand(
+        "Check and repair",
+        "whatif",
+        "cli.whatif",
+        "whatif_command",
+        "Show what changed rules or settings would change, by replaying the log.",
+    ),
+    Subcommand(
+        "Check and repair", "dlq", "cli.dlq", "app", "List dead letters, and send them back after a fix."
+    ),
+    Subcommand(
+        "Maintain and measure",
+        "db",
+        "cli.db",
+        "app",
+        "Show the Postgres tables: partitions, sizes, regions, references.",
+    ),
+    Subcommand(
+        "Maintain and measure",
+        "partitions",
+        "cli.partitions",
+        "partitions_command",
+        "Show how many partitions the topics have, and give them more.",
+    ),
+    Subcommand(
+        "Maintain and measure", "bench", "cli.bench", "bench_command", "Measure throughput and latency."
     ),
 )
 
@@ -143,7 +197,9 @@ class SubcommandGroup(TyperGroup):
         subcommand = next((sub for sub in SUBCOMMANDS if sub.name == cmd_name), None)
         if subcommand is None:
             return None
-        return TyperCommand(name=subcommand.name, help=subcommand.help) if self._listing else load(subcommand)
+        if self._listing:
+            return TyperCommand(name=subcommand.name, help=subcommand.help, rich_help_panel=subcommand.panel)
+        return load(subcommand)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         # typer suggests near names out of this mapping, which is empty while nothing is imported.
@@ -219,6 +275,8 @@ def main() -> None:
     # A worker's own handlers still get them.
     logging.getLogger("aiokafka").addHandler(logging.NullHandler())
     streams.open_all()
+    # A fault in a library's or in compiled code leaves at least where it was.
+    faulthandler.enable(2)
     settings.find_servers = local.servers
     code = 1
     try:

@@ -27,7 +27,7 @@ def personal_command(
         bool, typer.Option("--json", help="The same document, and no progress on a terminal.")
     ] = False,
 ) -> None:
-    """List all that is held about one user as one JSON document, for a request of information.
+    """List all that is held about one user as one JSON document, for a data subject access request.
 
     It has the rows of the user's orders, what Redis shows of them, their states, and every record of the log
     that names the user or one of these orders, with its coordinates: events as they came, what was published,

@@ -17,7 +17,13 @@ from settings import Settings, get_settings
 from workload import generator, olist, producer
 
 replay_app = typer.Typer(
-    help="Send real orders as events.", no_args_is_help=True, add_completion=False, rich_markup_mode="rich"
+    help=(
+        "Send real orders, those of a public dataset, as events.\n\n"
+        "Example: [bold]orders replay olist ./olist --rate 2000[/bold]"
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
 )
 
 Rate = Annotated[
@@ -31,7 +37,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 
 @replay_app.callback()
 def _replay() -> None:
-    """Real orders as events."""
+    """Send real orders, those of a public dataset, as events."""
 
 
 @replay_app.command("olist")
@@ -55,7 +61,7 @@ def replay_olist(
 
 def generate_command(
     orders: Annotated[int, typer.Option(min=1, max=100_000_000, help="How many orders.")] = 1000,
-    seed: Annotated[int, typer.Option(help="Seed. The same one gives the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed sends the same bytes.")] = 0,
     rate: Rate = None,
     duplicates: Annotated[
         float, typer.Option(min=0, max=1, help="Share of events that are sent twice.")
@@ -65,7 +71,9 @@ def generate_command(
     ] = generator.Shares().shuffle,
     poison: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Broken records for each event, of kinds that must be refused."),
+        typer.Option(
+            min=0, max=1, help="How many broken records are added for each event; all must be refused."
+        ),
     ] = generator.Shares().poison,
     as_json: Json = False,
 ) -> None:

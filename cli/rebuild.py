@@ -20,7 +20,12 @@ from operations.postgres.shadow import DEFAULT
 from settings import get_settings
 
 app = typer.Typer(
-    help="Rebuild rows, states and cache from the log, beside the pipeline.",
+    help=(
+        "Rebuild rows, states and cache from the log, beside the pipeline.\n\n"
+        "Run start, then diff; stop all workers, run switch, and drop in the end. docs/rebuild.md has the"
+        " steps.\n\n"
+        "Example: [bold]orders rebuild start && orders rebuild diff[/bold]"
+    ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -143,7 +148,7 @@ def status_command(wide: Wide = False, as_json: Json = False) -> None:
 def drop_command(
     schemas: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[SCHEMA]...", help="Schemas to delete. Default: all.", show_default=False),
+        typer.Argument(metavar="SCHEMA", help="Schemas to delete. Default: all.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -169,16 +174,16 @@ def drop_command(
 def notices_command(
     send: Annotated[
         bool,
-        typer.Option("--send/--dry-run", help="Publish what is missing; --dry-run only tells, the default."),
+        typer.Option("--send/--dry-run", help="--send publishes what is missing, --dry-run only lists it."),
     ] = False,
     examples: Examples = 10,
     as_json: Json = False,
 ) -> None:
-    """Tell what readers of suborder.updated and order.status_changed should have been told and weren't, for
-    instance after a wrong deploy; and tell them.
+    """List the last notices that readers of suborder.updated and order.status_changed should have got and
+    didn't, for instance after a wrong deploy; --send publishes them.
 
     The last notice about each order and suborder is compared with what its state amounts to. Run it once the
-    audit calls states and rows right. With --send stop all workers first; what was sent isn't sent again.
+    audit finds states and rows right. Before --send stop all workers; what was sent isn't sent again.
 
     Exits 0 when nothing is missing any more, 1 when something is, 2 when it couldn't run.
 

@@ -71,7 +71,8 @@ def repair_command(
 
     Example:
 
-        orders repair --dry-run; orders repair && orders audit
+        orders repair --dry-run
+        orders repair && orders audit
     """
     order_ids = None if ids is None else _parse(ids)
     if rows:

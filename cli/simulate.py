@@ -58,7 +58,8 @@ def simulate_command(
     closed.
 
     It needs a running worker. The worker sends an overlooked command again when its deadline passes
-    (ORDERS_STOCK_DEADLINE and others). Exits 1 when some orders haven't ended.
+    (ORDERS_STOCK_DEADLINE and others), and some customers don't pay: their orders end after
+    ORDERS_PAYMENT_DEADLINE, an hour unless it is set. Exits 1 when some orders haven't ended.
 
     Example: [bold]orders simulate --checkouts 2000 --silence 0.1 --duplicates 0.1[/bold]
     """

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="stack",
     help=(
-        "Kafka, PostgreSQL and Valkey on this machine, from packages: no containers, no root. Example:"
-        " [bold]orders stack up[/]"
+        "Run Kafka, PostgreSQL and Valkey on this machine, from packages: no containers, no root.\n\nExample:"
+        " [bold]orders stack up[/bold]"
     ),
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -47,7 +47,7 @@ DEFAULT = Path(".stack")
 def up(
     dir: Dir = DEFAULT,
     brokers: Annotated[
-        int | None, typer.Option(help="Kafka brokers, 1 or 3.  [default: 1, or as many as there are in DIR]")
+        int | None, typer.Option(help="Kafka brokers, 1 or 3. Default: 1, or as many as --dir has.")
     ] = None,
     replica: Annotated[
         bool, typer.Option("--replica", help="Start a streaming replica of PostgreSQL too.")
@@ -56,7 +56,7 @@ def up(
         bool,
         typer.Option(
             "--secure",
-            help="TLS, logins and least rights on every server, for a new stack. [default: as DIR is]",
+            help="TLS, logins and least rights on every server. For a new stack; an old one stays as it is.",
         ),
     ] = False,
     as_json: Json = False,
@@ -105,9 +105,7 @@ def down(
 
 @app.command(epilog="Example: orders stack status --json")
 def status(dir: Dir = DEFAULT, wide: Wide = False, as_json: Json = False) -> None:
-    """Tell which servers run, on which ports, and where their logs are.
-    Exit code 1 when one of them does not run.
-    """
+    """Show which servers run, on which ports, and where their logs are. Exits 1 when one doesn't run."""
     stack = _opened(dir)
     servers = stack.status
     running = stack.running

@@ -41,7 +41,7 @@ def wait_command(
                 timeout,
                 lambda handled, lag: bar.show(handled, handled + lag),
                 cache=cache,
-                say=lambda what: bar.say(f"orders: everything is processed; waiting for the cache: {what}"),
+                say=lambda what: bar.say(f"orders: {what}"),
             )
         )
     if as_json:

@@ -7,12 +7,12 @@ import gc
 import logging
 import re
 import signal
-from collections.abc import Callable
 from enum import Enum
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+import compiled
 from errors import OrdersError
 from operations.servers import require
 from settings import Settings, get_settings
@@ -35,7 +35,7 @@ def worker_command(
         Role,
         typer.Option(
             help=(
-                "realtime runs the pipeline; bulk unpacks bulk jobs into the pipeline's topics, paced; all"
+                "realtime runs the pipeline; bulk turns bulk jobs into events, at a limited pace; all"
                 " does both in this process."
             )
         ),
@@ -46,7 +46,10 @@ def worker_command(
     On SIGTERM it finishes what is in flight and exits 0. Start several with different names to share the
     partitions. A worker that can't go on exits 1 without acknowledging its batch: start it again.
 
-    Example: orders worker --name w1; orders worker --name b1 --role bulk
+    Example:
+
+        orders worker --name w1
+        orders worker --name b1 --role bulk
     """
     if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", name) or name.startswith("."):
         raise OrdersError(
@@ -59,24 +62,25 @@ def worker_command(
     asyncio.run(require(settings, schema=True))
 
     gc.disable()  # As in cli.main.load: the most is imported here.
-    from prometheus_client import start_http_server
-
     from app import create_app
     from cli.logs import configure
+    from cli.probes import serve
     from streams.transport import run_worker
 
     gc.enable()
     configure(settings, name)
     if role is Role.bulk:
-        raise typer.Exit(asyncio.run(_bulk(settings, _metrics(settings, start_http_server))))
+        _tell_form()
+        raise typer.Exit(asyncio.run(_bulk(settings, serve(settings))))
     app = create_app(settings, bulk=role is Role.all)
     app.claim_folder()
-    probes = _metrics(settings, start_http_server)
+    _tell_form()
+    probes = serve(settings)
     # A batch makes some hundred thousand objects that all go by reference count; looking through them for
     # cycles every 700 is a waste.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
+    gc.set_threshold(1_000_000, 50, 100)
 
     def begun(loop: asyncio.AbstractEventLoop) -> None:
         if probes is not None:
@@ -85,23 +89,13 @@ def worker_command(
     raise typer.Exit(run_worker(app, begun))
 
 
-def _metrics(settings: Settings, start: Callable[..., Any]) -> Probes | None:
-    """Serve metrics and probes in a thread, if they are to be served."""
-    if not settings.metrics_port:
-        return None
-    try:
-        server, _ = start(settings.metrics_port, addr=settings.metrics_host)
-    except OSError as error:
-        where = f"ORDERS_METRICS_PORT={settings.metrics_port} on {settings.metrics_host}"
-        raise OrdersError(f"{where}: {error.strerror}", "choose another port or address, or port 0") from None
-    probes = Probes(server.get_app())
-    server.set_app(probes)
-    return probes
+def _tell_form() -> None:
+    logging.getLogger("orders").info("the rules run %s", compiled.form())
 
 
 async def _bulk(settings: Settings, probes: Probes | None) -> int:
     """Unpack until a signal comes; returns the exit code."""
-    from streams.bulk import serve
+    from streams import bulk
 
     log, stop = logging.getLogger("streams.bulk"), asyncio.Event()
     waits: str | None = "it has not joined its group yet"
@@ -116,7 +110,7 @@ async def _bulk(settings: Settings, probes: Probes | None) -> int:
         log.info("worker ready")
 
     try:
-        await serve(settings, stop, ready)
+        await bulk.serve(settings, stop, ready)
     except OrdersError as failure:
         log.critical("the worker ends, nothing unfinished is acknowledged: %s", failure)
         return 1

@@ -6,7 +6,7 @@ an ordinary one in the end, and is judged where it arrives, so that one that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, Literal, NamedTuple, get_args
 
 import msgspec
@@ -39,6 +39,10 @@ EVENT_BYTES: Final = 5 << 20
 
 _ENOUGH: Final = MOST_CHARACTERS + 1
 """A longer id or time is refused anyway, and twice in a record it might not fit into its topic."""
+
+_SOURCE: Final = "/bulk/"
+_SOURCE_BYTES: Final = b"/bulk/"
+"""How the sources of unpacked events begin; the job's id follows."""
 
 _NAMESPACE: Final = UUID("6ba7b812-9dad-11d1-80b4-00c04fd430c8")
 """Of job ids: RFC 9562's namespace for object ids."""
@@ -106,13 +110,21 @@ def unpack(topic: str, part: BulkPart, traceparent: str | None) -> Iterator[Unpa
     Their data are the bytes of the part: `id` and `time` stay in them, as fields that no event knows.
     What is wrong with one of these is wrong with its header: it is refused for that where it arrives.
     """
-    type_, source = EVENT[KIND_OF[topic]], f"/bulk/{part.job_id}"
+    type_, source = EVENT[KIND_OF[topic]], f"{_SOURCE}{part.job_id}"
     for raw in part.events:
         value = bytes(raw)
         headers = headers_of(type_, _id_of(value), _time_of(value), source)
         if traceparent is not None:
             headers.append(("ce_traceparent", traceparent.encode()))
         yield Unpacked(_key(value), value, headers)
+
+
+def is_unpacked(headers: Sequence[tuple[str, bytes | None]]) -> bool:
+    """Whether a record is an event of a bulk job, by its source. Pure."""
+    for name, value in headers:
+        if name == "ce_source":
+            return value is not None and value.startswith(_SOURCE_BYTES)
+    return False
 
 
 def _id_of(value: bytes) -> str | None:

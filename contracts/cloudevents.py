@@ -11,17 +11,15 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET
 
 from contracts import errors
+from contracts.envelope import Envelope, Marked
 from contracts.errors import Refused
 from contracts.incoming import MOST_CHARACTERS
-from contracts.strict_json import parse_json, refuse_no_json, refuse_other_bytes
-from errors import OrdersError
+from contracts.strict_json import Payload, parse_json, refuse_no_json, refuse_other_bytes
 
 Headers = list[tuple[str, bytes]]
-
-Attribute = str | None | UnsetType
 
 _TRACEPARENT: Final = re.compile(
     rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
@@ -29,12 +27,6 @@ _TRACEPARENT: Final = re.compile(
 _STRUCTURED: Final = b"application/cloudevents+json"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _encode: Final = msgspec.json.Encoder().encode
-
-
-class SourceError(OrdersError):
-    """The source cannot be read as it is. The message names the file, the line or column."""
-
-    remedy = "mend the file and send it again"
 
 
 class SourceEvent(NamedTuple):
@@ -76,30 +68,8 @@ def micros(time: datetime) -> int:
 # -- reading -------------------------------------------------------------------------------------------------
 
 
-class Envelope(Struct, gc=False):
-    """A whole CloudEvent as one JSON value; an attribute that is null is absent.
-    What they say is checked as in the binary binding.
-    """
-
-    specversion: Attribute = UNSET
-    id: Attribute = UNSET
-    source: Attribute = UNSET
-    type: Attribute = UNSET
-    time: Attribute = UNSET
-    dataschema: Attribute = UNSET
-    traceparent: Raw | UnsetType = UNSET
-    data: Raw | UnsetType = UNSET
-    data_base64: Attribute = UNSET
-
-
-class _Marked(Struct, gc=False):
-    """The member that tells an event in the structured binding from another JSON object."""
-
-    specversion: Raw | UnsetType = UNSET
-
-
 _envelope: Final = msgspec.json.Decoder(Envelope).decode
-_marked: Final = msgspec.json.Decoder(_Marked).decode
+_marked: Final = msgspec.json.Decoder(Marked).decode
 _text_of: Final = msgspec.json.Decoder(str).decode
 _ATTRIBUTES: Final = ("specversion", "id", "source", "type", "time", "dataschema")
 
@@ -195,7 +165,7 @@ def _attributes(envelope: Envelope, traceparent: bytes | None) -> dict[str, byte
     return attributes
 
 
-def data_of(envelope: Envelope) -> bytes | Raw:
+def data_of(envelope: Envelope) -> Payload:
     """The data of a structured event as JSON."""
     if envelope.data is not UNSET:
         return envelope.data

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from errors import OrdersError
+
 NOT_JSON: Final = "not_json"
 NOT_CLOUDEVENT: Final = "not_cloudevent"
 TYPE_UNKNOWN: Final = "type_unknown"
@@ -43,7 +45,8 @@ REASONS: Final = {
     ORDER_ITEM: "the order has no such item",
     ORDER_SELLER: "the order has no such seller, or the item is another seller's",
     ORDER_TOO_LARGE: (
-        "the order has taken in as many facts of this type as one order may; this one was not taken in"
+        "the order has taken in as many facts of this type as one order may, or its order.created is larger"
+        " than one order may begin; this one was not taken in"
     ),
     RECORD_TOO_LARGE: "the record came under another key than its order's and is too large to be passed on",
     UNREADABLE: "no client can parse the record; its bytes are the value, if they can be told apart at all",
@@ -63,3 +66,9 @@ class Refused(Exception):
         super().__init__(f"{code}: {detail}")
         self.code = code
         self.detail = detail
+
+
+class SourceError(OrdersError):
+    """The source cannot be read as it is. The message names the file, the line or column."""
+
+    remedy = "mend the file and send it again"

@@ -277,7 +277,7 @@ _MOST: Final = 1 << 20
 _MOST_SCANS: Final = 2 << 20
 _MOST_DECISIONS: Final = 11 << 20
 
-INPUT: Final = (
+INPUT: Final[tuple[EventSpec, ...]] = (
     EventSpec("checkout.completed", CheckoutCompleted, "checkout", "the order that it becomes"),
     EventSpec("order.created", OrderCreated, "checkout", "the order itself"),
     EventSpec("order.paid", OrderPaid, "payment service", "payment_id", "payments", _MOST),
@@ -321,7 +321,7 @@ INPUT: Final = (
 )
 """Events of other services, in the order of an order's life."""
 
-OWN: Final = (
+OWN: Final[tuple[EventSpec, ...]] = (
     EventSpec("refund.decided", RefundDecided, "", "n", None, _MOST_DECISIONS, DECISIONS),
     EventSpec(
         "deadline.passed",
@@ -337,7 +337,7 @@ OWN: Final = (
 They come to less than their limits by themselves; but anybody may write to orders.decisions.
 """
 
-BULK: Final = (
+BULK: Final[tuple[EventSpec, ...]] = (
     EventSpec("order.bulk", OrderBulk, "", "job_id and part"),
     EventSpec("shipment.bulk", ShipmentBulk, "", "job_id and part"),
     EventSpec("return.bulk", ReturnBulk, "", "job_id and part"),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Final
 
+import compiled
 from contracts.errors import FIELD_MALFORMED, Refused
 
 LIMIT: Final = 10**15
@@ -31,19 +30,21 @@ DIGITS: Final[dict[str, int]] = {
 }
 """Currency -> digits of its minor unit (ISO 4217, list one)."""
 
-_AMOUNT = re.compile(r"(0|[1-9][0-9]*)(?:\.([0-9]+))?", re.ASCII)
+_LONGEST: Final = 40
+_NATIVE_MOST: Final = 10**18
+"""Up to it an amount fits into 64 bits: sums of many amounts may be above."""
 
 
-@lru_cache(maxsize=65536)
 def parse(text: str, digits: int) -> int | None:
-    """Amount in major units as text -> minor units; None if the text is no amount with at most `digits`
-    decimals, or above LIMIT.
+    """Amount in major units as text, (0|[1-9][0-9]*)([.][0-9]+)?, -> minor units; None if the text is no
+    amount with at most `digits` decimals, or above LIMIT.
     """
-    match = _AMOUNT.fullmatch(text) if len(text) < 40 else None
-    if match is None:
+    if len(text) >= _LONGEST or not text.isascii():
         return None
-    whole, fraction = match.groups("")
-    if len(fraction) > digits:
+    whole, point, fraction = text.partition(".")
+    if not whole.isdigit() or (whole[0] == "0" and whole != "0"):
+        return None
+    if point and (len(fraction) > digits or not fraction.isdigit()):
         return None
     amount = int(whole + fraction.ljust(digits, "0"))
     return amount if amount <= LIMIT else None
@@ -60,13 +61,19 @@ def parse_field(text: str, digits: int, path: str) -> int:
     return amount
 
 
-@lru_cache(maxsize=65536)
-def text(amount: int, digits: int) -> str:
-    """Minor units -> major units as text, with all `digits` decimals: text(1250, 2) == "12.50"."""
+def _text(amount: int, digits: int) -> str:
     if digits == 0:
         return str(amount)
     padded = str(amount).rjust(digits + 1, "0")
     return f"{padded[:-digits]}.{padded[-digits:]}"
+
+
+_to_text: Final[Callable[[int, int], str]] = _text if compiled.native is None else compiled.native.money_text
+
+
+def text(amount: int, digits: int) -> str:
+    """Minor units -> major units as text, with all `digits` decimals: text(1250, 2) == "12.50"."""
+    return _to_text(amount, digits) if 0 <= amount <= _NATIVE_MOST else _text(amount, digits)
 
 
 def allocate(amount: int, weights: Sequence[int]) -> list[int]:

@@ -22,6 +22,8 @@ SHALLOW: Final = 2 * DEEPEST
 """A value of no more bytes can't be deeper."""
 
 T = TypeVar("T")
+Payload = Any
+"""bytes or Raw. msgspec's stubs call Raw bytes, which it isn't, and compiled code would hold us to that."""
 
 _TOO_DEEP: Final = f"arrays and objects more than {DEEPEST} deep"
 _LONGEST_DETAIL: Final = 200
@@ -88,7 +90,7 @@ def refuse_no_json(value: bytes) -> None:
     refuse_deep(value)
 
 
-def parse_json(decode: Callable[[Any], Any], value: bytes | Raw, code: str) -> Any:
+def parse_json(decode: Callable[[Any], Any], value: Payload, code: str) -> Any:
     """`value` by a decoder of msgspec.
     Raises Refused with `code` where a member is wrong, FIELD_MISSING, NOT_JSON. Pure.
     """
@@ -115,7 +117,7 @@ def read_foreign(decode: Callable[[Any], T], value: bytes | str | None) -> T | N
         return None
 
 
-def refuse_nul(value: bytes | Raw, data: Struct) -> None:
+def refuse_nul(value: Payload, data: Struct) -> None:
     """Raises Refused if a text of `data`, which was read from `value`, holds U+0000:
     PostgreSQL's text can't. Pure.
 

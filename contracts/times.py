@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Final
 
+import compiled
 from contracts.errors import FIELD_MALFORMED, Refused
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -69,9 +71,7 @@ def parse_day(value: str, path: str) -> int:
     return parse(f"{value}T00:00:00Z", path) if _DATE.fullmatch(value) else parse(value, path)
 
 
-@lru_cache(maxsize=4096)
-def text(micros: int) -> str:
-    """Microseconds -> RFC 3339 in UTC: 2026-01-02T03:04:05.000006+00:00, without a fraction of 0."""
+def _text(micros: int) -> str:
     minute, rest = divmod(micros, 60_000_000)
     second, fraction = divmod(rest, 1_000_000)
     if fraction:
@@ -82,3 +82,13 @@ def text(micros: int) -> str:
 @lru_cache(maxsize=4096)  # events of one time come together
 def _minute_text(minute: int) -> str:
     return (_EPOCH + timedelta(minutes=minute)).isoformat()[:17]
+
+
+_to_text: Final[Callable[[int], str]] = _text if compiled.native is None else compiled.native.time_text
+
+
+def text(micros: int) -> str:
+    """Microseconds -> RFC 3339 in UTC: 2026-01-02T03:04:05.000006+00:00, without a fraction of 0. Raises
+    OverflowError outside the years 1 to 9999.
+    """
+    return _to_text(micros)

@@ -14,46 +14,17 @@ when it is folded; a replay reads it and looks at no clock.
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Final, NamedTuple
-
-from msgspec import Struct
+from typing import Final
 
 from contracts import ids
 from domain.enums import DeadlineKind, OrderStatus, SuborderStatus
 from domain.order import Order
+from domain.shapes import DeadlinePolicy, Due
 
 _PAYMENT, _STOCK, _RELEASE, _LABEL, _REFUND = DeadlineKind
 _CONFIRMED: Final = OrderStatus.CONFIRMED
 _CLOSED: Final = SuborderStatus.CLOSED
 _attempt: Final = attrgetter("attempt")
-
-
-class DeadlinePolicy(Struct, frozen=True, gc=False):
-    """How long an answer may take, in ms, and how often it is asked for (the first time included).
-    0 ms: it is not waited for.
-    """
-
-    payment: int
-    stock: int
-    stock_asks: int
-    release: int
-    release_asks: int
-    label: int
-    label_asks: int
-    refund: int
-    refund_asks: int
-    history: int
-    """An order.created that was older than this when it was appended is history: nothing is waited for."""
-
-
-class Due(NamedTuple):
-    """One deadline: `at` by the broker's time, ms; the rest as in order.Deadline."""
-
-    at: int
-    what: DeadlineKind
-    subject: bytes | None
-    attempt: int
-    final: bool
 
 
 def pending(order: Order, order_id: bytes, policy: DeadlinePolicy) -> list[Due]:

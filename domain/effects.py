@@ -36,9 +36,8 @@ from contracts.outgoing import (
 )
 from contracts.record_id import RecordId
 from contracts.topics import CREATED, DECISIONS
-from domain.deadlines import Due
 from domain.enums import ClosedBecause, DeadlineKind, OrderStatus
-from domain.events import Event, to_event_data
+from domain.events import to_event_data
 from domain.order import (
     Created,
     Item,
@@ -46,36 +45,8 @@ from domain.order import (
     ReturnStage,
     SimpleFact,
 )
+from domain.shapes import Derived, Due, Effect, Event, LateRefusal
 from domain.status import Suborder, fresh_lines
-
-
-class Derived(Struct, gc=False):
-    """One event to publish. `ce_name`: what its ce_id is the uuid5 of.
-    `made`: its data, or what makes them, the same each time.
-    """
-
-    topic: str
-    type: str
-    ce_name: str
-    made: Struct | Callable[[], Struct]
-
-    @property
-    def data(self) -> Struct:
-        """Its data. Pure."""
-        return self.made if isinstance(self.made, Struct) else self.made()
-
-
-class LateRefusal(Struct, gc=False):
-    """A waiting fact that turned out to be refused once its order was known."""
-
-    type: str
-    fact: SimpleFact
-    code: str
-    detail: str
-    record: RecordId
-
-
-Effect = Derived | LateRefusal
 
 
 class Writer:
@@ -354,7 +325,8 @@ def encode(
 
 def encode_data(effect: Derived) -> bytes:
     """The value alone."""
-    return _encode(effect.data)
+    data = effect.made
+    return _encode(data if isinstance(data, Struct) else data())
 
 
 def attributes(effect: Derived, order_id: bytes, shared: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:

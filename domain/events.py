@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from contracts import errors, ids, money, times
 from contracts.cloudevents import data_of, known_text, read_attributes, schema_version, text, trace_of
@@ -37,6 +37,7 @@ from contracts.incoming import (
 )
 from contracts.strict_json import (
     SHALLOW,
+    Payload,
     parse_json,
     refuse_deep,
     refuse_no_json,
@@ -61,23 +62,7 @@ from domain.order import (
     SimpleFact,
     StockReply,
 )
-
-
-class Event(Struct, gc=False):
-    """One accepted event: its order, the fact that it adds, and what derived events carry on of it.
-
-    `time` is when it happened, microseconds since 1970; `appended` when the broker took its record,
-    milliseconds since 1970 (0: not known).
-    """
-
-    type: str
-    order_id: bytes
-    fact: Fact
-    id: str
-    time: int
-    traceparent: str | None
-    appended: int = 0
-
+from domain.shapes import Event
 
 _RETURN_STATUS: Final = {each.text: each for each in ReturnStatus}
 _RANK: Final = {each.text: each for each in Rank}
@@ -307,7 +292,7 @@ def decode(
         raise Refused(errors.TOMBSTONE, "the record has no value")
     if not value.isascii():
         refuse_other_bytes(value)
-    payload: bytes | Raw = value
+    payload: Payload = value
     try:
         attributes, whole = read_attributes(headers, value)
         event_id = text(attributes.get("ce_id"), "ce_id")

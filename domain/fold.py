@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from msgspec import Struct, structs
+from msgspec import structs
 
 from contracts import errors
 from contracts.incoming import EVENTS
 from contracts.record_id import RecordId
-from domain.effects import Effect, Writer, fresh_suborders
+from domain.effects import Writer, fresh_suborders
 from domain.enums import DeadlineKind, OrderStatus, Rank, ReturnStatus, StockAnswer
-from domain.events import Event
-from domain.limits import TYPE_BYTES, UNCOUNTED, size_of
+from domain.limits import is_too_large, size_of
 from domain.order import (
     Cancellation,
     Created,
@@ -38,21 +37,9 @@ from domain.order import (
     type_of,
 )
 from domain.refunds import next_refund
+from domain.shapes import Event, Folded
 from domain.status import OrderView, view_of
 from domain.totals import RunningTotals
-
-
-class Folded(Struct, gc=False):
-    """What one event did.
-
-    `changed`: whether the state has to be written. `refused`: (code, detail) for orders.dlq.
-    `effects`: what is to be published.
-    """
-
-    changed: bool
-    refused: tuple[str, str] | None
-    effects: list[Effect]
-
 
 _CONFIRMED: Final = OrderStatus.CONFIRMED
 _IN_TRANSIT: Final = Rank.IN_TRANSIT
@@ -60,6 +47,11 @@ _DUPLICATE: Final = Folded(False, None, [])
 _TOO_LARGE: Final = Folded(
     False, (errors.ORDER_TOO_LARGE, "the order has as many facts of this type as one order takes in"), []
 )
+TOO_LARGE_TO_BEGIN: Final = (
+    errors.ORDER_TOO_LARGE,
+    "more lines, units and text than an order may begin with where ORDERS_MESSAGE_BYTES is so small",
+)
+_TOO_LARGE_TO_BEGIN: Final = Folded(False, TOO_LARGE_TO_BEGIN, [])
 _FIELD: Final = {name: spec.facts for name, spec in EVENTS.items() if spec.facts is not None}
 """Event type -> field of Order that holds its facts."""
 _OF_THE_EARLIEST: Final = ("time", "reason")
@@ -90,9 +82,9 @@ def fold(order: Order, event: Event, record: RecordId | None, totals: RunningTot
         if known is not None:
             return _repeated(order, event, known, fact, totals)
         if (
-            len(facts) >= UNCOUNTED
-            and event.type in TYPE_BYTES
-            and totals.size(event.type, facts) + size_of(fact) > TYPE_BYTES[event.type]
+            len(facts) >= totals.limits.uncounted
+            and event.type in totals.limits.types
+            and totals.size(event.type, facts) + size_of(fact) > totals.limits.types[event.type]
         ):
             return _TOO_LARGE
     order.version += 1
@@ -158,9 +150,9 @@ def _reason_fits(
     facts: list[SimpleFact] = getattr(order, _FIELD[type_])
     if (
         more > 0
-        and len(facts) >= UNCOUNTED
-        and type_ in TYPE_BYTES
-        and totals.size(type_, facts) + more > TYPE_BYTES[type_]
+        and len(facts) >= totals.limits.uncounted
+        and type_ in totals.limits.types
+        and totals.size(type_, facts) + more > totals.limits.types[type_]
     ):
         return False
     totals.grow(known, more)
@@ -218,6 +210,8 @@ def _first_move(totals: RunningTotals, scan: Scan) -> bool:
 
 
 def _fold_created(order: Order, event: Event, created: Created, totals: RunningTotals) -> Folded:
+    if is_too_large(created, totals.limits):
+        return _TOO_LARGE_TO_BEGIN
     if order.created is not None:
         return _repeated(order, event, order.created, created, totals)
     order.version += 1
@@ -271,7 +265,8 @@ def _fold_decision(order: Order, event: Event, decision: RefundDecision, totals:
     """
     if decision.n != len(order.decisions):
         return _DUPLICATE
-    if totals.size("refund.decided", order.decisions) + size_of(decision) > TYPE_BYTES["refund.decided"]:
+    most = totals.limits.types["refund.decided"]
+    if totals.size("refund.decided", order.decisions) + size_of(decision) > most:
         return _TOO_LARGE
     decision.appended = event.appended
     totals.decide(decision)

@@ -46,6 +46,10 @@ Quantities = list[tuple[Id, Units]]
 FORMAT: Final = 2
 """The format in which states are written; this one and the one before it are read. Format 1 has no
 number. A field that is added at the end of a struct is no new format (docs/decisions/0036).
+
+A later format keeps the places of version, `due` and `format`, and ends with a checksum, by which versions
+that can't read it know it: the last element of the array is the CRC-32 of all bytes before it, as msgpack's
+uint32.
 """
 
 
@@ -318,6 +322,10 @@ class Order(Stored):
     """
     format: Annotated[int, Meta(ge=2, le=FORMAT)] = FORMAT
     """Of the version that writes it. A later format keeps the places of this, of `due` and of `version`."""
+
+
+class Extended(Order, gc=True, dict=True):
+    """A state with elements that this version doesn't know: `tails`, in its __dict__, which isn't encoded."""
 
 
 fact_lists: Final[Callable[[Order], tuple[list[Any], ...]]] = attrgetter(*FACT_FIELDS)

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from domain.enums import RefundCause, ReturnStatus
 from domain.order import Order, RefundDecision
 from domain.status import Line, OrderView, Suborder
 from domain.totals import RefundedUnits, RunningTotals
 
-MOST_UNITS: Final = 10_000
+MOST_UNITS = 10_000
 """Units that one decision about units gone pays for at most: its record names each of them.
 What is left is owed again at once.
 """
@@ -76,17 +76,17 @@ def _refunds_owed(order: Order, now: OrderView, totals: RunningTotals | None) ->
         return
     if totals is None:
         totals = RunningTotals(order)
-    paid = totals.payments_made()
+    refunded = totals.refunded_units()
     begun = _begun(order)
     gone = [suborder for suborder in now.suborders if suborder.live < suborder.ordered]
     for suborder in gone:
         if suborder.seller_id == begun:
-            yield from _of_gone(paid, suborder)
+            yield from _of_gone(refunded, suborder)
     if totals.returned:
-        yield from _of_returns(paid, now, totals)
+        yield from _of_returns(refunded, now, totals)
     for suborder in gone:
         if suborder.seller_id != begun:
-            yield from _of_gone(paid, suborder)
+            yield from _of_gone(refunded, suborder)
 
 
 def _begun(order: Order) -> bytes | None:
@@ -103,31 +103,31 @@ def _begun(order: Order) -> bytes | None:
     return last.cause_id
 
 
-def _of_returns(paid: RefundedUnits, now: OrderView, totals: RunningTotals) -> Iterator[Owed]:
-    """For each processed return not paid for: the lowest units; where these are worth nothing, the lowest
+def _of_returns(refunded: RefundedUnits, now: OrderView, totals: RunningTotals) -> Iterator[Owed]:
+    """For each processed return not refunded yet: the lowest units; where these are worth nothing, the lowest
     that are worth something.
     """
     by_id = {line.item_id: line for line in now.lines}
-    unpaid = [
+    owed = [
         return_id
         for return_id, stage in totals.returns.items()
-        if stage.status is ReturnStatus.PROCESSED and return_id not in paid.returns
+        if stage.status is ReturnStatus.PROCESSED and return_id not in refunded.returns
     ]
-    for return_id in sorted(unpaid):
+    for return_id in sorted(owed):
         stage = totals.returns[return_id]
         line = by_id[stage.item_id]
         most = stage.quantity or line.quantity
-        units = _lowest(paid, line, 0, most)
+        units = _lowest(refunded, line, 0, most)
         amount = _net(units)
         if not amount:
-            units = _lowest(paid, line, line.worthless, most)
+            units = _lowest(refunded, line, line.worthless, most)
             amount = _net(units)
         if amount:
             yield Owed(amount, RefundCause.RETURN, return_id, units, [])
 
 
-def _of_gone(paid: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
-    """Of a seller's units that are neither live nor paid for, all, with the shipping of
+def _of_gone(refunded: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
+    """Of a seller's units that are neither live nor refunded, all, with the shipping of
     lines that have no live unit.
     """
     units: Units = []
@@ -136,9 +136,10 @@ def _of_gone(paid: RefundedUnits, suborder: Suborder) -> Iterator[Owed]:
     for line in suborder.lines:
         if line.live < line.quantity:
             units += [
-                (line, start, end) for start, end in paid.unpaid(line.item_id, line.live, line.quantity)
+                (line, start, end)
+                for start, end in refunded.not_refunded(line.item_id, line.live, line.quantity)
             ]
-            if not line.live and line.shipping and line.item_id not in paid.shipping:
+            if not line.live and line.shipping and line.item_id not in refunded.shipping:
                 shipping.append(line.item_id)
                 postage += line.shipping
     amount = _net(units) + postage
@@ -158,12 +159,15 @@ def _piece(units: Units) -> Units:
     )
 
 
-def _lowest(paid: RefundedUnits, line: Line, first: int, most: int) -> Units:
-    """The lowest `most` units from `first` on that are not paid for."""
+def _lowest(refunded: RefundedUnits, line: Line, first: int, most: int) -> Units:
+    """The lowest `most` units from `first` on that are not refunded."""
     # Each span has a unit at least, so more than `most` spans are never needed.
     return _first(
         most,
-        [(line, start, end) for start, end in islice(paid.unpaid(line.item_id, first, line.quantity), most)],
+        [
+            (line, start, end)
+            for start, end in islice(refunded.not_refunded(line.item_id, first, line.quantity), most)
+        ],
     )
 
 

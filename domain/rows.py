@@ -13,10 +13,8 @@ from collections.abc import Container, Iterable
 from typing import Final
 
 import msgspec
-from msgspec import Struct
 
 from contracts import ids, money, times
-from contracts.statuses import OrderStatusText, ParcelStatusText, ReturnStatusText, SuborderStatusText
 from domain.enums import OrderStatus, Rank, ReturnStatus, SuborderStatus
 from domain.order import (
     Order,
@@ -24,83 +22,22 @@ from domain.order import (
     Scan,
     fact_lists,
 )
+from domain.shapes import (
+    ItemRow,
+    OrderRow,
+    OrderSummary,
+    ReturnRow,
+    ShipmentRow,
+    ShipmentSummary,
+    SuborderSummary,
+    Summary,
+    Tracking,
+)
 from domain.totals import winning_scans, winning_stages
-
-
-class OrderRow(Struct, gc=False):
-    """Of orders_order."""
-
-    id: str
-    user_id: str
-    region: str
-    status: OrderStatusText
-    currency: str
-    total_amount: str
-    discount_amount: str
-    created_at: str
-    updated_at: str
-    version: int
-
-
-class ItemRow(Struct, gc=False):
-    """Of orders_order_item."""
-
-    id: str
-    order_id: str
-    user_id: str
-    region: str
-    product_id: str
-    seller_id: str
-    warehouse_id: str | None
-    sku: str
-    quantity: int
-    price: str
-    shipping_amount: str
-    created_at: str
-    updated_at: str
-    version: int
-
-
-class ShipmentRow(Struct, gc=False):
-    """Of orders_shipment."""
-
-    id: str
-    order_id: str
-    user_id: str
-    region: str
-    seller_id: str
-    warehouse_id: str | None
-    carrier: str | None
-    tracking_number: str | None
-    status: ParcelStatusText
-    estimated_delivery: str | None
-    created_at: str
-    updated_at: str
-    version: int
-
-
-class ReturnRow(Struct, gc=False):
-    """Of orders_return."""
-
-    id: str
-    order_id: str
-    user_id: str
-    region: str
-    order_item_id: str
-    quantity: int
-    reason: str
-    status: ReturnStatusText
-    processed_at: str | None
-    created_at: str
-    updated_at: str
-    version: int
-
 
 _IN_TRANSIT: Final = Rank.IN_TRANSIT
 _DELIVERED: Final = OrderStatus.DELIVERED
 _CLOSED: Final = SuborderStatus.CLOSED
-
-Row = OrderRow | ItemRow | ShipmentRow | ReturnRow
 
 
 def _optional(raw: bytes | None) -> str | None:
@@ -253,61 +190,6 @@ def return_rows(order_id: str, order: Order, wanted: Iterable[bytes] | None = No
             )
         )
     return rows
-
-
-class SuborderSummary(Struct, gc=False):
-    suborder_id: str
-    seller_id: str
-    status: SuborderStatusText
-    total_amount: str
-
-
-class ShipmentSummary(Struct, gc=False):
-    shipment_id: str
-    seller_id: str
-    status: ParcelStatusText
-    carrier: str | None
-    tracking_number: str | None
-    estimated_delivery: str | None
-
-
-class OrderSummary(Struct, gc=False):
-    """Value of `order:{order_id}` in Redis (docs/rules.md, Summaries in Redis)."""
-
-    order_id: str
-    user_id: str
-    status: OrderStatusText
-    currency: str
-    total_amount: str
-    created_at: str
-    updated_at: str
-    version: int
-    suborders: list[SuborderSummary]
-    shipments: list[ShipmentSummary]
-
-
-class Tracking(Struct, gc=False):
-    """One entry of `tracking:{tracking_number}` in Redis."""
-
-    order_id: str
-    shipment_id: str
-    carrier: str | None
-    status: ParcelStatusText
-    location: str | None
-    estimated_delivery: str | None
-
-
-class Summary(Struct, gc=False):
-    """What the cache needs of an order.
-    `tracking`: (number, shipment_id, JSON); `untracked`: numbers that a parcel no longer has.
-    """
-
-    user_id: str
-    created_ms: int
-    settled: bool
-    value: bytes
-    tracking: list[tuple[str, str, bytes]]
-    untracked: list[tuple[str, str]]
 
 
 _encode: Final = msgspec.json.Encoder().encode

@@ -154,9 +154,10 @@ class OrderView:
         self.decided = decided
         self.total = total
         self.live = 0
-        self.status = self._status()
+        self.status = self._decide_statuses()
 
-    def _status(self) -> OrderStatus:
+    def _decide_statuses(self) -> OrderStatus:
+        """The status of the order. Also sets that of each suborder, and the order's live units."""
         live = in_transit = delivered = returned = amount = 0
         for suborder in self.suborders:
             live += suborder.live
@@ -168,16 +169,17 @@ class OrderView:
         paid = _CONFIRMED if self.captured >= (amount if live else self.total) else _PENDING
         for suborder in self.suborders:
             if suborder.live:
-                milestone = _milestone(
+                status = _status_of(
                     suborder.live, suborder.in_transit, suborder.delivered, suborder.returned, paid
                 )
-                suborder.status = _SUBORDER_STATUS[milestone]
+                suborder.status = _SUBORDER_STATUS[status]
             else:
                 suborder.status = _CLOSED
-        return _milestone(live, in_transit, delivered, returned, paid)
+        return _status_of(live, in_transit, delivered, returned, paid)
 
 
-def _milestone(live: int, in_transit: int, delivered: int, returned: int, paid: OrderStatus) -> OrderStatus:
+def _status_of(live: int, in_transit: int, delivered: int, returned: int, paid: OrderStatus) -> OrderStatus:
+    """The highest status that holds. `paid`: confirmed if the money covers it, else pending."""
     if live and in_transit:
         if returned == live:
             return _RETURNED

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from domain.enums import DeadlineKind, Rank, RefundCause, ReturnStatus, StockAnswer
-from domain.limits import size_of
+from domain.limits import LIMITS, Limits, size_of
 from domain.order import (
     Created,
     Deadline,
@@ -84,13 +84,13 @@ class ParcelUnits:
 
 
 class RefundedUnits:
-    """What the refund decisions so far have paid for."""
+    """What the refund decisions so far refund."""
 
     __slots__ = ("returns", "shipping", "units")
 
     def __init__(self) -> None:
         self.units: dict[bytes, list[Span]] = {}
-        """Item -> its units paid for: spans in ascending order that don't touch each other."""
+        """Item -> its refunded units: spans in ascending order that don't touch each other."""
         self.shipping: set[bytes] = set()
         self.returns: set[bytes] = set()
 
@@ -109,8 +109,8 @@ class RefundedUnits:
                 high += 1
             spans[low:high] = [(start, end)]
 
-    def unpaid(self, item_id: bytes, first: int, quantity: int) -> Iterator[Span]:
-        """Spans of a line's units from `first` on that nothing has paid for, in ascending order."""
+    def not_refunded(self, item_id: bytes, first: int, quantity: int) -> Iterator[Span]:
+        """Spans of a line's units from `first` on that no decision refunds, in ascending order."""
         for start, end in self.units.get(item_id, ()):
             if start > first:
                 yield first, start
@@ -136,15 +136,18 @@ class RunningTotals:
         "claimed",
         "decided",
         "gone",
+        "limits",
         "order",
-        "paid",
         "parcels",
+        "refunded",
         "returned",
         "returns",
     )
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, limits: Limits = LIMITS) -> None:
         self.order = order
+        self.limits = limits
+        """How much the order takes in."""
         self._index: dict[str, dict[object, SimpleFact]] | None = None
         self._sizes: dict[str, int] | None = None
         self.rebuild()
@@ -166,7 +169,7 @@ class RunningTotals:
         """Parcel -> its winning scan."""
         self.returns: dict[bytes, ReturnStage] = {}
         """Return -> its winning stage."""
-        self.paid: RefundedUnits | None = None
+        self.refunded: RefundedUnits | None = None
         self._lines: dict[bytes, list[tuple[bytes, int]]] = {}
         created = order.created
         for decision in order.decisions:
@@ -221,8 +224,8 @@ class RunningTotals:
         self.decided += decision.amount
         if self._sizes is not None:
             self.grow(decision, size_of(decision))
-        if self.paid is not None:
-            self.paid.add(decision)
+        if self.refunded is not None:
+            self.refunded.add(decision)
 
     def earlier(self, fact: SimpleFact) -> None:
         """A fact's time has become an earlier one: another stage of its return may win."""
@@ -260,14 +263,14 @@ class RunningTotals:
         if self._sizes is not None and type_ in self._sizes:
             self._sizes[type_] += by
 
-    def payments_made(self) -> RefundedUnits:
-        """What the decisions have paid for."""
-        paid = self.paid
-        if paid is None:
-            paid = self.paid = RefundedUnits()
+    def refunded_units(self) -> RefundedUnits:
+        """What the decisions so far refund: added up once, then kept up to date."""
+        refunded = self.refunded
+        if refunded is None:
+            refunded = self.refunded = RefundedUnits()
             for decision in self.order.decisions:
-                paid.add(decision)
-        return paid
+                refunded.add(decision)
+        return refunded
 
     # -- units -----------------------------------------------------------------------------------------------
 

@@ -10,22 +10,28 @@ with the number of differences: the orders to be compared again are kept in a fi
 from __future__ import annotations
 
 import hashlib
+import heapq
 import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import IO, Any, Final
+from itertools import groupby, islice
+from operator import attrgetter
+from typing import IO, Any, Final, NamedTuple, Protocol
+from uuid import UUID
 
 import msgspec
 
 from contracts import ids
 from operations.postgres import ddl
-from operations.postgres.compare import COLUMNS, Difference, order_column
-from operations.replay import LocalStates, Progress, Replay
+from operations.postgres.compare import COLUMNS, Difference, between, order_column
+from operations.replay import LocalStates, Parts, Replay
+from operations.shares import Progress
 from sinks.schema import TABLES
+from streams.lag import Lag
 
 ORDERS_AT_ONCE: Final = 2_000
+_LAST: Final = (1 << 128) - 1
 ROUNDS: Final = 10
 """Comparisons after which an order whose live rows still change is counted as inconclusive."""
 VALUES: Final = 200
@@ -70,6 +76,18 @@ class Changes:
             if (actual, expected) in values or len(values) < VALUES:
                 values[actual, expected] += 1
 
+    def take_over(self, other: Changes) -> None:
+        """Count those of another share too."""
+        self.missing += other.missing
+        self.unexpected += other.unexpected
+        self.different += other.different
+        self.columns.update(other.columns)
+        for column, of_column in other.values.items():
+            values = self.values.setdefault(column, Counter())
+            for pair, count in of_column.items():
+                if pair in values or len(values) < VALUES:
+                    values[pair] += count
+
 
 @dataclass
 class Differences:
@@ -99,6 +117,25 @@ class Differences:
         self.examples += differences[: max(0, examples - len(self.examples))]
 
 
+def put_together(shares: Sequence[Differences], examples: int) -> Differences:
+    """Return the differences of all shares as one, with `examples` of them, those of the lowest order ids
+    first."""
+    if len(shares) == 1:
+        return shares[0]
+    whole = Differences(
+        compared=sum(each.compared for each in shares),
+        orders=sum(each.orders for each in shares),
+        inconclusive=sum(each.inconclusive for each in shares),
+        lag=max(each.lag for each in shares),
+    )
+    for each in shares:
+        for table, changes in each.tables.items():
+            whole.tables[table].take_over(changes)
+    in_order = heapq.merge(*(each.examples for each in shares), key=attrgetter("order_id"))
+    whole.examples += islice(in_order, examples)
+    return whole
+
+
 class _Suspects:
     """Orders that differed, with fingerprints of their live rows, in a temporary file."""
 
@@ -126,17 +163,38 @@ class _Suspects:
         self._file.close()
 
 
+class Replayed(Protocol):
+    """What a comparison asks of a replay: see operations.replay.Replay."""
+
+    async def lag(self) -> Lag:
+        """Return the group's lag now."""
+
+    async def reached(self, lag: Lag) -> tuple[Lag, bool]:
+        """Wait until the group has committed all that was in the logs at `lag`."""
+
+    async def catch_up(self, lag: Lag) -> None:
+        """Replay what is committed in `lag`, or more of what is committed."""
+
+
+class Compared(NamedTuple):
+    """How many orders were compared, and their rows that differ, those of an order together."""
+
+    orders: int
+    differences: list[Difference]
+
+
 async def compare(
-    replay: Replay,
-    states: LocalStates,
-    connection: ddl.Connection,
+    replay: Replayed,
+    first: AsyncIterator[Compared],
     differ: Differ,
     *,
+    total: int,
     examples: int,
     progress: Progress = lambda done, total: None,
     say: Callable[[str], None] = lambda what: None,
 ) -> Differences:
-    """Compare all orders of the log and of the live tables, as this module's docstring says.
+    """Compare all orders as this module's docstring says. `first` is the first comparison, of about `total`
+    orders.
 
     It replays what is new in the log between two comparisons. Blocks; raises what the servers and
     Replay.catch_up raise.
@@ -145,11 +203,10 @@ async def compare(
     suspects = _Suspects()
     try:
         say("comparing rows")
-        total = await _estimate(connection)
-        async for order_ids in _all_orders(states, connection):
-            for order_id, fingerprint, _ in _by_order(await differ(order_ids)):
+        async for compared in first:
+            for order_id, fingerprint, _ in _by_order(compared.differences):
                 suspects.add(order_id, fingerprint)
-            result.compared += len(order_ids)
+            result.compared += compared.orders
             progress(result.compared, max(total, result.compared))
         for _ in range(ROUNDS):
             if not suspects.count:
@@ -198,8 +255,19 @@ def _ahead(difference: Difference) -> bool:
     return int(difference.actual[version] or 0) > int(difference.expected[version] or 0)
 
 
-async def _all_orders(states: LocalStates, connection: ddl.Connection) -> AsyncIterator[list[str]]:
-    """Yield the ids of all orders of the replay, then of those that only the live tables hold."""
+async def compared_by_id(
+    replay: Replay, states: LocalStates, connection: ddl.Connection, differ: Differ
+) -> AsyncGenerator[Compared]:
+    """Compare all orders of a replay, then those of its share that only the live tables hold."""
+    async for order_ids in _all_orders(replay, states, connection):
+        yield Compared(len(order_ids), await differ(order_ids))
+
+
+async def _all_orders(
+    replay: Replay, states: LocalStates, connection: ddl.Connection
+) -> AsyncIterator[list[str]]:
+    """Yield the ids of all orders of the replay, then of those of its share that only the live tables
+    hold."""
     for replayed in states.states(ORDERS_AT_ONCE):
         yield [ids.text(raw_id) for raw_id in replayed]
     for table in TABLES:
@@ -215,14 +283,42 @@ async def _all_orders(states: LocalStates, connection: ddl.Connection) -> AsyncI
                 break
             replayed_states = states.get([row[0].bytes for row in rows])
             only_live = [
-                str(row[0]) for row, state in zip(rows, replayed_states, strict=True) if state is None
+                str(row[0])
+                for row, state in zip(rows, replayed_states, strict=True)
+                if state is None and replay.owns(row[0].bytes)
             ]
             if only_live:
                 yield only_live
             last = rows[-1][0]
 
 
-async def _estimate(connection: ddl.Connection) -> int:
+async def compared_in_ranges(
+    parts: Parts, connection: ddl.Connection, schema: str
+) -> AsyncGenerator[Compared]:
+    """Compare all orders in `schema`, whose states are in `parts`, and those that only the live tables hold:
+    a range of ids at a time, each with about ORDERS_AT_ONCE orders."""
+    parts.open()
+    try:
+        start = 0
+        ids_in_order = parts.ids()
+        while True:
+            expected = set(islice(ids_in_order, ORDERS_AT_ONCE))
+            end = int.from_bytes(max(expected)) if len(expected) == ORDERS_AT_ONCE else _LAST
+            orders = len(expected)
+            async for differences in between(connection, schema, UUID(int=start), UUID(int=end)):
+                rows = {(each.table, each.order_id) for each in differences if each.expected is None}
+                orders += sum(UUID(order_id).bytes not in expected for _, order_id in rows)
+                yield Compared(orders, differences)
+                orders = 0
+            if end == _LAST:
+                return
+            start = end + 1
+    finally:
+        parts.close()
+
+
+async def estimate(connection: ddl.Connection) -> int:
+    """Return how many orders there are, by Postgres's statistics. Blocks."""
     return int(
         await connection.fetchval(
             "SELECT coalesce(sum(n_live_tup), 0)::bigint FROM pg_stat_all_tables JOIN pg_inherits ON inhrelid"

@@ -28,17 +28,18 @@ from contracts import ids
 from contracts.errors import Refused
 from contracts.topics import DERIVED, REKEYED
 from domain import effects, events
-from domain.effects import Derived, Writer, fresh_suborders
+from domain.effects import Writer, fresh_suborders
 from domain.enums import OrderStatus
-from domain.events import Event
 from domain.order import Created, Order
+from domain.shapes import Derived, Event
 from domain.status import Suborder, view_of
 from errors import OrdersError
 from operations.changelog import producer_of, read_changelog, same
 from operations.grouplock import GroupLock
 from operations.history import FOLD_RECORDS, Positions, at_hand, fold
-from operations.replay import LocalStates, Progress, Replay
+from operations.replay import LocalStates, Replay
 from operations.servers import require
+from operations.shares import Progress
 from operations.whatif import NOTICE_FIELDS, NOTICES, parse_event, status_text
 from settings import Settings
 from streams.dead_letters import Record, rekeyed_from

@@ -1,4 +1,4 @@
-"""All that is held about one user, for a request of information: found by the ids of the user and of the
+"""All that is held about one user, for a data subject access request: found by the ids of the user and of the
 orders.
 
 Nothing here joins a group or writes. Everything may block for as long as the servers take, and raises what

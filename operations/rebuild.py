@@ -17,9 +17,10 @@ import asyncio
 import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -33,28 +34,62 @@ from contracts.strict_json import read_foreign
 from domain.deadlines import next_due
 from errors import OrdersError
 from operations.changelog import STALE, decode, read_changelog, same, version, write_states
-from operations.differences import Differences
+from operations.differences import Differences, compared_in_ranges, estimate
 from operations.differences import compare as compare_rows
 from operations.grouplock import GroupLock
-from operations.history import committed, project
+from operations.history import HistoryReader, committed, project
 from operations.postgres import compare, ddl, shadow
 from operations.postgres.shadow import Shadow
-from operations.replay import LocalStates, Progress, Replay, rules_of
+from operations.replay import LocalStates, Parts, Replay, lane_of, reached, rules_of
 from operations.servers import require
+from operations.shares import (
+    Done,
+    Log,
+    Progress,
+    Result,
+    Say,
+    Share,
+    Tell,
+    look,
+    share_out,
+    worth_processes,
+)
 from settings import Settings
 from sinks import migrate
 from sinks.clients import open_client
 from sinks.postgres import PostgresSink
 from sinks.redis import TRACKED, RedisSink
 from sinks.rows import CacheEntry
-from streams.folder import BatchOutput
-from streams.lag import LagReader
-from streams.lanes import lanes
+from streams.folder import BatchFolder, BatchOutput
+from streams.lag import Lag, LagReader
 from tables import codec
 
 STATES_AT_ONCE: Final = 2_000
 KEYS_AT_ONCE: Final = 500
-Say = Callable[[str], None]
+
+
+class _Behind:
+    """What a comparison asks of a replay."""
+
+    def __init__(self, rebuild: Rebuild, settings: Settings, stack: AsyncExitStack) -> None:
+        self._rebuild = rebuild
+        self._settings = settings
+        self._stack = stack
+        self._reader: LagReader | None = None
+
+    async def lag(self) -> Lag:
+        """Return the group's lag now."""
+        if self._reader is None:  # most often nothing differs, and nobody asks
+            self._reader = await self._stack.enter_async_context(LagReader(self._settings))
+        return await self._reader.lag()
+
+    async def reached(self, lag: Lag) -> tuple[Lag, bool]:
+        """Wait for the group, as operations.replay.reached does."""
+        return await reached(self.lag, lag)
+
+    async def catch_up(self, lag: Lag) -> None:
+        """Replay what is committed by now: at least what is in `lag`."""
+        await self._rebuild.catch_up(lambda done, total: None)
 
 
 class NotReady(OrdersError):
@@ -90,59 +125,103 @@ def folder_of(settings: Settings, target: Shadow) -> Path:
     return settings.data / ".rebuild" / target.id
 
 
+@dataclass(frozen=True, slots=True)
+class _ShareWork:
+    """The lanes of a share caught up with. Its result is the number of records that were replayed.
+
+    Without a `schema` only the states are written.
+    """
+
+    settings: Settings
+    schema: str | None
+    share: Share
+    states: Path
+
+    async def __call__(self, tell: Tell) -> None:
+        async with AsyncExitStack() as stack:
+            states = LocalStates(self.states)
+            stack.callback(states.close)
+            sink = None
+            if self.schema is not None:
+                sink = PostgresSink(self.settings, self.schema)
+                stack.push_async_callback(sink.close)
+                await sink.start()
+
+            async def write_rows(lane: int, output: BatchOutput) -> None:
+                if sink is not None and len(output.rows):
+                    await sink.write(output.rows)
+
+            replay = await stack.enter_async_context(Replay(self.settings, states, write_rows, self.share))
+            await replay.catch_up(await replay.lag(), lambda done, total: tell(Done(done, total)))
+            tell(Result(replay.records))
+
+
 class Rebuild:
-    """A shadow that this process works on; nobody else does at the same time. `target` describes it."""
+    """A shadow that this program works on; nobody else does at the same time. `target` describes it."""
 
     def __init__(
-        self,
-        settings: Settings,
-        target: Shadow,
-        connection: ddl.Connection,
-        states: LocalStates,
-        replay: Replay,
+        self, settings: Settings, target: Shadow, connection: ddl.Connection, parts: Parts, behind: int | None
     ) -> None:
+        """`behind`: how many committed records it hasn't replayed; None: nobody knows."""
         self._settings = settings
         self.target = target
         self._connection = connection
-        self._states = states
-        self._replay = replay
+        self._states = parts
+        self._behind = behind
+        self._apart = worth_processes(behind)
+        self._folder = BatchFolder(settings)
+        self._reader: HistoryReader
+        self.records = 0
+        """Records that were replayed."""
 
-    @property
-    def records(self) -> int:
-        """Records that this process has replayed."""
-        return self._replay.records
-
-    async def catch_up(self, progress: Progress = lambda done, total: None) -> None:
-        """Replay what the group has committed since. Blocks.
+    async def catch_up(self, progress: Progress) -> None:
+        """Replay what the group has committed since. Blocks. The first time, it does nothing if there was
+        nothing when the shadow was opened.
 
         Raises LogIncomplete, and what the servers raise; run again, it goes on.
         """
-        await self._replay.catch_up(await self._replay.lag(), progress)
+        behind, self._behind = self._behind, None
+        if behind == 0:
+            return
+        schema = None if self.target.before else self.target.schema
+        work = [
+            _ShareWork(self._settings, schema, share, states) for share, states in self._states.shares.items()
+        ]
+        self.records += sum(await share_out(work, progress, lambda what: None, apart=self._apart))
+        self._apart = False
 
     async def diff(self, examples: int, progress: Progress, say: Say) -> Differences:
         """Compare the shadow's rows with the live ones, and return the differences with `examples` of them.
 
-        Blocks.
+        Blocks. Raises as catch_up() does.
         """
+        schema = self.target.schema
+        async with AsyncExitStack() as stack:
+            return await compare_rows(
+                _Behind(self, self._settings, stack),
+                compared_in_ranges(self._states, self._connection, schema),
+                partial(compare.with_schema, self._connection, schema),
+                total=await estimate(self._connection),
+                examples=examples,
+                progress=progress,
+                say=say,
+            )
 
-        async def differ(order_ids: Sequence[str]) -> list[compare.Difference]:
-            return await compare.with_schema(self._connection, self.target.schema, order_ids)
-
-        return await compare_rows(
-            self._replay,
-            self._states,
-            self._connection,
-            differ,
-            examples=examples,
-            progress=progress,
-            say=say,
-        )
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Open its states, for switch() and settle(). Raises KafkaConnectionError."""
+        self._states.open()
+        try:
+            async with HistoryReader(self._settings) as self._reader:
+                yield
+        finally:
+            self._states.close()
 
     async def switch(self, lock: GroupLock, lock_timeout: float, progress: Progress, say: Say) -> Switched:
         """Write the states that differ, then exchange the rows; settle() comes next. Blocks.
 
-        The lock must be held, and catch_up() must have run since it was taken. `lock_timeout`: seconds to ask
-        for locks on tables.
+        Only within reading(). The lock must be held, and catch_up() must have run since it was taken.
+        `lock_timeout`: seconds to ask for locks on tables.
 
         Raises LeaseLost or Stale, LayoutChanged, BrokenReference, ddl.Busy, and what the servers raise; run
         again, it goes on.
@@ -154,7 +233,7 @@ class Rebuild:
             raise BrokenReference(f"{error.args[0]}: {(error.detail or '').rstrip('.')}") from error
         say("comparing states with the changelog")
         done = Switched("", records=self.records)
-        for lane in sorted({lane for _, lane in await self._replay.lag()}):
+        for lane in range(self._settings.partitions):
             written, deleted = await self._write_states(lock, lane)
             done.states += written
             done.deleted += deleted
@@ -167,7 +246,7 @@ class Rebuild:
         """Renew the cache after a switch, delete the shadow's states, and return how many cache entries
         changed. Blocks.
 
-        It may be run again, from a new process: this object can't be used any more.
+        Only within reading(). It may be run again, from a new process: this object can't be used any more.
         """
         entries = 0
         if cache:
@@ -190,7 +269,7 @@ class Rebuild:
         with TemporaryDirectory(prefix="orders-changelog-") as folder:
             live = LocalStates(Path(folder) / "states")
             try:
-                await read_changelog(self._replay.reader, partition, 0, live)
+                await read_changelog(self._reader, partition, 0, live)
                 for actual in live.states(STATES_AT_ONCE):
                     replayed = dict(zip(actual, self._states.get(list(actual)), strict=True))
                     expected = self._project(
@@ -205,11 +284,11 @@ class Rebuild:
                     await asyncio.sleep(0)  # the lock's heartbeats
                     deleted += sum(state is None for _, state in wrong.values())
                     written += await self._send(lock, lane, wrong)
-                for replayed_states in self._states.states(STATES_AT_ONCE):
+                for replayed_states in self._states.of_lane(lane).states(STATES_AT_ONCE):
                     of_lane = {
                         key: state
                         for key, state in replayed_states.items()
-                        if self._replay.lane_of(key) == lane
+                        if lane_of(self._settings, key) == lane
                     }
                     actual_states = live.get(list(of_lane))
                     await asyncio.sleep(0)
@@ -233,7 +312,7 @@ class Rebuild:
         return len(states)
 
     def _project(self, states: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-        return project(self._replay.folder, states).states
+        return project(self._folder, states).states
 
     def _with_labels(self, raw_id: bytes, actual: bytes, expected: bytes) -> bytes:
         """Return the expected state with what the actual one says of labels: a replay has published no
@@ -287,7 +366,7 @@ class Rebuild:
         raw_ids = {order_id: raw_id for order_id in order_ids if (raw_id := _raw(order_id)) is not None}
         replayed = zip(raw_ids.values(), self._states.get(list(raw_ids.values())), strict=True)
         states = {raw_id: state for raw_id, state in replayed if state is not None}
-        entries = {entry.order_id: entry for entry in project(self._replay.folder, states).cache}
+        entries = {entry.order_id: entry for entry in project(self._folder, states).cache}
         return {order_id: entries.get(order_id) for order_id in raw_ids}
 
     async def _renew_summaries(self, client: Any, keys: Sequence[str]) -> tuple[int, list[str]]:
@@ -424,13 +503,15 @@ async def switch(
             if interrupted is not None:
                 step("catching up")
                 await interrupted.catch_up(progress)
-                entries = await interrupted.settle(lock, cache, step)
+                async with interrupted.reading():
+                    entries = await interrupted.settle(lock, cache, step)
                 return Switched(interrupted.target.schema, entries=entries, records=interrupted.records)
         async with existing(settings, schema) as rebuild:
             step("catching up")
             await rebuild.catch_up(progress)
-            switched = await rebuild.switch(lock, lock_timeout, progress, step)
-            switched.entries = await rebuild.settle(lock, cache, step)
+            async with rebuild.reading():
+                switched = await rebuild.switch(lock, lock_timeout, progress, step)
+                switched.entries = await rebuild.settle(lock, cache, step)
             return switched
 
 
@@ -503,15 +584,17 @@ async def started(settings: Settings, schema: str, say: Say) -> AsyncIterator[Re
             say(f"beginning again: {reason}")
             await drop(settings, connection, target)
             target = None
+        log = await look(settings)
         if target is None:
             target = await shadow.create(
                 connection, schema, uuid.uuid4().hex, settings.group, rules_of(settings)
             )
-            LocalStates(folder_of(settings, target)).close()
-        async with _opened(settings, connection, target) as rebuild:
-            if rebuild is not None:
-                yield rebuild
-                return
+            Parts.create(folder_of(settings, target), log.processes)
+        parts = Parts(folder_of(settings, target))
+        behind = _behind(parts, log)
+        if behind is not None:
+            yield Rebuild(settings, target, connection, parts, behind)
+            return
         say("beginning again: the group's offsets were set back")
         await drop(settings, connection, target)
     async with started(settings, schema, say) as rebuild:
@@ -530,10 +613,11 @@ async def existing(settings: Settings, schema: str) -> AsyncIterator[Rebuild]:
             raise NotReady(f"there is no schema {schema}", "run orders rebuild start")
         if (reason := await _unusable(settings, connection, target)) is not None:
             raise NotReady(f"schema {schema} is of no use any more, {reason}")
-        async with _opened(settings, connection, target) as rebuild:
-            if rebuild is None:
-                raise NotReady(f"schema {schema} is ahead, the group's offsets were set back")
-            yield rebuild
+        parts = Parts(folder_of(settings, target))
+        behind = _behind(parts, await look(settings))
+        if behind is None:
+            raise NotReady(f"schema {schema} is ahead, the group's offsets were set back")
+        yield Rebuild(settings, target, connection, parts, behind)
 
 
 @asynccontextmanager
@@ -551,38 +635,24 @@ async def unsettled(settings: Settings) -> AsyncIterator[Rebuild | None]:
             return
         target = shadows[-1]
         await shadow.hold(connection, target.schema)
-        states = LocalStates(
-            folder_of(settings, target)
-        )  # another machine may have them: then all is replayed again
-        try:
-            async with Replay(settings, states) as replay:
-                yield Rebuild(settings, target, connection, states, replay)
-        finally:
-            states.close()
+        # Another machine may have its states: then all is replayed again.
+        yield Rebuild(settings, target, connection, Parts(folder_of(settings, target)), None)
 
 
-@asynccontextmanager
-async def _opened(
-    settings: Settings, connection: ddl.Connection, target: Shadow
-) -> AsyncIterator[Rebuild | None]:
-    """Open a shadow; None if it has replayed more than is committed."""
-    async with AsyncExitStack() as stack:
-        states = LocalStates(folder_of(settings, target))
-        stack.callback(states.close)
-        sink = PostgresSink(settings, target.schema)
-        stack.push_async_callback(sink.close)
-        await sink.start()
-
-        async def write_rows(lane: int, output: BatchOutput) -> None:
-            if len(output.rows):
-                await sink.write(output.rows)
-
-        replay = await stack.enter_async_context(Replay(settings, states, write_rows))
-        if replay.ahead(await replay.lag()):
-            states.close()
-            yield None
-        else:
-            yield Rebuild(settings, target, connection, states, replay)
+def _behind(parts: Parts, log: Log, *, read_only: bool = False) -> int | None:
+    """Return how many committed records the states haven't replayed; None if they go beyond what is
+    committed, because the group's offsets were set back."""
+    behind = 0
+    try:
+        parts.open(read_only=read_only)
+        for lane, ends in committed(log.lag, log.former).items():
+            positions = parts.positions(lane)
+            if any(position > ends.get(name, 0) for name, position in positions.items()):
+                return None
+            behind += sum(end - positions.get(name, 0) for name, end in ends.items())
+        return behind
+    finally:
+        parts.close()
 
 
 async def _unusable(settings: Settings, connection: ddl.Connection, target: Shadow) -> str | None:
@@ -605,20 +675,11 @@ async def lag(settings: Settings, target: Shadow) -> int | None:
     """
     if not (path := folder_of(settings, target)).exists():
         return None
+    log = await look(settings)
     try:
-        states = LocalStates(path, read_only=True)
+        return _behind(Parts(path), log, read_only=True) or 0
     except Exception:  # rocksdict's only kind
         return None
-    try:
-        async with LagReader(settings) as reader:
-            ends = committed(await reader.lag(), (await lanes(settings)).former)
-        return sum(
-            max(0, end - states.positions(lane).get(log, 0))
-            for lane, of in ends.items()
-            for log, end in of.items()
-        )
-    finally:
-        states.close()
 
 
 async def drop(settings: Settings, connection: ddl.Connection, target: Shadow) -> None:

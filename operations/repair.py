@@ -26,8 +26,8 @@ import redis.asyncio
 from aiokafka import TopicPartition
 from redis.exceptions import ResponseError
 
-from audit.auditor import Target
 from audit.findings import Finding, Report
+from audit.scope import Target
 from contracts.strict_json import read_foreign
 from errors import OrdersError
 from operations.auditing import Progress, audit, target_of

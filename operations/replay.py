@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import heapq
+import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from itertools import islice
@@ -23,6 +25,7 @@ import rocksdict
 import domain
 from contracts import ids
 from operations.history import FOLD_RECORDS, HistoryReader, Positions, committed, fold
+from operations.shares import ALL, Progress, Share
 from settings import Settings
 from streams import pipeline
 from streams.dead_letters import Record
@@ -38,11 +41,12 @@ LANES_AT_ONCE: Final = 2
 POLL: Final = 0.2
 STALL: Final = 5.0
 """Seconds without a commit after which no worker is believed to run."""
+LOCKED: Final = 5.0
+_LOCK: Final = "While lock file"
 _ID: Final = 16
 _POSITIONS: Final = b"@"
+_PART: Final = "part-"
 
-Progress = Callable[[int, int], None]
-"""Called with the number of records that are done and their total."""
 Take = Callable[[int, BatchOutput], Awaitable[None]]
 """Called with a lane and the output of one of its batches."""
 
@@ -59,6 +63,11 @@ def rules_of(settings: Settings) -> str:
     return digest.hexdigest()[:16]
 
 
+def lane_of(settings: Settings, raw_id: bytes) -> int:
+    """Return the lane of an order. Pure."""
+    return partition_of(ids.text(raw_id).encode(), settings.partitions)
+
+
 class LocalStates:
     """States by raw order id, and the position of each lane, in a RocksDB.
 
@@ -68,11 +77,22 @@ class LocalStates:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         """Open the database, or create it.
 
-        With `read_only` another process may have it open; later writes aren't seen.
+        With `read_only` another process may have it open; later writes aren't seen. Without, it waits up to
+        LOCKED seconds for another process: one of a rebuild that was just killed ends a moment later. Raises
+        Exception, as rocksdict does.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         access = rocksdict.AccessType.read_only() if read_only else rocksdict.AccessType.read_write()
-        self._db = rocksdict.Rdict(str(path), store_options(rocksdict.Cache(MEMORY)), access_type=access)
+        deadline = time.monotonic() + LOCKED
+        while True:
+            try:
+                options = store_options(rocksdict.Cache(MEMORY))
+                self._db = rocksdict.Rdict(str(path), options, access_type=access)
+                break
+            except Exception as error:  # rocksdict's only kind
+                if _LOCK not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(POLL)
         self._closed = False
 
     def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
@@ -116,6 +136,10 @@ class LocalStates:
         while chunk := dict(islice(states, at_once)):
             yield chunk
 
+    def ids(self) -> Iterator[bytes]:
+        """Yield the raw ids of all orders, in their order."""
+        return (key for key, _ in self.items() if len(key) == _ID)
+
     def close(self) -> None:
         """Close the database; again is harmless."""
         if not self._closed:
@@ -123,16 +147,93 @@ class LocalStates:
             self._db.close()
 
 
+class Parts:
+    """The states of a replay, as they were shared out: a LocalStates for each share.
+
+    There are as many shares as there are folders, from the first replay on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """`folder`: where the states are."""
+        several = sorted(folder.glob(f"{_PART}*"), key=lambda path: int(path.name.removeprefix(_PART)))
+        self.shares = {Share(at, len(several)): path for at, path in enumerate(several)} or {ALL: folder}
+        """Share -> folder of its states."""
+        self._opened: list[LocalStates] = []
+
+    @classmethod
+    def create(cls, folder: Path, count: int) -> Parts:
+        """Make empty ones for so many shares."""
+        for path in (folder / f"{_PART}{number}" for number in range(count)) if count > 1 else (folder,):
+            LocalStates(path).close()
+        return cls(folder)
+
+    def open(self, *, read_only: bool = False) -> None:
+        """Open all of them, as LocalStates does."""
+        for path in self.shares.values():
+            self._opened.append(LocalStates(path, read_only=read_only))
+
+    def of_lane(self, lane: int) -> LocalStates:
+        """Return the open states that a lane's are among."""
+        return self._opened[lane % len(self._opened)]
+
+    def positions(self, lane: int) -> dict[str, int]:
+        """Return a lane's positions, as LocalStates does."""
+        return self.of_lane(lane).positions(lane)
+
+    def ids(self) -> Iterator[bytes]:
+        """Yield the raw ids of all orders, in their order."""
+        return heapq.merge(*(states.ids() for states in self._opened))
+
+    def get(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Return values as LocalStates does, whichever share they are of."""
+        of_shares = [states.get(keys) for states in self._opened]
+        return [next(filter(None, values), None) for values in zip(*of_shares, strict=True)]
+
+    def close(self) -> None:
+        """Close all; again is harmless."""
+        while self._opened:
+            self._opened.pop().close()
+
+
+async def reached(
+    read: Callable[[], Awaitable[Lag]], lag: Lag, waiting: Callable[[int], None] = lambda remaining: None
+) -> tuple[Lag, bool]:
+    """Wait until the group has committed all that was in the logs at `lag`.
+
+    Returns the lag then, and whether it has.
+
+    `read` reads the lag. It stops waiting after STALL seconds without a commit. `waiting` is called with the
+    number of remaining records.
+    """
+    clock = asyncio.get_running_loop().time
+    best, since = -1, clock()
+    while True:
+        now = await read()
+        remaining = sum(max(0, position.end - now[at].committed) for at, position in lag.items())
+        waiting(remaining)
+        if not remaining:
+            return now, True
+        total = sum(position.committed for position in now.values())
+        if total > best:
+            best, since = total, clock()
+        elif clock() - since > STALL:
+            return now, False
+        await asyncio.sleep(POLL)
+
+
 class Replay:
-    """A replay of all lanes. Use it as `async with Replay(settings, states, take) as replay`.
+    """A replay of the lanes of a share. Use it as `async with Replay(settings, states, take) as replay`.
 
     Entering raises TopicsMissing and KafkaConnectionError.
     """
 
-    def __init__(self, settings: Settings, states: LocalStates, take: Take | None = None) -> None:
+    def __init__(
+        self, settings: Settings, states: LocalStates, take: Take | None = None, share: Share = ALL
+    ) -> None:
         self._settings = settings
         self._states = states
         self._take = take
+        self.share = share
         self._stack = AsyncExitStack()
         self.records = 0
         """Records replayed by this process."""
@@ -161,25 +262,19 @@ class Replay:
 
     def lane_of(self, raw_id: bytes) -> int:
         """Return the lane of an order."""
-        return partition_of(ids.text(raw_id).encode(), self._settings.partitions)
+        return lane_of(self._settings, raw_id)
+
+    def owns(self, raw_id: bytes) -> bool:
+        """Tell whether an order is of this share."""
+        return self.share == ALL or self.share.has(self.lane_of(raw_id))
 
     def ends(self, lag: Lag) -> dict[int, dict[str, int]]:
-        """Return the committed positions of each lane, as operations.history.committed does."""
-        return committed(lag, self._former)
+        """Return the committed positions of each lane of this share, as operations.history.committed does."""
+        return {lane: end for lane, end in committed(lag, self._former).items() if self.share.has(lane)}
 
     async def lag(self) -> Lag:
         """Return the group's lag now, as LagReader.lag does."""
         return await self._lag.lag()
-
-    def ahead(self, lag: Lag) -> bool:
-        """Tell whether the states go beyond what the group has committed, because
-        its offsets were set back.
-        """
-        return any(
-            position > end.get(log, 0)
-            for lane, end in self.ends(lag).items()
-            for log, position in self._states.positions(lane).items()
-        )
 
     async def catch_up(self, lag: Lag, progress: Progress = lambda done, total: None) -> None:
         """Replay up to what is committed in `lag`. Blocks.
@@ -222,27 +317,8 @@ class Replay:
     async def reached(
         self, lag: Lag, waiting: Callable[[int], None] = lambda remaining: None
     ) -> tuple[Lag, bool]:
-        """Wait until the group has committed all that was in the logs at `lag`.
-
-        Returns the lag then, and whether it has.
-
-        It stops waiting after STALL seconds without a commit. `waiting` is called with the number of
-        remaining records.
-        """
-        clock = asyncio.get_running_loop().time
-        best, since = -1, clock()
-        while True:
-            now = await self.lag()
-            remaining = sum(max(0, position.end - now[at].committed) for at, position in lag.items())
-            waiting(remaining)
-            if not remaining:
-                return now, True
-            total = sum(position.committed for position in now.values())
-            if total > best:
-                best, since = total, clock()
-            elif clock() - since > STALL:
-                return now, False
-            await asyncio.sleep(POLL)
+        """As the function reached()."""
+        return await reached(self.lag, lag, waiting)
 
     async def _lane(
         self, reader: HistoryReader, lane: int, end: Positions, count: Callable[[int], None]

@@ -1,7 +1,7 @@
 """Write rows that are older than their states, or missing, from the states in the changelog.
 
 What `orders repair --rows` does after Postgres went back in time. Nothing is folded and the group isn't
-locked: a row is only replaced by one with a higher version, so workers may write meanwhile.
+locked: a row is never replaced by one with a lower version, so workers may write meanwhile.
 """
 
 from __future__ import annotations

@@ -1,14 +1,29 @@
-"""The users of a secure local stack, and the rights that `orders grants` prints for them, given to them."""
+"""The users of a secure local stack and of docker-compose.yml, and the rights that `orders grants` prints for
+them, given to them.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 import asyncpg
 from aiokafka.errors import for_code
 from aiokafka.protocol.admin import CreateAclsRequest, DescribeAclsRequest
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import (
+    CompactArray,
+    CompactBytes,
+    CompactString,
+    Int8,
+    Int16,
+    Int32,
+    Schema,
+    TaggedFields,
+)
 
 from contracts import topics as names
 from operations.grants import (
@@ -68,15 +83,7 @@ async def allow(admin: Settings, passwords: Mapping[str, str]) -> None:
     clients raise.
     """
     await allow_kafka(admin, {user: kafka_rights(admin, user) for user in passwords})
-    database = await connection.connect(
-        admin.postgres.get_secret_value(), "orders-stack", timeout=10, pooled=False
-    )
-    try:
-        for user, password in passwords.items():
-            await make_role(database, user, password)
-        await allow_postgres(database, passwords)
-    finally:
-        await database.close()
+    await make_roles(admin, passwords)
     async with open_client(admin, timeout=10) as cache:
         for user, password in passwords.items():
             rights = redis_rights(admin, user)
@@ -104,6 +111,79 @@ def kafka_rights(settings: Settings, user: str) -> set[Acl]:
         for operation in ("Read", "Write")
     }
     return others | {acl for role in ROLES for acl in acls(transactions, role)}
+
+
+async def make_logins(admin: Settings, passwords: Mapping[str, str]) -> None:
+    """Make users of Kafka who log in by SCRAM-SHA-512, or give them other passwords. Raises KafkaError."""
+    salted: list[tuple[Any, ...]] = []
+    for user, password in passwords.items():
+        salt = os.urandom(16)
+        derived = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, _ITERATIONS)
+        salted.append((user, _SCRAM_SHA_512, _ITERATIONS, salt, derived, {}))
+    client = clients.admin(admin, "orders-stack")
+    await client.start()
+    try:
+        response = await client._send_request(_AlterScram(salted))
+        for _, code, message, _ in response.results:
+            if code:
+                raise for_code(code)(message)
+    finally:
+        await client.close()
+
+
+_SCRAM_SHA_512, _ITERATIONS = 2, 4096
+
+
+class _AlterScramResponse(Response):  # type: ignore[misc]
+    API_KEY, API_VERSION, FLEXIBLE_VERSION = 51, 0, True
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "results",
+            CompactArray(
+                ("user", CompactString("utf-8")),
+                ("error_code", Int16),
+                ("error_message", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _AlterScramStruct(RequestStruct):  # type: ignore[misc]
+    API_KEY, API_VERSION, FLEXIBLE_VERSION = 51, 0, True
+    RESPONSE_TYPE = _AlterScramResponse
+    SCHEMA = Schema(
+        (
+            "deletions",
+            CompactArray(("name", CompactString("utf-8")), ("mechanism", Int8), ("tags", TaggedFields)),
+        ),
+        (
+            "upsertions",
+            CompactArray(
+                ("name", CompactString("utf-8")),
+                ("mechanism", Int8),
+                ("iterations", Int32),
+                ("salt", CompactBytes),
+                ("salted_password", CompactBytes),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("tags", TaggedFields),
+    )
+
+
+class _AlterScram(Request[_AlterScramStruct]):  # type: ignore[misc]
+    """AlterUserScramCredentials, which aiokafka doesn't have."""
+
+    API_KEY = 51
+
+    def __init__(self, upsertions: list[tuple[Any, ...]]) -> None:
+        self._upsertions = upsertions
+
+    def build(self, request_struct_class: type[_AlterScramStruct]) -> _AlterScramStruct:
+        return request_struct_class([], self._upsertions, {})
 
 
 class _CreateAcls(CreateAclsRequest):  # type: ignore[misc]
@@ -164,11 +244,24 @@ async def _known(client: Any) -> set[tuple[Any, ...]]:
 # -- Postgres ------------------------------------------------------------------------------------------------
 
 
+async def make_roles(admin: Settings, passwords: Mapping[str, str]) -> None:
+    """Make users of Postgres, and give them their rights on what there is. Raises what the client raises."""
+    database = await connection.connect(
+        admin.postgres.get_secret_value(), "orders-stack", timeout=10, pooled=False
+    )
+    try:
+        for user, password in passwords.items():
+            await make_role(database, user, password)
+        await allow_postgres(database, passwords)
+    finally:
+        await database.close()
+
+
 async def make_role(database: asyncpg.Connection[Any], user: str, password: str) -> None:
     """Make a user of Postgres, or give it another password. Raises PostgresError."""
     there = await database.fetchval("SELECT true FROM pg_roles WHERE rolname = $1", user)
     verb = "ALTER" if there else "CREATE"
-    await database.execute(f"{verb} ROLE {_quoted(user)} LOGIN NOSUPERUSER PASSWORD '{password}'")
+    await database.execute(f"{verb} ROLE {_quoted(user)} LOGIN NOSUPERUSER PASSWORD {_literal(password)}")
 
 
 async def allow_postgres(database: asyncpg.Connection[Any], users: Iterable[str]) -> None:
@@ -192,6 +285,10 @@ async def allow_postgres(database: asyncpg.Connection[Any], users: Iterable[str]
 
 def _quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 # -- Redis ---------------------------------------------------------------------------------------------------

@@ -25,10 +25,11 @@ async def require(settings: Settings, *, schema: bool = False) -> None:
 
     Tables of the version before or after this one will do as well, where this one can write them.
 
-    A producer would wait half a minute for a topic that isn't there. Raises TopicsMissing, SchemaMismatch, or
-    what the clients raise when no server answers. Blocks for as long as they take.
+    A producer would wait half a minute for a topic that isn't there. Raises TopicsMissing, TopicMismatch
+    where the changelog takes other batches than the settings say, SchemaMismatch, or what the clients raise
+    when no server answers. Blocks for as long as they take.
     """
-    topics.require(settings, await topics.missing(settings), ())
+    await topics.require_all(settings)
     if schema:
         from sinks import (
             migrate,  # here: SQLAlchemy and Alembic take their time, and most commands ask for topics only

@@ -20,7 +20,9 @@ POLL_SECONDS: Final = 0.2
 REDIS_SECONDS: Final = 2.0
 """Seconds after which Redis counts as away."""
 SAY_AFTER: Final = 2.0
-"""Seconds of waiting for the cache alone, after which a person is told."""
+"""Seconds of waiting for the cache alone, or for a worker to run, after which a person is told."""
+
+_NOBODY: Final = "no worker is running: start one with orders worker"
 
 
 class Cache(NamedTuple):
@@ -73,13 +75,13 @@ async def wait(
 
     Without `cache` Redis isn't asked.
 
-    `progress` is called with the records handled so far and those left. When the cache takes long, `say` is
-    called once with a sentence about it. Raises TopicsMissing, and aiokafka's errors when the brokers go
-    away.
+    `progress` is called with the records handled so far and those left. When no worker runs, or the cache
+    takes long, `say` is called once with a sentence about it. Raises TopicsMissing, and aiokafka's errors
+    when the brokers go away.
     """
     started = time.monotonic()
     processed: float | None = None
-    said = False
+    said: set[str] = set()
     async with AsyncExitStack() as stack:
         reader = await stack.enter_async_context(LagReader(settings))
         client = None
@@ -98,12 +100,13 @@ async def wait(
             if outcome.done or (timeout is not None and seconds >= timeout):
                 return outcome._replace(members=await reader.members())
             processed = None if left else seconds if processed is None else processed
-            if processed is not None and seconds >= processed + SAY_AFTER and not said:
-                said = True
-                nobody = (
-                    "" if await reader.members() else "; no worker is running: start one with orders worker"
-                )
-                say(f"{seen}{nobody}")
+            if processed is not None and seconds >= processed + SAY_AFTER and "cache" not in said:
+                said.add("cache")
+                nobody = "" if await reader.members() else f"; {_NOBODY}"
+                say(f"everything is processed; waiting for the cache: {seen}{nobody}")
+            if left and seconds >= SAY_AFTER and "nobody" not in said and not await reader.members():
+                said.add("nobody")
+                say(f"{sum(left.values()):,} records are left; {_NOBODY}")
             pause = POLL_SECONDS if timeout is None else min(POLL_SECONDS, max(0.0, timeout - seconds))
             await asyncio.sleep(pause)
             lag = await reader.lag()

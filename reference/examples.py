@@ -11,12 +11,10 @@ from contracts import ids, topics
 from contracts.bulk import EVENT, TOPIC, completed, event_id
 from contracts.record_id import RecordId
 from domain import effects, events
-from domain.deadlines import Due
-from domain.effects import Derived
 from domain.enums import DeadlineKind
-from domain.events import Event
 from domain.fold import fold
 from domain.order import Order
+from domain.shapes import Derived, Due, Event
 
 Json = dict[str, Any]
 

@@ -243,7 +243,7 @@ def _refused() -> Iterator[str]:
         A refused record with its key, value and headers as they came, and these headers beside them. A fact
         that waited for its order and is refused once the order is known is there in normalised form
         (`dlq_detail` says so); its record is found at the coordinates. So is that of a record above
-        {limits.RECORD_BYTES >> 20} MiB uncompressed: its dead letter holds no value.
+        {limits.LIMITS.record >> 20} MiB uncompressed: its dead letter holds no value.
         """
     )
     yield from _table(("header", "what"), ((f"`{name}`", what) for name, what in DLQ_HEADERS))
@@ -270,6 +270,16 @@ def _reasons() -> Iterator[str]:
         than 10,000 scans of the usual size). A fact counts {limits.FACT_BYTES} bytes, its texts ({texts}) in
         UTF-8, and {limits.ITEM_BYTES} bytes for each entry of its `items`. What goes beyond is refused with
         `order_too_large`, in the order of that type's log, and keeps no natural key.
+        """
+    )
+    yield ""
+    yield from _prose(
+        f"""
+        All of this is where Kafka takes batches of {limits.MESSAGE_BYTES >> 20} MiB. With a smaller
+        `ORDERS_MESSAGE_BYTES` an order takes in as much less of each type, and `order.created` has a limit,
+        too: {limits.CREATED_ITEM_BYTES:,} bytes for each line, {limits.CREATED_UNIT_BYTES} for each unit and
+        {limits.CREATED_TEXT} times its texts may come to a third of it. Below
+        {limits.WRITTEN_BYTES >> 20} MiB a dead letter holds less, too: seven eighths of it.
         """
     )
 

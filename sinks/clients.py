@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import redis.asyncio
-from redis.asyncio.connection import parse_url
+import redis.exceptions
+from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
@@ -96,6 +97,35 @@ class _Login(CredentialProvider):
         return self.get_credentials()
 
 
+def _followed(kind: type[Any], url: RedisUrl, sentinel: int | None = None) -> type[Any]:
+    """Connections of this kind that lead where the URL leads when they are made. `sentinel`: to which of its
+    Sentinels; None: to Redis.
+    """
+
+    class Followed(kind):  # type: ignore[misc]
+        async def _connect(self) -> None:
+            place = _read(url)
+            if sentinel is not None and place.sentinels:
+                self.host, self.port = place.sentinels[sentinel % len(place.sentinels)]
+            elif sentinel is None and not place.service and _kind(place) is kind:
+                options = {"host": "localhost", "port": 6379, "db": 0, **place.options}
+                for name in ("path", "db") if "path" in options else ("host", "port", "db"):
+                    setattr(self, name, options[name])
+            else:
+                raise redis.exceptions.ConnectionError(
+                    f"{url} is reached in another way than before: that needs a restart"
+                )
+            await super()._connect()
+
+    Followed.__name__ = kind.__name__
+    return Followed
+
+
+def _kind(place: _Place) -> type[Any]:
+    kind: type[Any] = place.options.get("connection_class", Connection)
+    return kind
+
+
 class _OfSentinel(redis.asyncio.Redis):
     """A client that closes its connections to the Sentinels too."""
 
@@ -108,8 +138,9 @@ def open_client(settings: CacheSettings, *, timeout: float | None = None, **opti
     """A redis.asyncio.Redis for `settings.redis`, not connected yet. Never blocks.
 
     `timeout`: seconds that connecting and each answer may take; without one the caller limits the time.
-    `options`: those of a connection of redis-py, before which those of the URL come. User and password are
-    read anew for each connection, if the URL has any now and lies in a file.
+    `options`: those of a connection of redis-py, before which those of the URL come. Where the URL lies in a
+    file it is read anew for each connection: host, port and database, or the Sentinels; user and password, if
+    it has any now.
     """
     url = settings.redis
     place = _read(url)
@@ -117,6 +148,7 @@ def open_client(settings: CacheSettings, *, timeout: float | None = None, **opti
     given |= place.options
     _hide(given, url, sentinel=False)
     if not place.service:
+        given["connection_class"] = _followed(_kind(place), url)
         return redis.asyncio.Redis.from_pool(redis.asyncio.ConnectionPool(**given))
     # One that doesn't answer must leave time for the next one, and for Redis itself.
     share = (timeout or settings.redis_timeout) / (len(place.sentinels) + 1)
@@ -124,6 +156,9 @@ def open_client(settings: CacheSettings, *, timeout: float | None = None, **opti
     _hide(looking, url, sentinel=True)
     make: Any = Sentinel  # untyped
     manager = make(place.sentinels, sentinel_kwargs=looking)
+    for number, each in enumerate(manager.sentinels):
+        pool = each.connection_pool
+        pool.connection_class = _followed(pool.connection_class, url, number)
     return manager.master_for(place.service, redis_class=_OfSentinel, **given)
 
 

@@ -23,7 +23,7 @@ import msgspec
 import sqlalchemy as sa
 from msgspec import structs
 
-from domain.rows import Row
+from domain.shapes import Row
 from settings import Settings
 from sinks.connection import Connector, HalfOpen, watched
 from sinks.rows import ROWS, RowBatch

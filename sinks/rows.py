@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from domain.rows import ItemRow, OrderRow, ReturnRow, Row, ShipmentRow
+from domain.shapes import ItemRow, OrderRow, ReturnRow, Row, ShipmentRow
 
 ROWS: Final[dict[str, type[Row]]] = {
     "orders_order": OrderRow,

@@ -24,9 +24,17 @@ ENUMS: dict[str, tuple[str, ...]] = {
 TABLES = ("orders_order", "orders_order_item", "orders_shipment", "orders_return")
 """In the order in which their rows depend on each other."""
 
-FILLFACTOR = 80
-"""Of every partition. Leaves room on each page for the next version of its rows: an update then touches no
-index (HOT), as long as no index contains updated_at, status or version. Measured: 23 us a row against 52.
+FILLFACTOR: dict[str, int] = {
+    "orders_order": 50,
+    "orders_order_item": 80,
+    "orders_shipment": 60,
+    "orders_return": 60,
+}
+"""Of every partition of a table. Leaves room on each page for the next versions of its rows: an update then
+touches no index (HOT), as long as no index contains updated_at, status or version. Measured: 23 us a row
+against 52. An order's row is replaced some three times. With 80 for all tables, 57 % of the updates of orders
+and 32 % of those of shipments found room, with these 100 % and 75 %: 621 bytes of WAL an event instead of
+759, and tables and indexes a tenth smaller in all, as indexes have fewer dead entries.
 """
 
 

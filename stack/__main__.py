@@ -18,9 +18,14 @@ def main() -> None:
             try:
                 kafka.make_class_cache(class_path, _tell)
             except (StackError, OSError) as error:
-                _tell(f"Kafka will start more slowly: {error}")
+                _tell(_whole(error, "Kafka will start more slowly: "))
     except StackError as error:
-        sys.exit("\n".join(filter(None, (str(error), error.log))))
+        sys.exit(_whole(error))
+
+
+def _whole(error: Exception, before: str = "") -> str:
+    """What happened, and under it the last lines of what knows why, if there are any."""
+    return "\n".join(filter(None, (f"{before}{error}", getattr(error, "log", ""))))
 
 
 def _tell(message: str) -> None:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from stack import folders, jars, logins, ports
 from stack.errors import StackError
-from stack.processes import Identity, lives, run, spawn, stop, wait_ready
+from stack.processes import START_TIMEOUT, Identity, lives, run, spawn, stop, wait_ready
 from stack.servers import Server
 from stack.state import State
 
@@ -183,6 +183,11 @@ class Broker(Server):
             # A node that was killed may come back only when its last life's session is
             # over; the default is 9 s.
             "broker.session.timeout.ms": 6000,
+            # A node that nobody asks anything writes two records a second for those who measure how old its
+            # metadata are, and each of its threads looks for work three times a second: 4 % of a processor.
+            "metadata.max.idle.interval.ms": 0,
+            "num.io.threads": 4,
+            "num.network.threads": 2,
             # The default of 128 MB is a sixth of this heap; a changelog of a million keys needs 24 MB.
             "log.cleaner.dedupe.buffer.size": 32 << 20,
         }
@@ -256,7 +261,8 @@ def make_class_cache(class_path: str, progress: Callable[[str], None]) -> None:
             try:
                 wait_ready(node.name, partial(lives, child), node.ready, node.log)
             finally:
-                stop(child.pid, node.identity, node.polite)
+                # Java writes down what it has recorded when it ends: on a busy machine that takes a while.
+                stop(child.pid, node.identity, node.polite, timeout=START_TIMEOUT)
             options = ("-XX:AOTMode=create", f"-XX:AOTConfiguration={recorded}", f"-XX:AOTCache={new_cache}")
             run(node._java(*options), what=f"making {cache}", env=node._env, cwd=folder)
             new_cache.rename(cache)

@@ -146,19 +146,24 @@ def run(
     """Run a server's tool to its end and return what it wrote.
     Raises StackError with its last words when it fails.
     """
-    done = subprocess.run(
-        list(argv),
-        input=stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        timeout=START_TIMEOUT,
-        check=False,
-        **_as(account),
-    )
+    try:
+        done = subprocess.run(
+            list(argv),
+            input=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            timeout=START_TIMEOUT,
+            check=False,
+            **_as(account),
+        )
+    except subprocess.TimeoutExpired:
+        raise StackError(
+            f"{what} was not done after {START_TIMEOUT:.0f} s", "try again when the machine is less busy"
+        ) from None
     if done.returncode:
         last = "\n".join(f"    {line[:500]}" for line in done.stdout.splitlines()[-15:])
         raise StackError(f"{what} failed (exit code {done.returncode})", SEE_BELOW, log=last)
@@ -228,27 +233,32 @@ def wait_ready(
     return True
 
 
-def stop(pid: int, identity: Identity, polite: signal.Signals) -> None:
-    """Ask the server to end, insist after STOP_TIMEOUT, and return when it is gone.
+def stop(pid: int, identity: Identity, polite: signal.Signals, *, timeout: float = STOP_TIMEOUT) -> None:
+    """Ask the server to end, insist after `timeout` seconds, and return when it is gone.
     Nothing is signalled that does not fit.
     """
     try:
         process = psutil.Process(pid)
     except psutil.NoSuchProcess:
         return
-    for number, timeout in ((polite, STOP_TIMEOUT), (signal.SIGKILL, STOP_TIMEOUT)):
+    for number, seconds in ((polite, timeout), (signal.SIGKILL, STOP_TIMEOUT)):
         if not identity.fits(process):
             return
         with suppress(psutil.NoSuchProcess):
             process.send_signal(number)  # psutil compares the start time once more before it sends
-        if _gone(process, timeout):
+        if gone(process, seconds):
             return
     raise StackError(
         f"process {pid} ({identity.comm}) does not end, not even on SIGKILL", "see whether its disk hangs"
     )
 
 
-def _gone(process: psutil.Process, timeout: float) -> bool:
+def gone(process: psutil.Process, timeout: float) -> bool:
+    """Block until a process has ended, `timeout` seconds at most; tell whether it has.
+
+    One that has ended counts as gone though nobody asks for its exit code: in a container the first process
+    often doesn't, and psutil's own wait would never return.
+    """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         _reap()
@@ -278,7 +288,7 @@ def wait_dying(pid: int | None, born: str | None) -> None:
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         if process.status() == psutil.STATUS_ZOMBIE:
-            _gone(process, STOP_TIMEOUT)
+            gone(process, STOP_TIMEOUT)
 
 
 def wait_left(folder: Path, comm: str, timeout: float = STOP_TIMEOUT) -> None:

@@ -5,22 +5,25 @@ topics, paced.
 
 Every step is acknowledged before the next one, so a crash anywhere repeats the part, and nothing of it is
 lost. Repeated events have the same ids and natural keys, and change nothing. It is no lane: it has a consumer
-group of its own, so that a part never delays an interactive event. Its failures follow the same policy
-(streams.transport.delivery).
+group of its own, so that a part never delays an interactive event. Its pace is what interactive events leave
+(streams.pace). Its failures follow the same policy as the lanes' (streams.transport.delivery).
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC
+from itertools import groupby
+from operator import itemgetter
 from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from aiokafka import TopicPartition
-from aiokafka.errors import CommitFailedError, IllegalStateError, RebalanceInProgressError
+from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError, RebalanceInProgressError
 from mode import Service
 
 from contracts import bulk
@@ -33,6 +36,7 @@ from sinks.bulk import BulkJobs
 from streams import metrics
 from streams.dead_letters import letter_of, raw_value
 from streams.lag import LagReader, total
+from streams.pace import LOOK, Pace, Seen
 from streams.partitioner import partition_of
 from streams.transport.delivery import Delivery
 from wire import clients, unreadable
@@ -47,10 +51,19 @@ TICK: Final = 0.05
 """Seconds of events that leave at once.
 What leaves together is in front of what comes next; what leaves apart is a batch each.
 """
-LOOK: Final = 1.0
-"""Seconds between two looks at the pipeline's lag, which moves with its commits; a look isn't free for the
-broker. Sooner, if more left meanwhile than it may have before it.
+MAKE_UP: Final = 0.25
+"""Seconds that are made up for, of those in which events were due and none left: about what a part takes
+beside its events. No more, for it would be a burst.
 """
+IDLE: Final = 5.0
+"""Seconds without an event after which nobody looks at the group any more: a look isn't free for the broker.
+"""
+PATIENCE: Final = 5.0
+"""Seconds that a look may take before the group counts as out of sight."""
+BLIND: Final = 30.0
+"""Seconds out of sight after which all connections are made anew."""
+BATCH_BYTES: Final = 512 << 10
+"""Bytes of a record batch; a larger record has one of its own."""
 DAY_MS: Final = 24 * 3600 * 1000
 
 
@@ -62,11 +75,17 @@ class Unpacker:
     def __init__(self, settings: Settings, delivery: Delivery) -> None:
         self._settings = settings
         self._delivery = delivery
+        self._limits = settings.limits
         self._jobs = BulkJobs(settings, "orders-bulk")
         self._lag = LagReader(settings)
-        self._due = 0.0
-        self._looked = 0.0
-        self._since = 0
+        self._pace = Pace(
+            settings.bulk_rate, settings.bulk_rate_max, settings.bulk_backlog, settings.commit_interval
+        )
+        self._due = self._sent_at = 0.0
+        """By time.monotonic(): when more may leave, and when something left last."""
+        self._sending = asyncio.Event()
+        """Set while somebody sends, so that the group is looked at."""
+        self._watching: asyncio.Task[None] | None = None
         self._never = asyncio.Event()
         self._consumer = clients.consumer(
             settings,
@@ -81,7 +100,7 @@ class Unpacker:
             max_poll_interval_ms=DAY_MS,
         )
         self._producer = clients.producer(
-            settings, "orders-bulk", linger_ms=5, max_batch_size=512 << 10, max_request_size=16 << 20
+            settings, "orders-bulk", linger_ms=0, max_batch_size=BATCH_BYTES, max_request_size=16 << 20
         )
 
     async def __aenter__(self) -> Unpacker:
@@ -90,6 +109,7 @@ class Unpacker:
             await self._lag.__aenter__()
             await self._producer.start()
             await self._consumer.start()
+            self._watching = asyncio.ensure_future(self._watch())
         except BaseException:
             await self.close()
             raise
@@ -102,6 +122,10 @@ class Unpacker:
 
     async def close(self) -> None:
         """Leave the group and close all connections."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        metrics.BULK_RATE.set(0)
         await self._consumer.stop()
         await self._producer.stop()
         await self._lag.close()
@@ -110,8 +134,8 @@ class Unpacker:
     async def run(self) -> None:
         """Unpack part after part.
 
-        Raises what aiokafka raises when Kafka fails, and GaveUp if Postgres fails for longer than
-        retry_limit.
+        Raises what aiokafka raises when Kafka fails, TopicsMissing, and GaveUp if Postgres fails for longer
+        than retry_limit.
         """
         while True:
             record = await self._consumer.getone()
@@ -139,13 +163,13 @@ class Unpacker:
         job, kind = str(part.job_id), bulk.KIND_OF[record.topic]
         unpacked = list(bulk.unpack(record.topic, part, event.traceparent))
         for n, each in enumerate(unpacked):
-            if len(each.value) > bulk.EVENT_BYTES:
-                detail = f"$.events[{n}]: above {bulk.EVENT_BYTES:,} bytes"
+            if len(each.value) > self._limits.event:
+                detail = f"$.events[{n}]: above {self._limits.event:,} bytes"
                 await self._refuse(
                     record, each.key, each.value, each.headers, Refused(RECORD_TOO_LARGE, detail)
                 )
         await self._publish(
-            bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= bulk.EVENT_BYTES]
+            bulk.EVENT[kind], [each for each in unpacked if len(each.value) <= self._limits.event]
         )
         progress = await self._write_job(
             lambda: self._jobs.done(job, kind, part.part, part.parts, len(part.events))
@@ -178,43 +202,109 @@ class Unpacker:
         """Publish events, as many as are due in each tick and only while the pipeline keeps up.
 
         Returns once all are acknowledged. Events are sent lane by lane, each order's in their order, so that
-        one chunk is an additional batch for one lane and not for each.
+        a small chunk is an additional batch for one lane and not for each.
         """
-        at_once = max(1, int(self._settings.bulk_rate * TICK))
-        unpacked = sorted(
-            unpacked,
-            key=lambda each: 0 if each.key is None else partition_of(each.key, self._settings.partitions),
-        )
+        partitions = len(await self._producer.partitions_for(topic))
+        # Without a key any partition will do: it is refused there.
+        placed = [(0 if each.key is None else partition_of(each.key, partitions), each) for each in unpacked]
+        placed.sort(key=itemgetter(0))
         sending: list[asyncio.Future[Any]] = []
+        start = 0
         try:
-            for start in range(0, len(unpacked), at_once):
-                leaving = unpacked[start : start + at_once]
-                await self._pace(len(leaving))
-                for key, value, headers in leaving:
-                    # Without a key any partition will do: it is refused there.
-                    place = None if key is not None else 0
-                    sending.append(
-                        await self._producer.send(topic, value, key=key, headers=headers, partition=place)
-                    )
+            while start < len(placed):
+                count = await self._pace_of(len(placed) - start)
+                leaving = placed[start : start + count]
+                for partition, events in groupby(leaving, key=itemgetter(0)):
+                    await self._send(topic, partition, [each for _, each in events], sending)
+                start += count
         finally:
             results = await asyncio.gather(*sending, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
 
-    async def _pace(self, count: int) -> None:
-        """Wait until `count` events may be sent, by the rate and by the lag of the pipeline."""
+    async def _send(
+        self, topic: str, partition: int, leaving: list[bulk.Unpacked], sending: list[asyncio.Future[Any]]
+    ) -> None:
+        """Send events to one partition; `sending` gets what tells of their acknowledgement. As batches:
+        aiokafka's send() costs 40 us a record.
+        """
+        now_ms = int(time.time() * 1000)
+        batch = self._producer.create_batch()
+        for key, value, headers in leaving:
+            if batch.append(timestamp=now_ms, key=key, value=value, headers=headers) is None:
+                sending.append(await self._producer.send_batch(batch, topic, partition=partition))
+                batch = self._producer.create_batch()
+                batch.append(timestamp=now_ms, key=key, value=value, headers=headers)
+        sending.append(await self._producer.send_batch(batch, topic, partition=partition))
+
+    async def _pace_of(self, most: int) -> int:
+        """Wait until events may be sent, and return how many, at most so many.
+        Raises what a look raises that can't be waited for.
+        """
+        pace = self._pace
+        self._sent_at = time.monotonic()
+        self._sending.set()
         await asyncio.sleep(max(0.0, self._due - time.monotonic()))
-        # From now, not from when it was due: time lost to waiting isn't made up for by a burst.
-        self._due = time.monotonic() + count / self._settings.bulk_rate
-        self._since += count
-        while time.monotonic() - self._looked >= LOOK or self._since > self._settings.bulk_backlog:
-            behind = total(await self._lag.lag())
-            if behind <= self._settings.bulk_backlog:
-                self._looked, self._since = time.monotonic(), count
-                return
-            log.debug("the pipeline is %d records behind: bulk waits", behind)
+        waiting = False
+        while self._failed() or pace.full:
+            if not waiting:
+                log.debug("bulk waits for the pipeline")
+                waiting = True
+            self._sent_at = self._due = time.monotonic()
+            await asyncio.sleep(TICK)
+        count = min(most, max(1, int(pace.rate * TICK)))
+        self._sent_at = time.monotonic()
+        self._due = max(self._due, self._sent_at - MAKE_UP) + count / pace.rate
+        pace.sent += count
+        return count
+
+    def _failed(self) -> bool:
+        """Raises what has ended the looks at the group; False: nothing has."""
+        if self._watching is not None and self._watching.done():
+            self._watching.result()
+        return False
+
+    async def _watch(self) -> None:
+        """Look at the group while events are sent, and set the pace by it.
+        Raises what isn't an outage, or a long one.
+        """
+        pace, guarding, blind_since = self._pace, False, math.inf
+        while True:
+            await self._sending.wait()
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._look()
+                blind_since = math.inf
+            except (KafkaError, TimeoutError, OSError) as error:
+                if time.monotonic() - blind_since > BLIND:
+                    raise
+                if blind_since == math.inf:
+                    blind_since = time.monotonic()
+                    log.warning("the lanes' lag can't be read, so bulk goes at its floor: %r", error)
+                pace.blind()
+            if pace.guarding is not guarding:
+                guarding = pace.guarding
+                log.info("bulk goes %s", "beside interactive events" if guarding else "alone")
+            metrics.BULK_RATE.set(pace.rate)
             await asyncio.sleep(LOOK)
+            if time.monotonic() - self._sent_at > IDLE:
+                self._sending.clear()
+                pace.idle()
+                metrics.BULK_RATE.set(0)
+
+    async def _look(self) -> None:
+        sent = self._pace.sent
+        look = await self._lag.look()
+        committed = sum(position.committed for position in look.lag.values())
+        self._pace.look(Seen(time.monotonic(), committed, total(look.lag), look.waits, sent))
+        pace = self._pace
+        log.debug(
+            "bulk goes at %.0f events/s: events wait %.3f s, the lag is %d",
+            pace.rate,
+            pace.wait,
+            total(look.lag),
+        )
 
     async def _refuse(
         self,
@@ -225,7 +315,8 @@ class Unpacker:
         refusal: Refused,
     ) -> None:
         record_id = RecordId(record.topic, record.partition, record.offset)
-        letter = letter_of(record_id, key, value, headers, refusal.code, refusal.detail)
+        most = self._limits.record
+        letter = letter_of(record_id, key, value, headers, refusal.code, refusal.detail, most)
         # As a batch: sent alone, aiokafka takes no record that has neither key nor value.
         batch = self._producer.create_batch()
         batch.append(

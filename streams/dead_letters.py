@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from contracts.errors import ORIGIN_UNKNOWN, Refused
 from contracts.record_id import RecordId
 from contracts.topics import CHECKOUT, INPUT, REKEYED
-from domain.limits import RECORD_BYTES, record_size
+from domain.limits import record_size
 from wire import raw_bytes
 
 Headers = list[tuple[str, bytes | None]]
@@ -23,7 +23,8 @@ _MOST_DIGITS: Final = 18
 class Record(Protocol):
     """The part of a consumed record (aiokafka.ConsumerRecord) that is used.
 
-    `timestamp` is in ms; with `timestamp_type` 1 it is the broker's append time.
+    `timestamp` is in ms; with `timestamp_type` 1 it is the broker's append time. A header's value is bytes or
+    None.
     """
 
     topic: str
@@ -31,7 +32,7 @@ class Record(Protocol):
     offset: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[tuple[str, Any]]
     timestamp: int
     timestamp_type: int
 
@@ -41,11 +42,12 @@ class Letter(NamedTuple):
 
     key: bytes | None
     value: bytes | None
-    headers: list[tuple[str, bytes]]
+    headers: list[tuple[str, Any]]
 
 
-def dead_letter(record: Record, code: str, detail: str) -> Letter:
-    """Make the dead letter of a refused record: the record as it was first, and the reason.
+def dead_letter(record: Record, code: str, detail: str, most: int) -> Letter:
+    """Make the dead letter of a refused record: the record as it was first, and the reason. `most`: see
+    letter_of.
 
     Pure but for the time of day.
     """
@@ -53,26 +55,28 @@ def dead_letter(record: Record, code: str, detail: str) -> Letter:
     if record_id.topic != record.topic:
         key = dict(headers).get("rekeyed_key")
         headers = [header for header in headers if header[0] not in REKEYED_FROM]
-    return letter_of(record_id, key, raw_value(record), headers, code, detail)
+    return letter_of(record_id, key, raw_value(record), headers, code, detail, most)
 
 
 def letter_of(
     record_id: RecordId,
     key: bytes | None,
     value: bytes | None,
-    headers: Sequence[tuple[str, bytes]],
+    headers: Sequence[tuple[str, Any]],
     code: str,
     detail: str,
+    most: int,
 ) -> Letter:
     """Make the dead letter of a record by its parts.
 
-    A value or key that is too large for orders.dlq is left out.
+    `most`: bytes of a record that orders.dlq has room for (domain.limits.Limits.record). The value, and a key
+    that is too large by itself, are left out of a larger one.
     """
-    if record_size(key, value, headers) > RECORD_BYTES:
+    if record_size(key, value, headers) > most:
         value = None
-        if record_size(key, None, headers) > RECORD_BYTES:
+        if record_size(key, None, headers) > most:
             key, headers = None, []
-        detail += f"; above {RECORD_BYTES:,} bytes uncompressed: the raw record is at the coordinates"
+        detail += f"; above {most:,} bytes uncompressed: the raw record is at the coordinates"
     return Letter(key, value, [*headers, *letter_headers(record_id, code, detail)])
 
 

@@ -4,26 +4,30 @@ and cache entries. Pure.
     decode ─► load the orders' states ─► fold each event into its order (domain.fold)
            ─► project: states, rows, cache entries
 
+A batch is folded in slices of some records: what a slice needs stays in the processor's cache, and between
+two of them the event loop serves others.
+
 Workers write the output (streams.pipeline); operators replay a history with it (operations).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from time import perf_counter
 from typing import Final, Protocol
 
 from contracts import ids
-from contracts.errors import RECORD_TOO_LARGE, UNREADABLE, Refused
+from contracts.errors import ORDER_TOO_LARGE, RECORD_TOO_LARGE, UNREADABLE, Refused
 from contracts.topics import CHECKOUT, DECISIONS, DLQ, INTERNAL, REKEYED
 from domain import effects, events, rows
 from domain.deadlines import next_due, pending
-from domain.events import Event
-from domain.fold import fold
-from domain.limits import RECORD_BYTES, record_size
+from domain.fold import TOO_LARGE_TO_BEGIN, fold
+from domain.limits import LIMITS, Limits, is_too_large, record_size
 from domain.order import Created, Order, ReturnStage, Scan
+from domain.shapes import Derived, Event, LateRefusal, Summary
 from domain.totals import RunningTotals
 from settings import Settings
 from sinks.rows import CacheEntry, RowBatch
@@ -42,7 +46,13 @@ HELD_BYTES: Final = 16 << 20
 """Of states as they are stored, and of effects, each, that a batch holds before it is shortened.
 Objects take some times as much.
 """
-_STATES_AT_ONCE: Final = 64
+SLICE_RECORDS: Final = 128
+"""Records that are folded in one go: some milliseconds."""
+_ABOVE: Final = (
+    "the order's state would be above ORDERS_MESSAGE_BYTES, which was lowered since: raise it again, and"
+    " redrive this (docs/decisions/0040)"
+)
+_STEPS: Final = ("decode", "load", "fold", "render")
 _REFUSED, _REKEY, _APPLIED, _DUPLICATE = "refused", "rekeyed", "applied", "duplicate"
 
 
@@ -51,9 +61,9 @@ class OrderInBatch:
 
     __slots__ = ("changed", "created", "order", "repeated", "returns", "seen", "shipments", "totals")
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, limits: Limits = LIMITS) -> None:
         self.order = order
-        self.totals = RunningTotals(order)
+        self.totals = RunningTotals(order, limits)
         self.changed = False
         self.repeated = False
         """An event came again: perhaps since a worker died between writing the state
@@ -89,21 +99,59 @@ class OrderInBatch:
 
 class BatchOutput:
     """What a batch comes to: everything that the steps 3 to 6 write.
-    `size`: the bytes of `out`, but for those that are made when they are sent.
+    `size`: the bytes of `out`, but for those that are made when they are sent; `loaded`: of the states that
+    were read for it.
     """
 
     def __init__(self) -> None:
         self.size = 0
+        self.loaded = 0
         self.out: dict[str, list[OutRecord]] = {}
         self.rows = RowBatch()
         self.states: dict[bytes, bytes] = {}
         self.moved: list[Moved] = []
         self.cache: list[CacheEntry] = []
+        self.orders: dict[bytes, set[bytes] | None] = {}
+        """Raw ids of the orders in `cache` -> parcels whose entries change; None: all of them."""
+        self.again = False
+        """More than one slice has changed an order."""
         self.outcomes: Counter[tuple[str, str]] = Counter()
         self.letters: Counter[str] = Counter()
         """Dead letters, by reason."""
         self.deadlines: Counter[str] = Counter()
         """Deadlines that passed."""
+
+    def add(self, part: BatchOutput) -> None:
+        """Add the output of the batch's next slice."""
+        self.size += part.size
+        self.loaded += part.loaded
+        for topic, records in part.out.items():
+            if topic in self.out:
+                self.out[topic] += records
+            else:
+                self.out[topic] = records
+        self.rows.orders += part.rows.orders
+        self.rows.items += part.rows.items
+        self.rows.shipments += part.rows.shipments
+        self.rows.returns += part.rows.returns
+        self.states.update(part.states)
+        self.moved += part.moved
+        self.cache += part.cache
+        self.again = self.again or not self.orders.keys().isdisjoint(part.orders)
+        self.orders.update(part.orders)
+        self.outcomes.update(part.outcomes)
+        self.letters.update(part.letters)
+        self.deadlines.update(part.deadlines)
+
+    def drop_replaced(self) -> None:
+        """Keep of each row and each cache entry the last one."""
+        if self.again:
+            rows = self.rows
+            rows.orders = list({row.id: row for row in rows.orders}.values())
+            rows.items = list({(row.order_id, row.id): row for row in rows.items}.values())
+            rows.shipments = list({(row.order_id, row.id): row for row in rows.shipments}.values())
+            rows.returns = list({(row.order_id, row.id): row for row in rows.returns}.values())
+            self.cache = list({entry.order_id: entry for entry in self.cache}.values())
 
     def publish(self, topic: str, record: OutRecord) -> None:
         """Add a record to what leaves."""
@@ -135,81 +183,143 @@ class BatchFolder:
         self._partitions = settings.partitions
         self._ttl = (settings.cache_ttl_moving, settings.cache_ttl_settled)
         self._deadline_policy = settings.deadline_policy
+        self._limits = settings.limits
         self.held_bytes = HELD_BYTES
 
     def fold(self, batch: Batch, states: States, timed: Timed = lambda step, seconds: None) -> BatchOutput:
-        """Fold a batch, given the states. Writes nothing; blocks and raises as `states` does.
+        """Fold a batch, given the states. Writes nothing; blocks and raises as `states` does."""
+        work = BatchOutput()
+        for _ in self.slices(batch, states, work, timed):
+            pass
+        return work
+
+    def slices(
+        self, batch: Batch, states: States, work: BatchOutput, timed: Timed = lambda step, seconds: None
+    ) -> Iterator[None]:
+        """Fold a batch into `work` as fold() does, a slice at each step.
 
         A small record can cause megabytes of commands, and can name an order of megabytes. So a batch whose
         states or effects exceed HELD_BYTES is shortened to the records that stay below, at least one.
         """
-        work, stop = self._fold(batch, states, timed)
-        while stop is not None:
-            # What was refused or passed on behind it would be so again: the records before it
-            # are folded by themselves.
-            batch.shorten(_place(batch, stop))
-            work, stop = self._fold(batch, states, timed)
-        return work
+        records = iter([(part.topic, record) for part in batch.slices for record in part.records])
+        took: dict[str, float] = dict.fromkeys(_STEPS, 0.0)
+        count = 0
+        while some := list(islice(records, SLICE_RECORDS)):
+            folded = self._fold_slice(work, some, batch.partition, states, took, frozenset())
+            count += folded
+            if folded < len(some):
+                batch.shorten(count)
+                break
+            yield
+        work.drop_replaced()
+        for step, seconds in took.items():
+            timed(step, seconds)
 
-    def _fold(self, batch: Batch, states: States, timed: Timed) -> tuple[BatchOutput, Record | None]:
-        """Fold the batch up to the record before the one that is returned."""
-        started = perf_counter()
-        work = BatchOutput()
-        accepted = self._decode(batch, work)
-        timed("decode", (decoded := perf_counter()) - started)
-        touched = self._load(states, accepted)
-        timed("load", (loaded := perf_counter()) - decoded)
-        most = work.size + self.held_bytes
-        for record, event, key in accepted:
-            order = touched.get(event.order_id)
-            if order is None or work.size > most:
-                return work, record
-            self._fold_event(work, record, event, key, order, batch.partition)
-        timed("fold", (folded := perf_counter()) - loaded)
-        self.project(work, touched)
-        timed("render", perf_counter() - folded)
-        return work, None
-
-    def _decode(self, batch: Batch, work: BatchOutput) -> list[tuple[Record, Event, bytes]]:
-        accepted: list[tuple[Record, Event, bytes]] = []
-        for part in batch.slices:
-            topic = part.topic
-            internal, rekeyed = topic in INTERNAL, topic == REKEYED
-            for record in part.records:
-                try:
-                    if record.value is None and (why := unreadable(record)) is not None:
-                        raise Refused(UNREADABLE, why)
-                    of = rekeyed_from(record).topic if rekeyed else topic
-                    event = events.decode(
-                        of, record.headers, record.value, record.timestamp if record.timestamp_type else 0
-                    )
-                except Refused as refusal:
-                    self._refuse(work, record, refusal.code, refusal.detail)
-                    continue
-                key = events.order_key(event)
-                if topic == CHECKOUT:
-                    self._place(work, event, key)
-                elif internal or record.key == key:
-                    accepted.append((record, event, key))
-                else:
-                    self._rekey(work, record, event)
-        return accepted
-
-    def _load(self, states: States, accepted: list[tuple[Record, Event, bytes]]) -> dict[bytes, OrderInBatch]:
-        """The orders of the first records, as far as their states are no more than
-        HELD_BYTES; of one record at least.
+    def _fold_slice(
+        self,
+        work: BatchOutput,
+        records: Sequence[tuple[str, Record]],
+        lane: int,
+        states: States,
+        took: dict[str, float],
+        full: frozenset[bytes],
+    ) -> int:
+        """Fold records, given with their topics, into `work`; return how many of them.
+        `full`: orders that take in nothing of it.
         """
+        part = BatchOutput()
+        started = perf_counter()
+        decoded = [self._decode(topic, record) for topic, record in records]
+        loading = perf_counter()
+        touched = self._load(work, part, states, records, decoded)
+        folding = perf_counter()
+        count = 0
+        for (topic, record), event in zip(records, decoded, strict=True):
+            if work.size + part.size > self.held_bytes or not self._take(
+                part, topic, record, event, touched, full, lane
+            ):
+                break
+            count += 1
+        projecting = perf_counter()
+        self.project(part, touched, work.orders)
+        took["decode"] += loading - started
+        took["load"] += folding - loading
+        took["fold"] += projecting - folding
+        took["render"] += perf_counter() - projecting
+        most = self._limits.state
+        if part.states and max(map(len, part.states.values())) > most:
+            # From before the limits were lowered: what Kafka doesn't take would end every worker.
+            above = [order_id for order_id, state in part.states.items() if len(state) > most]
+            return self._fold_slice(work, records, lane, states, took, full.union(above))
+        work.add(part)
+        return count
+
+    def _take(
+        self,
+        work: BatchOutput,
+        topic: str,
+        record: Record,
+        event: Event | Refused,
+        touched: Mapping[bytes, OrderInBatch],
+        full: frozenset[bytes],
+        lane: int,
+    ) -> bool:
+        """Take in one record. False, and nothing is done: its order was not loaded."""
+        if isinstance(event, Refused):
+            self._refuse(work, record, event.code, event.detail)
+            return True
+        key = events.order_key(event)
+        if topic == CHECKOUT:
+            self._place(work, record, event, key)
+        elif topic not in INTERNAL and record.key != key:
+            self._rekey(work, record, event)
+        elif event.order_id in full:
+            self._refuse(work, record, ORDER_TOO_LARGE, _ABOVE)
+        else:
+            order = touched.get(event.order_id)
+            if order is None:
+                return False
+            self._fold_event(work, record, event, key, order, lane)
+        return True
+
+    @staticmethod
+    def _decode(topic: str, record: Record) -> Event | Refused:
+        try:
+            if record.value is None and (why := unreadable(record)) is not None:
+                raise Refused(UNREADABLE, why)
+            of = rekeyed_from(record).topic if topic == REKEYED else topic
+            return events.decode(
+                of, record.headers, record.value, record.timestamp if record.timestamp_type else 0
+            )
+        except Refused as refusal:
+            return refusal
+
+    def _load(
+        self,
+        work: BatchOutput,
+        part: BatchOutput,
+        states: States,
+        records: Sequence[tuple[str, Record]],
+        decoded: Sequence[Event | Refused],
+    ) -> dict[bytes, OrderInBatch]:
+        """The orders of a slice's first events, as far as all the states of the batch are no more than
+        HELD_BYTES; of the batch's first event at least."""
+        first: dict[bytes, Record] = {}
         # In the order of their records, so that a batch is the same whatever the process's hash seed.
-        order_ids = list({event.order_id: None for _, event, _ in accepted})
+        for (_, record), event in zip(records, decoded, strict=True):
+            if not isinstance(event, Refused) and event.order_id not in first:
+                first[event.order_id] = record
         touched: dict[bytes, OrderInBatch] = {}
-        size = 0
-        for start in range(0, len(order_ids), _STATES_AT_ONCE):
-            some = order_ids[start : start + _STATES_AT_ONCE]
-            for order_id, raw in zip(some, states(some), strict=True):
-                if size > self.held_bytes:
-                    return touched
-                size += len(raw or b"")
-                touched[order_id] = OrderInBatch(Order() if raw is None else codec.decode(raw))
+        for order_id, stored in zip(first, states(list(first)), strict=True):
+            if work.loaded + part.loaded > self.held_bytes:
+                break
+            raw = work.states.get(order_id, stored)
+            part.loaded += len(raw or b"")
+            try:
+                order = Order() if raw is None else codec.decode(raw)
+            except codec.NewerFormat as newer:
+                raise newer.of(ids.text(order_id), _place_of(first[order_id])) from None
+            touched[order_id] = OrderInBatch(order, self._limits)
         return touched
 
     def _fold_event(
@@ -236,7 +346,7 @@ class BatchFolder:
             shared = effects.headers_of(event)
             most = work.size + self.held_bytes
             for effect in folded.effects:
-                if isinstance(effect, effects.Derived):
+                if isinstance(effect, Derived):
                     headers = effects.attributes(effect, event.order_id, shared)
                     # One record can come to gigabytes: an order for which thousands of parcels have waited.
                     value = (
@@ -248,8 +358,16 @@ class BatchFolder:
                 else:
                     self._refuse_late(work, event.order_id, effect)
 
-    def project(self, work: BatchOutput, touched: Mapping[bytes, OrderInBatch]) -> None:
-        """Adds what is to be written of these orders, by raw id: states, rows, cache entries. Pure."""
+    def project(
+        self,
+        work: BatchOutput,
+        touched: Mapping[bytes, OrderInBatch],
+        earlier: Mapping[bytes, set[bytes] | None] | None = None,
+    ) -> None:
+        """Adds what is to be written of these orders, by raw id: states, rows, cache entries. Pure.
+
+        `earlier`: BatchOutput.orders of the earlier slices of the batch.
+        """
         batch = work.rows
         for raw_id, each in touched.items():
             if not each.changed and not each.repeated:
@@ -261,9 +379,11 @@ class BatchFolder:
             if order.created is None:
                 continue
             order_id = ids.text(raw_id)
-            parcels = (
-                None if each.created else each.seen if each.shipments is None else each.seen | each.shipments
-            )
+            parcels = None if each.created else each.seen | each.shipments if each.shipments else each.seen
+            if earlier is not None and raw_id in earlier:
+                before = earlier[raw_id]
+                parcels = None if parcels is None or before is None else parcels | before
+            work.orders[raw_id] = parcels
             row, brief = rows.order_row_and_summary(order_id, raw_id, order, parcels)
             if each.changed:
                 batch.orders.append(row)
@@ -278,7 +398,7 @@ class BatchFolder:
                     batch.returns += rows.return_rows(order_id, order, each.returns)
             work.cache.append(self._entry(order_id, order, brief))
 
-    def _entry(self, order_id: str, order: Order, brief: rows.Summary) -> CacheEntry:
+    def _entry(self, order_id: str, order: Order, brief: Summary) -> CacheEntry:
         moving, settled = self._ttl
         return CacheEntry(
             order_id,
@@ -316,7 +436,13 @@ class BatchFolder:
         """
         work = BatchOutput()
         for at, order_id, raw in due_states:
-            order = None if raw is None else codec.decode(raw)
+            try:
+                order = None if raw is None else codec.decode(raw)
+            except codec.NewerFormat as newer:
+                raise newer.of(ids.text(order_id), "a deadline that has passed") from None
+            if raw is not None and len(raw) > self._limits.state:
+                work.moved.append(Moved(order_id, at, 0))  # it can't be written
+                continue
             if (
                 order is None or order.due != at
             ):  # never of what is written here, but an index may be older than its state
@@ -341,8 +467,12 @@ class BatchFolder:
 
     # -- intake, refused and re-keyed records ----------------------------------------------------------------
 
-    def _place(self, work: BatchOutput, event: Event, key: bytes) -> None:
+    def _place(self, work: BatchOutput, record: Record, event: Event, key: bytes) -> None:
         """A checkout becomes its order's order.created, in that order's partition."""
+        assert isinstance(event.fact, Created)
+        if is_too_large(event.fact, self._limits):
+            self._refuse(work, record, *TOO_LARGE_TO_BEGIN)
+            return
         placed = effects.order_placed(event)
         value, headers = effects.encode(placed, event.order_id, effects.headers_of(event))
         work.publish(placed.topic, OutRecord(key, value, headers, partition_of(key, self._partitions)))
@@ -359,12 +489,12 @@ class BatchFolder:
             )
             work.outcomes[record.topic, _REKEY] += 1
             return
-        if record_size(record.key, record.value, record.headers) > RECORD_BYTES:
+        if record_size(record.key, record.value, record.headers) > self._limits.record:
             self._refuse(
                 work,
                 record,
                 RECORD_TOO_LARGE,
-                f"above {RECORD_BYTES:,} bytes uncompressed, and not under its order's key",
+                f"above {self._limits.record:,} bytes uncompressed, and not under its order's key",
             )
             return
         headers = [
@@ -382,11 +512,11 @@ class BatchFolder:
         work.outcomes[record.topic, _REKEY] += 1
 
     def _refuse(self, work: BatchOutput, record: Record, code: str, detail: str) -> None:
-        work.publish(DLQ, OutRecord(*dead_letter(record, code, detail)))
+        work.publish(DLQ, OutRecord(*dead_letter(record, code, detail, self._limits.record)))
         work.outcomes[record.topic, _REFUSED] += 1
         work.letters[code] += 1
 
-    def _refuse_late(self, work: BatchOutput, order_id: bytes, late: effects.LateRefusal) -> None:
+    def _refuse_late(self, work: BatchOutput, order_id: bytes, late: LateRefusal) -> None:
         detail = (
             f"{late.detail}; it waited for its order: the value is the normalised fact, the raw record is at"
             " the coordinates"
@@ -401,8 +531,5 @@ class BatchFolder:
         work.letters[late.code] += 1
 
 
-def _place(batch: Batch, record: Record) -> int:
-    """Return how many of a batch's records come before this one."""
-    return next(
-        at for at, each in enumerate(each for part in batch.slices for each in part.records) if each is record
-    )
+def _place_of(record: Record) -> str:
+    return f"{record.topic}/{record.partition}@{record.offset}"

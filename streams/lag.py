@@ -19,6 +19,7 @@ from aiokafka.structs import OffsetAndMetadata
 from contracts.topics import DERIVED, DLQ, LANE, REDRIVEN
 from settings import Settings
 from streams.topics import require
+from streams.transport.waits import Totals, read_notes
 from wire import clients, learn_topics
 from wire.metadata import require_visible
 
@@ -42,6 +43,13 @@ class Position(NamedTuple):
 
 
 Lag = dict[tuple[str, int], Position]
+
+
+class Look(NamedTuple):
+    """A group at one moment: its lag, and how long records have waited in its workers, by worker."""
+
+    lag: Lag
+    waits: dict[str, Totals]
 
 
 class LagReader:
@@ -83,7 +91,7 @@ class LagReader:
 
     async def lag(self) -> Lag:
         """Committed and end offset of every partition that the lanes read, internal topics too.
-        Raises TopicsMissing.
+        Raises TopicsMissing, KafkaError.
 
         A partition without a commit counts from its log's start.
 
@@ -101,6 +109,10 @@ class LagReader:
         offset is committed with what it appends or not at all. Their markers take offsets as well; a lane
         commits the position behind them.
         """
+        return (await self.look()).lag
+
+    async def look(self) -> Look:
+        """The lag, and with it what the workers have noted beside their offsets. Raises as lag() does."""
         partitions = await self._partitions(LANE)
         committed = await self._committed()
         starts = await self._offsets.beginning_offsets(partitions)
@@ -111,7 +123,7 @@ class LagReader:
             start = starts[partition]
             position = start if commit is None or commit.offset < 0 else max(commit.offset, start)
             positions[partition.topic, partition.partition] = Position(position, ends[partition])
-        return positions
+        return Look(positions, read_notes(commit.metadata for commit in committed.values()))
 
     async def unseen(self) -> dict[str, int]:
         """Return, by topic, the offsets that readers of committed records don't reach yet, on the topics that

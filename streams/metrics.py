@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 RECORDS: Final = Counter(
     "orders_records_total", "Input records by what became of them.", ["topic", "outcome"]
@@ -14,6 +15,9 @@ RECORDS: Final = Counter(
 DERIVED: Final = Counter("orders_derived_total", "Derived events and commands published.", ["topic"])
 DEAD_LETTERS: Final = Counter("orders_dead_letters_total", "Dead letters by reason.", ["reason"])
 BULK_EVENTS: Final = Counter("orders_bulk_events_total", "Events of bulk jobs that were unpacked.", ["kind"])
+BULK_RATE: Final = Gauge(
+    "orders_bulk_rate", "Events a second at which this worker unpacks bulk jobs. 0: there is none."
+)
 DEADLINES: Final = Counter("orders_deadlines_total", "Deadlines that passed.", ["deadline"])
 STEP_SECONDS: Final = Histogram(
     "orders_step_seconds",
@@ -33,6 +37,24 @@ def commit_took(seconds: float) -> None:
     step_took("commit", seconds)
 
 
+LOOP_LAG: Final = Histogram(
+    "orders_event_loop_lag_seconds",
+    "Seconds by which the event loop was late for what was due, looked at ten times a second.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0, 10.0),
+)
+"""Whatever holds the loop delays all lanes, the probes and the writes that are answered meanwhile."""
+_LOOK_SECONDS: Final = 0.1
+
+
+async def watch_loop() -> None:
+    """Note how late the running event loop is, until cancelled."""
+    clock = asyncio.get_running_loop().time
+    while True:
+        due = clock() + _LOOK_SECONDS
+        await asyncio.sleep(_LOOK_SECONDS)
+        LOOP_LAG.observe(max(0.0, clock() - due))
+
+
 ROWS_BEHIND: Final = Gauge(
     "orders_rows_behind",
     "Orders whose rows in Postgres are older than a state that was written after them, of those looked at.",
@@ -44,4 +66,21 @@ LAST_BATCH: Final = Gauge(
 )
 BATCH_RECORDS: Final = Histogram(
     "orders_batch_records", "Records of a batch.", buckets=(1, 10, 50, 100, 250, 500, 1000, 2000, 5000)
+)
+
+AUDIT: Final = CollectorRegistry()
+"""What `orders audit --follow` serves; workers don't."""
+AUDIT_BROKEN: Final = Gauge(
+    "orders_audit_broken", "Differences that the audit has found and that last.", ["check"], registry=AUDIT
+)
+AUDIT_POSITION: Final = Gauge(
+    "orders_audit_position",
+    "Offset up to which an input partition is audited.",
+    ["topic", "partition"],
+    registry=AUDIT,
+)
+AUDIT_AGE: Final = Gauge(
+    "orders_audit_age_seconds",
+    "Seconds since the moment up to which everything that was committed is audited.",
+    registry=AUDIT,
 )

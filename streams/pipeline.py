@@ -9,11 +9,14 @@ the work already done is kept on the batch, so a step that succeeded isn't repea
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import perf_counter
 from typing import Any
 
+from contracts.bulk import is_unpacked
+from contracts.topics import INTERNAL
 from settings import Settings
 from sinks.base import Sink
 from sinks.redis import RedisSink
@@ -21,7 +24,7 @@ from sinks.rows import RowBatch
 from streams import metrics
 from streams.cache import CacheKeeper
 from streams.folder import BatchFolder, BatchOutput
-from streams.transport import LaneBatch
+from streams.transport import LaneBatch, Record
 
 
 class _Progress:
@@ -48,6 +51,9 @@ class Pipeline:
         self.cache = CacheKeeper(settings, table, cache, self.folder.entry_of)
         self.opened = self.cache.opened
         self._at_once = settings.batch_records
+        self._folding = asyncio.Lock()
+        """Held by the one lane that folds: two that took turns would both be done late, and then wait for the
+        servers together."""
         self._steps: tuple[tuple[str, Callable[[LaneBatch, BatchOutput], Awaitable[None]]], ...] = (
             ("publish", self._publish),
             ("postgres", self._write_rows),
@@ -61,7 +67,7 @@ class Pipeline:
         """
         progress: _Progress | None = batch.work
         if progress is None:
-            progress = batch.work = _Progress(self._fold(batch))
+            progress = batch.work = _Progress(await self._fold(batch))
         work = progress.work
         for name, step in self._steps[progress.done :]:
             started = perf_counter()
@@ -70,13 +76,18 @@ class Pipeline:
             metrics.step_took(name, perf_counter() - started)
         _count(work)
 
-    def _fold(self, batch: LaneBatch) -> BatchOutput:
-        """Steps 1 and 2. Writes nothing. Blocks on the local disk at most. Raises Stale."""
+    async def _fold(self, batch: LaneBatch) -> BatchOutput:
+        """Steps 1 and 2. Writes nothing. Blocks on the local disk, for a slice of the batch at a time. Raises
+        Stale."""
         if batch.moment is not None:
             return self.folder.pass_deadlines(
                 batch.due_states(self._table, batch.moment, self._at_once), batch.moment
             )
-        work = self.folder.fold(batch, partial(batch.get_states, self._table), metrics.step_took)
+        work = BatchOutput()
+        states = partial(batch.get_states, self._table)
+        async with self._folding:
+            for _ in self.folder.slices(batch, states, work, metrics.step_took):
+                await asyncio.sleep(0)  # the loop has others to serve
         metrics.BATCH_RECORDS.observe(len(batch))
         return work
 
@@ -100,6 +111,13 @@ class Pipeline:
     async def _refresh_cache(self, batch: LaneBatch, work: BatchOutput) -> None:
         if work.cache:
             await self.cache.write(batch, work.cache)
+
+
+def interactive(record: Record) -> bool:
+    """Whether somebody may wait for what becomes of a record: it is no event of a bulk job, and nothing that
+    the lanes write to themselves. Pure.
+    """
+    return record.topic not in INTERNAL and not is_unpacked(record.headers)
 
 
 def _count(work: BatchOutput) -> None:

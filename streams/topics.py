@@ -7,6 +7,7 @@ aren't there raise aiokafka.errors.KafkaConnectionError.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Collection, Container, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -16,31 +17,23 @@ from typing import Any, Final, Literal
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
     KafkaTimeoutError,
     TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
     UnknownTopicOrPartitionError,
     for_code,
 )
 from aiokafka.protocol.metadata import MetadataRequest
 
 from contracts import topics as names
+from domain.limits import MESSAGE_BYTES
 from errors import OrdersError
 from settings import Settings
 from wire import clients
 from wire.metadata import require_visible
 
-INPUT_MAX_BYTES: Final = 6 << 20
-"""Largest batch on an input topic, bytes."""
-
-WRITTEN_MAX_BYTES: Final = 8 << 20
-"""Largest batch on a topic that we write, bytes: a dead letter holds its record and our headers, so it
-is larger than any input.
-"""
-
-STATE_MAX_BYTES: Final = 24 << 20
-"""Largest batch on the changelog, bytes: an order that takes in all it may (domain.limits).
-One of 10,000 scans has some 1.2 MB.
-"""
+log = logging.getLogger(__name__)
 
 HOUR_MS: Final = 3600 * 1000
 WEEK_MS: Final = 7 * 24 * 3600 * 1000
@@ -131,25 +124,6 @@ _KEPT_FOR_EVER: Final = (
     ),
 )
 
-_WRITTEN_BYTES: Final = TopicConfig(
-    "max.message.bytes",
-    str(WRITTEN_MAX_BYTES),
-    "at least",
-    "What we write may hold a whole input record and our headers beside it.",
-)
-
-_INPUT: Final = (
-    *_KEPT_FOR_EVER,
-    TopicConfig(
-        "max.message.bytes",
-        str(INPUT_MAX_BYTES),
-        "at most",
-        "1,000 items with long strings fit; any larger and its dead letter would not.",
-    ),
-)
-
-_INTERNAL: Final = (*_KEPT_FOR_EVER, _WRITTEN_BYTES)
-
 _DERIVED: Final = (
     TopicConfig(
         "cleanup.policy",
@@ -163,7 +137,6 @@ _DERIVED: Final = (
         "free",
         "Time for a consumer that was down; a replay of the input makes them again.",
     ),
-    _WRITTEN_BYTES,
 )
 
 _DEAD_LETTERS: Final = (
@@ -174,7 +147,6 @@ _DEAD_LETTERS: Final = (
         "free",
         "Time for a person to look; the record itself stays in its input topic.",
     ),
-    _WRITTEN_BYTES,
 )
 
 _CLOCK: Final = (
@@ -222,12 +194,6 @@ _CHANGELOG: Final = (
         "free",
         "The active segment is never compacted, so keep it small beside the whole.",
     ),
-    TopicConfig(
-        "max.message.bytes",
-        str(STATE_MAX_BYTES),
-        "at least",
-        "An order's state is one record, and so large it may be that takes in all it may.",
-    ),
 )
 
 
@@ -238,18 +204,43 @@ def specs(settings: Settings, brokers: int) -> list[TopicSpec]:
     def spec(name: str, configs: Sequence[TopicConfig]) -> TopicSpec:
         return TopicSpec(name, settings.partitions, replication, (*configs, _in_sync(replication)))
 
+    limits = settings.limits
+    written = TopicConfig(
+        "max.message.bytes",
+        str(limits.written),
+        "at least",
+        "What we write may hold a whole input record and our headers beside it.",
+    )
+    taken = TopicConfig(
+        "max.message.bytes",
+        str(limits.input),
+        "at most",
+        "1,000 items with long strings fit; any larger and its dead letter would not.",
+    )
     return [
-        *(spec(name, _INPUT) for name in names.INPUT),
-        *(spec(name, _INTERNAL) for name in names.INTERNAL),
-        spec(settings.changelog_topic, _CHANGELOG),
-        *(spec(name, _DERIVED) for name in names.DERIVED),
-        spec(names.DLQ, _DEAD_LETTERS),
+        *(spec(name, (*_KEPT_FOR_EVER, taken)) for name in names.INPUT),
+        *(spec(name, (*_KEPT_FOR_EVER, written)) for name in names.INTERNAL),
+        spec(settings.changelog_topic, (*_CHANGELOG, changelog_bytes(settings))),
+        *(spec(name, (*_DERIVED, written)) for name in names.DERIVED),
+        spec(names.DLQ, (*_DEAD_LETTERS, written)),
         spec(names.CLOCK, _CLOCK),
         spec(names.REDRIVEN, _REDRIVEN),
         spec(names.PARTITIONS, _PARTITIONS),
-        *(spec(name, _INPUT) for name in names.BULK),
-        spec(names.BULK_COMPLETED, _DERIVED),
+        *(spec(name, (*_KEPT_FOR_EVER, taken)) for name in names.BULK),
+        spec(names.BULK_COMPLETED, (*_DERIVED, written)),
     ]
+
+
+def changelog_bytes(settings: Settings) -> TopicConfig:
+    """The changelog's max.message.bytes. Below the default it tells everybody what ORDERS_MESSAGE_BYTES is.
+    Pure.
+    """
+    return TopicConfig(
+        "max.message.bytes",
+        str(settings.message_bytes),
+        "at least" if settings.message_bytes == MESSAGE_BYTES else "exactly",
+        "An order's state is one record, and so large it may be that takes in all it may.",
+    )
 
 
 async def ensure(settings: Settings) -> list[str]:
@@ -339,6 +330,30 @@ async def missing(settings: Settings) -> list[str]:
         lacking = [spec.name for spec in specs(settings, 1) if spec.name not in existing]
         await require_visible(admin._client, lacking)
         return lacking
+
+
+async def require_all(settings: Settings) -> None:
+    """Raise TopicsMissing unless all the pipeline's topics exist, and TopicMismatch if the changelog doesn't
+    take the batches that ORDERS_MESSAGE_BYTES says. A program that may not see its configuration goes by the
+    setting.
+    """
+    lacking = await missing(settings)
+    require(settings, lacking, ())
+    async with _admin(settings) as admin:
+        try:
+            states = await _states(admin, [settings.changelog_topic])
+        except (TopicAuthorizationFailedError, ClusterAuthorizationFailedError) as error:
+            log.debug("how large batches the changelog takes is not told: %r", error)
+            return
+    config, state = changelog_bytes(settings), states.get(settings.changelog_topic)
+    actual = None if state is None else state.configs.get(config.name)
+    if actual is not None and not config.accepts(actual):
+        raise TopicMismatch(
+            f"{settings.changelog_topic} has {config.name}={actual}, ORDERS_MESSAGE_BYTES is {config.value}:"
+            " orders would hold more or less than for other programs of this system",
+            f"set ORDERS_MESSAGE_BYTES={actual} here, if that is what the others have"
+            " (docs/how-to/managed-kafka.md)",
+        )
 
 
 async def grow(settings: Settings, names: Sequence[str], partitions: int) -> list[str]:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, get_args, get_origin
+from zlib import crc32
 
 import msgspec
 from msgspec import structs
 
 from contracts import money
 from domain.enums import OrderStatus
-from domain.order import FORMAT, Order, Stored, fact_lists
-from errors import OrdersError
+from domain.order import FORMAT, Extended, Order, Stored, fact_lists
+from tables.formats import NewerFormat as NewerFormat
 
 KEY_BYTES: Final = 16
 _encode: Final = msgspec.msgpack.Encoder().encode
@@ -35,14 +36,6 @@ _Peek: Final = msgspec.defstruct(
     gc=False,
 )
 _peek: Final[Callable[[bytes], Any]] = msgspec.msgpack.Decoder(_Peek).decode
-
-
-class NewerFormat(OrdersError):
-    """A state that this version can't read: a later one wrote it."""
-
-    remedy = (
-        "run that version, or a later one; if none has ever run here, orders repair writes the state again"
-    )
 
 
 def encode(order: Order) -> bytes:
@@ -68,8 +61,8 @@ def is_state(key: bytes, raw: bytes) -> bool:
     changelog. Pure.
 
     The bytes must decode within the bounds of the fields, the version must be the number of facts, and the
-    facts may name only currencies, lines and sellers that the order has. A state of a later format is one: to
-    leave it out would be to forget its order.
+    facts may name only currencies, lines and sellers that the order has. A state of a later format, with its
+    checksum, is one: to leave it out would be to forget its order.
     """
     if len(key) != KEY_BYTES:
         return False
@@ -139,23 +132,18 @@ def _shape_of(kind: type[Stored]) -> _Shape:
 
 _SHAPE: Final = _shape_of(Order)
 _VERSION, _DUE, _FORMAT = map(Order.__struct_fields__.index, ("version", "due", "format"))
-_FORMATS_AHEAD: Final = 16
-"""A higher number is none of a later version, but a foreign record's, which may not end a worker."""
 _Tails = dict[tuple[int, ...], list[Any]]
 """Where an array was longer, by the indexes that lead to it -> the elements that followed."""
 
 
-class _Extended(Order, gc=True, dict=True):
-    """A state with elements that this version doesn't know: `tails`, in its __dict__, which isn't encoded."""
+_decode_as_extended: Final = msgspec.msgpack.Decoder(Extended).decode
 
 
-_decode_as_extended: Final = msgspec.msgpack.Decoder(_Extended).decode
-
-
-def _decode_extended(raw: bytes) -> _Extended | None:
+def _decode_extended(raw: bytes) -> Extended | None:
     """A later version's state, without what only that one knows; None if it isn't one.
 
-    Raises NewerFormat and msgspec.ValidationError.
+    Raises NewerFormat and msgspec.ValidationError. A later format whose checksum isn't right is none: a
+    foreign record may not end a worker.
     """
     try:
         values = msgspec.msgpack.decode(raw)
@@ -165,7 +153,8 @@ def _decode_extended(raw: bytes) -> _Extended | None:
         return None
     if (
         all(type(values[at]) is int and values[at] >= 0 for at in (_VERSION, _DUE, _FORMAT))
-        and FORMAT < (number := values[_FORMAT]) <= FORMAT + _FORMATS_AHEAD
+        and (number := values[_FORMAT]) > FORMAT
+        and _is_sealed(raw)
     ):
         raise NewerFormat(f"a state is of format {number}; this version reads {FORMAT} and {FORMAT - 1}")
     tails: _Tails = {}
@@ -177,6 +166,11 @@ def _decode_extended(raw: bytes) -> _Extended | None:
         raise NewerFormat(f"a state has facts that this version doesn't know: {', '.join(sorted(unknown))}")
     vars(order)["tails"] = tails
     return order
+
+
+def _is_sealed(raw: bytes) -> bool:
+    """Whether bytes end as those of every later format do (domain.order.FORMAT)."""
+    return raw[-5:] == b"\xce" + crc32(raw[:-5]).to_bytes(4, "big")
 
 
 def _cut(values: list[Any], shape: _Shape, path: tuple[int, ...], tails: _Tails) -> None:

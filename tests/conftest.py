@@ -16,12 +16,13 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
+import compiled
 from credentials import PostgresUrl
 from settings import Settings, get_settings
 from tests import stackfixture
 from tests.deploy import helm
 from tests.e2e import previous
-from tests.servers import admin, as_admin, url, with_path, without_files
+from tests.servers import REDIS_DATABASE, admin, as_admin, url, with_path, without_files
 from tests.stackfixture import Servers
 
 CONTAINERS = os.environ.get("STACK", "local") == "containers"
@@ -30,7 +31,7 @@ QUICK = frozenset({"unit", "property"})
 """Folders of tests that take no time worth speaking of."""
 
 _left_out = pytest.StashKey[list[str]]()
-_redis_databases = itertools.cycle(range(16))
+_redis_databases = itertools.cycle(sorted({*range(16)} - {REDIS_DATABASE}))
 
 
 # -- which tests can run here --------------------------------------------------------------------------------
@@ -45,6 +46,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         "containers": None if CONTAINERS else "they run with STACK=containers",
         "helm": helm.problem(),
         "previous": previous.problem(),
+        "compiled": compiled.WHY_NOT,
+        "source": None if compiled.WHY_NOT else f"they run with {compiled.SETTING}=off",
         "olist": None
         if os.environ.get("ORDERS_OLIST")
         else "$ORDERS_OLIST does not name the folder of Olist's orders",

@@ -27,7 +27,10 @@ IMPORTED = ("app", "cli.logs", "uvloop", "pytest", *(each.module for each in SUB
 
 
 @cache
-def _context() -> ForkServerContext:
+def server() -> ForkServerContext:
+    """multiprocessing's, whose processes are forked from one without threads: of a process with some, a fork
+    can wait for ever for a lock that one of them held.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(IMPORTED))
     return context
@@ -56,7 +59,7 @@ class Forked:
             path.touch()
         environment = dict(os.environ if env is None else env)
         self.args = command
-        self._process = _context().Process(
+        self._process = server().Process(
             target=_run, args=(command[2], command[3:], files, environment, cwd or Path.cwd()), daemon=True
         )
         self._process.start()

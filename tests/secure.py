@@ -1,16 +1,14 @@
 """A broker that asks for a login: listeners with TLS, SASL and client certificates, an authorizer, and
 certificates made on the spot.
 
-Nobody may do anything on it but its operator, who comes in by the listener without a login, and those who
+Nobody may do anything on it but its operator, who connects to the listener without a login, and those who
 were given an ACL.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
-import os
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -19,22 +17,13 @@ from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import (
-    CompactArray,
-    CompactBytes,
-    CompactString,
-    Int8,
-    Int16,
-    Int32,
-    Schema,
-    TaggedFields,
-)
 from cryptography.x509 import DNSName
 
+from operations.secured import make_logins
 from stack.certificates import HERE, certificate
 from stack.kafka import Broker
 from stack.state import State
+from tests.servers import kafka_settings
 from tests.waiting import eventually, until
 
 USER: Final = "worker"
@@ -137,11 +126,7 @@ class Secure:
 
     async def set_password(self, password: str, user: str = USER) -> None:
         """Of SCRAM."""
-        salt = os.urandom(16)
-        salted = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 4096)
-        async with self.operator() as admin:
-            response = await admin._send_request(_SetScram(user, salt, salted))
-        assert [result[1] for result in response.results] == [0], response
+        await make_logins(kafka_settings(f"127.0.0.1:{self.broker.port}"), {user: password})
 
     async def allow(
         self, rules: Iterable[tuple[str, str, str]], user: str = USER, permission: int = ALLOW
@@ -204,56 +189,6 @@ _OPERATIONS: Final = {
         2,
     )
 }
-
-
-class _SetScramResponse(Response):  # type: ignore[misc]
-    API_KEY, API_VERSION, FLEXIBLE_VERSION = 51, 0, True
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "results",
-            CompactArray(
-                ("user", CompactString("utf-8")),
-                ("error_code", Int16),
-                ("error_message", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _SetScramStruct(RequestStruct):  # type: ignore[misc]
-    API_KEY, API_VERSION, FLEXIBLE_VERSION = 51, 0, True
-    RESPONSE_TYPE = _SetScramResponse
-    SCHEMA = Schema(
-        (
-            "deletions",
-            CompactArray(("name", CompactString("utf-8")), ("mechanism", Int8), ("tags", TaggedFields)),
-        ),
-        (
-            "upsertions",
-            CompactArray(
-                ("name", CompactString("utf-8")),
-                ("mechanism", Int8),
-                ("iterations", Int32),
-                ("salt", CompactBytes),
-                ("salted_password", CompactBytes),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _SetScram(Request[_SetScramStruct]):  # type: ignore[misc]
-    API_KEY = 51
-
-    def __init__(self, user: str, salt: bytes, salted: bytes) -> None:
-        self._of: tuple[Any, ...] = (user, 2, 4096, salt, salted, {})
-
-    def build(self, request_struct_class: type[_SetScramStruct]) -> _SetScramStruct:
-        return request_struct_class([], [self._of], {})
 
 
 def certificates(folder: Path) -> None:

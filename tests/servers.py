@@ -19,13 +19,15 @@ from wire import clients
 
 SECURE: Final = os.environ.get("STACK") == "secure"
 """Whether the servers of the run have TLS, logins and least rights."""
+REDIS_DATABASE: Final = 7
+"""Of the tests that share a database in Postgres; no other test uses it."""
 
 _admin: dict[str, str] = {}
 """The ORDERS_* values of who may do everything; empty before the stack runs."""
 
 
 def administrator(env: Mapping[str, str]) -> dict[str, str]:
-    """From now on tests come in by these ORDERS_* values. Returns those before."""
+    """From now on tests connect with these ORDERS_* values. Returns those before."""
     before = dict(_admin)
     _admin.clear()
     _admin.update(env)
@@ -64,9 +66,9 @@ def kafka_env(brokers: str | Sequence[str]) -> dict[str, str]:
 
 def kafka_settings(brokers: str | Sequence[str]) -> Settings:
     """Settings that lead to these brokers."""
-    plain = {"ORDERS_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT", "ORDERS_KAFKA_SASL_MECHANISM": ""}
-    login = {"ORDERS_KAFKA_SASL_USERNAME": "", "ORDERS_KAFKA_SASL_PASSWORD": ""}
-    return settings_of({**plain, **login, **kafka_env(brokers)})
+    empty = ("SASL_MECHANISM", "SASL_USERNAME", "SASL_PASSWORD", "SSL_CAFILE", "SSL_CERTFILE", "SSL_KEYFILE")
+    plain = {f"ORDERS_KAFKA_{name}": "" for name in empty}
+    return settings_of({**plain, "ORDERS_KAFKA_SECURITY_PROTOCOL": "PLAINTEXT", **kafka_env(brokers)})
 
 
 def kafka(brokers: str | Sequence[str]) -> dict[str, Any]:

@@ -58,9 +58,11 @@ class Worker:
         self.process.wait()
 
     def terminate(self) -> int:
-        """SIGTERM; returns the exit code."""
+        """SIGTERM; returns the exit code. Fails the test if something else ends it."""
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(45)
+        code = self.process.wait(45)
+        assert code >= 0, f"the worker was ended by signal {-code}:\n{self.text()[-6000:]}"
+        return code
 
 
 @contextmanager

@@ -58,8 +58,8 @@ class SecuritySettings(Protocol):
         """PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER; for SASL_PLAINTEXT and SASL_SSL."""
 
     @property
-    def kafka_sasl_username(self) -> str:
-        """For all but OAUTHBEARER."""
+    def kafka_sasl_username(self) -> object:
+        """For all but OAUTHBEARER. str() says what it is now, and may read a file."""
 
     @property
     def kafka_sasl_password(self) -> Hidden:
@@ -133,14 +133,14 @@ class Access(AbstractTokenProvider):  # type: ignore[misc]
         if settings.kafka_sasl_mechanism is not None:
             options["sasl_mechanism"] = settings.kafka_sasl_mechanism
             if settings.kafka_sasl_mechanism != "OAUTHBEARER":
-                options["sasl_plain_username"] = settings.kafka_sasl_username
+                options["sasl_plain_username"] = str(settings.kafka_sasl_username)
                 options["sasl_plain_password"] = settings.kafka_sasl_password.get_secret_value()
         return options
 
     @property
     def login(self) -> str:
-        """What is tried, for a person: no secret. Pure."""
-        user = self._settings.kafka_sasl_username
+        """What is tried, for a person: no secret. May read a file."""
+        user = str(self._settings.kafka_sasl_username)
         return f"{f'of {user} ' if user else ''}by {self._settings.kafka_sasl_mechanism}"
 
     async def token(self) -> str:

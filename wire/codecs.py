@@ -29,6 +29,7 @@ _rooms: Final = threading.local()
 _XERIAL: Final = b"\x82SNAPPY\x00"
 _XERIAL_BYTES: Final = 16
 _GZIP: Final = b"\x1f\x8b"
+_EMPTY_PAGE: Final = bytes(mmap.PAGESIZE)
 
 
 def at_most(size: int, codec: int) -> int:
@@ -63,7 +64,7 @@ def _decompress(library: Any, packed: bytes) -> bytes:
         except cramjam.DecompressionError:
             # More than fits, or broken further on: what came until then is in it, and zeros follow.
             size = BATCH_BYTES
-            while size and not any(buffer[size - mmap.PAGESIZE : size]):
+            while size and buffer[size - mmap.PAGESIZE : size] == _EMPTY_PAGE:
                 size -= mmap.PAGESIZE
         return buffer[:size]
 

@@ -20,6 +20,7 @@ from aiokafka.errors import CorruptRecordException
 from aiokafka.record.default_records import DefaultRecordBatch
 from aiokafka.record.legacy_records import LegacyRecordBatch
 from aiokafka.structs import ConsumerRecord, TopicPartition
+from msgspec import Struct
 
 from wire.codecs import BATCH_BYTES, CODEC_MASK, NAMES, NONE, at_most, unpack
 from wire.names import name_text
@@ -45,6 +46,23 @@ class UnreadableRecord(ConsumerRecord):  # type: ignore[misc]
     """Why."""
     raw: bytes | None = None
     """Its bytes as they lie in the batch, without their length; None: they can't be had."""
+
+
+class ConsumedRecord(Struct, gc=False):
+    """A record as aiokafka's ConsumerRecord has it, made in a fifth of the time. Key and value are bytes: no
+    client of ours has deserializers."""
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp: int
+    timestamp_type: int
+    key: bytes | None
+    value: bytes | None
+    checksum: int | None
+    serialized_key_size: int
+    serialized_value_size: int
+    headers: tuple[tuple[str, bytes | None], ...]
 
 
 class Unread(NamedTuple):
@@ -84,7 +102,20 @@ class PartitionRecords(fetcher.PartitionRecords):  # type: ignore[misc]
 
     def _consumer_record(self, tp: TopicPartition, record: Any) -> Any:
         if type(record) is not Unread:
-            return super()._consumer_record(tp, record)
+            key, value = record.key, record.value
+            return ConsumedRecord(
+                tp.topic,
+                tp.partition,
+                record.offset,
+                record.timestamp,
+                record.timestamp_type,
+                key,
+                value,
+                None,
+                -1 if key is None else len(key),
+                -1 if value is None else len(value),
+                tuple(record.headers),
+            )
         times = (record.timestamp, record.timestamp_type)
         return UnreadableRecord(
             *tp, record.offset, *times, None, None, None, -1, -1, (), record.unreadable, record.raw

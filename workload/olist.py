@@ -27,7 +27,8 @@ from typing import Any, Final, NamedTuple, TextIO
 from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo
 
-from contracts.cloudevents import SourceError, SourceEvent, binary, micros
+from contracts.cloudevents import SourceEvent, binary, micros
+from contracts.errors import SourceError
 
 ZONE: Final = ZoneInfo("America/Sao_Paulo")
 SOURCE: Final = "/olist"

@@ -87,21 +87,22 @@ async def in_short_waits(
                 await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT:g}s'")
                 return await work()
         except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-            holders = await _holders(connection, tables)
+            users = await holders(connection, tables)
             if time.monotonic() >= deadline:
                 raise Busy(
                     f"no lock on the tables within {timeout:g} s, nothing was changed; they are used by"
-                    f" {holders}"
+                    f" {users}"
                 ) from error
-            say(f"the tables are in use ({holders}); trying again")
+            say(f"the tables are in use ({users}); trying again")
             await asyncio.sleep(PAUSE)
 
 
-async def _holders(connection: Connection, tables: Sequence[str]) -> str:
-    """Return who uses the tables or their partitions now, the oldest transactions first."""
+async def holders(connection: Connection, tables: Sequence[str]) -> str:
+    """Return who uses the tables or their partitions now, the oldest transactions first. Blocks."""
     rows = await connection.fetch(
         """
-        SELECT a.pid, a.application_name, a.state,
+        SELECT a.pid, a.application_name, a.state, quote_ident(current_user) AS mine,
+            a.query = '<insufficient privilege>' AS hidden,
             extract(epoch FROM clock_timestamp() - a.xact_start)::int AS seconds
         FROM pg_stat_activity a
         WHERE a.pid <> pg_backend_pid() AND a.pid IN (
@@ -112,11 +113,13 @@ async def _holders(connection: Connection, tables: Sequence[str]) -> str:
         ORDER BY a.xact_start LIMIT 5""",
         list(tables),
     )
-    holders = [
-        f"{row['application_name'] or 'a session'} (pid {row['pid']}, {row['state']}, {row['seconds']} s)"
-        for row in rows
-    ]
-    return ", ".join(holders) or "nobody any more"
+    users = []
+    for row in rows:
+        known = "its state is hidden" if row["hidden"] else f"{row['state']}, {row['seconds']} s"
+        users.append(f"{row['application_name'] or 'a session'} (pid {row['pid']}, {known})")
+    if any(row["hidden"] for row in rows):
+        users[-1] += f"; GRANT pg_read_all_stats TO {rows[0]['mine']} shows what is hidden"
+    return ", ".join(users) or "nobody any more"
 
 
 def literal(text: str) -> str:

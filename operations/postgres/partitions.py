@@ -10,7 +10,7 @@ from datetime import datetime
 from operations.postgres import ddl
 from settings import Settings
 from sinks.migrate import Layout, current, layout, no_tables
-from sinks.schema import FILLFACTOR, TABLES
+from sinks.schema import TABLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +49,14 @@ class Overview:
 # A row takes its item pointer (4 bytes), its header (24, or 32 where columns are null) and its columns,
 # aligned to 8; a page holds 8,168 bytes, of which writing leaves some free (fillfactor). What else there is,
 # is bloat: dead rows, and room that vacuum has freed and nobody has taken yet.
-_PARTITIONS = f"""
+_PARTITIONS = """
     SELECT parent.relname, part.relname, pg_get_expr(part.relpartbound, part.oid),
            coalesce(nullif(stat.n_live_tup, 0), greatest(part.reltuples, 0))::bigint,
            coalesce(stat.n_dead_tup, 0),
            pg_table_size(part.oid), pg_indexes_size(part.oid),
            CASE WHEN width.bytes IS NOT NULL THEN greatest(0, pg_relation_size(part.oid) - 8192 * ceil(
                coalesce(nullif(stat.n_live_tup, 0), greatest(part.reltuples, 0))
-               / floor(8168 * {FILLFACTOR / 100} / (4 + width.header + ceil(width.bytes / 8.0) * 8))
+               / floor(8168 * room.fillfactor / (4 + width.header + ceil(width.bytes / 8.0) * 8))
            ))::bigint END,
            greatest(stat.last_autovacuum, stat.last_vacuum)
     FROM unnest($1::text[]) WITH ORDINALITY AS named(name, place)
@@ -69,6 +69,10 @@ _PARTITIONS = f"""
                CASE WHEN max(null_frac) > 0 THEN 32 ELSE 24 END AS header
         FROM pg_stats WHERE schemaname = 'public' AND tablename = part.relname
     ) width
+    CROSS JOIN LATERAL (
+        SELECT coalesce(max(option_value::numeric), 100) / 100 AS fillfactor
+        FROM pg_options_to_table(part.reloptions) WHERE option_name = 'fillfactor'
+    ) room
     ORDER BY named.place, part.relname LIKE '%\\_default', length(part.relname), part.relname"""
 
 

@@ -117,7 +117,7 @@ async def _add(connection: ddl.Connection, region: str, timeout: float, say: ddl
         for table in missing:
             await connection.execute(
                 f"CREATE TABLE {partition_name(table, region)} (LIKE {table} INCLUDING ALL) WITH (fillfactor"
-                f" = {FILLFACTOR})"
+                f" = {FILLFACTOR[table]})"
             )
         # In the order in which workers lock them, or both would wait for each other. This mode
         # shuts writers out, so that none puts a row into the default partition that has just been

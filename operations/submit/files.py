@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import IO, Any, Final, NamedTuple
 
-from contracts.cloudevents import SourceError
+from contracts.bulk import EVENT_BYTES
+from contracts.errors import SourceError
 
 ALWAYS: Final = 64 << 20
 """Bytes to which any gzip may unpack."""
@@ -48,6 +49,8 @@ class Bounds(NamedTuple):
     """Of CSV and Parquet."""
     memory: int = 1 << 30
     """Most bytes of memory that reading Parquet may take: ordinary files take a fifth of it."""
+    event: int = EVENT_BYTES
+    """Most bytes of JSON of one event: its part has to fit into its topic. A larger one is refused alone."""
 
 
 USUAL: Final = Bounds()

@@ -24,8 +24,7 @@ from aiokafka.errors import KafkaTimeoutError
 
 from contracts import bulk, errors, ids, incoming
 from contracts.bulk import EVENT, EVENT_BYTES, PART_BYTES, PART_EVENTS, TOPIC, Kind
-from contracts.cloudevents import SourceError
-from contracts.errors import Refused
+from contracts.errors import Refused, SourceError
 from domain import events
 from operations.submit.files import USUAL, Bounds, copied, no_room, temporary, write
 from operations.submit.parquet import Parquet
@@ -136,7 +135,7 @@ def prepare(
         if job_.lines % 1000 == 0:
             progress(job_.lines)
         try:
-            value = encode(kind, job_.id, row)
+            value = encode(kind, job_.id, row, bounds.event)
         except Refused as refused:
             job_.reasons[refused.code] += 1
             refuse(Refusal(row.line, refused.code, refused.detail))
@@ -171,8 +170,10 @@ def _state(row: dict[str, Any]) -> str:
     return "unpacking" if row["parts_done"] else "submitted"
 
 
-def encode(kind: Kind, job: str, row: Row) -> bytes:
-    """A line as an event of a part. Raises Refused, as the pipeline would refuse the event. Never blocks."""
+def encode(kind: Kind, job: str, row: Row, most: int = EVENT_BYTES) -> bytes:
+    """A line as an event of a part, of at most `most` bytes. Raises Refused, as the pipeline would refuse the
+    event. Never blocks.
+    """
     if row.error is not None:
         raise row.error
     type_, values = EVENT[kind], row.values
@@ -189,8 +190,8 @@ def encode(kind: Kind, job: str, row: Row) -> bytes:
         raise Refused(errors.FIELD_MALFORMED, "not UTF-8") from None
     except (OverflowError, RecursionError):
         raise Refused(errors.FIELD_MALFORMED, "a number too large, or nested too deep") from None
-    if len(value) > EVENT_BYTES:
-        raise Refused(errors.RECORD_TOO_LARGE, f"above {EVENT_BYTES:,} bytes as JSON")
+    if len(value) > most:
+        raise Refused(errors.RECORD_TOO_LARGE, f"above {most:,} bytes as JSON")
     # As it came, where it came as JSON: what a member says that stands twice, is judged each time.
     events.decode(type_, headers, row.raw or value)
     return value

@@ -20,8 +20,7 @@ from uuid import UUID
 
 from contracts import errors
 from contracts.bulk import EVENT_BYTES
-from contracts.cloudevents import SourceError
-from contracts.errors import Refused
+from contracts.errors import Refused, SourceError
 from operations.submit.files import Bounds, require_columns
 from operations.submit.rows import Row, twice, uuid_of, without_order
 

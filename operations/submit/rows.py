@@ -18,8 +18,7 @@ import msgspec
 
 from contracts import errors
 from contracts.bulk import EVENT_BYTES
-from contracts.cloudevents import SourceError
-from contracts.errors import Refused
+from contracts.errors import Refused, SourceError
 from operations.submit.files import Bounds, require_columns
 
 _BOM: Final = b"\xef\xbb\xbf"

@@ -24,7 +24,7 @@ from streams.transport.errors import (
     PartitionMismatch,
     UnknownTopics,
 )
-from streams.transport.records import Moved, OutRecord, Slice
+from streams.transport.records import Moved, OutRecord, Record, Slice
 from streams.transport.table import StateTable
 from streams.transport.worker import run_worker
 
@@ -40,6 +40,7 @@ __all__ = [
     "OpenLane",
     "OutRecord",
     "PartitionMismatch",
+    "Record",
     "Slice",
     "Stale",
     "StateTable",

@@ -29,6 +29,7 @@ from streams.transport.delivery import Delivery, Outage, describe
 from streams.transport.errors import FolderInUse, TooFewPartitions, Unreachable
 from streams.transport.lane import LaneSpec, Limits, Opened
 from streams.transport.producer import FaustProducer, LaneProducer
+from streams.transport.records import Record
 from streams.transport.recovery import ListRecovery, ListTableManager
 from streams.transport.table import MEMORY, DueOf, IsState, StateTable, VersionOf
 from streams.transport.transaction import TransactionalLaneProducer
@@ -173,6 +174,7 @@ class BatchApp(faust.App):
         clock: str | None = None,
         opened: Opened | None = None,
         committed: Callable[[float], None] | None = None,
+        awaited: Callable[[Record], bool] | None = None,
     ) -> BatchChannel:
         """A channel of batches of `topics`, all of one partition number, at most `max_records`
         together: for one agent. Pure.
@@ -183,6 +185,8 @@ class BatchApp(faust.App):
 
         Partition numbers run side by side, each with one batch at a time. `opened` is called when a lane
         opens and runs beside it. `committed` is told how many seconds each commit of a transaction took.
+        `awaited` tells of a record whether somebody waits for it: how long these waited is noted with the
+        offsets (see waits).
         Raises ValueError for topics that have a channel already.
         """
         if (due is None) != (clock is None):
@@ -191,7 +195,7 @@ class BatchApp(faust.App):
         if taken:
             raise ValueError(f"read by two lanes: {', '.join(taken)}")
         channel = BatchChannel(self)
-        spec = LaneSpec(tuple(topics), channel.handle, max_records, due, clock, opened, committed)
+        spec = LaneSpec(tuple(topics), channel.handle, max_records, due, clock, opened, committed, awaited)
         self.specs.append(spec)
         self.specs_by_topic.update(dict.fromkeys(spec.topics, spec))
         self._without_agent[channel] = spec

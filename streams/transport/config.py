@@ -56,6 +56,10 @@ class TransportSettings(KafkaSettings, Protocol):
         """Milliseconds that a producer waits for more."""
 
     @property
+    def most_written_bytes(self) -> int:
+        """The smallest max.message.bytes of the topics that lanes write."""
+
+    @property
     def session_timeout(self) -> float:
         """Without a heartbeat, until the brokers give a worker's partitions away."""
 

@@ -29,6 +29,7 @@ from streams.transport.executor import end_executor
 from streams.transport.lease import Lease, clock
 from streams.transport.offsets import stable_offsets
 from streams.transport.records import Record
+from streams.transport.waits import WAITS
 from wire import clients
 from wire.denied import acl
 
@@ -195,6 +196,14 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         await end_executor()
 
     # -- main ------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Main: called when a rebalance comes while the worker stops. Does nothing: on_thread_stop ends the
+        consumer, in its own thread.
+
+        Faust's closes the client in the main loop, while this thread reads from its sockets. With uvloop that
+        ended the process with SIGSEGV, when a broker's answer came at that moment.
+        """
 
     def leased(self) -> bool:
         """Main: True while writing is allowed."""
@@ -417,6 +426,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
         """Commit exactly `offsets`.
         False if it did not work (they are committed another time) or may not be done.
         """
+        note = WAITS.note()
         coordinator = self._ensure_consumer()._coordinator
         await coordinator.ensure_coordinator_known()
         async with coordinator._commit_lock:
@@ -425,7 +435,7 @@ class ConsumerThread(driver.AIOKafkaConsumerThread):
             try:
                 await coordinator._do_commit_offsets(
                     assignment,
-                    {TopicPartition(*tp): OffsetAndMetadata(offset, "") for tp, offset in offsets.items()},
+                    {TopicPartition(*tp): OffsetAndMetadata(offset, note) for tp, offset in offsets.items()},
                 )
             except KafkaError as exc:
                 log.warning("offsets not committed, to be tried again: %r", exc)

@@ -29,8 +29,9 @@ from streams.transport.errors import ImpossibleTransition, LeaseLost, Stale
 from streams.transport.intake import Intake, Taken
 from streams.transport.offset_tracker import OffsetTracker
 from streams.transport.producer import LaneProducer
-from streams.transport.records import DueState, Moved, OutRecord
+from streams.transport.records import DueState, Moved, OutRecord, Record
 from streams.transport.table import StateTable
+from streams.transport.waits import WAITS, awaited
 from wire.log import Stretch
 
 Handler = Callable[[LaneBatch], Awaitable[None]]
@@ -84,6 +85,8 @@ class LaneSpec:
     """Runs beside the batches, from before the first one until the lane is over."""
     committed: Callable[[float], None] | None = None
     """Is told how many seconds each commit of a transaction took."""
+    awaited: Callable[[Record], bool] | None = None
+    """Tells whether somebody waits for what becomes of a record: how long these wait is noted in WAITS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,8 @@ class Lane:
         self._delivery = context.delivery
         self._clock = Clock()
         self._wake = asyncio.Event()
+        self._arrived: float | None = None
+        """By time.monotonic(): when the first record came that the next batch will hold, about."""
         self._closing = asyncio.Event()
         """Set when it comes to CLOSING: ends a wait for the next attempt."""
 
@@ -287,6 +292,8 @@ class Lane:
 
     def wake(self) -> None:
         """There is something to take."""
+        if self._arrived is None:
+            self._arrived = time.monotonic()
         self._wake.set()
 
     def wanted(self) -> list[OffsetTracker]:
@@ -406,6 +413,9 @@ class Lane:
         attempt = _Attempt(self, taken, moment)
         progress = self.progress
         progress.busy_since = time.monotonic()
+        arrived = self._arrived or progress.busy_since
+        if taken:
+            self._arrived = progress.busy_since if self.intake.pending_records else None
         try:
             outcome = await self._delivery.run(self.name, attempt, self._closing)
         except Exception as exc:
@@ -418,6 +428,9 @@ class Lane:
         if attempt.batch:
             progress.batches += 1
             progress.records += len(attempt.batch)
+            if self.spec.awaited is not None:
+                number = awaited(attempt.batch.slices, self.spec.awaited)
+                WAITS.add(number, len(attempt.batch) - number, time.monotonic() - arrived)
         if self._is(LaneState.CLOSED):
             return False
         self._update_due(fired=moment is not None)

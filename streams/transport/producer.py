@@ -42,6 +42,8 @@ WINDOW_BYTES = 16 << 20
 """Of values that are sent at once, about, whatever there is to send; what is made
 when it is sent is made then.
 """
+PACKED_AT_ONCE = 500
+"""Records of a topic after which the loop serves others: a millisecond."""
 REQUEST_BYTES = 16 << 20
 """Largest request that aiokafka lets through; the broker's message.max.bytes decides."""
 GATE_INTERVAL = 0.05
@@ -79,13 +81,17 @@ class _Sending(NamedTuple):
     future: asyncio.Future[Any]
 
 
+Outgoing = tuple[bytes | None, bytes | None, list[tuple[str, Any]]]
+"""Key, value and headers of a record that is sent now."""
+
+
 class Batch(Protocol):
     """Records of one partition that are written together (aiokafka's BatchBuilder)."""
 
-    def append(
-        self, *, timestamp: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
-    ) -> object | None:
-        """Add a record. None: the batch is full and stays as it is."""
+    def extend(self, records: list[Outgoing], first: int, timestamp: int) -> int:
+        """Add records from the index `first` on, as many as fit; one at least to an empty batch. Returns the
+        index after the last one.
+        """
 
     def record_count(self) -> int:
         """Records in it."""
@@ -127,6 +133,8 @@ class Gate(Protocol):
         """
 
 
+_Window = dict[tuple[str, int], list[Outgoing]]
+"""Records by topic and partition."""
 _Queue = tuple[str, int, list[Batch]]
 """Topic, partition, batches for it in their order."""
 Connect = Callable[[Mapping[str, Any], Gate], Connection]
@@ -217,7 +225,8 @@ class LaneProducer:
         self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int
     ) -> list[Delivered]:
         delivered: list[Delivered] = []
-        for queues in self._windows(producer, records, partition):
+        for window in self._windows(records, partition):
+            queues = await _queues(producer, window)
             self._check()
             delivered += await self._deliver_window(producer, queues)
             self.delivered_at = time.monotonic()
@@ -296,35 +305,28 @@ class LaneProducer:
             except LeaseLost:
                 await asyncio.sleep(GATE_INTERVAL)
 
-    def _windows(
-        self, producer: Connection, records: Mapping[str, Sequence[OutRecord]], partition: int
-    ) -> Iterable[list[_Queue]]:
-        """The batches of all topics, so many of them at a time as hold `window_bytes`."""
-        now = int(time.time() * 1000)
-        queues: list[_Queue] = []
+    def _windows(self, records: Mapping[str, Sequence[OutRecord]], partition: int) -> Iterable[_Window]:
+        """The records of all topics, so many of them at a time as hold `window_bytes`."""
+        window: _Window = {}
         size = 0
         for topic, items in records.items():
-            by_partition: dict[int, list[Batch]] = {}
-            for key, given, headers, wanted in items:
-                value = given() if callable(given) else given
-                number = partition if wanted is None else wanted
-                batches = by_partition.get(number)
-                if batches is None:
-                    batches = by_partition[number] = []
-                    queues.append((topic, number, batches))
-                if (
-                    not batches
-                    or batches[-1].append(timestamp=now, key=key, value=value, headers=headers) is None
-                ):
-                    batches.append(producer.create_batch())
-                    # The first record of a batch is never refused, however large.
-                    batches[-1].append(timestamp=now, key=key, value=value, headers=headers)
+            mine = window.setdefault((topic, partition), [])
+            for item in items:
+                value = item.value
+                if callable(value):
+                    value = value()
+                record = (item.key, value, item.headers)
+                if item.partition is None:
+                    mine.append(record)
+                else:
+                    window.setdefault((topic, item.partition), []).append(record)
                 size += len(value or b"")
                 if size > self.window_bytes:
-                    yield queues
-                    queues, by_partition, size = [], {}, 0
-        if queues:
-            yield queues
+                    yield window
+                    window, size = {}, 0
+                    mine = window.setdefault((topic, partition), [])
+        if any(window.values()):
+            yield window
 
     async def _outcome(self, producer: Connection, sending: Sequence[_Sending]) -> None:
         pending = {item.future for item in sending}
@@ -404,6 +406,23 @@ class AiokafkaConnection:
             sender.cancel()
 
 
+async def _queues(producer: Connection, window: _Window) -> list[_Queue]:
+    """Records by topic and partition, in batches. Between two large ones the loop serves others."""
+    now = int(time.time() * 1000)
+    queues: list[_Queue] = []
+    for (topic, partition), records in window.items():
+        batches: list[Batch] = []
+        at = 0
+        while at < len(records):
+            batches.append(producer.create_batch())
+            at = batches[-1].extend(records, at, now)
+            if at >= PACKED_AT_ONCE:
+                await asyncio.sleep(0)
+        if batches:
+            queues.append((topic, partition, batches))
+    return queues
+
+
 def changes(puts: Mapping[bytes, bytes | None]) -> list[OutRecord]:
     """States as the records of their changelog. Pure."""
     return [OutRecord(key, value, []) for key, value in puts.items()]
@@ -457,7 +476,7 @@ class FaustProducer(driver.Producer):
             **self.connection_options(),
             "client_id": client_id,
             "linger_ms": linger_ms,
-            "max_batch_size": BATCH_BYTES,
+            "max_batch_size": min(BATCH_BYTES, self._settings.most_written_bytes),
             "max_request_size": REQUEST_BYTES,
             "compression_type": compression,
         }

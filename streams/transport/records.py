@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+from msgspec import Struct
 
 
 class Record(Protocol):
@@ -17,10 +19,10 @@ class Record(Protocol):
     timestamp_type: int
     key: bytes | None
     value: bytes | None
-    headers: Sequence[tuple[str, bytes]]
+    headers: Sequence[tuple[str, Any]]
 
 
-class OutRecord(NamedTuple):
+class OutRecord(Struct, gc=False):
     """A record to publish. `partition` None: the batch's.
 
     `value` may be a function that makes it when it is sent, the same each time.
@@ -28,7 +30,7 @@ class OutRecord(NamedTuple):
 
     key: bytes | None
     value: bytes | Callable[[], bytes] | None
-    headers: list[tuple[str, bytes]]
+    headers: list[tuple[str, Any]]
     partition: int | None = None
 
     def content(self) -> bytes | None:
@@ -61,7 +63,7 @@ def cut(slices: Sequence[Slice], count: int) -> tuple[tuple[Slice, ...], tuple[S
     return tuple(first), tuple(rest)
 
 
-class Moved(NamedTuple):
+class Moved(Struct, gc=False):
     """A state's due time has changed, ms; 0: none."""
 
     key: bytes

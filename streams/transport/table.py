@@ -225,11 +225,11 @@ class StateStore(rocksdb.Store):
                 batch.delete(key)
             else:
                 batch.put(key, value)
-        for key, before, now in moved:
-            if before:
-                batch.delete(due_entry(before, key))
-            if now:
-                batch.put(due_entry(now, key), b"")
+        for each in moved:
+            if each.before:
+                batch.delete(due_entry(each.before, each.key))
+            if each.now:
+                batch.put(due_entry(each.now, each.key), b"")
         if offset is not None:
             batch.put(self.offset_key, str(offset).encode())
         latest = [key for key in [*puts][-LATEST_KEYS:] if puts[key] is not None and len(key) == KEY_BYTES]

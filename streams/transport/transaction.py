@@ -51,6 +51,7 @@ from streams.transport.producer import (
 )
 from streams.transport.records import Moved, OutRecord
 from streams.transport.table import StateTable
+from streams.transport.waits import WAITS
 
 log = logging.getLogger(__name__)
 
@@ -334,8 +335,9 @@ class TransactionalAiokafkaConnection(AiokafkaConnection):
 
     async def send_offsets(self, offsets: Mapping[TP, int], group: str) -> None:
         """See TransactionalConnection."""
+        note = WAITS.note()
         await self._producer.send_offsets_to_transaction(
-            {TopicPartition(*tp): offset for tp, offset in offsets.items()}, group
+            {TopicPartition(*tp): (offset, note) for tp, offset in offsets.items()}, group
         )
 
     async def commit(self) -> None:

@@ -23,11 +23,12 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tests.chaos import report, schedule
-from tests.chaos.faults import CATALOGUE
+from tests.chaos.faults import CATALOGUE, READS_THE_WIRE
 from tests.chaos.run import ChaosResult, Say, arena, run
 from tests.chaos.scenarios import SCENARIOS
 from tests.chaos.sweep.sweep import Swept, sweep_stacks
 from tests.chaos.world import Shape
+from tests.servers import SECURE
 
 app = typer.Typer(add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 console = Console(stderr=True, highlight=False)
@@ -73,15 +74,16 @@ def chaos(
     if names == ["list"]:
         _list()
         return
-    known = {MIX, SWEEP, *CATALOGUE, *SCENARIOS}
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if name not in {MIX, SWEEP, *CATALOGUE, *SCENARIOS}]
     if unknown:
         console.print(f"chaos: there is no fault {unknown[0]}; make chaos FAULTS=list names them")
         raise typer.Exit(2)
+    unfit = _unfit(names)
     if seed is None:
         seed = random.SystemRandom().randrange(10_000)
-    parts = list(dict.fromkeys(MIX if name in CATALOGUE else name for name in names or USUAL))
-    chosen = [name for name in names if name in CATALOGUE] or list(CATALOGUE)
+    parts = dict.fromkeys(MIX if name in CATALOGUE else name for name in names or USUAL if name not in unfit)
+    chosen = [name for name in names if name in CATALOGUE]
+    chosen = chosen or [name for name in CATALOGUE if name not in unfit]
     place = out / f"seed-{seed}"
     shutil.rmtree(place, ignore_errors=True)
     documents: dict[str, Any] = {}
@@ -109,6 +111,17 @@ def chaos(
     if as_json:
         print(json.dumps(documents, indent=2))
     raise typer.Exit(0 if good else 1)
+
+
+def _unfit(names: Sequence[str]) -> set[str]:
+    """What can't be on the stack of this run, and is told. Raises typer.Exit if it was asked for."""
+    unfit = {*READS_THE_WIRE, SWEEP} if SECURE else set()
+    if unfit & set(names):
+        console.print(f"chaos: {min(unfit & set(names))} can't be on a secure stack (docs/chaos.md)")
+        raise typer.Exit(2)
+    if unfit and (not names or MIX in names):
+        console.print(f"left out on a secure stack: {', '.join(sorted(unfit))} (docs/chaos.md)")
+    return unfit
 
 
 def _list() -> None:

@@ -47,11 +47,11 @@ class Readers:
         """Order id -> its user and the highest version seen of it, in an event or in an answer."""
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self, readers: int) -> None:
-        """Listen to order.status_changed, and read."""
+    async def start(self, readers: int, pause: float = 0.0) -> None:
+        """Listen to order.status_changed, and read. Each reader pauses so many seconds after an answer."""
         self._tasks = [asyncio.create_task(self._listen())]
         await until(lambda: len(self._seen) > 20 or self._tasks[0].done(), "readers have heard of orders", 60)
-        self._tasks += [asyncio.create_task(self._read()) for _ in range(readers)]
+        self._tasks += [asyncio.create_task(self._read(pause)) for _ in range(readers)]
 
     async def stop(self) -> None:
         """Stop reading. Raises what ended a reader."""
@@ -87,11 +87,12 @@ class Readers:
         if len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
 
-    async def _read(self) -> None:
+    async def _read(self, pause: float) -> None:
         async with httpx.AsyncClient(base_url=self._url, timeout=30) as client:
             while True:
                 order_id = self._pick()
                 await self._ask(client, order_id, self._random.choice(("", "", "/explain", "list")))
+                await asyncio.sleep(pause)
 
     def _pick(self) -> str:
         """Mostly one of those heard of last."""

@@ -185,7 +185,12 @@ JOB_LINES = 1_000_000
     limit=300.0,
 )
 async def bulk_and_readers(
-    here: World, outcome: ChaosResult, say: Say, lines: int = JOB_LINES, readers: int = 4
+    here: World,
+    outcome: ChaosResult,
+    say: Say,
+    lines: int = JOB_LINES,
+    readers: int = 4,
+    pause: float = 0.0,
 ) -> None:
     """Half as many orders as lines. Each reader holds every answer to the versions that it knows of."""
     file = here.folder / "job.csv"
@@ -193,7 +198,7 @@ async def bulk_and_readers(
         out.writelines(f"{line}\n" for line in job_lines(lines // 2, here.seed))
     async with api(environment(here.direct), here.folder / "logs" / "api.log") as url:
         reading = Readers(url, here.settings.brokers, here.seed)
-        await reading.start(readers)
+        await reading.start(readers, pause)
         began = time.monotonic()
         code, output, error = await here.orders("bulk", "submit", "orders", str(file), "--json", timeout=900)
         if code:

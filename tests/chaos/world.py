@@ -117,8 +117,8 @@ class World:
         return next(status.pid for status in self.stack.status if status.name == server)
 
     def port(self, server: str) -> int:
-        """Where a server of the stack listens."""
-        return next(status.port for status in self.stack.status if status.name == server)
+        """Where clients of a server go: on a secure stack to what ends TLS before it."""
+        return _port(self.stack, server)
 
     async def kill(self, server: str, number: signal.Signals = signal.SIGKILL) -> None:
         """End a server by a signal and wait until it is gone."""
@@ -206,7 +206,7 @@ class World:
         """The auditor's report, with the exit code as `exit_code`; `clean` is False
         when it couldn't be made.
         """
-        code, out, err = await self.orders("audit", "--json", timeout=900)
+        code, out, err = await self.orders("audit", "--full", "--json", timeout=900)
         try:
             report: dict[str, Any] = json.loads(out)
         except ValueError:
@@ -281,8 +281,7 @@ async def world(
         for address, port in stack.detours.items():
             await proxies[f"kafka-{advertise.index(address) + 1}"].start(port)
         for name in ("postgres", "redis"):
-            before = f"{name}-tls" if SECURE else name
-            await proxies[name].start(next(each.port for each in stack.status if each.name == before))
+            await proxies[name].start(_port(stack, name))
         here = World(folder, stack, shape, seed, proxies, replies)
         await topics.ensure(here.settings)
         await migrate.upgrade(here.settings)
@@ -322,6 +321,11 @@ def settings_of(env: Mapping[str, str]) -> Settings:
     return Settings.model_validate(
         {name: value for name, value in values.items() if name in Settings.model_fields}
     )
+
+
+def _port(stack: Stack, server: str) -> int:
+    name = f"{server}-tls" if SECURE else server
+    return next(status.port for status in stack.status if status.name == name)
 
 
 def _without_orders() -> dict[str, str]:

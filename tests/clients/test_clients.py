@@ -58,6 +58,7 @@ def schemas() -> Mapping[str, Any]:
 def test_every_block_of_the_page_is_tested() -> None:
     run = {*PROGRAMS, "read.py", "Read.java", "events.json"}
     assert set(FILES) == run | {
+        "send_http.sh",  # in tests/integration/test_api_events.py
         "java.coordinates",
         "outbox.sql",
         "outbox-binary.json",

@@ -25,7 +25,7 @@ from aiokafka.protocol.group import HeartbeatRequest
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
 from streams.transport.errors import LaneClosed
-from streams.transport.producer import AiokafkaConnection, Connection, Gate
+from streams.transport.producer import AiokafkaConnection, Connection, Gate, Outgoing
 from tests import servers
 from tests.simulation import clients
 from tests.simulation.clients import FakeConnection, FakeConsumer
@@ -320,8 +320,8 @@ async def freely(ready: Ready = None) -> None:
 
 def batch_of(connection: Connection, *values: bytes, key: bytes = b"k") -> Any:
     batch = connection.create_batch()
-    for value in values:
-        assert batch.append(timestamp=1, key=key, value=value, headers=[("h", b"1")]) is not None
+    records: list[Outgoing] = [(key, value, [("h", b"1")]) for value in values]
+    assert batch.extend(records, 0, 1) == len(values)
     assert batch.record_count() == len(values)
     return batch
 

@@ -1,5 +1,5 @@
-"""docker-compose.yml as a whole: the image is built, everything comes up, a worker is
-killed, and the audit is clean.
+"""docker-compose.yml as a whole: the image is built, everything comes up, each program with its own login, a
+worker is killed, and the audit is clean.
 """
 
 from __future__ import annotations
@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import pytest
 
+from operations.secured import EVERYBODY
+from settings import get_settings
 from tests import stackfixture
 from tests.stackfixture import ROOT
 from tests.waiting import eventually
 from tests.workers import audit, orders, processed
+from wire import clients
+from wire.refused import OtherProtocol
 
 if TYPE_CHECKING:
     from testcontainers.compose import DockerCompose
@@ -25,10 +29,19 @@ pytestmark = [pytest.mark.containers, pytest.mark.e2e]
 
 @pytest.fixture
 def topology(monkeypatch: pytest.MonkeyPatch) -> Iterator[DockerCompose]:
-    """Everything, healthy; the ORDERS_* values of the environment lead to its published ports."""
+    """Everything, healthy; the ORDERS_* values of the environment lead to its published ports, as the user
+    with all roles.
+    """
     with stackfixture.project("orders-e2e", build=True) as compose:
         for name, value in stackfixture.published().items():
-            monkeypatch.setenv(name, value)
+            monkeypatch.setenv(name, value.replace("//postgres:", f"//{EVERYBODY}:"))
+        for name, value in (
+            ("SECURITY_PROTOCOL", "SASL_PLAINTEXT"),
+            ("SASL_MECHANISM", "SCRAM-SHA-512"),
+            ("SASL_USERNAME", EVERYBODY),
+            ("SASL_PASSWORD", stackfixture.PASSWORD),
+        ):
+            monkeypatch.setenv(f"ORDERS_KAFKA_{name}", value)
         yield compose
 
 
@@ -49,12 +62,25 @@ def send(seed: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def value(variable: str, query: str) -> Any:
+async def value(variable: str, query: str, *arguments: str) -> Any:
+    """What the administrator is told."""
     connection = await asyncpg.connect(stackfixture.published()[variable])
     try:
-        return await connection.fetchval(query)
+        return await connection.fetchval(query, *arguments)
     finally:
         await connection.close()
+
+
+async def nobody_comes_in_as_somebody_else() -> None:
+    anonymous = {"kafka_security_protocol": "PLAINTEXT", "kafka_sasl_mechanism": None}
+    client = clients.admin(get_settings().model_copy(update=anonymous), "test")
+    with pytest.raises(OtherProtocol):
+        await client.start()
+    await client.close()
+    sessions = "SELECT array_agg(DISTINCT usename::text) FROM pg_stat_activity WHERE application_name = $1"
+    assert await value("ORDERS_POSTGRES", sessions, "orders-worker") == ["orders-worker"]
+    owners = "SELECT array_agg(DISTINCT tableowner::text) FROM pg_tables WHERE schemaname = 'public'"
+    assert await value("ORDERS_POSTGRES", owners) == [EVERYBODY]
 
 
 async def test_the_topology_works_and_survives_the_kill_of_a_worker(topology: DockerCompose) -> None:
@@ -62,6 +88,8 @@ async def test_the_topology_works_and_survives_the_kill_of_a_worker(topology: Do
     assert init["State"]["ExitCode"] == 0
     assert {first["State"]["Health"]["Status"], second["State"]["Health"]["Status"]} == {"healthy"}
     assert docker("exec", first["Id"], "id", "-u").strip() != "0"
+
+    await nobody_comes_in_as_somebody_else()
 
     send(1)
     processed()
@@ -76,7 +104,7 @@ async def test_the_topology_works_and_survives_the_kill_of_a_worker(topology: Do
     await eventually(replicated, "the replica has every row")
 
     # The published ports and the names inside lead to the same servers.
-    inside = json.loads(docker("compose", "exec", "-T", "worker", "orders", "audit", "--json"))
+    inside = json.loads(docker("compose", "run", "--rm", "--no-TTY", "orders", "audit", "--json"))
     assert inside["counts"] == audit()["counts"]
 
     docker("kill", "--signal", "KILL", first["Id"])
@@ -88,3 +116,6 @@ async def test_the_topology_works_and_survives_the_kill_of_a_worker(topology: Do
     docker("compose", "stop", "worker")
     assert [container["State"]["ExitCode"] for container in states("worker")] == [0, 0]
     audit()
+    # From where the one before came to: what that left has stayed, though its container is gone.
+    again = json.loads(docker("compose", "run", "--rm", "--no-TTY", "orders", "audit", "--json"))
+    assert again["trusted"]["orders"] > 0

@@ -23,20 +23,21 @@ from workload import generator
 from workload.producer import send
 
 
-async def handled(settings: Settings) -> int:
+async def half_way(settings: Settings) -> None:
+    """Wait until 500 records are handled."""
     async with LagReader(settings) as reader:
-        return sum(position.committed for position in (await reader.lag()).values())
+
+        async def handled() -> bool:
+            return sum(position.committed for position in (await reader.lag()).values()) > 500
+
+        await eventually(handled, "500 records are handled")
 
 
 async def test_kill_9_of_one_of_two_workers_loses_nothing(fresh: Settings, tmp_path: Path) -> None:
     history = list(generator.events(800, 21, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.005)))
     with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
         sending = asyncio.ensure_future(send(fresh, history))
-
-        async def under_way() -> bool:
-            return await handled(fresh) > 500
-
-        await eventually(under_way, "500 records are handled")
+        await half_way(fresh)
         first.kill()
         await sending
         processed()
@@ -53,11 +54,7 @@ async def test_a_worker_stopped_past_its_session_harms_nothing(fresh: Settings, 
     history = list(generator.events(800, 23))
     with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
         sending = asyncio.ensure_future(send(fresh, history))
-
-        async def under_way() -> bool:
-            return await handled(fresh) > 500
-
-        await eventually(under_way, "500 records are handled")
+        await half_way(fresh)
         first.process.send_signal(signal.SIGSTOP)
         try:
             await sending
@@ -76,11 +73,7 @@ async def test_with_transactions_kill_9_doubles_no_event_and_no_dead_letter(
     history = list(generator.events(600, 25, generator.Shares(duplicates=0, shuffle=0.2, poison=0.01)))
     with worker(tmp_path, "w1") as first, worker(tmp_path, "w2"):
         sending = asyncio.ensure_future(send(fresh, history))
-
-        async def under_way() -> bool:
-            return await handled(fresh) > 500
-
-        await eventually(under_way, "500 records are handled")
+        await half_way(fresh)
         first.kill()
         await sending
         processed()

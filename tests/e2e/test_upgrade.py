@@ -5,6 +5,7 @@ goes on with what the other wrote.
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,8 +18,8 @@ import pytest
 from contracts.cloudevents import SourceEvent
 from domain.order import Order
 from settings import Settings
+from streams.lag import LagReader
 from tests.e2e import previous
-from tests.e2e.test_kill import handled
 from tests.integration.test_repair import states_of
 from tests.waiting import eventually
 from tests.workers import Worker, audit, processed, worker
@@ -31,15 +32,32 @@ HISTORY = list(generator.events(300, 91, generator.Shares(duplicates=0.05, shuff
 
 
 async def send_and_kill(settings: Settings, events: Sequence[SourceEvent], killed: Worker) -> None:
-    """Send events, and kill a worker while they are handled."""
+    """Send events, and kill one of two workers when it has handled some of them."""
+
+    def lane() -> int | None:
+        opened = re.findall(r"lanes ([\d, ]+) open, generation", killed.text())
+        return int(opened[-1]) if opened and opened[-1].isdigit() else None
+
+    async def shared() -> bool:
+        return lane() is not None
+
+    await eventually(shared, "the lanes are shared out")
+    mine = lane()
     sending = asyncio.ensure_future(send(settings, events))
-    before = await handled(settings)
 
-    async def under_way() -> bool:
-        return await handled(settings) > before + len(events) // 4
+    async with LagReader(settings) as reader:
 
-    await eventually(under_way, "a quarter is handled")
-    killed.kill()
+        async def handled() -> int:
+            lag = await reader.lag()
+            return sum(position.committed for (_, partition), position in lag.items() if partition == mine)
+
+        before = await handled()
+
+        async def under_way() -> bool:
+            return await handled() > before + len(events) // 8
+
+        await eventually(under_way, "a quarter of its events is handled")
+        killed.kill()
     await sending
 
 

@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from contracts.bulk import Kind
-from contracts.cloudevents import SourceError
+from contracts.errors import SourceError
 from operations.submit.jobs import ITEM_COLUMNS, prepare
 
 COLUMNS: Final = [

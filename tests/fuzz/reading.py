@@ -23,8 +23,8 @@ import typer
 from audit import reference
 from contracts.errors import FIELD_MALFORMED, FIELD_MISSING, Refused
 from domain import events
-from domain.events import Event
 from domain.order import Created, ReturnStage, Scan
+from domain.shapes import Event
 from tests.fuzz.records import Record, record
 
 CHUNK: Final = 5_000

@@ -187,16 +187,15 @@ async def everywhere(settings: Settings, folder: Path, seed: int, batches: int) 
 def _stack() -> Iterator[tuple[Settings, Path]]:
     """A stack of its own, and settings that lead to it."""
     from stack import Stack
+    from tests.stackfixture import place
 
     with tempfile.TemporaryDirectory(prefix="orders-fuzz-") as folder:
         home = Path(folder)
-        servers = Stack.start(home / "stack")
-        try:
+        with place(home / "stack"):
+            servers = Stack.start(home / "stack")
             os.environ |= {**servers.env, "ORDERS_DATA": str(home / "data")}
             get_settings.cache_clear()
             yield get_settings(), home
-        finally:
-            servers.purge()
 
 
 async def _prepare(settings: Settings) -> None:

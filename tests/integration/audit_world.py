@@ -7,6 +7,7 @@ Input, decisions, re-keyed copies, dead letters, derived events, states, local t
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,10 +23,11 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.partitioner import murmur2
 from redis.asyncio import Redis
 
-from audit.auditor import Auditor, Target
+from audit.auditor import Auditor
 from audit.findings import Report
 from audit.judge import summary_of
 from audit.reference import Decision, Fact, Order, Reading, RecordId, parse, parse_decision
+from audit.scope import Target
 from audit.states import ADDED, FIELDS, state_of
 from audit.stores import TABLES, CacheServer, columns, comparable
 from contracts.topics import DECISIONS, DLQ, INPUT, REKEYED
@@ -269,13 +271,17 @@ class World:
             [comparable(table, row) for row in rows],
         )
 
-    async def write(self, without: frozenset[tuple[str, str]] = frozenset()) -> None:
-        """Everything that follows from the facts so far, but for events `without`
-        (type, name of the order).
+    async def write(
+        self, without: frozenset[tuple[str, str]] = frozenset(), only: frozenset[str] | None = None
+    ) -> None:
+        """Everything that follows from the facts so far, of all orders or `only` of these (names), but for
+        events `without` (type, name of the order).
         """
         names = {uid(name): name for name in self.names}
         for order_id, order in self.orders.items():
             name, reading = names[order_id], order.reading()
+            if only is not None and name not in only:
+                continue
             await self.state(name, version=1, status=0)
             await self.state(name)
             if reading.created is None:
@@ -380,6 +386,7 @@ class World:
         changelog's end, less `behind`.
         """
         folder = self.settings.data / "w" / self.settings.group
+        shutil.rmtree(folder, ignore_errors=True)
         (folder / "v1" / "tables").mkdir(parents=True)
         (folder / "cluster").write_text((await self.admin.describe_cluster())["cluster_id"] + "\n")
         ends = await self.ends(self.settings.changelog_topic)
@@ -415,7 +422,10 @@ class World:
             away = {each: short.get(each.topic.replace(".", "_"), 0) for each in partitions}
             await consumer.commit({each: max(0, end - away[each]) for each, end in ends.items()})
 
-    async def audit(self, most: int = 1000, **changes: Any) -> Report:
+    async def audit(self, most: int = 1000, processes: int = 1, full: bool = False, **changes: Any) -> Report:
+        return await Auditor(self.target(**changes), most_findings=most, processes=processes, full=full).run()
+
+    def target(self, **changes: Any) -> Target:
         settings = self.settings
         values: dict[str, Any] = {
             "kafka": settings,
@@ -425,7 +435,7 @@ class World:
             "redis": cache_of(settings),
             "data": settings.data,
         } | changes
-        return await Auditor(Target(**values), most_findings=most).run()
+        return Target(**values)
 
 
 def cache_at(url: str) -> CacheServer:

@@ -96,6 +96,9 @@ class Counting:
         self.others: list[str] = []
         self.admin: Any = None
         self.producer: Any = None
+        self._asking = contextlib.AsyncExitStack()
+        self.asking: Any = None
+        """A consumer that reads nothing: waits ask it for ends again and again."""
 
     # -- feeding ---------------------------------------------------------------------------------------------
 
@@ -168,8 +171,7 @@ class Counting:
         return [TopicPartition(topic, number) for topic in topics for number in range(self.partitions)]
 
     async def ends(self, *topics: str) -> dict[Any, int]:
-        async with self.consumer() as consumer:
-            return dict(await consumer.end_offsets(self.parts(*topics)))
+        return dict(await self.asking.end_offsets(self.parts(*topics)))
 
     async def committed(self) -> dict[Any, int]:
         try:
@@ -246,7 +248,7 @@ class Counting:
 
     # -- the frame -------------------------------------------------------------------------------------------
 
-    async def open(self, **configs: Mapping[str, str]) -> None:
+    async def open(self) -> None:
         self.admin = AIOKafkaAdminClient(**kafka(self.brokers))
         await self.admin.start()
         new = [self._new(topic, {}) for topic in self.topics]
@@ -256,6 +258,7 @@ class Counting:
             **kafka(self.brokers), acks="all", linger_ms=2, max_batch_size=1 << 18
         )
         await self.producer.start()
+        self.asking = await self._asking.enter_async_context(self.consumer())
         await self._led(*self.topics, self.out, self.changelog)
 
     async def _led(self, *topics: str, partitions: int | None = None) -> None:
@@ -287,6 +290,7 @@ class Counting:
                 worker.process.kill()
             worker.process.wait()
         await self.producer.stop()
+        await self._asking.aclose()
         await self.admin.delete_topics([*self.topics, self.out, self.changelog, *self.others])
         await self.admin.close()
 

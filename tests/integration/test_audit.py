@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -18,7 +19,9 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 
-from audit.findings import CHECKS, Report
+from audit import auditor
+from audit.findings import CHECKS, Finding, Report
+from audit.follow import Follower, Told
 from audit.log import Log, LogUnavailable
 from audit.stores import TABLES, Cache, StoreUnavailable
 from contracts.topics import DECISIONS, DLQ, REKEYED
@@ -47,6 +50,15 @@ from tests.workers import orders
 
 CHANGELOG = "*changelog"
 """Stands for the changelog's name."""
+STRAYS = {
+    "user:text:orders",
+    "user:many:orders",
+    "tracking:no json",
+    "tracking:other Ü",
+    f"order:{uid('a_summary_that_nobody_sent')}",
+    f"user:{uid('stranger')}:orders",
+}
+"""Keys to which no row leads: an audit that follows doesn't see them."""
 
 
 @pytest.fixture
@@ -877,14 +889,95 @@ async def test_a_world_in_order_is_clean(world: World) -> None:
     }
 
 
-async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
+async def test_an_audit_leaves_a_checkpoint_for_the_next_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await fill(world)
+    await world.write()
+    tables = await world.local_tables({})
+    await world.commit()
+    checkpoints = world.settings.data / ".audit"
+    report = await world.audit(checkpoints=checkpoints)
+    assert (broken(report, {}), report.trusted) == ({}, {})
+    read = report.counts["records"]
+
+    again_read = await world.audit(checkpoints=checkpoints)
+    assert (again_read.clean, again_read.trusted["orders"]) == (True, 5)  # the sixth waits: it is always told
+    assert again_read.counts["waiting_facts"] == again_read.counts["records"] == 1
+    assert "5 orders" in again_read.notices[0]
+    assert again_read.dead_letters == report.dead_letters
+
+    # One order goes on, and its state isn't in the worker's local table yet; of another one the summary is
+    # gone from the cache.
+    await world.send("payment.failed", {"order_id": uid("third"), "payment_id": uid("f"), "reason": "r"}, 9)
+    await again(world, "third")
+    await world.redis.delete(f"order:{uid('plain')}")
+    await world.commit()
+    monkeypatch.setattr(auditor, "RECORDS_A_PROCESS", 1)
+    for processes in (2, 1):
+        report = await world.audit(checkpoints=checkpoints, processes=processes)
+        assert broken(report, {}) == {}
+        assert report.trusted["orders"] == (3 if processes == 2 else 4)
+    assert report.compared == ["log", "changelog", "postgres", "redis", "local tables"]
+
+    full = await world.audit(checkpoints=checkpoints, full=True)
+    assert (full.trusted, full.notices, full.clean) == ({}, [], True)
+    assert full.counts["records"] == read + 1
+
+    (manifest,) = checkpoints.glob("*/*/checkpoint.json")
+    document = json.loads(manifest.read_text())
+    name = f"order.paid/{world.lane(uid('plain'))}"
+    manifest.write_text(json.dumps(document | {"positions": document["positions"] | {name: 10_000}}))
+    report = await world.audit(checkpoints=checkpoints)
+    assert (report.clean, report.trusted) == (True, {})
+    (notice,) = report.notices
+    assert notice.endswith(": everything is audited anew")
+    assert f"{name} ends at" in notice
+
+    # What isn't clean, or isn't committed, is looked at again.
+    await world.database.execute("DELETE FROM orders_return WHERE id = $1", uid("return second"))
+    for _ in range(2):
+        assert set(broken(await world.audit(checkpoints=checkpoints), {})) == {uid("second")}
+    await world.insert("orders_return", world.reading("second").rows()["orders_return"])
+    await world.send("payment.failed", {"order_id": uid("fourth"), "payment_id": uid("f"), "reason": "r"}, 9)
+    await again(world, "fourth")
+    report = await world.audit(checkpoints=checkpoints)
+    assert (report.clean, report.settled, report.inconclusive.total() > 0) == (True, False, True)
+    await world.commit()
+    report = await world.audit(checkpoints=checkpoints)
+    assert (report.clean, report.settled, report.trusted["orders"]) == (True, True, 3)
+    await world.database.execute("DELETE FROM orders_return WHERE id = $1", uid("return second"))
+    assert set(broken(await world.audit(checkpoints=checkpoints), {})) == {uid("second")}
+    assert sorted(path.name for path in manifest.parent.iterdir()) == sorted(
+        ["checkpoint.json", "lock", *(f"lane-{lane}.sqlite" for lane in tables)]
+    )
+
+
+async def test_what_is_planted_is_found_and_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await fill(world)
+    later = frozenset(  # what can only be wrong from the beginning
+        name
+        for name, damage in DAMAGES.items()
+        if damage.without or any(check == "refunds" for check, _ in damage.found)
+    )
     for name, damage in DAMAGES.items():
         world.name(name)
-        await damage.facts(world, name)
-    await world.write(
-        frozenset((type_, name) for name, damage in DAMAGES.items() for type_ in damage.without)
-    )
+        if name not in later:
+            await damage.facts(world, name)
+    await world.write()
+    await world.local_tables({})
+    await world.commit()
+    checkpoints = world.settings.data / ".audit"
+    first = await world.audit(checkpoints=checkpoints)
+    assert broken(first, {uid(name): name for name in world.names}) == {}
+    assert (first.trusted, first.notices) == ({}, [])
+
+    for name in sorted(later):
+        await DAMAGES[name].facts(world, name)
+    without = frozenset((type_, name) for name in later for type_ in DAMAGES[name].without)
+    await world.write(without, later)
     old = {
         name: msgspec.msgpack.encode([version, *msgspec.msgpack.decode(world.states[uid(name)])[1:]])
         for name, version in ((LOCAL[0], 3), (LOCAL[3], 9))
@@ -903,13 +996,60 @@ async def test_what_is_planted_is_found_and_nothing_else(world: World) -> None:
     assert (f"orders_shipment {uid('parcel altered_text')} carrier", "C", "o\ther") in differences
     assert (f"orders_order_item {uid('altered_money ann')} price", "10.00", "10.0001") in differences
 
+    followed = await follow(world, checkpoints)
+    assert {(each.check, each.order_id, each.where) for each in followed} == {
+        (check, order_id, where)
+        for check, order_id, where, *_ in facts_of(report)
+        if check != "tables" and where not in STRAYS
+    }
+
+    since = await world.audit(checkpoints=checkpoints)
+    assert since.trusted["orders"] > 5
+    assert since.broken == report.broken
+    assert facts_of(since) == facts_of(report)
+
     out = await asyncio.to_thread(orders, "audit", "--json")
     assert out.returncode == 1, out.stderr
     document = json.loads(out.stdout)
     assert (document["clean"], document["broken"]) == (False, dict(report.broken))
-    few = await world.audit(most=1)
-    assert few.broken == report.broken
-    assert sum(finding.severity == "broken" for finding in few.findings) == 1
+    monkeypatch.setattr(auditor, "RECORDS_A_PROCESS", 1)
+    few = (await world.audit(most=3, processes=2)).document()
+    whole = report.document()
+    for kept in (few, whole):
+        kept["seconds"] = 0
+    kept_findings, all_findings = few.pop("findings"), whole.pop("findings")
+    for severity in ("broken", "report"):
+        of_it = [each for each in all_findings if each["severity"] == severity]
+        assert [each for each in kept_findings if each["severity"] == severity] == of_it[:3]
+    assert few == whole
+
+
+async def follow(world: World, checkpoints: Path) -> list[Finding]:
+    """What an audit that follows has told by its third round."""
+    news: list[Told] = []
+    rounds, stop = 0, asyncio.Event()
+
+    def count(follower: Follower) -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 3:
+            stop.set()
+
+    target = world.target(checkpoints=checkpoints, data=None)
+    say: Callable[[str], None] = lambda text: None  # noqa: E731
+    follower = Follower(target, interval=0.1, rate=10_000, tell=news.append, say=say, after_round=count)
+    assert not await follower.run(stop)
+    assert {each.what for each in news} == {"broken"}
+    return [each.finding for each in news]
+
+
+def facts_of(report: Report) -> set[tuple[str, ...]]:
+    """What is broken, but for what it is instead: a TTL grows less meanwhile."""
+    return {
+        (each.check, each.order_id, each.where, each.expected, each.fact)
+        for each in report.findings
+        if each.severity == "broken"
+    }
 
 
 def check_damages(report: Report, world: World, tables: dict[int, Any]) -> None:

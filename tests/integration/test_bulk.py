@@ -24,6 +24,7 @@ from contracts.topics import BULK, BULK_COMPLETED, DLQ
 from operations.dead_letters import Reader
 from operations.submit.jobs import status
 from settings import Settings
+from streams.lag import LagReader
 from tests.forked import run
 from tests.servers import kafka
 from tests.unit.builders import ANNA, BORIS, ORDER, USER, at, created, item_id, line, parcel, record, returned
@@ -349,6 +350,11 @@ async def test_a_bulk_worker_ends_in_order_and_waits_for_the_pipeline(
         await completed(fresh, job_id)
         processed()
     assert await values(fresh, "SELECT count(*) FROM orders_order") == [200]
+    # The lanes have told how long its events waited, and that nobody else did.
+    async with LagReader(fresh) as reader:
+        [(awaited, others)] = (await reader.look()).waits.values()
+    assert (awaited.records, others.records) == (0, len(await read(fresh, "order.created")))
+    assert others.ms > 0
 
 
 async def test_an_unpacker_that_cannot_go_on_ends_its_worker(fresh: Settings, tmp_path: Path) -> None:

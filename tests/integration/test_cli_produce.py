@@ -196,7 +196,9 @@ async def test_lag_counts_from_the_commit_or_from_the_logs_start(fresh: Settings
         assert await reader.members() == 0
 
 
-async def test_wait_ends_when_all_is_committed(fresh: Settings, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_wait_ends_when_all_is_committed(
+    fresh: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     events = list(generator.events(50, 1))
     await producer.send(fresh, events)
     assert await run("wait", "--timeout", "0", "--json") == 1
@@ -205,17 +207,20 @@ async def test_wait_ends_when_all_is_committed(fresh: Settings, capsys: pytest.C
     assert await run("wait", "--timeout", "0.1") == 1
     assert "no worker is running: start one with orders worker" in capsys.readouterr().err
     seen: list[tuple[int, int]] = []
-    first_poll = asyncio.Event()
+    said: asyncio.Queue[str] = asyncio.Queue()
+    monkeypatch.setattr("operations.wait.SAY_AFTER", 0.0)
 
     def progress(handled: int, left: int) -> None:
         seen.append((handled, left))
-        first_poll.set()
 
-    waiting = asyncio.create_task(wait(fresh, timeout=60, progress=progress))
-    await first_poll.wait()
+    waiting = asyncio.create_task(wait(fresh, timeout=60, progress=progress, say=said.put_nowait))
+    assert await said.get() == (
+        f"{len(events):,} records are left; no worker is running: start one with orders worker"
+    )
     await commit(fresh)
     outcome = await waiting
     assert (outcome.left, outcome.handled) == ({}, len(events))
+    assert said.empty(), "once"
     assert (seen[0], seen[-1]) == ((0, len(events)), (len(events), 0))
     assert await run("wait", "--json") == 0
     assert json.loads(capsys.readouterr().out)["left"] == {}
@@ -269,8 +274,8 @@ async def test_wait_waits_for_the_cache(fresh: Settings, capsys: pytest.CaptureF
     assert outcome.done
     assert outcome.cache == Cache({})
     assert said == [
-        "the cache of lanes 1 is behind by 3 records of the changelog; no worker is running: start one with"
-        " orders worker"
+        "everything is processed; waiting for the cache: the cache of lanes 1 is behind by 3 records of the"
+        " changelog; no worker is running: start one with orders worker"
     ]
 
 

@@ -80,10 +80,11 @@ async def test_sizes_rows_and_bloat(database: Settings, orders: Orders) -> None:
     assert all(table["rows"] == 0 and table["partitions"][0]["bloat_bytes"] is None for table in others)
     assert whole["database_bytes"] > first["table_bytes"] + first["index_bytes"] > 4000 * 100
 
-    # Every row anew: half of the table is dead, and bloat once vacuum has taken it away.
-    await execute(database, "UPDATE orders_order SET version = 2", "ANALYZE orders_order_p0, orders_order_p1")
+    # Half of the rows are dead, and bloat once vacuum has taken them away.
+    half = "DELETE FROM orders_order WHERE id IN (SELECT id FROM orders_order ORDER BY id LIMIT 2000)"
+    await execute(database, half, "ANALYZE orders_order_p0, orders_order_p1")
     (second, *_) = (await report())["tables"]
-    assert second["dead_rows"] == 4000
+    assert (second["rows"], second["dead_rows"]) == (2000, 2000)
     assert first["table_bytes"] * 0.3 < second["bloat_bytes"] < second["table_bytes"] * 0.6
     await execute(database, "VACUUM orders_order_p0", "VACUUM orders_order_p1")
     (third, *_) = (await report())["tables"]
@@ -94,7 +95,7 @@ async def test_sizes_rows_and_bloat(database: Settings, orders: Orders) -> None:
     code, out, err = await orders()
     assert (code, err) == (0, "")
     assert "partitioned by hash of user_id" in out
-    assert all(text in out for text in (*TABLES, " 1/2 ", "4,000"))
+    assert all(text in out for text in (*TABLES, " 1/2 ", "2,000"))
 
 
 async def test_holds_what_the_partition_holds(database: Settings, orders: Orders) -> None:

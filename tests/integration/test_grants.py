@@ -4,7 +4,9 @@ has.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -20,8 +22,10 @@ from redis.exceptions import NoPermissionError
 
 from api.app import create_app
 from audit import stores
-from operations.auditing import cache_of
+from audit.follow import Follower, Told
+from operations.auditing import cache_of, target_of
 from operations.grants import ROLES, Role, acl_user, cache_rights, grant_lines, grants
+from operations.postgres import ddl
 from queries import cache
 from settings import Settings, get_settings
 from sinks import migrate
@@ -158,6 +162,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
             assert working.terminate() == 0
         with roles.acting("audit") as settings:
             audit()
+            await follow(settings)
             told_by = stores.Cache(cache_of(settings))
             assert not await told_by.evicts()
             await told_by.close()
@@ -171,6 +176,7 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
                 assert code == 0, f"{command}: {said}"
                 if command in MENDING:
                     assert await client.mget(summary, strange) == [right, None], command
+            await in_the_way(roles)
         with roles.acting("reader") as settings:
             await read(settings)
             await client.flushdb()
@@ -191,6 +197,21 @@ async def test_each_role_does_its_work_with_what_is_printed_for_it(
     assert {*listed, "CLIENT|SETINFO"} - used == set(), "nothing is granted that nobody uses"
 
 
+async def follow(settings: Settings) -> None:
+    """Audit, and follow for a round."""
+    stop, news = asyncio.Event(), list[Told]()
+
+    def after_round(follower: Follower) -> None:
+        if follower.seconds_of_all:
+            stop.set()
+
+    target = target_of(settings, cache=True, tables=False, checkpoints=True)
+    assert await Follower(
+        target, interval=0.1, rate=1000, tell=news.append, say=print, after_round=after_round
+    ).run(stop)
+    assert news == []
+
+
 OPERATOR = (
     ("db",),
     ("repair",),
@@ -199,6 +220,20 @@ OPERATOR = (
     ("rebuild", "switch"),
     ("rebuild", "drop"),
 )
+
+
+async def in_the_way(roles: Roles) -> None:
+    """The owner isn't told what a worker's session does, and is told so, and by what it would be."""
+    held = await connect(roles.url("worker"), "w1", timeout=10, pooled=False)
+    try:
+        async with held.transaction(), ddl.connect(Settings()) as owner:
+            await held.execute("SELECT FROM orders_order LIMIT 1")
+            said = await ddl.holders(owner, ["orders_order"])
+            assert re.sub(r"\d+", "N", said.partition(";")[0]) == "wN (pid N, its state is hidden)"
+            mine = quoted(roles.name("owner"))
+            assert said.endswith(f"; GRANT pg_read_all_stats TO {mine} shows what is hidden")
+    finally:
+        await held.close()
 
 
 MENDING = (("repair",), ("rebuild", "switch"))

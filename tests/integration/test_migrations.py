@@ -186,14 +186,18 @@ async def test_enums_partitions_and_fillfactor(migrated: tuple[Settings, Partiti
         " part.reloptions FROM pg_inherits JOIN pg_class parent ON parent.oid = inhparent JOIN pg_class part"
         " ON part.oid = inhrelid WHERE parent.relkind = 'p' ORDER BY 1, 3",
     )
-    options = [f"fillfactor={FILLFACTOR}"]
     if by == "user_id":
         bounds = [f"FOR VALUES WITH (modulus 3, remainder {number})" for number in range(3)]
         assert partitions == [
-            (table, "HASH (user_id)", bound, options) for table in sorted(TABLES) for bound in bounds
+            (table, "HASH (user_id)", bound, [f"fillfactor={FILLFACTOR[table]}"])
+            for table in sorted(TABLES)
+            for bound in bounds
         ]
     else:
-        assert partitions == [(table, "LIST (region)", "DEFAULT", options) for table in sorted(TABLES)]
+        assert partitions == [
+            (table, "LIST (region)", "DEFAULT", [f"fillfactor={FILLFACTOR[table]}"])
+            for table in sorted(TABLES)
+        ]
 
 
 async def test_no_index_has_a_column_that_updates_change(migrated: tuple[Settings, PartitionBy]) -> None:

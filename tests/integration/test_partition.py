@@ -12,7 +12,7 @@ import pytest
 from stack import Stack, ports
 from tests.chaos.proxy import Proxy
 from tests.integration.counting import Counting, counting
-from tests.stackfixture import purge
+from tests.stackfixture import place
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +20,8 @@ def detour(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, in
     """A broker whose clients of a second listener are told a port where a proxy can listen."""
     folder = tmp_path_factory.mktemp("detour") / "stack"
     port = ports.choose(set())
-    try:
+    with place(folder):
         yield Stack.start(folder, advertise=[f"127.0.0.1:{port}"]), port
-    finally:
-        purge(folder)
 
 
 class Trap:

@@ -35,11 +35,28 @@ from workload.producer import send
 OLIST_ORDERS = 3_000
 
 
+async def seconds_to_live(settings: Settings) -> dict[bool, list[int]]:
+    """How long Redis keeps each order: of those with a parcel in transit (True), and of those that are
+    delivered or returned as a whole (False).
+    """
+    lives: dict[bool, list[int]] = {True: [], False: []}
+    async with Redis.from_url(as_admin(settings.redis)) as redis:
+        async for key in redis.scan_iter("order:*", count=1000):
+            summary = json.loads(await redis.get(key) or b"{}")
+            moving = any(parcel["status"] == "in_transit" for parcel in summary["shipments"])
+            if moving or summary["status"] in ("delivered", "returned"):
+                lives[moving].append(await redis.ttl(key))
+    return lives
+
+
 async def test_generated_orders_end_as_an_independent_fold_says(fresh: Settings, tmp_path: Path) -> None:
     history = list(generator.events(400, 11, generator.Shares(duplicates=0.1, shuffle=0.3, poison=0.02)))
     with worker(tmp_path):
         await send(fresh, history)
         processed()
+        lives = await seconds_to_live(fresh)
+        assert 500 < min(lives[True]) <= max(lives[True]) <= 600
+        assert 1700 < min(lives[False]) <= max(lives[False]) <= 1800
         report = audit()
         assert report["counts"]["orders"] >= 400
         assert report["counts"]["duplicates"] > 0

@@ -13,7 +13,7 @@ import pytest_asyncio
 import sqlalchemy as sa
 
 from contracts.statuses import ParcelStatusText, ReturnStatusText
-from domain.rows import ItemRow, OrderRow, ReturnRow, ShipmentRow
+from domain.shapes import ItemRow, OrderRow, ReturnRow, ShipmentRow
 from operations.postgres import ddl, regions
 from queries.databases import Database
 from queries.statements import Query

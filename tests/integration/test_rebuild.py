@@ -13,8 +13,10 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -24,7 +26,7 @@ from redis.asyncio import Redis
 
 from cli import main
 from contracts.cloudevents import SourceEvent, binary, rfc3339
-from operations.postgres import references, regions, shadow
+from operations.postgres import compare, references, regions, shadow
 from settings import Settings, get_settings
 from sinks import migrate
 from streams import topics
@@ -42,6 +44,12 @@ from workload.producer import send
 SHARES = generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)
 LOCK_SECONDS = "import operations.grouplock as g; g.SESSION_SECONDS = 6.0; from cli.main import main; main()"
 """A group lock that is given up soon after its process was killed."""
+IN_TWO = (
+    "import multiprocessing as m; m.current_process()._config['daemon'] = False; "
+    "import operations.shares as s; s.RECORDS_A_PROCESS, s.usable_cores = 1, lambda: 2; "
+    "from cli.main import main; main()"
+)
+"""Two processes share even a short log. A forked process may have none of its own unless it is told so."""
 
 
 def history(count: int, seed: int) -> list[SourceEvent]:
@@ -163,8 +171,12 @@ async def test_beside_workers_compared_and_switched_to(
     await references.link(fresh, {"users": "accounts_user"})
     async with Redis.from_url(as_admin(fresh.redis)) as redis:
         await redis.set(f"order:{altered}", "{}", ex=600)
-        hidden = (await redis.keys("tracking:*"))[0]
-        there = json.loads(await redis.get(hidden) or "")
+        numbers = await redis.keys("tracking:*")
+        hidden, there = next(
+            (key, json.loads(value or ""))
+            for key, value in zip(numbers, await redis.mget(numbers), strict=True)
+            if str(altered).encode() not in (value or b"")
+        )
         await redis.set(hidden, "[]", ex=600)
         await redis.set("tracking:nobody's", json.dumps([{"order_id": str(altered)}]), ex=600)
         await redis.set("rows:order:x", "{}", ex=600)
@@ -190,12 +202,19 @@ async def test_beside_workers_compared_and_switched_to(
     assert await rows(fresh)
 
 
-async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, tmp_path: Path) -> None:
-    with worker(tmp_path) as running:
-        await send(fresh, history(250, 73))
-        processed()
-        assert running.terminate() == 0
-    truth = await rows(fresh)
+async def many_differences_come_in_parts(database: Any, expected: set[str]) -> None:
+    """Where all orders differ, only some of the differences are held at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "HELD_ROWS", 20)
+        whole = compare.between(database, "orders_rebuild", UUID(int=0), UUID(int=(1 << 128) - 1))
+        parts = [[each.order_id for each in some] async for some in whole]
+    assert len(parts) > len(expected) / 20
+    assert max(map(len, parts)) <= 20
+    assert sorted(chain(*parts)) == sorted(expected)
+
+
+async def killed_in_two_processes_it_goes_on(settings: Settings, database: Any, count: int) -> None:
+    """A start that was killed goes on with the states of both processes, and all orders are compared."""
 
     async def some_rows() -> bool:
         return bool(
@@ -203,11 +222,23 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
             and await database.fetchval("SELECT EXISTS (SELECT FROM orders_rebuild.orders_order)")
         )
 
-    with killed_later("rebuild", "start"):
+    with killed_later("rebuild", "start", code=IN_TWO):
         await eventually(some_rows, "the shadow has rows", 60)
+    assert len([*(settings.data / ".rebuild").glob("*/part-*")]) == 2
     done = orders("rebuild", "start")
     assert (done.returncode, "beginning again" in done.stderr) == (0, False), done.stderr
-    assert report_of("rebuild", "diff")["same"]
+    nothing = report_of("rebuild", "diff")
+    assert (nothing["same"], nothing["compared"]) == (True, count)
+
+
+async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, tmp_path: Path) -> None:
+    with worker(tmp_path) as running:
+        await send(fresh, history(250, 73))
+        processed()
+        assert running.terminate() == 0
+    truth = await rows(fresh)
+
+    await killed_in_two_processes_it_goes_on(fresh, database, len(truth["orders_order"]))
 
     # Its states are gone: it says so, and begins again.
     shutil.rmtree(fresh.data / ".rebuild")
@@ -217,6 +248,9 @@ async def test_killed_in_the_middle_it_goes_on(fresh: Settings, database: Any, t
 
     # A reader in a long transaction holds the switch up, then it is killed.
     await database.execute("UPDATE orders_order SET region = 'X'")
+    await many_differences_come_in_parts(
+        database, {str(row[0]) for row in await database.fetch("SELECT id FROM orders_order")}
+    )
     reader = await asyncpg.connect(fresh.postgres.get_secret_value())
     reading = reader.transaction()
     await reading.start()
@@ -330,7 +364,7 @@ async def test_regions_transactions_and_enforced_references(
         await topics.delete_all(admin(settings))
 
 
-def whatif_with_other_rules() -> dict[str, Any]:
+def whatif_with_other_rules(code: str) -> dict[str, Any]:
     """Of a copy of the source with two rules changed: another region where none is said, and no labels."""
     with planted(Mutant("", "", "", 0, None)) as copy:
         rule = copy / "domain" / "rows.py"
@@ -342,7 +376,7 @@ def whatif_with_other_rules() -> dict[str, Any]:
         asked = (
             sys.executable,
             "-c",
-            "from cli.main import main; main()",
+            code,
             "whatif",
             "--json",
             "--examples",
@@ -394,7 +428,7 @@ async def test_what_a_changed_rule_would_change(
     assert {each["order_id"] for each in patient["deadlines"]["examples"]} == set(waiting)
     assert {each["expected"] - each["actual"] for each in patient["deadlines"]["examples"]} == {300_000}
 
-    changed = whatif_with_other_rules()
+    changed = whatif_with_other_rules(IN_TWO)
     counts = {
         table: await database.fetchval(f"SELECT count(*) FROM {table} WHERE region = ''") for table in TABLES
     }

@@ -18,10 +18,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from redis.asyncio import Redis
 
+from domain.order import Order
 from settings import Settings
 from streams.partitioner import partition_of
 from tables.codec import version_of
 from tests.servers import as_admin, kafka
+from tests.unit.builders import sealed
 from tests.workers import audit, orders, processed, rows, worker
 from workload import generator
 from workload.producer import send
@@ -108,12 +110,13 @@ async def run_twice(settings: Settings, folder: Path, history: list[Any]) -> Non
         assert second.terminate() == 0
 
 
-async def damage_changelog(
-    settings: Settings, states: States, behind: str, compacted: str, deleted: str, ahead: str, ghost: str
-) -> None:
-    """An older state last; an older state alone, as compaction would leave it; none; one that
-    never was; one of nobody.
+async def damage_changelog(settings: Settings, states: States, *orders: str, later: str, ghost: str) -> None:
+    """An older state last; an older state alone, as compaction would leave it; none; one that never was; one
+    of a later format, which ends each worker that is to fold it; one of nobody.
     """
+    behind, compacted, deleted, ahead = orders
+    values = msgspec.msgpack.decode(states[later][-1])
+    values[Order.__struct_fields__.index("format")] = 3
     future = msgspec.msgpack.encode([99, *msgspec.msgpack.decode(states[ahead][-1])[1:]])
     await append(
         settings,
@@ -122,6 +125,7 @@ async def damage_changelog(
             compacted: [None, states[compacted][0]],
             deleted: [None],
             ahead: [future],
+            later: [sealed(values)],
             ghost: [states[behind][-1]],
         },
     )
@@ -186,9 +190,10 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(
     known = {str(order_id) for order_id, _ in truth["orders_order"]}
     grown = [order_id for order_id in grown_in(states) if order_id in known]
     behind, compacted, deleted, ahead, row_gone, row_altered, row_twice, summary, parcel, place = grown[:10]
+    later = grown[10]
     ghost, guest, shade = str(uuid4()), str(uuid4()), str(uuid4())
 
-    await damage_changelog(fresh, states, behind, compacted, deleted, ahead, ghost)
+    await damage_changelog(fresh, states, behind, compacted, deleted, ahead, later=later, ghost=ghost)
     await damage_rows(database, row_gone, row_altered, row_twice, guest)
     beside, there = await damage_cache(redis, summary, shade, parcel)
     await misplace(redis, database, place)
@@ -198,6 +203,7 @@ async def test_what_was_damaged_is_named_mended_and_clean_again(
         compacted: {"changelog", "tables"},
         deleted: {"changelog"},
         ahead: {"changelog"},
+        later: {"changelog"},
         ghost: {"changelog"},
         row_gone: {"rows"},
         row_altered: {"rows"},

@@ -15,6 +15,7 @@ from settings import Settings
 from sinks import migrate
 from stack.postgres import INSTALLED, site_packages
 from tests.servers import as_admin
+from tests.stackfixture import Servers, without_tls
 from tests.waiting import until
 from tests.workers import audit, orders, processed, rows, worker
 from workload import generator
@@ -22,12 +23,16 @@ from workload.producer import send
 
 HISTORY = list(generator.events(150, 61, generator.Shares(duplicates=0.05, shuffle=0.2, poison=0.01)))
 MIDDLE = len(HISTORY) // 2
-EMPTIED = ("--quiet", "--command=drop schema public cascade; create schema public")
+EMPTIED = (
+    "--quiet",
+    "--command=drop schema public cascade; create schema public; grant all on schema public to public",
+)
+"""As who owns the database; the grant is for who only owns the tables."""
 
 
-def postgres(tool: str, settings: Settings, *arguments: str) -> None:
+def postgres(tool: str, stack: Servers, settings: Settings, *arguments: str) -> None:
     program = str(site_packages() / INSTALLED / "bin" / tool)
-    command = (program, "--dbname", settings.postgres.get_secret_value(), *arguments)
+    command = (program, "--dbname", without_tls(stack, settings.postgres), *arguments)
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
@@ -38,19 +43,21 @@ def done(*arguments: str, code: int = 0) -> None:
 
 
 @pytest.mark.parametrize("way", ["rows", "rebuild"])
-async def test_postgres_restored_to_an_older_point(fresh: Settings, tmp_path: Path, way: str) -> None:
+async def test_postgres_restored_to_an_older_point(
+    stack: Servers, fresh: Settings, tmp_path: Path, way: str
+) -> None:
     backup = str(tmp_path / "orders.dump")
     with worker(tmp_path) as first:
         await send(fresh, HISTORY[:MIDDLE])
         processed()
-        postgres("pg_dump", fresh, "--format=custom", f"--file={backup}")
+        postgres("pg_dump", stack, fresh, "--format=custom", f"--file={backup}")
         then = await rows(fresh)
         await send(fresh, HISTORY[MIDDLE:])
         processed()
         assert first.terminate() == 0
     now = await rows(fresh)
-    postgres("psql", fresh, *EMPTIED)  # pg_restore --clean can't drop partitions' constraints
-    postgres("pg_restore", fresh, "--single-transaction", backup)
+    postgres("psql", stack, fresh, *EMPTIED)  # pg_restore --clean can't drop partitions' constraints
+    postgres("pg_restore", stack, fresh, "--single-transaction", backup)
     assert await rows(fresh) == then != now
     done("audit", "--no-cache", "--no-tables", code=1)
 
@@ -74,13 +81,13 @@ async def test_postgres_restored_to_an_older_point(fresh: Settings, tmp_path: Pa
         audit()
 
 
-async def test_postgres_lost_without_a_backup(fresh: Settings, tmp_path: Path) -> None:
+async def test_postgres_lost_without_a_backup(stack: Servers, fresh: Settings, tmp_path: Path) -> None:
     with worker(tmp_path) as first:
         await send(fresh, HISTORY)
         processed()
         assert first.terminate() == 0
     now = await rows(fresh)
-    postgres("psql", fresh, *EMPTIED)
+    postgres("psql", stack, fresh, *EMPTIED)
     await migrate.upgrade(fresh)
     assert await rows(fresh) != now
     done("repair")

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
@@ -15,12 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 import uvloop
 from aiokafka import TopicPartition
 from aiokafka.admin import NewTopic
+from aiokafka.errors import TopicAuthorizationFailedError
 
 from cli import main
+from cli.access import main as give_access
 from settings import Settings, get_settings
 from sinks import migrate
 from streams import topics
@@ -30,6 +34,7 @@ from streams.transport.producer import BATCH_BYTES, REQUEST_BYTES, AiokafkaConne
 from streams.transport.request_writer import RequestWriter
 from tests.integration.test_transport import Gate
 from tests.secure import DENY, PASSWORD, USER, Secure, secure_broker, token
+from tests.servers import as_admin
 from tests.waiting import until
 from tests.workers import audit, finished, orders, processed, worker
 from wire import access, clients
@@ -54,6 +59,16 @@ def secure() -> Iterator[Secure]:
             yield broker
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+async def settings(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Those of a test, without the login at the Kafka of the run, which may have one."""
+    for name in os.environ:
+        if name.startswith("ORDERS_KAFKA"):
+            monkeypatch.delenv(name)
+    get_settings.cache_clear()
+    return settings
 
 
 @pytest.fixture
@@ -250,7 +265,10 @@ def test_the_acl_that_lacks_is_named(secure: Secure, run_command: Any) -> None:
         code, line = run_command(user, "wait", "--timeout", "5")
         assert (code, line.count("\n")) == (2, 1), line
         assert "doesn't allow this client Describe on Group orders-" in line
+        # Who may not see how large batches the changelog takes goes by the setting.
+        finished(secure.allow([("DescribeConfigs", "Topic", "*")], permission=DENY))
         code, line = run_command(user, "generate", "--orders", "3")
+        finished(secure.forget(DENY))
         assert (code, line.count("\n")) == (2, 1), line
         assert "doesn't allow this client Write on Topic " in line
         code, line = run_command(user, "dlq", "list")
@@ -311,6 +329,47 @@ async def test_a_worker_whose_password_and_rights_are_changed_while_it_runs(
             await secure.set_password(PASSWORD)
             await secure.forget(DENY)
     assert "MarkedSecret" not in running.text()
+
+
+async def test_users_of_compose_log_in_and_have_the_rights_of_their_role(
+    secure: Secure,
+    migrated: None,
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What docker-compose.yml runs as `access`, on a broker with such listeners."""
+    password = "it's-MarkedSecret"
+    monkeypatch.setenv("ORDERS_KAFKA", f"127.0.0.1:{secure.broker.port}")
+    monkeypatch.setenv("ORDERS_POSTGRES", as_admin(settings.postgres))
+    monkeypatch.setenv("WORKER_PASSWORD", password)
+    get_settings.cache_clear()
+    await asyncio.to_thread(give_access)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("orders-worker: rights given on Kafka and PostgreSQL\n", "")
+
+    login = {"SASL_MECHANISM": "SCRAM-SHA-512", "SASL_USERNAME": "orders-worker"}
+    await let_in(secure.env("CLEAR", **login, SASL_PASSWORD=password))
+    with pytest.raises(LoginRefused):
+        await let_in(secure.env("CLEAR", **login, SASL_PASSWORD=PASSWORD))
+    mine = by(secure.env("CLEAR", **login, SASL_PASSWORD=password))
+    client = clients.admin(mine, "test")
+    await client.start()
+    try:
+        refused = await client.create_topics([NewTopic("orders.unknown", 1, 1)])
+        assert refused.topic_errors[0][1] == TopicAuthorizationFailedError.errno
+    finally:
+        await client.close()
+    database = await asyncpg.connect(
+        settings.postgres.get_secret_value(), user="orders-worker", password=password
+    )
+    try:
+        assert await database.fetchval("SELECT count(*) FROM orders_order") == 0
+        for statement in ("DROP TABLE orders_order", "CREATE TABLE mine ()", "TABLE orders_bulk_job"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await database.execute(statement)
+    finally:
+        await database.close()
 
 
 # -- the last byte -------------------------------------------------------------------------------------------

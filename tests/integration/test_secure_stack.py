@@ -168,10 +168,12 @@ def test_one_login_does_everything(
     acting(EVERYBODY)
     port = ports.choose(set())
     monkeypatch.setenv("ORDERS_METRICS_PORT", str(port))
+    monkeypatch.setenv("ORDERS_PAYMENT_DEADLINE", "5")  # some customers don't pay, and say nothing more
     with worker(tmp_path, "w") as pipeline:
         until(lambda: httpx.get(f"http://127.0.0.1:{port}/ready").status_code == 200, "it says so itself")
         assert httpx.get(f"http://127.0.0.1:{port}/live").text == "ready\n"
-        assert run_command("simulate", "--checkouts", "5")[0] == 0
+        code, said = run_command("simulate", "--checkouts", "5")
+        assert code == 0, said
         processed()
         audit()
         assert pipeline.terminate() == 0

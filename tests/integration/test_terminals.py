@@ -26,7 +26,7 @@ from redis.asyncio import Redis
 
 from cli import main
 from settings import Settings, get_settings
-from tests.servers import kafka
+from tests.servers import as_admin, kafka
 from tests.unit.builders import ANNA, ORDER, USER, VALID, attributes, created, line, parcel, record
 from tests.unit.test_terminal import ENVIRONMENTS, harmful, stream, written
 from tests.workers import ORDERS, orders, processed, worker
@@ -69,7 +69,7 @@ async def send_every_text(settings: Settings) -> int:
 
 async def break_stores(settings: Settings) -> None:
     """Put hostile texts where only the pipeline writes, so that an audit has something to tell."""
-    async with Redis.from_url(settings.redis.get_secret_value()) as redis:
+    async with Redis.from_url(as_admin(settings.redis)) as redis:
         await redis.mset(dict.fromkeys((f"order:{HOSTILE}", f"tracking:{HOSTILE}", "order:x"), HOSTILE))
         await redis.zadd(f"user:{HOSTILE}:orders", {HOSTILE: 1})
     connection = await asyncpg.connect(settings.postgres.get_secret_value())

@@ -36,7 +36,7 @@ from streams.transport.transaction import TransactionalAiokafkaConnection, Trans
 from tables import codec
 from tests.integration.counting import Counting, counting
 from tests.servers import kafka, kafka_settings
-from tests.stackfixture import Servers, purge
+from tests.stackfixture import Servers, place
 from tests.waiting import eventually
 
 
@@ -340,7 +340,7 @@ async def test_a_broker_that_dies_while_a_transaction_is_open(tmp_path: Path) ->
     """One lane, so that no other's transaction is being ended at that moment: a broker of Kafka 4.3.0 that is
     alone may forget that one.
     """
-    try:
+    with place(tmp_path / "stack"):
         stack = Stack.start(tmp_path / "stack")
         async with counting(
             stack.env["ORDERS_KAFKA"], tmp_path, topics=1, partitions=1, delivery="exactly_once"
@@ -361,5 +361,3 @@ async def test_a_broker_that_dies_while_a_transaction_is_open(tmp_path: Path) ->
             await group.drained()
             assert await worker.stop() == 0
             await group.verify()
-    finally:
-        purge(tmp_path / "stack")

@@ -32,7 +32,14 @@ PRELOADED: Final = (
     *("faust.tables.manager", "faust.tables.recovery", "faust.tables.table"),
     *("faust.transport.drivers", "faust.transport.drivers.aiokafka", "mode", "mode.supervisors"),
     *("platformdirs", "prometheus_client", "psutil", "pydantic", "pydantic_settings", "pytest"),
-    *("pytest_asyncio.plugin", "redis.asyncio", "rocksdict", "sqlalchemy", "sqlalchemy.dialects.postgresql"),
+    *(
+        "pytest_asyncio.plugin",
+        "pytest_timeout",
+        "redis.asyncio",
+        "rocksdict",
+        "sqlalchemy",
+        "sqlalchemy.dialects.postgresql",
+    ),
     *("structlog", "typer", "uuid_utils", "yaml"),
 )
 """What the simulation and the tests import of others. One that is missing here only costs time."""
@@ -193,7 +200,8 @@ def _run(module: str, arguments: list[str]) -> int:
         # pytest warns of a plugin that it finds by itself and that is imported already.
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
         fixtures = Fixtures()
-        code = int(pytest.main(arguments, plugins=[pytest_asyncio.plugin, fixtures]))
+        plugins = [pytest_asyncio.plugin, importlib.import_module("pytest_timeout"), fixtures]
+        code = int(pytest.main(arguments, plugins=plugins))
         return BROKE if fixtures.failed else code
     sys.argv = [module, *arguments]
     try:

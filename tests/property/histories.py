@@ -17,9 +17,7 @@ from contracts.outgoing import DERIVED
 from contracts.record_id import RecordId
 from contracts.topics import BULK
 from domain import effects, events
-from domain.effects import Derived, LateRefusal
 from domain.enums import DeadlineKind, Rank, ReturnStatus, StockAnswer
-from domain.events import Event
 from domain.fold import fold
 from domain.order import (
     Cancellation,
@@ -34,6 +32,7 @@ from domain.order import (
     Scan,
     StockReply,
 )
+from domain.shapes import Derived, Event, LateRefusal
 from domain.totals import RunningTotals
 from tables import codec
 from tests.unit.builders import VALID, record

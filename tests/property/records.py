@@ -12,7 +12,6 @@ from contracts import ids, money, times
 from contracts.topics import DECISIONS
 from domain import events
 from domain.enums import DeadlineKind, Rank, ReturnStatus, StockAnswer
-from domain.events import Event
 from domain.order import (
     Cancellation,
     Created,
@@ -25,6 +24,7 @@ from domain.order import (
     Scan,
     StockReply,
 )
+from domain.shapes import Event
 from tests.property.histories import raw_id
 
 HOUR = 3_600_000_000

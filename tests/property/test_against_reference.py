@@ -30,10 +30,9 @@ from contracts.record_id import RecordId
 from contracts.topics import DECISIONS
 from domain import effects, events, rows
 from domain.anomalies import anomalies
-from domain.effects import Derived, LateRefusal
-from domain.events import Event
 from domain.fold import fold
 from domain.order import Created, Order, RefundDecision
+from domain.shapes import Derived, Event, LateRefusal
 from tables import codec
 from tests.property.histories import SAME_IN_ANY_ORDER, histories
 from tests.property.records import HOUR, Record, dense, record

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from domain import rows
 from domain import totals as totals
 from domain.anomalies import anomalies
-from domain.events import Event
 from domain.order import Order
+from domain.shapes import Event
 from domain.status import view_of
 from tables import codec
 from tests.property.histories import ORDER_ID, SAME_IN_ANY_ORDER, Run, histories

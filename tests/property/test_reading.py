@@ -322,6 +322,7 @@ PLANTED = {
 }
 
 
+@pytest.mark.source
 @pytest.mark.parametrize("planted", PLANTED.values(), ids=PLANTED.keys())
 def test_a_difference_is_noticed(planted: tuple[Any, str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(*planted)

@@ -20,8 +20,8 @@ from contracts import ids
 from domain import events
 from domain.anomalies import anomalies
 from domain.enums import Rank, ReturnStatus, StockAnswer
-from domain.events import Event
 from domain.order import Cancellation, Created, Item, Payment, ReturnStage, Scan, StockReply
+from domain.shapes import Event
 from domain.status import view_of
 from domain.totals import winning_stages
 from tests.property.histories import ORDER_ID, Run, raw_id

@@ -19,7 +19,7 @@ from aiokafka.consumer.subscription_state import Assignment, SubscriptionState
 from aiokafka.errors import ProducerClosed
 from aiokafka.structs import OffsetAndMetadata, TopicPartition
 
-from streams.transport.producer import Gate
+from streams.transport.producer import Gate, Outgoing
 from tests.simulation.kafka import APPEND_TIME, NO_GENERATION, NO_MEMBER, Broker, Group, Joined, Record, Sent
 from tests.simulation.loop import OWNER
 from tests.simulation.network import Network
@@ -40,14 +40,14 @@ class SentBatch:
         self.records: list[Sent] = []
         self._most = most
 
-    def append(
-        self, *, timestamp: int, key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
-    ) -> object | None:
-        """None when it is full."""
-        if len(self.records) >= self._most:
-            return None
-        self.records.append(Sent(key, value, tuple(headers)))
-        return self
+    def extend(self, records: list[Outgoing], first: int, timestamp: int) -> int:
+        """The index after the last one that it has taken."""
+        at = first
+        while at < len(records) and len(self.records) < self._most:
+            key, value, headers = records[at]
+            self.records.append(Sent(key, value, tuple(headers)))
+            at += 1
+        return at
 
     def record_count(self) -> int:
         """Records in it."""

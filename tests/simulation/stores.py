@@ -18,7 +18,7 @@ import msgspec
 import redis.exceptions
 from lupa import lua51
 
-from domain.rows import Row
+from domain.shapes import Row
 from sinks.redis import _SCRIPT
 from sinks.rows import RowBatch
 from sinks.schema import TABLES, build_metadata

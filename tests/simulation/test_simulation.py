@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from streams.pipeline import Pipeline
+from tests import forked
 from tests.simulation.run import Summary, prepared, run_many, run_seed
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +24,7 @@ FIRST_SEED = 1
 def test_histories() -> None:
     summary = Summary()
     share = HISTORIES // (os.cpu_count() or 1)
-    with ProcessPoolExecutor() as pool:
+    with ProcessPoolExecutor(mp_context=forked.server()) as pool:
         firsts = range(FIRST_SEED, FIRST_SEED + HISTORIES, share)
         for part in pool.map(
             run_many, firsts, [min(share, FIRST_SEED + HISTORIES - first) for first in firsts]

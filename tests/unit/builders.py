@@ -11,17 +11,19 @@ from collections import deque
 from decimal import Decimal
 from typing import Any, Final
 from uuid import UUID, uuid5
+from zlib import crc32
 
 import msgspec
 
 from contracts.record_id import RecordId
 from domain import effects, events
 from domain.anomalies import anomalies
-from domain.effects import Derived, LateRefusal
-from domain.events import Event
-from domain.fold import Folded, fold
+from domain.fold import fold
+from domain.limits import LIMITS, Limits
 from domain.order import Order
+from domain.shapes import Derived, Event, Folded, LateRefusal
 from domain.status import OrderView, view_of
+from domain.totals import RunningTotals
 from reference.examples import examples
 from tables import codec
 
@@ -206,13 +208,22 @@ def event(type_: str, data: Data, hour: int = 0, **changes: str | None) -> Event
     return events.decode(type_, headers, value)
 
 
+def sealed(values: list[Any]) -> bytes:
+    """The elements of a state with the checksum that a later format ends with (domain.order.FORMAT)."""
+    state = msgspec.msgpack.encode(values)
+    assert state[:1] == b"\xdc", "an array of 16 elements or more"
+    state = b"\xdc" + (len(values) + 1).to_bytes(2, "big") + state[3:]
+    return state + b"\xce" + crc32(state).to_bytes(4, "big")
+
+
 class OrderBuilder:
     """An order that takes in events.
     Refund decisions wait in `decisions` until `decide` lets them come back, as records do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limits: Limits = LIMITS) -> None:
         self.order = Order()
+        self.limits = limits
         self.derived: list[Derived] = []
         self.late: list[LateRefusal] = []
         self.refused: list[tuple[str, str]] = []
@@ -221,7 +232,7 @@ class OrderBuilder:
 
     def take(self, event: Event, offset: int | None = None) -> Folded:
         origin = RecordId(event.type, 3, self.count if offset is None else offset)
-        folded = fold(self.order, event, origin)
+        folded = fold(self.order, event, origin, RunningTotals(self.order, self.limits))
         self.count += 1
         if folded.refused is not None:
             self.refused.append(folded.refused)

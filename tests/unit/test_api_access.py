@@ -34,6 +34,7 @@ from api.app import create_app
 from api.callers import Caller
 from api.keys import NamedKey, changing, made
 from api.scopes import EVERYTHING
+from api.tls import CertificateUnusable, _context
 from cli import main
 from queries.errors import NotFound
 from queries.reader import Answer
@@ -356,6 +357,7 @@ async def test_tokens(issuer: dict[str, Any], kind: str) -> None:
         ({"exp": None}, "the token lacks a claim: exp, iss, aud and sub are needed"),
         ({"sub": None}, "the token lacks a claim: exp, iss, aud and sub are needed"),
         ({"exp": 1e999}, "the token isn't valid"),
+        ({"exp": 10**400}, "the token isn't valid"),
         ({"kid": "unknown"}, "the token isn't signed by a key of the issuer"),
         ({"key": rsa.generate_private_key(65537, 2048)}, "the token isn't valid"),
     ],
@@ -751,3 +753,9 @@ async def test_the_access_log_can_be_off(caplog: pytest.LogCaptureFixture) -> No
 
 def test_a_line_of_the_file_is_what_the_page_shows() -> None:
     assert NamedKey.__struct_fields__ == ("name", "sha256", "scopes", "created", "expires", "rate")
+
+
+def test_a_pipe_as_certificate_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CertificateUnusable, match="pipe is not a file"):
+        _context(tmp_path / "pipe", tmp_path / "key")

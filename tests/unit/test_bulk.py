@@ -1,19 +1,27 @@
 """The step from a part of a bulk job to records: what is wrong with one of its events
-is told where that arrives.
+is told where that arrives. And whether any may leave, when nothing tells.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
+from aiokafka.errors import KafkaConnectionError
+from prometheus_client import REGISTRY
 
 from contracts import bulk
 from contracts.bulk import Unpacked
 from contracts.errors import Refused
 from contracts.incoming import BulkPart
 from domain import events
+from settings import Settings
+from streams.bulk import TICK, Unpacker
+from streams.topics import TopicsMissing
+from streams.transport.delivery import Delivery
 from tests.unit.builders import ORDER, VALID
 
 JOB = "00000000-0000-4000-8000-00000000000b"
@@ -84,3 +92,39 @@ def test_no_id_or_time_makes_a_record_twice_as_large() -> None:
     (each,) = unpacked(changed(id="x" * (5 << 20), time="y" * (5 << 20)))
     assert sum(len(value) for _, value in each.headers) < 3_000
     assert verdict(each) == ("field_malformed", "ce_id: longer than 1,000 characters")
+
+
+async def unpacker_that_sees(look: Callable[[], Any]) -> Unpacker:
+    settings = Settings()
+    unpacker = Unpacker(settings, Delivery(settings))
+
+    async def looked() -> Any:
+        return look()
+
+    unpacker._lag.look = looked  # type: ignore[method-assign]
+    unpacker._watching = asyncio.ensure_future(unpacker._watch())
+    return unpacker
+
+
+async def test_what_no_waiting_helps_against_ends_the_unpacking() -> None:
+    def look() -> Any:
+        raise TopicsMissing("order.created is missing", "run orders init")
+
+    unpacker = await unpacker_that_sees(look)
+    with pytest.raises(TopicsMissing):
+        await asyncio.wait_for(unpacker._pace_of(500), 5)
+    await unpacker.close()
+
+
+async def test_while_the_lag_cannot_be_read_events_leave_at_the_floor(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def look() -> Any:
+        raise KafkaConnectionError("away")
+
+    unpacker = await unpacker_that_sees(look)
+    assert await asyncio.wait_for(unpacker._pace_of(500), 5) == int(250 * TICK)
+    assert REGISTRY.get_sample_value("orders_bulk_rate") == 250
+    assert "the lanes' lag can't be read" in caplog.text
+    await unpacker.close()
+    assert REGISTRY.get_sample_value("orders_bulk_rate") == 0

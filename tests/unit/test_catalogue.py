@@ -15,10 +15,10 @@ from contracts import incoming, outgoing, topics
 from contracts.catalogue import DerivedSpec, EventSpec, Model, Varies
 from contracts.record_id import RecordId
 from domain import events
-from domain.events import Event
 from domain.explain import explain
 from domain.fold import fold
 from domain.order import Created, Fact, Order, RefundDecision, SimpleFact, type_of
+from domain.shapes import Event
 from reference.examples import examples
 
 PAGE = (Path(__file__).parents[2] / "docs" / "events.md").read_text(encoding="utf-8")

@@ -106,7 +106,7 @@ def one_line(err: str) -> str:
         (("db", "sizes"), "No such command 'sizes'; see orders db --help"),
         (("db", "link"), "nothing to link; give at least one of --users"),
         (("db", "unlink", "friends"), "'friends' is not one of 'users', 'products', 'warehouses', 'sellers'"),
-        (("db", "regions", "add"), "Missing argument 'REGION...'"),
+        (("db", "regions", "add"), "Missing argument 'REGION'"),
         (("db", "regions", "add", "SP", "--timeout", "-1"), "'--timeout'"),
         (("dlq", "show", "17"), "'17' is neither PARTITION:OFFSET nor TOPIC:PARTITION:OFFSET"),
         (("dlq", "show", "0:x"), "'0:x' is neither"),
@@ -241,6 +241,16 @@ def test_every_subcommand_is_where_the_table_says(orders: Run, name: str) -> Non
     assert f"Usage: orders {name}" in out
 
 
+@pytest.mark.parametrize("sub", main.SUBCOMMANDS, ids=[sub.name for sub in main.SUBCOMMANDS])
+def test_every_commands_help_has_an_example(sub: main.Subcommand) -> None:
+    commands = {sub.name: main.load(sub)}
+    while commands:
+        name, command = commands.popitem()
+        assert "Example" in f"{command.help} {command.epilog}", name
+        below = getattr(command, "commands", {})
+        commands |= {f"{name} {each}": below[each] for each in below}
+
+
 def test_help_is_wrapped_at_the_terminals_width(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     _, out, _ = orders("dlq", "redrive", "--help")
@@ -284,6 +294,18 @@ def test_the_first_process_of_a_container_ends_by_sigterm() -> None:
             assert process.wait(20) == 128 + signal.SIGTERM
         finally:
             process.kill()
+
+
+def test_a_fault_in_machine_code_says_where_it_was() -> None:
+    program = (
+        "import os, signal\nfrom cli import main\n"
+        "def crashes(_): os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "main.run = crashes\nmain.main()"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert ended.returncode == -signal.SIGSEGV
+    assert "Segmentation fault" in ended.stderr
+    assert "in crashes" in ended.stderr
 
 
 def test_a_defect_of_ours_keeps_its_traceback(orders: Run, monkeypatch: pytest.MonkeyPatch) -> None:

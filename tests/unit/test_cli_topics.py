@@ -105,6 +105,38 @@ def test_what_differs_from_an_existing_topic(
     assert topic in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("size", "taken", "written"),
+    [(1 << 20, 786_432, 1 << 20), (8 << 20, 6 << 20, 8 << 20), (20 << 20, 6 << 20, 8 << 20)],
+)
+def test_a_kafka_that_takes_smaller_batches(size: int, taken: int, written: int) -> None:
+    """Nothing asks for more than it takes; the changelog says to every program how much that is."""
+    small = Settings(partitions=3, message_bytes=size)
+    wanted = topics.specs(small, 1)
+    most = {
+        spec.name: int(config.value)
+        for spec in wanted
+        for config in spec.configs
+        if config.name == "max.message.bytes"
+    }
+    assert most == {
+        **dict.fromkeys((*names.INPUT, *names.BULK), taken),
+        **dict.fromkeys((*names.INTERNAL, *names.DERIVED, names.DLQ, names.BULK_COMPLETED), written),
+        small.changelog_topic: size,
+    }
+    existing = {spec.name: as_made(spec) for spec in wanted}
+    topics.check(small, wanted, existing)
+    for other in ("25165824", "1048576", "2000000"):
+        if other != str(size):
+            existing[small.changelog_topic] = changed("max.message.bytes", other)(
+                existing[small.changelog_topic]
+            )
+            with pytest.raises(TopicMismatch, match=f"max.message.bytes={other}, not {size}"):
+                topics.check(small, wanted, existing)
+    wider = changed("max.message.bytes", "99999999")(existing[small.changelog_topic])
+    assert topics.changelog_bytes(SETTINGS).accepts(wider.configs["max.message.bytes"])
+
+
 def test_a_grown_cluster_is_no_mismatch_but_a_promise_not_kept_is() -> None:
     existing = {spec.name: as_made(spec) for spec in topics.specs(SETTINGS, 1)}
     topics.check(SETTINGS, topics.specs(SETTINGS, 3), existing)

@@ -63,6 +63,7 @@ async def test_the_transport_reaches_them_so_too(connection_options: dict[str, A
     faust = app.producer
     assert isinstance(faust, FaustProducer)
     options = faust.lane_options("lane", 2, None) | {"transactional_id": "t"}
+    assert options["max_batch_size"] == 1 << 20
     opened = [faust._new_producer(), clients.producer(**options), clients.admin(**faust.connection_options())]
     assert [reaches(getattr(each, "client", None) or each._client) for each in opened] == [
         connection_options
@@ -70,6 +71,13 @@ async def test_the_transport_reaches_them_so_too(connection_options: dict[str, A
     for each in opened[:2]:
         await each.stop()
     await opened[2].close()
+
+
+async def test_a_lane_writes_no_batch_that_an_input_topic_would_not_take(tmp_path: Path) -> None:
+    """Those of checkouts become order.created, on a topic that takes the least."""
+    app, _ = make_app(Settings(data=tmp_path, message_bytes=1 << 20), ("in",), "out")
+    assert isinstance(app.producer, FaustProducer)
+    assert app.producer.lane_options("lane", 2, None)["max_batch_size"] == 786_432
 
 
 def thread_of(app: faust.App, kind: type[driver.AIOKafkaConsumerThread]) -> Any:

@@ -18,7 +18,7 @@ from domain.order import FORMAT, Order
 from domain.totals import RunningTotals
 from settings import Settings
 from tables import codec
-from tests.unit.builders import ANNA, BORIS, ORDER, STRANGER, VALID, OrderBuilder, line, raw, record
+from tests.unit.builders import ANNA, BORIS, ORDER, STRANGER, VALID, OrderBuilder, line, raw, record, sealed
 from workload import generator
 
 FORMAT_AT = Order.__struct_fields__.index("format")
@@ -146,20 +146,38 @@ def test_what_waited_for_its_order_takes_what_it_had_along() -> None:
 
 def test_a_state_of_a_later_format_is_kept_and_not_read() -> None:
     values = msgspec.msgpack.decode(codec.encode(typical().order))
-    values[FORMAT_AT], values[3] = FORMAT + 1, "of another kind"
-    newer = msgspec.msgpack.encode(values)
-    assert codec.is_state(KEY, newer)
-    assert (codec.version_of(newer), codec.due_of(newer)) == (values[0], values[18])
-    with pytest.raises(
-        codec.NewerFormat, match="a state is of format 3; this version reads 2 and 1; run that"
-    ):
-        codec.decode(newer)
+    for ahead in (1, 40):
+        values[FORMAT_AT], values[3] = FORMAT + ahead, "of another kind"
+        newer = sealed(values)
+        assert codec.is_state(KEY, newer)
+        assert (codec.version_of(newer), codec.due_of(newer)) == (values[0], values[18])
+        with pytest.raises(
+            codec.NewerFormat, match=f"a state is of format {FORMAT + ahead}; this version reads 2 and 1; run"
+        ):
+            codec.decode(newer)
 
 
-def test_a_number_that_no_later_version_has_is_a_foreign_record_s() -> None:
+def test_what_only_looks_like_a_later_format_is_a_foreign_record() -> None:
+    """It may not end a worker, so it needs the checksum with which later versions end their states."""
     values = msgspec.msgpack.decode(codec.encode(typical().order))
-    values[FORMAT_AT] = FORMAT + 17
-    assert not codec.is_state(KEY, msgspec.msgpack.encode(values))
+    values[FORMAT_AT] = FORMAT + 1
+    newer = sealed(values)
+    assert codec.is_state(KEY, newer)
+    for other in (
+        msgspec.msgpack.encode(values),
+        msgspec.msgpack.encode([*values, 7]),
+        newer[:-1] + bytes([newer[-1] ^ 1]),
+        newer.replace(b"EUR", b"USD"),
+    ):
+        assert not codec.is_state(KEY, other)
+        with pytest.raises(msgspec.DecodeError):
+            codec.decode(other)
+
+
+def test_the_next_format_has_its_checksum() -> None:
+    """Else the version before would take its states for foreign records, and forget their orders."""
+    encoded = codec.encode(typical().order)
+    assert FORMAT == 2 or encoded == sealed(msgspec.msgpack.decode(encoded)[:-1])
 
 
 def test_a_fact_of_an_unknown_type_that_waits_for_its_order_is_not_read() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 from msgspec import Struct, structs
 
-from domain.rows import ReturnRow
+from domain.shapes import ReturnRow
 from sinks.postgres import check_columns, columns_of, given_rows, statement
 from sinks.rows import ROWS, RowBatch
 from sinks.schema import TABLES, build_metadata

@@ -195,24 +195,40 @@ def test_certificates_are_read_again_when_they_have_changed(
 async def test_each_connection_reads_the_password_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = tmp_path / "password"
+    file, user = tmp_path / "password", tmp_path / "user"
     file.write_text("first\n")
+    user.write_text("key-1\n")
     settings = Settings.model_validate(
         LOGIN
         | {
             "kafka_security_protocol": "SASL_PLAINTEXT",
-            "kafka_sasl_username": "u",
+            "kafka_sasl_username_file": user,
             "kafka_sasl_password_file": file,
         }
     )
     kafka_options = clients.connection(settings)
     assert kafka_options["sasl_plain_password"] == "first"
 
-    def password() -> str:
+    def opened() -> Any:
         from wire.connection import Connection
 
         options = {name: value for name, value in kafka_options.items() if name != "bootstrap_servers"}
-        return str(Connection("h", 1, **options)._sasl_plain_password)
+        return Connection("h", 1, **options)
+
+    def password() -> str:
+        return str(opened()._sasl_plain_password)
+
+    assert opened()._sasl_plain_username == "key-1"
+    user.write_text("key-2")
+    connection = opened()
+    assert (connection._sasl_plain_username, connection._access.login) == (
+        "key-2",
+        "of key-2 by SCRAM-SHA-256",
+    )
+    user.unlink()
+    assert opened()._sasl_plain_username == "key-2"
+    with pytest.raises(ValidationError, match="USERNAME and ORDERS_KAFKA_SASL_USERNAME_FILE are both set"):
+        Settings.model_validate({"kafka_sasl_username": "u", "kafka_sasl_username_file": file})
 
     file.write_text("second \n\n")
     assert password() == "second \n", "one newline at the end is left out"

@@ -8,9 +8,9 @@ import msgspec
 import pytest
 
 from domain import effects, events
-from domain.deadlines import DeadlinePolicy, Due, next_due, pending
+from domain.deadlines import next_due, pending
 from domain.enums import DeadlineKind
-from domain.events import Event
+from domain.shapes import DeadlinePolicy, Due, Event
 from tests.unit.builders import ANNA, BORIS, ORDER, OrderBuilder, created, event, line, made_id, raw
 
 T0 = 1_767_225_600_000
@@ -49,7 +49,8 @@ class Timed(OrderBuilder):
 
     def let_pass(self, what: DeadlineKind) -> None:
         """The clock reaches the next deadline of this kind: its record is written, and comes back."""
-        due = min(d for d in pending(self.order, raw(ORDER), PATIENCE) if d.what is what)
+        here = [d for d in pending(self.order, raw(ORDER), PATIENCE) if d.what is what]
+        due = min(here, key=lambda d: (d.at, d.subject or b""))
         self.clock = due.at - T0
         self.take(comes_back(due))
 

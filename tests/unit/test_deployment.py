@@ -16,12 +16,17 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from operations.grants import grant_lines, grants
+from cli import access
 from settings import Settings
-from tests.stackfixture import COMPOSE, ROOT, images
+from tests.stackfixture import COMPOSE, PASSWORDS, ROOT, WITHOUT_LOGIN, images
 
 DOCUMENT: dict[str, Any] = yaml.safe_load(COMPOSE.read_text())
 SERVICES: dict[str, Any] = DOCUMENT["services"]
+
+
+def _given(variable: re.Match[str]) -> str:
+    """What has a default is left away, what hasn't is given."""
+    return "given" if variable[1] == "?" else ""
 
 
 @pytest.mark.parametrize("service", sorted(name for name, service in SERVICES.items() if "build" in service))
@@ -32,10 +37,10 @@ def test_every_variable_is_a_setting(service: str) -> None:
     fields = {f"ORDERS_{name.upper()}" for name in Settings.model_fields}
     assert values.keys() <= fields
     plain = {
-        name.removeprefix("ORDERS_").lower(): re.sub(r"\$\{\w+:[-?][^}]*\}", "", str(value))
+        name.removeprefix("ORDERS_").lower(): re.sub(r"\$\{\w+:([-?])[^}]*\}", _given, str(value))
         for name, value in values.items()
     }
-    assert Settings.model_validate(plain).kafka == "kafka:9092"
+    assert Settings.model_validate(plain).kafka in ("kafka:9092", "127.0.0.1:9094")
 
 
 def test_the_topology_is_complete() -> None:
@@ -46,7 +51,7 @@ def test_the_topology_is_complete() -> None:
 @pytest.mark.parametrize("service", sorted(SERVICES))
 def test_services_restart_and_tell_their_health_and_stay_on_this_machine(service: str) -> None:
     definition = SERVICES[service]
-    if service == "init":
+    if service in ("init", "access", "access-to-tables", "orders"):
         assert definition["restart"] == "no"
     else:
         assert definition["restart"] == "unless-stopped"
@@ -62,38 +67,104 @@ def test_services_have_no_rights_and_take_no_more_than_their_share(service: str)
     assert definition["deploy"]["resources"]["limits"].keys() == {"memory", "pids"}
     # Kafka's image writes its own configuration into itself.
     assert definition.get("read_only", False) is (service != "kafka")
-    assert not {"privileged", "cap_add", "network_mode", "pid", "devices"} & definition.keys()
+    assert not {"privileged", "cap_add", "pid", "devices"} & definition.keys()
+    assert definition.get("network_mode", "service:kafka") == "service:kafka"
 
 
-def test_no_password_has_a_default() -> None:
+def test_what_is_written_has_a_volume_and_what_an_audit_leaves_stays() -> None:
+    """The image's own file system is read-only."""
+    volumes = {name: service["volumes"] for name, service in OURS.items() if "volumes" in service}
+    assert volumes == {
+        "worker": ["/data"],
+        "bulk": ["/data"],
+        "orders": ["commands:/data"],
+        "init": ["commands:/data"],
+    }
+    # `docker compose down --volumes` removes what a service without a profile has.
+    always = {name for name, service in SERVICES.items() if "profiles" not in service}
+    mounted = {volume.split(":")[0] for name in always for volume in SERVICES[name].get("volumes", [])}
+    assert DOCUMENT["volumes"].keys() <= mounted
+
+
+def test_no_password_has_a_default_and_the_first_lines_make_each() -> None:
     text = COMPOSE.read_text()
     assert re.findall(r"\$\{(\w*PASSWORD):-", text) == []
-    assert set(re.findall(r"\$\{(\w*PASSWORD):\?", text)) == {
-        "POSTGRES_PASSWORD",
-        "OWNER_PASSWORD",
-        "REDIS_PASSWORD",
-    }
+    named = {f"{name}_PASSWORD" for name in re.findall(r"for name in ([\w ]+);", text)[0].split()}
+    assert set(re.findall(r"\$\{(\w*PASSWORD):\?", text)) == named == set(PASSWORDS)
 
 
-def test_no_program_is_a_superuser_of_the_database() -> None:
-    """In compose all have what `orders grants` prints for the role owner."""
-    script = DOCUMENT["configs"]["owner"]["content"].splitlines()
-    assert script[:2] == [
-        "\\getenv password OWNER_PASSWORD",
-        "CREATE ROLE \"orders\" LOGIN PASSWORD :'password';",
-    ]
-    assert script[2:] == grant_lines(grants("owner"), "orders")
-    ours = [service for service in SERVICES.values() if service["image"].startswith("orders-stream")]
-    assert len(ours) == 3
-    for service in ours:
-        used = service["environment"]
-        for name in ("ORDERS_POSTGRES", "ORDERS_POSTGRES_REPLICA"):
-            assert urlsplit(used[name]).username == "orders"
-        assert used["PGPASSWORD"] == SERVICES["postgres"]["environment"]["OWNER_PASSWORD"]
+OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("orders-stream")}
+USERS = {
+    "init": "orders",
+    "orders": "orders",
+    "worker": "orders-worker",
+    "bulk": "orders-bulk",
+    "api": "orders-reader",
+}
+"""Service -> its user on Kafka and on Postgres."""
 
 
-def test_a_worker_is_asked_what_a_worker_answers() -> None:
-    assert "/ready'" in SERVICES["worker"]["healthcheck"]["test"][-1]
+def test_each_program_has_a_login_of_its_role_and_no_other_ones_password() -> None:
+    assert OURS.keys() == {"access", "access-to-tables", *USERS}
+    users = {user: name for name, user in access.PASSWORDS.items()}
+    for name, user in USERS.items():
+        used = OURS[name]["environment"]
+        assert used["ORDERS_KAFKA_SECURITY_PROTOCOL"].startswith("SASL_")
+        assert used["ORDERS_KAFKA_SASL_USERNAME"] == used["PGUSER"] == user
+        own = used["PGPASSWORD"]
+        assert own.startswith(f"${{{users[user]}:?")
+        assert used["ORDERS_KAFKA_SASL_PASSWORD"] == own
+        assert set(re.findall(r"\w+_PASSWORD", str(used))) == {
+            users[user],
+            "ORDERS_KAFKA_SASL_PASSWORD",
+            "REDIS_PASSWORD",
+        }
+        for server in ("ORDERS_POSTGRES", "ORDERS_POSTGRES_REPLICA"):
+            assert urlsplit(used[server]).username is None, "PGUSER has the last word"
+
+
+def test_only_what_gives_rights_comes_in_as_who_may_and_runs_before_those_who_need_them() -> None:
+    for name in ("access", "access-to-tables"):
+        service = OURS[name]
+        assert service["entrypoint"] == ["python", "-m", access.__name__]
+        assert service["network_mode"] == "service:kafka"
+        assert access.PASSWORDS.keys() <= service["environment"].keys()
+        assert service["environment"]["PGUSER"] == "postgres"
+    assert OURS["init"]["depends_on"].keys() == {"access"}
+    assert OURS["access-to-tables"]["depends_on"].keys() == {"init"}
+    for name in ("worker", "bulk", "api"):
+        done = OURS[name]["depends_on"]["access-to-tables"]["condition"]
+        assert done == "service_completed_successfully"
+
+
+def test_who_comes_to_kafka_from_elsewhere_logs_in_and_is_no_superuser() -> None:
+    used = SERVICES["kafka"]["environment"]
+    listeners = dict(each.split("://") for each in used["KAFKA_LISTENERS"].split(","))
+    protocols = dict(each.split(":") for each in used["KAFKA_LISTENER_SECURITY_PROTOCOL_MAP"].split(","))
+    assert listeners.keys() == protocols.keys()
+    for name, address in listeners.items():
+        if protocols[name] == "PLAINTEXT":
+            assert address.startswith("127.0.0.1:"), name
+        else:
+            assert protocols[name] == "SASL_PLAINTEXT"
+            module = used[f"KAFKA_LISTENER_NAME_{name}_SCRAM___SHA___512_SASL_JAAS_CONFIG"]
+            assert module.endswith(".ScramLoginModule required;")
+    assert used["KAFKA_AUTHORIZER_CLASS_NAME"].endswith(".StandardAuthorizer")
+    assert used["KAFKA_SUPER_USERS"] == "User:ANONYMOUS"
+    over = yaml.safe_load(WITHOUT_LOGIN.read_text())["services"]["kafka"]["environment"]
+    [(name, value)] = over.items()
+    assert value == used[name].replace("HOST:SASL_PLAINTEXT", "HOST:PLAINTEXT")
+
+
+def test_nothing_is_put_into_a_container_that_is_read_only() -> None:
+    """Docker Compose can't write a config's content there, and refuses to start it."""
+    assert "configs" not in DOCUMENT
+    assert "secrets" not in DOCUMENT
+
+
+@pytest.mark.parametrize("service", ["worker", "bulk"])
+def test_a_worker_is_asked_what_a_worker_answers(service: str) -> None:
+    assert "/ready'" in SERVICES[service]["healthcheck"]["test"][-1]
 
 
 def test_the_image_runs_as_a_user_without_rights_named_by_number() -> None:
@@ -150,10 +221,12 @@ def test_whatever_the_image_installs_is_pinned_by_hash() -> None:
 
 def test_kafka_is_healthy_once_every_listener_for_clients_answers() -> None:
     kafka = SERVICES["kafka"]
-    listeners = dict(
-        listener.split("://:") for listener in kafka["environment"]["KAFKA_LISTENERS"].split(",")
-    )
-    del listeners[kafka["environment"]["KAFKA_CONTROLLER_LISTENER_NAMES"]]
+    advertised = kafka["environment"]["KAFKA_ADVERTISED_LISTENERS"].split(",")
+    names = {each.split("://")[0] for each in advertised} - {
+        kafka["environment"]["KAFKA_INTER_BROKER_LISTENER_NAME"]
+    }
+    listeners = dict(each.split("://:") for each in kafka["environment"]["KAFKA_LISTENERS"].split(",")[:2])
+    assert listeners.keys() == names
     assert set(re.findall(r"/dev/tcp/127\.0\.0\.1/(\d+)", kafka["healthcheck"]["test"][-1])) == set(
         listeners.values()
     )
@@ -196,11 +269,12 @@ def test_requirements_name_no_host_and_pin_by_hash() -> None:
 
 
 @pytest.mark.containers
-def test_compose_accepts_the_file() -> None:
-    done = subprocess.run(
-        ("docker", "compose", "-f", str(COMPOSE), "config", "--quiet"),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def test_compose_accepts_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ("docker", "compose", "-f", str(COMPOSE), "config", "--quiet")
+    for name in PASSWORDS:
+        monkeypatch.setenv(name, "any")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+    monkeypatch.delenv(PASSWORDS[0])
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"{PASSWORDS[0]} is missing a value: make one" in done.stderr

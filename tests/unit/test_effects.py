@@ -9,7 +9,7 @@ import pytest
 
 from contracts.topics import DECISIONS, DERIVED
 from domain import effects
-from domain.effects import Derived
+from domain.shapes import Derived
 from tests.unit.builders import (
     ANNA,
     BORIS,

@@ -8,7 +8,6 @@ import ast
 import pickle
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -17,8 +16,8 @@ from cli import main
 from errors import OrdersError
 from streams.remedies import REMEDIES
 from streams.transport.errors import FailStop
+from tests.parsed import ROOT, parsed
 
-ROOT = Path(__file__).parents[2]
 NAMED_IN_CLI = {
     "cli/bulk.py": {"OtherJob"},
     "cli/db.py": {"BrokenReferences"},
@@ -36,10 +35,8 @@ def trees() -> dict[str, ast.Module]:
     """File -> what it says. Read when a test asks: each of the processes that tests run in imports this."""
     packages = [init.parent for init in ROOT.glob("*/__init__.py") if init.parent.name != "tests"]
     files = sorted(path for package in packages for path in package.rglob("*.py"))
-    return {
-        path.relative_to(ROOT).as_posix(): ast.parse(path.read_text())
-        for path in (ROOT / "app.py", ROOT / "errors.py", *files)
-    }
+    names = ("app.py", "errors.py", *(path.relative_to(ROOT).as_posix() for path in files))
+    return {name: parsed(name) for name in names}
 
 
 def _name(node: ast.expr) -> str:

@@ -13,8 +13,7 @@ import pytest
 from contracts import errors, times
 from contracts.record_id import RecordId
 from domain import effects, events
-from domain.events import Event
-from domain.fold import Folded
+from domain.shapes import Event, Folded
 from tests.unit.builders import (
     ANNA,
     BORIS,

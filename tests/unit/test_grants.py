@@ -51,6 +51,7 @@ def test_only_those_write_who_have_to() -> None:
     assert not writes["audit"]
     assert settings.changelog_topic not in writes["bulk"]
     assert names.REDRIVEN in writes["owner"] - writes["worker"]
+    assert allowed("reader", Settings(api_write=True))["Write"] == set(names.INPUT)
 
 
 def test_names_follow_the_settings() -> None:

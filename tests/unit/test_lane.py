@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,6 +32,8 @@ from streams.transport.lane import (
 from streams.transport.lease import Lease
 from streams.transport.offset_tracker import OffsetTracker
 from streams.transport.producer import LaneProducer
+from streams.transport.records import Record
+from streams.transport.waits import Totals, Waited, Waits, read_notes
 from tests.unit.test_offset_tracker import Rec, recs
 
 
@@ -62,11 +65,13 @@ def lane_of(
     producer: Callable[[str, Callable[[], None]], LaneProducer] = producer_of,
     rested: Callable[[], None] = lambda: None,
     opened: Opened | None = None,
+    awaited: Callable[[Record], bool] | None = None,
 ) -> Lane:
     delivery = Delivery(Settings(retry_first=0.001, retry_longest=0.001))
     context = LaneContext(delivery, Limits(limit, 1 << 20), producer, rested, unused, unused)
     topics = ("a", "b")
-    lane = Lane("0", LaneSpec(topics, handler, max_records, opened=opened), 0, group.claim(), context)
+    spec = LaneSpec(topics, handler, max_records, opened=opened, awaited=awaited)
+    lane = Lane("0", spec, 0, group.claim(), context)
     lane.trackers.extend(OffsetTracker(topic, 0, 0, None) for topic in topics)
     return lane
 
@@ -108,6 +113,36 @@ async def test_a_batch_holds_all_topics_and_is_finished_when_the_handler_returns
     await until(lambda: (a.done, b.done) == (3, 9))
     await end(lane, task)
     assert (lane.progress.batches, lane.progress.records) == (1, 4)
+
+
+async def test_records_wait_from_their_arrival_to_their_acknowledgement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also behind the batch before; those for which somebody waits are counted apart."""
+    waits, now = Waits(), 10.0
+    monkeypatch.setattr(lane_module, "WAITS", waits)
+    clock = dict.fromkeys(("monotonic", "time", "perf_counter"), lambda: now)
+    monkeypatch.setattr(lane_module, "time", SimpleNamespace(**clock))
+
+    async def handler(batch: LaneBatch) -> None:
+        nonlocal now
+        if lane.progress.batches == 0:
+            now += 1
+            a.offer(3, 5, recs(3, 4))
+            lane.wake()
+        now += 2
+
+    lane = lane_of(handler, Group(), awaited=lambda record: record.offset > 1)
+    a, _ = lane.trackers
+    a.offer(0, 3, recs(0, 1, 2))
+    lane.wake()
+    now += 0.5
+    task = await start(lane)
+    await until(lambda: lane.progress.records == 5)
+    await end(lane, task)
+    first, second = 0.5 + 1 + 2, 2 + 2
+    [totals] = read_notes([waits.note()]).values()
+    assert totals == Totals(Waited(3, round(1000 * (first + 2 * second))), Waited(2, round(2000 * first)))
 
 
 async def test_a_backlog_of_one_topic_does_not_starve_another() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from random import Random
 from typing import Any, get_args, get_type_hints
 
@@ -18,6 +19,7 @@ from contracts import errors
 from contracts.incoming import DATA, Text
 from contracts.record_id import RecordId
 from domain import events, fold, limits
+from domain.effects import Writer, encode_data, fresh_suborders
 from domain.enums import (
     ClosedBecause,
     DeadlineKind,
@@ -44,10 +46,12 @@ from domain.order import (
     Waiting,
     type_of,
 )
-from streams.topics import STATE_MAX_BYTES
+from domain.shapes import Derived
 from tables import codec
-from tests.unit.builders import ANNA, ORDER, STRANGER, VALID, OrderBuilder, at, line, record
+from tests.unit.builders import ANNA, ORDER, STRANGER, VALID, OrderBuilder, at, created, line, record
 
+SIZES = (1 << 20, 3_000_001, 8 << 20, 24 << 20)
+"""Of a batch that the changelog takes: Kafka's default, an odd one, a managed service's, ours."""
 WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 """As many bytes of UTF-8 as a text can have."""
 FACTS = [type_ for type_ in limits.TYPE_BYTES if type_ not in ("deadline.passed", "refund.decided")]
@@ -87,7 +91,8 @@ def test_the_auditor_counts_a_fact_the_same(type_: str) -> None:
 
 @pytest.mark.parametrize("type_", FACTS)
 def test_beyond_its_limit_a_type_is_refused_and_nothing_of_the_order_changes(type_: str) -> None:
-    builder = OrderBuilder()
+    bounds = limits.limits_of(1 << 20)  # with the default's, thousands of facts would take long here
+    builder = OrderBuilder(bounds)
     builder.create(line(1))
     taken = 0
     while not (
@@ -95,16 +100,9 @@ def test_beyond_its_limit_a_type_is_refused_and_nothing_of_the_order_changes(typ
     ).refused or (folded.refused[0] != errors.ORDER_TOO_LARGE):
         taken += 1
         assert taken < 20_000
-        if (
-            type_ == "stock.reserved" and taken == limits.UNCOUNTED
-        ):  # they hold no text: 13,000 would take long here
-            fact: Any = StockReply(0, StockAnswer.RESERVED, bytes(16), bytes(16), None)
-            builder.order.stock += [
-                StockReply(0, StockAnswer.RESERVED, n.to_bytes(16, "big"), bytes(16), None)
-                for n in range(13_000)
-            ]
-            taken = limits.TYPE_BYTES[type_] // limits.size_of(fact)
-    assert taken >= limits.UNCOUNTED
+    headers, value = record(type_, large(type_, 1))
+    fact: Any = events.decode(type_, headers, value).fact
+    assert taken == bounds.types[type_] // limits.size_of(fact)
     before = codec.encode(builder.order)
     again = builder.send(type_, **{k: v for k, v in large(type_, 50_000).items() if k != "order_id"})
     assert again.refused is not None
@@ -139,9 +137,27 @@ def test_what_is_small_enough_still_fits_and_a_longer_reason_does_not() -> None:
     assert builder.order.failures[-1].reason == "s"
 
 
-def test_facts_that_are_not_counted_fit_whatever_they_hold() -> None:
-    largest = limits.FACT_BYTES + 3 * 4_000 + 1_000 * limits.ITEM_BYTES
-    assert (limits.UNCOUNTED + 1) * largest <= min(limits.TYPE_BYTES.values())
+@pytest.mark.parametrize("size", SIZES)
+def test_facts_that_are_not_counted_fit_whatever_they_hold(size: int) -> None:
+    """So does the first one of each type, which is never counted."""
+    bounds = limits.limits_of(size)
+    assert limits.LARGEST_FACT == 80 + 3 * 4_000 + 1_000 * 24
+    assert bounds.uncounted >= 0
+    assert (bounds.uncounted + 1) * limits.LARGEST_FACT <= min(bounds.types.values())
+
+
+def test_the_limits_of_a_managed_kafka() -> None:
+    """As docs/how-to/managed-kafka.md tells them."""
+    ours, managed, least = map(limits.limits_of, (24 << 20, 8 << 20, 1 << 20))
+    assert ours == limits.LIMITS
+    assert (ours.written, ours.input, ours.record, ours.event) == (8 << 20, 6 << 20, 7 << 20, 5 << 20)
+    assert (ours.types, ours.uncounted, ours.created) == (limits.TYPE_BYTES, 24, None)
+    assert managed.written == ours.written  # so the other topics take what they took
+    assert (managed.types["order.paid"], managed.types["shipment.updated"]) == (349_525, 699_050)
+    assert (managed.created, managed.uncounted) == (2_796_202, 8)
+    assert (least.written, least.input, least.record, least.event) == (1 << 20, 786_432, 917_504, 655_360)
+    assert (least.types["order.paid"], least.types["refund.decided"]) == (43_690, 480_597)
+    assert (least.created, least.uncounted) == (349_525, 0)
 
 
 def test_ten_thousand_scans_of_the_usual_size_fit() -> None:
@@ -160,12 +176,16 @@ def test_ten_thousand_scans_of_the_usual_size_fit() -> None:
     assert 10_000 * limits.size_of(scan) <= limits.TYPE_BYTES["shipment.updated"]
 
 
-def full(fact: Any) -> list[Any]:
-    """As many facts like this one as an order takes in."""
-    return [fact] * (limits.TYPE_BYTES[type_of(fact)] // limits.size_of(fact))
+Full = Callable[[Any], list[Any]]
+"""A fact -> as many like it as an order takes in."""
 
 
-def short() -> dict[str, list[Any]]:
+def full_at(size: int) -> Full:
+    types = limits.limits_of(size).types
+    return lambda fact: [fact] * (types[type_of(fact)] // limits.size_of(fact))
+
+
+def short(full: Full) -> dict[str, list[Any]]:
     """Facts of every type that count least for what they take as state."""
     far, raw = 1 << 60, b"\xff" * 16
     return {
@@ -179,68 +199,157 @@ def short() -> dict[str, list[Any]]:
     }
 
 
-def test_the_largest_state_fits_its_topic_while_its_facts_wait() -> None:
-    facts = short()
+def largest_begun(size: int) -> tuple[Created, list[PublishedSuborder]]:
+    """The largest order.created that there may be, with its suborders."""
+    far, raw, bounds = 1 << 60, b"\xff" * 16, limits.limits_of(size)
+    units = 100_000 if bounds.created is None else 1
+    lines = [Item(raw, raw, raw, raw, WIDE, units, 10**15, 10**15)] * 1000
+    created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
+    while limits.is_too_large(created, bounds):
+        created = msgspec.structs.replace(created, items=created.items[1:])
+    return created, PARTS[: len(created.items)]
+
+
+def fits(order: Order, size: int) -> bool:
+    """Whether its state leaves room for what Kafka adds, and some more."""
+    return len(codec.encode(order)) < limits.limits_of(size).state - size // 250
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_largest_state_fits_its_topic_while_its_facts_wait(size: int) -> None:
+    facts = short(full_at(size))
     origin = RecordId("order.cancel_requested", 1023, 1 << 60)
     waiting = [Waiting(field, n, origin) for field, held in facts.items() for n in range(len(held))]
-    assert (
-        len(codec.encode(msgspec.structs.replace(Order(version=1 << 40, waiting=waiting), **facts))) + 100_000
-        < STATE_MAX_BYTES
-    )
+    assert fits(msgspec.structs.replace(Order(version=1 << 40, waiting=waiting), **facts), size)
 
 
-def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions() -> None:
-    far, raw = 1 << 60, b"\xff" * 16
-    lines = [Item(raw, raw, raw, raw, WIDE, 100_000, 10**15, 10**15) for _ in range(1000)]
-    created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
-    spans = [(raw, 99_999, 100_000)] * 100_000
+@pytest.mark.parametrize("size", SIZES)
+def test_the_largest_state_fits_its_topic_whatever_is_written_to_its_decisions(size: int) -> None:
+    far, raw, full = 1 << 60, b"\xff" * 16, full_at(size)
+    room = limits.limits_of(size).types["refund.decided"]
+    spans = [(raw, 99_999, 100_000)] * min(100_000, (room - 80) // 24)
     decisions = full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, spans, [], far))
-    decisions += full(RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, [], [], far))[
-        : 20_000 - len(decisions)
-    ]
+    rest = room - sum(map(limits.size_of, decisions))
+    decisions += [RefundDecision(far, 1 << 31, 1 << 63, RefundCause.STOCK, raw, [], [], far)] * min(
+        rest // 80, 20_000 * size // limits.MESSAGE_BYTES
+    )
     deadlines = full(Deadline(far, DeadlineKind.REFUND, raw, 100_000, False, False, far))
-    order = Order(version=1 << 40, created=created, decisions=decisions, deadlines=deadlines, suborders=PARTS)
-    assert len(codec.encode(msgspec.structs.replace(order, **short()))) + 100_000 < STATE_MAX_BYTES
+    created, parts = largest_begun(size)
+    order = Order(version=1 << 40, created=created, decisions=decisions, deadlines=deadlines, suborders=parts)
+    assert fits(msgspec.structs.replace(order, **short(full)), size)
 
 
 @pytest.mark.parametrize("items", [None, ITEMS], ids=["short facts", "long lists"])
+@pytest.mark.parametrize("size", SIZES)
 def test_the_largest_state_fits_its_topic_once_its_order_is_known(
-    items: list[tuple[bytes, int]] | None,
+    size: int, items: list[tuple[bytes, int]] | None
 ) -> None:
-    far, raw = 1 << 60, b"\xff" * 16
-    facts = short()
+    """And what an order can come to by itself is within the limits of our own facts."""
+    far, raw, full = 1 << 60, b"\xff" * 16, full_at(size)
+    facts, types = short(full), limits.limits_of(size).types
+    created, parts = largest_begun(size)
     if items is not None:
+        items = items[: len(created.items)]
         facts["scans"] = full(Scan(far, raw, Rank.IN_TRANSIT, raw, raw, None, None, far, None, items))
         facts["stock"] = [
             fact for answer in StockAnswer for fact in full(StockReply(far, answer, raw, raw, items))
         ]
-    lines = [Item(raw, raw, raw, raw, WIDE, 100_000, 10**15, 10**15) for _ in range(1000)]
-    created = Created(far, raw, WIDE, "EUR", 10**15, 10**15, lines)
     # A refund for each return and each payment, and one for each fact that can turn units; it names a span of
     # every line that the fact names. Beside them, those that a line of 100,000 units is split into.
     turning = [*facts["scans"], *facts["stock"]]
     spans = [(raw, 99_999, 100_000)] * len(items or [raw])
     small = RefundDecision(far, 100_000, 10**15, RefundCause.RETURN, raw, [(raw, 99_999, 100_000)], [])
-    decisions = [small] * (len(facts["returns"]) + len(facts["payments"]) + 10_000)
+    pieces = len(created.items) * 10 if size == limits.MESSAGE_BYTES else size // 3 // 24 // 10_000 + 1
+    decisions = [small] * (len(facts["returns"]) + len(facts["payments"]) + pieces)
     decisions += [RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, spans, []) for _ in turning]
-    decisions.append(RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, spans, [raw] * 1000))
-    assert sum(map(limits.size_of, decisions)) <= limits.TYPE_BYTES["refund.decided"]
-    order = Order(version=1 << 40, created=created, decisions=decisions, suborders=PARTS)
+    whole = [(raw, 99_999, 100_000)] * len(created.items)
+    decisions.append(
+        RefundDecision(far, 100_000, 10**15, RefundCause.STOCK, raw, whole, [raw] * len(created.items))
+    )
+    assert sum(map(limits.size_of, decisions)) <= types["refund.decided"]
+    order = Order(version=1 << 40, created=created, decisions=decisions, suborders=parts)
     order.deadlines = full(Deadline(far, DeadlineKind.REFUND, raw, 100_000, False, False, far))
-    assert len(codec.encode(msgspec.structs.replace(order, **facts))) + 100_000 < STATE_MAX_BYTES
+    assert fits(msgspec.structs.replace(order, **facts), size)
+
+
+@pytest.mark.parametrize("size", SIZES[:-1])
+def test_what_an_order_comes_to_by_itself_fits_its_topics(size: int) -> None:
+    """Of an order that begins as large as it may: five deadlines of two kinds for each seller, what is
+    published of it, and a decision that names each of its units.
+    """
+    bounds = limits.limits_of(size)
+    assert bounds.created is not None
+    lines = min(1000, bounds.created // limits.created_size(ordered(1, 1, "")))
+    deadline = Deadline(0, DeadlineKind.STOCK, bytes(16), 1, False)
+    assert 10 * lines * limits.size_of(deadline) <= bounds.types["deadline.passed"]
+    control = "\x01" * 1000  # six bytes of JSON for each
+    most = bounds.created // limits.created_size(ordered(1, 1, control))
+    for order in (ordered(min(1000, most), 1, control), ordered(lines, 1, "")):
+        assert not limits.is_too_large(order, bounds)
+        writer = Writer(bytes(16), "EUR")
+        for suborder in fresh_suborders(order):
+            writer.suborder_created(order, suborder)
+        (published,) = writer.effects
+        assert isinstance(published, Derived)
+        assert len(encode_data(published)) + 1024 <= bounds.record
+    units = min(100_000, (bounds.created - 3_200) // 24)
+    assert not limits.is_too_large(ordered(1, units, ""), bounds)
+    assert limits.is_too_large(ordered(1, units + 1, ""), bounds) or units == 100_000
+    writer = Writer(bytes(16), "EUR")
+    decision = RefundDecision(0, 1, 1, RefundCause.RETURN, bytes(16), [(bytes(16), 0, units)], [])
+    writer.refund_decided(decision)
+    (decided,) = writer.effects
+    assert isinstance(decided, Derived)
+    assert len(encode_data(decided)) + 1024 <= bounds.record
+
+
+def ordered(lines: int, units: int, sku: str) -> Created:
+    items = [
+        Item(n.to_bytes(16, "big"), bytes(16), bytes(16), bytes(16), sku, units, 10**15, 10**15)
+        for n in range(lines)
+    ]
+    return Created(0, bytes(16), None, "EUR", 0, None, items)
+
+
+@pytest.mark.parametrize(
+    ("lines", "quantity", "sku", "fits"),
+    [
+        (1, 14_430, "s", True),  # 3,200 + 24 * 14,430 + 3 = 349,523, of 349,525
+        (1, 14_430, "\N{LATIN SMALL LETTER E WITH ACUTE}", False),
+        (108, 1, "", True),
+        (109, 1, "", False),
+    ],
+)
+def test_an_order_that_is_larger_than_one_may_begin(lines: int, quantity: int, sku: str, fits: bool) -> None:
+    """The same for the auditor; also where another order.created is known, and as a checkout."""
+    items = [line(n, quantity=quantity, sku=sku) for n in range(lines)]
+    builder, known = OrderBuilder(limits.limits_of(1 << 20)), OrderBuilder(limits.limits_of(1 << 20))
+    known.create(line(1))
+    for each in (builder, known):
+        refused = each.send("order.created", **created(*items)).refused
+        assert (refused == fold.TOO_LARGE_TO_BEGIN) is not fits
+    assert builder.order.version == fits
+    headers, value = record("order.created", created(*items))
+    fact = reference.parse("order.created", ORDER.encode(), value, headers)
+    assert isinstance(fact, Fact)
+    assert reference.Room(1 << 20).begins(fact) is fits
+    assert OrderBuilder().send("order.created", **created(*items)).refused is None
+    assert reference.ROOM.begins(fact)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_auditor_counts_by_the_same_limits(size: int) -> None:
+    room, bounds = reference.Room(size), limits.limits_of(size)
+    assert {name: room.facts(name) for name in bounds.types} == bounds.types
+    assert room.passed_on == bounds.record
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_reference_refuses_the_same_whatever_comes_between(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_reference_refuses_the_same_whatever_comes_between(seed: int) -> None:
     """One log per type; two interleavings of them, and the reference, which reads log after log:
     the same facts are refused.
     """
-    monkeypatch.setattr(fold, "UNCOUNTED", 0)
-    monkeypatch.setattr(fold, "TYPE_BYTES", dict.fromkeys(limits.TYPE_BYTES, 700))
-    monkeypatch.setattr(reference, "MOST_FACTS", 700)
-    monkeypatch.setattr(reference, "MOST_SCANS", 700)
+    small = msgspec.structs.replace(limits.LIMITS, types=dict.fromkeys(limits.TYPE_BYTES, 700), uncounted=0)
     random = Random(seed)
     logs: dict[str, list[tuple[dict[str, Any], int]]] = defaultdict(list)
     for type_ in ("payment.failed", "stock.rejected", "shipment.updated", "order.returned"):
@@ -256,7 +365,7 @@ def test_the_reference_refuses_the_same_whatever_comes_between(
             logs[type_].append((data, random.randrange(3, 8)))
 
     def interleaved() -> dict[str, list[str]]:
-        builder, left = OrderBuilder(), {type_: list(log) for type_, log in logs.items()}
+        builder, left = OrderBuilder(small), {type_: list(log) for type_, log in logs.items()}
         verdicts: dict[str, list[str]] = defaultdict(list)
         created_after = random.randrange(100)
         for n in range(100):
@@ -278,7 +387,7 @@ def test_the_reference_refuses_the_same_whatever_comes_between(
             return added.code
         return "key_conflict" if known and added.fact.content != known[0] else "taken"
 
-    held = reference.Order(ORDER)
+    held = reference.Order(ORDER, SmallRoom())
     builder = {type_: [judged(type_, data, hour) for data, hour in log] for type_, log in logs.items()}
     assert interleaved() == interleaved() == builder
     assert {verdict for log in builder.values() for verdict in log} == {
@@ -286,6 +395,11 @@ def test_the_reference_refuses_the_same_whatever_comes_between(
         "key_conflict",
         errors.ORDER_TOO_LARGE,
     }
+
+
+class SmallRoom(reference.Room):
+    def facts(self, type_: str) -> int:
+        return 700
 
 
 def test_a_record_counts_its_key_value_and_headers() -> None:

@@ -16,9 +16,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
     now = [1000.0]
     monkeypatch.setattr("cli.logs.time.monotonic", lambda: now[0])
     root = logging.getLogger()
-    before = root.handlers, root.level
+    handlers = root.handlers
+    levels = {each: each.level for each in (root, *map(logging.getLogger, logs.NOISY))}
     yield now
-    root.handlers, root.level = before
+    root.handlers = handlers
+    for each, level in levels.items():
+        each.setLevel(level)
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])

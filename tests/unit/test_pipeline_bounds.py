@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from contracts import ids
 from contracts.topics import DLQ
+from domain.limits import limits_of
+from domain.order import Order
 from operations.history import at_hand, fold
 from settings import Settings
 from streams.folder import BatchFolder, BatchOutput
 from streams.partitioner import partition_of
-from tests.unit.builders import ORDER, created, line, parcel, raw, record
+from tables import codec
+from tests.unit.builders import ORDER, VALID, created, line, parcel, raw, record, sealed
 
 WIDE = "\N{MUSICAL SYMBOL G CLEF}" * 1000
 KEY = ids.text(raw(ORDER)).encode()
@@ -66,9 +70,10 @@ def published(works: Sequence[BatchOutput]) -> dict[str, list[Any]]:
     for work in works:
         for topic, records in work.out.items():
             if topic not in ("suborder.updated", "order.status_changed"):
-                sent = [each._replace(value=each.content()) for each in records]
+                sent = [msgspec.structs.replace(each, value=each.content()) for each in records]
                 out.setdefault(topic, []).extend(
-                    each._replace(headers=[h for h in each.headers if h[0] != "dlq_time"]) for each in sent
+                    msgspec.structs.replace(each, headers=[h for h in each.headers if h[0] != "dlq_time"])
+                    for each in sent
                 )
     return out
 
@@ -82,7 +87,7 @@ def test_a_batch_in_stretches_comes_to_the_same(held: int) -> None:
     assert len(some) > 1
     assert published(some) == published([at_once])
     assert len(published(some)[DLQ]) == 12
-    assert some[-1].states == at_once.states
+    assert {key: state for work in some for key, state in work.states.items()} == at_once.states
     assert sum((work.outcomes for work in some), start=type(at_once.outcomes)()) == at_once.outcomes
     assert sum((work.letters for work in some), start=type(at_once.letters)()) == at_once.letters
 
@@ -118,6 +123,79 @@ def test_what_one_record_publishes_is_bounded() -> None:
         else:
             assert work.size > 10 << 20
             assert published([work]) == first
+
+
+def test_an_order_above_a_lowered_limit_takes_in_nothing_and_stops_no_lane() -> None:
+    """Its state was written while ORDERS_MESSAGE_BYTES was larger. Each event of it is a dead letter, its
+    deadlines rest, and the orders beside it go on.
+    """
+    scans = [
+        taken(
+            "shipment.updated",
+            n,
+            {**VALID["shipment.updated"], "shipment_id": parcel(n)}
+            | dict.fromkeys(("carrier", "location"), WIDE),
+            id=f"scan-{n}",
+        )
+        for n in range(128)
+    ]
+    large, small = BatchFolder(Settings()), BatchFolder(Settings(message_bytes=1 << 20))
+    states = {
+        raw(ORDER): folded(large, [taken("order.created", 0, VALID["order.created"]), *scans])[-1].states[
+            raw(ORDER)
+        ]
+    }
+    limit = limits_of(1 << 20).state
+    assert limit - 12_000 < len(states[raw(ORDER)]) < limit - 4_100, (
+        "there is room for one more, not for three"
+    )
+    other = next(key for n in range(99) if partition_of((key := f"{n:08x}{ORDER[8:]}").encode(), 4) == LANE)
+    paid = [
+        taken(
+            "order.paid",
+            n,
+            {**VALID["order.paid"], "payment_id": parcel(n)} | ({"method": WIDE} if n < 3 else {}),
+            id=f"p-{n}",
+        )
+        for n in range(4)
+    ]
+    beside, more = (
+        taken("order.paid", 9, {**VALID["order.paid"], "order_id": other, "payment_id": parcel(n)})
+        for n in range(2)
+    )
+    beside.key = more.key = other.encode()
+
+    (first,) = fold(small, LANE, [paid[0], beside], at_hand(states))
+    assert (set(first.states), first.letters) == ({raw(ORDER), raw(other)}, {})
+    (work,) = fold(small, LANE, [*paid[1:], more, scans[0]], at_hand(states := first.states))
+    assert (set(work.states), work.letters) == ({raw(other)}, {"order_too_large": 4})
+    assert set(work.out) == {DLQ}
+    assert {dict(letter.headers)["dlq_offset"] for letter in work.out[DLQ]} == {b"0", b"1", b"2", b"3"}
+    assert "raise it again, and redrive this" in dict(work.out[DLQ][0].headers)["dlq_detail"].decode()
+    (again,) = fold(small, LANE, [scans[0]], at_hand(states))
+    assert (again.states, again.letters, again.out) == ({}, {}, {}), "what is known already is no news"
+    (other_work,) = fold(large, LANE, paid[1:], at_hand(states))
+    state = other_work.states[raw(ORDER)]
+    rests = small.pass_deadlines([(codec.due_of(state), raw(ORDER), state)], 1 << 60)
+    assert (rests.states, rests.out, len(rests.moved)) == ({}, {}, 1)
+    assert large.pass_deadlines([(codec.due_of(state), raw(ORDER), state)], 1 << 60).states
+
+
+def test_a_state_that_cannot_be_read_names_its_order_and_what_waits_for_it() -> None:
+    folder = BatchFolder(Settings())
+    state = folded(folder, [taken("order.created", 0, VALID["order.created"])])[0].states[raw(ORDER)]
+    values = msgspec.msgpack.decode(state)
+    values[Order.__struct_fields__.index("format")] = 3
+    states = {raw(ORDER): sealed(values)}
+    said = (
+        f"order {ORDER}: a state is of format 3; this version reads 2 and 1; {{}} waits for it, and the lane"
+        " behind it; run that version, or a later one; if none has ever run here, stop the workers and run"
+        f" orders repair --ids {ORDER}"
+    )
+    with pytest.raises(codec.NewerFormat, match=said.format(f"order.paid/{LANE}@9")):
+        list(fold(folder, LANE, [taken("order.paid", 9, VALID["order.paid"])], at_hand(states)))
+    with pytest.raises(codec.NewerFormat, match=said.format("a deadline that has passed")):
+        folder.pass_deadlines([(1, raw(ORDER), states[raw(ORDER)])], 1)
 
 
 def test_what_a_batch_loads_is_bounded() -> None:

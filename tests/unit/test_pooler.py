@@ -97,7 +97,7 @@ async def of_a_command(settings: Settings) -> None:
 
 
 async def of_an_audit(settings: Settings) -> None:
-    async with Rows.open("postgresql://127.0.0.1:1/d"):
+    async with Rows.open("postgresql://127.0.0.1:1/d") as rows, rows.snapshot():
         pass
 
 

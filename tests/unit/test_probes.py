@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from faust.types import TP
 
-from cli.worker import _metrics
+import cli.probes
+from cli.probes import serve
 from settings import Settings
 from streams import probes
 from streams.probes import Probes
@@ -73,15 +74,16 @@ def test_a_loop_that_stands_still_is_not_alive(monkeypatch: pytest.MonkeyPatch) 
         assert ask(asked, "/live") == (200, "ready")
 
 
-def test_they_are_served_beside_the_metrics() -> None:
+def test_they_are_served_beside_the_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[Any] = [metrics]
 
     class Server:
         get_app: Callable[[], Any] = staticmethod(lambda: served[-1])
         set_app: Callable[[Any], None] = staticmethod(served.append)
 
-    assert _metrics(Settings(metrics_port=0), lambda *_, **__: (Server, None)) is None
-    got = _metrics(Settings(metrics_port=1), lambda *_, **__: (Server, None))
+    monkeypatch.setattr(cli.probes, "start_http_server", lambda *_, **__: (Server, None))
+    assert serve(Settings(metrics_port=0)) is None
+    got = serve(Settings(metrics_port=1))
     assert got is not None
     assert served[1:] == [got]
     assert ask(got, "/other") == (200, "metrics of /other")

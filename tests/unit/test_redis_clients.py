@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import re
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from credentials import RedisUrl
 from operations.grants import cache_rights
 from settings import Settings
-from sinks.clients import open_client
+from sinks.clients import ONCE, open_client
 from sinks.redis import RedisSink, checkpoint_key
 
 ROOT = Path(__file__).parent.parent.parent
@@ -68,6 +71,37 @@ async def test_a_login_of_a_file_is_read_for_each_connection(tmp_path: Path) -> 
     file.write_text("redis+sentinel://u:two@a/orders?sentinel_password=y")
     assert [each.get_credentials() for each in logins] == [("u", "two"), ("y",)]
     await client.aclose()
+
+
+async def test_another_host_in_the_file_needs_no_restart(tmp_path: Path) -> None:
+    """Each new connection goes where the file says, also those to Sentinels; but not in another way."""
+    file, asked = tmp_path / "url", []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(writer.get_extra_info("sockname")[1])
+        writer.close()
+
+    async with AsyncExitStack() as stack:
+        servers = [
+            await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0)) for _ in "ab"
+        ]
+        first, second = (server.sockets[0].getsockname()[1] for server in servers)
+        for form in ("redis://127.0.0.1:{}/1", "redis+sentinel://127.0.0.1:{}/orders"):
+            file.write_text(form.format(first))
+            client: Any = open_client(Settings(redis_file=file), timeout=10, retry=ONCE)
+            asked.clear()
+            for port in (first, second):
+                file.write_text(form.format(port))
+                with pytest.raises(RedisConnectionError):
+                    await client.ping()
+                assert set(asked) == {port}
+                asked.clear()
+            file.write_text("redis://a" if "sentinel" in form else f"rediss://127.0.0.1:{first}")
+            expected = "No master found" if "sentinel" in form else "another way than before: that needs a"
+            with pytest.raises(RedisConnectionError, match=expected):
+                await client.ping()
+            assert asked == []
+            await client.aclose()
 
 
 @pytest.mark.parametrize(

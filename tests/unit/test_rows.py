@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from domain import rows
+from domain import rows, shapes
 from tests.unit.builders import (
     ANNA,
     BORIS,
@@ -34,7 +34,7 @@ def built_order(**more: Any) -> OrderBuilder:
     return begun
 
 
-def summary(builder: OrderBuilder) -> rows.Summary:
+def summary(builder: OrderBuilder) -> shapes.Summary:
     return rows.order_row_and_summary(ORDER, raw(ORDER), builder.order)[1]
 
 
@@ -42,7 +42,7 @@ def summary(builder: OrderBuilder) -> rows.Summary:
 
 
 def test_an_orders_row() -> None:
-    assert rows.order_row(ORDER, built_order().order) == rows.OrderRow(
+    assert rows.order_row(ORDER, built_order().order) == shapes.OrderRow(
         ORDER, USER, "SP", "pending", "EUR", "51.00", "1.00", moment(3), moment(3), 1
     )
 
@@ -131,7 +131,7 @@ def test_items_rows() -> None:
     time = moment(3)
     head = (ORDER, USER, "SP")
     assert rows.item_rows(ORDER, builder.order) == [
-        rows.ItemRow(
+        shapes.ItemRow(
             item_id(1),
             *head,
             LINES[0]["product_id"],
@@ -145,7 +145,7 @@ def test_items_rows() -> None:
             time,
             1,
         ),
-        rows.ItemRow(
+        shapes.ItemRow(
             item_id(2), *head, LINES[1]["product_id"], BORIS, None, "sku-2", 1, "30.00", "0.00", time, time, 1
         ),
     ]
@@ -167,7 +167,7 @@ def test_a_shipments_row() -> None:
     )
     builder.scan("in_transit", hour=9, tracking_number="T2")
     assert rows.shipment_rows(ORDER, builder.order) == [
-        rows.ShipmentRow(
+        shapes.ShipmentRow(
             parcel(1),
             ORDER,
             USER,
@@ -278,7 +278,7 @@ def test_a_returns_row(stages: list[tuple[str, int, dict[str, Any]]], row: tuple
     for status, hour, more in stages:
         builder.give_back(status, 1, hour, **more)
     assert rows.return_rows(ORDER, builder.order) == [
-        rows.ReturnRow(returned(1), ORDER, USER, "SP", item_id(1), *row)
+        shapes.ReturnRow(returned(1), ORDER, USER, "SP", item_id(1), *row)
     ]
 
 

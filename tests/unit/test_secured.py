@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from operations.grants import ROLES
+from cli import access
+from operations.grants import ROLES, UnusableName
 from operations.secured import EVERYBODY, USERS, kafka_rights, redis_rights, settings_of
 from settings import Settings
 from stack import Stack, StackError, logins
@@ -42,6 +44,25 @@ def test_the_first_user_has_the_rights_of_all_roles_and_each_other_those_of_one(
     assert all_of_it is not None
     assert "flushall" not in all_of_it.commands
     assert not {"~*", "%R~*"} & set(all_of_it.keys)
+
+
+def test_who_gives_rights_in_vain_says_why_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Mapping[str, str]] = []
+
+    async def refused(admin: Settings, passwords: Mapping[str, str]) -> None:
+        asked.append(passwords)
+        raise UnusableName("no", "ask somebody else")
+
+    monkeypatch.setattr(access, "give", refused)
+    monkeypatch.setenv("OWNER_PASSWORD", "MarkedSecret-1")
+    monkeypatch.setenv("WORKER_PASSWORD", "MarkedSecret-2")
+    with pytest.raises(SystemExit, match="2"):
+        access.main()
+    assert asked == [{EVERYBODY: "MarkedSecret-1", "orders-worker": "MarkedSecret-2"}]
+    assert capsys.readouterr() == ("", "orders: no; ask somebody else\n")
+    assert {*access.PASSWORDS.values()} <= set(USERS)
 
 
 def test_what_leads_to_a_stack_wins_over_the_environment(

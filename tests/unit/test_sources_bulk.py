@@ -20,15 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cli.bulk import _bounds
 from contracts import bulk, errors
-from contracts.cloudevents import SourceError
-from contracts.errors import Refused
+from contracts.errors import Refused, SourceError
 from contracts.incoming import BulkPart
 from domain import events
 from operations.submit import files as copies
 from operations.submit import jobs as files
 from operations.submit.files import Bounds
 from operations.submit.jobs import Job, Refusal, prepare
+from settings import Settings
 from tests.unit.builders import (
     ANNA,
     BORIS,
@@ -488,6 +489,17 @@ def test_gzip_that_unpacks_to_much_more_than_its_size_is_refused(monkeypatch: py
     assert taken(content, bounds=Bounds(bytes=2_000_000, ratio=None))[0].refused == 1
     with pytest.raises(SourceError, match="more than 1,000 bytes"):
         taken(content, bounds=Bounds(bytes=1_000))
+
+
+def test_an_event_that_its_topic_would_not_take_is_refused_alone() -> None:
+    """The bound follows ORDERS_MESSAGE_BYTES."""
+    large = json.dumps({**SCAN, "time": at(1), "note": "x" * 700_000})
+    lines = f"{large}\n{json.dumps({**SCAN, 'time': at(2)})}\n".encode()
+    bounds = _bounds(Settings(message_bytes=1 << 20), None)
+    _, parts, refused = taken(lines, "shipments", bounds=bounds)
+    assert [(each.line, each.reason) for each in refused] == [(1, errors.RECORD_TOO_LARGE)]
+    assert sum(map(len, parts)) == 1
+    assert taken(lines, "shipments", bounds=_bounds(Settings(), None))[2] == []
 
 
 def wide(columns: list[str]) -> bytes:

@@ -16,7 +16,8 @@ from uuid import UUID, uuid5
 
 import pytest
 
-from contracts.cloudevents import SourceError, SourceEvent
+from contracts.cloudevents import SourceEvent
+from contracts.errors import SourceError
 from workload import olist
 
 ORDER = "0123456789abcdef0123456789abcdef"

@@ -8,7 +8,7 @@ import pytest
 
 from contracts import ids
 from domain import events
-from domain.events import Event
+from domain.shapes import Event
 from domain.totals import winning_scans, winning_stages
 from tests.unit.builders import (
     ANNA,

@@ -43,6 +43,12 @@ def test_beyond_the_end_nothing_is_read() -> None:
         resolve_start("t/0", 11, Bounds(0, 10))
 
 
+def test_the_client_is_left_to_its_own_thread_when_a_rebalance_comes_while_the_worker_stops() -> None:
+    thread = ConsumerThread.__new__(ConsumerThread)
+    thread._consumer = object()  # to touch anything of it raises
+    thread.close()
+
+
 def test_recovery_keeps_the_highest_version_not_the_last() -> None:
     records = [
         Rec(0, b"\x02a", b"k"),

@@ -165,6 +165,7 @@ def test_another_order_of_arrival_is_no_difference(lane: Lane, tmp_path: Path) -
     assert (comparison.counts, comparison.by_arrival) == ({}, 1)
 
 
+@pytest.mark.source
 def test_a_changed_rule_about_labels_says_nothing_about_releases(
     lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -181,6 +182,7 @@ def test_fewer_orders_of_arrival_are_tried_once_a_changed_rule_is_likely(
     assert lane.compare(tmp_path).counts == {"stock.release": {"different": 1}}
 
 
+@pytest.mark.source
 def test_a_changed_rule_about_releases_is_told(
     lane: Lane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

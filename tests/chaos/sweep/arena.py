@@ -237,7 +237,7 @@ class Arena:
     async def mended(self) -> dict[str, Any]:
         """The same, and the auditor's report."""
         await self.drained()
-        text = await self._told(["audit", "--json"])
+        text = await self._told(["audit", "--full", "--json"])
         try:
             report: dict[str, Any] = json.loads(text[text.index("{") :])
         except ValueError:
