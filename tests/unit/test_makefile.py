@@ -1,13 +1,15 @@
-"""`make install` in folders as people have them.
+"""`make install` in folders as people have them, and what CI does with a test that failed.
 Python is a stand-in here, that notes what it is asked for.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -165,3 +167,49 @@ def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
 def other() -> int:
     """A user without root's rights: nobody where root runs the tests, otherwise whoever does."""
     return pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else os.geteuid()
+
+
+CI_PYTEST = """#!/bin/sh
+printf '%s\\n' "$#" "$@" >> "$NOTES"
+test "$(grep -c '^tests/' "$NOTES")" -lt "$FAILS_AT"
+"""
+
+
+@pytest.mark.parametrize(
+    ("failed", "fails_at", "code", "runs"),
+    [
+        ((), 9, 2, 0),  # lint, say
+        (("tests/unit/test_a.py::test_b[c d]",), 9, 0, 3),
+        (("tests/unit/test_a.py::test_b[c d]",), 3, 2, 3),
+        (("tests/unit/test_a.py::test_b[c d]",), 1, 2, 1),
+        (tuple(f"tests/unit/test_a.py::test_{n}" for n in range(4)), 9, 2, 0),
+    ],
+)
+def test_ci_runs_a_few_failed_tests_again_alone(
+    tmp_path: Path, failed: tuple[str, ...], fails_at: int, code: int, runs: int
+) -> None:
+    for folder in (".ci", ".venv/bin", "bin", "new"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
+    (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+    pytest_ = tmp_path / ".venv/bin/pytest"
+    pytest_.write_text(CI_PYTEST)
+    (tmp_path / "new/lastfailed").write_text(json.dumps(dict.fromkeys(failed, True)) if failed else "")
+    make = tmp_path / "bin/make"
+    make.write_text(
+        "#!/bin/sh\nmkdir -p .pytest_cache/v/cache && cp new/lastfailed .pytest_cache/v/cache/; exit 2\n"
+    )
+    for program in (make, pytest_):
+        program.chmod(0o755)
+    notes = tmp_path / "notes"
+    notes.touch()
+    done = subprocess.run(
+        ["bash", str(tmp_path / ".ci/run")],
+        env={"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "NOTES": str(notes), "FAILS_AT": str(fails_at)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert notes.read_text().splitlines() == [str(len(failed)), *failed] * runs
+    assert all(name in done.stdout for name in failed) or not runs
