@@ -16,16 +16,15 @@ from typing import Any, Final, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from credentials import Name, PostgresUrl, RedisUrl, Secret
+from credentials import JwksPlace, Name, PostgresUrl, RedisUrl, Secret
 from domain.limits import LEAST_MESSAGE_BYTES, MESSAGE_BYTES, Limits, limits_of
 from domain.shapes import DeadlinePolicy
 
 _BROKER: Final = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[\w.-]+):(?P<port>[0-9]{1,5})")
 _KEY: Final = re.compile(r"[A-Za-z0-9._~+/-]{16,}=*")
 """Characters that a header can carry (RFC 6750), and enough of them that nobody guesses a key."""
-_JWKS_URL: Final = re.compile(
-    r"(?:https://[^/?#@\s]+|http://(?:localhost|127\.0\.0\.1|\[::1\])(?::[0-9]{1,5})?)(?:[/?][^@#\s]*)?"
-)
+LEAST_RATE: Final = 0.001
+"""Requests a second of a key whose rate is bounded: one in a quarter of an hour."""
 
 
 class Settings(BaseSettings):
@@ -478,8 +477,8 @@ class Settings(BaseSettings):
     api_jwt_audience: str = Field(
         "", description="Audience (aud) that a token must name: what the issuer calls this service."
     )
-    api_jwt_jwks: str = Field(
-        "",
+    api_jwt_jwks: JwksPlace = Field(
+        JwksPlace(""),
         description=(
             "The issuer's public keys (JWKS): a file, or an https URL that is asked again at most once a"
             " minute. RS256, ES256 and EdDSA."
@@ -655,23 +654,17 @@ class Settings(BaseSettings):
             raise ValueError(f"{min(ours)}: is how keys begin without a prefix; take another name")
         return value
 
-    @field_validator("api_jwt_jwks")
+    @field_validator("api_rate")
     @classmethod
-    def _jwks(cls, value: str) -> str:
-        # Over plain HTTP somebody on the way could put keys of their own in place of the issuer's.
-        if "://" in value and not _JWKS_URL.fullmatch(value):
-            raise ValueError("must be a file or an https URL (http only of loopback), without a password")
+    def _a_rate(cls, value: float) -> float:
+        if 0 < value < LEAST_RATE:
+            raise ValueError(f"must be 0, or {LEAST_RATE:g} or more")
         return value
 
     @property
     def pooled(self) -> bool:
         """Whether a pooler stands before Postgres."""
         return self.postgres_pooler != "none"
-
-    @property
-    def jwks_is_url(self) -> bool:
-        """Whether api_jwt_jwks is a URL, not a file."""
-        return "://" in self.api_jwt_jwks
 
     @property
     def bearer_keys(self) -> list[str]:

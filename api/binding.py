@@ -189,7 +189,7 @@ def _attribute(name: str, raw: bytes) -> str | None:
         return value
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int):
+    if isinstance(value, int) and -(2**31) <= value < 2**31:  # CloudEvents' integers
         return str(value)
     raise Refused(errors.NOT_CLOUDEVENT, f"$.{_told(name)}: an attribute is text, an integer or a boolean")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any, Final
+from urllib.parse import unquote
 
+import httptools
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from pydantic import BaseModel, Field
 
@@ -57,9 +59,18 @@ async def writes(request: Request, _: Sees) -> None:
 
 def keeps_body(access: Access, method: bytes, target: bytes, authorization: str | None) -> int:
     """Bytes that the body of a request may have, or 0 if nothing will read it: a stranger's is never kept."""
-    if method != b"POST" or target.partition(b"?")[0] != PATH.encode():
+    if method != b"POST" or _routed(target) != PATH:
         return 0
     return MOST_BODY if access.may_have(WRITE, authorization) else 0
+
+
+def _routed(target: bytes) -> str | None:
+    """The path of a request's target as the router compares it; None: it can't be read."""
+    try:
+        path = httptools.parse_url(target).path
+    except httptools.HttpParserInvalidURLError:
+        return None
+    return unquote((path or b"").decode("latin-1"))
 
 
 def answer_events(app: FastAPI, sender: Sender) -> None:

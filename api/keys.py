@@ -10,7 +10,6 @@ import fcntl
 import os
 import re
 import secrets
-import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -23,7 +22,9 @@ from typing import Final
 import msgspec
 
 from api.scopes import canonical
+from credentials import read_file
 from errors import OrdersError
+from settings import LEAST_RATE
 
 LOCK_SECONDS: Final = 10.0
 """How long a command waits for another one that changes the file."""
@@ -94,10 +95,7 @@ def changing(path: Path) -> Iterator[list[NamedKey]]:
     """
     real = Path(os.path.realpath(path))
     with _locked(real.parent):
-        there = os.path.lexists(real)
-        if there and not stat.S_ISREG(os.lstat(real).st_mode):
-            raise KeyFileBroken(f"{path} is not a file", "set ORDERS_API_KEY_STORE to a file")
-        before = _text(path) if there else ""
+        before = _text(path) if os.path.lexists(real) else ""
         keys = _parsed(path, before)
         old = {key.name: key for key in keys}
         yield keys
@@ -167,18 +165,14 @@ def _fault(key: NamedKey) -> str | None:
             return "`expires` is no time"
         if offset is None:
             return "`expires` has no offset"
-    if key.rate is not None and not 0 < key.rate < float("inf"):
-        return "`rate` is not above 0"
+    if key.rate is not None and not LEAST_RATE <= key.rate < float("inf"):
+        return f"`rate` is below {LEAST_RATE:g}"
     return None
 
 
 def _text(path: Path) -> str:
     try:
-        # Opening a pipe would wait for somebody who writes.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise KeyFileBroken(f"{path} is not a file", "set ORDERS_API_KEY_STORE to a file")
-            data = file.read(MOST_BYTES + 1)
+        data = read_file(path, MOST_BYTES)
     except OSError as error:
         raise _unusable(path, error) from None
     if len(data) > MOST_BYTES:

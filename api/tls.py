@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
-import stat
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -18,6 +16,7 @@ from cryptography import x509
 
 from api.connection import LINGER, Connection, Limits, admits, opening, waited_for
 from api.watched import Watched
+from credentials import read_file
 from errors import OrdersError
 
 log = logging.getLogger(__name__)
@@ -136,11 +135,7 @@ def _context(cert: Path, key: Path) -> ssl.SSLContext:
     remedy = "give --cert and --key a certificate and its key, in PEM"
     for path in (cert, key):
         try:
-            # Opening a pipe would wait for somebody who writes, and every client with it.
-            with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise CertificateUnusable(f"{path} is not a file", remedy)
-                file.read(1)
+            read_file(path, 0)
         except OSError as error:
             raise CertificateUnusable(f"{path}: {error.strerror}", remedy) from None
 

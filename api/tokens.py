@@ -20,6 +20,7 @@ from fastapi import HTTPException
 from api.callers import Caller
 from api.scopes import scopes
 from api.watched import Watched
+from credentials import JwksPlace, read_file
 from errors import OrdersError
 from settings import Settings
 
@@ -81,8 +82,9 @@ class Issuer:
         self._issuer = settings.api_jwt_issuer
         self._audience = settings.api_jwt_audience
         self._rate = settings.api_rate
-        self._url = settings.api_jwt_jwks if settings.jwks_is_url else None
-        path = Path(settings.api_jwt_jwks)
+        place = settings.api_jwt_jwks.get_secret_value()
+        self._url = place if settings.api_jwt_jwks.is_url else None
+        path = Path(place)
         self._file = None if self._url else Watched("ORDERS_API_JWT_JWKS", partial(_of_file, path), path)
         self._keys: _Keys = {} if self._file is None else self._file.current()
         self._fetching: asyncio.Task[None] | None = None
@@ -213,14 +215,14 @@ def _invalid(why: str) -> HTTPException:
 
 def _of_file(path: Path) -> _Keys:
     try:
-        with path.open("rb") as file:
-            data = file.read(MOST_BYTES + 1)
+        data = read_file(path, MOST_BYTES)
     except OSError as error:
         raise IssuerUnusable(f"{path}: {error.strerror}", "check ORDERS_API_JWT_JWKS") from None
     return _parsed(data, str(path))
 
 
 async def _of_url(url: str) -> _Keys:
+    shown = str(JwksPlace(url))
     try:
         async with (
             aiohttp.ClientSession(
@@ -230,17 +232,18 @@ async def _of_url(url: str) -> _Keys:
             session.get(url, allow_redirects=False) as answer,
         ):
             if answer.status != 200:
-                raise IssuerUnusable(f"{url} answers {answer.status}", "check ORDERS_API_JWT_JWKS")
+                raise IssuerUnusable(f"{shown} answers {answer.status}", "check ORDERS_API_JWT_JWKS")
             data = await answer.content.read(MOST_BYTES + 1)
             while len(data) <= MOST_BYTES and (more := await answer.content.read(MOST_BYTES)):
                 data += more
     except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
-        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        # Its text may repeat the address.
+        why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
         raise IssuerUnusable(
-            f"the issuer's keys can't be fetched from {url} ({why})",
+            f"the issuer's keys can't be fetched from {shown} ({why})",
             "check ORDERS_API_JWT_JWKS and the issuer",
         ) from None
-    return _parsed(data, url)
+    return _parsed(data, shown)
 
 
 def _parsed(data: bytes, where: str) -> _Keys:

@@ -19,7 +19,8 @@ class Watched(Generic[T]):
     """A value made of files. Whoever asks for it gets it as the files are now.
 
     `what` names it in the log. `read` makes the value and raises OrdersError if it can't. The constructor
-    raises that; later the value before stays in force, and the log says so once.
+    raises that; later the value before stays in force, and the log says so once. A value that has become
+    empty is a warning.
     """
 
     def __init__(self, what: str, read: Callable[[], T], *paths: Path) -> None:
@@ -42,7 +43,10 @@ class Watched(Generic[T]):
             except OrdersError as error:
                 log.error("%s: %s; what was read before stays in force", self._what, error)
             else:
-                log.info("%s: read again", self._what)
+                if self._value:
+                    log.info("%s: read again", self._what)
+                else:
+                    log.warning("%s: read again; it holds none now, so nobody is admitted by it", self._what)
         return self._value
 
     def _look(self) -> list[tuple[int, ...] | None]:

@@ -324,9 +324,11 @@ class Envelope:
         """Its data as a JSON document. Raises Refused."""
         if not self._structured:
             return self._document
-        if "data" in self._document:
-            return self._document["data"]
         encoded = self._document.get("data_base64")
+        if "data" in self._document:
+            if encoded is not None:
+                raise Refused("not_cloudevent", "data_base64")
+            return self._document["data"]
         if encoded is None:
             raise Refused("field_missing", "data")
         try:

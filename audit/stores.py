@@ -25,6 +25,7 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from audit.foreign import read_json
 from audit.log import told
 from audit.reference import uuid_text
+from credentials import Refusal
 from errors import OrdersError
 
 COLUMNS: Final = {
@@ -189,8 +190,20 @@ class Rows:
         settings = {"application_name": "orders-audit"}
         try:
             connection = await asyncpg.connect(dsn, timeout=timeout, server_settings=settings)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        except asyncpg.PostgresError as error:
+            said = Refusal.of(dsn, error.sqlstate or "", error.args[0] if error.args else "")
+            raise StoreUnavailable(f"no Postgres at {_without_password(dsn)}: {said.text}") from None
+        except asyncpg.TargetServerAttributeNotMatched:
+            raise StoreUnavailable(
+                f"no Postgres at {_without_password(dsn)}: no host is what target_session_attrs asks for"
+            ) from None
+        except (OSError, TimeoutError) as error:
             raise StoreUnavailable(f"no Postgres at {_without_password(dsn)}: {told(error)}") from error
+        except (asyncpg.InterfaceError, ValueError) as error:
+            # What a client doesn't understand it repeats.
+            raise StoreUnavailable(
+                f"no Postgres at {_without_password(dsn)}: {type(error).__name__}"
+            ) from None
         _keep_alive(connection._transport)  # type: ignore[attr-defined]
         try:
             yield cls(connection)

@@ -453,6 +453,16 @@ def _explain_one(error: BaseException) -> str | None:
             f"no Sentinel of {_address('redis')} names a primary{why and f' ({why})'}; check the service's"
             " name, sentinel_username and sentinel_password in ORDERS_REDIS, and whether they run"
         )
+    if family == "sinks" and type(error).__name__ == "Unwanted":
+        return (
+            f"Redis at {_address('redis')} refuses what ORDERS_REDIS asks for ({one_line(error)}); correct"
+            " its login, its database or what stands behind the ?"
+        )
+    if family == "sinks" and type(error).__name__ == "NoSuchHost":
+        return (
+            f"Postgres at {_address('postgres')}: {one_line(error)}; wait until a failover is over, or"
+            " correct ORDERS_POSTGRES"
+        )
     if isinstance(error, OSError):
         server = _connecting(error.__traceback__)
         if server is not None:
@@ -508,8 +518,6 @@ def _explain_postgres(error: BaseException) -> str | None:
             " ORDERS_POSTGRES_POOLER=transaction, and have PgBouncer 1.21 or later with"
             " max_prepared_statements above 0"
         )
-    if state == "42704" and "configuration parameter" in str(error):
-        return f"ORDERS_POSTGRES: {error}; take it out of the URL"
     if state in ("42P01", "3F000", "42704"):
         return f"the schema is missing or old in Postgres at {address} ({one_line(error)}); run orders init"
     if state == "23503":

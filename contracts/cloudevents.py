@@ -167,12 +167,15 @@ def _attributes(envelope: Envelope, traceparent: bytes | None) -> dict[str, byte
 
 def data_of(envelope: Envelope) -> Payload:
     """The data of a structured event as JSON."""
+    encoded = None if envelope.data_base64 is UNSET else envelope.data_base64
     if envelope.data is not UNSET:
+        if encoded is not None:  # which of the two counts, readers would not agree on
+            raise Refused(errors.NOT_CLOUDEVENT, "data_base64: beside data")
         return envelope.data
-    if envelope.data_base64 is UNSET or envelope.data_base64 is None:
+    if encoded is None:
         raise Refused(errors.FIELD_MISSING, "$.data: missing")
     try:
-        data = base64.b64decode(envelope.data_base64, validate=True)
+        data = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         raise Refused(errors.NOT_CLOUDEVENT, "data_base64: not base64") from None
     refuse_other_bytes(data)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 import redis.asyncio
@@ -21,7 +22,8 @@ from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 
-from credentials import RedisUrl
+from credentials import RedisUrl, read_file
+from errors import OrdersError
 
 ONCE: Final = Retry(NoBackoff(), 0)
 """For clients whose caller tries again itself."""
@@ -30,6 +32,16 @@ _SENTINEL: Final = re.compile(
     r"(?P<scheme>rediss?)\+sentinel://(?:(?P<login>[^@]*)@)?(?P<hosts>[^/?]+)/(?P<service>[^/?]+)(?P<rest>.*)"
 )
 _PORT: Final = 26379
+
+
+class Unwanted(redis.exceptions.ConnectionError):
+    """A server refuses what the URL asks of a connection: a database, a name, a way to log in."""
+
+
+class UnusableFile(OrdersError):
+    """A file that the URL names can't be read."""
+
+    remedy = "correct ORDERS_REDIS, or check who may read the file"
 
 
 class CacheSettings(Protocol):
@@ -97,14 +109,33 @@ class _Login(CredentialProvider):
         return self.get_credentials()
 
 
+def _quiet(kind: type[Any]) -> type[Any]:
+    """Connections of this kind whose errors don't repeat what the server was told when they were made: one
+    that doesn't know a command answers with its arguments, the password among them.
+    """
+
+    class Quiet(kind):  # type: ignore[misc]
+        async def on_connect_check_health(self, check_health: bool = True) -> None:
+            try:
+                await super().on_connect_check_health(check_health)
+            except redis.exceptions.NoPermissionError:
+                raise  # it names the user and the command
+            except redis.exceptions.ResponseError as error:
+                raise Unwanted(re.split(r",? with args|['\"`]", str(error), maxsplit=1)[0].strip()) from None
+
+    Quiet.__name__ = kind.__name__
+    return Quiet
+
+
 def _followed(kind: type[Any], url: RedisUrl, sentinel: int | None = None) -> type[Any]:
     """Connections of this kind that lead where the URL leads when they are made. `sentinel`: to which of its
     Sentinels; None: to Redis.
     """
 
-    class Followed(kind):  # type: ignore[misc]
+    class Followed(_quiet(kind)):  # type: ignore[misc]
         async def _connect(self) -> None:
             place = _read(url)
+            _require_files(place)
             if sentinel is not None and place.sentinels:
                 self.host, self.port = place.sentinels[sentinel % len(place.sentinels)]
             elif sentinel is None and not place.service and _kind(place) is kind:
@@ -140,10 +171,11 @@ def open_client(settings: CacheSettings, *, timeout: float | None = None, **opti
     `timeout`: seconds that connecting and each answer may take; without one the caller limits the time.
     `options`: those of a connection of redis-py, before which those of the URL come. Where the URL lies in a
     file it is read anew for each connection: host, port and database, or the Sentinels; user and password, if
-    it has any now.
+    it has any now. Raises UnusableFile for a file that the URL names and that can't be read.
     """
     url = settings.redis
     place = _read(url)
+    _require_files(place)
     given: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout, **options}
     given |= place.options
     _hide(given, url, sentinel=False)
@@ -159,7 +191,21 @@ def open_client(settings: CacheSettings, *, timeout: float | None = None, **opti
     for number, each in enumerate(manager.sentinels):
         pool = each.connection_pool
         pool.connection_class = _followed(pool.connection_class, url, number)
-    return manager.master_for(place.service, redis_class=_OfSentinel, **given)
+    client = manager.master_for(place.service, redis_class=_OfSentinel, **given)
+    client.connection_pool.connection_class = _quiet(client.connection_pool.connection_class)
+    return client
+
+
+def _require_files(place: _Place) -> None:
+    """Raise UnusableFile before OpenSSL does without saying which, or waits for somebody who writes."""
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        path = place.options.get(name)
+        if path:
+            try:
+                read_file(Path(path), 0)
+            except (OSError, ValueError) as error:
+                why = (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+                raise UnusableFile(f"ORDERS_REDIS: {name} names no file that can be read ({why})") from None
 
 
 def _hide(options: dict[str, Any], url: RedisUrl, *, sentinel: bool) -> None:

@@ -1,8 +1,7 @@
 """Connections to PostgreSQL, made alike for workers, readers and commands: how an address is read, and how a
 dead connection is noticed.
 
-asyncpg reads the address as libpq does, several hosts, TLS, password file and service file included.
-What libpq's own client side knows beyond that is read here.
+An address is read by sinks.address, as libpq does.
 
 A connection whose other end has gone without a word would be waited for until the statement's limit.
 Three things notice it sooner (docs/decisions/0026-half-open-connections.md):
@@ -22,19 +21,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any, Final, cast
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 from weakref import WeakSet
 
 import asyncpg
 
 from credentials import PostgresUrl
+from sinks.address import read, unreadable
 
 log = logging.getLogger(__name__)
 
@@ -43,33 +39,13 @@ LOOK: Final = 3.0
 and between two questions.
 """
 
-_KEEPALIVE: Final = {
-    "keepalives_idle": 2,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 6000,
-}
-"""libpq's names. Together: a dead connection ends after 6 to 8 s.
-Seconds, seconds, a number, milliseconds.
-"""
 _OPTIONS: Final = {
     # macOS has its own name for the first.
-    "keepalives_idle": ("TCP_KEEPIDLE", "TCP_KEEPALIVE"),
+    "keepalives_idle": ("TCP_KEEPIDLE", "TCPKEEPALIVE"),
     "keepalives_interval": ("TCP_KEEPINTVL",),
     "keepalives_count": ("TCP_KEEPCNT",),
     "tcp_user_timeout": ("TCP_USER_TIMEOUT",),
 }
-_FILES: Final = frozenset({"sslrootcert", "sslcert", "sslkey", "sslcrl"})
-_UNCHANGED: Final = {
-    "channel_binding": ("prefer", "disable"),
-    "gssencmode": ("prefer", "disable"),
-    "load_balance_hosts": ("disable",),
-    "sslcompression": ("0",),
-    "sslsni": ("1",),
-}
-"""What libpq knows and asyncpg doesn't, and the values with which both do the same."""
-
-
 _KEPT: Final = ("TimeZone", "application_name")
 """Settings that a pooler keeps for each of its clients, whatever session serves it."""
 
@@ -162,9 +138,11 @@ async def connect(
     place of `server_settings`, and its search path is looked at.
 
     Blocks until connected. Raises asyncpg.ClientConfigurationError for an address that can't be used;
-    OSError, TimeoutError or asyncpg.PostgresError if no host is there or one refuses.
+    OSError, TimeoutError or asyncpg.PostgresError if no host is there or one refuses. None of them repeats
+    what is secret in the address.
     """
-    address = _read(url if isinstance(url, str) else url.get_secret_value())
+    address = read(url if isinstance(url, str) else url.get_secret_value())
+    address.refuse_pipes()
     # What the URL says is the server's; what this program relies on comes before it.
     settings = {"search_path": "public", **(server_settings or {})}
     if not address.named:
@@ -182,14 +160,18 @@ async def connect(
                 server_settings=settings,
                 **options | {"connection_class": Connection, "target_session_attrs": session},
             )
-        except asyncpg.TargetServerAttributeNotMatched as error:
-            last = NoSuchHost(str(error))
+        except asyncpg.TargetServerAttributeNotMatched:
+            last = NoSuchHost(address.nowhere())
         except (OSError, asyncpg.CannotConnectNowError) as error:
             last = error
+        except asyncpg.PostgresError as error:
+            raise address.refusal(error) from None
+        except asyncpg.ClientConfigurationError as error:
+            raise unreadable(error) from None
         except asyncpg.InterfaceError:
             raise
         except ValueError as error:
-            raise _unreadable(error) from None
+            raise unreadable(error) from None
         else:
             connection = cast(Connection, opened)
             connection.address, connection.pooled = host, pooled
@@ -215,7 +197,7 @@ async def _require_public(connection: Connection) -> None:
 
 async def check(url: str) -> None:
     """Raise asyncpg.ClientConfigurationError for an address that can't be used. It doesn't connect."""
-    address = _read(url)
+    address = read(url)
     address.require_files()
     for host in address.hosts:
         try:
@@ -223,15 +205,13 @@ async def check(url: str) -> None:
             await asyncpg.connect(host, timeout=0)
         except OSError:
             pass
-        except asyncpg.InterfaceError:
-            raise
-        except ValueError as error:
-            raise _unreadable(error) from None
+        except (asyncpg.InterfaceError, ValueError) as error:
+            raise unreadable(error) from None
 
 
 def plain(url: str) -> str:
     """Return the address as asyncpg itself reads it. Raises asyncpg.ClientConfigurationError."""
-    address = _read(url)
+    address = read(url)
     address.require_files()
     return address.plain
 
@@ -307,93 +287,6 @@ async def watched(connection: Any) -> AsyncIterator[None]:
         if looking is not None:
             looking.cancel()
             await asyncio.wait({looking})
-
-
-def _read(url: str) -> _Address:
-    try:
-        return _Address(url)
-    except ValueError as error:
-        raise _unreadable(error) from None
-
-
-def _unreadable(error: ValueError) -> asyncpg.ClientConfigurationError:
-    # Without the value that wasn't understood ("invalid literal ...: 'x'"): it may be a password that
-    # stands in the wrong place.
-    what, _, _ = str(error).partition(": '")
-    return asyncpg.ClientConfigurationError(f"the address can't be read: {what}")
-
-
-class _Address:
-    """A URL, and one for each of its hosts (`hosts`), without what asyncpg would hand to the server as a
-    setting though it is the client's. Raises ValueError.
-    """
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.path == "/":  # to asyncpg a database without a name, before the one in the query
-            parts = parts._replace(path="")
-        query = (
-            dict(parse_qsl(parts.query, keep_blank_values=True, strict_parsing=True)) if parts.query else {}
-        )
-        for name, same in _UNCHANGED.items():
-            if query.get(name) in same:
-                del query[name]
-        keepalive = {
-            name: query.pop(name) for name in (*_KEEPALIVE, "keepalives", "connect_timeout") if name in query
-        }
-        fallback = query.pop("fallback_application_name", None)
-        if fallback is not None:
-            query.setdefault("application_name", fallback)
-        strange = next(
-            (name for name, value in keepalive.items() if not re.fullmatch(r"-?[0-9]{1,9}", value)), None
-        )
-        if strange is not None:
-            raise ValueError(f"{strange} isn't a whole number")
-        numbers = {name: int(value) for name, value in keepalive.items()}
-        self.connect_timeout = max(0, numbers.pop("connect_timeout", 0))
-        """Seconds for each host; 0: not said."""
-        self.keepalive = (
-            {name: numbers.get(name, value) for name, value in _KEEPALIVE.items()}
-            if numbers.get("keepalives", 1)
-            else {}
-        )
-        """libpq's parameters; none: they are switched off."""
-        self.named = "application_name" in query
-        self._files = {name: path for name, path in query.items() if name in _FILES and path}
-        self._wanted = query.get("target_session_attrs", os.environ.get("PGTARGETSESSIONATTRS"))
-        user, at, hosts = parts.netloc.partition("@") if "@" in parts.netloc else ("", "", parts.netloc)
-
-        def with_(netloc: str, query: Mapping[str, str]) -> str:
-            return urlunsplit(parts._replace(netloc=netloc, query=urlencode(query)))
-
-        self.plain = with_(parts.netloc, query)
-        if not hosts and "," in query.get("host", ""):
-            ports = query.get("port", "").split(",")
-            several = query["host"].split(",")
-            if len(ports) not in (1, len(several)):
-                raise ValueError("as many ports as hosts, or one")
-            self.hosts = [
-                with_(parts.netloc, query | {"host": host, "port": ports[at % len(ports)]})
-                for at, host in enumerate(several)
-            ]
-        else:
-            self.hosts = [with_(f"{user}{at}{host}", query) for host in hosts.split(",")]
-
-    def require_files(self) -> None:
-        """Raise asyncpg.ClientConfigurationError for a file that can't be read: asyncpg would blame the
-        server."""
-        for name, path in self._files.items():
-            try:
-                Path(path).read_bytes()
-            except OSError as error:
-                raise asyncpg.ClientConfigurationError(f"{name}={path}: {error.strerror}") from None
-
-    def attempts(self) -> Iterator[tuple[str, str | None]]:
-        """Yield the hosts to try in turn, each with the session that it must offer."""
-        first = ("standby", "any") if self._wanted == "prefer-standby" and len(self.hosts) > 1 else (None,)
-        for session in first:
-            for host in self.hosts:
-                yield host, session
 
 
 def _keep_alive(transport: asyncio.Transport, options: Mapping[str, int]) -> None:

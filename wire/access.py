@@ -23,6 +23,7 @@ from typing import Any, Final, Protocol
 
 from aiokafka.abc import AbstractTokenProvider
 
+from credentials import read_file
 from errors import OrdersError
 from wire.refused import AccessRefused, NoToken
 
@@ -154,8 +155,7 @@ class Access(AbstractTokenProvider):  # type: ignore[misc]
         path = self._settings.kafka_oauth_token_file
         assert path is not None, "the settings have been checked"
         try:
-            with path.open("rb") as file:
-                data = file.read(MOST_BYTES + 1)
+            data = read_file(path, MOST_BYTES)
             if len(data) > MOST_BYTES:
                 raise ValueError(f"more than {MOST_BYTES:,} bytes")
             return _parsed(data.decode())[0]
@@ -199,7 +199,7 @@ class _Certificates:
         for name, path in (("CAFILE", self._ca), ("CERTFILE", self._certificate), ("KEYFILE", self._key)):
             if path is not None:
                 try:
-                    path.read_bytes()
+                    read_file(path, 0)
                 except OSError as error:
                     raise BadFile(f"ORDERS_KAFKA_SSL_{name}={path}: {error.strerror}") from None
         try:

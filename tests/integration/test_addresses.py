@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 import tempfile
 from collections.abc import AsyncIterator, Callable
@@ -16,6 +17,7 @@ import asyncpg
 import pytest
 
 from audit.stores import Rows
+from cli import main
 from credentials import PostgresUrl
 from operations.postgres import ddl
 from queries import statements
@@ -117,6 +119,9 @@ ADDRESSES: dict[str, str] = {
     "all in the query": "postgresql:///?host=127.0.0.1&port={port}&user={user}&password={password}&dbname={database}",
     "password file": "postgresql://{user}@127.0.0.1:{port}/{database}?passfile={passfile}",
     "service": "postgresql:///?service=orders&password={password}",
+    "service and more": "postgresql://{user}@/?service=many&connect_timeout=5&password={password}",
+    "port in the query": "postgresql://{user}:{password}@127.0.0.1/{database}?port={port}",
+    "ports in the query": "postgresql://{user}:{password}@127.0.0.1,127.0.0.1/{database}?port={dead},{port}",
     "no TLS": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=disable",
     "TLS allowed": "postgresql://{user}:{password}@127.0.0.1:{port}/{database}?sslmode=allow",
     "TLS preferred": "postgresql://{user}:{password}@127.0.0.1:{tls}/{database}?sslmode=prefer",
@@ -150,6 +155,9 @@ async def test_an_address_works_in_everything(
     passwords.chmod(0o600)
     services.write_text(
         f"[orders]\nhost=127.0.0.1\nport={server.port}\nuser={server.user}\ndbname={server.database}\n"
+        "# a host that isn't there, and one that is\n"
+        f"[many]\n host = 127.0.0.1,127.0.0.1 \nport={server.dead},{server.port}\ndbname={server.database}\n"
+        "password=50%off%(x)s\napplication_name=mine\ntarget_session_attrs=read-write\nkeepalives=0\n"
     )
     monkeypatch.setenv("PGSERVICEFILE", str(services))
     encoded = ":".join(
@@ -163,7 +171,7 @@ async def test_an_address_works_in_everything(
         socketencoded=quote(server.socket, safe=""),
     )
     here = settings.model_copy(update={"postgres": PostgresUrl(url)})
-    own = "mine" if "application_name" in url else None
+    own = "mine" if "application_name" in url or "many" in url else None
 
     sink = PostgresSink(here)
     await sink.start()
@@ -204,24 +212,41 @@ async def test_an_address_works_in_everything(
     ("query", "says"),
     [
         ("sslmode=maybe", "sslmode"),
-        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "/nowhere/ca.pem"),
+        ("sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "sslrootcert names no file that can be read (No"),
         ("target_session_attrs=best", "target_session_attrs"),
         ("connect_timeout=soon", "connect_timeout isn't a whole number"),
         ("keepalives_idle=x", "keepalives_idle isn't a whole number"),
         ("sslmode", "must look like"),
-        ("channel_binding=require", "channel_binding"),
-        ("nonsense=1", "nonsense"),
+        ("channel_binding=require", "channel_binding is only supported as prefer or disable"),
+        ("hostaddr=127.0.0.1", "hostaddr isn't supported"),
+        ("ssl_min_protocol_version=TLSv9", "ssl_min_protocol_version must be one of TLSv1, "),
+        ("service=MarkedSecret", "its service isn't there; define it in"),
+        ("port=MarkedSecret", "port must be 1 to 65535"),
+        ("port=99999", "port must be 1 to 65535"),
+        ("password=x%00MarkedSecret", "a value holds the character U+0000"),
+        ("MarkedSecret=1", "the server refuses a parameter behind the ? of the URL"),
+        ("role=MarkedSecret", "the server refuses role behind the ?"),
+        ("work_mem=MarkedSecret", "the server refuses work_mem behind the ?"),
+        ("max_connections=77", "the server refuses max_connections behind the ?"),
+        ("work_mem=5MB&options=-c%20work_mem%3DMarkedSecret", "the server refuses work_mem behind the ?"),
+        ("options=-c%20MarkedSecret%3D1", "the server refuses a parameter behind the ?"),
+        ("options=MarkedSecret", "the server refuses a parameter behind the ?"),
+        ("user=MarkedSecret&dbname=MarkedSecret", "Postgres at "),
     ],
 )
 async def test_an_address_that_cannot_be_used_is_one_line(
     settings: Settings, query: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("ORDERS_POSTGRES", f"{settings.postgres.get_secret_value().partition('?')[0]}?{query}")
+    url = settings.postgres.get_secret_value().partition("?")[0]
+    if query.startswith("user="):
+        parts = urlsplit(url)
+        url = f"postgresql:///?host={parts.hostname}&port={parts.port}"
+        query = f"&{query}"
+    elif query.startswith("port="):
+        url = re.sub(r":[0-9]+/", "/", url)
+    monkeypatch.setenv("ORDERS_POSTGRES", f"{url}{'' if query[0] == '&' else '?'}{query}")
     commands: list[tuple[str, ...]] = [("db",), ("audit",)]
-    if query not in (
-        "channel_binding=require",
-        "nonsense=1",
-    ):  # only the server knows that it doesn't know them
+    if "refuses" not in says and query[0] != "&":  # only the server knows that it doesn't know them
         commands.append(("api", "--port", "0"))
     for command in commands:
         done = await asyncio.to_thread(orders, *command)
@@ -229,6 +254,7 @@ async def test_an_address_that_cannot_be_used_is_one_line(
         assert "Traceback" not in done.stderr
         assert says in done.stderr, command
         assert (urlsplit(settings.postgres.get_secret_value()).password or "?") not in done.stderr
+        assert "MarkedSecret" not in done.stderr
 
 
 async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings, tmp_path: Path) -> None:
@@ -241,10 +267,38 @@ async def test_a_wrong_certificate_is_refused(server: Server, settings: Settings
 async def test_no_host_is_what_is_asked_for(settings: Settings) -> None:
     """While a failover is under way: it passes, and isn't a bug of ours."""
     url = settings.postgres.get_secret_value()
-    with pytest.raises(connection.NoSuchHost):
+    with pytest.raises(connection.NoSuchHost, match="no host of it is a standby") as raised:
         await connection.connect(
             f"{url}{'&' if '?' in url else '?'}target_session_attrs=standby",
             "test",
             timeout=5,
             pooled=False,
         )
+    line = main.explain(raised.value) or ""
+    assert "no host of it is a standby, which target_session_attrs=standby asks for; wait until" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "[orders]\nhost=127.0.0.1\nnonsense=MarkedSecret\n",
+            "line 3 of the file of services sets no parameter",
+        ),
+        ("[orders]\nMarkedSecret\n", "line 2 of the file of services sets no parameter"),
+        ("[orders]\nservice=MarkedSecret\n", "line 2 of the file of services sets no parameter"),
+        ("[others]\nhost=127.0.0.1\n", "its service isn't there"),
+        ("", "its service isn't there"),
+    ],
+)
+@pytest.mark.parametrize("by", ["parameter", "environment"])
+def test_a_service_that_cannot_be_used(
+    text: str, says: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "services").write_text(text)
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    if by == "environment":
+        monkeypatch.setenv("PGSERVICE", "orders")
+    with pytest.raises(asyncpg.ClientConfigurationError, match=says) as raised:
+        connection.plain(f"postgresql:///d{'?service=orders' if by == 'parameter' else ''}")
+    assert "MarkedSecret" not in str(raised.value)

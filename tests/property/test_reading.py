@@ -194,7 +194,12 @@ CASES: dict[str, Case] = {
         (headers(time=b"2026-01-01T00:00:00.%bZ" % (b"1" * 980)), VALUE, "field_malformed"),
     "a leap second": (headers(time=b"2016-12-31T23:59:60Z"), VALUE, TAKEN),
     "an internal type": (headers(type=b"refund.decided"), VALUE, "type_wrong_topic"),
-    "data and data_base64: data counts": (MARK, whole(data_base64="bm8="), TAKEN),
+    "data and data_base64": (MARK, whole(data_base64="bm8="), "not_cloudevent"),
+    "data that is null, and data_base64": (MARK, whole(data=None, data_base64="bm8="), "not_cloudevent"),
+    "data and data_base64 that is null": (MARK, whole(data_base64=None), TAKEN),
+    "the attributes before both of the data":
+        (MARK, whole(data_base64="bm8=", id=""), "not_cloudevent"),
+    "the type before both of the data": (MARK, whole(data_base64="bm8=", type="order.eaten"), "type_unknown"),
     "data_base64 that is null": (MARK, less("data", data_base64=None), "field_missing"),
     "data_base64 that is a number": (MARK, whole(data_base64=1), "not_cloudevent"),
     "data_base64 of what isn't UTF-8": (

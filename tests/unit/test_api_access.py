@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,6 +29,7 @@ from cryptography.hazmat.primitives.asymmetric.padding import PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+from pydantic import ValidationError
 
 from api import tokens
 from api.app import create_app
@@ -108,6 +110,33 @@ async def test_named_keys_beside_those_of_the_environment(store: Path) -> None:
             answer = await s.get(wrong, 401)
             assert answer.headers["www-authenticate"] == "Bearer"
         assert (await s.client.get("/health", headers={"Host": "any.example"})).status_code == 503
+
+
+@pytest.mark.parametrize("setting", ["api_key_store", "api_keys_file"])
+async def test_a_file_that_is_emptied_is_a_warning(
+    store: Path, setting: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    key = add(store, "shop") if setting == "api_key_store" else KEY
+    if key == KEY:
+        store.write_text(KEY)
+    async with service(**{setting: store}) as s:
+        await s.get(key)
+        store.write_text("")
+        for _ in range(2):
+            await s.get(key, 401)
+    [line] = failures(caplog)
+    assert line == f"ORDERS_{setting.upper()}: read again; it holds none now, so nobody is admitted by it"
+    assert "read again" not in caplog.text.replace(line, "")
+
+
+async def test_the_slowest_rate_is_told_in_seconds(store: Path) -> None:
+    key = add(store, "slow", rate=0.001)
+    async with service(api_key_store=store) as s:
+        await s.get(key)
+        assert int((await s.get(key, 429)).headers["retry-after"]) in (999, 1000)
+    with pytest.raises(ValidationError, match=r"must be 0, or 0\.001 or more"):
+        Settings(api_rate=1e-320)
 
 
 async def test_a_file_without_keys_admits_nobody(store: Path) -> None:
@@ -568,6 +597,50 @@ async def test_an_unknown_key_is_asked_for_once_a_minute(server: Server, clock: 
         assert len(server.asked) == 3
 
 
+async def test_what_is_behind_the_mark_of_an_address_is_not_printed(
+    server: Server,
+    clock: list[float],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    url, secret = f"{server.url}?key=MarkedSecret", "MarkedSecret"
+    shown = f"{server.url}?***"
+    given = at(server) | {"api_jwt_jwks": url}
+    for name, value in given.items():
+        monkeypatch.setenv(f"ORDERS_{name.upper()}", value)
+    for command in (["settings"], ["settings", "--json"]):
+        get_settings.cache_clear()
+        assert main.run(command) == 0
+        assert shown in capsys.readouterr().out
+    assert secret not in repr(get_settings()) + get_settings().model_dump_json()
+    get_settings.cache_clear()
+    async with service(**given) as s:
+        await s.app.state.access.prepare()
+        assert server.asked == ["/jwks?key=MarkedSecret"]
+        good = server.answer[1]
+        for answer in ([503, ""], [200, "{}"], [200, '{"keys": []}']):
+            server.answer[:] = answer
+            with pytest.raises(tokens.IssuerUnusable, match=re.escape(shown)) as raised:
+                await s.app.state.access.prepare()
+            assert secret not in str(raised.value)
+        server.answer[:] = [200, good]
+        server.stop()
+        clock[0] = 61
+        await s.get(token(kid="new"), 503)
+    for host in (
+        "https://127.0.0.1:1/x?MarkedSecret",
+        "https://a..b/?MarkedSecret",
+        "https://[::/?MarkedSecret",
+    ):
+        with pytest.raises(tokens.IssuerUnusable) as raised:
+            await tokens._of_url(host)
+        assert secret not in str(raised.value)
+    [line] = failures(caplog)
+    assert shown in line
+    assert secret not in caplog.text
+
+
 async def test_an_issuer_that_goes_away(
     server: Server, clock: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -755,7 +828,13 @@ def test_a_line_of_the_file_is_what_the_page_shows() -> None:
     assert NamedKey.__struct_fields__ == ("name", "sha256", "scopes", "created", "expires", "rate")
 
 
+def test_a_pipe_as_jwks_holds_nobody_up(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(tokens.IssuerUnusable, match="pipe: a pipe or a device is no file"):
+        tokens._of_file(tmp_path / "pipe")
+
+
 def test_a_pipe_as_certificate_holds_nobody_up(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(CertificateUnusable, match="pipe is not a file"):
+    with pytest.raises(CertificateUnusable, match="pipe: a pipe or a device is no file"):
         _context(tmp_path / "pipe", tmp_path / "key")

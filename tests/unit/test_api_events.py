@@ -182,6 +182,20 @@ REFUSED: dict[str, tuple[Any, Any, str, str]] = {
         "field_missing",
         "$.data",
     ),
+    "data twice": (EVENT, event() | {"data_base64": "e30="}, "not_cloudevent", "data_base64"),
+    "data that is null, and data_base64": (
+        EVENT,
+        event() | {"data": None, "data_base64": "e30="},
+        "not_cloudevent",
+        "data_base64",
+    ),
+    "an integer that no attribute can be": (EVENT, event(tries=2**31), "not_cloudevent", "$.tries"),
+    "one of 5,000 digits": (
+        EVENT,
+        json.dumps(event(tries="many")).replace('"many"', "9" * 5000).encode(),
+        "not_cloudevent",
+        "$",
+    ),
     "no base64": (EVENT, event() | {"data_base64": "?"} | {"data": ...}, "not_cloudevent", "data_base64"),
     "base64 of no JSON": (EVENT, event() | {"data_base64": "AAAA"} | {"data": ...}, "not_json", "$"),
     "data of another kind": (EVENT, event(datacontenttype="text/xml"), "not_cloudevent", "$.datacontenttype"),
@@ -403,6 +417,20 @@ async def test_only_the_body_of_who_may_write_is_kept(tmp_path: Path) -> None:
             kept, reader = made("reader", ["all"])
             keys.append(kept)
         assert keeps_body(access, b"POST", b"/events?x=1", writer) == MOST_BODY
+        for target in (b"/%65vents", b"/events#x", b"/events?", b"/%65%76ents?x=%2F"):
+            assert keeps_body(access, b"POST", target, writer) == MOST_BODY, target
+        for target in (
+            b"/events/",
+            b"//events",
+            b"/%2565vents",
+            b"/events%00",
+            b"/events%2F",
+            b"*",
+            b"/",
+            b"%",
+            b"",
+        ):
+            assert keeps_body(access, b"POST", target, writer) == 0, target
         assert keeps_body(access, b"POST", b"/events", writer.replace("Bearer", "bearer")) == MOST_BODY
         for method, target, shown in (
             (b"GET", b"/events", writer),

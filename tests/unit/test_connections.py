@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import socketserver
 import ssl
 import threading
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from aiokafka.errors import (
     ClusterAuthorizationFailedError,
@@ -31,8 +33,8 @@ from redis.exceptions import RedisError
 from cli import main
 from credentials import PostgresUrl, RedisUrl
 from settings import Settings, get_settings
-from sinks.clients import open_client
-from sinks.connection import connect
+from sinks.clients import UnusableFile, open_client
+from sinks.connection import check, connect
 from stack.certificates import certificate
 from streams.transport.delivery import describe
 from tests import secure
@@ -245,8 +247,28 @@ async def test_each_connection_reads_the_password_again(
 
 async def test_a_file_without_end_is_no_token() -> None:
     settings = Settings.model_validate(BEARER | {"kafka_oauth_token_file": "/dev/zero"})
-    with pytest.raises(NoToken, match=r"TOKEN_FILE=/dev/zero \(more than 65,536 bytes\)"):
+    with pytest.raises(NoToken, match=r"TOKEN_FILE=/dev/zero \(a pipe or a device is no file that can be"):
         await Access(settings).token()
+
+
+async def test_pipes_are_no_files(tmp_path: Path, certificates: Path) -> None:
+    """Reading one would wait for whoever writes to it."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(NoToken, match="a pipe or a device is no file"):
+        await Access(Settings.model_validate(BEARER | {"kafka_oauth_token_file": pipe})).token()
+    for name in ("cafile", "certfile", "keyfile"):
+        settings = tls(certificates).model_copy(update={f"kafka_ssl_{name}": pipe})
+        with pytest.raises(BadFile, match=f"{name.upper()}={pipe}: a pipe or a device is no file"):
+            Access(settings)
+    for name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+        address = f"postgresql://127.0.0.1:1/d?sslmode=verify-full&{name}={pipe}"
+        for act in (connect(address, "test", timeout=5, pooled=False), check(address)):
+            with pytest.raises(asyncpg.ClientConfigurationError, match=f"{name} names no file .*a pipe or"):
+                await act
+    for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+        with pytest.raises(UnusableFile, match=f"ORDERS_REDIS: {name} names no file .*a pipe or a device"):
+            open_client(Settings(redis=RedisUrl(f"rediss://127.0.0.1:1/0?{name}={pipe}")))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,8 @@ def test_a_key_is_shown_once_and_only_its_digest_kept(store: Path, orders: Run) 
         (("add", "shop", "--scope", "all", "--expires", "2027-01-01T00:00:00"), "is no time"),
         (("add", "shop", "--scope", "all", "--expires", "2020-01-01T00:00:00Z"), "is over"),
         (("add", "shop", "--scope", "all", "--rate", "0"), "'--rate'"),
+        (("add", "shop", "--scope", "all", "--rate", "0.0009"), "'--rate'"),
+        (("add", "shop", "--scope", "all", "--rate", "nan"), "'--rate'"),
         (("add", "known", "--scope", "all"), "there is a key known already"),
         (("revoke", "shop"), "there is no key shop"),
     ],
@@ -131,7 +133,9 @@ def test_without_a_file_or_a_setting(store: Path, orders: Run, monkeypatch: pyte
         (line(scopes="all"), "line 1: Expected `array`, got `str`"),
         (line(expires="secret"), "line 1: `expires` is no time"),
         (line(expires="2027-01-01T00:00:00"), "line 1: `expires` has no offset"),
-        (line(rate=0), "line 1: `rate` is not above 0"),
+        (line(rate=0), "line 1: `rate` is below 0.001"),
+        (line(rate=1e-310), "line 1: `rate` is below 0.001"),
+        (line(rate=0.00099), "line 1: `rate` is below 0.001"),
         (line(rate="secret"), "line 1: Expected `float | null`"),
         (line(secret=1), "line 1: a field that there isn't"),
         (f"{line()}\n{line(sha256=DIGEST.replace('0', '1'))}", "line 2: the name shop stands in line 1"),
@@ -179,7 +183,7 @@ def test_what_is_no_file_is_left_alone(store: Path, orders: Run, kind: str) -> N
     for args in (("add", "shop", "--scope", "all"), ("list",)):
         code, _, err = orders(*args)
         assert (code, err.count("\n")) == (2, 1)
-        assert "is not a file" in err or "Is a directory" in err
+        assert "is no file" in err or "Is a directory" in err
 
 
 def test_a_disk_that_is_full_leaves_the_keys(

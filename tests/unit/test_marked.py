@@ -92,12 +92,19 @@ NOT_WITH: Final = {
 }
 
 
+OTHERS: Final = {
+    "kafka_oauth_token_command": f"echo {MARK}",
+    "api_jwt_jwks": f"https://{NOWHERE}/jwks?key={MARK}",
+}
+"""Secrets of another form."""
+
+
 def secret(name: str) -> str:
     """A value of a setting that can be used, and has the mark wherever a secret can be."""
     kind, check = SECRET_FILES.get(name, (Secret, None))
     for value in (
-        f"postgresql://u:{MARK}@{NOWHERE}/d?sslpassword={MARK}",
-        f"redis://u:{MARK}@{NOWHERE}/0?ssl_password={MARK}",
+        f"postgresql://u:{MARK}@{NOWHERE}/d?sslpassword={MARK}&role={MARK}&options=-c%20{MARK}={MARK}&{MARK}=1",
+        f"rediss://u:{MARK}@{NOWHERE}/0?ssl_password={MARK}&client_name={MARK}&ssl_ca_certs={MARK}",
         f"{MARK}-long-enough",
     ):
         try:
@@ -106,7 +113,7 @@ def secret(name: str) -> str:
                 check(value)
         except ValueError:
             continue
-        return value if name != "kafka_oauth_token_command" else f"echo {MARK}"
+        return OTHERS.get(name, value)
     raise AssertionError(f"no value for {name}")
 
 

@@ -46,15 +46,17 @@ async def test_sentinels(url: str, at: list[tuple[str, int]]) -> None:
     await client.aclose()
 
 
-async def test_sentinels_by_tls_with_a_login_of_their_own() -> None:
-    url = "rediss+sentinel://:p@a/orders?ssl_ca_certs=/ca.pem&sentinel_username=s&sentinel_password=q%26"
+async def test_sentinels_by_tls_with_a_login_of_their_own(tmp_path: Path) -> None:
+    ca = tmp_path / "ca.pem"
+    ca.touch()
+    url = f"rediss+sentinel://:p@a/orders?ssl_ca_certs={ca}&sentinel_username=s&sentinel_password=q%26"
     client: Any = open_client(Settings(redis=RedisUrl(url)))
     [asked] = [each.connection_pool for each in client.connection_pool.sentinel_manager.sentinels]
     assert asked.connection_kwargs["credential_provider"].get_credentials() == ("s", "q&")
     assert client.connection_pool.connection_kwargs["credential_provider"].get_credentials() == ("p",)
     for pool in (asked, client.connection_pool):
         assert "SSL" in pool.connection_class.__name__
-        assert pool.connection_kwargs["ssl_ca_certs"] == "/ca.pem"
+        assert pool.connection_kwargs["ssl_ca_certs"] == str(ca)
     await client.aclose()
 
 

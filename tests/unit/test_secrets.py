@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import os
 import socket
 import socketserver
 import struct
@@ -16,10 +18,12 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import SecretStr, ValidationError
+from redis.exceptions import RedisError
 
 from cli import main
 from credentials import PostgresUrl, RedisUrl, ServerUrl
 from settings import SECRET_FILES, Settings, get_settings
+from sinks.clients import ONCE, open_client
 
 MARK = "MarkedSecret"
 NOWHERE = "127.0.0.1:1"
@@ -228,8 +232,9 @@ def test_every_secret_may_lie_in_a_file() -> None:
             for kind in (field.annotation, *get_args(field.annotation))
         )
     }
-    # What a command prints, or whoever writes the file of a token, has a secret of its own.
-    assert secret - set(SECRET_FILES) == {"kafka_oauth_token_command"}
+    # What a command prints, or whoever writes the file of a token, has a secret of its own; and an address of
+    # public keys is a file itself.
+    assert secret - set(SECRET_FILES) == {"kafka_oauth_token_command", "api_jwt_jwks"}
     assert {name.upper() for name in SECRET_FILES} == set(FILES)
     assert {f"{name}_file" for name in SECRET_FILES} <= set(Settings.model_fields)
 
@@ -361,8 +366,107 @@ def test_a_file_without_end_is_no_secret(orders: Orders) -> None:
     code, out, err = orders("settings", API_KEYS_FILE="/dev/zero")
     assert (code, out) == (2, "")
     assert err.startswith(
-        "orders: ORDERS_API_KEYS_FILE=/dev/zero: more than 65,536 bytes, so it is no secret; see"
+        "orders: ORDERS_API_KEYS_FILE=/dev/zero: a pipe or a device is no file that can be read again; see"
     )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_pipe_is_no_secret_and_a_link_is_one(orders: Orders, tmp_path: Path, name: str) -> None:
+    """Links are how Kubernetes changes a secret at once; a pipe could be read once only, and waits."""
+    os.mkfifo(tmp_path / "pipe")
+    given = NEEDED.get(name, {})
+    code, out, err = orders("settings", **given, **{f"{name}_FILE": str(tmp_path / "pipe")})
+    assert (code, out) == (2, "")
+    assert (
+        f"ORDERS_{name}_FILE={tmp_path}/pipe: a pipe or a device is no file that can be read again; see"
+        in err
+    )
+    (tmp_path / "data").write_text(FILES[name][0])
+    (tmp_path / "link").symlink_to("data")
+    code, out, _ = orders("settings", **given, **{f"{name}_FILE": str(tmp_path / "link")})
+    assert (code, MARK in out) == (0, False)
+
+
+QUERIES = {
+    "socket_timeout": "x",
+    "socket_connect_timeout": "-1",
+    "db": "x",
+    "max_connections": "0",
+    "protocol": "4",
+    "socket_keepalive": "perhaps",
+    "ssl_cert_reqs": "x",
+    "ssl_min_version": "1.2",
+    "client_name": "a b",
+}
+
+
+@pytest.mark.parametrize("name", QUERIES)
+@pytest.mark.parametrize("place", ["rediss://{}/0", "rediss+sentinel://{}/orders"])
+def test_what_redis_parameters_cannot_be(orders: Orders, place: str, name: str) -> None:
+    for value in (MARK if name != "client_name" else f"{MARK}%20", QUERIES[name].replace(" ", "%20"), ""):
+        code, out, err = orders("settings", REDIS=f"{place.format(NOWHERE)}?{name}={value}")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"orders: ORDERS_REDIS=***: {name} must be ")
+        assert MARK not in err
+
+
+@pytest.mark.parametrize(
+    ("url", "says"),
+    [
+        (f"redis://{NOWHERE}/0?{MARK}=1", "a parameter behind the ? is none that is read here"),
+        (f"redis://{NOWHERE}/0?retry={MARK}", "a parameter behind the ? is none that is read here"),
+        (f"redis://{NOWHERE}/0?decode_responses=1&x={MARK}", "a parameter behind the ? is none"),
+        (f"redis://{NOWHERE}/0?password={MARK}&password={MARK}", "password stands there more than once"),
+        (f"redis://{NOWHERE}/0?p%61ssword={MARK}&password={MARK}", "password stands there more than once"),
+        (f"redis://{NOWHERE}/0?ssl_password={MARK}", "ssl_password is for rediss://"),
+        (f"redis+sentinel://{NOWHERE}/s?ssl_password={MARK}", "ssl_password is for rediss+sentinel://"),
+        (f"redis://{NOWHERE}/0?sentinel_password={MARK}", "sentinel_password is for redis+sentinel://"),
+        (f"unix:///{MARK}?socket_keepalive=1", "socket_keepalive is for TCP"),
+        (f"redis://{NOWHERE}/0?password={MARK}%00", "password must be text"),
+    ],
+)
+def test_what_redis_cannot_use_is_named_by_what_is_known(orders: Orders, url: str, says: str) -> None:
+    for command in (("settings",), ("wait",), ("worker",), ("api",), ("audit",), ("repair",)):
+        code, out, err = orders(*command, REDIS=url)
+        assert (code, out) == (2, ""), command
+        assert err.startswith(f"orders: ORDERS_REDIS=***: {says}")
+        assert "Traceback" not in err
+        assert MARK not in err
+
+
+def test_a_redis_server_that_repeats_what_it_was_told(
+    orders: Orders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that doesn't know a command answers with its arguments."""
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            words: list[bytes] = []
+            while line := self.rfile.readline():
+                if not line.startswith((b"*", b"$")):
+                    words.append(line.strip())
+                    self.wfile.write(
+                        b"-ERR unknown command 'AUTH', with args beginning with: '%b'\r\n" % line.strip()
+                    )
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        at = f"127.0.0.1:{server.server_address[1]}"
+        for url in (f"redis://u:{MARK}@{at}/0", f"redis://{at}/0?client_name={MARK}&protocol=2"):
+            client = open_client(Settings(redis=RedisUrl(url)), timeout=5, retry=ONCE)
+
+            async def ask(client: Any = client) -> None:
+                async with client:
+                    await client.ping()
+
+            with pytest.raises(RedisError) as raised:
+                asyncio.run(ask())
+            text = "".join(traceback.format_exception(raised.value))
+            assert MARK not in text
+            assert "refuses what ORDERS_REDIS asks for (unknown command)" in (
+                main.explain(raised.value) or ""
+            )
+        server.shutdown()
 
 
 def test_a_login_for_kafka_is_refused_in_clear_words(orders: Orders) -> None:
