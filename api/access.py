@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 from fastapi import Depends, HTTPException, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.utils import get_authorization_scheme_param
 
 from api.callers import SCOPE, Caller
 from api.keys import digest_of, read_keys
@@ -68,7 +69,7 @@ class Access:
         """
         if self.anybody:
             return True
-        scheme, _, key = (authorization or "").partition(" ")
+        scheme, key = get_authorization_scheme_param(authorization)  # as HTTPBearer reads it
         if scheme.lower() != "bearer":
             return False
         caller = self._of_key(digest_of(key))

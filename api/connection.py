@@ -278,7 +278,9 @@ class Connection(HttpToolsProtocol):
             if any(name == b"transfer-encoding" for name, _ in self.headers):
                 raise Refused(411, "an upgrade is asked for: give the body's Content-Length")
             self._unparsed = length
-        if read and self.expect_100_continue and self.parser.get_http_version() == "1.1":
+        if self.parser.get_http_version() == "1.0":
+            self.expect_100_continue = False  # RFC 9110, 10.1.1
+        if read and self.expect_100_continue:
             # So the request is answered once its body is there.
             self.expect_100_continue = False
             if not self._busy:

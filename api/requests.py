@@ -84,6 +84,8 @@ class Requests:
                 return 400, "a Host header that names a host, such as localhost:8080"
             if self._only_loopback and host not in LOOPBACK:
                 return 403, "without keys only requests to localhost are answered"
+        if sum(name == b"authorization" for name, _ in scope["headers"]) > 1:
+            return 400, "several Authorization headers"
         path = scope["raw_path"]
         if not (_well_formed(path) and _well_formed(scope["query_string"])):
             return 400, "the URL isn't percent-encoded UTF-8"

@@ -137,6 +137,8 @@ class Issuer:
                 leeway=LEEWAY,
                 options={"require": ["exp", "iss", "aud", "sub"]},
             )
+            if not isinstance(claims["exp"], int | float):  # PyJWT takes a text
+                raise ValueError("exp is no number")
             float(claims["exp"])  # JSON's integers may be larger than any
             return claims
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:

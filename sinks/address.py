@@ -216,10 +216,10 @@ class Address:
         """What a server said when it was connected to, without what the address holds: of the same class,
         or ClientConfigurationError where a parameter of the address is to blame.
         """
-        told = Refusal.of(self.plain, error.sqlstate or "", error.args[0] if error.args else "", _OWN)
-        if told.parameter:
-            return asyncpg.ClientConfigurationError(told.text)
-        harmless = type(error)(told.text)
+        refused = Refusal.of(self.plain, error.sqlstate or "", error.args[0] if error.args else "", _OWN)
+        if refused.parameter:
+            return asyncpg.ClientConfigurationError(refused.text)
+        harmless = type(error)(refused.text)
         vars(harmless)["sqlstate"] = error.sqlstate
         return harmless
 
@@ -298,9 +298,9 @@ def _service(name: str, file: str) -> dict[str, str]:
             raise Unusable("the file of services isn't UTF-8") from None
         except OSError as error:
             raise Unusable(f"the file of services can't be read ({error.strerror})") from None
-        found = _section(text, name)
-        if found is not None:
-            return found
+        given = _section(text, name)
+        if given is not None:
+            return given
     raise Unusable(
         "its service isn't there; define it in ~/.pg_service.conf, or where PGSERVICEFILE or PGSYSCONFDIR say"
     )
@@ -311,20 +311,20 @@ _MOST_BYTES: Final = 1 << 20
 
 def _section(text: str, name: str) -> dict[str, str] | None:
     """The parameters of a service; None if the file doesn't define it."""
-    found: dict[str, str] | None = None
+    given: dict[str, str] | None = None
     within = False
     for number, line in enumerate(map(str.strip, text.splitlines()), 1):
         if not line or line.startswith("#"):
             continue
         if line.startswith("["):
-            if found is not None:
+            if given is not None:
                 break  # of several with one name the first counts
             within = line == f"[{name}]"
-            found = {} if within else None
-        elif within and found is not None:
+            given = {} if within else None
+        elif within and given is not None:
             key, equals, value = line.partition("=")
             key = key.strip()
             if not equals or key not in _SERVICE:
                 raise Unusable(f"line {number} of the file of services sets no parameter that is read here")
-            found.setdefault(key, value.strip())
-    return found
+            given.setdefault(key, value.strip())
+    return given

@@ -7,10 +7,12 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import shlex
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +21,8 @@ import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from cloudevents.core.bindings import kafka as sdk
 
+from api.connection import MOST_KEPT
+from api.events import MOST_BODY
 from api.keys import changing, made
 from contracts.topics import INPUT
 from domain.events import decode
@@ -50,13 +54,17 @@ class Api(NamedTuple):
         assert answer.status_code == status, answer.text
         return answer
 
-    async def raw(self, *pieces: bytes, head: str = "", key: str | None = None) -> list[int]:
+    async def raw(
+        self, *pieces: bytes, head: str = "", key: str | None = None, path: str = "/events"
+    ) -> list[int]:
         """The statuses of the answers to a request of these bytes, behind its head."""
-        lines = f"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {EVENT}\r\n{head}"
+        lines = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {EVENT}\r\n{head}"
         sent = [f"{lines}Authorization: Bearer {key or self.key}\r\n\r\n".encode(), *pieces]
-        return await asyncio.to_thread(self._send, sent)
+        text = await asyncio.to_thread(self.exchange, sent)
+        return [status for status, _, _ in answers(text.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n"))]
 
-    def _send(self, pieces: list[bytes]) -> list[int]:
+    def exchange(self, pieces: list[bytes]) -> bytes:
+        """What is answered to these bytes."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=30) as line:
             try:
                 for piece in pieces:
@@ -64,8 +72,7 @@ class Api(NamedTuple):
                 line.shutdown(socket.SHUT_WR)
             except OSError:
                 pass  # it was refused before it was all there
-            text = received(line).removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
-            return [status for status, _, _ in answers(text)]
+            return received(line)
 
 
 class Record(NamedTuple):
@@ -142,6 +149,7 @@ async def test_events_over_http(fresh: Settings, tmp_path: Path) -> None:
                 await nothing_of_a_refused_request(api, log)
                 await the_same_at_once(api, log)
                 await hostile_bodies(api, log)
+                await more_than_is_kept(api, log)
                 await killed_in_the_middle(api, log)
     finally:
         await broker.cut()
@@ -259,10 +267,54 @@ async def hostile_bodies(api: Api, log: Log) -> None:
     half = [text[:10], text[10:]]
     assert await api.raw(*half, head=whole) == [202]
     assert await api.raw(*half, head=f"{whole}Expect: 100-continue\r\n") == [202]
+    old = f"POST /events HTTP/1.0\r\nContent-Type: {EVENT}\r\nAuthorization: Bearer {api.key}\r\n{whole}"
+    sent = await asyncio.to_thread(api.exchange, [f"{old}Expect: 100-continue\r\n\r\n".encode(), text])
+    assert sent.startswith(b"HTTP/1.1 202 "), "which a client of 1.0 couldn't read"
+    for path in ("/%65vents", "/events?", "http://localhost/%65vents"):
+        assert await api.raw(*half, head=whole, path=path) == [202], path
     upgrade = "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
     assert await api.raw(*half, head=f"{whole}{upgrade}") == [202]
     assert await api.raw(*half, head=whole, key="a-stranger-without-a-key") == [401]
     assert await api.raw(text[:10], head=whole) == [], "cut off"
+
+
+async def more_than_is_kept(api: Api, log: Log) -> None:
+    """Bodies that may be kept, of requests that aren't whole: 64 MiB of all of them, one more is refused, and
+    once they have gone others are taken in.
+    """
+    before, process = await log.ends(), psutil.Process(api.process.pid)
+    memory = process.memory_info().rss
+    body = b" " * (MOST_BODY - 1)
+    head = (
+        f"POST /events HTTP/1.1\r\nHost: localhost\r\nContent-Type: {EVENT}\r\n"
+        f"Authorization: Bearer {api.key}\r\nContent-Length: {MOST_BODY}\r\n\r\n"
+    ).encode()
+
+    def fill() -> list[bytes]:
+        """What is answered on the first connections of which something is to be read."""
+        with ExitStack() as stack:
+            lines = []
+            for _ in range(MOST_KEPT // MOST_BODY + 8):
+                line = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+                lines.append(line)
+                with suppress(OSError):  # it was refused before it was all there
+                    line.sendall(head + body)
+            ready, _, _ = select.select(lines, [], [], 30)
+            return [received(line) for line in ready]
+
+    texts = await asyncio.to_thread(fill)
+    assert {status for text in texts for status, _, _ in answers(text)} == {503}
+    assert process.memory_info().rss < memory + 2 * MOST_KEPT
+    await eventually(partial(taken_in, api), "whoever has gone has no room any more")
+    assert sum((await log.ends()).values()) == sum(before.values()) + 1
+
+
+async def taken_in(api: Api) -> bool:
+    answer = await api.client.post(
+        "/events", content=json.dumps(order("room")[0]), headers={"Content-Type": EVENT}
+    )
+    assert answer.status_code in (202, 503)
+    return answer.status_code == 202
 
 
 async def killed_in_the_middle(api: Api, log: Log) -> None:

@@ -139,6 +139,15 @@ async def test_the_slowest_rate_is_told_in_seconds(store: Path) -> None:
         Settings(api_rate=1e-320)
 
 
+async def test_one_key_is_shown_once(store: Path) -> None:
+    key = add(store, "shop")
+    async with service(api_key_store=store) as s:
+        for second in (key, "another-that-nobody-has"):
+            headers = [("Authorization", f"Bearer {each}") for each in (key, second)]
+            answer = await s.client.get(ORDER, headers=headers)
+            assert (answer.status_code, answer.json()["detail"]) == (400, "several Authorization headers")
+
+
 async def test_a_file_without_keys_admits_nobody(store: Path) -> None:
     store.write_text("")
     async with service(api_key_store=store) as s:
@@ -325,14 +334,16 @@ def jwks(path: Path, *keys: dict[str, Any]) -> None:
     os.replace(new, path)
 
 
-def token(kind: str = "RS256", kid: str | None = None, key: Any = None, **changes: Any) -> str:
+def token(
+    kind: str = "RS256", kid: str | None = None, key: Any = None, headers: Any = None, **changes: Any
+) -> str:
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "shop", "exp": time.time() + 300, "scope": "openid all"}
     claims |= changes
     return jwt.encode(
         {name: value for name, value in claims.items() if value is not None},
         key or private(kind),
         kind,
-        headers={"kid": kid or kind},
+        headers={"kid": kid or kind} | (headers or {}),
     )
 
 
@@ -387,6 +398,18 @@ async def test_tokens(issuer: dict[str, Any], kind: str) -> None:
         ({"sub": None}, "the token lacks a claim: exp, iss, aud and sub are needed"),
         ({"exp": 1e999}, "the token isn't valid"),
         ({"exp": 10**400}, "the token isn't valid"),
+        ({"exp": "9999999999"}, "the token isn't valid"),
+        ({"exp": [9999999999]}, "the token isn't valid"),
+        ({"exp": True}, "the token has expired"),
+        ({"iat": "x"}, "the token isn't valid"),
+        ({"nbf": 10**400}, "the token isn't valid yet"),
+        ({"aud": {"orders": 1}}, "the token is for another audience"),
+        ({"aud": [AUDIENCE, 1]}, "the token is for another audience"),
+        ({"iss": [ISSUER]}, "the token isn't valid"),
+        ({"sub": {"a": 1}}, "the token isn't valid"),
+        ({"kid": "k" * 10_000}, "the token isn't signed by a key of the issuer"),
+        ({"headers": {"crit": ["exp"]}}, "this isn't a token"),
+        ({"headers": {"crit": []}}, "this isn't a token"),
         ({"kid": "unknown"}, "the token isn't signed by a key of the issuer"),
         ({"key": rsa.generate_private_key(65537, 2048)}, "the token isn't valid"),
     ],

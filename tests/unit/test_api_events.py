@@ -432,6 +432,7 @@ async def test_only_the_body_of_who_may_write_is_kept(tmp_path: Path) -> None:
         ):
             assert keeps_body(access, b"POST", target, writer) == 0, target
         assert keeps_body(access, b"POST", b"/events", writer.replace("Bearer", "bearer")) == MOST_BODY
+        assert keeps_body(access, b"POST", b"/events", writer.replace("Bearer ", "Bearer   ")) == MOST_BODY
         for method, target, shown in (
             (b"GET", b"/events", writer),
             (b"POST", b"/orders/1", writer),
