@@ -29,7 +29,9 @@ ORIGIN_UNKNOWN: Final = "origin_unknown"
 
 REASONS: Final = {
     NOT_JSON: "the value is not JSON (or nested deeper than any event is)",
-    NOT_CLOUDEVENT: "a required CloudEvents 1.0 attribute is missing or wrong, or both `data` and `data_base64` are there",
+    NOT_CLOUDEVENT: (
+        "a required CloudEvents 1.0 attribute is missing or wrong, or both `data` and `data_base64` are there"
+    ),
     TYPE_UNKNOWN: "no such event type",
     TYPE_WRONG_TOPIC: "a known type on another type's topic",
     VERSION_UNKNOWN: "dataschema names a version other than /v1",
