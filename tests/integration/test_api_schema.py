@@ -71,7 +71,7 @@ class Asked(NamedTuple):
         sent = requests.Request(**options).prepare()
         assert sent.url is not None
         headers = {name: str(value) for name, value in sent.headers.items()}
-        content = sent.body.encode() if isinstance(sent.body, str) else sent.body
+        content: Any = sent.body.encode() if isinstance(sent.body, str) else sent.body
         return self.loop.run(
             self.client.request(str(sent.method), sent.url, headers=headers, content=content)
         )
