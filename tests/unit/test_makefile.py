@@ -179,10 +179,10 @@ test "$(grep -c '^tests/' "$NOTES")" -lt "$FAILS_AT"
     ("failed", "fails_at", "code", "runs"),
     [
         ((), 9, 2, 0),  # lint, say
-        (("tests/unit/test_a.py::test_b[c d]",), 9, 0, 3),
-        (("tests/unit/test_a.py::test_b[c d]",), 3, 2, 3),
-        (("tests/unit/test_a.py::test_b[c d]",), 1, 2, 1),
-        (tuple(f"tests/unit/test_a.py::test_{n}" for n in range(4)), 9, 2, 0),
+        (("tests/unit/test_makefile.py::test_b[c d]",), 9, 0, 3),
+        (("tests/unit/test_makefile.py::test_b[c d]",), 3, 2, 3),
+        (("tests/unit/test_makefile.py::test_b[c d]",), 1, 2, 1),
+        (tuple(f"tests/unit/test_makefile.py::test_{n}" for n in range(4)), 9, 2, 0),
     ],
 )
 def test_ci_runs_a_few_failed_tests_again_alone(
